@@ -1,0 +1,50 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// forget removes files and folders of the run; patterns are allowed.
+func (d Dir) forget(patterns ...string) error {
+	for _, pattern := range patterns {
+		paths, err := filepath.Glob(d.at(pattern))
+		if err != nil {
+			return err
+		}
+		for _, path := range paths {
+			if err := os.RemoveAll(path); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// tidy is the end of every "down": when nothing runs any more, what the parts
+// shared goes too. The logs stay, for whoever wants to know what happened.
+func (d Dir) tidy() error {
+	left, _ := filepath.Glob(d.short("processes", "*.json"))
+	if len(left) > 0 {
+		return d.writeEnv()
+	}
+	if err := d.forget("env", "ports.json"); err != nil {
+		return err
+	}
+	return os.RemoveAll(d.Short)
+}
+
+// status prints a line for each process of the run.
+func (d Dir) status() error {
+	records, _ := filepath.Glob(d.short("processes", "*.json"))
+	for _, path := range records {
+		name := filepath.Base(path[:len(path)-len(".json")])
+		state := "dead, see " + d.log(name)
+		if old, err := d.record(name); err == nil && old.alive() {
+			state = fmt.Sprintf("running as process %d", old.PID)
+		}
+		fmt.Printf("%-24s %s\n", name, state)
+	}
+	return nil
+}
