@@ -1,0 +1,1 @@
+//! Cluster tests, benchmarks and the demo.

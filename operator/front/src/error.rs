@@ -1,0 +1,89 @@
+//! What can go wrong at the front, free of any transport. [`crate::status`] turns it into gRPC, once.
+
+use std::time::Duration;
+
+/// A failure with all that the caller may know about it.
+///
+/// Nothing in a message comes from SQL, a key or another tenant: what a caller can't act on is [`Error::Internal`], whose
+/// source only the log sees.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{field} {problem}")]
+    Invalid { field: String, problem: String },
+    #[error("no valid credential: {problem}")]
+    Unauthenticated { problem: &'static str },
+    #[error("{action} is not allowed for this identity")]
+    Forbidden { action: &'static str },
+    #[error("session {session_id} does not exist")]
+    SessionNotFound { session_id: String },
+    #[error("approval {approval_id} is not pending")]
+    ApprovalNotPending { approval_id: String },
+    #[error("model {model} does not exist")]
+    ModelNotFound { model: String },
+    #[error("session {session_id} is terminated")]
+    SessionTerminated { session_id: String },
+    #[error("session {session_id} is running a turn")]
+    SessionBusy { session_id: String },
+    #[error("the idempotency key was used for another request")]
+    IdempotencyKeyReused,
+    #[error("after_seq {after_seq} is beyond the last event, {last_seq}")]
+    CursorBeyondEnd { after_seq: u64, last_seq: u64 },
+    #[error("the tenant has {max} sessions, its limit")]
+    SessionLimit { max: u32 },
+    #[error("the tenant takes no new sessions: {why}")]
+    TenantClosed { why: &'static str },
+    #[error("no worker can take the session: {why}")]
+    NoWorker { why: String },
+    #[error("the worker refused the session: {message}")]
+    WorkerRefused { reason: String, message: String },
+    #[error("the worker was lost: {message}")]
+    WorkerLost { message: String },
+    /// The lease of the turn was taken over; whoever sees this stops writing.
+    #[error("the lease of epoch {epoch} is no longer valid")]
+    LeaseLost { epoch: u64 },
+    #[error("{part} is not available")]
+    Unavailable { part: &'static str, retry_after: Duration, source: Option<anyhow::Error> },
+    #[error("the request could not be carried out")]
+    Internal { source: anyhow::Error },
+}
+
+impl Error {
+    /// A field of a request that can't be used; `problem` continues the sentence that the field begins.
+    pub fn invalid(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Invalid { field: field.into(), problem: problem.into() }
+    }
+
+    /// A fault of ours.
+    pub fn internal(source: impl Into<anyhow::Error>) -> Self {
+        Self::Internal { source: source.into() }
+    }
+
+    /// A store that does not answer.
+    pub fn unavailable(part: &'static str, source: impl Into<anyhow::Error>) -> Self {
+        Self::Unavailable { part, retry_after: Duration::from_secs(1), source: Some(source.into()) }
+    }
+
+    /// The fixed word for `ErrorInfo.reason`, metrics and the audit log.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Invalid { .. } => "INVALID_ARGUMENT",
+            Self::Unauthenticated { .. } => "UNAUTHENTICATED",
+            Self::Forbidden { .. } => "FORBIDDEN",
+            Self::SessionNotFound { .. } => "SESSION_NOT_FOUND",
+            Self::ApprovalNotPending { .. } => "APPROVAL_NOT_PENDING",
+            Self::ModelNotFound { .. } => "MODEL_NOT_FOUND",
+            Self::SessionTerminated { .. } => "SESSION_TERMINATED",
+            Self::SessionBusy { .. } => "SESSION_BUSY",
+            Self::IdempotencyKeyReused => "IDEMPOTENCY_KEY_REUSED",
+            Self::CursorBeyondEnd { .. } => "CURSOR_BEYOND_END",
+            Self::SessionLimit { .. } => "SESSION_LIMIT",
+            Self::TenantClosed { .. } => "TENANT_CLOSED",
+            Self::NoWorker { .. } => "NO_WORKER",
+            Self::WorkerRefused { .. } => "WORKER_REFUSED",
+            Self::WorkerLost { .. } => "WORKER_LOST",
+            Self::LeaseLost { .. } => "LEASE_LOST",
+            Self::Unavailable { .. } => "UNAVAILABLE",
+            Self::Internal { .. } => "INTERNAL",
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The event log: the one way in which a session changes.
+
+use async_trait::async_trait;
+use croft_proto::Timestamp;
+use croft_proto::id::{SessionId, TenantId, TurnId};
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{SessionCheckpoint, SessionEvent};
+
+use crate::error::Error;
+
+/// A durable event that has no number yet.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewEvent {
+    pub kind: Kind,
+    /// The turn it belongs to, if any.
+    pub turn: Option<TurnId>,
+    /// Since the turn began; 0 outside a turn.
+    pub elapsed_ms: i64,
+    pub create_time: Timestamp,
+}
+
+/// By what right an append is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Authority {
+    /// The turn that holds the session's lease under this epoch; refused with [`Error::LeaseLost`] once it is stale or
+    /// has been released.
+    Lease { epoch: u64 },
+    /// Anyone of the tenant, beside whatever turn is running: a user's message, the resolution of an approval.
+    Caller,
+    /// As a caller, and the lease's epoch moves on, so that the turn at hand can write nothing more: termination.
+    Fence,
+}
+
+/// The caller's word that two requests are one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdempotencyKey {
+    /// At most 255 characters.
+    pub key: String,
+    /// SHA-256 of the request without the key.
+    pub body_hash: [u8; 32],
+}
+
+/// One atomic change of a session: all of it is stored, or none.
+#[derive(Debug, Clone)]
+pub struct Append {
+    pub tenant: TenantId,
+    pub session: SessionId,
+    pub authority: Authority,
+    /// At least one; in this order.
+    pub events: Vec<NewEvent>,
+    /// Replaces the session's checkpoint; it stands for all events up to the last one of this append.
+    pub checkpoint: Option<SessionCheckpoint>,
+    /// Of a `SendMessage`.
+    pub idempotency_key: Option<IdempotencyKey>,
+    /// The turn takes up the user messages up to this number.
+    pub input_seq: Option<u64>,
+}
+
+/// What [`EventLog::append`] did.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Appended {
+    /// The events, with their numbers.
+    New(Vec<SessionEvent>),
+    /// The idempotency key had appended before, from this number on; nothing was stored.
+    Existing { first_seq: u64 },
+}
+
+/// A checkpoint and the number of the last event that it stands for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoredCheckpoint {
+    pub checkpoint: SessionCheckpoint,
+    pub seq: u64,
+}
+
+/// The durable events of sessions. Numbers are contiguous from 1 in each session, whatever fails and whoever races.
+///
+/// The session's state follows in the same transaction: SessionReady, SessionRunning, SessionIdle and SessionTerminated
+/// set it (with worker, turn, stop reason, reason); StepStarted sets the worker; ModelAttempt writes one usage row by its `attempt_id`
+/// (a second one of the same id writes none) and adds to the session's totals.
+#[async_trait]
+pub trait EventLog: Send + Sync {
+    /// Numbers and stores events.
+    ///
+    /// Fails with [`Error::SessionNotFound`]; with [`Error::SessionTerminated`] when the session had ended before;
+    /// with [`Error::LeaseLost`] and [`Error::IdempotencyKeyReused`] as said above.
+    async fn append(&self, append: Append) -> Result<Appended, Error>;
+
+    /// Events with numbers above `after_seq`, in order, at most `limit`. None for a session that the tenant doesn't have.
+    async fn read(
+        &self,
+        tenant: TenantId,
+        session: SessionId,
+        after_seq: u64,
+        limit: u32,
+    ) -> Result<Vec<SessionEvent>, Error>;
+
+    /// The newest checkpoint, if one was taken.
+    async fn checkpoint(&self, tenant: TenantId, session: SessionId) -> Result<Option<StoredCheckpoint>, Error>;
+}

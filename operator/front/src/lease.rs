@@ -1,0 +1,37 @@
+//! Leases: which front drives a session's turn. The epoch only grows, and fences whoever had it before.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use croft_proto::id::{SessionId, TenantId};
+
+use crate::error::Error;
+
+/// A lease whose holder is gone: the turn under it wants another driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Abandoned {
+    pub tenant: TenantId,
+    pub session: SessionId,
+}
+
+/// Time is the store's own clock, so that replicas need not agree on theirs.
+#[async_trait]
+pub trait LeaseStore: Send + Sync {
+    /// The new epoch, or `None` while someone else holds the lease.
+    async fn acquire(
+        &self,
+        tenant: TenantId,
+        session: SessionId,
+        holder: &str,
+        ttl: Duration,
+    ) -> Result<Option<u64>, Error>;
+
+    /// Holds the lease for `ttl` more. Fails with [`Error::LeaseLost`] when the epoch has moved on, or the lease was released.
+    async fn renew(&self, tenant: TenantId, session: SessionId, epoch: u64, ttl: Duration) -> Result<(), Error>;
+
+    /// Gives the lease up. Giving up one that is lost is not an error.
+    async fn release(&self, tenant: TenantId, session: SessionId, epoch: u64) -> Result<(), Error>;
+
+    /// Sessions of all tenants whose lease ran out without release, at most `limit`, longest first. Tells ids alone.
+    async fn abandoned(&self, limit: u32) -> Result<Vec<Abandoned>, Error>;
+}

@@ -1,0 +1,56 @@
+//! A session: a conversation between a client and an agent, as the front keeps it.
+
+pub mod store;
+
+use std::collections::BTreeMap;
+
+use croft_proto::Timestamp;
+use croft_proto::id::{SessionId, TenantId};
+use croft_proto::v1::{self, AgentSpec, SessionState, StopReason, UsageTotals};
+
+/// A session as it stands. Its state is a projection of its durable events and changes with them alone: see
+/// [`crate::events::log::EventLog::append`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Session {
+    pub id: SessionId,
+    pub tenant: TenantId,
+    pub tenant_name: String,
+    pub state: SessionState,
+    pub agent: AgentSpec,
+    /// Hex of the canonical hash of the configuration snapshot.
+    pub config_hash: String,
+    pub labels: BTreeMap<String, String>,
+    pub create_time: Timestamp,
+    pub update_time: Timestamp,
+    /// The number of the newest durable event.
+    pub last_seq: u64,
+    /// The number of the newest user message that a turn has taken up; later ones wait.
+    pub input_seq: u64,
+    /// The turn at hand, or the last one; empty before the first.
+    pub turn_id: String,
+    /// The worker that ran it last; empty before the first placement.
+    pub worker: String,
+    pub terminate_reason: String,
+    pub last_stop_reason: StopReason,
+    pub usage: UsageTotals,
+}
+
+impl From<Session> for v1::Session {
+    fn from(session: Session) -> Self {
+        Self {
+            session_id: session.id.to_string(),
+            tenant: session.tenant_name,
+            state: session.state.into(),
+            agent: Some(session.agent),
+            config_hash: session.config_hash,
+            labels: session.labels.into_iter().collect(),
+            create_time: Some(session.create_time),
+            update_time: Some(session.update_time),
+            last_seq: session.last_seq,
+            worker: session.worker,
+            usage: Some(session.usage),
+            terminate_reason: session.terminate_reason,
+            last_stop_reason: session.last_stop_reason.into(),
+        }
+    }
+}

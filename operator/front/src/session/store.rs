@@ -1,0 +1,74 @@
+//! Where sessions live.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use croft_proto::id::{SessionId, TenantId};
+use croft_proto::v1::{AgentSpec, SessionEvent, SessionState};
+
+use super::Session;
+use crate::error::Error;
+use crate::events::log::{IdempotencyKey, NewEvent};
+
+/// A session that is about to be recorded, with its first events.
+#[derive(Debug, Clone)]
+pub struct NewSession {
+    pub id: SessionId,
+    pub tenant: TenantId,
+    pub tenant_name: String,
+    pub agent: AgentSpec,
+    pub config_hash: String,
+    pub labels: BTreeMap<String, String>,
+    /// Numbered from 1; at least SessionCreated. They set the state, as in an append.
+    pub events: Vec<NewEvent>,
+    /// Refuse when the tenant has this many sessions that are not terminated; `None` means no limit.
+    pub sessions_max: Option<u32>,
+    pub idempotency_key: Option<IdempotencyKey>,
+}
+
+/// What [`SessionStore::insert`] did.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Inserted {
+    /// The session and its events are stored.
+    New { session: Session, events: Vec<SessionEvent> },
+    /// The idempotency key had made this session before; nothing was stored.
+    Existing(Session),
+}
+
+/// Which sessions a list shows.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Filter {
+    /// Empty shows all states.
+    pub states: Vec<SessionState>,
+    /// All of these must be there.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Where sessions live. Every call names its tenant: no method can see across two of them.
+#[async_trait]
+pub trait SessionStore: Send + Sync {
+    /// Records a new session and its first events, all or nothing.
+    ///
+    /// Fails with [`Error::SessionLimit`], or with [`Error::IdempotencyKeyReused`] when the key came with another body.
+    async fn insert(&self, session: NewSession) -> Result<Inserted, Error>;
+
+    /// The session, or `None` if this tenant has no such session.
+    async fn get(&self, tenant: TenantId, id: SessionId) -> Result<Option<Session>, Error>;
+
+    /// Sessions, newest first (by id, which is a UUID of version 7), that come after `after` in that order; at most `limit`.
+    async fn list(
+        &self,
+        tenant: TenantId,
+        filter: &Filter,
+        after: Option<SessionId>,
+        limit: u32,
+    ) -> Result<Vec<Session>, Error>;
+
+    /// How many sessions of the tenant are not terminated.
+    async fn count_open(&self, tenant: TenantId) -> Result<u32, Error>;
+
+    /// The session that this idempotency key of `CreateSession` made, if it did so within 24 hours with the same body.
+    ///
+    /// Fails with [`Error::IdempotencyKeyReused`] when the body was another.
+    async fn find_created(&self, tenant: TenantId, key: &IdempotencyKey) -> Result<Option<Session>, Error>;
+}

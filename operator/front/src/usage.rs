@@ -1,0 +1,31 @@
+//! What models used and cost. Rows are written by [`crate::events::log::EventLog::append`], with the event that reports
+//! them; here they are read.
+
+use async_trait::async_trait;
+use croft_proto::Timestamp;
+use croft_proto::id::{SessionId, TenantId};
+use croft_proto::v1::{UsageDimension, UsageEvent, UsageSummary};
+
+use crate::error::Error;
+
+/// The ledger of usage, for reading.
+#[async_trait]
+pub trait UsageStore: Send + Sync {
+    /// Rows, newest first, that come after `after` (an attempt id) in that order; of one session or of all.
+    async fn list(
+        &self,
+        tenant: TenantId,
+        session: Option<SessionId>,
+        after: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<UsageEvent>, Error>;
+
+    /// Totals of rows in `[start, end)`, one for each combination of the dimensions' values, ordered by them.
+    async fn summarize(
+        &self,
+        tenant: TenantId,
+        start: Option<Timestamp>,
+        end: Option<Timestamp>,
+        group_by: &[UsageDimension],
+    ) -> Result<Vec<UsageSummary>, Error>;
+}

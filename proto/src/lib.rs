@@ -1,0 +1,17 @@
+//! The contract between Croft's programs and its clients: package `croft.v1`, generated from `croft/v1/*.proto`.
+//!
+//! Every message also has the protobuf JSON mapping through serde, which is what WebSocket and SSE clients see.
+
+pub mod id;
+
+/// `croft.v1`, as generated.
+#[expect(clippy::all, clippy::pedantic, reason = "generated code")]
+pub mod v1 {
+    tonic::include_proto!("croft.v1");
+    include!(concat!(env!("OUT_DIR"), "/croft.v1.serde.rs"));
+}
+
+/// The descriptors of `croft.v1`, for gRPC reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/croft.v1.descriptors.bin"));
+
+pub use pbjson_types::Timestamp;
