@@ -1,4 +1,4 @@
-module croft.dev/e2e/cluster
+module croft.dev/e2e/cluster/croft-kube
 
 go 1.26.0
 

@@ -1,4 +1,4 @@
-module croft.dev/e2e/cluster/dns
+module croft.dev/e2e/cluster/coredns
 
 go 1.26.0
 

@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -53,19 +54,11 @@ func (d Dir) makeCertificates() error {
 	authority := template(certificate{user: "croft-cluster"})
 	authority.IsCA, authority.BasicConstraintsValid = true, true
 	authority.KeyUsage = x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature
+	authority.ExtKeyUsage = nil // A use named here would bind all it signs.
 	if err := d.sign("ca", authority, authority, authorityKey, authorityKey); err != nil {
 		return err
 	}
-	// Service account tokens are signed by a key that signs nothing else.
-	accounts, err := d.makeKey("service-accounts")
-	if err != nil {
-		return err
-	}
-	public, err := x509.MarshalPKIXPublicKey(accounts.Public())
-	if err != nil {
-		return err
-	}
-	if err := writePEM(d.at("pki", "service-accounts.pub"), "PUBLIC KEY", public, 0o644); err != nil {
+	if err := d.makeServiceAccountKey(); err != nil {
 		return err
 	}
 	for _, one := range certificates {
@@ -78,6 +71,23 @@ func (d Dir) makeCertificates() error {
 		}
 	}
 	return writeFile(done, nil, 0o644)
+}
+
+// makeServiceAccountKey makes what tokens are signed with. It is RSA, as on
+// nearly every real cluster: who checks tokens must cope with RS256.
+func (d Dir) makeServiceAccountKey() error {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		return err
+	}
+	if err := writePEM(d.key("service-accounts"), "RSA PRIVATE KEY", x509.MarshalPKCS1PrivateKey(key), 0o600); err != nil {
+		return err
+	}
+	public, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		return err
+	}
+	return writePEM(d.at("pki", "service-accounts.pub"), "PUBLIC KEY", public, 0o644)
 }
 
 func template(one certificate) *x509.Certificate {

@@ -28,7 +28,9 @@ var toolbox = map[string]tool{
 	"kube": {
 		what: "Kubernetes " + kubeVersion + " with etcd 3.6.8", module: ".", packages: []string{"."}, cold: "7 to 15 minutes",
 		ldflags: "-X k8s.io/component-base/version.gitVersion=v" + kubeVersion +
-			" -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36",
+			" -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36" +
+			// What clients call themselves in the audit log.
+			" -X k8s.io/client-go/pkg/version.gitVersion=v" + kubeVersion,
 		links: map[string]string{"kubectl": "croft-kube"},
 	},
 	"dns": {what: "CoreDNS 1.15.0", module: "dns", packages: []string{"."}, cold: "2 minutes"},
