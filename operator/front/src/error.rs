@@ -38,6 +38,9 @@ pub enum Error {
     WorkerRefused { reason: String, message: String },
     #[error("the worker was lost: {message}")]
     WorkerLost { message: String },
+    /// A subscriber that can't keep up; it may come back with this number.
+    #[error("the subscriber is too slow: resume after {resume_after}")]
+    SlowConsumer { resume_after: u64 },
     /// The lease of the turn was taken over; whoever sees this stops writing.
     #[error("the lease of epoch {epoch} is no longer valid")]
     LeaseLost { epoch: u64 },
@@ -81,6 +84,7 @@ impl Error {
             Self::NoWorker { .. } => "NO_WORKER",
             Self::WorkerRefused { .. } => "WORKER_REFUSED",
             Self::WorkerLost { .. } => "WORKER_LOST",
+            Self::SlowConsumer { .. } => "SLOW_CONSUMER",
             Self::LeaseLost { .. } => "LEASE_LOST",
             Self::Unavailable { .. } => "UNAVAILABLE",
             Self::Internal { .. } => "INTERNAL",

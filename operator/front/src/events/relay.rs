@@ -5,8 +5,22 @@ use async_trait::async_trait;
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::SessionEvent;
 use tokio::sync::mpsc;
+use uuid::Uuid;
 
 use crate::error::Error;
+
+/// A frame with what the receiving replica needs to place it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Envelope {
+    /// The replica that sent it, which has handed the frame to its own subscribers already: it drops what comes back.
+    pub origin: Uuid,
+    /// The newest durable event that the sender knew of before this frame. A preview that comes after a newer event of the
+    /// turn is out of date.
+    pub after_seq: u64,
+    /// Previews of this session that the sender dropped before this frame.
+    pub dropped_previews: u64,
+    pub frame: Frame,
+}
 
 /// What one replica tells the others about a session.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,9 +40,9 @@ pub enum Frame {
 pub trait Relay: Send + Sync {
     /// Tells every replica that listens to the session. Loss is possible and is not reported; an error means that the relay is
     /// down.
-    async fn publish(&self, tenant: TenantId, session: SessionId, frame: &Frame) -> Result<(), Error>;
+    async fn publish(&self, tenant: TenantId, session: SessionId, envelope: &Envelope) -> Result<(), Error>;
 
     /// Frames from now on: subscribed when this returns. The channel is bounded; a receiver that falls behind by its
     /// bound loses the oldest frames or is closed, and then reads the log. Dropping the receiver unsubscribes.
-    async fn subscribe(&self, tenant: TenantId, session: SessionId) -> Result<mpsc::Receiver<Frame>, Error>;
+    async fn subscribe(&self, tenant: TenantId, session: SessionId) -> Result<mpsc::Receiver<Envelope>, Error>;
 }
