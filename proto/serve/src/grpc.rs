@@ -1,0 +1,59 @@
+//! What every gRPC server does alike: bind, take calls over TLS or not, see each of them, and stop taking in.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tonic::service::Routes;
+use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Server, ServerTlsConfig};
+
+use crate::{Metrics, Tasks};
+
+mod rpc;
+
+pub use rpc::{RpcBody, RpcLayer, RpcService};
+
+/// A connection that has been silent for this long is asked for a sign of life, and hung up on after as long again.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// We can't listen where a flag asks us to.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {addr}, as {flag} asks")]
+pub struct BindError {
+    addr: SocketAddr,
+    flag: &'static str,
+    source: io::Error,
+}
+
+/// Listens on `addr`. `flag` names the flag and the variable that `addr` came from, such as "--grpc-addr
+/// (CROFT_GRPC_ADDR)", for the error.
+pub async fn bind(addr: SocketAddr, flag: &'static str) -> Result<TcpListener, BindError> {
+    TcpListener::bind(addr).await.map_err(|source| BindError { addr, flag, source })
+}
+
+/// Takes calls to `routes` in a vital task called `name`, each through [`RpcLayer`], until [`Tasks::stopping`]; calls
+/// that have begun then go on. Fails when `tls` isn't usable.
+pub fn serve(
+    name: &'static str,
+    listener: TcpListener,
+    tls: Option<ServerTlsConfig>,
+    routes: Routes,
+    tasks: &Tasks,
+    metrics: &Metrics,
+) -> anyhow::Result<()> {
+    let mut server =
+        Server::builder().http2_keepalive_interval(Some(KEEPALIVE)).http2_keepalive_timeout(Some(KEEPALIVE));
+    if let Some(tls) = tls {
+        server = server.tls_config(tls)?;
+    }
+    let router = server.layer(RpcLayer::new(metrics)).add_routes(routes);
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let stopping = tasks.stopping();
+    tasks.spawn_vital(name, async move {
+        router.serve_with_incoming_shutdown(incoming, stopping.cancelled_owned()).await?;
+        Ok(())
+    });
+    Ok(())
+}

@@ -1,0 +1,194 @@
+//! Sees every call that a server takes: a span under the caller's, a count and a duration by method and code.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use axum::http::{HeaderMap, Request, Response};
+use http_body::{Body, Frame};
+use tokio::time::Instant;
+use tonic::Code;
+use tonic::metadata::MetadataMap;
+use tower::{Layer, Service};
+use tracing::{Instrument, Span};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+use crate::Metrics;
+use crate::metrics::RpcMetrics;
+
+/// Probes come every few seconds and say nothing about the work.
+const UNSEEN: &str = "grpc.health.v1.Health";
+
+/// What stands for a method that the server hasn't got: its name is the caller's invention and has no bound.
+const UNKNOWN: &str = "unknown";
+
+/// Wraps a server, or routes, to see its calls. The span is called `rpc` and has empty fields `tenant` and `session`,
+/// which a handler fills with `Span::current().record(…)`; log lines within it then bear them.
+#[derive(Clone)]
+pub struct RpcLayer {
+    metrics: RpcMetrics,
+}
+
+impl RpcLayer {
+    /// Counts into `metrics`; several servers of one program may share them.
+    pub fn new(metrics: &Metrics) -> Self {
+        Self { metrics: metrics.rpc().clone() }
+    }
+}
+
+impl<S> Layer<S> for RpcLayer {
+    type Service = RpcService<S>;
+
+    fn layer(&self, inner: S) -> RpcService<S> {
+        RpcService { inner, metrics: self.metrics.clone() }
+    }
+}
+
+/// What [`RpcLayer`] makes of a service.
+#[derive(Clone)]
+pub struct RpcService<S> {
+    inner: S,
+    metrics: RpcMetrics,
+}
+
+impl<S, B, R> Service<Request<B>> for RpcService<S>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<RpcBody<R>>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let Some(mut call) = Call::begin(&request, &self.metrics) else {
+            let answer = self.inner.call(request);
+            return Box::pin(async move { Ok(answer.await?.map(|inner| RpcBody { inner, call: None })) });
+        };
+        let answer = call.span.in_scope(|| self.inner.call(request)).instrument(call.span.clone());
+        Box::pin(async move {
+            let answer = answer.await?;
+            // A call that fails before its first message has its status in the headers.
+            if let Some(code) = code_in(answer.headers()) {
+                call.end(code);
+            }
+            Ok(answer.map(|inner| RpcBody { inner, call: Some(call) }))
+        })
+    }
+}
+
+/// A call that is going on. Dropped before its end, it has been cancelled.
+struct Call {
+    service: String,
+    method: String,
+    begun: Instant,
+    span: Span,
+    metrics: RpcMetrics,
+    ended: bool,
+}
+
+impl Call {
+    /// `None` for calls that aren't looked at.
+    fn begin<B>(request: &Request<B>, metrics: &RpcMetrics) -> Option<Self> {
+        let path = request.uri().path().trim_start_matches('/');
+        let (service, method) = path.split_once('/').unwrap_or((path, ""));
+        if service == UNSEEN {
+            return None;
+        }
+        let span = tracing::info_span!(
+            "rpc",
+            otel.name = path,
+            otel.kind = "server",
+            otel.status_code = tracing::field::Empty,
+            rpc.system = "grpc",
+            rpc.service = service,
+            rpc.method = method,
+            rpc.grpc.status_code = tracing::field::Empty,
+            tenant = tracing::field::Empty,
+            session = tracing::field::Empty,
+        );
+        let caller = MetadataMap::from_headers(request.headers().clone());
+        // An error means that spans aren't exported.
+        let _ = span.set_parent(crate::trace::extract_from(&caller));
+        let (service, method) = (service.to_owned(), method.to_owned());
+        Some(Self { service, method, begun: Instant::now(), span, metrics: metrics.clone(), ended: false })
+    }
+
+    fn end(&mut self, code: Code) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        let known = code != Code::Unimplemented;
+        let (service, method) = if known { (&*self.service, &*self.method) } else { (UNKNOWN, UNKNOWN) };
+        let name = format!("{code:?}");
+        let labels = [service, method, &name];
+        let seconds = self.begun.elapsed().as_secs_f64();
+        self.metrics.requests.with_label_values(&labels).inc();
+        self.metrics.duration.with_label_values(&labels).observe(seconds);
+        self.span.record("rpc.grpc.status_code", code as i32);
+        // The rest are the caller's doing: https://opentelemetry.io/docs/specs/semconv/rpc/grpc/
+        let ours = matches!(
+            code,
+            Code::Unknown | Code::DeadlineExceeded | Code::Internal | Code::Unavailable | Code::DataLoss
+        );
+        let _entered = self.span.enter();
+        if ours {
+            self.span.record("otel.status_code", "ERROR");
+            tracing::warn!(code = name, seconds, "call failed");
+        } else {
+            tracing::debug!(code = name, seconds, "call ended");
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.end(Code::Cancelled);
+    }
+}
+
+/// An answer's body, watched for the trailers that hold the call's status.
+pub struct RpcBody<R> {
+    inner: R,
+    call: Option<Call>,
+}
+
+impl<R: Body + Unpin> Body for RpcBody<R> {
+    type Data = R::Data;
+    type Error = R::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<R::Data>, R::Error>>> {
+        let Self { inner, call } = &mut *self;
+        let Some(call) = call else { return Pin::new(inner).poll_frame(context) };
+        let span = call.span.clone();
+        let frame = ready!(span.in_scope(|| Pin::new(inner).poll_frame(context)));
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(trailers) = frame.trailers_ref() {
+                    call.end(code_in(trailers).unwrap_or(Code::Unknown));
+                }
+            }
+            Some(Err(_)) | None => call.end(Code::Unknown),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+fn code_in(headers: &HeaderMap) -> Option<Code> {
+    headers.get("grpc-status").map(|status| Code::from_bytes(status.as_bytes()))
+}

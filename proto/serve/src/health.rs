@@ -1,0 +1,56 @@
+//! The standard `grpc.health.v1` service, kept in step with [`Readiness`].
+
+use axum::http::StatusCode;
+use axum::routing::get;
+use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::{Health, HealthServer};
+
+use crate::{Readiness, Tasks};
+
+/// The service to add to a gRPC server. The empty name and each of `services` (full names, such as
+/// `croft.v1.LifecycleService`) serve exactly while `readiness` has no problems.
+pub async fn service(
+    readiness: &Readiness,
+    tasks: &Tasks,
+    services: &[&'static str],
+) -> HealthServer<impl Health + use<>> {
+    let (reporter, server) = tonic_health::server::health_reporter();
+    let names: Vec<&'static str> = std::iter::once("").chain(services.iter().copied()).collect();
+    let mut changes = readiness.watch();
+    let stopping = tasks.stopping();
+    for name in &names {
+        reporter.set_service_status(name, status(readiness.is_ready())).await;
+    }
+    drop(tasks.spawn("grpc-health", async move {
+        while let Some(Some(ready)) = stopping.run_until_cancelled(changes.next()).await {
+            for name in &names {
+                reporter.set_service_status(name, status(ready)).await;
+            }
+        }
+        // Whoever still asks must go elsewhere.
+        for name in &names {
+            reporter.set_service_status(name, ServingStatus::NotServing).await;
+        }
+    }));
+    server
+}
+
+fn status(ready: bool) -> ServingStatus {
+    if ready { ServingStatus::Serving } else { ServingStatus::NotServing }
+}
+
+/// `/healthz`, which answers 200 as long as the process does, and `/readyz`, which answers 503 with a line per problem
+/// while there are any.
+pub fn routes(readiness: &Readiness) -> axum::Router {
+    let readiness = readiness.clone();
+    let ready = move || {
+        let problems = readiness.problems();
+        let answer = if problems.is_empty() {
+            (StatusCode::OK, "ok\n".to_owned())
+        } else {
+            (StatusCode::SERVICE_UNAVAILABLE, problems.join("\n") + "\n")
+        };
+        std::future::ready(answer)
+    };
+    axum::Router::new().route("/healthz", get(|| std::future::ready("ok\n"))).route("/readyz", get(ready))
+}

@@ -1,0 +1,147 @@
+//! Logs: one JSON object a line on stdout, with the fields of the event, of the spans around it, and the trace's ids.
+
+use std::fmt;
+
+use opentelemetry::trace::TraceContextExt;
+use opentelemetry_sdk::trace::SdkTracer;
+use serde_json::{Map, Value};
+use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
+use tracing::{Event, Subscriber};
+use tracing_subscriber::fmt::format::{JsonFields, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormattedFields, MakeWriter};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::{EnvFilter, Layer};
+
+/// Sends this process' logs to stdout. A second call changes nothing: a process has one log.
+pub fn install(filter: &str, tracer: SdkTracer) -> anyhow::Result<()> {
+    let subscriber = subscriber(filter, tracer, std::io::stdout)?;
+    if tracing::subscriber::set_global_default(subscriber).is_ok() {
+        std::panic::set_hook(Box::new(|panic| {
+            let message = panic.payload_as_str().unwrap_or("no message");
+            let place = panic.location().map(ToString::to_string);
+            tracing::error!(panic = message, place, "panicked");
+        }));
+    }
+    Ok(())
+}
+
+/// What [`install`] installs, with another place to write to.
+///
+/// `filter` decides on log lines only. Spans of level info and above make trace ids and are exported whatever it says.
+pub fn subscriber<W>(filter: &str, tracer: SdkTracer, writer: W) -> anyhow::Result<impl Subscriber + Send + Sync>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let lines = tracing_subscriber::fmt::layer()
+        .fmt_fields(JsonFields::new())
+        .event_format(JsonLine)
+        .with_writer(writer)
+        .with_filter(EnvFilter::try_new(filter)?);
+    let spans = tracing_opentelemetry::layer()
+        .with_tracer(tracer)
+        .with_location(false)
+        .with_threads(false)
+        .with_tracked_inactivity(false)
+        .with_filter(LevelFilter::INFO);
+    Ok(tracing_subscriber::registry().with(spans).with(lines))
+}
+
+/// `{"time":…,"level":…,"target":…,"message":…,"trace_id":…,"span_id":…, fields…}`, flat, so that `jq .tenant` works
+/// wherever the field was set. A field of the event wins over one of a span, an inner span's over an outer's.
+struct JsonLine;
+
+impl<S> FormatEvent<S, JsonFields> for JsonLine
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, JsonFields>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut fields = Fields::default();
+        for span in context.event_scope().into_iter().flat_map(tracing_subscriber::registry::Scope::from_root) {
+            if let Some(formatted) = span.extensions().get::<FormattedFields<JsonFields>>()
+                && let Ok(Value::Object(own)) = serde_json::from_str(formatted)
+            {
+                // `otel.*` speaks to the exporter.
+                fields.0.extend(own.into_iter().filter(|(name, _)| !name.starts_with("otel.")));
+            }
+        }
+        event.record(&mut fields);
+        let mut line = Map::new();
+        line.insert("time".into(), now().into());
+        line.insert("level".into(), event.metadata().level().as_str().to_ascii_lowercase().into());
+        line.insert("target".into(), event.metadata().target().into());
+        line.insert("message".into(), fields.0.remove("message").unwrap_or_default());
+        let current = opentelemetry::Context::current();
+        let span = current.span().span_context().clone();
+        if span.is_valid() {
+            line.insert("trace_id".into(), span.trace_id().to_string().into());
+            line.insert("span_id".into(), span.span_id().to_string().into());
+        }
+        // A field that bears one of the names above doesn't displace it.
+        for (name, value) in fields.0 {
+            line.entry(name).or_insert(value);
+        }
+        writeln!(writer, "{}", Value::Object(line))
+    }
+}
+
+/// RFC 3339 in UTC, to the microsecond.
+fn now() -> String {
+    use tracing_subscriber::fmt::time::FormatTime;
+    let mut text = String::new();
+    // Writing to a string doesn't fail.
+    let _ = tracing_subscriber::fmt::time::SystemTime.format_time(&mut Writer::new(&mut text));
+    text
+}
+
+#[derive(Default)]
+struct Fields(Map<String, Value>);
+
+impl Fields {
+    fn put(&mut self, field: &Field, value: impl Into<Value>) {
+        self.0.insert(field.name().trim_start_matches("r#").to_owned(), value.into());
+    }
+}
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.put(field, format!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.put(field, value);
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.put(field, value);
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.put(field, value);
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.put(field, value);
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.put(field, value);
+    }
+
+    fn record_error(&mut self, field: &Field, error: &(dyn std::error::Error + 'static)) {
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            text.push_str(": ");
+            text.push_str(&cause.to_string());
+            source = cause.source();
+        }
+        self.put(field, text);
+    }
+}

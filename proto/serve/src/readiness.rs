@@ -1,0 +1,106 @@
+//! Whether the program can do its work now, as a list of named checks that its parts keep current.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+/// What stands in the way of a check that nobody has answered yet.
+const NOT_YET: &str = "not checked yet";
+
+/// The checks of one program. Clones share them. Without any check the program is ready.
+#[derive(Clone)]
+pub struct Readiness {
+    problems: Arc<watch::Sender<BTreeMap<&'static str, String>>>,
+}
+
+impl Default for Readiness {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Readiness {
+    /// No checks yet.
+    pub fn new() -> Self {
+        Self { problems: Arc::new(watch::Sender::new(BTreeMap::new())) }
+    }
+
+    /// A new check, not ready until told otherwise, so make it before the work that will answer it. Two checks of one
+    /// name are one.
+    pub fn check(&self, name: &'static str) -> Check {
+        let check = Check { name, problems: Arc::clone(&self.problems) };
+        check.not_ready(NOT_YET);
+        check
+    }
+
+    /// One line per check that isn't ready, `name: why`, in the order of the names. None: the program is ready.
+    pub fn problems(&self) -> Vec<String> {
+        self.problems.borrow().iter().map(|(name, why)| format!("{name}: {why}")).collect()
+    }
+
+    /// True when no check objects.
+    pub fn is_ready(&self) -> bool {
+        self.problems.borrow().is_empty()
+    }
+
+    /// Tells each later change between ready and not ready, beginning with the state now.
+    pub fn watch(&self) -> Watch {
+        let mut problems = self.problems.subscribe();
+        problems.mark_changed();
+        Watch { problems, told: None }
+    }
+}
+
+/// One thing that must hold for the program to be ready, such as a database that answers.
+#[derive(Clone)]
+pub struct Check {
+    name: &'static str,
+    problems: Arc<watch::Sender<BTreeMap<&'static str, String>>>,
+}
+
+impl Check {
+    /// It holds.
+    pub fn ready(&self) {
+        self.problems.send_if_modified(|problems| {
+            let changed = problems.remove(self.name).is_some();
+            if changed {
+                tracing::info!(check = self.name, "ready");
+            }
+            changed
+        });
+    }
+
+    /// It doesn't hold; `why` is shown to whoever asks `/readyz`, so it holds no secret.
+    pub fn not_ready(&self, why: impl Into<String>) {
+        let why = why.into();
+        self.problems.send_if_modified(|problems| {
+            let changed = problems.get(self.name) != Some(&why);
+            if changed {
+                tracing::info!(check = self.name, why, "not ready");
+                problems.insert(self.name, why);
+            }
+            changed
+        });
+    }
+}
+
+/// The changes of a [`Readiness`].
+pub struct Watch {
+    problems: watch::Receiver<BTreeMap<&'static str, String>>,
+    told: Option<bool>,
+}
+
+impl Watch {
+    /// The next state that differs from the one told before; `None` when every [`Readiness`] and [`Check`] is gone.
+    pub async fn next(&mut self) -> Option<bool> {
+        loop {
+            self.problems.changed().await.ok()?;
+            let ready = self.problems.borrow_and_update().is_empty();
+            if self.told != Some(ready) {
+                self.told = Some(ready);
+                return Some(ready);
+            }
+        }
+    }
+}

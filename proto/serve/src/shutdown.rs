@@ -1,0 +1,41 @@
+//! The end of a program: not ready, stop intake, drain within the grace, and no patience for a second signal.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::{Readiness, Tasks};
+
+/// SIGTERM and SIGINT.
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// From now on the signals no longer end the process by themselves.
+    pub fn listen() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// The next signal.
+    pub async fn next(&mut self) -> SignalKind {
+        tokio::select! {
+            _ = self.terminate.recv() => SignalKind::terminate(),
+            _ = self.interrupt.recv() => SignalKind::interrupt(),
+        }
+    }
+}
+
+/// The exit code that a shell gives a process which died of this signal.
+pub fn exit_code(signal: SignalKind) -> i32 {
+    128 + signal.as_raw_value()
+}
+
+/// Not ready first, so that nobody new is sent here; then no more intake; then waits for what has begun, `grace` at
+/// most. Returns how many tasks are left.
+pub async fn in_order(readiness: &Readiness, tasks: &Tasks, grace: Duration) -> usize {
+    readiness.check("shutdown").not_ready("shutting down");
+    tasks.shutdown(grace).await
+}

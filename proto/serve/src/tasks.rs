@@ -1,0 +1,170 @@
+//! The owner of every spawned task: it tells them when to stop taking in work, waits for them at shutdown, and logs and
+//! counts the ones that panic.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use prometheus::{IntCounterVec, IntGaugeVec, Opts};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::Metrics;
+
+/// The tasks of one program, or of one part of it. Clones share them.
+#[derive(Clone, Default)]
+pub struct Tasks {
+    tracker: TaskTracker,
+    stopping: CancellationToken,
+    failed: CancellationToken,
+    ledger: Arc<Ledger>,
+}
+
+impl Tasks {
+    /// An owner of no tasks yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Runs `future` as a task of its own, which [`Tasks::shutdown`] waits for. A task that never ends by itself must
+    /// watch [`Tasks::stopping`].
+    ///
+    /// `name` labels logs and metrics, so it is a fixed word. The task starts outside the caller's span, as it may
+    /// outlive it by hours: `.instrument(…)` the future to keep it in a trace.
+    pub fn spawn<F>(&self, name: &'static str, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        let entry = Entry::new(name, Arc::clone(&self.ledger));
+        let owned = self.tracker.track_future(async move {
+            let _entry = entry;
+            future.await
+        });
+        #[expect(clippy::disallowed_methods, reason = "the tracker waits for it")]
+        tokio::spawn(owned)
+    }
+
+    /// Like [`Tasks::spawn`], for a task that the program can't be without: when it fails, panics, or ends before
+    /// [`Tasks::stopping`], [`Tasks::failed`] resolves and the program shuts down.
+    pub fn spawn_vital<F>(&self, name: &'static str, future: F)
+    where
+        F: Future<Output = anyhow::Result<()>> + Send + 'static,
+    {
+        let alarm = Alarm { name, failed: self.failed.clone(), stopping: self.stopping.clone() };
+        drop(self.spawn(name, async move {
+            let _alarm = alarm;
+            if let Err(error) = future.await {
+                tracing::error!(task = name, error = format!("{error:#}"), "task failed");
+            }
+        }));
+    }
+
+    /// Cancelled when intake must stop: no new connection, session or turn; what has begun may end.
+    pub fn stopping(&self) -> CancellationToken {
+        self.stopping.clone()
+    }
+
+    /// Resolves when a vital task has ended too early.
+    pub async fn failed(&self) {
+        self.failed.cancelled().await;
+    }
+
+    /// Stops intake and waits for all tasks, `grace` at most. Returns how many are left running then, after a log line
+    /// that names them.
+    pub async fn shutdown(&self, grace: Duration) -> usize {
+        self.stopping.cancel();
+        self.tracker.close();
+        let drained = tokio::time::timeout(grace, self.tracker.wait()).await.is_ok();
+        if drained {
+            return 0;
+        }
+        let left = self.ledger.running().clone();
+        let count = left.values().sum();
+        tracing::warn!(tasks = ?left, count, "tasks left at the end of the shutdown grace");
+        count
+    }
+
+    /// Shows `croft_tasks_running` and `croft_task_panics_total` among `metrics`.
+    pub fn register(&self, metrics: &Metrics) -> prometheus::Result<()> {
+        metrics.registry().register(Box::new(self.ledger.gauge.clone()))?;
+        metrics.registry().register(Box::new(self.ledger.panics.clone()))
+    }
+}
+
+/// Which tasks run, by name.
+struct Ledger {
+    running: Mutex<BTreeMap<&'static str, usize>>,
+    gauge: IntGaugeVec,
+    panics: IntCounterVec,
+}
+
+impl Ledger {
+    fn running(&self) -> MutexGuard<'_, BTreeMap<&'static str, usize>> {
+        // No code that holds the lock can leave the map half changed.
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        let gauge = Opts::new("croft_tasks_running", "Tasks that are running, by name.");
+        let panics = Opts::new("croft_task_panics_total", "Tasks that ended in a panic, by name.");
+        Self {
+            running: Mutex::default(),
+            gauge: IntGaugeVec::new(gauge, &["task"]).expect("a fixed name and label are valid"),
+            panics: IntCounterVec::new(panics, &["task"]).expect("a fixed name and label are valid"),
+        }
+    }
+}
+
+/// A task's line in the ledger, struck out however the task ends: done, aborted or panicked.
+struct Entry {
+    name: &'static str,
+    ledger: Arc<Ledger>,
+}
+
+impl Entry {
+    fn new(name: &'static str, ledger: Arc<Ledger>) -> Self {
+        *ledger.running().entry(name).or_default() += 1;
+        ledger.gauge.with_label_values(&[name]).inc();
+        Self { name, ledger }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let mut running = self.ledger.running();
+        if let Some(count) = running.get_mut(self.name) {
+            *count -= 1;
+            if *count == 0 {
+                running.remove(self.name);
+            }
+        }
+        drop(running);
+        self.ledger.gauge.with_label_values(&[self.name]).dec();
+        // Only a panic of this very task unwinds through its own future.
+        if std::thread::panicking() {
+            self.ledger.panics.with_label_values(&[self.name]).inc();
+            tracing::error!(task = self.name, "task panicked");
+        }
+    }
+}
+
+/// Raises [`Tasks::failed`] when a vital task is gone before its time, also by a panic.
+struct Alarm {
+    name: &'static str,
+    failed: CancellationToken,
+    stopping: CancellationToken,
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if !self.stopping.is_cancelled() {
+            tracing::error!(task = self.name, "a task that the program can't be without has ended");
+            self.failed.cancel();
+        }
+    }
+}
