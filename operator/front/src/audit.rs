@@ -1,5 +1,7 @@
 //! Who did what. Append-only, with a hash chain for each tenant.
 
+pub mod writer;
+
 use async_trait::async_trait;
 use croft_proto::id::TenantId;
 use croft_proto::v1::{AuditRecord, VerifyAuditLogResponse};

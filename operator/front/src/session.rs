@@ -26,6 +26,8 @@ pub struct Session {
     pub last_seq: u64,
     /// The number of the newest user message that a turn has taken up; later ones wait.
     pub input_seq: u64,
+    /// The number of the newest user message there is: above `input_seq`, one waits.
+    pub newest_input_seq: u64,
     /// The turn at hand, or the last one; empty before the first.
     pub turn_id: String,
     /// The worker that ran it last; empty before the first placement.

@@ -1,7 +1,14 @@
 //! The tenants that this front knows of: what the operator's RouteService told last.
 
+pub mod watch;
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
 use async_trait::async_trait;
 use croft_proto::id::TenantId;
+use croft_proto::v1::watch_routes_response::Change as Told;
+use croft_proto::v1::{TenantAdmission, TenantLimits, TenantRoute, WatchRoutesResponse, WorkerRoute};
 
 use crate::error::Error;
 
@@ -10,4 +17,236 @@ use crate::error::Error;
 pub trait TenantMirror: Send + Sync {
     /// Records that a tenant exists under this name. Safe to repeat.
     async fn upsert(&self, tenant: TenantId, name: &str) -> Result<(), Error>;
+}
+
+/// A tenant, as the operator describes it to fronts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tenant {
+    pub id: TenantId,
+    pub name: String,
+    pub namespace: String,
+    pub admission: TenantAdmission,
+    pub limits: TenantLimits,
+    /// In the order of their names.
+    pub workers: Vec<WorkerRoute>,
+    /// Why there is no worker, in words for callers; empty when all is well.
+    pub workers_problem: String,
+    pub tier: String,
+}
+
+impl Tenant {
+    /// `None` when the route names no tenant: its id is no UUID, or its name is empty.
+    fn from_route(route: TenantRoute) -> Option<Self> {
+        let id = route.tenant_id.parse().ok()?;
+        let admission = route.admission();
+        let mut workers = route.workers;
+        workers.sort_by(|left, right| left.name.cmp(&right.name));
+        (!route.name.is_empty()).then_some(Self {
+            id,
+            name: route.name,
+            namespace: route.namespace,
+            admission,
+            limits: route.limits.unwrap_or_default(),
+            workers,
+            workers_problem: route.workers_problem,
+            tier: route.tier,
+        })
+    }
+}
+
+/// What [`Tenants::apply`] did.
+#[derive(Debug, Default, PartialEq)]
+pub struct Change {
+    /// New or changed ones.
+    pub upserted: Vec<Arc<Tenant>>,
+    pub removed: Vec<TenantId>,
+}
+
+/// All tenants, by id and by name. Clones share them; a reader never waits for the network.
+#[derive(Debug, Clone, Default)]
+pub struct Tenants {
+    table: Arc<RwLock<Table>>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    by_id: HashMap<TenantId, Arc<Tenant>>,
+    by_name: HashMap<String, TenantId>,
+    synced: bool,
+}
+
+impl Tenants {
+    /// Knows of no tenant yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The tenant as it stands now.
+    pub fn get(&self, id: TenantId) -> Option<Arc<Tenant>> {
+        self.read().by_id.get(&id).cloned()
+    }
+
+    /// The tenant that has this name now; one that was made anew under an old name has another id.
+    pub fn by_name(&self, name: &str) -> Option<Arc<Tenant>> {
+        let table = self.read();
+        table.by_name.get(name).and_then(|id| table.by_id.get(id)).cloned()
+    }
+
+    /// All tenants, in no order.
+    pub fn list(&self) -> Vec<Arc<Tenant>> {
+        self.read().by_id.values().cloned().collect()
+    }
+
+    /// A snapshot has come: a tenant that is not here does not exist. Before, nobody knows.
+    pub fn synced(&self) -> bool {
+        self.read().synced
+    }
+
+    /// Takes over what the operator said. A route that makes no sense is left out and logged.
+    pub fn apply(&self, response: WatchRoutesResponse) -> Change {
+        match response.change {
+            Some(Told::Snapshot(snapshot)) => {
+                let tenants = parse(snapshot.tenants);
+                let mut table = self.write();
+                table.synced = true;
+                let gone = |id: &TenantId| !tenants.iter().any(|tenant| tenant.id == *id);
+                let removed = table.by_id.keys().copied().filter(gone).collect();
+                table.change(tenants, removed)
+            }
+            Some(Told::Delta(delta)) => {
+                let tenants = parse(delta.upserts);
+                let removed = delta.removed_tenant_ids.iter().filter_map(|id| id.parse().ok()).collect();
+                self.write().change(tenants, removed)
+            }
+            // A newer operator may say things that this front doesn't know of.
+            None => Change::default(),
+        }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Table> {
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    fn change(&mut self, upserts: Vec<Tenant>, removed: Vec<TenantId>) -> Change {
+        let mut change = Change::default();
+        // First, so that a name which moves to a new id in the same message ends up with the new one.
+        for id in removed {
+            if let Some(tenant) = self.by_id.remove(&id) {
+                self.forget_name(&tenant);
+                change.removed.push(id);
+            }
+        }
+        for tenant in upserts {
+            let tenant = Arc::new(tenant);
+            if let Some(before) = self.by_id.insert(tenant.id, Arc::clone(&tenant)) {
+                if before == tenant {
+                    continue;
+                }
+                self.forget_name(&before);
+            }
+            self.by_name.insert(tenant.name.clone(), tenant.id);
+            change.upserted.push(tenant);
+        }
+        change
+    }
+
+    fn forget_name(&mut self, tenant: &Tenant) {
+        if self.by_name.get(&tenant.name) == Some(&tenant.id) {
+            self.by_name.remove(&tenant.name);
+        }
+    }
+}
+
+fn parse(routes: Vec<TenantRoute>) -> Vec<Tenant> {
+    let count = routes.len();
+    let tenants: Vec<_> = routes.into_iter().filter_map(Tenant::from_route).collect();
+    if tenants.len() < count {
+        tracing::warn!(left_out = count - tenants.len(), "routes without a tenant id or name");
+    }
+    tenants
+}
+
+#[cfg(test)]
+mod tests {
+    use croft_proto::v1::{RouteDelta, RouteSnapshot};
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn route(id: TenantId, name: &str) -> TenantRoute {
+        TenantRoute {
+            tenant_id: id.to_string(),
+            name: name.to_owned(),
+            namespace: format!("tenant-{name}"),
+            ..Default::default()
+        }
+    }
+
+    fn snapshot(tenants: Vec<TenantRoute>) -> WatchRoutesResponse {
+        WatchRoutesResponse { version: 1, change: Some(Told::Snapshot(RouteSnapshot { tenants })) }
+    }
+
+    fn delta(upserts: Vec<TenantRoute>, removed: &[TenantId]) -> WatchRoutesResponse {
+        let removed_tenant_ids = removed.iter().map(ToString::to_string).collect();
+        WatchRoutesResponse { version: 2, change: Some(Told::Delta(RouteDelta { upserts, removed_tenant_ids })) }
+    }
+
+    #[test]
+    fn a_snapshot_is_all_there_is() {
+        let [heron, plover] = [TenantId::generate(), TenantId::generate()];
+        let tenants = Tenants::new();
+        assert!(!tenants.synced());
+        tenants.apply(snapshot(vec![route(heron, "heron"), route(plover, "plover")]));
+        assert!(tenants.synced());
+
+        let change = tenants.apply(snapshot(vec![route(plover, "plover")]));
+        assert_eq!(change, Change { upserted: vec![], removed: vec![heron] });
+        assert_eq!(tenants.get(heron), None);
+        assert_eq!(tenants.by_name("heron"), None);
+        assert_eq!(tenants.by_name("plover").unwrap().id, plover);
+    }
+
+    #[test]
+    fn a_delta_changes_what_it_names_and_syncs_nothing() {
+        let heron = TenantId::generate();
+        let tenants = Tenants::new();
+        let change = tenants.apply(delta(vec![route(heron, "heron")], &[]));
+        assert_eq!(change.upserted.len(), 1);
+        assert!(!tenants.synced());
+
+        let change = tenants.apply(delta(vec![], &[heron, TenantId::generate()]));
+        assert_eq!(change.removed, vec![heron]);
+        assert!(tenants.list().is_empty());
+    }
+
+    #[test]
+    fn a_tenant_made_anew_under_its_old_name_keeps_the_name_whatever_the_order() {
+        let [old, new] = [TenantId::generate(), TenantId::generate()];
+        let tenants = Tenants::new();
+        tenants.apply(snapshot(vec![route(old, "heron")]));
+        tenants.apply(delta(vec![route(new, "heron")], &[old]));
+        assert_eq!(tenants.by_name("heron").unwrap().id, new);
+
+        tenants.apply(snapshot(vec![route(old, "heron")]));
+        tenants.apply(delta(vec![route(new, "heron")], &[]));
+        tenants.apply(delta(vec![], &[old]));
+        assert_eq!(tenants.by_name("heron").unwrap().id, new);
+    }
+
+    #[test]
+    fn a_route_without_sense_is_left_out_and_the_rest_applied() {
+        let heron = TenantId::generate();
+        let tenants = Tenants::new();
+        let nameless = route(TenantId(Uuid::nil()), "");
+        let idless = TenantRoute { tenant_id: "not-a-uid".into(), name: "plover".into(), ..Default::default() };
+        tenants.apply(snapshot(vec![nameless, idless, route(heron, "heron")]));
+        assert_eq!(tenants.list().len(), 1);
+        assert!(tenants.get(heron).is_some());
+    }
 }

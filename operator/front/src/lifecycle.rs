@@ -1,0 +1,240 @@
+//! LifecycleService: the calls that clients make.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use croft_proto::id::TurnId;
+use croft_proto::v1::lifecycle_service_server::LifecycleService;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{
+    ApprovalResolved, CreateSessionRequest, CreateSessionResponse, GetSessionRequest, GetSessionResponse,
+    InterruptSessionRequest, InterruptSessionResponse, ListSessionsRequest, ListSessionsResponse, ResolveApprovalRequest,
+    ResolveApprovalResponse, SendMessageRequest, SendMessageResponse, SessionEvent, SessionState, StreamEventsRequest,
+    StreamEventsResponse, TerminateSessionRequest, TerminateSessionResponse,
+};
+use futures::{Stream, StreamExt};
+use tonic::{Request, Response, Status};
+
+use crate::audit::Action;
+use crate::core::Core;
+use crate::door::Door;
+use crate::error::Error;
+use crate::events::log::{Append, Appended, Authority, NewEvent};
+use crate::events::relay::Frame;
+use crate::events::replay;
+use crate::identity::Identity;
+use crate::session::manager::Manager;
+use crate::turn::{Accepted, Turns, ends_turn, now};
+
+type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Events that are read at a time while looking for a pending approval.
+const PAGE: u32 = 500;
+
+/// The service behind one door: the public port or the operator's.
+#[derive(Clone)]
+pub struct Lifecycle {
+    core: Arc<Core>,
+    door: Door,
+    manager: Manager,
+    turns: Turns,
+}
+
+impl Lifecycle {
+    pub fn new(core: Arc<Core>, door: Door) -> Self {
+        Self { manager: Manager::new(Arc::clone(&core)), turns: Turns::new(Arc::clone(&core)), core, door }
+    }
+
+    async fn audit<T>(&self, identity: &Identity, action: &'static str, resource: String, result: &Result<T, Error>) {
+        let outcome = match result {
+            Ok(_) => "ok",
+            Err(error) => error.reason(),
+        };
+        let (tenant, actor) = (identity.tenant, identity.actor.clone());
+        self.core.audit.record(Action { tenant, actor, action, resource, outcome }).await;
+    }
+
+    /// Stores a message and streams its turn.
+    pub async fn send(
+        &self,
+        identity: &Identity,
+        request: SendMessageRequest,
+    ) -> Result<impl Stream<Item = Result<SessionEvent, Error>> + Send + 'static, Error> {
+        let resource = format!("sessions/{}", request.session_id);
+        let sent = self.turns.send(identity, request).await;
+        self.audit(identity, "session.send_message", resource, &sent).await;
+        let (session, Accepted { turn, seq }) = sent?;
+        let log = Arc::clone(&self.core.stores.events);
+        let events = replay::follow(log, &self.core.hub, session.tenant, session.id, seq - 1, false).await?;
+        Ok(one_turn(events, turn))
+    }
+
+    async fn resolve(&self, identity: &Identity, request: &ResolveApprovalRequest) -> Result<(), Error> {
+        let session = self.manager.get(identity, &request.session_id).await?;
+        let pending = Error::ApprovalNotPending { approval_id: request.approval_id.chars().take(64).collect() };
+        if session.state == SessionState::Terminated || session.input_seq == 0 {
+            return Err(pending);
+        }
+        let (mut after, mut asked) = (session.input_seq - 1, None);
+        loop {
+            let events = self.core.stores.events.read(session.tenant, session.id, after, PAGE).await?;
+            let Some(last) = events.last() else { break };
+            after = last.seq;
+            for event in events {
+                match &event.kind {
+                    Some(Kind::ApprovalRequired(required)) if required.approval_id == request.approval_id => {
+                        asked = event.turn_id.parse::<TurnId>().ok();
+                    }
+                    Some(Kind::ApprovalResolved(resolved)) if resolved.approval_id == request.approval_id => asked = None,
+                    _ => {}
+                }
+            }
+        }
+        let Some(turn) = asked else { return Err(pending) };
+        let resolved = ApprovalResolved {
+            approval_id: request.approval_id.clone(),
+            approved: request.approved,
+            message: request.message.clone(),
+        };
+        let append = Append {
+            tenant: session.tenant,
+            session: session.id,
+            authority: Authority::Caller,
+            events: vec![NewEvent {
+                kind: Kind::ApprovalResolved(resolved),
+                turn: Some(turn),
+                elapsed_ms: 0,
+                create_time: now(),
+            }],
+            checkpoint: None,
+            idempotency_key: None,
+            input_seq: None,
+        };
+        if let Appended::New(events) = self.core.stores.events.append(append).await? {
+            let seq = events.first().map_or(0, |event| event.seq);
+            self.core.hub.publish(session.tenant, session.id, events);
+            self.core.hub.control(session.tenant, session.id, Frame::ApprovalResolved { seq });
+        }
+        Ok(())
+    }
+}
+
+/// Cuts a session's events down to one turn, and ends with it.
+fn one_turn(
+    events: impl Stream<Item = Result<SessionEvent, Error>> + Send + 'static,
+    turn: TurnId,
+) -> impl Stream<Item = Result<SessionEvent, Error>> + Send + 'static {
+    let of_turn = turn.to_string();
+    events
+        .scan(false, move |over, event| {
+            let shown = if *over { None } else { Some(event) };
+            *over |= matches!(&shown, Some(Ok(event)) if ends_turn(event, turn)) || matches!(&shown, Some(Err(_)));
+            futures::future::ready(shown)
+        })
+        .filter(move |event| {
+            // Notices, and the session's end, belong to everyone.
+            let shown = match event {
+                Ok(event) => event.turn_id.is_empty() || event.turn_id == of_turn,
+                Err(_) => true,
+            };
+            futures::future::ready(shown)
+        })
+}
+
+#[tonic::async_trait]
+impl LifecycleService for Lifecycle {
+    type SendMessageStream = Events<SendMessageResponse>;
+    type StreamEventsStream = Events<StreamEventsResponse>;
+
+    async fn create_session(
+        &self,
+        request: Request<CreateSessionRequest>,
+    ) -> Result<Response<CreateSessionResponse>, Status> {
+        let identity = self.door.identify(&self.core, &request).await?;
+        let created = self.manager.create(&identity, request.into_inner()).await;
+        let resource = created.as_ref().map_or_else(|_| "sessions".to_owned(), |session| format!("sessions/{}", session.id));
+        self.audit(&identity, "session.create", resource, &created).await;
+        Ok(Response::new(CreateSessionResponse { session: Some(created?.into()) }))
+    }
+
+    async fn send_message(
+        &self,
+        request: Request<SendMessageRequest>,
+    ) -> Result<Response<Self::SendMessageStream>, Status> {
+        let identity = self.door.identify(&self.core, &request).await?;
+        let events = self.send(&identity, request.into_inner()).await?;
+        Ok(Response::new(Box::pin(
+            events.map(|event| Ok(SendMessageResponse { event: Some(event.map_err(Status::from)?) })),
+        )))
+    }
+
+    async fn get_session(&self, request: Request<GetSessionRequest>) -> Result<Response<GetSessionResponse>, Status> {
+        let identity = self.door.identify(&self.core, &request).await?;
+        let session = self.manager.get(&identity, &request.into_inner().session_id).await?;
+        Ok(Response::new(GetSessionResponse { session: Some(session.into()) }))
+    }
+
+    async fn list_sessions(
+        &self,
+        request: Request<ListSessionsRequest>,
+    ) -> Result<Response<ListSessionsResponse>, Status> {
+        let identity = self.door.identify(&self.core, &request).await?;
+        let page = self.manager.list(&identity, request.into_inner()).await?;
+        let sessions = page.sessions.into_iter().map(Into::into).collect();
+        Ok(Response::new(ListSessionsResponse { sessions, next_page_token: page.next_page_token }))
+    }
+
+    async fn terminate_session(
+        &self,
+        request: Request<TerminateSessionRequest>,
+    ) -> Result<Response<TerminateSessionResponse>, Status> {
+        let identity = self.door.identify(&self.core, &request).await?;
+        let request = request.into_inner();
+        let resource = format!("sessions/{}", request.session_id.chars().take(64).collect::<String>());
+        let terminated = self.manager.terminate(&identity, request).await;
+        self.audit(&identity, "session.terminate", resource, &terminated).await;
+        Ok(Response::new(TerminateSessionResponse { session: Some(terminated?.into()) }))
+    }
+
+    async fn stream_events(
+        &self,
+        request: Request<StreamEventsRequest>,
+    ) -> Result<Response<Self::StreamEventsStream>, Status> {
+        let identity = self.door.identify(&self.core, &request).await?;
+        let request = request.into_inner();
+        let session = self.manager.get(&identity, &request.session_id).await?;
+        if request.after_seq > session.last_seq {
+            return Err(Error::CursorBeyondEnd { after_seq: request.after_seq, last_seq: session.last_seq }.into());
+        }
+        let log = Arc::clone(&self.core.stores.events);
+        let events =
+            replay::follow(log, &self.core.hub, session.tenant, session.id, request.after_seq, request.durable_only)
+                .await?;
+        Ok(Response::new(Box::pin(
+            events.map(|event| Ok(StreamEventsResponse { event: Some(event.map_err(Status::from)?) })),
+        )))
+    }
+
+    async fn interrupt_session(
+        &self,
+        request: Request<InterruptSessionRequest>,
+    ) -> Result<Response<InterruptSessionResponse>, Status> {
+        let identity = self.door.identify(&self.core, &request).await?;
+        let session_id = request.into_inner().session_id;
+        let interrupted = self.turns.interrupt(&identity, &session_id).await;
+        self.audit(&identity, "session.interrupt", format!("sessions/{session_id}"), &interrupted).await;
+        Ok(Response::new(InterruptSessionResponse { interrupted: interrupted? }))
+    }
+
+    async fn resolve_approval(
+        &self,
+        request: Request<ResolveApprovalRequest>,
+    ) -> Result<Response<ResolveApprovalResponse>, Status> {
+        let identity = self.door.identify(&self.core, &request).await?;
+        let request = request.into_inner();
+        let resolved = self.resolve(&identity, &request).await;
+        self.audit(&identity, "approval.resolve", format!("sessions/{}", request.session_id), &resolved).await;
+        resolved?;
+        Ok(Response::new(ResolveApprovalResponse {}))
+    }
+}

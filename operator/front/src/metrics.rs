@@ -1,0 +1,53 @@
+//! The front's own instruments; what every program has is croft-serve's.
+
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+
+/// Instruments of sessions and turns. No label carries a tenant or a session: their number has no bound.
+#[derive(Clone)]
+pub struct Metrics {
+    pub sessions_created: IntCounter,
+    /// By stop reason.
+    pub turns: IntCounterVec,
+    pub turns_running: IntGauge,
+    /// From SendMessage to the first preview or agent message, in seconds.
+    pub first_token: Histogram,
+    pub events_stored: IntCounter,
+    pub lease_losses: IntCounter,
+    pub takeovers: IntCounter,
+    /// Attempts at a model whose price is unknown.
+    pub unpriced_attempts: IntCounter,
+    pub audit_records: IntCounter,
+    pub audit_failures: IntCounter,
+}
+
+impl Metrics {
+    /// Registers the instruments. Fails if one is registered already.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let counter = |name: &str, help: &str| -> Result<IntCounter, prometheus::Error> {
+            let counter = IntCounter::new(name, help)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok(counter)
+        };
+        let turns = IntCounterVec::new(Opts::new("croft_turns_total", "Turns that ended, by stop reason"), &["stop_reason"])?;
+        registry.register(Box::new(turns.clone()))?;
+        let turns_running = IntGauge::new("croft_turns_running", "Turns that this replica drives")?;
+        registry.register(Box::new(turns_running.clone()))?;
+        let buckets = vec![0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+        let first_token = Histogram::with_opts(
+            HistogramOpts::new("croft_first_token_seconds", "From SendMessage to the first token").buckets(buckets),
+        )?;
+        registry.register(Box::new(first_token.clone()))?;
+        Ok(Self {
+            sessions_created: counter("croft_sessions_created_total", "Sessions created")?,
+            turns,
+            turns_running,
+            first_token,
+            events_stored: counter("croft_events_stored_total", "Durable events stored by turns")?,
+            lease_losses: counter("croft_lease_losses_total", "Turns that found their lease taken over")?,
+            takeovers: counter("croft_turn_takeovers_total", "Turns taken over from a replica that went silent")?,
+            unpriced_attempts: counter("croft_unpriced_attempts_total", "Model attempts whose price is unknown")?,
+            audit_records: counter("croft_audit_records_total", "Audit records stored")?,
+            audit_failures: counter("croft_audit_write_failures_total", "Tries to store audit records that failed")?,
+        })
+    }
+}

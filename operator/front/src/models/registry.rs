@@ -1,0 +1,183 @@
+//! The registry in memory: answers by id or alias, and prices what an attempt used.
+
+use std::collections::HashMap;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use croft_proto::v1::{Model, ModelAttempt, ModelPrice, TokenUsage};
+use croft_serve::Tasks;
+use rust_decimal::Decimal;
+use rust_decimal::prelude::ToPrimitive;
+
+use super::ModelStore;
+use crate::error::Error;
+
+/// How old what the registry tells may be: prices and models are edited in the database.
+const REFRESH: Duration = Duration::from_secs(60);
+
+/// All models, cheap to clone. Refreshed every minute; when the store is away, what was known stays.
+#[derive(Clone, Default)]
+pub struct Registry {
+    known: Arc<RwLock<Known>>,
+}
+
+#[derive(Default)]
+struct Known {
+    models: Vec<Arc<Model>>,
+    by_name: HashMap<String, Arc<Model>>,
+}
+
+impl Registry {
+    /// Loads the registry and keeps it fresh.
+    pub async fn start(store: Arc<dyn ModelStore>, tasks: &Tasks) -> Result<Self, Error> {
+        let registry = Self::default();
+        registry.replace(store.load().await?);
+        let (refreshed, stopping) = (registry.clone(), tasks.stopping());
+        tasks.spawn("model-registry", async move {
+            loop {
+                tokio::select! {
+                    () = stopping.cancelled() => return,
+                    () = tokio::time::sleep(REFRESH) => {}
+                }
+                match store.load().await {
+                    Ok(models) => refreshed.replace(models),
+                    Err(error) => tracing::warn!(%error, "models not refreshed, the old ones stand"),
+                }
+            }
+        });
+        Ok(registry)
+    }
+
+    /// A registry that knows just these, for tests.
+    pub fn of(models: Vec<Model>) -> Self {
+        let registry = Self::default();
+        registry.replace(models);
+        registry
+    }
+
+    fn replace(&self, models: Vec<Model>) {
+        let models: Vec<_> = models.into_iter().map(Arc::new).collect();
+        let mut by_name = HashMap::new();
+        for model in &models {
+            for name in model.aliases.iter().chain([&model.model_id]) {
+                by_name.insert(name.clone(), Arc::clone(model));
+            }
+        }
+        *self.known.write().expect("no holder panics") = Known { models, by_name };
+    }
+
+    /// The model of this id or alias.
+    pub fn get(&self, name: &str) -> Result<Arc<Model>, Error> {
+        let known = self.known.read().expect("no holder panics");
+        known.by_name.get(name).cloned().ok_or_else(|| Error::ModelNotFound { model: name.to_owned() })
+    }
+
+    /// All models of a provider; of all when it is empty.
+    pub fn list(&self, provider: &str) -> Vec<Arc<Model>> {
+        let known = self.known.read().expect("no holder panics");
+        known.models.iter().filter(|model| provider.is_empty() || model.provider == provider).cloned().collect()
+    }
+
+    /// What an attempt cost at this time (seconds since 1970), in billionths of a US dollar; `None` when no price is known.
+    pub fn cost_nano_usd(&self, attempt: &ModelAttempt, at_seconds: i64) -> Option<i64> {
+        let model = self.get(&attempt.model).ok()?;
+        let usage = attempt.usage.unwrap_or_default();
+        price_at(&model.prices, &usage, at_seconds).and_then(|price| cost(price, &usage))
+    }
+}
+
+fn prompt_tokens(usage: &TokenUsage) -> i64 {
+    usage.input_uncached_tokens + usage.cache_read_tokens + usage.cache_write_5m_tokens + usage.cache_write_1h_tokens
+}
+
+/// The newest price in effect whose tier the whole prompt reaches: a request moves tier as a whole.
+fn price_at<'a>(prices: &'a [ModelPrice], usage: &TokenUsage, at_seconds: i64) -> Option<&'a ModelPrice> {
+    let since = |price: &ModelPrice| price.effective_from.as_ref().map_or(0, |time| time.seconds);
+    let newest = prices.iter().map(since).filter(|since| *since <= at_seconds).max()?;
+    prices
+        .iter()
+        .filter(|price| since(price) == newest)
+        .filter(|price| price.above_input_tokens == 0 || prompt_tokens(usage) > price.above_input_tokens)
+        .max_by_key(|price| price.above_input_tokens)
+}
+
+/// `None` when a class that was used has no price.
+fn cost(price: &ModelPrice, usage: &TokenUsage) -> Option<i64> {
+    let classes = [
+        (usage.input_uncached_tokens, &price.input_usd),
+        (usage.cache_read_tokens, &price.cache_read_usd),
+        (usage.cache_write_5m_tokens, &price.cache_write_5m_usd),
+        (usage.cache_write_1h_tokens, &price.cache_write_1h_usd),
+        (usage.output_tokens, &price.output_usd),
+    ];
+    let mut nano = Decimal::ZERO;
+    for (tokens, usd_per_million) in classes {
+        if tokens > 0 {
+            let price: Decimal = usd_per_million.parse().ok()?;
+            // A dollar for a million tokens is a thousand billionths for one.
+            nano += Decimal::from(tokens) * price * Decimal::from(1_000);
+        }
+    }
+    nano.round().to_i64()
+}
+
+#[cfg(test)]
+mod tests {
+    use croft_proto::Timestamp;
+
+    use super::*;
+
+    fn price(from: i64, above: i64, input: &str, output: &str) -> ModelPrice {
+        ModelPrice {
+            effective_from: Some(Timestamp { seconds: from, nanos: 0 }),
+            above_input_tokens: above,
+            input_usd: input.into(),
+            output_usd: output.into(),
+            ..ModelPrice::default()
+        }
+    }
+
+    fn attempt(input: i64, output: i64) -> ModelAttempt {
+        let usage = TokenUsage { input_uncached_tokens: input, output_tokens: output, ..TokenUsage::default() };
+        ModelAttempt { model: "tiny".into(), usage: Some(usage), ..ModelAttempt::default() }
+    }
+
+    fn registry() -> Registry {
+        Registry::of(vec![Model {
+            model_id: "tiny-1".into(),
+            aliases: vec!["tiny".into()],
+            prices: vec![
+                price(100, 0, "0.10", "0.50"),
+                price(100, 100_000, "0.50", "2.50"),
+                price(200, 0, "0.20", "1"),
+            ],
+            ..Model::default()
+        }])
+    }
+
+    #[test]
+    fn a_price_holds_from_its_day_on() {
+        assert_eq!(registry().cost_nano_usd(&attempt(1_000, 100), 99), None);
+        assert_eq!(registry().cost_nano_usd(&attempt(1_000, 100), 100), Some(100_000 + 50_000));
+        assert_eq!(registry().cost_nano_usd(&attempt(1_000, 100), 500), Some(200_000 + 100_000));
+    }
+
+    #[test]
+    fn a_long_prompt_moves_the_whole_request_to_its_tier() {
+        assert_eq!(registry().cost_nano_usd(&attempt(100_000, 0), 150), Some(10_000_000));
+        assert_eq!(registry().cost_nano_usd(&attempt(100_001, 0), 150), Some(50_000_500));
+    }
+
+    #[test]
+    fn a_class_without_a_price_leaves_the_cost_unknown() {
+        let mut cached = attempt(10, 10);
+        cached.usage.as_mut().unwrap().cache_read_tokens = 5;
+        assert_eq!(registry().cost_nano_usd(&cached, 150), None);
+    }
+
+    #[test]
+    fn an_alias_finds_its_model_and_nonsense_finds_none() {
+        assert_eq!(registry().get("tiny").unwrap().model_id, "tiny-1");
+        assert!(matches!(registry().get("huge"), Err(Error::ModelNotFound { .. })));
+    }
+}

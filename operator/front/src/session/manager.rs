@@ -1,0 +1,248 @@
+//! Opens, shows and ends sessions.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use croft_proto::id::SessionId;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{
+    AgentSpec, CreateSessionRequest, InitWorkerSessionRequest, ListSessionsRequest, RuntimeServiceTerminateSessionRequest,
+    SessionCreated, SessionReady, SessionState, SessionTerminated, TenantAdmission, TerminateSessionRequest,
+};
+use serde::Serialize;
+
+use super::store::{Filter, Inserted, NewSession};
+use super::{Session, snapshot, validate};
+use crate::core::Core;
+use crate::error::Error;
+use crate::events::log::{Append, Appended, Authority, IdempotencyKey, NewEvent};
+use crate::events::relay::Frame;
+use crate::identity::Identity;
+use crate::routing::Placement;
+use crate::tenants::Tenant;
+use crate::turn::now;
+
+const PAGE_SIZE: u32 = 50;
+const PAGE_SIZE_MAX: i32 = 1_000;
+/// A worker that takes longer than this to take a session is treated as failed, and the session is not made.
+const INIT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A page of sessions and the token of the next one.
+#[derive(Debug)]
+pub struct Page {
+    pub sessions: Vec<Session>,
+    pub next_page_token: String,
+}
+
+/// The session manager: all that concerns sessions but not their turns.
+#[derive(Clone)]
+pub struct Manager {
+    core: Arc<Core>,
+}
+
+impl Manager {
+    pub fn new(core: Arc<Core>) -> Self {
+        Self { core }
+    }
+
+    /// Opens a session in five steps: authorise, resolve the agent and its model, snapshot, place, initialise; then records it
+    /// with its first two events in one transaction.
+    ///
+    /// Nothing is recorded before the worker has the session, so a step that fails leaves no half-made session; a placement is
+    /// given back when its guard is dropped, and a worker that was told is told again.
+    pub async fn create(&self, identity: &Identity, request: CreateSessionRequest) -> Result<Session, Error> {
+        let body = CreateSessionRequest { idempotency_key: String::new(), ..request.clone() };
+        let key = idempotency_key(&request.idempotency_key, &body)?;
+        if let Some(key) = &key
+            && let Some(session) = self.core.stores.sessions.find_created(identity.tenant, key).await?
+        {
+            return Ok(session);
+        }
+
+        let tenant = self.authorise(identity)?;
+        let labels = validate::labels(request.labels)?;
+        let agent = self.resolve(request.agent)?;
+        let config_hash = snapshot::config_hash(&agent)?;
+        let id = SessionId::generate();
+        let placement = self.core.router.place(tenant.id, id, None)?;
+        self.initialise(&tenant, &placement, id, &agent).await?;
+
+        let new = NewSession {
+            id,
+            tenant: tenant.id,
+            tenant_name: tenant.name.clone(),
+            events: vec![
+                event(Kind::SessionCreated(SessionCreated {
+                    agent: Some(agent.clone()),
+                    config_hash: config_hash.clone(),
+                })),
+                event(Kind::SessionReady(SessionReady {
+                    worker: placement.worker().to_owned(),
+                    namespace: tenant.namespace.clone(),
+                })),
+            ],
+            agent,
+            config_hash,
+            labels,
+            sessions_max: (tenant.limits.sessions_max > 0).then_some(tenant.limits.sessions_max),
+            idempotency_key: key,
+        };
+        match self.core.stores.sessions.insert(new).await {
+            Ok(Inserted::New { session, events }) => {
+                self.core.hub.publish(tenant.id, id, events);
+                self.core.metrics.sessions_created.inc();
+                Ok(session)
+            }
+            Ok(Inserted::Existing(session)) => {
+                self.forget(&tenant, &placement, id, "another request with its idempotency key came first").await;
+                Ok(session)
+            }
+            Err(error) => {
+                self.forget(&tenant, &placement, id, "it could not be recorded").await;
+                Err(error)
+            }
+        }
+    }
+
+    fn authorise(&self, identity: &Identity) -> Result<Arc<Tenant>, Error> {
+        let tenant = self.tenant(identity)?;
+        match tenant.admission {
+            TenantAdmission::Open | TenantAdmission::Unspecified => Ok(tenant),
+            TenantAdmission::Cordoned => Err(Error::TenantClosed { why: "it is cordoned" }),
+            TenantAdmission::Suspended => Err(Error::TenantClosed { why: "it is suspended" }),
+            TenantAdmission::Terminating => Err(Error::TenantClosed { why: "it is being deleted" }),
+        }
+    }
+
+    fn tenant(&self, identity: &Identity) -> Result<Arc<Tenant>, Error> {
+        let unknown = Error::Unauthenticated { problem: "the tenant of this credential does not exist" };
+        self.core.tenants.get(identity.tenant).ok_or(unknown)
+    }
+
+    fn resolve(&self, agent: Option<AgentSpec>) -> Result<AgentSpec, Error> {
+        let agent = validate::agent(agent)?;
+        for (field, model) in std::iter::once(("agent.model", &agent.model))
+            .chain(agent.fallback_models.iter().map(|model| ("agent.fallback_models", model)))
+        {
+            if self.core.models.get(model).is_err() {
+                return Err(Error::invalid(field, format!("names {model:?}, which the registry does not have")));
+            }
+        }
+        Ok(agent)
+    }
+
+    async fn initialise(
+        &self,
+        tenant: &Tenant,
+        placement: &Placement,
+        id: SessionId,
+        agent: &AgentSpec,
+    ) -> Result<(), Error> {
+        let mut worker = self.core.workers.client(tenant, placement)?;
+        let request = InitWorkerSessionRequest {
+            session_id: id.to_string(),
+            tenant: tenant.name.clone(),
+            agent: Some(agent.clone()),
+        };
+        match tokio::time::timeout(INIT_TIMEOUT, worker.init_worker_session(request)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(status)) => Err(crate::worker_error::from_status(&status)),
+            Err(_) => {
+                self.forget(tenant, placement, id, "it took too long to take it").await;
+                Err(Error::WorkerLost { message: "it did not answer in time".into() })
+            }
+        }
+    }
+
+    /// Tells a worker to forget a session, which it does by itself too, later, if this fails.
+    async fn forget(&self, tenant: &Tenant, placement: &Placement, id: SessionId, reason: &str) {
+        let Ok(mut worker) = self.core.workers.client(tenant, placement) else { return };
+        let request = RuntimeServiceTerminateSessionRequest { session_id: id.to_string(), reason: reason.to_owned() };
+        match tokio::time::timeout(INIT_TIMEOUT, worker.terminate_session(request)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(status)) => tracing::debug!(session = %id, code = ?status.code(), "worker not told to forget"),
+            Err(_) => tracing::debug!(session = %id, "worker not told to forget in time"),
+        }
+    }
+
+    /// A session of the caller's tenant.
+    pub async fn get(&self, identity: &Identity, session_id: &str) -> Result<Session, Error> {
+        let id = validate::session_id(session_id)?;
+        let session = self.core.stores.sessions.get(identity.tenant, id).await?;
+        session.ok_or_else(|| Error::SessionNotFound { session_id: session_id.to_owned() })
+    }
+
+    /// A page of the caller's sessions, newest first. The token is the last id of the page before.
+    pub async fn list(&self, identity: &Identity, request: ListSessionsRequest) -> Result<Page, Error> {
+        if !(0..=PAGE_SIZE_MAX).contains(&request.page_size) {
+            return Err(Error::invalid("page_size", format!("is not between 0 and {PAGE_SIZE_MAX}")));
+        }
+        let limit = u32::try_from(request.page_size).ok().filter(|size| *size > 0).unwrap_or(PAGE_SIZE);
+        let after = match request.page_token.as_str() {
+            "" => None,
+            token => Some(token.parse().map_err(|_| Error::invalid("page_token", "is not one of ours"))?),
+        };
+        let states = request.states().filter(|state| *state != SessionState::Unspecified).collect();
+        let filter = Filter { states, labels: validate::labels(request.labels)? };
+        // One more than asked tells whether there is a next page.
+        let mut sessions = self.core.stores.sessions.list(identity.tenant, &filter, after, limit + 1).await?;
+        let more = sessions.len() > limit as usize;
+        sessions.truncate(limit as usize);
+        let next_page_token = match sessions.last() {
+            Some(last) if more => last.id.to_string(),
+            _ => String::new(),
+        };
+        Ok(Page { sessions, next_page_token })
+    }
+
+    /// Ends a session. The event fences the running turn in the same transaction, so nothing follows it.
+    pub async fn terminate(&self, identity: &Identity, request: TerminateSessionRequest) -> Result<Session, Error> {
+        let reason = validate::terminate_reason(&request.reason)?;
+        let session = self.get(identity, &request.session_id).await?;
+        if session.state == SessionState::Terminated {
+            return Ok(session);
+        }
+        let append = Append {
+            tenant: session.tenant,
+            session: session.id,
+            authority: Authority::Fence,
+            events: vec![event(Kind::SessionTerminated(SessionTerminated { reason: reason.clone() }))],
+            checkpoint: None,
+            idempotency_key: None,
+            input_seq: None,
+        };
+        match self.core.stores.events.append(append).await {
+            Ok(Appended::New(events)) => {
+                self.core.hub.publish(session.tenant, session.id, events);
+                self.core.hub.control(session.tenant, session.id, Frame::Terminated);
+            }
+            Ok(Appended::Existing { .. }) | Err(Error::SessionTerminated { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        self.release_worker(session.clone(), reason);
+        self.get(identity, &request.session_id).await
+    }
+
+    /// In a task of its own: the caller's answer does not depend on the worker, which may be gone.
+    fn release_worker(&self, session: Session, reason: String) {
+        let manager = self.clone();
+        self.core.tasks.spawn("release-worker", async move {
+            let Some(tenant) = manager.core.tenants.get(session.tenant) else { return };
+            let Ok(placement) = manager.core.router.locate(tenant.id, &session.worker) else { return };
+            manager.forget(&tenant, &placement, session.id, &reason).await;
+        });
+    }
+}
+
+fn event(kind: Kind) -> NewEvent {
+    NewEvent { kind, turn: None, elapsed_ms: 0, create_time: now() }
+}
+
+/// The key with the hash of what it stands for; `None` when the caller gave none.
+///
+/// The hash is over JSON with sorted keys: protobuf maps have no order of their own.
+pub(crate) fn idempotency_key(key: &str, body: &impl Serialize) -> Result<Option<IdempotencyKey>, Error> {
+    let Some(key) = validate::idempotency_key(key)? else { return Ok(None) };
+    let body = serde_json::to_value(body).map_err(Error::internal)?;
+    Ok(Some(IdempotencyKey { key: key.to_owned(), body_hash: snapshot::canonical_hash(&body) }))
+}

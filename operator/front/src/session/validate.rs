@@ -1,0 +1,185 @@
+//! What a request must look like before anything is done for it. Each refusal names the field.
+
+use std::collections::{BTreeMap, HashMap};
+
+use croft_proto::id::SessionId;
+use croft_proto::v1::{AgentSpec, ContentBlock, content_block};
+use prost::Message;
+
+use crate::error::Error;
+
+const NAME_CHARS_MAX: usize = 63;
+const TOOL_NAME_CHARS_MAX: usize = 64;
+const TOOLS_MAX: usize = 128;
+const SYSTEM_PROMPT_BYTES_MAX: usize = 256 * 1024;
+const LABELS_MAX: usize = 16;
+const KEY_CHARS_MAX: usize = 255;
+const REASON_CHARS_MAX: usize = 256;
+
+/// The agent of a new session.
+pub fn agent(agent: Option<AgentSpec>) -> Result<AgentSpec, Error> {
+    let agent = agent.ok_or_else(|| Error::invalid("agent", "is missing"))?;
+    name("agent.name", &agent.name)?;
+    if agent.model.is_empty() {
+        return Err(Error::invalid("agent.model", "is empty"));
+    }
+    if agent.system_prompt.len() > SYSTEM_PROMPT_BYTES_MAX {
+        return Err(Error::invalid("agent.system_prompt", format!("is longer than {SYSTEM_PROMPT_BYTES_MAX} bytes")));
+    }
+    if agent.temperature.is_some_and(|temperature| !(0.0..=2.0).contains(&temperature)) {
+        return Err(Error::invalid("agent.temperature", "is not between 0 and 2"));
+    }
+    tools(&agent)?;
+    Ok(agent)
+}
+
+fn tools(agent: &AgentSpec) -> Result<(), Error> {
+    if agent.tools.len() > TOOLS_MAX {
+        return Err(Error::invalid("agent.tools", format!("has more than {TOOLS_MAX} entries")));
+    }
+    let mut seen = std::collections::HashSet::new();
+    for (position, tool) in agent.tools.iter().enumerate() {
+        let field = |leaf: &str| format!("agent.tools[{position}].{leaf}");
+        let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+        if tool.name.is_empty() || tool.name.len() > TOOL_NAME_CHARS_MAX || !tool.name.chars().all(fits) {
+            return Err(Error::invalid(field("name"), "is not 1 to 64 of a-z A-Z 0-9 _ -"));
+        }
+        if !seen.insert(&tool.name) {
+            return Err(Error::invalid(field("name"), "stands for another tool already"));
+        }
+        if tool.source.is_none() {
+            return Err(Error::invalid(field("source"), "is missing"));
+        }
+        let schema = &tool.input_schema_json;
+        if !schema.is_empty() && serde_json::from_str::<serde_json::Map<_, _>>(schema).is_err() {
+            return Err(Error::invalid(field("input_schema_json"), "is not a JSON object"));
+        }
+        if tool.timeout_ms < 0 {
+            return Err(Error::invalid(field("timeout_ms"), "is negative"));
+        }
+    }
+    Ok(())
+}
+
+fn name(field: &str, text: &str) -> Result<(), Error> {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if text.is_empty() || text.len() > NAME_CHARS_MAX || !text.chars().all(fits) {
+        return Err(Error::invalid(field, "is not 1 to 63 of a-z 0-9 -"));
+    }
+    Ok(())
+}
+
+/// The labels of a new session, or of a filter.
+pub fn labels(labels: HashMap<String, String>) -> Result<BTreeMap<String, String>, Error> {
+    if labels.len() > LABELS_MAX {
+        return Err(Error::invalid("labels", format!("has more than {LABELS_MAX} entries")));
+    }
+    for (key, value) in &labels {
+        if key.is_empty() || key.len() > NAME_CHARS_MAX || value.len() > NAME_CHARS_MAX {
+            return Err(Error::invalid("labels", "has a key or value that is empty or longer than 63 characters"));
+        }
+    }
+    Ok(labels.into_iter().collect())
+}
+
+/// An idempotency key, or `None` when there is none.
+pub fn idempotency_key(key: &str) -> Result<Option<&str>, Error> {
+    if key.len() > KEY_CHARS_MAX {
+        return Err(Error::invalid("idempotency_key", format!("is longer than {KEY_CHARS_MAX} characters")));
+    }
+    Ok((!key.is_empty()).then_some(key))
+}
+
+/// What a user says: something, of kinds that users may say, within the bound.
+pub fn message(content: &[ContentBlock], bytes_max: usize) -> Result<(), Error> {
+    if content.is_empty() {
+        return Err(Error::invalid("content", "is empty"));
+    }
+    let bytes: usize = content.iter().map(Message::encoded_len).sum();
+    if bytes > bytes_max {
+        return Err(Error::invalid("content", format!("has {bytes} bytes, and {bytes_max} is the limit")));
+    }
+    for (position, block) in content.iter().enumerate() {
+        match &block.block {
+            Some(content_block::Block::Text(text)) if text.text.trim().is_empty() => {
+                return Err(Error::invalid(format!("content[{position}].text"), "is empty"));
+            }
+            Some(content_block::Block::Text(_) | content_block::Block::Image(_)) => {}
+            Some(_) => return Err(Error::invalid(format!("content[{position}]"), "is neither text nor image")),
+            None => return Err(Error::invalid(format!("content[{position}]"), "is empty")),
+        }
+    }
+    Ok(())
+}
+
+/// A session's id. What isn't one names no session, and the answer is the same as for a foreign session.
+pub fn session_id(text: &str) -> Result<SessionId, Error> {
+    if text.is_empty() {
+        return Err(Error::invalid("session_id", "is empty"));
+    }
+    text.parse().map_err(|_| Error::SessionNotFound { session_id: text.chars().take(64).collect() })
+}
+
+/// Why a session is terminated.
+pub fn terminate_reason(text: &str) -> Result<String, Error> {
+    if text.chars().count() > REASON_CHARS_MAX {
+        return Err(Error::invalid("reason", format!("is longer than {REASON_CHARS_MAX} characters")));
+    }
+    Ok(if text.is_empty() { "requested".to_owned() } else { text.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use croft_proto::v1::{Text, ToolSpec};
+
+    use super::*;
+
+    fn field_of(result: Result<impl std::fmt::Debug, Error>) -> String {
+        match result.unwrap_err() {
+            Error::Invalid { field, .. } => field,
+            other => panic!("{other}"),
+        }
+    }
+
+    fn spec() -> AgentSpec {
+        AgentSpec { name: "helper".into(), model: "scripted-1".into(), ..AgentSpec::default() }
+    }
+
+    fn text(text: &str) -> ContentBlock {
+        ContentBlock { block: Some(content_block::Block::Text(Text { text: text.into() })) }
+    }
+
+    #[test]
+    fn each_mistake_in_an_agent_names_its_field() {
+        let nameless_tool = ToolSpec { name: "no spaces please".into(), ..ToolSpec::default() };
+        let sourceless_tool = ToolSpec { name: "clock".into(), ..ToolSpec::default() };
+        let cases = [
+            (AgentSpec { name: "Upper".into(), ..spec() }, "agent.name"),
+            (AgentSpec { model: String::new(), ..spec() }, "agent.model"),
+            (AgentSpec { temperature: Some(f64::NAN), ..spec() }, "agent.temperature"),
+            (AgentSpec { tools: vec![nameless_tool], ..spec() }, "agent.tools[0].name"),
+            (AgentSpec { tools: vec![sourceless_tool], ..spec() }, "agent.tools[0].source"),
+            (AgentSpec { system_prompt: "x".repeat(SYSTEM_PROMPT_BYTES_MAX + 1), ..spec() }, "agent.system_prompt"),
+        ];
+        for (bad, field) in cases {
+            assert_eq!(field_of(agent(Some(bad))), field);
+        }
+        assert_eq!(field_of(agent(None)), "agent");
+        agent(Some(spec())).unwrap();
+    }
+
+    #[test]
+    fn a_message_says_something_and_fits() {
+        assert_eq!(field_of(message(&[], 100)), "content");
+        assert_eq!(field_of(message(&[text(" \n")], 100)), "content[0].text");
+        assert_eq!(field_of(message(&[text(&"x".repeat(200))], 100)), "content");
+        assert_eq!(field_of(message(&[ContentBlock { block: None }], 100)), "content[0]");
+        message(&[text("hello")], 100).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_id_is_a_session_that_does_not_exist() {
+        assert!(matches!(session_id("nonsense"), Err(Error::SessionNotFound { .. })));
+        assert_eq!(field_of(session_id("")), "session_id");
+    }
+}

@@ -1,0 +1,115 @@
+//! The edge: [`Error`] becomes a gRPC status here, and nowhere else.
+
+use std::collections::HashMap;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::error::Error;
+
+/// `ErrorInfo.domain` of everything that the front answers.
+pub const DOMAIN: &str = "croft.dev";
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        let code = code(&error);
+        let message = sentence(&error);
+        let mut details = ErrorDetails::new();
+        details.set_error_info(error.reason(), DOMAIN, metadata(&error));
+        match &error {
+            Error::Invalid { field, problem } => {
+                details.add_bad_request_violation(field, problem);
+            }
+            Error::SessionLimit { .. } => {
+                details.add_quota_failure_violation("sessions", message.as_str());
+            }
+            Error::Unavailable { retry_after, .. } => {
+                details.set_retry_info(Some(*retry_after));
+            }
+            _ => {}
+        }
+        match &error {
+            Error::Internal { source } | Error::Unavailable { source: Some(source), .. } => {
+                tracing::error!(reason = error.reason(), error = format!("{error}: {source:#}"), "request failed");
+            }
+            _ => {}
+        }
+        Status::with_error_details(code, message, details)
+    }
+}
+
+fn code(error: &Error) -> Code {
+    match error {
+        Error::Invalid { .. } => Code::InvalidArgument,
+        Error::Unauthenticated { .. } => Code::Unauthenticated,
+        Error::Forbidden { .. } => Code::PermissionDenied,
+        Error::SessionNotFound { .. } | Error::ModelNotFound { .. } => Code::NotFound,
+        Error::ApprovalNotPending { .. } | Error::SessionTerminated { .. } | Error::IdempotencyKeyReused => {
+            Code::FailedPrecondition
+        }
+        Error::TenantClosed { .. } => Code::FailedPrecondition,
+        Error::WorkerRefused { reason, .. } => match reason.as_str() {
+            "WORKER_FULL" => Code::ResourceExhausted,
+            _ => Code::FailedPrecondition,
+        },
+        Error::SessionBusy { .. } | Error::LeaseLost { .. } => Code::Aborted,
+        Error::CursorBeyondEnd { .. } => Code::OutOfRange,
+        Error::SessionLimit { .. } => Code::ResourceExhausted,
+        Error::NoWorker { .. } | Error::WorkerLost { .. } | Error::Unavailable { .. } => Code::Unavailable,
+        Error::SlowConsumer { .. } => Code::ResourceExhausted,
+        Error::Internal { .. } => Code::Internal,
+    }
+}
+
+/// The message with the field or thing named first, as it reads best alone.
+fn sentence(error: &Error) -> String {
+    match error {
+        Error::Internal { .. } => "an internal error; the log of the front has it".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn metadata(error: &Error) -> HashMap<String, String> {
+    let pairs: &[(&str, String)] = match error {
+        Error::Invalid { field, .. } => &[("field", field.clone())],
+        Error::SessionNotFound { session_id }
+        | Error::SessionTerminated { session_id }
+        | Error::SessionBusy { session_id } => &[("session_id", session_id.clone())],
+        Error::ModelNotFound { model } => &[("model", model.clone())],
+        Error::CursorBeyondEnd { last_seq, .. } => &[("last_seq", last_seq.to_string())],
+        Error::SlowConsumer { resume_after } => &[("resume_after", resume_after.to_string())],
+        Error::WorkerRefused { reason, .. } => &[("worker_reason", reason.clone())],
+        _ => &[],
+    };
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_field_is_named_in_message_violation_and_metadata() {
+        let status = Status::from(Error::invalid("agent.model", "is empty"));
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert_eq!(status.message(), "agent.model is empty");
+        let details = status.get_error_details();
+        assert_eq!(details.bad_request().unwrap().field_violations[0].field, "agent.model");
+        assert_eq!(details.error_info().unwrap().metadata["field"], "agent.model");
+    }
+
+    #[test]
+    fn a_caller_never_sees_what_went_wrong_inside() {
+        let status = Status::from(Error::internal(anyhow::anyhow!("relation \"sessions\" does not exist")));
+        assert_eq!(status.code(), Code::Internal);
+        assert!(!status.message().contains("relation"), "{}", status.message());
+    }
+
+    #[test]
+    fn an_outage_says_when_to_come_back() {
+        let status = Status::from(Error::unavailable("postgres", anyhow::anyhow!("connection refused")));
+        assert_eq!(status.code(), Code::Unavailable);
+        assert_eq!(status.message(), "postgres is not available");
+        assert!(status.get_error_details().retry_info().unwrap().retry_delay.is_some());
+    }
+}

@@ -1,0 +1,131 @@
+//! The stores in memory: for tests and for a round trip in one process. Held to the same contract as Postgres; nothing
+//! survives the process.
+
+mod audit;
+mod events;
+mod keys;
+mod leases;
+mod sessions;
+mod tenants;
+mod usage;
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use croft_proto::id::{SessionId, TenantId};
+use croft_proto::v1::{AuditRecord, SessionEvent, UsageEvent};
+use tokio::time::Instant;
+
+use crate::error::Error;
+use crate::events::log::{IdempotencyKey, StoredCheckpoint};
+use crate::identity::api_key::StoredKey;
+use crate::session::Session;
+
+/// How long an idempotency key is remembered.
+const KEY_WINDOW: Duration = Duration::from_hours(24);
+
+/// Everything, under one lock: an append changes several things at once, and nothing here waits.
+#[derive(Default)]
+pub struct Memory {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    tenants: BTreeMap<TenantId, String>,
+    sessions: BTreeMap<(TenantId, SessionId), Record>,
+    usage: BTreeMap<(TenantId, String), UsageEvent>,
+    audit: BTreeMap<TenantId, Vec<AuditRecord>>,
+    api_keys: BTreeMap<String, StoredKey>,
+    used_keys: BTreeMap<(TenantId, Scope, String), UsedKey>,
+}
+
+struct Record {
+    session: Session,
+    events: Vec<SessionEvent>,
+    checkpoint: Option<StoredCheckpoint>,
+    lease: Lease,
+}
+
+#[derive(Default)]
+struct Lease {
+    epoch: u64,
+    /// When it runs out; `None` while nobody holds it.
+    expiry: Option<Instant>,
+}
+
+/// What an idempotency key is unique in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Scope {
+    Create,
+    Send(SessionId),
+}
+
+struct UsedKey {
+    body_hash: [u8; 32],
+    session: SessionId,
+    first_seq: u64,
+    use_time: Instant,
+}
+
+impl Memory {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder of the lock panics")
+    }
+}
+
+impl State {
+    fn record(&mut self, tenant: TenantId, session: SessionId) -> Result<&mut Record, Error> {
+        self.sessions
+            .get_mut(&(tenant, session))
+            .ok_or_else(|| Error::SessionNotFound { session_id: session.to_string() })
+    }
+
+    /// What this key did, if it is still remembered; fails when it came with another body.
+    fn used(&self, tenant: TenantId, scope: Scope, key: &IdempotencyKey) -> Result<Option<&UsedKey>, Error> {
+        match self.used_keys.get(&(tenant, scope, key.key.clone())) {
+            Some(used) if used.use_time.elapsed() >= KEY_WINDOW => Ok(None),
+            Some(used) if used.body_hash != key.body_hash => Err(Error::IdempotencyKeyReused),
+            used => Ok(used),
+        }
+    }
+
+    fn remember(&mut self, tenant: TenantId, scope: Scope, key: IdempotencyKey, session: SessionId, first_seq: u64) {
+        self.used_keys.retain(|_, used| used.use_time.elapsed() < KEY_WINDOW);
+        let used = UsedKey { body_hash: key.body_hash, session, first_seq, use_time: Instant::now() };
+        self.used_keys.insert((tenant, scope, key.key), used);
+    }
+
+    /// Adds the usage that is new, and tells which rows those were.
+    fn meter(&mut self, tenant: TenantId, rows: Vec<UsageEvent>) -> Vec<UsageEvent> {
+        let mut added = Vec::with_capacity(rows.len());
+        for row in rows {
+            let id = (tenant, row.attempt_id.clone());
+            if !self.usage.contains_key(&id) {
+                self.usage.insert(id, row.clone());
+                added.push(row);
+            }
+        }
+        added
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_forgotten_after_its_window() {
+        let mut state = State::default();
+        let (tenant, session) = (TenantId::generate(), SessionId::generate());
+        let key = |body| IdempotencyKey { key: "k".into(), body_hash: [body; 32] };
+        state.remember(tenant, Scope::Create, key(1), session, 1);
+        assert!(matches!(state.used(tenant, Scope::Create, &key(2)), Err(Error::IdempotencyKeyReused)));
+        for used in state.used_keys.values_mut() {
+            let Some(earlier) = used.use_time.checked_sub(KEY_WINDOW) else { return };
+            used.use_time = earlier;
+        }
+        assert!(state.used(tenant, Scope::Create, &key(2)).unwrap().is_none());
+    }
+}

@@ -1,0 +1,83 @@
+//! The event log in memory.
+
+use async_trait::async_trait;
+use croft_proto::id::{SessionId, TenantId};
+use croft_proto::v1::{SessionEvent, SessionState};
+
+use super::{Memory, Record, Scope};
+use crate::error::Error;
+use crate::events::log::{Append, Appended, Authority, EventLog, StoredCheckpoint};
+use crate::store::projection::{self, Change};
+
+#[async_trait]
+impl EventLog for Memory {
+    async fn append(&self, append: Append) -> Result<Appended, Error> {
+        let Append { tenant, session, authority, events, checkpoint, idempotency_key, input_seq } = append;
+        let change = Change::of(&events)?;
+        let mut state = self.lock();
+        state.record(tenant, session)?;
+        if let Some(key) = &idempotency_key
+            && let Some(used) = state.used(tenant, Scope::Send(session), key)?
+        {
+            return Ok(Appended::Existing { first_seq: used.first_seq });
+        }
+        let record = state.record(tenant, session)?;
+        record.admit(authority)?;
+
+        if authority == Authority::Fence || change.terminates() {
+            record.lease.epoch += 1;
+            record.lease.expiry = None;
+        }
+        change.apply(&mut record.session);
+        let first_seq = record.session.last_seq + 1;
+        record.session.last_seq += events.len() as u64;
+        record.session.input_seq = record.session.input_seq.max(input_seq.unwrap_or(0));
+        if let Some(checkpoint) = checkpoint {
+            record.checkpoint = Some(StoredCheckpoint { checkpoint, seq: record.session.last_seq });
+        }
+        let rows = projection::usage_rows(session, &record.session.agent.name, &events);
+        let numbered = projection::number(session, first_seq, events);
+        record.events.extend(numbered.iter().cloned());
+
+        let added = state.meter(tenant, rows);
+        let record = state.record(tenant, session)?;
+        for row in added {
+            projection::add_usage(&mut record.session.usage, &row);
+        }
+        if let Some(key) = idempotency_key {
+            state.remember(tenant, Scope::Send(session), key, session, first_seq);
+        }
+        Ok(Appended::New(numbered))
+    }
+
+    async fn read(
+        &self,
+        tenant: TenantId,
+        session: SessionId,
+        after_seq: u64,
+        limit: u32,
+    ) -> Result<Vec<SessionEvent>, Error> {
+        let state = self.lock();
+        let Some(record) = state.sessions.get(&(tenant, session)) else { return Ok(Vec::new()) };
+        // Numbers are contiguous from 1, so the number before an event is its index.
+        let start = usize::try_from(after_seq).unwrap_or(usize::MAX).min(record.events.len());
+        Ok(record.events[start..].iter().take(limit as usize).cloned().collect())
+    }
+
+    async fn checkpoint(&self, tenant: TenantId, session: SessionId) -> Result<Option<StoredCheckpoint>, Error> {
+        let state = self.lock();
+        Ok(state.sessions.get(&(tenant, session)).and_then(|record| record.checkpoint.clone()))
+    }
+}
+
+impl Record {
+    fn admit(&self, authority: Authority) -> Result<(), Error> {
+        if self.session.state == SessionState::Terminated {
+            return Err(Error::SessionTerminated { session_id: self.session.id.to_string() });
+        }
+        match authority {
+            Authority::Lease { epoch } if !self.lease.is_held_under(epoch) => Err(Error::LeaseLost { epoch }),
+            Authority::Lease { .. } | Authority::Caller | Authority::Fence => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Sessions in memory.
+
+use async_trait::async_trait;
+use croft_proto::id::{SessionId, TenantId};
+use croft_proto::v1::SessionState;
+
+use super::{Lease, Memory, Record, Scope, State};
+use crate::error::Error;
+use crate::events::log::IdempotencyKey;
+use crate::session::Session;
+use crate::session::store::{Filter, Inserted, NewSession, SessionStore};
+use crate::store::{projection, unknown_tenant};
+
+#[async_trait]
+impl SessionStore for Memory {
+    async fn insert(&self, new: NewSession) -> Result<Inserted, Error> {
+        let mut session = projection::begin(&new)?;
+        let mut state = self.lock();
+        if !state.tenants.contains_key(&new.tenant) {
+            return Err(unknown_tenant());
+        }
+        if let Some(key) = &new.idempotency_key
+            && let Some(existing) = state.created(new.tenant, key)?
+        {
+            return Ok(Inserted::Existing(existing));
+        }
+        if let Some(max) = new.sessions_max
+            && state.count_open(new.tenant) >= max
+        {
+            return Err(Error::SessionLimit { max });
+        }
+        if state.sessions.contains_key(&(new.tenant, new.id)) {
+            return Err(Error::internal(anyhow::anyhow!("session {} exists", new.id)));
+        }
+        for row in state.meter(new.tenant, projection::usage_rows(new.id, &new.agent.name, &new.events)) {
+            projection::add_usage(&mut session.usage, &row);
+        }
+        let events = projection::number(new.id, 1, new.events);
+        if let Some(key) = new.idempotency_key {
+            state.remember(new.tenant, Scope::Create, key, new.id, 1);
+        }
+        let record =
+            Record { session: session.clone(), events: events.clone(), checkpoint: None, lease: Lease::default() };
+        state.sessions.insert((new.tenant, new.id), record);
+        Ok(Inserted::New { session, events })
+    }
+
+    async fn get(&self, tenant: TenantId, id: SessionId) -> Result<Option<Session>, Error> {
+        Ok(self.lock().sessions.get(&(tenant, id)).map(|record| record.session.clone()))
+    }
+
+    async fn list(
+        &self,
+        tenant: TenantId,
+        filter: &Filter,
+        after: Option<SessionId>,
+        limit: u32,
+    ) -> Result<Vec<Session>, Error> {
+        let state = self.lock();
+        Ok(state
+            .sessions_of(tenant)
+            .rev()
+            .filter(|session| after.is_none_or(|after| session.id < after))
+            .filter(|session| filter.states.is_empty() || filter.states.contains(&session.state))
+            .filter(|session| filter.labels.iter().all(|(key, value)| session.labels.get(key) == Some(value)))
+            .take(limit as usize)
+            .cloned()
+            .collect())
+    }
+
+    async fn count_open(&self, tenant: TenantId) -> Result<u32, Error> {
+        Ok(self.lock().count_open(tenant))
+    }
+
+    async fn find_created(&self, tenant: TenantId, key: &IdempotencyKey) -> Result<Option<Session>, Error> {
+        self.lock().created(tenant, key)
+    }
+}
+
+impl State {
+    fn sessions_of(&self, tenant: TenantId) -> impl DoubleEndedIterator<Item = &Session> {
+        let all = SessionId(uuid::Uuid::nil())..=SessionId(uuid::Uuid::max());
+        self.sessions.range((tenant, *all.start())..=(tenant, *all.end())).map(|(_, record)| &record.session)
+    }
+
+    fn count_open(&self, tenant: TenantId) -> u32 {
+        let open = self.sessions_of(tenant).filter(|session| session.state != SessionState::Terminated).count();
+        u32::try_from(open).unwrap_or(u32::MAX)
+    }
+
+    fn created(&self, tenant: TenantId, key: &IdempotencyKey) -> Result<Option<Session>, Error> {
+        let used = self.used(tenant, Scope::Create, key)?;
+        Ok(used.and_then(|used| self.sessions.get(&(tenant, used.session))).map(|record| record.session.clone()))
+    }
+}

@@ -1,0 +1,94 @@
+//! The ledger of usage in memory.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use croft_proto::Timestamp;
+use croft_proto::id::{SessionId, TenantId};
+use croft_proto::v1::{TokenUsage, UsageDimension, UsageEvent, UsageSummary, UsageTotals};
+
+use super::{Memory, State};
+use crate::error::Error;
+use crate::store::{projection, time};
+use crate::usage::UsageStore;
+
+#[async_trait]
+impl UsageStore for Memory {
+    async fn list(
+        &self,
+        tenant: TenantId,
+        session: Option<SessionId>,
+        after: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<UsageEvent>, Error> {
+        let state = self.lock();
+        let mut rows: Vec<_> = state.usage_of(tenant).collect();
+        rows.sort_by_key(|row| Reverse((time_of(row), row.attempt_id.clone())));
+        // An unknown cursor has nothing after it.
+        let skip = after.map_or(0, |after| {
+            rows.iter().position(|row| row.attempt_id == after).map_or(rows.len(), |position| position + 1)
+        });
+        let session = session.map(|session| session.to_string());
+        Ok(rows
+            .into_iter()
+            .skip(skip)
+            .filter(|row| session.as_ref().is_none_or(|session| row.session_id == *session))
+            .take(limit as usize)
+            .cloned()
+            .collect())
+    }
+
+    async fn summarize(
+        &self,
+        tenant: TenantId,
+        start: Option<Timestamp>,
+        end: Option<Timestamp>,
+        group_by: &[UsageDimension],
+    ) -> Result<Vec<UsageSummary>, Error> {
+        let state = self.lock();
+        let mut groups: BTreeMap<Vec<String>, UsageTotals> = BTreeMap::new();
+        if group_by.is_empty() {
+            groups.insert(Vec::new(), no_usage());
+        }
+        for row in state.usage_of(tenant) {
+            let time = time_of(row);
+            if start.is_some_and(|start| time < time::micros(&start))
+                || end.is_some_and(|end| time >= time::micros(&end))
+            {
+                continue;
+            }
+            let keys = group_by.iter().map(|dimension| value(row, *dimension)).collect::<Result<_, _>>()?;
+            projection::add_usage(groups.entry(keys).or_insert_with(no_usage), row);
+        }
+        Ok(groups.into_iter().map(|(keys, totals)| UsageSummary { keys, totals: Some(totals) }).collect())
+    }
+}
+
+impl State {
+    fn usage_of(&self, tenant: TenantId) -> impl Iterator<Item = &UsageEvent> {
+        self.usage.iter().filter(move |((owner, _), _)| *owner == tenant).map(|(_, row)| row)
+    }
+}
+
+fn no_usage() -> UsageTotals {
+    UsageTotals { tokens: Some(TokenUsage::default()), ..UsageTotals::default() }
+}
+
+fn time_of(row: &UsageEvent) -> i64 {
+    row.create_time.as_ref().map_or(0, time::micros)
+}
+
+fn value(row: &UsageEvent, dimension: UsageDimension) -> Result<String, Error> {
+    Ok(match dimension {
+        UsageDimension::Unspecified => return Err(Error::invalid("group_by", "holds an unspecified dimension")),
+        UsageDimension::Agent => row.agent.clone(),
+        UsageDimension::Model => row.model.clone(),
+        UsageDimension::Provider => row.provider.clone(),
+        UsageDimension::Session => row.session_id.clone(),
+        UsageDimension::Day => {
+            let time = jiff::Timestamp::from_microsecond(time_of(row)).map_err(Error::internal)?;
+            time.strftime("%Y-%m-%d").to_string()
+        }
+    })
+}

@@ -1,0 +1,183 @@
+//! A turn: what follows one user message, driven against a worker in a task of its own. The caller may go away, the turn goes on.
+
+mod driver;
+mod exchange;
+mod recorder;
+mod takeover;
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use croft_proto::Timestamp;
+use croft_proto::id::TurnId;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{BusyPolicy, SendMessageRequest, SessionEvent, SessionRunning, SessionState, UserMessage};
+
+use crate::core::Core;
+use crate::error::Error;
+use crate::events::log::{Append, Appended, Authority, NewEvent};
+use crate::events::relay::Frame;
+use crate::identity::Identity;
+use crate::session::manager::{Manager, idempotency_key};
+use crate::session::{Session, validate};
+
+pub use takeover::watch_for_abandoned_turns;
+
+/// The wall clock, for what people read; durations are measured on the monotonic clock.
+pub(crate) fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp {
+        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(since.subsec_nanos()).unwrap_or(0),
+    }
+}
+
+/// A message that is stored, and the turn that answers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Accepted {
+    pub turn: TurnId,
+    /// The number of the user's message: streaming after the number before it shows all of the turn.
+    pub seq: u64,
+}
+
+/// Takes messages and turns them into turns.
+#[derive(Clone)]
+pub struct Turns {
+    core: Arc<Core>,
+    manager: Manager,
+}
+
+impl Turns {
+    pub fn new(core: Arc<Core>) -> Self {
+        Self { manager: Manager::new(Arc::clone(&core)), core }
+    }
+
+    /// Stores a message, and starts a turn for it or leaves it to the turn at hand, as the busy policy says.
+    pub async fn send(&self, identity: &Identity, request: SendMessageRequest) -> Result<(Session, Accepted), Error> {
+        let tenant = self.core.tenants.get(identity.tenant);
+        let limit = tenant.map_or(0, |tenant| tenant.limits.message_bytes_max as usize);
+        validate::message(&request.content, if limit > 0 { limit } else { self.core.options.message_bytes_max })?;
+        let session = self.manager.get(identity, &request.session_id).await?;
+        if session.state == SessionState::Terminated {
+            return Err(Error::SessionTerminated { session_id: request.session_id });
+        }
+
+        let body = SendMessageRequest { idempotency_key: String::new(), ..request.clone() };
+        let mut message = Append {
+            tenant: session.tenant,
+            session: session.id,
+            authority: Authority::Caller,
+            events: Vec::new(),
+            checkpoint: None,
+            idempotency_key: idempotency_key(&request.idempotency_key, &body)?,
+            input_seq: None,
+        };
+        let turn = TurnId::generate();
+        message.events.push(turn_event(turn, Kind::UserMessage(UserMessage { content: request.content.clone() })));
+
+        let Some(epoch) = self.acquire(&session).await? else {
+            return self.send_to_busy(session, turn, message, request.busy_policy()).await;
+        };
+        message.authority = Authority::Lease { epoch };
+        message.events.push(turn_event(turn, Kind::SessionRunning(SessionRunning {})));
+        let appended = match self.core.stores.events.append(message).await {
+            Ok(appended) => appended,
+            Err(error) => {
+                self.core.stores.leases.release(session.tenant, session.id, epoch).await?;
+                return Err(error);
+            }
+        };
+        match appended {
+            Appended::New(events) => {
+                let accepted = Accepted { turn, seq: events.first().map_or(0, |event| event.seq) };
+                self.core.hub.publish(session.tenant, session.id, events);
+                self.drive(session.clone(), epoch);
+                Ok((session, accepted))
+            }
+            Appended::Existing { first_seq } => {
+                self.core.stores.leases.release(session.tenant, session.id, epoch).await?;
+                let accepted = self.attach(&session, first_seq).await?;
+                Ok((session, accepted))
+            }
+        }
+    }
+
+    /// While a turn is running. A repeated request attaches, whatever its policy.
+    async fn send_to_busy(
+        &self,
+        session: Session,
+        turn: TurnId,
+        message: Append,
+        policy: BusyPolicy,
+    ) -> Result<(Session, Accepted), Error> {
+        if matches!(policy, BusyPolicy::Unspecified | BusyPolicy::Reject) {
+            if let Some(key) = &message.idempotency_key
+                && let Some(first_seq) =
+                    self.core.stores.events.find_sent(session.tenant, session.id, key).await?
+            {
+                let accepted = self.attach(&session, first_seq).await?;
+                return Ok((session, accepted));
+            }
+            return Err(Error::SessionBusy { session_id: session.id.to_string() });
+        }
+        let accepted = match self.core.stores.events.append(message).await? {
+            Appended::New(events) => {
+                let accepted = Accepted { turn, seq: events.first().map_or(0, |event| event.seq) };
+                self.core.hub.publish(session.tenant, session.id, events);
+                if policy == BusyPolicy::Interrupt {
+                    self.core.hub.control(session.tenant, session.id, Frame::Interrupt);
+                }
+                accepted
+            }
+            Appended::Existing { first_seq } => self.attach(&session, first_seq).await?,
+        };
+        // The turn at hand may have ended between our look and our append, without seeing the message.
+        if let Some(epoch) = self.acquire(&session).await? {
+            self.drive(session.clone(), epoch);
+        }
+        Ok((session, accepted))
+    }
+
+    async fn acquire(&self, session: &Session) -> Result<Option<u64>, Error> {
+        let ttl = self.core.options.lease_ttl;
+        self.core.stores.leases.acquire(session.tenant, session.id, &self.core.replica, ttl).await
+    }
+
+    fn drive(&self, session: Session, epoch: u64) {
+        let driver = driver::Driver::new(Arc::clone(&self.core), session, epoch);
+        self.core.tasks.spawn("turn", driver.run());
+    }
+
+    async fn attach(&self, session: &Session, first_seq: u64) -> Result<Accepted, Error> {
+        let events = self.core.stores.events.read(session.tenant, session.id, first_seq - 1, 1).await?;
+        let turn = events.first().and_then(|event| event.turn_id.parse().ok());
+        let turn = turn.ok_or_else(|| Error::internal(anyhow::anyhow!("event {first_seq} names no turn")))?;
+        Ok(Accepted { turn, seq: first_seq })
+    }
+
+    /// Tells the turn at hand to stop, wherever it runs. Whether there was one.
+    pub async fn interrupt(&self, identity: &Identity, session_id: &str) -> Result<bool, Error> {
+        let session = self.manager.get(identity, session_id).await?;
+        match session.state {
+            SessionState::Running => {
+                self.core.hub.control(session.tenant, session.id, Frame::Interrupt);
+                Ok(true)
+            }
+            SessionState::Terminated => Err(Error::SessionTerminated { session_id: session_id.to_owned() }),
+            _ => Ok(false),
+        }
+    }
+}
+
+/// Whether a turn's stream is over with this event.
+pub fn ends_turn(event: &SessionEvent, turn: TurnId) -> bool {
+    match &event.kind {
+        Some(Kind::SessionIdle(_)) => event.turn_id == turn.to_string(),
+        Some(Kind::SessionTerminated(_)) => true,
+        _ => false,
+    }
+}
+
+fn turn_event(turn: TurnId, kind: Kind) -> NewEvent {
+    NewEvent { kind, turn: Some(turn), elapsed_ms: 0, create_time: now() }
+}

@@ -1,0 +1,399 @@
+//! Drives a session's turns under one lease, one after the other, until no message waits.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use croft_proto::id::TurnId;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{
+    ContentBlock, InitWorkerSessionRequest, JournalledToolCall, SessionCheckpoint, SessionError, SessionEvent, SessionIdle, SessionState, StepStart,
+    StopReason,
+};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::exchange::{Exchange, Outcome, checkpoint_taken};
+use super::recorder::Recorder;
+use crate::core::Core;
+use crate::error::Error;
+use crate::events::log::StoredCheckpoint;
+use crate::events::relay::Frame;
+use crate::session::Session;
+use crate::tenants::Tenant;
+use crate::worker_error;
+
+/// Events that are read at a time while looking for messages and for the journal.
+const PAGE: u32 = 500;
+/// Between two tries to find a worker.
+const PLACEMENT_PAUSE: Duration = Duration::from_millis(100);
+/// Workers that one turn may lose before it ends. Each loss starts again at the last checkpoint.
+const WORKERS_MAX: u32 = 3;
+
+/// Holds a lease and does what it is for.
+pub(super) struct Driver {
+    core: Arc<Core>,
+    session: Session,
+    epoch: u64,
+}
+
+/// A user's message that no turn has answered.
+struct Input {
+    turn: TurnId,
+    seq: u64,
+    content: Vec<ContentBlock>,
+}
+
+impl Driver {
+    pub(super) fn new(core: Arc<Core>, session: Session, epoch: u64) -> Self {
+        Self { core, session, epoch }
+    }
+
+    /// Runs until no message waits, then gives the lease up. At any error of the store, or when the lease is lost,
+    /// it stops without a word: whoever has the lease next goes on from what is stored.
+    pub(super) async fn run(self) {
+        let (tenant, session) = (self.session.tenant, self.session.id);
+        self.core.metrics.turns_running.inc();
+        let lost = CancellationToken::new();
+        let heartbeat = self.core.tasks.spawn("lease-heartbeat", heartbeat(Arc::clone(&self.core), self.session.clone(), self.epoch, lost.clone()));
+        let outcome = tokio::select! {
+            outcome = self.turns() => outcome,
+            () = lost.cancelled() => Err(Error::LeaseLost { epoch: self.epoch }),
+        };
+        heartbeat.abort();
+        self.core.metrics.turns_running.dec();
+        match outcome {
+            Ok(()) => {}
+            Err(Error::LeaseLost { epoch }) => {
+                self.core.metrics.lease_losses.inc();
+                tracing::info!(%tenant, %session, epoch, "lease lost, the turn is someone else's");
+            }
+            Err(Error::SessionTerminated { .. }) => tracing::debug!(%tenant, %session, "session ended in mid turn"),
+            Err(error) => {
+                tracing::error!(%tenant, %session, error = format!("{:#}", anyhow::Error::from(error)), "turn stopped");
+            }
+        }
+    }
+
+    async fn turns(&self) -> Result<(), Error> {
+        let (tenant, id) = (self.session.tenant, self.session.id);
+        let mut controls = self.core.hub.controls(tenant, id).await;
+        loop {
+            while let Some(input) = self.next_input().await? {
+                self.turn(input, &mut controls).await?;
+            }
+            self.core.stores.leases.release(tenant, id, self.epoch).await?;
+            // A message may have come after our last look and before the release, and its sender has seen the lease taken.
+            let now = self.core.stores.sessions.get(tenant, id).await?;
+            if now.is_none_or(|now| now.state == SessionState::Terminated || now.newest_input_seq <= now.input_seq) {
+                return Ok(());
+            }
+            let ttl = self.core.options.lease_ttl;
+            match self.core.stores.leases.acquire(tenant, id, &self.core.replica, ttl).await? {
+                None => return Ok(()),
+                Some(epoch) => {
+                    let next = Driver::new(Arc::clone(&self.core), self.session.clone(), epoch);
+                    self.core.tasks.spawn("turn", Box::pin(next.run()));
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// The oldest message that no turn has finished with: one that waits, or the one whose turn was broken off.
+    async fn next_input(&self) -> Result<Option<Input>, Error> {
+        let (tenant, id) = (self.session.tenant, self.session.id);
+        let Some(session) = self.core.stores.sessions.get(tenant, id).await? else { return Ok(None) };
+        let broken_off = session.state == SessionState::Running && session.input_seq > 0;
+        let after = match session.state {
+            SessionState::Terminated => return Ok(None),
+            // `input_seq` is the message of the turn that was broken off, unless that turn had not begun.
+            _ if broken_off && self.unfinished(&session).await? => session.input_seq - 1,
+            _ if session.newest_input_seq > session.input_seq => session.input_seq,
+            _ => return Ok(None),
+        };
+        let mut after = after;
+        loop {
+            let events = self.core.stores.events.read(tenant, id, after, PAGE).await?;
+            let Some(last) = events.last() else { return Ok(None) };
+            after = last.seq;
+            if let Some(input) = events.into_iter().find_map(as_input) {
+                return Ok(Some(input));
+            }
+        }
+    }
+
+    /// Whether the turn of the message taken up last has no SessionIdle behind it.
+    async fn unfinished(&self, session: &Session) -> Result<bool, Error> {
+        let mut after = session.input_seq - 1;
+        let mut turn = None;
+        loop {
+            let events = self.core.stores.events.read(session.tenant, session.id, after, PAGE).await?;
+            let Some(last) = events.last() else { return Ok(true) };
+            after = last.seq;
+            for event in events {
+                match &event.kind {
+                    Some(Kind::UserMessage(_)) if turn.is_none() => turn = Some(event.turn_id.clone()),
+                    Some(Kind::SessionIdle(_)) if turn.as_ref() == Some(&event.turn_id) => return Ok(false),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    async fn turn(&self, input: Input, controls: &mut mpsc::Receiver<Frame>) -> Result<(), Error> {
+        let mut recorder = Recorder::new(Arc::clone(&self.core), self.session.clone(), self.epoch, input.turn);
+        let limit = self.session.agent.limits.map_or(0, |limits| limits.turn_timeout_ms);
+        let limit = u64::try_from(limit).ok().filter(|ms| *ms > 0).map_or(self.core.options.turn_timeout, Duration::from_millis);
+        // The worker keeps the agent's limit; ours is for a worker that doesn't.
+        let deadline = Instant::now() + limit + Duration::from_secs(2);
+        let mut input_seq = Some(input.seq);
+        let mut worker = self.session.worker.clone();
+        let mut lost = 0;
+        loop {
+            let step = self.step(&input, &mut worker, &mut recorder, controls, &mut input_seq, deadline).await;
+            match step? {
+                Step::Done(end) => return self.end(&mut recorder, end, input_seq).await,
+                Step::Again => {}
+                Step::Lost(error) => {
+                    lost += 1;
+                    if lost >= WORKERS_MAX {
+                        let end = End::failed(StopReason::WorkerLost, error);
+                        return self.end(&mut recorder, end, input_seq).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn step(
+        &self,
+        input: &Input,
+        worker: &mut String,
+        recorder: &mut Recorder,
+        controls: &mut mpsc::Receiver<Frame>,
+        input_seq: &mut Option<u64>,
+        deadline: Instant,
+    ) -> Result<Step, Error> {
+        let (tenant, placement) = match self.place(worker, controls).await {
+            Ok(placed) => placed,
+            Err(Unplaced::Stopped(stop_reason)) => return Ok(Step::Done(End::of(stop_reason))),
+            Err(Unplaced::Nowhere(error)) => {
+                return Ok(Step::Done(End::failed(StopReason::WorkerLost, session_error(&error))));
+            }
+        };
+        let client = match self.core.workers.client(&tenant, &placement) {
+            Ok(client) => client,
+            Err(error) => return Ok(Step::Lost(session_error(&error))),
+        };
+        if placement.worker() != worker.as_str() {
+            let request = InitWorkerSessionRequest {
+                session_id: self.session.id.to_string(),
+                tenant: tenant.name.clone(),
+                agent: Some(self.session.agent.clone()),
+            };
+            if let Err(status) = client.clone().init_worker_session(request).await {
+                return Ok(self.refused(&tenant, placement.worker(), &status));
+            }
+            placement.worker().clone_into(worker);
+        }
+        let start = self.start(input, &tenant).await?;
+        let exchange = Exchange {
+            core: &self.core,
+            session: &self.session,
+            recorder: &mut *recorder,
+            controls,
+            input_seq: &mut *input_seq,
+            deadline,
+        };
+        match exchange.run(client, start).await? {
+            Outcome::Cancelled(stop_reason) => Ok(Step::Done(End::of(stop_reason))),
+            Outcome::WorkerLost(status) => {
+                // Whatever worker comes next does not know the session.
+                worker.clear();
+                Ok(self.refused(&tenant, placement.worker(), &status))
+            }
+            Outcome::Finished(finished) if finished.stop_reason() == StopReason::HandedBack => {
+                self.core.router.report_failure(tenant.id, placement.worker());
+                worker.clear();
+                if let Some(checkpoint) = finished.checkpoint {
+                    let taken = Kind::CheckpointTaken(checkpoint_taken(&checkpoint));
+                    recorder.store(vec![taken], Some(checkpoint), input_seq.take()).await?;
+                }
+                Ok(Step::Again)
+            }
+            Outcome::Finished(finished) => {
+                Ok(Step::Done(End { stop_reason: finished.stop_reason(), error: None, checkpoint: finished.checkpoint }))
+            }
+        }
+    }
+
+    fn refused(&self, tenant: &Tenant, worker: &str, status: &tonic::Status) -> Step {
+        let error = worker_error::from_status(status);
+        match error {
+            Error::WorkerRefused { .. } if status.code() != tonic::Code::ResourceExhausted => {
+                Step::Done(End::failed(StopReason::Error, session_error(&error)))
+            }
+            _ => {
+                // An unknown session is no fault of the worker's: it has been restarted.
+                if status.code() != tonic::Code::NotFound {
+                    self.core.router.report_failure(tenant.id, worker);
+                }
+                Step::Lost(session_error(&error))
+            }
+        }
+    }
+
+    /// Looks for a worker, for a while: one that was killed is replaced within seconds.
+    async fn place(
+        &self,
+        preferred: &str,
+        controls: &mut mpsc::Receiver<Frame>,
+    ) -> Result<(Arc<Tenant>, crate::routing::Placement), Unplaced> {
+        let until = Instant::now() + self.core.options.placement_timeout;
+        let preferred = Some(preferred).filter(|worker| !worker.is_empty());
+        loop {
+            let unknown = || Error::NoWorker { why: "its tenant is gone".to_owned() };
+            let placed = match self.core.tenants.get(self.session.tenant) {
+                None => Err(unknown()),
+                Some(tenant) => self
+                    .core
+                    .router
+                    .place(tenant.id, self.session.id, preferred)
+                    .map(|placement| (tenant, placement)),
+            };
+            match placed {
+                Ok(placed) => return Ok(placed),
+                Err(error) if Instant::now() >= until => return Err(Unplaced::Nowhere(error)),
+                Err(_) => {}
+            }
+            tokio::select! {
+                () = tokio::time::sleep(PLACEMENT_PAUSE) => {}
+                Some(frame) = controls.recv() => match frame {
+                    Frame::Interrupt => return Err(Unplaced::Stopped(StopReason::Interrupted)),
+                    Frame::Terminated => return Err(Unplaced::Stopped(StopReason::Terminated)),
+                    Frame::ApprovalResolved { .. } | Frame::Events(_) => {}
+                }
+            }
+        }
+    }
+
+    /// What the worker needs to begin, or to go on where another was lost.
+    async fn start(&self, input: &Input, tenant: &Tenant) -> Result<StepStart, Error> {
+        let stored = self.core.stores.events.checkpoint(self.session.tenant, self.session.id).await?;
+        let resumes = stored.as_ref().is_some_and(|stored| stored.checkpoint.turn_id == input.turn.to_string());
+        let journal = self.journal(input, stored.as_ref().filter(|_| resumes)).await?;
+        Ok(StepStart {
+            session_id: self.session.id.to_string(),
+            turn_id: input.turn.to_string(),
+            tenant: tenant.name.clone(),
+            epoch: self.epoch,
+            agent: Some(self.session.agent.clone()),
+            checkpoint: stored.map(|stored| stored.checkpoint),
+            input: if resumes { Vec::new() } else { input.content.clone() },
+            journal,
+        })
+    }
+
+    /// The tool calls of this turn since its checkpoint, each with its result if that came.
+    async fn journal(&self, input: &Input, since: Option<&StoredCheckpoint>) -> Result<Vec<JournalledToolCall>, Error> {
+        let mut after = since.map_or(input.seq, |stored| stored.seq);
+        let mut journal: Vec<JournalledToolCall> = Vec::new();
+        loop {
+            let events = self.core.stores.events.read(self.session.tenant, self.session.id, after, PAGE).await?;
+            let Some(last) = events.last() else { return Ok(journal) };
+            after = last.seq;
+            for event in events {
+                match event.kind {
+                    Some(Kind::ToolCall(call)) => journal.push(JournalledToolCall { call: Some(call), result: None }),
+                    Some(Kind::ToolResult(result)) => {
+                        let of = |entry: &&mut JournalledToolCall| {
+                            entry.call.as_ref().is_some_and(|call| call.tool_call_id == result.tool_call_id)
+                        };
+                        if let Some(entry) = journal.iter_mut().find(of) {
+                            entry.result = Some(result);
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    async fn end(
+        &self,
+        recorder: &mut Recorder,
+        end: End,
+        input_seq: Option<u64>,
+    ) -> Result<(), Error> {
+        let End { stop_reason, error, checkpoint } = end;
+        let mut kinds: Vec<Kind> = error.into_iter().map(Kind::Error).collect();
+        kinds.push(Kind::SessionIdle(SessionIdle { stop_reason: stop_reason.into() }));
+        recorder.store(kinds, checkpoint, input_seq).await?;
+        self.core.metrics.turns.with_label_values(&[stop_reason.as_str_name()]).inc();
+        Ok(())
+    }
+}
+
+/// How a turn ends, and the state that it leaves for the next one.
+struct End {
+    stop_reason: StopReason,
+    error: Option<SessionError>,
+    checkpoint: Option<SessionCheckpoint>,
+}
+
+impl End {
+    fn of(stop_reason: StopReason) -> Self {
+        Self { stop_reason, error: None, checkpoint: None }
+    }
+
+    fn failed(stop_reason: StopReason, error: SessionError) -> Self {
+        Self { stop_reason, error: Some(error), checkpoint: None }
+    }
+}
+
+/// How a step left the turn.
+enum Step {
+    Done(End),
+    /// On another worker, from the checkpoint that was handed back.
+    Again,
+    Lost(SessionError),
+}
+
+enum Unplaced {
+    Stopped(StopReason),
+    Nowhere(Error),
+}
+
+fn as_input(event: SessionEvent) -> Option<Input> {
+    let turn = event.turn_id.parse().ok()?;
+    match event.kind {
+        Some(Kind::UserMessage(message)) => Some(Input { turn, seq: event.seq, content: message.content }),
+        _ => None,
+    }
+}
+
+fn session_error(error: &Error) -> SessionError {
+    SessionError {
+        reason: error.reason().to_owned(),
+        message: error.to_string(),
+        retryable: matches!(error, Error::WorkerLost { .. } | Error::NoWorker { .. }),
+    }
+}
+
+/// Apart from the work, so that a slow step is not taken for a dead front.
+async fn heartbeat(core: Arc<Core>, session: Session, epoch: u64, lost: CancellationToken) {
+    let ttl = core.options.lease_ttl;
+    let mut good_until = Instant::now() + ttl;
+    loop {
+        tokio::time::sleep(ttl / 3).await;
+        let asked = Instant::now();
+        match core.stores.leases.renew(session.tenant, session.id, epoch, ttl).await {
+            Ok(()) => good_until = asked + ttl,
+            Err(Error::LeaseLost { .. }) => return lost.cancel(),
+            // The store is away: ours for as long as the last renewal said, and no longer.
+            Err(_) if Instant::now() >= good_until => return lost.cancel(),
+            Err(error) => tracing::warn!(session = %session.id, %error, "lease not renewed, trying again"),
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! The talk between front and worker during one step: the worker's events are stored, its grants are answered, and what happens to the
+//! session reaches it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use croft_proto::Timestamp;
+use croft_proto::v1::execute_step_request::Message as ToWorker;
+use croft_proto::v1::execute_step_response::Message as FromWorker;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{
+    CheckpointTaken, EventStored, ExecuteStepRequest, ExecuteStepResponse, Grant, GrantRefused, GrantRequest, SessionCheckpoint, StepCancel,
+    StepFinished, StepStart, StopReason,
+};
+use futures::FutureExt;
+use prost::Message as _;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+use uuid::Uuid;
+
+use super::now;
+use super::recorder::Recorder;
+use crate::core::Core;
+use crate::error::Error;
+use crate::events::relay::Frame;
+use crate::session::Session;
+use crate::worker_client::WorkerClient;
+
+/// Messages to a worker that may wait. At the bound the exchange waits: the worker has stopped reading.
+const OUTGOING_MAX: usize = 64;
+/// Worker messages that are stored together at most.
+const GATHER_MAX: usize = 256;
+/// How long a worker may take to stop when told to; then its stream is cut.
+const CANCEL_GRACE: Duration = Duration::from_millis(800);
+/// How long a grant is good for.
+const GRANT_TTL_SECONDS: i64 = 600;
+
+/// How an exchange ended.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// In order. All events are stored; the checkpoint is not yet.
+    Finished(StepFinished),
+    /// Told to stop, and cut off since it did not in time.
+    Cancelled(StopReason),
+    /// The worker refused or was lost: another may go on from the last checkpoint.
+    WorkerLost(Status),
+}
+
+/// One step at one worker.
+pub(super) struct Exchange<'turn> {
+    pub(super) core: &'turn Arc<Core>,
+    pub(super) session: &'turn Session,
+    pub(super) recorder: &'turn mut Recorder,
+    /// Interrupt, termination and approvals.
+    pub(super) controls: &'turn mut mpsc::Receiver<Frame>,
+    /// The turn takes up the user messages up to this number with its first event.
+    pub(super) input_seq: &'turn mut Option<u64>,
+    /// The turn ends here, whatever the worker does.
+    pub(super) deadline: Instant,
+}
+
+/// What came from the worker and belongs into one transaction.
+#[derive(Default)]
+struct Gathered {
+    kinds: Vec<Kind>,
+    /// The worker's own numbers of `kinds`.
+    indexes: Vec<u64>,
+    checkpoint: Option<SessionCheckpoint>,
+}
+
+impl Exchange<'_> {
+    /// Runs the step to its end. An error is one of the front's own: the store is away, or the lease is lost.
+    pub(super) async fn run(mut self, mut worker: WorkerClient, start: StepStart) -> Result<Outcome, Error> {
+        let (outgoing, requests) = mpsc::channel(OUTGOING_MAX);
+        send(&outgoing, ToWorker::Start(start)).await;
+        let opened = tokio::time::timeout_at(self.deadline, worker.execute_step(ReceiverStream::new(requests))).await;
+        let mut incoming = match opened {
+            Ok(Ok(response)) => response.into_inner(),
+            Ok(Err(status)) => return Ok(Outcome::WorkerLost(status)),
+            Err(_) => return Ok(Outcome::Cancelled(StopReason::TimeLimit)),
+        };
+        let mut cancelled: Option<(StopReason, Instant)> = None;
+        loop {
+            let cut_off = cancelled.map_or(self.deadline, |(_, cut_off)| cut_off);
+            tokio::select! {
+                message = incoming.message() => match message {
+                    Ok(Some(message)) => {
+                        if let Some(finished) = self.take(message, &mut incoming, &outgoing).await? {
+                            return Ok(Outcome::Finished(finished));
+                        }
+                    }
+                    Ok(None) => return Ok(ended_early(cancelled, Status::unavailable("the stream ended early"))),
+                    Err(status) => return Ok(ended_early(cancelled, status)),
+                },
+                Some(frame) = self.controls.recv() => {
+                    if let Some(stop_reason) = self.control(frame, &outgoing).await? {
+                        cancelled.get_or_insert((stop_reason, Instant::now() + CANCEL_GRACE));
+                    }
+                }
+                () = tokio::time::sleep_until(cut_off) => match cancelled {
+                    Some((stop_reason, _)) => return Ok(Outcome::Cancelled(stop_reason)),
+                    None => {
+                        send(&outgoing, cancel(StopReason::TimeLimit)).await;
+                        cancelled = Some((StopReason::TimeLimit, Instant::now() + CANCEL_GRACE));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Handles a message and whatever has arrived behind it: one transaction for all durable events that are there,
+    /// so that a busy worker is stored in groups and an idle one waits for nothing.
+    async fn take(
+        &mut self,
+        first: ExecuteStepResponse,
+        incoming: &mut Streaming<ExecuteStepResponse>,
+        outgoing: &mpsc::Sender<ExecuteStepRequest>,
+    ) -> Result<Option<StepFinished>, Error> {
+        let mut gathered = Gathered::default();
+        let mut next = Some(first);
+        while let Some(response) = next.take() {
+            match response.message {
+                Some(FromWorker::Event(step_event)) => {
+                    let Some(kind) = step_event.event.and_then(|event| event.kind) else { continue };
+                    if step_event.event_index == 0 {
+                        // A preview must not overtake what came before it.
+                        self.flush(&mut gathered, outgoing).await?;
+                        self.recorder.preview(kind);
+                    } else {
+                        gathered.kinds.push(kind);
+                        gathered.indexes.push(step_event.event_index);
+                    }
+                }
+                Some(FromWorker::Checkpoint(checkpoint)) => gathered.checkpoint = Some(checkpoint),
+                Some(FromWorker::GrantRequest(request)) => {
+                    self.flush(&mut gathered, outgoing).await?;
+                    send(outgoing, self.grant(request)).await;
+                }
+                Some(FromWorker::Finished(finished)) => {
+                    self.flush(&mut gathered, outgoing).await?;
+                    return Ok(Some(finished));
+                }
+                None => {}
+            }
+            if gathered.kinds.len() < GATHER_MAX {
+                // Only what is there already; an end or an error shows again at the next read.
+                next = incoming.message().now_or_never().and_then(Result::ok).flatten();
+            }
+        }
+        self.flush(&mut gathered, outgoing).await?;
+        Ok(None)
+    }
+
+    async fn flush(
+        &mut self,
+        gathered: &mut Gathered,
+        outgoing: &mpsc::Sender<ExecuteStepRequest>,
+    ) -> Result<(), Error> {
+        let Gathered { mut kinds, indexes, checkpoint } = std::mem::take(gathered);
+        if let Some(checkpoint) = &checkpoint {
+            kinds.push(Kind::CheckpointTaken(checkpoint_taken(checkpoint)));
+        }
+        if kinds.is_empty() {
+            return Ok(());
+        }
+        let numbers = self.recorder.store(kinds, checkpoint, self.input_seq.take()).await?;
+        for (event_index, seq) in indexes.into_iter().zip(numbers) {
+            send(outgoing, ToWorker::EventStored(EventStored { event_index, seq })).await;
+        }
+        Ok(())
+    }
+
+    fn grant(&self, request: GrantRequest) -> ToWorker {
+        match self.core.models.get(&request.model) {
+            Ok(model) => ToWorker::Grant(Grant {
+                request_id: request.request_id,
+                grant_id: Uuid::now_v7().to_string(),
+                provider: model.provider.clone(),
+                model: model.model_id.clone(),
+                output_tokens_max: request.output_tokens_max,
+                expire_time: Some(Timestamp { seconds: now().seconds + GRANT_TTL_SECONDS, nanos: 0 }),
+            }),
+            Err(error) => ToWorker::GrantRefused(GrantRefused {
+                request_id: request.request_id,
+                reason: "MODEL_UNKNOWN".to_owned(),
+                message: error.to_string(),
+            }),
+        }
+    }
+
+    /// Why the worker was told to stop, if it was.
+    async fn control(
+        &mut self,
+        frame: Frame,
+        outgoing: &mpsc::Sender<ExecuteStepRequest>,
+    ) -> Result<Option<StopReason>, Error> {
+        let stop_reason = match frame {
+            Frame::Interrupt => StopReason::Interrupted,
+            Frame::Terminated => StopReason::Terminated,
+            Frame::ApprovalResolved { seq } => {
+                let (tenant, session) = (self.session.tenant, self.session.id);
+                let events = self.core.stores.events.read(tenant, session, seq.saturating_sub(1), 1).await?;
+                if let Some(Kind::ApprovalResolved(resolved)) = events.into_iter().next().and_then(|event| event.kind) {
+                    send(outgoing, ToWorker::ApprovalResolved(resolved)).await;
+                }
+                return Ok(None);
+            }
+            Frame::Events(_) => return Ok(None),
+        };
+        send(outgoing, cancel(stop_reason)).await;
+        Ok(Some(stop_reason))
+    }
+}
+
+/// The event that tells of a checkpoint.
+pub(super) fn checkpoint_taken(checkpoint: &SessionCheckpoint) -> CheckpointTaken {
+    CheckpointTaken {
+        checkpoint_id: checkpoint.checkpoint_id.clone(),
+        superstep: checkpoint.superstep,
+        size_bytes: i64::try_from(checkpoint.encoded_len()).unwrap_or(i64::MAX),
+    }
+}
+
+fn cancel(stop_reason: StopReason) -> ToWorker {
+    ToWorker::Cancel(StepCancel { stop_reason: stop_reason.into() })
+}
+
+fn ended_early(cancelled: Option<(StopReason, Instant)>, status: Status) -> Outcome {
+    match cancelled {
+        Some((stop_reason, _)) => Outcome::Cancelled(stop_reason),
+        None => Outcome::WorkerLost(status),
+    }
+}
+
+/// A worker that no longer listens shows in what we read from it.
+async fn send(outgoing: &mpsc::Sender<ExecuteStepRequest>, message: ToWorker) {
+    if outgoing.send(ExecuteStepRequest { message: Some(message) }).await.is_err() {
+        tracing::debug!("the worker has closed its side of the step");
+    }
+}

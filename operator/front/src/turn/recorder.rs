@@ -1,0 +1,103 @@
+//! Stores what a turn reports, under its lease, and only then shows it.
+
+use std::sync::Arc;
+
+use croft_proto::id::TurnId;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{SessionCheckpoint, SessionEvent};
+use tokio::time::Instant;
+
+use super::now;
+use crate::core::Core;
+use crate::error::Error;
+use crate::events::log::{Append, Appended, Authority, NewEvent};
+use crate::session::Session;
+
+/// Writes for one turn.
+pub(super) struct Recorder {
+    core: Arc<Core>,
+    session: Session,
+    epoch: u64,
+    turn: TurnId,
+    began: Instant,
+    answered: bool,
+}
+
+impl Recorder {
+    pub(super) fn new(core: Arc<Core>, session: Session, epoch: u64, turn: TurnId) -> Self {
+        Self { core, session, epoch, turn, began: Instant::now(), answered: false }
+    }
+
+    /// Stores durable events and a checkpoint in one transaction, publishes them, and tells their numbers.
+    pub(super) async fn store(
+        &mut self,
+        kinds: Vec<Kind>,
+        checkpoint: Option<SessionCheckpoint>,
+        input_seq: Option<u64>,
+    ) -> Result<Vec<u64>, Error> {
+        if kinds.iter().any(|kind| matches!(kind, Kind::AgentMessage(_))) {
+            self.note_first_token();
+        }
+        let (elapsed_ms, create_time) = (self.elapsed_ms(), now());
+        let events = kinds
+            .into_iter()
+            .map(|kind| NewEvent { kind: self.priced(kind), turn: Some(self.turn), elapsed_ms, create_time })
+            .collect();
+        let append = Append {
+            tenant: self.session.tenant,
+            session: self.session.id,
+            authority: Authority::Lease { epoch: self.epoch },
+            events,
+            checkpoint,
+            idempotency_key: None,
+            input_seq,
+        };
+        match self.core.stores.events.append(append).await? {
+            Appended::New(events) => {
+                self.core.metrics.events_stored.inc_by(events.len() as u64);
+                let numbers = events.iter().map(|event| event.seq).collect();
+                self.core.hub.publish(self.session.tenant, self.session.id, events);
+                Ok(numbers)
+            }
+            Appended::Existing { .. } => Err(Error::internal(anyhow::anyhow!("an append without a key was known"))),
+        }
+    }
+
+    /// Shows a preview, which is stored nowhere.
+    pub(super) fn preview(&mut self, kind: Kind) {
+        self.note_first_token();
+        let event = SessionEvent {
+            session_id: self.session.id.to_string(),
+            seq: 0,
+            create_time: Some(now()),
+            elapsed_ms: self.elapsed_ms(),
+            turn_id: self.turn.to_string(),
+            kind: Some(kind),
+        };
+        self.core.hub.publish(self.session.tenant, self.session.id, vec![event]);
+    }
+
+    fn elapsed_ms(&self) -> i64 {
+        i64::try_from(self.began.elapsed().as_millis()).unwrap_or(i64::MAX)
+    }
+
+    fn note_first_token(&mut self) {
+        if !std::mem::replace(&mut self.answered, true) {
+            self.core.metrics.first_token.observe(self.began.elapsed().as_secs_f64());
+        }
+    }
+
+    /// The worker tells what was used; what it cost is ours to say.
+    fn priced(&self, kind: Kind) -> Kind {
+        match kind {
+            Kind::ModelAttempt(mut attempt) => {
+                attempt.cost_nano_usd = self.core.models.cost_nano_usd(&attempt, now().seconds);
+                if attempt.cost_nano_usd.is_none() {
+                    self.core.metrics.unpriced_attempts.inc();
+                }
+                Kind::ModelAttempt(attempt)
+            }
+            other => other,
+        }
+    }
+}

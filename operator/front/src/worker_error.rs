@@ -1,0 +1,22 @@
+//! What a worker's refusal means to a client.
+
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use crate::error::Error;
+
+/// A worker that says why has refused; one that can't be reached is lost.
+pub(crate) fn from_status(status: &Status) -> Error {
+    let details = status.get_error_details();
+    let reason = details.error_info().map(|info| info.reason.clone()).unwrap_or_default();
+    match status.code() {
+        Code::InvalidArgument | Code::FailedPrecondition | Code::ResourceExhausted | Code::PermissionDenied => {
+            let reason = if reason.is_empty() { "WORKER_REFUSED".to_owned() } else { reason };
+            Error::WorkerRefused { reason, message: status.message().to_owned() }
+        }
+        code => {
+            tracing::warn!(?code, message = status.message(), "worker call failed");
+            Error::WorkerLost { message: format!("its connection ended ({code:?})") }
+        }
+    }
+}
