@@ -177,7 +177,8 @@ func (r Record) alive() bool {
 		return false
 	}
 	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", r.PID))
-	return err == nil && bytes.Contains(line, []byte(filepath.Base(r.Program)))
+	// For a moment after its start a process has no command line yet.
+	return err == nil && (len(line) == 0 || bytes.Contains(line, []byte(filepath.Base(r.Program))))
 }
 
 func (p Process) digest() string {

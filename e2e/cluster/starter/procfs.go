@@ -12,6 +12,7 @@ import (
 
 type stat struct {
 	state   byte
+	parent  int
 	started uint64 // in clock ticks since the machine started
 }
 
@@ -35,8 +36,18 @@ func parseStat(text string) (stat, error) {
 	if len(fields) < 20 {
 		return stat{}, fmt.Errorf("a process's stat is cut short: %q", text)
 	}
+	parent, err := strconv.Atoi(fields[1])
+	if err != nil {
+		return stat{}, err
+	}
 	started, err := strconv.ParseUint(fields[19], 10, 64)
-	return stat{state: fields[0][0], started: started}, err
+	return stat{state: fields[0][0], parent: parent, started: started}, err
+}
+
+// parent gives the process that a process belongs to, 0 if it is gone.
+func parent(pid int) int {
+	about, _ := readStat(pid)
+	return about.parent
 }
 
 // marked gives the ids of the processes that carry mark in their environment.
