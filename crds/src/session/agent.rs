@@ -1,0 +1,157 @@
+//! What a session runs: the declared twin of `croft.v1.AgentSpec`.
+
+use kube::KubeSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+use crate::is_default;
+
+/// A model, a prompt, tools and limits.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentSpec {
+    /// A name for people, metrics and usage reports; the AgentSession's own if not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63), regex(pattern = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"))]
+    pub name: Option<String>,
+    /// A model id or alias of the registry, for example `claude-haiku-4-5` or `scripted-1`.
+    #[schemars(length(min = 1, max = 128))]
+    pub model: String,
+    /// What the model is told before all else.
+    #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(length(max = 262_144))]
+    pub system_prompt: String,
+    /// Tools that the agent may call.
+    #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub tools: Vec<ToolSpec>,
+    /// Bounds of one turn.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub limits: AgentLimitsSpec,
+    /// Tried in order when `model` can't answer.
+    #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(length(max = 8), inner(length(min = 1, max = 128)))]
+    pub fallback_models: Vec<String>,
+    /// How freely the model chooses its words; its own default if not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 2))]
+    pub temperature: Option<f64>,
+}
+
+/// A tool that the agent may call.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.builtin) != has(self.mcp)")
+        .message("a tool comes from exactly one place: set builtin or mcp")
+)]
+pub struct ToolSpec {
+    /// The name that the model sees.
+    #[schemars(regex(pattern = r"^[a-zA-Z0-9_-]{1,64}$"))]
+    pub name: String,
+    /// What the model is told of it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(length(max = 4_096))]
+    pub description: String,
+    /// JSON Schema of the arguments.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "any_object")]
+    pub input_schema: Option<serde_json::Value>,
+    /// A tool that the worker has built in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub builtin: Option<BuiltinToolSpec>,
+    /// A tool of an MCP server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mcp: Option<McpToolSpec>,
+    /// What may happen to a call whose outcome is unknown after a crash.
+    #[serde(default)]
+    pub replay: ReplaySpec,
+    /// Whether it may be called.
+    #[serde(default)]
+    pub permission: PermissionSpec,
+    /// How long one call may take; the worker's default if not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 86_400))]
+    pub timeout_seconds: Option<u32>,
+}
+
+/// A tool that the worker has built in.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct BuiltinToolSpec {
+    /// `clock` or `calculator`.
+    #[schemars(length(min = 1, max = 64))]
+    pub name: String,
+}
+
+/// A tool of an MCP server, reached by streamable HTTP.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct McpToolSpec {
+    /// Where the server is.
+    #[schemars(length(min = 1, max = 512))]
+    #[x_kube(
+        validation = Rule::new("isURL(self) && url(self).getScheme() in ['http', 'https'] && url(self).getHost() != ''")
+            .message("serverUrl must be an address such as https://tools.example.com/mcp")
+    )]
+    pub server_url: String,
+    /// The tool's name at the server, if it differs.
+    #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(length(max = 128))]
+    pub tool_name: String,
+}
+
+/// What may happen to a call whose outcome is unknown after a crash.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum ReplaySpec {
+    /// Has no effects: call it again.
+    Safe,
+    /// Has effects, and the same idempotency key makes them once: call it again.
+    Idempotent,
+    /// Never repeated without a person's word.
+    #[default]
+    Unsafe,
+}
+
+/// Whether a tool may be called.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum PermissionSpec {
+    #[default]
+    Allow,
+    /// Each call waits for a person.
+    Ask,
+    Deny,
+}
+
+/// Bounds of one agent; what is not set is the platform's.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentLimitsSpec {
+    /// Model calls in one turn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub max_model_calls: Option<u32>,
+    /// Tool calls in one turn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub max_tool_calls: Option<u32>,
+    /// Output tokens asked of the model in one call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub max_output_tokens: Option<u32>,
+    /// Wall time of one turn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 86_400))]
+    pub turn_timeout_seconds: Option<u32>,
+}
+
+fn any_object(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "description": "JSON Schema of the arguments.",
+        "type": "object",
+        "x-kubernetes-preserve-unknown-fields": true
+    })
+}

@@ -1,0 +1,22 @@
+//! What a tenant's namespace may use altogether.
+
+use kube::KubeSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::Quantity;
+
+/// Bounds of the whole namespace; what is not set comes from the tier.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct QuotaSpec {
+    /// CPU, requested and as a limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<Quantity>,
+    /// Memory, requested and as a limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Quantity>,
+    /// Pods that may be there at a time; a rollout of the workers needs one more than they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub pods: Option<i32>,
+}

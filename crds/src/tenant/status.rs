@@ -1,0 +1,52 @@
+//! What the operator says about a tenant.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::condition;
+
+/// Written by the operator alone.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentTenantStatus {
+    /// The generation of the spec that all of this speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<TenantPhase>,
+    /// The namespace, once it is this tenant's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workers: Option<WorkersStatus>,
+    /// What holds of this tenant, each with the reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "condition::schema")]
+    pub conditions: Vec<Condition>,
+}
+
+/// The state of a tenant in a word.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TenantPhase {
+    /// Its parts are being made.
+    Pending,
+    /// All is as the spec wants it.
+    Ready,
+    /// Something runs, but not all.
+    Degraded,
+    /// `spec.suspend` is on and no worker is left.
+    Suspended,
+    /// It is being deleted.
+    Terminating,
+    /// Nothing can be made of it; the condition `Ready` says why.
+    Failed,
+}
+
+/// Worker pods.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkersStatus {
+    pub desired: i32,
+    pub ready: i32,
+}
