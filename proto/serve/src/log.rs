@@ -145,3 +145,81 @@ impl Visit for Fields {
         self.put(field, text);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::trace::Telemetry;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What `body` logs.
+    fn logged(filter: &str, body: impl FnOnce()) -> Vec<Value> {
+        let (lines, telemetry) = (Lines::default(), Telemetry::start("croft-test", None).unwrap());
+        let writer = lines.clone();
+        let subscriber = subscriber(filter, telemetry.tracer(), move || writer.clone()).unwrap();
+        tracing::subscriber::with_default(subscriber, body);
+        let bytes = lines.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_line_bears_its_own_fields_and_those_of_the_spans_around_it() {
+        let lines = logged("info", || {
+            let outer = tracing::info_span!("outer", tenant = "acme", attempt = 1, otel.name = "x");
+            let inner = tracing::info_span!(parent: &outer, "inner", attempt = 2, session = tracing::field::Empty);
+            inner.record("session", "s-1");
+            let _entered = inner.enter();
+            tracing::info!(seq = 7, stored = true, "event stored");
+        });
+        let [line] = &lines[..] else { panic!("{lines:?}") };
+        assert_eq!(line["message"], "event stored");
+        assert_eq!(line["level"], "info");
+        assert_eq!((&line["tenant"], &line["session"]), (&"acme".into(), &"s-1".into()));
+        assert_eq!((&line["attempt"], &line["seq"], &line["stored"]), (&2.into(), &7.into(), &true.into()));
+        assert_eq!(line["trace_id"].as_str().unwrap().len(), 32);
+        assert_eq!(line["span_id"].as_str().unwrap().len(), 16);
+        assert!(line.get("otel.name").is_none());
+        assert!(line["time"].as_str().unwrap().ends_with('Z'));
+    }
+
+    #[test]
+    fn a_quiet_filter_leaves_the_trace_ids() {
+        let lines = logged("warn", || {
+            let _entered = tracing::info_span!("rpc").entered();
+            tracing::info!("not shown");
+            tracing::warn!("shown");
+        });
+        assert_eq!(lines.len(), 1);
+        assert_eq!(lines[0]["trace_id"].as_str().unwrap().len(), 32);
+    }
+
+    #[test]
+    fn a_line_outside_any_span_has_no_ids() {
+        let lines = logged("info", || tracing::info!("alone"));
+        assert!(lines[0].get("trace_id").is_none());
+    }
+
+    #[test]
+    fn an_error_is_logged_with_its_causes() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot store event")]
+        struct Store(#[source] std::io::Error);
+        let error = Store(std::io::Error::other("disk full"));
+        let lines = logged("info", || tracing::error!(error = &error as &dyn std::error::Error, "failed"));
+        assert_eq!(lines[0]["error"], "cannot store event: disk full");
+    }
+}

@@ -69,3 +69,15 @@ impl Metrics {
         &self.rpc
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_begins_with_what_is_running() {
+        let text = Metrics::new("croft-test").unwrap().text().unwrap();
+        let line = format!("croft_build_info{{program=\"croft-test\",version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
+        assert!(text.lines().any(|own| own == line), "{text}");
+    }
+}

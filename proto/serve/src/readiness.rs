@@ -104,3 +104,47 @@ impl Watch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_check_objects_until_it_is_answered() {
+        let readiness = Readiness::new();
+        assert!(readiness.is_ready());
+        let postgres = readiness.check("postgres");
+        assert_eq!(readiness.problems(), ["postgres: not checked yet"]);
+        postgres.ready();
+        assert!(readiness.is_ready());
+    }
+
+    #[test]
+    fn each_problem_has_a_line_with_its_latest_reason() {
+        let readiness = Readiness::new();
+        let (routes, postgres) = (readiness.check("routes"), readiness.check("postgres"));
+        routes.not_ready("no snapshot");
+        postgres.not_ready("connection refused");
+        postgres.not_ready("timed out");
+        assert_eq!(readiness.problems(), ["postgres: timed out", "routes: no snapshot"]);
+        routes.ready();
+        assert_eq!(readiness.problems(), ["postgres: timed out"]);
+        assert!(!readiness.is_ready());
+    }
+
+    #[tokio::test]
+    async fn a_watch_tells_changes_of_the_whole_only() {
+        let readiness = Readiness::new();
+        let (routes, postgres) = (readiness.check("routes"), readiness.check("postgres"));
+        let mut watch = readiness.watch();
+        assert_eq!(watch.next().await, Some(false));
+        routes.ready();
+        postgres.not_ready("still not");
+        postgres.ready();
+        assert_eq!(watch.next().await, Some(true));
+        routes.not_ready("lost");
+        assert_eq!(watch.next().await, Some(false));
+        drop((readiness, routes, postgres));
+        assert_eq!(watch.next().await, None);
+    }
+}

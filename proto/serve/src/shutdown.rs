@@ -39,3 +39,26 @@ pub async fn in_order(readiness: &Readiness, tasks: &Tasks, grace: Duration) -> 
     readiness.check("shutdown").not_ready("shutting down");
     tasks.shutdown(grace).await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nobody_is_sent_here_any_more_by_the_time_intake_stops() {
+        let (tasks, readiness) = (Tasks::new(), Readiness::new());
+        let (stopping, seen) = (tasks.stopping(), readiness.clone());
+        let intake = tasks.spawn("intake", async move {
+            stopping.cancelled().await;
+            seen.problems()
+        });
+        assert_eq!(in_order(&readiness, &tasks, Duration::from_secs(60)).await, 0);
+        assert_eq!(intake.await.unwrap(), ["shutdown: shutting down"]);
+    }
+
+    #[test]
+    fn exit_codes_are_the_shells() {
+        assert_eq!(exit_code(SignalKind::terminate()), 143);
+        assert_eq!(exit_code(SignalKind::interrupt()), 130);
+    }
+}

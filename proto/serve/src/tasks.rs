@@ -168,3 +168,80 @@ impl Drop for Alarm {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn a_task_that_ends_when_intake_stops_is_waited_for() {
+        let tasks = Tasks::new();
+        let stopping = tasks.stopping();
+        let work = tasks.spawn("work", async move {
+            stopping.cancelled().await;
+            "done"
+        });
+        assert_eq!(tasks.shutdown(LONG).await, 0);
+        assert_eq!(work.await.unwrap(), "done");
+    }
+
+    #[tokio::test]
+    async fn tasks_left_at_the_end_of_the_grace_are_counted() {
+        let tasks = Tasks::new();
+        for name in ["stuck", "stuck", "stuck too"] {
+            drop(tasks.spawn(name, std::future::pending::<()>()));
+        }
+        drop(tasks.spawn("quick", async {}));
+        assert_eq!(tasks.shutdown(Duration::from_millis(20)).await, 3);
+    }
+
+    #[tokio::test]
+    async fn a_panicking_task_is_counted_and_the_others_go_on() {
+        let (tasks, metrics) = (Tasks::new(), Metrics::new("test").unwrap());
+        tasks.register(&metrics).unwrap();
+        let quick = tasks.spawn("quick", async { 7 });
+        let clumsy = tasks.spawn("clumsy", async { panic!("on purpose") });
+        assert!(clumsy.await.unwrap_err().is_panic());
+        assert_eq!(quick.await.unwrap(), 7);
+        assert_eq!(tasks.shutdown(LONG).await, 0);
+        let text = metrics.text().unwrap();
+        assert!(text.contains("croft_task_panics_total{task=\"clumsy\"} 1"), "{text}");
+        assert!(text.contains("croft_tasks_running{task=\"clumsy\"} 0"), "{text}");
+        assert!(!text.contains("croft_task_panics_total{task=\"quick\"}"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn an_aborted_task_is_no_panic_and_not_left() {
+        let tasks = Tasks::new();
+        tasks.spawn("aborted", std::future::pending::<()>()).abort();
+        assert_eq!(tasks.shutdown(LONG).await, 0);
+        assert_eq!(tasks.ledger.panics.with_label_values(&["aborted"]).get(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_vital_task_raises_the_alarm_however_it_ends() {
+        let fails = Tasks::new();
+        fails.spawn_vital("server", async { anyhow::bail!("on purpose") });
+        fails.failed().await;
+        let ends = Tasks::new();
+        ends.spawn_vital("server", async { Ok(()) });
+        ends.failed().await;
+        let panics = Tasks::new();
+        panics.spawn_vital("server", async { panic!("on purpose") });
+        panics.failed().await;
+    }
+
+    #[tokio::test]
+    async fn a_vital_task_may_end_once_intake_has_stopped() {
+        let tasks = Tasks::new();
+        let stopping = tasks.stopping();
+        tasks.spawn_vital("server", async move {
+            stopping.cancelled().await;
+            Ok(())
+        });
+        assert_eq!(tasks.shutdown(LONG).await, 0);
+        assert!(!tasks.failed.is_cancelled());
+    }
+}

@@ -108,3 +108,74 @@ fn belong_together(cert: &[u8], key: &[u8]) -> Result<(), String> {
         .map(drop)
         .map_err(|error| error.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair};
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// A folder with a usable set of files, and the arguments that name them.
+    fn files() -> (TempDir, TlsArgs) {
+        let folder = tempfile::tempdir().unwrap();
+        let key = KeyPair::generate().unwrap();
+        let cert = CertificateParams::new(vec!["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
+        let [tls_cert, tls_key, tls_ca] = ["tls.crt", "tls.key", "ca.crt"].map(|name| folder.path().join(name));
+        std::fs::write(&tls_cert, cert.pem()).unwrap();
+        std::fs::write(&tls_key, key.serialize_pem()).unwrap();
+        std::fs::write(&tls_ca, cert.pem()).unwrap();
+        (folder, TlsArgs { tls_cert, tls_key, tls_ca })
+    }
+
+    fn mistakes(args: &TlsArgs) -> Vec<String> {
+        TlsFiles::read(args).err().expect("they should not be usable").0
+    }
+
+    #[test]
+    fn good_files_are_read() {
+        let (_folder, args) = files();
+        let read = TlsFiles::read(&args).unwrap();
+        assert_eq!(read.ca, std::fs::read(&args.tls_ca).unwrap());
+    }
+
+    #[test]
+    fn each_unusable_file_has_a_sentence_that_names_it_and_its_flag() {
+        let (_folder, args) = files();
+        std::fs::remove_file(&args.tls_cert).unwrap();
+        std::fs::write(&args.tls_key, "not a key, hunter2").unwrap();
+        std::fs::write(&args.tls_ca, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
+        let told = mistakes(&args);
+        let expected = [
+            format!("{} of --tls-cert (CROFT_TLS_CERT) is not usable: No such file", args.tls_cert.display()),
+            format!(
+                "{} of --tls-key (CROFT_TLS_KEY) is not usable: it holds no PEM private key.",
+                args.tls_key.display()
+            ),
+            format!(
+                "{} of --tls-ca (CROFT_TLS_CA) is not usable: it holds a garbled certificate.",
+                args.tls_ca.display()
+            ),
+        ];
+        assert_eq!(told.len(), expected.len(), "{told:#?}");
+        for (told, expected) in told.iter().zip(&expected) {
+            assert!(told.starts_with(expected), "{told:?} should begin with {expected:?}");
+        }
+        assert!(!told.concat().contains("hunter2"));
+    }
+
+    #[test]
+    fn anothers_key_is_found_out_at_start_rather_than_by_the_first_peer() {
+        let ((_folder, args), (_other_folder, other)) = (files(), files());
+        let told = mistakes(&TlsArgs { tls_key: other.tls_key, ..args });
+        assert_eq!(told.len(), 1);
+        assert!(told[0].contains("of --tls-key (CROFT_TLS_KEY) does not fit"), "{told:?}");
+    }
+
+    #[test]
+    fn an_empty_authority_is_no_authority() {
+        let (_folder, args) = files();
+        std::fs::write(&args.tls_ca, "").unwrap();
+        assert!(mistakes(&args)[0].ends_with("it holds no PEM certificate."));
+    }
+}

@@ -93,3 +93,47 @@ impl Telemetry {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry::trace::TraceContextExt;
+
+    use super::*;
+
+    const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+    #[test]
+    fn what_is_extracted_is_what_was_sent() {
+        let mut request = Request::new(());
+        request.metadata_mut().insert("traceparent", PARENT.parse().unwrap());
+        let context = extract(&request);
+        let span = context.span().span_context().clone();
+        assert_eq!(span.trace_id().to_string(), "0af7651916cd43dd8448eb211c80319c");
+        assert_eq!(span.span_id().to_string(), "b7ad6b7169203331");
+        assert!(span.is_remote() && span.is_sampled());
+    }
+
+    #[tokio::test]
+    async fn a_call_made_within_a_span_carries_on_its_callers_trace() {
+        let telemetry = Telemetry::start("croft-test", None).unwrap();
+        let subscriber = crate::log::subscriber("off", telemetry.tracer(), std::io::sink).unwrap();
+        let _default = tracing::subscriber::set_default(subscriber);
+        let mut incoming = Request::new(());
+        incoming.metadata_mut().insert("traceparent", PARENT.parse().unwrap());
+        let span = tracing::info_span!("work");
+        span.set_parent(extract(&incoming)).unwrap();
+
+        let outgoing = span.in_scope(|| propagate(Request::new(())).unwrap());
+        let sent = outgoing.metadata().get("traceparent").unwrap().to_str().unwrap();
+        let own = span.context().span().span_context().span_id();
+        assert_eq!(sent, format!("00-0af7651916cd43dd8448eb211c80319c-{own}-01"));
+        assert_ne!(own.to_string(), "b7ad6b7169203331");
+    }
+
+    #[test]
+    fn a_call_made_outside_any_span_carries_nothing() {
+        let mut metadata = MetadataMap::new();
+        inject(&mut metadata);
+        assert!(metadata.is_empty());
+    }
+}

@@ -47,11 +47,13 @@ pub fn try_parse_from<C: Config>(args: impl IntoIterator<Item = impl Into<OsStri
 
 /// clap stops at the first mistake. So each argument that it objects to is made to accept anything, and we ask again.
 fn all_of(first: clap::Error, mut command: Command, args: &[OsString]) -> Vec<String> {
-    command.build();
+    // Only a built command prints its arguments as errors do, and only one that isn't built can be changed.
+    let mut built = command.clone();
+    built.build();
     let mut sentences = Vec::new();
     let mut next = Some(first);
     while let Some(error) = next {
-        let objected: Vec<Arg> = names(&error).iter().filter_map(|name| find(&command, name)).collect();
+        let objected: Vec<Arg> = names(&error).iter().filter_map(|name| find(&built, name)).collect();
         let relaxable = matches!(
             error.kind(),
             ErrorKind::ValueValidation | ErrorKind::InvalidValue | ErrorKind::MissingRequiredArgument

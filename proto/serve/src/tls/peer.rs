@@ -66,3 +66,47 @@ fn certificate_role(der: &[u8]) -> Option<PeerRole> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair, SanType};
+
+    use super::*;
+
+    fn certificate(uris: &[&str]) -> Vec<u8> {
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.subject_alt_names.extend(uris.iter().map(|&uri| SanType::URI(uri.try_into().unwrap())));
+        params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().to_vec()
+    }
+
+    #[test]
+    fn a_role_survives_the_way_through_its_uri() {
+        for role in [PeerRole::Operator, PeerRole::Front, PeerRole::Worker { tenant: "acme".into() }] {
+            assert_eq!(certificate_role(&certificate(&[&role.uri()])), Some(role));
+        }
+    }
+
+    #[test]
+    fn what_is_not_exactly_one_role_is_none() {
+        assert_eq!(certificate_role(&certificate(&[])), None);
+        assert_eq!(certificate_role(&certificate(&["spiffe://croft.dev/front", "spiffe://croft.dev/operator"])), None);
+        assert_eq!(certificate_role(b"garbled"), None);
+        for uri in [
+            "spiffe://croft.dev/",
+            "spiffe://croft.dev/front/",
+            "spiffe://croft.dev/tenant//worker",
+            "spiffe://croft.dev/tenant/a/b/worker",
+            "spiffe://croft.dev.example/front",
+            "https://croft.dev/front",
+        ] {
+            assert_eq!(PeerRole::from_uri(uri), None, "{uri}");
+        }
+    }
+
+    #[test]
+    fn a_call_without_tls_is_nobodys() {
+        assert_eq!(peer_role(&Request::new(())), None);
+        let refused = only(PeerRole::Front)(Request::new(())).unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+    }
+}
