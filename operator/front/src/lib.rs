@@ -9,9 +9,11 @@ pub mod events;
 pub mod identity;
 pub mod lease;
 pub mod models;
+pub mod routing;
 pub mod session;
 pub mod store;
 pub mod tenants;
 pub mod usage;
+pub mod worker_client;
 
 pub use error::Error;

@@ -2,7 +2,7 @@
 
 pub mod watch;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use async_trait::async_trait;
@@ -97,6 +97,16 @@ impl Tenants {
         self.read().by_id.values().cloned().collect()
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.read().by_id.len()
+    }
+
+    /// No tenant is known.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// A snapshot has come: a tenant that is not here does not exist. Before, nobody knows.
     pub fn synced(&self) -> bool {
         self.read().synced
@@ -109,8 +119,8 @@ impl Tenants {
                 let tenants = parse(snapshot.tenants);
                 let mut table = self.write();
                 table.synced = true;
-                let gone = |id: &TenantId| !tenants.iter().any(|tenant| tenant.id == *id);
-                let removed = table.by_id.keys().copied().filter(gone).collect();
+                let told: HashSet<_> = tenants.iter().map(|tenant| tenant.id).collect();
+                let removed = table.by_id.keys().copied().filter(|id| !told.contains(id)).collect();
                 table.change(tenants, removed)
             }
             Some(Told::Delta(delta)) => {

@@ -11,7 +11,8 @@ use anyhow::Context;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use croft_proto::id::TenantId;
 use croft_proto::v1::route_service_client::RouteServiceClient;
-use croft_proto::v1::{WatchRoutesRequest, WatchRoutesResponse};
+use croft_proto::v1::watch_routes_response::Change;
+use croft_proto::v1::{TenantRoute, WatchRoutesRequest, WatchRoutesResponse};
 use croft_serve::tls::TlsFiles;
 use croft_serve::{Check, Tasks};
 use futures::{StreamExt, stream};
@@ -20,7 +21,7 @@ use tokio::time::{Instant, timeout};
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{Tenant, TenantMirror, Tenants};
+use super::{TenantMirror, Tenants};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// An operator that went silent is noticed after the interval and the timeout.
@@ -29,9 +30,9 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(10);
 /// How long a change of routes waits for its rows. Past it the routes go ahead and the rows are tried again each tick.
-const MIRROR_TIMEOUT: Duration = Duration::from_secs(2);
+const MIRROR_TIMEOUT: Duration = Duration::from_secs(1);
 const MIRROR_CONCURRENCY: usize = 8;
-const TICK: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_secs(2);
 /// A snapshot holds all tenants: about 1 kB each.
 const MESSAGE_BYTES_MAX: usize = 256 * 1024 * 1024;
 
@@ -108,33 +109,22 @@ impl RouteWatch {
     async fn run(self, channel: Channel) {
         let mut backlog = Backlog::new(Arc::clone(&self.mirror), self.metrics.unmirrored.clone());
         let mut lost_at = Instant::now();
+        let mut retries = retries();
         loop {
-            let mut retries = ExponentialBuilder::new()
-                .with_min_delay(RETRY_FIRST)
-                .with_max_delay(RETRY_MAX)
-                .with_jitter()
-                .without_max_times()
-                .build();
-            let stream = loop {
-                match self.connect(&channel).await {
-                    Ok(stream) => break stream,
-                    Err(status) => {
-                        tracing::warn!(error = %status, "the operator does not tell its routes");
-                        let pause = retries.next().unwrap_or(RETRY_MAX);
-                        self.pause(pause, lost_at, &mut backlog).await;
+            match self.connect(&channel).await {
+                Ok(stream) => {
+                    self.metrics.connected.set(1);
+                    self.metrics.stale_seconds.set(0);
+                    if self.follow(stream, &mut backlog).await {
+                        retries = self::retries();
                     }
+                    lost_at = Instant::now();
+                    self.metrics.connected.set(0);
+                    self.metrics.disconnects.inc();
                 }
-            };
-            self.metrics.connected.set(1);
-            self.metrics.stale_seconds.set(0);
-            let told = self.follow(stream, &mut backlog).await;
-            lost_at = Instant::now();
-            self.metrics.connected.set(0);
-            self.metrics.disconnects.inc();
-            if !told {
-                // It takes the call and says nothing: as good as refused.
-                self.pause(RETRY_FIRST, lost_at, &mut backlog).await;
+                Err(status) => tracing::warn!(error = %status, "the operator does not tell its routes"),
             }
+            self.pause(retries.next().unwrap_or(RETRY_MAX), lost_at, &mut backlog).await;
         }
     }
 
@@ -144,7 +134,8 @@ impl RouteWatch {
         Ok(client.watch_routes(request).await?.into_inner())
     }
 
-    /// Applies what comes until the stream ends. Returns whether anything came.
+    /// Applies what comes until the stream ends. Returns whether anything came: an operator that takes the call and says
+    /// nothing is as good as one that refuses.
     async fn follow(&self, mut stream: Streaming<WatchRoutesResponse>, backlog: &mut Backlog) -> bool {
         let mut tick = tokio::time::interval(TICK);
         let mut told = false;
@@ -174,11 +165,12 @@ impl RouteWatch {
     }
 
     async fn take(&self, response: WatchRoutesResponse, backlog: &mut Backlog) {
-        let change = self.tenants.apply(response);
-        backlog.add(&change.upserted);
-        backlog.forget(&change.removed);
+        // Rows come first: a session of a new tenant refers to the tenant's row.
+        backlog.add(routes(&response));
         backlog.retry().await;
-        self.metrics.tenants.set(i64::try_from(self.tenants.list().len()).unwrap_or(i64::MAX));
+        let change = self.tenants.apply(response);
+        backlog.forget(&change.removed);
+        self.metrics.tenants.set(i64::try_from(self.tenants.len()).unwrap_or(i64::MAX));
         if self.tenants.synced() {
             self.check.ready();
         }
@@ -195,6 +187,23 @@ impl RouteWatch {
     }
 }
 
+fn retries() -> impl Iterator<Item = Duration> + Send {
+    ExponentialBuilder::new()
+        .with_min_delay(RETRY_FIRST)
+        .with_max_delay(RETRY_MAX)
+        .with_jitter()
+        .without_max_times()
+        .build()
+}
+
+fn routes(response: &WatchRoutesResponse) -> &[TenantRoute] {
+    match &response.change {
+        Some(Change::Snapshot(snapshot)) => &snapshot.tenants,
+        Some(Change::Delta(delta)) => &delta.upserts,
+        None => &[],
+    }
+}
+
 /// Tenants whose row is still to be written. As many as there are tenants, at most.
 struct Backlog {
     mirror: Arc<dyn TenantMirror>,
@@ -208,10 +217,11 @@ impl Backlog {
         Self { mirror, written: HashMap::new(), waiting: HashMap::new(), gauge }
     }
 
-    fn add(&mut self, tenants: &[Arc<Tenant>]) {
-        for tenant in tenants {
-            if self.written.get(&tenant.id) != Some(&tenant.name) {
-                self.waiting.insert(tenant.id, tenant.name.clone());
+    fn add(&mut self, routes: &[TenantRoute]) {
+        for route in routes {
+            let Ok(id) = route.tenant_id.parse() else { continue };
+            if self.written.get(&id) != Some(&route.name) {
+                self.waiting.insert(id, route.name.clone());
             }
         }
     }
@@ -227,9 +237,10 @@ impl Backlog {
     async fn retry(&mut self) {
         if !self.waiting.is_empty() {
             let Self { mirror, written, waiting, .. } = self;
+            let mirror: &dyn TenantMirror = &**mirror;
             let todo: Vec<_> = waiting.iter().map(|(id, name)| (*id, name.clone())).collect();
             let mut writes = stream::iter(todo)
-                .map(|(id, name)| async { (mirror.upsert(id, &name).await, id, name) })
+                .map(|(id, name)| async move { (mirror.upsert(id, &name).await, id, name) })
                 .buffer_unordered(MIRROR_CONCURRENCY);
             let pass = async {
                 while let Some((outcome, id, name)) = writes.next().await {

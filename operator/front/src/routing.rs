@@ -1,0 +1,389 @@
+//! Picks a worker for a turn: least connections among the tenant's ready workers that have room.
+//!
+//! Each front counts what it placed itself; a worker refuses what is too much for it when fronts together overshoot. There is
+//! no registration: the tenant's route is read at each placement, so a worker that leaves while we choose is at
+//! worst a call that fails.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use croft_proto::id::{SessionId, TenantId};
+use croft_proto::v1::WorkerRoute;
+use tokio::time::Instant;
+
+use crate::error::Error;
+use crate::tenants::{Tenant, Tenants};
+
+/// How long a worker that failed is passed over, while another can take its place.
+const PENALTY: Duration = Duration::from_secs(5);
+
+/// Places sessions on workers. Clones share the counts.
+#[derive(Debug, Clone)]
+pub struct Router {
+    tenants: Tenants,
+    counts: Arc<Mutex<Counts>>,
+}
+
+/// What this front knows of workers beyond their routes. Holds as many as are routed or in use, no more.
+#[derive(Debug, Default)]
+struct Counts {
+    workers: HashMap<TenantId, HashMap<String, Worker>>,
+    /// Counts placements, to tell which worker was chosen longest ago.
+    turn: u64,
+}
+
+#[derive(Debug, Default)]
+struct Worker {
+    placed: u32,
+    chosen_at: u64,
+    /// Reported unhealthy, until reported healthy again.
+    unhealthy: bool,
+    /// Failed at this address, and is passed over until then. A new pod under an old name starts with a clean record.
+    failed: Option<(String, Instant)>,
+}
+
+impl Worker {
+    fn is_out(&self, address: &str, now: Instant) -> bool {
+        self.unhealthy || self.failed.as_ref().is_some_and(|(at, until)| at == address && now < *until)
+    }
+
+    fn is_blank(&self) -> bool {
+        self.placed == 0 && !self.unhealthy && self.failed.is_none()
+    }
+}
+
+/// A session's place on a worker. It counts until it is dropped.
+#[derive(Debug)]
+pub struct Placement {
+    tenant: TenantId,
+    session: SessionId,
+    worker: String,
+    address: String,
+    namespace: String,
+    router: Router,
+}
+
+impl Placement {
+    pub fn tenant(&self) -> TenantId {
+        self.tenant
+    }
+
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+
+    /// The pod.
+    pub fn worker(&self) -> &str {
+        &self.worker
+    }
+
+    /// `host:port` of its RuntimeService.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+}
+
+impl Drop for Placement {
+    fn drop(&mut self) {
+        let mut counts = self.router.lock();
+        let Some(workers) = counts.workers.get_mut(&self.tenant) else { return };
+        if let Some(worker) = workers.get_mut(&self.worker) {
+            worker.placed = worker.placed.saturating_sub(1);
+        }
+    }
+}
+
+impl Router {
+    pub fn new(tenants: Tenants) -> Self {
+        Self { tenants, counts: Arc::default() }
+    }
+
+    /// The worker that holds the fewest sessions of ours; among equals the one chosen longest ago, then by name. The
+    /// preferred one wins if it can take the session at all.
+    ///
+    /// Workers that failed lately are passed over while there is another; the last one is tried all the same, since a
+    /// call that fails costs the caller no more than a refusal. Fails with [`Error::NoWorker`].
+    pub fn place(&self, tenant: TenantId, session: SessionId, preferred: Option<&str>) -> Result<Placement, Error> {
+        let Some(route) = self.tenants.get(tenant) else {
+            self.lock().workers.remove(&tenant);
+            return Err(Error::NoWorker { why: "the tenant is gone".to_owned() });
+        };
+        let mut counts = self.lock();
+        counts.prune(&route, &self.tenants);
+        let chosen = counts.choose(&route, preferred).ok_or_else(|| Error::NoWorker { why: why_none(&route) })?;
+        counts.turn += 1;
+        let turn = counts.turn;
+        let worker = counts.workers.entry(tenant).or_default().entry(chosen.name.clone()).or_default();
+        worker.placed += 1;
+        worker.chosen_at = turn;
+        Ok(Placement {
+            tenant,
+            session,
+            worker: chosen.name.clone(),
+            address: chosen.address.clone(),
+            namespace: route.namespace.clone(),
+            router: self.clone(),
+        })
+    }
+
+    /// The worker did not answer as it should: it is passed over for 5 s. A worker without a route is no matter.
+    pub fn report_failure(&self, tenant: TenantId, worker: &str) {
+        self.note(tenant, worker, |state, route| {
+            state.failed = Some((route.address.clone(), Instant::now() + PENALTY));
+        });
+    }
+
+    /// Takes a worker out, or back in. A worker without a route is no matter.
+    pub fn update_health(&self, tenant: TenantId, worker: &str, healthy: bool) {
+        self.note(tenant, worker, |state, _| {
+            state.unhealthy = !healthy;
+            if healthy {
+                state.failed = None;
+            }
+        });
+    }
+
+    /// How many sessions this front has on the worker now.
+    pub fn placed(&self, tenant: TenantId, worker: &str) -> u32 {
+        self.lock().worker(tenant, worker).map_or(0, |worker| worker.placed)
+    }
+
+    fn note(&self, tenant: TenantId, worker: &str, change: impl FnOnce(&mut Worker, &WorkerRoute)) {
+        let Some(route) = self.tenants.get(tenant) else { return };
+        let Some(route) = route.workers.iter().find(|route| route.name == worker) else { return };
+        let mut counts = self.lock();
+        change(counts.workers.entry(tenant).or_default().entry(worker.to_owned()).or_default(), route);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Counts> {
+        // No code that holds the lock can leave the counts half changed.
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Counts {
+    fn worker(&self, tenant: TenantId, name: &str) -> Option<&Worker> {
+        self.workers.get(&tenant).and_then(|workers| workers.get(name))
+    }
+
+    fn choose<'route>(&self, route: &'route Tenant, preferred: Option<&str>) -> Option<&'route WorkerRoute> {
+        let now = Instant::now();
+        let placed = |worker: &WorkerRoute| self.worker(route.id, &worker.name).map_or(0, |worker| worker.placed);
+        let out = |worker: &WorkerRoute| {
+            self.worker(route.id, &worker.name).is_some_and(|state| state.is_out(&worker.address, now))
+        };
+        let able: Vec<_> = route
+            .workers
+            .iter()
+            .filter(|worker| worker.ready && (worker.sessions_max == 0 || placed(worker) < worker.sessions_max))
+            .collect();
+        if let Some(preferred) = able.iter().find(|worker| Some(worker.name.as_str()) == preferred && !out(worker)) {
+            return Some(preferred);
+        }
+        able.into_iter().min_by_key(|worker| {
+            let chosen_at = self.worker(route.id, &worker.name).map_or(0, |state| state.chosen_at);
+            (out(worker), placed(worker), chosen_at, worker.name.as_str())
+        })
+    }
+
+    /// Forgets workers of this tenant that are neither routed nor in use and, when a tenant is new here, tenants that
+    /// are gone.
+    fn prune(&mut self, route: &Tenant, tenants: &Tenants) {
+        if let Some(workers) = self.workers.get_mut(&route.id) {
+            workers.retain(|name, worker| worker.placed > 0 || route.workers.iter().any(|routed| routed.name == *name));
+        } else {
+            self.workers.retain(|tenant, workers| {
+                tenants.get(*tenant).is_some() || workers.values().any(|worker| !worker.is_blank())
+            });
+        }
+    }
+}
+
+/// The operator's word if it has one; ours otherwise.
+fn why_none(route: &Tenant) -> String {
+    let ready = route.workers.iter().filter(|worker| worker.ready).count();
+    if ready > 0 {
+        return format!("all {ready} ready workers are full");
+    }
+    if !route.workers_problem.is_empty() {
+        return route.workers_problem.clone();
+    }
+    match route.workers.len() {
+        0 => "the tenant has no worker yet".to_owned(),
+        count => format!("none of {count} workers is ready"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use croft_proto::v1::watch_routes_response::Change;
+    use croft_proto::v1::{RouteSnapshot, TenantRoute, WatchRoutesResponse};
+
+    use super::*;
+
+    fn worker(name: &str) -> WorkerRoute {
+        WorkerRoute { name: name.into(), address: format!("10.9.8.7:{}", 7000 + name.len()), ready: true, sessions_max: 0 }
+    }
+
+    fn tell(tenants: &Tenants, tenant: TenantId, workers: Vec<WorkerRoute>, workers_problem: &str) {
+        let route = TenantRoute {
+            tenant_id: tenant.to_string(),
+            name: "heron".into(),
+            namespace: "tenant-heron".into(),
+            workers,
+            workers_problem: workers_problem.into(),
+            ..Default::default()
+        };
+        let change = Some(Change::Snapshot(RouteSnapshot { tenants: vec![route] }));
+        tenants.apply(WatchRoutesResponse { version: 1, change });
+    }
+
+    fn router(workers: Vec<WorkerRoute>) -> (Router, Tenants, TenantId) {
+        let (tenants, tenant) = (Tenants::new(), TenantId::generate());
+        tell(&tenants, tenant, workers, "");
+        (Router::new(tenants.clone()), tenants, tenant)
+    }
+
+    fn place(router: &Router, tenant: TenantId) -> Placement {
+        router.place(tenant, SessionId::generate(), None).unwrap()
+    }
+
+    fn why(router: &Router, tenant: TenantId) -> String {
+        match router.place(tenant, SessionId::generate(), None) {
+            Err(Error::NoWorker { why }) => why,
+            other => panic!("placed: {other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_worker_with_the_fewest_sessions_is_next_and_equals_take_turns() {
+        let (router, _, tenant) = router(vec![worker("sedge"), worker("reed"), worker("rush")]);
+        let first = place(&router, tenant);
+        let second = place(&router, tenant);
+        let third = place(&router, tenant);
+        assert_eq!([first.worker(), second.worker(), third.worker()], ["reed", "rush", "sedge"]);
+        drop(second);
+        assert_eq!(place(&router, tenant).worker(), "rush");
+        drop((first, third));
+        // All are empty again: the one chosen longest ago.
+        assert_eq!(place(&router, tenant).worker(), "reed");
+    }
+
+    #[tokio::test]
+    async fn a_full_worker_takes_no_more_until_a_place_is_given_back() {
+        let (router, _, tenant) = router(vec![WorkerRoute { sessions_max: 1, ..worker("reed") }]);
+        let only = place(&router, tenant);
+        assert_eq!(why(&router, tenant), "all 1 ready workers are full");
+        drop(only);
+        assert_eq!(place(&router, tenant).worker(), "reed");
+    }
+
+    #[tokio::test]
+    async fn the_preferred_worker_wins_over_emptier_ones_while_it_can() {
+        let (router, _, tenant) = router(vec![worker("reed"), WorkerRoute { sessions_max: 2, ..worker("rush") }]);
+        let prefer_rush = || router.place(tenant, SessionId::generate(), Some("rush")).unwrap();
+        let kept = [prefer_rush(), prefer_rush()];
+        assert!(kept.iter().all(|placement| placement.worker() == "rush"));
+        assert_eq!(prefer_rush().worker(), "reed", "rush is full");
+    }
+
+    #[tokio::test]
+    async fn without_a_ready_worker_the_reason_is_told() {
+        let (router, tenants, tenant) = router(vec![]);
+        assert_eq!(why(&router, tenant), "the tenant has no worker yet");
+        tell(&tenants, tenant, vec![WorkerRoute { ready: false, ..worker("reed") }], "");
+        assert_eq!(why(&router, tenant), "none of 1 workers is ready");
+        tell(&tenants, tenant, vec![], "quota exceeded: requests.cpu");
+        assert_eq!(why(&router, tenant), "quota exceeded: requests.cpu");
+        assert_eq!(why(&router, TenantId::generate()), "the tenant is gone");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_failed_is_passed_over_for_a_while_but_is_still_the_last_resort() {
+        let (router, tenants, tenant) = router(vec![worker("reed"), worker("rush")]);
+        router.report_failure(tenant, "reed");
+        let kept = [place(&router, tenant), place(&router, tenant)];
+        assert!(kept.iter().all(|placement| placement.worker() == "rush"));
+        let preferred = router.place(tenant, SessionId::generate(), Some("reed")).unwrap();
+        assert_eq!(preferred.worker(), "rush");
+
+        router.report_failure(tenant, "rush");
+        assert_eq!(place(&router, tenant).worker(), "reed", "both failed; reed is the emptier one");
+
+        router.update_health(tenant, "rush", true);
+        router.report_failure(tenant, "reed");
+        tokio::time::advance(PENALTY).await;
+        assert_eq!(place(&router, tenant).worker(), "reed");
+
+        // A pod that comes back under the same name has not failed.
+        router.report_failure(tenant, "reed");
+        let reborn = WorkerRoute { address: "10.9.8.77:7070".into(), ..worker("reed") };
+        tell(&tenants, tenant, vec![reborn, worker("rush")], "");
+        assert_eq!(place(&router, tenant).address(), "10.9.8.77:7070");
+    }
+
+    #[tokio::test]
+    async fn health_of_an_unknown_worker_is_no_matter() {
+        let (router, _, tenant) = router(vec![worker("reed")]);
+        router.update_health(tenant, "bulrush", false);
+        router.report_failure(TenantId::generate(), "reed");
+        assert_eq!(place(&router, tenant).worker(), "reed");
+        assert!(router.lock().workers[&tenant].keys().all(|name| name == "reed"));
+    }
+
+    #[tokio::test]
+    async fn workers_and_tenants_that_are_gone_are_forgotten_once_unused() {
+        let (router, tenants, tenant) = router(vec![worker("reed")]);
+        let kept = place(&router, tenant);
+        tell(&tenants, tenant, vec![worker("rush")], "");
+        assert_eq!(place(&router, tenant).worker(), "rush");
+        assert_eq!(router.placed(tenant, "reed"), 1, "in use");
+        drop(kept);
+        place(&router, tenant);
+        assert!(!router.lock().workers[&tenant].contains_key("reed"));
+
+        let other = TenantId::generate();
+        tell(&tenants, other, vec![worker("reed")], "");
+        place(&router, other);
+        assert!(!router.lock().workers.contains_key(&tenant));
+    }
+
+    /// Workers come and go while many threads place: no panic, no worker above its bound, and all counts end at zero.
+    #[test]
+    fn counts_hold_while_workers_come_and_go() {
+        let (router, tenants, tenant) = router(vec![]);
+        let bounded = |name: &str| WorkerRoute { sessions_max: 3, ..worker(name) };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for round in 0..2_000 {
+                        let preferred = (round % 3 == 0).then_some("reed");
+                        if let Ok(placement) = router.place(tenant, SessionId::generate(), preferred) {
+                            assert!(router.placed(tenant, placement.worker()) <= 3);
+                            if round % 7 == 0 {
+                                router.report_failure(tenant, placement.worker());
+                            }
+                        }
+                    }
+                });
+            }
+            scope.spawn(|| {
+                for round in 0..2_000 {
+                    let workers = match round % 3 {
+                        0 => vec![bounded("reed"), bounded("rush")],
+                        1 => vec![bounded("rush")],
+                        _ => vec![],
+                    };
+                    tell(&tenants, tenant, workers, "");
+                }
+            });
+        });
+        tell(&tenants, tenant, vec![bounded("reed"), bounded("rush")], "");
+        assert_eq!((router.placed(tenant, "reed"), router.placed(tenant, "rush")), (0, 0));
+    }
+}

@@ -1,0 +1,129 @@
+//! Connections to workers: one to each, kept while it is of use.
+//!
+//! A worker is dialled by its pod address under its tenant's name, so a pod of another tenant that came to have the
+//! address fails the handshake.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use croft_proto::id::TenantId;
+use croft_proto::v1::runtime_service_client::RuntimeServiceClient;
+use croft_serve::Tasks;
+use croft_serve::tls::TlsFiles;
+use tokio::time::Instant;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::error::Error;
+use crate::routing::Placement;
+use crate::tenants::{Tenant, Tenants};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Together with the timeout: a pod that died without a word is noticed within 5 s, also in mid turn.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// A checkpoint holds the whole conversation, images and all.
+const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// At the bound the connection that was used longest ago leaves the pool; calls that run on it go on.
+const CHANNELS_MAX: usize = 4096;
+const IDLE_MAX: Duration = Duration::from_secs(300);
+const SWEEP_EVERY: Duration = Duration::from_secs(30);
+
+type Key = (TenantId, String);
+
+/// Hands out clients of workers. Clones share the connections.
+#[derive(Clone)]
+pub struct WorkerPool {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    tenants: Tenants,
+    tls: Option<TlsFiles>,
+    channels: Mutex<HashMap<Key, Pooled>>,
+}
+
+struct Pooled {
+    channel: Channel,
+    used_at: Instant,
+}
+
+impl WorkerPool {
+    /// Without certificates it speaks plaintext, for tests in one process.
+    pub fn new(tenants: Tenants, tls: Option<TlsFiles>, tasks: &Tasks) -> Self {
+        let shared = Arc::new(Shared { tenants, tls, channels: Mutex::default() });
+        let swept = Arc::downgrade(&shared);
+        let stopping = tasks.stopping();
+        let sweep = async move {
+            loop {
+                tokio::time::sleep(SWEEP_EVERY).await;
+                let Some(shared) = swept.upgrade() else { return };
+                shared.sweep();
+            }
+        };
+        drop(tasks.spawn("worker-pool", async move { stopping.run_until_cancelled(sweep).await }));
+        Self { shared }
+    }
+
+    /// A client of the worker that the placement names. It connects at its first call, which fails with `UNAVAILABLE`
+    /// when the worker can't be reached; a connection that broke is made anew at the next call.
+    pub fn client(&self, tenant: &Tenant, placement: &Placement) -> Result<RuntimeServiceClient<Channel>, Error> {
+        let channel = self.shared.channel(tenant, placement.address())?;
+        Ok(RuntimeServiceClient::new(channel)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX))
+    }
+}
+
+impl Shared {
+    fn channel(&self, tenant: &Tenant, address: &str) -> Result<Channel, Error> {
+        let key = (tenant.id, address.to_owned());
+        let now = Instant::now();
+        let mut channels = self.lock();
+        if let Some(pooled) = channels.get_mut(&key) {
+            pooled.used_at = now;
+            return Ok(pooled.channel.clone());
+        }
+        let channel = self.dial(tenant, address)?;
+        if channels.len() >= CHANNELS_MAX
+            && let Some(oldest) = channels.iter().min_by_key(|(_, pooled)| pooled.used_at).map(|(key, _)| key.clone())
+        {
+            channels.remove(&oldest);
+        }
+        channels.insert(key, Pooled { channel: channel.clone(), used_at: now });
+        Ok(channel)
+    }
+
+    fn dial(&self, tenant: &Tenant, address: &str) -> Result<Channel, Error> {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
+            .map_err(Error::internal)?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .keep_alive_while_idle(true);
+        if let Some(tls) = &self.tls {
+            let server_name = format!("workers.tenant-{}.svc", tenant.name);
+            endpoint = endpoint.tls_config(tls.client(&server_name)).map_err(Error::internal)?;
+        }
+        Ok(endpoint.connect_lazy())
+    }
+
+    /// Lets go of connections to workers that have no route any more, and of those that nobody used for long.
+    fn sweep(&self) {
+        let now = Instant::now();
+        self.lock().retain(|(tenant, address), pooled| {
+            let routed = self
+                .tenants
+                .get(*tenant)
+                .is_some_and(|tenant| tenant.workers.iter().any(|worker| worker.address == *address));
+            routed && now.duration_since(pooled.used_at) < IDLE_MAX
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Pooled>> {
+        // No code that holds the lock can leave the map half changed.
+        self.channels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
