@@ -1,1 +1,5 @@
-//! Cluster tests, benchmarks and the demo.
+//! What the cluster tests, the benchmarks and the demo share: the running system and a client of it.
+
+pub mod client;
+pub mod kubectl;
+pub mod system;

@@ -1,0 +1,28 @@
+# Croft. `make demo` shows it, `make test` proves it; both install and build what they need.
+
+.PHONY: demo up down test test-services generate lint fmt
+
+demo: ## Everything up on this machine, a session by kubectl, one by gRPC, tokens on the terminal, everything removed
+	@e2e/demo.sh
+
+up: ## The same system, left running; then `source target/croft/env`
+	@e2e/up.sh
+
+down: ## Removes what `make up` started
+	@e2e/down.sh
+
+test: ## All tests, with all that they need
+	@e2e/test.sh
+
+test-services: ## PostgreSQL, Redis and an API server for `cargo test`; then `source target/croft-test/env`
+	@e2e/test-services.sh
+
+generate: ## CRD manifests, their copy in the chart
+	@cargo run --quiet -p croft-crds --bin crdgen
+
+lint: ## What the compiler and the linters can tell
+	@cargo fmt --all --check
+	@cargo clippy --workspace --all-targets --quiet -- -D warnings
+
+fmt:
+	@cargo fmt --all

@@ -1,0 +1,43 @@
+{{- define "croft.labels" -}}
+app.kubernetes.io/name: croft
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{- end }}
+
+{{- define "croft.image" -}}
+{{ .root.Values.images.repository }}/{{ .part }}:{{ .root.Values.images.tag | default .root.Chart.AppVersion }}
+{{- end }}
+
+{{- /* What every container of ours may do: next to nothing. */ -}}
+{{- define "croft.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: { drop: [ALL] }
+{{- end }}
+
+{{- define "croft.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+seccompProfile: { type: RuntimeDefault }
+{{- end }}
+
+{{- define "croft.probes" -}}
+livenessProbe:
+  httpGet: { path: /healthz, port: metrics }
+  periodSeconds: 10
+readinessProbe:
+  httpGet: { path: /readyz, port: metrics }
+  periodSeconds: 2
+  failureThreshold: 2
+{{- end }}
+
+{{- define "croft.postgresSecret" -}}
+{{ .Values.front.postgres.existingSecret | default "croft-postgres" }}
+{{- end }}
+
+{{- define "croft.redisSecret" -}}
+{{ .Values.front.redis.existingSecret | default "croft-redis" }}
+{{- end }}
