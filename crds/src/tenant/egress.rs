@@ -17,7 +17,7 @@ pub struct EgressSpec {
     #[x_kube(
         validation = Rule::new("self.all(range, isCIDR(range))")
             .message("each range must be a CIDR, for example 192.0.2.0/24 or 2001:db8::/32"),
-        validation = Rule::new("self.all(range, !isCIDR(range) || string(cidr(range).masked()) == string(cidr(range)))")
+        validation = Rule::new("self.all(range, !isCIDR(range) || cidr(range).masked() == cidr(range))")
             .message("a range has bits set after its prefix: write 192.0.2.0/24, not 192.0.2.7/24"),
         validation = Rule::new("self.all(range, !isCIDR(range) || (!cidr('169.254.0.0/16').containsCIDR(range) && !cidr(range).containsCIDR('169.254.0.0/16')))")
             .message("a range reaches 169.254.0.0/16, where clouds keep the credentials of the node"),
