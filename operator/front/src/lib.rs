@@ -8,6 +8,7 @@ pub mod error;
 pub mod events;
 pub mod identity;
 pub mod lease;
+pub mod metrics;
 pub mod models;
 pub mod routing;
 pub mod session;

@@ -1,5 +1,7 @@
 //! The models that sessions may name, with what they can do and cost.
 
+pub mod seed;
+
 use async_trait::async_trait;
 use croft_proto::v1::Model;
 

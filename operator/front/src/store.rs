@@ -1,12 +1,20 @@
 //! The stores of the front, together: Postgres, and the in-memory twin that is held to the same contract.
 
+pub mod memory;
+
+pub(crate) mod chain;
+pub(crate) mod projection;
+pub(crate) mod time;
+
 use std::sync::Arc;
 
 use crate::audit::AuditStore;
+use crate::error::Error;
 use crate::events::log::EventLog;
 use crate::identity::api_key::KeyStore;
 use crate::lease::LeaseStore;
 use crate::models::ModelStore;
+use crate::models::seed::SeedModels;
 use crate::session::store::SessionStore;
 use crate::tenants::TenantMirror;
 use crate::usage::UsageStore;
@@ -22,4 +30,26 @@ pub struct Stores {
     pub models: Arc<dyn ModelStore>,
     pub keys: Arc<dyn KeyStore>,
     pub tenants: Arc<dyn TenantMirror>,
+}
+
+impl Stores {
+    /// Stores that live as long as the process, with the models of the seed.
+    pub fn memory() -> Self {
+        let memory = Arc::new(memory::Memory::default());
+        Self {
+            sessions: memory.clone(),
+            events: memory.clone(),
+            leases: memory.clone(),
+            usage: memory.clone(),
+            audit: memory.clone(),
+            models: Arc::new(SeedModels),
+            keys: memory.clone(),
+            tenants: memory,
+        }
+    }
+}
+
+/// The mirror has not caught up with the operator's word yet: a moment later it will.
+pub(crate) fn unknown_tenant() -> Error {
+    Error::unavailable("the tenant's record", anyhow::anyhow!("the tenant is not mirrored yet"))
 }

@@ -3,9 +3,7 @@
 use croft_proto::Timestamp;
 use croft_proto::id::SessionId;
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{
-    ModelAttempt, SessionEvent, SessionState, StopReason, TokenUsage, UsageEvent, UsageTotals,
-};
+use croft_proto::v1::{ModelAttempt, SessionEvent, SessionState, StopReason, TokenUsage, UsageEvent, UsageTotals};
 
 use super::time;
 use crate::error::Error;
@@ -21,6 +19,8 @@ pub(crate) struct Change {
     pub turn_id: Option<String>,
     pub stop_reason: Option<StopReason>,
     pub terminate_reason: Option<String>,
+    /// The place of the last user's message among the events, from 1.
+    pub newest_input: Option<u64>,
     pub update_time: Timestamp,
 }
 
@@ -34,15 +34,16 @@ impl Change {
             turn_id: None,
             stop_reason: None,
             terminate_reason: None,
+            newest_input: None,
             update_time: time::stored(&last.create_time),
         };
-        for event in events {
-            change.add(event);
+        for (place, event) in (1..).zip(events) {
+            change.add(place, event);
         }
         Ok(change)
     }
 
-    fn add(&mut self, event: &NewEvent) {
+    fn add(&mut self, place: u64, event: &NewEvent) {
         match &event.kind {
             Kind::SessionCreated(_) => self.state = Some(SessionState::Creating),
             Kind::SessionReady(ready) => {
@@ -61,6 +62,7 @@ impl Change {
                 self.state = Some(SessionState::Terminated);
                 self.terminate_reason = Some(terminated.reason.clone());
             }
+            Kind::UserMessage(_) => self.newest_input = Some(place),
             Kind::StepStarted(started) => self.worker = Some(started.worker.clone()),
             _ => {}
         }
@@ -71,8 +73,12 @@ impl Change {
         self.state == Some(SessionState::Terminated)
     }
 
+    /// To a session whose `last_seq` is still that before the events.
     pub(crate) fn apply(self, session: &mut Session) {
-        let Self { state, worker, turn_id, stop_reason, terminate_reason, update_time } = self;
+        let Self { state, worker, turn_id, stop_reason, terminate_reason, newest_input, update_time } = self;
+        if let Some(place) = newest_input {
+            session.newest_input_seq = session.last_seq + place;
+        }
         session.state = state.unwrap_or(session.state);
         session.last_stop_reason = stop_reason.unwrap_or(session.last_stop_reason);
         session.update_time = update_time;
@@ -102,8 +108,9 @@ pub(crate) fn begin(new: &NewSession) -> Result<Session, Error> {
         labels: new.labels.clone(),
         create_time,
         update_time: create_time,
-        last_seq: new.events.len() as u64,
+        last_seq: 0,
         input_seq: 0,
+        newest_input_seq: 0,
         turn_id: String::new(),
         worker: String::new(),
         terminate_reason: String::new(),
@@ -111,6 +118,7 @@ pub(crate) fn begin(new: &NewSession) -> Result<Session, Error> {
         usage: UsageTotals { tokens: Some(TokenUsage::default()), ..UsageTotals::default() },
     };
     change.apply(&mut session);
+    session.last_seq = new.events.len() as u64;
     Ok(session)
 }
 

@@ -6,7 +6,7 @@ use croft_proto::v1::{SessionEvent, SessionState};
 
 use super::{Memory, Record, Scope};
 use crate::error::Error;
-use crate::events::log::{Append, Appended, Authority, EventLog, StoredCheckpoint};
+use crate::events::log::{Append, Appended, Authority, EventLog, IdempotencyKey, StoredCheckpoint};
 use crate::store::projection::{self, Change};
 
 #[async_trait]
@@ -48,6 +48,16 @@ impl EventLog for Memory {
             state.remember(tenant, Scope::Send(session), key, session, first_seq);
         }
         Ok(Appended::New(numbered))
+    }
+
+    async fn find_sent(
+        &self,
+        tenant: TenantId,
+        session: SessionId,
+        key: &IdempotencyKey,
+    ) -> Result<Option<u64>, Error> {
+        let state = self.lock();
+        Ok(state.used(tenant, Scope::Send(session), key)?.map(|used| used.first_seq))
     }
 
     async fn read(
