@@ -38,10 +38,12 @@ disabled_plugins = [
     default_runtime_name = "runc"
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
       runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+        Root = %q
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = %q
     conf_dir = %q
-`, d.at("containerd"), d.short("containerd"), d.containerdSocket(), pauseImage, d.at("cni", "bin"), d.at("cni", "conf"))
+`, d.at("containerd"), d.short("containerd"), d.containerdSocket(), pauseImage, d.short("runc"), d.at("cni", "bin"), d.at("cni", "conf"))
 	path := d.at("containerd.toml")
 	if err := writeFile(path, []byte(settings), 0o644); err != nil {
 		return Process{}, err

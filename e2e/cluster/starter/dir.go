@@ -35,7 +35,7 @@ func openDir(path string) (Dir, error) {
 		short = filepath.Join(base, "croft-"+hex.EncodeToString(sum[:4]))
 	}
 	d := Dir{Path: absolute, Short: short}
-	for _, folder := range []string{d.Path, d.at("logs"), d.Short, d.short("processes")} {
+	for _, folder := range []string{d.Path, d.at("logs")} {
 		if err := os.MkdirAll(folder, 0o755); err != nil {
 			return Dir{}, err
 		}
@@ -58,17 +58,41 @@ func (d Dir) mark() string { return "CROFT_STARTED_IN=" + d.Path }
 // lock keeps two commands from changing one run at the same time. It is
 // released when the program ends, however it ends.
 func (d Dir) lock() (func(), error) {
-	file, err := os.OpenFile(d.short("lock"), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
-		say("waiting for another command that works on %s", d.Path)
-		if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX); err != nil {
+	for {
+		if err := os.MkdirAll(d.short("processes"), 0o755); err != nil {
 			return nil, err
 		}
+		file, err := os.OpenFile(d.short("lock"), os.O_CREATE|os.O_RDWR, 0o600)
+		if os.IsNotExist(err) {
+			continue // The run was removed between the two.
+		}
+		if err != nil {
+			return nil, err
+		}
+		if syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
+			say("waiting for another command that works on %s", d.Path)
+			if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX); err != nil {
+				return nil, err
+			}
+		}
+		// The one we waited for may have removed the file: then it locks nobody out.
+		ours, err := file.Stat()
+		if there, gone := os.Stat(d.short("lock")); err == nil && gone == nil && os.SameFile(ours, there) {
+			return func() {
+				if !d.inUse() {
+					_ = os.RemoveAll(d.Short)
+				}
+				_ = file.Close()
+			}, nil
+		}
+		_ = file.Close()
 	}
-	return func() { _ = file.Close() }, nil
+}
+
+// inUse says whether the run has anything to undo.
+func (d Dir) inUse() bool {
+	records, _ := filepath.Glob(d.short("processes", "*.json"))
+	return len(records) > 0 || d.ownsNode()
 }
 
 // writeFile replaces a file in one step: readers see the old text or the new.

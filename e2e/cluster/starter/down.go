@@ -41,12 +41,13 @@ func (d Dir) nodeDown() error {
 	d.removeBPF()
 	d.restoreRules()
 	d.restoreKernel()
+	d.restorePlaces()
 	d.removeCgroups()
 	if err := d.forget("containerd", "containerd.toml", "cni", "cilium", "kubelet", "kubelet.yaml", "kubelet-plugins", "kube-proxy.yaml",
 		"pod-logs", "resolv.conf", "images"); err != nil {
 		return err
 	}
-	for _, path := range []string{"containerd", "cilium", "kubelet", "containerd.sock", "containerd.sock.ttrpc", "cilium.sock", "kernel.json", "rules", "mounted-bpf"} {
+	for _, path := range []string{"containerd", "cilium", "kubelet", "containerd.sock", "containerd.sock.ttrpc", "cilium.sock", "kernel.json", "rules", "places.json", "runc", "mounted-bpf"} {
 		if err := os.RemoveAll(d.short(path)); err != nil {
 			return err
 		}

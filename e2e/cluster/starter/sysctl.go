@@ -17,7 +17,8 @@ var kernelSettings = []string{
 	"net/ipv4/fib_multipath_use_neigh", "net/ipv4/ip_local_reserved_ports", "net/ipv4/vs/*",
 	"net/core/bpf_jit_enable", "net/core/fb_tunnels_only_for_init_net", "net/core/somaxconn",
 	"net/netfilter/nf_conntrack_*", "net/bridge/*",
-	"kernel/unprivileged_bpf_disabled", "kernel/timer_migration",
+	// Not kernel/unprivileged_bpf_disabled: Cilium sets it to 1, from where no way leads back.
+	"kernel/timer_migration",
 	"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes",
 }
 

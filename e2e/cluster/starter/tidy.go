@@ -25,14 +25,10 @@ func (d Dir) forget(patterns ...string) error {
 // tidy is the end of every "down": when nothing runs any more, what the parts
 // shared goes too. The logs stay, for whoever wants to know what happened.
 func (d Dir) tidy() error {
-	left, _ := filepath.Glob(d.short("processes", "*.json"))
-	if len(left) > 0 {
+	if d.inUse() {
 		return d.writeEnv()
 	}
-	if err := d.forget("env", "ports.json"); err != nil {
-		return err
-	}
-	return os.RemoveAll(d.Short)
+	return d.forget("env", "ports.json")
 }
 
 // status prints a line for each process of the run.

@@ -46,6 +46,20 @@ var toolbox = map[string]tool{
 		ldflags: "-X helm.sh/helm/v4/internal/version.version=v4.3.1",
 		links:   map[string]string{"helm": "helm"},
 	},
+	"buf": {
+		what: "buf 1.75.0", module: "buf", packages: []string{"github.com/bufbuild/buf/cmd/buf"}, cold: "2 minutes",
+		links: map[string]string{"buf": "buf"},
+	},
+	"grpcurl": {
+		what: "grpcurl 1.9.4", module: "grpcurl", packages: []string{"github.com/fullstorydev/grpcurl/cmd/grpcurl"}, cold: "1 minute",
+		ldflags: "-X main.version=v1.9.4",
+		links:   map[string]string{"grpcurl": "grpcurl"},
+	},
+	"kubeconform": {
+		what: "kubeconform 0.8.0", module: "kubeconform", packages: []string{"github.com/yannh/kubeconform/cmd/kubeconform"}, cold: "10 seconds",
+		ldflags: "-X main.version=v0.8.0",
+		links:   map[string]string{"kubeconform": "kubeconform"},
+	},
 }
 
 // built is the folder with what a tool's build gave.

@@ -36,7 +36,7 @@ func (d Dir) up(policy bool) error {
 	if err := d.takeNode(); err != nil {
 		return err
 	}
-	if err := inTurn(d.rememberKernel, d.rememberRules, makeNetwork, d.makeCgroups, func() error { return d.makeCNI(binaries["cilium"]) }); err != nil {
+	if err := inTurn(d.rememberKernel, d.rememberRules, d.rememberPlaces, makeNetwork, d.makeCgroups, func() error { return d.makeCNI(binaries["cilium"]) }); err != nil {
 		return err
 	}
 	if policy {
