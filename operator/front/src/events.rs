@@ -5,5 +5,7 @@
 //! [relay]: crate::events::relay
 //! [replay]: crate::events::replay
 
+pub mod fanout;
 pub mod log;
 pub mod relay;
+pub mod replay;

@@ -1,8 +1,19 @@
 //! Who calls. The tenant of every query comes from here, never from a request.
 
 pub mod api_key;
+pub mod operator;
+
+use std::sync::Arc;
 
 use croft_proto::id::TenantId;
+
+use self::api_key::{ApiKeys, KeyStore};
+use self::operator::OperatorKeys;
+use crate::error::Error;
+use crate::tenants::Tenants;
+
+/// What every caller without a valid credential is told, whatever is wrong with it.
+pub(crate) const NEEDED: &str = "the authorization header must be `Bearer` and a valid API key";
 
 /// A verified caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,4 +23,99 @@ pub struct Identity {
     pub tenant_name: String,
     /// For the audit log: `api-key/ck_1a2b3c4d`, `operator`.
     pub actor: String,
+}
+
+/// Turns credentials into identities. Clones share what it remembers.
+#[derive(Clone)]
+pub struct Authenticator {
+    tenants: Tenants,
+    api_keys: ApiKeys,
+    operator: Arc<OperatorKeys>,
+}
+
+impl Authenticator {
+    /// `ca` is the authority's certificates as PEM, by whose keys the operator signs; without it no operator is known.
+    /// Fails when it holds something else.
+    pub fn new(keys: Arc<dyn KeyStore>, tenants: Tenants, ca: Option<&[u8]>) -> Result<Self, operator::CaError> {
+        let operator = ca.map(OperatorKeys::from_pem).transpose()?.unwrap_or_default();
+        Ok(Self { tenants, api_keys: ApiKeys::new(keys), operator: Arc::new(operator) })
+    }
+
+    /// The caller that a bearer token of the clients' ports stands for.
+    ///
+    /// The kind of credential shows in its shape: one that begins with `ck_` is an API key. JSON web tokens, of OIDC issuers or
+    /// of service accounts, have a place of their own here once issuers can be configured. Fails with
+    /// [`Error::Unauthenticated`], and with [`Error::Unavailable`] when nobody can say.
+    pub async fn authenticate_bearer(&self, token: &str) -> Result<Identity, Error> {
+        let key = self.api_keys.verify(token).await?;
+        let tenant_name = self.known_tenant(key.tenant)?;
+        Ok(Identity { tenant: key.tenant, tenant_name, actor: format!("api-key/ck_{}", key.prefix) })
+    }
+
+    /// The tenant that the operator acts for. Only for calls that came with the operator's certificate.
+    pub fn authenticate_operator(&self, token: &str) -> Result<Identity, Error> {
+        let claim = self.operator.verify(token)?;
+        let tenant_name = self.known_tenant(claim.tenant)?;
+        if tenant_name != claim.tenant_name {
+            return Err(Error::Unauthenticated { problem: operator::NEEDED });
+        }
+        Ok(Identity { tenant: claim.tenant, tenant_name, actor: "operator".to_owned() })
+    }
+
+    /// The tenant's name. A credential outlives its tenant, but is worth nothing then.
+    fn known_tenant(&self, id: TenantId) -> Result<String, Error> {
+        match self.tenants.get(id) {
+            Some(tenant) => Ok(tenant.name.clone()),
+            None if self.tenants.synced() => Err(Error::Unauthenticated { problem: NEEDED }),
+            None => Err(Error::unavailable("the list of tenants", anyhow::anyhow!("no snapshot of routes yet"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use croft_proto::v1::watch_routes_response::Change;
+    use croft_proto::v1::{RouteSnapshot, TenantRoute, WatchRoutesResponse};
+
+    use super::*;
+    use crate::store::memory::Memory;
+    use crate::tenants::TenantMirror;
+    use secrecy::ExposeSecret;
+
+    fn tell(tenants: &Tenants, routes: &[(TenantId, &str)]) {
+        let tenants_told = routes.iter().map(|(id, name)| TenantRoute {
+            tenant_id: id.to_string(),
+            name: (*name).to_owned(),
+            ..Default::default()
+        });
+        let change = Some(Change::Snapshot(RouteSnapshot { tenants: tenants_told.collect() }));
+        tenants.apply(WatchRoutesResponse { version: 1, change });
+    }
+
+    #[tokio::test]
+    async fn a_key_stands_for_its_tenant_for_as_long_as_the_tenant_exists() {
+        let (store, tenants, heron) = (Arc::new(Memory::default()), Tenants::new(), TenantId::generate());
+        store.upsert(heron, "heron").await.unwrap();
+        let (stored, token) = api_key::generate(heron, "heron").unwrap();
+        store.insert(&stored).await.unwrap();
+        let authenticator = Authenticator::new(store, tenants.clone(), None).unwrap();
+        let authenticate = || authenticator.authenticate_bearer(token.expose_secret());
+
+        assert!(matches!(authenticate().await, Err(Error::Unavailable { .. })), "nobody knows yet");
+        tell(&tenants, &[(heron, "heron")]);
+        let identity = authenticate().await.unwrap();
+        assert_eq!((identity.tenant, identity.tenant_name.as_str()), (heron, "heron"));
+        assert_eq!(identity.actor, format!("api-key/ck_{}", stored.prefix));
+
+        // The name has a new owner: the key is not theirs.
+        tell(&tenants, &[(TenantId::generate(), "heron")]);
+        assert!(matches!(authenticate().await, Err(Error::Unauthenticated { .. })));
+    }
+
+    #[tokio::test]
+    async fn without_an_authority_nobody_is_the_operator() {
+        let authenticator = Authenticator::new(Arc::new(Memory::default()), Tenants::new(), None).unwrap();
+        let refused = authenticator.authenticate_operator("e30.e30.e30");
+        assert!(matches!(refused, Err(Error::Unauthenticated { .. })));
+    }
 }

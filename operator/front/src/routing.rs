@@ -53,24 +53,20 @@ impl Worker {
     }
 }
 
-/// A session's place on a worker. It counts until it is dropped.
+/// A session's place on a worker. One that was chosen counts until it is dropped.
 #[derive(Debug)]
 pub struct Placement {
     tenant: TenantId,
-    session: SessionId,
     worker: String,
     address: String,
     namespace: String,
-    router: Router,
+    /// Where it counts; `None` when it doesn't.
+    router: Option<Router>,
 }
 
 impl Placement {
     pub fn tenant(&self) -> TenantId {
         self.tenant
-    }
-
-    pub fn session(&self) -> SessionId {
-        self.session
     }
 
     /// The pod.
@@ -90,7 +86,8 @@ impl Placement {
 
 impl Drop for Placement {
     fn drop(&mut self) {
-        let mut counts = self.router.lock();
+        let Some(router) = &self.router else { return };
+        let mut counts = router.lock();
         let Some(workers) = counts.workers.get_mut(&self.tenant) else { return };
         if let Some(worker) = workers.get_mut(&self.worker) {
             worker.placed = worker.placed.saturating_sub(1);
@@ -118,16 +115,32 @@ impl Router {
         let chosen = counts.choose(&route, preferred).ok_or_else(|| Error::NoWorker { why: why_none(&route) })?;
         counts.turn += 1;
         let turn = counts.turn;
+        tracing::debug!(%tenant, %session, worker = chosen.name, "placed");
         let worker = counts.workers.entry(tenant).or_default().entry(chosen.name.clone()).or_default();
         worker.placed += 1;
         worker.chosen_at = turn;
         Ok(Placement {
             tenant,
-            session,
             worker: chosen.name.clone(),
             address: chosen.address.clone(),
             namespace: route.namespace.clone(),
-            router: self.clone(),
+            router: Some(self.clone()),
+        })
+    }
+
+    /// Where this very worker is, whether or not it is ready and has room; for calls that start nothing there. It doesn't count.
+    ///
+    /// Fails with [`Error::NoWorker`] when it has no route.
+    pub fn locate(&self, tenant: TenantId, worker: &str) -> Result<Placement, Error> {
+        let gone = || Error::NoWorker { why: "the worker is gone".to_owned() };
+        let route = self.tenants.get(tenant).ok_or_else(gone)?;
+        let found = route.workers.iter().find(|route| route.name == worker).ok_or_else(gone)?;
+        Ok(Placement {
+            tenant,
+            worker: found.name.clone(),
+            address: found.address.clone(),
+            namespace: route.namespace.clone(),
+            router: None,
         })
     }
 
@@ -227,7 +240,12 @@ mod tests {
     use super::*;
 
     fn worker(name: &str) -> WorkerRoute {
-        WorkerRoute { name: name.into(), address: format!("10.9.8.7:{}", 7000 + name.len()), ready: true, sessions_max: 0 }
+        WorkerRoute {
+            name: name.into(),
+            address: format!("10.9.8.7:{}", 7000 + name.len()),
+            ready: true,
+            sessions_max: 0,
+        }
     }
 
     fn tell(tenants: &Tenants, tenant: TenantId, workers: Vec<WorkerRoute>, workers_problem: &str) {
@@ -351,6 +369,16 @@ mod tests {
         tell(&tenants, other, vec![worker("reed")], "");
         place(&router, other);
         assert!(!router.lock().workers.contains_key(&tenant));
+    }
+
+    #[tokio::test]
+    async fn a_worker_is_located_whatever_its_state_and_that_counts_for_nothing() {
+        let (router, _, tenant) = router(vec![WorkerRoute { ready: false, ..worker("reed") }]);
+        let located = router.locate(tenant, "reed").unwrap();
+        assert_eq!((located.worker(), located.namespace()), ("reed", "tenant-heron"));
+        drop(located);
+        assert_eq!(router.placed(tenant, "reed"), 0);
+        assert!(matches!(router.locate(tenant, "rush"), Err(Error::NoWorker { .. })));
     }
 
     /// Workers come and go while many threads place: no panic, no worker above its bound, and all counts end at zero.

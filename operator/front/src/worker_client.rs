@@ -29,6 +29,9 @@ const CHANNELS_MAX: usize = 4096;
 const IDLE_MAX: Duration = Duration::from_secs(300);
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
 
+/// A client of one worker.
+pub type WorkerClient = RuntimeServiceClient<Channel>;
+
 type Key = (TenantId, String);
 
 /// Hands out clients of workers. Clones share the connections.
@@ -67,9 +70,9 @@ impl WorkerPool {
 
     /// A client of the worker that the placement names. It connects at its first call, which fails with `UNAVAILABLE`
     /// when the worker can't be reached; a connection that broke is made anew at the next call.
-    pub fn client(&self, tenant: &Tenant, placement: &Placement) -> Result<RuntimeServiceClient<Channel>, Error> {
+    pub fn client(&self, tenant: &Tenant, placement: &Placement) -> Result<WorkerClient, Error> {
         let channel = self.shared.channel(tenant, placement.address())?;
-        Ok(RuntimeServiceClient::new(channel)
+        Ok(WorkerClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX))
     }

@@ -1,9 +1,32 @@
 //! API keys: `ck_<prefix>_<secret>`. The prefix is public and finds the row; of the secret only the SHA-256 is kept.
 
-use async_trait::async_trait;
-use croft_proto::id::TenantId;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
 
+use async_trait::async_trait;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use croft_proto::id::TenantId;
+use moka::future::Cache;
+use secrecy::SecretString;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use super::NEEDED;
 use crate::error::Error;
+
+const PREFIX_BYTES: usize = 4;
+const SECRET_BYTES: usize = 32;
+/// In base64.
+const SECRET_CHARS: usize = 43;
+/// A revoked key is good for this long at most.
+const FOUND_TTL: Duration = Duration::from_secs(30);
+/// A key that was tried too early is refused for this long at most.
+const MISSING_TTL: Duration = Duration::from_secs(5);
+/// Keys, and apart from them prefixes that are none, so that guessing pushes no key out. At the bound the ones used
+/// least are asked for again.
+const CACHED_MAX: u64 = 10_000;
 
 /// An API key as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,4 +47,194 @@ pub trait KeyStore: Send + Sync {
 
     /// The key of this prefix, if there is one that is neither revoked nor expired.
     async fn find(&self, prefix: &str) -> Result<Option<StoredKey>, Error>;
+}
+
+/// A new key: what is stored of it, and the token, which nobody will see again. Fails when the system has no randomness.
+pub fn generate(tenant: TenantId, tenant_name: &str) -> Result<(StoredKey, SecretString), Error> {
+    let mut bytes = [0; PREFIX_BYTES + SECRET_BYTES];
+    getrandom::fill(&mut bytes).map_err(Error::internal)?;
+    let prefix = hex::encode(&bytes[..PREFIX_BYTES]);
+    let secret = URL_SAFE_NO_PAD.encode(&bytes[PREFIX_BYTES..]);
+    let token = SecretString::from(format!("ck_{prefix}_{secret}"));
+    let secret_hash = hash(&secret);
+    Ok((StoredKey { prefix, tenant, tenant_name: tenant_name.to_owned(), secret_hash }, token))
+}
+
+/// What a token says of itself.
+struct Claimed<'token> {
+    prefix: &'token str,
+    secret_hash: [u8; 32],
+}
+
+fn parse(token: &str) -> Option<Claimed<'_>> {
+    let (prefix, secret) = token.strip_prefix("ck_")?.split_once('_')?;
+    let is_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    let fits = prefix.len() == PREFIX_BYTES * 2 && prefix.bytes().all(is_hex) && secret.len() == SECRET_CHARS;
+    fits.then(|| Claimed { prefix, secret_hash: hash(secret) })
+}
+
+/// A secret is 256 random bits, so that a plain hash is as good as a slow one.
+fn hash(secret: &str) -> [u8; 32] {
+    Sha256::digest(secret).into()
+}
+
+/// Verifies keys, and remembers for a short while which there are.
+#[derive(Clone)]
+pub(super) struct ApiKeys {
+    store: Arc<dyn KeyStore>,
+    found: Cache<String, Arc<StoredKey>>,
+    missing: Cache<String, ()>,
+}
+
+/// Why a look-up brought no key.
+enum Miss {
+    Unknown,
+    Failed(Error),
+}
+
+impl ApiKeys {
+    pub(super) fn new(store: Arc<dyn KeyStore>) -> Self {
+        let found = Cache::builder().max_capacity(CACHED_MAX).time_to_live(FOUND_TTL).build();
+        let missing = Cache::builder().max_capacity(CACHED_MAX).time_to_live(MISSING_TTL).build();
+        Self { store, found, missing }
+    }
+
+    /// The key that the token is.
+    pub(super) async fn verify(&self, token: &str) -> Result<Arc<StoredKey>, Error> {
+        let refused = Error::Unauthenticated { problem: NEEDED };
+        let Some(claimed) = parse(token) else { return Err(refused) };
+        match self.find(claimed.prefix).await? {
+            Some(key) if bool::from(key.secret_hash.ct_eq(&claimed.secret_hash)) => Ok(key),
+            _ => Err(refused),
+        }
+    }
+
+    async fn find(&self, prefix: &str) -> Result<Option<Arc<StoredKey>>, Error> {
+        if self.missing.contains_key(prefix) {
+            return Ok(None);
+        }
+        // Calls that come together ask the store once.
+        let found = self.found.try_get_with_by_ref(prefix, async {
+            match self.store.find(prefix).await {
+                Ok(Some(key)) => Ok(Arc::new(key)),
+                Ok(None) => Err(Miss::Unknown),
+                Err(error) => Err(Miss::Failed(error)),
+            }
+        });
+        match found.await {
+            Ok(key) => Ok(Some(key)),
+            Err(miss) => match &*miss {
+                Miss::Unknown => {
+                    self.missing.insert(prefix.to_owned(), ()).await;
+                    Ok(None)
+                }
+                Miss::Failed(error) => Err(Error::unavailable("the list of API keys", Shared(error.to_string()))),
+            },
+        }
+    }
+}
+
+/// An error that several callers get, each its own copy.
+#[derive(Debug)]
+struct Shared(String);
+
+impl fmt::Display for Shared {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Shared {}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use secrecy::ExposeSecret;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Keys {
+        key: Mutex<Option<StoredKey>>,
+        asked: AtomicUsize,
+        is_down: bool,
+    }
+
+    #[async_trait]
+    impl KeyStore for Keys {
+        async fn insert(&self, key: &StoredKey) -> Result<(), Error> {
+            *self.key.lock().unwrap() = Some(key.clone());
+            Ok(())
+        }
+
+        async fn find(&self, prefix: &str) -> Result<Option<StoredKey>, Error> {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            tokio::task::yield_now().await;
+            if self.is_down {
+                return Err(Error::unavailable("postgres", anyhow::anyhow!("connection refused")));
+            }
+            Ok(self.key.lock().unwrap().clone().filter(|key| key.prefix == prefix))
+        }
+    }
+
+    fn is_refused<T>(outcome: &Result<T, Error>) -> bool {
+        matches!(outcome, Err(Error::Unauthenticated { problem }) if problem.contains("authorization"))
+    }
+
+    #[tokio::test]
+    async fn a_generated_key_is_of_the_documented_form_and_good() {
+        let keys = Arc::new(Keys::default());
+        let (stored, token) = generate(TenantId::generate(), "heron").unwrap();
+        let token = token.expose_secret();
+        assert_eq!(token.len(), "ck_".len() + 8 + "_".len() + 43);
+        assert!(token.starts_with(&format!("ck_{}_", stored.prefix)));
+        keys.insert(&stored).await.unwrap();
+        assert_eq!(*ApiKeys::new(keys).verify(token).await.unwrap(), stored);
+    }
+
+    #[tokio::test]
+    async fn every_bad_token_is_refused_alike() {
+        let keys = Arc::new(Keys::default());
+        let (stored, token) = generate(TenantId::generate(), "heron").unwrap();
+        keys.insert(&stored).await.unwrap();
+        let keys = ApiKeys::new(keys);
+        let (_, other) = generate(TenantId::generate(), "heron").unwrap();
+        let other_secret = other.expose_secret().rsplit_once("_").unwrap().1.to_owned();
+        let wrong_secret = format!("ck_{}_{}", stored.prefix, "A".repeat(SECRET_CHARS));
+        let upper_case = token.expose_secret().replace(&stored.prefix, &stored.prefix.to_uppercase());
+        let mut bad = vec!["", "ck_", "ck__", "Bearer", "ck_zzzzzzzz_", wrong_secret.as_str(), other.expose_secret()];
+        bad.push(&other_secret);
+        if upper_case != token.expose_secret() {
+            bad.push(&upper_case);
+        }
+        for token in bad {
+            assert!(is_refused(&keys.verify(token).await), "{token}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_known_key_and_an_unknown_one_are_looked_up_once() {
+        let store = Arc::new(Keys::default());
+        let (stored, token) = generate(TenantId::generate(), "heron").unwrap();
+        store.insert(&stored).await.unwrap();
+        let keys = ApiKeys::new(Arc::clone(&store) as _);
+        let verified = futures::future::join_all((0..50).map(|_| keys.verify(token.expose_secret()))).await;
+        assert!(verified.iter().all(Result::is_ok));
+        assert_eq!(store.asked.load(Ordering::Relaxed), 1);
+
+        let (_, unknown) = generate(TenantId::generate(), "heron").unwrap();
+        for _ in 0..3 {
+            assert!(is_refused(&keys.verify(unknown.expose_secret()).await));
+        }
+        assert_eq!(store.asked.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn a_store_that_is_down_refuses_nobody_for_good() {
+        let keys = ApiKeys::new(Arc::new(Keys { is_down: true, ..Default::default() }));
+        let (_, token) = generate(TenantId::generate(), "heron").unwrap();
+        assert!(matches!(keys.verify(token.expose_secret()).await, Err(Error::Unavailable { .. })));
+    }
 }

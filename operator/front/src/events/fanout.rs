@@ -1,0 +1,379 @@
+//! Hands events to whoever listens at this replica at once, and to the other replicas by the relay.
+//!
+//! Nothing here waits for a reader and nothing grows without a bound, so a turn that publishes is never held up. What is
+//! lost here is lost to speed alone: [`follow`](super::replay::follow) finds durable events in the log.
+
+mod metrics;
+mod outbox;
+mod pump;
+mod queue;
+mod sender;
+mod topics;
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use croft_proto::id::{SessionId, TenantId};
+use croft_proto::v1::SessionEvent;
+use croft_serve::Tasks;
+use futures::Stream;
+use prometheus::Registry;
+use prost::Message;
+use tokio::sync::{mpsc, watch};
+use uuid::Uuid;
+
+pub use self::metrics::Metrics;
+use self::outbox::{Key, Outbox};
+use self::queue::{Pushed, Queue, Sized};
+use self::topics::{Joined, ListenerId, Topic, Topics};
+use crate::events::relay::{Envelope, Frame, Relay};
+
+/// Of one turn; at the bound the newest is dropped. A turn that doesn't read its controls has been told enough.
+const CONTROLS_MAX: usize = 64;
+
+/// Bounds of the fan-out.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Of one subscriber. At either bound the oldest previews go; without any left, the subscription ends.
+    pub subscriber_events_max: usize,
+    pub subscriber_bytes_max: usize,
+    /// How long a new listener waits for the relay, so that it misses nothing. Past it, the log must do.
+    pub subscribe_timeout: Duration,
+    /// How long a frame may take to the relay. Past it, it is lost.
+    pub publish_timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            subscriber_events_max: 1024,
+            subscriber_bytes_max: 4 * 1024 * 1024,
+            subscribe_timeout: Duration::from_millis(500),
+            publish_timeout: Duration::from_secs(1),
+        }
+    }
+}
+
+/// The fan-out of one replica. Clones share it.
+#[derive(Clone)]
+pub struct Hub {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// This replica, to know its own frames when the relay brings them back.
+    origin: Uuid,
+    relay: Arc<dyn Relay>,
+    tasks: Tasks,
+    options: Options,
+    metrics: Metrics,
+    outbox: Arc<Outbox>,
+    topics: Mutex<Topics>,
+    relay_up: Arc<AtomicBool>,
+    /// Turns that listen for controls: while there are any, something may still be published.
+    turns: watch::Sender<usize>,
+}
+
+/// What a subscription yields. Durable events may be missing, doubled or out of order, as the relay has it;
+/// [`follow`](super::replay::follow) puts them right.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Item {
+    Durable(SessionEvent),
+    /// `after_seq` is the newest durable number that the sender knew of when the preview happened.
+    Preview {
+        event: SessionEvent,
+        after_seq: u64,
+    },
+    /// So many previews were dropped since the last event.
+    Gap {
+        dropped_previews: u64,
+    },
+    /// Frames may have been lost: the log knows.
+    Resync,
+    /// The subscriber was too slow, and the subscription has ended: `last_seq` is the last number it was sent, 0 for none.
+    Lagged {
+        last_seq: u64,
+    },
+}
+
+/// What a subscriber wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SubscribeOptions {
+    pub previews: bool,
+}
+
+impl Hub {
+    /// A hub with the default bounds, that counts in `registry`. Fails when it counts there already.
+    ///
+    /// Also starts the tasks that send to the relay; they end with `tasks`, once no turn listens for controls any more
+    /// and all is sent.
+    pub fn new(relay: Arc<dyn Relay>, tasks: &Tasks, registry: &Registry) -> Result<Self, prometheus::Error> {
+        Ok(Self::with_options(relay, tasks, Options::default(), Metrics::register(registry)?))
+    }
+
+    /// A hub with bounds of the caller's own.
+    pub fn with_options(relay: Arc<dyn Relay>, tasks: &Tasks, options: Options, metrics: Metrics) -> Self {
+        let origin = Uuid::now_v7();
+        let outbox = Arc::new(Outbox::new(origin));
+        let relay_up = Arc::new(AtomicBool::new(true));
+        metrics.relay_up.set(1);
+        let turns = watch::Sender::new(0);
+        sender::spawn(tasks, &relay, &outbox, options.publish_timeout, &metrics, &relay_up, turns.subscribe());
+        let topics = Mutex::default();
+        let shared = Shared { origin, relay, tasks: tasks.clone(), options, metrics, outbox, topics, relay_up, turns };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Tells subscribers of this replica at once and those of others soon. Durable events must be stored already; previews
+    /// have number 0. Never waits.
+    ///
+    /// Previews are placed after the newest durable event that passed this hub, so their publisher holds
+    /// [`Hub::controls`] of the session (which keeps count).
+    pub fn publish(&self, tenant: TenantId, session: SessionId, events: Vec<SessionEvent>) {
+        if events.is_empty() {
+            return;
+        }
+        let key = (tenant, session);
+        let sized = self.shared.deliver(key, events, None, 0);
+        let shed = self.shared.outbox.push(key, sized);
+        let metrics = &self.shared.metrics;
+        metrics.relay_shed.with_label_values(&["preview"]).inc_by(shed.previews);
+        metrics.relay_shed.with_label_values(&["durable"]).inc_by(shed.durables);
+        metrics.relay_waiting.set(count(self.shared.outbox.len()));
+    }
+
+    /// Tells the session's turn something, wherever it runs. True when it runs here.
+    pub fn control(&self, tenant: TenantId, session: SessionId, frame: Frame) -> bool {
+        if let Frame::Events(events) = frame {
+            self.publish(tenant, session, events);
+            return false;
+        }
+        let key = (tenant, session);
+        let told = self.shared.tell_turn(key, &frame);
+        self.shared.outbox.push_control(key, frame);
+        told
+    }
+
+    /// The controls for the session's turn from now on. The turn holds them while it runs.
+    pub async fn controls(&self, tenant: TenantId, session: SessionId) -> Controls {
+        let key = (tenant, session);
+        let (sender, receiver) = mpsc::channel(CONTROLS_MAX);
+        self.shared.turns.send_modify(|turns| *turns += 1);
+        let joined = self.shared.topics().add_controls(key, sender);
+        let listener = self.listen(key, joined, true).await;
+        Controls { receiver, _listener: listener }
+    }
+
+    /// What happens in the session from now on.
+    pub async fn subscribe(&self, tenant: TenantId, session: SessionId, options: SubscribeOptions) -> Subscription {
+        let key = (tenant, session);
+        let bounds = &self.shared.options;
+        let queue = Arc::new(Queue::new(bounds.subscriber_events_max, bounds.subscriber_bytes_max));
+        self.shared.metrics.subscribers.inc();
+        let joined = self.shared.topics().add_subscriber(key, Arc::clone(&queue), options.previews);
+        let listener = self.listen(key, joined, false).await;
+        Subscription { queue, _listener: listener }
+    }
+
+    /// The last call of the relay went well.
+    pub fn relay_is_up(&self) -> bool {
+        self.shared.relay_up.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    /// Starts the pump if there is none, and waits for it to have asked the relay.
+    async fn listen(&self, key: Key, joined: Joined, is_turn: bool) -> Listener {
+        let Joined { id, mut asked, pump } = joined;
+        // From here on a caller that goes away leaves no trace.
+        let listener = Listener { shared: Arc::clone(&self.shared), key, id, is_turn };
+        if let Some((token, asking)) = pump {
+            pump::spawn(&self.shared, key, token, asking);
+            self.shared.metrics.sessions_watched.set(count(self.shared.topics().len()));
+        }
+        // An error says that the pump is gone, which is as good as an answer.
+        let _ = tokio::time::timeout(self.shared.options.subscribe_timeout, asked.wait_for(|asked| *asked)).await;
+        listener
+    }
+}
+
+impl Shared {
+    /// Hands events to the subscribers here. `after_seq` is the newest number that another replica knew of; `None` for what
+    /// happened at this one.
+    ///
+    /// Each preview is marked with the newest number that its own sender knew of: by ours, a preview that was held up on its way
+    /// would look newer than the event that replaces it.
+    fn deliver(
+        &self,
+        key: Key,
+        events: Vec<SessionEvent>,
+        after_seq: Option<u64>,
+        dropped_previews: u64,
+    ) -> Vec<Sized> {
+        let mut topics = self.topics();
+        let mut topic = topics.get_mut(&key);
+        let mut newest = after_seq.or(topic.as_ref().map(|topic| topic.newest_seq)).unwrap_or_default();
+        if let Some(topic) = &topic
+            && dropped_previews > 0
+        {
+            topic
+                .subscribers
+                .iter()
+                .filter(|one| one.previews)
+                .for_each(|one| one.queue.note_dropped(dropped_previews));
+        }
+        let mut passed = Vec::with_capacity(events.len());
+        for event in events {
+            let event = Sized { bytes: event.encoded_len(), after_seq: newest, event: Arc::new(event) };
+            newest = newest.max(event.event.seq);
+            if let Some(topic) = &topic {
+                self.push(topic, &event);
+            }
+            passed.push(event);
+        }
+        if let Some(topic) = &mut topic {
+            topic.newest_seq = topic.newest_seq.max(newest);
+        }
+        passed
+    }
+
+    fn push(&self, topic: &Topic, event: &Sized) {
+        for subscriber in &topic.subscribers {
+            if event.is_preview() && !subscriber.previews {
+                continue;
+            }
+            match subscriber.queue.push(event.clone()) {
+                Pushed::Kept => {}
+                Pushed::Dropped(previews) => {
+                    self.metrics.previews_dropped.with_label_values(&["subscriber"]).inc_by(previews);
+                }
+                Pushed::Overflowed => self.metrics.slow_subscribers.inc(),
+            }
+        }
+    }
+
+    /// What came from another replica.
+    fn receive(&self, key: Key, envelope: Envelope) {
+        let Envelope { origin, after_seq, dropped_previews, frame } = envelope;
+        if origin == self.origin {
+            return;
+        }
+        match frame {
+            Frame::Events(events) => drop(self.deliver(key, events, Some(after_seq), dropped_previews)),
+            Frame::Interrupt | Frame::Terminated | Frame::ApprovalResolved { .. } => {
+                self.tell_turn(key, &frame);
+            }
+        }
+    }
+
+    /// Frames may have been lost: every subscriber of the session looks at the log.
+    fn resync(&self, key: Key) {
+        if let Some(topic) = self.topics().get_mut(&key) {
+            topic.subscribers.iter().for_each(|subscriber| subscriber.queue.resync());
+        }
+    }
+
+    fn tell_turn(&self, key: Key, frame: &Frame) -> bool {
+        let mut topics = self.topics();
+        let Some(topic) = topics.get_mut(&key) else { return false };
+        let mut told = false;
+        for (_, sender) in &topic.controls {
+            match sender.try_send(frame.clone()) {
+                Ok(()) => told = true,
+                Err(_) => self.metrics.controls_dropped.inc(),
+            }
+        }
+        told
+    }
+
+    fn set_relay_up(&self, up: bool) {
+        set_up(&self.relay_up, &self.metrics, up);
+    }
+
+    fn topics(&self) -> MutexGuard<'_, Topics> {
+        // No code that holds the lock can leave the topics half changed.
+        self.topics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.outbox.close();
+    }
+}
+
+fn set_up(flag: &AtomicBool, metrics: &Metrics, up: bool) {
+    if flag.swap(up, Ordering::Relaxed) != up {
+        metrics.relay_up.set(i64::from(up));
+        if up {
+            tracing::info!("the relay is back");
+        } else {
+            tracing::warn!("the relay is down: events reach other replicas by the log, with delay");
+        }
+    }
+}
+
+fn count(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// A seat at a session's topic, given up when dropped.
+struct Listener {
+    shared: Arc<Shared>,
+    key: Key,
+    id: ListenerId,
+    is_turn: bool,
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let mut topics = self.shared.topics();
+        topics.remove(&self.key, self.id);
+        self.shared.metrics.sessions_watched.set(count(topics.len()));
+        drop(topics);
+        if self.is_turn {
+            self.shared.turns.send_modify(|turns| *turns -= 1);
+        } else {
+            self.shared.metrics.subscribers.dec();
+        }
+    }
+}
+
+/// The controls of a running turn; dropping them ends the listening.
+pub struct Controls {
+    receiver: mpsc::Receiver<Frame>,
+    _listener: Listener,
+}
+
+impl Controls {
+    /// The next control; never [`Frame::Events`]. Safe to cancel.
+    pub async fn recv(&mut self) -> Option<Frame> {
+        self.receiver.recv().await
+    }
+}
+
+/// What happens in a session, until [`Item::Lagged`]; dropping it ends the subscription.
+pub struct Subscription {
+    queue: Arc<Queue>,
+    _listener: Listener,
+}
+
+impl Subscription {
+    /// It has ended, or will with the next item: the subscriber was too slow.
+    pub fn has_lagged(&self) -> bool {
+        self.queue.has_lagged()
+    }
+}
+
+impl Stream for Subscription {
+    type Item = Item;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Item>> {
+        self.queue.poll_pop(context).map(Some)
+    }
+}

@@ -1,0 +1,223 @@
+//! The queue of one subscriber: bounded in events and bytes, drop-oldest for previews, and closed rather than broken
+//! for durable events.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use croft_proto::v1::SessionEvent;
+
+use super::Item;
+
+/// An event on its way to many, with its size on the wire.
+#[derive(Debug, Clone)]
+pub(super) struct Sized {
+    pub(super) event: Arc<SessionEvent>,
+    pub(super) bytes: usize,
+    /// For previews: the newest durable number that the sender knew of.
+    pub(super) after_seq: u64,
+}
+
+impl Sized {
+    pub(super) fn is_preview(&self) -> bool {
+        self.event.seq == 0
+    }
+}
+
+/// What a push did beyond taking the event in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pushed {
+    Kept,
+    /// So many previews were dropped.
+    Dropped(u64),
+    /// The queue overflowed with durable events, and has ended.
+    Overflowed,
+}
+
+/// Where the hub pushes and one subscriber pops. Neither waits for the other.
+#[derive(Debug)]
+pub(super) struct Queue {
+    events_max: usize,
+    bytes_max: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    events: VecDeque<Sized>,
+    bytes: usize,
+    /// Previews dropped since the last gap notice.
+    dropped: u64,
+    /// Frames may be missing: the subscriber looks at the log.
+    resync: bool,
+    lagged: bool,
+    /// The newest durable number that was popped.
+    last_seq: u64,
+    waker: Option<Waker>,
+}
+
+impl Queue {
+    /// At either bound the oldest previews go first; without any left, the queue ends. One event always fits, whatever
+    /// its size.
+    pub(super) fn new(events_max: usize, bytes_max: usize) -> Self {
+        Self { events_max, bytes_max, state: Mutex::default() }
+    }
+
+    pub(super) fn push(&self, event: Sized) -> Pushed {
+        let mut state = self.lock();
+        if state.lagged {
+            return Pushed::Kept;
+        }
+        let mut dropped = 0;
+        while !state.events.is_empty()
+            && (state.events.len() >= self.events_max || state.bytes + event.bytes > self.bytes_max)
+        {
+            if let Some(oldest) = state.events.iter().position(Sized::is_preview) {
+                let gone = state.events.remove(oldest).map_or(0, |gone| gone.bytes);
+                state.bytes -= gone;
+                dropped += 1;
+            } else if event.is_preview() {
+                state.dropped += dropped + 1;
+                return Pushed::Dropped(dropped + 1);
+            } else {
+                // Nothing that is queued may be skipped: better no memory held than half a story.
+                state.events = VecDeque::new();
+                state.bytes = 0;
+                state.lagged = true;
+                state.wake();
+                return Pushed::Overflowed;
+            }
+        }
+        state.bytes += event.bytes;
+        state.events.push_back(event);
+        state.dropped += dropped;
+        state.wake();
+        if dropped > 0 { Pushed::Dropped(dropped) } else { Pushed::Kept }
+    }
+
+    /// Previews were lost before they came here.
+    pub(super) fn note_dropped(&self, previews: u64) {
+        self.lock().dropped += previews;
+    }
+
+    /// Frames may have been lost before they came here.
+    pub(super) fn resync(&self) {
+        let mut state = self.lock();
+        state.resync = true;
+        state.wake();
+    }
+
+    pub(super) fn poll_pop(&self, context: &mut Context<'_>) -> Poll<Item> {
+        let mut state = self.lock();
+        if state.lagged {
+            return Poll::Ready(Item::Lagged { last_seq: state.last_seq });
+        }
+        if std::mem::take(&mut state.resync) {
+            return Poll::Ready(Item::Resync);
+        }
+        if state.dropped > 0 && !state.events.is_empty() {
+            return Poll::Ready(Item::Gap { dropped_previews: std::mem::take(&mut state.dropped) });
+        }
+        let Some(next) = state.events.pop_front() else {
+            state.waker = Some(context.waker().clone());
+            return Poll::Pending;
+        };
+        state.bytes -= next.bytes;
+        let after_seq = next.after_seq;
+        if next.is_preview() {
+            return Poll::Ready(Item::Preview { event: Arc::unwrap_or_clone(next.event), after_seq });
+        }
+        state.last_seq = next.event.seq;
+        Poll::Ready(Item::Durable(Arc::unwrap_or_clone(next.event)))
+    }
+
+    /// Has ended by overflow.
+    pub(super) fn has_lagged(&self) -> bool {
+        self.lock().lagged
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code that holds the lock can leave the state half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn durable(seq: u64) -> Sized {
+        Sized { event: Arc::new(SessionEvent { seq, ..Default::default() }), bytes: 10, after_seq: 0 }
+    }
+
+    fn preview(after_seq: u64) -> Sized {
+        Sized { event: Arc::default(), bytes: 10, after_seq }
+    }
+
+    fn pop(queue: &Queue) -> Option<Item> {
+        match queue.poll_pop(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(item) => Some(item),
+            Poll::Pending => None,
+        }
+    }
+
+    fn is_durable(item: Option<Item>, seq: u64) -> bool {
+        matches!(item, Some(Item::Durable(event)) if event.seq == seq)
+    }
+
+    #[test]
+    fn the_oldest_previews_go_first_and_the_gap_is_told_before_the_next_event() {
+        let queue = Queue::new(3, 1_000);
+        assert_eq!(queue.push(preview(1)), Pushed::Kept);
+        assert_eq!(queue.push(preview(2)), Pushed::Kept);
+        assert_eq!(queue.push(durable(3)), Pushed::Kept);
+        assert_eq!(queue.push(durable(4)), Pushed::Dropped(1));
+        assert_eq!(queue.push(preview(4)), Pushed::Dropped(1));
+        assert_eq!(pop(&queue), Some(Item::Gap { dropped_previews: 2 }));
+        assert!(is_durable(pop(&queue), 3));
+        assert!(is_durable(pop(&queue), 4));
+        assert!(matches!(pop(&queue), Some(Item::Preview { after_seq: 4, .. })));
+        assert_eq!(pop(&queue), None);
+    }
+
+    #[test]
+    fn a_preview_that_finds_only_durable_events_is_the_one_that_goes() {
+        let queue = Queue::new(2, 1_000);
+        queue.push(durable(1));
+        queue.push(durable(2));
+        assert_eq!(queue.push(preview(2)), Pushed::Dropped(1));
+        assert_eq!(pop(&queue), Some(Item::Gap { dropped_previews: 1 }));
+        assert!(is_durable(pop(&queue), 1));
+    }
+
+    #[test]
+    fn too_many_durable_events_end_the_queue_with_the_last_number_that_was_popped() {
+        let queue = Queue::new(2, 1_000);
+        queue.push(durable(1));
+        assert!(is_durable(pop(&queue), 1));
+        queue.push(durable(2));
+        queue.push(durable(3));
+        assert_eq!(queue.push(durable(4)), Pushed::Overflowed);
+        assert_eq!(queue.push(durable(5)), Pushed::Kept);
+        assert_eq!(pop(&queue), Some(Item::Lagged { last_seq: 1 }));
+        assert_eq!(pop(&queue), Some(Item::Lagged { last_seq: 1 }));
+    }
+
+    #[test]
+    fn bytes_are_bounded_but_one_event_always_fits() {
+        let queue = Queue::new(100, 25);
+        assert_eq!(queue.push(Sized { bytes: 1_000, ..durable(1) }), Pushed::Kept);
+        assert!(is_durable(pop(&queue), 1));
+        queue.push(preview(1));
+        queue.push(preview(1));
+        assert_eq!(queue.push(durable(2)), Pushed::Dropped(1));
+    }
+}

@@ -1,0 +1,85 @@
+//! Takes frames from the outbox to the relay, several at a time, one of each session.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use croft_serve::Tasks;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::metrics::Metrics;
+use super::outbox::{Job, Outbox};
+use super::{count, set_up};
+use crate::events::relay::{Frame, Relay};
+
+const SENDERS: usize = 4;
+/// After a failure, so that a relay that is down is not asked a million times a second. Meanwhile the outbox sheds.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Starts the senders, and the task that closes the outbox at shutdown: once no turn is left, which may have more to say.
+pub(super) fn spawn(
+    tasks: &Tasks,
+    relay: &Arc<dyn Relay>,
+    outbox: &Arc<Outbox>,
+    publish_timeout: Duration,
+    metrics: &Metrics,
+    relay_up: &Arc<AtomicBool>,
+    mut turns: watch::Receiver<usize>,
+) {
+    for _ in 0..SENDERS {
+        let sender = Sender {
+            relay: Arc::clone(relay),
+            outbox: Arc::clone(outbox),
+            publish_timeout,
+            metrics: metrics.clone(),
+            relay_up: Arc::clone(relay_up),
+        };
+        drop(tasks.spawn("relay-sender", sender.run()));
+    }
+    let closing = Arc::clone(outbox);
+    let stopping = tasks.stopping();
+    drop(tasks.spawn("relay-closer", async move {
+        stopping.cancelled().await;
+        // An error says that the hub is gone.
+        let _ = turns.wait_for(|turns| *turns == 0).await;
+        closing.close();
+    }));
+}
+
+struct Sender {
+    relay: Arc<dyn Relay>,
+    outbox: Arc<Outbox>,
+    publish_timeout: Duration,
+    metrics: Metrics,
+    relay_up: Arc<AtomicBool>,
+}
+
+impl Sender {
+    async fn run(self) {
+        while let Some(Job { key, envelope }) = self.outbox.take().await {
+            let (tenant, session) = key;
+            let sent = timeout(self.publish_timeout, self.relay.publish(tenant, session, &envelope)).await;
+            let failure = match sent {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(_) => Some("no answer in time".to_owned()),
+            };
+            set_up(&self.relay_up, &self.metrics, failure.is_none());
+            self.metrics.relay_waiting.set(count(self.outbox.len()));
+            let Some(failure) = failure else {
+                self.outbox.done(key, 0);
+                continue;
+            };
+            tracing::debug!(%tenant, %session, failure, "a frame is lost to other replicas");
+            self.metrics.relay_failures.with_label_values(&["publish"]).inc();
+            let lost = match &envelope.frame {
+                Frame::Events(events) => events.iter().filter(|event| event.seq == 0).count() as u64,
+                Frame::Interrupt | Frame::Terminated | Frame::ApprovalResolved { .. } => 0,
+            };
+            self.metrics.previews_dropped.with_label_values(&["relay"]).inc_by(lost);
+            tokio::time::sleep(PAUSE).await;
+            self.outbox.done(key, lost + envelope.dropped_previews);
+        }
+    }
+}

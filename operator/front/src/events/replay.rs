@@ -1,0 +1,256 @@
+//! One story out of two sources: what the log holds, then what happens, without a hole or a double at the seam.
+//!
+//! The subscription is taken before the log is read, so whatever happens in between is in at least one of the two. From then on the
+//! number decides: one that was sent is dropped, the next one is sent, a later one means a hole, and the log fills it. A
+//! lost relay costs time, never an event: the log is looked at every now and then anyway.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use croft_proto::id::{SessionId, TenantId};
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{self, SessionEvent};
+use futures::{Stream, StreamExt, stream};
+use tokio::time::timeout;
+
+use crate::error::Error;
+use crate::events::fanout::{Hub, Item, SubscribeOptions, Subscription};
+use crate::events::log::EventLog;
+use crate::turn::now;
+
+const PAGE: u32 = 500;
+/// How long a quiet subscription waits before it looks at the log: while a turn is running or the relay is down, and
+/// otherwise. An open stream of an idle session must cost next to nothing.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+const LOOK_EVERY_IDLE: Duration = Duration::from_secs(5);
+
+/// The session's events after `after_seq`, first those that have been, then those that come, until the session ends.
+///
+/// Durable events come in order, each once. Previews come between them as they happen, never after the event that replaces
+/// them; with `durable_only` not at all. A reader that can't keep up with what happens gets [`Error::SlowConsumer`] as the
+/// last item; while it still reads what has been, it may take its time. The caller has checked that the session
+/// exists and has the number.
+pub async fn follow(
+    events: Arc<dyn EventLog>,
+    hub: &Hub,
+    tenant: TenantId,
+    session: SessionId,
+    after_seq: u64,
+    durable_only: bool,
+) -> Result<impl Stream<Item = Result<SessionEvent, Error>> + Send + use<>, Error> {
+    let options = SubscribeOptions { previews: !durable_only };
+    let subscription = hub.subscribe(tenant, session, options).await;
+    let mut follower = Follower {
+        events,
+        hub: hub.clone(),
+        tenant,
+        session,
+        options,
+        subscription,
+        ready: VecDeque::new(),
+        held: None,
+        phase: Phase::History,
+        last_seq: after_seq,
+        replaced_to: after_seq,
+        skipped: 0,
+        is_running: true,
+        has_ended: false,
+    };
+    follower.read_first().await?;
+    Ok(stream::unfold(follower, |mut follower| async move { follower.next().await.map(|next| (next, follower)) }))
+}
+
+/// Where the reader stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Reads what has been before it came.
+    History,
+    /// Has read all of that, and has not looked at the subscription yet.
+    Seam,
+    /// Takes what the subscription brings.
+    Live,
+    /// Something is missing, and the log has it.
+    Filling,
+    /// Nothing is known to be missing; the log may know better.
+    Looking,
+}
+
+struct Follower {
+    events: Arc<dyn EventLog>,
+    hub: Hub,
+    tenant: TenantId,
+    session: SessionId,
+    options: SubscribeOptions,
+    subscription: Subscription,
+    /// Read from the log, to be sent next.
+    ready: VecDeque<SessionEvent>,
+    /// A preview that came before an event it follows.
+    held: Option<(SessionEvent, u64)>,
+    phase: Phase,
+    /// The last number sent.
+    last_seq: u64,
+    /// The last number sent that replaces previews: those that happened before it are out of date.
+    replaced_to: u64,
+    /// Previews left out and not yet told of.
+    skipped: u64,
+    /// By the events sent so far.
+    is_running: bool,
+    has_ended: bool,
+}
+
+impl Follower {
+    /// The first page, and with it the event that the caller has already: it may be the one that ended the session.
+    async fn read_first(&mut self) -> Result<(), Error> {
+        if self.last_seq == 0 {
+            return self.read().await;
+        }
+        let page = self.events.read(self.tenant, self.session, self.last_seq - 1, PAGE + 1).await?;
+        let known = page.first().filter(|event| event.seq == self.last_seq);
+        if let Some(kind) = known.and_then(|event| event.kind.as_ref()) {
+            self.has_ended = matches!(kind, Kind::SessionTerminated(_));
+            self.is_running = !is_rest(kind);
+        }
+        self.take_page(page, PAGE + 1);
+        Ok(())
+    }
+
+    async fn read(&mut self) -> Result<(), Error> {
+        let page = self.events.read(self.tenant, self.session, self.last_seq, PAGE).await?;
+        self.take_page(page, PAGE);
+        Ok(())
+    }
+
+    fn take_page(&mut self, page: Vec<SessionEvent>, limit: u32) {
+        let is_last = page.len() < limit as usize;
+        let last_seq = self.last_seq;
+        self.ready.extend(page.into_iter().filter(|event| event.seq > last_seq));
+        if self.phase != Phase::History {
+            self.hub.metrics().filled.inc_by(self.ready.len() as u64);
+        }
+        self.phase = match (is_last, self.phase) {
+            (false, phase) => phase,
+            (true, Phase::History) => Phase::Seam,
+            (true, Phase::Seam | Phase::Live | Phase::Filling | Phase::Looking) => Phase::Live,
+        };
+    }
+
+    async fn next(&mut self) -> Option<Result<SessionEvent, Error>> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Some(Ok(self.send(event)));
+            }
+            if self.has_ended {
+                return None;
+            }
+            let step = match self.phase {
+                Phase::History | Phase::Filling => self.read().await,
+                Phase::Seam => self.cross().await,
+                Phase::Live => self.live().await,
+                Phase::Looking => {
+                    if let Err(error) = self.read().await {
+                        // What comes live needs no log, so the stream goes on.
+                        tracing::debug!(tenant = %self.tenant, session = %self.session, %error, "cannot look at the log");
+                        self.phase = Phase::Live;
+                    }
+                    Ok(())
+                }
+            };
+            if let Err(error) = step {
+                self.has_ended = true;
+                return Some(Err(error));
+            }
+        }
+    }
+
+    /// A reader of a long history may have let its subscription overflow, which is no fault: it takes a new one, and reads on.
+    async fn cross(&mut self) -> Result<(), Error> {
+        if self.subscription.has_lagged() {
+            self.subscription = self.hub.subscribe(self.tenant, self.session, self.options).await;
+            self.phase = Phase::History;
+        } else {
+            self.phase = Phase::Live;
+        }
+        Ok(())
+    }
+
+    async fn live(&mut self) -> Result<(), Error> {
+        if let Some((event, after_seq)) = self.held.take() {
+            self.preview(event, after_seq.min(self.last_seq));
+            return Ok(());
+        }
+        let is_quiet = !self.is_running && self.hub.relay_is_up();
+        let patience = if is_quiet { LOOK_EVERY_IDLE } else { LOOK_EVERY };
+        match timeout(patience, self.subscription.next()).await {
+            Ok(Some(Item::Durable(event))) if event.seq <= self.last_seq => {}
+            Ok(Some(Item::Durable(event))) if event.seq == self.last_seq + 1 => self.ready.push_back(event),
+            Ok(Some(Item::Durable(_) | Item::Resync)) => self.phase = Phase::Filling,
+            Ok(Some(Item::Preview { event, after_seq })) if after_seq > self.last_seq => {
+                self.held = Some((event, after_seq));
+                self.phase = Phase::Filling;
+            }
+            Ok(Some(Item::Preview { event, after_seq })) => self.preview(event, after_seq),
+            Ok(Some(Item::Gap { dropped_previews })) => {
+                self.skipped += dropped_previews;
+                self.tell_gap();
+            }
+            Ok(Some(Item::Lagged { .. })) => return Err(Error::SlowConsumer { resume_after: self.last_seq }),
+            Ok(None) | Err(_) => self.phase = Phase::Looking,
+        }
+        Ok(())
+    }
+
+    fn preview(&mut self, event: SessionEvent, after_seq: u64) {
+        if after_seq < self.replaced_to {
+            self.skipped += 1;
+            self.hub.metrics().stale_previews.inc();
+            return;
+        }
+        self.tell_gap();
+        self.ready.push_back(event);
+    }
+
+    /// Says that previews are missing, if any are.
+    fn tell_gap(&mut self) {
+        if self.skipped == 0 {
+            return;
+        }
+        let gap = v1::Gap { dropped_previews: std::mem::take(&mut self.skipped), last_seq: self.last_seq };
+        self.hub.metrics().gaps.inc();
+        self.ready.push_back(SessionEvent {
+            session_id: self.session.to_string(),
+            create_time: Some(now()),
+            kind: Some(Kind::Gap(gap)),
+            ..Default::default()
+        });
+    }
+
+    fn send(&mut self, event: SessionEvent) -> SessionEvent {
+        let Some(kind) = event.kind.as_ref().filter(|_| event.seq > 0) else {
+            self.last_seq = self.last_seq.max(event.seq);
+            return event;
+        };
+        self.last_seq = event.seq;
+        self.is_running = !is_rest(kind);
+        self.has_ended = matches!(kind, Kind::SessionTerminated(_));
+        if is_of_the_turn(kind) {
+            self.replaced_to = event.seq;
+        }
+        if matches!(kind, Kind::AgentMessage(_)) {
+            // It holds what the previews that were left out held.
+            self.skipped = 0;
+        }
+        event
+    }
+}
+
+/// After it the session waits for someone to say something.
+fn is_rest(kind: &Kind) -> bool {
+    matches!(kind, Kind::SessionCreated(_) | Kind::SessionReady(_) | Kind::SessionIdle(_) | Kind::SessionTerminated(_))
+}
+
+/// Written by the turn itself, so that the previews which happened before it are out of date. The others may come from
+/// anyone in mid sentence.
+fn is_of_the_turn(kind: &Kind) -> bool {
+    !matches!(kind, Kind::UserMessage(_) | Kind::ApprovalResolved(_) | Kind::BudgetAlert(_) | Kind::BudgetReached(_))
+}
