@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -95,12 +96,15 @@ func (d Dir) inUse() bool {
 	return len(records) > 0 || d.ownsNode()
 }
 
+// attempts keeps apart the unfinished files of one program.
+var attempts atomic.Int64
+
 // writeFile replaces a file in one step: readers see the old text or the new.
 func writeFile(path string, text []byte, mode os.FileMode) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	unfinished := fmt.Sprintf("%s.%d.new", path, os.Getpid())
+	unfinished := fmt.Sprintf("%s.%d-%d.new", path, os.Getpid(), attempts.Add(1))
 	if err := os.WriteFile(unfinished, text, mode); err != nil {
 		return err
 	}

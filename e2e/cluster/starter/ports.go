@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"sync"
 )
 
 // Ports are the run's own, chosen once and kept, so that a kubeconfig written
@@ -19,7 +20,12 @@ type Ports struct {
 	CiliumHealth, CiliumMetrics             int
 }
 
+var choosing sync.Mutex
+
 func (d Dir) ports() (Ports, error) {
+	// Parts that start at the same time must not choose twice.
+	choosing.Lock()
+	defer choosing.Unlock()
 	var p Ports
 	path := d.at("ports.json")
 	if text, err := os.ReadFile(path); err == nil {

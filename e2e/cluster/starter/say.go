@@ -37,19 +37,19 @@ func tail(path string, lines int) string {
 	return "    " + strings.Join(all, "\n    ")
 }
 
-// together runs all of them at once, waits for all, and gives the first failure.
+// together runs all of them at once and waits for all, or for the first
+// failure: with one part broken, there is no use in waiting for the others.
 func together(all ...func() error) error {
 	failures := make(chan error, len(all))
 	for _, one := range all {
 		go func() { failures <- one() }()
 	}
-	var first error
 	for range all {
-		if err := <-failures; err != nil && first == nil {
-			first = err
+		if err := <-failures; err != nil {
+			return err
 		}
 	}
-	return first
+	return nil
 }
 
 // inTurn runs them one after the other until one fails.

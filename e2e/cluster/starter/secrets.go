@@ -15,6 +15,8 @@ type Secrets struct {
 }
 
 func (d Dir) secrets() (Secrets, error) {
+	choosing.Lock()
+	defer choosing.Unlock()
 	var s Secrets
 	path := d.at("secrets.json")
 	if text, err := os.ReadFile(path); err == nil {
