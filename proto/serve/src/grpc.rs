@@ -27,8 +27,8 @@ pub struct BindError {
     source: io::Error,
 }
 
-/// Listens on `addr`. `flag` names the flag and the variable that `addr` came from, such as "--grpc-addr
-/// (CROFT_GRPC_ADDR)", for the error.
+/// Listens on `addr`. `flag` names the flag and the variable that `addr` came from, such as
+/// `--grpc-addr (CROFT_GRPC_ADDR)`, for the error.
 pub async fn bind(addr: SocketAddr, flag: &'static str) -> Result<TcpListener, BindError> {
     TcpListener::bind(addr).await.map_err(|source| BindError { addr, flag, source })
 }
@@ -48,11 +48,11 @@ pub fn serve(
     if let Some(tls) = tls {
         server = server.tls_config(tls)?;
     }
-    let router = server.layer(RpcLayer::new(metrics)).add_routes(routes);
+    let server = server.layer(RpcLayer::new(metrics)).add_routes(routes);
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let stopping = tasks.stopping();
     tasks.spawn_vital(name, async move {
-        router.serve_with_incoming_shutdown(incoming, stopping.cancelled_owned()).await?;
+        server.serve_with_incoming_shutdown(incoming, stopping.cancelled_owned()).await?;
         Ok(())
     });
     Ok(())

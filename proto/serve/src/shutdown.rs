@@ -52,7 +52,7 @@ mod tests {
             stopping.cancelled().await;
             seen.problems()
         });
-        assert_eq!(in_order(&readiness, &tasks, Duration::from_secs(60)).await, 0);
+        assert_eq!(in_order(&readiness, &tasks, Duration::from_mins(1)).await, 0);
         assert_eq!(intake.await.unwrap(), ["shutdown: shutting down"]);
     }
 

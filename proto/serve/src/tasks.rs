@@ -173,7 +173,7 @@ impl Drop for Alarm {
 mod tests {
     use super::*;
 
-    const LONG: Duration = Duration::from_secs(60);
+    const LONG: Duration = Duration::from_mins(1);
 
     #[tokio::test]
     async fn a_task_that_ends_when_intake_stops_is_waited_for() {

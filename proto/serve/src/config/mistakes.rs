@@ -8,8 +8,8 @@ use clap::{Arg, Command};
 
 /// A program's arguments, checked once, at start.
 pub trait Config: clap::Parser {
-    /// What clap can't see, one sentence per mistake that names the flag and the variable, such as "--sessions-max
-    /// (CROFT_SESSIONS_MAX) must be at least 1".
+    /// What clap can't see, one sentence per mistake that names the flag and the variable, such as
+    /// `--sessions-max (CROFT_SESSIONS_MAX) must be at least 1.`
     fn mistakes(&self) -> Vec<String> {
         Vec::new()
     }

@@ -1,0 +1,83 @@
+//! Each call leaves its count, by method and code.
+
+use std::time::Duration;
+
+use croft_serve::{Metrics, Readiness, Tasks, health};
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
+use tonic::Code;
+use tonic::service::Routes;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::collector::{Collector, Running, nothing, something, with_health};
+
+const SERVICE: &str = "opentelemetry.proto.collector.trace.v1.TraceService";
+
+fn count(metrics: &Metrics, service: &str, method: &str, code: &str) -> String {
+    let series = format!(r#"croft_grpc_requests_total{{code="{code}",method="{method}",service="{service}"}} "#);
+    let text = metrics.text().unwrap();
+    let value = text.lines().find_map(|line| line.strip_prefix(&series)).unwrap_or("none");
+    value.to_owned()
+}
+
+/// The count is made as the last bytes leave, which the client may notice first.
+async fn counted(metrics: &Metrics, method: &str, code: &str, expected: &str) {
+    let service = if method == "unknown" { "unknown" } else { SERVICE };
+    let wait = async {
+        while count(metrics, service, method, code) != expected {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let outcome = tokio::time::timeout(Duration::from_secs(10), wait).await;
+    assert!(outcome.is_ok(), "{method} {code} should be {expected}:\n{}", metrics.text().unwrap());
+}
+
+#[tokio::test]
+async fn calls_are_counted_by_method_and_code() {
+    let collector = Collector::new();
+    let server = Running::start(collector.routes(), None).await;
+    let mut client = TraceServiceClient::new(server.channel().await);
+    client.export(something()).await.unwrap();
+    client.export(something()).await.unwrap();
+    assert_eq!(client.export(nothing()).await.unwrap_err().code(), Code::InvalidArgument);
+    counted(&server.metrics, "Export", "Ok", "2").await;
+    counted(&server.metrics, "Export", "InvalidArgument", "1").await;
+    let text = server.metrics.text().unwrap();
+    assert!(text.contains("croft_grpc_request_duration_seconds_count{code=\"Ok\",method=\"Export\""), "{text}");
+}
+
+#[tokio::test]
+async fn a_call_that_its_caller_leaves_is_counted_as_cancelled() {
+    let collector = Collector::with_answers(0);
+    let server = Running::start(collector.routes(), None).await;
+    let mut client = TraceServiceClient::new(server.channel().await);
+    tokio::select! {
+        _ = client.export(something()) => panic!("it should not be answered"),
+        arrived = collector.arrived.acquire() => arrived.unwrap().forget(),
+    }
+    counted(&server.metrics, "Export", "Cancelled", "1").await;
+}
+
+#[tokio::test]
+async fn a_name_that_the_server_has_not_got_makes_no_series() {
+    let health = health::service(&Readiness::new(), &Tasks::new(), &[]).await;
+    let server = Running::start(Routes::new(health), None).await;
+    let mut client = TraceServiceClient::new(server.channel().await);
+    assert_eq!(client.export(something()).await.unwrap_err().code(), Code::Unimplemented);
+    counted(&server.metrics, "unknown", "Unimplemented", "1").await;
+    let text = server.metrics.text().unwrap();
+    assert!(!text.contains("TraceService"), "{text}");
+}
+
+#[tokio::test]
+async fn probes_are_not_counted() {
+    let (collector, readiness) = (Collector::new(), Readiness::new());
+    let health = health::service(&readiness, &Tasks::new(), &[]).await;
+    let server = Running::start(with_health(&collector, health), None).await;
+    let mut probe = HealthClient::new(server.channel().await);
+    probe.check(HealthCheckRequest::default()).await.unwrap();
+    let mut client = TraceServiceClient::new(server.channel().await);
+    client.export(something()).await.unwrap();
+    counted(&server.metrics, "Export", "Ok", "1").await;
+    assert!(!server.metrics.text().unwrap().contains("grpc.health"));
+}

@@ -1,0 +1,39 @@
+//! Intake stops, what has begun goes on.
+
+use std::time::Duration;
+
+use croft_serve::grpc;
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
+use tokio::net::TcpStream;
+
+use crate::collector::{Collector, Running, something};
+
+#[tokio::test]
+async fn a_call_that_has_begun_is_answered_though_intake_has_stopped() {
+    let collector = Collector::with_answers(0);
+    let server = Running::start(collector.routes(), None).await;
+    let mut client = TraceServiceClient::connect(server.url()).await.unwrap();
+    let begun = server.tasks.spawn("caller", async move { client.export(something()).await });
+    collector.arrived.acquire().await.unwrap().forget();
+
+    server.tasks.stopping().cancel();
+    let closed = async {
+        while TcpStream::connect(server.addr).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), closed).await.expect("the server should stop listening");
+    collector.answers.add_permits(1);
+    begun.await.unwrap().unwrap();
+    assert_eq!(server.tasks.shutdown(Duration::from_secs(10)).await, 0);
+}
+
+#[tokio::test]
+async fn an_address_that_is_taken_is_named_with_its_flag() {
+    let taken = grpc::bind("127.0.0.1:0".parse().unwrap(), "the test").await.unwrap();
+    let addr = taken.local_addr().unwrap();
+    let error = grpc::bind(addr, "--grpc-addr (CROFT_GRPC_ADDR)").await.unwrap_err();
+    assert_eq!(error.to_string(), format!("cannot listen on {addr}, as --grpc-addr (CROFT_GRPC_ADDR) asks"));
+    let told = format!("{:#}", anyhow::Error::from(error));
+    assert!(told.contains("in use"), "{told}");
+}
