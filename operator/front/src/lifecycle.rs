@@ -23,6 +23,7 @@ use crate::events::log::{Append, Appended, Authority, NewEvent};
 use crate::events::relay::Frame;
 use crate::events::replay;
 use crate::identity::Identity;
+use crate::session::Session;
 use crate::session::manager::Manager;
 use crate::turn::{Accepted, Turns, ends_turn, now};
 
@@ -54,16 +55,32 @@ impl Lifecycle {
         self.core.audit.record(Action { tenant, actor, action, resource, outcome }).await;
     }
 
+    /// Stores a message, and leaves its turn to run.
+    pub async fn accept(
+        &self,
+        identity: &Identity,
+        request: SendMessageRequest,
+    ) -> Result<(Session, Accepted), Error> {
+        let resource = format!("sessions/{}", request.session_id);
+        let sent = self.turns.send(identity, request).await;
+        self.audit(identity, "session.send_message", resource, &sent).await;
+        sent
+    }
+
+    /// Stops the running turn. False when there is none.
+    pub async fn interrupt(&self, identity: &Identity, session_id: &str) -> Result<bool, Error> {
+        let interrupted = self.turns.interrupt(identity, session_id).await;
+        self.audit(identity, "session.interrupt", format!("sessions/{session_id}"), &interrupted).await;
+        interrupted
+    }
+
     /// Stores a message and streams its turn.
     pub async fn send(
         &self,
         identity: &Identity,
         request: SendMessageRequest,
     ) -> Result<impl Stream<Item = Result<SessionEvent, Error>> + Send + 'static, Error> {
-        let resource = format!("sessions/{}", request.session_id);
-        let sent = self.turns.send(identity, request).await;
-        self.audit(identity, "session.send_message", resource, &sent).await;
-        let (session, Accepted { turn, seq }) = sent?;
+        let (session, Accepted { turn, seq }) = self.accept(identity, request).await?;
         let log = Arc::clone(&self.core.stores.events);
         let events = replay::follow(log, &self.core.hub, session.tenant, session.id, seq - 1, false).await?;
         Ok(one_turn(events, turn))
@@ -220,10 +237,8 @@ impl LifecycleService for Lifecycle {
         request: Request<InterruptSessionRequest>,
     ) -> Result<Response<InterruptSessionResponse>, Status> {
         let identity = self.door.identify(&self.core, &request).await?;
-        let session_id = request.into_inner().session_id;
-        let interrupted = self.turns.interrupt(&identity, &session_id).await;
-        self.audit(&identity, "session.interrupt", format!("sessions/{session_id}"), &interrupted).await;
-        Ok(Response::new(InterruptSessionResponse { interrupted: interrupted? }))
+        let interrupted = self.interrupt(&identity, &request.into_inner().session_id).await?;
+        Ok(Response::new(InterruptSessionResponse { interrupted }))
     }
 
     async fn resolve_approval(

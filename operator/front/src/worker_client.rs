@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use croft_proto::id::TenantId;
 use croft_proto::v1::runtime_service_client::RuntimeServiceClient;
-use croft_serve::Tasks;
 use croft_serve::tls::TlsFiles;
+use croft_serve::{Tasks, trace};
 use tokio::time::Instant;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
 
 use crate::error::Error;
 use crate::routing::Placement;
@@ -29,8 +31,9 @@ const CHANNELS_MAX: usize = 4096;
 const IDLE_MAX: Duration = Duration::from_secs(300);
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
 
-/// A client of one worker.
-pub type WorkerClient = RuntimeServiceClient<Channel>;
+/// A client of one worker. Its calls carry the trace that they are made in.
+pub type WorkerClient = RuntimeServiceClient<InterceptedService<Channel, Propagate>>;
+type Propagate = fn(Request<()>) -> Result<Request<()>, Status>;
 
 type Key = (TenantId, String);
 
@@ -72,7 +75,7 @@ impl WorkerPool {
     /// when the worker can't be reached; a connection that broke is made anew at the next call.
     pub fn client(&self, tenant: &Tenant, placement: &Placement) -> Result<WorkerClient, Error> {
         let channel = self.shared.channel(tenant, placement.address())?;
-        Ok(WorkerClient::new(channel)
+        Ok(RuntimeServiceClient::with_interceptor(channel, trace::propagate as Propagate)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX))
     }
