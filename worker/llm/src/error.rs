@@ -1,0 +1,138 @@
+//! How a model call fails, whichever provider it was.
+
+use std::time::Duration;
+
+/// What a failure means for the caller. The words are part of the contract (`ModelAttempt.error_class`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// Too many calls or tokens a minute; later they go through.
+    Rate,
+    /// The account's money or allowance is spent; waiting does not help.
+    Quota,
+    /// The provider is overloaded or failed by itself.
+    Overload,
+    /// The key is missing, wrong, or may not do this.
+    Auth,
+    /// The provider refuses this request as it is.
+    Invalid,
+    /// The conversation is too long for the model.
+    Context,
+    /// The provider's policy refuses the content.
+    Content,
+    /// Nothing came in time.
+    Timeout,
+    /// The connection failed, or what came was not the protocol.
+    Network,
+    /// The answer ended before it was whole.
+    Truncated,
+}
+
+impl Class {
+    /// All classes, for tables and tests.
+    pub const ALL: [Self; 10] = [
+        Self::Rate,
+        Self::Quota,
+        Self::Overload,
+        Self::Auth,
+        Self::Invalid,
+        Self::Context,
+        Self::Content,
+        Self::Timeout,
+        Self::Network,
+        Self::Truncated,
+    ];
+
+    /// The fixed word for events and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Rate => "rate",
+            Self::Quota => "quota",
+            Self::Overload => "overload",
+            Self::Auth => "auth",
+            Self::Invalid => "invalid",
+            Self::Context => "context",
+            Self::Content => "content",
+            Self::Timeout => "timeout",
+            Self::Network => "network",
+            Self::Truncated => "truncated",
+        }
+    }
+
+    /// The class of that word.
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|class| class.as_str() == word)
+    }
+
+    /// The same call may well succeed if made again.
+    pub fn is_retryable(self) -> bool {
+        match self {
+            Self::Rate | Self::Overload | Self::Timeout | Self::Network | Self::Truncated => true,
+            Self::Quota | Self::Auth | Self::Invalid | Self::Context | Self::Content => false,
+        }
+    }
+}
+
+/// A model call that did not end well. The message is the provider's own where it gave one, with the key blotted out.
+#[derive(Debug, thiserror::Error)]
+#[error("{provider} failed ({}): {message}", class.as_str())]
+pub struct Error {
+    pub provider: &'static str,
+    pub class: Class,
+    pub message: String,
+    /// The HTTP status, when the call was refused before an answer began.
+    pub status: Option<u16>,
+    /// How long the provider asks us to wait.
+    pub retry_after: Option<Duration>,
+    /// Set where the provider says of this failure whether to try again, whatever its class.
+    pub should_retry: Option<bool>,
+    /// The provider's id of the request, for its support.
+    pub request_id: Option<String>,
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    pub fn new(provider: &'static str, class: Class, message: impl Into<String>) -> Self {
+        Self {
+            provider,
+            class,
+            message: message.into(),
+            status: None,
+            retry_after: None,
+            should_retry: None,
+            request_id: None,
+            source: None,
+        }
+    }
+
+    /// The same with the failure that caused it.
+    pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// Whether the same call may be made again.
+    pub fn is_retryable(&self) -> bool {
+        self.should_retry.unwrap_or_else(|| self.class.is_retryable())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_class_is_found_by_its_word() {
+        for class in Class::ALL {
+            assert_eq!(Class::parse(class.as_str()), Some(class));
+        }
+        assert_eq!(Class::parse("weather"), None);
+    }
+
+    #[test]
+    fn the_providers_word_on_retrying_wins() {
+        let mut error = Error::new("anthropic", Class::Rate, "spend limit");
+        assert!(error.is_retryable());
+        error.should_retry = Some(false);
+        assert!(!error.is_retryable());
+    }
+}

@@ -1,0 +1,55 @@
+//! The one trait of all model providers, and the set of those that a worker has.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures::stream::BoxStream;
+
+use crate::delta::Delta;
+use crate::error::Error;
+use crate::request::Request;
+
+/// An answer as it comes: ends after [`Delta::Stop`] or the first error, never silently in between. Dropping it ends the
+/// call at the provider.
+pub type DeltaStream = BoxStream<'static, Result<Delta, Error>>;
+
+/// Something that answers like a model. One value serves many calls at a time.
+pub trait Provider: Send + Sync {
+    /// The word by which grants, native blocks and metrics name it.
+    fn name(&self) -> &'static str;
+
+    /// Makes one call, once: retrying is the caller's. Nothing happens until the stream is polled.
+    fn stream(&self, request: Request) -> DeltaStream;
+}
+
+/// The providers of one worker, by name.
+#[derive(Clone, Default)]
+pub struct Providers {
+    by_name: BTreeMap<&'static str, Arc<dyn Provider>>,
+}
+
+impl Providers {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a provider, in place of an older one of that name.
+    pub fn with(mut self, provider: impl Provider + 'static) -> Self {
+        self.by_name.insert(provider.name(), Arc::new(provider));
+        self
+    }
+
+    pub fn get(&self, name: &str) -> Option<Arc<dyn Provider>> {
+        self.by_name.get(name).cloned()
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.by_name.keys().copied()
+    }
+}
+
+impl std::fmt::Debug for Providers {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_set().entries(self.by_name.keys()).finish()
+    }
+}

@@ -1,0 +1,1 @@
+//! The program's flags and variables, checked once at start.

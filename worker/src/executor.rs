@@ -1,0 +1,171 @@
+//! Runs one turn as a small graph: a model call, then its tool calls, then the model again, until a branch says stop. After
+//! each of these supersteps a checkpoint goes to the front; from it any worker goes on with equal state.
+
+mod attempt;
+mod branch;
+mod failure;
+mod model_call;
+mod state;
+mod tool_call;
+mod tool_calls;
+
+use std::time::Duration;
+
+use croft_llm::{Providers, Stop, retry};
+use croft_proto::id::SessionId;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{AgentLimits, AgentSpec, StepCompleted, StepFinished, StepStarted, StopReason, ToolResult};
+use tokio_util::sync::CancellationToken;
+
+use crate::interrupt::{Interrupt, Why};
+use crate::link::Link;
+use crate::metrics::Metrics;
+use crate::sessions::Begun;
+use crate::tools::Toolbox;
+use branch::Next;
+pub(crate) use state::State;
+
+/// Bounds that hold where the agent's own spec says nothing.
+const MODEL_CALLS_MAX: u32 = 25;
+const TOOL_CALLS_MAX: u32 = 100;
+const OUTPUT_TOKENS_MAX: u32 = 4_096;
+const TURN_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// The bounds of one turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Bounds {
+    pub(crate) model_calls_max: u32,
+    pub(crate) tool_calls_max: u32,
+    pub(crate) output_tokens_max: u32,
+    pub(crate) turn_timeout: Duration,
+}
+
+impl Bounds {
+    pub(crate) fn of(agent: &AgentSpec) -> Self {
+        let limits: AgentLimits = agent.limits.unwrap_or_default();
+        let or = |given: u32, default: u32| if given == 0 { default } else { given };
+        let turn_timeout = u64::try_from(limits.turn_timeout_ms).ok().filter(|milliseconds| *milliseconds > 0);
+        Self {
+            model_calls_max: or(limits.model_calls_max, MODEL_CALLS_MAX),
+            tool_calls_max: or(limits.tool_calls_max, TOOL_CALLS_MAX),
+            output_tokens_max: or(limits.output_tokens_max, OUTPUT_TOKENS_MAX),
+            turn_timeout: turn_timeout.map_or(TURN_TIMEOUT, Duration::from_millis),
+        }
+    }
+}
+
+/// One turn, ready to run.
+pub(crate) struct Executor<'step> {
+    pub(crate) link: &'step Link,
+    pub(crate) interrupt: &'step Interrupt,
+    /// Cancelled when the worker shuts down: the superstep at hand is the last.
+    pub(crate) draining: CancellationToken,
+    pub(crate) begun: &'step Begun,
+    pub(crate) providers: &'step Providers,
+    pub(crate) retry: retry::Policy,
+    pub(crate) metrics: &'step Metrics,
+    pub(crate) toolbox: &'step Toolbox,
+    pub(crate) agent: &'step AgentSpec,
+    pub(crate) bounds: Bounds,
+    pub(crate) session: SessionId,
+    pub(crate) state: State,
+    /// Results that the turn begins with: calls that an earlier one left open.
+    pub(crate) closed: Vec<ToolResult>,
+}
+
+/// How a superstep left the turn.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Superstep {
+    /// The model answered, and stopped for this reason.
+    Answered(Stop),
+    /// All of its tool calls have results.
+    ToolsRun,
+    /// The turn ends here.
+    Ended(StopReason),
+    /// Someone ended it from outside.
+    Interrupted(Why),
+}
+
+/// How a turn that is over was left.
+enum End {
+    Told(StopReason),
+    /// Nobody is there to be told.
+    HungUp,
+}
+
+impl Executor<'_> {
+    /// Runs to the end of the turn, and tells the front how it ended.
+    pub(crate) async fn run(mut self, started: StepStarted) {
+        self.link.event(Kind::StepStarted(started)).await;
+        for result in std::mem::take(&mut self.closed) {
+            self.link.event(Kind::ToolResult(result)).await;
+        }
+        let stop_reason = match self.turn().await {
+            End::HungUp => return,
+            End::Told(stop_reason) => stop_reason,
+        };
+        let stays_open = matches!(stop_reason, StopReason::HandedBack | StopReason::RequiresAction);
+        if !stays_open {
+            self.close_open_calls("The call was not made: the turn ended before.").await;
+        }
+        self.metrics.step_ended(stop_reason);
+        self.link.event(Kind::StepCompleted(StepCompleted { stop_reason: stop_reason.into() })).await;
+        let checkpoint = self.state.checkpoint();
+        self.begun.keep(&checkpoint);
+        let finished = StepFinished { stop_reason: stop_reason.into(), checkpoint: Some(checkpoint) };
+        self.link.finished(finished).await;
+    }
+
+    async fn turn(&mut self) -> End {
+        let mut next = branch::resume(&self.state, &self.bounds);
+        loop {
+            if let Some(why) = self.interrupt.raised() {
+                return end_of(why);
+            }
+            if let Next::End(stop_reason) = next {
+                return End::Told(stop_reason);
+            }
+            if self.draining.is_cancelled() {
+                return End::Told(StopReason::HandedBack);
+            }
+            let superstep = match next {
+                Next::Model => self.model_call().await,
+                Next::Tools => self.tool_calls().await,
+                Next::End(stop_reason) => Superstep::Ended(stop_reason),
+            };
+            next = match superstep {
+                Superstep::Answered(stop) => {
+                    self.superstep_done().await;
+                    branch::after_answer(&self.state, &self.bounds, stop)
+                }
+                Superstep::ToolsRun => {
+                    self.superstep_done().await;
+                    branch::resume(&self.state, &self.bounds)
+                }
+                Superstep::Ended(stop_reason) => return End::Told(stop_reason),
+                Superstep::Interrupted(why) => return end_of(why),
+            };
+        }
+    }
+
+    async fn superstep_done(&mut self) {
+        self.state.superstep += 1;
+        let checkpoint = self.state.checkpoint();
+        self.begun.keep(&checkpoint);
+        self.link.checkpoint(checkpoint).await;
+    }
+
+    /// Gives every call that has no result an error for one, since providers refuse a conversation with open calls.
+    async fn close_open_calls(&mut self, why: &str) {
+        for result in self.state.close_open_calls(why) {
+            self.link.event(Kind::ToolResult(result)).await;
+        }
+    }
+}
+
+fn end_of(why: Why) -> End {
+    match why {
+        Why::Stop(stop_reason) => End::Told(stop_reason),
+        Why::HungUp => End::HungUp,
+    }
+}

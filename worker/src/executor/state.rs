@@ -1,0 +1,172 @@
+//! The state of a turn: all that a checkpoint holds, and nothing else.
+
+use std::collections::{HashMap, HashSet};
+
+use croft_proto::v1::content_block::Block;
+use croft_proto::v1::{
+    ContentBlock, JournalledToolCall, Message, Role, SessionCheckpoint, ToolOutput, ToolResult, ToolUse,
+};
+use uuid::Uuid;
+
+use crate::tools;
+
+/// What is told of a call that was journalled and whose result never came.
+pub(super) const OUTCOME_UNKNOWN: &str =
+    "The outcome of the call is unknown: it was begun, and may or may not have taken effect.";
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct State {
+    pub(super) messages: Vec<Message>,
+    pub(super) superstep: u32,
+    pub(super) model_calls: u32,
+    pub(super) tool_calls: u32,
+    turn_id: String,
+    /// Calls that were begun and belong to open tool uses, by the provider's id.
+    journal: HashMap<String, JournalledToolCall>,
+}
+
+impl State {
+    /// The state that a turn begins with, and the results by which it closed what an earlier turn had left open.
+    ///
+    /// A checkpoint of this very turn already holds its input, so `input` is then not added again.
+    pub(crate) fn begin(
+        checkpoint: Option<SessionCheckpoint>,
+        turn_id: &str,
+        input: Vec<ContentBlock>,
+        journal: Vec<JournalledToolCall>,
+    ) -> (Self, Vec<ToolResult>) {
+        let checkpoint = checkpoint.unwrap_or_default();
+        let same_turn = checkpoint.turn_id == turn_id;
+        let journalled = checkpoint.journal.into_iter().chain(journal);
+        let journal = journalled
+            .filter_map(|entry| entry.call.as_ref().map(|call| call.tool_call_id.clone()).map(|id| (id, entry)))
+            .collect();
+        let mut state = Self {
+            messages: checkpoint.messages,
+            superstep: checkpoint.superstep,
+            model_calls: if same_turn { checkpoint.model_calls } else { 0 },
+            tool_calls: if same_turn { checkpoint.tool_calls } else { 0 },
+            turn_id: turn_id.to_owned(),
+            journal,
+        };
+        let mut closed = Vec::new();
+        if !same_turn && !input.is_empty() {
+            closed = state.close_open_calls("The call was not made: the user went on with another message.");
+            state.messages.push(Message { role: Role::User.into(), content: input });
+        }
+        (state, closed)
+    }
+
+    /// There is nothing to talk about.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    /// A snapshot, under an id of its own.
+    pub(super) fn checkpoint(&self) -> SessionCheckpoint {
+        let open: HashSet<String> = self.open_calls().into_iter().map(|call| call.tool_call_id).collect();
+        let mut journal: Vec<_> =
+            self.journal.iter().filter(|(id, _)| open.contains(*id)).map(|(_, entry)| entry.clone()).collect();
+        journal.sort_by(|one, other| journalled_id(one).cmp(&journalled_id(other)));
+        SessionCheckpoint {
+            checkpoint_id: Uuid::now_v7().to_string(),
+            superstep: self.superstep,
+            messages: self.messages.clone(),
+            model_calls: self.model_calls,
+            tool_calls: self.tool_calls,
+            turn_id: self.turn_id.clone(),
+            journal,
+        }
+    }
+
+    /// The model's last message, if it is the model's turn no more than that of its tools.
+    fn last_answer(&self) -> Option<usize> {
+        let last = self.messages.iter().rposition(|message| message.role() != Role::Tool)?;
+        (self.messages[last].role() == Role::Assistant).then_some(last)
+    }
+
+    /// The calls of the model's last message that have no result, in its order.
+    pub(super) fn open_calls(&self) -> Vec<ToolUse> {
+        let Some(answer) = self.last_answer() else { return Vec::new() };
+        let answered: HashSet<&str> = self.messages[answer + 1..]
+            .iter()
+            .flat_map(|message| &message.content)
+            .filter_map(|block| match &block.block {
+                Some(Block::ToolOutput(output)) => Some(output.tool_call_id.as_str()),
+                _ => None,
+            })
+            .collect();
+        self.messages[answer]
+            .content
+            .iter()
+            .filter_map(|block| match &block.block {
+                Some(Block::ToolUse(call)) if !answered.contains(call.tool_call_id.as_str()) => Some(call.clone()),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Who spoke last.
+    pub(super) fn last_role(&self) -> Option<Role> {
+        self.messages.last().map(Message::role)
+    }
+
+    pub(super) fn answered(&mut self, content: Vec<ContentBlock>) {
+        if !content.is_empty() {
+            self.messages.push(Message { role: Role::Assistant.into(), content });
+        }
+    }
+
+    /// Takes in results, which must come in the order of their calls.
+    pub(super) fn took(&mut self, results: &[ToolResult]) {
+        if results.is_empty() {
+            return;
+        }
+        let outputs = results.iter().map(|result| {
+            self.journal.remove(&result.tool_call_id);
+            ContentBlock {
+                block: Some(Block::ToolOutput(ToolOutput {
+                    tool_call_id: result.tool_call_id.clone(),
+                    content: result.content.clone(),
+                    is_error: result.is_error,
+                })),
+            }
+        });
+        let content = outputs.collect();
+        self.messages.push(Message { role: Role::Tool.into(), content });
+    }
+
+    /// What was journalled of that call.
+    pub(super) fn journalled(&self, tool_call_id: &str) -> Option<&JournalledToolCall> {
+        self.journal.get(tool_call_id)
+    }
+
+    /// Ends every open call: with its journalled result, or else with an error. Returns the results that are news.
+    pub(super) fn close_open_calls(&mut self, why: &str) -> Vec<ToolResult> {
+        let mut all = Vec::new();
+        let mut news = Vec::new();
+        for call in self.open_calls() {
+            let journalled = self.journal.get(&call.tool_call_id);
+            if let Some(result) = journalled.and_then(|entry| entry.result.clone()) {
+                all.push(result);
+                continue;
+            }
+            let text = if journalled.is_some() { OUTCOME_UNKNOWN } else { why };
+            let result = error_result(&call.tool_call_id, text);
+            news.push(result.clone());
+            all.push(result);
+        }
+        self.took(&all);
+        news
+    }
+}
+
+fn journalled_id(entry: &JournalledToolCall) -> Option<&str> {
+    entry.call.as_ref().map(|call| call.tool_call_id.as_str())
+}
+
+/// A result that tells the model of a failure.
+pub(super) fn error_result(tool_call_id: &str, text: &str) -> ToolResult {
+    ToolResult { tool_call_id: tool_call_id.to_owned(), content: tools::text(text), is_error: true, duration_ms: 0 }
+}

@@ -1,0 +1,195 @@
+//! One tool call: what is to be done about it, and doing it.
+
+use croft_proto::id::SessionId;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{ApprovalRequired, Permission, ReplayClass, ToolCall, ToolResult, ToolUse};
+use serde_json::{Map, Value};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::state::{State, error_result};
+use crate::link::Link;
+use crate::metrics::Metrics;
+use crate::tools::{Entry, Invocation, Toolbox, text};
+
+/// A call with the decision what to do about it.
+pub(super) struct Plan<'toolbox> {
+    pub(super) call: ToolCall,
+    /// Its ToolCall event is stored already.
+    pub(super) journalled: bool,
+    pub(super) todo: Todo<'toolbox>,
+}
+
+pub(super) enum Todo<'toolbox> {
+    /// Its result is in the journal.
+    Known(ToolResult),
+    /// It will not be made; the model is told why.
+    Refuse(String),
+    Make {
+        entry: &'toolbox Entry,
+        arguments: Map<String, Value>,
+        /// Only after a person said yes.
+        ask: bool,
+    },
+    /// It was begun by someone who was lost, and may have taken effect: a person must decide.
+    AskWhetherToRepeat,
+}
+
+impl Plan<'_> {
+    /// A person must say yes before the call is made.
+    pub(super) fn asks(&self) -> bool {
+        matches!(self.todo, Todo::Make { ask: true, .. })
+    }
+}
+
+/// What became of a call.
+pub(super) enum Outcome {
+    Done(ToolResult),
+    /// Not begun, and no one to begin it: it waits for a person, and the worker is shutting down.
+    Held,
+}
+
+/// Decides about one open call. No I/O.
+pub(super) fn plan<'toolbox>(
+    call: ToolUse,
+    toolbox: &'toolbox Toolbox,
+    state: &State,
+    link: &Link,
+    session: SessionId,
+) -> Plan<'toolbox> {
+    let entry = toolbox.get(&call.name);
+    let journalled = state.journalled(&call.tool_call_id);
+    let begun = journalled.and_then(|entry| entry.call.clone());
+    let todo = if let Some(result) = journalled.and_then(|entry| entry.result.clone()) {
+        Todo::Known(result)
+    } else {
+        todo(&call, entry, begun.as_ref(), link, session)
+    };
+    let replay = entry.map_or(ReplayClass::Unsafe, |entry| entry.replay);
+    let fresh = || ToolCall {
+        idempotency_key: idempotency_key(session, &call.tool_call_id),
+        tool_call_id: call.tool_call_id.clone(),
+        name: call.name.clone(),
+        arguments_json: call.arguments_json.clone(),
+        replay: replay.into(),
+    };
+    Plan { journalled: begun.is_some(), call: begun.unwrap_or_else(fresh), todo }
+}
+
+fn todo<'toolbox>(
+    call: &ToolUse,
+    entry: Option<&'toolbox Entry>,
+    begun: Option<&ToolCall>,
+    link: &Link,
+    session: SessionId,
+) -> Todo<'toolbox> {
+    let Some(entry) = entry else {
+        return Todo::Refuse(format!("There is no tool {:?}.", call.name));
+    };
+    if entry.permission == Permission::Deny {
+        return Todo::Refuse(format!("The tool {:?} may not be called here.", call.name));
+    }
+    let arguments = match entry.arguments(&call.arguments_json) {
+        Ok(arguments) => arguments,
+        Err(problem) => return Todo::Refuse(problem.to_string()),
+    };
+    let Some(begun) = begun else {
+        return Todo::Make { entry, arguments, ask: entry.permission == Permission::Ask };
+    };
+    match begun.replay() {
+        // A person has been asked, if one had to be, before it was begun.
+        ReplayClass::Safe | ReplayClass::Idempotent => Todo::Make { entry, arguments, ask: false },
+        ReplayClass::Unsafe | ReplayClass::Unspecified => match link.decided(&approval_id(session, &call.tool_call_id))
+        {
+            Some(decision) if decision.approved => Todo::Make { entry, arguments, ask: false },
+            Some(decision) => Todo::Refuse(denied(&decision.message)),
+            None => Todo::AskWhetherToRepeat,
+        },
+    }
+}
+
+/// Where one call runs.
+pub(super) struct Bench<'step> {
+    pub(super) link: &'step Link,
+    pub(super) metrics: &'step Metrics,
+    pub(super) draining: &'step CancellationToken,
+    pub(super) session: SessionId,
+}
+
+impl Bench<'_> {
+    /// Does what the plan says. The call's event is stored before the tool hears of it.
+    ///
+    /// `journalled_as` is the index of the call's own event, where it is under way to the store.
+    pub(super) async fn carry_out(&self, plan: Plan<'_>, mut journalled_as: Option<u64>) -> Outcome {
+        let Plan { call, journalled: _, todo } = plan;
+        let (entry, arguments, ask) = match todo {
+            Todo::Known(result) => return Outcome::Done(result),
+            Todo::Refuse(problem) => {
+                self.metrics.tool_call("refused");
+                return Outcome::Done(error_result(&call.tool_call_id, &problem));
+            }
+            // Handled before any call is made.
+            Todo::AskWhetherToRepeat => return Outcome::Held,
+            Todo::Make { entry, arguments, ask } => (entry, arguments, ask),
+        };
+        if ask {
+            let approval = approval_required(self.session, &call, "The agent's tools ask for approval of this call.");
+            let approval_id = approval.approval_id.clone();
+            self.link.event(Kind::ApprovalRequired(approval)).await;
+            let decision = tokio::select! {
+                biased;
+                decision = self.link.decision(&approval_id) => decision,
+                () = self.draining.cancelled() => return Outcome::Held,
+            };
+            if !decision.approved {
+                self.metrics.tool_call("denied");
+                return Outcome::Done(error_result(&call.tool_call_id, &denied(&decision.message)));
+            }
+            journalled_as = Some(self.link.event(Kind::ToolCall(call.clone())).await);
+        }
+        if let Some(index) = journalled_as {
+            self.link.stored(index).await;
+        }
+        Outcome::Done(self.make(entry, arguments, call).await)
+    }
+
+    async fn make(&self, entry: &Entry, arguments: Map<String, Value>, call: ToolCall) -> ToolResult {
+        let began = Instant::now();
+        let outcome = entry.call(Invocation { arguments, idempotency_key: call.idempotency_key }).await;
+        let (content, is_error) = match outcome {
+            Ok(content) => (content, false),
+            Err(problem) => (text(problem.to_string()), true),
+        };
+        self.metrics.tool_call(if is_error { "error" } else { "ok" });
+        let duration_ms = i64::try_from(began.elapsed().as_millis()).unwrap_or(i64::MAX);
+        ToolResult { tool_call_id: call.tool_call_id, content, is_error, duration_ms }
+    }
+}
+
+/// The question about one call. Its id is the same whoever asks, so that an answer is good after a restart.
+pub(super) fn approval_required(session: SessionId, call: &ToolCall, reason: &str) -> ApprovalRequired {
+    ApprovalRequired {
+        approval_id: approval_id(session, &call.tool_call_id),
+        tool_call_id: call.tool_call_id.clone(),
+        tool_name: call.name.clone(),
+        arguments_json: call.arguments_json.clone(),
+        reason: reason.to_owned(),
+    }
+}
+
+pub(super) fn approval_id(session: SessionId, tool_call_id: &str) -> String {
+    Uuid::new_v5(&session.0, format!("approval/{tool_call_id}").as_bytes()).to_string()
+}
+
+fn idempotency_key(session: SessionId, tool_call_id: &str) -> String {
+    Uuid::new_v5(&session.0, format!("call/{tool_call_id}").as_bytes()).to_string()
+}
+
+fn denied(message: &str) -> String {
+    if message.is_empty() {
+        "A person denied this call.".to_owned()
+    } else {
+        format!("A person denied this call: {message}")
+    }
+}

@@ -1,0 +1,144 @@
+//! The superstep that makes the model's tool calls, all at a time. Their results come in the model's order, whichever tool
+//! is done first.
+
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{StopReason, ToolResult};
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
+
+use super::state::error_result;
+use super::tool_call::{self, Bench, Outcome, Plan, Todo};
+use super::{Executor, Superstep};
+use crate::interrupt::Why;
+use crate::link::Link;
+
+const INTERRUPTED: &str = "The call was interrupted before it gave a result; it may have taken effect.";
+const NOT_APPROVED: &str = "The call was not made: the turn ended before a person approved it.";
+const REPEAT: &str = "The call was begun, its outcome is unknown, and to repeat it may do it twice.";
+
+/// A call's place in the model's answer, and what came of it.
+struct Slot {
+    tool_call_id: String,
+    /// The question to a person, where one is asked before the call is made.
+    approval_id: Option<String>,
+    outcome: Option<Outcome>,
+    /// Its result is in the journal, so its event is stored.
+    told: bool,
+}
+
+impl Executor<'_> {
+    pub(super) async fn tool_calls(&mut self) -> Superstep {
+        let calls = self.state.open_calls().into_iter();
+        let plans: Vec<_> =
+            calls.map(|call| tool_call::plan(call, self.toolbox, &self.state, self.link, self.session)).collect();
+        if self.ask_whether_to_repeat(&plans).await {
+            return Superstep::Ended(StopReason::RequiresAction);
+        }
+        let bench = Bench { link: self.link, metrics: self.metrics, draining: &self.draining, session: self.session };
+        let running = FuturesUnordered::new();
+        let mut slots = Vec::with_capacity(plans.len());
+        for (place, plan) in plans.into_iter().enumerate() {
+            let ask = plan.asks();
+            slots.push(Slot {
+                tool_call_id: plan.call.tool_call_id.clone(),
+                approval_id: ask.then(|| tool_call::approval_id(self.session, &plan.call.tool_call_id)),
+                outcome: None,
+                told: matches!(plan.todo, Todo::Known(_)),
+            });
+            // Journalled in the model's order before anything is made; one that needs a person's yes only after it.
+            let mut index = None;
+            if !ask && !plan.journalled {
+                index = Some(self.link.event(Kind::ToolCall(plan.call.clone())).await);
+            }
+            let bench = &bench;
+            running.push(async move { (place, bench.carry_out(plan, index).await) });
+        }
+        let interrupted = self.gather(&mut slots, running).await;
+        self.conclude(slots, interrupted).await
+    }
+
+    /// True when there are calls that a lost worker began and that may not be repeated; people are asked about them.
+    async fn ask_whether_to_repeat(&self, plans: &[Plan<'_>]) -> bool {
+        let mut asked = false;
+        for plan in plans.iter().filter(|plan| matches!(plan.todo, Todo::AskWhetherToRepeat)) {
+            let question = tool_call::approval_required(self.session, &plan.call, REPEAT);
+            self.link.event(Kind::ApprovalRequired(question)).await;
+            asked = true;
+        }
+        asked
+    }
+
+    /// Fills the slots until all calls are over, or the step is ended from outside. A result is told as soon as all
+    /// before it are.
+    async fn gather(
+        &self,
+        slots: &mut [Slot],
+        mut running: FuturesUnordered<impl Future<Output = (usize, Outcome)>>,
+    ) -> Option<Why> {
+        loop {
+            match self.interrupt.or(running.next()).await {
+                Ok(None) => return None,
+                Ok(Some((place, outcome))) => {
+                    slots[place].outcome = Some(outcome);
+                    for slot in slots.iter_mut().take_while(|slot| slot.outcome.is_some()) {
+                        slot.tell(self.link).await;
+                    }
+                }
+                Err(why) => {
+                    // What is done is done.
+                    while let Some(Some((place, outcome))) = running.next().now_or_never() {
+                        slots[place].outcome = Some(outcome);
+                    }
+                    return Some(why);
+                }
+            }
+        }
+    }
+
+    /// Takes the results into the state, with an error for each call that was cut off.
+    async fn conclude(&mut self, mut slots: Vec<Slot>, interrupted: Option<Why>) -> Superstep {
+        if interrupted == Some(Why::HungUp) {
+            return Superstep::Interrupted(Why::HungUp);
+        }
+        for slot in &mut slots {
+            if slot.outcome.is_none() {
+                let waits = slot.approval_id.as_ref().is_some_and(|id| self.link.decided(id).is_none());
+                let error = |text| Outcome::Done(error_result(&slot.tool_call_id, text));
+                slot.outcome = Some(match (waits, interrupted) {
+                    // People may take longer than a turn; their answer opens the next one.
+                    (true, Some(Why::Stop(StopReason::TimeLimit))) => Outcome::Held,
+                    (true, _) => error(NOT_APPROVED),
+                    (false, _) => error(INTERRUPTED),
+                });
+            }
+            slot.tell(self.link).await;
+        }
+        let held = slots.iter().any(|slot| matches!(slot.outcome, Some(Outcome::Held)));
+        let results: Vec<ToolResult> = slots
+            .into_iter()
+            .filter_map(|slot| match slot.outcome {
+                Some(Outcome::Done(result)) => Some(result),
+                Some(Outcome::Held) | None => None,
+            })
+            .collect();
+        self.state.tool_calls = self.state.tool_calls.saturating_add(u32::try_from(results.len()).unwrap_or(u32::MAX));
+        self.state.took(&results);
+        match interrupted {
+            Some(_) if held => Superstep::Ended(StopReason::RequiresAction),
+            Some(why) => Superstep::Interrupted(why),
+            None if held => Superstep::Ended(StopReason::HandedBack),
+            None => Superstep::ToolsRun,
+        }
+    }
+}
+
+impl Slot {
+    async fn tell(&mut self, link: &Link) {
+        if let Some(Outcome::Done(result)) = &self.outcome
+            && !self.told
+        {
+            self.told = true;
+            link.event(Kind::ToolResult(result.clone())).await;
+        }
+    }
+}

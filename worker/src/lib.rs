@@ -1,0 +1,19 @@
+//! RuntimeService: runs the agent. The front opens a step, the worker runs the turn's graph of model and tool calls and
+//! streams back what happens; it holds no credential but its tenant's own and dials nothing but models and tools.
+
+pub mod config;
+mod executor;
+mod interrupt;
+mod link;
+mod metrics;
+mod outbox;
+pub mod peer;
+mod providers;
+mod refusal;
+mod server;
+mod sessions;
+mod step;
+pub mod tools;
+
+pub use refusal::Refusal;
+pub use server::{RuntimeOptions, RuntimeServer};

@@ -1,0 +1,140 @@
+//! The step's side of its talk with the front: what it sends, and the answers it waits for.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use croft_proto::v1::execute_step_request::Message as FromFront;
+use croft_proto::v1::execute_step_response::Message as ToFront;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{
+    ApprovalResolved, ExecuteStepRequest, Grant, GrantRefused, GrantRequest, SessionCheckpoint, StepFinished,
+};
+use tokio::sync::{oneshot, watch};
+
+use crate::interrupt::{Interrupt, Why};
+use crate::outbox::Outbox;
+
+/// Decisions on approvals that are kept for a call which has not asked yet. At the bound further ones are ignored; the
+/// front tells them again when it is asked.
+const DECISIONS_MAX: usize = 256;
+
+/// One step's talk with the front.
+pub(crate) struct Link {
+    turn_id: String,
+    outbox: Outbox,
+    interrupt: Interrupt,
+    grants: Mutex<HashMap<String, oneshot::Sender<Result<Grant, GrantRefused>>>>,
+    /// The highest index that is stored. The front stores in order, so all before it are stored too.
+    stored: watch::Sender<u64>,
+    decisions: watch::Sender<HashMap<String, ApprovalResolved>>,
+}
+
+impl Link {
+    pub(crate) fn new(turn_id: String, outbox: Outbox, interrupt: Interrupt) -> Self {
+        Self {
+            turn_id,
+            outbox,
+            interrupt,
+            grants: Mutex::default(),
+            stored: watch::Sender::new(0),
+            decisions: watch::Sender::new(HashMap::new()),
+        }
+    }
+
+    /// Takes in what the front says.
+    pub(crate) fn hear(&self, request: ExecuteStepRequest) {
+        match request.message {
+            Some(FromFront::Grant(grant)) => {
+                let asked = self.grants().remove(&grant.request_id);
+                // An answer to nobody is one that came after its question was given up.
+                let _ = asked.map(|asked| asked.send(Ok(grant)));
+            }
+            Some(FromFront::GrantRefused(refused)) => {
+                let asked = self.grants().remove(&refused.request_id);
+                let _ = asked.map(|asked| asked.send(Err(refused)));
+            }
+            Some(FromFront::EventStored(stored)) => {
+                self.stored.send_if_modified(|newest| {
+                    let newer = stored.event_index > *newest;
+                    *newest = stored.event_index.max(*newest);
+                    newer
+                });
+            }
+            Some(FromFront::ApprovalResolved(decision)) => self.decisions.send_modify(|decisions| {
+                if decisions.len() < DECISIONS_MAX {
+                    decisions.insert(decision.approval_id.clone(), decision);
+                }
+            }),
+            Some(FromFront::Cancel(cancel)) => self.interrupt.raise(Why::Stop(cancel.stop_reason())),
+            // A second start means nothing.
+            Some(FromFront::Start(_)) | None => tracing::warn!("the front sent a message that means nothing here"),
+        }
+    }
+
+    /// Sends a durable event, and returns its index.
+    pub(crate) async fn event(&self, kind: Kind) -> u64 {
+        self.outbox.event(&self.turn_id, kind).await
+    }
+
+    /// Sends a preview, which may be dropped.
+    pub(crate) fn preview(&self, kind: Kind) {
+        self.outbox.preview(&self.turn_id, kind);
+    }
+
+    pub(crate) async fn checkpoint(&self, checkpoint: SessionCheckpoint) {
+        self.outbox.message(ToFront::Checkpoint(checkpoint)).await;
+    }
+
+    /// The last message of a step that ended in order.
+    pub(crate) async fn finished(&self, finished: StepFinished) {
+        self.outbox.message(ToFront::Finished(finished)).await;
+    }
+
+    /// Resolves when the event with that index is stored.
+    pub(crate) async fn stored(&self, event_index: u64) {
+        let mut stored = self.stored.subscribe();
+        // The sender lives as long as `self`.
+        let _ = stored.wait_for(|newest| *newest >= event_index).await;
+    }
+
+    /// Asks for leave to call a model. Dropping the future withdraws the question.
+    pub(crate) async fn grant(&self, request: GrantRequest) -> Result<Grant, GrantRefused> {
+        let (answer, answered) = oneshot::channel();
+        let question = Question { link: self, request_id: request.request_id.clone() };
+        self.grants().insert(request.request_id.clone(), answer);
+        self.outbox.message(ToFront::GrantRequest(request)).await;
+        let outcome = answered.await;
+        drop(question);
+        // The sender is dropped only by the question itself.
+        outcome.unwrap_or_else(|_| Err(GrantRefused::default()))
+    }
+
+    /// The decision of a person; it may have come before the question.
+    pub(crate) async fn decision(&self, approval_id: &str) -> ApprovalResolved {
+        let mut decisions = self.decisions.subscribe();
+        let decided = decisions.wait_for(|decisions| decisions.contains_key(approval_id)).await;
+        decided.ok().and_then(|decisions| decisions.get(approval_id).cloned()).unwrap_or_default()
+    }
+
+    /// The decision of a person, if it came already.
+    pub(crate) fn decided(&self, approval_id: &str) -> Option<ApprovalResolved> {
+        self.decisions.borrow().get(approval_id).cloned()
+    }
+
+    fn grants(&self) -> MutexGuard<'_, HashMap<String, oneshot::Sender<Result<Grant, GrantRefused>>>> {
+        // No code that holds the lock can leave the map half changed.
+        self.grants.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A question that is open as long as this lives.
+struct Question<'link> {
+    link: &'link Link,
+    request_id: String,
+}
+
+impl Drop for Question<'_> {
+    fn drop(&mut self) {
+        self.link.grants().remove(&self.request_id);
+    }
+}

@@ -1,0 +1,81 @@
+//! What the worker counts, beside what every gRPC server counts.
+
+use std::time::Duration;
+
+use croft_proto::v1::StopReason;
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+
+/// Seconds: from a cached small model to one that thinks first.
+const FIRST_TOKEN_BUCKETS: [f64; 12] = [0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
+
+/// The counters of one worker. Clones share them. No label names a session or a tool: their number has no bound.
+#[derive(Clone)]
+pub(crate) struct Metrics {
+    model_attempts: IntCounterVec,
+    tool_calls: IntCounterVec,
+    steps: IntCounterVec,
+    first_token: Histogram,
+    previews_dropped: IntCounter,
+    pub(crate) sessions: IntGauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let counter = |name: &str, help: &str, labels: &[&str]| {
+            IntCounterVec::new(Opts::new(name, help), labels).expect("fixed names and labels are valid")
+        };
+        let first_token = HistogramOpts::new(
+            "croft_worker_first_token_seconds",
+            "Seconds from a model call to its first piece of output.",
+        );
+        Self {
+            model_attempts: counter(
+                "croft_worker_model_attempts_total",
+                "Attempts at a model, by how they ended.",
+                &["provider", "model", "outcome"],
+            ),
+            tool_calls: counter("croft_worker_tool_calls_total", "Tool calls, by how they ended.", &["outcome"]),
+            steps: counter("croft_worker_steps_total", "Steps that ended in order, by why.", &["stop_reason"]),
+            first_token: Histogram::with_opts(first_token.buckets(FIRST_TOKEN_BUCKETS.to_vec()))
+                .expect("a fixed name and buckets are valid"),
+            previews_dropped: IntCounter::new(
+                "croft_worker_previews_dropped_total",
+                "Previews that were dropped since the front read too slowly.",
+            )
+            .expect("a fixed name is valid"),
+            sessions: IntGauge::new("croft_worker_sessions", "Sessions that the worker holds.")
+                .expect("a fixed name is valid"),
+        }
+    }
+}
+
+impl Metrics {
+    /// Shows them in `registry`.
+    pub(crate) fn register(&self, registry: &Registry) -> prometheus::Result<()> {
+        registry.register(Box::new(self.model_attempts.clone()))?;
+        registry.register(Box::new(self.tool_calls.clone()))?;
+        registry.register(Box::new(self.steps.clone()))?;
+        registry.register(Box::new(self.first_token.clone()))?;
+        registry.register(Box::new(self.previews_dropped.clone()))?;
+        registry.register(Box::new(self.sessions.clone()))
+    }
+
+    pub(crate) fn model_attempt(&self, provider: &str, model: &str, outcome: &str, first_token: Option<Duration>) {
+        self.model_attempts.with_label_values(&[provider, model, outcome]).inc();
+        if let Some(first_token) = first_token {
+            self.first_token.observe(first_token.as_secs_f64());
+        }
+    }
+
+    pub(crate) fn tool_call(&self, outcome: &'static str) {
+        self.tool_calls.with_label_values(&[outcome]).inc();
+    }
+
+    pub(crate) fn step_ended(&self, stop_reason: StopReason) {
+        self.steps.with_label_values(&[stop_reason.as_str_name()]).inc();
+    }
+
+    pub(crate) fn dropped_previews(&self, count: u64) {
+        self.previews_dropped.inc_by(count);
+    }
+}

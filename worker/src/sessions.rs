@@ -1,0 +1,177 @@
+//! The sessions that this worker holds: each with its agent, its newest state, and the step that runs, if one does.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use croft_proto::id::SessionId;
+use croft_proto::v1::{AgentSpec, SessionCheckpoint, StopReason};
+use prometheus::IntGauge;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::interrupt::{Interrupt, Why};
+use crate::refusal::Refusal;
+
+/// Clones share the sessions.
+#[derive(Clone)]
+pub(crate) struct Sessions {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    held: Mutex<HashMap<SessionId, Held>>,
+    sessions_max: usize,
+    idle_max: Duration,
+    gauge: IntGauge,
+    next_number: AtomicU64,
+}
+
+struct Held {
+    agent: AgentSpec,
+    checkpoint: Option<SessionCheckpoint>,
+    /// Of the newest step. An older one is a front's that lost the lease.
+    epoch: u64,
+    running: Option<Running>,
+    used_at: Instant,
+}
+
+#[derive(Clone)]
+struct Running {
+    /// Tells it from another step of a session that was forgotten and made known again.
+    number: u64,
+    interrupt: Interrupt,
+    ended: CancellationToken,
+}
+
+impl Sessions {
+    /// Room for `sessions_max`. When it is full, the session that was idle for longest makes room for a new one if it was
+    /// idle for `idle_max`: the front has all of its state.
+    pub(crate) fn new(sessions_max: usize, idle_max: Duration, gauge: IntGauge) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                held: Mutex::default(),
+                sessions_max,
+                idle_max,
+                gauge,
+                next_number: AtomicU64::new(0),
+            }),
+        }
+    }
+
+    /// Makes a session known, or renews what is known of it.
+    pub(crate) fn admit(&self, session: SessionId, agent: AgentSpec) -> Result<(), Refusal> {
+        let mut held = self.shared.lock();
+        let now = Instant::now();
+        if let Some(known) = held.get_mut(&session) {
+            known.agent = agent;
+            known.used_at = now;
+            return Ok(());
+        }
+        if held.len() >= self.shared.sessions_max {
+            let idle = held
+                .iter()
+                .filter(|(_, held)| held.running.is_none() && now - held.used_at >= self.shared.idle_max)
+                .min_by_key(|(_, held)| held.used_at)
+                .map(|(session, _)| *session);
+            let idle = idle.ok_or(Refusal::WorkerFull { sessions_max: self.shared.sessions_max })?;
+            held.remove(&idle);
+            tracing::info!(session = %idle, "forgot an idle session to make room");
+        }
+        held.insert(session, Held { agent, checkpoint: None, epoch: 0, running: None, used_at: now });
+        self.shared.count(&held);
+        Ok(())
+    }
+
+    /// Begins a step of a known session; `interrupt` will end it. A step that still runs under this epoch or an older one
+    /// is ended first: its front has given it up.
+    pub(crate) async fn begin(&self, session: SessionId, epoch: u64, interrupt: Interrupt) -> Result<Begun, Refusal> {
+        loop {
+            let older = {
+                let mut held = self.shared.lock();
+                let known = held.get_mut(&session).ok_or(Refusal::SessionUnknown)?;
+                if epoch < known.epoch {
+                    return Err(Refusal::EpochStale { newest: known.epoch });
+                }
+                known.epoch = epoch;
+                known.used_at = Instant::now();
+                match &known.running {
+                    Some(running) => running.clone(),
+                    None => {
+                        let ended = CancellationToken::new();
+                        let number = self.shared.next_number.fetch_add(1, Ordering::Relaxed);
+                        known.running = Some(Running { number, interrupt, ended: ended.clone() });
+                        let agent = known.agent.clone();
+                        return Ok(Begun { sessions: self.clone(), session, number, agent, ended });
+                    }
+                }
+            };
+            older.interrupt.raise(Why::HungUp);
+            older.ended.cancelled().await;
+        }
+    }
+
+    /// The newest state of a session.
+    pub(crate) fn checkpoint(&self, session: SessionId) -> Result<Option<SessionCheckpoint>, Refusal> {
+        let held = self.shared.lock();
+        held.get(&session).map(|held| held.checkpoint.clone()).ok_or(Refusal::SessionUnknown)
+    }
+
+    /// Ends what runs and forgets the session. Whether it was known.
+    pub(crate) fn terminate(&self, session: SessionId) -> bool {
+        let mut held = self.shared.lock();
+        let Some(gone) = held.remove(&session) else { return false };
+        self.shared.count(&held);
+        if let Some(running) = gone.running {
+            running.interrupt.raise(Why::Stop(StopReason::Terminated));
+        }
+        true
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, Held>> {
+        // No code that holds the lock can leave the map half changed.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self, held: &HashMap<SessionId, Held>) {
+        self.gauge.set(i64::try_from(held.len()).unwrap_or(i64::MAX));
+    }
+}
+
+/// A step that runs. Dropping it ends it.
+pub(crate) struct Begun {
+    sessions: Sessions,
+    session: SessionId,
+    number: u64,
+    /// As InitWorkerSession told it.
+    pub(crate) agent: AgentSpec,
+    ended: CancellationToken,
+}
+
+impl Begun {
+    /// Keeps the newest state, for `Checkpoint`.
+    pub(crate) fn keep(&self, checkpoint: &SessionCheckpoint) {
+        self.with_held(|held| held.checkpoint = Some(checkpoint.clone()));
+    }
+
+    fn with_held(&self, change: impl FnOnce(&mut Held)) {
+        if let Some(held) = self.sessions.shared.lock().get_mut(&self.session)
+            && held.running.as_ref().is_some_and(|running| running.number == self.number)
+        {
+            change(held);
+        }
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        self.with_held(|held| {
+            held.running = None;
+            held.used_at = Instant::now();
+        });
+        self.ended.cancel();
+    }
+}

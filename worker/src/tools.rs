@@ -1,0 +1,262 @@
+//! What an agent may call. A [`Tool`] does the work; a [`Toolbox`] is the tools of one agent, each with its permission, its
+//! class of replay, its time limit, and the schema that arguments are held to.
+
+mod calculator;
+mod clock;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use croft_llm::ToolDefinition;
+use croft_proto::v1::content_block::Block;
+use croft_proto::v1::tool_spec::Source;
+use croft_proto::v1::{AgentSpec, ContentBlock, Permission, ReplayClass, Text, ToolSpec};
+use serde_json::{Map, Value};
+
+use crate::refusal::Refusal;
+
+pub use calculator::Calculator;
+pub use clock::Clock;
+
+/// How long a call may take if its tool says nothing. At the bound the model is told so.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// No tool may ask for more.
+const TIMEOUT_MAX: Duration = Duration::from_secs(600);
+/// Bytes of one text in a result. What is beyond is cut off, and the model is told so.
+const RESULT_TEXT_BYTES_MAX: usize = 256 * 1024;
+/// The longest name that every model provider takes.
+const NAME_CHARACTERS_MAX: usize = 64;
+
+/// One call of a tool.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Invocation {
+    /// Has passed the tool's schema.
+    pub arguments: Map<String, Value>,
+    /// The same on every try of this call, for whoever must do it only once.
+    pub idempotency_key: String,
+}
+
+/// A tool that did not do what it was asked; the model is told why.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Error(pub String);
+
+/// Something that an agent may call: built in, or at an MCP server.
+#[async_trait]
+pub trait Tool: Send + Sync {
+    /// What the model is told if the agent's own spec says nothing.
+    fn description(&self) -> &str;
+
+    /// JSON Schema of the arguments, if the agent's own spec has none.
+    fn input_schema(&self) -> Value;
+
+    /// Makes one call. Dropping the future cancels it; time limits are the caller's.
+    async fn call(&self, invocation: Invocation) -> Result<Vec<ContentBlock>, Error>;
+}
+
+/// The tools that are built into a worker, by name.
+#[derive(Clone)]
+pub struct Builtins {
+    by_name: BTreeMap<String, Arc<dyn Tool>>,
+}
+
+impl Default for Builtins {
+    /// `clock` and `calculator`.
+    fn default() -> Self {
+        Self { by_name: BTreeMap::new() }.with("clock", Clock).with("calculator", Calculator)
+    }
+}
+
+impl Builtins {
+    /// Adds a tool, in place of an older one of that name.
+    pub fn with(mut self, name: &str, tool: impl Tool + 'static) -> Self {
+        self.by_name.insert(name.to_owned(), Arc::new(tool));
+        self
+    }
+}
+
+/// One tool of an agent.
+pub(crate) struct Entry {
+    pub(crate) tool: Arc<dyn Tool>,
+    pub(crate) definition: ToolDefinition,
+    pub(crate) permission: Permission,
+    pub(crate) replay: ReplayClass,
+    timeout: Duration,
+    schema: jsonschema::Validator,
+}
+
+/// The tools of one agent, by the names that the model sees.
+pub(crate) struct Toolbox {
+    entries: BTreeMap<String, Entry>,
+}
+
+impl Toolbox {
+    /// The agent's tools, or why one of them can't run here.
+    pub(crate) fn open(agent: &AgentSpec, builtins: &Builtins) -> Result<Self, Refusal> {
+        let mut entries = BTreeMap::new();
+        for spec in &agent.tools {
+            let entry = Entry::open(spec, builtins)?;
+            if entries.insert(spec.name.clone(), entry).is_some() {
+                let problem = "two tools have this name".to_owned();
+                return Err(Refusal::ToolInvalid { tool: spec.name.clone(), problem });
+            }
+        }
+        Ok(Self { entries })
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<&Entry> {
+        self.entries.get(name)
+    }
+
+    /// What the model is told of them.
+    pub(crate) fn definitions(&self) -> Vec<ToolDefinition> {
+        self.entries.values().map(|entry| entry.definition.clone()).collect()
+    }
+}
+
+impl Entry {
+    fn open(spec: &ToolSpec, builtins: &Builtins) -> Result<Self, Refusal> {
+        let unsupported = |problem: &str| Refusal::ToolUnsupported { tool: spec.name.clone(), problem: problem.into() };
+        let invalid = |problem: String| Refusal::ToolInvalid { tool: spec.name.clone(), problem };
+        let of_alphabet = |character: char| character.is_ascii_alphanumeric() || matches!(character, '_' | '-');
+        if spec.name.is_empty() || spec.name.len() > NAME_CHARACTERS_MAX || !spec.name.chars().all(of_alphabet) {
+            return Err(invalid(format!("a name has 1 to {NAME_CHARACTERS_MAX} of a-z A-Z 0-9 _ -")));
+        }
+        let tool = match &spec.source {
+            Some(Source::Builtin(builtin)) => builtins.by_name.get(&builtin.name).cloned(),
+            Some(Source::Mcp(_)) => return Err(unsupported("this worker speaks no MCP")),
+            None => return Err(invalid("it has no source".into())),
+        };
+        let tool = tool.ok_or_else(|| unsupported("it is not built in"))?;
+        let input_schema = if spec.input_schema_json.is_empty() {
+            tool.input_schema()
+        } else {
+            let schema: Map<String, Value> = serde_json::from_str(&spec.input_schema_json)
+                .map_err(|error| invalid(format!("its schema is no JSON object: {error}")))?;
+            Value::Object(schema)
+        };
+        let schema = jsonschema::validator_for(&input_schema)
+            .map_err(|error| invalid(format!("its schema is no JSON Schema: {error}")))?;
+        let description =
+            if spec.description.is_empty() { tool.description().to_owned() } else { spec.description.clone() };
+        let timeout = match u64::try_from(spec.timeout_ms) {
+            Ok(0) | Err(_) => TIMEOUT,
+            Ok(milliseconds) => Duration::from_millis(milliseconds).min(TIMEOUT_MAX),
+        };
+        let replay = match spec.replay() {
+            ReplayClass::Unspecified => ReplayClass::Unsafe,
+            replay => replay,
+        };
+        let definition = ToolDefinition { name: spec.name.clone(), description, input_schema };
+        Ok(Self { tool, definition, permission: spec.permission(), replay, timeout, schema })
+    }
+
+    /// The arguments as an object that the schema takes, or a sentence for the model.
+    pub(crate) fn arguments(&self, json: &str) -> Result<Map<String, Value>, Error> {
+        let arguments: Value =
+            serde_json::from_str(json).map_err(|error| Error(format!("The arguments are not valid JSON: {error}.")))?;
+        if let Err(problem) = self.schema.validate(&arguments) {
+            return Err(Error(format!("The arguments do not fit the tool's schema: {problem}.")));
+        }
+        match arguments {
+            Value::Object(arguments) => Ok(arguments),
+            _ => Err(Error("The arguments must be a JSON object.".into())),
+        }
+    }
+
+    /// Makes one call, within the tool's time limit and the bound on results.
+    pub(crate) async fn call(&self, invocation: Invocation) -> Result<Vec<ContentBlock>, Error> {
+        match tokio::time::timeout(self.timeout, self.tool.call(invocation)).await {
+            Ok(outcome) => outcome.map(|content| content.into_iter().map(shortened).collect()),
+            Err(_) => Err(Error(format!("The tool gave no result within {} ms.", self.timeout.as_millis()))),
+        }
+    }
+}
+
+/// A result of one text.
+pub fn text(text: impl Into<String>) -> Vec<ContentBlock> {
+    vec![ContentBlock { block: Some(Block::Text(Text { text: text.into() })) }]
+}
+
+fn shortened(mut block: ContentBlock) -> ContentBlock {
+    if let Some(Block::Text(text)) = &mut block.block
+        && text.text.len() > RESULT_TEXT_BYTES_MAX
+    {
+        let whole = text.text.len();
+        text.text.truncate(text.text.floor_char_boundary(RESULT_TEXT_BYTES_MAX));
+        text.text.push_str(&format!("\n[cut: {whole} bytes in all]"));
+    }
+    block
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use croft_proto::v1::{BuiltinTool, McpTool};
+
+    fn clock() -> ToolSpec {
+        let source = Some(Source::Builtin(BuiltinTool { name: "clock".into() }));
+        ToolSpec { name: "clock".into(), source, ..ToolSpec::default() }
+    }
+
+    fn open(tools: Vec<ToolSpec>) -> Result<Toolbox, Refusal> {
+        Toolbox::open(&AgentSpec { tools, ..AgentSpec::default() }, &Builtins::default())
+    }
+
+    fn reason(tools: Vec<ToolSpec>) -> &'static str {
+        open(tools).err().map_or("none", |refusal| refusal.reason())
+    }
+
+    #[test]
+    fn a_toolbox_opens_with_what_is_built_in_and_refuses_the_rest() {
+        let mcp = Some(Source::Mcp(McpTool { server_url: "https://tools.test".into(), ..McpTool::default() }));
+        let spade = Some(Source::Builtin(BuiltinTool { name: "spade".into() }));
+        let cases = [
+            (vec![clock()], "none"),
+            (vec![clock(), clock()], "TOOL_INVALID"),
+            (vec![ToolSpec { source: mcp, ..clock() }], "TOOL_UNSUPPORTED"),
+            (vec![ToolSpec { source: spade, ..clock() }], "TOOL_UNSUPPORTED"),
+            (vec![ToolSpec { source: None, ..clock() }], "TOOL_INVALID"),
+            (vec![ToolSpec { name: "two words".into(), ..clock() }], "TOOL_INVALID"),
+            (vec![ToolSpec { name: "x".repeat(65), ..clock() }], "TOOL_INVALID"),
+            (vec![ToolSpec { input_schema_json: "[]".into(), ..clock() }], "TOOL_INVALID"),
+            (vec![ToolSpec { input_schema_json: r#"{"type":"wall"}"#.into(), ..clock() }], "TOOL_INVALID"),
+        ];
+        for (tools, expected) in cases {
+            assert_eq!(reason(tools.clone()), expected, "{tools:?}");
+        }
+    }
+
+    #[test]
+    fn the_spec_wins_over_what_the_tool_says_of_itself() {
+        let spec = ToolSpec {
+            description: "The village clock.".into(),
+            input_schema_json: r#"{"type":"object","required":["bell"]}"#.into(),
+            ..clock()
+        };
+        let toolbox = open(vec![spec]).unwrap();
+        assert_eq!(toolbox.definitions()[0].description, "The village clock.");
+        let entry = toolbox.get("clock").unwrap();
+        assert!(entry.arguments(r#"{"bell":1}"#).is_ok());
+        assert!(entry.arguments("{}").unwrap_err().0.contains("bell"));
+        assert_eq!(entry.replay, ReplayClass::Unsafe);
+    }
+
+    #[test]
+    fn a_long_result_is_cut_between_characters() {
+        let long = "ä".repeat(RESULT_TEXT_BYTES_MAX);
+        let Some(Block::Text(cut)) = shortened(text(long).remove(0)).block else { panic!("no text") };
+        assert!(cut.text.len() < RESULT_TEXT_BYTES_MAX + 64 && cut.text.ends_with("in all]"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_tool_is_cut_off_with_a_sentence() {
+        let toolbox = open(vec![ToolSpec { timeout_ms: 50, ..clock() }]).unwrap();
+        let entry = toolbox.get("clock").unwrap();
+        let arguments = entry.arguments(r#"{"sleep_ms":5000}"#).unwrap();
+        let outcome = entry.call(Invocation { arguments, idempotency_key: String::new() }).await;
+        assert_eq!(outcome, Err(Error("The tool gave no result within 50 ms.".into())));
+    }
+}
