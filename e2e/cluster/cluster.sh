@@ -16,5 +16,7 @@ if [ ! -x "$built/croft-cluster" ]; then
     # Whoever built it first wins; the two are alike.
     mv -T "$unfinished" "$built" 2>/dev/null || [ -x "$built/croft-cluster" ]
     chmod 755 "$built"
+    # They are small, but every edit leaves one.
+    find "$cache" -maxdepth 1 -name 'starter-*' -mtime +2 -exec rm -rf {} +
 fi
 CROFT_CLUSTER_SOURCE=$source_folder exec "$built/croft-cluster" "$@"

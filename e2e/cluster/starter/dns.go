@@ -1,10 +1,13 @@
 package main
 
 import (
+	"context"
 	"embed"
 	"fmt"
+	"net"
 	"path"
 	"strings"
+	"time"
 )
 
 // Each of these files is one object; its first line says where in the API it lies.
@@ -45,18 +48,21 @@ func forward(resolvers string) string {
 	return "forward . /etc/resolv.conf"
 }
 
-// dnsReady tells whether a DNS pod is among the Service's endpoints.
-func (d Dir) dnsReady() error {
-	api, err := d.api()
+// dnsReady asks the Service for a name. It doesn't ask the API server whether
+// the pod is ready: after a restart of the node that answer may be yesterday's.
+func dnsReady() error {
+	resolver := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var dialer net.Dialer
+		return dialer.DialContext(ctx, "udp", net.JoinHostPort(dnsAddress, "53"))
+	}}
+	bounded, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+	defer cancel()
+	addresses, err := resolver.LookupHost(bounded, "kubernetes.default.svc.cluster.local.")
 	if err != nil {
-		return err
+		return fmt.Errorf("%w; `kubectl -n kube-system describe pod` tells more", err)
 	}
-	text, err := api.get("/apis/apps/v1/namespaces/kube-system/deployments/coredns")
-	if err != nil {
-		return err
-	}
-	if !strings.Contains(string(text), `"availableReplicas":1`) {
-		return fmt.Errorf("CoreDNS has no pod that is ready; see `kubectl -n kube-system describe pod`")
+	if len(addresses) != 1 || addresses[0] != apiAddress {
+		return fmt.Errorf("it thinks the API server is at %v", addresses)
 	}
 	return nil
 }

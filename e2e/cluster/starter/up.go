@@ -116,7 +116,7 @@ func (d Dir) node(kube string, cilium built) error {
 			)
 		},
 		func() error { return d.expect("the node to be ready", "kubelet", time.Minute, d.nodeReady) },
-		func() error { return d.expect("DNS to answer", "kubelet", time.Minute, d.dnsReady) },
+		func() error { return d.expect("DNS to answer", "kubelet", time.Minute, dnsReady) },
 	)
 }
 
