@@ -1,6 +1,7 @@
 //! The stores of the front, together: Postgres, and the in-memory twin that is held to the same contract.
 
 pub mod memory;
+pub mod postgres;
 
 pub(crate) mod chain;
 pub(crate) mod projection;

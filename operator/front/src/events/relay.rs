@@ -38,7 +38,7 @@ pub enum Frame {
     Interrupt,
     /// To whichever replica runs the turn: the session has ended.
     Terminated,
-    /// To whichever replica runs the turn: a person has decided; the ApprovalResolved event is in the log.
+    /// To whichever replica runs the turn: a person has decided; the `ApprovalResolved` event is in the log.
     ApprovalResolved { seq: u64 },
 }
 

@@ -10,6 +10,7 @@ mod tenants;
 mod usage;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -101,9 +102,8 @@ impl State {
     fn meter(&mut self, tenant: TenantId, rows: Vec<UsageEvent>) -> Vec<UsageEvent> {
         let mut added = Vec::with_capacity(rows.len());
         for row in rows {
-            let id = (tenant, row.attempt_id.clone());
-            if !self.usage.contains_key(&id) {
-                self.usage.insert(id, row.clone());
+            if let Entry::Vacant(vacant) = self.usage.entry((tenant, row.attempt_id.clone())) {
+                vacant.insert(row.clone());
                 added.push(row);
             }
         }

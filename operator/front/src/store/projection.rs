@@ -25,7 +25,7 @@ pub(crate) struct Change {
 }
 
 impl Change {
-    /// Fails when there are no events: callers owe at least one.
+    /// Fails when there are no events, or one that is not durable: callers owe better.
     pub(crate) fn of(events: &[NewEvent]) -> Result<Self, Error> {
         let last = events.last().ok_or_else(|| Error::internal(anyhow::anyhow!("an append without events")))?;
         let mut change = Self {
@@ -38,6 +38,7 @@ impl Change {
             update_time: time::stored(&last.create_time),
         };
         for (place, event) in (1..).zip(events) {
+            kind_name(&event.kind)?;
             change.add(place, event);
         }
         Ok(change)
@@ -187,4 +188,33 @@ pub(crate) fn add_usage(totals: &mut UsageTotals, row: &UsageEvent) {
         Some(cost) => totals.cost_nano_usd += cost,
         None => totals.unpriced_attempts += 1,
     }
+}
+
+/// The name of a durable event's field in [`SessionEvent`]. Fails for previews and notices, which are stored nowhere.
+pub(crate) fn kind_name(kind: &Kind) -> Result<&'static str, Error> {
+    Ok(match kind {
+        Kind::SessionCreated(_) => "session_created",
+        Kind::SessionReady(_) => "session_ready",
+        Kind::SessionRunning(_) => "session_running",
+        Kind::SessionIdle(_) => "session_idle",
+        Kind::SessionTerminated(_) => "session_terminated",
+        Kind::UserMessage(_) => "user_message",
+        Kind::AgentMessage(_) => "agent_message",
+        Kind::ToolCall(_) => "tool_call",
+        Kind::ToolResult(_) => "tool_result",
+        Kind::ApprovalRequired(_) => "approval_required",
+        Kind::ApprovalResolved(_) => "approval_resolved",
+        Kind::GuardrailViolation(_) => "guardrail_violation",
+        Kind::ModelAttempt(_) => "model_attempt",
+        Kind::ModelRouted(_) => "model_routed",
+        Kind::CheckpointTaken(_) => "checkpoint_taken",
+        Kind::BudgetAlert(_) => "budget_alert",
+        Kind::BudgetReached(_) => "budget_reached",
+        Kind::Error(_) => "error",
+        Kind::StepStarted(_) => "step_started",
+        Kind::StepCompleted(_) => "step_completed",
+        Kind::TextDelta(_) | Kind::ThinkingDelta(_) | Kind::ToolArgumentDelta(_) | Kind::Progress(_) | Kind::Gap(_) => {
+            return Err(Error::internal(anyhow::anyhow!("an append of an event that is not durable")));
+        }
+    })
 }

@@ -1,0 +1,120 @@
+//! Brings the database up to date, and tells whether it is.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::migrate::Migrator;
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, Row};
+
+use crate::error::Error;
+use crate::models::seed::seed;
+use crate::store::postgres::{add_models, failed};
+
+/// The migrations that this program was built with.
+static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations");
+
+/// The roles that the front takes on.
+const ROLES: [&str; 2] = ["croft_request", "croft_writer"];
+/// Roles belong to the whole server: two databases that are migrated at once may get in each other's way. Then the step is
+/// tried again.
+const TRIES: u32 = 5;
+const TRY_AGAIN: Duration = Duration::from_millis(100);
+
+/// Runs what is missing of the migrations, adds the models and prices that are missing, and lets `front_role` take on the
+/// front's roles. Safe to repeat; two at once wait for each other.
+///
+/// The URL is that of an admin, who owns the database and may create roles.
+pub async fn run(admin_url: &SecretString, front_role: &str) -> anyhow::Result<()> {
+    let mut admin = PgConnection::connect(admin_url.expose_secret()).await.context("cannot reach PostgreSQL")?;
+    MIGRATIONS.run(&mut admin).await.context("the migrations failed")?;
+    admit(&mut admin, front_role).await?;
+
+    let mut transaction = admin.begin().await?;
+    add_models(&mut transaction, &seed()).await.context("cannot add the models")?;
+    transaction.commit().await?;
+    tracing::info!(front_role, newest = newest(), "the database is up to date");
+    admin.close().await.context("cannot close the connection")
+}
+
+/// Whether every migration that this program knows has run, unchanged. A newer schema is current too: an older front runs
+/// on it during a rollout.
+pub async fn is_current(pool: &PgPool) -> Result<bool, Error> {
+    Ok(pending(pool).await?.is_empty())
+}
+
+/// The versions of the migrations that have not run.
+pub async fn pending(pool: &PgPool) -> Result<Vec<i64>, Error> {
+    let rows = match sqlx::query("select version, checksum from _sqlx_migrations where success").fetch_all(pool).await {
+        Ok(rows) => rows,
+        // The table is not there, or not for us: nothing has run to its end.
+        Err(sqlx::Error::Database(refusal)) if matches!(refusal.code().as_deref(), Some("42P01" | "42501")) => {
+            Vec::new()
+        }
+        Err(error) => return Err(failed(error)),
+    };
+    let mut applied: HashMap<i64, Vec<u8>> = HashMap::with_capacity(rows.len());
+    for row in rows {
+        applied.insert(row.try_get("version").map_err(failed)?, row.try_get("checksum").map_err(failed)?);
+    }
+    let missing = MIGRATIONS
+        .iter()
+        .filter(|migration| applied.get(&migration.version).is_none_or(|checksum| **checksum != *migration.checksum));
+    Ok(missing.map(|migration| migration.version).collect())
+}
+
+fn newest() -> i64 {
+    MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0)
+}
+
+/// Lets the login role take on the front's roles, and see which migrations have run; by itself it may do nothing else.
+async fn admit(admin: &mut PgConnection, front_role: &str) -> anyhow::Result<()> {
+    let exists: bool = sqlx::query_scalar("select exists (select 1 from pg_roles where rolname = $1)")
+        .bind(front_role)
+        .fetch_one(&mut *admin)
+        .await?;
+    if !exists {
+        bail!("the role {front_role:?} does not exist: create it with a password and `login` first");
+    }
+    let quoted: String = sqlx::query_scalar("select quote_ident($1)").bind(front_role).fetch_one(&mut *admin).await?;
+    let inherits: bool = sqlx::query_scalar("select rolinherit from pg_roles where rolname = $1")
+        .bind(front_role)
+        .fetch_one(&mut *admin)
+        .await?;
+    if inherits {
+        step(admin, &format!("alter role {quoted} noinherit")).await.context("cannot change the front's role")?;
+    }
+    for role in ROLES {
+        for (member, name) in [(front_role, quoted.as_str()), ("", "current_user")] {
+            let member_already: bool =
+                sqlx::query_scalar("select pg_has_role(coalesce(nullif($1, ''), current_user), $2, 'member')")
+                    .bind(member)
+                    .bind(role)
+                    .fetch_one(&mut *admin)
+                    .await?;
+            if !member_already {
+                step(admin, &format!("grant {role} to {name}"))
+                    .await
+                    .with_context(|| format!("cannot grant {role}"))?;
+            }
+        }
+    }
+    step(admin, &format!("grant select on _sqlx_migrations to {quoted}"))
+        .await
+        .context("cannot grant a look at the migrations")
+}
+
+async fn step(admin: &mut PgConnection, statement: &str) -> Result<(), sqlx::Error> {
+    let mut tries = 1;
+    loop {
+        match sqlx::query(AssertSqlSafe(statement)).execute(&mut *admin).await {
+            // A row of the catalogue was being changed (XX000), or has just been made (23505).
+            Err(sqlx::Error::Database(refusal))
+                if tries < TRIES && matches!(refusal.code().as_deref(), Some("XX000" | "23505")) => {}
+            result => return result.map(drop),
+        }
+        tokio::time::sleep(TRY_AGAIN * tries).await;
+        tries += 1;
+    }
+}

@@ -1,0 +1,195 @@
+//! The stores in Postgres.
+//!
+//! The login role can do nothing by itself: every transaction begins by taking on a role, and, but for batches, one
+//! tenant. Row security, forced on every table of tenants, holds it to that.
+
+mod audit;
+mod events;
+mod keys;
+mod leases;
+mod models;
+mod row;
+mod sessions;
+mod tenants;
+mod time;
+mod usage;
+
+use std::fmt::Display;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use croft_proto::id::TenantId;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{AssertSqlSafe, PgPool, Transaction};
+
+pub(crate) use models::add as add_models;
+
+use super::Stores;
+use crate::error::Error;
+use crate::migrate;
+
+/// How long a call waits for a connection; then it is refused as unavailable.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// What the server ends by itself, so that a stuck call holds neither locks nor a connection.
+const SERVER_TIMEOUTS: [(&str, &str); 3] =
+    [("statement_timeout", "10s"), ("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "15s")];
+
+/// All stores over one pool of connections; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Postgres {
+    pool: PgPool,
+    connections_max: u32,
+}
+
+impl Postgres {
+    /// Opens a pool, and one connection to see that it works. At `connections_max` calls wait for a free one.
+    ///
+    /// Fails with [`Error::Invalid`] when the URL is none, else with [`Error::Unavailable`].
+    pub async fn connect(url: &str, connections_max: u32) -> Result<Self, Error> {
+        let pool = connect(url, connections_max)?;
+        pool.acquire().await.map_err(failed)?;
+        Ok(Self { pool, connections_max })
+    }
+
+    /// The database answers, and its schema is the one that this program was built for.
+    pub async fn check(&self) -> Result<(), Error> {
+        if migrate::is_current(&self.pool).await? {
+            Ok(())
+        } else {
+            Err(Error::unavailable("a current database schema", anyhow::anyhow!("`croft-front migrate` has not run")))
+        }
+    }
+
+    /// The tenant of this name; of those that had it, the newest.
+    pub async fn tenant_named(&self, name: &str) -> Result<Option<TenantId>, Error> {
+        tenants::named(self, name).await
+    }
+
+    /// A transaction that sees this tenant alone.
+    async fn tenant(&self, tenant: TenantId) -> Result<Tx, Error> {
+        self.tenant_and(tenant, "").await
+    }
+
+    /// As [`Self::tenant`]; in the same round trip also runs statements whose rows nobody wants: locks. They come first, so
+    /// that what follows sees all that was committed before them.
+    async fn tenant_and(&self, tenant: TenantId, locks: impl Display) -> Result<Tx, Error> {
+        // A UUID is hex and hyphens: there is nothing to escape.
+        self.begin(format!("begin; set local role croft_request; set local croft.tenant = '{tenant}'; {locks}")).await
+    }
+
+    /// A transaction of the request role that sees no tenant, for functions that look across them.
+    async fn nobody(&self) -> Result<Tx, Error> {
+        self.begin("begin; set local role croft_request".to_owned()).await
+    }
+
+    /// A transaction that may insert for any tenant, and read nothing.
+    async fn writer(&self) -> Result<Tx, Error> {
+        self.begin("begin; set local role croft_writer".to_owned()).await
+    }
+
+    /// A connection that went away while it was idle shows it here, where nothing has happened yet: the next one is tried. At
+    /// worst all of them are stale, and the last try is on a new one. Testing each before use would cost a round trip.
+    async fn begin(&self, statements: String) -> Result<Tx, Error> {
+        let mut stale = 0;
+        loop {
+            match self.pool.begin_with(AssertSqlSafe(statements.as_str())).await {
+                Err(error) if stale < self.connections_max && was_idle_too_long(&error) => stale += 1,
+                result => return result.map_err(failed),
+            }
+        }
+    }
+}
+
+impl Stores {
+    /// Stores in this database.
+    pub fn postgres(postgres: &Postgres) -> Self {
+        let postgres = Arc::new(postgres.clone());
+        Self {
+            sessions: postgres.clone(),
+            events: postgres.clone(),
+            leases: postgres.clone(),
+            usage: postgres.clone(),
+            audit: postgres.clone(),
+            models: postgres.clone(),
+            keys: postgres.clone(),
+            tenants: postgres,
+        }
+    }
+}
+
+type Tx = Transaction<'static, sqlx::Postgres>;
+
+/// A pool that connects when it is first used.
+fn connect(url: &str, connections_max: u32) -> Result<PgPool, Error> {
+    // The parser's complaint may quote the URL, and with it a password.
+    let options = PgConnectOptions::from_str(url).map_err(|_| Error::invalid("the PostgreSQL URL", "can't be read"))?;
+    let options = options.application_name("croft-front").options(SERVER_TIMEOUTS);
+    Ok(PgPoolOptions::new()
+        .max_connections(connections_max)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .test_before_acquire(false)
+        .connect_lazy_with(options))
+}
+
+/// What a failure of the database means to a caller: whether another try, later, may work.
+pub(crate) fn failed(error: sqlx::Error) -> Error {
+    let passes = match &error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed
+        | sqlx::Error::BeginFailed => true,
+        sqlx::Error::Database(refusal) => refusal.code().is_some_and(|code| is_passing(&code)),
+        _ => false,
+    };
+    if passes { Error::unavailable("postgres", error) } else { Error::internal(error) }
+}
+
+/// SQLSTATEs of a database that is away, full or in each other's way, not of one that disagrees:
+/// <https://www.postgresql.org/docs/15/errcodes-appendix.html>.
+fn is_passing(code: &str) -> bool {
+    const CLASSES: [&str; 5] = ["08", "28", "3D", "53", "57"];
+    const CODES: [&str; 4] = ["40001", "40P01", "55P03", "25P03"];
+    CLASSES.iter().any(|class| code.starts_with(class)) || CODES.contains(&code)
+}
+
+fn was_idle_too_long(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) => true,
+        // The server said why it went, before it went.
+        sqlx::Error::Database(refusal) => refusal.code().is_some_and(|code| code.starts_with("57P")),
+        _ => false,
+    }
+}
+
+/// A refusal by a foreign key.
+fn is_foreign_key(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(refusal) if refusal.is_foreign_key_violation())
+}
+
+/// Postgres has no unsigned integers; numbers beyond its own are beyond any that it holds.
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_url_is_refused_without_being_quoted() {
+        let error = connect("postgres://croft:hunter2@:port/", 1).unwrap_err();
+        assert!(matches!(error, Error::Invalid { .. }));
+        assert!(!format!("{error:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn a_restart_passes_and_a_broken_rule_does_not() {
+        assert!(is_passing("57P01"));
+        assert!(is_passing("40P01"));
+        assert!(!is_passing("23505"));
+        assert!(!is_passing("42501"));
+    }
+}

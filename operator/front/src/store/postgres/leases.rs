@@ -1,0 +1,127 @@
+//! Leases in Postgres, by its clock.
+//!
+//! Whatever changes who may append takes the session's lock first, as an append does, and repeats the epoch on the
+//! session's row. A heartbeat changes neither, and so waits for no append.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use croft_proto::id::{SessionId, TenantId};
+use sqlx::Row;
+
+use super::{Postgres, Tx, failed, signed};
+use crate::error::Error;
+use crate::lease::{Abandoned, LeaseStore};
+
+#[async_trait]
+impl LeaseStore for Postgres {
+    async fn acquire(
+        &self,
+        tenant: TenantId,
+        session: SessionId,
+        holder: &str,
+        ttl: Duration,
+    ) -> Result<Option<u64>, Error> {
+        let mut tx = self.locking(tenant, session).await?;
+        let row = sqlx::query(
+            "with open as (
+                select state from sessions where tenant_id = $1 and session_id = $2
+            ), taken as (
+                insert into leases as old (tenant_id, session_id, epoch, holder, expire_time)
+                select $1, $2, 1, $3, clock_timestamp() + $4 * interval '1 microsecond' from open where state <> 'terminated'
+                on conflict (tenant_id, session_id) do update
+                    set epoch = old.epoch + 1, holder = excluded.holder, expire_time = excluded.expire_time
+                    where old.holder is null or old.expire_time <= clock_timestamp()
+                returning epoch
+            ), told as (
+                update sessions set lease_epoch = (select epoch from taken)
+                where tenant_id = $1 and session_id = $2 and exists (select 1 from taken)
+            )
+            select state, (select epoch from taken) as epoch from open",
+        )
+        .bind(tenant.0)
+        .bind(session.0)
+        .bind(holder)
+        .bind(micros(ttl))
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed)?;
+        tx.commit().await.map_err(failed)?;
+
+        let session_id = session.to_string();
+        let Some(row) = row else { return Err(Error::SessionNotFound { session_id }) };
+        if row.try_get::<&str, _>("state").map_err(failed)? == "terminated" {
+            return Err(Error::SessionTerminated { session_id });
+        }
+        let epoch: Option<i64> = row.try_get("epoch").map_err(failed)?;
+        Ok(epoch.map(i64::cast_unsigned))
+    }
+
+    async fn renew(&self, tenant: TenantId, session: SessionId, epoch: u64, ttl: Duration) -> Result<(), Error> {
+        let mut tx = self.tenant(tenant).await?;
+        let renewed = sqlx::query(
+            "update leases set expire_time = clock_timestamp() + $4 * interval '1 microsecond'
+            where tenant_id = $1 and session_id = $2 and epoch = $3 and holder is not null",
+        )
+        .bind(tenant.0)
+        .bind(session.0)
+        .bind(signed(epoch))
+        .bind(micros(ttl))
+        .execute(&mut *tx)
+        .await
+        .map_err(failed)?;
+        tx.commit().await.map_err(failed)?;
+        if renewed.rows_affected() == 1 { Ok(()) } else { Err(Error::LeaseLost { epoch }) }
+    }
+
+    async fn release(&self, tenant: TenantId, session: SessionId, epoch: u64) -> Result<(), Error> {
+        let mut tx = self.locking(tenant, session).await?;
+        sqlx::query(
+            "with given as (
+                update leases set holder = null, expire_time = null
+                where tenant_id = $1 and session_id = $2 and epoch = $3 and holder is not null
+                returning 1
+            )
+            update sessions set lease_epoch = null
+            where tenant_id = $1 and session_id = $2 and exists (select 1 from given)",
+        )
+        .bind(tenant.0)
+        .bind(session.0)
+        .bind(signed(epoch))
+        .execute(&mut *tx)
+        .await
+        .map_err(failed)?;
+        tx.commit().await.map_err(failed)
+    }
+
+    async fn abandoned(&self, limit: u32) -> Result<Vec<Abandoned>, Error> {
+        let mut tx = self.nobody().await?;
+        let rows = sqlx::query("select tenant_id, session_id from croft_abandoned_leases($1)")
+            .bind(i64::from(limit))
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed)?;
+        rows.iter()
+            .map(|row| {
+                let (tenant, session) = (row.try_get("tenant_id")?, row.try_get("session_id")?);
+                Ok(Abandoned { tenant: TenantId(tenant), session: SessionId(session) })
+            })
+            .collect::<Result<_, _>>()
+            .map_err(failed)
+    }
+}
+
+impl Postgres {
+    /// A transaction that holds the session's lock, if there is such a session. What follows sees all that the last holder
+    /// of the lock did.
+    async fn locking(&self, tenant: TenantId, session: SessionId) -> Result<Tx, Error> {
+        let lock = format!(
+            "select 1 from sessions where tenant_id = '{tenant}' and session_id = '{session}' for no key update"
+        );
+        self.tenant_and(tenant, lock).await
+    }
+}
+
+fn micros(ttl: Duration) -> i64 {
+    i64::try_from(ttl.as_micros()).unwrap_or(i64::MAX)
+}

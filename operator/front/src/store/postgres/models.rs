@@ -1,0 +1,115 @@
+//! Models and prices in Postgres.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use croft_proto::v1::{Model, ModelCapabilities, ModelPrice};
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row};
+
+use super::time::Time;
+use super::{Postgres, failed};
+use crate::error::Error;
+use crate::models::ModelStore;
+
+#[async_trait]
+impl ModelStore for Postgres {
+    async fn load(&self) -> Result<Vec<Model>, Error> {
+        let mut tx = self.nobody().await?;
+        let models = sqlx::query(
+            "select model_id, provider, aliases, tools, images, thinking, context_tokens_max, output_tokens_max
+            from models order by model_id",
+        )
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed)?;
+        let prices = sqlx::query(
+            "select model_id, effective_from, above_input_tokens, input_usd::text, cache_read_usd::text,
+                cache_write_5m_usd::text, cache_write_1h_usd::text, output_usd::text, source
+            from prices order by model_id, effective_from, above_input_tokens",
+        )
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed)?;
+        read(&models, &prices).map_err(failed)
+    }
+}
+
+fn read(models: &[PgRow], prices: &[PgRow]) -> Result<Vec<Model>, sqlx::Error> {
+    let mut by_model: BTreeMap<String, Vec<ModelPrice>> = BTreeMap::new();
+    for row in prices {
+        by_model.entry(row.try_get("model_id")?).or_default().push(price(row)?);
+    }
+    models
+        .iter()
+        .map(|row| {
+            let model_id: String = row.try_get("model_id")?;
+            Ok(Model {
+                prices: by_model.remove(&model_id).unwrap_or_default(),
+                model_id,
+                provider: row.try_get("provider")?,
+                aliases: row.try_get("aliases")?,
+                capabilities: Some(ModelCapabilities {
+                    tools: row.try_get("tools")?,
+                    images: row.try_get("images")?,
+                    thinking: row.try_get("thinking")?,
+                    context_tokens_max: row.try_get("context_tokens_max")?,
+                    output_tokens_max: row.try_get("output_tokens_max")?,
+                }),
+            })
+        })
+        .collect()
+}
+
+fn price(row: &PgRow) -> Result<ModelPrice, sqlx::Error> {
+    // No price of a class is the empty text.
+    let usd = |column| Ok::<_, sqlx::Error>(row.try_get::<Option<String>, _>(column)?.unwrap_or_default());
+    Ok(ModelPrice {
+        effective_from: Some(row.try_get::<Time, _>("effective_from")?.0),
+        above_input_tokens: row.try_get("above_input_tokens")?,
+        input_usd: usd("input_usd")?,
+        cache_read_usd: usd("cache_read_usd")?,
+        cache_write_5m_usd: usd("cache_write_5m_usd")?,
+        cache_write_1h_usd: usd("cache_write_1h_usd")?,
+        output_usd: usd("output_usd")?,
+        source: row.try_get("source")?,
+    })
+}
+
+/// Adds the models and prices that are not there, and changes none.
+pub(crate) async fn add(connection: &mut PgConnection, models: &[Model]) -> Result<(), sqlx::Error> {
+    for model in models {
+        let can = model.capabilities.unwrap_or_default();
+        sqlx::query("insert into models values ($1, $2, $3, $4, $5, $6, $7, $8) on conflict do nothing")
+            .bind(&model.model_id)
+            .bind(&model.provider)
+            .bind(&model.aliases)
+            .bind(can.tools)
+            .bind(can.images)
+            .bind(can.thinking)
+            .bind(can.context_tokens_max)
+            .bind(can.output_tokens_max)
+            .execute(&mut *connection)
+            .await?;
+        for price in &model.prices {
+            let usd = |text: &String| (!text.is_empty()).then(|| text.clone());
+            sqlx::query(
+                "insert into prices values ($1, $2, $3, $4::text::numeric, $5::text::numeric, $6::text::numeric,
+                    $7::text::numeric, $8::text::numeric, $9)
+                on conflict do nothing",
+            )
+            .bind(&model.model_id)
+            .bind(Time(price.effective_from.unwrap_or_default()))
+            .bind(price.above_input_tokens)
+            .bind(&price.input_usd)
+            .bind(usd(&price.cache_read_usd))
+            .bind(usd(&price.cache_write_5m_usd))
+            .bind(usd(&price.cache_write_1h_usd))
+            .bind(&price.output_usd)
+            .bind(&price.source)
+            .execute(&mut *connection)
+            .await?;
+        }
+    }
+    Ok(())
+}

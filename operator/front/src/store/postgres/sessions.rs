@@ -1,0 +1,210 @@
+//! Sessions in Postgres.
+
+use async_trait::async_trait;
+use croft_proto::id::{SessionId, TenantId};
+use prost::Message;
+use sqlx::{AssertSqlSafe, Row};
+
+use super::events::Columns;
+use super::row::{self, SELECT_SESSION, state_word, stop_reason_word};
+use super::time::Time;
+use super::{Postgres, Tx, failed, is_foreign_key, signed, usage};
+use crate::error::Error;
+use crate::events::log::IdempotencyKey;
+use crate::session::Session;
+use crate::session::store::{Filter, Inserted, NewSession, SessionStore};
+use crate::store::{projection, unknown_tenant};
+
+/// The scope of keys of `CreateSession`.
+const SCOPE: &str = "sessions";
+
+/// Everything in one statement: the key if there is one, the session unless the key is taken or the tenant is full, the
+/// events with the session.
+const INSERT: &str = "
+    with forgotten as (
+        delete from idempotency_keys
+        where (tenant_id, scope, key) in (
+            select tenant_id, scope, key from idempotency_keys
+            where $4::text is not null and tenant_id = $1 and use_time <= now() - interval '24 hours'
+                and not (scope = $3 and key = $4)
+            order by use_time limit 2 for update skip locked
+        )
+    ), keyed as (
+        insert into idempotency_keys as old (tenant_id, scope, key, body_hash, session_id, first_seq)
+        select $1, $3, $4, $5, $2, 1 where $4 is not null
+        on conflict (tenant_id, scope, key) do update
+            set body_hash = excluded.body_hash, session_id = excluded.session_id, first_seq = 1,
+                use_time = excluded.use_time
+            where old.use_time <= now() - interval '24 hours'
+        returning 1
+    ), made as (
+        insert into sessions (
+            tenant_id, session_id, state, agent, agent_name, config_hash, labels, create_time, update_time, last_seq,
+            newest_input_seq, turn_id, worker, terminate_reason, last_stop_reason
+        )
+        select $1, $2, $7, $8, $9, $10, $11::text::jsonb, $12, $13, $14, $15, $16, $17, $18, $19
+        where ($4 is null or exists (select 1 from keyed)) and (
+            $6::bigint is null
+            or (select count(*) from sessions where tenant_id = $1 and state <> 'terminated') < $6
+        )
+        returning 1
+    ), logged as (
+        insert into events (tenant_id, session_id, seq, kind, turn_id, create_time, payload)
+        select $1, $2, new.place, new.kind, new.turn_id, new.create_time, new.payload
+        from made, unnest($20::text[], $21::uuid[], $22::timestamptz[], $23::bytea[])
+            with ordinality as new (kind, turn_id, create_time, payload, place)
+    )
+    select (select count(*) from keyed) as keyed, (select count(*) from made) as made
+";
+
+#[async_trait]
+impl SessionStore for Postgres {
+    async fn insert(&self, new: NewSession) -> Result<Inserted, Error> {
+        let mut session = projection::begin(&new)?;
+        let columns = Columns::of(&new.events)?;
+        let mut tx = match new.sessions_max {
+            // Creations under a limit go one by one in a tenant, or two could take the last place.
+            Some(_) => {
+                let lock = format!("select 1 from tenants where tenant_id = '{}' for no key update", new.tenant);
+                self.tenant_and(new.tenant, lock).await?
+            }
+            None => self.tenant(new.tenant).await?,
+        };
+        let key = new.idempotency_key.as_ref();
+        let outcome = sqlx::query(INSERT)
+            .bind(new.tenant.0)
+            .bind(new.id.0)
+            .bind(SCOPE)
+            .bind(key.map(|key| &key.key))
+            .bind(key.map(|key| key.body_hash))
+            .bind(new.sessions_max.map(i64::from))
+            .bind(state_word(session.state))
+            .bind(session.agent.encode_to_vec())
+            .bind(&session.agent.name)
+            .bind(&session.config_hash)
+            .bind(serde_json::to_string(&session.labels).map_err(Error::internal)?)
+            .bind(Time(session.create_time))
+            .bind(Time(session.update_time))
+            .bind(signed(session.last_seq))
+            .bind(signed(session.newest_input_seq))
+            .bind(&session.turn_id)
+            .bind(&session.worker)
+            .bind(&session.terminate_reason)
+            .bind(stop_reason_word(session.last_stop_reason))
+            .bind(columns.kinds)
+            .bind(columns.turns)
+            .bind(columns.times)
+            .bind(columns.payloads)
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(|error| if is_foreign_key(&error) { unknown_tenant() } else { failed(error) })?;
+
+        if let Some(key) = key
+            && outcome.get::<i64, _>("keyed") == 0
+        {
+            tx.rollback().await.map_err(failed)?;
+            // It is there, unless it has just turned a day old.
+            let existing = self.find_created(new.tenant, key).await?;
+            return existing.map(Inserted::Existing).ok_or_else(|| {
+                Error::unavailable("the idempotency key", anyhow::anyhow!("it was forgotten between two looks"))
+            });
+        }
+        if outcome.get::<i64, _>("made") == 0 {
+            return Err(Error::SessionLimit { max: new.sessions_max.unwrap_or(0) });
+        }
+        if let Some(totals) = usage::meter(&mut tx, new.tenant, new.id, &session.agent.name, &new.events).await? {
+            session.usage = totals;
+        }
+        tx.commit().await.map_err(failed)?;
+        Ok(Inserted::New { session, events: projection::number(new.id, 1, new.events) })
+    }
+
+    async fn get(&self, tenant: TenantId, id: SessionId) -> Result<Option<Session>, Error> {
+        let mut tx = self.tenant(tenant).await?;
+        get(&mut tx, tenant, id).await
+    }
+
+    async fn list(
+        &self,
+        tenant: TenantId,
+        filter: &Filter,
+        after: Option<SessionId>,
+        limit: u32,
+    ) -> Result<Vec<Session>, Error> {
+        let states: Vec<_> = filter.states.iter().copied().map(state_word).collect();
+        let labels = serde_json::to_string(&filter.labels).map_err(Error::internal)?;
+        let mut tx = self.tenant(tenant).await?;
+        let rows = sqlx::query(AssertSqlSafe(format!(
+            "{SELECT_SESSION}
+            where s.tenant_id = $1 and ($2::uuid is null or s.session_id < $2)
+                and (cardinality($3::text[]) = 0 or s.state = any($3))
+                and s.labels @> $4::text::jsonb
+            order by s.session_id desc limit $5"
+        )))
+        .bind(tenant.0)
+        .bind(after.map(|after| after.0))
+        .bind(states)
+        .bind(labels)
+        .bind(i64::from(limit))
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed)?;
+        rows.iter().map(row::session).collect::<Result<_, _>>().map_err(failed)
+    }
+
+    async fn count_open(&self, tenant: TenantId) -> Result<u32, Error> {
+        let mut tx = self.tenant(tenant).await?;
+        let count: i64 =
+            sqlx::query_scalar("select count(*) from sessions where tenant_id = $1 and state <> 'terminated'")
+                .bind(tenant.0)
+                .fetch_one(&mut *tx)
+                .await
+                .map_err(failed)?;
+        Ok(u32::try_from(count).unwrap_or(u32::MAX))
+    }
+
+    async fn find_created(&self, tenant: TenantId, key: &IdempotencyKey) -> Result<Option<Session>, Error> {
+        let mut tx = self.tenant(tenant).await?;
+        match used(&mut tx, tenant, SCOPE, key).await? {
+            Some((session, _)) => get(&mut tx, tenant, session).await,
+            None => Ok(None),
+        }
+    }
+}
+
+/// The session as this transaction sees it.
+pub(super) async fn get(tx: &mut Tx, tenant: TenantId, id: SessionId) -> Result<Option<Session>, Error> {
+    let row = sqlx::query(AssertSqlSafe(format!("{SELECT_SESSION} where s.tenant_id = $1 and s.session_id = $2")))
+        .bind(tenant.0)
+        .bind(id.0)
+        .fetch_optional(&mut **tx)
+        .await
+        .map_err(failed)?;
+    row.as_ref().map(row::session).transpose().map_err(failed)
+}
+
+/// The session and the first number that this key stands for, if it is still remembered.
+pub(super) async fn used(
+    tx: &mut Tx,
+    tenant: TenantId,
+    scope: &str,
+    key: &IdempotencyKey,
+) -> Result<Option<(SessionId, u64)>, Error> {
+    let row = sqlx::query(
+        "select body_hash, session_id, first_seq from idempotency_keys
+        where tenant_id = $1 and scope = $2 and key = $3 and use_time > now() - interval '24 hours'",
+    )
+    .bind(tenant.0)
+    .bind(scope)
+    .bind(&key.key)
+    .fetch_optional(&mut **tx)
+    .await
+    .map_err(failed)?;
+    let Some(row) = row else { return Ok(None) };
+    if row.try_get::<&[u8], _>("body_hash").map_err(failed)? != key.body_hash {
+        return Err(Error::IdempotencyKeyReused);
+    }
+    let session = SessionId(row.try_get("session_id").map_err(failed)?);
+    let first_seq: i64 = row.try_get("first_seq").map_err(failed)?;
+    Ok(Some((session, first_seq.cast_unsigned())))
+}
