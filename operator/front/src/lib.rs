@@ -3,18 +3,29 @@
 //! It owns sessions, their event logs and leases; streams to clients; and drives each turn against a worker. It holds no
 //! Kubernetes credential and no provider key.
 
+pub mod app;
 pub mod audit;
+pub mod config;
+pub mod core;
+pub mod door;
 pub mod error;
 pub mod events;
+pub mod gateway;
 pub mod identity;
 pub mod lease;
+pub mod lifecycle;
 pub mod metrics;
+pub mod migrate;
 pub mod models;
 pub mod routing;
+pub mod services;
 pub mod session;
+pub mod status;
 pub mod store;
 pub mod tenants;
+pub mod turn;
 pub mod usage;
 pub mod worker_client;
+mod worker_error;
 
 pub use error::Error;

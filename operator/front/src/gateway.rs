@@ -1,0 +1,189 @@
+//! The HTTP port: events as SSE and over WebSocket for browsers, and the probes of the platform.
+//!
+//! | path | what |
+//! | --- | --- |
+//! | `GET /v1/sessions/{id}/events` | [events of one session](sse) |
+//! | `GET /v1/ws` | [events of many, and messages to them](ws) |
+//! | `GET /healthz` | the process lives |
+//! | `GET /readyz` | it can do its work; 503 and the reasons otherwise |
+//!
+//! An error is `{"error": {"reason": "…", "message": "…"}}` with the reasons of gRPC's `ErrorInfo`.
+
+pub mod sse;
+pub mod ws;
+
+mod credential;
+mod failure;
+mod metrics;
+mod open;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::serve::ListenerExt;
+use axum::{Json, Router};
+use croft_proto::v1::SendMessageRequest;
+use croft_serve::{Readiness, Tasks};
+use prometheus::Registry;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tower_http::trace::TraceLayer;
+
+pub use self::failure::Failure;
+pub use self::metrics::Metrics;
+use crate::core::Core;
+use crate::door::Door;
+use crate::error::Error;
+use crate::events::fanout::Hub;
+use crate::events::log::EventLog;
+use crate::identity::{Authenticator, Identity};
+use crate::lifecycle::Lifecycle;
+use crate::session::store::SessionStore;
+
+/// What a WebSocket client can do besides watching.
+#[async_trait]
+pub trait Calls: Send + Sync {
+    /// Stores a message, and leaves its turn to run. Returns the message's number.
+    async fn send_message(&self, identity: &Identity, request: SendMessageRequest) -> Result<u64, Error>;
+
+    /// Stops the running turn. False when there is none.
+    async fn interrupt(&self, identity: &Identity, session_id: &str) -> Result<bool, Error>;
+}
+
+#[async_trait]
+impl Calls for Lifecycle {
+    async fn send_message(&self, identity: &Identity, request: SendMessageRequest) -> Result<u64, Error> {
+        Ok(self.accept(identity, request).await?.1.seq)
+    }
+
+    async fn interrupt(&self, identity: &Identity, session_id: &str) -> Result<bool, Error> {
+        Self::interrupt(self, identity, session_id).await
+    }
+}
+
+/// Bounds of the HTTP port.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Streams and WebSockets together. At the bound a new one is refused with 503.
+    pub connections_max: usize,
+    /// Between two signs of life on a stream that has nothing to say.
+    pub keep_alive: Duration,
+    /// A WebSocket whose peer takes longer to take a frame is hung up on.
+    pub write_timeout: Duration,
+    /// Between two looks at whether an open stream's credential still holds.
+    pub recheck_every: Duration,
+    /// Of one WebSocket. At the bound a further subscription is refused.
+    pub subscriptions_max: usize,
+    /// That a WebSocket's client may send in a second, over time and at once. Beyond, they are refused; far beyond, the
+    /// connection is closed.
+    pub frames_per_second: u32,
+    pub frames_at_once: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            connections_max: 10_000,
+            keep_alive: Duration::from_secs(15),
+            write_timeout: Duration::from_secs(20),
+            recheck_every: Duration::from_secs(30),
+            subscriptions_max: 64,
+            frames_per_second: 50,
+            frames_at_once: 100,
+        }
+    }
+}
+
+/// What the HTTP port is made from.
+pub struct Gateway {
+    pub authenticator: Authenticator,
+    pub sessions: Arc<dyn SessionStore>,
+    pub events: Arc<dyn EventLog>,
+    pub hub: Hub,
+    pub calls: Arc<dyn Calls>,
+    pub readiness: Readiness,
+    pub tasks: Tasks,
+    pub metrics: Metrics,
+    pub options: Options,
+}
+
+/// A gateway with its open connections counted.
+struct Shared {
+    gateway: Gateway,
+    connections: Arc<Semaphore>,
+}
+
+impl Shared {
+    /// Counts a connection until it is dropped.
+    fn admit(&self) -> Result<OwnedSemaphorePermit, Error> {
+        Arc::clone(&self.connections).try_acquire_owned().map_err(|full| Error::unavailable("a free connection", full))
+    }
+}
+
+/// Serves the HTTP port in a vital task, until shutdown; streams are ended then, so that their clients go elsewhere.
+pub fn serve(
+    listener: TcpListener,
+    core: &Arc<Core>,
+    readiness: &Readiness,
+    registry: &Registry,
+) -> Result<(), prometheus::Error> {
+    let router = router(Gateway {
+        authenticator: core.authenticator.clone(),
+        sessions: Arc::clone(&core.stores.sessions),
+        events: Arc::clone(&core.stores.events),
+        hub: core.hub.clone(),
+        calls: Arc::new(Lifecycle::new(Arc::clone(core), Door::Public)),
+        readiness: readiness.clone(),
+        tasks: core.tasks.clone(),
+        metrics: Metrics::register(registry)?,
+        options: Options::default(),
+    });
+    // A token is a small frame: it must not wait for the next one.
+    let listener = listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "cannot set TCP_NODELAY");
+        }
+    });
+    let stopping = core.tasks.stopping();
+    core.tasks.spawn_vital("http", async move {
+        axum::serve(listener, router).with_graceful_shutdown(stopping.cancelled_owned()).await?;
+        Ok(())
+    });
+    Ok(())
+}
+
+/// The paths of the HTTP port.
+pub fn router(gateway: Gateway) -> Router {
+    let connections = Arc::new(Semaphore::new(gateway.options.connections_max));
+    Router::new()
+        .route("/v1/sessions/{session_id}/events", get(sse::events))
+        .route("/v1/ws", get(ws::upgrade))
+        // Tokens may be in the query, so that the path is all that is ever shown.
+        .layer(TraceLayer::new_for_http().make_span_with(|request: &Request| {
+            tracing::info_span!("http", method = %request.method(), path = request.uri().path())
+        }))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .fallback(no_such_path)
+        .with_state(Arc::new(Shared { gateway, connections }))
+}
+
+async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
+    let problems = shared.gateway.readiness.problems();
+    let status = if problems.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(json!({ "ready": problems.is_empty(), "problems": problems }))).into_response()
+}
+
+async fn no_such_path() -> Response {
+    failure::response(StatusCode::NOT_FOUND, "NO_SUCH_PATH", "there is nothing at this path")
+}

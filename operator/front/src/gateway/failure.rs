@@ -1,0 +1,115 @@
+//! The edge: [`Error`] becomes an HTTP answer here, and nowhere else.
+
+use axum::Json;
+use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::error::Error;
+
+/// A failure as HTTP and WebSocket clients see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Failure {
+    /// A fixed word, the same as in gRPC's `ErrorInfo`.
+    pub reason: &'static str,
+    pub message: String,
+}
+
+impl From<&Error> for Failure {
+    fn from(error: &Error) -> Self {
+        let message = match error {
+            Error::Internal { .. } => "an internal error; the log of the front has it".to_owned(),
+            other => other.to_string(),
+        };
+        Self { reason: error.reason(), message }
+    }
+}
+
+/// The body of every answer that tells of an error.
+#[derive(Serialize)]
+struct Body {
+    error: Failure,
+}
+
+/// An error on its way out of a handler.
+pub(super) struct Refused(pub(super) Error);
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Self(error)
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        log(&self.0);
+        let mut response = (status(&self.0), Json(Body { error: Failure::from(&self.0) })).into_response();
+        match &self.0 {
+            Error::Unauthenticated { .. } => {
+                response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            Error::Unavailable { retry_after, .. } => {
+                // In whole seconds, and never "at once".
+                response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(retry_after.as_secs().max(1)));
+            }
+            _ => {}
+        }
+        response
+    }
+}
+
+/// What the caller can't act on, someone else must see.
+pub(super) fn log(error: &Error) {
+    match error {
+        Error::Internal { source } | Error::Unavailable { source: Some(source), .. } => {
+            tracing::error!(reason = error.reason(), error = format!("{error}: {source:#}"), "request failed");
+        }
+        _ => {}
+    }
+}
+
+/// An answer that is no [`Error`].
+pub(super) fn response(status: StatusCode, reason: &'static str, message: &str) -> Response {
+    (status, Json(Body { error: Failure { reason, message: message.to_owned() } })).into_response()
+}
+
+fn status(error: &Error) -> StatusCode {
+    match error {
+        Error::Invalid { .. } | Error::CursorBeyondEnd { .. } => StatusCode::BAD_REQUEST,
+        Error::Unauthenticated { .. } => StatusCode::UNAUTHORIZED,
+        Error::Forbidden { .. } => StatusCode::FORBIDDEN,
+        Error::SessionNotFound { .. } | Error::ModelNotFound { .. } => StatusCode::NOT_FOUND,
+        Error::ApprovalNotPending { .. }
+        | Error::SessionTerminated { .. }
+        | Error::SessionBusy { .. }
+        | Error::IdempotencyKeyReused
+        | Error::TenantClosed { .. }
+        | Error::WorkerRefused { .. }
+        | Error::LeaseLost { .. } => StatusCode::CONFLICT,
+        Error::SessionLimit { .. } | Error::SlowConsumer { .. } => StatusCode::TOO_MANY_REQUESTS,
+        Error::NoWorker { .. } | Error::WorkerLost { .. } | Error::Unavailable { .. } => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
+        Error::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_caller_never_sees_what_went_wrong_inside() {
+        let failure = Failure::from(&Error::internal(anyhow::anyhow!("relation \"sessions\" does not exist")));
+        assert!(!failure.message.contains("relation"), "{}", failure.message);
+    }
+
+    #[test]
+    fn an_outage_says_when_to_come_back() {
+        let response = Refused(Error::unavailable("postgres", anyhow::anyhow!("refused"))).into_response();
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers()[RETRY_AFTER], "1");
+    }
+}

@@ -1,0 +1,118 @@
+//! `GET /v1/sessions/{id}/events`: one session's events as server-sent events, for `EventSource`.
+//!
+//! Each message's `data` is a SessionEvent in the protobuf JSON mapping. A durable event has its number as `id`, so that a
+//! browser which reconnects goes on where it was, by `Last-Event-ID`; others begin with `?after_seq=`. `?durable_only=true`
+//! leaves previews out. The credential is the `authorization` header's, or `?access_token=`.
+//!
+//! The stream ends when the session does; a browser that comes back then gets 204, and stays away. An error in mid stream is
+//! a message of type `error`, with the body that an HTTP error has.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use croft_proto::v1::SessionEvent;
+use futures::{FutureExt, StreamExt};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::credential::Credential;
+use super::failure::{Failure, Refused, log};
+use super::open::{Opened, Wanted, open};
+use super::{Metrics, Shared};
+use crate::error::Error;
+
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+/// Tells nginx, and those that follow it, not to keep tokens back.
+const NO_BUFFERING: (HeaderName, HeaderValue) =
+    (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+
+#[derive(Deserialize)]
+pub(super) struct Asked {
+    after_seq: Option<String>,
+    #[serde(default)]
+    durable_only: bool,
+    access_token: Option<String>,
+}
+
+pub(super) async fn events(
+    State(shared): State<Arc<Shared>>,
+    Path(session_id): Path<String>,
+    asked: Result<Query<Asked>, axum::extract::rejection::QueryRejection>,
+    headers: HeaderMap,
+) -> Result<Response, Refused> {
+    let Query(asked) = asked.map_err(|_| Error::invalid("the query", "can't be read"))?;
+    let credential = Credential::find(&headers, asked.access_token)?;
+    let identity = credential.identify(&shared).await?;
+    let after_seq = cursor(&headers, asked.after_seq.as_deref())?;
+    let permit = shared.admit()?;
+    let wanted = Wanted { session_id: &session_id, after_seq, durable_only: asked.durable_only };
+    let events = match open(&shared.gateway, &identity, wanted).await? {
+        Opened::Events(events) => events,
+        Opened::Over => return Ok(StatusCode::NO_CONTENT.into_response()),
+    };
+    let metrics = shared.gateway.metrics.clone();
+    let counted = (permit, metrics.open("sse"));
+    let keep_alive = KeepAlive::new().interval(shared.gateway.options.keep_alive);
+    let stopping = shared.gateway.tasks.stopping().cancelled_owned();
+    let withdrawn = credential.withdrawn(shared);
+    let ending = futures::future::select(stopping.boxed(), withdrawn.boxed());
+    let messages = events.take_until(ending).map(move |event| {
+        let _for_as_long = &counted;
+        message(event, &metrics)
+    });
+    Ok(([NO_BUFFERING], Sse::new(messages).keep_alive(keep_alive)).into_response())
+}
+
+/// Where to begin. The header is newer than the query: it comes with a reconnect to the same address.
+fn cursor(headers: &HeaderMap, after_seq: Option<&str>) -> Result<u64, Error> {
+    let header = headers.get(LAST_EVENT_ID).map(|header| header.to_str().unwrap_or("?"));
+    let (field, text) = match (header.filter(|header| !header.is_empty()), after_seq) {
+        (Some(header), _) => ("Last-Event-ID", header),
+        (None, Some(query)) => ("after_seq", query),
+        (None, None) => return Ok(0),
+    };
+    text.parse().map_err(|_| Error::invalid(field, "is not the number of an event"))
+}
+
+fn message(event: Result<SessionEvent, Error>, metrics: &Metrics) -> Result<Event, axum::Error> {
+    match event {
+        Ok(event) => {
+            metrics.events_sent.with_label_values(&["sse"]).inc();
+            let message = Event::default().json_data(&event)?;
+            Ok(if event.seq > 0 { message.id(event.seq.to_string()) } else { message })
+        }
+        Err(error) => {
+            log(&error);
+            Event::default().event("error").json_data(json!({ "error": Failure::from(&error) }))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_header(value: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(LAST_EVENT_ID, HeaderValue::from_static(value))])
+    }
+
+    #[test]
+    fn the_last_event_id_wins_over_the_query_and_an_empty_one_is_none() {
+        assert_eq!(cursor(&with_header("12"), Some("3")).unwrap(), 12);
+        assert_eq!(cursor(&with_header(""), Some("3")).unwrap(), 3);
+        assert_eq!(cursor(&HeaderMap::new(), None).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_cursor_that_is_no_number_names_where_it_stood() {
+        assert_eq!(
+            cursor(&with_header("-1"), None).unwrap_err().to_string(),
+            "Last-Event-ID is not the number of an event"
+        );
+        let query = cursor(&HeaderMap::new(), Some("0x10")).unwrap_err();
+        assert_eq!(query.to_string(), "after_seq is not the number of an event");
+    }
+}

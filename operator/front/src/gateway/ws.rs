@@ -1,0 +1,94 @@
+//! `GET /v1/ws`: many sessions over one WebSocket, as JSON in text frames of at most 1 MiB.
+//!
+//! The credential is the `authorization` header's; or, for browsers, a WebSocket protocol `bearer.<token>` beside `croft.v1`;
+//! or `?access_token=`. It is looked at again every half minute.
+//!
+//! The client sends one of:
+//! ```json
+//! {"subscribe": {"sessionId": "…", "since": "12", "durableOnly": false}}
+//! {"unsubscribe": {"sessionId": "…"}}
+//! {"send": {"sessionId": "…", "content": [{"text": {"text": "hello"}}], "busyPolicy": "BUSY_POLICY_ENQUEUE", "idempotencyKey": "…"}}
+//! {"interrupt": {"sessionId": "…"}}
+//! {"ping": {"id": "…"}}
+//! ```
+//! `send` is a SendMessageRequest in the protobuf JSON mapping, and its turn shows to whoever has subscribed; `since` is the
+//! last number that the client has. Frames are carried out one after the other, in their order. To subscribe twice, or
+//! to unsubscribe from what is not subscribed, is no error. The server sends:
+//! ```json
+//! {"subscribed": {"sessionId": "…", "since": "12"}}
+//! {"unsubscribed": {"sessionId": "…"}}
+//! {"event": {"sessionId": "…", "seq": "13", "agentMessage": {}}}
+//! {"gap": {"sessionId": "…", "droppedPreviews": "7", "lastSeq": "13"}}
+//! {"ended": {"sessionId": "…"}}
+//! {"sent": {"sessionId": "…", "seq": "14"}}
+//! {"interrupted": {"sessionId": "…", "interrupted": true}}
+//! {"pong": {"id": "…"}}
+//! {"error": {"reason": "…", "message": "…", "sessionId": "…"}}
+//! ```
+//! `event` is a SessionEvent in the protobuf JSON mapping, where 64-bit numbers are text. `ended` closes the subscription
+//! of a session that is terminated. A frame that makes no sense is answered with an error, and the connection stays.
+//!
+//! | close code | when |
+//! | --- | --- |
+//! | 1001 | this replica is going away: connect again |
+//! | 1008 | the credential was withdrawn, or far too many frames came |
+//! | 1009 | a frame was too large |
+//! | 1013 | the client is too slow; the reason is `{"sessionId": "…", "since": "…"}`, to subscribe with again |
+
+mod connection;
+mod frames;
+mod limiter;
+
+use std::sync::Arc;
+
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use serde::Deserialize;
+
+use self::connection::Connection;
+use super::Shared;
+use super::credential::Credential;
+use super::failure::{self, Refused};
+use crate::error::Error;
+
+/// The protocol that the server speaks, if the client asks which.
+const PROTOCOL: &str = "croft.v1";
+const FRAME_BYTES_MAX: usize = 1024 * 1024;
+
+#[derive(Deserialize)]
+pub(super) struct Asked {
+    access_token: Option<String>,
+}
+
+pub(super) async fn upgrade(
+    State(shared): State<Arc<Shared>>,
+    asked: Result<Query<Asked>, axum::extract::rejection::QueryRejection>,
+    headers: HeaderMap,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, Refused> {
+    let Query(asked) = asked.map_err(|_| Error::invalid("the query", "can't be read"))?;
+    let credential = Credential::find(&headers, asked.access_token)?;
+    let identity = credential.identify(&shared).await?;
+    let upgrade = match upgrade {
+        Ok(upgrade) => upgrade,
+        Err(rejection) => {
+            let message = "this path speaks WebSocket: the request must ask for an upgrade";
+            tracing::debug!(%rejection, "no upgrade");
+            return Ok(failure::response(StatusCode::UPGRADE_REQUIRED, "UPGRADE_REQUIRED", message));
+        }
+    };
+    let permit = shared.admit()?;
+    let tasks = shared.gateway.tasks.clone();
+    let upgrade = upgrade.protocols([PROTOCOL]).max_message_size(FRAME_BYTES_MAX).max_frame_size(FRAME_BYTES_MAX);
+    Ok(upgrade.on_upgrade(async move |socket| {
+        // The task that calls this has no owner; ours has.
+        let connection = Connection::new(shared, identity, credential, socket);
+        drop(tasks.spawn("websocket", async move {
+            connection.run().await;
+            drop(permit);
+        }));
+    }))
+}

@@ -1,0 +1,320 @@
+//! One WebSocket, from the upgrade to its close.
+
+use std::collections::VecDeque;
+use std::pin::pin;
+use std::sync::Arc;
+
+use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, close_code};
+use croft_proto::id::SessionId;
+use croft_proto::v1::SessionEvent;
+use futures::future::BoxFuture;
+use futures::stream::{BoxStream, SplitSink, SplitStream};
+use futures::{FutureExt, SinkExt, StreamExt, stream};
+use serde_json::json;
+use tokio::time::{Instant, MissedTickBehavior, timeout};
+use tokio_stream::StreamMap;
+
+use super::frames::{ClientFrame, Ping, ServerFrame, Subscribe, Unsubscribe};
+use super::limiter::{Limiter, Verdict};
+use crate::error::Error;
+use crate::gateway::credential::Credential;
+use crate::gateway::failure::log;
+use crate::gateway::metrics::Open;
+use crate::gateway::open::{Opened, Wanted, open};
+use crate::gateway::{Failure, Shared};
+use crate::identity::Identity;
+
+/// Frames of the client that wait to be carried out. At the bound the client is not read from.
+const WAITING_MAX: usize = 16;
+
+/// A session's events; `None` comes last.
+type Events = BoxStream<'static, Option<Result<SessionEvent, Error>>>;
+
+pub(super) struct Connection {
+    shared: Arc<Shared>,
+    identity: Identity,
+    credential: Credential,
+    outgoing: SplitSink<WebSocket, Message>,
+    incoming: SplitStream<WebSocket>,
+    state: State,
+    _open: Open,
+}
+
+/// What the connection is busy with.
+struct State {
+    subscriptions: StreamMap<SessionId, Events>,
+    waiting: VecDeque<ClientFrame>,
+    /// The frame that is being carried out.
+    current: Option<BoxFuture<'static, Outcome>>,
+    limiter: Limiter,
+    heard_at: Instant,
+}
+
+/// What came of a frame.
+enum Outcome {
+    Subscribed { session: SessionId, since: u64, events: Option<BoxStream<'static, Result<SessionEvent, Error>>> },
+    Reply(ServerFrame),
+}
+
+/// Why the connection ends.
+enum End {
+    Close {
+        code: u16,
+        reason: String,
+    },
+    /// The peer closed it, or is not there any more.
+    Gone,
+}
+
+impl Connection {
+    pub(super) fn new(shared: Arc<Shared>, identity: Identity, credential: Credential, socket: WebSocket) -> Self {
+        let (outgoing, incoming) = socket.split();
+        let options = &shared.gateway.options;
+        let state = State {
+            subscriptions: StreamMap::new(),
+            waiting: VecDeque::new(),
+            current: None,
+            limiter: Limiter::new(options.frames_per_second, options.frames_at_once),
+            heard_at: Instant::now(),
+        };
+        let open = shared.gateway.metrics.open("websocket");
+        Self { shared, identity, credential, outgoing, incoming, state, _open: open }
+    }
+
+    pub(super) async fn run(mut self) {
+        let end = self.talk().await;
+        let code = match &end {
+            End::Close { code, .. } => *code,
+            End::Gone => 0,
+        };
+        self.shared.gateway.metrics.closes.with_label_values(&[code.to_string().as_str()]).inc();
+        let tenant = self.identity.tenant_name.as_str();
+        let Self { shared, mut outgoing, mut incoming, .. } = self;
+        if let End::Close { code, reason } = end {
+            tracing::debug!(tenant, code, reason, "closing a WebSocket");
+            let close = Message::Close(Some(CloseFrame { code, reason: Utf8Bytes::from(reason) }));
+            // The peer must see why, so it gets a moment to answer before the connection goes.
+            let farewell = async {
+                outgoing.send(close).await?;
+                while let Some(Ok(_)) = incoming.next().await {}
+                Ok::<(), axum::Error>(())
+            };
+            let _ = timeout(shared.gateway.options.write_timeout, farewell).await;
+        }
+    }
+
+    async fn talk(&mut self) -> End {
+        let stopping = self.shared.gateway.tasks.stopping();
+        let mut withdrawn = pin!(self.credential.clone().withdrawn(Arc::clone(&self.shared)));
+        let keep_alive = self.shared.gateway.options.keep_alive;
+        let mut ticks = tokio::time::interval_at(Instant::now() + keep_alive, keep_alive);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            self.start_next();
+            let State { subscriptions, waiting, current, .. } = &mut self.state;
+            let reads = waiting.len() < WAITING_MAX;
+            let step = tokio::select! {
+                () = stopping.cancelled() => Err(End::close(close_code::AWAY, "this replica is going away")),
+                () = &mut withdrawn => Err(End::close(close_code::POLICY, "the credential was withdrawn")),
+                message = self.incoming.next(), if reads => self.hear(message).await,
+                outcome = async { current.as_mut().expect("checked below").await }, if current.is_some() => {
+                    self.state.current = None;
+                    self.settle(outcome).await
+                }
+                Some((session, event)) = subscriptions.next(), if !subscriptions.is_empty() => {
+                    self.forward(session, event).await
+                }
+                _ = ticks.tick() => self.sign_of_life(reads).await,
+            };
+            if let Err(end) = step {
+                return end;
+            }
+        }
+    }
+
+    /// Takes up the next frame, if none is being carried out.
+    fn start_next(&mut self) {
+        if self.state.current.is_some() {
+            return;
+        }
+        let Some(frame) = self.state.waiting.pop_front() else { return };
+        let (shared, identity) = (Arc::clone(&self.shared), self.identity.clone());
+        let is_subscribed = match &frame {
+            ClientFrame::Subscribe(Subscribe { session_id, .. }) => {
+                session_id.parse().is_ok_and(|id: SessionId| self.state.subscriptions.contains_key(&id))
+            }
+            _ => false,
+        };
+        let is_full = self.state.subscriptions.len() >= shared.gateway.options.subscriptions_max;
+        self.state.current = Some(match frame {
+            ClientFrame::Subscribe(Subscribe { session_id, since, .. }) if is_subscribed => {
+                ready(ServerFrame::Subscribed { session_id, since })
+            }
+            ClientFrame::Subscribe(Subscribe { session_id, .. }) if is_full => {
+                let message = format!("a connection has at most {} subscriptions", self.state.subscriptions.len());
+                let failure = Failure { reason: "SUBSCRIPTION_LIMIT", message };
+                ready(ServerFrame::Error { failure, session_id: Some(session_id) })
+            }
+            ClientFrame::Subscribe(subscribe) => subscribed(shared, identity, subscribe).boxed(),
+            ClientFrame::Unsubscribe(Unsubscribe { session_id }) => {
+                if let Ok(id) = session_id.parse::<SessionId>() {
+                    self.state.subscriptions.remove(&id);
+                }
+                ready(ServerFrame::Unsubscribed { session_id })
+            }
+            ClientFrame::Send(request) => {
+                let session_id = request.session_id.clone();
+                async move {
+                    let sent = shared.gateway.calls.send_message(&identity, request).await;
+                    reply(sent, session_id, |session_id, seq| ServerFrame::Sent { session_id, seq })
+                }
+                .boxed()
+            }
+            ClientFrame::Interrupt(request) => async move {
+                let session_id = request.session_id;
+                let interrupted = shared.gateway.calls.interrupt(&identity, &session_id).await;
+                reply(interrupted, session_id, |session_id, interrupted| ServerFrame::Interrupted {
+                    session_id,
+                    interrupted,
+                })
+            }
+            .boxed(),
+            ClientFrame::Ping(Ping { id }) => ready(ServerFrame::Pong { id }),
+        });
+    }
+
+    async fn hear(&mut self, message: Option<Result<Message, axum::Error>>) -> Result<(), End> {
+        self.state.heard_at = Instant::now();
+        let text = match message {
+            Some(Ok(Message::Text(text))) => text,
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => return Ok(()),
+            Some(Ok(Message::Binary(_))) => {
+                return self.refuse("INVALID_ARGUMENT", "frames are text, this one is binary".to_owned()).await;
+            }
+            Some(Err(error)) if is_too_large(&error) => {
+                return Err(End::close(close_code::SIZE, "a frame is at most 1 MiB"));
+            }
+            Some(Ok(Message::Close(_)) | Err(_)) | None => return Err(End::Gone),
+        };
+        match self.state.limiter.judge() {
+            Verdict::Take => {}
+            Verdict::Refuse => return self.refuse("RATE_LIMITED", "too many frames: send fewer".to_owned()).await,
+            Verdict::HangUp => return Err(End::close(close_code::POLICY, "far too many frames")),
+        }
+        match ClientFrame::parse(text.as_str()) {
+            Ok(frame) => {
+                self.state.waiting.push_back(frame);
+                Ok(())
+            }
+            Err(problem) => self.refuse("INVALID_ARGUMENT", problem).await,
+        }
+    }
+
+    async fn settle(&mut self, outcome: Outcome) -> Result<(), End> {
+        match outcome {
+            Outcome::Reply(frame) => self.tell(&frame).await,
+            Outcome::Subscribed { session, since, events } => {
+                let session_id = session.to_string();
+                self.tell(&ServerFrame::Subscribed { session_id: session_id.clone(), since }).await?;
+                let Some(events) = events else { return self.tell(&ServerFrame::Ended { session_id }).await };
+                let events = events.map(Some).chain(stream::once(async { None }));
+                self.state.subscriptions.insert(session, events.boxed());
+                Ok(())
+            }
+        }
+    }
+
+    async fn forward(&mut self, session: SessionId, event: Option<Result<SessionEvent, Error>>) -> Result<(), End> {
+        match event {
+            Some(Ok(event)) => {
+                self.shared.gateway.metrics.events_sent.with_label_values(&["websocket"]).inc();
+                self.tell(&ServerFrame::from(event)).await
+            }
+            None => {
+                self.state.subscriptions.remove(&session);
+                self.tell(&ServerFrame::Ended { session_id: session.to_string() }).await
+            }
+            Some(Err(Error::SlowConsumer { resume_after })) => {
+                let reason = json!({ "sessionId": session.to_string(), "since": resume_after.to_string() });
+                Err(End::close(close_code::AGAIN, &reason.to_string()))
+            }
+            Some(Err(error)) => {
+                self.state.subscriptions.remove(&session);
+                self.tell(&failed(&error, session.to_string())).await
+            }
+        }
+    }
+
+    /// Asks the peer for one, and hangs up on a peer that has given none since the last two.
+    async fn sign_of_life(&mut self, reads: bool) -> Result<(), End> {
+        let silence_max = self.shared.gateway.options.keep_alive * 2;
+        // While the peer is not read from, its silence is ours.
+        if reads && self.state.heard_at.elapsed() > silence_max {
+            return Err(End::Gone);
+        }
+        self.write(Message::Ping(Vec::new().into())).await
+    }
+
+    async fn refuse(&mut self, reason: &'static str, message: String) -> Result<(), End> {
+        self.shared.gateway.metrics.refusals.with_label_values(&[reason]).inc();
+        self.tell(&ServerFrame::Error { failure: Failure { reason, message }, session_id: None }).await
+    }
+
+    async fn tell(&mut self, frame: &ServerFrame) -> Result<(), End> {
+        match serde_json::to_string(frame) {
+            Ok(text) => self.write(Message::text(text)).await,
+            Err(error) => {
+                tracing::error!(%error, "a frame can't be written as JSON");
+                Err(End::close(close_code::ERROR, "an internal error"))
+            }
+        }
+    }
+
+    async fn write(&mut self, message: Message) -> Result<(), End> {
+        match timeout(self.shared.gateway.options.write_timeout, self.outgoing.send(message)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(End::Gone),
+        }
+    }
+}
+
+impl End {
+    fn close(code: u16, reason: &str) -> Self {
+        Self::Close { code, reason: reason.to_owned() }
+    }
+}
+
+async fn subscribed(shared: Arc<Shared>, identity: Identity, subscribe: Subscribe) -> Outcome {
+    let Subscribe { session_id, since, durable_only } = subscribe;
+    let Ok(session) = session_id.parse::<SessionId>() else {
+        let shown = session_id.chars().take(64).collect();
+        return Outcome::Reply(failed(&Error::SessionNotFound { session_id: shown }, session_id));
+    };
+    let wanted = Wanted { session_id: &session_id, after_seq: since, durable_only };
+    match open(&shared.gateway, &identity, wanted).await {
+        Ok(Opened::Events(events)) => Outcome::Subscribed { session, since, events: Some(events) },
+        Ok(Opened::Over) => Outcome::Subscribed { session, since, events: None },
+        Err(error) => Outcome::Reply(failed(&error, session_id)),
+    }
+}
+
+fn ready(frame: ServerFrame) -> BoxFuture<'static, Outcome> {
+    futures::future::ready(Outcome::Reply(frame)).boxed()
+}
+
+fn reply<T>(result: Result<T, Error>, session_id: String, frame: impl FnOnce(String, T) -> ServerFrame) -> Outcome {
+    Outcome::Reply(match result {
+        Ok(value) => frame(session_id, value),
+        Err(error) => failed(&error, session_id),
+    })
+}
+
+fn failed(error: &Error, session_id: String) -> ServerFrame {
+    log(error);
+    ServerFrame::Error { failure: Failure::from(error), session_id: Some(session_id) }
+}
+
+/// The library that axum hides says it in words alone.
+fn is_too_large(error: &axum::Error) -> bool {
+    error.to_string().contains("Message too long")
+}
