@@ -29,7 +29,7 @@ pub(crate) use state::State;
 const MODEL_CALLS_MAX: u32 = 25;
 const TOOL_CALLS_MAX: u32 = 100;
 const OUTPUT_TOKENS_MAX: u32 = 4_096;
-const TURN_TIMEOUT: Duration = Duration::from_secs(600);
+const TURN_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// The bounds of one turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

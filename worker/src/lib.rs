@@ -1,4 +1,4 @@
-//! RuntimeService: runs the agent. The front opens a step, the worker runs the turn's graph of model and tool calls and
+//! `RuntimeService`: runs the agent. The front opens a step, the worker runs the turn's graph of model and tool calls and
 //! streams back what happens; it holds no credential but its tenant's own and dials nothing but models and tools.
 
 pub mod config;
@@ -15,5 +15,6 @@ mod sessions;
 mod step;
 pub mod tools;
 
+pub use config::Args;
 pub use refusal::Refusal;
 pub use server::{RuntimeOptions, RuntimeServer};

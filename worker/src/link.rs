@@ -44,15 +44,8 @@ impl Link {
     /// Takes in what the front says.
     pub(crate) fn hear(&self, request: ExecuteStepRequest) {
         match request.message {
-            Some(FromFront::Grant(grant)) => {
-                let asked = self.grants().remove(&grant.request_id);
-                // An answer to nobody is one that came after its question was given up.
-                let _ = asked.map(|asked| asked.send(Ok(grant)));
-            }
-            Some(FromFront::GrantRefused(refused)) => {
-                let asked = self.grants().remove(&refused.request_id);
-                let _ = asked.map(|asked| asked.send(Err(refused)));
-            }
+            Some(FromFront::Grant(grant)) => self.answer(&grant.request_id.clone(), Ok(grant)),
+            Some(FromFront::GrantRefused(refused)) => self.answer(&refused.request_id.clone(), Err(refused)),
             Some(FromFront::EventStored(stored)) => {
                 self.stored.send_if_modified(|newest| {
                     let newer = stored.event_index > *newest;
@@ -68,6 +61,13 @@ impl Link {
             Some(FromFront::Cancel(cancel)) => self.interrupt.raise(Why::Stop(cancel.stop_reason())),
             // A second start means nothing.
             Some(FromFront::Start(_)) | None => tracing::warn!("the front sent a message that means nothing here"),
+        }
+    }
+
+    fn answer(&self, request_id: &str, answer: Result<Grant, GrantRefused>) {
+        // An answer to nobody is one that came after its question was given up.
+        if let Some(asked) = self.grants().remove(request_id) {
+            drop(asked.send(answer));
         }
     }
 

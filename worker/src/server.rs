@@ -1,4 +1,4 @@
-//! RuntimeService: the four calls, over the sessions of one worker.
+//! `RuntimeService`: the four calls, over the sessions of one worker.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -57,7 +57,7 @@ impl RuntimeOptions {
             worker: worker.into(),
             namespace: namespace.into(),
             sessions_max: 50,
-            session_idle: Duration::from_secs(600),
+            session_idle: Duration::from_mins(10),
             retry: retry::Policy::default(),
             require_front_certificate: true,
         }

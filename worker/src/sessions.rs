@@ -96,15 +96,14 @@ impl Sessions {
                 }
                 known.epoch = epoch;
                 known.used_at = Instant::now();
-                match &known.running {
-                    Some(running) => running.clone(),
-                    None => {
-                        let ended = CancellationToken::new();
-                        let number = self.shared.next_number.fetch_add(1, Ordering::Relaxed);
-                        known.running = Some(Running { number, interrupt, ended: ended.clone() });
-                        let agent = known.agent.clone();
-                        return Ok(Begun { sessions: self.clone(), session, number, agent, ended });
-                    }
+                if let Some(running) = &known.running {
+                    running.clone()
+                } else {
+                    let ended = CancellationToken::new();
+                    let number = self.shared.next_number.fetch_add(1, Ordering::Relaxed);
+                    known.running = Some(Running { number, interrupt, ended: ended.clone() });
+                    let agent = known.agent.clone();
+                    return Ok(Begun { sessions: self.clone(), session, number, agent, ended });
                 }
             };
             older.interrupt.raise(Why::HungUp);
@@ -146,7 +145,7 @@ pub(crate) struct Begun {
     sessions: Sessions,
     session: SessionId,
     number: u64,
-    /// As InitWorkerSession told it.
+    /// As `InitWorkerSession` told it.
     pub(crate) agent: AgentSpec,
     ended: CancellationToken,
 }

@@ -1,4 +1,4 @@
-//! One ExecuteStep: waits for its start, runs the turn, and listens to the front meanwhile.
+//! One `ExecuteStep`: waits for its start, runs the turn, and listens to the front meanwhile.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,7 +50,7 @@ impl Step {
         let first = tokio::time::timeout(START_TIMEOUT, self.interrupt.or(incoming.message())).await;
         match first {
             Err(_) => Err(Refusal::StartMissing),
-            Ok(Err(_)) | Ok(Ok(Err(_) | Ok(None))) => Err(Refusal::FrontGone),
+            Ok(Err(_) | Ok(Err(_) | Ok(None))) => Err(Refusal::FrontGone),
             Ok(Ok(Ok(Some(request)))) => match request.message {
                 Some(Message::Start(start)) => Ok(start),
                 _ => Err(Refusal::Malformed { field: "start" }),

@@ -23,7 +23,7 @@ pub use clock::Clock;
 /// How long a call may take if its tool says nothing. At the bound the model is told so.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// No tool may ask for more.
-const TIMEOUT_MAX: Duration = Duration::from_secs(600);
+const TIMEOUT_MAX: Duration = Duration::from_mins(10);
 /// Bytes of one text in a result. What is beyond is cut off, and the model is told so.
 const RESULT_TEXT_BYTES_MAX: usize = 256 * 1024;
 /// The longest name that every model provider takes.
@@ -186,7 +186,7 @@ fn shortened(mut block: ContentBlock) -> ContentBlock {
     {
         let whole = text.text.len();
         text.text.truncate(text.text.floor_char_boundary(RESULT_TEXT_BYTES_MAX));
-        text.text.push_str(&format!("\n[cut: {whole} bytes in all]"));
+        text.text += &format!("\n[cut: {whole} bytes in all]");
     }
     block
 }

@@ -21,8 +21,8 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            first_token: Duration::from_secs(120),
-            idle: Duration::from_secs(60),
+            first_token: Duration::from_mins(2),
+            idle: Duration::from_mins(1),
             event_bytes_max: 8 * 1024 * 1024, // as much as one event with a large tool result may have
         }
     }

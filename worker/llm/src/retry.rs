@@ -25,7 +25,7 @@ impl Default for Policy {
             attempts_max: 3,
             first_delay: Duration::from_millis(500),
             delay_max: Duration::from_secs(8),
-            retry_after_max: Duration::from_secs(60),
+            retry_after_max: Duration::from_mins(1),
             jitter: true,
         }
     }

@@ -8,7 +8,7 @@ use reqwest::header::HeaderMap;
 use serde_json::Value;
 
 /// No wait is longer: a larger number is a mistake or a ban, and retrying is then not for us.
-pub const WAIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+pub const WAIT_MAX: Duration = Duration::from_hours(24);
 
 /// Above this, a plain number in a reset header is seconds since 1970 and not a wait.
 const EPOCH_SECONDS_FROM: f64 = 1_000_000_000.0;
@@ -118,6 +118,7 @@ mod tests {
         retry_after(&map, body, NOW.parse().unwrap())
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "the shape of what it is compared with")]
     fn secs(seconds: f64) -> Option<Duration> {
         Some(Duration::from_secs_f64(seconds))
     }

@@ -92,14 +92,11 @@ impl Executor<'_> {
             }
             Err(_) => return Err(ended("GRANT_TIMEOUT", "the front gave no answer about a model call".into(), true)),
         };
-        match self.providers.get(&grant.provider) {
-            Some(provider) => Ok((grant, provider)),
-            None => {
-                let message =
-                    format!("model {} needs provider {}, which is not configured", grant.model, grant.provider);
-                Err(ended("PROVIDER_MISSING", message, false))
-            }
-        }
+        let Some(provider) = self.providers.get(&grant.provider) else {
+            let message = format!("model {} needs provider {}, which is not configured", grant.model, grant.provider);
+            return Err(ended("PROVIDER_MISSING", message, false));
+        };
+        Ok((grant, provider))
     }
 
     async fn attempt(&self, grant: &Grant, provider: &dyn Provider) -> Attempt {

@@ -16,7 +16,7 @@ use crate::tools::{Entry, Invocation, Toolbox, text};
 /// A call with the decision what to do about it.
 pub(super) struct Plan<'toolbox> {
     pub(super) call: ToolCall,
-    /// Its ToolCall event is stored already.
+    /// Its `ToolCall` event is stored already.
     pub(super) journalled: bool,
     pub(super) todo: Todo<'toolbox>,
 }
@@ -52,7 +52,7 @@ pub(super) enum Outcome {
 
 /// Decides about one open call. No I/O.
 pub(super) fn plan<'toolbox>(
-    call: ToolUse,
+    call: &ToolUse,
     toolbox: &'toolbox Toolbox,
     state: &State,
     link: &Link,
@@ -64,7 +64,7 @@ pub(super) fn plan<'toolbox>(
     let todo = if let Some(result) = journalled.and_then(|entry| entry.result.clone()) {
         Todo::Known(result)
     } else {
-        todo(&call, entry, begun.as_ref(), link, session)
+        todo(call, entry, begun.as_ref(), link, session)
     };
     let replay = entry.map_or(ReplayClass::Unsafe, |entry| entry.replay);
     let fresh = || ToolCall {

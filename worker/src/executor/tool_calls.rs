@@ -28,9 +28,11 @@ struct Slot {
 
 impl Executor<'_> {
     pub(super) async fn tool_calls(&mut self) -> Superstep {
-        let calls = self.state.open_calls().into_iter();
-        let plans: Vec<_> =
-            calls.map(|call| tool_call::plan(call, self.toolbox, &self.state, self.link, self.session)).collect();
+        let calls = self.state.open_calls();
+        let plans: Vec<_> = calls
+            .iter()
+            .map(|call| tool_call::plan(call, self.toolbox, &self.state, self.link, self.session))
+            .collect();
         if self.ask_whether_to_repeat(&plans).await {
             return Superstep::Ended(StopReason::RequiresAction);
         }

@@ -2,6 +2,7 @@
 //! hears, and answers as told.
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a helper of tests may fail loudly")]
 
 use std::time::Duration;
 

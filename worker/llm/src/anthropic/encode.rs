@@ -1,0 +1,101 @@
+//! A neutral request as the body of `POST /v1/messages`.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use croft_proto::v1::content_block::Block;
+use croft_proto::v1::image::Source;
+use croft_proto::v1::{ContentBlock, Image, Message, Role, Thinking};
+use serde_json::{Value, json};
+
+use super::NAME;
+use crate::request::Request;
+
+pub(super) fn body(request: &Request) -> Value {
+    let mut body = json!({
+        "model": request.model,
+        "max_tokens": request.output_tokens_max,
+        "messages": messages(&request.messages),
+        "stream": true,
+    });
+    if !request.system.is_empty() {
+        body["system"] = request.system.clone().into();
+    }
+    if let Some(temperature) = request.temperature {
+        body["temperature"] = temperature.into();
+    }
+    if !request.tools.is_empty() {
+        body["tools"] = request
+            .tools
+            .iter()
+            .map(|tool| json!({"name": tool.name, "description": tool.description, "input_schema": tool.input_schema}))
+            .collect();
+    }
+    body
+}
+
+/// The API knows two roles; results of tools are the user's, and must stand before what the user says. Neighbours of one
+/// role become one message.
+fn messages(messages: &[Message]) -> Vec<Value> {
+    let mut turns: Vec<(&'static str, Vec<Value>)> = Vec::new();
+    for message in messages {
+        let role = match message.role() {
+            Role::Assistant => "assistant",
+            Role::User | Role::Tool | Role::Unspecified => "user",
+        };
+        let blocks: Vec<_> = message.content.iter().filter_map(block).collect();
+        match turns.last_mut() {
+            _ if blocks.is_empty() => {}
+            Some((last, content)) if *last == role => content.extend(blocks),
+            _ => turns.push((role, blocks)),
+        }
+    }
+    turns.into_iter().map(|(role, content)| json!({"role": role, "content": content})).collect()
+}
+
+/// `None` for what the API would refuse: empty texts, thinking without proof, and blocks of other providers.
+fn block(block: &ContentBlock) -> Option<Value> {
+    match block.block.as_ref()? {
+        Block::Text(text) if text.text.is_empty() => None,
+        Block::Text(text) => Some(json!({"type": "text", "text": text.text})),
+        Block::Image(image) => image_block(image),
+        Block::Thinking(Thinking { redacted_data, .. }) if !redacted_data.is_empty() => {
+            Some(json!({"type": "redacted_thinking", "data": redacted_data}))
+        }
+        Block::Thinking(thinking) if thinking.signature.is_empty() => None,
+        Block::Thinking(thinking) => {
+            Some(json!({"type": "thinking", "thinking": thinking.text, "signature": thinking.signature}))
+        }
+        Block::ToolUse(call) => Some(json!({
+            "type": "tool_use",
+            "id": call.tool_call_id,
+            "name": call.name,
+            "input": input(&call.arguments_json),
+        })),
+        Block::ToolOutput(output) => Some(json!({
+            "type": "tool_result",
+            "tool_use_id": output.tool_call_id,
+            "content": output.content.iter().filter_map(self::block).collect::<Vec<_>>(),
+            "is_error": output.is_error,
+        })),
+        Block::Native(native) if native.provider == NAME => serde_json::from_str(&native.json).ok(),
+        Block::Native(_) => None,
+    }
+}
+
+fn image_block(image: &Image) -> Option<Value> {
+    let source = match image.source.as_ref()? {
+        Source::Data(data) => {
+            json!({"type": "base64", "media_type": image.media_type, "data": STANDARD.encode(data)})
+        }
+        Source::Url(url) => json!({"type": "url", "url": url}),
+    };
+    Some(json!({"type": "image", "source": source}))
+}
+
+/// The API takes only an object. What the model wrote and is none comes back to it as the text that it was.
+fn input(arguments_json: &str) -> Value {
+    match serde_json::from_str(arguments_json) {
+        Ok(Value::Object(input)) => Value::Object(input),
+        _ => json!({"unparsed": arguments_json}),
+    }
+}

@@ -1,0 +1,64 @@
+//! Anthropic's errors by our classes: `{"type":"error","error":{"type","message"}}`, as a response and in mid stream.
+
+use serde_json::Value;
+
+use super::NAME;
+use crate::error::{Class, Error};
+
+/// What an HTTP status means, with the body if it was JSON.
+pub(super) fn of_status(status: u16, body: Option<&Value>) -> Error {
+    let error = body.and_then(|body| body.get("error"));
+    let field = |name: &str| error.and_then(|error| error.get(name)).and_then(Value::as_str);
+    let message = field("message").map_or_else(|| format!("answered with HTTP status {status}"), str::to_owned);
+    let class =
+        field("type").and_then(|kind| of_type(kind, &message)).unwrap_or_else(|| refined(by_status(status), &message));
+    Error::new(NAME, class, message)
+}
+
+/// What an error event in a stream that began well means.
+pub(super) fn in_stream(kind: &str, message: &str) -> Error {
+    // A kind that we don't know is the provider's fault until it is known to be ours.
+    Error::new(NAME, of_type(kind, message).unwrap_or(Class::Overload), message)
+}
+
+fn of_type(kind: &str, message: &str) -> Option<Class> {
+    let class = match kind {
+        "invalid_request_error" | "not_found_error" => Class::Invalid,
+        "authentication_error" | "permission_error" => Class::Auth,
+        "billing_error" => Class::Quota,
+        "request_too_large" => Class::Context,
+        "rate_limit_error" => Class::Rate,
+        "api_error" | "overloaded_error" => Class::Overload,
+        "timeout_error" => Class::Timeout,
+        _ => return None,
+    };
+    Some(refined(class, message))
+}
+
+fn by_status(status: u16) -> Class {
+    match status {
+        401 | 403 => Class::Auth,
+        402 => Class::Quota,
+        408 | 504 => Class::Timeout,
+        413 => Class::Context,
+        429 => Class::Rate,
+        // A conflict passes, says the provider's own SDK.
+        409 | 500.. => Class::Overload,
+        _ => Class::Invalid,
+    }
+}
+
+/// Some causes that need another answer share a type; only the sentence tells them apart.
+fn refined(class: Class, message: &str) -> Class {
+    let message = message.to_ascii_lowercase();
+    let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
+    match class {
+        Class::Invalid if says(&["prompt is too long", "context limit", "context window"]) => Class::Context,
+        Class::Invalid if says(&["content filtering", "usage policy"]) => Class::Content,
+        Class::Invalid | Class::Rate | Class::Auth if says(&["credit balance", "spend limit", "spending limit"]) => {
+            Class::Quota
+        }
+        Class::Invalid | Class::Rate if says(&["usage limits"]) => Class::Quota,
+        class => class,
+    }
+}
