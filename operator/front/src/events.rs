@@ -9,3 +9,6 @@ pub mod fanout;
 pub mod log;
 pub mod relay;
 pub mod replay;
+
+#[cfg(test)]
+pub(crate) mod testing;

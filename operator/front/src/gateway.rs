@@ -70,7 +70,7 @@ impl Calls for Lifecycle {
 /// Bounds of the HTTP port.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Streams and WebSockets together. At the bound a new one is refused with 503.
+    /// Streams, of either kind, together. At the bound a new one is refused with 503.
     pub connections_max: usize,
     /// Between two signs of life on a stream that has nothing to say.
     pub keep_alive: Duration,

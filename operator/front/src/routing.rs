@@ -74,7 +74,7 @@ impl Placement {
         &self.worker
     }
 
-    /// `host:port` of its RuntimeService.
+    /// `host:port` of its `RuntimeService`.
     pub fn address(&self) -> &str {
         &self.address
     }

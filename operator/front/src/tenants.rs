@@ -1,4 +1,4 @@
-//! The tenants that this front knows of: what the operator's RouteService told last.
+//! The tenants that this front knows of: what the operator's `RouteService` told last.
 
 pub mod watch;
 

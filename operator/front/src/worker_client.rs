@@ -28,7 +28,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// At the bound the connection that was used longest ago leaves the pool; calls that run on it go on.
 const CHANNELS_MAX: usize = 4096;
-const IDLE_MAX: Duration = Duration::from_secs(300);
+const IDLE_MAX: Duration = Duration::from_mins(5);
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
 
 /// A client of one worker. Its calls carry the trace that they are made in.

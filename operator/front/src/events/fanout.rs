@@ -8,6 +8,8 @@ mod outbox;
 mod pump;
 mod queue;
 mod sender;
+#[cfg(test)]
+mod tests;
 mod topics;
 
 use std::pin::Pin;

@@ -4,6 +4,11 @@
 //! number decides: one that was sent is dropped, the next one is sent, a later one means a hole, and the log fills it. A
 //! lost relay costs time, never an event: the log is looked at every now and then anyway.
 
+#[cfg(test)]
+mod seam;
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;

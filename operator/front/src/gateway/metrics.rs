@@ -9,7 +9,7 @@ pub struct Metrics {
     pub(super) connections: IntGaugeVec,
     /// By kind.
     pub(super) events_sent: IntCounterVec,
-    /// WebSockets, by close code; 0 when the peer was just gone.
+    /// Ends of a WebSocket, by close code; 0 when the peer was just gone.
     pub(super) closes: IntCounterVec,
     /// Frames that were refused, by reason.
     pub(super) refusals: IntCounterVec,

@@ -1,6 +1,6 @@
 //! `GET /v1/sessions/{id}/events`: one session's events as server-sent events, for `EventSource`.
 //!
-//! Each message's `data` is a SessionEvent in the protobuf JSON mapping. A durable event has its number as `id`, so that a
+//! Each message's `data` is a `SessionEvent` in the protobuf JSON mapping. A durable event has its number as `id`, so that a
 //! browser which reconnects goes on where it was, by `Last-Event-ID`; others begin with `?after_seq=`. `?durable_only=true`
 //! leaves previews out. The credential is the `authorization` header's, or `?access_token=`.
 //!

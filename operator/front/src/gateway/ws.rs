@@ -11,7 +11,7 @@
 //! {"interrupt": {"sessionId": "…"}}
 //! {"ping": {"id": "…"}}
 //! ```
-//! `send` is a SendMessageRequest in the protobuf JSON mapping, and its turn shows to whoever has subscribed; `since` is the
+//! `send` is a `SendMessageRequest` in the protobuf JSON mapping, and its turn shows to whoever has subscribed; `since` is the
 //! last number that the client has. Frames are carried out one after the other, in their order. To subscribe twice, or
 //! to unsubscribe from what is not subscribed, is no error. The server sends:
 //! ```json
@@ -25,7 +25,7 @@
 //! {"pong": {"id": "…"}}
 //! {"error": {"reason": "…", "message": "…", "sessionId": "…"}}
 //! ```
-//! `event` is a SessionEvent in the protobuf JSON mapping, where 64-bit numbers are text. `ended` closes the subscription
+//! `event` is a `SessionEvent` in the protobuf JSON mapping, where 64-bit numbers are text. `ended` closes the subscription
 //! of a session that is terminated. A frame that makes no sense is answered with an error, and the connection stays.
 //!
 //! | close code | when |

@@ -1,4 +1,4 @@
-//! Keeps [`Tenants`] in step with the operator's RouteService, for as long as the front runs.
+//! Keeps [`Tenants`] in step with the operator's `RouteService`, for as long as the front runs.
 //!
 //! While the operator is away the routes stay as they were, and the front stays ready: only its first snapshot is
 //! waited for. How stale they are is in a metric.

@@ -52,7 +52,7 @@ pub(super) enum ServerFrame {
     Unsubscribed {
         session_id: String,
     },
-    Event(SessionEvent),
+    Event(Box<SessionEvent>),
     Gap {
         session_id: String,
         #[serde(serialize_with = "text")]
@@ -102,11 +102,12 @@ impl From<SessionEvent> for ServerFrame {
                 dropped_previews: gap.dropped_previews,
                 last_seq: gap.last_seq,
             },
-            _ => Self::Event(event),
+            _ => Self::Event(Box::new(event)),
         }
     }
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it like this")]
 fn text<S: Serializer>(number: &u64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(number)
 }

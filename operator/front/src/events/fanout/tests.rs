@@ -1,0 +1,157 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{FutureExt, StreamExt};
+use tokio::time::{sleep, timeout};
+
+use super::*;
+use crate::events::relay::memory::MemoryRelay;
+use crate::events::testing::{DownRelay, Scene, agent_message, terminated, user_message};
+
+const PREVIEWS: SubscribeOptions = SubscribeOptions { previews: true };
+
+async fn next(subscription: &mut Subscription) -> Item {
+    timeout(Duration::from_secs(60), subscription.next()).await.expect("nothing came").unwrap()
+}
+
+fn number(item: &Item) -> u64 {
+    match item {
+        Item::Durable(event) => event.seq,
+        other => panic!("no durable event: {other:?}"),
+    }
+}
+
+/// Gives everything that is under way the time to arrive.
+async fn settle() {
+    sleep(Duration::from_millis(50)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_replica_publishes_reaches_each_subscriber_of_every_replica_once() {
+    let scene = Scene::new().await;
+    let relay = Arc::new(MemoryRelay::default());
+    let [ours, theirs] = [(); 2].map(|()| scene.hub(relay.clone(), Options::default()));
+    let mut here = ours.subscribe(scene.tenant, scene.session, PREVIEWS).await;
+    let mut durable = ours.subscribe(scene.tenant, scene.session, SubscribeOptions { previews: false }).await;
+    let mut there = theirs.subscribe(scene.tenant, scene.session, PREVIEWS).await;
+
+    let seq = scene.publish(&ours, user_message()).await;
+    scene.preview(&ours, "he");
+    let last = scene.publish(&ours, agent_message()).await;
+    settle().await;
+
+    for subscription in [&mut here, &mut there] {
+        assert_eq!(number(&next(subscription).await), seq);
+        let Item::Preview { after_seq, .. } = next(subscription).await else { panic!("no preview") };
+        assert_eq!(after_seq, seq);
+        assert_eq!(number(&next(subscription).await), last);
+        assert!(subscription.next().now_or_never().is_none(), "nothing comes twice");
+    }
+    assert_eq!(number(&next(&mut durable).await), seq);
+    assert_eq!(number(&next(&mut durable).await), last);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_turn_hears_each_control_once_wherever_it_runs() {
+    let scene = Scene::new().await;
+    let relay = Arc::new(MemoryRelay::default());
+    let [ours, theirs] = [(); 2].map(|()| scene.hub(relay.clone(), Options::default()));
+    let (tenant, session) = (scene.tenant, scene.session);
+    let mut controls = ours.controls(tenant, session).await;
+
+    assert!(ours.control(tenant, session, Frame::Interrupt), "the turn is here");
+    assert!(!theirs.control(tenant, session, Frame::ApprovalResolved { seq: 7 }), "it is not there");
+    settle().await;
+    assert_eq!(controls.recv().await, Some(Frame::Interrupt));
+    assert_eq!(controls.recv().await, Some(Frame::ApprovalResolved { seq: 7 }));
+    assert!(controls.recv().now_or_never().is_none());
+
+    drop(controls);
+    assert!(!ours.control(tenant, session, Frame::Terminated), "the turn is over");
+}
+
+#[tokio::test(start_paused = true)]
+async fn tenants_and_sessions_do_not_hear_each_other() {
+    let scene = Scene::new().await;
+    let hub = scene.hub(Arc::new(MemoryRelay::default()), Options::default());
+    let mut other_tenant = hub.subscribe(TenantId::generate(), scene.session, PREVIEWS).await;
+    let mut other_session = hub.subscribe(scene.tenant, SessionId::generate(), PREVIEWS).await;
+    scene.publish(&hub, user_message()).await;
+    settle().await;
+    assert!(other_tenant.next().now_or_never().is_none());
+    assert!(other_session.next().now_or_never().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stuck_subscriber_ends_alone_and_holds_nothing() {
+    let scene = Scene::new().await;
+    let options = Options { subscriber_events_max: 8, ..Options::default() };
+    let hub = scene.hub(Arc::new(MemoryRelay::default()), options);
+    let mut stuck = hub.subscribe(scene.tenant, scene.session, PREVIEWS).await;
+    let mut quick = hub.subscribe(scene.tenant, scene.session, PREVIEWS).await;
+    let first = scene.publish(&hub, user_message()).await;
+    assert_eq!(number(&next(&mut stuck).await), first);
+    assert_eq!(number(&next(&mut quick).await), first);
+    for _ in 0..100 {
+        let seq = scene.publish(&hub, user_message()).await;
+        assert_eq!(number(&next(&mut quick).await), seq);
+    }
+    assert!(stuck.has_lagged());
+    assert_eq!(next(&mut stuck).await, Item::Lagged { last_seq: first });
+    assert_eq!(hub.metrics().slow_subscribers.get(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_relay_that_is_down_holds_up_neither_a_turn_nor_those_who_listen_here() {
+    let scene = Scene::new().await;
+    let hub = scene.hub(Arc::new(DownRelay), Options::default());
+    let controls = hub.controls(scene.tenant, scene.session).await;
+    let mut here = hub.subscribe(scene.tenant, scene.session, PREVIEWS).await;
+    for _ in 0..5_000 {
+        scene.preview(&hub, "he");
+        while let Some(item) = here.next().now_or_never() {
+            assert!(matches!(item, Some(Item::Preview { .. } | Item::Resync)), "{item:?}");
+        }
+    }
+    settle().await;
+    assert!(!hub.relay_is_up());
+    assert!(hub.shared.outbox.len() <= 5_000);
+    assert!(hub.metrics().relay_shed.with_label_values(&["preview"]).get() > 0, "the outbox has its bound");
+    drop(controls);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_nobody_listens_to_any_more_leaves_nothing_behind() {
+    let scene = Scene::new().await;
+    let hub = scene.hub(Arc::new(MemoryRelay::default()), Options::default());
+    let subscription = hub.subscribe(scene.tenant, scene.session, PREVIEWS).await;
+    let controls = hub.controls(scene.tenant, scene.session).await;
+    assert_eq!(hub.metrics().sessions_watched.get(), 1);
+    drop(subscription);
+    assert_eq!(hub.shared.topics().len(), 1);
+    drop(controls);
+    assert_eq!(hub.shared.topics().len(), 0);
+    assert_eq!((hub.metrics().sessions_watched.get(), hub.metrics().subscribers.get()), (0, 0));
+    drop(hub);
+    // Pumps and senders have ended too.
+    assert_eq!(scene.tasks.shutdown(Duration::from_secs(1)).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_shutdown_the_senders_wait_for_the_turns() {
+    let scene = Scene::new().await;
+    let relay = Arc::new(MemoryRelay::default());
+    let [ours, theirs] = [(); 2].map(|()| scene.hub(relay.clone(), Options::default()));
+    let mut there = theirs.subscribe(scene.tenant, scene.session, PREVIEWS).await;
+    let controls = ours.controls(scene.tenant, scene.session).await;
+    let tasks = scene.tasks.clone();
+    let turn = async {
+        settle().await;
+        let seq = scene.publish(&ours, terminated()).await;
+        drop(controls);
+        assert_eq!(number(&next(&mut there).await), seq);
+        drop(there);
+    };
+    let (left, ()) = tokio::join!(tasks.shutdown(Duration::from_secs(5)), turn);
+    assert_eq!(left, 0);
+}

@@ -1,0 +1,114 @@
+//! What the tests of fan-out and replay share: a session in memory, and hubs around it.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use croft_proto::id::{SessionId, TenantId};
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{AgentMessage, SessionCreated, SessionEvent, SessionTerminated, TextDelta, UserMessage};
+use croft_serve::Tasks;
+use prometheus::Registry;
+use tokio::sync::mpsc;
+
+use super::fanout::{Hub, Metrics, Options};
+use super::log::{Append, Appended, Authority, EventLog, NewEvent};
+use super::relay::{Envelope, Relay};
+use crate::error::Error;
+use crate::session::store::{NewSession, SessionStore};
+use crate::store::memory::Memory;
+use crate::tenants::TenantMirror;
+use crate::turn::now;
+
+/// A session with one event, SessionCreated.
+pub(crate) struct Scene {
+    pub(crate) log: Arc<Memory>,
+    pub(crate) tenant: TenantId,
+    pub(crate) session: SessionId,
+    pub(crate) tasks: Tasks,
+}
+
+impl Scene {
+    pub(crate) async fn new() -> Self {
+        let (log, tenant, session) = (Arc::new(Memory::default()), TenantId::generate(), SessionId::generate());
+        log.upsert(tenant, "heron").await.unwrap();
+        let new = NewSession {
+            id: session,
+            tenant,
+            tenant_name: "heron".to_owned(),
+            agent: croft_proto::v1::AgentSpec::default(),
+            config_hash: String::new(),
+            labels: std::collections::BTreeMap::new(),
+            events: vec![event(Kind::SessionCreated(SessionCreated::default()))],
+            sessions_max: None,
+            idempotency_key: None,
+        };
+        log.insert(new).await.unwrap();
+        Self { log, tenant, session, tasks: Tasks::new() }
+    }
+
+    pub(crate) fn hub(&self, relay: Arc<dyn Relay>, options: Options) -> Hub {
+        let metrics = Metrics::register(&Registry::new()).unwrap();
+        Hub::with_options(relay, &self.tasks, options, metrics)
+    }
+
+    /// Stores an event, and returns it with its number.
+    pub(crate) async fn append(&self, kind: Kind) -> Vec<SessionEvent> {
+        let append = Append {
+            tenant: self.tenant,
+            session: self.session,
+            authority: Authority::Caller,
+            events: vec![event(kind)],
+            checkpoint: None,
+            idempotency_key: None,
+            input_seq: None,
+        };
+        match self.log.append(append).await.unwrap() {
+            Appended::New(events) => events,
+            Appended::Existing { .. } => panic!("it was not there before"),
+        }
+    }
+
+    /// Stores an event and tells the hub.
+    pub(crate) async fn publish(&self, hub: &Hub, kind: Kind) -> u64 {
+        let events = self.append(kind).await;
+        let seq = events[0].seq;
+        hub.publish(self.tenant, self.session, events);
+        seq
+    }
+
+    pub(crate) fn preview(&self, hub: &Hub, text: &str) {
+        let kind = Some(Kind::TextDelta(TextDelta { text: text.to_owned() }));
+        let event = SessionEvent { session_id: self.session.to_string(), kind, ..Default::default() };
+        hub.publish(self.tenant, self.session, vec![event]);
+    }
+}
+
+fn event(kind: Kind) -> NewEvent {
+    NewEvent { kind, turn: None, elapsed_ms: 0, create_time: now() }
+}
+
+pub(crate) fn user_message() -> Kind {
+    Kind::UserMessage(UserMessage::default())
+}
+
+pub(crate) fn agent_message() -> Kind {
+    Kind::AgentMessage(AgentMessage::default())
+}
+
+pub(crate) fn terminated() -> Kind {
+    Kind::SessionTerminated(SessionTerminated::default())
+}
+
+/// A relay that is down.
+pub(crate) struct DownRelay;
+
+#[async_trait]
+impl Relay for DownRelay {
+    async fn publish(&self, _: TenantId, _: SessionId, _: &Envelope) -> Result<(), Error> {
+        Err(Error::unavailable("redis", anyhow::anyhow!("connection refused")))
+    }
+
+    async fn subscribe(&self, _: TenantId, _: SessionId) -> Result<mpsc::Receiver<Envelope>, Error> {
+        Err(Error::unavailable("redis", anyhow::anyhow!("connection refused")))
+    }
+}
