@@ -20,6 +20,12 @@ pub const APPLIED_HASH: &str = "croft.dev/applied-hash";
 pub const CONFIG_HASH: &str = "croft.dev/config-hash";
 /// On a session of the front: the UID of the AgentSession that it was made for.
 pub const AGENT_SESSION_UID: &str = "croft.dev/agentsession-uid";
+/// On a session of the front: the name of the AgentSession that it was made for.
+pub const AGENT_SESSION_NAME: &str = "croft.dev/agentsession-name";
+/// On a session of the front: what made it.
+pub const SESSION_SOURCE: &str = "croft.dev/source";
+/// The value of [`SESSION_SOURCE`] on sessions that were made for an AgentSession.
+pub const SESSION_SOURCE_OBJECT: &str = "agentsession";
 /// The finalizer on an AgentTenant.
 pub const FINALIZER: &str = "croft.dev/tenant";
 

@@ -1,0 +1,151 @@
+//! Certificates of Croft's parts: what each must say, and whether one that exists still says it.
+
+use croft_serve::tls::PeerRole;
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType,
+};
+use x509_parser::prelude::{ASN1Time, FromDer as _, GeneralName, X509Certificate};
+
+use crate::authority::{Authority, Error};
+
+/// How long a certificate holds. It is renewed when a third of that is left.
+const LIFETIME_SECONDS: i64 = 90 * 24 * 60 * 60;
+/// For clocks that go slow.
+const BACKDATED_SECONDS: i64 = 5 * 60;
+
+/// What a certificate must say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subject {
+    /// Whose it is; peers judge by this alone.
+    pub role: PeerRole,
+    /// The names under which its owner is dialled.
+    pub dns_names: Vec<String>,
+}
+
+/// A certificate with its key, as PEM.
+#[derive(Clone)]
+pub struct Issued {
+    pub cert: String,
+    pub key: String,
+}
+
+impl Subject {
+    /// The operator's own.
+    pub fn operator(namespace: &str) -> Self {
+        let dns_names = vec![format!("croft-operator.{namespace}.svc"), "localhost".to_owned()];
+        Self { role: PeerRole::Operator, dns_names }
+    }
+
+    /// The front's.
+    pub fn front(namespace: &str) -> Self {
+        let dns_names = vec![
+            format!("croft-front.{namespace}.svc"),
+            format!("croft-front-internal.{namespace}.svc"),
+            "localhost".to_owned(),
+        ];
+        Self { role: PeerRole::Front, dns_names }
+    }
+
+    /// That of a tenant's workers. The front dials pods by address and expects this name, so the certificate of another
+    /// tenant's worker fails the handshake.
+    pub fn workers(tenant: &str, namespace: &str) -> Self {
+        let role = PeerRole::Worker { tenant: tenant.to_owned() };
+        Self { role, dns_names: vec![format!("workers.{namespace}.svc")] }
+    }
+
+    /// A worker only answers: with its certificate it can't call anyone.
+    fn usages(&self) -> Vec<ExtendedKeyUsagePurpose> {
+        match self.role {
+            PeerRole::Worker { .. } => vec![ExtendedKeyUsagePurpose::ServerAuth],
+            PeerRole::Operator | PeerRole::Front => {
+                vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth]
+            }
+        }
+    }
+
+    /// Makes a certificate that says this, from `now` (seconds since 1970) on.
+    pub fn issue(&self, authority: &Authority, now: i64) -> Result<Issued, Error> {
+        let mut params = CertificateParams::new(self.dns_names.clone())?;
+        params.subject_alt_names.push(SanType::URI(self.role.uri().as_str().try_into()?));
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, self.role.uri());
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = self.usages();
+        params.use_authority_key_identifier_extension = true;
+        params.not_before = ASN1Time::from_timestamp(now - BACKDATED_SECONDS)?.to_datetime();
+        params.not_after = ASN1Time::from_timestamp(now + LIFETIME_SECONDS)?.to_datetime();
+        let key = KeyPair::generate()?;
+        let cert = params.signed_by(&key, authority.issuer())?;
+        Ok(Issued { cert: cert.pem(), key: key.serialize_pem() })
+    }
+
+    /// Whether `cert` (PEM) says this, comes from `authority`, and has more than a third of its time left.
+    pub fn still_holds(&self, cert: &[u8], authority: &Authority, now: i64) -> bool {
+        let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(cert) else { return false };
+        let Ok((_, certificate)) = X509Certificate::from_der(&pem.contents) else { return false };
+        let renew_at = certificate.validity().not_after.timestamp() - LIFETIME_SECONDS / 3;
+        now < renew_at && authority.signed(&certificate) && self.is_said_by(&certificate)
+    }
+
+    fn is_said_by(&self, certificate: &X509Certificate<'_>) -> bool {
+        let Ok(Some(names)) = certificate.subject_alternative_name() else { return false };
+        let mut dns_names = Vec::new();
+        let mut uris = Vec::new();
+        for name in &names.value.general_names {
+            match name {
+                GeneralName::DNSName(name) => dns_names.push(*name),
+                GeneralName::URI(uri) => uris.push(*uri),
+                _ => return false,
+            }
+        }
+        dns_names == self.dns_names && uris == [self.role.uri()]
+    }
+}
+
+/// When a certificate issued at `now` should be replaced.
+pub fn renew_at(now: i64) -> i64 {
+    now + LIFETIME_SECONDS - LIFETIME_SECONDS / 3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: i64 = 1_800_000_000;
+
+    #[test]
+    fn a_certificate_holds_until_a_third_of_its_time_is_left() {
+        let authority = Authority::generate(NOW).unwrap();
+        let subject = Subject::workers("heron", "tenant-heron");
+        let issued = subject.issue(&authority, NOW).unwrap();
+        assert!(subject.still_holds(issued.cert.as_bytes(), &authority, NOW));
+        assert!(subject.still_holds(issued.cert.as_bytes(), &authority, renew_at(NOW) - 1));
+        assert!(!subject.still_holds(issued.cert.as_bytes(), &authority, renew_at(NOW)));
+    }
+
+    #[test]
+    fn anothers_certificate_does_not_hold() {
+        let [authority, other] = [(), ()].map(|()| Authority::generate(NOW).unwrap());
+        let subject = Subject::workers("heron", "tenant-heron");
+        let issued = |subject: &Subject, authority| subject.issue(authority, NOW).unwrap().cert.into_bytes();
+        assert!(!subject.still_holds(&issued(&Subject::workers("egret", "tenant-egret"), &authority), &authority, NOW));
+        assert!(!subject.still_holds(&issued(&subject, &other), &authority, NOW), "signed by another authority");
+        assert!(!subject.still_holds(b"garbled", &authority, NOW));
+    }
+
+    #[test]
+    fn a_worker_can_only_answer() {
+        let authority = Authority::generate(NOW).unwrap();
+        let usages = |subject: Subject| {
+            let issued = subject.issue(&authority, NOW).unwrap();
+            let (_, pem) = x509_parser::pem::parse_x509_pem(issued.cert.as_bytes()).unwrap();
+            let certificate = pem.parse_x509().unwrap();
+            let usage = certificate.extended_key_usage().unwrap().unwrap().value.clone();
+            (usage.server_auth, usage.client_auth)
+        };
+        assert_eq!(usages(Subject::workers("heron", "tenant-heron")), (true, false));
+        assert_eq!(usages(Subject::front("croft-system")), (true, true));
+        assert_eq!(usages(Subject::operator("croft-system")), (true, true));
+    }
+}

@@ -1,0 +1,300 @@
+//! The cluster as the watches last told it: warm copies on every replica, with an index of our own where kube's stores
+//! would have to be searched.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use croft_crds::{AgentSession, AgentTenant, labels};
+use croft_serve::Tasks;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{
+    ConfigMap, LimitRange, Namespace, Pod, ResourceQuota, Secret, Service, ServiceAccount,
+};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::Api;
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::{Client, Resource, ResourceExt as _};
+
+use crate::marks::Marks;
+use crate::mirror::{self, Change};
+use crate::recent::Recent;
+use crate::worker::{Worker, tenant_of};
+use crate::writes::Object;
+
+/// What children of tenants are found by.
+const CHILDREN: &str = "app.kubernetes.io/managed-by=croft,croft.dev/tenant";
+const WORKERS: &str = "app.kubernetes.io/component=worker,croft.dev/tenant";
+
+/// What has changed, for whoever acts on it.
+#[derive(Clone, Default)]
+pub struct Changes {
+    /// Tenants to reconcile, by name.
+    pub tenants: Marks<String>,
+    /// Tenants whose routes may be different, by name.
+    pub routes: Marks<String>,
+    /// Declared sessions to reconcile.
+    pub sessions: Marks<ObjectRef<AgentSession>>,
+    /// Namespaces in which an AgentSession has been deleted.
+    pub bereaved: Marks<String>,
+}
+
+/// Warm copies. They are whole once [`Cluster::synced`] has returned.
+pub struct Cluster {
+    pub tenants: Store<AgentTenant>,
+    pub sessions: Store<AgentSession>,
+    namespaces: Store<Namespace>,
+    quotas: Store<ResourceQuota>,
+    limit_ranges: Store<LimitRange>,
+    fences: Store<NetworkPolicy>,
+    service_accounts: Store<ServiceAccount>,
+    config_maps: Store<ConfigMap>,
+    secrets: Store<Secret>,
+    deployments: Store<Deployment>,
+    services: Store<Service>,
+    budgets: Store<PodDisruptionBudget>,
+    pods: Store<Pod>,
+    workers: Arc<WorkerIndex>,
+    /// The hash of what we last applied, by [`child_key`].
+    pub applied: Arc<Recent<String>>,
+    pub changes: Changes,
+}
+
+/// A kind of which children are made and copied.
+pub trait Kept: Object {
+    fn store(cluster: &Cluster) -> &Store<Self>;
+}
+
+macro_rules! kept {
+    ($($kind:ty => $field:ident),* $(,)?) => {
+        $(impl Kept for $kind {
+            fn store(cluster: &Cluster) -> &Store<Self> {
+                &cluster.$field
+            }
+        })*
+    };
+}
+
+kept! {
+    Namespace => namespaces,
+    ResourceQuota => quotas,
+    LimitRange => limit_ranges,
+    NetworkPolicy => fences,
+    ServiceAccount => service_accounts,
+    ConfigMap => config_maps,
+    Secret => secrets,
+    Deployment => deployments,
+    Service => services,
+    PodDisruptionBudget => budgets,
+}
+
+impl Cluster {
+    /// Starts the watches; they run until shutdown.
+    pub fn start(client: &Client, tasks: &Tasks) -> Self {
+        let changes = Changes::default();
+        let applied = Arc::new(Recent::default());
+        let workers = Arc::new(WorkerIndex::default());
+        let watch = Watch { client, tasks, changes: &changes, applied: &applied };
+        Self {
+            tenants: watch.tenants(),
+            sessions: watch.sessions(),
+            namespaces: watch.children("watch-namespaces"),
+            quotas: watch.children("watch-quotas"),
+            limit_ranges: watch.children("watch-limit-ranges"),
+            fences: watch.children("watch-fences"),
+            service_accounts: watch.children("watch-service-accounts"),
+            config_maps: watch.children("watch-config-maps"),
+            secrets: watch.children("watch-secrets"),
+            deployments: watch.children("watch-deployments"),
+            services: watch.children("watch-services"),
+            budgets: watch.children("watch-disruption-budgets"),
+            pods: watch.workers(&workers),
+            workers,
+            applied,
+            changes,
+        }
+    }
+
+    /// Waits until every copy is whole.
+    pub async fn synced(&self) {
+        // Each fails only when its watch has ended, which is at shutdown.
+        let _ = tokio::join!(
+            self.tenants.wait_until_ready(),
+            self.sessions.wait_until_ready(),
+            self.namespaces.wait_until_ready(),
+            self.quotas.wait_until_ready(),
+            self.limit_ranges.wait_until_ready(),
+            self.fences.wait_until_ready(),
+            self.service_accounts.wait_until_ready(),
+            self.config_maps.wait_until_ready(),
+            self.secrets.wait_until_ready(),
+            self.deployments.wait_until_ready(),
+            self.services.wait_until_ready(),
+            self.budgets.wait_until_ready(),
+            self.pods.wait_until_ready(),
+        );
+    }
+
+    /// One object of a kind that is copied.
+    pub fn get<K: Kept>(&self, namespace: Option<&str>, name: &str) -> Option<Arc<K>> {
+        let reference = ObjectRef::new(name);
+        K::store(self).get(&match namespace {
+            Some(namespace) => reference.within(namespace),
+            None => reference,
+        })
+    }
+
+    /// One tenant.
+    pub fn tenant(&self, name: &str) -> Option<Arc<AgentTenant>> {
+        self.tenants.get(&ObjectRef::new(name))
+    }
+
+    /// The tenant whose namespace this is, if it really is the tenant's.
+    pub fn tenant_in(&self, namespace: &str) -> Option<Arc<AgentTenant>> {
+        let tenant = self.tenant(namespace.strip_prefix("tenant-")?)?;
+        let found = self.get::<Namespace>(None, namespace)?;
+        is_owned(&*found, &tenant).then_some(tenant)
+    }
+
+    /// The worker pods of a tenant, by name.
+    pub fn workers(&self, tenant: &str) -> Vec<Worker> {
+        self.workers.of(tenant)
+    }
+}
+
+/// Whether `object` was made for this very tenant, rather than for an older one of its name or by someone else.
+pub fn is_owned(object: &impl Resource, tenant: &AgentTenant) -> bool {
+    let uid = tenant.metadata.uid.as_deref();
+    uid.is_some() && object.meta().owner_references.iter().flatten().any(|owner| Some(owner.uid.as_str()) == uid)
+}
+
+/// Under what [`Cluster::applied`] remembers a child.
+pub fn child_key<K: Object>(object: &K) -> String {
+    format!("{}/{}/{}", K::kind(&()), object.namespace().unwrap_or_default(), object.name_any())
+}
+
+/// What all watches share.
+struct Watch<'a> {
+    client: &'a Client,
+    tasks: &'a Tasks,
+    changes: &'a Changes,
+    applied: &'a Arc<Recent<String>>,
+}
+
+impl Watch<'_> {
+    fn tenants(&self) -> Store<AgentTenant> {
+        let changes = self.changes.clone();
+        let api = Api::all(self.client.clone());
+        mirror::start(self.tasks, "watch-tenants", api, "", move |change: Change<AgentTenant>| {
+            let name = change.object().name_any();
+            changes.routes.mark(name.clone());
+            if let Change::Is { old, new } = change
+                && !old.is_some_and(|old| is_status_write(&*old, &*new))
+            {
+                changes.tenants.mark(name);
+            }
+        })
+    }
+
+    fn sessions(&self) -> Store<AgentSession> {
+        let changes = self.changes.clone();
+        let api = Api::all(self.client.clone());
+        mirror::start(self.tasks, "watch-sessions", api, "", move |change: Change<AgentSession>| match change {
+            Change::Is { old, new } => {
+                if !old.is_some_and(|old| is_status_write(&*old, &*new)) {
+                    changes.sessions.mark(ObjectRef::from_obj(&*new));
+                }
+            }
+            Change::Gone(gone) => changes.bereaved.mark(gone.namespace().unwrap_or_default()),
+        })
+    }
+
+    fn children<K: Object>(&self, task_name: &'static str) -> Store<K> {
+        let (changes, applied) = (self.changes.clone(), Arc::clone(self.applied));
+        let api = Api::all(self.client.clone());
+        mirror::start(self.tasks, task_name, api, CHILDREN, move |change: Change<K>| {
+            if let Change::Gone(gone) = &change {
+                applied.forget(&child_key(&**gone));
+            }
+            let object = change.object();
+            if let Some(tenant) = object.labels().get(labels::TENANT) {
+                changes.tenants.mark(tenant.clone());
+                changes.routes.mark(tenant.clone());
+            }
+        })
+    }
+
+    fn workers(&self, index: &Arc<WorkerIndex>) -> Store<Pod> {
+        let (changes, index) = (self.changes.clone(), Arc::clone(index));
+        let api = Api::all(self.client.clone());
+        mirror::start(self.tasks, "watch-workers", api, WORKERS, move |change: Change<Pod>| {
+            let pod = change.object();
+            let Some(tenant) = tenant_of(pod) else { return };
+            let worker = match &change {
+                Change::Is { new, .. } => Worker::read(new),
+                Change::Gone(_) => None,
+            };
+            if index.put(tenant, &pod.name_any(), worker) {
+                changes.tenants.mark(tenant.to_owned());
+                changes.routes.mark(tenant.to_owned());
+            }
+        })
+    }
+}
+
+/// Whether nothing but the status, which is our own, differs.
+fn is_status_write(old: &impl Resource, new: &impl Resource) -> bool {
+    let [old, new] = [old.meta(), new.meta()];
+    old.uid == new.uid
+        && old.generation == new.generation
+        && old.deletion_timestamp == new.deletion_timestamp
+        && old.finalizers == new.finalizers
+        && old.labels == new.labels
+}
+
+/// Worker pods by tenant.
+#[derive(Default)]
+struct WorkerIndex {
+    by_tenant: RwLock<HashMap<String, BTreeMap<String, Worker>>>,
+}
+
+impl WorkerIndex {
+    /// Says whether anything is different now.
+    fn put(&self, tenant: &str, pod: &str, worker: Option<Worker>) -> bool {
+        let mut by_tenant = self.by_tenant.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(worker) = worker {
+            let before = by_tenant.entry(tenant.to_owned()).or_default().insert(pod.to_owned(), worker.clone());
+            return before != Some(worker);
+        }
+        let Some(pods) = by_tenant.get_mut(tenant) else { return false };
+        let removed = pods.remove(pod).is_some();
+        if pods.is_empty() {
+            by_tenant.remove(tenant);
+        }
+        removed
+    }
+
+    fn of(&self, tenant: &str) -> Vec<Worker> {
+        let by_tenant = self.by_tenant.read().unwrap_or_else(PoisonError::into_inner);
+        by_tenant.get(tenant).map(|pods| pods.values().cloned().collect()).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_index_says_whether_anything_is_different() {
+        let index = WorkerIndex::default();
+        let worker = |ready| Worker { name: "w-1".into(), address: None, ready, problem: None };
+        assert!(index.put("heron", "w-1", Some(worker(false))));
+        assert!(!index.put("heron", "w-1", Some(worker(false))));
+        assert!(index.put("heron", "w-1", Some(worker(true))));
+        assert_eq!(index.of("heron"), [worker(true)]);
+        assert_eq!(index.of("egret"), []);
+        assert!(index.put("heron", "w-1", None));
+        assert!(!index.put("heron", "w-1", None));
+        assert!(index.by_tenant.read().unwrap().is_empty());
+    }
+}

@@ -1,0 +1,120 @@
+//! The operator's flags and environment.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use croft_serve::config::http_url;
+use croft_serve::{Config, ServeArgs};
+
+use crate::controller::Limits;
+use crate::leader::Election;
+use crate::tenant::Settings;
+
+/// Gives each AgentTenant its fenced namespace with workers, each AgentSession its session, and each front its routes.
+#[derive(Debug, Clone, clap::Parser)]
+#[command(name = "croft-operator", version)]
+pub struct Args {
+    #[command(flatten)]
+    pub serve: ServeArgs,
+    /// The namespace that the operator and the fronts run in
+    #[arg(long, env = "CROFT_NAMESPACE", default_value = "croft-system")]
+    pub namespace: String,
+    /// A name unlike any other replica's, such as the pod's
+    #[arg(long, env = "CROFT_IDENTITY", default_value_t = uuid::Uuid::new_v4().to_string())]
+    pub identity: String,
+    /// Address of the routes service, which fronts call
+    #[arg(long, env = "CROFT_ROUTES_ADDR", default_value = "0.0.0.0:50053")]
+    pub routes_addr: SocketAddr,
+    /// The front's internal port; `https://croft-front-internal.<namespace>.svc:50054` if not set
+    #[arg(long, env = "CROFT_FRONT_URL", value_parser = http_url)]
+    pub front_url: Option<String>,
+    /// Image of the workers of tenants that name none of their own
+    #[arg(long, env = "CROFT_WORKER_IMAGE", default_value = "croft/worker:dev")]
+    pub worker_image: String,
+    /// When nodes pull the workers' image
+    #[arg(long, env = "CROFT_WORKER_IMAGE_PULL_POLICY", default_value = "IfNotPresent",
+          value_parser = ["Always", "IfNotPresent", "Never"])]
+    pub worker_image_pull_policy: String,
+    /// Passes over objects of one kind that run at a time; more wait
+    #[arg(long, env = "CROFT_RECONCILE_CONCURRENCY", default_value_t = 16)]
+    pub reconcile_concurrency: u16,
+    /// A pass that takes longer is given up and tried again, in milliseconds
+    #[arg(long, env = "CROFT_RECONCILE_DEADLINE_MS", default_value_t = 60_000)]
+    pub reconcile_deadline_ms: u64,
+    /// How often declared sessions are compared with the front's, in milliseconds; at most one status write a session
+    /// comes of it each time
+    #[arg(long, env = "CROFT_SESSION_SWEEP_MS", default_value_t = 10_000)]
+    pub session_sweep_ms: u64,
+    /// After a crash of the replica that writes, another takes over when this has passed, in seconds
+    #[arg(long, env = "CROFT_LEASE_SECONDS", default_value_t = 15)]
+    pub lease_seconds: u64,
+}
+
+impl Config for Args {
+    fn mistakes(&self) -> Vec<String> {
+        let mut mistakes = Vec::new();
+        let mut at_least = |value: u64, least: u64, name: &str| {
+            if value < least {
+                mistakes.push(format!("{name} must be at least {least}."));
+            }
+        };
+        at_least(self.reconcile_concurrency.into(), 1, "--reconcile-concurrency (CROFT_RECONCILE_CONCURRENCY)");
+        at_least(self.reconcile_deadline_ms, 1_000, "--reconcile-deadline-ms (CROFT_RECONCILE_DEADLINE_MS)");
+        at_least(self.session_sweep_ms, 100, "--session-sweep-ms (CROFT_SESSION_SWEEP_MS)");
+        at_least(self.lease_seconds, 5, "--lease-seconds (CROFT_LEASE_SECONDS)");
+        mistakes
+    }
+}
+
+impl Args {
+    /// How passes are run.
+    pub fn limits(&self) -> Limits {
+        Limits { concurrency: self.reconcile_concurrency, deadline: Duration::from_millis(self.reconcile_deadline_ms) }
+    }
+
+    /// What the builders must know.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            namespace: self.namespace.clone(),
+            worker_image: self.worker_image.clone(),
+            worker_image_pull_policy: self.worker_image_pull_policy.clone(),
+        }
+    }
+
+    /// The front's internal port.
+    pub fn front_url(&self) -> String {
+        let own = self.front_url.clone();
+        own.unwrap_or_else(|| format!("https://croft-front-internal.{}.svc:50054", self.namespace))
+    }
+
+    /// How the Lease is held: renewed when two thirds of it are left.
+    pub fn election(&self) -> Election {
+        Election {
+            namespace: self.namespace.clone(),
+            identity: self.identity.clone(),
+            lease_seconds: self.lease_seconds,
+            renew_before_seconds: self.lease_seconds * 2 / 3,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use croft_serve::config::try_parse_from;
+
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_usable_and_follow_the_namespace() {
+        let args = try_parse_from::<Args>(["croft-operator", "--namespace=plots"]).unwrap();
+        assert_eq!(args.front_url(), "https://croft-front-internal.plots.svc:50054");
+        assert_eq!(args.settings().namespace, "plots");
+        assert_eq!(args.limits().concurrency, 16);
+    }
+
+    #[test]
+    fn unbounded_is_no_option() {
+        let mistakes = try_parse_from::<Args>(["croft-operator", "--reconcile-concurrency=0"]).unwrap_err();
+        assert_eq!(mistakes.0, ["--reconcile-concurrency (CROFT_RECONCILE_CONCURRENCY) must be at least 1."]);
+    }
+}

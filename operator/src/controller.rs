@@ -1,0 +1,203 @@
+//! Runs passes over the objects of one kind: so many at a time, none for too long, and after an error later and later.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::fmt::Debug;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::{Stream, StreamExt as _};
+use kube::Resource;
+use kube::runtime::controller::{self, Action};
+use kube::runtime::reflector::{ObjectRef, Store};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::Metrics;
+
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_mins(5);
+
+/// When an object whose pass failed is looked at again, if nothing happens to it before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// Soon at first, then later and later.
+    Backoff,
+    /// After this long: nothing will tell us.
+    After(Duration),
+    /// Never: the edit that mends it wakes us.
+    OnChange,
+}
+
+/// Why a pass failed, in the words that metrics and conditions use.
+pub trait PassError: std::error::Error + Send + Sync + 'static {
+    /// A fixed word.
+    fn reason(&self) -> &'static str;
+    /// What to do next.
+    fn retry(&self) -> Retry;
+}
+
+/// How passes are run.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Passes at a time; what is more waits. Each keeps a connection to the API server busy.
+    pub concurrency: u16,
+    /// A pass that takes longer is given up and tried again.
+    pub deadline: Duration,
+}
+
+/// Looks at every object that `wanted` names, with `pass`, until `stopping`; passes that have begun then end.
+pub async fn run<K, E, Fut>(
+    store: Store<K>,
+    wanted: impl Stream<Item = ObjectRef<K>> + Send,
+    pass: impl Fn(Arc<K>) -> Fut + Send + Sync + 'static,
+    limits: Limits,
+    metrics: Metrics,
+    stopping: CancellationToken,
+) where
+    K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
+    E: PassError,
+    Fut: Future<Output = Result<Action, E>> + Send + 'static,
+{
+    let runner = Arc::new(Runner { backoff: Backoff::default(), metrics, deadline: limits.deadline });
+    let pass = Arc::new(pass);
+    let passes = controller::applier(
+        move |object: Arc<K>, runner: Arc<Runner<K>>| {
+            let pass = Arc::clone(&pass);
+            Box::pin(async move { Ok::<_, Infallible>(runner.run(object, &*pass).await) })
+        },
+        |_, never, _| match *never {},
+        runner,
+        store,
+        wanted.map(Ok::<_, Infallible>).take_until(stopping.cancelled_owned()),
+        controller::Config::default().concurrency(limits.concurrency),
+    );
+    // An error here is an object that has gone since it was named.
+    passes.for_each(|_| std::future::ready(())).await;
+}
+
+struct Runner<K: Resource> {
+    backoff: Backoff<ObjectRef<K>>,
+    metrics: Metrics,
+    deadline: Duration,
+}
+
+impl<K> Runner<K>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
+{
+    async fn run<E, Fut>(&self, object: Arc<K>, pass: &impl Fn(Arc<K>) -> Fut) -> Action
+    where
+        E: PassError,
+        Fut: Future<Output = Result<Action, E>> + Send,
+    {
+        let kind = K::kind(&());
+        let reference = ObjectRef::from_obj(&*object);
+        let begun = Instant::now();
+        let outcome = tokio::time::timeout(self.deadline, pass(object)).await;
+        self.metrics.reconcile_seconds.with_label_values(&[&*kind]).observe(begun.elapsed().as_secs_f64());
+        let count = |outcome| self.metrics.reconciles.with_label_values(&[&*kind, outcome]).inc();
+        match outcome {
+            Ok(Ok(action)) => {
+                count("ok");
+                self.backoff.succeeded(&reference);
+                action
+            }
+            Ok(Err(error)) => {
+                count(error.reason());
+                let chain = chain(&error);
+                tracing::warn!(%kind, object = %reference, reason = error.reason(), error = chain, "pass failed");
+                match error.retry() {
+                    Retry::Backoff => Action::requeue(self.backoff.failed(reference)),
+                    Retry::After(pause) => Action::requeue(pause),
+                    Retry::OnChange => Action::await_change(),
+                }
+            }
+            Err(_) => {
+                count("DeadlineExceeded");
+                tracing::warn!(%kind, object = %reference, deadline_ms = self.deadline.as_millis(), "pass took too long");
+                Action::requeue(self.backoff.failed(reference))
+            }
+        }
+    }
+}
+
+/// An error with what led to it.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+/// How often each object has failed in a row. Objects that are well, or gone and never looked at again, are not in it
+/// for longer than [`RETRY_MAX`] after their last failure.
+struct Backoff<K> {
+    failures: Mutex<HashMap<K, (u32, Instant)>>,
+}
+
+impl<K> Default for Backoff<K> {
+    fn default() -> Self {
+        Self { failures: Mutex::default() }
+    }
+}
+
+impl<K: Eq + Hash> Backoff<K> {
+    /// How long to wait now.
+    fn failed(&self, key: K) -> Duration {
+        let now = Instant::now();
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        if failures.len() == failures.capacity() {
+            failures.retain(|_, (_, at)| now.duration_since(*at) < 2 * RETRY_MAX);
+        }
+        let (count, at) = failures.entry(key).or_insert((0, now));
+        *at = now;
+        let pause = pause(*count);
+        *count = count.saturating_add(1);
+        // Half of it is chance, so that what failed together is not tried together.
+        #[expect(clippy::cast_precision_loss, reason = "chance needs no precision")]
+        let chance = uuid::Uuid::new_v4().as_u64_pair().0 as f64 / u64::MAX as f64;
+        pause.mul_f64(0.5 + chance / 2.0)
+    }
+
+    fn succeeded(&self, key: &K) {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+    }
+}
+
+fn pause(failures: u32) -> Duration {
+    RETRY_FIRST.saturating_mul(2_u32.saturating_pow(failures)).min(RETRY_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn pauses_grow_to_a_bound_and_begin_anew_after_success() {
+        let backoff = Backoff::default();
+        let mut before = Duration::ZERO;
+        for failures in 0..20 {
+            let pause = backoff.failed("heron");
+            assert!(pause >= super::pause(failures) / 2 && pause <= super::pause(failures));
+            before = before.max(pause);
+        }
+        assert!(before > RETRY_MAX / 2 && before <= RETRY_MAX);
+        backoff.succeeded(&"heron");
+        assert!(backoff.failed("heron") <= RETRY_FIRST);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_objects_failures_are_not_anothers() {
+        let backoff = Backoff::default();
+        for _ in 0..9 {
+            backoff.failed("heron");
+        }
+        assert!(backoff.failed("egret") <= RETRY_FIRST);
+    }
+}

@@ -1,0 +1,27 @@
+//! Croft's operator: gives each AgentTenant its fenced namespace with workers, each AgentSession its session, and each
+//! front its routes.
+//!
+//! `main.rs` is [`operator::start`]; [`cluster`] has the warm copies that all else reads, and [`writes`] is the only way
+//! to write.
+
+pub mod authority;
+pub mod certificate;
+pub mod cluster;
+pub mod config;
+pub mod context;
+pub mod controller;
+pub mod drift;
+pub mod front;
+mod front_certificate;
+pub mod leader;
+mod marks;
+mod metrics;
+mod mirror;
+pub mod operator;
+mod recent;
+pub mod routes;
+pub mod session;
+pub mod tenant;
+pub mod token;
+pub mod worker;
+pub mod writes;

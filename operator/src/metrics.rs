@@ -1,0 +1,61 @@
+//! What the operator tells Prometheus about its work.
+
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry};
+
+/// The operator's instruments. Clones share them.
+#[derive(Clone)]
+pub struct Metrics {
+    /// Passes, by kind and outcome: `ok`, or the fixed word of the error.
+    pub reconciles: IntCounterVec,
+    /// How long a pass took, by kind.
+    pub reconcile_seconds: HistogramVec,
+    /// Writes to the API server, by kind and verb.
+    pub writes: IntCounterVec,
+    /// 1 on the replica that writes.
+    pub leader: IntGauge,
+    /// Fronts that watch the routes here.
+    pub route_watchers: IntGauge,
+    /// Fronts that were cut off because they did not keep up.
+    pub route_laggards: prometheus::IntCounter,
+}
+
+impl Metrics {
+    /// Registers the instruments. Fails if one is registered already.
+    pub fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let counters = |name: &str, help: &str, labels: &[&str]| -> prometheus::Result<IntCounterVec> {
+            let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(counters.clone()))?;
+            Ok(counters)
+        };
+        let gauge = |name: &str, help: &str| -> prometheus::Result<IntGauge> {
+            let gauge = IntGauge::new(name, help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok(gauge)
+        };
+        let seconds = HistogramOpts::new("croft_operator_reconcile_seconds", "How long a pass took, by kind.")
+            .buckets(vec![0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 30.0]);
+        let reconcile_seconds = HistogramVec::new(seconds, &["kind"])?;
+        registry.register(Box::new(reconcile_seconds.clone()))?;
+        let route_laggards = prometheus::IntCounter::new(
+            "croft_operator_route_laggards_total",
+            "Fronts that were cut off because they did not keep up with the routes.",
+        )?;
+        registry.register(Box::new(route_laggards.clone()))?;
+        Ok(Self {
+            reconciles: counters(
+                "croft_operator_reconciles_total",
+                "Passes, by kind and outcome.",
+                &["kind", "outcome"],
+            )?,
+            reconcile_seconds,
+            writes: counters(
+                "croft_operator_api_writes_total",
+                "Writes to the API server, by kind and verb.",
+                &["kind", "verb"],
+            )?,
+            leader: gauge("croft_operator_leader", "1 on the replica that writes.")?,
+            route_watchers: gauge("croft_operator_route_watchers", "Fronts that watch the routes here.")?,
+            route_laggards,
+        })
+    }
+}

@@ -1,0 +1,158 @@
+//! A warm copy of one kind, kept by a watch, that says what changed.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use futures::StreamExt as _;
+use kube::api::Api;
+use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Resource, ResourceExt as _};
+use serde::de::DeserializeOwned;
+
+use croft_serve::Tasks;
+
+/// What became of one object.
+pub(crate) enum Change<K> {
+    /// It is new or different; `old` is what it was, if it was known.
+    Is { old: Option<Arc<K>>, new: Arc<K> },
+    /// It is gone; this is what it was.
+    Gone(Arc<K>),
+}
+
+impl<K> Change<K> {
+    /// The object as it is, or as it last was.
+    pub(crate) fn object(&self) -> &K {
+        match self {
+            Self::Is { new, .. } => new,
+            Self::Gone(old) => old,
+        }
+    }
+}
+
+/// Copies what `selector` (a label selector; empty for all) finds, in a task of its own until shutdown.
+///
+/// `on_change` is called after the copy has changed. After a break of the watch it is called for every object there is,
+/// and for those that went meanwhile, so nothing is missed, though something may be told twice.
+pub(crate) fn start<K>(
+    tasks: &Tasks,
+    task_name: &'static str,
+    api: Api<K>,
+    selector: &str,
+    on_change: impl Fn(Change<K>) + Send + 'static,
+) -> Store<K>
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    let (store, mut writer) = reflector::store();
+    let reader: Store<K> = store.clone();
+    let events = watcher(api, watcher::Config::default().labels(selector)).default_backoff();
+    let stopping = tasks.stopping();
+    let follow = async move {
+        let mut events = std::pin::pin!(events);
+        while let Some(event) = events.next().await {
+            let mut event = match event {
+                Ok(event) => event,
+                Err(error) => {
+                    tracing::warn!(kind = %K::kind(&()), error = &error as &dyn std::error::Error, "watch broken");
+                    continue;
+                }
+            };
+            // A third of an object or more is bookkeeping of fields that nothing here reads.
+            if let watcher::Event::Apply(object) | watcher::Event::InitApply(object) = &mut event {
+                object.managed_fields_mut().clear();
+            }
+            take(&reader, &mut writer, &event, &on_change);
+        }
+    };
+    drop(tasks.spawn(task_name, async move { stopping.run_until_cancelled(follow).await }));
+    store
+}
+
+fn take<K>(
+    reader: &Store<K>,
+    writer: &mut reflector::store::Writer<K>,
+    event: &watcher::Event<K>,
+    on_change: &impl Fn(Change<K>),
+) where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    match event {
+        watcher::Event::Apply(object) => {
+            let old = reader.get(&ObjectRef::from_obj(object));
+            writer.apply_watcher_event(event);
+            on_change(Change::Is { old, new: Arc::new(object.clone()) });
+        }
+        watcher::Event::Delete(object) => {
+            writer.apply_watcher_event(event);
+            on_change(Change::Gone(Arc::new(object.clone())));
+        }
+        watcher::Event::InitDone => {
+            let before = reader.state();
+            writer.apply_watcher_event(event);
+            let mut before: HashMap<ObjectRef<K>, Arc<K>> =
+                before.into_iter().map(|object| (ObjectRef::from_obj(&*object), object)).collect();
+            for new in reader.state() {
+                on_change(Change::Is { old: before.remove(&ObjectRef::from_obj(&*new)), new });
+            }
+            for gone in before.into_values() {
+                on_change(Change::Gone(gone));
+            }
+        }
+        watcher::Event::Init | watcher::Event::InitApply(_) => writer.apply_watcher_event(event),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use kube::api::ObjectMeta;
+    use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
+
+    use super::*;
+
+    fn named(name: &str, version: &str) -> ConfigMap {
+        let metadata = ObjectMeta {
+            name: Some(name.into()),
+            namespace: Some("tenant-heron".into()),
+            resource_version: Some(version.into()),
+            ..ObjectMeta::default()
+        };
+        ConfigMap { metadata, ..ConfigMap::default() }
+    }
+
+    #[test]
+    fn what_went_while_the_watch_was_broken_is_told() {
+        let (reader, mut writer) = reflector::store();
+        let told = RefCell::new(Vec::new());
+        let on_change = |change: Change<ConfigMap>| {
+            let name = change.object().name_any();
+            let (old, new) = match change {
+                Change::Is { old, new } => (old.and_then(|old| old.resource_version()), new.resource_version()),
+                Change::Gone(old) => (old.resource_version(), None),
+            };
+            told.borrow_mut().push((name, old, new));
+        };
+        let mut feed = |events: Vec<watcher::Event<ConfigMap>>| {
+            for event in events {
+                take(&reader, &mut writer, &event, &on_change);
+            }
+            let mut told = told.take();
+            told.sort();
+            told
+        };
+        let version = |text: &str| Some(text.to_owned());
+        assert_eq!(
+            feed(vec![Init, InitApply(named("a", "1")), InitApply(named("b", "1")), InitDone]),
+            [("a".into(), None, version("1")), ("b".into(), None, version("1"))]
+        );
+        assert_eq!(feed(vec![Apply(named("a", "2"))]), [("a".into(), version("1"), version("2"))]);
+        assert_eq!(
+            feed(vec![Init, InitApply(named("b", "1")), InitDone]),
+            [("a".into(), version("2"), None), ("b".into(), version("1"), version("1"))]
+        );
+        assert_eq!(feed(vec![Delete(named("b", "3"))]), [("b".into(), version("3"), None)]);
+    }
+}

@@ -1,0 +1,127 @@
+//! Puts the parts together: what every replica does, and what only the one that leads does.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use croft_serve::tls::TlsFiles;
+use croft_serve::{Program, grpc};
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::Api;
+use kube::runtime::reflector::ObjectRef;
+use kube::{Client, Config as KubeConfig, ResourceExt as _};
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes as GrpcRoutes;
+
+use crate::authority::Authority;
+use crate::certificate::{self, Subject};
+use crate::cluster::Cluster;
+use crate::config::Args;
+use crate::context::Context;
+use crate::controller::Limits;
+use crate::front::Front;
+use crate::metrics::Metrics;
+use crate::recent::Recent;
+use crate::routes::{self, RouteTable, Routes};
+use crate::token::TokenMaker;
+use crate::writes::Writer;
+use crate::{controller, front_certificate, leader, session, tenant};
+
+/// Starts everything in tasks of `program`. Fails when the cluster can't be reached or an address is taken.
+pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> anyhow::Result<()> {
+    let tasks = &program.tasks;
+    let synced = program.readiness.check("cluster");
+    let lease_client = leader::client(&kube_config)?;
+    let client = Client::try_from(kube_config)?;
+    let metrics = Metrics::register(program.metrics.registry())?;
+    let writer = Writer::new(client.clone(), metrics.clone());
+
+    let now = jiff::Timestamp::now().as_second();
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), &args.namespace);
+    let authority = Arc::new(Authority::load_or_create(&secrets, &writer, &args.namespace, now).await?);
+    let own = Subject::operator(&args.namespace).issue(&authority, now)?;
+    let tls = TlsFiles { cert: own.cert.into(), key: own.key.into(), ca: authority.cert_pem().into() };
+    let tokens = Arc::new(TokenMaker::new(&authority)?);
+
+    let cluster = Arc::new(Cluster::start(&client, tasks));
+    let table = Arc::new(RouteTable::new(metrics.clone()));
+    let listener = grpc::bind(args.routes_addr, "--routes-addr (CROFT_ROUTES_ADDR)").await?;
+    let served = GrpcRoutes::new(Routes::server(Arc::clone(&table), tasks.stopping()));
+    grpc::serve("routes", listener, Some(tls.server()), served, tasks, &program.metrics)?;
+    drop(tasks.spawn("route-table", routes::follow(Arc::clone(&cluster), table, tasks.stopping())));
+
+    let context = Arc::new(Context {
+        cluster: Arc::clone(&cluster),
+        client,
+        writer,
+        settings: args.settings(),
+        authority,
+        front: Front::new(&args.front_url(), &tls, tokens)?,
+        clock: jiff::Timestamp::now,
+        tenant_statuses: Recent::default(),
+        session_statuses: Recent::default(),
+    });
+    drop(tasks.spawn("sync", async move {
+        cluster.synced().await;
+        synced.ready();
+    }));
+    tasks.spawn_vital("certificate", own_certificate(tasks.stopping()));
+    let (limits, sweep) = (args.limits(), Duration::from_millis(args.session_sweep_ms));
+    let (election, stopping) = (args.election(), tasks.stopping());
+    tasks.spawn_vital("leader", async move {
+        let stop = stopping.clone();
+        let lead = move || lead(context, limits, sweep, metrics, stop);
+        election.run(lease_client, lead, stopping).await
+    });
+    Ok(())
+}
+
+/// The kubeconfig that `KUBECONFIG` names, or that of the pod's service account.
+pub async fn kube_config() -> anyhow::Result<KubeConfig> {
+    KubeConfig::infer().await.context("cannot find the cluster: neither KUBECONFIG nor a service account leads to one")
+}
+
+/// The work of the one replica that writes, until `stopping`; passes that have begun then end.
+async fn lead(context: Arc<Context>, limits: Limits, sweep: Duration, metrics: Metrics, stopping: CancellationToken) {
+    metrics.leader.set(1);
+    context.cluster.synced().await;
+    let changes = &context.cluster.changes;
+    for tenant in context.cluster.tenants.state() {
+        changes.tenants.mark(tenant.name_any());
+    }
+    for session in context.cluster.sessions.state() {
+        changes.sessions.mark(ObjectRef::from_obj(&*session));
+    }
+    let of = |context: &Arc<Context>| Arc::clone(context);
+    let (for_tenants, for_sessions) = (of(&context), of(&context));
+    let tenants = controller::run(
+        context.cluster.tenants.clone(),
+        changes.tenants.stream().map(|name| ObjectRef::new(&name)),
+        move |tenant| tenant::reconcile(tenant, of(&for_tenants)),
+        limits,
+        metrics.clone(),
+        stopping.clone(),
+    );
+    let sessions = controller::run(
+        context.cluster.sessions.clone(),
+        changes.sessions.stream(),
+        move |session| session::reconcile(session, of(&for_sessions)),
+        limits,
+        metrics.clone(),
+        stopping.clone(),
+    );
+    let swept = session::sweep::run(of(&context), sweep, stopping.clone());
+    let certificate = stopping.run_until_cancelled(front_certificate::keep(of(&context)));
+    tokio::join!(tenants, sessions, swept, certificate);
+    metrics.leader.set(0);
+}
+
+/// The server keeps the certificate that it began with, so the program begins anew before it ends.
+async fn own_certificate(stopping: CancellationToken) -> anyhow::Result<()> {
+    let lifetime = u64::try_from(certificate::renew_at(0)).unwrap_or_default();
+    match stopping.run_until_cancelled(tokio::time::sleep(Duration::from_secs(lifetime))).await {
+        Some(()) => anyhow::bail!("the operator's own certificate must be renewed, which takes a restart"),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,93 @@
+//! What we have just written, for as long as the watches may not have told us of it.
+//!
+//! A pass that trusts the cache right after its own write would write again, or judge by an old status.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// A watch that is later than this has lost the event, so the cache is right again. At most that long is a pass misled
+/// by a note about an object that has meanwhile been deleted.
+const TRUST: Duration = Duration::from_secs(10);
+
+/// Notes about our own writes by key, dropped as they age.
+pub struct Recent<T> {
+    notes: Mutex<HashMap<String, Note<T>>>,
+}
+
+struct Note<T> {
+    version: u64,
+    at: Instant,
+    content: T,
+}
+
+impl<T> Default for Recent<T> {
+    fn default() -> Self {
+        Self { notes: Mutex::default() }
+    }
+}
+
+impl<T: Clone> Recent<T> {
+    /// Remembers `content` as what the write that gave `resource_version` left under `key`.
+    pub fn remember(&self, key: String, resource_version: Option<&str>, content: T) {
+        let Some(version) = parse(resource_version) else { return };
+        let now = Instant::now();
+        let mut notes = self.notes();
+        // Old notes go whenever the map has doubled since, so it stays in proportion to what is written in TRUST.
+        if notes.len() == notes.capacity() {
+            notes.retain(|_, note| now.duration_since(note.at) < TRUST);
+        }
+        notes.insert(key, Note { version, at: now, content });
+    }
+
+    /// What we wrote under `key`, if the cache, which is at `cached_version`, can't know of it yet.
+    pub fn newer_than(&self, key: &str, cached_version: Option<&str>) -> Option<T> {
+        let notes = self.notes();
+        let note = notes.get(key)?;
+        let cached = parse(cached_version).unwrap_or(0);
+        (note.version > cached && note.at.elapsed() < TRUST).then(|| note.content.clone())
+    }
+
+    /// Forgets what was under `key`: it has been deleted.
+    pub fn forget(&self, key: &str) {
+        self.notes().remove(key);
+    }
+
+    fn notes(&self) -> MutexGuard<'_, HashMap<String, Note<T>>> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Resource versions of one kind can be compared as numbers since Kubernetes 1.35, and always could in etcd:
+/// <https://github.com/kubernetes/enhancements/issues/5504>. One that is no number makes us trust the cache.
+fn parse(resource_version: Option<&str>) -> Option<u64> {
+    resource_version?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_note_holds_until_the_cache_has_caught_up() {
+        let recent = Recent::default();
+        recent.remember("fence".into(), Some("12"), "hash");
+        assert_eq!(recent.newer_than("fence", None), Some("hash"));
+        assert_eq!(recent.newer_than("fence", Some("9")), Some("hash"));
+        assert_eq!(recent.newer_than("fence", Some("12")), None);
+        assert_eq!(recent.newer_than("quota", None), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_note_about_what_is_gone_is_no_obstacle() {
+        let recent = Recent::default();
+        recent.remember("fence".into(), Some("12"), "hash");
+        recent.forget("fence");
+        assert_eq!(recent.newer_than("fence", None), None);
+        recent.remember("fence".into(), Some("12"), "hash");
+        tokio::time::advance(TRUST).await;
+        assert_eq!(recent.newer_than("fence", None), None);
+    }
+}

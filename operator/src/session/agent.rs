@@ -1,0 +1,107 @@
+//! The declared agent as the front wants it.
+
+use croft_crds::session::{AgentLimitsSpec, AgentSpec, PermissionSpec, ReplaySpec, ToolSpec};
+use croft_proto::v1;
+use croft_proto::v1::tool_spec::Source;
+
+/// `name` stands in for one that the spec doesn't give.
+pub(super) fn to_proto(agent: &AgentSpec, name: &str) -> v1::AgentSpec {
+    let AgentSpec { name: own_name, model, system_prompt, tools, limits, fallback_models, temperature } = agent;
+    v1::AgentSpec {
+        name: own_name.clone().unwrap_or_else(|| name.to_owned()),
+        model: model.clone(),
+        system_prompt: system_prompt.clone(),
+        tools: tools.iter().map(tool).collect(),
+        limits: Some(bounds(limits)),
+        fallback_models: fallback_models.clone(),
+        temperature: *temperature,
+    }
+}
+
+fn tool(tool: &ToolSpec) -> v1::ToolSpec {
+    let ToolSpec { name, description, input_schema, builtin, mcp, replay, permission, timeout_seconds } = tool;
+    let replay = match replay {
+        ReplaySpec::Safe => v1::ReplayClass::Safe,
+        ReplaySpec::Idempotent => v1::ReplayClass::Idempotent,
+        ReplaySpec::Unsafe => v1::ReplayClass::Unsafe,
+    };
+    let permission = match permission {
+        PermissionSpec::Allow => v1::Permission::Allow,
+        PermissionSpec::Ask => v1::Permission::Ask,
+        PermissionSpec::Deny => v1::Permission::Deny,
+    };
+    let builtin = builtin.as_ref().map(|builtin| Source::Builtin(v1::BuiltinTool { name: builtin.name.clone() }));
+    let mcp = mcp
+        .as_ref()
+        .map(|mcp| Source::Mcp(v1::McpTool { server_url: mcp.server_url.clone(), tool_name: mcp.tool_name.clone() }));
+    v1::ToolSpec {
+        name: name.clone(),
+        description: description.clone(),
+        input_schema_json: input_schema.as_ref().map(ToString::to_string).unwrap_or_default(),
+        source: builtin.or(mcp),
+        replay: replay.into(),
+        permission: permission.into(),
+        timeout_ms: milliseconds(*timeout_seconds),
+    }
+}
+
+fn bounds(limits: &AgentLimitsSpec) -> v1::AgentLimits {
+    let AgentLimitsSpec { max_model_calls, max_tool_calls, max_output_tokens, turn_timeout_seconds } = limits;
+    v1::AgentLimits {
+        model_calls_max: max_model_calls.unwrap_or(0),
+        tool_calls_max: max_tool_calls.unwrap_or(0),
+        output_tokens_max: max_output_tokens.unwrap_or(0),
+        turn_timeout_ms: milliseconds(*turn_timeout_seconds),
+    }
+}
+
+fn milliseconds(seconds: Option<u32>) -> i64 {
+    i64::from(seconds.unwrap_or(0)) * 1_000
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn everything_that_is_declared_arrives() {
+        let agent: AgentSpec = serde_json::from_value(json!({
+            "name": "clerk", "model": "claude-haiku-4-5", "systemPrompt": "Be brief.",
+            "tools": [
+                {
+                    "name": "now", "description": "Tells the time.", "builtin": { "name": "clock" },
+                    "inputSchema": { "type": "object" }, "replay": "safe", "timeoutSeconds": 3,
+                },
+                {
+                    "name": "book", "mcp": { "serverUrl": "https://tools.example.com/mcp", "toolName": "reserve" },
+                    "permission": "ask",
+                },
+            ],
+            "limits": { "maxModelCalls": 5, "maxToolCalls": 6, "maxOutputTokens": 700, "turnTimeoutSeconds": 80 },
+            "fallbackModels": ["scripted-1"], "temperature": 0.25,
+        }))
+        .unwrap();
+        let expected: v1::AgentSpec = serde_json::from_value(json!({
+            "name": "clerk", "model": "claude-haiku-4-5", "systemPrompt": "Be brief.",
+            "tools": [
+                {
+                    "name": "now", "description": "Tells the time.", "builtin": { "name": "clock" },
+                    "inputSchemaJson": "{\"type\":\"object\"}", "replay": "REPLAY_CLASS_SAFE",
+                    "permission": "PERMISSION_ALLOW", "timeoutMs": "3000",
+                },
+                {
+                    "name": "book", "mcp": { "serverUrl": "https://tools.example.com/mcp", "toolName": "reserve" },
+                    "replay": "REPLAY_CLASS_UNSAFE", "permission": "PERMISSION_ASK",
+                },
+            ],
+            "limits": {
+                "modelCallsMax": 5, "toolCallsMax": 6, "outputTokensMax": 700, "turnTimeoutMs": "80000",
+            },
+            "fallbackModels": ["scripted-1"], "temperature": 0.25,
+        }))
+        .unwrap();
+        assert_eq!(to_proto(&agent, "unused"), expected);
+    }
+}

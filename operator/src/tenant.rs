@@ -1,0 +1,162 @@
+//! Reconciles [`AgentTenant`]: from a spec to a fenced namespace with workers, one builder a child.
+
+mod apply;
+mod deletion;
+mod disruption_budget;
+mod fence;
+#[cfg(test)]
+pub(crate) mod fixtures;
+mod health;
+mod limit_range;
+mod namespace;
+mod observe;
+mod providers;
+mod quota;
+mod report;
+mod service_account;
+#[cfg(test)]
+mod snapshots;
+mod tier;
+pub(crate) mod tls;
+mod wanted;
+mod workers;
+mod workers_service;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use croft_crds::AgentTenant;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ConfigMap, LimitRange, Namespace, ResourceQuota, Secret, Service, ServiceAccount};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::runtime::controller::Action;
+
+pub(crate) use health::workers_problem;
+pub use wanted::Settings;
+pub(crate) use wanted::{limits, sessions_per_worker};
+pub(crate) use workers::{GRPC_PORT, NAME as WORKERS};
+
+use crate::authority::{self, Authority};
+use crate::certificate::Subject;
+use crate::context::Context;
+use crate::controller::{PassError, Retry};
+use observe::Observed;
+use wanted::Wanted;
+
+/// Looks again at a tenant that nothing happened to.
+const RESYNC: Duration = Duration::from_mins(10);
+/// For what no watch tells us of.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
+/// Why a pass could not do all of its work.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot read {what}")]
+    Read { what: String, source: kube::Error },
+    #[error("cannot apply {kind} {name}")]
+    Apply { kind: String, name: String, source: kube::Error },
+    #[error("cannot delete {kind} {name}")]
+    Delete { kind: &'static str, name: String, source: kube::Error },
+    #[error("namespace {name} exists and belongs to someone else")]
+    NamespaceTaken { name: String },
+    #[error("namespace {name} is being deleted; it is made again when it is gone")]
+    NamespaceEnding { name: String },
+    #[error("spec.{field} is not usable: {problem}")]
+    Spec { field: &'static str, problem: String },
+    #[error("cannot make the workers' certificate")]
+    Certificate(#[from] authority::Error),
+    #[error("cannot write the status")]
+    Status(#[source] kube::Error),
+}
+
+impl PassError for Error {
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Read { .. } => "ReadFailed",
+            Self::Apply { .. } => "ApplyFailed",
+            Self::Delete { .. } => "DeleteFailed",
+            Self::NamespaceTaken { .. } => "NamespaceTaken",
+            Self::NamespaceEnding { .. } => "NamespaceEnding",
+            Self::Spec { .. } => "SpecNotUsable",
+            Self::Certificate(_) => "CertificateFailed",
+            Self::Status(_) => "StatusFailed",
+        }
+    }
+
+    fn retry(&self) -> Retry {
+        match self {
+            Self::Read { .. } | Self::Apply { .. } | Self::Delete { .. } | Self::Certificate(_) | Self::Status(_) => {
+                Retry::Backoff
+            }
+            // A foreign namespace is not watched, nor is one that has lost our labels.
+            Self::NamespaceTaken { .. } | Self::NamespaceEnding { .. } => Retry::After(LOOK_AGAIN),
+            Self::Spec { .. } => Retry::OnChange,
+        }
+    }
+}
+
+/// Brings one tenant one step closer to its spec. Safe to repeat, safe to interrupt.
+pub async fn reconcile(tenant: Arc<AgentTenant>, context: Arc<Context>) -> Result<Action, Error> {
+    if tenant.metadata.deletion_timestamp.is_some() {
+        return deletion::step(&tenant, &context).await;
+    }
+    let pass = async {
+        let observed = observe::observe(&tenant, &context).await?;
+        let children = plan(&tenant, &observed, &context)?;
+        Box::pin(apply::apply(&tenant, children, &observed, &context)).await?;
+        Ok(observed)
+    };
+    let outcome = pass.await;
+    let reported = report::report(&tenant, outcome.as_ref(), &context).await;
+    let observed = outcome?;
+    reported?;
+    // A Secret with keys is the tenant's own and not watched.
+    Ok(Action::requeue(if observed.missing_keys.is_empty() { RESYNC } else { LOOK_AGAIN }))
+}
+
+/// All that is made for a tenant.
+struct Children {
+    namespace: Namespace,
+    fence: NetworkPolicy,
+    quota: ResourceQuota,
+    limit_range: LimitRange,
+    service_account: ServiceAccount,
+    providers: ConfigMap,
+    tls: Secret,
+    workers: Deployment,
+    workers_service: Service,
+    disruption_budget: PodDisruptionBudget,
+}
+
+fn plan(tenant: &AgentTenant, observed: &Observed, context: &Context) -> Result<Children, Error> {
+    let wanted = Wanted::parse(tenant, &context.settings)?;
+    let issued = certificate(&wanted, observed, &context.authority, context.now())?;
+    Ok(Children {
+        namespace: namespace::namespace(&wanted),
+        fence: fence::fence(&wanted),
+        quota: quota::quota(&wanted),
+        limit_range: limit_range::limit_range(&wanted),
+        service_account: service_account::service_account(&wanted),
+        providers: providers::providers(&wanted),
+        tls: tls::tls(&wanted, &context.authority, &issued),
+        workers: workers::workers(&wanted, &issued),
+        workers_service: workers_service::workers_service(&wanted),
+        disruption_budget: disruption_budget::disruption_budget(&wanted),
+    })
+}
+
+/// The certificate that is there while it holds, else a new one.
+fn certificate(
+    wanted: &Wanted,
+    observed: &Observed,
+    authority: &Authority,
+    now: i64,
+) -> Result<crate::certificate::Issued, authority::Error> {
+    let subject = Subject::workers(&wanted.name, &wanted.namespace);
+    let there = observed.tls.as_deref().and_then(|secret| tls::read(secret, authority));
+    match there.filter(|issued| subject.still_holds(issued.cert.as_bytes(), authority, now)) {
+        Some(issued) => Ok(issued),
+        None => subject.issue(authority, now),
+    }
+}

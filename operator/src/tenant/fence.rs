@@ -1,0 +1,217 @@
+//! The fence around a tenant: deny everything, then let the front in, and DNS, the public internet and the listed
+//! ranges out.
+
+use std::collections::BTreeMap;
+
+use croft_crds::labels;
+use k8s_openapi::api::networking::v1::{
+    IPBlock, NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort,
+    NetworkPolicySpec,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::wanted::Wanted;
+use super::workers::GRPC_PORT;
+
+/// What "the public internet" leaves out: every range that could be a neighbour, the node, or the cloud's own hand.
+const NOT_PUBLIC_IPV4: [&str; 11] = [
+    "0.0.0.0/8",        // this host
+    "10.0.0.0/8",       // private
+    "100.64.0.0/10",    // shared, and pod ranges of some clouds; Alibaba's metadata is in it
+    "127.0.0.0/8",      // loopback
+    "168.63.129.16/32", // Azure's own services
+    "169.254.0.0/16",   // link-local, where clouds keep the node's credentials
+    "172.16.0.0/12",    // private
+    "192.0.0.0/24",     // protocol assignments; Oracle's metadata is in it
+    "192.168.0.0/16",   // private
+    "224.0.0.0/4",      // multicast
+    "240.0.0.0/4",      // reserved, and broadcast
+];
+/// Global unicast is all of `2000::/3`; these two wrap IPv4 addresses, private ones too.
+const NOT_PUBLIC_IPV6: [&str; 2] = ["2001::/32", "2002::/16"];
+
+/// See it with `kubectl -n tenant-acme get networkpolicy fence -o yaml`.
+pub(crate) fn fence(wanted: &Wanted) -> NetworkPolicy {
+    let egress = [to_dns(), to_public_internet()].into_iter().chain(to_listed(wanted));
+    NetworkPolicy {
+        metadata: wanted.child_meta("fence"),
+        spec: Some(NetworkPolicySpec {
+            pod_selector: Some(LabelSelector::default()), // every pod in the namespace
+            policy_types: Some(vec!["Ingress".to_owned(), "Egress".to_owned()]),
+            ingress: Some(vec![from_front(wanted)]),
+            egress: Some(egress.collect()),
+        }),
+    }
+}
+
+/// The kubelet's probes need no rule: traffic from a pod's own node is always let in.
+fn from_front(wanted: &Wanted) -> NetworkPolicyIngressRule {
+    let front = BTreeMap::from([
+        (labels::NAME.to_owned(), "croft".to_owned()),
+        (labels::COMPONENT.to_owned(), labels::COMPONENT_FRONT.to_owned()),
+    ]);
+    NetworkPolicyIngressRule {
+        from: Some(vec![pods_in(&wanted.front_namespace, front)]),
+        ports: Some(vec![port("TCP", GRPC_PORT)]),
+    }
+}
+
+fn to_dns() -> NetworkPolicyEgressRule {
+    let dns = BTreeMap::from([("k8s-app".to_owned(), "kube-dns".to_owned())]);
+    NetworkPolicyEgressRule {
+        to: Some(vec![pods_in("kube-system", dns)]),
+        ports: Some(vec![port("UDP", 53), port("TCP", 53)]),
+    }
+}
+
+fn to_public_internet() -> NetworkPolicyEgressRule {
+    NetworkPolicyEgressRule {
+        to: Some(vec![range("0.0.0.0/0", &NOT_PUBLIC_IPV4), range("2000::/3", &NOT_PUBLIC_IPV6)]),
+        ports: None,
+    }
+}
+
+fn to_listed(wanted: &Wanted) -> Option<NetworkPolicyEgressRule> {
+    let peers: Vec<_> = wanted.ranges.iter().map(|cidr| range(cidr, &[])).collect();
+    // To Kubernetes an empty `to` means "anywhere", so no ranges must build no rule.
+    (!peers.is_empty()).then_some(NetworkPolicyEgressRule { to: Some(peers), ports: None })
+}
+
+/// Pods with these labels in the namespace of that name, which the API server itself vouches for by a label.
+fn pods_in(namespace: &str, pods: BTreeMap<String, String>) -> NetworkPolicyPeer {
+    let namespaces = BTreeMap::from([("kubernetes.io/metadata.name".to_owned(), namespace.to_owned())]);
+    NetworkPolicyPeer {
+        namespace_selector: Some(LabelSelector { match_labels: Some(namespaces), ..LabelSelector::default() }),
+        pod_selector: Some(LabelSelector { match_labels: Some(pods), ..LabelSelector::default() }),
+        ip_block: None,
+    }
+}
+
+fn range(cidr: &str, except: &[&str]) -> NetworkPolicyPeer {
+    let except: Vec<_> = except.iter().map(|&cidr| cidr.to_owned()).collect();
+    let ip_block = IPBlock { cidr: cidr.to_owned(), except: (!except.is_empty()).then_some(except) };
+    NetworkPolicyPeer { ip_block: Some(ip_block), ..NetworkPolicyPeer::default() }
+}
+
+fn port(protocol: &str, port: i32) -> NetworkPolicyPort {
+    NetworkPolicyPort {
+        protocol: Some(protocol.to_owned()),
+        port: Some(IntOrString::Int(port)),
+        ..NetworkPolicyPort::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+    use crate::tenant::fixtures;
+
+    fn spec_of(ranges: &[&str]) -> NetworkPolicySpec {
+        let mut tenant = fixtures::minimal();
+        tenant.spec.egress.cidrs = ranges.iter().map(|&range| range.to_owned()).collect();
+        fence(&Wanted::parse(&tenant, &fixtures::settings()).unwrap()).spec.unwrap()
+    }
+
+    /// Whether an address is within a range.
+    fn holds(cidr: &str, address: IpAddr) -> bool {
+        let (network, prefix) = cidr.split_once('/').unwrap();
+        let bits = |address| match address {
+            IpAddr::V4(address) => (u128::from(address.to_bits()) << 96, true),
+            IpAddr::V6(address) => (address.to_bits(), false),
+        };
+        let ((network, network_v4), (address, address_v4)) = (bits(network.parse().unwrap()), bits(address));
+        let shift = 128 - prefix.parse::<u32>().unwrap();
+        network_v4 == address_v4 && (network ^ address).checked_shr(shift).unwrap_or(0) == 0
+    }
+
+    /// Whether the fence lets a connection out to an address outside the cluster's pods.
+    fn lets_out(spec: &NetworkPolicySpec, address: &str) -> bool {
+        let address: IpAddr = address.parse().unwrap();
+        spec.egress.iter().flatten().any(|rule| {
+            assert!(rule.to.as_ref().is_some_and(|to| !to.is_empty()), "an empty `to` opens everything");
+            rule.to.iter().flatten().filter_map(|peer| peer.ip_block.as_ref()).any(|block| {
+                holds(&block.cidr, address) && !block.except.iter().flatten().any(|cidr| holds(cidr, address))
+            })
+        })
+    }
+
+    #[test]
+    fn every_pod_is_fenced_in_both_directions() {
+        let spec = spec_of(&[]);
+        assert_eq!(spec.pod_selector, Some(LabelSelector::default()));
+        assert_eq!(spec.policy_types, Some(vec!["Ingress".to_owned(), "Egress".to_owned()]));
+    }
+
+    #[test]
+    fn only_fronts_come_in_and_only_to_the_worker_port() {
+        let ingress = spec_of(&["10.20.0.0/16"]).ingress.unwrap();
+        assert_eq!(ingress.len(), 1);
+        assert_eq!(ingress[0].ports, Some(vec![port("TCP", 50052)]));
+        let from = ingress[0].from.as_ref().unwrap();
+        assert_eq!(from.len(), 1);
+        assert_eq!(from[0].ip_block, None);
+        let labels = |selector: &Option<LabelSelector>| selector.clone().unwrap().match_labels.unwrap();
+        assert_eq!(labels(&from[0].namespace_selector)["kubernetes.io/metadata.name"], "croft-test-system");
+        assert_eq!(labels(&from[0].pod_selector)["app.kubernetes.io/component"], "front");
+    }
+
+    #[test]
+    fn nothing_near_is_reached_and_the_internet_is() {
+        let spec = spec_of(&[]);
+        for closed in [
+            "10.0.0.1",
+            "10.96.0.1",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.168.1.1",
+            "100.64.0.1",
+            "100.100.100.200",
+            "169.254.169.254",
+            "169.254.20.10",
+            "127.0.0.1",
+            "0.0.0.1",
+            "168.63.129.16",
+            "192.0.0.192",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::1",
+            "fe80::1",
+            "fc00::1",
+            "fd00:ec2::254",
+            "ff02::1",
+            "64:ff9b::a00:1",
+            "::ffff:10.0.0.1",
+            "2002:0a00:0001::",
+            "2001:0:0a00:1::",
+        ] {
+            assert!(!lets_out(&spec, closed), "{closed} must be closed");
+        }
+        for open in ["1.1.1.1", "172.32.0.1", "172.15.0.1", "100.128.0.1", "198.18.0.1", "2606:4700::1", "2001:db8::1"]
+        {
+            assert!(lets_out(&spec, open), "{open} must be open");
+        }
+    }
+
+    #[test]
+    fn no_listed_ranges_opens_nothing_extra() {
+        assert_eq!(spec_of(&[]).egress, Some(vec![to_dns(), to_public_internet()]));
+    }
+
+    #[test]
+    fn a_listed_range_opens_just_itself() {
+        let spec = spec_of(&["10.20.0.0/16", "fd12:3456::/32"]);
+        assert!(lets_out(&spec, "10.20.255.255") && lets_out(&spec, "fd12:3456::1"));
+        assert!(!lets_out(&spec, "10.21.0.0") && !lets_out(&spec, "fd12:3457::1"));
+    }
+
+    #[test]
+    fn dns_is_the_clusters_own_and_nothing_but_dns() {
+        let dns = to_dns();
+        assert_eq!(dns.ports, Some(vec![port("UDP", 53), port("TCP", 53)]));
+        let peer = &dns.to.unwrap()[0];
+        assert!(peer.pod_selector.is_some() && peer.namespace_selector.is_some() && peer.ip_block.is_none());
+    }
+}

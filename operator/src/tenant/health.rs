@@ -1,0 +1,80 @@
+//! How a tenant's workers are, and why not better.
+
+use croft_crds::AgentTenant;
+use k8s_openapi::api::apps::v1::Deployment;
+
+use crate::worker::{Problem, Worker};
+
+/// What keeps workers from running, the deepest cause first: a quota leaves no pod to have a problem of its own.
+pub(crate) fn problem(deployment: Option<&Deployment>, workers: &[Worker]) -> Option<Problem> {
+    deployment.and_then(refused).or_else(|| workers.iter().find_map(|worker| worker.problem.clone()))
+}
+
+/// For callers: why there is no worker, or nothing if there is one.
+pub(crate) fn workers_problem(tenant: &AgentTenant, deployment: Option<&Deployment>, workers: &[Worker]) -> String {
+    if workers.iter().any(|worker| worker.ready) {
+        return String::new();
+    }
+    if tenant.spec.suspend {
+        return "the tenant is suspended".to_owned();
+    }
+    problem(deployment, workers).map_or_else(|| "no worker is ready yet".to_owned(), |problem| problem.message)
+}
+
+/// Pods that the API server would not have.
+fn refused(deployment: &Deployment) -> Option<Problem> {
+    let conditions = deployment.status.as_ref()?.conditions.as_ref()?;
+    let failure =
+        conditions.iter().find(|condition| condition.type_ == "ReplicaFailure" && condition.status == "True")?;
+    let told = failure.message.as_deref().unwrap_or_default();
+    // Before it stands the name of a pod that will never be, another one at each try.
+    let cause = told.split_once("is forbidden: ").map_or(told, |(_, cause)| cause);
+    Some(match cause.strip_prefix("exceeded quota: ") {
+        Some(detail) => Problem { reason: "QuotaExceeded", message: format!("quota exceeded: {detail}") },
+        None => Problem { reason: "Refused", message: format!("worker pods are refused: {cause}") },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::tenant::fixtures;
+
+    fn failing(message: &str) -> Deployment {
+        serde_json::from_value(json!({ "status": { "conditions": [
+            { "type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": message },
+        ] } }))
+        .unwrap()
+    }
+
+    fn worker(ready: bool, problem: Option<&'static str>) -> Worker {
+        let problem = problem.map(|reason| Problem { reason, message: format!("because {reason}") });
+        Worker { name: "workers-1".into(), address: None, ready, problem }
+    }
+
+    #[test]
+    fn a_quota_is_named_without_the_pod_that_never_was() {
+        let told = "pods \"workers-5d9-x7k2p\" is forbidden: exceeded quota: tenant, requested: limits.cpu=1, \
+                    used: limits.cpu=0, limited: limits.cpu=500m";
+        let problem = problem(Some(&failing(told)), &[]).unwrap();
+        assert_eq!(problem.reason, "QuotaExceeded");
+        assert_eq!(
+            problem.message,
+            "quota exceeded: tenant, requested: limits.cpu=1, used: limits.cpu=0, limited: limits.cpu=500m"
+        );
+    }
+
+    #[test]
+    fn callers_hear_a_reason_only_while_no_worker_takes_them() {
+        let tenant = fixtures::minimal();
+        let workers = [worker(false, Some("Crashing")), worker(true, None)];
+        assert_eq!(workers_problem(&tenant, None, &workers), "");
+        assert_eq!(workers_problem(&tenant, None, &workers[..1]), "because Crashing");
+        assert_eq!(workers_problem(&tenant, None, &[]), "no worker is ready yet");
+        let mut suspended = tenant.clone();
+        suspended.spec.suspend = true;
+        assert_eq!(workers_problem(&suspended, None, &[]), "the tenant is suspended");
+    }
+}

@@ -1,0 +1,68 @@
+//! Every child of both fixtures as YAML, to be read in review like code.
+
+use super::wanted::Wanted;
+use super::*;
+use crate::certificate::Issued;
+
+/// A certificate that never changes; its key would be a secret.
+fn issued() -> Issued {
+    Issued { cert: "the certificate".to_owned(), key: "the key".to_owned() }
+}
+
+fn wanted() -> [Wanted; 2] {
+    [fixtures::full(), fixtures::minimal()].map(|tenant| Wanted::parse(&tenant, &fixtures::settings()).unwrap())
+}
+
+macro_rules! snapshots {
+    ($($test:ident => $build:expr;)*) => {
+        $(
+            #[test]
+            fn $test() {
+                let build = $build;
+                let [full, minimal] = wanted();
+                insta::assert_yaml_snapshot!(concat!(stringify!($test), "_full"), build(&full));
+                insta::assert_yaml_snapshot!(concat!(stringify!($test), "_minimal"), build(&minimal));
+            }
+        )*
+    };
+}
+
+snapshots! {
+    namespace => namespace::namespace;
+    fence => fence::fence;
+    quota => quota::quota;
+    limit_range => limit_range::limit_range;
+    service_account => service_account::service_account;
+    providers => providers::providers;
+    workers => |wanted: &Wanted| workers::workers(wanted, &issued());
+    workers_service => workers_service::workers_service;
+    disruption_budget => disruption_budget::disruption_budget;
+}
+
+#[test]
+fn a_renewed_certificate_or_another_provider_rolls_the_workers_and_nothing_else_does() {
+    let [full, _] = wanted();
+    let template = |wanted: &Wanted, issued: &Issued| workers::workers(wanted, issued).spec.unwrap().template;
+    let before = template(&full, &issued());
+    assert_ne!(before, template(&full, &Issued { cert: "another certificate".to_owned(), ..issued() }));
+    let mut fewer = full.clone();
+    fewer.providers.pop();
+    assert_ne!(before, template(&fewer, &issued()));
+    let mut scaled = full;
+    scaled.workers.replicas += 1;
+    assert_eq!(before, template(&scaled, &issued()));
+}
+
+#[test]
+fn the_certificate_is_kept_while_it_holds() {
+    const NOW: i64 = 1_800_000_000;
+    let authority = Authority::generate(NOW).unwrap();
+    let [full, _] = wanted();
+    let first = certificate(&full, &Observed::default(), &authority, NOW).unwrap();
+    let there = Observed { tls: Some(Arc::new(tls::tls(&full, &authority, &first))), ..Observed::default() };
+    let at = |now| certificate(&full, &there, &authority, now).unwrap().cert;
+    assert_eq!(at(NOW + 1), first.cert);
+    assert_ne!(at(crate::certificate::renew_at(NOW)), first.cert);
+    let other = Authority::generate(NOW).unwrap();
+    assert_ne!(certificate(&full, &there, &other, NOW).unwrap().cert, first.cert, "of another authority");
+}

@@ -1,0 +1,228 @@
+//! The worker pods: under the `restricted` standard, without a token, with the tenant's own keys and certificate.
+
+use std::collections::BTreeMap;
+
+use croft_crds::labels;
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
+use k8s_openapi::api::core::v1::{
+    Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource,
+    HTTPGetAction, KeyToPath, ObjectFieldSelector, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
+    ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecretProjection, SecretVolumeSource, SecurityContext,
+    TopologySpreadConstraint, Volume, VolumeMount, VolumeProjection,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::api::ObjectMeta;
+
+use super::wanted::Wanted;
+use super::{providers, service_account, tls};
+use crate::certificate::Issued;
+use crate::drift;
+
+/// `RuntimeService`, mutual TLS.
+pub(crate) const GRPC_PORT: i32 = 50052;
+/// `/metrics`, `/healthz` and `/readyz`, plain HTTP. Probes come here: the kubelet has no certificate for the other.
+const METRICS_PORT: i32 = 9090;
+/// The Deployment's name, and the Service's.
+pub(crate) const NAME: &str = "workers";
+/// The user of the images.
+const USER: i64 = 65532;
+const PROVIDERS_FOLDER: &str = "/etc/croft/providers";
+const TLS_FOLDER: &str = "/etc/croft/tls";
+
+/// See it with `kubectl -n tenant-acme get deployment workers -o yaml`.
+pub(crate) fn workers(wanted: &Wanted, issued: &Issued) -> Deployment {
+    let selector = wanted.worker_selector();
+    let mut pod_labels = wanted.labels();
+    pod_labels.extend(selector.clone());
+    // Workers read both at their start, so a change of either is a rollout. Keys are read at each use and need none.
+    let config_hash = drift::hash(&(providers::file(wanted), &issued.cert));
+    Deployment {
+        metadata: wanted.child_meta(NAME),
+        spec: Some(DeploymentSpec {
+            replicas: Some(wanted.workers.replicas),
+            revision_history_limit: Some(2),
+            progress_deadline_seconds: Some(120),
+            selector: LabelSelector { match_labels: Some(selector), ..LabelSelector::default() },
+            // One more first, then one less: a rollout never has fewer workers than are wanted.
+            strategy: Some(DeploymentStrategy {
+                type_: Some("RollingUpdate".to_owned()),
+                rolling_update: Some(RollingUpdateDeployment {
+                    max_surge: Some(IntOrString::Int(1)),
+                    max_unavailable: Some(IntOrString::Int(0)),
+                }),
+            }),
+            template: PodTemplateSpec {
+                metadata: Some(ObjectMeta {
+                    labels: Some(pod_labels),
+                    annotations: Some(BTreeMap::from([(labels::CONFIG_HASH.to_owned(), config_hash)])),
+                    ..ObjectMeta::default()
+                }),
+                spec: Some(pod(wanted)),
+            },
+            ..DeploymentSpec::default()
+        }),
+        status: None,
+    }
+}
+
+fn pod(wanted: &Wanted) -> PodSpec {
+    PodSpec {
+        service_account_name: Some(service_account::NAME.to_owned()),
+        automount_service_account_token: Some(false),
+        enable_service_links: Some(false),
+        // The worker's own shutdown grace is 25 s; what is left then is handed back within the rest.
+        termination_grace_period_seconds: Some(40),
+        security_context: Some(PodSecurityContext {
+            run_as_non_root: Some(true),
+            run_as_user: Some(USER),
+            run_as_group: Some(USER),
+            fs_group: Some(USER),
+            seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), ..SeccompProfile::default() }),
+            ..PodSecurityContext::default()
+        }),
+        node_selector: (!wanted.workers.node_selector.is_empty()).then(|| wanted.workers.node_selector.clone()),
+        tolerations: (!wanted.workers.tolerations.is_empty()).then(|| wanted.workers.tolerations.clone()),
+        topology_spread_constraints: Some(vec![TopologySpreadConstraint {
+            max_skew: 1,
+            topology_key: "kubernetes.io/hostname".to_owned(),
+            when_unsatisfiable: "ScheduleAnyway".to_owned(),
+            label_selector: Some(LabelSelector {
+                match_labels: Some(wanted.worker_selector()),
+                ..LabelSelector::default()
+            }),
+            ..TopologySpreadConstraint::default()
+        }]),
+        containers: vec![container(wanted)],
+        volumes: Some(volumes(wanted)),
+        ..PodSpec::default()
+    }
+}
+
+fn container(wanted: &Wanted) -> Container {
+    let port = |name: &str, port| ContainerPort {
+        name: Some(name.to_owned()),
+        container_port: port,
+        ..ContainerPort::default()
+    };
+    Container {
+        name: "worker".to_owned(),
+        image: Some(wanted.workers.image.clone()),
+        image_pull_policy: Some(wanted.workers.image_pull_policy.clone()),
+        env: Some(environment(wanted)),
+        ports: Some(vec![port("grpc", GRPC_PORT), port("metrics", METRICS_PORT)]),
+        resources: Some(ResourceRequirements {
+            requests: Some(wanted.workers.requests.to_map()),
+            limits: Some(wanted.workers.limits.to_map()),
+            ..ResourceRequirements::default()
+        }),
+        readiness_probe: Some(probe("/readyz", 2)),
+        liveness_probe: Some(probe("/healthz", 10)),
+        security_context: Some(SecurityContext {
+            allow_privilege_escalation: Some(false),
+            read_only_root_filesystem: Some(true),
+            run_as_non_root: Some(true),
+            capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), ..Capabilities::default() }),
+            ..SecurityContext::default()
+        }),
+        volume_mounts: Some(mounts(wanted)),
+        ..Container::default()
+    }
+}
+
+fn environment(wanted: &Wanted) -> Vec<EnvVar> {
+    let plain =
+        |name: &str, value: &str| EnvVar { name: name.to_owned(), value: Some(value.to_owned()), value_from: None };
+    let field = |name: &str, path: &str| EnvVar {
+        name: name.to_owned(),
+        value: None,
+        value_from: Some(EnvVarSource {
+            field_ref: Some(ObjectFieldSelector { field_path: path.to_owned(), ..ObjectFieldSelector::default() }),
+            ..EnvVarSource::default()
+        }),
+    };
+    vec![
+        plain("CROFT_TENANT", &wanted.name),
+        field("CROFT_WORKER_NAME", "metadata.name"),
+        field("CROFT_WORKER_NAMESPACE", "metadata.namespace"),
+        plain("CROFT_SESSIONS_MAX", &wanted.workers.sessions_per_worker.to_string()),
+        plain("CROFT_PROVIDERS", &format!("{PROVIDERS_FOLDER}/{}", providers::FILE)),
+        plain("CROFT_TLS_CERT", &format!("{TLS_FOLDER}/tls.crt")),
+        plain("CROFT_TLS_KEY", &format!("{TLS_FOLDER}/tls.key")),
+        plain("CROFT_TLS_CA", &format!("{TLS_FOLDER}/ca.crt")),
+    ]
+}
+
+fn probe(path: &str, period_seconds: i32) -> Probe {
+    Probe {
+        http_get: Some(HTTPGetAction {
+            path: Some(path.to_owned()),
+            port: IntOrString::Int(METRICS_PORT),
+            ..HTTPGetAction::default()
+        }),
+        period_seconds: Some(period_seconds),
+        timeout_seconds: Some(2),
+        failure_threshold: Some(3),
+        ..Probe::default()
+    }
+}
+
+fn mounts(wanted: &Wanted) -> Vec<VolumeMount> {
+    let mount = |name: &str, path: &str, read_only| VolumeMount {
+        name: name.to_owned(),
+        mount_path: path.to_owned(),
+        read_only: Some(read_only),
+        ..VolumeMount::default()
+    };
+    let mut mounts = vec![
+        mount("tls", TLS_FOLDER, true),
+        mount("providers", PROVIDERS_FOLDER, true),
+        mount("scratch", "/tmp", false),
+    ];
+    if has_keys(wanted) {
+        mounts.push(mount("keys", providers::KEYS_FOLDER, true));
+    }
+    mounts
+}
+
+fn volumes(wanted: &Wanted) -> Vec<Volume> {
+    let volume = |name: &str| Volume { name: name.to_owned(), ..Volume::default() };
+    let mut volumes = vec![
+        Volume {
+            secret: Some(SecretVolumeSource {
+                secret_name: Some(tls::NAME.to_owned()),
+                default_mode: Some(0o440),
+                ..SecretVolumeSource::default()
+            }),
+            ..volume("tls")
+        },
+        Volume {
+            config_map: Some(ConfigMapVolumeSource {
+                name: providers::NAME.to_owned(),
+                ..ConfigMapVolumeSource::default()
+            }),
+            ..volume("providers")
+        },
+        Volume { empty_dir: Some(EmptyDirVolumeSource::default()), ..volume("scratch") },
+    ];
+    if has_keys(wanted) {
+        volumes.push(Volume { projected: Some(keys(wanted)), ..volume("keys") });
+    }
+    volumes
+}
+
+fn has_keys(wanted: &Wanted) -> bool {
+    wanted.providers.iter().any(|provider| provider.api_key_secret_ref.is_some())
+}
+
+/// The tenant's keys, a file a provider. Optional, so that a missing key costs its provider and not all workers; the
+/// kubelet brings it when it is there.
+fn keys(wanted: &Wanted) -> ProjectedVolumeSource {
+    let sources = wanted.providers.iter().filter_map(|provider| {
+        let reference = provider.api_key_secret_ref.as_ref()?;
+        let item = KeyToPath { key: reference.key.clone(), path: provider.name.as_str().to_owned(), mode: None };
+        let secret = SecretProjection { name: reference.name.clone(), items: Some(vec![item]), optional: Some(true) };
+        Some(VolumeProjection { secret: Some(secret), ..VolumeProjection::default() })
+    });
+    ProjectedVolumeSource { default_mode: Some(0o440), sources: Some(sources.collect()) }
+}

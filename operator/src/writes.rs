@@ -1,0 +1,101 @@
+//! Every write to the API server goes through here, so that each is counted and bears the operator's name.
+
+use std::fmt::Debug;
+
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::Request;
+use kube::{Client, Resource, ResourceExt as _};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::metrics::Metrics;
+
+/// The name under which the API server keeps track of our fields.
+pub const FIELD_MANAGER: &str = "croft-operator";
+
+/// Anything that can be written, of a built-in kind or one of ours.
+pub trait Object:
+    Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static
+{
+}
+
+impl<K> Object for K where
+    K: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static
+{
+}
+
+/// Where writes go.
+#[derive(Clone)]
+pub struct Writer {
+    client: Client,
+    metrics: Metrics,
+}
+
+impl Writer {
+    /// Writes through `client`, counted in `metrics`.
+    pub fn new(client: Client, metrics: Metrics) -> Self {
+        Self { client, metrics }
+    }
+
+    /// Applies an object, also over fields that others hold.
+    pub async fn apply<K: Object>(&self, object: &K) -> kube::Result<K> {
+        let parameters = PatchParams::apply(FIELD_MANAGER).force();
+        let request = request::<K>(object.meta().namespace.as_deref());
+        self.send("apply", request.patch(&object.name_any(), &parameters, &Patch::Apply(object))).await
+    }
+
+    /// Creates an object; fails if there is one of its name.
+    pub async fn create<K: Object>(&self, object: &K) -> kube::Result<K> {
+        let parameters = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
+        let body = serde_json::to_vec(object).map_err(kube::Error::SerdeError)?;
+        self.send("create", request::<K>(object.meta().namespace.as_deref()).create(&parameters, body)).await
+    }
+
+    /// Merges `patch` into an object. With `metadata.resourceVersion` in it, it fails if the object has changed.
+    pub async fn merge<K: Object>(&self, namespace: Option<&str>, name: &str, patch: &Value) -> kube::Result<K> {
+        self.send("patch", request::<K>(namespace).patch(name, &named(), &Patch::Merge(patch))).await
+    }
+
+    /// Merges `patch` into an object's status.
+    pub async fn merge_status<K: Object>(&self, namespace: Option<&str>, name: &str, patch: &Value) -> kube::Result<K> {
+        let request = request::<K>(namespace);
+        self.send("patch-status", request.patch_subresource("status", name, &named(), &Patch::Merge(patch))).await
+    }
+
+    /// Deletes just the object with this UID. One that is gone already is fine.
+    pub async fn delete<K: Object>(&self, namespace: Option<&str>, name: &str, uid: &str) -> kube::Result<()> {
+        let preconditions = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
+        let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
+        let request = request::<K>(namespace).delete(name, &parameters).map_err(kube::Error::BuildRequest)?;
+        self.count::<K>("delete");
+        match self.client.request_status::<K>(request).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn send<K: Object>(
+        &self,
+        verb: &'static str,
+        request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
+    ) -> kube::Result<K> {
+        let request = request.map_err(kube::Error::BuildRequest)?;
+        self.count::<K>(verb);
+        self.client.request(request).await
+    }
+
+    fn count<K: Object>(&self, verb: &str) {
+        self.metrics.writes.with_label_values(&[K::kind(&()).as_ref(), verb]).inc();
+    }
+}
+
+/// `Api` knows namespaced kinds from others by type, and we have both at hand.
+fn request<K: Object>(namespace: Option<&str>) -> Request {
+    Request::new(K::url_path(&(), namespace))
+}
+
+fn named() -> PatchParams {
+    PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() }
+}
