@@ -1,0 +1,143 @@
+//! What every `LeaseStore` promises.
+
+use std::time::Duration;
+
+use croft_front::Error;
+use croft_front::lease::Abandoned;
+use croft_front::store::Stores;
+use croft_proto::id::{SessionId, TenantId};
+use futures::future::join_all;
+use tokio::time::{sleep, timeout};
+
+use super::fixtures::{append, appended, session, tenant, terminated, two_tenants};
+
+const LONG: Duration = Duration::from_secs(60);
+const SHORT: Duration = Duration::from_millis(50);
+
+/// Tries until the lease is free.
+async fn wait_for(stores: &Stores, tenant: TenantId, session: SessionId, holder: &str) -> u64 {
+    let trying = async {
+        loop {
+            if let Some(epoch) = stores.leases.acquire(tenant, session, holder, LONG).await.unwrap() {
+                return epoch;
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(10), trying).await.expect("the lease runs out")
+}
+
+/// Waits until this many leases are abandoned.
+async fn abandoned(stores: &Stores, count: usize) -> Vec<Abandoned> {
+    let looking = async {
+        loop {
+            let found = stores.leases.abandoned(10).await.unwrap();
+            if found.len() >= count {
+                return found;
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(10), looking).await.expect("the leases run out")
+}
+
+pub(crate) async fn keeps_tenants_apart(stores: &Stores) {
+    let [ours, theirs] = two_tenants(stores).await;
+    let session = session(stores, ours).await;
+    let stolen = stores.leases.acquire(theirs, session, "thief", LONG).await;
+    assert!(matches!(stolen, Err(Error::SessionNotFound { .. })), "{stolen:?}");
+    let epoch = stores.leases.acquire(ours, session, "front-0", LONG).await.unwrap().unwrap();
+    assert!(matches!(stores.leases.renew(theirs, session, epoch, LONG).await, Err(Error::LeaseLost { .. })));
+    stores.leases.release(theirs, session, epoch).await.unwrap();
+    stores.leases.renew(ours, session, epoch, LONG).await.unwrap();
+}
+
+pub(crate) async fn has_one_holder(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let session = session(stores, tenant).await;
+    assert_eq!(stores.leases.acquire(tenant, session, "front-0", LONG).await.unwrap(), Some(1));
+    assert_eq!(stores.leases.acquire(tenant, session, "front-1", LONG).await.unwrap(), None);
+    // The same front drives one turn of a session at a time, too.
+    assert_eq!(stores.leases.acquire(tenant, session, "front-0", LONG).await.unwrap(), None);
+}
+
+pub(crate) async fn grows_its_epoch(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let session = session(stores, tenant).await;
+    for epoch in 1..=3 {
+        assert_eq!(stores.leases.acquire(tenant, session, "front-0", LONG).await.unwrap(), Some(epoch));
+        stores.leases.release(tenant, session, epoch).await.unwrap();
+    }
+    // Late words of the first holder change nothing.
+    let epoch = stores.leases.acquire(tenant, session, "front-0", LONG).await.unwrap().unwrap();
+    stores.leases.release(tenant, session, 1).await.unwrap();
+    assert!(matches!(stores.leases.renew(tenant, session, 1, LONG).await, Err(Error::LeaseLost { epoch: 1 })));
+    stores.leases.renew(tenant, session, epoch, LONG).await.unwrap();
+}
+
+pub(crate) async fn passes_on_when_it_runs_out(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let session = session(stores, tenant).await;
+    let first = stores.leases.acquire(tenant, session, "front-0", SHORT).await.unwrap().unwrap();
+    let second = wait_for(stores, tenant, session, "front-1").await;
+    assert!(second > first);
+    let late = stores.leases.renew(tenant, session, first, LONG).await;
+    assert!(matches!(late, Err(Error::LeaseLost { epoch }) if epoch == first));
+}
+
+pub(crate) async fn renews_while_it_is_held(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let session = session(stores, tenant).await;
+    let epoch = stores.leases.acquire(tenant, session, "front-0", SHORT).await.unwrap().unwrap();
+    stores.leases.renew(tenant, session, epoch, LONG).await.unwrap();
+    sleep(SHORT * 2).await;
+    assert_eq!(stores.leases.acquire(tenant, session, "front-1", LONG).await.unwrap(), None);
+    stores.leases.release(tenant, session, epoch).await.unwrap();
+    assert!(matches!(stores.leases.renew(tenant, session, epoch, LONG).await, Err(Error::LeaseLost { .. })));
+}
+
+pub(crate) async fn survives_a_late_heartbeat(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let session = session(stores, tenant).await;
+    let epoch = stores.leases.acquire(tenant, session, "front-0", Duration::from_millis(1)).await.unwrap().unwrap();
+    assert_eq!(abandoned(stores, 1).await, [Abandoned { tenant, session }]);
+    // Nobody was quicker, so the turn is still ours.
+    stores.leases.renew(tenant, session, epoch, LONG).await.unwrap();
+    assert_eq!(stores.leases.abandoned(10).await.unwrap(), []);
+}
+
+pub(crate) async fn finds_abandoned_ones_longest_first(stores: &Stores) {
+    let [ours, theirs] = two_tenants(stores).await;
+    let (first, second) = (session(stores, theirs).await, session(stores, ours).await);
+    let (released, held) = (session(stores, ours).await, session(stores, ours).await);
+    stores.leases.acquire(theirs, first, "front-0", Duration::from_millis(1)).await.unwrap().unwrap();
+    stores.leases.acquire(ours, second, "front-0", SHORT).await.unwrap().unwrap();
+    let epoch = stores.leases.acquire(ours, released, "front-0", Duration::from_millis(1)).await.unwrap().unwrap();
+    stores.leases.release(ours, released, epoch).await.unwrap();
+    stores.leases.acquire(ours, held, "front-0", LONG).await.unwrap().unwrap();
+
+    let expected = [Abandoned { tenant: theirs, session: first }, Abandoned { tenant: ours, session: second }];
+    assert_eq!(abandoned(stores, 2).await, expected);
+    assert_eq!(stores.leases.abandoned(1).await.unwrap(), expected[..1]);
+    wait_for(stores, theirs, first, "front-1").await;
+    assert_eq!(stores.leases.abandoned(10).await.unwrap(), expected[1..]);
+}
+
+pub(crate) async fn has_one_winner_of_many(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let session = session(stores, tenant).await;
+    let holders: Vec<_> = (0..10).map(|front| format!("front-{front}")).collect();
+    let races = holders.iter().map(|holder| stores.leases.acquire(tenant, session, holder, LONG));
+    let won: Vec<_> = join_all(races).await.into_iter().filter_map(Result::unwrap).collect();
+    assert_eq!(won, [1]);
+}
+
+pub(crate) async fn refuses_sessions_that_cannot_run(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let unknown = stores.leases.acquire(tenant, SessionId::generate(), "front-0", LONG).await;
+    assert!(matches!(unknown, Err(Error::SessionNotFound { .. })), "{unknown:?}");
+    let session = session(stores, tenant).await;
+    appended(stores, append(tenant, session, vec![terminated("done")])).await;
+    let ended = stores.leases.acquire(tenant, session, "front-0", LONG).await;
+    assert!(matches!(ended, Err(Error::SessionTerminated { .. })), "{ended:?}");
+}

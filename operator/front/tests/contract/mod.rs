@@ -1,0 +1,50 @@
+//! What every store promises, written once and run against memory and Postgres.
+
+pub(crate) mod audit;
+pub(crate) mod events;
+pub(crate) mod fixtures;
+pub(crate) mod keys;
+pub(crate) mod leases;
+pub(crate) mod models;
+pub(crate) mod sessions;
+pub(crate) mod usage;
+
+/// One test for each promise, each on stores of its own, which `crate::ground` makes.
+macro_rules! promises {
+    () => {
+        $crate::contract::promises! {
+            sessions: keeps_tenants_apart, starts_as_its_first_events_say, survives_a_round_trip_in_full,
+                is_refused_for_a_tenant_that_nobody_knows, stops_at_the_limit_whoever_races,
+                frees_a_place_when_one_ends, answers_a_repeated_key_with_the_same_session,
+                makes_one_session_of_concurrent_requests_with_one_key, repeats_a_key_at_the_limit,
+                lists_in_pages_newest_first, filters_by_state_and_labels, bills_attempts_of_the_first_events;
+            events: keeps_tenants_apart, numbers_without_holes_under_fifty_writers, projects_state,
+                refuses_a_stale_epoch, refuses_a_released_lease, fences_the_turn, ends_the_lease_with_the_session,
+                takes_nothing_after_the_end, takes_nothing_for_unknown_sessions, stores_all_or_nothing,
+                takes_no_previews, answers_a_repeated_key_with_the_same_number, keeps_keys_apart_by_session,
+                appends_once_for_concurrent_requests_with_one_key, reads_in_pages, replaces_the_checkpoint,
+                remembers_what_input_was_taken_up;
+            leases: keeps_tenants_apart, has_one_holder, grows_its_epoch, passes_on_when_it_runs_out,
+                renews_while_it_is_held, survives_a_late_heartbeat, finds_abandoned_ones_longest_first,
+                has_one_winner_of_many, refuses_sessions_that_cannot_run;
+            usage: keeps_tenants_apart, counts_an_attempt_once, tells_unknown_prices, lists_newest_first_in_pages,
+                summarizes_by_each_dimension, totals_nothing_without_rows, takes_no_negative_tokens,
+                adds_to_the_sessions_totals;
+            audit: keeps_tenants_apart, numbers_and_chains_each_tenant, keeps_its_chain_under_concurrent_writers,
+                lists_in_pages, finds_an_empty_log_intact;
+            keys: finds_what_was_stored, knows_no_other_prefix, refuses_unknown_tenants_and_taken_prefixes;
+            models: holds_the_seed;
+        }
+    };
+    ($($noun:ident: $($promise:ident),+;)+) => {
+        $(mod $noun {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $promise() {
+                let ground = crate::ground().await;
+                $crate::contract::$noun::$promise(&ground.stores).await;
+                ground.end().await;
+            })+
+        })+
+    };
+}
+pub(crate) use promises;

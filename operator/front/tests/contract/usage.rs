@@ -1,0 +1,165 @@
+//! What every ledger of usage promises.
+
+use croft_front::events::log::NewEvent;
+use croft_front::store::Stores;
+use croft_proto::id::TenantId;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{ModelAttempt, TokenUsage, UsageDimension, UsageTotals};
+
+use super::fixtures::{
+    agent, append, appended, at, attempt, event, get, insert, new_session, session, tenant, two_tenants,
+};
+
+const DAY: i64 = 24 * 60 * 60;
+
+pub(crate) async fn keeps_tenants_apart(stores: &Stores) {
+    let [ours, theirs] = two_tenants(stores).await;
+    let (our_session, their_session) = (session(stores, ours).await, session(stores, theirs).await);
+    // Not even an attempt's id is shared: theirs neither hides ours nor tells of it.
+    appended(stores, append(theirs, their_session, vec![attempt("same", Some(1))])).await;
+    appended(stores, append(ours, our_session, vec![attempt("same", Some(2))])).await;
+    let rows = stores.usage.list(ours, None, None, 10).await.unwrap();
+    assert_eq!(rows.iter().map(|row| row.cost_nano_usd).collect::<Vec<_>>(), [Some(2)]);
+    assert_eq!(stores.usage.list(ours, Some(their_session), None, 10).await.unwrap(), []);
+    let totals = stores.usage.summarize(ours, None, None, &[]).await.unwrap();
+    assert_eq!(totals[0].totals.unwrap().cost_nano_usd, 2);
+}
+
+pub(crate) async fn counts_an_attempt_once(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let (first, second) = (session(stores, tenant).await, session(stores, tenant).await);
+    let twice = append(tenant, first, vec![attempt("a", Some(7)), attempt("a", Some(7)), attempt("b", Some(1))]);
+    appended(stores, twice).await;
+    appended(stores, append(tenant, first, vec![attempt("a", Some(9))])).await;
+    appended(stores, append(tenant, second, vec![attempt("a", Some(9))])).await;
+
+    let rows = stores.usage.list(tenant, None, None, 10).await.unwrap();
+    assert_eq!(rows.iter().map(|row| &*row.attempt_id).collect::<Vec<_>>(), ["b", "a"]);
+    let usage = get(stores, tenant, first).await.usage;
+    assert_eq!((usage.attempts, usage.cost_nano_usd), (2, 8));
+    assert_eq!(get(stores, tenant, second).await.usage.attempts, 0);
+    assert_eq!(get(stores, tenant, first).await.last_seq, 6, "the events are all there");
+}
+
+pub(crate) async fn tells_unknown_prices(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let session = session(stores, tenant).await;
+    appended(stores, append(tenant, session, vec![attempt("a", None), attempt("b", Some(0))])).await;
+    let rows = stores.usage.list(tenant, Some(session), None, 10).await.unwrap();
+    assert_eq!(rows.iter().map(|row| row.cost_nano_usd).collect::<Vec<_>>(), [Some(0), None]);
+    let usage = get(stores, tenant, session).await.usage;
+    assert_eq!((usage.attempts, usage.unpriced_attempts, usage.cost_nano_usd), (2, 1, 0));
+    let totals = stores.usage.summarize(tenant, None, None, &[]).await.unwrap()[0].totals.unwrap();
+    assert_eq!(totals, usage);
+}
+
+/// One attempt in a session of its own.
+async fn used(stores: &Stores, tenant: TenantId, agent_name: &str, seconds: i64, attempt: ModelAttempt) -> String {
+    let mut new = new_session(tenant);
+    new.agent = agent(agent_name);
+    new.events.push(NewEvent { create_time: at(seconds), ..event(Kind::ModelAttempt(attempt)) });
+    insert(stores, new).await.id.to_string()
+}
+
+fn of(id: &str, provider: &str, model: &str, cost: i64) -> ModelAttempt {
+    let Kind::ModelAttempt(attempt) = attempt(id, Some(cost)) else { unreachable!() };
+    ModelAttempt { provider: provider.into(), model: model.into(), ..attempt }
+}
+
+pub(crate) async fn lists_newest_first_in_pages(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    // At the same moment, the id decides.
+    for (id, seconds) in [("c", 1), ("a", 1), ("B", 1), ("z", 0), ("y", 5)] {
+        used(stores, tenant, "helper", seconds, of(id, "scripted", "scripted-1", 1)).await;
+    }
+    let page = async |after, limit| {
+        let rows = stores.usage.list(tenant, None, after, limit).await.unwrap();
+        rows.into_iter().map(|row| row.attempt_id).collect::<Vec<_>>()
+    };
+    assert_eq!(page(None, 10).await, ["y", "c", "a", "B", "z"]);
+    assert_eq!(page(None, 2).await, ["y", "c"]);
+    assert_eq!(page(Some("c"), 2).await, ["a", "B"]);
+    assert_eq!(page(Some("z"), 2).await, [""; 0]);
+    assert_eq!(page(Some("unknown"), 2).await, [""; 0]);
+
+    let row = &stores.usage.list(tenant, None, None, 1).await.unwrap()[0];
+    assert_eq!((row.create_time, row.latency_ms, &*row.agent), (Some(at(5)), 321, "helper"));
+    assert_eq!((&*row.finish_reason, &*row.error_class, row.usage_estimated), ("end_turn", "", false));
+}
+
+pub(crate) async fn summarizes_by_each_dimension(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let first = used(stores, tenant, "poet", 0, of("1", "scripted", "scripted-1", 1)).await;
+    let second = used(stores, tenant, "Clerk", 1, of("2", "anthropic", "claude-haiku-4-5", 20)).await;
+    let third = used(stores, tenant, "poet", DAY, of("3", "anthropic", "claude-haiku-4-5", 300)).await;
+
+    let sums = async |start, end, by: &[UsageDimension]| {
+        let summaries = stores.usage.summarize(tenant, start, end, by).await.unwrap();
+        summaries
+            .into_iter()
+            .map(|summary| (summary.keys.join("/"), summary.totals.unwrap().cost_nano_usd))
+            .collect::<Vec<_>>()
+    };
+    let expected = |pairs: &[(&str, i64)]| pairs.iter().map(|(key, sum)| ((*key).to_owned(), *sum)).collect::<Vec<_>>();
+    use UsageDimension::{Agent, Day, Model, Provider, Session};
+    assert_eq!(sums(None, None, &[]).await, expected(&[("", 321)]));
+    assert_eq!(sums(None, None, &[Agent]).await, expected(&[("Clerk", 20), ("poet", 301)]));
+    assert_eq!(sums(None, None, &[Model]).await, expected(&[("claude-haiku-4-5", 320), ("scripted-1", 1)]));
+    assert_eq!(sums(None, None, &[Day]).await, expected(&[("2026-09-21", 21), ("2026-09-22", 300)]));
+    assert_eq!(
+        sums(None, None, &[Provider, Agent]).await,
+        expected(&[("anthropic/Clerk", 20), ("anthropic/poet", 300), ("scripted/poet", 1)])
+    );
+    assert_eq!(sums(None, None, &[Session]).await, expected(&[(&first, 1), (&second, 20), (&third, 300)]));
+    // The end is exclusive.
+    assert_eq!(sums(Some(at(1)), Some(at(DAY)), &[]).await, expected(&[("", 20)]));
+    assert_eq!(sums(Some(at(1)), None, &[Agent]).await, expected(&[("Clerk", 20), ("poet", 300)]));
+    assert!(stores.usage.summarize(tenant, None, None, &[UsageDimension::Unspecified]).await.is_err());
+}
+
+pub(crate) async fn totals_nothing_without_rows(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let totals = stores.usage.summarize(tenant, None, None, &[]).await.unwrap();
+    assert_eq!(totals.len(), 1);
+    let nothing = UsageTotals { tokens: Some(TokenUsage::default()), ..UsageTotals::default() };
+    assert_eq!(totals[0].totals, Some(nothing));
+    assert_eq!(stores.usage.summarize(tenant, None, None, &[UsageDimension::Agent]).await.unwrap(), []);
+}
+
+pub(crate) async fn takes_no_negative_tokens(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let mut forged = of("a", "scripted", "scripted-1", -5);
+    forged.usage = Some(TokenUsage { input_uncached_tokens: -1_000, output_tokens: 3, ..TokenUsage::default() });
+    used(stores, tenant, "helper", 0, forged).await;
+    let row = &stores.usage.list(tenant, None, None, 1).await.unwrap()[0];
+    assert_eq!(row.tokens, Some(TokenUsage { output_tokens: 3, ..TokenUsage::default() }));
+    assert_eq!(row.cost_nano_usd, Some(0));
+}
+
+pub(crate) async fn adds_to_the_sessions_totals(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let session = session(stores, tenant).await;
+    let all = TokenUsage {
+        input_uncached_tokens: 1,
+        cache_read_tokens: 20,
+        cache_write_5m_tokens: 300,
+        cache_write_1h_tokens: 4_000,
+        output_tokens: 50_000,
+        reasoning_tokens: 600_000,
+    };
+    for id in ["a", "b"] {
+        let attempt = ModelAttempt { usage: Some(all), ..of(id, "scripted", "scripted-1", 11) };
+        appended(stores, append(tenant, session, vec![Kind::ModelAttempt(attempt)])).await;
+    }
+    let usage = get(stores, tenant, session).await.usage;
+    let twice = TokenUsage {
+        input_uncached_tokens: 2,
+        cache_read_tokens: 40,
+        cache_write_5m_tokens: 600,
+        cache_write_1h_tokens: 8_000,
+        output_tokens: 100_000,
+        reasoning_tokens: 1_200_000,
+    };
+    assert_eq!(usage, UsageTotals { attempts: 2, tokens: Some(twice), cost_nano_usd: 22, unpriced_attempts: 0 });
+    assert_eq!(stores.usage.summarize(tenant, None, None, &[]).await.unwrap()[0].totals, Some(usage));
+}

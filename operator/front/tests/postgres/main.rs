@@ -1,0 +1,33 @@
+//! The stores in Postgres keep what every store promises, and what only a database can: row security, an audit log that
+//! only grows, migrations.
+
+#[path = "../contract/mod.rs"]
+mod contract;
+mod database;
+mod idempotency;
+mod migrations;
+mod outage;
+mod row_security;
+mod tampering;
+
+use croft_front::store::Stores;
+use database::Database;
+
+/// A database for one test, and stores that go in as the front does.
+struct Ground {
+    stores: Stores,
+    database: Database,
+}
+
+async fn ground() -> Ground {
+    let database = Database::migrated().await;
+    Ground { stores: Stores::postgres(&database.front().await), database }
+}
+
+impl Ground {
+    async fn end(self) {
+        self.database.end().await;
+    }
+}
+
+contract::promises!();

@@ -1,0 +1,95 @@
+//! `croft-front migrate`, and how a front tells whether it has run.
+
+use croft_front::Error;
+use croft_front::migrate;
+use croft_front::models::seed::seed;
+use croft_front::store::Stores;
+use croft_front::store::postgres::Postgres;
+use secrecy::SecretString;
+
+use crate::contract::audit::{action, intact};
+use crate::contract::fixtures::{append, appended, attempt, get, session, tenant};
+use crate::database::{Database, FRONT_ROLE, OWNER_ROLE, execute};
+
+#[tokio::test]
+async fn the_front_knows_whether_they_have_run() {
+    let database = Database::empty().await;
+    let front = Postgres::connect(&database.url_of(FRONT_ROLE), 1).await.unwrap();
+    assert!(matches!(front.check().await, Err(Error::Unavailable { .. })));
+    migrate::run(&database.admin_url(), FRONT_ROLE).await.unwrap();
+    front.check().await.unwrap();
+
+    let mut admin = database.admin().await;
+    execute(&mut admin, "update _sqlx_migrations set checksum = 'other' where version = 3").await.unwrap();
+    assert!(front.check().await.is_err(), "another migration ran under this number");
+    execute(&mut admin, "delete from _sqlx_migrations where version = 3").await.unwrap();
+    assert!(front.check().await.is_err(), "one is missing");
+    database.end().await;
+}
+
+#[tokio::test]
+async fn they_can_be_repeated_and_leave_an_admins_prices_alone() {
+    let database = Database::migrated().await;
+    let mut admin = database.admin().await;
+    let edits = "update prices set input_usd = 0.5, source = 'our contract' where model_id = 'scripted-1';
+        delete from prices where model_id = 'gpt-6-luna'";
+    execute(&mut admin, edits).await.unwrap();
+    // Two at once, as when two releases are rolled out.
+    let url = database.admin_url();
+    let (first, second) = tokio::join!(migrate::run(&url, FRONT_ROLE), migrate::run(&url, FRONT_ROLE));
+    first.unwrap();
+    second.unwrap();
+    let models = Stores::postgres(&database.front().await).models.load().await.unwrap();
+    let prices = |id: &str| &models.iter().find(|model| model.model_id == id).unwrap().prices;
+    assert_eq!((&*prices("scripted-1")[0].input_usd, &*prices("scripted-1")[0].source), ("0.5", "our contract"));
+    assert_eq!(prices("gpt-6-luna").len(), 1, "what is missing comes back");
+    assert_eq!(models.len(), seed().len());
+    database.end().await;
+}
+
+#[tokio::test]
+async fn a_missing_role_is_named() {
+    let database = Database::empty().await;
+    let error = migrate::run(&database.admin_url(), "nobody's \"front\"").await.unwrap_err();
+    assert!(error.to_string().contains("create it with a password"), "{error}");
+    database.end().await;
+}
+
+/// Row security is forced on the owner, so what looks across tenants must be let through for it by name.
+#[tokio::test]
+async fn an_owner_who_is_no_superuser_can_run_them() {
+    let database = Database::empty().await;
+    let mut admin = database.admin().await;
+    execute(&mut admin, &format!("alter database {} owner to {OWNER_ROLE}", database.name)).await.unwrap();
+    migrate::run(&SecretString::from(database.url_of(OWNER_ROLE)), FRONT_ROLE).await.unwrap();
+
+    let stores = Stores::postgres(&database.front().await);
+    let tenant = tenant(&stores, "ours").await;
+    let session = session(&stores, tenant).await;
+    appended(&stores, append(tenant, session, vec![attempt("a", Some(1))])).await;
+    assert_eq!(get(&stores, tenant, session).await.usage.attempts, 1);
+    stores.leases.acquire(tenant, session, "front-0", std::time::Duration::ZERO).await.unwrap();
+    assert_eq!(stores.leases.abandoned(10).await.unwrap().len(), 1);
+    stores.audit.append(vec![action(tenant, "sessions/1"); 2]).await.unwrap();
+    assert_eq!(stores.audit.verify(tenant).await.unwrap(), intact(2));
+    // And as the owner, `api-key create` works, while a look without a tenant shows nothing.
+    let owner = Postgres::connect(&database.url_of(OWNER_ROLE), 1).await.unwrap();
+    assert_eq!(owner.tenant_named("ours").await.unwrap(), Some(tenant));
+    assert_eq!(owner.tenant_named("theirs").await.unwrap(), None);
+    let mut login = database.login(OWNER_ROLE).await;
+    let seen: i64 = sqlx::query_scalar("select count(*) from sessions").fetch_one(&mut login).await.unwrap();
+    assert_eq!(seen, 0);
+    database.end().await;
+}
+
+#[tokio::test]
+async fn a_name_leads_to_its_newest_tenant() {
+    let database = Database::migrated().await;
+    let front = database.front().await;
+    let stores = Stores::postgres(&front);
+    let gone = tenant(&stores, "acme").await;
+    assert_eq!(front.tenant_named("acme").await.unwrap(), Some(gone));
+    let anew = tenant(&stores, "acme").await;
+    assert_eq!(front.tenant_named("acme").await.unwrap(), Some(anew));
+    database.end().await;
+}

@@ -1,0 +1,53 @@
+//! What a front says while its database is away, and afterwards.
+
+use croft_front::Error;
+use croft_front::store::Stores;
+use croft_front::store::postgres::Postgres;
+use futures::future::join_all;
+
+use crate::contract::fixtures::{append, appended, get, said, session, tenant};
+use crate::database::{Database, FRONT_ROLE, execute};
+
+#[tokio::test]
+async fn an_unreachable_database_is_unavailable() {
+    let refused = Postgres::connect("postgres://croft:secret@127.0.0.1:1/croft", 1).await.unwrap_err();
+    assert!(matches!(refused, Error::Unavailable { part: "postgres", .. }), "{refused:?}");
+}
+
+/// Connections that were idle while the database restarted are replaced without a caller's noticing.
+#[tokio::test]
+async fn connections_that_were_cut_while_idle_are_replaced() {
+    let database = Database::migrated().await;
+    let stores = Stores::postgres(&database.front().await);
+    let tenant = tenant(&stores, "ours").await;
+    let session = session(&stores, tenant).await;
+    join_all((0..8).map(|_| stores.sessions.get(tenant, session))).await;
+
+    let cut = format!(
+        "select pg_terminate_backend(pid) from pg_stat_activity where usename = '{FRONT_ROLE}'
+        and datname = current_database()"
+    );
+    let ended = execute(&mut database.admin().await, &cut).await.unwrap();
+    assert!(ended > 1, "several connections were idle");
+    for _ in 0..ended {
+        get(&stores, tenant, session).await;
+    }
+    appended(&stores, append(tenant, session, vec![said("still here")])).await;
+    database.end().await;
+}
+
+/// A lock that is held too long ends the wait, not the front.
+#[tokio::test]
+async fn a_wait_for_a_lock_ends() {
+    let database = Database::migrated().await;
+    let stores = Stores::postgres(&database.front().await);
+    let tenant = tenant(&stores, "ours").await;
+    let session = session(&stores, tenant).await;
+    let mut admin = database.admin().await;
+    execute(&mut admin, "begin; lock table sessions in exclusive mode").await.unwrap();
+    let refused = stores.events.append(append(tenant, session, vec![said("hello?")])).await;
+    assert!(matches!(refused, Err(Error::Unavailable { .. })), "{refused:?}");
+    execute(&mut admin, "rollback").await.unwrap();
+    appended(&stores, append(tenant, session, vec![said("hello!")])).await;
+    database.end().await;
+}
