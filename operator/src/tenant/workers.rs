@@ -168,10 +168,11 @@ fn probe(path: &str, period_seconds: i32) -> Probe {
 }
 
 fn mounts(wanted: &Wanted) -> Vec<VolumeMount> {
-    let mount = |name: &str, path: &str, read_only| VolumeMount {
+    let mount = |name: &str, path: &str, read_only: bool| VolumeMount {
         name: name.to_owned(),
         mount_path: path.to_owned(),
-        read_only: Some(read_only),
+        // The API server leaves `false` out, and would be told again and again.
+        read_only: read_only.then_some(true),
         ..VolumeMount::default()
     };
     let mut mounts = vec![
