@@ -10,17 +10,38 @@ for argument in "$@"; do
     esac
 done
 
+# Each image also has a tag that follows its content, so that a new build replaces the pods.
+images() {
+    $cluster images load --dir $dir operator=target/debug/croft-operator front=target/debug/croft-front \
+        worker=target/debug/croft-worker | tee $dir/images
+}
+
+tag() {
+    grep -o "croft/$1:[0-9a-f]\{12\}" $dir/images | cut -d: -f2
+}
+
 install() {
     . $dir/env
     kubectl create namespace croft-system --dry-run=client -o yaml | kubectl apply -f - >/dev/null
     kubectl label --overwrite namespace croft-system pod-security.kubernetes.io/enforce=restricted >/dev/null
-    # What the pods run comes with a tag that never changes, so a new build shows in this annotation alone.
-    helm upgrade --install croft charts/croft --namespace croft-system --values e2e/values.yaml \
-        --set-string "front.postgres.url=$CROFT_POSTGRES_FRONT_URL_IN_CLUSTER" \
-        --set-string "front.postgres.adminUrl=$CROFT_POSTGRES_ADMIN_URL_IN_CLUSTER" \
-        --set-string "front.redis.url=$CROFT_REDIS_URL_IN_CLUSTER" \
-        --set-string "buildId=$(cat target/debug/croft-{operator,front,worker} | sha256sum | cut -c1-16)" \
-        --wait --timeout 180s >/dev/null
+    # The URLs hold passwords, which a command line would show to everyone on the machine.
+    umask 077
+    cat >$dir/values.yaml <<VALUES
+images:
+  tags: { operator: "$(tag operator)", front: "$(tag front)", worker: "$(tag worker)" }
+front:
+  postgres:
+    url: "$CROFT_POSTGRES_FRONT_URL_IN_CLUSTER"
+    adminUrl: "$CROFT_POSTGRES_ADMIN_URL_IN_CLUSTER"
+  redis:
+    url: "$CROFT_REDIS_URL_IN_CLUSTER"
+VALUES
+    helm upgrade --install croft charts/croft --namespace croft-system \
+        --values e2e/values.yaml --values $dir/values.yaml --wait --timeout 180s >$dir/helm.log 2>&1 || {
+        cat $dir/helm.log
+        kubectl get pods,events -n croft-system
+        return 1
+    }
 }
 
 tenant() {
@@ -28,27 +49,30 @@ tenant() {
     kubectl apply -f e2e/manifests/demo-tenant.yaml >/dev/null
     kubectl wait agenttenant/demo --for=condition=Ready --timeout=120s >/dev/null
     if [ -z "${CROFT_API_KEY:-}" ]; then
-        # The fronts mirror a new tenant within moments.
+        # The fronts hear of a new tenant within moments.
         local key= tries=0
-        until key=$(CROFT_POSTGRES_URL=$CROFT_POSTGRES_URL target/debug/croft-front api-key create --tenant demo 2>$dir/api-key.log); do
+        until key=$(target/debug/croft-front api-key create --tenant demo 2>$dir/api-key.log); do
             tries=$((tries + 1))
-            [ $tries -lt 30 ] || { cat $dir/api-key.log; return 1; }
-            sleep 1
+            [ $tries -lt 60 ] || { cat $dir/api-key.log; return 1; }
+            sleep 0.5
         done
-        printf "export CROFT_API_KEY='%s'\n" "$key" >>$dir/env
+        CROFT_API_KEY=$key
     fi
-    grep -q CROFT_GRPC $dir/env || {
-        echo "export CROFT_GRPC='127.0.0.1:30051'"
-        echo "export CROFT_HTTP='http://127.0.0.1:30080'"
-    } >>$dir/env
+    umask 077
+    mkdir -p $dir/env.d
+    cat >$dir/env.d/croft.env <<ENV
+export CROFT_GRPC='127.0.0.1:30051'
+export CROFT_HTTP='http://127.0.0.1:30080'
+export CROFT_API_KEY='$CROFT_API_KEY'
+ENV
+    $cluster env --dir $dir >/dev/null
 }
 
 step "Debian packages" $cluster apt services node $policy
 step "cluster programs" $cluster tools kube dns helm ${policy:+cilium}
 step "Croft's programs" quiet cargo-build cargo build --workspace --bins
 step "Kubernetes, PostgreSQL, Redis" $cluster up --dir $dir $([ -n "$policy" ] || echo --without-policy)
-step "images" $cluster images load --dir $dir \
-    operator=target/debug/croft-operator front=target/debug/croft-front worker=target/debug/croft-worker
+step "images" images
 step "helm install" install
 step "tenant demo" tenant
 say "up: source $dir/env"

@@ -7,7 +7,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 
 {{- define "croft.image" -}}
-{{ .root.Values.images.repository }}/{{ .part }}:{{ .root.Values.images.tag | default .root.Chart.AppVersion }}
+{{ .root.Values.images.repository }}/{{ .part }}:{{ coalesce (get .root.Values.images.tags .part) .root.Values.images.tag .root.Chart.AppVersion }}
 {{- end }}
 
 {{- /* What every container of ours may do: next to nothing. */ -}}

@@ -1,6 +1,5 @@
 //! All that a front is made of, built once in `main` and shared by its services.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use croft_serve::Tasks;

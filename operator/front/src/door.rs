@@ -24,7 +24,7 @@ impl Door {
         match self {
             Self::Public => core.authenticator.authenticate_bearer(token).await,
             Self::Internal => match peer_role(request) {
-                Some(PeerRole::Operator) => core.authenticator.authenticate_operator(token).await,
+                Some(PeerRole::Operator) => core.authenticator.authenticate_operator(token),
                 _ => Err(Error::Forbidden { action: "calling the internal port" }),
             },
         }

@@ -136,26 +136,25 @@ impl Lifecycle {
     }
 }
 
-/// Cuts a session's events down to one turn, and ends with it.
+/// Cuts a session's events down to one turn. It is over with the turn's last event, whenever the next one comes.
 fn one_turn(
     events: impl Stream<Item = Result<SessionEvent, Error>> + Send + 'static,
     turn: TurnId,
 ) -> impl Stream<Item = Result<SessionEvent, Error>> + Send + 'static {
     let of_turn = turn.to_string();
-    events
-        .scan(false, move |over, event| {
-            let shown = if *over { None } else { Some(event) };
-            *over |= matches!(&shown, Some(Ok(event)) if ends_turn(event, turn)) || matches!(&shown, Some(Err(_)));
-            futures::future::ready(shown)
-        })
-        .filter(move |event| {
-            // Notices, and the session's end, belong to everyone.
-            let shown = match event {
-                Ok(event) => event.turn_id.is_empty() || event.turn_id == of_turn,
-                Err(_) => true,
-            };
-            futures::future::ready(shown)
-        })
+    // Notices, and the session's end, belong to everyone.
+    let shown = move |event: &SessionEvent| event.turn_id.is_empty() || event.turn_id == of_turn;
+    futures::stream::unfold((Some(Box::pin(events)), shown), move |(events, shown)| async move {
+        let mut events = events?;
+        loop {
+            match events.next().await? {
+                Ok(event) if ends_turn(&event, turn) => return Some((Ok(event), (None, shown))),
+                Ok(event) if shown(&event) => return Some((Ok(event), (Some(events), shown))),
+                Ok(_) => {}
+                Err(error) => return Some((Err(error), (None, shown))),
+            }
+        }
+    })
 }
 
 #[tonic::async_trait]

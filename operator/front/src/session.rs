@@ -1,6 +1,9 @@
 //! A session: a conversation between a client and an agent, as the front keeps it.
 
+pub mod manager;
+pub mod snapshot;
 pub mod store;
+pub mod validate;
 
 use std::collections::BTreeMap;
 

@@ -9,7 +9,6 @@ use croft_proto::v1::{
     ContentBlock, InitWorkerSessionRequest, JournalledToolCall, SessionCheckpoint, SessionError, SessionEvent, SessionIdle, SessionState, StepStart,
     StopReason,
 };
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +17,7 @@ use super::recorder::Recorder;
 use crate::core::Core;
 use crate::error::Error;
 use crate::events::log::StoredCheckpoint;
+use crate::events::fanout::Controls;
 use crate::events::relay::Frame;
 use crate::session::Session;
 use crate::tenants::Tenant;
@@ -51,16 +51,16 @@ impl Driver {
 
     /// Runs until no message waits, then gives the lease up. At any error of the store, or when the lease is lost,
     /// it stops without a word: whoever has the lease next goes on from what is stored.
-    pub(super) async fn run(self) {
+    pub(super) async fn run(mut self) {
         let (tenant, session) = (self.session.tenant, self.session.id);
         self.core.metrics.turns_running.inc();
-        let lost = CancellationToken::new();
-        let heartbeat = self.core.tasks.spawn("lease-heartbeat", heartbeat(Arc::clone(&self.core), self.session.clone(), self.epoch, lost.clone()));
-        let outcome = tokio::select! {
-            outcome = self.turns() => outcome,
-            () = lost.cancelled() => Err(Error::LeaseLost { epoch: self.epoch }),
+        let outcome = loop {
+            match self.under_lease().await {
+                Ok(Some(epoch)) => self.epoch = epoch,
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
         };
-        heartbeat.abort();
         self.core.metrics.turns_running.dec();
         match outcome {
             Ok(()) => {}
@@ -75,29 +75,32 @@ impl Driver {
         }
     }
 
-    async fn turns(&self) -> Result<(), Error> {
+    /// Runs turns while the lease is renewed beside them. The epoch of a new lease, if a message came as this one was given up.
+    async fn under_lease(&self) -> Result<Option<u64>, Error> {
+        let lost = CancellationToken::new();
+        let beat = heartbeat(Arc::clone(&self.core), self.session.clone(), self.epoch, lost.clone());
+        let heartbeat = self.core.tasks.spawn("lease-heartbeat", beat);
+        let outcome = tokio::select! {
+            outcome = self.turns() => outcome,
+            () = lost.cancelled() => Err(Error::LeaseLost { epoch: self.epoch }),
+        };
+        heartbeat.abort();
+        outcome
+    }
+
+    async fn turns(&self) -> Result<Option<u64>, Error> {
         let (tenant, id) = (self.session.tenant, self.session.id);
         let mut controls = self.core.hub.controls(tenant, id).await;
-        loop {
-            while let Some(input) = self.next_input().await? {
-                self.turn(input, &mut controls).await?;
-            }
-            self.core.stores.leases.release(tenant, id, self.epoch).await?;
-            // A message may have come after our last look and before the release, and its sender has seen the lease taken.
-            let now = self.core.stores.sessions.get(tenant, id).await?;
-            if now.is_none_or(|now| now.state == SessionState::Terminated || now.newest_input_seq <= now.input_seq) {
-                return Ok(());
-            }
-            let ttl = self.core.options.lease_ttl;
-            match self.core.stores.leases.acquire(tenant, id, &self.core.replica, ttl).await? {
-                None => return Ok(()),
-                Some(epoch) => {
-                    let next = Driver::new(Arc::clone(&self.core), self.session.clone(), epoch);
-                    self.core.tasks.spawn("turn", Box::pin(next.run()));
-                    return Ok(());
-                }
-            }
+        while let Some(input) = self.next_input().await? {
+            self.turn(input, &mut controls).await?;
         }
+        self.core.stores.leases.release(tenant, id, self.epoch).await?;
+        // A message may have come after our last look and before the release, and its sender has seen the lease taken.
+        let now = self.core.stores.sessions.get(tenant, id).await?;
+        if now.is_none_or(|now| now.state == SessionState::Terminated || now.newest_input_seq <= now.input_seq) {
+            return Ok(None);
+        }
+        self.core.stores.leases.acquire(tenant, id, &self.core.replica, self.core.options.lease_ttl).await
     }
 
     /// The oldest message that no turn has finished with: one that waits, or the one whose turn was broken off.
@@ -141,7 +144,7 @@ impl Driver {
         }
     }
 
-    async fn turn(&self, input: Input, controls: &mut mpsc::Receiver<Frame>) -> Result<(), Error> {
+    async fn turn(&self, input: Input, controls: &mut Controls) -> Result<(), Error> {
         let mut recorder = Recorder::new(Arc::clone(&self.core), self.session.clone(), self.epoch, input.turn);
         let limit = self.session.agent.limits.map_or(0, |limits| limits.turn_timeout_ms);
         let limit = u64::try_from(limit).ok().filter(|ms| *ms > 0).map_or(self.core.options.turn_timeout, Duration::from_millis);
@@ -171,7 +174,7 @@ impl Driver {
         input: &Input,
         worker: &mut String,
         recorder: &mut Recorder,
-        controls: &mut mpsc::Receiver<Frame>,
+        controls: &mut Controls,
         input_seq: &mut Option<u64>,
         deadline: Instant,
     ) -> Result<Step, Error> {
@@ -248,7 +251,7 @@ impl Driver {
     async fn place(
         &self,
         preferred: &str,
-        controls: &mut mpsc::Receiver<Frame>,
+        controls: &mut Controls,
     ) -> Result<(Arc<Tenant>, crate::routing::Placement), Unplaced> {
         let until = Instant::now() + self.core.options.placement_timeout;
         let preferred = Some(preferred).filter(|worker| !worker.is_empty());

@@ -24,6 +24,7 @@ use super::now;
 use super::recorder::Recorder;
 use crate::core::Core;
 use crate::error::Error;
+use crate::events::fanout::Controls;
 use crate::events::relay::Frame;
 use crate::session::Session;
 use crate::worker_client::WorkerClient;
@@ -54,7 +55,7 @@ pub(super) struct Exchange<'turn> {
     pub(super) session: &'turn Session,
     pub(super) recorder: &'turn mut Recorder,
     /// Interrupt, termination and approvals.
-    pub(super) controls: &'turn mut mpsc::Receiver<Frame>,
+    pub(super) controls: &'turn mut Controls,
     /// The turn takes up the user messages up to this number with its first event.
     pub(super) input_seq: &'turn mut Option<u64>,
     /// The turn ends here, whatever the worker does.
@@ -133,7 +134,11 @@ impl Exchange<'_> {
                         gathered.indexes.push(step_event.event_index);
                     }
                 }
-                Some(FromWorker::Checkpoint(checkpoint)) => gathered.checkpoint = Some(checkpoint),
+                Some(FromWorker::Checkpoint(checkpoint)) => {
+                    // It stands for what came before it and for nothing after it, so the transaction ends with it.
+                    gathered.checkpoint = Some(checkpoint);
+                    self.flush(&mut gathered, outgoing).await?;
+                }
                 Some(FromWorker::GrantRequest(request)) => {
                     self.flush(&mut gathered, outgoing).await?;
                     send(outgoing, self.grant(request)).await;

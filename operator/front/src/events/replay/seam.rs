@@ -141,7 +141,11 @@ impl Reader {
             Some(Ok(event)) => match event.kind {
                 Some(Kind::TextDelta(delta)) => {
                     let (message, preview) = delta.text.split_once(':').unwrap();
-                    assert!(message.parse::<usize>().unwrap() >= self.complete, "a preview after its message");
+                    assert_eq!(
+                        message,
+                        self.complete.to_string(),
+                        "a preview before the message before it, or after its own"
+                    );
                     if let Some(previews) = &mut self.previews {
                         assert!(previews.insert(preview.parse().unwrap()), "a preview came twice");
                     }
@@ -204,7 +208,7 @@ async fn play(steps: Vec<Step>, turn_is_here: bool, events_max: usize) {
     // The last word is lost too: time must do.
     let last = scene.append(terminated()).await[0].seq;
     while !reader.is_over {
-        let event = reader.events.next().await;
+        let event = timeout(Duration::from_secs(60), reader.events.next()).await.expect("the log was not looked at");
         reader.take(event, &scene, &here).await;
     }
     assert_eq!(reader.last_seq, last);

@@ -1,0 +1,62 @@
+//! A worker that dies in mid turn.
+
+use croft_e2e::client::{message, scripted_agent};
+use croft_e2e::system::System;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{SessionState, StopReason};
+
+use crate::support::{PATIENCE, Tenant, answer, assert_contiguous, whole_turn};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_killed_in_mid_turn_leaves_a_clear_state_and_the_next_message_works() {
+    let system = System::from_env_file().unwrap();
+    let tenant = Tenant::apply(&system, "crash", 1).await;
+    let mut client = tenant.client(&system);
+    let session = client.create(scripted_agent("crash")).await.unwrap();
+
+    let slow = r#"{"script": [{"text": "a b c d e f g h i j k l m n o p q r s t u v w x y z", "token_delay_ms": 400}]}"#;
+    let sent = client.lifecycle.send_message(message(&session.session_id, slow)).await.unwrap();
+    let mut events = sent.into_inner();
+    let mut seen = Vec::new();
+    let mut killed = false;
+    while let Some(response) = tokio::time::timeout(PATIENCE, events.message()).await.expect("the turn ends").unwrap() {
+        let event = response.event.unwrap();
+        if matches!(event.kind, Some(Kind::TextDelta(_))) && !killed {
+            let selector = "app.kubernetes.io/component=worker";
+            let kill = ["delete", "pod", "-n", &tenant.namespace, "-l", selector, "--grace-period=0", "--force"];
+            system.kubectl(&kill).await.unwrap();
+            killed = true;
+        }
+        seen.push(event);
+    }
+    assert!(killed, "no token came to kill the worker by");
+    assert_contiguous(&seen);
+    let Some(Kind::SessionIdle(idle)) = seen.last().and_then(|event| event.kind.clone()) else {
+        panic!("the turn has no end: {:?}", seen.last());
+    };
+    match idle.stop_reason() {
+        // Another pod went on from the last checkpoint and said all of it.
+        StopReason::EndTurn => assert!(answer(&seen).ends_with("x y z"), "{}", answer(&seen)),
+        // No other pod came in time, and the turn says so.
+        StopReason::WorkerLost => {
+            assert!(seen.iter().any(|event| matches!(&event.kind, Some(Kind::Error(error)) if error.retryable)), "{seen:?}");
+        }
+        other => panic!("{}", other.as_str_name()),
+    }
+
+    let session = client
+        .lifecycle
+        .get_session(croft_proto::v1::GetSessionRequest { session_id: session.session_id })
+        .await
+        .unwrap()
+        .into_inner()
+        .session
+        .unwrap();
+    assert_eq!(session.state(), SessionState::Idle);
+    let wait = ["wait", "deployment/workers", "-n", &tenant.namespace, "--for=condition=Available", "--timeout=90s"];
+    system.kubectl(&wait).await.unwrap();
+    let next = client.lifecycle.send_message(message(&session.session_id, r#"{"script": [{"text": "still here"}]}"#));
+    let events = whole_turn(next.await.unwrap().into_inner()).await.unwrap();
+    assert_eq!(answer(&events), "still here");
+    tenant.remove(&system).await;
+}

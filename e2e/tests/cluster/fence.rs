@@ -1,0 +1,101 @@
+//! T3: what a tenant's pods can reach, tried from inside them. Denials are tried beside something that is allowed, so that a broken
+//! probe is not taken for a fence.
+
+use croft_e2e::system::System;
+
+use crate::support::{Tenant, eventually, front_pods, pods};
+
+struct Probe<'a> {
+    system: &'a System,
+    namespace: String,
+}
+
+impl<'a> Probe<'a> {
+    /// A pod in the tenant's namespace, under its fence like any other.
+    async fn start(system: &'a System, tenant: &Tenant) -> Self {
+        let manifest = format!(
+            "
+apiVersion: v1
+kind: Pod
+metadata: {{ name: probe, namespace: {} }}
+spec:
+  automountServiceAccountToken: false
+  terminationGracePeriodSeconds: 0
+  securityContext: {{ runAsNonRoot: true, runAsUser: 65532, seccompProfile: {{ type: RuntimeDefault }} }}
+  containers:
+    - name: probe
+      image: croft/probe:dev
+      imagePullPolicy: Never
+      args: [sleep]
+      securityContext: {{ allowPrivilegeEscalation: false, capabilities: {{ drop: [ALL] }} }}
+      resources:
+        requests: {{ cpu: 10m, memory: 16Mi }}
+        limits: {{ cpu: 100m, memory: 32Mi }}
+",
+            tenant.namespace
+        );
+        system.apply(&manifest).await.unwrap();
+        let wait = ["wait", "pod/probe", "-n", &tenant.namespace, "--for=condition=Ready", "--timeout=90s"];
+        system.kubectl(&wait).await.unwrap();
+        Self { system, namespace: tenant.namespace.clone() }
+    }
+
+    async fn runs(&self, arguments: &[&str]) -> (bool, String) {
+        let exec = ["exec", "-n", &self.namespace, "probe", "--", "/usr/local/bin/probe"];
+        self.system.kubectl_tries(&[&exec[..], arguments].concat()).await.unwrap()
+    }
+
+    async fn reaches(&self, address: &str) -> bool {
+        self.runs(&["connect", address, "2s"]).await.0
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tenants_cannot_reach_each_other_nor_the_platform() {
+    let system = System::from_env_file().unwrap();
+    let red = Tenant::apply(&system, "red", 1).await;
+    let blue = Tenant::apply(&system, "blue", 1).await;
+    let probe = Probe::start(&system, &red).await;
+    let worker = "app.kubernetes.io/component=worker";
+    let ours = pods(&system, &red.namespace, worker).await.unwrap().remove(0);
+    let theirs = pods(&system, &blue.namespace, worker).await.unwrap().remove(0);
+
+    // DNS is the one thing that is open, and shows that the probe works.
+    eventually("DNS answers", async || match probe.runs(&["resolve", "kubernetes.default.svc.cluster.local"]).await {
+        (true, _) => Ok(()),
+        (false, said) => anyhow::bail!("{said}"),
+    })
+    .await;
+    // The fence is the tenant's, so a probe in another namespace must be able to see what this one can't.
+    let kubernetes = system.kubectl(&["get", "service", "kubernetes", "-o", "jsonpath={.spec.clusterIP}"]).await.unwrap();
+    let front = front_pods(&system).await.remove(0);
+    let operator = pods(&system, "croft-system", "app.kubernetes.io/component=operator").await.unwrap().remove(0);
+    let node = system.kubectl(&["get", "nodes", "-o", "jsonpath={.items[0].status.addresses[?(@.type==\"InternalIP\")].address}"]);
+    let node = node.await.unwrap();
+    let closed = [
+        ("the other tenant's worker", format!("{}:50052", theirs.ip)),
+        ("the other tenant's metrics", format!("{}:9090", theirs.ip)),
+        ("its own tenant's worker, which is the front's to call", format!("{}:50052", ours.ip)),
+        ("the API server", format!("{kubernetes}:443")),
+        ("the front's gRPC", format!("{}:50051", front.ip)),
+        ("the front's HTTP", format!("{}:8080", front.ip)),
+        ("the front's internal port", format!("{}:50054", front.ip)),
+        ("the operator's routes", format!("{}:50053", operator.ip)),
+        ("the node's kubelet", format!("{node}:10250")),
+        ("the metadata service", "169.254.169.254:80".to_owned()),
+    ];
+    let open: Vec<&str> = {
+        let tried = closed.iter().map(|(_, address)| probe.reaches(address));
+        let reached = futures::future::join_all(tried).await;
+        closed.iter().zip(reached).filter(|(_, reached)| *reached).map(|((what, _), _)| *what).collect()
+    };
+    assert!(open.is_empty(), "a tenant's pod reaches {open:?}");
+
+    // The same addresses do answer where no fence is: from the host, which is always let in.
+    for (what, address) in closed.iter().filter(|(what, _)| !what.contains("metadata")) {
+        let connected = tokio::time::timeout(std::time::Duration::from_secs(2), tokio::net::TcpStream::connect(address));
+        assert!(matches!(connected.await, Ok(Ok(_))), "{what} at {address} is not there, so the fence proves nothing");
+    }
+    red.remove(&system).await;
+    blue.remove(&system).await;
+}

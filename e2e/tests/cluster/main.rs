@@ -1,0 +1,12 @@
+//! The installed chart on a real node: what a platform admin and a tenant's people see. Needs the system of `make up`.
+//!
+//! The tests share one cluster and run at the same time, so each that breaks something breaks its own tenant's.
+
+mod agentsession;
+mod bad_input;
+mod crash;
+mod fence;
+mod refusals;
+mod session;
+mod support;
+mod traces;

@@ -1,0 +1,146 @@
+//! Tenants, keys and watching of the cluster tests.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use croft_e2e::client::Client;
+use croft_e2e::system::System;
+use croft_front::api_key_command;
+use croft_front::store::postgres::Postgres;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{SendMessageResponse, SessionEvent};
+use secrecy::ExposeSecret;
+use tokio::time::Instant;
+use tonic::Streaming;
+
+/// For anything that a healthy cluster does at once, and a busy one a little later.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Tries until `attempt` succeeds; its last error is the failure's.
+pub async fn eventually<T>(what: &str, mut attempt: impl AsyncFnMut() -> anyhow::Result<T>) -> T {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match attempt().await {
+            Ok(value) => return value,
+            Err(error) if Instant::now() >= until => panic!("{what}: {error:#}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+        }
+    }
+}
+
+/// A tenant of a test's own, removed by [`Tenant::remove`].
+pub struct Tenant {
+    pub name: String,
+    pub namespace: String,
+    pub api_key: String,
+}
+
+impl Tenant {
+    /// Applies an AgentTenant, waits until it is Ready, and makes a key for it.
+    pub async fn apply(system: &System, name: &str, workers: u32) -> Self {
+        let manifest = format!(
+            "apiVersion: croft.dev/v1alpha1\nkind: AgentTenant\nmetadata:\n  name: {name}\nspec:\n  tier: free\n  workers:\n    replicas: {workers}\n"
+        );
+        system.apply(&manifest).await.unwrap();
+        let wait = ["wait", &format!("agenttenant/{name}"), "--for=condition=Ready", "--timeout=120s"];
+        system.kubectl(&wait).await.unwrap();
+        let api_key = eventually("the key", async || api_key(system, name).await).await;
+        let tenant = Self { name: name.to_owned(), namespace: format!("tenant-{name}"), api_key };
+        // Each front learns of the tenant on its own; the node port may lead to any.
+        for front in front_pods(system).await {
+            let mut client = Client::new(&format!("{}:50051", front.ip), &tenant.api_key).unwrap();
+            eventually("every front knows the tenant", async || {
+                client.lifecycle.list_sessions(croft_proto::v1::ListSessionsRequest::default()).await?;
+                Ok(())
+            })
+            .await;
+        }
+        tenant
+    }
+
+    pub fn client(&self, system: &System) -> Client {
+        Client::new(&system.grpc, &self.api_key).unwrap()
+    }
+
+    /// Deletes the tenant and waits until its namespace is gone.
+    pub async fn remove(self, system: &System) {
+        system.kubectl(&["delete", "agenttenant", &self.name, "--timeout=120s"]).await.unwrap();
+        eventually("the namespace is gone", async || {
+            match system.kubectl_tries(&["get", "namespace", &self.namespace]).await? {
+                (false, said) if said.contains("NotFound") => Ok(()),
+                (_, said) => bail!("{said}"),
+            }
+        })
+        .await;
+    }
+}
+
+/// Makes a key as `croft-front api-key create` does.
+async fn api_key(system: &System, tenant: &str) -> anyhow::Result<String> {
+    let postgres = Postgres::connect(&system.postgres_url, 1).await?;
+    Ok(api_key_command::make(tenant, &postgres).await?.expose_secret().to_owned())
+}
+
+/// A pod with its address.
+#[derive(Debug, Clone)]
+pub struct Pod {
+    pub name: String,
+    pub ip: String,
+}
+
+/// The pods that this selector finds and that are ready.
+pub async fn pods(system: &System, namespace: &str, selector: &str) -> anyhow::Result<Vec<Pod>> {
+    let format = "jsonpath={range .items[*]}{.metadata.name} {.status.podIP} {.status.conditions[?(@.type==\"Ready\")].status} {.metadata.deletionTimestamp}{\"\\n\"}{end}";
+    let listed = system.kubectl(&["get", "pods", "-n", namespace, "-l", selector, "-o", format]).await?;
+    Ok(listed
+        .lines()
+        .filter_map(|line| match line.split_whitespace().collect::<Vec<_>>()[..] {
+            [name, ip, "True"] => Some(Pod { name: name.to_owned(), ip: ip.to_owned() }),
+            _ => None,
+        })
+        .collect())
+}
+
+/// The replicas of the front.
+pub async fn front_pods(system: &System) -> Vec<Pod> {
+    let fronts = pods(system, "croft-system", "app.kubernetes.io/component=front").await.unwrap();
+    assert!(!fronts.is_empty(), "no front is ready");
+    fronts
+}
+
+/// Reads a turn to its end.
+pub async fn whole_turn(mut events: Streaming<SendMessageResponse>) -> anyhow::Result<Vec<SessionEvent>> {
+    let mut seen = Vec::new();
+    let reading = async {
+        while let Some(response) = events.message().await? {
+            seen.push(response.event.context("a response without an event")?);
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(PATIENCE, reading).await.context("the turn does not end")??;
+    Ok(seen)
+}
+
+/// The text of a turn's agent messages.
+pub fn answer(events: &[SessionEvent]) -> String {
+    let mut text = String::new();
+    for event in events {
+        if let Some(Kind::AgentMessage(message)) = &event.kind {
+            for block in &message.content {
+                if let Some(croft_proto::v1::content_block::Block::Text(part)) = &block.block {
+                    text.push_str(&part.text);
+                }
+            }
+        }
+    }
+    text
+}
+
+/// Asserts that durable numbers follow one another without a hole.
+pub fn assert_contiguous(events: &[SessionEvent]) {
+    let numbers: Vec<u64> = events.iter().map(|event| event.seq).filter(|seq| *seq > 0).collect();
+    assert!(!numbers.is_empty(), "no durable event");
+    for pair in numbers.windows(2) {
+        assert_eq!(pair[1], pair[0] + 1, "a hole or a double in {numbers:?}");
+    }
+}

@@ -1,0 +1,69 @@
+//! P4: each component that a program's `main` builds leaves its trace: a row, a metric, an event.
+
+use anyhow::ensure;
+use croft_e2e::client::{Client, message, scripted_agent};
+use croft_e2e::system::System;
+use croft_proto::v1::session_event::Kind;
+
+use crate::support::{eventually, front_pods, pods, whole_turn};
+
+async fn metrics(address: &str) -> anyhow::Result<String> {
+    Ok(reqwest::get(format!("http://{address}:9090/metrics")).await?.error_for_status()?.text().await?)
+}
+
+/// The sum over all series of this name.
+fn total(metrics: &str, name: &str) -> f64 {
+    metrics
+        .lines()
+        .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])))
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_turn_leaves_rows_metrics_and_events() {
+    let system = System::from_env_file().unwrap();
+    let mut client = Client::new(&system.grpc, &system.api_key).unwrap();
+    let session = client.create(scripted_agent("traced")).await.unwrap();
+    let sent = client.lifecycle.send_message(message(&session.session_id, "leave a trace")).await.unwrap();
+    let events = whole_turn(sent.into_inner()).await.unwrap();
+    let attempt = events.iter().find_map(|event| match &event.kind {
+        Some(Kind::ModelAttempt(attempt)) => Some(attempt.clone()),
+        _ => None,
+    });
+    let attempt = attempt.expect("the attempt is told");
+    assert!(attempt.cost_nano_usd.is_some_and(|cost| cost > 0), "the registry prices the scripted model");
+    assert!(events.iter().any(|event| matches!(event.kind, Some(Kind::CheckpointTaken(_)))), "the state is kept");
+
+    let database = sqlx::PgPool::connect(&system.postgres_url).await.unwrap();
+    let session_id = uuid::Uuid::parse_str(&session.session_id).unwrap();
+    let rows: i64 = sqlx::query_scalar("select count(*) from llm_usage_events where session_id = $1")
+        .bind(session_id)
+        .fetch_one(&database)
+        .await
+        .unwrap();
+    assert_eq!(rows, 1, "one attempt, one row");
+    eventually("the audit log has both actions", async || {
+        let actions: Vec<String> = sqlx::query_scalar("select action from audit_log where resource = $1 order by number")
+            .bind(format!("sessions/{session_id}"))
+            .fetch_all(&database)
+            .await?;
+        ensure!(actions == ["session.create", "session.send_message"], "{actions:?}");
+        Ok(())
+    })
+    .await;
+
+    let (mut created, mut stored, mut calls) = (0.0, 0.0, 0.0);
+    for front in front_pods(&system).await {
+        let text = metrics(&front.ip).await.unwrap();
+        created += total(&text, "croft_sessions_created_total");
+        stored += total(&text, "croft_events_stored_total");
+        calls += total(&text, "croft_grpc_requests_total");
+        assert!(text.contains("croft_build_info"), "{text}");
+    }
+    assert!(created >= 1.0 && stored >= 5.0 && calls >= 2.0, "{created} created, {stored} stored, {calls} calls");
+    let worker = pods(&system, "tenant-demo", "app.kubernetes.io/component=worker").await.unwrap().remove(0);
+    assert!(total(&metrics(&worker.ip).await.unwrap(), "croft_model_attempts_total") >= 1.0);
+    let operator = pods(&system, "croft-system", "app.kubernetes.io/component=operator").await.unwrap().remove(0);
+    assert!(total(&metrics(&operator.ip).await.unwrap(), "croft_reconciles_total") >= 1.0);
+}

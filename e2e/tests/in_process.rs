@@ -1,0 +1,356 @@
+//! P1: the whole path in one process, on the stores in memory: front, worker and a client, on loopback, in milliseconds.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use croft_e2e::client::{Client, message, scripted_agent};
+use croft_front::app::{Parts, assemble, public_routes};
+use croft_front::core::{Core, Options};
+use croft_front::events::relay::memory::MemoryRelay;
+use croft_front::identity::api_key;
+use croft_front::store::Stores;
+use croft_front::tenants::Tenants;
+use croft_llm::Providers;
+use croft_proto::id::TenantId;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{
+    BusyPolicy, GetSessionRequest, InterruptSessionRequest, ListSessionsRequest, ListUsageEventsRequest, RouteSnapshot,
+    SessionEvent, SessionState, StopReason, StreamEventsRequest, TenantAdmission, TenantLimits, TenantRoute,
+    TerminateSessionRequest, WatchRoutesResponse, WorkerRoute, watch_routes_response,
+};
+use croft_serve::{Readiness, Tasks};
+use croft_worker::{RuntimeOptions, RuntimeServer};
+use secrecy::ExposeSecret;
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+use tonic::{Code, Streaming};
+
+/// A front and a worker, and a key for a tenant.
+struct World {
+    core: Arc<Core>,
+    address: SocketAddr,
+    api_key: String,
+    stranger_key: String,
+    tasks: Tasks,
+}
+
+impl World {
+    async fn start() -> Self {
+        Self::with_limits(TenantLimits::default()).await
+    }
+
+    async fn with_limits(limits: TenantLimits) -> Self {
+        let tasks = Tasks::new();
+        let worker = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let worker_address = worker.local_addr().unwrap();
+        let options = RuntimeOptions {
+            require_front_certificate: false,
+            ..RuntimeOptions::new("acme", "worker-0", "tenant-acme")
+        };
+        let runtime = RuntimeServer::new(options, Providers::default().with(croft_llm::scripted::Scripted::new()), tasks.clone());
+        let routes = Server::builder().add_service(runtime.service());
+        tasks.spawn("worker", routes.serve_with_incoming(TcpListenerStream::new(worker)));
+
+        let stores = Stores::memory();
+        let tenants = Tenants::new();
+        let mut routes = Vec::new();
+        let mut api_keys = Vec::new();
+        for name in ["acme", "stranger"] {
+            let tenant = TenantId::generate();
+            stores.tenants.upsert(tenant, name).await.unwrap();
+            let (stored, key) = api_key::generate(tenant, name).unwrap();
+            stores.keys.insert(&stored).await.unwrap();
+            api_keys.push(key.expose_secret().to_owned());
+            routes.push(TenantRoute {
+                tenant_id: tenant.to_string(),
+                name: name.into(),
+                namespace: format!("tenant-{name}"),
+                admission: TenantAdmission::Open.into(),
+                workers: (name == "acme")
+                    .then(|| WorkerRoute {
+                        name: "worker-0".into(),
+                        address: worker_address.to_string(),
+                        ready: true,
+                        sessions_max: 50,
+                    })
+                    .into_iter()
+                    .collect(),
+                limits: Some(limits),
+                workers_problem: String::new(),
+                tier: "standard".into(),
+            });
+        }
+        let snapshot = watch_routes_response::Change::Snapshot(RouteSnapshot { tenants: routes });
+        tenants.apply(WatchRoutesResponse { version: 1, change: Some(snapshot) });
+
+        let parts = Parts {
+            replica: "front-0".into(),
+            stores,
+            relay: Arc::new(MemoryRelay::default()),
+            tenants,
+            tls: None,
+            options: Options::default(),
+        };
+        let core = assemble(parts, &tasks, &prometheus::Registry::new()).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let routes = public_routes(&core, &Readiness::new(), true).await.unwrap();
+        let server = Server::builder().add_routes(routes);
+        tasks.spawn("front", server.serve_with_incoming(TcpListenerStream::new(listener)));
+        let stranger_key = api_keys.pop().unwrap();
+        Self { core, address, api_key: api_keys.pop().unwrap(), stranger_key, tasks }
+    }
+
+    fn client(&self) -> Client {
+        Client::new(&self.address.to_string(), &self.api_key).unwrap()
+    }
+
+    fn stranger(&self) -> Client {
+        Client::new(&self.address.to_string(), &self.stranger_key).unwrap()
+    }
+}
+
+async fn read_all(mut events: Streaming<croft_proto::v1::SendMessageResponse>) -> Vec<SessionEvent> {
+    let mut seen = Vec::new();
+    while let Some(response) = events.message().await.unwrap() {
+        seen.push(response.event.unwrap());
+    }
+    seen
+}
+
+fn stop_reason(events: &[SessionEvent]) -> Option<StopReason> {
+    match events.last()?.kind.as_ref()? {
+        Kind::SessionIdle(idle) => Some(idle.stop_reason()),
+        _ => None,
+    }
+}
+
+fn names(events: &[SessionEvent]) -> Vec<&'static str> {
+    events
+        .iter()
+        .filter(|event| event.seq > 0)
+        .map(|event| match event.kind.as_ref().unwrap() {
+            Kind::SessionCreated(_) => "created",
+            Kind::SessionReady(_) => "ready",
+            Kind::SessionRunning(_) => "running",
+            Kind::SessionIdle(_) => "idle",
+            Kind::SessionTerminated(_) => "terminated",
+            Kind::UserMessage(_) => "user",
+            Kind::AgentMessage(_) => "agent",
+            Kind::ModelAttempt(_) => "attempt",
+            Kind::CheckpointTaken(_) => "checkpoint",
+            Kind::StepStarted(_) => "step",
+            Kind::StepCompleted(_) => "stepped",
+            Kind::ToolCall(_) => "call",
+            Kind::ToolResult(_) => "result",
+            _ => "other",
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn a_session_is_created_talked_to_and_terminated() {
+    let world = World::start().await;
+    let mut client = world.client();
+    let began = Instant::now();
+    let session = client.create(scripted_agent("first")).await.unwrap();
+    assert_eq!(session.state(), SessionState::Ready);
+    let script = r#"{"script": [{"text": "to be or not"}]}"#;
+    let sent = client.lifecycle.send_message(message(&session.session_id, script)).await.unwrap();
+    let events = read_all(sent.into_inner()).await;
+    let terminate = TerminateSessionRequest { session_id: session.session_id.clone(), reason: "done".into() };
+    let ended = client.lifecycle.terminate_session(terminate.clone()).await.unwrap().into_inner().session.unwrap();
+    println!("create, one turn, terminate: {:?}", began.elapsed());
+
+    assert_eq!(stop_reason(&events), Some(StopReason::EndTurn), "{events:?}");
+    assert_eq!(names(&events), ["user", "running", "step", "attempt", "agent", "checkpoint", "stepped", "idle"]);
+    let numbers: Vec<u64> = events.iter().map(|event| event.seq).filter(|seq| *seq > 0).collect();
+    assert_eq!(numbers, (3..=10).collect::<Vec<_>>(), "created and ready came first");
+    assert!(events.iter().any(|event| matches!(event.kind, Some(Kind::TextDelta(_)))), "nothing streamed");
+    assert_eq!((ended.state(), ended.terminate_reason.as_str()), (SessionState::Terminated, "done"));
+    let again = client.lifecycle.terminate_session(terminate).await.unwrap().into_inner().session.unwrap();
+    assert_eq!(again.last_seq, ended.last_seq, "ending twice changes nothing");
+
+    let usage = ListUsageEventsRequest { session_id: session.session_id.clone(), ..ListUsageEventsRequest::default() };
+    let usage = client.usage.list_usage_events(usage).await.unwrap().into_inner().usage_events;
+    assert_eq!(usage.len(), 1);
+    assert!(usage[0].cost_nano_usd.is_some_and(|cost| cost > 0));
+    let late = client.lifecycle.send_message(message(&session.session_id, "hello?")).await.unwrap_err();
+    assert_eq!(late.code(), Code::FailedPrecondition);
+}
+
+#[tokio::test]
+async fn a_conversation_remembers_and_replays() {
+    let world = World::start().await;
+    let mut client = world.client();
+    let session = client.create(scripted_agent("memory")).await.unwrap();
+    for text in ["one", "two", "three"] {
+        let sent = client.lifecycle.send_message(message(&session.session_id, text)).await.unwrap();
+        assert_eq!(stop_reason(&read_all(sent.into_inner()).await), Some(StopReason::EndTurn));
+    }
+    let last = client.lifecycle.get_session(GetSessionRequest { session_id: session.session_id.clone() });
+    let last = last.await.unwrap().into_inner().session.unwrap();
+    assert_eq!(last.usage.unwrap().attempts, 3);
+    let stored = world.core.stores.events.checkpoint(
+        world.core.tenants.by_name("acme").unwrap().id,
+        session.session_id.parse().unwrap(),
+    );
+    let messages = stored.await.unwrap().unwrap().checkpoint.messages;
+    assert_eq!(messages.len(), 6, "three of the user's, three of the agent's: {messages:?}");
+
+    let request = StreamEventsRequest { session_id: session.session_id.clone(), after_seq: 0, durable_only: true };
+    let mut replay = client.lifecycle.stream_events(request).await.unwrap().into_inner();
+    for seq in 1..=last.last_seq {
+        assert_eq!(replay.message().await.unwrap().unwrap().event.unwrap().seq, seq);
+    }
+    let beyond = StreamEventsRequest { session_id: session.session_id, after_seq: 1_000, durable_only: true };
+    assert_eq!(client.lifecycle.stream_events(beyond).await.unwrap_err().code(), Code::OutOfRange);
+}
+
+#[tokio::test]
+async fn a_tool_is_called_and_its_result_read() {
+    let world = World::start().await;
+    let mut client = world.client();
+    let mut agent = scripted_agent("tools");
+    agent.tools.push(croft_proto::v1::ToolSpec {
+        name: "calculator".into(),
+        source: Some(croft_proto::v1::tool_spec::Source::Builtin(croft_proto::v1::BuiltinTool { name: "calculator".into() })),
+        replay: croft_proto::v1::ReplayClass::Safe.into(),
+        ..croft_proto::v1::ToolSpec::default()
+    });
+    let session = client.create(agent).await.unwrap();
+    let script = r#"{"script": [
+        {"tool_call": {"name": "calculator", "arguments": {"expression": "6 * 7"}}},
+        {"text": "as I thought"}
+    ]}"#;
+    let sent = client.lifecycle.send_message(message(&session.session_id, script)).await.unwrap();
+    let events = read_all(sent.into_inner()).await;
+    assert_eq!(stop_reason(&events), Some(StopReason::EndTurn), "{events:?}");
+    let result = events.iter().find_map(|event| match &event.kind {
+        Some(Kind::ToolResult(result)) => Some(format!("{result:?}")),
+        _ => None,
+    });
+    assert!(result.is_some_and(|result| result.contains("42")), "{events:?}");
+    let order = names(&events);
+    let position = |name: &str| order.iter().position(|other| *other == name).unwrap();
+    assert!(position("call") < position("result"), "{order:?}");
+    assert_eq!(order.iter().filter(|name| **name == "attempt").count(), 2, "{order:?}");
+}
+
+#[tokio::test]
+async fn a_running_turn_is_interrupted_within_a_second() {
+    let world = World::start().await;
+    let mut client = world.client();
+    let session = client.create(scripted_agent("slow")).await.unwrap();
+    let slow = r#"{"script": [{"text": "a b c d e f g h i j k l m n o p", "token_delay_ms": 60000}]}"#;
+    let mut events = client.lifecycle.send_message(message(&session.session_id, slow)).await.unwrap().into_inner();
+    while !matches!(
+        events.message().await.unwrap().unwrap().event.unwrap().kind,
+        Some(Kind::TextDelta(_) | Kind::StepStarted(_))
+    ) {}
+    let busy = client.lifecycle.send_message(message(&session.session_id, "me too")).await.unwrap_err();
+    assert_eq!(busy.code(), Code::Aborted);
+    let asked = Instant::now();
+    let interrupt = InterruptSessionRequest { session_id: session.session_id.clone() };
+    assert!(client.lifecycle.interrupt_session(interrupt).await.unwrap().into_inner().interrupted);
+    let rest = read_all(events).await;
+    assert_eq!(stop_reason(&rest), Some(StopReason::Interrupted), "{rest:?}");
+    assert!(asked.elapsed().as_millis() < 1_000, "{:?}", asked.elapsed());
+}
+
+#[tokio::test]
+async fn a_message_to_a_busy_session_waits_or_interrupts_as_asked() {
+    let world = World::start().await;
+    let mut client = world.client();
+    let session = client.create(scripted_agent("busy")).await.unwrap();
+    let slow = r#"{"script": [{"text": "a b c", "token_delay_ms": 60000}]}"#;
+    let first = client.lifecycle.send_message(message(&session.session_id, slow)).await.unwrap().into_inner();
+    let mut second = message(&session.session_id, r#"{"script": [{"text": "second"}]}"#);
+    second.set_busy_policy(BusyPolicy::Enqueue);
+    let second = client.lifecycle.send_message(second).await.unwrap().into_inner();
+    let mut third = message(&session.session_id, r#"{"script": [{"text": "third"}]}"#);
+    third.set_busy_policy(BusyPolicy::Interrupt);
+    let third = client.lifecycle.send_message(third).await.unwrap().into_inner();
+
+    assert_eq!(stop_reason(&read_all(first).await), Some(StopReason::Interrupted));
+    for (answer, turn) in [("second", read_all(second).await), ("third", read_all(third).await)] {
+        assert_eq!(stop_reason(&turn), Some(StopReason::EndTurn), "{turn:?}");
+        assert!(format!("{turn:?}").contains(&format!("text: \"{answer}\"")), "{turn:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_repeated_message_attaches_to_its_turn() {
+    let world = World::start().await;
+    let mut client = world.client();
+    let session = client.create(scripted_agent("twice")).await.unwrap();
+    let mut request = message(&session.session_id, r#"{"script": [{"text": "once only"}]}"#);
+    request.idempotency_key = "key-1".into();
+    let first = read_all(client.lifecycle.send_message(request.clone()).await.unwrap().into_inner()).await;
+    let again = read_all(client.lifecycle.send_message(request.clone()).await.unwrap().into_inner()).await;
+    let durable = |events: &[SessionEvent]| -> Vec<u64> { events.iter().map(|event| event.seq).filter(|seq| *seq > 0).collect() };
+    assert_eq!(durable(&first), durable(&again));
+    let mut other = request;
+    other.content = message("", "another body").content;
+    let refused = client.lifecycle.send_message(other).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+}
+
+#[tokio::test]
+async fn another_tenant_sees_nothing() {
+    let world = World::start().await;
+    let (mut client, mut stranger) = (world.client(), world.stranger());
+    let session = client.create(scripted_agent("private")).await.unwrap();
+    let session_id = session.session_id;
+    let get = GetSessionRequest { session_id: session_id.clone() };
+    assert_eq!(stranger.lifecycle.get_session(get).await.unwrap_err().code(), Code::NotFound);
+    let sent = stranger.lifecycle.send_message(message(&session_id, "hello")).await;
+    assert_eq!(sent.unwrap_err().code(), Code::NotFound);
+    let watched = StreamEventsRequest { session_id: session_id.clone(), ..StreamEventsRequest::default() };
+    assert_eq!(stranger.lifecycle.stream_events(watched).await.unwrap_err().code(), Code::NotFound);
+    let ended = TerminateSessionRequest { session_id: session_id.clone(), ..TerminateSessionRequest::default() };
+    assert_eq!(stranger.lifecycle.terminate_session(ended).await.unwrap_err().code(), Code::NotFound);
+    let interrupted = InterruptSessionRequest { session_id };
+    assert_eq!(stranger.lifecycle.interrupt_session(interrupted).await.unwrap_err().code(), Code::NotFound);
+    let listed = stranger.lifecycle.list_sessions(ListSessionsRequest::default()).await.unwrap().into_inner();
+    assert_eq!(listed.sessions, []);
+    // And it has no worker of its own to open one on.
+    let refused = stranger.create(scripted_agent("homeless")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_tenants_limit_on_sessions_holds_and_frees_up() {
+    let world = World::with_limits(TenantLimits { sessions_max: 2, ..TenantLimits::default() }).await;
+    let mut client = world.client();
+    let first = client.create(scripted_agent("one")).await.unwrap();
+    client.create(scripted_agent("two")).await.unwrap();
+    let refused = client.create(scripted_agent("three")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+    let ended = TerminateSessionRequest { session_id: first.session_id, ..TerminateSessionRequest::default() };
+    client.lifecycle.terminate_session(ended).await.unwrap();
+    client.create(scripted_agent("three")).await.unwrap();
+}
+
+#[tokio::test]
+async fn shutdown_waits_for_the_turn_at_hand() {
+    let world = World::start().await;
+    let mut client = world.client();
+    let session = client.create(scripted_agent("last")).await.unwrap();
+    let script = r#"{"script": [{"text": "a b c d e", "token_delay_ms": 30}]}"#;
+    let sent = client.lifecycle.send_message(message(&session.session_id, script)).await.unwrap().into_inner();
+    drop(sent); // The caller leaves, the turn goes on.
+    let tenant = world.core.tenants.by_name("acme").unwrap().id;
+    let id = session.session_id.parse().unwrap();
+    loop {
+        let now = world.core.stores.sessions.get(tenant, id).await.unwrap().unwrap();
+        if now.state == SessionState::Idle {
+            assert_eq!(now.last_stop_reason, StopReason::EndTurn);
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    world.tasks.stopping().cancel();
+}

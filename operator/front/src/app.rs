@@ -1,0 +1,98 @@
+//! Puts the front together: out of its stores, its relay and its tenants comes one [`Core`], and out of that the services on each port.
+
+use std::sync::Arc;
+
+use croft_proto::DESCRIPTORS;
+use croft_proto::v1::audit_service_server::AuditServiceServer;
+use croft_proto::v1::lifecycle_service_server::LifecycleServiceServer;
+use croft_proto::v1::model_registry_service_server::ModelRegistryServiceServer;
+use croft_proto::v1::usage_service_server::UsageServiceServer;
+use croft_serve::tls::TlsFiles;
+use croft_serve::{Readiness, Tasks, health};
+use tonic::service::Routes;
+
+use crate::audit::writer::AuditWriter;
+use crate::core::{Core, Options};
+use crate::door::Door;
+use crate::events::fanout::Hub;
+use crate::events::relay::Relay;
+use crate::identity::Authenticator;
+use crate::lifecycle::Lifecycle;
+use crate::metrics::Metrics;
+use crate::models::registry::Registry;
+use crate::routing::Router;
+use crate::services::{Audit, Models, Usage};
+use crate::store::Stores;
+use crate::tenants::Tenants;
+use crate::turn::watch_for_abandoned_turns;
+use crate::worker_client::WorkerPool;
+
+/// The largest request that is read at all. Between a tenant's limit and this one, the refusal names the field.
+pub const MESSAGE_BYTES_CEILING: usize = 16 * 1024 * 1024;
+
+/// What a front is made from.
+pub struct Parts {
+    /// Unique among the replicas that run.
+    pub replica: String,
+    pub stores: Stores,
+    pub relay: Arc<dyn Relay>,
+    pub tenants: Tenants,
+    /// For calls to workers, and to know the operator by. `None` only in tests: then workers are called without TLS, and the
+    /// internal door stays shut.
+    pub tls: Option<TlsFiles>,
+    pub options: Options,
+}
+
+/// Wires the parts, and starts what runs beside the calls: the audit writer, the registry's refresh, the watch for
+/// abandoned turns.
+pub async fn assemble(
+    parts: Parts,
+    tasks: &Tasks,
+    registry: &prometheus::Registry,
+) -> anyhow::Result<Arc<Core>> {
+    let Parts { replica, stores, relay, tenants, tls, options } = parts;
+    let metrics = Metrics::register(registry)?;
+    let models = Registry::start(Arc::clone(&stores.models), tasks).await?;
+    let core = Arc::new(Core {
+        replica,
+        hub: Hub::new(relay, tasks, registry)?,
+        router: Router::new(tenants.clone()),
+        workers: WorkerPool::new(tenants.clone(), tls.clone(), tasks),
+        authenticator: Authenticator::new(
+            Arc::clone(&stores.keys),
+            tenants.clone(),
+            tls.as_ref().map(|tls| tls.ca.as_slice()),
+        )?,
+        audit: AuditWriter::start(Arc::clone(&stores.audit), metrics.clone(), tasks),
+        models,
+        stores,
+        tenants,
+        metrics,
+        tasks: tasks.clone(),
+        options,
+    });
+    tasks.spawn("turn-takeover", watch_for_abandoned_turns(Arc::clone(&core)));
+    Ok(core)
+}
+
+/// The services on the clients' port.
+pub async fn public_routes(core: &Arc<Core>, readiness: &Readiness, reflection: bool) -> anyhow::Result<Routes> {
+    let lifecycle = Lifecycle::new(Arc::clone(core), Door::Public);
+    let mut routes = Routes::new(health::service(readiness, &core.tasks, &["croft.v1.LifecycleService"]).await)
+        .add_service(LifecycleServiceServer::new(lifecycle).max_decoding_message_size(MESSAGE_BYTES_CEILING))
+        .add_service(UsageServiceServer::new(Usage::new(Arc::clone(core))))
+        .add_service(ModelRegistryServiceServer::new(Models::new(Arc::clone(core))))
+        .add_service(AuditServiceServer::new(Audit::new(Arc::clone(core))));
+    if reflection {
+        let reflection = tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
+        routes = routes.add_service(reflection.build_v1()?);
+    }
+    Ok(routes)
+}
+
+/// The services on the operator's port.
+pub async fn internal_routes(core: &Arc<Core>, readiness: &Readiness) -> Routes {
+    let lifecycle = Lifecycle::new(Arc::clone(core), Door::Internal);
+    Routes::new(health::service(readiness, &core.tasks, &["croft.v1.LifecycleService"]).await)
+        .add_service(LifecycleServiceServer::new(lifecycle).max_decoding_message_size(MESSAGE_BYTES_CEILING))
+}

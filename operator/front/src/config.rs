@@ -1,0 +1,156 @@
+//! What the front can be told: flags, and environment variables of the same names.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use croft_serve::config::http_url;
+use croft_serve::{ServeArgs, TlsArgs};
+use secrecy::SecretString;
+
+use crate::core::Options;
+
+/// The front of Croft: sessions for the tenants' clients.
+#[derive(Debug, Parser)]
+#[command(name = "croft-front", version)]
+pub struct Config {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+impl croft_serve::Config for Config {
+    fn mistakes(&self) -> Vec<String> {
+        match &self.command {
+            Command::Serve(serve) => serve.mistakes(),
+            Command::Migrate(_) | Command::ApiKey(_) => Vec::new(),
+        }
+    }
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve clients
+    Serve(Box<Serve>),
+    /// Bring the database up to date, and let the front's role use it
+    Migrate(Migrate),
+    /// Manage API keys
+    #[command(subcommand)]
+    ApiKey(ApiKey),
+}
+
+/// `croft-front serve`.
+#[derive(Debug, Args)]
+pub struct Serve {
+    #[command(flatten)]
+    pub program: ServeArgs,
+    #[command(flatten)]
+    pub tls: TlsArgs,
+    /// URL of the database, with the front's own role: postgres://croft_front:…@host:5432/croft
+    #[arg(long, env = "CROFT_POSTGRES_URL", hide_env_values = true, value_parser = postgres_url)]
+    pub postgres_url: SecretString,
+    /// Connections to the database at most; a call waits for a free one
+    #[arg(long, env = "CROFT_POSTGRES_CONNECTIONS_MAX", default_value_t = 16)]
+    pub postgres_connections_max: u32,
+    /// URL of Redis: redis://:…@host:6379
+    #[arg(long, env = "CROFT_REDIS_URL", hide_env_values = true, value_parser = redis_url)]
+    pub redis_url: SecretString,
+    /// URL of the operator's RouteService, such as https://croft-operator.croft-system.svc:50053
+    #[arg(long, env = "CROFT_OPERATOR_URL", value_parser = http_url)]
+    pub operator_url: String,
+    /// Address for clients' gRPC
+    #[arg(long, env = "CROFT_GRPC_ADDR", default_value = "0.0.0.0:50051")]
+    pub grpc_addr: SocketAddr,
+    /// Address for WebSocket and SSE
+    #[arg(long, env = "CROFT_HTTP_ADDR", default_value = "0.0.0.0:8080")]
+    pub http_addr: SocketAddr,
+    /// Address for the operator's gRPC, by mutual TLS
+    #[arg(long, env = "CROFT_INTERNAL_ADDR", default_value = "0.0.0.0:50054")]
+    pub internal_addr: SocketAddr,
+    /// The name of this replica, unique among those that run; the pod's name. It holds leases
+    #[arg(long, env = "CROFT_REPLICA")]
+    pub replica: Option<String>,
+    /// How long a silent replica keeps its turns, in milliseconds; then others take them over
+    #[arg(long, env = "CROFT_LEASE_TTL_MS", default_value_t = 10_000)]
+    pub lease_ttl_ms: u64,
+    /// The longest message of a user, in bytes, for tenants that set none
+    #[arg(long, env = "CROFT_MESSAGE_BYTES_MAX", default_value_t = 1024 * 1024)]
+    pub message_bytes_max: usize,
+    /// How long a turn may look for a worker, in milliseconds
+    #[arg(long, env = "CROFT_PLACEMENT_TIMEOUT_MS", default_value_t = 10_000)]
+    pub placement_timeout_ms: u64,
+    /// Serve gRPC reflection on the clients' port
+    #[arg(long, env = "CROFT_REFLECTION")]
+    pub reflection: bool,
+}
+
+impl Serve {
+    /// The part that concerns turns.
+    pub fn options(&self) -> Options {
+        Options {
+            lease_ttl: Duration::from_millis(self.lease_ttl_ms),
+            message_bytes_max: self.message_bytes_max,
+            placement_timeout: Duration::from_millis(self.placement_timeout_ms),
+            ..Options::default()
+        }
+    }
+
+    fn mistakes(&self) -> Vec<String> {
+        let mut mistakes = Vec::new();
+        if self.lease_ttl_ms < 1_000 {
+            mistakes.push("--lease-ttl-ms (CROFT_LEASE_TTL_MS) must be at least 1000.".to_owned());
+        }
+        if !(1..=crate::app::MESSAGE_BYTES_CEILING).contains(&self.message_bytes_max) {
+            mistakes.push(format!(
+                "--message-bytes-max (CROFT_MESSAGE_BYTES_MAX) must be between 1 and {}.",
+                crate::app::MESSAGE_BYTES_CEILING
+            ));
+        }
+        if self.postgres_connections_max == 0 {
+            mistakes.push("--postgres-connections-max (CROFT_POSTGRES_CONNECTIONS_MAX) must be at least 1.".to_owned());
+        }
+        mistakes
+    }
+}
+
+/// `croft-front migrate`.
+#[derive(Debug, Args)]
+pub struct Migrate {
+    /// URL of the database, with a role that owns it or may create roles and tables
+    #[arg(long, env = "CROFT_POSTGRES_URL", hide_env_values = true, value_parser = postgres_url)]
+    pub postgres_url: SecretString,
+    /// The login role of the front, which is let into the tables
+    #[arg(long, env = "CROFT_FRONT_ROLE", default_value = "croft_front")]
+    pub front_role: String,
+}
+
+/// `croft-front api-key …`.
+#[derive(Debug, Subcommand)]
+pub enum ApiKey {
+    /// Make a key for a tenant and print it, once: it is kept nowhere
+    Create {
+        /// The AgentTenant's name
+        #[arg(long)]
+        tenant: String,
+        /// URL of the database, with a role that may write API keys
+        #[arg(long, env = "CROFT_POSTGRES_URL", hide_env_values = true, value_parser = postgres_url)]
+        postgres_url: SecretString,
+    },
+}
+
+fn postgres_url(text: &str) -> Result<SecretString, String> {
+    url_of(text, &["postgres://", "postgresql://"])
+}
+
+fn redis_url(text: &str) -> Result<SecretString, String> {
+    url_of(text, &["redis://", "rediss://"])
+}
+
+/// Says nothing of what the URL holds, which may be a password.
+fn url_of(text: &str, schemes: &[&str]) -> Result<SecretString, String> {
+    if schemes.iter().any(|scheme| text.starts_with(scheme) && text.len() > scheme.len()) {
+        Ok(SecretString::from(text))
+    } else {
+        Err(format!("it must begin with {}", schemes.join(" or ")))
+    }
+}

@@ -1,0 +1,95 @@
+//! `croft-front serve`: everything is built here, and runs until a signal.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use croft_serve::tls::TlsFiles;
+use croft_serve::{Check, Program, Tasks, grpc};
+use secrecy::ExposeSecret;
+
+use crate::app::{Parts, assemble, internal_routes, public_routes};
+use crate::config::Serve;
+use crate::error::Error;
+use crate::events::relay::redis::RedisRelay;
+use crate::gateway;
+use crate::store::Stores;
+use crate::store::postgres::Postgres;
+use crate::tenants::Tenants;
+use crate::tenants::watch::{self, RouteWatch};
+
+/// Between two looks at each dependency.
+const PROBE_EVERY: Duration = Duration::from_secs(2);
+/// A dependency that takes longer to answer is not there.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Serves until SIGTERM. Fails at once, with a sentence, when a port is taken, or Postgres or Redis can't be reached.
+pub async fn serve(config: Serve) -> anyhow::Result<()> {
+    let tls = TlsFiles::read(&config.tls)?;
+    let program = Program::start("croft-front", &config.program).await?;
+    let (tasks, readiness, registry) = (&program.tasks, &program.readiness, program.metrics.registry());
+
+    let postgres = Postgres::connect(config.postgres_url.expose_secret(), config.postgres_connections_max)
+        .await
+        .context("cannot reach PostgreSQL at --postgres-url (CROFT_POSTGRES_URL)")?;
+    let relay = RedisRelay::connect(config.redis_url.expose_secret(), tasks)
+        .await
+        .context("cannot reach Redis at --redis-url (CROFT_REDIS_URL)")?;
+    let (probed_postgres, probed_relay) = (postgres.clone(), relay.clone());
+    probe(tasks, readiness.check("postgres"), move || {
+        let postgres = probed_postgres.clone();
+        async move { postgres.check().await }
+    });
+    probe(tasks, readiness.check("redis"), move || {
+        let relay = probed_relay.clone();
+        async move { relay.check().await }
+    });
+
+    let replica = config.replica.clone().unwrap_or_else(|| format!("front-{}", uuid::Uuid::now_v7()));
+    let (stores, tenants) = (Stores::postgres(&postgres), Tenants::new());
+    RouteWatch {
+        operator_url: config.operator_url.clone(),
+        tls: Some(tls.clone()),
+        front: replica.clone(),
+        tenants: tenants.clone(),
+        mirror: Arc::clone(&stores.tenants),
+        check: readiness.check("routes"),
+        metrics: watch::Metrics::register(registry)?,
+    }
+    .spawn(tasks)?;
+
+    let options = config.options();
+    let parts = Parts { replica, stores, relay: Arc::new(relay), tenants, tls: Some(tls.clone()), options };
+    let core = assemble(parts, tasks, registry).await?;
+
+    let public = grpc::bind(config.grpc_addr, "--grpc-addr (CROFT_GRPC_ADDR)").await?;
+    let internal = grpc::bind(config.internal_addr, "--internal-addr (CROFT_INTERNAL_ADDR)").await?;
+    let http = grpc::bind(config.http_addr, "--http-addr (CROFT_HTTP_ADDR)").await?;
+    let routes = public_routes(&core, readiness, config.reflection).await?;
+    grpc::serve("grpc", public, None, routes, tasks, &program.metrics)?;
+    let routes = internal_routes(&core, readiness).await;
+    grpc::serve("grpc-internal", internal, Some(tls.server()), routes, tasks, &program.metrics)?;
+    gateway::serve(http, &core, readiness, registry)?;
+    program.run_until_shutdown().await
+}
+
+/// Keeps a readiness check true to a dependency.
+fn probe<F>(tasks: &Tasks, check: Check, ask: impl Fn() -> F + Send + 'static)
+where
+    F: Future<Output = Result<(), Error>> + Send,
+{
+    let stopping = tasks.stopping();
+    drop(tasks.spawn("probe", async move {
+        loop {
+            match tokio::time::timeout(PROBE_TIMEOUT, ask()).await {
+                Ok(Ok(())) => check.ready(),
+                Ok(Err(error)) => check.not_ready(error.to_string()),
+                Err(_) => check.not_ready("no answer in time"),
+            }
+            tokio::select! {
+                () = stopping.cancelled() => return,
+                () = tokio::time::sleep(PROBE_EVERY) => {}
+            }
+        }
+    }));
+}
