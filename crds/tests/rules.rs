@@ -48,12 +48,17 @@ fn nonsense_tenants_are_refused_with_a_sentence() {
         ),
         (
             "heron",
-            json!({ "llm": { "providers": [{ "name": "anthropic", "baseUrl": "llm.example.com" }] } }),
+            json!({ "llm": { "providers": [{
+                "name": "anthropic", "baseUrl": "llm.example.com", "apiKeySecretRef": { "name": "models", "key": "k" },
+            }] } }),
             "baseUrl must be an address such as https://",
         ),
         (
             "heron",
-            json!({ "llm": { "providers": [{ "name": "anthropic", "baseUrl": "ftp://llm.example.com" }] } }),
+            json!({ "llm": { "providers": [{
+                "name": "anthropic", "baseUrl": "ftp://llm.example.com",
+                "apiKeySecretRef": { "name": "models", "key": "k" },
+            }] } }),
             "baseUrl must be an address such as https://",
         ),
     ];

@@ -1,5 +1,6 @@
 //! Puts the parts together: what every replica does, and what only the one that leads does.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,8 +29,15 @@ use crate::token::TokenMaker;
 use crate::writes::Writer;
 use crate::{controller, front_certificate, leader, session, tenant};
 
+/// What has been started.
+#[derive(Debug)]
+pub struct Started {
+    /// Where the routes are served.
+    pub routes_addr: SocketAddr,
+}
+
 /// Starts everything in tasks of `program`. Fails when the cluster can't be reached or an address is taken.
-pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> anyhow::Result<()> {
+pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> anyhow::Result<Started> {
     let tasks = &program.tasks;
     let synced = program.readiness.check("cluster");
     let lease_client = leader::client(&kube_config)?;
@@ -47,6 +55,7 @@ pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> a
     let cluster = Arc::new(Cluster::start(&client, tasks));
     let table = Arc::new(RouteTable::new(metrics.clone()));
     let listener = grpc::bind(args.routes_addr, "--routes-addr (CROFT_ROUTES_ADDR)").await?;
+    let started = Started { routes_addr: listener.local_addr()? };
     let served = GrpcRoutes::new(Routes::server(Arc::clone(&table), tasks.stopping()));
     grpc::serve("routes", listener, Some(tls.server()), served, tasks, &program.metrics)?;
     drop(tasks.spawn("route-table", routes::follow(Arc::clone(&cluster), table, tasks.stopping())));
@@ -74,7 +83,7 @@ pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> a
         let lead = move || lead(context, limits, sweep, metrics, stop);
         election.run(lease_client, lead, stopping).await
     });
-    Ok(())
+    Ok(started)
 }
 
 /// The kubeconfig that `KUBECONFIG` names, or that of the pod's service account.

@@ -109,10 +109,10 @@ pub async fn reconcile(tenant: Arc<AgentTenant>, context: Arc<Context>) -> Resul
     };
     let outcome = pass.await;
     let reported = report::report(&tenant, outcome.as_ref(), &context).await;
-    let observed = outcome?;
+    outcome?;
     reported?;
     // A Secret with keys is the tenant's own and not watched.
-    Ok(Action::requeue(if observed.missing_keys.is_empty() { RESYNC } else { LOOK_AGAIN }))
+    Ok(Action::requeue(if tenant.spec.llm.providers.is_empty() { RESYNC } else { LOOK_AGAIN }))
 }
 
 /// All that is made for a tenant.
@@ -130,7 +130,7 @@ struct Children {
 }
 
 fn plan(tenant: &AgentTenant, observed: &Observed, context: &Context) -> Result<Children, Error> {
-    let wanted = Wanted::parse(tenant, &context.settings)?;
+    let wanted = Wanted::parse(tenant, &observed.keys, &context.settings)?;
     let issued = certificate(&wanted, observed, &context.authority, context.now())?;
     Ok(Children {
         namespace: namespace::namespace(&wanted),

@@ -31,9 +31,8 @@ pub struct ProviderSpec {
             .message("baseUrl must be an address such as https://llm.example.com/v1")
     )]
     pub base_url: Option<String>,
-    /// The key, in a Secret of the tenant's namespace. A provider without one is called without a key.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub api_key_secret_ref: Option<SecretKeyRef>,
+    /// The key, in a Secret of the tenant's namespace. While it is not there the workers run without this provider.
+    pub api_key_secret_ref: SecretKeyRef,
 }
 
 /// The providers whose interfaces the workers speak.
@@ -41,9 +40,6 @@ pub struct ProviderSpec {
 #[serde(rename_all = "lowercase")]
 pub enum ProviderName {
     Anthropic,
-    #[serde(rename = "openai")]
-    OpenAi,
-    Gemini,
 }
 
 impl ProviderName {
@@ -51,14 +47,12 @@ impl ProviderName {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Anthropic => "anthropic",
-            Self::OpenAi => "openai",
-            Self::Gemini => "gemini",
         }
     }
 }
 
 /// One key of a Secret.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[serde(rename_all = "camelCase")]
 pub struct SecretKeyRef {
     /// The Secret's name.

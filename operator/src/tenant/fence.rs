@@ -112,7 +112,7 @@ mod tests {
     fn spec_of(ranges: &[&str]) -> NetworkPolicySpec {
         let mut tenant = fixtures::minimal();
         tenant.spec.egress.cidrs = ranges.iter().map(|&range| range.to_owned()).collect();
-        fence(&Wanted::parse(&tenant, &fixtures::settings()).unwrap()).spec.unwrap()
+        fence(&Wanted::parse(&tenant, &fixtures::keys(), &fixtures::settings()).unwrap()).spec.unwrap()
     }
 
     /// Whether an address is within a range.

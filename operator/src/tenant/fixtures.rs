@@ -1,9 +1,10 @@
 //! Two made-up tenants for tests: one that says all, one that says nothing.
 
 use croft_crds::AgentTenant;
+use croft_crds::tenant::SecretKeyRef;
 use serde_json::json;
 
-use super::wanted::Settings;
+use super::wanted::{KeyVersions, Settings};
 
 pub(crate) fn settings() -> Settings {
     Settings {
@@ -11,6 +12,12 @@ pub(crate) fn settings() -> Settings {
         worker_image: "registry.example.com/croft/worker:7".to_owned(),
         worker_image_pull_policy: "IfNotPresent".to_owned(),
     }
+}
+
+/// The one key that [`full`] refers to.
+pub(crate) fn keys() -> KeyVersions {
+    let key = SecretKeyRef { name: "models".to_owned(), key: "anthropic-key".to_owned() };
+    KeyVersions::from([(key, "17".to_owned())])
 }
 
 pub(crate) fn minimal() -> AgentTenant {
@@ -40,8 +47,6 @@ pub(crate) fn full() -> AgentTenant {
                     "name": "anthropic", "baseUrl": "https://llm.example.com/v1",
                     "apiKeySecretRef": { "name": "models", "key": "anthropic-key" },
                 },
-                { "name": "openai", "apiKeySecretRef": { "name": "more-models", "key": "key" } },
-                { "name": "gemini", "baseUrl": "http://10.20.0.7:8080" },
             ] },
             "limits": {
                 "maxSessions": 77, "requestsPerMinute": 88, "maxMessageBytes": 99_000,

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::ResourceExt as _;
 use kube::api::Api;
 
+use super::wanted::KeyVersions;
 use super::{Error, tls};
 use crate::cluster::{child_key, is_owned};
 use crate::context::Context;
@@ -18,15 +19,24 @@ pub(super) struct Observed {
     pub(super) has_namespace: bool,
     /// The workers' certificate.
     pub(super) tls: Option<Arc<Secret>>,
+    /// Keys that the spec refers to and that are there.
+    pub(super) keys: KeyVersions,
+}
+
+impl Observed {
     /// Keys that the spec refers to and that are not there, as `secret/key`.
-    pub(super) missing_keys: Vec<String>,
+    pub(super) fn missing_keys(&self, tenant: &AgentTenant) -> Vec<String> {
+        let references = tenant.spec.llm.providers.iter().map(|provider| &provider.api_key_secret_ref);
+        let missing = references.filter(|reference| !self.keys.contains_key(reference));
+        missing.map(|reference| format!("{}/{}", reference.name, reference.key)).collect()
+    }
 }
 
 /// Fails if the namespace is someone else's, or on its way out.
 pub(super) async fn observe(tenant: &AgentTenant, context: &Context) -> Result<Observed, Error> {
     let name = tenant.namespace_name();
     let Some(namespace) = namespace(&name, context).await? else {
-        return Ok(Observed { missing_keys: refer_to(tenant), ..Observed::default() });
+        return Ok(Observed::default());
     };
     if !is_owned(&*namespace, tenant) {
         return Err(Error::NamespaceTaken { name });
@@ -35,7 +45,7 @@ pub(super) async fn observe(tenant: &AgentTenant, context: &Context) -> Result<O
         return Err(Error::NamespaceEnding { name });
     }
     let tls = tls_secret(&name, context).await?;
-    Ok(Observed { has_namespace: true, tls, missing_keys: missing_keys(tenant, context).await? })
+    Ok(Observed { has_namespace: true, tls, keys: keys(tenant, context).await? })
 }
 
 /// The namespace of that name, whoever made it. One that isn't labelled as ours is not in the copies, so the API server
@@ -72,22 +82,17 @@ async fn tls_secret(namespace: &str, context: &Context) -> Result<Option<Arc<Sec
 }
 
 /// The keys are looked for and dropped: no copy of them stays here.
-async fn missing_keys(tenant: &AgentTenant, context: &Context) -> Result<Vec<String>, Error> {
+async fn keys(tenant: &AgentTenant, context: &Context) -> Result<KeyVersions, Error> {
     let namespace = tenant.namespace_name();
     let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
-    let mut missing = Vec::new();
-    for reference in tenant.spec.llm.providers.iter().filter_map(|provider| provider.api_key_secret_ref.as_ref()) {
+    let mut there = KeyVersions::new();
+    for reference in tenant.spec.llm.providers.iter().map(|provider| &provider.api_key_secret_ref) {
         let what = || format!("secret {namespace}/{}", reference.name);
         let found = secrets.get_opt(&reference.name).await.map_err(|source| Error::Read { what: what(), source })?;
-        let has_key = found.and_then(|secret| secret.data).is_some_and(|data| data.contains_key(&reference.key));
-        if !has_key {
-            missing.push(format!("{}/{}", reference.name, reference.key));
+        let holds_key = |secret: &Secret| secret.data.as_ref().is_some_and(|data| data.contains_key(&reference.key));
+        if let Some(secret) = found.filter(holds_key) {
+            there.insert(reference.clone(), secret.resource_version().unwrap_or_default());
         }
     }
-    Ok(missing)
-}
-
-fn refer_to(tenant: &AgentTenant) -> Vec<String> {
-    let references = tenant.spec.llm.providers.iter().filter_map(|provider| provider.api_key_secret_ref.as_ref());
-    references.map(|reference| format!("{}/{}", reference.name, reference.key)).collect()
+    Ok(there)
 }

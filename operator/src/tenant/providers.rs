@@ -23,8 +23,7 @@ struct File<'a> {
 struct Entry<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     base_url: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    api_key_file: Option<String>,
+    api_key_file: String,
 }
 
 /// See it with `kubectl -n tenant-acme get configmap providers -o yaml`.
@@ -40,8 +39,7 @@ pub(crate) fn providers(wanted: &Wanted) -> ConfigMap {
 pub(crate) fn file(wanted: &Wanted) -> String {
     let entries = wanted.providers.iter().map(|provider| {
         let name = provider.name.as_str();
-        let api_key_file = provider.api_key_secret_ref.as_ref().map(|_| format!("{KEYS_FOLDER}/{name}"));
-        (name, Entry { base_url: provider.base_url.as_deref(), api_key_file })
+        (name, Entry { base_url: provider.base_url.as_deref(), api_key_file: format!("{KEYS_FOLDER}/{name}") })
     });
     let file = File { providers: entries.collect() };
     serde_json::to_string_pretty(&file).expect("plain data") + "\n"

@@ -151,16 +151,19 @@ fn workers_ready(tenant: &AgentTenant, workers: WorkersStatus, rollout: &Rollout
 }
 
 fn providers_ready(tenant: &AgentTenant, outcome: Result<&Observed, &Error>) -> Option<Verdict> {
-    tenant.spec.llm.providers.iter().find(|provider| provider.api_key_secret_ref.is_some())?;
-    let (holds, reason, message) = match outcome {
-        Ok(observed) if observed.missing_keys.is_empty() => {
+    if tenant.spec.llm.providers.is_empty() {
+        return None;
+    }
+    let missing = outcome.ok().map(|observed| observed.missing_keys(tenant));
+    let (holds, reason, message) = match missing {
+        Some(missing) if missing.is_empty() => {
             (Some(true), "KeysFound", "every key that the spec refers to is there".to_owned())
         }
-        Ok(observed) => {
-            let missing = observed.missing_keys.join(", ");
-            (Some(false), "KeysMissing", format!("namespace {} lacks {missing}", tenant.namespace_name()))
+        Some(missing) => {
+            let message = format!("namespace {} lacks {}", tenant.namespace_name(), missing.join(", "));
+            (Some(false), "KeysMissing", message)
         }
-        Err(_) => (None, "NotLookedFor", "the pass ended before keys were looked for".to_owned()),
+        None => (None, "NotLookedFor", "the pass ended before keys were looked for".to_owned()),
     };
     Some(Verdict { kind: "ProvidersReady", holds, reason, message })
 }
@@ -187,6 +190,7 @@ fn phase(
     match (outcome, rollout) {
         (Err(Error::NamespaceTaken { .. } | Error::Spec { .. }), _) => TenantPhase::Failed,
         (Ok(_), Rollout::Done) if tenant.spec.suspend => TenantPhase::Suspended,
+        (Ok(observed), Rollout::Done) if !observed.missing_keys(tenant).is_empty() => TenantPhase::Degraded,
         (Ok(_), Rollout::Done) => TenantPhase::Ready,
         _ if workers.ready > 0 => TenantPhase::Degraded,
         _ => TenantPhase::Pending,
@@ -256,10 +260,11 @@ mod tests {
 
     #[test]
     fn a_missing_key_is_named_and_its_value_never_known() {
-        let observed = Observed { missing_keys: vec!["models/anthropic-key".into()], ..Observed::default() };
+        let observed = Observed::default();
         let status = told(&fixtures::full(), Ok(&observed), Some(&deployment(4, 4)));
         assert_eq!(condition(&status, "ProvidersReady").message, "namespace tenant-heron lacks models/anthropic-key");
         assert_eq!(condition(&status, "Ready").reason, "KeysMissing");
+        assert_eq!(status.phase, Some(TenantPhase::Degraded));
     }
 
     #[test]

@@ -10,7 +10,8 @@ fn issued() -> Issued {
 }
 
 fn wanted() -> [Wanted; 2] {
-    [fixtures::full(), fixtures::minimal()].map(|tenant| Wanted::parse(&tenant, &fixtures::settings()).unwrap())
+    [fixtures::full(), fixtures::minimal()]
+        .map(|tenant| Wanted::parse(&tenant, &fixtures::keys(), &fixtures::settings()).unwrap())
 }
 
 macro_rules! snapshots {
@@ -40,7 +41,7 @@ snapshots! {
 }
 
 #[test]
-fn a_renewed_certificate_or_another_provider_rolls_the_workers_and_nothing_else_does() {
+fn a_renewed_certificate_or_another_key_or_provider_rolls_the_workers_and_nothing_else_does() {
     let [full, _] = wanted();
     let template = |wanted: &Wanted, issued: &Issued| workers::workers(wanted, issued).spec.unwrap().template;
     let before = template(&full, &issued());
@@ -48,6 +49,9 @@ fn a_renewed_certificate_or_another_provider_rolls_the_workers_and_nothing_else_
     let mut fewer = full.clone();
     fewer.providers.pop();
     assert_ne!(before, template(&fewer, &issued()));
+    let mut rotated = full.clone();
+    rotated.providers[0].key_version = "18".to_owned();
+    assert_ne!(before, template(&rotated, &issued()));
     let mut scaled = full;
     scaled.workers.replicas += 1;
     assert_eq!(before, template(&scaled, &issued()));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use croft_crds::tenant::{LimitsSpec, ProviderSpec, parse_range};
+use croft_crds::tenant::{LimitsSpec, ProviderName, ProviderSpec, SecretKeyRef, parse_range};
 use croft_crds::{AgentTenant, Quantity, labels};
 use k8s_openapi::api::core::v1::Toleration;
 use k8s_openapi::apimachinery::pkg::api::resource;
@@ -21,6 +21,9 @@ pub struct Settings {
     pub worker_image_pull_policy: String,
 }
 
+/// Which of the keys that a spec refers to are there, each with its Secret's version.
+pub(crate) type KeyVersions = BTreeMap<SecretKeyRef, String>;
+
 /// A tenant as it shall be.
 #[derive(Debug, Clone)]
 pub(crate) struct Wanted {
@@ -31,9 +34,19 @@ pub(crate) struct Wanted {
     pub(crate) workers: Workers,
     /// Ranges beyond the public internet, checked.
     pub(crate) ranges: Vec<String>,
-    pub(crate) providers: Vec<ProviderSpec>,
+    /// Those whose key is there: a worker does not start with one that has none.
+    pub(crate) providers: Vec<Provider>,
     /// Where the fronts are.
     pub(crate) front_namespace: String,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Provider {
+    pub(crate) name: ProviderName,
+    pub(crate) base_url: Option<String>,
+    pub(crate) key: SecretKeyRef,
+    /// Changes when the key may have changed.
+    pub(crate) key_version: String,
 }
 
 #[derive(Debug, Clone)]
@@ -68,8 +81,9 @@ impl Resources {
 }
 
 impl Wanted {
-    /// Reads `tenant`. Fails if the spec can't be used, which the rules on the kind mostly prevent.
-    pub(crate) fn parse(tenant: &AgentTenant, settings: &Settings) -> Result<Self, Error> {
+    /// Reads `tenant`, of whose keys those in `keys` are there. Fails if the spec can't be used, which the rules on the
+    /// kind mostly prevent.
+    pub(crate) fn parse(tenant: &AgentTenant, keys: &KeyVersions, settings: &Settings) -> Result<Self, Error> {
         let spec = &tenant.spec;
         let tier = tier::values(spec.tier);
         let or = |own: &Option<Quantity>, tier: &str| own.clone().unwrap_or_else(|| tier.into());
@@ -112,7 +126,7 @@ impl Wanted {
                 tolerations: spec.workers.tolerations.clone(),
             },
             ranges: spec.egress.cidrs.clone(),
-            providers: spec.llm.providers.clone(),
+            providers: spec.llm.providers.iter().filter_map(|provider| with_key(provider, keys)).collect(),
             front_namespace: settings.namespace.clone(),
         })
     }
@@ -141,6 +155,12 @@ impl Wanted {
             ..ObjectMeta::default()
         }
     }
+}
+
+fn with_key(provider: &ProviderSpec, keys: &KeyVersions) -> Option<Provider> {
+    let key = provider.api_key_secret_ref.clone();
+    let key_version = keys.get(&key)?.clone();
+    Some(Provider { name: provider.name, base_url: provider.base_url.clone(), key, key_version })
 }
 
 /// Sessions that one worker of this tenant may run at a time.
@@ -183,7 +203,7 @@ mod tests {
     fn a_range_that_opens_too_much_is_refused_even_if_the_schema_let_it_in() {
         let mut tenant = fixtures::minimal();
         tenant.spec.egress.cidrs = vec!["0.0.0.0/0".into()];
-        let error = Wanted::parse(&tenant, &fixtures::settings()).unwrap_err();
+        let error = Wanted::parse(&tenant, &fixtures::keys(), &fixtures::settings()).unwrap_err();
         assert_eq!(
             error.to_string(),
             "spec.egress.cidrs is not usable: 0.0.0.0/0 reaches addresses that lead to the node's own credentials"
@@ -194,7 +214,7 @@ mod tests {
     fn a_limit_below_the_tiers_request_lowers_the_request() {
         let mut tenant = fixtures::minimal();
         tenant.spec.workers.resources.cpu_limit = Some("20m".into());
-        let wanted = Wanted::parse(&tenant, &fixtures::settings()).unwrap();
+        let wanted = Wanted::parse(&tenant, &fixtures::keys(), &fixtures::settings()).unwrap();
         assert_eq!(wanted.workers.requests.cpu.as_str(), "20m");
         assert_eq!(wanted.workers.requests.memory.as_str(), "128Mi");
     }
@@ -203,6 +223,6 @@ mod tests {
     fn a_suspended_tenant_has_no_workers() {
         let mut tenant = fixtures::full();
         tenant.spec.suspend = true;
-        assert_eq!(Wanted::parse(&tenant, &fixtures::settings()).unwrap().workers.replicas, 0);
+        assert_eq!(Wanted::parse(&tenant, &fixtures::keys(), &fixtures::settings()).unwrap().workers.replicas, 0);
     }
 }

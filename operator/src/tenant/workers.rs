@@ -35,8 +35,9 @@ pub(crate) fn workers(wanted: &Wanted, issued: &Issued) -> Deployment {
     let selector = wanted.worker_selector();
     let mut pod_labels = wanted.labels();
     pod_labels.extend(selector.clone());
-    // Workers read both at their start, so a change of either is a rollout. Keys are read at each use and need none.
-    let config_hash = drift::hash(&(providers::file(wanted), &issued.cert));
+    // Workers read these at their start, so a change of any is a rollout.
+    let key_versions: Vec<_> = wanted.providers.iter().map(|provider| &provider.key_version).collect();
+    let config_hash = drift::hash(&(providers::file(wanted), &issued.cert, key_versions));
     Deployment {
         metadata: wanted.child_meta(NAME),
         spec: Some(DeploymentSpec {
@@ -180,7 +181,7 @@ fn mounts(wanted: &Wanted) -> Vec<VolumeMount> {
         mount("providers", PROVIDERS_FOLDER, true),
         mount("scratch", "/tmp", false),
     ];
-    if has_keys(wanted) {
+    if !wanted.providers.is_empty() {
         mounts.push(mount("keys", providers::KEYS_FOLDER, true));
     }
     mounts
@@ -206,24 +207,20 @@ fn volumes(wanted: &Wanted) -> Vec<Volume> {
         },
         Volume { empty_dir: Some(EmptyDirVolumeSource::default()), ..volume("scratch") },
     ];
-    if has_keys(wanted) {
+    if !wanted.providers.is_empty() {
         volumes.push(Volume { projected: Some(keys(wanted)), ..volume("keys") });
     }
     volumes
 }
 
-fn has_keys(wanted: &Wanted) -> bool {
-    wanted.providers.iter().any(|provider| provider.api_key_secret_ref.is_some())
-}
-
-/// The tenant's keys, a file a provider. Optional, so that a missing key costs its provider and not all workers; the
-/// kubelet brings it when it is there.
+/// The tenant's keys, a file a provider. Optional, so that one that is deleted later keeps no new worker from starting
+/// before we have seen it.
 fn keys(wanted: &Wanted) -> ProjectedVolumeSource {
-    let sources = wanted.providers.iter().filter_map(|provider| {
-        let reference = provider.api_key_secret_ref.as_ref()?;
-        let item = KeyToPath { key: reference.key.clone(), path: provider.name.as_str().to_owned(), mode: None };
-        let secret = SecretProjection { name: reference.name.clone(), items: Some(vec![item]), optional: Some(true) };
-        Some(VolumeProjection { secret: Some(secret), ..VolumeProjection::default() })
+    let sources = wanted.providers.iter().map(|provider| {
+        let key = &provider.key;
+        let item = KeyToPath { key: key.key.clone(), path: provider.name.as_str().to_owned(), mode: None };
+        let secret = SecretProjection { name: key.name.clone(), items: Some(vec![item]), optional: Some(true) };
+        VolumeProjection { secret: Some(secret), ..VolumeProjection::default() }
     });
     ProjectedVolumeSource { default_mode: Some(0o440), sources: Some(sources.collect()) }
 }
