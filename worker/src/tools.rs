@@ -185,8 +185,8 @@ fn shortened(mut block: ContentBlock) -> ContentBlock {
         && text.text.len() > RESULT_TEXT_BYTES_MAX
     {
         let whole = text.text.len();
-        text.text.truncate(text.text.floor_char_boundary(RESULT_TEXT_BYTES_MAX));
-        text.text += &format!("\n[cut: {whole} bytes in all]");
+        let end = text.text.floor_char_boundary(RESULT_TEXT_BYTES_MAX);
+        text.text = format!("{}\n[cut: {whole} bytes in all]", &text.text[..end]);
     }
     block
 }

@@ -55,7 +55,6 @@ pub(super) fn plan<'toolbox>(
     call: &ToolUse,
     toolbox: &'toolbox Toolbox,
     state: &State,
-    link: &Link,
     session: SessionId,
 ) -> Plan<'toolbox> {
     let entry = toolbox.get(&call.name);
@@ -64,7 +63,7 @@ pub(super) fn plan<'toolbox>(
     let todo = if let Some(result) = journalled.and_then(|entry| entry.result.clone()) {
         Todo::Known(result)
     } else {
-        todo(call, entry, begun.as_ref(), link, session)
+        todo(call, entry, begun.as_ref())
     };
     let replay = entry.map_or(ReplayClass::Unsafe, |entry| entry.replay);
     let fresh = || ToolCall {
@@ -77,13 +76,7 @@ pub(super) fn plan<'toolbox>(
     Plan { journalled: begun.is_some(), call: begun.unwrap_or_else(fresh), todo }
 }
 
-fn todo<'toolbox>(
-    call: &ToolUse,
-    entry: Option<&'toolbox Entry>,
-    begun: Option<&ToolCall>,
-    link: &Link,
-    session: SessionId,
-) -> Todo<'toolbox> {
+fn todo<'toolbox>(call: &ToolUse, entry: Option<&'toolbox Entry>, begun: Option<&ToolCall>) -> Todo<'toolbox> {
     let Some(entry) = entry else {
         return Todo::Refuse(format!("There is no tool {:?}.", call.name));
     };
@@ -100,12 +93,7 @@ fn todo<'toolbox>(
     match begun.replay() {
         // A person has been asked, if one had to be, before it was begun.
         ReplayClass::Safe | ReplayClass::Idempotent => Todo::Make { entry, arguments, ask: false },
-        ReplayClass::Unsafe | ReplayClass::Unspecified => match link.decided(&approval_id(session, &call.tool_call_id))
-        {
-            Some(decision) if decision.approved => Todo::Make { entry, arguments, ask: false },
-            Some(decision) => Todo::Refuse(denied(&decision.message)),
-            None => Todo::AskWhetherToRepeat,
-        },
+        ReplayClass::Unsafe | ReplayClass::Unspecified => Todo::AskWhetherToRepeat,
     }
 }
 

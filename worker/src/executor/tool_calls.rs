@@ -29,10 +29,8 @@ struct Slot {
 impl Executor<'_> {
     pub(super) async fn tool_calls(&mut self) -> Superstep {
         let calls = self.state.open_calls();
-        let plans: Vec<_> = calls
-            .iter()
-            .map(|call| tool_call::plan(call, self.toolbox, &self.state, self.link, self.session))
-            .collect();
+        let plans: Vec<_> =
+            calls.iter().map(|call| tool_call::plan(call, self.toolbox, &self.state, self.session)).collect();
         if self.ask_whether_to_repeat(&plans).await {
             return Superstep::Ended(StopReason::RequiresAction);
         }

@@ -4,9 +4,13 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a helper of tests may fail loudly")]
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use croft_llm::{Providers, retry, scripted::Scripted};
+use async_trait::async_trait;
+use croft_llm::scripted::Scripted;
+use croft_llm::{Class, Delta, DeltaStream, Provider, Providers, Request, retry};
 use croft_proto::id::SessionId;
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::execute_step_request::Message as ToWorker;
@@ -19,11 +23,12 @@ use croft_proto::v1::{
     InitWorkerSessionRequest, SessionCheckpoint, StepFinished, StepStart, StopReason, Text, ToolSpec,
 };
 use croft_serve::Tasks;
-use croft_worker::tools::Builtins;
+use croft_worker::tools::{Builtins, Error as ToolError, Invocation, Tool};
 use croft_worker::{RuntimeOptions, RuntimeServer};
+use futures::StreamExt as _;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Status, Streaming};
@@ -127,6 +132,7 @@ pub struct Front {
     /// Answers to grants and acknowledgements go out by themselves.
     pub grants: bool,
     pub acknowledges: bool,
+    pub provider: String,
     pub model: String,
     pub heard: Heard,
 }
@@ -146,8 +152,9 @@ impl Front {
         let (requests, receiver) = mpsc::channel(1024);
         requests.send(message(ToWorker::Start(start))).await.unwrap();
         let responses = client.clone().execute_step(ReceiverStream::new(receiver)).await.unwrap().into_inner();
-        let model = "scripted-1".into();
-        Self { requests, responses, grants: true, acknowledges: true, model, heard: Heard::default() }
+        let (provider, model) = ("scripted".into(), "scripted-1".into());
+        let heard = Heard::default();
+        Self { requests, responses, grants: true, acknowledges: true, provider, model, heard }
     }
 
     pub async fn send(&self, message_to_worker: ToWorker) {
@@ -176,7 +183,8 @@ impl Front {
             }
             FromWorker::GrantRequest(request) => {
                 if self.grants {
-                    self.send(ToWorker::Grant(self.grant(&request))).await;
+                    // As above.
+                    let _ = self.requests.send(self::message(ToWorker::Grant(self.grant(&request)))).await;
                 }
                 self.heard.grants.push(request);
             }
@@ -190,7 +198,7 @@ impl Front {
         Grant {
             request_id: request.request_id.clone(),
             grant_id: format!("grant-{}", self.heard.grants.len()),
-            provider: "scripted".into(),
+            provider: self.provider.clone(),
             model: self.model.clone(),
             output_tokens_max: request.output_tokens_max,
             expire_time: None,
@@ -286,4 +294,94 @@ pub async fn turn(worker: &Worker, agent: &AgentSpec, input: Vec<ContentBlock>) 
     let session_id = session();
     init(&worker.client, &session_id, agent).await.unwrap();
     Front::open(&worker.client, start(&session_id, input)).await.finish().await
+}
+
+/// A provider that fails so many times, and then answers as the scripted one does.
+pub struct Flaky {
+    pub failures: AtomicUsize,
+    pub class: Class,
+    /// How long it asks to wait.
+    pub retry_after: Option<Duration>,
+    /// Text before it fails.
+    pub says: Option<&'static str>,
+    pub requests: Arc<Mutex<Vec<Request>>>,
+}
+
+impl Flaky {
+    pub fn new(failures: usize, class: Class) -> Self {
+        Self { failures: failures.into(), class, retry_after: None, says: None, requests: Arc::default() }
+    }
+}
+
+impl Provider for Flaky {
+    fn name(&self) -> &'static str {
+        "flaky"
+    }
+
+    fn stream(&self, request: Request) -> DeltaStream {
+        self.requests.lock().unwrap().push(request.clone());
+        let fails = self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+        if !fails {
+            return Scripted::new().stream(request);
+        }
+        let mut error = croft_llm::Error::new("flaky", self.class, "out of order");
+        error.retry_after = self.retry_after;
+        let says = self.says.map(|text| Ok(Delta::Text { block: 0, text: text.into() }));
+        futures::stream::iter(says.into_iter().chain([Err(error)])).boxed()
+    }
+}
+
+/// A tool that writes down what it is asked, and answers only after a permit, if it was given a gate.
+#[derive(Clone, Default)]
+pub struct Spade {
+    pub digs: Arc<Mutex<Vec<Invocation>>>,
+    pub gate: Option<Arc<Semaphore>>,
+    pub breaks: bool,
+}
+
+impl Spade {
+    pub fn digs(&self) -> usize {
+        self.digs.lock().unwrap().len()
+    }
+}
+
+#[async_trait]
+impl Tool for Spade {
+    fn description(&self) -> &str {
+        "Digs."
+    }
+
+    fn input_schema(&self) -> Value {
+        json!({"type": "object", "properties": {"depth": {"type": "integer"}}, "additionalProperties": false})
+    }
+
+    async fn call(&self, invocation: Invocation) -> Result<Vec<ContentBlock>, ToolError> {
+        let depth = invocation.arguments.get("depth").cloned().unwrap_or_default();
+        self.digs.lock().unwrap().push(invocation);
+        if let Some(gate) = &self.gate {
+            gate.acquire().await.unwrap().forget();
+        }
+        if self.breaks {
+            return Err(ToolError("The spade broke.".into()));
+        }
+        Ok(text(&format!("dug {depth}")))
+    }
+}
+
+/// A worker with a spade, and an agent that has it.
+pub async fn worker_with_spade(spade: &Spade) -> (Worker, AgentSpec) {
+    let builtins = Builtins::default().with("spade", spade.clone());
+    let worker = worker_with(options(), Providers::new().with(Scripted::new()), builtins).await;
+    (worker, AgentSpec { tools: vec![builtin("spade"), builtin("clock")], ..agent() })
+}
+
+/// A worker whose provider is flaky; grants must name it.
+pub async fn worker_with_flaky(flaky: Flaky) -> Worker {
+    worker_with(options(), Providers::new().with(flaky), Builtins::default()).await
+}
+
+/// The fixed word that a refusal carries.
+pub fn reason(status: &Status) -> String {
+    use tonic_types::StatusExt as _;
+    status.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default()
 }

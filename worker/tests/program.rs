@@ -1,0 +1,301 @@
+//! The worker program: its port, its certificates, its config, its end.
+
+#![expect(clippy::unwrap_used, reason = "a helper of tests may fail loudly")]
+
+mod support;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use croft_proto::v1::runtime_service_client::RuntimeServiceClient;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{AgentSpec, StopReason};
+use croft_serve::tls::{PeerRole, install_provider};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
+use serde_json::{Value, json};
+use support::{Client, Front, agent, init, script, session, start, text};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Code, Status};
+use wiremock::matchers::{header, path};
+use wiremock::{Mock, MockServer, ResponseTemplate};
+
+const SERVER_NAME: &str = "workers.tenant-meadow.svc";
+
+/// An authority, and what it signs.
+struct Authority {
+    certificate: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+struct Signed {
+    certificate: String,
+    key: String,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "croft-ca of a test");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let certificate = params.self_signed(&key).unwrap().pem();
+        Self { certificate, issuer: Issuer::new(params, key) }
+    }
+
+    fn sign(&self, role: &PeerRole, uses: &[ExtendedKeyUsagePurpose]) -> Signed {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.extended_key_usages = uses.to_vec();
+        params.subject_alt_names.push(SanType::URI(role.uri().try_into().unwrap()));
+        if let PeerRole::Worker { tenant } = role {
+            params.subject_alt_names.push(SanType::DnsName(format!("workers.tenant-{tenant}.svc").try_into().unwrap()));
+        }
+        let certificate = params.signed_by(&key, &self.issuer).unwrap().pem();
+        Signed { certificate, key: key.serialize_pem() }
+    }
+
+    fn worker(&self, tenant: &str) -> Signed {
+        self.sign(&PeerRole::Worker { tenant: tenant.into() }, &[ExtendedKeyUsagePurpose::ServerAuth])
+    }
+
+    fn client(&self, role: &PeerRole) -> Signed {
+        self.sign(role, &[ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth])
+    }
+}
+
+/// A worker program that runs, with its certificate of tenant `meadow`.
+struct Program {
+    child: Child,
+    /// Its log goes on being read, so that it never waits for us.
+    log: Lines<BufReader<ChildStdout>>,
+    authority: Authority,
+    grpc: SocketAddr,
+    ops: SocketAddr,
+    _folder: TempDir,
+}
+
+fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_croft-worker"));
+    command.env_clear().stdin(Stdio::null()).stderr(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+    command
+}
+
+impl Program {
+    async fn start(providers: Option<Value>) -> Self {
+        let folder = TempDir::new().unwrap();
+        let write = |name: &str, content: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, content).unwrap();
+            path
+        };
+        let authority = Authority::new();
+        let own = authority.worker("meadow");
+        let mut command = command();
+        command
+            .env("CROFT_TLS_CERT", write("tls.crt", &own.certificate))
+            .env("CROFT_TLS_KEY", write("tls.key", &own.key))
+            .env("CROFT_TLS_CA", write("ca.crt", &authority.certificate))
+            .env("CROFT_TENANT", "meadow")
+            .env("CROFT_WORKER_NAME", "worker-7")
+            .env("CROFT_WORKER_NAMESPACE", "tenant-meadow")
+            .env("CROFT_SESSIONS_MAX", "3")
+            .args(["--grpc-addr", "127.0.0.1:0", "--metrics-addr", "127.0.0.1:0"]);
+        if let Some(providers) = providers {
+            let key = write("anthropic-key", "sk-ant-of-a-test\n");
+            let providers = providers.to_string().replace("KEY_FILE", key.to_str().unwrap());
+            command.env("CROFT_PROVIDERS", write("providers.json", &providers));
+        }
+        let mut child = command.spawn().unwrap();
+        let mut log = BufReader::new(child.stdout.take().unwrap()).lines();
+        let ops = logged(&mut log, "ops_addr").await;
+        let grpc = logged(&mut log, "grpc_addr").await;
+        Self { child, log, authority, grpc, ops, _folder: folder }
+    }
+
+    /// Dials the program with this certificate.
+    async fn dial(&self, own: Option<&Signed>) -> Result<Channel, tonic::transport::Error> {
+        install_provider();
+        let ca = Certificate::from_pem(&self.authority.certificate);
+        let mut tls = ClientTlsConfig::new().ca_certificate(ca).domain_name(SERVER_NAME);
+        if let Some(own) = own {
+            tls = tls.identity(Identity::from_pem(&own.certificate, &own.key));
+        }
+        Endpoint::from_shared(format!("https://{}", self.grpc)).unwrap().tls_config(tls)?.connect().await
+    }
+
+    async fn front(&self) -> Client {
+        let own = self.authority.client(&PeerRole::Front);
+        RuntimeServiceClient::new(self.dial(Some(&own)).await.unwrap())
+    }
+
+    /// What a caller with this certificate is told, if it gets so far.
+    async fn outcome(&self, own: Option<&Signed>) -> Result<(), Code> {
+        let channel = self.dial(own).await.map_err(|_| Code::Unavailable)?;
+        init(&RuntimeServiceClient::new(channel), &session(), &agent()).await.map_err(|status: Status| status.code())
+    }
+
+    async fn page(&self, path: &str) -> (u16, String) {
+        let response = reqwest::get(format!("http://{}{path}", self.ops)).await.unwrap();
+        (response.status().as_u16(), response.text().await.unwrap())
+    }
+
+    fn terminate(&self) {
+        let pid = self.child.id().unwrap().to_string();
+        assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    }
+}
+
+/// The value of that field in the first log line that has it.
+async fn logged(log: &mut Lines<BufReader<ChildStdout>>, field: &str) -> SocketAddr {
+    let find = async {
+        loop {
+            let line = log.next_line().await.unwrap().expect("the program ended early");
+            let line: Value = serde_json::from_str(&line).unwrap();
+            if let Some(address) = line[field].as_str() {
+                return address.parse().unwrap();
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), find).await.expect("the program does not start")
+}
+
+#[tokio::test]
+async fn the_front_runs_a_turn_at_the_programs_port() {
+    let program = Program::start(None).await;
+    let client = program.front().await;
+    let session_id = session();
+    init(&client, &session_id, &agent()).await.unwrap();
+    let heard = Front::open(&client, start(&session_id, text("hello"))).await.finish().await;
+    assert_eq!(heard.stop_reason(), StopReason::EndTurn);
+    let Kind::StepStarted(started) = &heard.durables[0] else { panic!() };
+    assert_eq!((started.worker.as_str(), started.namespace.as_str()), ("worker-7", "tenant-meadow"));
+
+    let (status, _) = program.page("/readyz").await;
+    assert_eq!(status, 200);
+    let (_, metrics) = program.page("/metrics").await;
+    for name in ["croft_worker_model_attempts_total", "croft_worker_sessions 1", "croft_grpc_requests_total"] {
+        assert!(metrics.contains(name), "{name} is missing in\n{metrics}");
+    }
+}
+
+#[tokio::test]
+async fn only_the_fronts_certificate_opens_the_port() {
+    let program = Program::start(None).await;
+    let authority = &program.authority;
+    let other = PeerRole::Worker { tenant: "hill".into() };
+    assert_eq!(program.outcome(Some(&authority.client(&PeerRole::Front))).await, Ok(()));
+    assert_eq!(program.outcome(Some(&authority.client(&PeerRole::Operator))).await, Err(Code::PermissionDenied));
+    assert_eq!(program.outcome(Some(&authority.client(&other))).await, Err(Code::PermissionDenied));
+    // As they are issued, workers' certificates are no clients' at all, and end at the handshake.
+    assert!(program.outcome(Some(&authority.worker("hill"))).await.is_err());
+    assert!(program.outcome(Some(&authority.worker("meadow"))).await.is_err());
+    assert!(program.outcome(None).await.is_err());
+    let foreign = Authority::new().client(&PeerRole::Front);
+    assert!(program.outcome(Some(&foreign)).await.is_err());
+}
+
+#[tokio::test]
+async fn the_health_service_answers_the_front() {
+    let program = Program::start(None).await;
+    let own = program.authority.client(&PeerRole::Front);
+    let channel = program.dial(Some(&own)).await.unwrap();
+    let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
+    let request = tonic_health::pb::HealthCheckRequest { service: "croft.v1.RuntimeService".into() };
+    let answer = health.check(request).await.unwrap().into_inner();
+    assert_eq!(answer.status(), tonic_health::pb::health_check_response::ServingStatus::Serving);
+}
+
+#[tokio::test]
+async fn sigterm_hands_the_turn_back_and_ends_the_program() {
+    let mut program = Program::start(None).await;
+    let client = program.front().await;
+    let session_id = session();
+    init(&client, &session_id, &agent()).await.unwrap();
+    let nap = json!({"tool_call": {"name": "clock", "arguments": {"sleep_ms": 400}}});
+    let steps = script(json!([nap, {"text": "done"}]));
+    let mut front = Front::open(&client, start(&session_id, steps)).await;
+    front.until_event(|kind| matches!(kind, Kind::ToolCall(_))).await;
+    program.terminate();
+    let heard = front.finish().await;
+    assert_eq!(heard.stop_reason(), StopReason::HandedBack);
+    assert_eq!(heard.checkpoint().tool_calls, 1, "the superstep at hand was ended");
+    drop(client);
+    while program.log.next_line().await.unwrap().is_some() {}
+    let status = tokio::time::timeout(Duration::from_secs(30), program.child.wait()).await.unwrap().unwrap();
+    assert_eq!(status.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_configured_provider_is_called_with_its_key() {
+    let server = MockServer::start().await;
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/llm/tests/golden/anthropic/text.sse");
+    let answer = ResponseTemplate::new(200).set_body_raw(std::fs::read(golden).unwrap(), "text/event-stream");
+    Mock::given(path("/v1/messages"))
+        .and(header("x-api-key", "sk-ant-of-a-test"))
+        .respond_with(answer)
+        .expect(1)
+        .mount(&server)
+        .await;
+    let providers = json!({"providers": {"anthropic": {"base_url": server.uri(), "api_key_file": "KEY_FILE"}}});
+    let program = Program::start(Some(providers)).await;
+    let client = program.front().await;
+    let session_id = session();
+    let agent = AgentSpec { model: "claude-haiku-4-5".into(), ..agent() };
+    init(&client, &session_id, &agent).await.unwrap();
+    let mut front = Front::open(&client, start(&session_id, text("hello"))).await;
+    (front.provider, front.model) = ("anthropic".into(), "claude-haiku-4-5".into());
+    let heard = front.finish().await;
+    let Kind::ModelAttempt(attempt) = &heard.durables[1] else { panic!() };
+    assert_eq!((attempt.provider.as_str(), attempt.response_id.as_str()), ("anthropic", "msg_01"));
+    assert_eq!(attempt.usage.unwrap().output_tokens, 17);
+}
+
+async fn refused(arguments: &[&str]) -> Output {
+    let run = command().args(arguments).output();
+    tokio::time::timeout(Duration::from_secs(30), run).await.expect("the program goes on").unwrap()
+}
+
+fn file(folder: &Path, name: &str, content: &str) -> PathBuf {
+    let path = folder.join(name);
+    std::fs::write(&path, content).unwrap();
+    path
+}
+
+#[tokio::test]
+async fn a_mistake_in_the_config_is_told_in_a_sentence_and_ends_with_2() {
+    let folder = TempDir::new().unwrap();
+    let file = |name: &str, content: &str| file(folder.path(), name, content).to_str().unwrap().to_owned();
+    let empty_key = file("empty-key", "\n");
+    let unknown = file("unknown.json", r#"{"providers":{"oracle":{}}}"#);
+    let keyless = file("keyless.json", r#"{"providers":{"anthropic":{}}}"#);
+    let blank = file("blank.json", &json!({"providers": {"anthropic": {"api_key_file": empty_key}}}).to_string());
+    let garbled = file("garbled.json", "{");
+    let good = ["--tenant", "meadow", "--worker-name", "worker-7", "--metrics-addr", "127.0.0.1:0"];
+    let insecure = ["--insecure", "--grpc-addr", "127.0.0.1:0"];
+    let with = |more: &[&str]| [&good[..], more].concat().into_iter().map(str::to_owned).collect::<Vec<_>>();
+    let insecure_with = |more: &[&str]| with(&[&insecure[..], more].concat());
+    let cases = [
+        (vec!["--worker-name".to_owned(), "w".to_owned()], "--tenant (CROFT_TENANT) is required."),
+        (insecure_with(&["--sessions-max", "0"]), "--sessions-max (CROFT_SESSIONS_MAX) must be at least 1."),
+        (with(&["--insecure"]), "--insecure (CROFT_INSECURE) is for tests on a loopback address"),
+        (with(&["--tls-cert", "/nowhere/tls.crt"]), "/nowhere/tls.crt of --tls-cert (CROFT_TLS_CERT) is not usable"),
+        (insecure_with(&["--providers", "/nowhere/p.json"]), "/nowhere/p.json of --providers (CROFT_PROVIDERS)"),
+        (insecure_with(&["--providers", &garbled]), "is not usable"),
+        (insecure_with(&["--providers", &unknown]), "provider oracle: there is no such provider"),
+        (insecure_with(&["--providers", &keyless]), "provider anthropic: api_key_file is missing"),
+        (insecure_with(&["--providers", &blank]), "must hold one line of printable ASCII"),
+    ];
+    for (arguments, sentence) in cases {
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        let output = refused(&arguments).await;
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {told}");
+        assert!(told.contains(sentence), "{arguments:?}: {told}");
+        assert!(told.trim_end().ends_with('.'), "{told}");
+    }
+}

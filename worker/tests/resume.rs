@@ -1,0 +1,287 @@
+//! What happens when a worker or a front is lost in mid turn, or hands it back: nothing is lost, nothing is done twice.
+
+#![expect(clippy::unwrap_used, reason = "a helper of tests may fail loudly")]
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{
+    AgentSpec, JournalledToolCall, Permission, ReplayClass, Role, SessionCheckpoint, StepStart, StopReason, ToolCall,
+    ToolResult, ToolSpec,
+};
+use serde_json::{Value, json};
+use support::*;
+use tokio::sync::Semaphore;
+use tonic::Code;
+
+fn dig(depth: u32) -> Value {
+    json!({"tool_call": {"name": "spade", "arguments": {"depth": depth}}})
+}
+
+fn with_replay(agent: &AgentSpec, replay: ReplayClass) -> AgentSpec {
+    AgentSpec { tools: vec![ToolSpec { replay: replay.into(), ..builtin("spade") }], ..agent.clone() }
+}
+
+/// Runs a step on a new worker, and tells what it heard.
+async fn elsewhere(spade: &Spade, agent: &AgentSpec, start: StepStart) -> Heard {
+    let (worker, _) = worker_with_spade(spade).await;
+    init(&worker.client, &start.session_id, agent).await.unwrap();
+    Front::open(&worker.client, start).await.finish().await
+}
+
+/// The start by which another worker goes on from a checkpoint.
+fn resumed(session_id: &str, checkpoint: SessionCheckpoint, journal: Vec<JournalledToolCall>) -> StepStart {
+    StepStart { checkpoint: Some(checkpoint), journal, epoch: 2, ..start(session_id, Vec::new()) }
+}
+
+/// A turn whose only call of the spade was journalled; then the worker was lost.
+struct Broken {
+    session_id: String,
+    agent: AgentSpec,
+    /// Before the call.
+    checkpoint: SessionCheckpoint,
+    call: ToolCall,
+}
+
+impl Broken {
+    async fn new(replay: ReplayClass) -> Self {
+        let (worker, agent) = worker_with_spade(&Spade::default()).await;
+        let agent = with_replay(&agent, replay);
+        let session_id = session();
+        init(&worker.client, &session_id, &agent).await.unwrap();
+        let mut front =
+            Front::open(&worker.client, start(&session_id, script(json!([dig(3), {"text": "planted"}])))).await;
+        front.acknowledges = false;
+        let Kind::ToolCall(call) = front.until_event(|kind| matches!(kind, Kind::ToolCall(_))).await else { panic!() };
+        let checkpoint = front.heard.checkpoints.last().unwrap().clone();
+        Self { session_id, agent, checkpoint, call }
+    }
+
+    fn journal(&self, result: Option<ToolResult>) -> Vec<JournalledToolCall> {
+        vec![JournalledToolCall { call: Some(self.call.clone()), result }]
+    }
+
+    async fn go_on(&self, spade: &Spade, result: Option<ToolResult>) -> Heard {
+        let start = resumed(&self.session_id, self.checkpoint.clone(), self.journal(result));
+        elsewhere(spade, &self.agent, start).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn from_every_checkpoint_another_worker_comes_to_the_same_end() {
+    let spade = Spade::default();
+    let (worker, agent) = worker_with_spade(&spade).await;
+    let session_id = session();
+    let steps = json!([{"text": "first"}, dig(1), dig(2), {"text": "then"}, dig(3), {"text": "done"}]);
+    init(&worker.client, &session_id, &agent).await.unwrap();
+    let whole = Front::open(&worker.client, start(&session_id, script(steps))).await.finish().await;
+    assert_eq!(whole.checkpoints.len(), 5);
+    for checkpoint in whole.checkpoints.clone() {
+        let superstep = checkpoint.superstep;
+        let heard = elsewhere(&Spade::default(), &agent, resumed(&session_id, checkpoint, Vec::new())).await;
+        let (ours, theirs) = (heard.checkpoint(), whole.checkpoint());
+        assert_eq!(ours.messages, theirs.messages, "from superstep {superstep}");
+        assert_eq!(
+            (ours.superstep, ours.model_calls, ours.tool_calls),
+            (theirs.superstep, theirs.model_calls, theirs.tool_calls),
+            "from superstep {superstep}"
+        );
+        assert_eq!(heard.stop_reason(), StopReason::EndTurn);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_whose_result_is_journalled_is_not_made_again() {
+    let broken = Broken::new(ReplayClass::Unsafe).await;
+    let spade = Spade::default();
+    let tool_call_id = broken.call.tool_call_id.clone();
+    let result = ToolResult { tool_call_id, content: text("dug 3 before"), ..ToolResult::default() };
+    let heard = broken.go_on(&spade, Some(result)).await;
+    assert_eq!(spade.digs(), 0);
+    assert_eq!(heard.stop_reason(), StopReason::EndTurn);
+    assert_eq!(heard.story(), ["started", "attempt", "message", "completed"], "its events are stored already");
+    let outputs = format!("{:?}", heard.checkpoint().messages[2]);
+    assert!(outputs.contains("dug 3 before"), "{outputs}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_safe_or_idempotent_call_is_repeated_under_its_key() {
+    for replay in [ReplayClass::Safe, ReplayClass::Idempotent] {
+        let broken = Broken::new(replay).await;
+        let spade = Spade::default();
+        let heard = broken.go_on(&spade, None).await;
+        let digs = spade.digs.lock().unwrap().clone();
+        assert_eq!(digs.len(), 1, "{replay:?}");
+        assert_eq!(digs[0].idempotency_key, broken.call.idempotency_key);
+        assert_eq!(heard.story(), ["started", "result", "attempt", "message", "completed"], "journalled only once");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unsafe_call_whose_outcome_is_unknown_is_never_repeated() {
+    for replay in [ReplayClass::Unsafe, ReplayClass::Unspecified] {
+        let broken = Broken::new(replay).await;
+        let spade = Spade::default();
+        let heard = broken.go_on(&spade, None).await;
+        assert_eq!(heard.stop_reason(), StopReason::RequiresAction);
+        assert_eq!(heard.story(), ["started", "approval", "completed"]);
+
+        // Its checkpoint alone tells the next worker the same.
+        let start = resumed(&broken.session_id, heard.checkpoint(), Vec::new());
+        let again = elsewhere(&spade, &broken.agent, start).await;
+        assert_eq!(again.stop_reason(), StopReason::RequiresAction);
+        assert_eq!(approval_id(&again), approval_id(&heard), "people are not asked two questions");
+        assert_eq!(spade.digs(), 0);
+    }
+}
+
+fn approval_id(heard: &Heard) -> String {
+    let approval = |kind: &Kind| match kind {
+        Kind::ApprovalRequired(approval) => Some(approval.approval_id.clone()),
+        _ => None,
+    };
+    heard.durables.iter().find_map(approval).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_message_closes_the_calls_that_an_older_turn_left_open() {
+    let broken = Broken::new(ReplayClass::Unsafe).await;
+    let spade = Spade::default();
+    let open = broken.go_on(&spade, None).await;
+    let next = StepStart {
+        turn_id: "turn-2".into(),
+        checkpoint: Some(open.checkpoint()),
+        ..start(&broken.session_id, text("never mind"))
+    };
+    let heard = elsewhere(&spade, &broken.agent, next).await;
+    assert_eq!(spade.digs(), 0);
+    assert_eq!(heard.story(), ["started", "result", "attempt", "message", "completed"]);
+    let Kind::ToolResult(result) = &heard.durables[1] else { panic!() };
+    assert!(result.is_error && texts(&result.content).contains("outcome of the call is unknown"));
+    let roles: Vec<_> = heard.checkpoint().messages.iter().map(croft_proto::v1::Message::role).collect();
+    assert_eq!(roles, [Role::User, Role::Assistant, Role::Tool, Role::User, Role::Assistant]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn input_that_the_checkpoint_already_holds_is_not_added_again() {
+    let broken = Broken::new(ReplayClass::Safe).await;
+    let spade = Spade::default();
+    let again = resumed(&broken.session_id, broken.checkpoint.clone(), broken.journal(None));
+    let heard = elsewhere(&spade, &broken.agent, StepStart { input: text("twice?"), ..again }).await;
+    let users = heard.checkpoint().messages.iter().filter(|message| message.role() == Role::User).count();
+    assert_eq!(users, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_shuts_down_ends_its_superstep_and_hands_the_turn_back() {
+    let spade = Spade { gate: Some(Arc::new(Semaphore::new(0))), ..Spade::default() };
+    let (worker, agent) = worker_with_spade(&spade).await;
+    let session_id = session();
+    init(&worker.client, &session_id, &agent).await.unwrap();
+    let mut front = Front::open(&worker.client, start(&session_id, script(json!([dig(1), {"text": "done"}])))).await;
+    front.until_event(|kind| matches!(kind, Kind::ToolCall(_))).await;
+    while spade.digs() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    worker.tasks.stopping().cancel();
+    spade.gate.as_ref().unwrap().add_permits(1);
+    let heard = front.finish().await;
+    assert_eq!(heard.stop_reason(), StopReason::HandedBack);
+    assert_eq!(heard.story(), ["started", "attempt", "message", "call", "result", "completed"]);
+
+    let rest = elsewhere(&Spade::default(), &agent, resumed(&session_id, heard.checkpoint(), Vec::new())).await;
+    assert_eq!(rest.stop_reason(), StopReason::EndTurn);
+    assert_eq!(rest.story(), ["started", "attempt", "message", "completed"], "the call is not made again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_shuts_down_while_a_person_is_asked_hands_the_question_back() {
+    let spade = Spade::default();
+    let (worker, agent) = worker_with_spade(&spade).await;
+    let asks = ToolSpec { permission: Permission::Ask.into(), ..builtin("spade") };
+    let agent = AgentSpec { tools: vec![asks, builtin("calculator")], ..agent };
+    let session_id = session();
+    init(&worker.client, &session_id, &agent).await.unwrap();
+    let sum = json!({"tool_call": {"name": "calculator", "arguments": {"expression": "1+1"}}});
+    let steps = script(json!([dig(1), sum, {"text": "done"}]));
+    let mut front = Front::open(&worker.client, start(&session_id, steps)).await;
+    front.until_event(|kind| matches!(kind, Kind::ApprovalRequired(_))).await;
+    worker.tasks.stopping().cancel();
+    let heard = front.finish().await;
+    assert_eq!(heard.stop_reason(), StopReason::HandedBack);
+    assert_eq!(spade.digs(), 0);
+
+    let (other, _) = worker_with_spade(&spade).await;
+    init(&other.client, &session_id, &agent).await.unwrap();
+    let mut front = Front::open(&other.client, resumed(&session_id, heard.checkpoint(), Vec::new())).await;
+    let asked = front.until_event(|kind| matches!(kind, Kind::ApprovalRequired(_))).await;
+    let Kind::ApprovalRequired(asked) = asked else { panic!() };
+    assert_eq!(asked.approval_id, approval_id(&heard), "it is the same question");
+    let resolved = croft_proto::v1::ApprovalResolved {
+        approval_id: asked.approval_id,
+        approved: true,
+        ..croft_proto::v1::ApprovalResolved::default()
+    };
+    front.send(croft_proto::v1::execute_step_request::Message::ApprovalResolved(resolved)).await;
+    let rest = front.finish().await;
+    assert_eq!(rest.stop_reason(), StopReason::EndTurn);
+    assert_eq!(spade.digs(), 1);
+    let calls = rest.story().iter().filter(|name| **name == "call").count();
+    assert_eq!(calls, 1, "the calculator is not asked again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_shuts_down_begins_nothing_new() {
+    let worker = worker().await;
+    let session_id = session();
+    init(&worker.client, &session_id, &agent()).await.unwrap();
+    worker.tasks.stopping().cancel();
+    assert_eq!(init(&worker.client, &session(), &agent()).await.unwrap_err().code(), Code::Unavailable);
+    let (_requests, receiver) = tokio::sync::mpsc::channel(1);
+    let requests = tokio_stream::wrappers::ReceiverStream::new(receiver);
+    let refused = worker.client.clone().execute_step(requests).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_front_that_goes_away_ends_its_step() {
+    let spade = Spade { gate: Some(Arc::new(Semaphore::new(0))), ..Spade::default() };
+    let (worker, agent) = worker_with_spade(&spade).await;
+    let session_id = session();
+    init(&worker.client, &session_id, &agent).await.unwrap();
+    let mut front = Front::open(&worker.client, start(&session_id, script(json!([dig(1), {"text": "done"}])))).await;
+    front.until_event(|kind| matches!(kind, Kind::ToolCall(_))).await;
+    while spade.digs() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    drop(front);
+    // Time stands still while anything has work to do.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let gate = spade.gate.as_ref().unwrap();
+    gate.add_permits(1);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(gate.available_permits(), 1, "nobody waits at the gate any more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_front_with_a_newer_lease_takes_over_and_an_older_one_is_refused() {
+    let worker = worker().await;
+    let session_id = session();
+    init(&worker.client, &session_id, &agent()).await.unwrap();
+    let slow = script(json!([{"delay_ms": 60_000}, {"text": "late"}]));
+    let at_epoch = |epoch| StepStart { epoch, ..start(&session_id, slow.clone()) };
+    let mut old = Front::open(&worker.client, at_epoch(5)).await;
+    old.until_event(|kind| matches!(kind, Kind::StepStarted(_))).await;
+
+    let mut new = Front::open(&worker.client, at_epoch(6)).await;
+    new.until_event(|kind| matches!(kind, Kind::StepStarted(_))).await;
+    assert_eq!(old.failure().await.code(), Code::Cancelled);
+
+    let stale = Front::open(&worker.client, at_epoch(5)).await;
+    let refused = stale.failure().await;
+    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Aborted, "EPOCH_STALE"));
+    assert_eq!(new.finish().await.stop_reason(), StopReason::EndTurn, "the newer one is left alone");
+}
