@@ -14,7 +14,7 @@ trap finish EXIT
 trap 'exit 130' INT TERM
 # The policy enforcer takes long to build: the demo goes without it unless it has been built.
 enforcer=--without-policy
-if $cluster tools --built cilium; then
+if $cluster built cilium 2>/dev/null; then
     enforcer=
 else
     say "the NetworkPolicy enforcer is left to \`make up\` and \`make test\`, which build it: here the fence is applied but not enforced"

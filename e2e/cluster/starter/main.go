@@ -24,6 +24,7 @@ const usage = `usage: cluster.sh COMMAND [--dir DIR]
   env                         write DIR/env anew, with what lies in DIR/env.d
   status                      what is running
   tools [NAME…]               build what is missing of the tools, link them into DIR/bin
+  built NAME                  whether a tool is built already
   apt GROUP…                  install what is missing of Debian's packages: services node policy
 
 DIR is target/croft in the repository unless told. DIR/env is made for sourcing.
@@ -77,6 +78,8 @@ func run(args []string) error {
 		return d.loadImages(words[2:])
 	case words[0] == "tools":
 		return d.tools(words[1:])
+	case words[0] == "built" && len(words) == 2:
+		return isBuilt(words[1])
 	case command == "up":
 		return d.up(!*withoutPolicy)
 	case command == "down":

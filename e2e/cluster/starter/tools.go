@@ -127,3 +127,19 @@ func toolNames() string {
 	sort.Strings(names)
 	return strings.Join(names, ", ")
 }
+
+// isBuilt fails when a tool would have to be built first.
+func isBuilt(name string) error {
+	t, known := toolbox[name]
+	if !known {
+		return fmt.Errorf("no tool is called %q; there are %s", name, toolNames())
+	}
+	folder, err := t.folder()
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(string(folder)); err != nil {
+		return fmt.Errorf("%s is not built yet", t.what)
+	}
+	return nil
+}

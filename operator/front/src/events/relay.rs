@@ -2,6 +2,8 @@
 //! in the log, and whoever misses a number reads it there.
 
 pub mod memory;
+pub mod redis;
+mod wire;
 
 use async_trait::async_trait;
 use croft_proto::id::{SessionId, TenantId};
@@ -11,7 +13,7 @@ use uuid::Uuid;
 
 use crate::error::Error;
 
-/// Frames that wait for one receiver at most. One that is full is closed, and its owner subscribes anew and reads the log.
+/// Frames that wait for one receiver at most; one that is full is closed.
 pub const FRAMES_MAX: usize = 1_024;
 
 /// A frame with what the receiving replica needs to place it.
@@ -31,8 +33,6 @@ pub struct Envelope {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Frame {
     /// Durable events that are stored, and previews, in the order in which they happened.
-    ///
-    /// None at all is the relay's own word that frames may have been lost: read the log. See [`Envelope::missed`].
     Events(Vec<SessionEvent>),
     /// To whichever replica runs the turn: stop it.
     Interrupt,
@@ -42,19 +42,6 @@ pub enum Frame {
     ApprovalResolved { seq: u64 },
 }
 
-impl Envelope {
-    /// What a relay hands to its receivers when the link between replicas broke, every second until it is back, and once more
-    /// then: whoever reads the log on it misses nothing durable, even while the relay is down.
-    pub fn missed() -> Self {
-        Self { origin: Uuid::nil(), after_seq: 0, dropped_previews: 0, frame: Frame::Events(Vec::new()) }
-    }
-
-    /// Frames before this one may have been lost.
-    pub fn is_missed(&self) -> bool {
-        matches!(&self.frame, Frame::Events(events) if events.is_empty())
-    }
-}
-
 /// The way between replicas. A replica also receives what it published itself.
 #[async_trait]
 pub trait Relay: Send + Sync {
@@ -62,8 +49,9 @@ pub trait Relay: Send + Sync {
     /// is down.
     async fn publish(&self, tenant: TenantId, session: SessionId, envelope: &Envelope) -> Result<(), Error>;
 
-    /// Frames from now on: subscribed when this returns, or, while the relay is down, as soon as it is back. The channel is
-    /// bounded; a receiver that falls behind by its bound is closed, and then subscribes anew and reads the log. Dropping
-    /// the receiver unsubscribes.
+    /// Frames from now on: subscribed when this returns; an error means that the relay is down.
+    ///
+    /// The receiver is closed when frames may have been lost: it fell behind by its bound, or the relay went away. Its owner
+    /// then subscribes anew and reads the log. Dropping it unsubscribes.
     async fn subscribe(&self, tenant: TenantId, session: SessionId) -> Result<mpsc::Receiver<Envelope>, Error>;
 }

@@ -1,0 +1,16 @@
+//! `croft-front`: serves clients; brings the database up to date; makes API keys.
+
+use std::process::ExitCode;
+
+use croft_front::config::{ApiKey, Command, Config};
+use croft_front::{api_key_command, migrate, serve};
+
+fn main() -> ExitCode {
+    croft_serve::run(async |config: Config| match config.command {
+        Command::Serve(config) => serve::serve(*config).await,
+        Command::Migrate(config) => migrate::run(&config.postgres_url, &config.front_role).await,
+        Command::ApiKey(ApiKey::Create { tenant, postgres_url }) => {
+            api_key_command::create(&tenant, &postgres_url).await
+        }
+    })
+}

@@ -1,0 +1,58 @@
+//! A Redis of a test's own, which can be stopped and started.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use redis::Client;
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::process::{Child, Command};
+use tokio::time::{sleep, timeout};
+
+/// Killed when dropped.
+pub(crate) struct Server {
+    port: u16,
+    folder: TempDir,
+    process: Option<Child>,
+}
+
+impl Server {
+    /// A server that runs.
+    pub(crate) async fn start() -> Self {
+        let mut server = Self::stopped().await;
+        server.run().await;
+        server
+    }
+
+    /// A server that does not run yet, on a port that was free a moment ago.
+    pub(crate) async fn stopped() -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+        Self { port, folder: tempfile::tempdir().unwrap(), process: None }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) async fn run(&mut self) {
+        let process = Command::new("redis-server")
+            .args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--save", "", "--dir"])
+            .arg(self.folder.path())
+            .stdout(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("redis-server is not installed: `make test-services` installs it");
+        self.process = Some(process);
+        let client = Client::open(self.url()).unwrap();
+        let answers = async {
+            while client.get_multiplexed_async_connection().await.is_err() {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), answers).await.expect("redis-server comes up");
+    }
+
+    pub(crate) async fn kill(&mut self) {
+        self.process.take().expect("it runs").kill().await.unwrap();
+    }
+}
