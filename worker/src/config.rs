@@ -1,8 +1,10 @@
 //! The program's flags and variables, and the file of its model providers; checked once, at start.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use croft_llm::anthropic::{self, Anthropic};
 use croft_llm::{Limits, Providers, scripted};
@@ -12,6 +14,9 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 use crate::server::RuntimeOptions;
+
+/// Of the shutdown grace, what is kept for handing turns back that did not end by themselves.
+const HAND_BACK: Duration = Duration::from_secs(5);
 
 /// Runs the agents of one tenant, for the front.
 #[derive(Debug, Clone, clap::Parser)]
@@ -67,6 +72,7 @@ impl Args {
         let namespace = self.worker_namespace.clone().unwrap_or_else(|| format!("tenant-{}", self.tenant));
         RuntimeOptions {
             sessions_max: self.sessions_max,
+            drain: self.serve.shutdown_grace().saturating_sub(HAND_BACK),
             require_front_certificate: !self.insecure,
             ..RuntimeOptions::new(&self.tenant, &self.worker_name, namespace)
         }
@@ -114,14 +120,17 @@ fn read(path: &Path) -> Result<File, String> {
     serde_json::from_str(&text).map_err(|error| error.to_string())
 }
 
-/// The provider of that name; none is needed for `scripted`.
+/// The provider of that name; none for `scripted`, which is there already.
 fn open(name: &str, provider: Provider) -> Result<Option<Anthropic>, String> {
     match name {
         scripted::NAME => Ok(None),
         anthropic::NAME => {
             let base_url = provider.base_url.unwrap_or_else(|| anthropic::BASE_URL.to_owned());
             let base_url = http_url(&base_url).map_err(|problem| format!("base_url {base_url:?}: {problem}"))?;
-            let api_key = api_key(provider.api_key_file.as_deref())?;
+            let Some(api_key) = api_key(provider.api_key_file.as_deref())? else {
+                tracing::warn!(provider = name, "its key is not there; going on without it");
+                return Ok(None);
+            };
             let settings = anthropic::Settings { base_url, api_key, limits: Limits::default() };
             Anthropic::new(settings).map(Some).map_err(|error| format!("no TLS client can be made: {error}"))
         }
@@ -129,13 +138,18 @@ fn open(name: &str, provider: Provider) -> Result<Option<Anthropic>, String> {
     }
 }
 
-fn api_key(path: Option<&Path>) -> Result<SecretString, String> {
+/// `None` where the file is not there: the key may come later, and the tenant's other providers must not wait for it.
+fn api_key(path: Option<&Path>) -> Result<Option<SecretString>, String> {
     let path = path.ok_or("api_key_file is missing")?;
-    let text = std::fs::read_to_string(path).map_err(|error| format!("api_key_file {}: {error}", path.display()))?;
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(format!("api_key_file {}: {error}", path.display())),
+    };
     let key = text.trim();
     // It goes into a header; the parser's own error could quote it.
     if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(format!("api_key_file {} must hold one line of printable ASCII", path.display()));
     }
-    Ok(SecretString::from(key))
+    Ok(Some(SecretString::from(key)))
 }

@@ -43,6 +43,9 @@ pub struct RuntimeOptions {
     pub sessions_max: usize,
     /// A full worker forgets a session that was idle for so long to make room for another.
     pub session_idle: Duration,
+    /// How long a superstep may go on when the worker shuts down. At the bound it is given up, what it used is told, and the
+    /// turn is handed back as it was before it.
+    pub drain: Duration,
     /// How model calls are repeated.
     pub retry: retry::Policy,
     /// Whether callers must show the front's certificate. Only for a transport that nobody else can reach may they not.
@@ -58,6 +61,7 @@ impl RuntimeOptions {
             namespace: namespace.into(),
             sessions_max: 50,
             session_idle: Duration::from_mins(10),
+            drain: Duration::from_secs(20),
             retry: retry::Policy::default(),
             require_front_certificate: true,
         }

@@ -121,7 +121,13 @@ impl Step {
             self.interrupt.raise(Why::Stop(StopReason::TimeLimit));
             std::future::pending::<()>().await;
         };
-        tokio::join!(listening, late);
+        let drained = async {
+            self.shared.tasks.stopping().cancelled().await;
+            tokio::time::sleep(self.shared.options.drain).await;
+            self.interrupt.raise(Why::Stop(StopReason::HandedBack));
+            std::future::pending::<()>().await;
+        };
+        tokio::join!(listening, late, drained);
     }
 }
 

@@ -217,7 +217,7 @@ async fn sigterm_hands_the_turn_back_and_ends_the_program() {
     let session_id = session();
     init(&client, &session_id, &agent()).await.unwrap();
     let nap = json!({"tool_call": {"name": "clock", "arguments": {"sleep_ms": 400}}});
-    let steps = script(json!([nap, {"text": "done"}]));
+    let steps = script(&json!([nap, {"text": "done"}]));
     let mut front = Front::open(&client, start(&session_id, steps)).await;
     front.until_event(|kind| matches!(kind, Kind::ToolCall(_))).await;
     program.terminate();
@@ -253,6 +253,17 @@ async fn a_configured_provider_is_called_with_its_key() {
     let Kind::ModelAttempt(attempt) = &heard.durables[1] else { panic!() };
     assert_eq!((attempt.provider.as_str(), attempt.response_id.as_str()), ("anthropic", "msg_01"));
     assert_eq!(attempt.usage.unwrap().output_tokens, 17);
+}
+
+#[tokio::test]
+async fn a_provider_whose_key_is_not_there_is_left_out() {
+    let providers = json!({"providers": {"anthropic": {"api_key_file": "/nowhere/anthropic"}}});
+    let program = Program::start(Some(providers)).await;
+    let client = program.front().await;
+    init(&client, &session(), &agent()).await.unwrap();
+    let claude = AgentSpec { model: "claude-haiku-4-5".into(), ..agent() };
+    let refused = init(&client, &session(), &claude).await.unwrap_err();
+    assert_eq!((refused.code(), support::reason(&refused).as_str()), (Code::FailedPrecondition, "PROVIDER_MISSING"));
 }
 
 async fn refused(arguments: &[&str]) -> Output {

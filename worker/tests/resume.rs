@@ -53,7 +53,7 @@ impl Broken {
         let session_id = session();
         init(&worker.client, &session_id, &agent).await.unwrap();
         let mut front =
-            Front::open(&worker.client, start(&session_id, script(json!([dig(3), {"text": "planted"}])))).await;
+            Front::open(&worker.client, start(&session_id, script(&json!([dig(3), {"text": "planted"}])))).await;
         front.acknowledges = false;
         let Kind::ToolCall(call) = front.until_event(|kind| matches!(kind, Kind::ToolCall(_))).await else { panic!() };
         let checkpoint = front.heard.checkpoints.last().unwrap().clone();
@@ -77,7 +77,7 @@ async fn from_every_checkpoint_another_worker_comes_to_the_same_end() {
     let session_id = session();
     let steps = json!([{"text": "first"}, dig(1), dig(2), {"text": "then"}, dig(3), {"text": "done"}]);
     init(&worker.client, &session_id, &agent).await.unwrap();
-    let whole = Front::open(&worker.client, start(&session_id, script(steps))).await.finish().await;
+    let whole = Front::open(&worker.client, start(&session_id, script(&steps))).await.finish().await;
     assert_eq!(whole.checkpoints.len(), 5);
     for checkpoint in whole.checkpoints.clone() {
         let superstep = checkpoint.superstep;
@@ -181,7 +181,7 @@ async fn a_worker_that_shuts_down_ends_its_superstep_and_hands_the_turn_back() {
     let (worker, agent) = worker_with_spade(&spade).await;
     let session_id = session();
     init(&worker.client, &session_id, &agent).await.unwrap();
-    let mut front = Front::open(&worker.client, start(&session_id, script(json!([dig(1), {"text": "done"}])))).await;
+    let mut front = Front::open(&worker.client, start(&session_id, script(&json!([dig(1), {"text": "done"}])))).await;
     front.until_event(|kind| matches!(kind, Kind::ToolCall(_))).await;
     while spade.digs() == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -206,7 +206,7 @@ async fn a_worker_that_shuts_down_while_a_person_is_asked_hands_the_question_bac
     let session_id = session();
     init(&worker.client, &session_id, &agent).await.unwrap();
     let sum = json!({"tool_call": {"name": "calculator", "arguments": {"expression": "1+1"}}});
-    let steps = script(json!([dig(1), sum, {"text": "done"}]));
+    let steps = script(&json!([dig(1), sum, {"text": "done"}]));
     let mut front = Front::open(&worker.client, start(&session_id, steps)).await;
     front.until_event(|kind| matches!(kind, Kind::ApprovalRequired(_))).await;
     worker.tasks.stopping().cancel();
@@ -233,6 +233,57 @@ async fn a_worker_that_shuts_down_while_a_person_is_asked_hands_the_question_bac
     assert_eq!(calls, 1, "the calculator is not asked again");
 }
 
+/// A worker that gives a superstep half a second when it shuts down, with a spade.
+async fn impatient(spade: &Spade) -> Worker {
+    let options = croft_worker::RuntimeOptions { drain: Duration::from_millis(500), ..options() };
+    let builtins = croft_worker::tools::Builtins::default().with("spade", spade.clone());
+    worker_with(options, croft_llm::Providers::new().with(croft_llm::scripted::Scripted::new()), builtins).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_call_that_outlasts_the_drain_is_given_up_told_and_made_again_elsewhere() {
+    let worker = impatient(&Spade::default()).await;
+    let session_id = session();
+    init(&worker.client, &session_id, &agent()).await.unwrap();
+    let slow = script(&json!([{"text": "very slow words", "token_delay_ms": 400}]));
+    let mut front = Front::open(&worker.client, start(&session_id, slow)).await;
+    front.until_event(|kind| matches!(kind, Kind::TextDelta(_))).await;
+    worker.tasks.stopping().cancel();
+    let heard = front.finish().await;
+    assert_eq!(heard.stop_reason(), StopReason::HandedBack);
+    assert_eq!(heard.story(), ["started", "attempt", "completed"], "its usage is told, its text is not");
+    let state = heard.checkpoint();
+    assert_eq!((state.messages.len(), state.model_calls), (1, 0));
+
+    let rest = elsewhere(&Spade::default(), &agent(), resumed(&session_id, state, Vec::new())).await;
+    assert_eq!(rest.stop_reason(), StopReason::EndTurn);
+    assert_eq!(rest.checkpoint().messages.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_outlasts_the_drain_is_handed_back_as_begun() {
+    for (replay, digs_elsewhere, stop_reason) in
+        [(ReplayClass::Idempotent, 1, StopReason::EndTurn), (ReplayClass::Unsafe, 0, StopReason::RequiresAction)]
+    {
+        let spade = Spade { gate: Some(Arc::new(Semaphore::new(0))), ..Spade::default() };
+        let worker = impatient(&spade).await;
+        let agent = with_replay(&agent(), replay);
+        let session_id = session();
+        init(&worker.client, &session_id, &agent).await.unwrap();
+        let steps = script(&json!([dig(1), {"text": "done"}]));
+        let mut front = Front::open(&worker.client, start(&session_id, steps)).await;
+        front.until_event(|kind| matches!(kind, Kind::ToolCall(_))).await;
+        worker.tasks.stopping().cancel();
+        let heard = front.finish().await;
+        assert_eq!((heard.stop_reason(), spade.digs()), (StopReason::HandedBack, 1));
+        assert_eq!(heard.story(), ["started", "attempt", "message", "call", "completed"], "no result is made up");
+
+        let other = Spade::default();
+        let rest = elsewhere(&other, &agent, resumed(&session_id, heard.checkpoint(), Vec::new())).await;
+        assert_eq!((rest.stop_reason(), other.digs()), (stop_reason, digs_elsewhere), "{replay:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_shuts_down_begins_nothing_new() {
     let worker = worker().await;
@@ -252,7 +303,7 @@ async fn a_front_that_goes_away_ends_its_step() {
     let (worker, agent) = worker_with_spade(&spade).await;
     let session_id = session();
     init(&worker.client, &session_id, &agent).await.unwrap();
-    let mut front = Front::open(&worker.client, start(&session_id, script(json!([dig(1), {"text": "done"}])))).await;
+    let mut front = Front::open(&worker.client, start(&session_id, script(&json!([dig(1), {"text": "done"}])))).await;
     front.until_event(|kind| matches!(kind, Kind::ToolCall(_))).await;
     while spade.digs() == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -271,7 +322,7 @@ async fn a_front_with_a_newer_lease_takes_over_and_an_older_one_is_refused() {
     let worker = worker().await;
     let session_id = session();
     init(&worker.client, &session_id, &agent()).await.unwrap();
-    let slow = script(json!([{"delay_ms": 60_000}, {"text": "late"}]));
+    let slow = script(&json!([{"delay_ms": 60_000}, {"text": "late"}]));
     let at_epoch = |epoch| StepStart { epoch, ..start(&session_id, slow.clone()) };
     let mut old = Front::open(&worker.client, at_epoch(5)).await;
     old.until_event(|kind| matches!(kind, Kind::StepStarted(_))).await;

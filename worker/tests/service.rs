@@ -1,4 +1,4 @@
-//! What RuntimeService refuses, holds and forgets.
+//! What `RuntimeService` refuses, holds and forgets.
 
 #![expect(clippy::unwrap_used, reason = "a helper of tests may fail loudly")]
 
@@ -154,7 +154,7 @@ async fn a_session_that_was_idle_for_long_makes_room_but_a_running_one_never() {
     let [running, idle, newcomer] = [session(), session(), session()];
     init(&worker.client, &running, &agent()).await.unwrap();
     init(&worker.client, &idle, &agent()).await.unwrap();
-    let slow = script(json!([{"delay_ms": 3_600_000}, {"text": "late"}]));
+    let slow = script(&json!([{"delay_ms": 3_600_000}, {"text": "late"}]));
     let mut front = Front::open(&worker.client, start(&running, slow)).await;
     front.until_event(|kind| matches!(kind, Kind::StepStarted(_))).await;
     tokio::time::sleep(Duration::from_secs(599)).await;
@@ -180,7 +180,7 @@ async fn terminating_a_session_ends_what_runs_and_forgets_it() {
     let worker = worker().await;
     let session_id = session();
     init(&worker.client, &session_id, &agent()).await.unwrap();
-    let slow = script(json!([{"text": "on and on", "token_delay_ms": 60_000}]));
+    let slow = script(&json!([{"text": "on and on", "token_delay_ms": 60_000}]));
     let mut front = Front::open(&worker.client, start(&session_id, slow)).await;
     front.until_event(|kind| matches!(kind, Kind::TextDelta(_))).await;
     assert!(terminate(&worker, &session_id).await.unwrap());
@@ -197,7 +197,7 @@ async fn what_happens_is_counted() {
     let session_id = session();
     init(&worker.client, &session_id, &agent()).await.unwrap();
     let clock = json!({"tool_call": {"name": "clock"}});
-    let steps = script(json!([clock, {"text": "talk", "token_delay_ms": 60_000}]));
+    let steps = script(&json!([clock, {"text": "talk", "token_delay_ms": 60_000}]));
     let mut front = Front::open(&worker.client, start(&session_id, steps)).await;
     front.until_event(|kind| matches!(kind, Kind::ToolResult(_))).await;
     front.send(ToWorker::Cancel(StepCancel { stop_reason: StopReason::Interrupted.into() })).await;

@@ -52,7 +52,7 @@ fn with_permission(agent: &AgentSpec, permission: Permission) -> AgentSpec {
 async fn begun(worker: &Worker, agent: &AgentSpec, steps: Value) -> Front {
     let session_id = session();
     init(&worker.client, &session_id, agent).await.unwrap();
-    Front::open(&worker.client, start(&session_id, script(steps))).await
+    Front::open(&worker.client, start(&session_id, script(&steps))).await
 }
 
 async fn approval(front: &mut Front) -> ApprovalRequired {

@@ -62,7 +62,7 @@ async fn a_message_is_answered_in_one_model_call() {
 #[tokio::test(start_paused = true)]
 async fn the_previews_add_up_to_the_durable_message() {
     let steps = json!([{"thinking": "let me see"}, {"text": "roses are red"}]);
-    let heard = turn(&worker().await, &agent(), script(steps)).await;
+    let heard = turn(&worker().await, &agent(), script(&steps)).await;
     let (mut said, mut thought) = (String::new(), String::new());
     for preview in &heard.previews {
         match preview {
@@ -78,7 +78,7 @@ async fn the_previews_add_up_to_the_durable_message() {
 #[tokio::test(start_paused = true)]
 async fn an_attempt_tells_what_it_used_and_how_long_it_took() {
     let steps = json!([{"delay_ms": 250}, {"text": "one two", "token_delay_ms": 100}]);
-    let heard = turn(&worker().await, &agent(), script(steps)).await;
+    let heard = turn(&worker().await, &agent(), script(&steps)).await;
     let [attempt] = &attempts(&heard)[..] else { panic!() };
     assert_eq!((attempt.provider.as_str(), attempt.model.as_str()), ("scripted", "scripted-1"));
     assert_eq!((attempt.finish_reason.as_str(), attempt.error_class.as_str()), ("end_turn", ""));
@@ -95,7 +95,7 @@ async fn tools_are_called_and_the_model_goes_on() {
         {"tool_call": {"name": "calculator", "arguments": {"expression": "6*7"}}},
         {"text": "it is 42"},
     ]);
-    let heard = turn(&worker().await, &agent(), script(steps)).await;
+    let heard = turn(&worker().await, &agent(), script(&steps)).await;
     assert_eq!(heard.story(), ["started", "attempt", "message", "call", "result", "attempt", "message", "completed"]);
     let Kind::ToolResult(result) = &heard.durables[4] else { panic!() };
     assert_eq!((texts(&result.content).as_str(), result.is_error), ("42", false));
@@ -108,7 +108,7 @@ async fn tools_are_called_and_the_model_goes_on() {
 #[tokio::test(start_paused = true)]
 async fn a_checkpoint_follows_each_superstep_and_the_last_is_the_final_state() {
     let steps = json!([clock_call(), {"text": "done"}]);
-    let heard = turn(&worker().await, &agent(), script(steps)).await;
+    let heard = turn(&worker().await, &agent(), script(&steps)).await;
     let supersteps: Vec<_> = heard.checkpoints.iter().map(|checkpoint| checkpoint.superstep).collect();
     assert_eq!(supersteps, [1, 2, 3]);
     assert_eq!(heard.checkpoints.last().unwrap().messages, heard.checkpoint().messages);
@@ -138,7 +138,7 @@ async fn each_way_to_stop_has_its_reason() {
         ("context_full", StopReason::ContextFull),
         ("refusal", StopReason::Refusal),
     ] {
-        let heard = turn(&worker, &agent(), script(json!([{"text": "and so"}, {"stop": stop}]))).await;
+        let heard = turn(&worker, &agent(), script(&json!([{"text": "and so"}, {"stop": stop}]))).await;
         assert_eq!(heard.stop_reason(), expected);
         assert_eq!(message(&heard), "and so");
         assert_eq!(attempts(&heard)[0].finish_reason, stop);
@@ -150,7 +150,7 @@ async fn each_way_to_stop_has_its_reason() {
 #[tokio::test(start_paused = true)]
 async fn a_call_that_may_be_cut_at_the_token_limit_is_not_made() {
     let steps = json!([{"text": "I note"}, {"tool_call": {"name": "clock", "arguments": {}}, "stop": "max_tokens"}]);
-    let heard = turn(&worker().await, &agent(), script(steps)).await;
+    let heard = turn(&worker().await, &agent(), script(&steps)).await;
     assert_eq!(heard.stop_reason(), StopReason::MaxTokens);
     assert_eq!(heard.story(), ["started", "attempt", "message", "completed"]);
     assert_eq!(heard.checkpoint().messages[1].content.len(), 1, "no call stays open in the conversation");
@@ -159,7 +159,7 @@ async fn a_call_that_may_be_cut_at_the_token_limit_is_not_made() {
 #[tokio::test(start_paused = true)]
 async fn a_paused_answer_goes_on_in_another_call() {
     let steps = json!([{"text": "first half"}, {"stop": "pause"}, {"text": "second half"}]);
-    let heard = turn(&worker().await, &agent(), script(steps)).await;
+    let heard = turn(&worker().await, &agent(), script(&steps)).await;
     assert_eq!(heard.stop_reason(), StopReason::EndTurn);
     assert_eq!(heard.story(), ["started", "attempt", "message", "attempt", "message", "completed"]);
 }
@@ -168,7 +168,7 @@ async fn a_paused_answer_goes_on_in_another_call() {
 async fn the_loop_ends_at_its_limit() {
     let agent = limits(AgentLimits { model_calls_max: 2, ..AgentLimits::default() });
     let steps = json!([clock_call(), {"text": "again"}, clock_call(), {"text": "never said"}]);
-    let heard = turn(&worker().await, &agent, script(steps)).await;
+    let heard = turn(&worker().await, &agent, script(&steps)).await;
     assert_eq!(heard.stop_reason(), StopReason::LoopLimit);
     assert_eq!(attempts(&heard).len(), 2);
     let state = heard.checkpoint();
@@ -180,7 +180,7 @@ async fn the_loop_ends_at_its_limit() {
 async fn tool_calls_end_at_their_limit_and_leave_no_call_open() {
     let agent = limits(AgentLimits { tool_calls_max: 2, ..AgentLimits::default() });
     let steps = json!([clock_call(), {"text": "more"}, clock_call(), clock_call(), {"text": "never said"}]);
-    let heard = turn(&worker().await, &agent, script(steps)).await;
+    let heard = turn(&worker().await, &agent, script(&steps)).await;
     assert_eq!(heard.stop_reason(), StopReason::ToolLimit);
     let story = heard.story();
     assert_eq!(story.iter().filter(|name| **name == "call").count(), 1, "a batch beyond the limit is not begun");
@@ -195,7 +195,7 @@ async fn the_turn_ends_at_its_time_limit_wherever_it_is() {
     let sleeping = json!([{"tool_call": {"name": "clock", "arguments": {"sleep_ms": 60_000}}}]);
     for (steps, results) in [(talking, 0), (sleeping, 1)] {
         let began = Instant::now();
-        let heard = turn(&worker, &agent, script(steps)).await;
+        let heard = turn(&worker, &agent, script(&steps)).await;
         assert_eq!(heard.stop_reason(), StopReason::TimeLimit);
         assert_eq!(began.elapsed().as_millis() / 100, 5);
         assert_eq!(heard.story().iter().filter(|name| **name == "result").count(), results);
@@ -208,7 +208,7 @@ async fn an_interrupt_in_mid_token_keeps_what_was_said() {
     let session_id = session();
     init(&worker.client, &session_id, &agent()).await.unwrap();
     let steps = json!([{"text": "one two three four", "token_delay_ms": 1_000}, clock_call()]);
-    let mut front = Front::open(&worker.client, start(&session_id, script(steps))).await;
+    let mut front = Front::open(&worker.client, start(&session_id, script(&steps))).await;
     front.until_event(|kind| matches!(kind, Kind::TextDelta(delta) if delta.text == "two ")).await;
     let began = Instant::now();
     let stop_reason = StopReason::Interrupted.into();
@@ -231,7 +231,7 @@ async fn an_interrupt_before_the_first_token_leaves_only_the_attempt() {
     let session_id = session();
     init(&worker.client, &session_id, &agent()).await.unwrap();
     let steps = json!([{"delay_ms": 60_000}, {"text": "late"}]);
-    let mut front = Front::open(&worker.client, start(&session_id, script(steps))).await;
+    let mut front = Front::open(&worker.client, start(&session_id, script(&steps))).await;
     front.until(|message| matches!(message, FromWorker::GrantRequest(_))).await;
     tokio::time::sleep(Duration::from_millis(10)).await;
     front.send(ToWorker::Cancel(StepCancel { stop_reason: StopReason::Terminated.into() })).await;
@@ -389,7 +389,7 @@ async fn the_model_hears_the_whole_conversation_and_the_agents_spec() {
     let agent = AgentSpec { model: "weather".into(), temperature: Some(0.25), limits, ..agent() };
     init(&worker.client, &session_id, &agent).await.unwrap();
     let mut front =
-        Front::open(&worker.client, start(&session_id, script(json!([clock_call(), {"text": "ok"}])))).await;
+        Front::open(&worker.client, start(&session_id, script(&json!([clock_call(), {"text": "ok"}])))).await;
     front.provider = "flaky".into();
     front.finish().await;
     let requests = requests.lock().unwrap().clone();

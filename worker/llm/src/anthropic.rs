@@ -36,7 +36,7 @@ const REFUSAL_BYTES_MAX: usize = 64 * 1024;
 /// How to reach the API.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Without a trailing `/v1/messages`.
+    /// With or without a trailing `/v1`.
     pub base_url: String,
     pub api_key: SecretString,
     pub limits: Limits,
@@ -65,7 +65,8 @@ impl Anthropic {
             .redirect(reqwest::redirect::Policy::none())
             .user_agent(concat!("croft/", env!("CARGO_PKG_VERSION")))
             .build()?;
-        let url = format!("{}/v1/messages", base_url.trim_end_matches('/'));
+        let base_url = base_url.trim_end_matches('/');
+        let url = format!("{}/v1/messages", base_url.strip_suffix("/v1").unwrap_or(base_url));
         Ok(Self { inner: Arc::new(Inner { client, url, api_key, limits }) })
     }
 }

@@ -84,7 +84,7 @@ fn refusal(status: u16, kind: &str, message: &str) -> ResponseTemplate {
 async fn an_answer_streams_in() {
     let answer = ResponseTemplate::new(200).set_body_raw(golden("text"), "text/event-stream; charset=utf-8");
     let server = server(answer).await;
-    let deltas = call(&format!("{}/", server.uri()), Limits::default()).await.unwrap();
+    let deltas = call(&format!("{}/v1/", server.uri()), Limits::default()).await.unwrap();
     let heard: String = deltas
         .iter()
         .filter_map(|delta| match delta {

@@ -29,6 +29,9 @@ impl Executor<'_> {
         loop {
             let (grant, provider) = match self.leave().await {
                 Ok(granted) => granted,
+                Err(Refused::Interrupted(Why::Stop(StopReason::HandedBack))) => {
+                    return Superstep::Ended(self.hand_back());
+                }
                 Err(Refused::Interrupted(why)) => return Superstep::Interrupted(why),
                 Err(Refused::Ended(stop_reason, error)) => return self.failed(stop_reason, error).await,
             };
@@ -44,6 +47,8 @@ impl Executor<'_> {
                     self.answer(content, &grant.model).await;
                     return Superstep::Answered(stop);
                 }
+                // Whoever goes on asks again.
+                End::Interrupted(Why::Stop(StopReason::HandedBack)) => return Superstep::Ended(self.hand_back()),
                 End::Interrupted(why) => {
                     // What people saw of it stays.
                     self.answer(attempt.assembly.text_only(), &grant.model).await;

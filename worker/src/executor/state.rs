@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::{
-    ContentBlock, JournalledToolCall, Message, Role, SessionCheckpoint, ToolOutput, ToolResult, ToolUse,
+    ContentBlock, JournalledToolCall, Message, Role, SessionCheckpoint, ToolCall, ToolOutput, ToolResult, ToolUse,
 };
 use uuid::Uuid;
 
@@ -140,6 +140,11 @@ impl State {
     /// What was journalled of that call.
     pub(super) fn journalled(&self, tool_call_id: &str) -> Option<&JournalledToolCall> {
         self.journal.get(tool_call_id)
+    }
+
+    /// The call was begun, and its outcome is not known.
+    pub(super) fn begun(&mut self, call: ToolCall) {
+        self.journal.insert(call.tool_call_id.clone(), JournalledToolCall { call: Some(call), result: None });
     }
 
     /// Ends every open call: with its journalled result, or else with an error. Returns the results that are news.

@@ -2,7 +2,7 @@
 //! is done first.
 
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{StopReason, ToolResult};
+use croft_proto::v1::{StopReason, ToolCall, ToolResult};
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 
@@ -18,7 +18,7 @@ const REPEAT: &str = "The call was begun, its outcome is unknown, and to repeat 
 
 /// A call's place in the model's answer, and what came of it.
 struct Slot {
-    tool_call_id: String,
+    call: ToolCall,
     /// The question to a person, where one is asked before the call is made.
     approval_id: Option<String>,
     outcome: Option<Outcome>,
@@ -40,7 +40,7 @@ impl Executor<'_> {
         for (place, plan) in plans.into_iter().enumerate() {
             let ask = plan.asks();
             slots.push(Slot {
-                tool_call_id: plan.call.tool_call_id.clone(),
+                call: plan.call.clone(),
                 approval_id: ask.then(|| tool_call::approval_id(self.session, &plan.call.tool_call_id)),
                 outcome: None,
                 told: matches!(plan.todo, Todo::Known(_)),
@@ -103,11 +103,19 @@ impl Executor<'_> {
         for slot in &mut slots {
             if slot.outcome.is_none() {
                 let waits = slot.approval_id.as_ref().is_some_and(|id| self.link.decided(id).is_none());
-                let error = |text| Outcome::Done(error_result(&slot.tool_call_id, text));
-                slot.outcome = Some(match (waits, interrupted) {
+                let error = |text| Outcome::Done(error_result(&slot.call.tool_call_id, text));
+                let stop_reason = match interrupted {
+                    Some(Why::Stop(stop_reason)) => stop_reason,
+                    Some(Why::HungUp) | None => StopReason::Unspecified,
+                };
+                slot.outcome = Some(match (waits, stop_reason) {
                     // People may take longer than a turn; their answer opens the next one.
-                    (true, Some(Why::Stop(StopReason::TimeLimit))) => Outcome::Held,
+                    (true, StopReason::TimeLimit | StopReason::HandedBack) => Outcome::Held,
                     (true, _) => error(NOT_APPROVED),
+                    (false, StopReason::HandedBack) => {
+                        self.state.begun(slot.call.clone());
+                        Outcome::Held
+                    }
                     (false, _) => error(INTERRUPTED),
                 });
             }
@@ -124,7 +132,7 @@ impl Executor<'_> {
         self.state.tool_calls = self.state.tool_calls.saturating_add(u32::try_from(results.len()).unwrap_or(u32::MAX));
         self.state.took(&results);
         match interrupted {
-            Some(_) if held => Superstep::Ended(StopReason::RequiresAction),
+            Some(Why::Stop(StopReason::TimeLimit)) if held => Superstep::Ended(StopReason::RequiresAction),
             Some(why) => Superstep::Interrupted(why),
             None if held => Superstep::Ended(StopReason::HandedBack),
             None => Superstep::ToolsRun,

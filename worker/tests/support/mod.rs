@@ -2,6 +2,7 @@
 //! hears, and answers as told.
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
+#![allow(unreachable_pub, reason = "it is a module of each test program")]
 #![allow(clippy::unwrap_used, reason = "a helper of tests may fail loudly")]
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -34,7 +35,7 @@ use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Status, Streaming};
 
 /// No wait in a test is longer, on the test's clock.
-const PATIENCE: Duration = Duration::from_secs(3_600);
+const PATIENCE: Duration = Duration::from_hours(1);
 
 pub type Client = RuntimeServiceClient<Channel>;
 
@@ -82,7 +83,7 @@ pub fn text(text: &str) -> Vec<ContentBlock> {
 }
 
 /// The user message that makes the scripted provider play these steps.
-pub fn script(steps: Value) -> Vec<ContentBlock> {
+pub fn script(steps: &Value) -> Vec<ContentBlock> {
     text(&json!({ "script": steps }).to_string())
 }
 
@@ -347,7 +348,7 @@ impl Spade {
 
 #[async_trait]
 impl Tool for Spade {
-    fn description(&self) -> &str {
+    fn description(&self) -> &'static str {
         "Digs."
     }
 
