@@ -21,7 +21,17 @@ capabilities: { drop: [ALL] }
 runAsNonRoot: true
 runAsUser: 65532
 runAsGroup: 65532
+fsGroup: 65532
 seccompProfile: { type: RuntimeDefault }
+{{- end }}
+
+{{- /* One pod a node as far as that goes. */ -}}
+{{- define "croft.spread" -}}
+- maxSkew: 1
+  topologyKey: kubernetes.io/hostname
+  whenUnsatisfiable: ScheduleAnyway
+  labelSelector:
+    matchLabels: { app.kubernetes.io/name: croft, app.kubernetes.io/component: {{ . }} }
 {{- end }}
 
 {{- define "croft.probes" -}}
