@@ -19,7 +19,7 @@ use crate::store::memory::Memory;
 use crate::tenants::TenantMirror;
 use crate::turn::now;
 
-/// A session with one event, SessionCreated.
+/// A session with one event, that it was created.
 pub(crate) struct Scene {
     pub(crate) log: Arc<Memory>,
     pub(crate) tenant: TenantId,

@@ -201,7 +201,7 @@ mod tests {
         keys.insert(&stored).await.unwrap();
         let keys = ApiKeys::new(keys);
         let (_, other) = generate(TenantId::generate(), "heron").unwrap();
-        let other_secret = other.expose_secret().rsplit_once("_").unwrap().1.to_owned();
+        let other_secret = other.expose_secret().rsplit_once('_').unwrap().1.to_owned();
         let wrong_secret = format!("ck_{}_{}", stored.prefix, "A".repeat(SECRET_CHARS));
         let upper_case = token.expose_secret().replace(&stored.prefix, &stored.prefix.to_uppercase());
         let mut bad = vec!["", "ck_", "ck__", "Bearer", "ck_zzzzzzzz_", wrong_secret.as_str(), other.expose_secret()];

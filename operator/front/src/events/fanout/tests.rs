@@ -11,7 +11,7 @@ use crate::events::testing::{DownRelay, Scene, agent_message, terminated, user_m
 const PREVIEWS: SubscribeOptions = SubscribeOptions { previews: true };
 
 async fn next(subscription: &mut Subscription) -> Item {
-    timeout(Duration::from_secs(60), subscription.next()).await.expect("nothing came").unwrap()
+    timeout(Duration::from_mins(1), subscription.next()).await.expect("nothing came").unwrap()
 }
 
 fn number(item: &Item) -> u64 {

@@ -208,7 +208,7 @@ async fn play(steps: Vec<Step>, turn_is_here: bool, events_max: usize) {
     // The last word is lost too: time must do.
     let last = scene.append(terminated()).await[0].seq;
     while !reader.is_over {
-        let event = timeout(Duration::from_secs(60), reader.events.next()).await.expect("the log was not looked at");
+        let event = timeout(Duration::from_mins(1), reader.events.next()).await.expect("the log was not looked at");
         reader.take(event, &scene, &here).await;
     }
     assert_eq!(reader.last_seq, last);

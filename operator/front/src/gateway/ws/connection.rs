@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, close_code};
 use croft_proto::id::SessionId;
@@ -26,6 +27,9 @@ use crate::identity::Identity;
 
 /// Frames of the client that wait to be carried out. At the bound the client is not read from.
 const WAITING_MAX: usize = 16;
+
+/// How long a peer may take to hear why it is closed, and to close in turn.
+const FAREWELL_MAX: Duration = Duration::from_secs(2);
 
 /// A session's events; `None` comes last.
 type Events = BoxStream<'static, Option<Result<SessionEvent, Error>>>;
@@ -89,7 +93,7 @@ impl Connection {
         };
         self.shared.gateway.metrics.closes.with_label_values(&[code.to_string().as_str()]).inc();
         let tenant = self.identity.tenant_name.as_str();
-        let Self { shared, mut outgoing, mut incoming, .. } = self;
+        let Self { mut outgoing, mut incoming, .. } = self;
         if let End::Close { code, reason } = end {
             tracing::debug!(tenant, code, reason, "closing a WebSocket");
             let close = Message::Close(Some(CloseFrame { code, reason: Utf8Bytes::from(reason) }));
@@ -99,7 +103,7 @@ impl Connection {
                 while let Some(Ok(_)) = incoming.next().await {}
                 Ok::<(), axum::Error>(())
             };
-            let _ = timeout(shared.gateway.options.write_timeout, farewell).await;
+            let _ = timeout(FAREWELL_MAX, farewell).await;
         }
     }
 

@@ -1,0 +1,8 @@
+//! The HTTP port over real sockets, on stores in memory: SSE, WebSocket, probes and refusals.
+
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
+mod http;
+mod scene;
+mod sse;
+mod websocket;

@@ -1,0 +1,227 @@
+//! Replicas of a front without turns: their gateways over real sockets, one store and one relay between them.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use croft_front::Error;
+use croft_front::events::fanout::{self, Hub};
+use croft_front::events::log::{Append, Appended, Authority, EventLog, NewEvent};
+use croft_front::events::relay::memory::MemoryRelay;
+use croft_front::gateway::{self, Calls, Gateway};
+use croft_front::identity::api_key::{KeyStore, generate};
+use croft_front::identity::{Authenticator, Identity};
+use croft_front::session::store::{NewSession, SessionStore};
+use croft_front::store::memory::Memory;
+use croft_front::tenants::{TenantMirror, Tenants};
+use croft_proto::Timestamp;
+use croft_proto::id::{SessionId, TenantId};
+use croft_proto::v1::content_block::Block;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::watch_routes_response::Change;
+use croft_proto::v1::{
+    AgentMessage, AgentSpec, ContentBlock, RouteSnapshot, SendMessageRequest, SessionCreated, SessionEvent,
+    SessionTerminated, TenantRoute, Text, TextDelta, UserMessage, WatchRoutesResponse,
+};
+use croft_serve::{Readiness, Tasks};
+use prometheus::Registry;
+use prometheus::proto::MetricFamily;
+use secrecy::ExposeSecret;
+use tokio::net::TcpListener;
+
+/// Longer than anything here takes; what it bounds has failed.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What the replicas share, and a tenant with a key.
+pub(crate) struct Scene {
+    pub(crate) store: Arc<Memory>,
+    pub(crate) relay: Arc<MemoryRelay>,
+    pub(crate) tenants: Tenants,
+    pub(crate) tenant: TenantId,
+    pub(crate) key: String,
+    pub(crate) calls: Arc<RecordedCalls>,
+}
+
+/// One replica.
+pub(crate) struct Replica {
+    pub(crate) address: SocketAddr,
+    pub(crate) hub: Hub,
+    pub(crate) tasks: Tasks,
+    pub(crate) registry: Registry,
+    pub(crate) readiness: Readiness,
+}
+
+/// Takes down what it is asked for.
+#[derive(Default)]
+pub(crate) struct RecordedCalls {
+    pub(crate) sent: Mutex<Vec<(Identity, SendMessageRequest)>>,
+}
+
+#[async_trait]
+impl Calls for RecordedCalls {
+    async fn send_message(&self, identity: &Identity, request: SendMessageRequest) -> Result<u64, Error> {
+        if request.content.is_empty() {
+            return Err(Error::invalid("content", "is empty"));
+        }
+        let mut sent = self.sent.lock().unwrap();
+        sent.push((identity.clone(), request));
+        Ok(sent.len() as u64)
+    }
+
+    async fn interrupt(&self, _: &Identity, session_id: &str) -> Result<bool, Error> {
+        Ok(session_id.starts_with('0'))
+    }
+}
+
+impl Scene {
+    pub(crate) async fn new() -> Self {
+        let (store, tenants) = (Arc::new(Memory::default()), Tenants::new());
+        let (tenant, key) = add_tenant(&store, "heron").await;
+        tell(&tenants, &[(tenant, "heron")]);
+        Self { store, relay: Arc::default(), tenants, tenant, key, calls: Arc::default() }
+    }
+
+    /// Another tenant, with its key.
+    pub(crate) async fn other_tenant(&self) -> (TenantId, String) {
+        let (other, key) = add_tenant(&self.store, "plover").await;
+        tell(&self.tenants, &[(self.tenant, "heron"), (other, "plover")]);
+        (other, key)
+    }
+
+    /// No tenant is left.
+    pub(crate) fn remove_tenants(&self) {
+        tell(&self.tenants, &[]);
+    }
+
+    pub(crate) async fn replica(&self) -> Replica {
+        self.replica_with(fanout::Options::default(), gateway::Options::default()).await
+    }
+
+    pub(crate) async fn replica_with(&self, bounds: fanout::Options, options: gateway::Options) -> Replica {
+        let (tasks, registry, readiness) = (Tasks::new(), Registry::new(), Readiness::new());
+        let metrics = fanout::Metrics::register(&registry).unwrap();
+        let hub = Hub::with_options(self.relay.clone(), &tasks, bounds, metrics);
+        let router = gateway::router(Gateway {
+            authenticator: Authenticator::new(self.store.clone(), self.tenants.clone(), None).unwrap(),
+            sessions: self.store.clone(),
+            events: self.store.clone(),
+            hub: hub.clone(),
+            calls: self.calls.clone(),
+            readiness: readiness.clone(),
+            tasks: tasks.clone(),
+            metrics: gateway::Metrics::register(&registry).unwrap(),
+            options,
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stopping = tasks.stopping().cancelled_owned();
+        drop(tasks.spawn("http", async move {
+            axum::serve(listener, router).with_graceful_shutdown(stopping).await.unwrap();
+        }));
+        Replica { address, hub, tasks, registry, readiness }
+    }
+
+    /// A session of our tenant's, with one event.
+    pub(crate) async fn session(&self) -> SessionId {
+        self.session_of(self.tenant).await
+    }
+
+    pub(crate) async fn session_of(&self, tenant: TenantId) -> SessionId {
+        let id = SessionId::generate();
+        let new = NewSession {
+            id,
+            tenant,
+            tenant_name: "heron".to_owned(),
+            agent: AgentSpec::default(),
+            config_hash: String::new(),
+            labels: BTreeMap::new(),
+            events: vec![event(Kind::SessionCreated(SessionCreated::default()))],
+            sessions_max: None,
+            idempotency_key: None,
+        };
+        SessionStore::insert(&*self.store, new).await.unwrap();
+        id
+    }
+
+    /// Stores an event and tells the replica.
+    pub(crate) async fn publish(&self, replica: &Replica, session: SessionId, kind: Kind) -> u64 {
+        let append = Append {
+            tenant: self.tenant,
+            session,
+            authority: Authority::Caller,
+            events: vec![event(kind)],
+            checkpoint: None,
+            idempotency_key: None,
+            input_seq: None,
+        };
+        let Appended::New(events) = self.store.append(append).await.unwrap() else { panic!("it was there before") };
+        let seq = events[0].seq;
+        replica.hub.publish(self.tenant, session, events);
+        seq
+    }
+
+    pub(crate) fn preview(&self, replica: &Replica, session: SessionId, text: &str) {
+        let kind = Some(Kind::TextDelta(TextDelta { text: text.to_owned() }));
+        let event = SessionEvent { session_id: session.to_string(), kind, ..Default::default() };
+        replica.hub.publish(self.tenant, session, vec![event]);
+    }
+}
+
+impl Replica {
+    fn connections(&self, kind: &str) -> f64 {
+        let families = self.registry.gather();
+        families
+            .iter()
+            .filter(|family| family.name() == "croft_gateway_connections")
+            .flat_map(MetricFamily::get_metric)
+            .filter(|metric| metric.get_label().iter().any(|pair| pair.value() == kind))
+            .map(|metric| metric.get_gauge().get_value())
+            .sum()
+    }
+
+    /// Waits until so many connections of this kind are open.
+    pub(crate) async fn wait_for_connections(&self, kind: &str, count: u32) {
+        let reached = async {
+            while (self.connections(kind) - f64::from(count)).abs() > 0.5 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, reached).await.expect("the number of connections is another");
+    }
+}
+
+async fn add_tenant(store: &Arc<Memory>, name: &str) -> (TenantId, String) {
+    let tenant = TenantId::generate();
+    store.upsert(tenant, name).await.unwrap();
+    let (stored, token) = generate(tenant, name).unwrap();
+    KeyStore::insert(&**store, &stored).await.unwrap();
+    (tenant, token.expose_secret().to_owned())
+}
+
+fn tell(tenants: &Tenants, routes: &[(TenantId, &str)]) {
+    let tenants_told = routes
+        .iter()
+        .map(|(id, name)| TenantRoute { tenant_id: id.to_string(), name: (*name).to_owned(), ..Default::default() })
+        .collect();
+    let change = Some(Change::Snapshot(RouteSnapshot { tenants: tenants_told }));
+    tenants.apply(WatchRoutesResponse { version: 1, change });
+}
+
+fn event(kind: Kind) -> NewEvent {
+    NewEvent { kind, turn: None, elapsed_ms: 0, create_time: Timestamp { seconds: 1_700_000_000, nanos: 0 } }
+}
+
+pub(crate) fn user_message(text: &str) -> Kind {
+    let block = Some(Block::Text(Text { text: text.to_owned() }));
+    Kind::UserMessage(UserMessage { content: vec![ContentBlock { block }] })
+}
+
+pub(crate) fn agent_message() -> Kind {
+    Kind::AgentMessage(AgentMessage::default())
+}
+
+pub(crate) fn terminated() -> Kind {
+    Kind::SessionTerminated(SessionTerminated { reason: "enough".to_owned() })
+}
