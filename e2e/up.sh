@@ -13,11 +13,11 @@ done
 # Each image also has a tag that follows its content, so that a new build replaces the pods.
 images() {
     $cluster images load --dir $dir operator=target/debug/croft-operator front=target/debug/croft-front \
-        worker=target/debug/croft-worker | tee $dir/images
+        worker=target/debug/croft-worker | tee $dir/image-tags
 }
 
 tag() {
-    grep -o "croft/$1:[0-9a-f]\{12\}" $dir/images | cut -d: -f2
+    grep -o "croft/$1:[0-9a-f]\{12\}" $dir/image-tags | cut -d: -f2
 }
 
 install() {

@@ -15,6 +15,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::Api;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, Resource, ResourceExt as _};
+use tokio::sync::OnceCell;
 
 use crate::marks::Marks;
 use crate::mirror::{self, Change};
@@ -58,6 +59,8 @@ pub struct Cluster {
     /// The hash of what we last applied, by [`child_key`].
     pub applied: Arc<Recent<String>>,
     pub changes: Changes,
+    /// Set once all copies are whole. A store wakes only one of several that wait for it, so they wait here.
+    whole: OnceCell<()>,
 }
 
 /// A kind of which children are made and copied.
@@ -112,11 +115,16 @@ impl Cluster {
             workers,
             applied,
             changes,
+            whole: OnceCell::new(),
         }
     }
 
     /// Waits until every copy is whole.
     pub async fn synced(&self) {
+        self.whole.get_or_init(|| self.stores_are_ready()).await;
+    }
+
+    async fn stores_are_ready(&self) {
         // Each fails only when its watch has ended, which is at shutdown.
         let _ = tokio::join!(
             self.tenants.wait_until_ready(),
