@@ -14,6 +14,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 use crate::server::RuntimeOptions;
+use crate::step::chain;
 
 /// Of the shutdown grace, what is kept for handing turns back that did not end by themselves.
 const HAND_BACK: Duration = Duration::from_secs(5);
@@ -132,7 +133,7 @@ fn open(name: &str, provider: Provider) -> Result<Option<Anthropic>, String> {
                 return Ok(None);
             };
             let settings = anthropic::Settings { base_url, api_key, limits: Limits::default() };
-            Anthropic::new(settings).map(Some).map_err(|error| format!("no TLS client can be made: {error}"))
+            Anthropic::new(settings).map(Some).map_err(|error| format!("no TLS client can be made: {}", chain(&error)))
         }
         _ => Err(format!("there is no such provider; there are {} and {}", anthropic::NAME, scripted::NAME)),
     }
