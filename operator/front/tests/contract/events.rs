@@ -17,7 +17,7 @@ use super::fixtures::{
     append, appended, at, attempt, get, in_turn, key, ready, said, seqs, session, tenant, terminated, two_tenants,
 };
 
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 
 async fn lease(stores: &Stores, tenant: TenantId, session: SessionId) -> u64 {
     stores.leases.acquire(tenant, session, "front-0", LONG).await.unwrap().expect("nobody holds the lease")
@@ -57,8 +57,8 @@ pub(crate) async fn numbers_without_holes_under_fifty_writers(stores: &Stores) {
     numbers.sort_unstable();
     assert_eq!(numbers, (3..=101).collect::<Vec<_>>());
 
-    let stored = stores.events.read(tenant, session, 0, 1_000).await.unwrap();
-    assert_eq!(seqs(&stored), (1..=101).collect::<Vec<_>>());
+    let found = stores.events.read(tenant, session, 0, 1_000).await.unwrap();
+    assert_eq!(seqs(&found), (1..=101).collect::<Vec<_>>());
     assert_eq!(get(stores, tenant, session).await.last_seq, 101);
 }
 
@@ -262,13 +262,13 @@ pub(crate) async fn reads_in_pages(stores: &Stores) {
     // Nanoseconds too: an event reads as it was published.
     let create_time = Timestamp { seconds: 1_790_000_000, nanos: 987_654_321 };
     message.events.push(NewEvent { create_time, ..in_turn(turn, said("c")) });
-    let stored = appended(stores, message).await;
-    assert_eq!((&*stored[2].turn_id, stored[2].elapsed_ms), (&*turn.to_string(), 42));
+    let found = appended(stores, message).await;
+    assert_eq!((&*found[2].turn_id, found[2].elapsed_ms), (&*turn.to_string(), 42));
 
     let read = async |after, limit| stores.events.read(tenant, session, after, limit).await.unwrap();
-    assert_eq!(read(2, 10).await, stored);
-    assert_eq!(read(2, 2).await, stored[..2]);
-    assert_eq!(read(4, 2).await, stored[2..]);
+    assert_eq!(read(2, 10).await, found);
+    assert_eq!(read(2, 2).await, found[..2]);
+    assert_eq!(read(4, 2).await, found[2..]);
     assert_eq!(read(5, 2).await, []);
     assert_eq!(read(u64::MAX, 2).await, []);
 }
@@ -283,8 +283,8 @@ pub(crate) async fn replaces_the_checkpoint(stores: &Stores) {
         let mut step = append(tenant, session, kinds);
         step.checkpoint = Some(checkpoint.clone());
         appended(stores, step).await;
-        let stored = stores.events.checkpoint(tenant, session).await.unwrap();
-        assert_eq!(stored, Some(StoredCheckpoint { checkpoint, seq }));
+        let found = stores.events.checkpoint(tenant, session).await.unwrap();
+        assert_eq!(found, Some(StoredCheckpoint { checkpoint, seq }));
     }
     appended(stores, append(tenant, session, vec![said("after")])).await;
     assert_eq!(stores.events.checkpoint(tenant, session).await.unwrap().unwrap().seq, 5);

@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 
 use super::fixtures::{append, appended, session, tenant, terminated, two_tenants};
 
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 const SHORT: Duration = Duration::from_millis(50);
 
 /// Tries until the lease is free.

@@ -6,7 +6,7 @@ use croft_front::Error;
 use croft_front::session::store::{Filter, Inserted};
 use croft_front::store::Stores;
 use croft_proto::id::{SessionId, TenantId};
-use croft_proto::v1::{SessionState, StopReason, UsageTotals};
+use croft_proto::v1::{SessionState, StopReason, TokenUsage, UsageTotals};
 use futures::future::join_all;
 
 use super::fixtures::{
@@ -52,7 +52,7 @@ pub(crate) async fn survives_a_round_trip_in_full(stores: &Stores) {
     assert_eq!((session.create_time, session.update_time), (at(1), at(77)));
     assert_eq!((session.input_seq, session.newest_input_seq, &*session.turn_id), (0, 0, ""));
     assert_eq!(session.last_stop_reason, StopReason::Unspecified);
-    assert_eq!(session.usage, UsageTotals { tokens: Some(Default::default()), ..Default::default() });
+    assert_eq!(session.usage, UsageTotals { tokens: Some(TokenUsage::default()), ..UsageTotals::default() });
     assert_eq!(events[1].session_id, session.id.to_string());
     assert_eq!(stores.events.read(tenant, session.id, 0, 10).await.unwrap(), events);
 }

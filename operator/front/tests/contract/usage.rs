@@ -88,6 +88,7 @@ pub(crate) async fn lists_newest_first_in_pages(stores: &Stores) {
 }
 
 pub(crate) async fn summarizes_by_each_dimension(stores: &Stores) {
+    use UsageDimension::{Agent, Day, Model, Provider, Session};
     let tenant = tenant(stores, "ours").await;
     let first = used(stores, tenant, "poet", 0, of("1", "scripted", "scripted-1", 1)).await;
     let second = used(stores, tenant, "Clerk", 1, of("2", "anthropic", "claude-haiku-4-5", 20)).await;
@@ -101,7 +102,6 @@ pub(crate) async fn summarizes_by_each_dimension(stores: &Stores) {
             .collect::<Vec<_>>()
     };
     let expected = |pairs: &[(&str, i64)]| pairs.iter().map(|(key, sum)| ((*key).to_owned(), *sum)).collect::<Vec<_>>();
-    use UsageDimension::{Agent, Day, Model, Provider, Session};
     assert_eq!(sums(None, None, &[]).await, expected(&[("", 321)]));
     assert_eq!(sums(None, None, &[Agent]).await, expected(&[("Clerk", 20), ("poet", 301)]));
     assert_eq!(sums(None, None, &[Model]).await, expected(&[("claude-haiku-4-5", 320), ("scripted-1", 1)]));

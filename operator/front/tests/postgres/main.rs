@@ -1,6 +1,8 @@
 //! The stores in Postgres keep what every store promises, and what only a database can: row security, an audit log that
 //! only grows, migrations.
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 #[path = "../contract/mod.rs"]
 mod contract;
 mod database;

@@ -30,7 +30,7 @@ async fn full(stores: &Stores, database: &Database, tenant: TenantId, prefix: &s
     new.idempotency_key = Some(key("k", 1));
     let session = new.id;
     stores.sessions.insert(new).await.unwrap();
-    stores.leases.acquire(tenant, session, "front-0", std::time::Duration::from_secs(60)).await.unwrap();
+    stores.leases.acquire(tenant, session, "front-0", std::time::Duration::from_mins(1)).await.unwrap();
     let mut message = append(tenant, session, vec![said("secret"), attempt("a", Some(1))]);
     message.checkpoint = Some(croft_proto::v1::SessionCheckpoint::default());
     appended(stores, message).await;
@@ -139,7 +139,7 @@ async fn nothing_is_written_across_tenants() {
         format!("insert into events values ('{theirs}', gen_random_uuid(), 1, 'error', null, now(), '')"),
         format!("insert into budgets values ('{theirs}', 'agent', 'x', 1)"),
         format!("insert into api_keys values ('0badcafe', '{theirs}', sha256('x'))"),
-        format!("insert into tenants values (gen_random_uuid(), 'mine')"),
+        "insert into tenants values (gen_random_uuid(), 'mine')".to_owned(),
     ];
     for insert in inserts {
         let refused = execute(&mut front, &format!("{}; {insert}", as_request(ours))).await.unwrap_err();

@@ -1,8 +1,10 @@
 //! The relay through Redis keeps what every relay promises, and outlives its Redis.
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+mod outage;
 #[path = "../contract/relay.rs"]
 mod relay;
-mod outage;
 mod server;
 
 use std::time::Duration;
@@ -49,7 +51,8 @@ relay::relay_promises!();
 /// How many connections listen to a channel, as Redis counts them.
 async fn listeners(channel: &str) -> u64 {
     let mut connection = Client::open(url()).unwrap().get_multiplexed_async_connection().await.unwrap();
-    let (_, count): (String, u64) = cmd("PUBSUB").arg("NUMSUB").arg(channel).query_async(&mut connection).await.unwrap();
+    let (_, count): (String, u64) =
+        cmd("PUBSUB").arg("NUMSUB").arg(channel).query_async(&mut connection).await.unwrap();
     count
 }
 

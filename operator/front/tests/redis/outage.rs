@@ -103,3 +103,17 @@ async fn every_listener_is_told_of_a_broken_link() {
     }
     ground.end().await;
 }
+
+/// Nothing tells of a machine that vanished: its connection must be asked.
+#[tokio::test]
+async fn a_silent_redis_is_found_out() {
+    let server = Server::start().await;
+    let ground = on(&server.url()).await;
+    let (tenant, session) = ids();
+    let mut listener = ground.ours.subscribe(tenant, session).await.unwrap();
+    server.freeze().await;
+    assert!(is_down(&ground.ours.publish(tenant, session, &numbered(1)).await));
+    assert_eq!(next(&mut listener).await, None);
+    assert!(is_down(&ground.ours.subscribe(tenant, session).await));
+    ground.end().await;
+}

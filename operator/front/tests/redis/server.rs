@@ -55,4 +55,11 @@ impl Server {
     pub(crate) async fn kill(&mut self) {
         self.process.take().expect("it runs").kill().await.unwrap();
     }
+
+    /// The server keeps its connections and says nothing more, as one whose machine has vanished.
+    pub(crate) async fn freeze(&self) {
+        let id = self.process.as_ref().and_then(Child::id).expect("it runs");
+        let status = Command::new("kill").args(["-STOP", &id.to_string()]).status().await.unwrap();
+        assert!(status.success());
+    }
 }
