@@ -79,8 +79,8 @@ impl Args {
         }
     }
 
-    /// The providers of the file, and `scripted`. Reads the keys. Fails with a sentence per mistake, none of which holds
-    /// anything of a key.
+    /// The providers of the file, and `scripted`. Reads the keys. Fails with a sentence per mistake, none of which
+    /// holds anything of a key.
     pub fn providers(&self) -> Result<Providers, Mistakes> {
         let providers = Providers::new().with(scripted::Scripted::new());
         let Some(path) = &self.providers else { return Ok(providers) };

@@ -1,5 +1,5 @@
-//! Runs one turn as a small graph: a model call, then its tool calls, then the model again, until a branch says stop. After
-//! each of these supersteps a checkpoint goes to the front; from it any worker goes on with equal state.
+//! Runs one turn as a small graph: a model call, then its tool calls, then the model again, until a branch says stop.
+//! After each of these supersteps a checkpoint goes to the front; from it any worker goes on with equal state.
 
 mod attempt;
 mod branch;

@@ -1,5 +1,5 @@
-//! `RuntimeService`: runs the agent. The front opens a step, the worker runs the turn's graph of model and tool calls and
-//! streams back what happens; it holds no credential but its tenant's own and dials nothing but models and tools.
+//! `RuntimeService`: runs the agent. The front opens a step, the worker runs the turn's graph of model and tool calls
+//! and streams back what happens; it holds no credential but its tenant's own and dials nothing but models and tools.
 
 pub mod config;
 mod executor;

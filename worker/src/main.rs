@@ -18,7 +18,8 @@ fn main() -> ExitCode {
         let health = health::service(&program.readiness, &program.tasks, &["croft.v1.RuntimeService"]).await;
         let routes = Routes::new(runtime.service()).add_service(health);
         let listener = grpc::bind(args.grpc_addr, "--grpc-addr (CROFT_GRPC_ADDR)").await?;
-        tracing::info!(grpc_addr = %listener.local_addr()?, tenant = args.tenant, insecure = args.insecure, "taking calls");
+        let grpc_addr = listener.local_addr()?;
+        tracing::info!(%grpc_addr, tenant = args.tenant, insecure = args.insecure, "taking calls");
         grpc::serve("runtime-grpc", listener, tls, routes, &program.tasks, &program.metrics)?;
         serving.ready();
         program.run_until_shutdown().await

@@ -1,5 +1,5 @@
-//! What waits to be sent to the front. Durable messages are never dropped: at their bound the step waits. Previews never
-//! wait: at their bound the oldest goes.
+//! What waits to be sent to the front. Durable messages are never dropped: at their bound the step waits. Previews
+//! never wait: at their bound the oldest goes.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

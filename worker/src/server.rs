@@ -43,8 +43,8 @@ pub struct RuntimeOptions {
     pub sessions_max: usize,
     /// A full worker forgets a session that was idle for so long to make room for another.
     pub session_idle: Duration,
-    /// How long a superstep may go on when the worker shuts down. At the bound it is given up, what it used is told, and the
-    /// turn is handed back as it was before it.
+    /// How long a superstep may go on when the worker shuts down. At the bound it is given up, what it used is told,
+    /// and the turn is handed back as it was before it.
     pub drain: Duration,
     /// How model calls are repeated.
     pub retry: retry::Policy,
@@ -84,8 +84,8 @@ pub(crate) struct Shared {
 }
 
 impl RuntimeServer {
-    /// A worker without sessions. Its steps are tasks of `tasks`: when that is stopping, no more begin, and those that run
-    /// hand their turn back after the superstep at hand.
+    /// A worker without sessions. Its steps are tasks of `tasks`: when that is stopping, no more begin, and those that
+    /// run hand their turn back after the superstep at hand.
     pub fn new(options: RuntimeOptions, providers: Providers, tasks: Tasks) -> Self {
         Self::with_builtins(options, providers, Builtins::default(), tasks)
     }

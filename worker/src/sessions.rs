@@ -46,8 +46,8 @@ struct Running {
 }
 
 impl Sessions {
-    /// Room for `sessions_max`. When it is full, the session that was idle for longest makes room for a new one if it was
-    /// idle for `idle_max`: the front has all of its state.
+    /// Room for `sessions_max`. When it is full, the session that was idle for longest makes room for a new one if it
+    /// was idle for `idle_max`: the front has all of its state.
     pub(crate) fn new(sessions_max: usize, idle_max: Duration, gauge: IntGauge) -> Self {
         Self {
             shared: Arc::new(Shared {
@@ -84,8 +84,8 @@ impl Sessions {
         Ok(())
     }
 
-    /// Begins a step of a known session; `interrupt` will end it. A step that still runs under this epoch or an older one
-    /// is ended first: its front has given it up.
+    /// Begins a step of a known session; `interrupt` will end it. A step that still runs under this epoch or an older
+    /// one is ended first: its front has given it up.
     pub(crate) async fn begin(&self, session: SessionId, epoch: u64, interrupt: Interrupt) -> Result<Begun, Refusal> {
         loop {
             let older = {

@@ -1,5 +1,5 @@
-//! What an agent may call. A [`Tool`] does the work; a [`Toolbox`] is the tools of one agent, each with its permission, its
-//! class of replay, its time limit, and the schema that arguments are held to.
+//! What an agent may call. A [`Tool`] does the work; a [`Toolbox`] is the tools of one agent, each with its permission,
+//! its class of replay, its time limit, and the schema that arguments are held to.
 
 mod calculator;
 mod clock;

@@ -99,8 +99,8 @@ impl Assembly {
         }
     }
 
-    /// The whole answer, for a stream that ended in order. Blocks without content are left out: providers refuse them when
-    /// they come back.
+    /// The whole answer, for a stream that ended in order. Blocks without content are left out: providers refuse them
+    /// when they come back.
     pub fn content(&self) -> Vec<ContentBlock> {
         self.blocks
             .values()
@@ -119,8 +119,8 @@ impl Assembly {
             .collect()
     }
 
-    /// What can be kept of an answer that broke off: its text. A tool call may be cut in the middle and must not be made,
-    /// and thinking without its signature would be refused.
+    /// What can be kept of an answer that broke off: its text. A tool call may be cut in the middle and must not be
+    /// made, and thinking without its signature would be refused.
     pub fn text_only(&self) -> Vec<ContentBlock> {
         self.blocks
             .values()
@@ -144,8 +144,8 @@ impl Assembly {
             .collect()
     }
 
-    /// What an attempt used that did not end in order: what the provider told, with the output reckoned from what arrived,
-    /// since the first snapshot of most providers only knows the input.
+    /// What an attempt used that did not end in order: what the provider told, with the output reckoned from what
+    /// arrived, since the first snapshot of most providers only knows the input.
     pub fn estimated_usage(&self, input_tokens: u32) -> TokenUsage {
         let mut usage = self
             .usage

@@ -28,8 +28,8 @@ impl Default for Limits {
     }
 }
 
-/// Passes `bytes` on until the first error, and makes errors of a silence longer than `limits.idle` and of an event larger
-/// than `limits.event_bytes_max`.
+/// Passes `bytes` on until the first error, and makes errors of a silence longer than `limits.idle` and of an event
+/// larger than `limits.event_bytes_max`.
 pub(crate) fn watched<S, E>(
     provider: &'static str,
     bytes: S,

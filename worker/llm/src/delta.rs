@@ -2,8 +2,8 @@
 
 use croft_proto::v1::{NativeBlock, TokenUsage};
 
-/// One piece of an answer. `block` numbers the content blocks of the answer and only grows; pieces of different blocks may
-/// interleave.
+/// One piece of an answer. `block` numbers the content blocks of the answer and only grows; pieces of different blocks
+/// may interleave.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Delta {
     /// The provider took the call. Comes first, and only once.

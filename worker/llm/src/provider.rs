@@ -9,8 +9,8 @@ use crate::delta::Delta;
 use crate::error::Error;
 use crate::request::Request;
 
-/// An answer as it comes: ends after [`Delta::Stop`] or the first error, never silently in between. Dropping it ends the
-/// call at the provider.
+/// An answer as it comes: ends after [`Delta::Stop`] or the first error, never silently in between. Dropping it ends
+/// the call at the provider.
 pub type DeltaStream = BoxStream<'static, Result<Delta, Error>>;
 
 /// Something that answers like a model. One value serves many calls at a time.

@@ -13,9 +13,9 @@ pub const WAIT_MAX: Duration = Duration::from_hours(24);
 /// Above this, a plain number in a reset header is seconds since 1970 and not a wait.
 const EPOCH_SECONDS_FROM: f64 = 1_000_000_000.0;
 
-/// The wait that headers and body ask for. Taken in this order: `retry-after-ms`, `retry-after` (seconds or an HTTP date),
-/// the latest of the reset headers whose allowance is spent, `RetryInfo` in the body. Never negative, never above
-/// [`WAIT_MAX`]; `None` when nothing was said.
+/// The wait that headers and body ask for. Taken in this order: `retry-after-ms`, `retry-after` (seconds or an HTTP
+/// date), the latest of the reset headers whose allowance is spent, `RetryInfo` in the body. Never negative, never
+/// above [`WAIT_MAX`]; `None` when nothing was said.
 pub fn retry_after(headers: &HeaderMap, body: Option<&Value>, now: Timestamp) -> Option<Duration> {
     header(headers, "retry-after-ms")
         .and_then(|text| seconds(text).map(|milliseconds| milliseconds / 1000.0))

@@ -1,9 +1,10 @@
 //! A provider that plays a script instead of calling a model: for the demo, for users' own tests, and for ours.
 //!
 //! When the text of the last user message is a JSON object with a key `script`, its steps are played: `{"text":"…"}`,
-//! `{"text":"…","token_delay_ms":n}`, `{"thinking":"…"}`, `{"tool_call":{"name":"…","arguments":{…}}}`, `{"delay_ms":n}`,
-//! `{"stop":"max_tokens"}`, `{"error":{"class":"overload","message":"…"}}`. After tool results the script goes on behind the
-//! tool calls. Anything else is answered by a short text that repeats what was heard. Usage is reckoned, not counted.
+//! `{"text":"…","token_delay_ms":n}`, `{"thinking":"…"}`, `{"tool_call":{"name":"…","arguments":{…}}}`,
+//! `{"delay_ms":n}`, `{"stop":"max_tokens"}`, `{"error":{"class":"overload","message":"…"}}`. After tool results the
+//! script goes on behind the tool calls. Anything else is answered by a short text that repeats what was heard. Usage
+//! is reckoned, not counted.
 
 mod script;
 
@@ -44,8 +45,8 @@ impl Provider for Scripted {
     }
 
     fn stream(&self, request: Request) -> DeltaStream {
-        // The player writes into a channel of one place and runs within the stream's own polls: no task to look after, and
-        // dropping the stream stops it.
+        // The player writes into a channel of one place and runs within the stream's own polls: no task to look after,
+        // and dropping the stream stops it.
         let (deltas, received) = mpsc::channel(1);
         let play = play(request, deltas).into_stream().filter_map(|()| std::future::ready(None));
         let received = futures::stream::unfold(received, |mut received| async move {

@@ -36,7 +36,8 @@ pub(super) fn session_error(error: &Error) -> SessionError {
     SessionError { reason: reason.into(), message: error.to_string(), retryable: error.is_retryable() }
 }
 
-/// What a refused grant means: the reason, and what people are told unless the front has told them of the budget itself.
+/// What a refused grant means: the reason, and what people are told unless the front has told them of the budget
+/// itself.
 pub(super) fn refused(refused: GrantRefused) -> (StopReason, Option<SessionError>) {
     if refused.reason == "BUDGET" {
         return (StopReason::Budget, None);

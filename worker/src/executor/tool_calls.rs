@@ -1,5 +1,5 @@
-//! The superstep that makes the model's tool calls, all at a time. Their results come in the model's order, whichever tool
-//! is done first.
+//! The superstep that makes the model's tool calls, all at a time. Their results come in the model's order, whichever
+//! tool is done first.
 
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{StopReason, ToolCall, ToolResult};

@@ -1,5 +1,5 @@
-//! A front for tests: opens steps at a worker in this process, over a duplex pipe so that time can be paused, stores what it
-//! hears, and answers as told.
+//! A front for tests: opens steps at a worker in this process, over a duplex pipe so that time can be paused, stores
+//! what it hears, and answers as told.
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 #![allow(unreachable_pub, reason = "it is a module of each test program")]

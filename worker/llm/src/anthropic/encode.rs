@@ -33,8 +33,8 @@ pub(super) fn body(request: &Request) -> Value {
     body
 }
 
-/// The API knows two roles; results of tools are the user's, and must stand before what the user says. Neighbours of one
-/// role become one message.
+/// The API knows two roles; results of tools are the user's, and must stand before what the user says. Neighbours of
+/// one role become one message.
 fn messages(messages: &[Message]) -> Vec<Value> {
     let mut turns: Vec<(&'static str, Vec<Value>)> = Vec::new();
     for message in messages {

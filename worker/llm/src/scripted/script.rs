@@ -75,8 +75,8 @@ pub(super) enum Part {
     Echo(String),
 }
 
-/// The part that follows `messages`: the last user message decides, and each answer since then has played one part. A part
-/// ends with a run of tool calls, whose results the model then waits for, or with a `stop`.
+/// The part that follows `messages`: the last user message decides, and each answer since then has played one part. A
+/// part ends with a run of tool calls, whose results the model then waits for, or with a `stop`.
 pub(super) fn part(messages: &[Message]) -> Result<Part, serde_json::Error> {
     let Some(user) = messages.iter().rposition(|message| message.role() == Role::User) else {
         return Ok(Part::Echo(String::new()));
