@@ -60,7 +60,8 @@ impl RuntimeOptions {
             worker: worker.into(),
             namespace: namespace.into(),
             sessions_max: 50,
-            session_idle: Duration::from_mins(10),
+            // What an idle session needs, the front has: the next turn brings it along.
+            session_idle: Duration::ZERO,
             drain: Duration::from_secs(20),
             retry: retry::Policy::default(),
             require_front_certificate: true,
