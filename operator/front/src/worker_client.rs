@@ -133,3 +133,63 @@ impl Shared {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use croft_proto::id::SessionId;
+    use croft_proto::v1::watch_routes_response::Change;
+    use croft_proto::v1::{RouteSnapshot, TenantRoute, WatchRoutesResponse, WorkerRoute};
+
+    use super::*;
+    use crate::routing::Router;
+
+    fn tell(tenants: &Tenants, tenant: TenantId, workers: usize) {
+        let worker = |number| WorkerRoute {
+            name: format!("worker-{number}"),
+            address: format!("10.9.8.{number}:50052"),
+            ready: true,
+            sessions_max: 0,
+        };
+        let workers = (0..workers).map(worker).collect();
+        let route = TenantRoute { tenant_id: tenant.to_string(), name: "heron".into(), workers, ..Default::default() };
+        let change = Some(Change::Snapshot(RouteSnapshot { tenants: vec![route] }));
+        tenants.apply(WatchRoutesResponse { version: 1, change });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_go_with_their_route_and_when_nobody_uses_them() {
+        let (tenants, heron, tasks) = (Tenants::new(), TenantId::generate(), Tasks::new());
+        let pool = WorkerPool::new(tenants.clone(), None, &tasks);
+        let router = Router::new(tenants.clone());
+        tell(&tenants, heron, 2);
+        let tenant = tenants.get(heron).unwrap();
+        let placements = [(); 2].map(|()| router.place(heron, SessionId::generate(), None).unwrap());
+        let call = |placement: &Placement| drop(pool.client(&tenant, placement).unwrap());
+        placements.iter().for_each(call);
+        call(&placements[0]);
+        assert_eq!(pool.shared.lock().len(), 2, "one to each");
+
+        tell(&tenants, heron, 1);
+        tokio::time::sleep(SWEEP_EVERY * 2).await;
+        assert_eq!(pool.shared.lock().len(), 1, "the other has no route");
+        tokio::time::sleep(IDLE_MAX).await;
+        assert_eq!(pool.shared.lock().len(), 0);
+        drop(pool);
+        assert_eq!(tasks.shutdown(SWEEP_EVERY).await, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_pool_has_a_bound_at_which_the_oldest_connection_goes() {
+        let (tenants, heron, tasks) = (Tenants::new(), TenantId::generate(), Tasks::new());
+        let pool = WorkerPool::new(tenants.clone(), None, &tasks);
+        tell(&tenants, heron, 0);
+        let tenant = tenants.get(heron).unwrap();
+        for port in 1..=CHANNELS_MAX + 1 {
+            pool.shared.channel(&tenant, &format!("10.9.8.7:{port}")).unwrap();
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        let channels = pool.shared.lock();
+        assert_eq!(channels.len(), CHANNELS_MAX);
+        assert!(!channels.contains_key(&(heron, "10.9.8.7:1".to_owned())));
+    }
+}

@@ -1,0 +1,7 @@
+//! Whom the front calls, over real sockets: the operator for routes, workers for turns.
+
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
+mod authority;
+mod routes;
+mod workers;
