@@ -17,7 +17,10 @@ pub struct Abandoned {
 /// Time is the store's own clock, so that replicas need not agree on theirs.
 #[async_trait]
 pub trait LeaseStore: Send + Sync {
-    /// The new epoch, or `None` while someone else holds the lease.
+    /// The new epoch, or `None` while someone else holds the lease. The same holder counts as someone else: it drives one turn
+    /// of a session at a time, too.
+    ///
+    /// Fails with [`Error::SessionNotFound`], and with [`Error::SessionTerminated`].
     async fn acquire(
         &self,
         tenant: TenantId,

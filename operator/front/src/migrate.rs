@@ -1,6 +1,7 @@
 //! Brings the database up to date, and tells whether it is.
 
 use std::collections::HashMap;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -12,8 +13,13 @@ use crate::error::Error;
 use crate::models::seed::seed;
 use crate::store::postgres::{add_models, failed};
 
-/// The migrations that this program was built with.
-static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations");
+/// The migrations that this program was built with. It leaves alone what a newer release has added: after a rollback, the
+/// older one runs on the newer schema.
+static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
+    let mut migrations = sqlx::migrate!("../../migrations");
+    migrations.set_ignore_missing(true);
+    migrations
+});
 
 /// The roles that the front takes on.
 const ROLES: [&str; 2] = ["croft_request", "croft_writer"];

@@ -83,6 +83,9 @@ pub trait EventLog: Send + Sync {
     ///
     /// Fails with [`Error::SessionNotFound`]; with [`Error::SessionTerminated`] when the session had ended before;
     /// with [`Error::LeaseLost`] and [`Error::IdempotencyKeyReused`] as said above.
+    ///
+    /// Whatever ends the session also ends its lease: nothing is left to take over. A key that appended before is told so even
+    /// to a session that has ended since, and to a turn that has lost its lease. Previews and notices are refused.
     async fn append(&self, append: Append) -> Result<Appended, Error>;
 
     /// The number of the first event that this idempotency key of `SendMessage` appended within 24 hours, if it did.

@@ -11,6 +11,7 @@ mod migrations;
 mod outage;
 mod row_security;
 mod tampering;
+mod twins;
 
 use croft_front::store::Stores;
 use database::Database;

@@ -24,7 +24,8 @@ impl EventLog for Memory {
         let record = state.record(tenant, session)?;
         record.admit(authority)?;
 
-        if authority == Authority::Fence || change.terminates() {
+        // There is nothing to fence before the first lease.
+        if (authority == Authority::Fence || change.terminates()) && record.lease.epoch > 0 {
             record.lease.epoch += 1;
             record.lease.expiry = None;
         }
