@@ -56,14 +56,14 @@ impl RuntimeService for Worker {
     }
 
     async fn checkpoint(&self, _: Request<CheckpointRequest>) -> Result<Response<CheckpointResponse>, Status> {
-        Ok(Response::new(Default::default()))
+        Ok(Response::new(CheckpointResponse::default()))
     }
 
     async fn terminate_session(
         &self,
         _: Request<RuntimeServiceTerminateSessionRequest>,
     ) -> Result<Response<RuntimeServiceTerminateSessionResponse>, Status> {
-        Ok(Response::new(Default::default()))
+        Ok(Response::new(RuntimeServiceTerminateSessionResponse::default()))
     }
 }
 

@@ -145,7 +145,7 @@ mod tests {
     fn what_can_not_be_read_is_said_in_a_sentence() {
         for (frame, hint) in [
             ("", "EOF"),
-            ("[]", "invalid type"),
+            ("[]", "expected value"),
             (r#"{"subscribe":{}}"#, "sessionId"),
             (r#"{"subscribe":{"sessionId":"a","since":-1}}"#, "`since` is not a number"),
             (r#"{"shout":{}}"#, "unknown variant"),
