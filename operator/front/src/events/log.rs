@@ -74,9 +74,9 @@ pub struct StoredCheckpoint {
 
 /// The durable events of sessions. Numbers are contiguous from 1 in each session, whatever fails and whoever races.
 ///
-/// The session's state follows in the same transaction: SessionReady, SessionRunning, SessionIdle and SessionTerminated
-/// set it (with worker, turn, stop reason, reason); StepStarted sets the worker; ModelAttempt writes one usage row by its `attempt_id`
-/// (a second one of the same id writes none) and adds to the session's totals.
+/// The session's state follows in the same transaction: `SessionReady`, `SessionRunning`, `SessionIdle` and
+/// `SessionTerminated` set it (with worker, turn, stop reason, reason); `StepStarted` sets the worker; `ModelAttempt` writes
+/// one usage row by its `attempt_id` (a second one of the same id writes none) and adds to the session's totals.
 #[async_trait]
 pub trait EventLog: Send + Sync {
     /// Numbers and stores events.

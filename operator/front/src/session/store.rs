@@ -19,7 +19,7 @@ pub struct NewSession {
     pub agent: AgentSpec,
     pub config_hash: String,
     pub labels: BTreeMap<String, String>,
-    /// Numbered from 1; at least SessionCreated. They set the state, as in an append.
+    /// Numbered from 1; at least `SessionCreated`. They set the state, as in an append.
     pub events: Vec<NewEvent>,
     /// Refuse when the tenant has this many sessions that are not terminated; `None` means no limit.
     pub sessions_max: Option<u32>,
