@@ -165,9 +165,9 @@ pub fn router(gateway: Gateway) -> Router {
         .route("/v1/sessions/{session_id}/events", get(sse::events))
         .route("/v1/ws", get(ws::upgrade))
         // Tokens may be in the query, so that the path is all that is ever shown.
-        .layer(TraceLayer::new_for_http().make_span_with(|request: &Request| {
-            tracing::info_span!("http", method = %request.method(), path = request.uri().path())
-        }))
+        .layer(TraceLayer::new_for_http().make_span_with(
+            |request: &Request| tracing::info_span!("http", method = %request.method(), path = request.uri().path()),
+        ))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .fallback(no_such_path)

@@ -137,7 +137,7 @@ impl RouteWatch {
     /// Applies what comes until the stream ends. Returns whether anything came: an operator that takes the call and says
     /// nothing is as good as one that refuses.
     async fn follow(&self, mut stream: Streaming<WatchRoutesResponse>, backlog: &mut Backlog) -> bool {
-        let mut tick = tokio::time::interval(TICK);
+        let mut tick = tokio::time::interval_at(Instant::now() + TICK, TICK);
         let mut told = false;
         loop {
             let message = tokio::select! {

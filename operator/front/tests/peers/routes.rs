@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -81,19 +82,17 @@ async fn operate(tasks: &Tasks, address: &str, snapshot: Vec<TenantRoute>, tls: 
     RunningOperator { address, deltas, _running: closing.drop_guard() }
 }
 
-/// A database that refuses so many rows before it takes any.
+/// A database that can be made to refuse.
 #[derive(Default)]
 struct Rows {
-    refusals: Mutex<u32>,
+    is_down: AtomicBool,
     rows: Mutex<BTreeMap<TenantId, String>>,
 }
 
 #[async_trait]
 impl TenantMirror for Rows {
     async fn upsert(&self, tenant: TenantId, name: &str) -> Result<(), Error> {
-        let mut refusals = self.refusals.lock().unwrap();
-        if *refusals > 0 {
-            *refusals -= 1;
+        if self.is_down.load(Ordering::Relaxed) {
             return Err(Error::unavailable("postgres", anyhow::anyhow!("connection refused")));
         }
         self.rows.lock().unwrap().insert(tenant, name.to_owned());
@@ -187,13 +186,14 @@ async fn routes_survive_an_operator_that_goes_and_are_made_new_by_one_that_comes
 async fn a_database_that_is_down_holds_up_no_routes_and_gets_its_rows_later() {
     let [heron, plover] = [TenantId::generate(), TenantId::generate()];
     let front = Front::new();
-    *front.rows.refusals.lock().unwrap() = 3;
+    front.rows.is_down.store(true, Ordering::Relaxed);
     let snapshot = vec![route(heron, "heron"), route(plover, "plover")];
     let operator = operate(&front.tasks, "127.0.0.1:0", snapshot, None).await;
     front.watch(format!("http://{}", operator.address), None);
     wait_until("ready", || front.readiness.is_ready()).await;
     assert!(front.tenants.get(heron).is_some());
-    assert!(front.rows.rows.lock().unwrap().is_empty());
+    assert!(front.metric("croft_routes_unmirrored_tenants") > 1.5);
+    front.rows.is_down.store(false, Ordering::Relaxed);
     wait_until("the rows are written", || front.rows.rows.lock().unwrap().len() == 2).await;
     wait_until("none waits", || front.metric("croft_routes_unmirrored_tenants") < 0.5).await;
 }
