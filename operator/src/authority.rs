@@ -92,7 +92,8 @@ impl Authority {
             .is_ok_and(|(_, own)| certificate.verify_signature(Some(own.public_key())).is_ok())
     }
 
-    fn from_secret(secret: &Secret) -> Result<Self, Error> {
+    /// The one that a Secret holds.
+    pub fn from_secret(secret: &Secret) -> Result<Self, Error> {
         let entry = |entry: &'static str| {
             let bytes = secret.data.as_ref().and_then(|data| data.get(entry)).ok_or(Error::Garbled { entry })?;
             String::from_utf8(bytes.0.clone()).map_err(|_| Error::Garbled { entry })

@@ -80,12 +80,17 @@ impl Subject {
         Ok(Issued { cert: cert.pem(), key: key.serialize_pem() })
     }
 
-    /// Whether `cert` (PEM) says this, comes from `authority`, and has more than a third of its time left.
-    pub fn still_holds(&self, cert: &[u8], authority: &Authority, now: i64) -> bool {
-        let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(cert) else { return false };
+    /// Whether a certificate says this, comes from `authority`, has more than a third of its time left, and its key
+    /// with it.
+    pub fn still_holds(&self, issued: &Issued, authority: &Authority, now: i64) -> bool {
+        let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(issued.cert.as_bytes()) else { return false };
         let Ok((_, certificate)) = X509Certificate::from_der(&pem.contents) else { return false };
+        let Ok(key) = KeyPair::from_pem(&issued.key) else { return false };
         let renew_at = certificate.validity().not_after.timestamp() - LIFETIME_SECONDS / 3;
-        now < renew_at && authority.signed(&certificate) && self.is_said_by(&certificate)
+        now < renew_at
+            && key.public_key_raw() == &*certificate.public_key().subject_public_key.data
+            && authority.signed(&certificate)
+            && self.is_said_by(&certificate)
     }
 
     fn is_said_by(&self, certificate: &X509Certificate<'_>) -> bool {
@@ -119,19 +124,22 @@ mod tests {
         let authority = Authority::generate(NOW).unwrap();
         let subject = Subject::workers("heron", "tenant-heron");
         let issued = subject.issue(&authority, NOW).unwrap();
-        assert!(subject.still_holds(issued.cert.as_bytes(), &authority, NOW));
-        assert!(subject.still_holds(issued.cert.as_bytes(), &authority, renew_at(NOW) - 1));
-        assert!(!subject.still_holds(issued.cert.as_bytes(), &authority, renew_at(NOW)));
+        assert!(subject.still_holds(&issued, &authority, NOW));
+        assert!(subject.still_holds(&issued, &authority, renew_at(NOW) - 1));
+        assert!(!subject.still_holds(&issued, &authority, renew_at(NOW)));
     }
 
     #[test]
     fn anothers_certificate_does_not_hold() {
         let [authority, other] = [(), ()].map(|()| Authority::generate(NOW).unwrap());
         let subject = Subject::workers("heron", "tenant-heron");
-        let issued = |subject: &Subject, authority| subject.issue(authority, NOW).unwrap().cert.into_bytes();
-        assert!(!subject.still_holds(&issued(&Subject::workers("egret", "tenant-egret"), &authority), &authority, NOW));
+        let issued = |subject: &Subject, authority| subject.issue(authority, NOW).unwrap();
+        let others = issued(&Subject::workers("egret", "tenant-egret"), &authority);
+        assert!(!subject.still_holds(&others, &authority, NOW));
         assert!(!subject.still_holds(&issued(&subject, &other), &authority, NOW), "signed by another authority");
-        assert!(!subject.still_holds(b"garbled", &authority, NOW));
+        let own = issued(&subject, &authority);
+        assert!(!subject.still_holds(&Issued { key: others.key, ..own.clone() }, &authority, NOW), "another's key");
+        assert!(!subject.still_holds(&Issued { cert: "garbled".into(), ..own }, &authority, NOW));
     }
 
     #[test]

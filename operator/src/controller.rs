@@ -107,8 +107,14 @@ where
             Ok(Err(error)) => {
                 count(error.reason());
                 let chain = chain(&error);
-                tracing::warn!(%kind, object = %reference, reason = error.reason(), error = chain, "pass failed");
-                match error.retry() {
+                let (reason, retry) = (error.reason(), error.retry());
+                // What trying again soon won't mend stands in the object's conditions, for the one who can.
+                if retry == Retry::Backoff {
+                    tracing::warn!(%kind, object = %reference, reason, error = chain, "pass failed");
+                } else {
+                    tracing::debug!(%kind, object = %reference, reason, error = chain, "pass can't go on");
+                }
+                match retry {
                     Retry::Backoff => Action::requeue(self.backoff.failed(reference)),
                     Retry::After(pause) => Action::requeue(pause),
                     Retry::OnChange => Action::await_change(),

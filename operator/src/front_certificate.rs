@@ -36,7 +36,7 @@ async fn ensure(context: &Context) -> Result<(), Error> {
     let (subject, now) = (Subject::front(namespace), context.now());
     let holds = there
         .and_then(|secret| tls::read(&secret, &context.authority))
-        .is_some_and(|issued| subject.still_holds(issued.cert.as_bytes(), &context.authority, now));
+        .is_some_and(|issued| subject.still_holds(&issued, &context.authority, now));
     if holds {
         return Ok(());
     }

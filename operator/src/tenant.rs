@@ -155,7 +155,7 @@ fn certificate(
 ) -> Result<crate::certificate::Issued, authority::Error> {
     let subject = Subject::workers(&wanted.name, &wanted.namespace);
     let there = observed.tls.as_deref().and_then(|secret| tls::read(secret, authority));
-    match there.filter(|issued| subject.still_holds(issued.cert.as_bytes(), authority, now)) {
+    match there.filter(|issued| subject.still_holds(issued, authority, now)) {
         Some(issued) => Ok(issued),
         None => subject.issue(authority, now),
     }

@@ -2,11 +2,10 @@
 
 use k8s_openapi::api::core::v1::{LimitRange, LimitRangeItem, LimitRangeSpec};
 
-use super::wanted::{Resources, Wanted};
+use super::wanted::Wanted;
 
 /// See it with `kubectl -n tenant-acme describe limitrange tenant`.
 pub(crate) fn limit_range(wanted: &Wanted) -> LimitRange {
-    let most = Resources { cpu: wanted.quota.cpu.clone(), memory: wanted.quota.memory.clone() };
     LimitRange {
         metadata: wanted.child_meta("tenant"),
         spec: Some(LimitRangeSpec {
@@ -14,7 +13,7 @@ pub(crate) fn limit_range(wanted: &Wanted) -> LimitRange {
                 type_: "Container".to_owned(),
                 default: Some(wanted.workers.limits.to_map()),
                 default_request: Some(wanted.workers.requests.to_map()),
-                max: Some(most.to_map()),
+                // No `max`: the quota is one already, and names itself when it refuses.
                 ..LimitRangeItem::default()
             }],
         }),

@@ -1,0 +1,13 @@
+//! The operator against a real API server and controller manager. There is no node: the tests play the kubelet.
+//!
+//! One operator serves all tests, each of which has tenants of its own. A test that counts passes or writes has the
+//! operator to itself for as long; see [`world::World::alone`].
+
+mod front;
+mod kubelet;
+mod program;
+mod routes;
+mod rules;
+mod sessions;
+mod tenants;
+mod world;

@@ -1,0 +1,448 @@
+//! What becomes of an AgentTenant.
+
+use std::time::Duration;
+
+use croft_crds::AgentTenant;
+use croft_crds::tenant::TenantPhase;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{
+    ConfigMap, LimitRange, Namespace, Pod, ResourceQuota, Secret, Service, ServiceAccount,
+};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::{Api, DeleteParams, ListParams, PostParams};
+use kube::core::DynamicObject;
+use kube::{Resource, ResourceExt as _};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::kubelet;
+use crate::world::{Session, World, condition, tenant, until, within};
+
+/// A child is back, or as it was, within this.
+const REPAIRED: Duration = Duration::from_secs(1);
+
+/// `kind/name` of every child and its resource version.
+async fn versions(session: &Session, namespace: &str) -> Vec<(String, String)> {
+    async fn of<K>(api: Api<K>) -> Vec<(String, String)>
+    where
+        K: Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+    {
+        let ours = ListParams::default().labels("app.kubernetes.io/managed-by=croft");
+        let found = api.list(&ours).await.expect("children can be listed");
+        let named = |object: &K| format!("{}/{}", K::kind(&()), object.name_any());
+        found.iter().map(|object| (named(object), object.resource_version().expect("it is stored"))).collect()
+    }
+    let mut all = Vec::new();
+    all.extend(of::<NetworkPolicy>(session.within(namespace)).await);
+    all.extend(of::<ResourceQuota>(session.within(namespace)).await);
+    all.extend(of::<LimitRange>(session.within(namespace)).await);
+    all.extend(of::<ServiceAccount>(session.within(namespace)).await);
+    all.extend(of::<ConfigMap>(session.within(namespace)).await);
+    all.extend(of::<Secret>(session.within(namespace)).await);
+    all.extend(of::<Service>(session.within(namespace)).await);
+    all.extend(of::<Deployment>(session.within(namespace)).await);
+    all.extend(of::<PodDisruptionBudget>(session.within(namespace)).await);
+    let own: Namespace = session.all().get(namespace).await.expect("the namespace is there");
+    all.push((format!("Namespace/{namespace}"), own.resource_version().expect("it is stored")));
+    all.sort();
+    all
+}
+
+async fn phase_of(session: &Session, name: &str) -> Option<TenantPhase> {
+    session.all::<AgentTenant>().get(name).await.ok()?.status?.phase
+}
+
+#[tokio::test]
+async fn a_tenant_gets_all_its_parts_and_becomes_ready_with_its_workers() {
+    let session = World::shared().await;
+    let made = session.settled_tenant("whole", json!({ "workers": { "replicas": 2 } })).await;
+    let (name, namespace) = (made.name_any(), made.namespace_name());
+    let parts: Vec<_> = versions(&session, &namespace).await.into_iter().map(|(part, _)| part).collect();
+    let expected = [
+        "ConfigMap/providers",
+        "Deployment/workers",
+        "LimitRange/tenant",
+        &format!("Namespace/{namespace}"),
+        "NetworkPolicy/fence",
+        "PodDisruptionBudget/workers",
+        "ResourceQuota/tenant",
+        "Secret/worker-tls",
+        "Service/workers",
+        "ServiceAccount/worker",
+    ];
+    assert_eq!(parts, expected);
+    assert_eq!(phase_of(&session, &name).await, Some(TenantPhase::Pending));
+
+    let pods = kubelet::pods(&session, &namespace, 2).await;
+    kubelet::set(&session, &pods[0], kubelet::ready("10.1.0.7")).await;
+    until("one of two workers makes it degraded", async || {
+        (phase_of(&session, &name).await? == TenantPhase::Degraded).then_some(())
+    })
+    .await;
+    kubelet::set(&session, &pods[1], kubelet::ready("10.1.0.8")).await;
+    let ready = until("both make it ready", async || {
+        let tenant: AgentTenant = session.all().get(&name).await.ok()?;
+        condition(&tenant, "Ready")?.starts_with("True").then_some(tenant)
+    })
+    .await;
+    let status = ready.status.expect("it has one");
+    assert_eq!(status.phase, Some(TenantPhase::Ready));
+    assert_eq!(status.namespace, Some(namespace));
+    assert_eq!(status.observed_generation, ready.metadata.generation);
+    let workers = status.workers.expect("they are counted");
+    assert_eq!((workers.desired, workers.ready), (2, 2));
+}
+
+#[tokio::test]
+async fn every_part_is_owned_by_the_tenant_itself() {
+    let session = World::shared().await;
+    let made = session.settled_tenant("owner", json!({})).await;
+    let namespace = made.namespace_name();
+    let own: Namespace = session.all().get(&namespace).await.unwrap();
+    let deployment: Deployment = session.within(&namespace).get("workers").await.unwrap();
+    for owners in [own.owner_references(), deployment.owner_references()] {
+        assert_eq!(owners.len(), 1);
+        assert_eq!(Some(&owners[0].uid), made.uid().as_ref());
+    }
+}
+
+#[tokio::test]
+async fn only_restricted_pods_are_let_into_the_namespace() {
+    let session = World::shared().await;
+    let made = session.settled_tenant("restricted", json!({})).await;
+    let pods = session.within::<Pod>(&made.namespace_name());
+    let pod = |host_network: bool| -> Pod {
+        let image = json!([{ "name": "c", "image": "x" }]);
+        let spec = json!({ "hostNetwork": host_network, "serviceAccountName": "worker", "containers": image });
+        serde_json::from_value(json!({ "metadata": { "generateName": "p-" }, "spec": spec })).unwrap()
+    };
+    for host_network in [false, true] {
+        let refused = pods.create(&PostParams::default(), &pod(host_network)).await.unwrap_err();
+        assert!(refused.to_string().contains("violates PodSecurity \"restricted"), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_hundred_passes_that_change_nothing_write_nothing() {
+    let session = World::alone().await;
+    let spec = json!({
+        "quota": { "cpu": "3500m", "memory": "1.5Gi" },
+        "egress": { "cidrs": ["10.20.0.0/16"] },
+        "workers": { "resources": { "cpuLimit": "1000m" }, "nodeSelector": { "pool": "agents" } },
+        "llm": { "providers": [{
+            "name": "anthropic", "baseUrl": "https://llm.example.com",
+            "apiKeySecretRef": { "name": "models", "key": "anthropic" },
+        }] },
+    });
+    let made = session.settled_tenant("still", spec).await;
+    let (name, namespace) = (made.name_any(), made.namespace_name());
+    kubelet::pods(&session, &namespace, 2).await;
+    session.quiet().await;
+
+    let before = versions(&session, &namespace).await;
+    let (writes, passes) = (session.world.writes(), session.world.passes("AgentTenant"));
+    let tenants = session.all::<AgentTenant>();
+    for number in 1..=100 {
+        session.merge(&tenants, &name, json!({ "metadata": { "labels": { "touched": number.to_string() } } })).await;
+        until("a pass follows each touch", async || {
+            (session.world.passes("AgentTenant") >= passes + number).then_some(())
+        })
+        .await;
+    }
+    session.quiet().await;
+    assert_eq!(session.world.writes() - writes, 0, "writes in {} passes", session.world.passes("AgentTenant") - passes);
+    assert_eq!(versions(&session, &namespace).await, before);
+}
+
+#[tokio::test]
+async fn a_new_tenant_costs_one_write_a_part() {
+    let session = World::alone().await;
+    session.quiet().await;
+    let (writes, by_kind) = (session.world.writes(), |kind: &str| {
+        session.world.count("croft_operator_api_writes_total", &[&format!("kind=\"{kind}\"")])
+    });
+    let (secrets, tenants) = (by_kind("Secret"), by_kind("AgentTenant"));
+    let made = session.settled_tenant("thrifty", json!({})).await;
+    kubelet::pods(&session, &made.namespace_name(), 2).await;
+    session.quiet().await;
+    // Ten parts, the finalizer, and the status once.
+    assert_eq!(session.world.writes() - writes, 12);
+    assert_eq!((by_kind("Secret") - secrets, by_kind("AgentTenant") - tenants), (1, 2));
+}
+
+#[tokio::test]
+async fn a_part_that_is_deleted_comes_back_within_a_second() {
+    async fn deleted<K>(api: Api<K>, name: &str)
+    where
+        K: Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+    {
+        let before = api.get(name).await.expect("it is there").uid();
+        api.delete(name, &DeleteParams::background()).await.expect("it can be deleted");
+        within(REPAIRED, &format!("{} {name} is back", K::kind(&())), async || {
+            let found = api.get_opt(name).await.ok()??;
+            (found.uid() != before && found.meta().deletion_timestamp.is_none()).then_some(())
+        })
+        .await;
+    }
+    let session = World::alone().await;
+    let made = session.settled_tenant("deleted", json!({})).await;
+    let namespace = made.namespace_name();
+    kubelet::pods(&session, &namespace, 2).await;
+    session.quiet().await;
+    deleted::<NetworkPolicy>(session.within(&namespace), "fence").await;
+    deleted::<ResourceQuota>(session.within(&namespace), "tenant").await;
+    deleted::<LimitRange>(session.within(&namespace), "tenant").await;
+    deleted::<ServiceAccount>(session.within(&namespace), "worker").await;
+    deleted::<ConfigMap>(session.within(&namespace), "providers").await;
+    deleted::<Secret>(session.within(&namespace), "worker-tls").await;
+    deleted::<Service>(session.within(&namespace), "workers").await;
+    deleted::<Deployment>(session.within(&namespace), "workers").await;
+    deleted::<PodDisruptionBudget>(session.within(&namespace), "workers").await;
+}
+
+#[tokio::test]
+async fn an_edit_of_a_part_is_undone_within_a_second() {
+    let session = World::alone().await;
+    let made = session.settled_tenant("edited", json!({})).await;
+    let namespace = made.namespace_name();
+    kubelet::pods(&session, &namespace, 2).await;
+    session.quiet().await;
+    let edits: [(&str, &str, Value, &str); 9] = [
+        ("Deployment", "workers", json!({ "spec": { "replicas": 7 } }), "/spec/replicas"),
+        ("NetworkPolicy", "fence", json!({ "spec": { "egress": [{}] } }), "/spec/egress"),
+        ("ResourceQuota", "tenant", json!({ "spec": { "hard": { "limits.cpu": "64" } } }), "/spec/hard/limits.cpu"),
+        ("LimitRange", "tenant", json!({ "spec": { "limits": [] } }), "/spec/limits"),
+        ("ServiceAccount", "worker", json!({ "automountServiceAccountToken": true }), "/automountServiceAccountToken"),
+        ("ConfigMap", "providers", json!({ "data": { "providers.json": "{}" } }), "/data/providers.json"),
+        ("Service", "workers", json!({ "spec": { "selector": { "croft.dev/tenant": "egret" } } }), "/spec/selector"),
+        ("PodDisruptionBudget", "workers", json!({ "spec": { "maxUnavailable": 9 } }), "/spec/maxUnavailable"),
+        (
+            "NetworkPolicy",
+            "fence",
+            json!({ "metadata": { "labels": { "croft.dev/tenant": null } } }),
+            "/metadata/labels",
+        ),
+    ];
+    for (kind, name, edit, field) in edits {
+        let api = dynamic(&session, kind, &namespace);
+        let read = async || {
+            let object = serde_json::to_value(api.get(name).await.expect("it is there")).expect("it is JSON");
+            object.pointer(field).cloned()
+        };
+        let before = read().await;
+        session.merge(&api, name, edit).await;
+        within(REPAIRED, &format!("{kind} {name} has its {field} back"), async || {
+            (read().await == before).then_some(())
+        })
+        .await;
+    }
+    let namespaces = session.all::<Namespace>();
+    let weakened = json!({ "metadata": { "labels": {
+        "pod-security.kubernetes.io/enforce": "privileged", "croft.dev/tenant": null,
+    } } });
+    session.merge(&namespaces, &namespace, weakened).await;
+    within(REPAIRED, "the namespace is restricted again", async || {
+        let labels = namespaces.get(&namespace).await.ok()?.metadata.labels?;
+        (labels["pod-security.kubernetes.io/enforce"] == "restricted" && labels.contains_key("croft.dev/tenant"))
+            .then_some(())
+    })
+    .await;
+}
+
+fn dynamic(session: &Session, kind: &str, namespace: &str) -> Api<DynamicObject> {
+    let (group, plural) = match kind {
+        "Deployment" => ("apps", "deployments"),
+        "NetworkPolicy" => ("networking.k8s.io", "networkpolicies"),
+        "PodDisruptionBudget" => ("policy", "poddisruptionbudgets"),
+        "ResourceQuota" => ("", "resourcequotas"),
+        "LimitRange" => ("", "limitranges"),
+        "ServiceAccount" => ("", "serviceaccounts"),
+        "ConfigMap" => ("", "configmaps"),
+        "Service" => ("", "services"),
+        _ => panic!("{kind} is no part"),
+    };
+    let kind = kube::core::GroupVersionKind::gvk(group, "v1", kind);
+    let resource = kube::core::ApiResource::from_gvk_with_plural(&kind, plural);
+    Api::namespaced_with(session.client.clone(), namespace, &resource)
+}
+
+#[tokio::test]
+async fn a_garbled_key_of_the_workers_is_replaced() {
+    let session = World::alone().await;
+    let made = session.settled_tenant("garbled", json!({})).await;
+    session.quiet().await;
+    let secrets = session.within::<Secret>(&made.namespace_name());
+    let before = secrets.get("worker-tls").await.unwrap().data.unwrap();
+    session.merge(&secrets, "worker-tls", json!({ "stringData": { "tls.key": "garbled" } })).await;
+    let after = within(Duration::from_secs(2), "there is a new key", async || {
+        let data = secrets.get("worker-tls").await.ok()?.data?;
+        (data["tls.key"].0 != b"garbled").then_some(data)
+    })
+    .await;
+    assert_ne!(after["tls.key"], before["tls.key"]);
+    assert_ne!(after["tls.crt"], before["tls.crt"], "a certificate goes with its key");
+}
+
+#[tokio::test]
+async fn a_foreign_namespace_is_never_adopted() {
+    let session = World::shared().await;
+    let name = format!("taken-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
+    let namespaces = session.all::<Namespace>();
+    // Labels that look like ours make it no more ours.
+    let foreign: Namespace = serde_json::from_value(json!({ "metadata": {
+        "name": format!("tenant-{name}"),
+        "labels": {
+            "croft.dev/tenant": name, "app.kubernetes.io/managed-by": "croft", "croft.dev/made-by-test": "true",
+        },
+    } }))
+    .unwrap();
+    let foreign = namespaces.create(&PostParams::default(), &foreign).await.unwrap();
+    let tenants = session.all::<AgentTenant>();
+    tenants.create(&PostParams::default(), &tenant(&name, &json!({}))).await.unwrap();
+    let told = until("the condition says so", async || {
+        let tenant = tenants.get(&name).await.ok()?;
+        condition(&tenant, "Ready").filter(|told| told.contains("NamespaceTaken"))
+    })
+    .await;
+    assert_eq!(told, format!("False NamespaceTaken: namespace tenant-{name} exists and belongs to someone else"));
+    assert_eq!(phase_of(&session, &name).await, Some(TenantPhase::Failed));
+    let deployments = session.within::<Deployment>(&foreign.name_any());
+    assert_eq!(deployments.list(&ListParams::default()).await.unwrap().items.len(), 0);
+
+    tenants.delete(&name, &DeleteParams::default()).await.unwrap();
+    until("the tenant goes", async || tenants.get_opt(&name).await.ok()?.is_none().then_some(())).await;
+    let left = namespaces.get(&foreign.name_any()).await.unwrap();
+    assert_eq!(left.uid(), foreign.uid());
+    assert_eq!(left.metadata.deletion_timestamp, None);
+    assert_eq!(left.resource_version(), foreign.resource_version(), "it was not touched");
+    namespaces.delete(&foreign.name_any(), &DeleteParams::default()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_namespace_that_is_deleted_by_hand_is_made_anew() {
+    let session = World::shared().await;
+    let made = session.settled_tenant("phoenix", json!({})).await;
+    let namespaces = session.all::<Namespace>();
+    let before = namespaces.get(&made.namespace_name()).await.unwrap().uid();
+    namespaces.delete(&made.namespace_name(), &DeleteParams::default()).await.unwrap();
+    until("it is there again, with its workers", async || {
+        let namespace = namespaces.get_opt(&made.namespace_name()).await.ok()??;
+        let is_new = namespace.uid() != before && namespace.metadata.deletion_timestamp.is_none();
+        let workers = session.within::<Deployment>(&made.namespace_name()).get_opt("workers").await.ok()?;
+        (is_new && workers.is_some()).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_exhausted_quota_is_named_within_a_second() {
+    let session = World::alone().await;
+    let made = session.tenant("poor", json!({ "quota": { "cpu": "300m" } })).await;
+    let deployments = session.within::<Deployment>(&made.namespace_name());
+    until("the workers are wanted", async || deployments.get_opt("workers").await.ok()?).await;
+    let since = Instant::now();
+    let told = until("the condition says so", async || {
+        let tenant: AgentTenant = session.all().get(&made.name_any()).await.ok()?;
+        condition(&tenant, "WorkersReady").filter(|told| told.contains("QuotaExceeded"))
+    })
+    .await;
+    assert!(since.elapsed() < Duration::from_secs(1), "took {:?}", since.elapsed());
+    assert!(told.starts_with("False QuotaExceeded: quota exceeded: tenant, requested: limits.cpu=1"), "{told}");
+}
+
+#[tokio::test]
+async fn an_image_that_cannot_be_had_is_named() {
+    let session = World::shared().await;
+    let made = session.settled_tenant("imageless", json!({ "workers": { "replicas": 1 } })).await;
+    let pods = kubelet::pods(&session, &made.namespace_name(), 1).await;
+    let waiting = json!({ "phase": "Pending", "containerStatuses": [{
+        "name": "worker", "image": "croft/worker:dev", "imageID": "", "ready": false, "restartCount": 0,
+        "state": { "waiting": { "reason": "ErrImagePull", "message": "pull access denied" } },
+    }] });
+    kubelet::set(&session, &pods[0], waiting).await;
+    let told = until("the condition says so", async || {
+        let tenant: AgentTenant = session.all().get(&made.name_any()).await.ok()?;
+        condition(&tenant, "Ready").filter(|told| told.contains("ImageUnavailable"))
+    })
+    .await;
+    assert_eq!(told, "False ImageUnavailable: the image croft/worker:dev can't be had");
+}
+
+#[tokio::test]
+async fn a_suspended_tenant_has_no_workers_until_it_is_woken() {
+    let session = World::shared().await;
+    let made = session.settled_tenant("sleepy", json!({ "workers": { "replicas": 1 } })).await;
+    let (name, namespace) = (made.name_any(), made.namespace_name());
+    let tenants = session.all::<AgentTenant>();
+    kubelet::pods(&session, &namespace, 1).await;
+    session.merge(&tenants, &name, json!({ "spec": { "suspend": true } })).await;
+    until("it is suspended", async || (phase_of(&session, &name).await? == TenantPhase::Suspended).then_some(())).await;
+    kubelet::pods(&session, &namespace, 0).await;
+    session.merge(&tenants, &name, json!({ "spec": { "suspend": false } })).await;
+    kubelet::pods(&session, &namespace, 1).await;
+}
+
+#[tokio::test]
+async fn a_key_is_used_once_it_is_there_and_stays_where_it_is() {
+    const KEY: &str = "sk-a-made-up-key-of-the-tenant";
+    let session = World::shared().await;
+    let provider = json!({ "name": "anthropic", "apiKeySecretRef": { "name": "models", "key": "anthropic" } });
+    let made = session.settled_tenant("keyed", json!({ "llm": { "providers": [provider] } })).await;
+    let (name, namespace) = (made.name_any(), made.namespace_name());
+    let told = condition(&made, "ProvidersReady").unwrap();
+    assert_eq!(told, format!("False KeysMissing: namespace {namespace} lacks models/anthropic"));
+    let deployments = session.within::<Deployment>(&namespace);
+    let template = async || deployments.get("workers").await.unwrap().spec.unwrap().template;
+    let before = template().await;
+
+    let secret: Secret =
+        serde_json::from_value(json!({ "metadata": { "name": "models" }, "stringData": { "anthropic": KEY } }))
+            .unwrap();
+    session.within::<Secret>(&namespace).create(&PostParams::default(), &secret).await.unwrap();
+    let tenants = session.all::<AgentTenant>();
+    session.merge(&tenants, &name, json!({ "metadata": { "labels": { "touched": "true" } } })).await;
+    until("the key is found", async || {
+        condition(&tenants.get(&name).await.ok()?, "ProvidersReady")?.starts_with("True").then_some(())
+    })
+    .await;
+    let providers: ConfigMap = session.within(&namespace).get("providers").await.unwrap();
+    let file: Value = serde_json::from_str(&providers.data.as_ref().unwrap()["providers.json"]).unwrap();
+    assert_eq!(file, json!({ "providers": { "anthropic": { "api_key_file": "/etc/croft/keys/anthropic" } } }));
+    assert_ne!(template().await, before, "workers start anew with it");
+    for text in [
+        serde_json::to_string(&tenants.get(&name).await.unwrap()).unwrap(),
+        serde_json::to_string(&providers).unwrap(),
+        serde_json::to_string(&deployments.get("workers").await.unwrap()).unwrap(),
+    ] {
+        assert!(!text.contains(KEY));
+    }
+}
+
+#[tokio::test]
+async fn a_tenants_end_takes_its_sessions_first_and_leaves_nothing() {
+    let session = World::shared().await;
+    let made = session.settled_tenant("ending", json!({})).await;
+    let (name, namespace) = (made.name_any(), made.namespace_name());
+    for number in 0..3 {
+        session.world.front.add(croft_proto::v1::Session {
+            session_id: format!("{name}-{number}"),
+            tenant: name.clone(),
+            state: croft_proto::v1::SessionState::Idle.into(),
+            ..croft_proto::v1::Session::default()
+        });
+    }
+    let (tenants, namespaces) = (session.all::<AgentTenant>(), session.all::<Namespace>());
+    tenants.delete(&name, &DeleteParams::default()).await.unwrap();
+    until("the namespace is told to go", async || {
+        let namespace = namespaces.get_opt(&namespace).await.ok()?;
+        namespace.is_none_or(|namespace| namespace.metadata.deletion_timestamp.is_some()).then_some(())
+    })
+    .await;
+    let calls = session.world.front.calls(&name);
+    let ended = calls.iter().filter(|call| call.starts_with("terminate")).count();
+    assert_eq!(ended, 3, "before the namespace went: {calls:?}");
+    until("the tenant goes", async || tenants.get_opt(&name).await.ok()?.is_none().then_some(())).await;
+    let left = namespaces.get_opt(&namespace).await.unwrap();
+    assert!(left.is_none(), "the tenant goes last");
+}
