@@ -354,3 +354,15 @@ async fn shutdown_waits_for_the_turn_at_hand() {
     }
     world.tasks.stopping().cancel();
 }
+
+#[tokio::test]
+async fn an_idle_stream_does_not_hold_up_the_shutdown() {
+    let world = World::start().await;
+    let mut client = world.client();
+    let session = client.create(scripted_agent("idle")).await.unwrap();
+    let request = StreamEventsRequest { session_id: session.session_id, after_seq: 2, durable_only: false };
+    let mut events = client.lifecycle.stream_events(request).await.unwrap().into_inner();
+    world.tasks.stopping().cancel();
+    let cut = events.message().await.unwrap_err();
+    assert_eq!(cut.code(), Code::Unavailable, "the caller is told to resume elsewhere: {cut:?}");
+}

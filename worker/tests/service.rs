@@ -22,7 +22,7 @@ use support::*;
 use tonic::{Code, Status};
 
 async fn small_worker(sessions_max: usize) -> Worker {
-    let options = RuntimeOptions { sessions_max, ..options() };
+    let options = RuntimeOptions { sessions_max, session_idle: Duration::from_mins(10), ..options() };
     worker_with(options, Providers::new().with(Scripted::new()), Builtins::default()).await
 }
 

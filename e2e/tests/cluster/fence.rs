@@ -70,8 +70,10 @@ async fn tenants_cannot_reach_each_other_nor_the_platform() {
     let kubernetes = system.kubectl(&["get", "service", "kubernetes", "-o", "jsonpath={.spec.clusterIP}"]).await.unwrap();
     let front = front_pods(&system).await.remove(0);
     let operator = pods(&system, "croft-system", "app.kubernetes.io/component=operator").await.unwrap().remove(0);
-    let node = system.kubectl(&["get", "nodes", "-o", "jsonpath={.items[0].status.addresses[?(@.type==\"InternalIP\")].address}"]);
-    let node = node.await.unwrap();
+    let path = "jsonpath={.endpoints[0].addresses[0]}:{.ports[0].port}";
+    let api_server = system.kubectl(&["get", "endpointslices", "kubernetes", "-o", path]).await.unwrap();
+    let stores = system.postgres_url.rsplit_once(':').and_then(|(_, rest)| rest.split('/').next()).unwrap();
+    let node = api_server.split(':').next().unwrap();
     let closed = [
         ("the other tenant's worker", format!("{}:50052", theirs.ip)),
         ("the other tenant's metrics", format!("{}:9090", theirs.ip)),
@@ -81,7 +83,8 @@ async fn tenants_cannot_reach_each_other_nor_the_platform() {
         ("the front's HTTP", format!("{}:8080", front.ip)),
         ("the front's internal port", format!("{}:50054", front.ip)),
         ("the operator's routes", format!("{}:50053", operator.ip)),
-        ("the node's kubelet", format!("{node}:10250")),
+        ("the API server behind its Service", api_server.clone()),
+        ("the platform's database, on the node", format!("{node}:{stores}")),
         ("the metadata service", "169.254.169.254:80".to_owned()),
     ];
     let open: Vec<&str> = {

@@ -3,10 +3,10 @@
 //! The tests share one cluster and run at the same time, so each that breaks something breaks its own tenant's.
 
 mod agentsession;
+mod api_server;
 mod bad_input;
 mod crash;
 mod fence;
-mod refusals;
 mod session;
 mod support;
 mod traces;

@@ -63,7 +63,7 @@ async fn a_turn_leaves_rows_metrics_and_events() {
     }
     assert!(created >= 1.0 && stored >= 5.0 && calls >= 2.0, "{created} created, {stored} stored, {calls} calls");
     let worker = pods(&system, "tenant-demo", "app.kubernetes.io/component=worker").await.unwrap().remove(0);
-    assert!(total(&metrics(&worker.ip).await.unwrap(), "croft_model_attempts_total") >= 1.0);
+    assert!(total(&metrics(&worker.ip).await.unwrap(), "croft_worker_model_attempts_total") >= 1.0);
     let operator = pods(&system, "croft-system", "app.kubernetes.io/component=operator").await.unwrap().remove(0);
     assert!(total(&metrics(&operator.ip).await.unwrap(), "croft_reconciles_total") >= 1.0);
 }

@@ -86,6 +86,12 @@ impl Lifecycle {
         Ok(one_turn(events, turn))
     }
 
+    /// Ends a stream that was cut by shutdown, and none that ended by itself.
+    fn last_word(&self, error: Error) -> impl Stream<Item = Result<SessionEvent, Error>> + Send + 'static {
+        let stopping = self.core.tasks.stopping();
+        futures::stream::once(async move { Err(error) }).take_while(move |_| std::future::ready(stopping.is_cancelled()))
+    }
+
     async fn resolve(&self, identity: &Identity, request: &ResolveApprovalRequest) -> Result<(), Error> {
         let session = self.manager.get(identity, &request.session_id).await?;
         let pending = Error::ApprovalNotPending { approval_id: request.approval_id.chars().take(64).collect() };
@@ -226,6 +232,10 @@ impl LifecycleService for Lifecycle {
         let events =
             replay::follow(log, &self.core.hub, session.tenant, session.id, request.after_seq, request.durable_only)
                 .await?;
+        // A stream may be idle for ever, and must not hold up the shutdown: its caller resumes at another replica.
+        let stopping = self.core.tasks.stopping().cancelled_owned();
+        let goodbye = Error::unavailable("this replica", anyhow::anyhow!("it is shutting down"));
+        let events = events.take_until(stopping).chain(self.last_word(goodbye));
         Ok(Response::new(Box::pin(
             events.map(|event| Ok(StreamEventsResponse { event: Some(event.map_err(Status::from)?) })),
         )))
