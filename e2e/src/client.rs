@@ -3,7 +3,9 @@
 use anyhow::Context;
 use croft_proto::v1::lifecycle_service_client::LifecycleServiceClient;
 use croft_proto::v1::usage_service_client::UsageServiceClient;
-use croft_proto::v1::{AgentSpec, ContentBlock, CreateSessionRequest, SendMessageRequest, Session, Text, content_block};
+use croft_proto::v1::{
+    AgentSpec, ContentBlock, CreateSessionRequest, SendMessageRequest, Session, Text, content_block,
+};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;

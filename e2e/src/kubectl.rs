@@ -33,8 +33,12 @@ impl System {
     /// `kubectl apply -f -`.
     pub async fn apply(&self, manifest: &str) -> anyhow::Result<String> {
         let mut command = self.kubectl_command(&["apply", "-f", "-"]);
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("cannot run kubectl")?;
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("cannot run kubectl")?;
         let mut stdin = child.stdin.take().context("kubectl has no standard input")?;
         stdin.write_all(manifest.as_bytes()).await?;
         drop(stdin);

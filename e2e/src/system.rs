@@ -24,10 +24,8 @@ pub struct System {
 impl System {
     /// Reads `target/croft/env`, or the file that `CROFT_ENV_FILE` names.
     pub fn from_env_file() -> anyhow::Result<Self> {
-        let file = std::env::var_os("CROFT_ENV_FILE").map_or_else(
-            || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/croft/env"),
-            PathBuf::from,
-        );
+        let file = std::env::var_os("CROFT_ENV_FILE")
+            .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/croft/env"), PathBuf::from);
         let text = std::fs::read_to_string(&file)
             .with_context(|| format!("{} is not there: `make up` starts the system", file.display()))?;
         let values = exports(&text);

@@ -49,7 +49,8 @@ impl World {
             require_front_certificate: false,
             ..RuntimeOptions::new("acme", "worker-0", "tenant-acme")
         };
-        let runtime = RuntimeServer::new(options, Providers::default().with(croft_llm::scripted::Scripted::new()), tasks.clone());
+        let runtime =
+            RuntimeServer::new(options, Providers::default().with(croft_llm::scripted::Scripted::new()), tasks.clone());
         let routes = Server::builder().add_service(runtime.service());
         tasks.spawn("worker", routes.serve_with_incoming(TcpListenerStream::new(worker)));
 
@@ -193,10 +194,11 @@ async fn a_conversation_remembers_and_replays() {
     let last = client.lifecycle.get_session(GetSessionRequest { session_id: session.session_id.clone() });
     let last = last.await.unwrap().into_inner().session.unwrap();
     assert_eq!(last.usage.unwrap().attempts, 3);
-    let stored = world.core.stores.events.checkpoint(
-        world.core.tenants.by_name("acme").unwrap().id,
-        session.session_id.parse().unwrap(),
-    );
+    let stored = world
+        .core
+        .stores
+        .events
+        .checkpoint(world.core.tenants.by_name("acme").unwrap().id, session.session_id.parse().unwrap());
     let messages = stored.await.unwrap().unwrap().checkpoint.messages;
     assert_eq!(messages.len(), 6, "three of the user's, three of the agent's: {messages:?}");
 
@@ -216,7 +218,9 @@ async fn a_tool_is_called_and_its_result_read() {
     let mut agent = scripted_agent("tools");
     agent.tools.push(croft_proto::v1::ToolSpec {
         name: "calculator".into(),
-        source: Some(croft_proto::v1::tool_spec::Source::Builtin(croft_proto::v1::BuiltinTool { name: "calculator".into() })),
+        source: Some(croft_proto::v1::tool_spec::Source::Builtin(croft_proto::v1::BuiltinTool {
+            name: "calculator".into(),
+        })),
         replay: croft_proto::v1::ReplayClass::Safe.into(),
         ..croft_proto::v1::ToolSpec::default()
     });
@@ -290,7 +294,8 @@ async fn a_repeated_message_attaches_to_its_turn() {
     request.idempotency_key = "key-1".into();
     let first = read_all(client.lifecycle.send_message(request.clone()).await.unwrap().into_inner()).await;
     let again = read_all(client.lifecycle.send_message(request.clone()).await.unwrap().into_inner()).await;
-    let durable = |events: &[SessionEvent]| -> Vec<u64> { events.iter().map(|event| event.seq).filter(|seq| *seq > 0).collect() };
+    let durable =
+        |events: &[SessionEvent]| -> Vec<u64> { events.iter().map(|event| event.seq).filter(|seq| *seq > 0).collect() };
     assert_eq!(durable(&first), durable(&again));
     let mut other = request;
     other.content = message("", "another body").content;

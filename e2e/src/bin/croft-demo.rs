@@ -43,9 +43,12 @@ async fn turn(client: &mut Client, session_id: &str, text: &str, out: &mut impl 
     let began = Instant::now();
     let mut first_token = None;
     let (mut worker, mut namespace) = (String::new(), String::new());
-    let mut events = client.lifecycle.send_message(message(session_id, text)).await.context("SendMessage")?.into_inner();
+    let mut events =
+        client.lifecycle.send_message(message(session_id, text)).await.context("SendMessage")?.into_inner();
     let patience = Duration::from_secs(60);
-    while let Some(event) = tokio::time::timeout(patience, events.message()).await.context("no event for a minute")?? {
+    while let Some(event) =
+        tokio::time::timeout(patience, events.message()).await.context("no event for a minute")??
+    {
         match event.event.and_then(|event| event.kind) {
             Some(Kind::StepStarted(step)) => (worker, namespace) = (step.worker, step.namespace),
             Some(Kind::TextDelta(delta)) => {
@@ -74,7 +77,10 @@ async fn print_usage(client: &mut Client, session_id: &str, out: &mut impl Write
     writeln!(out, "\nUsage, newest first:")?;
     for row in usage.usage_events {
         let tokens = row.tokens.unwrap_or_default();
-        let cost = row.cost_nano_usd.map_or_else(|| "unknown".to_owned(), |nano| format!("${}.{:09}", nano / 1_000_000_000, nano % 1_000_000_000));
+        let cost = row.cost_nano_usd.map_or_else(
+            || "unknown".to_owned(),
+            |nano| format!("${}.{:09}", nano / 1_000_000_000, nano % 1_000_000_000),
+        );
         writeln!(
             out,
             "  {} {}/{}: {} tokens in, {} out, {cost}, {} ms",

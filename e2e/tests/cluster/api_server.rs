@@ -15,7 +15,8 @@ async fn creating_sessions_leaves_no_trace_at_the_api_server() {
     let mut client = Client::new(&system.grpc, &system.api_key).unwrap();
     for round in 0..20 {
         let session = client.create(scripted_agent("unseen")).await.unwrap();
-        let said = client.lifecycle.send_message(message(&session.session_id, &format!("round {round}"))).await.unwrap();
+        let said =
+            client.lifecycle.send_message(message(&session.session_id, &format!("round {round}"))).await.unwrap();
         whole_turn(said.into_inner()).await.unwrap();
         let ended = TerminateSessionRequest { session_id: session.session_id, ..TerminateSessionRequest::default() };
         client.lifecycle.terminate_session(ended).await.unwrap();

@@ -61,7 +61,10 @@ async fn each_mistake_in_a_manifest_is_named() {
         ("kind: AgentTenant\nmetadata: { name: bad }\nspec: { tier: gold }", "tier"),
         ("kind: AgentTenant\nmetadata: { name: bad }\nspec: { workers: { replicas: -1 } }", "replicas"),
         ("kind: AgentTenant\nmetadata: { name: bad }\nspec: { egress: { cidrs: [nonsense] } }", "cidrs"),
-        ("kind: AgentSession\nmetadata: { name: bad, namespace: tenant-demo }\nspec: { agent: { name: bad } }", "model"),
+        (
+            "kind: AgentSession\nmetadata: { name: bad, namespace: tenant-demo }\nspec: { agent: { name: bad } }",
+            "model",
+        ),
     ];
     for (manifest, field) in manifests {
         let refused = system.apply(&format!("apiVersion: croft.dev/v1alpha1\n{manifest}\n")).await.unwrap_err();
@@ -74,7 +77,10 @@ async fn each_mistake_in_a_manifest_is_named() {
     let lost = "apiVersion: croft.dev/v1alpha1\nkind: AgentSession\nmetadata: { name: lost, namespace: default }\nspec: { agent: { name: lost, model: scripted-1 } }\n";
     system.apply(lost).await.unwrap();
     let object = ["agentsession/lost", "-n", "default"];
-    system.kubectl(&[&["wait", "--for=jsonpath={.status.phase}=Failed", "--timeout=60s"], &object[..]].concat()).await.unwrap();
+    system
+        .kubectl(&[&["wait", "--for=jsonpath={.status.phase}=Failed", "--timeout=60s"], &object[..]].concat())
+        .await
+        .unwrap();
     let why = system.kubectl(&[&["get", "-o", "jsonpath={.status.message}"], &object[..]].concat()).await.unwrap();
     assert!(why.contains("default") && why.contains("tenant"), "{why}");
     system.kubectl(&[&["delete"], &object[..]].concat()).await.unwrap();

@@ -14,7 +14,8 @@ async fn a_worker_killed_in_mid_turn_leaves_a_clear_state_and_the_next_message_w
     let mut client = tenant.client(&system);
     let session = client.create(scripted_agent("crash")).await.unwrap();
 
-    let slow = r#"{"script": [{"text": "a b c d e f g h i j k l m n o p q r s t u v w x y z", "token_delay_ms": 400}]}"#;
+    let slow =
+        r#"{"script": [{"text": "a b c d e f g h i j k l m n o p q r s t u v w x y z", "token_delay_ms": 400}]}"#;
     let sent = client.lifecycle.send_message(message(&session.session_id, slow)).await.unwrap();
     let mut events = sent.into_inner();
     let mut seen = Vec::new();
@@ -39,7 +40,10 @@ async fn a_worker_killed_in_mid_turn_leaves_a_clear_state_and_the_next_message_w
         StopReason::EndTurn => assert!(answer(&seen).ends_with("x y z"), "{}", answer(&seen)),
         // No other pod came in time, and the turn says so.
         StopReason::WorkerLost => {
-            assert!(seen.iter().any(|event| matches!(&event.kind, Some(Kind::Error(error)) if error.retryable)), "{seen:?}");
+            assert!(
+                seen.iter().any(|event| matches!(&event.kind, Some(Kind::Error(error)) if error.retryable)),
+                "{seen:?}"
+            );
         }
         other => panic!("{}", other.as_str_name()),
     }

@@ -67,7 +67,8 @@ async fn tenants_cannot_reach_each_other_nor_the_platform() {
     })
     .await;
     // The fence is the tenant's, so a probe in another namespace must be able to see what this one can't.
-    let kubernetes = system.kubectl(&["get", "service", "kubernetes", "-o", "jsonpath={.spec.clusterIP}"]).await.unwrap();
+    let kubernetes =
+        system.kubectl(&["get", "service", "kubernetes", "-o", "jsonpath={.spec.clusterIP}"]).await.unwrap();
     let front = front_pods(&system).await.remove(0);
     let operator = pods(&system, "croft-system", "app.kubernetes.io/component=operator").await.unwrap().remove(0);
     let path = "jsonpath={.endpoints[0].addresses[0]}:{.ports[0].port}";
@@ -96,7 +97,8 @@ async fn tenants_cannot_reach_each_other_nor_the_platform() {
 
     // The same addresses do answer where no fence is: from the host, which is always let in.
     for (what, address) in closed.iter().filter(|(what, _)| !what.contains("metadata")) {
-        let connected = tokio::time::timeout(std::time::Duration::from_secs(2), tokio::net::TcpStream::connect(address));
+        let connected =
+            tokio::time::timeout(std::time::Duration::from_secs(2), tokio::net::TcpStream::connect(address));
         assert!(matches!(connected.await, Ok(Ok(_))), "{what} at {address} is not there, so the fence proves nothing");
     }
     red.remove(&system).await;

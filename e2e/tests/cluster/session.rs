@@ -41,7 +41,11 @@ async fn a_session_streams_from_a_worker_pod() {
     let step = step.expect("the turn says where it runs");
     assert_eq!(step.namespace, "tenant-demo");
     let workers = pods(&system, "tenant-demo", "app.kubernetes.io/component=worker").await.unwrap();
-    assert!(workers.iter().any(|pod| pod.name == step.worker), "{} is none of the worker pods {workers:?}", step.worker);
+    assert!(
+        workers.iter().any(|pod| pod.name == step.worker),
+        "{} is none of the worker pods {workers:?}",
+        step.worker
+    );
 
     let last = events.last().and_then(|event| event.kind.clone());
     assert!(matches!(last, Some(Kind::SessionIdle(idle)) if idle.stop_reason() == StopReason::EndTurn));
@@ -88,7 +92,8 @@ async fn a_token_reaches_a_websocket_of_another_front() {
     let (seen, spoken) =
         tokio::time::timeout(PATIENCE, futures::future::join(watched, spoken)).await.expect("the turn is seen in time");
 
-    let numbers: Vec<u64> = seen.iter().filter_map(|event| event["seq"].as_str()?.parse().ok()).filter(|seq| *seq > 0).collect();
+    let numbers: Vec<u64> =
+        seen.iter().filter_map(|event| event["seq"].as_str()?.parse().ok()).filter(|seq| *seq > 0).collect();
     let last = spoken.last().unwrap().seq;
     assert_eq!(numbers, (1..=last).collect::<Vec<_>>(), "every durable event once, in order");
     let tokens: String = seen.iter().filter_map(|event| event["textDelta"]["text"].as_str()).collect();

@@ -44,10 +44,11 @@ async fn a_turn_leaves_rows_metrics_and_events() {
         .unwrap();
     assert_eq!(rows, 1, "one attempt, one row");
     eventually("the audit log has both actions", async || {
-        let actions: Vec<String> = sqlx::query_scalar("select action from audit_log where resource = $1 order by number")
-            .bind(format!("sessions/{session_id}"))
-            .fetch_all(&database)
-            .await?;
+        let actions: Vec<String> =
+            sqlx::query_scalar("select action from audit_log where resource = $1 order by number")
+                .bind(format!("sessions/{session_id}"))
+                .fetch_all(&database)
+                .await?;
         ensure!(actions == ["session.create", "session.send_message"], "{actions:?}");
         Ok(())
     })

@@ -45,11 +45,7 @@ pub struct Parts {
 
 /// Wires the parts, and starts what runs beside the calls: the audit writer, the registry's refresh, the watch for
 /// abandoned turns.
-pub async fn assemble(
-    parts: Parts,
-    tasks: &Tasks,
-    registry: &prometheus::Registry,
-) -> anyhow::Result<Arc<Core>> {
+pub async fn assemble(parts: Parts, tasks: &Tasks, registry: &prometheus::Registry) -> anyhow::Result<Arc<Core>> {
     let Parts { replica, stores, relay, tenants, tls, options } = parts;
     let metrics = Metrics::register(registry)?;
     let models = Registry::start(Arc::clone(&stores.models), tasks).await?;
@@ -84,7 +80,8 @@ pub async fn public_routes(core: &Arc<Core>, readiness: &Readiness, reflection: 
         .add_service(ModelRegistryServiceServer::new(Models::new(Arc::clone(core))))
         .add_service(AuditServiceServer::new(Audit::new(Arc::clone(core))));
     if reflection {
-        let reflection = tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
+        let reflection =
+            tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
         routes = routes.add_service(reflection.build_v1()?);
     }
     Ok(routes)

@@ -46,16 +46,16 @@ pub struct Serve {
     pub program: ServeArgs,
     #[command(flatten)]
     pub tls: TlsArgs,
-    /// URL of the database, with the front's own role: postgres://croft_front:…@host:5432/croft
+    /// URL of the database, with the front's own role: `postgres://croft_front:…@host:5432/croft`
     #[arg(long, env = "CROFT_POSTGRES_URL", hide_env_values = true, value_parser = postgres_url)]
     pub postgres_url: SecretString,
     /// Connections to the database at most; a call waits for a free one
     #[arg(long, env = "CROFT_POSTGRES_CONNECTIONS_MAX", default_value_t = 16)]
     pub postgres_connections_max: u32,
-    /// URL of Redis: redis://:…@host:6379
+    /// URL of Redis: `redis://:…@host:6379`
     #[arg(long, env = "CROFT_REDIS_URL", hide_env_values = true, value_parser = redis_url)]
     pub redis_url: SecretString,
-    /// URL of the operator's RouteService, such as https://croft-operator.croft-system.svc:50053
+    /// URL of the operator's RouteService, such as `https://croft-operator.croft-system.svc:50053`
     #[arg(long, env = "CROFT_OPERATOR_URL", value_parser = http_url)]
     pub operator_url: String,
     /// Address for clients' gRPC

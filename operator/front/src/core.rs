@@ -38,7 +38,7 @@ pub struct Options {
     pub lease_ttl: Duration,
     /// A user's message, in bytes, where the tenant has no limit of its own.
     pub message_bytes_max: usize,
-    /// How long a turn may look for a worker before it ends with STOP_REASON_WORKER_LOST.
+    /// How long a turn may look for a worker before it ends with `STOP_REASON_WORKER_LOST`.
     pub placement_timeout: Duration,
     /// Wall time of one turn, where the agent has no limit of its own.
     pub turn_timeout: Duration,
@@ -50,7 +50,7 @@ impl Default for Options {
             lease_ttl: Duration::from_secs(10),
             message_bytes_max: 1024 * 1024,
             placement_timeout: Duration::from_secs(10),
-            turn_timeout: Duration::from_secs(600),
+            turn_timeout: Duration::from_mins(10),
         }
     }
 }

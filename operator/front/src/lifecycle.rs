@@ -8,9 +8,9 @@ use croft_proto::v1::lifecycle_service_server::LifecycleService;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
     ApprovalResolved, CreateSessionRequest, CreateSessionResponse, GetSessionRequest, GetSessionResponse,
-    InterruptSessionRequest, InterruptSessionResponse, ListSessionsRequest, ListSessionsResponse, ResolveApprovalRequest,
-    ResolveApprovalResponse, SendMessageRequest, SendMessageResponse, SessionEvent, SessionState, StreamEventsRequest,
-    StreamEventsResponse, TerminateSessionRequest, TerminateSessionResponse,
+    InterruptSessionRequest, InterruptSessionResponse, ListSessionsRequest, ListSessionsResponse,
+    ResolveApprovalRequest, ResolveApprovalResponse, SendMessageRequest, SendMessageResponse, SessionEvent,
+    SessionState, StreamEventsRequest, StreamEventsResponse, TerminateSessionRequest, TerminateSessionResponse,
 };
 use futures::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
@@ -56,11 +56,7 @@ impl Lifecycle {
     }
 
     /// Stores a message, and leaves its turn to run.
-    pub async fn accept(
-        &self,
-        identity: &Identity,
-        request: SendMessageRequest,
-    ) -> Result<(Session, Accepted), Error> {
+    pub async fn accept(&self, identity: &Identity, request: SendMessageRequest) -> Result<(Session, Accepted), Error> {
         let resource = format!("sessions/{}", request.session_id);
         let sent = self.turns.send(identity, request).await;
         self.audit(identity, "session.send_message", resource, &sent).await;
@@ -89,7 +85,8 @@ impl Lifecycle {
     /// Ends a stream that was cut by shutdown, and none that ended by itself.
     fn last_word(&self, error: Error) -> impl Stream<Item = Result<SessionEvent, Error>> + Send + 'static {
         let stopping = self.core.tasks.stopping();
-        futures::stream::once(async move { Err(error) }).take_while(move |_| std::future::ready(stopping.is_cancelled()))
+        futures::stream::once(async move { Err(error) })
+            .take_while(move |_| std::future::ready(stopping.is_cancelled()))
     }
 
     async fn resolve(&self, identity: &Identity, request: &ResolveApprovalRequest) -> Result<(), Error> {
@@ -108,7 +105,9 @@ impl Lifecycle {
                     Some(Kind::ApprovalRequired(required)) if required.approval_id == request.approval_id => {
                         asked = event.turn_id.parse::<TurnId>().ok();
                     }
-                    Some(Kind::ApprovalResolved(resolved)) if resolved.approval_id == request.approval_id => asked = None,
+                    Some(Kind::ApprovalResolved(resolved)) if resolved.approval_id == request.approval_id => {
+                        asked = None;
+                    }
                     _ => {}
                 }
             }
@@ -174,7 +173,8 @@ impl LifecycleService for Lifecycle {
     ) -> Result<Response<CreateSessionResponse>, Status> {
         let identity = self.door.identify(&self.core, &request).await?;
         let created = self.manager.create(&identity, request.into_inner()).await;
-        let resource = created.as_ref().map_or_else(|_| "sessions".to_owned(), |session| format!("sessions/{}", session.id));
+        let resource =
+            created.as_ref().map_or_else(|_| "sessions".to_owned(), |session| format!("sessions/{}", session.id));
         self.audit(&identity, "session.create", resource, &created).await;
         Ok(Response::new(CreateSessionResponse { session: Some(created?.into()) }))
     }

@@ -28,7 +28,8 @@ impl Metrics {
             registry.register(Box::new(counter.clone()))?;
             Ok(counter)
         };
-        let turns = IntCounterVec::new(Opts::new("croft_turns_total", "Turns that ended, by stop reason"), &["stop_reason"])?;
+        let turns =
+            IntCounterVec::new(Opts::new("croft_turns_total", "Turns that ended, by stop reason"), &["stop_reason"])?;
         registry.register(Box::new(turns.clone()))?;
         let turns_running = IntGauge::new("croft_turns_running", "Turns that this replica drives")?;
         registry.register(Box::new(turns_running.clone()))?;

@@ -44,19 +44,18 @@ fn code(error: &Error) -> Code {
         Error::Unauthenticated { .. } => Code::Unauthenticated,
         Error::Forbidden { .. } => Code::PermissionDenied,
         Error::SessionNotFound { .. } | Error::ModelNotFound { .. } => Code::NotFound,
-        Error::ApprovalNotPending { .. } | Error::SessionTerminated { .. } | Error::IdempotencyKeyReused => {
-            Code::FailedPrecondition
-        }
-        Error::TenantClosed { .. } => Code::FailedPrecondition,
+        Error::ApprovalNotPending { .. }
+        | Error::SessionTerminated { .. }
+        | Error::IdempotencyKeyReused
+        | Error::TenantClosed { .. } => Code::FailedPrecondition,
         Error::WorkerRefused { reason, .. } => match reason.as_str() {
             "WORKER_FULL" => Code::ResourceExhausted,
             _ => Code::FailedPrecondition,
         },
         Error::SessionBusy { .. } | Error::LeaseLost { .. } => Code::Aborted,
         Error::CursorBeyondEnd { .. } => Code::OutOfRange,
-        Error::SessionLimit { .. } => Code::ResourceExhausted,
+        Error::SessionLimit { .. } | Error::SlowConsumer { .. } => Code::ResourceExhausted,
         Error::NoWorker { .. } | Error::WorkerLost { .. } | Error::Unavailable { .. } => Code::Unavailable,
-        Error::SlowConsumer { .. } => Code::ResourceExhausted,
         Error::Internal { .. } => Code::Internal,
     }
 }

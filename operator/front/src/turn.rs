@@ -112,8 +112,7 @@ impl Turns {
     ) -> Result<(Session, Accepted), Error> {
         if matches!(policy, BusyPolicy::Unspecified | BusyPolicy::Reject) {
             if let Some(key) = &message.idempotency_key
-                && let Some(first_seq) =
-                    self.core.stores.events.find_sent(session.tenant, session.id, key).await?
+                && let Some(first_seq) = self.core.stores.events.find_sent(session.tenant, session.id, key).await?
             {
                 let accepted = self.attach(&session, first_seq).await?;
                 return Ok((session, accepted));

@@ -91,12 +91,8 @@ pub trait EventLog: Send + Sync {
     /// The number of the first event that this idempotency key of `SendMessage` appended within 24 hours, if it did.
     ///
     /// Fails with [`Error::IdempotencyKeyReused`] when the body was another.
-    async fn find_sent(
-        &self,
-        tenant: TenantId,
-        session: SessionId,
-        key: &IdempotencyKey,
-    ) -> Result<Option<u64>, Error>;
+    async fn find_sent(&self, tenant: TenantId, session: SessionId, key: &IdempotencyKey)
+    -> Result<Option<u64>, Error>;
 
     /// Events with numbers above `after_seq`, in order, at most `limit`. None for a session that the tenant doesn't have.
     async fn read(

@@ -13,7 +13,7 @@ use super::ModelStore;
 use crate::error::Error;
 
 /// How old what the registry tells may be: prices and models are edited in the database.
-const REFRESH: Duration = Duration::from_secs(60);
+const REFRESH: Duration = Duration::from_mins(1);
 
 /// All models, cheap to clone. Refreshed every minute; when the store is away, what was known stays.
 #[derive(Clone, Default)]

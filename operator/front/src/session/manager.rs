@@ -6,8 +6,9 @@ use std::time::Duration;
 use croft_proto::id::SessionId;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    AgentSpec, CreateSessionRequest, InitWorkerSessionRequest, ListSessionsRequest, RuntimeServiceTerminateSessionRequest,
-    SessionCreated, SessionReady, SessionState, SessionTerminated, TenantAdmission, TerminateSessionRequest,
+    AgentSpec, CreateSessionRequest, InitWorkerSessionRequest, ListSessionsRequest,
+    RuntimeServiceTerminateSessionRequest, SessionCreated, SessionReady, SessionState, SessionTerminated,
+    TenantAdmission, TerminateSessionRequest,
 };
 use serde::Serialize;
 

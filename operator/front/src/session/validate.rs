@@ -1,6 +1,6 @@
 //! What a request must look like before anything is done for it. Each refusal names the field.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashSet};
 
 use croft_proto::id::SessionId;
 use croft_proto::v1::{AgentSpec, ContentBlock, content_block};
@@ -37,7 +37,7 @@ fn tools(agent: &AgentSpec) -> Result<(), Error> {
     if agent.tools.len() > TOOLS_MAX {
         return Err(Error::invalid("agent.tools", format!("has more than {TOOLS_MAX} entries")));
     }
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     for (position, tool) in agent.tools.iter().enumerate() {
         let field = |leaf: &str| format!("agent.tools[{position}].{leaf}");
         let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
@@ -70,7 +70,8 @@ fn name(field: &str, text: &str) -> Result<(), Error> {
 }
 
 /// The labels of a new session, or of a filter.
-pub fn labels(labels: HashMap<String, String>) -> Result<BTreeMap<String, String>, Error> {
+pub fn labels(labels: impl IntoIterator<Item = (String, String)>) -> Result<BTreeMap<String, String>, Error> {
+    let labels: BTreeMap<_, _> = labels.into_iter().collect();
     if labels.len() > LABELS_MAX {
         return Err(Error::invalid("labels", format!("has more than {LABELS_MAX} entries")));
     }
@@ -79,7 +80,7 @@ pub fn labels(labels: HashMap<String, String>) -> Result<BTreeMap<String, String
             return Err(Error::invalid("labels", "has a key or value that is empty or longer than 63 characters"));
         }
     }
-    Ok(labels.into_iter().collect())
+    Ok(labels)
 }
 
 /// An idempotency key, or `None` when there is none.

@@ -6,8 +6,8 @@ use std::time::Duration;
 use croft_proto::id::TurnId;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    ContentBlock, InitWorkerSessionRequest, JournalledToolCall, SessionCheckpoint, SessionError, SessionEvent, SessionIdle, SessionState, StepStart,
-    StopReason,
+    ContentBlock, InitWorkerSessionRequest, JournalledToolCall, SessionCheckpoint, SessionError, SessionEvent,
+    SessionIdle, SessionState, StepStart, StopReason,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -16,8 +16,8 @@ use super::exchange::{Exchange, Outcome, checkpoint_taken};
 use super::recorder::Recorder;
 use crate::core::Core;
 use crate::error::Error;
-use crate::events::log::StoredCheckpoint;
 use crate::events::fanout::Controls;
+use crate::events::log::StoredCheckpoint;
 use crate::events::relay::Frame;
 use crate::session::Session;
 use crate::tenants::Tenant;
@@ -147,7 +147,10 @@ impl Driver {
     async fn turn(&self, input: Input, controls: &mut Controls) -> Result<(), Error> {
         let mut recorder = Recorder::new(Arc::clone(&self.core), self.session.clone(), self.epoch, input.turn);
         let limit = self.session.agent.limits.map_or(0, |limits| limits.turn_timeout_ms);
-        let limit = u64::try_from(limit).ok().filter(|ms| *ms > 0).map_or(self.core.options.turn_timeout, Duration::from_millis);
+        let limit = u64::try_from(limit)
+            .ok()
+            .filter(|ms| *ms > 0)
+            .map_or(self.core.options.turn_timeout, Duration::from_millis);
         // The worker keeps the agent's limit; ours is for a worker that doesn't.
         let deadline = Instant::now() + limit + Duration::from_secs(2);
         let mut input_seq = Some(input.seq);
@@ -225,9 +228,11 @@ impl Driver {
                 }
                 Ok(Step::Again)
             }
-            Outcome::Finished(finished) => {
-                Ok(Step::Done(End { stop_reason: finished.stop_reason(), error: None, checkpoint: finished.checkpoint }))
-            }
+            Outcome::Finished(finished) => Ok(Step::Done(End {
+                stop_reason: finished.stop_reason(),
+                error: None,
+                checkpoint: finished.checkpoint,
+            })),
         }
     }
 
@@ -259,11 +264,9 @@ impl Driver {
             let unknown = || Error::NoWorker { why: "its tenant is gone".to_owned() };
             let placed = match self.core.tenants.get(self.session.tenant) {
                 None => Err(unknown()),
-                Some(tenant) => self
-                    .core
-                    .router
-                    .place(tenant.id, self.session.id, preferred)
-                    .map(|placement| (tenant, placement)),
+                Some(tenant) => {
+                    self.core.router.place(tenant.id, self.session.id, preferred).map(|placement| (tenant, placement))
+                }
             };
             match placed {
                 Ok(placed) => return Ok(placed),
@@ -323,12 +326,7 @@ impl Driver {
         }
     }
 
-    async fn end(
-        &self,
-        recorder: &mut Recorder,
-        end: End,
-        input_seq: Option<u64>,
-    ) -> Result<(), Error> {
+    async fn end(&self, recorder: &mut Recorder, end: End, input_seq: Option<u64>) -> Result<(), Error> {
         let End { stop_reason, error, checkpoint } = end;
         let mut kinds: Vec<Kind> = error.into_iter().map(Kind::Error).collect();
         kinds.push(Kind::SessionIdle(SessionIdle { stop_reason: stop_reason.into() }));

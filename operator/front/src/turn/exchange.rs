@@ -9,8 +9,8 @@ use croft_proto::v1::execute_step_request::Message as ToWorker;
 use croft_proto::v1::execute_step_response::Message as FromWorker;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    CheckpointTaken, EventStored, ExecuteStepRequest, ExecuteStepResponse, Grant, GrantRefused, GrantRequest, SessionCheckpoint, StepCancel,
-    StepFinished, StepStart, StopReason,
+    CheckpointTaken, EventStored, ExecuteStepRequest, ExecuteStepResponse, Grant, GrantRefused, GrantRequest,
+    SessionCheckpoint, StepCancel, StepFinished, StepStart, StopReason,
 };
 use futures::FutureExt;
 use prost::Message as _;
@@ -100,12 +100,12 @@ impl Exchange<'_> {
                         cancelled.get_or_insert((stop_reason, Instant::now() + CANCEL_GRACE));
                     }
                 }
-                () = tokio::time::sleep_until(cut_off) => match cancelled {
-                    Some((stop_reason, _)) => return Ok(Outcome::Cancelled(stop_reason)),
-                    None => {
-                        send(&outgoing, cancel(StopReason::TimeLimit)).await;
-                        cancelled = Some((StopReason::TimeLimit, Instant::now() + CANCEL_GRACE));
+                () = tokio::time::sleep_until(cut_off) => {
+                    if let Some((stop_reason, _)) = cancelled {
+                        return Ok(Outcome::Cancelled(stop_reason));
                     }
+                    send(&outgoing, cancel(StopReason::TimeLimit)).await;
+                    cancelled = Some((StopReason::TimeLimit, Instant::now() + CANCEL_GRACE));
                 }
             }
         }
