@@ -70,7 +70,8 @@ ENV
 
 step "Debian packages" $cluster apt services node $policy
 step "cluster programs" $cluster tools kube dns helm ${policy:+cilium}
-step "Croft's programs" quiet cargo-build cargo build --workspace --bins
+# With the tests' features when the tests are to follow, so that nothing is built twice.
+step "Croft's programs" quiet cargo-build cargo build --workspace --bins ${CROFT_WITH_TESTS:+--tests}
 step "Kubernetes, PostgreSQL, Redis" $cluster up --dir $dir $([ -n "$policy" ] || echo --without-policy)
 step "images" images
 step "helm install" install
