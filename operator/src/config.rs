@@ -67,9 +67,13 @@ impl Config for Args {
 }
 
 impl Args {
-    /// How passes are run.
-    pub fn limits(&self) -> Limits {
-        Limits { concurrency: self.reconcile_concurrency, deadline: Duration::from_millis(self.reconcile_deadline_ms) }
+    /// How passes are run, where failing ones pause for as long as `retry_max`.
+    pub fn limits(&self, retry_max: Duration) -> Limits {
+        Limits {
+            concurrency: self.reconcile_concurrency,
+            deadline: Duration::from_millis(self.reconcile_deadline_ms),
+            retry_max,
+        }
     }
 
     /// What the builders must know.
@@ -109,7 +113,7 @@ mod tests {
         let args = try_parse_from::<Args>(["croft-operator", "--namespace=plots"]).unwrap();
         assert_eq!(args.front_url(), "https://croft-front-internal.plots.svc:50054");
         assert_eq!(args.settings().namespace, "plots");
-        assert_eq!(args.limits().concurrency, 16);
+        assert_eq!(args.limits(Duration::ZERO).concurrency, 16);
     }
 
     #[test]

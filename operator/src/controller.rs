@@ -17,8 +17,6 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::Metrics;
 
 const RETRY_FIRST: Duration = Duration::from_millis(500);
-const RETRY_MAX: Duration = Duration::from_mins(5);
-
 /// When an object whose pass failed is looked at again, if nothing happens to it before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retry {
@@ -45,6 +43,8 @@ pub struct Limits {
     pub concurrency: u16,
     /// A pass that takes longer is given up and tried again.
     pub deadline: Duration,
+    /// The longest pause between two tries of an object whose passes fail.
+    pub retry_max: Duration,
 }
 
 /// Looks at every object that `wanted` names, with `pass`, until `stopping`; passes that have begun then end.
@@ -60,7 +60,7 @@ pub async fn run<K, E, Fut>(
     E: PassError,
     Fut: Future<Output = Result<Action, E>> + Send + 'static,
 {
-    let runner = Arc::new(Runner { backoff: Backoff::default(), metrics, deadline: limits.deadline });
+    let runner = Arc::new(Runner { backoff: Backoff::new(limits.retry_max), metrics, deadline: limits.deadline });
     let pass = Arc::new(pass);
     let passes = controller::applier(
         move |object: Arc<K>, runner: Arc<Runner<K>>| {
@@ -141,29 +141,28 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// How often each object has failed in a row. Objects that are well, or gone and never looked at again, are not in it
-/// for longer than [`RETRY_MAX`] after their last failure.
+/// How often each object has failed in a row. One that is gone and never looked at again is forgotten when it would
+/// have been due long since.
 struct Backoff<K> {
+    longest: Duration,
     failures: Mutex<HashMap<K, (u32, Instant)>>,
 }
 
-impl<K> Default for Backoff<K> {
-    fn default() -> Self {
-        Self { failures: Mutex::default() }
-    }
-}
-
 impl<K: Eq + Hash> Backoff<K> {
+    fn new(longest: Duration) -> Self {
+        Self { longest, failures: Mutex::default() }
+    }
+
     /// How long to wait now.
     fn failed(&self, key: K) -> Duration {
         let now = Instant::now();
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         if failures.len() == failures.capacity() {
-            failures.retain(|_, (_, at)| now.duration_since(*at) < 2 * RETRY_MAX);
+            failures.retain(|_, (_, at)| now.duration_since(*at) < 2 * self.longest);
         }
         let (count, at) = failures.entry(key).or_insert((0, now));
         *at = now;
-        let pause = pause(*count);
+        let pause = pause(*count).min(self.longest);
         *count = count.saturating_add(1);
         // Half of it is chance, so that what failed together is not tried together.
         #[expect(clippy::cast_precision_loss, reason = "chance needs no precision")]
@@ -177,7 +176,7 @@ impl<K: Eq + Hash> Backoff<K> {
 }
 
 fn pause(failures: u32) -> Duration {
-    RETRY_FIRST.saturating_mul(2_u32.saturating_pow(failures)).min(RETRY_MAX)
+    RETRY_FIRST.saturating_mul(2_u32.saturating_pow(failures))
 }
 
 #[cfg(test)]
@@ -186,21 +185,20 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn pauses_grow_to_a_bound_and_begin_anew_after_success() {
-        let backoff = Backoff::default();
-        let mut before = Duration::ZERO;
-        for failures in 0..20 {
+        const LONGEST: Duration = Duration::from_mins(5);
+        let backoff = Backoff::new(LONGEST);
+        for failures in 0..40 {
             let pause = backoff.failed("heron");
-            assert!(pause >= super::pause(failures) / 2 && pause <= super::pause(failures));
-            before = before.max(pause);
+            let expected = super::pause(failures).min(LONGEST);
+            assert!(pause >= expected / 2 && pause <= expected);
         }
-        assert!(before > RETRY_MAX / 2 && before <= RETRY_MAX);
         backoff.succeeded(&"heron");
         assert!(backoff.failed("heron") <= RETRY_FIRST);
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_objects_failures_are_not_anothers() {
-        let backoff = Backoff::default();
+        let backoff = Backoff::new(Duration::from_mins(5));
         for _ in 0..9 {
             backoff.failed("heron");
         }

@@ -20,7 +20,6 @@ use crate::certificate::{self, Subject};
 use crate::cluster::Cluster;
 use crate::config::Args;
 use crate::context::Context;
-use crate::controller::Limits;
 use crate::front::Front;
 use crate::metrics::Metrics;
 use crate::recent::Recent;
@@ -28,6 +27,11 @@ use crate::routes::{self, RouteTable, Routes};
 use crate::token::TokenMaker;
 use crate::writes::Writer;
 use crate::{controller, front_certificate, leader, session, tenant};
+
+/// A tenant that can't be mended is looked at seldom: whatever happens to its parts wakes it sooner.
+const TENANT_RETRY_MAX: Duration = Duration::from_mins(5);
+/// A session that waits for its tenant's first worker is not told when there is one.
+const SESSION_RETRY_MAX: Duration = Duration::from_secs(20);
 
 /// What has been started.
 #[derive(Debug)]
@@ -76,12 +80,10 @@ pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> a
         synced.ready();
     }));
     tasks.spawn_vital("certificate", own_certificate(tasks.stopping()));
-    let (limits, sweep) = (args.limits(), Duration::from_millis(args.session_sweep_ms));
-    let (election, stopping) = (args.election(), tasks.stopping());
+    let (args, stopping) = (args.clone(), tasks.stopping());
     tasks.spawn_vital("leader", async move {
         let stop = stopping.clone();
-        let lead = move || lead(context, limits, sweep, metrics, stop);
-        election.run(lease_client, lead, stopping).await
+        args.election().run(lease_client, || lead(context, &args, metrics, stop), stopping).await
     });
     Ok(started)
 }
@@ -92,7 +94,7 @@ pub async fn kube_config() -> anyhow::Result<KubeConfig> {
 }
 
 /// The work of the one replica that writes, until `stopping`; passes that have begun then end.
-async fn lead(context: Arc<Context>, limits: Limits, sweep: Duration, metrics: Metrics, stopping: CancellationToken) {
+async fn lead(context: Arc<Context>, args: &Args, metrics: Metrics, stopping: CancellationToken) {
     metrics.leader.set(1);
     context.cluster.synced().await;
     let changes = &context.cluster.changes;
@@ -108,7 +110,7 @@ async fn lead(context: Arc<Context>, limits: Limits, sweep: Duration, metrics: M
         context.cluster.tenants.clone(),
         changes.tenants.stream().map(|name| ObjectRef::new(&name)),
         move |tenant| tenant::reconcile(tenant, of(&for_tenants)),
-        limits,
+        args.limits(TENANT_RETRY_MAX),
         metrics.clone(),
         stopping.clone(),
     );
@@ -116,11 +118,12 @@ async fn lead(context: Arc<Context>, limits: Limits, sweep: Duration, metrics: M
         context.cluster.sessions.clone(),
         changes.sessions.stream(),
         move |session| session::reconcile(session, of(&for_sessions)),
-        limits,
+        args.limits(SESSION_RETRY_MAX),
         metrics.clone(),
         stopping.clone(),
     );
-    let swept = session::sweep::run(of(&context), sweep, stopping.clone());
+    let period = Duration::from_millis(args.session_sweep_ms);
+    let swept = session::sweep::run(of(&context), period, stopping.clone());
     let certificate = stopping.run_until_cancelled(front_certificate::keep(of(&context)));
     tokio::join!(tenants, sessions, swept, certificate);
     metrics.leader.set(0);

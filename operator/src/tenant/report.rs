@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::health;
 use super::observe::Observed;
+use super::wanted::replicas;
 use super::{Error, workers};
 use crate::context::Context;
 use crate::controller::{PassError as _, chain};
@@ -87,7 +88,7 @@ fn status(
     pods: &[Worker],
     now: &Time,
 ) -> AgentTenantStatus {
-    let workers = count(deployment);
+    let workers = count(tenant, deployment);
     let rollout = rollout(deployment, workers, pods);
     let mut verdicts = vec![applied(outcome), workers_ready(tenant, workers, &rollout)];
     verdicts.extend(providers_ready(tenant, outcome));
@@ -115,10 +116,10 @@ enum Rollout {
     Waiting(Option<Problem>),
 }
 
-fn count(deployment: Option<&Deployment>) -> WorkersStatus {
-    let desired = deployment.and_then(|deployment| deployment.spec.as_ref()?.replicas).unwrap_or(0);
+/// What is wanted comes from the spec: the copy of a Deployment that was applied a moment ago may be behind.
+fn count(tenant: &AgentTenant, deployment: Option<&Deployment>) -> WorkersStatus {
     let ready = deployment.and_then(|deployment| deployment.status.as_ref()?.ready_replicas).unwrap_or(0);
-    WorkersStatus { desired, ready }
+    WorkersStatus { desired: replicas(tenant), ready }
 }
 
 fn rollout(deployment: Option<&Deployment>, workers: WorkersStatus, pods: &[Worker]) -> Rollout {
@@ -126,7 +127,8 @@ fn rollout(deployment: Option<&Deployment>, workers: WorkersStatus, pods: &[Work
         let status = deployment.status.as_ref();
         let is_current = status.and_then(|status| status.observed_generation) >= deployment.metadata.generation;
         let updated = status.and_then(|status| status.updated_replicas).unwrap_or(0);
-        is_current && updated >= workers.desired && workers.ready >= workers.desired
+        let scaled = deployment.spec.as_ref().and_then(|spec| spec.replicas) == Some(workers.desired);
+        is_current && scaled && updated >= workers.desired && workers.ready >= workers.desired
     });
     if is_done { Rollout::Done } else { Rollout::Waiting(health::problem(deployment, pods)) }
 }

@@ -116,7 +116,7 @@ impl Wanted {
                 pods: spec.quota.pods.unwrap_or(tier.quota_pods),
             },
             workers: Workers {
-                replicas: if spec.suspend { 0 } else { spec.workers.replicas.unwrap_or(tier.replicas) },
+                replicas: replicas(tenant),
                 image: spec.workers.image.clone().unwrap_or_else(|| settings.worker_image.clone()),
                 image_pull_policy: settings.worker_image_pull_policy.clone(),
                 requests,
@@ -161,6 +161,14 @@ fn with_key(provider: &ProviderSpec, keys: &KeyVersions) -> Option<Provider> {
     let key = provider.api_key_secret_ref.clone();
     let key_version = keys.get(&key)?.clone();
     Some(Provider { name: provider.name, base_url: provider.base_url.clone(), key, key_version })
+}
+
+/// Workers that this tenant shall have.
+pub(crate) fn replicas(tenant: &AgentTenant) -> i32 {
+    if tenant.spec.suspend {
+        return 0;
+    }
+    tenant.spec.workers.replicas.unwrap_or(tier::values(tenant.spec.tier).replicas)
 }
 
 /// Sessions that one worker of this tenant may run at a time.
