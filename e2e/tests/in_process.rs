@@ -1,5 +1,7 @@
 //! P1: the whole path in one process, on the stores in memory: front, worker and a client, on loopback, in milliseconds.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -61,8 +63,8 @@ impl World {
         for name in ["acme", "stranger"] {
             let tenant = TenantId::generate();
             stores.tenants.upsert(tenant, name).await.unwrap();
-            let (stored, key) = api_key::generate(tenant, name).unwrap();
-            stores.keys.insert(&stored).await.unwrap();
+            let (record, key) = api_key::generate(tenant, name).unwrap();
+            stores.keys.insert(&record).await.unwrap();
             api_keys.push(key.expose_secret().to_owned());
             routes.push(TenantRoute {
                 tenant_id: tenant.to_string(),
@@ -163,7 +165,7 @@ async fn a_session_is_created_talked_to_and_terminated() {
     let events = read_all(sent.into_inner()).await;
     let terminate = TerminateSessionRequest { session_id: session.session_id.clone(), reason: "done".into() };
     let ended = client.lifecycle.terminate_session(terminate.clone()).await.unwrap().into_inner().session.unwrap();
-    println!("create, one turn, terminate: {:?}", began.elapsed());
+    eprintln!("create, one turn, terminate: {:?}", began.elapsed());
 
     assert_eq!(stop_reason(&events), Some(StopReason::EndTurn), "{events:?}");
     assert_eq!(names(&events), ["user", "running", "step", "attempt", "agent", "checkpoint", "stepped", "idle"]);

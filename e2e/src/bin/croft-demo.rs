@@ -45,7 +45,7 @@ async fn turn(client: &mut Client, session_id: &str, text: &str, out: &mut impl 
     let (mut worker, mut namespace) = (String::new(), String::new());
     let mut events =
         client.lifecycle.send_message(message(session_id, text)).await.context("SendMessage")?.into_inner();
-    let patience = Duration::from_secs(60);
+    let patience = Duration::from_mins(1);
     while let Some(event) =
         tokio::time::timeout(patience, events.message()).await.context("no event for a minute")??
     {

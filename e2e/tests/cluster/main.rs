@@ -2,6 +2,8 @@
 //!
 //! The tests share one cluster and run at the same time, so each that breaks something breaks its own tenant's.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod agentsession;
 mod api_server;
 mod bad_input;

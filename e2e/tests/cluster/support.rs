@@ -14,10 +14,10 @@ use tokio::time::Instant;
 use tonic::Streaming;
 
 /// For anything that a healthy cluster does at once, and a busy one a little later.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Tries until `attempt` succeeds; its last error is the failure's.
-pub async fn eventually<T>(what: &str, mut attempt: impl AsyncFnMut() -> anyhow::Result<T>) -> T {
+pub(crate) async fn eventually<T>(what: &str, mut attempt: impl AsyncFnMut() -> anyhow::Result<T>) -> T {
     let until = Instant::now() + PATIENCE;
     loop {
         match attempt().await {
@@ -29,15 +29,15 @@ pub async fn eventually<T>(what: &str, mut attempt: impl AsyncFnMut() -> anyhow:
 }
 
 /// A tenant of a test's own, removed by [`Tenant::remove`].
-pub struct Tenant {
-    pub name: String,
-    pub namespace: String,
-    pub api_key: String,
+pub(crate) struct Tenant {
+    pub(crate) name: String,
+    pub(crate) namespace: String,
+    pub(crate) api_key: String,
 }
 
 impl Tenant {
     /// Applies an AgentTenant, waits until it is Ready, and makes a key for it.
-    pub async fn apply(system: &System, name: &str, workers: u32) -> Self {
+    pub(crate) async fn apply(system: &System, name: &str, workers: u32) -> Self {
         let manifest = format!(
             "apiVersion: croft.dev/v1alpha1\nkind: AgentTenant\nmetadata:\n  name: {name}\nspec:\n  tier: free\n  workers:\n    replicas: {workers}\n"
         );
@@ -58,12 +58,12 @@ impl Tenant {
         tenant
     }
 
-    pub fn client(&self, system: &System) -> Client {
+    pub(crate) fn client(&self, system: &System) -> Client {
         Client::new(&system.grpc, &self.api_key).unwrap()
     }
 
     /// Deletes the tenant and waits until its namespace is gone.
-    pub async fn remove(self, system: &System) {
+    pub(crate) async fn remove(self, system: &System) {
         system.kubectl(&["delete", "agenttenant", &self.name, "--timeout=120s"]).await.unwrap();
         eventually("the namespace is gone", async || {
             match system.kubectl_tries(&["get", "namespace", &self.namespace]).await? {
@@ -83,13 +83,13 @@ async fn api_key(system: &System, tenant: &str) -> anyhow::Result<String> {
 
 /// A pod with its address.
 #[derive(Debug, Clone)]
-pub struct Pod {
-    pub name: String,
-    pub ip: String,
+pub(crate) struct Pod {
+    pub(crate) name: String,
+    pub(crate) ip: String,
 }
 
 /// The pods that this selector finds and that are ready.
-pub async fn pods(system: &System, namespace: &str, selector: &str) -> anyhow::Result<Vec<Pod>> {
+pub(crate) async fn pods(system: &System, namespace: &str, selector: &str) -> anyhow::Result<Vec<Pod>> {
     let format = "jsonpath={range .items[*]}{.metadata.name} {.status.podIP} {.status.conditions[?(@.type==\"Ready\")].status} {.metadata.deletionTimestamp}{\"\\n\"}{end}";
     let listed = system.kubectl(&["get", "pods", "-n", namespace, "-l", selector, "-o", format]).await?;
     Ok(listed
@@ -102,14 +102,14 @@ pub async fn pods(system: &System, namespace: &str, selector: &str) -> anyhow::R
 }
 
 /// The replicas of the front.
-pub async fn front_pods(system: &System) -> Vec<Pod> {
+pub(crate) async fn front_pods(system: &System) -> Vec<Pod> {
     let fronts = pods(system, "croft-system", "app.kubernetes.io/component=front").await.unwrap();
     assert!(!fronts.is_empty(), "no front is ready");
     fronts
 }
 
 /// Reads a turn to its end.
-pub async fn whole_turn(mut events: Streaming<SendMessageResponse>) -> anyhow::Result<Vec<SessionEvent>> {
+pub(crate) async fn whole_turn(mut events: Streaming<SendMessageResponse>) -> anyhow::Result<Vec<SessionEvent>> {
     let mut seen = Vec::new();
     let reading = async {
         while let Some(response) = events.message().await? {
@@ -122,7 +122,7 @@ pub async fn whole_turn(mut events: Streaming<SendMessageResponse>) -> anyhow::R
 }
 
 /// The text of a turn's agent messages.
-pub fn answer(events: &[SessionEvent]) -> String {
+pub(crate) fn answer(events: &[SessionEvent]) -> String {
     let mut text = String::new();
     for event in events {
         if let Some(Kind::AgentMessage(message)) = &event.kind {
@@ -137,7 +137,7 @@ pub fn answer(events: &[SessionEvent]) -> String {
 }
 
 /// Asserts that durable numbers follow one another without a hole.
-pub fn assert_contiguous(events: &[SessionEvent]) {
+pub(crate) fn assert_contiguous(events: &[SessionEvent]) {
     let numbers: Vec<u64> = events.iter().map(|event| event.seq).filter(|seq| *seq > 0).collect();
     assert!(!numbers.is_empty(), "no durable event");
     for pair in numbers.windows(2) {
