@@ -91,7 +91,7 @@ impl Case {
         let id = |session: &u8| self.sessions[usize::from(*session)];
         match step {
             Step::Insert { session, key: used, limit, label } => {
-                told(stores.sessions.insert(self.new(id(session), *used, *limit, *label)).await)
+                told(stores.sessions.insert(self.new_session(id(session), *used, *limit, *label)).await)
             }
             Step::Append { session, authority, kinds, key: used, checkpoint, input } => {
                 let authority = match authority {
@@ -121,7 +121,7 @@ impl Case {
         }
     }
 
-    fn new(&self, id: SessionId, used: Option<(u8, u8)>, sessions_max: Option<u32>, label: u8) -> NewSession {
+    fn new_session(&self, id: SessionId, used: Option<(u8, u8)>, sessions_max: Option<u32>, label: u8) -> NewSession {
         let create = NewEvent { turn: None, ..event(0, 9) };
         NewSession {
             id,
