@@ -133,6 +133,7 @@ fn request(session: &AgentSession) -> CreateSessionRequest {
             (labels::SESSION_SOURCE.to_owned(), labels::SESSION_SOURCE_OBJECT.to_owned()),
         ]),
         idempotency_key: format!("agentsession/{uid}"),
+        ..CreateSessionRequest::default()
     }
 }
 

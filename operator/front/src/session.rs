@@ -56,6 +56,7 @@ impl From<Session> for v1::Session {
             usage: Some(session.usage),
             terminate_reason: session.terminate_reason,
             last_stop_reason: session.last_stop_reason.into(),
+            ..Self::default()
         }
     }
 }

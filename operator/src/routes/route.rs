@@ -40,6 +40,7 @@ fn build(tenant: &AgentTenant, deployment: Option<&Deployment>, workers: &[Worke
         limits: Some(bounds(tenant)),
         workers_problem: workers_problem(tenant, deployment, workers),
         tier: tenant.spec.tier.as_str().to_owned(),
+        ..TenantRoute::default()
     }
 }
 
@@ -63,6 +64,7 @@ fn bounds(tenant: &AgentTenant) -> TenantLimits {
         message_bytes_max: limits.max_message_bytes.unwrap_or(0),
         session_idle_timeout_ms: i64::from(limits.session_idle_timeout_seconds.unwrap_or(0)) * 1_000,
         monthly_budget_nano_usd: limits.monthly_budget_usd.as_deref().and_then(nano_usd).unwrap_or(0),
+        ..TenantLimits::default()
     }
 }
 
@@ -94,6 +96,7 @@ mod tests {
             message_bytes_max: 99_000,
             session_idle_timeout_ms: 600_000,
             monthly_budget_nano_usd: 123_450_000_000,
+            ..TenantLimits::default()
         };
         assert_eq!(route.limits, Some(expected));
     }

@@ -15,6 +15,7 @@ pub(super) fn to_proto(agent: &AgentSpec, name: &str) -> v1::AgentSpec {
         limits: Some(bounds(limits)),
         fallback_models: fallback_models.clone(),
         temperature: *temperature,
+        guardrails: Vec::new(),
     }
 }
 
@@ -52,6 +53,7 @@ fn bounds(limits: &AgentLimitsSpec) -> v1::AgentLimits {
         tool_calls_max: max_tool_calls.unwrap_or(0),
         output_tokens_max: max_output_tokens.unwrap_or(0),
         turn_timeout_ms: milliseconds(*turn_timeout_seconds),
+        ..v1::AgentLimits::default()
     }
 }
 

@@ -112,6 +112,7 @@ impl Manager {
             TenantAdmission::Cordoned => Err(Error::TenantClosed { why: "it is cordoned" }),
             TenantAdmission::Suspended => Err(Error::TenantClosed { why: "it is suspended" }),
             TenantAdmission::Terminating => Err(Error::TenantClosed { why: "it is being deleted" }),
+            TenantAdmission::Stopped => Err(Error::TenantClosed { why: "it is stopped" }),
         }
     }
 

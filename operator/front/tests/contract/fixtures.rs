@@ -39,6 +39,7 @@ pub(crate) fn agent(name: &str) -> AgentSpec {
         limits: Some(AgentLimits { model_calls_max: 7, ..AgentLimits::default() }),
         fallback_models: vec!["claude-haiku-4-5".into()],
         temperature: Some(0.25),
+        ..AgentSpec::default()
     }
 }
 
