@@ -59,7 +59,7 @@ pub trait Calls: Send + Sync {
 #[async_trait]
 impl Calls for Lifecycle {
     async fn send_message(&self, identity: &Identity, request: SendMessageRequest) -> Result<u64, Error> {
-        Ok(self.accept(identity, request).await?.1.seq)
+        Ok(self.accept(identity, request).await?.accepted.seq)
     }
 
     async fn interrupt(&self, identity: &Identity, session_id: &str) -> Result<bool, Error> {

@@ -23,9 +23,8 @@ use crate::events::log::{Append, Appended, Authority, NewEvent};
 use crate::events::relay::Frame;
 use crate::events::replay;
 use crate::identity::Identity;
-use crate::session::Session;
 use crate::session::manager::Manager;
-use crate::turn::{Accepted, Turns, ends_turn, now};
+use crate::turn::{Accepted, Sent, Turns, ends_turn, now};
 
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -55,8 +54,8 @@ impl Lifecycle {
         self.core.audit.record(Action { tenant, actor, action, resource, outcome }).await;
     }
 
-    /// Stores a message, and leaves its turn to run.
-    pub async fn accept(&self, identity: &Identity, request: SendMessageRequest) -> Result<(Session, Accepted), Error> {
+    /// Stores a message. Its turn begins when what comes back is dropped.
+    pub async fn accept(&self, identity: &Identity, request: SendMessageRequest) -> Result<Sent, Error> {
         let resource = format!("sessions/{}", request.session_id);
         let sent = self.turns.send(identity, request).await;
         self.audit(identity, "session.send_message", resource, &sent).await;
@@ -76,9 +75,11 @@ impl Lifecycle {
         identity: &Identity,
         request: SendMessageRequest,
     ) -> Result<impl Stream<Item = Result<SessionEvent, Error>> + Send + 'static, Error> {
-        let (session, Accepted { turn, seq }) = self.accept(identity, request).await?;
-        let log = Arc::clone(&self.core.stores.events);
-        let events = replay::follow(log, &self.core.hub, session.tenant, session.id, seq - 1, false).await?;
+        let mut sent = self.accept(identity, request).await?;
+        let (tenant, id, Accepted { turn, seq }) = (sent.session.tenant, sent.session.id, sent.accepted);
+        let place = replay::place(&self.core.hub, tenant, id, false).await;
+        sent.begin();
+        let events = place.follow(Arc::clone(&self.core.stores.events), seq - 1).await?;
         Ok(one_turn(events, turn))
     }
 

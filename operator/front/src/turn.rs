@@ -40,6 +40,33 @@ pub struct Accepted {
     pub seq: u64,
 }
 
+/// A message just stored. A turn that it starts begins when this is dropped, so that who wants to see all of the turn can
+/// take a place before its first token, and one who has gone away holds nothing up.
+#[must_use]
+pub struct Sent {
+    pub session: Session,
+    pub accepted: Accepted,
+    begins: Option<Begins>,
+}
+
+/// Starts a turn when it is dropped.
+struct Begins(Option<driver::Driver>, Arc<Core>);
+
+impl Drop for Begins {
+    fn drop(&mut self) {
+        if let Some(driver) = self.0.take() {
+            self.1.tasks.spawn("turn", driver.run());
+        }
+    }
+}
+
+impl Sent {
+    /// Lets the turn begin.
+    pub fn begin(&mut self) {
+        self.begins = None;
+    }
+}
+
 /// Takes messages and turns them into turns.
 #[derive(Clone)]
 pub struct Turns {
@@ -53,7 +80,7 @@ impl Turns {
     }
 
     /// Stores a message, and starts a turn for it or leaves it to the turn at hand, as the busy policy says.
-    pub async fn send(&self, identity: &Identity, request: SendMessageRequest) -> Result<(Session, Accepted), Error> {
+    pub async fn send(&self, identity: &Identity, request: SendMessageRequest) -> Result<Sent, Error> {
         let tenant = self.core.tenants.get(identity.tenant);
         let limit = tenant.map_or(0, |tenant| tenant.limits.message_bytes_max as usize);
         validate::message(&request.content, if limit > 0 { limit } else { self.core.options.message_bytes_max })?;
@@ -91,13 +118,13 @@ impl Turns {
             Appended::New(events) => {
                 let accepted = Accepted { turn, seq: events.first().map_or(0, |event| event.seq) };
                 self.core.hub.publish(session.tenant, session.id, events);
-                self.drive(session.clone(), epoch);
-                Ok((session, accepted))
+                let begins = Some(self.driven(&session, epoch));
+                Ok(Sent { session, accepted, begins })
             }
             Appended::Existing { first_seq } => {
                 self.core.stores.leases.release(session.tenant, session.id, epoch).await?;
                 let accepted = self.attach(&session, first_seq).await?;
-                Ok((session, accepted))
+                Ok(Sent { session, accepted, begins: None })
             }
         }
     }
@@ -109,13 +136,13 @@ impl Turns {
         turn: TurnId,
         message: Append,
         policy: BusyPolicy,
-    ) -> Result<(Session, Accepted), Error> {
+    ) -> Result<Sent, Error> {
         if matches!(policy, BusyPolicy::Unspecified | BusyPolicy::Reject) {
             if let Some(key) = &message.idempotency_key
                 && let Some(first_seq) = self.core.stores.events.find_sent(session.tenant, session.id, key).await?
             {
                 let accepted = self.attach(&session, first_seq).await?;
-                return Ok((session, accepted));
+                return Ok(Sent { session, accepted, begins: None });
             }
             return Err(Error::SessionBusy { session_id: session.id.to_string() });
         }
@@ -131,10 +158,8 @@ impl Turns {
             Appended::Existing { first_seq } => self.attach(&session, first_seq).await?,
         };
         // The turn at hand may have ended between our look and our append, without seeing the message.
-        if let Some(epoch) = self.acquire(&session).await? {
-            self.drive(session.clone(), epoch);
-        }
-        Ok((session, accepted))
+        let begins = self.acquire(&session).await?.map(|epoch| self.driven(&session, epoch));
+        Ok(Sent { session, accepted, begins })
     }
 
     async fn acquire(&self, session: &Session) -> Result<Option<u64>, Error> {
@@ -142,9 +167,9 @@ impl Turns {
         self.core.stores.leases.acquire(session.tenant, session.id, &self.core.replica, ttl).await
     }
 
-    fn drive(&self, session: Session, epoch: u64) {
-        let driver = driver::Driver::new(Arc::clone(&self.core), session, epoch);
-        self.core.tasks.spawn("turn", driver.run());
+    fn driven(&self, session: &Session, epoch: u64) -> Begins {
+        let driver = driver::Driver::new(Arc::clone(&self.core), session.clone(), epoch);
+        Begins(Some(driver), Arc::clone(&self.core))
     }
 
     async fn attach(&self, session: &Session, first_seq: u64) -> Result<Accepted, Error> {

@@ -44,26 +44,52 @@ pub async fn follow(
     after_seq: u64,
     durable_only: bool,
 ) -> Result<impl Stream<Item = Result<SessionEvent, Error>> + Send + use<>, Error> {
+    place(hub, tenant, session, durable_only).await.follow(events, after_seq).await
+}
+
+/// A place to watch from: what happens from now on is seen, whenever it is followed.
+pub async fn place(hub: &Hub, tenant: TenantId, session: SessionId, durable_only: bool) -> Place {
     let options = SubscribeOptions { previews: !durable_only };
     let subscription = hub.subscribe(tenant, session, options).await;
-    let mut follower = Follower {
-        events,
-        hub: hub.clone(),
-        tenant,
-        session,
-        options,
-        subscription,
-        ready: VecDeque::new(),
-        held: None,
-        phase: Phase::History,
-        last_seq: after_seq,
-        replaced_to: after_seq,
-        skipped: 0,
-        is_running: true,
-        has_ended: false,
-    };
-    follower.read_first().await?;
-    Ok(stream::unfold(follower, |mut follower| async move { follower.next().await.map(|next| (next, follower)) }))
+    Place { hub: hub.clone(), tenant, session, options, subscription }
+}
+
+/// See [`place`].
+pub struct Place {
+    hub: Hub,
+    tenant: TenantId,
+    session: SessionId,
+    options: SubscribeOptions,
+    subscription: Subscription,
+}
+
+impl Place {
+    /// See [`follow`].
+    pub async fn follow(
+        self,
+        events: Arc<dyn EventLog>,
+        after_seq: u64,
+    ) -> Result<impl Stream<Item = Result<SessionEvent, Error>> + Send + use<>, Error> {
+        let Self { hub, tenant, session, options, subscription } = self;
+        let mut follower = Follower {
+            events,
+            hub,
+            tenant,
+            session,
+            options,
+            subscription,
+            ready: VecDeque::new(),
+            held: None,
+            phase: Phase::History,
+            last_seq: after_seq,
+            replaced_to: after_seq,
+            skipped: 0,
+            is_running: true,
+            has_ended: false,
+        };
+        follower.read_first().await?;
+        Ok(stream::unfold(follower, |mut follower| async move { follower.next().await.map(|next| (next, follower)) }))
+    }
 }
 
 /// Where the reader stands.
