@@ -1,22 +1,26 @@
 //! [`AgentTenant`]: one tenant of the platform, and all that a platform admin decides about it.
 
+mod budget;
 mod egress;
 mod limits;
 mod llm;
+mod owner;
 mod quota;
 mod status;
 mod workers;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{CustomResource, KubeSchema, Resource as _, ResourceExt as _};
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-pub use egress::{EgressSpec, UnusableRange, parse_range};
-pub use limits::{LimitsSpec, nano_usd};
-pub use llm::{LlmSpec, ProviderName, ProviderSpec, SecretKeyRef};
+pub use budget::{BudgetSpec, OnExceeded, nano_usd};
+pub use egress::{AllowedPort, AllowedRange, EgressSpec, Protocol, UnusableRange, overlapping, parse_range};
+pub use limits::{LimitsSpec, SessionDefaultsSpec};
+pub use llm::{LlmSpec, ModelServiceSpec, ProviderName, ProviderSource, ProviderSpec, SecretKeyRef, ServiceScheme};
+pub use owner::{OwnerKind, OwnerSpec};
 pub use quota::QuotaSpec;
-pub use status::{AgentTenantStatus, TenantPhase, WorkersStatus};
+pub use status::{AgentTenantStatus, SessionsStatus, SpendStatus, TenantPhase, WorkersStatus};
 pub use workers::{ResourcesSpec, WorkersSpec};
 
 use crate::{is_default, labels};
@@ -41,8 +45,11 @@ use crate::{is_default, labels};
         .message("the name has a dot in it, which the namespace tenant-<name> may not have"),
     printcolumn(name = "Tier", type_ = "string", json_path = ".spec.tier"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
-    printcolumn(name = "Workers", type_ = "integer", json_path = ".status.workers.desired"),
     printcolumn(name = "Ready", type_ = "integer", json_path = ".status.workers.ready"),
+    printcolumn(name = "Workers", type_ = "integer", json_path = ".status.workers.desired"),
+    printcolumn(name = "Sessions", type_ = "integer", json_path = ".status.sessions.open"),
+    printcolumn(name = "Max", type_ = "integer", json_path = ".status.sessions.max"),
+    printcolumn(name = "Spend", type_ = "string", json_path = ".status.spend.usd"),
     printcolumn(
         name = "Reason",
         type_ = "string",
@@ -61,6 +68,10 @@ pub struct AgentTenantSpec {
     /// The class of service, from which every value that is not set here comes.
     #[serde(default)]
     pub tier: Tier,
+    /// Who may manage the AgentSessions of this tenant.
+    #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(length(max = 32))]
+    pub owners: Vec<OwnerSpec>,
     /// What the tenant's namespace may use altogether.
     #[serde(default, skip_serializing_if = "is_default")]
     pub quota: QuotaSpec,
@@ -76,12 +87,38 @@ pub struct AgentTenantSpec {
     /// What the tenant's callers may do.
     #[serde(default, skip_serializing_if = "is_default")]
     pub limits: LimitsSpec,
+    /// What the tenant may spend on models.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub budget: BudgetSpec,
+    /// How long sessions live that say nothing of their own.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub session_defaults: SessionDefaultsSpec,
     /// Refuses new sessions; the running ones go on.
     #[serde(default, skip_serializing_if = "is_default")]
     pub cordon: bool,
     /// Takes all workers away: nothing runs until this is off again. Sessions keep what they have stored.
     #[serde(default, skip_serializing_if = "is_default")]
     pub suspend: bool,
+    /// Stops everything at once: running turns are interrupted, workers go without grace, and the fence is closed in both
+    /// directions, until this is off again.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub emergency_stop: bool,
+    /// Keeps this tenant from being deleted until this is off again.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub prevent_deletion: bool,
+    /// What becomes of what the tenant has stored, when it is deleted.
+    #[serde(default)]
+    pub deletion_policy: DeletionPolicy,
+}
+
+/// What becomes of what a tenant has stored, when it is deleted. Usage and audit are kept either way: the books must balance.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeletionPolicy {
+    /// Sessions and their events stay in the database; credentials go.
+    #[default]
+    Archive,
+    /// Sessions, their events and credentials go.
+    Erase,
 }
 
 /// A class of service.
@@ -115,4 +152,15 @@ impl AgentTenant {
     pub fn owner_reference(&self) -> Option<OwnerReference> {
         self.controller_owner_ref(&())
     }
+}
+
+/// The schema of labels by which pods or nodes are chosen.
+pub(crate) fn labels_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "maxProperties": 16,
+        "additionalProperties": {
+            "type": "string", "maxLength": 63, "pattern": "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
+        }
+    })
 }

@@ -29,13 +29,25 @@ fn nonsense_tenants_are_refused_with_a_sentence() {
     let cases = [
         ("heron.east", json!({}), "the name has a dot in it"),
         (&"h".repeat(57), json!({}), "the name has more than 56 characters"),
-        ("heron", json!({ "egress": { "cidrs": ["db.example.com"] } }), "each range must be a CIDR"),
-        ("heron", json!({ "egress": { "cidrs": ["10.0.0.0/33"] } }), "each range must be a CIDR"),
-        ("heron", json!({ "egress": { "cidrs": ["10.1.2.3/8"] } }), "a range has bits set after its prefix"),
-        ("heron", json!({ "egress": { "cidrs": ["169.254.169.254/32"] } }), "a range reaches 169.254.0.0/16"),
-        ("heron", json!({ "egress": { "cidrs": ["10.0.0.0/8", "0.0.0.0/0"] } }), "a range reaches 169.254.0.0/16"),
-        ("heron", json!({ "egress": { "cidrs": ["fe80::/10"] } }), "a range reaches fe80::/10"),
-        ("heron", json!({ "egress": { "cidrs": ["fd00::/8"] } }), "a range reaches fd00:ec2::254"),
+        ("heron", json!({ "egress": { "allow": [{ "cidr": "db.example.com" }] } }), "a range must be a CIDR"),
+        ("heron", json!({ "egress": { "allow": [{ "cidr": "10.0.0.0/33" }] } }), "a range must be a CIDR"),
+        (
+            "heron",
+            json!({ "egress": { "allow": [{ "cidr": "10.1.2.3/8" }] } }),
+            "a range has bits set after its prefix",
+        ),
+        (
+            "heron",
+            json!({ "egress": { "allow": [{ "cidr": "169.254.169.254/32" }] } }),
+            "a range reaches 169.254.0.0/16",
+        ),
+        (
+            "heron",
+            json!({ "egress": { "allow": [{ "cidr": "10.0.0.0/8" }, { "cidr": "0.0.0.0/0" }] } }),
+            "a range reaches 169.254.0.0/16",
+        ),
+        ("heron", json!({ "egress": { "allow": [{ "cidr": "fe80::/10" }] } }), "a range reaches fe80::/10"),
+        ("heron", json!({ "egress": { "allow": [{ "cidr": "fd00::/8" }] } }), "a range reaches fd00:ec2::254"),
         (
             "heron",
             json!({ "workers": { "resources": { "cpuRequest": 2, "cpuLimit": "500m" } } }),
@@ -73,7 +85,10 @@ fn a_sound_tenant_passes() {
         "tier": "enterprise",
         "quota": { "cpu": 8, "memory": "16Gi", "pods": 12 },
         "workers": { "replicas": 3, "resources": { "cpuRequest": "250m", "cpuLimit": 1 } },
-        "egress": { "cidrs": ["10.20.0.0/16", "192.0.2.7/32", "2001:db8::/32", "fd12:3456::/32"] },
+        "egress": { "allow": [
+            { "cidr": "10.20.0.0/16", "ports": [{ "port": 5432 }, { "port": 9000, "endPort": 9010, "protocol": "UDP" }] },
+            { "cidr": "192.0.2.7/32" }, { "cidr": "2001:db8::/32" }, { "cidr": "fd12:3456::/32" },
+        ] },
         "llm": { "providers": [{
             "name": "anthropic", "baseUrl": "https://llm.example.com:8443/v1",
             "apiKeySecretRef": { "name": "models", "key": "anthropic" },

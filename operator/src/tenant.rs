@@ -34,7 +34,7 @@ use kube::runtime::controller::Action;
 
 pub(crate) use health::workers_problem;
 pub use wanted::Settings;
-pub(crate) use wanted::{limits, sessions_per_worker};
+pub(crate) use wanted::{budget, limits, session_defaults, sessions_per_worker};
 pub(crate) use workers::{GRPC_PORT, NAME as WORKERS};
 
 use crate::authority::{self, Authority};

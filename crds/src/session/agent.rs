@@ -4,11 +4,16 @@ use kube::KubeSchema;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use super::GuardrailSpec;
 use crate::is_default;
 
 /// A model, a prompt, tools and limits.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.fallbackModels) || !(self.model in self.fallbackModels)")
+        .message("fallbackModels names the model itself")
+)]
 pub struct AgentSpec {
     /// A name for people, metrics and usage reports; the AgentSession's own if not set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -26,12 +31,18 @@ pub struct AgentSpec {
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub tools: Vec<ToolSpec>,
-    /// Bounds of one turn.
+    /// Checks of what goes in and what comes out, in this order.
+    #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub guardrails: Vec<GuardrailSpec>,
+    /// Bounds of one turn, and of what the session may cost.
     #[serde(default, skip_serializing_if = "is_default")]
     pub limits: AgentLimitsSpec,
     /// Tried in order when `model` can't answer.
     #[serde(default, skip_serializing_if = "is_default")]
     #[schemars(length(max = 8), inner(length(min = 1, max = 128)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
     pub fallback_models: Vec<String>,
     /// How freely the model chooses its words; its own default if not set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -93,7 +104,9 @@ pub struct McpToolSpec {
     #[schemars(length(min = 1, max = 512))]
     #[x_kube(
         validation = Rule::new("isURL(self) && url(self).getScheme() in ['http', 'https'] && url(self).getHost() != ''")
-            .message("serverUrl must be an address such as https://tools.example.com/mcp")
+            .message("serverUrl must be an address such as https://tools.example.com/mcp"),
+        validation = Rule::new("!self.contains('@')")
+            .message("serverUrl holds a name or a password, which everyone could read who may read AgentSessions"),
     )]
     pub server_url: String,
     /// The tool's name at the server, if it differs.
@@ -146,6 +159,14 @@ pub struct AgentLimitsSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 86_400))]
     pub turn_timeout_seconds: Option<u32>,
+    /// What the models may cost in the whole session, in US dollars, for example "2.50".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[0-9]{1,9}(\.[0-9]{1,9})?$"))]
+    pub budget_usd: Option<String>,
+    /// Tokens of all classes in the whole session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000_000_000_i64))]
+    pub budget_tokens: Option<i64>,
 }
 
 fn any_object(_: &mut SchemaGenerator) -> Schema {

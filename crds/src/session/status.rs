@@ -1,7 +1,7 @@
 //! What the operator says about a declared session. It follows the session slowly: clients watch the front.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use schemars::JsonSchema;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use crate::condition;
@@ -24,6 +24,17 @@ pub struct AgentSessionStatus {
     /// The number of the newest event that the operator knows of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_seq: Option<i64>,
+    /// What its models have used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<SessionUsageStatus>,
+    /// When something last happened in it, as far as the operator knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "time_schema")]
+    pub last_activity_time: Option<Time>,
+    /// When the operator heard that nothing follows; from then `ttlSecondsAfterFinished` counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "time_schema")]
+    pub finish_time: Option<Time>,
     /// A sentence for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
@@ -31,6 +42,23 @@ pub struct AgentSessionStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "condition::schema")]
     pub conditions: Vec<Condition>,
+}
+
+/// What the models of a session have used, as the front last told.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionUsageStatus {
+    /// Calls of models, failed ones too.
+    pub attempts: i64,
+    /// All that was read, cached or not.
+    pub input_tokens: i64,
+    pub output_tokens: i64,
+    /// In US dollars.
+    pub cost_usd: String,
+}
+
+fn time_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "format": "date-time" })
 }
 
 /// The state of a declared session in a word.

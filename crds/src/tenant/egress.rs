@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use kube::KubeSchema;
-use schemars::{Schema, SchemaGenerator, json_schema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::is_default;
@@ -12,31 +12,79 @@ use crate::is_default;
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct EgressSpec {
+    /// Ranges that the workers may connect to although they are private, for example a database's.
     #[serde(default, skip_serializing_if = "is_default")]
-    #[schemars(schema_with = "cidrs_schema")]
+    #[schemars(length(max = 32))]
     #[x_kube(
-        validation = Rule::new("self.all(range, isCIDR(range))")
-            .message("each range must be a CIDR, for example 192.0.2.0/24 or 2001:db8::/32"),
-        validation = Rule::new("self.all(range, !isCIDR(range) || cidr(range).masked() == cidr(range))")
-            .message("a range has bits set after its prefix: write 192.0.2.0/24, not 192.0.2.7/24"),
-        validation = Rule::new("self.all(range, !isCIDR(range) || (!cidr('169.254.0.0/16').containsCIDR(range) && !cidr(range).containsCIDR('169.254.0.0/16')))")
-            .message("a range reaches 169.254.0.0/16, where clouds keep the credentials of the node"),
-        validation = Rule::new("self.all(range, !isCIDR(range) || (!cidr('fe80::/10').containsCIDR(range) && !cidr(range).containsCIDR('fe80::/10')))")
-            .message("a range reaches fe80::/10, the addresses of the node's own link"),
-        validation = Rule::new("self.all(range, !isCIDR(range) || !cidr(range).containsIP('fd00:ec2::254'))")
-            .message("a range reaches fd00:ec2::254, where a cloud keeps the credentials of the node"),
+        merge_strategy = ListMerge::Map(vec!["cidr".into()]),
+        validation = Rule::new("self.all(a, !isCIDR(a.cidr) || self.filter(b, isCIDR(b.cidr) && cidr(a.cidr).containsCIDR(b.cidr)).size() == 1)")
+            .message("two ranges overlap: list each address once, with all of its ports"),
     )]
-    pub cidrs: Vec<String>,
+    pub allow: Vec<AllowedRange>,
 }
 
-fn cidrs_schema(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({
-        "description": "Ranges that the workers may connect to although they are private, for example a database's.",
-        "type": "array",
-        "maxItems": 32,
-        "x-kubernetes-list-type": "set",
-        "items": { "type": "string", "maxLength": 43 }
-    })
+/// One range, and the ports in it.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct AllowedRange {
+    /// For example `10.20.0.0/16`, or `192.0.2.7/32` for one address.
+    #[schemars(length(min = 1, max = 43))]
+    #[x_kube(
+        validation = Rule::new("isCIDR(self)")
+            .message("a range must be a CIDR, for example 192.0.2.0/24 or 2001:db8::/32"),
+        validation = Rule::new("!isCIDR(self) || cidr(self).masked() == cidr(self)")
+            .message("a range has bits set after its prefix: write 192.0.2.0/24, not 192.0.2.7/24"),
+        validation = Rule::new("!isCIDR(self) || (!cidr('169.254.0.0/16').containsCIDR(self) && !cidr(self).containsCIDR('169.254.0.0/16'))")
+            .message("a range reaches 169.254.0.0/16, where clouds keep the credentials of the node"),
+        validation = Rule::new("!isCIDR(self) || (!cidr('fe80::/10').containsCIDR(self) && !cidr(self).containsCIDR('fe80::/10'))")
+            .message("a range reaches fe80::/10, the addresses of the node's own link"),
+        validation = Rule::new("!isCIDR(self) || !cidr(self).containsIP('fd00:ec2::254')")
+            .message("a range reaches fd00:ec2::254, where a cloud keeps the credentials of the node"),
+    )]
+    pub cidr: String,
+    /// The ports that are open there; every port if there are none here.
+    #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(length(max = 32))]
+    pub ports: Vec<AllowedPort>,
+}
+
+/// A port, or all ports from one to another.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.endPort) || self.endPort >= self.port")
+        .message("endPort is less than port")
+)]
+pub struct AllowedPort {
+    #[schemars(range(min = 1, max = 65_535))]
+    pub port: u16,
+    /// The last one, if more than one is meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65_535))]
+    pub end_port: Option<u16>,
+    #[serde(default)]
+    pub protocol: Protocol,
+}
+
+/// What is spoken there.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    #[default]
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+impl Protocol {
+    /// As Kubernetes writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        }
+    }
 }
 
 /// A listed range that must not be opened.
@@ -69,14 +117,28 @@ pub fn parse_range(text: &str) -> Result<(IpAddr, u8), UnusableRange> {
         (IpAddr::V6(Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254)), 128),
     ];
     for (other, other_prefix) in closed {
-        let same_family = address.is_ipv4() == other.is_ipv4();
-        let differing = bits(address) ^ bits(other);
-        // One holds the other when they agree in the bits of the shorter prefix.
-        if same_family && differing.checked_shr(128 - u32::from(prefix.min(other_prefix))).unwrap_or(0) == 0 {
+        if share_addresses((address, prefix), (other, other_prefix)) {
             return Err(unusable("reaches addresses that lead to the node's own credentials"));
         }
     }
     Ok((address, prefix))
+}
+
+/// Two of `ranges` that share addresses, if there are such. What is no range is passed over: [`parse_range`] refuses it.
+pub fn overlapping(ranges: &[AllowedRange]) -> Option<(&str, &str)> {
+    let parsed: Vec<_> =
+        ranges.iter().filter_map(|range| Some((range.cidr.as_str(), parse_range(&range.cidr).ok()?))).collect();
+    parsed.iter().enumerate().find_map(|(index, (one, first))| {
+        let other = parsed[index + 1..].iter().find(|(_, second)| share_addresses(*first, *second));
+        other.map(|(other, _)| (*one, *other))
+    })
+}
+
+/// Of two ranges one holds the other when they agree in the bits of the shorter prefix.
+fn share_addresses((one, one_prefix): (IpAddr, u8), (other, other_prefix): (IpAddr, u8)) -> bool {
+    let differing = bits(one) ^ bits(other);
+    let shift = 128 - u32::from(one_prefix.min(other_prefix));
+    one.is_ipv4() == other.is_ipv4() && differing.checked_shr(shift).unwrap_or(0) == 0
 }
 
 /// The address in the highest bits of a number, whichever its family.
@@ -98,6 +160,18 @@ mod tests {
         assert!(parse_range("2001:db8::/32").is_ok());
         assert!(parse_range("2001:db8::1/128").is_ok());
         assert!(parse_range("169.253.0.0/16").is_ok());
+    }
+
+    #[test]
+    fn ranges_that_share_addresses_are_found() {
+        let ranges = |texts: &[&str]| -> Vec<AllowedRange> {
+            texts.iter().map(|&cidr| AllowedRange { cidr: cidr.to_owned(), ports: Vec::new() }).collect()
+        };
+        assert_eq!(overlapping(&ranges(&["10.0.0.0/16", "10.1.0.0/16", "2001:db8::/32", "nonsense"])), None);
+        let nested = ranges(&["192.0.2.0/24", "10.1.2.0/24", "10.0.0.0/8"]);
+        assert_eq!(overlapping(&nested), Some(("10.1.2.0/24", "10.0.0.0/8")));
+        assert_eq!(overlapping(&ranges(&["::1/128", "::1/128"])), Some(("::1/128", "::1/128")));
+        assert_eq!(overlapping(&ranges(&["::/1", "0.0.0.0/1"])), None);
     }
 
     #[test]

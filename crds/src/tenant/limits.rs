@@ -1,4 +1,4 @@
-//! What a tenant's callers may do.
+//! What a tenant's callers may do, and how long their sessions live.
 
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
@@ -15,44 +15,35 @@ pub struct LimitsSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10_000_000))]
     pub requests_per_minute: Option<u32>,
+    /// Tokens of all classes that the models may use in a minute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000_000_000_i64))]
+    pub tokens_per_minute: Option<i64>,
     /// Size of one message, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 67_108_864))]
     pub max_message_bytes: Option<u32>,
-    /// A session that has heard nothing for so long is ended, in seconds.
+}
+
+/// Times of sessions that say nothing of their own, in seconds; what is not set comes from the tier. The first two are
+/// also the longest that a session may ask for.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.idleTimeoutSeconds) || !has(self.lifetimeSeconds) || self.idleTimeoutSeconds <= self.lifetimeSeconds")
+        .message("idleTimeoutSeconds is more than lifetimeSeconds, so it would never matter")
+)]
+pub struct SessionDefaultsSpec {
+    /// A session that has heard nothing for so long is ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 31_536_000))]
-    pub session_idle_timeout_seconds: Option<u32>,
-    /// What the models may cost in a calendar month (UTC), in US dollars, for example "250" or "0.50".
+    pub idle_timeout_seconds: Option<u32>,
+    /// A session is ended when it is so old, whatever it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^[0-9]{1,9}(\.[0-9]{1,9})?$"))]
-    pub monthly_budget_usd: Option<String>,
-}
-
-/// Dollars, as written in a spec, in billionths of a dollar; `None` if the text is no amount of money.
-pub fn nano_usd(dollars: &str) -> Option<i64> {
-    let (whole, fraction) = dollars.split_once('.').unwrap_or((dollars, "0"));
-    let digits = |part: &str| (1..=9).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit());
-    if !digits(whole) || !digits(fraction) {
-        return None;
-    }
-    let whole: i64 = whole.parse().ok()?;
-    let fraction: i64 = format!("{fraction:0<9}").parse().ok()?;
-    whole.checked_mul(1_000_000_000)?.checked_add(fraction)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn money_is_exact() {
-        assert_eq!(nano_usd("250"), Some(250_000_000_000));
-        assert_eq!(nano_usd("0.50"), Some(500_000_000));
-        assert_eq!(nano_usd("0.000000001"), Some(1));
-        assert_eq!(nano_usd("999999999.999999999"), Some(999_999_999_999_999_999));
-        for text in ["", ".5", "1.", "-1", "1e3", "1.0000000001", "9999999999"] {
-            assert_eq!(nano_usd(text), None, "{text:?}");
-        }
-    }
+    #[schemars(range(min = 1, max = 315_360_000))]
+    pub lifetime_seconds: Option<u32>,
+    /// An AgentSession is deleted so long after its session has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 31_536_000))]
+    pub ttl_seconds_after_finished: Option<u32>,
 }

@@ -7,6 +7,7 @@ use kube::KubeSchema;
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use super::labels_schema;
 use crate::{Quantity, is_default};
 
 /// How many workers, which, and where; what is not set comes from the tier.
@@ -19,7 +20,7 @@ pub struct WorkersSpec {
     pub replicas: Option<i32>,
     /// An image of this tenant's own in the place of the platform's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 1_024))]
+    #[schemars(length(min = 1, max = 1_024), regex(pattern = r"^[a-zA-Z0-9][a-zA-Z0-9._:/@-]*$"))]
     pub image: Option<String>,
     /// What one worker asks for and may use.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -30,11 +31,16 @@ pub struct WorkersSpec {
     pub sessions_per_worker: Option<u32>,
     /// Labels of the nodes that workers may run on.
     #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(schema_with = "labels_schema")]
     pub node_selector: BTreeMap<String, String>,
     /// Taints of nodes that workers put up with.
     #[serde(default, skip_serializing_if = "is_default")]
     #[schemars(schema_with = "tolerations_schema")]
     pub tolerations: Vec<Toleration>,
+    /// The RuntimeClass of the worker pods, for example one that gives each a sandbox of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"))]
+    pub runtime_class_name: Option<String>,
 }
 
 /// CPU and memory of one worker.

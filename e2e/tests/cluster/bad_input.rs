@@ -60,7 +60,7 @@ async fn each_mistake_in_a_manifest_is_named() {
     let manifests = [
         ("kind: AgentTenant\nmetadata: { name: bad }\nspec: { tier: gold }", "tier"),
         ("kind: AgentTenant\nmetadata: { name: bad }\nspec: { workers: { replicas: -1 } }", "replicas"),
-        ("kind: AgentTenant\nmetadata: { name: bad }\nspec: { egress: { cidrs: [nonsense] } }", "cidrs"),
+        ("kind: AgentTenant\nmetadata: { name: bad }\nspec: { egress: { allow: [{ cidr: nonsense }] } }", "cidr"),
         (
             "kind: AgentSession\nmetadata: { name: bad, namespace: tenant-demo }\nspec: { agent: { name: bad } }",
             "model",

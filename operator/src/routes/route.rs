@@ -1,13 +1,13 @@
 //! What a front is told of one tenant.
 
 use croft_crds::AgentTenant;
-use croft_crds::tenant::nano_usd;
-use croft_proto::v1::{TenantAdmission, TenantLimits, TenantRoute, WorkerRoute};
+use croft_crds::tenant::{OnExceeded, nano_usd};
+use croft_proto::v1::{BudgetAction, TenantAdmission, TenantLimits, TenantRoute, WorkerRoute};
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt as _;
 
 use crate::cluster::{Cluster, is_owned};
-use crate::tenant::{WORKERS, limits, sessions_per_worker, workers_problem};
+use crate::tenant::{WORKERS, budget, limits, session_defaults, sessions_per_worker, workers_problem};
 use crate::worker::Worker;
 
 /// The tenant of that name, if there is one.
@@ -57,14 +57,22 @@ fn admission(tenant: &AgentTenant) -> TenantAdmission {
 }
 
 fn bounds(tenant: &AgentTenant) -> TenantLimits {
-    let limits = limits(tenant);
+    let (limits, budget, sessions) = (limits(tenant), budget(tenant), session_defaults(tenant));
+    let budget_action = match budget.on_exceeded.unwrap_or_default() {
+        OnExceeded::Block => BudgetAction::Block,
+        OnExceeded::Throttle => BudgetAction::Throttle,
+        OnExceeded::Warn => BudgetAction::Warn,
+    };
     TenantLimits {
         sessions_max: limits.max_sessions.unwrap_or(0),
         requests_per_minute: limits.requests_per_minute.unwrap_or(0),
         message_bytes_max: limits.max_message_bytes.unwrap_or(0),
-        session_idle_timeout_ms: i64::from(limits.session_idle_timeout_seconds.unwrap_or(0)) * 1_000,
-        monthly_budget_nano_usd: limits.monthly_budget_usd.as_deref().and_then(nano_usd).unwrap_or(0),
-        ..TenantLimits::default()
+        session_idle_timeout_ms: i64::from(sessions.idle_timeout_seconds.unwrap_or(0)) * 1_000,
+        monthly_budget_nano_usd: budget.monthly_usd.as_deref().and_then(nano_usd).unwrap_or(0),
+        tokens_per_minute: limits.tokens_per_minute.unwrap_or(0),
+        session_lifetime_ms: i64::from(sessions.lifetime_seconds.unwrap_or(0)) * 1_000,
+        monthly_budget_tokens: budget.monthly_tokens.unwrap_or(0),
+        budget_action: budget_action.into(),
     }
 }
 
@@ -96,7 +104,10 @@ mod tests {
             message_bytes_max: 99_000,
             session_idle_timeout_ms: 600_000,
             monthly_budget_nano_usd: 123_450_000_000,
-            ..TenantLimits::default()
+            tokens_per_minute: 66_000,
+            session_lifetime_ms: 7_200_000,
+            monthly_budget_tokens: 1_000_000,
+            budget_action: BudgetAction::Warn.into(),
         };
         assert_eq!(route.limits, Some(expected));
     }

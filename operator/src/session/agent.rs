@@ -1,12 +1,18 @@
 //! The declared agent as the front wants it.
 
-use croft_crds::session::{AgentLimitsSpec, AgentSpec, PermissionSpec, ReplaySpec, ToolSpec};
+use croft_crds::session::{
+    AgentLimitsSpec, AgentSpec, GuardrailModeSpec, GuardrailSpec, GuardrailStageSpec, PermissionSpec, ReplaySpec,
+    ToolSpec,
+};
+use croft_crds::tenant::nano_usd;
 use croft_proto::v1;
+use croft_proto::v1::guardrail_spec::Check;
 use croft_proto::v1::tool_spec::Source;
 
 /// `name` stands in for one that the spec doesn't give.
 pub(super) fn to_proto(agent: &AgentSpec, name: &str) -> v1::AgentSpec {
-    let AgentSpec { name: own_name, model, system_prompt, tools, limits, fallback_models, temperature } = agent;
+    let AgentSpec { name: own_name, model, system_prompt, tools, guardrails, limits, fallback_models, temperature } =
+        agent;
     v1::AgentSpec {
         name: own_name.clone().unwrap_or_else(|| name.to_owned()),
         model: model.clone(),
@@ -15,7 +21,7 @@ pub(super) fn to_proto(agent: &AgentSpec, name: &str) -> v1::AgentSpec {
         limits: Some(bounds(limits)),
         fallback_models: fallback_models.clone(),
         temperature: *temperature,
-        guardrails: Vec::new(),
+        guardrails: guardrails.iter().map(guardrail).collect(),
     }
 }
 
@@ -46,14 +52,55 @@ fn tool(tool: &ToolSpec) -> v1::ToolSpec {
     }
 }
 
+fn guardrail(guardrail: &GuardrailSpec) -> v1::GuardrailSpec {
+    let GuardrailSpec { name, stages, mode, length, pattern, personal_data, json_schema, http } = guardrail;
+    let stages = stages.iter().map(|stage| match stage {
+        GuardrailStageSpec::Input => v1::GuardrailStage::Input,
+        GuardrailStageSpec::ToolArguments => v1::GuardrailStage::ToolArguments,
+        GuardrailStageSpec::ToolResult => v1::GuardrailStage::ToolResult,
+        GuardrailStageSpec::Output => v1::GuardrailStage::Output,
+    });
+    let mode = match mode {
+        GuardrailModeSpec::Enforce => v1::GuardrailMode::Enforce,
+        GuardrailModeSpec::Shadow => v1::GuardrailMode::Shadow,
+    };
+    // The kind's rules let exactly one through.
+    let length = length.as_ref().map(|check| Check::Length(v1::LengthCheck { characters_max: check.max_characters }));
+    let pattern = pattern.as_ref().map(|check| Check::Pattern(v1::PatternCheck { denied: check.denied.clone() }));
+    let personal_data = personal_data.as_ref().map(|check| {
+        let kinds = check.kinds.iter().map(|kind| kind.as_str().to_owned()).collect();
+        Check::PersonalData(v1::PersonalDataCheck { kinds, redact: check.redact })
+    });
+    let json_schema = json_schema
+        .as_ref()
+        .map(|check| Check::JsonSchema(v1::JsonSchemaCheck { schema_json: check.schema.to_string() }));
+    let http = http.as_ref().map(|check| {
+        Check::Http(v1::HttpCheck { url: check.url.clone(), timeout_ms: milliseconds(check.timeout_seconds) })
+    });
+    v1::GuardrailSpec {
+        name: name.clone(),
+        stages: stages.map(Into::into).collect(),
+        mode: mode.into(),
+        check: length.or(pattern).or(personal_data).or(json_schema).or(http),
+    }
+}
+
 fn bounds(limits: &AgentLimitsSpec) -> v1::AgentLimits {
-    let AgentLimitsSpec { max_model_calls, max_tool_calls, max_output_tokens, turn_timeout_seconds } = limits;
+    let AgentLimitsSpec {
+        max_model_calls,
+        max_tool_calls,
+        max_output_tokens,
+        turn_timeout_seconds,
+        budget_usd,
+        budget_tokens,
+    } = limits;
     v1::AgentLimits {
         model_calls_max: max_model_calls.unwrap_or(0),
         tool_calls_max: max_tool_calls.unwrap_or(0),
         output_tokens_max: max_output_tokens.unwrap_or(0),
         turn_timeout_ms: milliseconds(*turn_timeout_seconds),
-        ..v1::AgentLimits::default()
+        budget_nano_usd: budget_usd.as_deref().and_then(nano_usd).unwrap_or(0),
+        budget_tokens: budget_tokens.unwrap_or(0),
     }
 }
 
@@ -81,7 +128,18 @@ mod tests {
                     "permission": "ask",
                 },
             ],
-            "limits": { "maxModelCalls": 5, "maxToolCalls": 6, "maxOutputTokens": 700, "turnTimeoutSeconds": 80 },
+            "guardrails": [
+                { "name": "short", "stages": ["Input", "Output"], "length": { "maxCharacters": 900 } },
+                { "name": "words", "mode": "Shadow", "pattern": { "denied": ["(?i)secret"] } },
+                { "name": "people", "personalData": { "kinds": ["email", "iban"], "redact": true } },
+                { "name": "shape", "stages": ["ToolArguments"], "jsonSchema": { "schema": { "type": "object" } } },
+                { "name": "asked", "stages": ["ToolResult"],
+                  "http": { "url": "https://checks.example.com", "timeoutSeconds": 2 } },
+            ],
+            "limits": {
+                "maxModelCalls": 5, "maxToolCalls": 6, "maxOutputTokens": 700, "turnTimeoutSeconds": 80,
+                "budgetUsd": "2.5", "budgetTokens": 4000,
+            },
             "fallbackModels": ["scripted-1"], "temperature": 0.25,
         }))
         .unwrap();
@@ -100,7 +158,19 @@ mod tests {
             ],
             "limits": {
                 "modelCallsMax": 5, "toolCallsMax": 6, "outputTokensMax": 700, "turnTimeoutMs": "80000",
+                "budgetNanoUsd": "2500000000", "budgetTokens": "4000",
             },
+            "guardrails": [
+                { "name": "short", "stages": ["GUARDRAIL_STAGE_INPUT", "GUARDRAIL_STAGE_OUTPUT"],
+                  "mode": "GUARDRAIL_MODE_ENFORCE", "length": { "charactersMax": 900 } },
+                { "name": "words", "mode": "GUARDRAIL_MODE_SHADOW", "pattern": { "denied": ["(?i)secret"] } },
+                { "name": "people", "mode": "GUARDRAIL_MODE_ENFORCE",
+                  "personalData": { "kinds": ["email", "iban"], "redact": true } },
+                { "name": "shape", "stages": ["GUARDRAIL_STAGE_TOOL_ARGUMENTS"], "mode": "GUARDRAIL_MODE_ENFORCE",
+                  "jsonSchema": { "schemaJson": "{\"type\":\"object\"}" } },
+                { "name": "asked", "stages": ["GUARDRAIL_STAGE_TOOL_RESULT"], "mode": "GUARDRAIL_MODE_ENFORCE",
+                  "http": { "url": "https://checks.example.com", "timeoutMs": "2000" } },
+            ],
             "fallbackModels": ["scripted-1"], "temperature": 0.25,
         }))
         .unwrap();

@@ -116,7 +116,18 @@ pub(super) async fn write(session: &AgentSession, summary: Summary, context: &Co
     if status == before {
         return Ok(());
     }
-    let AgentSessionStatus { observed_generation, phase, session_id, worker, last_seq, message, conditions } = &status;
+    let AgentSessionStatus {
+        observed_generation,
+        phase,
+        session_id,
+        worker,
+        last_seq,
+        usage,
+        last_activity_time,
+        finish_time,
+        message,
+        conditions,
+    } = &status;
     // In a merge patch what is left out stays; `null` takes it away.
     let patch = json!({ "status": {
         "observedGeneration": observed_generation,
@@ -124,6 +135,9 @@ pub(super) async fn write(session: &AgentSession, summary: Summary, context: &Co
         "sessionID": session_id,
         "worker": worker,
         "lastSeq": last_seq,
+        "usage": usage,
+        "lastActivityTime": last_activity_time,
+        "finishTime": finish_time,
         "message": message,
         "conditions": conditions,
     } });

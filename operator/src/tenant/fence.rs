@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use croft_crds::labels;
+use croft_crds::tenant::{AllowedPort, AllowedRange};
 use k8s_openapi::api::networking::v1::{
     IPBlock, NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort,
     NetworkPolicySpec,
@@ -72,10 +73,20 @@ fn to_public_internet() -> NetworkPolicyEgressRule {
     }
 }
 
-fn to_listed(wanted: &Wanted) -> Option<NetworkPolicyEgressRule> {
-    let peers: Vec<_> = wanted.ranges.iter().map(|cidr| range(cidr, &[])).collect();
-    // To Kubernetes an empty `to` means "anywhere", so no ranges must build no rule.
-    (!peers.is_empty()).then_some(NetworkPolicyEgressRule { to: Some(peers), ports: None })
+/// A rule a range: to Kubernetes an empty `to` means "anywhere", so no ranges must build no rule.
+fn to_listed(wanted: &Wanted) -> impl Iterator<Item = NetworkPolicyEgressRule> {
+    wanted.ranges.iter().map(|AllowedRange { cidr, ports }| NetworkPolicyEgressRule {
+        to: Some(vec![range(cidr, &[])]),
+        // No ports must build no list: an empty one means every port too, but is read back as none.
+        ports: (!ports.is_empty()).then(|| ports.iter().map(allowed_port).collect()),
+    })
+}
+
+fn allowed_port(allowed: &AllowedPort) -> NetworkPolicyPort {
+    NetworkPolicyPort {
+        end_port: allowed.end_port.map(i32::from),
+        ..port(allowed.protocol.as_str(), allowed.port.into())
+    }
 }
 
 /// Pods with these labels in the namespace of that name, which the API server itself vouches for by a label.
@@ -111,7 +122,8 @@ mod tests {
 
     fn spec_of(ranges: &[&str]) -> NetworkPolicySpec {
         let mut tenant = fixtures::minimal();
-        tenant.spec.egress.cidrs = ranges.iter().map(|&range| range.to_owned()).collect();
+        tenant.spec.egress.allow =
+            ranges.iter().map(|&cidr| AllowedRange { cidr: cidr.to_owned(), ports: Vec::new() }).collect();
         fence(&Wanted::parse(&tenant, &fixtures::keys(), &fixtures::settings()).unwrap()).spec.unwrap()
     }
 
@@ -205,6 +217,20 @@ mod tests {
         let spec = spec_of(&["10.20.0.0/16", "fd12:3456::/32"]);
         assert!(lets_out(&spec, "10.20.255.255") && lets_out(&spec, "fd12:3456::1"));
         assert!(!lets_out(&spec, "10.21.0.0") && !lets_out(&spec, "fd12:3457::1"));
+    }
+
+    #[test]
+    fn a_listed_port_opens_just_itself() {
+        let mut tenant = fixtures::minimal();
+        tenant.spec.egress.allow = serde_json::from_value(serde_json::json!([
+            { "cidr": "10.20.0.0/16", "ports": [{ "port": 5432 }, { "port": 9000, "endPort": 9010, "protocol": "UDP" }] },
+        ]))
+        .unwrap();
+        let wanted = Wanted::parse(&tenant, &fixtures::keys(), &fixtures::settings()).unwrap();
+        let rule = fence(&wanted).spec.unwrap().egress.unwrap().pop().unwrap();
+        let many = NetworkPolicyPort { end_port: Some(9010), ..port("UDP", 9000) };
+        assert_eq!(rule.ports, Some(vec![port("TCP", 5432), many]));
+        assert_eq!(rule.to, Some(vec![range("10.20.0.0/16", &[])]));
     }
 
     #[test]

@@ -41,7 +41,10 @@ pub(crate) fn full() -> AgentTenant {
                 "nodeSelector": { "pool": "agents" },
                 "tolerations": [{ "key": "agents", "operator": "Exists", "effect": "NoSchedule" }],
             },
-            "egress": { "cidrs": ["10.20.0.0/16", "fd12:3456::/32"] },
+            "egress": { "allow": [
+                { "cidr": "10.20.0.0/16", "ports": [{ "port": 5432 }, { "port": 9000, "endPort": 9010 }] },
+                { "cidr": "fd12:3456::/32" },
+            ] },
             "llm": { "providers": [
                 {
                     "name": "anthropic", "baseUrl": "https://llm.example.com/v1",
@@ -49,9 +52,10 @@ pub(crate) fn full() -> AgentTenant {
                 },
             ] },
             "limits": {
-                "maxSessions": 77, "requestsPerMinute": 88, "maxMessageBytes": 99_000,
-                "sessionIdleTimeoutSeconds": 600, "monthlyBudgetUsd": "123.45",
+                "maxSessions": 77, "requestsPerMinute": 88, "tokensPerMinute": 66_000, "maxMessageBytes": 99_000,
             },
+            "budget": { "monthlyUsd": "123.45", "monthlyTokens": 1_000_000, "onExceeded": "Warn" },
+            "sessionDefaults": { "idleTimeoutSeconds": 600, "lifetimeSeconds": 7_200, "ttlSecondsAfterFinished": 60 },
             "cordon": true,
         }),
     )

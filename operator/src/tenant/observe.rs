@@ -26,7 +26,7 @@ pub(super) struct Observed {
 impl Observed {
     /// Keys that the spec refers to and that are not there, as `secret/key`.
     pub(super) fn missing_keys(&self, tenant: &AgentTenant) -> Vec<String> {
-        let references = tenant.spec.llm.providers.iter().map(|provider| &provider.api_key_secret_ref);
+        let references = tenant.spec.llm.providers.iter().filter_map(|provider| provider.api_key_secret_ref.as_ref());
         let missing = references.filter(|reference| !self.keys.contains_key(reference));
         missing.map(|reference| format!("{}/{}", reference.name, reference.key)).collect()
     }
@@ -86,7 +86,7 @@ async fn keys(tenant: &AgentTenant, context: &Context) -> Result<KeyVersions, Er
     let namespace = tenant.namespace_name();
     let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
     let mut there = KeyVersions::new();
-    for reference in tenant.spec.llm.providers.iter().map(|provider| &provider.api_key_secret_ref) {
+    for reference in tenant.spec.llm.providers.iter().filter_map(|provider| provider.api_key_secret_ref.as_ref()) {
         let what = || format!("secret {namespace}/{}", reference.name);
         let found = secrets.get_opt(&reference.name).await.map_err(|source| Error::Read { what: what(), source })?;
         let holds_key = |secret: &Secret| secret.data.as_ref().is_some_and(|data| data.contains_key(&reference.key));

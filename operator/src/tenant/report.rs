@@ -70,12 +70,14 @@ async fn write(
 
 /// In a merge patch what is left out stays; `null` takes it away.
 fn nulls_for_absent(status: &AgentTenantStatus) -> serde_json::Value {
-    let AgentTenantStatus { observed_generation, phase, namespace, workers, conditions } = status;
+    let AgentTenantStatus { observed_generation, phase, namespace, workers, sessions, spend, conditions } = status;
     json!({
         "observedGeneration": observed_generation,
         "phase": phase,
         "namespace": namespace,
         "workers": workers,
+        "sessions": sessions,
+        "spend": spend,
         "conditions": conditions,
     })
 }
@@ -104,6 +106,8 @@ fn status(
         phase: Some(phase(tenant, outcome, workers, &rollout)),
         namespace: (!taken).then(|| tenant.namespace_name()),
         workers: Some(workers),
+        sessions: before.sessions,
+        spend: before.spend.clone(),
         conditions,
     }
 }

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use croft_crds::tenant::{LimitsSpec, ProviderName, ProviderSpec, SecretKeyRef, parse_range};
+use croft_crds::tenant::{
+    AllowedRange, BudgetSpec, LimitsSpec, ProviderName, ProviderSpec, SecretKeyRef, SessionDefaultsSpec, overlapping,
+    parse_range,
+};
 use croft_crds::{AgentTenant, Quantity, labels};
 use k8s_openapi::api::core::v1::Toleration;
 use k8s_openapi::apimachinery::pkg::api::resource;
@@ -33,7 +36,7 @@ pub(crate) struct Wanted {
     pub(crate) quota: Quota,
     pub(crate) workers: Workers,
     /// Ranges beyond the public internet, checked.
-    pub(crate) ranges: Vec<String>,
+    pub(crate) ranges: Vec<AllowedRange>,
     /// Those whose key is there: a worker does not start with one that has none.
     pub(crate) providers: Vec<Provider>,
     /// Where the fronts are.
@@ -87,11 +90,14 @@ impl Wanted {
         let spec = &tenant.spec;
         let tier = tier::values(spec.tier);
         let or = |own: &Option<Quantity>, tier: &str| own.clone().unwrap_or_else(|| tier.into());
-        for range in &spec.egress.cidrs {
-            parse_range(range).map_err(|unusable| Error::Spec {
-                field: "egress.cidrs",
+        for range in &spec.egress.allow {
+            parse_range(&range.cidr).map_err(|unusable| Error::Spec {
+                field: "egress.allow",
                 problem: format!("{} {}", unusable.range, unusable.problem),
             })?;
+        }
+        if let Some((one, other)) = overlapping(&spec.egress.allow) {
+            return Err(Error::Spec { field: "egress.allow", problem: format!("{one} and {other} overlap") });
         }
         let resources = &spec.workers.resources;
         let limits = Resources {
@@ -125,7 +131,7 @@ impl Wanted {
                 node_selector: spec.workers.node_selector.clone(),
                 tolerations: spec.workers.tolerations.clone(),
             },
-            ranges: spec.egress.cidrs.clone(),
+            ranges: spec.egress.allow.clone(),
             providers: spec.llm.providers.iter().filter_map(|provider| with_key(provider, keys)).collect(),
             front_namespace: settings.namespace.clone(),
         })
@@ -158,7 +164,7 @@ impl Wanted {
 }
 
 fn with_key(provider: &ProviderSpec, keys: &KeyVersions) -> Option<Provider> {
-    let key = provider.api_key_secret_ref.clone();
+    let key = provider.api_key_secret_ref.clone()?;
     let key_version = keys.get(&key)?.clone();
     Some(Provider { name: provider.name, base_url: provider.base_url.clone(), key, key_version })
 }
@@ -183,9 +189,25 @@ pub(crate) fn limits(tenant: &AgentTenant) -> LimitsSpec {
     LimitsSpec {
         max_sessions: own.max_sessions.or(Some(tier.sessions_max)),
         requests_per_minute: own.requests_per_minute.or(Some(tier.requests_per_minute)),
+        tokens_per_minute: own.tokens_per_minute,
         max_message_bytes: own.max_message_bytes.or(Some(tier.message_bytes_max)),
-        session_idle_timeout_seconds: own.session_idle_timeout_seconds.or(Some(tier.session_idle_timeout_seconds)),
-        monthly_budget_usd: own.monthly_budget_usd.or(tier.monthly_budget_usd.map(str::to_owned)),
+    }
+}
+
+/// What this tenant may spend: its own budget, and its tier's for the rest.
+pub(crate) fn budget(tenant: &AgentTenant) -> BudgetSpec {
+    let own = tenant.spec.budget.clone();
+    let tier = tier::values(tenant.spec.tier);
+    BudgetSpec { monthly_usd: own.monthly_usd.or(tier.monthly_budget_usd.map(str::to_owned)), ..own }
+}
+
+/// How long this tenant's sessions live that say nothing of their own.
+pub(crate) fn session_defaults(tenant: &AgentTenant) -> SessionDefaultsSpec {
+    let own = tenant.spec.session_defaults.clone();
+    let tier = tier::values(tenant.spec.tier);
+    SessionDefaultsSpec {
+        idle_timeout_seconds: own.idle_timeout_seconds.or(Some(tier.session_idle_timeout_seconds)),
+        ..own
     }
 }
 
@@ -210,11 +232,11 @@ mod tests {
     #[test]
     fn a_range_that_opens_too_much_is_refused_even_if_the_schema_let_it_in() {
         let mut tenant = fixtures::minimal();
-        tenant.spec.egress.cidrs = vec!["0.0.0.0/0".into()];
+        tenant.spec.egress.allow = vec![AllowedRange { cidr: "0.0.0.0/0".into(), ports: Vec::new() }];
         let error = Wanted::parse(&tenant, &fixtures::keys(), &fixtures::settings()).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "spec.egress.cidrs is not usable: 0.0.0.0/0 reaches addresses that lead to the node's own credentials"
+            "spec.egress.allow is not usable: 0.0.0.0/0 reaches addresses that lead to the node's own credentials"
         );
     }
 

@@ -66,8 +66,7 @@ async fn a_front_gets_a_snapshot_and_then_each_change() {
     assert_eq!(route.admission(), TenantAdmission::Open);
     assert_eq!(route.limits.unwrap().sessions_max, 20);
 
-    let spec =
-        json!({ "workers": { "replicas": 1, "sessionsPerWorker": 7 }, "limits": { "monthlyBudgetUsd": "12.5" } });
+    let spec = json!({ "workers": { "replicas": 1, "sessionsPerWorker": 7 }, "budget": { "monthlyUsd": "12.5" } });
     let new = session.settled_tenant("new", spec).await;
     let route = next(&mut stream, &new).await.unwrap();
     assert_eq!(route.workers_problem, "no worker is ready yet");

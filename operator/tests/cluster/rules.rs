@@ -27,6 +27,7 @@ async fn nonsense_tenants_are_refused() {
             "name": name, "baseUrl": url, "apiKeySecretRef": { "name": "models", "key": "k" },
         }] } })
     };
+    let egress = |cidr: &str| json!({ "egress": { "allow": [{ "cidr": cidr }] } });
     let limits = |limit: &str, value: Value| json!({ "limits": { limit: value } });
     let resources = |request: &str, limit: Value| json!({ "workers": { "resources": { "cpuRequest": request, "cpuLimit": limit } } });
     let cases = [
@@ -37,14 +38,14 @@ async fn nonsense_tenants_are_refused() {
         ("heron", json!({ "quota": { "memory": "lots" } }), "spec.quota.memory"),
         ("heron", json!({ "workers": { "replicas": 101 } }), "should be less than or equal to 100"),
         ("heron", resources("2", json!(1)), "cpuRequest is more than cpuLimit"),
-        ("heron", json!({ "egress": { "cidrs": ["example.com"] } }), "each range must be a CIDR"),
-        ("heron", json!({ "egress": { "cidrs": ["10.0.0.7/8"] } }), "a range has bits set after its prefix"),
-        ("heron", json!({ "egress": { "cidrs": ["0.0.0.0/0"] } }), "a range reaches 169.254.0.0/16"),
-        ("heron", json!({ "egress": { "cidrs": ["fe80::/10"] } }), "a range reaches fe80::/10"),
-        ("heron", json!({ "egress": { "cidrs": ["fd00::/8"] } }), "a range reaches fd00:ec2::254"),
+        ("heron", egress("example.com"), "a range must be a CIDR"),
+        ("heron", egress("10.0.0.7/8"), "a range has bits set after its prefix"),
+        ("heron", egress("0.0.0.0/0"), "a range reaches 169.254.0.0/16"),
+        ("heron", egress("fe80::/10"), "a range reaches fe80::/10"),
+        ("heron", egress("fd00::/8"), "a range reaches fd00:ec2::254"),
         ("heron", provider("anthropic", "llm.example.com"), "baseUrl must be an address such as https://"),
         ("heron", limits("maxSessions", json!(0)), "should be greater than or equal to 1"),
-        ("heron", limits("monthlyBudgetUsd", json!("ten")), "spec.limits.monthlyBudgetUsd"),
+        ("heron", json!({ "budget": { "monthlyUsd": "ten" } }), "spec.budget.monthlyUsd"),
     ];
     let tenants = session.all::<AgentTenant>();
     for (name, spec, sentence) in cases {

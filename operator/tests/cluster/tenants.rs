@@ -128,7 +128,7 @@ async fn a_hundred_passes_that_change_nothing_write_nothing() {
     let session = World::alone().await;
     let spec = json!({
         "quota": { "cpu": "3500m", "memory": "1.5Gi" },
-        "egress": { "cidrs": ["10.20.0.0/16"] },
+        "egress": { "allow": [{ "cidr": "10.20.0.0/16", "ports": [{ "port": 5432 }] }] },
         "workers": { "resources": { "cpuLimit": "1000m" }, "nodeSelector": { "pool": "agents" } },
         "llm": { "providers": [{
             "name": "anthropic", "baseUrl": "https://llm.example.com",
