@@ -1,6 +1,6 @@
 # Croft. `make demo` shows it, `make test` proves it; both install and build what they need.
 
-.PHONY: demo up down test test-services generate lint fmt
+.PHONY: demo up down test test-services bench generate lint fmt
 
 demo: ## Everything up on this machine, a session by kubectl, one by gRPC, tokens on the terminal, everything removed
 	@e2e/demo.sh
@@ -16,6 +16,9 @@ test: ## All tests, with all that they need
 
 test-services: ## PostgreSQL, Redis and an API server for `cargo test`; then `source target/croft-test/env`
 	@e2e/test-services.sh
+
+bench: ## BENCHMARKS.md's figures on this machine, on an API server of their own; less with `e2e/bench.sh --tenants 200`
+	@e2e/bench.sh
 
 generate: ## CRD manifests, their copy in the chart
 	@cargo run --quiet -p croft-crds --bin crdgen

@@ -1,5 +1,6 @@
 //! What the cluster tests, the benchmarks and the demo share: the running system and a client of it.
 
+pub mod bench;
 pub mod client;
 pub mod kubectl;
 pub mod system;

@@ -1,0 +1,197 @@
+//! Starts the programs as Kubernetes would: each with its own certificate, rights and addresses.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, ensure};
+use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::{Pod, Secret, ServiceAccount};
+use kube::api::{Api, ListParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config, ResourceExt as _};
+use serde_json::json;
+use tokio::process::Command;
+
+use super::process::Program;
+use super::stage::{NAMESPACE, Place, TENANT, until};
+use super::{api, kubelet};
+
+/// The port of workers is fixed, so the worker has a loopback address of its own.
+const WORKER_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 50, 1);
+
+/// The ports of one operator.
+#[derive(Debug, Clone, Copy)]
+pub struct OperatorPorts {
+    routes: u16,
+    ops: u16,
+}
+
+/// As the cluster's administrator.
+pub(super) async fn client(kubeconfig: &Path) -> anyhow::Result<Client> {
+    let config = Kubeconfig::read_from(kubeconfig).context("KUBECONFIG does not lead to a cluster")?;
+    let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await?;
+    Ok(Client::try_from(config)?)
+}
+
+/// The operator comes as its service account, with the chart's rights and no more, and under the API server's rules for
+/// fairness, from which administrators are exempt.
+pub(super) async fn operator_kubeconfig(client: &Client, place: &Place) -> anyhow::Result<()> {
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), NAMESPACE);
+    let spec = TokenRequestSpec { expiration_seconds: Some(6 * 60 * 60), ..TokenRequestSpec::default() };
+    let request = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
+    let issued = accounts.create_token_request("croft-operator", &PostParams::default(), &request).await?;
+    let token = issued.status.context("the API server gives no token")?.token;
+    let mut config = serde_json::to_value(Kubeconfig::read_from(&place.kubeconfig)?)?;
+    for user in config["users"].as_array_mut().into_iter().flatten() {
+        user["user"] = json!({ "token": token });
+    }
+    write_private(&place.scratch.join("operator.kubeconfig"), serde_yaml::to_string(&config)?.as_bytes())
+}
+
+pub(super) fn start_operator(
+    place: &Place,
+    identity: &str,
+    ports: OperatorPorts,
+    front_internal: u16,
+) -> anyhow::Result<Program> {
+    let mut command = command(place, "croft-operator");
+    command.env("KUBECONFIG", place.scratch.join("operator.kubeconfig")).args([
+        format!("--namespace={NAMESPACE}"),
+        format!("--identity={identity}"),
+        format!("--metrics-addr=127.0.0.1:{}", ports.ops),
+        format!("--routes-addr=127.0.0.1:{}", ports.routes),
+        format!("--front-url=https://localhost:{front_internal}"),
+    ]);
+    Program::start(identity, command, loopback(ports.ops), &place.scratch.join(format!("{identity}.log")))
+}
+
+pub(super) async fn start_front(
+    place: &Place,
+    tls: &Path,
+    operator: OperatorPorts,
+    internal: u16,
+    ports: &mut Ports,
+) -> anyhow::Result<Program> {
+    let migrated = command(place, "croft-front")
+        .args(["migrate", "--front-role=croft_front"])
+        .env("CROFT_POSTGRES_URL", &place.postgres_admin_url)
+        .output()
+        .await?;
+    ensure!(migrated.status.success(), "croft-front migrate: {}", String::from_utf8_lossy(&migrated.stderr));
+    let ops = ports.next()?;
+    let mut command = command(place, "croft-front");
+    command
+        .env("CROFT_POSTGRES_URL", &place.postgres_front_url)
+        .env("CROFT_REDIS_URL", &place.redis_url)
+        .arg("serve")
+        .args(tls_flags(tls))
+        .args([
+            "--replica=front-0".to_owned(),
+            format!("--operator-url=https://localhost:{}", operator.routes),
+            format!("--metrics-addr=127.0.0.1:{ops}"),
+            format!("--grpc-addr=127.0.0.1:{}", ports.next()?),
+            format!("--http-addr=127.0.0.1:{}", ports.next()?),
+            format!("--internal-addr=127.0.0.1:{internal}"),
+        ]);
+    Program::start("front", command, loopback(ops), &place.scratch.join("front.log"))
+}
+
+/// The tenant of the sessions, and its one worker.
+pub(super) async fn make_tenant(client: &Client, place: &Place, ports: &mut Ports) -> anyhow::Result<Program> {
+    let spec = json!({
+        "tier": "enterprise",
+        "workers": { "replicas": 1, "sessionsPerWorker": 10_000 },
+        "limits": { "maxSessions": 1_000_000, "requestsPerMinute": 10_000_000 },
+    });
+    let tenants = api::all(client, &api::agent_tenants());
+    tenants.create(&PostParams::default(), &api::tenant(TENANT, &spec)).await.context("the tenant is not taken")?;
+    let namespace = format!("tenant-{TENANT}");
+    let tls = tls_folder(client, place, &namespace, "worker-tls").await?;
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
+    let pod = until("the worker's pod", async || pods.list(&ListParams::default()).await.ok()?.items.pop()).await?;
+    let ops = ports.next()?;
+    let mut command = command(place, "croft-worker");
+    command.args(tls_flags(&tls)).args([
+        format!("--tenant={TENANT}"),
+        format!("--worker-name={}", pod.name_any()),
+        format!("--metrics-addr=127.0.0.1:{ops}"),
+        format!("--grpc-addr={WORKER_ADDRESS}:50052"),
+        "--sessions-max=10000".to_owned(),
+    ]);
+    let mut worker = Program::start("worker", command, loopback(ops), &place.scratch.join("worker.log"))?;
+    worker.ready().await?;
+    kubelet::make_ready(client, &pod, WORKER_ADDRESS).await?;
+    until("the tenant is ready", async || {
+        let tenant = tenants.get(TENANT).await.ok()?;
+        api::is_true(&tenant, "Ready").then_some(())
+    })
+    .await?;
+    Ok(worker)
+}
+
+/// A program of ours, which sees nothing of the harness's own environment.
+fn command(place: &Place, program: &str) -> Command {
+    let mut command = Command::new(place.programs.join(program));
+    command.env_clear();
+    command
+}
+
+/// A Secret's certificate as files, once it is there.
+pub(super) async fn tls_folder(client: &Client, place: &Place, namespace: &str, name: &str) -> anyhow::Result<PathBuf> {
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let secret = until(name, async || secrets.get_opt(name).await.ok()?).await?;
+    let folder = place.scratch.join(name);
+    std::fs::create_dir_all(&folder)?;
+    for (file, bytes) in secret.data.into_iter().flatten() {
+        write_private(&folder.join(file), &bytes.0)?;
+    }
+    Ok(folder)
+}
+
+fn tls_flags(folder: &Path) -> [String; 3] {
+    [("cert", "tls.crt"), ("key", "tls.key"), ("ca", "ca.crt")]
+        .map(|(flag, file)| format!("--tls-{flag}={}", folder.join(file).display()))
+}
+
+fn write_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    Ok(file.write_all(bytes)?)
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
+/// Ports below those that the kernel gives to outgoing connections, so that a program that is started again finds its
+/// own still free.
+pub(super) struct Ports(u16);
+
+impl Default for Ports {
+    fn default() -> Self {
+        Self(17_000)
+    }
+}
+
+impl Ports {
+    pub(super) fn of_operator(&mut self) -> anyhow::Result<OperatorPorts> {
+        Ok(OperatorPorts { routes: self.next()?, ops: self.next()? })
+    }
+
+    pub(super) fn of_front(&mut self) -> anyhow::Result<u16> {
+        self.next()
+    }
+
+    /// A free one.
+    fn next(&mut self) -> anyhow::Result<u16> {
+        loop {
+            self.0 += 1;
+            ensure!(self.0 < 20_000, "no free port between 17000 and 20000");
+            if std::net::TcpListener::bind(loopback(self.0)).is_ok() {
+                return Ok(self.0);
+            }
+        }
+    }
+}
