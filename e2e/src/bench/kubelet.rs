@@ -1,6 +1,6 @@
 //! Plays the kubelet: a worker's pod is ready as soon as it is there.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use croft_serve::Tasks;
 use futures::StreamExt as _;
@@ -10,8 +10,9 @@ use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Client, ResourceExt as _};
 use serde_json::json;
 
-/// The address of pods behind which there is no worker.
-const NOBODY: Ipv4Addr = Ipv4Addr::new(127, 0, 51, 1);
+/// The address of pods behind which there is no worker: one that is set aside for documentation (RFC 5737). Loopback is
+/// none that endpoints may have, and Kubernetes would complain of it in events without an end.
+const NOBODY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// Pods that are made ready at a time.
 const AT_A_TIME: usize = 8;
 
@@ -29,7 +30,7 @@ pub fn start(tasks: &Tasks, client: &Client, spared: String) {
         let mark = |pod: Pod| {
             let client = client.clone();
             // A pod that has gone meanwhile needs nothing.
-            async move { drop(make_ready(&client, &pod, NOBODY).await) }
+            async move { drop(make_ready(&client, &pod, NOBODY.into()).await) }
         };
         unready.for_each_concurrent(AT_A_TIME, mark).await;
     });
@@ -42,7 +43,7 @@ fn is_new(pod: &Pod) -> bool {
 }
 
 /// Says that a pod runs and is ready, at this address.
-pub async fn make_ready(client: &Client, pod: &Pod, address: Ipv4Addr) -> kube::Result<()> {
+pub async fn make_ready(client: &Client, pod: &Pod, address: IpAddr) -> kube::Result<()> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
     let holds = ["PodScheduled", "ContainersReady", "Ready"].map(|kind| json!({ "type": kind, "status": "True" }));
     let status = json!({

@@ -1,6 +1,6 @@
 //! Starts the programs as Kubernetes would: each with its own certificate, rights and addresses.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -17,8 +17,8 @@ use super::process::Program;
 use super::stage::{NAMESPACE, Place, TENANT, until};
 use super::{api, kubelet};
 
-/// The port of workers is fixed, so the worker has a loopback address of its own.
-const WORKER_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 50, 1);
+/// The port of workers is the same everywhere.
+const WORKER_PORT: u16 = 50052;
 
 /// The ports of one operator.
 #[derive(Debug, Clone, Copy)]
@@ -29,9 +29,20 @@ pub struct OperatorPorts {
 
 /// As the cluster's administrator.
 pub(super) async fn client(kubeconfig: &Path) -> anyhow::Result<Client> {
-    let config = Kubeconfig::read_from(kubeconfig).context("KUBECONFIG does not lead to a cluster")?;
-    let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await?;
+    Ok(Client::try_from(config(kubeconfig).await?)?)
+}
+
+/// As one whom the chart's policies let change tenants' parts: so does drift come about.
+pub(super) async fn trusted_client(kubeconfig: &Path) -> anyhow::Result<Client> {
+    let mut config = config(kubeconfig).await?;
+    config.auth_info.impersonate = Some("system:kube-controller-manager".to_owned());
+    config.auth_info.impersonate_groups = Some(vec!["system:masters".to_owned()]);
     Ok(Client::try_from(config)?)
+}
+
+async fn config(kubeconfig: &Path) -> anyhow::Result<Config> {
+    let config = Kubeconfig::read_from(kubeconfig).context("KUBECONFIG does not lead to a cluster")?;
+    Ok(Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await?)
 }
 
 /// The operator comes as its service account, with the chart's rights and no more, and under the API server's rules for
@@ -110,18 +121,18 @@ pub(super) async fn make_tenant(client: &Client, place: &Place, ports: &mut Port
     let tls = tls_folder(client, place, &namespace, "worker-tls").await?;
     let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
     let pod = until("the worker's pod", async || pods.list(&ListParams::default()).await.ok()?.items.pop()).await?;
-    let ops = ports.next()?;
+    let (address, ops) = (own_address()?, ports.next()?);
     let mut command = command(place, "croft-worker");
     command.args(tls_flags(&tls)).args([
         format!("--tenant={TENANT}"),
         format!("--worker-name={}", pod.name_any()),
         format!("--metrics-addr=127.0.0.1:{ops}"),
-        format!("--grpc-addr={WORKER_ADDRESS}:50052"),
+        format!("--grpc-addr={}", SocketAddr::from((address, WORKER_PORT))),
         "--sessions-max=10000".to_owned(),
     ]);
     let mut worker = Program::start("worker", command, loopback(ops), &place.scratch.join("worker.log"))?;
     worker.ready().await?;
-    kubelet::make_ready(client, &pod, WORKER_ADDRESS).await?;
+    kubelet::make_ready(client, &pod, address).await?;
     until("the tenant is ready", async || {
         let tenant = tenants.get(TENANT).await.ok()?;
         api::is_true(&tenant, "Ready").then_some(())
@@ -159,6 +170,13 @@ fn write_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let mut options = std::fs::OpenOptions::new();
     let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
     Ok(file.write_all(bytes)?)
+}
+
+/// The machine's address towards others: a pod's may not be loopback. No packet is sent to find it.
+fn own_address() -> anyhow::Result<IpAddr> {
+    let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).context("the machine has no address but loopback")?;
+    Ok(socket.local_addr()?.ip())
 }
 
 fn loopback(port: u16) -> SocketAddr {

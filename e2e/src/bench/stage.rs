@@ -41,7 +41,10 @@ pub struct Place {
 /// All that runs.
 pub struct Stage {
     pub place: Place,
+    /// As the administrator.
     pub client: Client,
+    /// As one of Kubernetes' own controllers.
+    pub trusted: Client,
     pub audit: Audit,
     pub tasks: Tasks,
     pub operator: Program,
@@ -60,6 +63,7 @@ impl Stage {
         croft_serve::tls::install_provider();
         std::fs::create_dir_all(&place.scratch)?;
         let client = launch::client(&place.kubeconfig).await?;
+        let trusted = launch::trusted_client(&place.kubeconfig).await?;
         chart::install(NAMESPACE).await?;
         launch::operator_kubeconfig(&client, &place).await?;
         let tasks = Tasks::new();
@@ -78,6 +82,7 @@ impl Stage {
         Ok(Self {
             place,
             client,
+            trusted,
             audit,
             tasks,
             operator,

@@ -26,7 +26,7 @@ pub async fn all(stage: &Stage, rounds: u32) -> anyhow::Result<[Row; 2]> {
     for kind in api::child_kinds() {
         let is_namespace = kind.kind == "Namespace";
         let objects =
-            if is_namespace { api::all(&stage.client, &kind) } else { api::within(&stage.client, &namespace, &kind) };
+            if is_namespace { api::all(&stage.trusted, &kind) } else { api::within(&stage.trusted, &namespace, &kind) };
         let ours =
             ListParams::default().labels(&format!("app.kubernetes.io/managed-by=croft,croft.dev/tenant={TENANT}"));
         for object in objects.list(&ours).await?.items {

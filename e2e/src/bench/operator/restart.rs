@@ -57,7 +57,7 @@ async fn damaged(stage: &mut Stage, names: &[String]) -> anyhow::Result<Row> {
     let step = (names.len() / DAMAGED).max(1);
     let victims: Vec<_> = names.iter().step_by(step).take(DAMAGED).map(|name| format!("tenant-{name}")).collect();
     for namespace in &victims {
-        api::within(&stage.client, namespace, &kind).delete("tenant", &DeleteParams::default()).await?;
+        api::within(&stage.trusted, namespace, &kind).delete("tenant", &DeleteParams::default()).await?;
     }
     let noted = stage.audit.end()?;
     begin(stage, 1).await?;
