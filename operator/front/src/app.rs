@@ -6,6 +6,7 @@ use croft_proto::DESCRIPTORS;
 use croft_proto::v1::audit_service_server::AuditServiceServer;
 use croft_proto::v1::lifecycle_service_server::LifecycleServiceServer;
 use croft_proto::v1::model_registry_service_server::ModelRegistryServiceServer;
+use croft_proto::v1::tenant_service_server::TenantServiceServer;
 use croft_proto::v1::usage_service_server::UsageServiceServer;
 use croft_serve::tls::TlsFiles;
 use croft_serve::{Readiness, Tasks, health};
@@ -21,7 +22,8 @@ use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::models::registry::Registry;
 use crate::routing::Router;
-use crate::services::{Audit, Models, Usage};
+use crate::services::{Audit, Models, Tenants as TenantsService, Usage};
+use crate::session::watch_for_sessions_due;
 use crate::store::Stores;
 use crate::tenants::Tenants;
 use crate::turn::watch_for_abandoned_turns;
@@ -44,7 +46,7 @@ pub struct Parts {
 }
 
 /// Wires the parts, and starts what runs beside the calls: the audit writer, the registry's refresh, the watch for
-/// abandoned turns.
+/// abandoned turns, the end of sessions whose time is up.
 pub async fn assemble(parts: Parts, tasks: &Tasks, registry: &prometheus::Registry) -> anyhow::Result<Arc<Core>> {
     let Parts { replica, stores, relay, tenants, tls, options } = parts;
     let metrics = Metrics::register(registry)?;
@@ -68,6 +70,7 @@ pub async fn assemble(parts: Parts, tasks: &Tasks, registry: &prometheus::Regist
         options,
     });
     tasks.spawn("turn-takeover", watch_for_abandoned_turns(Arc::clone(&core)));
+    tasks.spawn("session-reaper", watch_for_sessions_due(Arc::clone(&core)));
     Ok(core)
 }
 
@@ -92,4 +95,5 @@ pub async fn internal_routes(core: &Arc<Core>, readiness: &Readiness) -> Routes 
     let lifecycle = Lifecycle::new(Arc::clone(core), Door::Internal);
     Routes::new(health::service(readiness, &core.tasks, &["croft.v1.LifecycleService"]).await)
         .add_service(LifecycleServiceServer::new(lifecycle).max_decoding_message_size(MESSAGE_BYTES_CEILING))
+        .add_service(TenantServiceServer::new(TenantsService::new(Arc::clone(core))))
 }

@@ -20,14 +20,28 @@ pub enum Door {
 impl Door {
     /// The verified caller. The tenant of all that follows is this one's.
     pub async fn identify<T>(self, core: &Core, request: &Request<T>) -> Result<Identity, Error> {
-        let token = bearer(request.metadata())?;
         match self {
-            Self::Public => core.authenticator.authenticate_bearer(token).await,
-            Self::Internal => match peer_role(request) {
-                Some(PeerRole::Operator) => core.authenticator.authenticate_operator(token),
-                _ => Err(Error::Forbidden { action: "calling the internal port" }),
-            },
+            Self::Public => core.authenticator.authenticate_bearer(bearer(request.metadata())?).await,
+            Self::Internal => core.authenticator.authenticate_operator(operators_token(request)?),
         }
+    }
+}
+
+/// The operator, with a token that names no tenant, since what it asks for concerns all of them.
+pub fn for_all<T>(core: &Core, request: &Request<T>) -> Result<(), Error> {
+    core.authenticator.authenticate_for_all(operators_token(request)?)
+}
+
+/// The operator, with a token that names a tenant that is to be removed, whether or not this front knows it.
+pub fn for_removal<T>(core: &Core, request: &Request<T>) -> Result<Identity, Error> {
+    core.authenticator.authenticate_removal(operators_token(request)?)
+}
+
+/// The bearer token of a call that came with the operator's certificate.
+fn operators_token<T>(request: &Request<T>) -> Result<&str, Error> {
+    match peer_role(request) {
+        Some(PeerRole::Operator) => bearer(request.metadata()),
+        _ => Err(Error::Forbidden { action: "calling the internal port" }),
     }
 }
 

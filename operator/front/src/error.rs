@@ -32,6 +32,8 @@ pub enum Error {
     SessionLimit { max: u32 },
     #[error("the tenant takes no new sessions: {why}")]
     TenantClosed { why: &'static str },
+    #[error("the tenant is stopped: nothing runs until its administrator lets it go on")]
+    TenantStopped,
     #[error("no worker can take the session: {why}")]
     NoWorker { why: String },
     #[error("the worker refused the session: {message}")]
@@ -81,6 +83,7 @@ impl Error {
             Self::CursorBeyondEnd { .. } => "CURSOR_BEYOND_END",
             Self::SessionLimit { .. } => "SESSION_LIMIT",
             Self::TenantClosed { .. } => "TENANT_CLOSED",
+            Self::TenantStopped => "TENANT_STOPPED",
             Self::NoWorker { .. } => "NO_WORKER",
             Self::WorkerRefused { .. } => "WORKER_REFUSED",
             Self::WorkerLost { .. } => "WORKER_LOST",

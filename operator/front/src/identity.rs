@@ -62,6 +62,20 @@ impl Authenticator {
         Ok(Identity { tenant: claim.tenant, tenant_name, actor: "operator".to_owned() })
     }
 
+    /// As [`Self::authenticate_operator`], for a tenant that may be on its way out, or out already: this front need not know it.
+    pub fn authenticate_removal(&self, token: &str) -> Result<Identity, Error> {
+        let claim = self.operator.verify(token)?;
+        if self.tenants.get(claim.tenant).is_some_and(|tenant| tenant.name != claim.tenant_name) {
+            return Err(Error::Unauthenticated { problem: operator::NEEDED });
+        }
+        Ok(Identity { tenant: claim.tenant, tenant_name: claim.tenant_name, actor: "operator".to_owned() })
+    }
+
+    /// The operator, for what concerns all tenants. Only for calls that came with the operator's certificate.
+    pub fn authenticate_for_all(&self, token: &str) -> Result<(), Error> {
+        self.operator.verify_for_all(token)
+    }
+
     /// The tenant's name. A credential outlives its tenant, but is worth nothing then.
     fn known_tenant(&self, id: TenantId) -> Result<String, Error> {
         match self.tenants.get(id) {

@@ -78,8 +78,9 @@ impl Lifecycle {
         let mut sent = self.accept(identity, request).await?;
         let (tenant, id, Accepted { turn, seq }) = (sent.session.tenant, sent.session.id, sent.accepted);
         let place = replay::place(&self.core.hub, tenant, id, false).await;
-        sent.begin();
+        // The log is read before the turn begins too: an answer that it held already would make its previews out of date.
         let events = place.follow(Arc::clone(&self.core.stores.events), seq - 1).await?;
+        sent.begin();
         Ok(one_turn(events, turn))
     }
 
@@ -91,6 +92,9 @@ impl Lifecycle {
     }
 
     async fn resolve(&self, identity: &Identity, request: &ResolveApprovalRequest) -> Result<(), Error> {
+        if self.core.tenants.is_stopped(identity.tenant) {
+            return Err(Error::TenantStopped);
+        }
         let session = self.manager.get(identity, &request.session_id).await?;
         let pending = Error::ApprovalNotPending { approval_id: request.approval_id.chars().take(64).collect() };
         if session.state == SessionState::Terminated || session.input_seq == 0 {

@@ -6,6 +6,8 @@ use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, 
 #[derive(Clone)]
 pub struct Metrics {
     pub sessions_created: IntCounter,
+    /// Sessions that were ended as their time was up, by the reason in their last event.
+    pub sessions_expired: IntCounterVec,
     /// By stop reason.
     pub turns: IntCounterVec,
     pub turns_running: IntGauge,
@@ -31,6 +33,9 @@ impl Metrics {
         let turns =
             IntCounterVec::new(Opts::new("croft_turns_total", "Turns that ended, by stop reason"), &["stop_reason"])?;
         registry.register(Box::new(turns.clone()))?;
+        let expired = Opts::new("croft_sessions_expired_total", "Sessions that were ended as their time was up");
+        let sessions_expired = IntCounterVec::new(expired, &["reason"])?;
+        registry.register(Box::new(sessions_expired.clone()))?;
         let turns_running = IntGauge::new("croft_turns_running", "Turns that this replica drives")?;
         registry.register(Box::new(turns_running.clone()))?;
         let buckets = vec![0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
@@ -40,6 +45,7 @@ impl Metrics {
         registry.register(Box::new(first_token.clone()))?;
         Ok(Self {
             sessions_created: counter("croft_sessions_created_total", "Sessions created")?,
+            sessions_expired,
             turns,
             turns_running,
             first_token,

@@ -1,11 +1,14 @@
-//! The smaller services: what was used, what there is to use, and who did what. They only read.
+//! The smaller services: what was used, what there is to use, and who did what, which only read; and what the operator asks
+//! about its tenants.
 
 mod audit;
 mod models;
+mod tenants;
 mod usage;
 
 pub use audit::Audit;
 pub use models::Models;
+pub use tenants::Tenants;
 pub use usage::Usage;
 
 use crate::error::Error;

@@ -1,15 +1,21 @@
 //! A session: a conversation between a client and an agent, as the front keeps it.
 
+pub mod across;
+mod lifetime;
 pub mod manager;
+mod reaper;
 pub mod snapshot;
 pub mod store;
 pub mod validate;
+pub(crate) mod watch;
 
 use std::collections::BTreeMap;
 
 use croft_proto::Timestamp;
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::{self, AgentSpec, SessionState, StopReason, UsageTotals};
+
+pub use reaper::watch_for_sessions_due;
 
 /// A session as it stands. Its state is a projection of its durable events and changes with them alone: see
 /// [`crate::events::log::EventLog::append`].
@@ -25,6 +31,12 @@ pub struct Session {
     pub labels: BTreeMap<String, String>,
     pub create_time: Timestamp,
     pub update_time: Timestamp,
+    /// Ended when it has heard nothing for so long; 0 is never.
+    pub idle_timeout_ms: i64,
+    /// Ended then at the latest.
+    pub expire_time: Option<Timestamp>,
+    /// When it ended.
+    pub terminate_time: Option<Timestamp>,
     /// The number of the newest durable event.
     pub last_seq: u64,
     /// The number of the newest user message that a turn has taken up; later ones wait.
@@ -56,7 +68,9 @@ impl From<Session> for v1::Session {
             usage: Some(session.usage),
             terminate_reason: session.terminate_reason,
             last_stop_reason: session.last_stop_reason.into(),
-            ..Self::default()
+            idle_timeout_ms: session.idle_timeout_ms,
+            expire_time: session.expire_time,
+            terminate_time: session.terminate_time,
         }
     }
 }

@@ -47,7 +47,8 @@ fn code(error: &Error) -> Code {
         Error::ApprovalNotPending { .. }
         | Error::SessionTerminated { .. }
         | Error::IdempotencyKeyReused
-        | Error::TenantClosed { .. } => Code::FailedPrecondition,
+        | Error::TenantClosed { .. }
+        | Error::TenantStopped => Code::FailedPrecondition,
         Error::WorkerRefused { reason, .. } => match reason.as_str() {
             "WORKER_FULL" => Code::ResourceExhausted,
             _ => Code::FailedPrecondition,

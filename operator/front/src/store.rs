@@ -16,8 +16,10 @@ use crate::identity::api_key::KeyStore;
 use crate::lease::LeaseStore;
 use crate::models::ModelStore;
 use crate::models::seed::SeedModels;
+use crate::session::across::AcrossTenants;
 use crate::session::store::SessionStore;
 use crate::tenants::TenantMirror;
+use crate::tenants::removal::RemovalStore;
 use crate::usage::UsageStore;
 
 /// One of each; all on the same ground, since an append changes several at once.
@@ -31,6 +33,8 @@ pub struct Stores {
     pub models: Arc<dyn ModelStore>,
     pub keys: Arc<dyn KeyStore>,
     pub tenants: Arc<dyn TenantMirror>,
+    pub across: Arc<dyn AcrossTenants>,
+    pub removal: Arc<dyn RemovalStore>,
 }
 
 impl Stores {
@@ -45,9 +49,16 @@ impl Stores {
             audit: memory.clone(),
             models: Arc::new(SeedModels),
             keys: memory.clone(),
-            tenants: memory,
+            tenants: memory.clone(),
+            across: memory.clone(),
+            removal: memory,
         }
     }
+}
+
+/// What a tenant that is being removed answers.
+pub(crate) fn being_removed() -> Error {
+    Error::TenantClosed { why: "it is being deleted" }
 }
 
 /// The mirror has not caught up with the operator's word yet: a moment later it will.

@@ -1,14 +1,18 @@
 //! The tenants that this front knows of: what the operator's `RouteService` told last.
 
+pub mod removal;
 pub mod watch;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use async_trait::async_trait;
 use croft_proto::id::TenantId;
 use croft_proto::v1::watch_routes_response::Change as Told;
-use croft_proto::v1::{TenantAdmission, TenantLimits, TenantRoute, WatchRoutesResponse, WorkerRoute};
+use croft_proto::v1::{
+    ProviderMode, ProviderRoute, TenantAdmission, TenantLimits, TenantRoute, WatchRoutesResponse, WorkerRoute,
+};
+use tokio::sync;
 
 use crate::error::Error;
 
@@ -32,6 +36,8 @@ pub struct Tenant {
     /// Why there is no worker, in words for callers; empty when all is well.
     pub workers_problem: String,
     pub tier: String,
+    /// Whose account answers, by the provider's name.
+    pub providers: BTreeMap<String, ProviderMode>,
 }
 
 impl Tenant {
@@ -39,6 +45,8 @@ impl Tenant {
     fn from_route(route: TenantRoute) -> Option<Self> {
         let id = route.tenant_id.parse().ok()?;
         let admission = route.admission();
+        let known = |provider: &ProviderRoute| provider.mode() != ProviderMode::Unspecified;
+        let providers = route.providers.into_iter().filter(known);
         let mut workers = route.workers;
         workers.sort_by(|left, right| left.name.cmp(&right.name));
         (!route.name.is_empty()).then_some(Self {
@@ -50,6 +58,7 @@ impl Tenant {
             workers,
             workers_problem: route.workers_problem,
             tier: route.tier,
+            providers: providers.map(|provider| (provider.name.clone(), provider.mode())).collect(),
         })
     }
 }
@@ -66,6 +75,8 @@ pub struct Change {
 #[derive(Debug, Clone, Default)]
 pub struct Tenants {
     table: Arc<RwLock<Table>>,
+    /// Told after each change.
+    changes: Arc<sync::watch::Sender<()>>,
 }
 
 #[derive(Debug, Default)]
@@ -97,6 +108,20 @@ impl Tenants {
         self.read().by_id.values().cloned().collect()
     }
 
+    /// The tenant has been stopped in an emergency.
+    pub fn is_stopped(&self, id: TenantId) -> bool {
+        self.read().by_id.get(&id).is_some_and(|tenant| tenant.admission == TenantAdmission::Stopped)
+    }
+
+    /// Waits until the tenant is stopped: for ever, as a rule.
+    pub async fn stopped(&self, id: TenantId) {
+        // Before the look, so that no change is missed. We hold the sender, so that the wait can't fail.
+        let mut changes = self.changes.subscribe();
+        while !self.is_stopped(id) {
+            let _ = changes.changed().await;
+        }
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.read().by_id.len()
@@ -114,6 +139,12 @@ impl Tenants {
 
     /// Takes over what the operator said. A route that makes no sense is left out and logged.
     pub fn apply(&self, response: WatchRoutesResponse) -> Change {
+        let change = self.take(response);
+        self.changes.send_replace(());
+        change
+    }
+
+    fn take(&self, response: WatchRoutesResponse) -> Change {
         match response.change {
             Some(Told::Snapshot(snapshot)) => {
                 let tenants = parse(snapshot.tenants);

@@ -81,6 +81,9 @@ impl Turns {
 
     /// Stores a message, and starts a turn for it or leaves it to the turn at hand, as the busy policy says.
     pub async fn send(&self, identity: &Identity, request: SendMessageRequest) -> Result<Sent, Error> {
+        if self.core.tenants.is_stopped(identity.tenant) {
+            return Err(Error::TenantStopped);
+        }
         let tenant = self.core.tenants.get(identity.tenant);
         let limit = tenant.map_or(0, |tenant| tenant.limits.message_bytes_max as usize);
         validate::message(&request.content, if limit > 0 { limit } else { self.core.options.message_bytes_max })?;

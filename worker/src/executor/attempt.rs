@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use croft_llm::{Assembly, Class, Delta, Error, Provider, Request, Stop, estimate};
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{Grant, ModelAttempt, TextDelta, ThinkingDelta, TokenUsage, ToolArgumentDelta};
+use croft_proto::v1::{Grant, ModelAttempt, ProviderMode, TextDelta, ThinkingDelta, TokenUsage, ToolArgumentDelta};
 use futures::StreamExt as _;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -108,6 +108,8 @@ impl Attempt {
             fallback_reason: String::new(),
             usage_estimated,
             response_id: self.assembly.response_id.clone(),
+            // The front knows who pays.
+            mode: ProviderMode::Unspecified.into(),
         }
     }
 

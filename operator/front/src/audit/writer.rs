@@ -1,10 +1,12 @@
 //! Writes audit records behind the callers' backs, in batches as large as the load makes them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use croft_serve::Tasks;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 
 use super::{Action, AuditStore};
 use crate::metrics::Metrics;
@@ -19,6 +21,9 @@ const RETRY: Duration = Duration::from_millis(500);
 #[derive(Clone)]
 pub struct AuditWriter {
     queue: mpsc::Sender<Action>,
+    /// Records that were given to us so far, and those that are stored.
+    given: Arc<AtomicU64>,
+    stored: watch::Receiver<u64>,
 }
 
 impl AuditWriter {
@@ -26,6 +31,7 @@ impl AuditWriter {
     /// queue is empty.
     pub fn start(store: Arc<dyn AuditStore>, metrics: Metrics, tasks: &Tasks) -> Self {
         let (queue, mut waiting) = mpsc::channel(QUEUE_MAX);
+        let (storing, stored) = watch::channel(0);
         let stopping = tasks.stopping();
         tasks.spawn("audit-writer", async move {
             let mut batch = Vec::with_capacity(BATCH_MAX);
@@ -41,17 +47,29 @@ impl AuditWriter {
                 if taken == 0 {
                     return;
                 }
+                let records = batch.len() as u64;
                 store_until_stored(&*store, &mut batch, &metrics).await;
+                storing.send_modify(|stored| *stored += records);
             }
         });
-        Self { queue }
+        Self { queue, given: Arc::default(), stored }
     }
 
     /// Records an action.
     pub async fn record(&self, action: Action) {
+        // Before it is in the queue: whoever waits for all records that there are waits for this one too.
+        self.given.fetch_add(1, Ordering::SeqCst);
         if let Err(rejected) = self.queue.send(action).await {
             tracing::error!(action = rejected.0.action, resource = rejected.0.resource, "audit record after shutdown");
         }
+    }
+
+    /// Waits until all that was recorded before is stored, but not for longer than this; tells how many records are not.
+    pub async fn unwritten(&self, patience: Duration) -> u64 {
+        let (given, mut stored) = (self.given.load(Ordering::SeqCst), self.stored.clone());
+        // Either end of the wait is the same to us: the count tells.
+        let _ = timeout(patience, stored.wait_for(|stored| *stored >= given)).await;
+        given.saturating_sub(*stored.borrow())
     }
 }
 

@@ -29,6 +29,16 @@ pub enum Authority {
     Caller,
     /// As a caller, and the lease's epoch moves on, so that the turn at hand can write nothing more: termination.
     Fence,
+    /// As [`Self::Fence`], of a session whose time is up as of then; refused with [`Error::SessionBusy`] when it is not, since
+    /// the session was heard from.
+    Overdue { as_of: Timestamp },
+}
+
+impl Authority {
+    /// The turn at hand can write nothing more.
+    pub(crate) fn fences(self) -> bool {
+        matches!(self, Self::Fence | Self::Overdue { .. })
+    }
 }
 
 /// The caller's word that two requests are one.
@@ -82,7 +92,7 @@ pub trait EventLog: Send + Sync {
     /// Numbers and stores events.
     ///
     /// Fails with [`Error::SessionNotFound`]; with [`Error::SessionTerminated`] when the session had ended before;
-    /// with [`Error::LeaseLost`] and [`Error::IdempotencyKeyReused`] as said above.
+    /// with [`Error::LeaseLost`], [`Error::SessionBusy`] and [`Error::IdempotencyKeyReused`] as said above.
     ///
     /// Whatever ends the session also ends its lease: nothing is left to take over. A key that appended before is told so even
     /// to a session that has ended since, and to a turn that has lost its lease. Previews and notices are refused.

@@ -39,6 +39,8 @@ impl Scene {
             config_hash: String::new(),
             labels: std::collections::BTreeMap::new(),
             events: vec![event(Kind::SessionCreated(SessionCreated::default()))],
+            idle_timeout_ms: 0,
+            expire_time: None,
             sessions_max: None,
             idempotency_key: None,
         };

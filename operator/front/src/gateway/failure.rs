@@ -86,6 +86,7 @@ fn status(error: &Error) -> StatusCode {
         | Error::SessionBusy { .. }
         | Error::IdempotencyKeyReused
         | Error::TenantClosed { .. }
+        | Error::TenantStopped
         | Error::WorkerRefused { .. }
         | Error::LeaseLost { .. } => StatusCode::CONFLICT,
         Error::SessionLimit { .. } | Error::SlowConsumer { .. } => StatusCode::TOO_MANY_REQUESTS,

@@ -9,6 +9,8 @@ use x509_parser::pem::Pem;
 use crate::error::Error;
 
 pub(super) const NEEDED: &str = "the authorization header must be `Bearer` and a token of the operator's";
+const NEEDED_FOR_ALL: &str =
+    "the authorization header must be `Bearer` and a token of the operator's that names no tenant";
 
 const ISSUER: &str = "croft-operator";
 const AUDIENCE: &str = "croft";
@@ -40,7 +42,9 @@ pub(super) struct Claim {
 
 #[derive(Deserialize)]
 struct Claims {
+    #[serde(default)]
     tenant: String,
+    #[serde(default)]
     tenant_id: String,
     iat: u64,
     exp: u64,
@@ -60,12 +64,24 @@ impl OperatorKeys {
         Ok(Self { keys })
     }
 
-    /// What the token says, if the operator signed it for us lately.
+    /// The tenant that the token names, if the operator signed it for us lately.
     pub(super) fn verify(&self, token: &str) -> Result<Claim, Error> {
-        self.claim(token).ok_or(Error::Unauthenticated { problem: NEEDED })
+        let claim = self.claims(token).and_then(|claims| {
+            let tenant = claims.tenant_id.parse().ok()?;
+            Some(Claim { tenant, tenant_name: claims.tenant })
+        });
+        claim.ok_or(Error::Unauthenticated { problem: NEEDED })
     }
 
-    fn claim(&self, token: &str) -> Option<Claim> {
+    /// As [`Self::verify`], of a token that names no tenant: it is for what concerns all of them.
+    pub(super) fn verify_for_all(&self, token: &str) -> Result<(), Error> {
+        match self.claims(token) {
+            Some(claims) if claims.tenant.is_empty() && claims.tenant_id.is_empty() => Ok(()),
+            _ => Err(Error::Unauthenticated { problem: NEEDED_FOR_ALL }),
+        }
+    }
+
+    fn claims(&self, token: &str) -> Option<Claims> {
         let header = jsonwebtoken::decode_header(token).ok()?;
         if header.kid.as_deref() != Some(KEY_ID) {
             return None;
@@ -81,8 +97,7 @@ impl OperatorKeys {
         let now = jsonwebtoken::get_current_timestamp();
         let is_fresh =
             claims.exp.checked_sub(claims.iat)? <= LIFETIME_MAX_SECONDS && claims.iat <= now + LEEWAY_SECONDS;
-        let tenant = claims.tenant_id.parse().ok()?;
-        is_fresh.then_some(Claim { tenant, tenant_name: claims.tenant })
+        is_fresh.then_some(claims)
     }
 }
 
@@ -153,11 +168,29 @@ mod tests {
             ("too long", changed("exp", json!(now + 3_600))),
             ("from the future", changed("iat", json!(now + 200))),
             ("no tenant id", changed("tenant_id", json!("heron"))),
+            ("for all tenants", changed("tenant_id", json!(""))),
             ("garbled", good.replace('.', "")),
             ("unsigned", format!("{}.", good.rsplit_once('.').unwrap().0)),
         ] {
             assert!(matches!(keys.verify(&token), Err(Error::Unauthenticated { .. })), "{what}");
         }
+    }
+
+    #[test]
+    fn a_token_for_all_tenants_names_none() {
+        let (ours, theirs) = (authority(), authority());
+        let keys = OperatorKeys::from_pem(ours.pem.as_bytes()).unwrap();
+        let mut named = claims(TenantId::generate());
+        assert!(keys.verify_for_all(&ours.sign(&named, KEY_ID)).is_err(), "it is for one tenant");
+        named["tenant_id"] = json!("");
+        assert!(keys.verify_for_all(&ours.sign(&named, KEY_ID)).is_err(), "it names one still");
+        named["tenant"] = json!("");
+        assert!(keys.verify_for_all(&ours.sign(&named, KEY_ID)).is_ok());
+        for claim in ["tenant", "tenant_id"] {
+            named.as_object_mut().unwrap().remove(claim);
+        }
+        assert!(keys.verify_for_all(&ours.sign(&named, KEY_ID)).is_ok());
+        assert!(keys.verify_for_all(&theirs.sign(&named, KEY_ID)).is_err(), "another authority's");
     }
 
     #[test]

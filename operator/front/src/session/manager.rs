@@ -1,5 +1,7 @@
 //! Opens, shows and ends sessions.
 
+mod ending;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,19 +9,20 @@ use croft_proto::id::SessionId;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
     AgentSpec, CreateSessionRequest, InitWorkerSessionRequest, ListSessionsRequest,
-    RuntimeServiceTerminateSessionRequest, SessionCreated, SessionReady, SessionState, SessionTerminated,
-    TenantAdmission, TerminateSessionRequest,
+    RuntimeServiceTerminateSessionRequest, SessionCreated, SessionReady, SessionState, TenantAdmission,
+    TerminateSessionRequest,
 };
 use serde::Serialize;
 
+use super::lifetime::Lifetime;
 use super::store::{Filter, Inserted, NewSession};
 use super::{Session, snapshot, validate};
 use crate::core::Core;
 use crate::error::Error;
-use crate::events::log::{Append, Appended, Authority, IdempotencyKey, NewEvent};
-use crate::events::relay::Frame;
+use crate::events::log::{Authority, IdempotencyKey, NewEvent};
 use crate::identity::Identity;
 use crate::routing::Placement;
+use crate::store::being_removed;
 use crate::tenants::Tenant;
 use crate::turn::now;
 
@@ -61,6 +64,7 @@ impl Manager {
         }
 
         let tenant = self.authorise(identity)?;
+        let Lifetime { idle_timeout_ms, expire_time } = Lifetime::new(&request, &tenant.limits, now())?;
         let labels = validate::labels(request.labels)?;
         let agent = self.resolve(request.agent)?;
         let config_hash = snapshot::config_hash(&agent)?;
@@ -85,6 +89,8 @@ impl Manager {
             agent,
             config_hash,
             labels,
+            idle_timeout_ms,
+            expire_time,
             sessions_max: (tenant.limits.sessions_max > 0).then_some(tenant.limits.sessions_max),
             idempotency_key: key,
         };
@@ -111,8 +117,8 @@ impl Manager {
             TenantAdmission::Open | TenantAdmission::Unspecified => Ok(tenant),
             TenantAdmission::Cordoned => Err(Error::TenantClosed { why: "it is cordoned" }),
             TenantAdmission::Suspended => Err(Error::TenantClosed { why: "it is suspended" }),
-            TenantAdmission::Terminating => Err(Error::TenantClosed { why: "it is being deleted" }),
-            TenantAdmission::Stopped => Err(Error::TenantClosed { why: "it is stopped" }),
+            TenantAdmission::Terminating => Err(being_removed()),
+            TenantAdmission::Stopped => Err(Error::TenantStopped),
         }
     }
 
@@ -185,7 +191,7 @@ impl Manager {
             token => Some(token.parse().map_err(|_| Error::invalid("page_token", "is not one of ours"))?),
         };
         let states = request.states().filter(|state| *state != SessionState::Unspecified).collect();
-        let filter = Filter { states, labels: validate::labels(request.labels)? };
+        let filter = Filter { states, labels: validate::labels(request.labels)?, ..Filter::default() };
         // One more than asked tells whether there is a next page.
         let mut sessions = self.core.stores.sessions.list(identity.tenant, &filter, after, limit + 1).await?;
         let more = sessions.len() > limit as usize;
@@ -197,42 +203,17 @@ impl Manager {
         Ok(Page { sessions, next_page_token })
     }
 
-    /// Ends a session. The event fences the running turn in the same transaction, so nothing follows it.
+    /// Ends a session, and tells how it ended, whoever ended it.
     pub async fn terminate(&self, identity: &Identity, request: TerminateSessionRequest) -> Result<Session, Error> {
         let reason = validate::terminate_reason(&request.reason)?;
         let session = self.get(identity, &request.session_id).await?;
         if session.state == SessionState::Terminated {
             return Ok(session);
         }
-        let append = Append {
-            tenant: session.tenant,
-            session: session.id,
-            authority: Authority::Fence,
-            events: vec![event(Kind::SessionTerminated(SessionTerminated { reason: reason.clone() }))],
-            checkpoint: None,
-            idempotency_key: None,
-            input_seq: None,
-        };
-        match self.core.stores.events.append(append).await {
-            Ok(Appended::New(events)) => {
-                self.core.hub.publish(session.tenant, session.id, events);
-                self.core.hub.control(session.tenant, session.id, Frame::Terminated);
-            }
-            Ok(Appended::Existing { .. }) | Err(Error::SessionTerminated { .. }) => {}
-            Err(error) => return Err(error),
+        if self.end(&session, Authority::Fence, &reason).await? {
+            self.release_worker(&session, &reason);
         }
-        self.release_worker(session.clone(), reason);
         self.get(identity, &request.session_id).await
-    }
-
-    /// In a task of its own: the caller's answer does not depend on the worker, which may be gone.
-    fn release_worker(&self, session: Session, reason: String) {
-        let manager = self.clone();
-        self.core.tasks.spawn("release-worker", async move {
-            let Some(tenant) = manager.core.tenants.get(session.tenant) else { return };
-            let Ok(placement) = manager.core.router.locate(tenant.id, &session.worker) else { return };
-            manager.forget(&tenant, &placement, session.id, &reason).await;
-        });
     }
 }
 

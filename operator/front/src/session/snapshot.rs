@@ -8,22 +8,24 @@ use crate::error::Error;
 
 /// Hex of the SHA-256 of the agent's canonical form.
 ///
-/// Two specs that mean the same have the same hash: keys are sorted, also inside the tools' JSON schemas, and white space
+/// Two specs that mean the same have the same hash: keys are sorted, also inside JSON schemas of tools and guardrails, and white space
 /// doesn't count. Fields that are at their default don't count either (protobuf JSON leaves them out), so a field that a
 /// later version adds changes no hash.
 pub fn config_hash(agent: &AgentSpec) -> Result<String, Error> {
     let mut value = serde_json::to_value(agent).map_err(Error::internal)?;
-    if let Some(tools) = value.get_mut("tools").and_then(Value::as_array_mut) {
-        for tool in tools {
-            if let Some(schema) = tool.get_mut("inputSchemaJson") {
-                let parsed = schema.as_str().and_then(|text| serde_json::from_str::<Value>(text).ok());
-                if let Some(parsed) = parsed {
-                    *schema = parsed;
-                }
-            }
+    parse_within(&mut value, "tools", "/inputSchemaJson");
+    parse_within(&mut value, "guardrails", "/jsonSchema/schemaJson");
+    Ok(hex::encode(canonical_hash(&value)))
+}
+
+/// Puts what a text of JSON says in the text's place, in each item of a list.
+fn parse_within(value: &mut Value, list: &str, pointer: &str) {
+    for item in value.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+        let Some(text) = item.pointer_mut(pointer) else { continue };
+        if let Some(parsed) = text.as_str().and_then(|text| serde_json::from_str(text).ok()) {
+            *text = parsed;
         }
     }
-    Ok(hex::encode(canonical_hash(&value)))
 }
 
 /// SHA-256 of a JSON value, whatever the order of its keys.
@@ -66,7 +68,8 @@ fn write_canonical(value: &Value, out: &mut String) {
 
 #[cfg(test)]
 mod tests {
-    use croft_proto::v1::ToolSpec;
+    use croft_proto::v1::guardrail_spec::Check;
+    use croft_proto::v1::{AgentLimits, GuardrailSpec, JsonSchemaCheck, ToolSpec};
     use proptest::prelude::*;
 
     use super::*;
@@ -94,6 +97,20 @@ mod tests {
         let mut changed = agent("{}");
         changed.system_prompt = "Be brief.".into();
         assert_ne!(one, config_hash(&changed).unwrap());
+    }
+
+    #[test]
+    fn guardrails_and_budgets_count_and_the_order_in_their_schemas_does_not() {
+        let guarded = |schema: &str| {
+            let check = Some(Check::JsonSchema(JsonSchemaCheck { schema_json: schema.into() }));
+            AgentSpec { guardrails: vec![GuardrailSpec { check, ..GuardrailSpec::default() }], ..agent("{}") }
+        };
+        let one = config_hash(&guarded(r#"{"type":"object","required":["a"]}"#)).unwrap();
+        assert_eq!(one, config_hash(&guarded(r#"{ "required": ["a"], "type": "object" }"#)).unwrap());
+        assert_ne!(one, config_hash(&guarded(r#"{"type":"object"}"#)).unwrap());
+        let limits = Some(AgentLimits { budget_tokens: 5, ..AgentLimits::default() });
+        let plain = config_hash(&agent("{}")).unwrap();
+        assert_ne!(plain, config_hash(&AgentSpec { limits, ..agent("{}") }).unwrap());
     }
 
     fn shuffled(value: &Value, seed: u64) -> String {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
+use croft_proto::Timestamp;
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::{AgentSpec, SessionEvent, SessionState};
 
@@ -19,6 +20,9 @@ pub struct NewSession {
     pub agent: AgentSpec,
     pub config_hash: String,
     pub labels: BTreeMap<String, String>,
+    /// 0 is never.
+    pub idle_timeout_ms: i64,
+    pub expire_time: Option<Timestamp>,
     /// Numbered from 1; at least `SessionCreated`. They set the state, as in an append.
     pub events: Vec<NewEvent>,
     /// Refuse when the tenant has this many sessions that are not terminated; `None` means no limit.
@@ -42,6 +46,16 @@ pub struct Filter {
     pub states: Vec<SessionState>,
     /// All of these must be there.
     pub labels: BTreeMap<String, String>,
+    /// Empty shows all sessions.
+    pub ids: Vec<SessionId>,
+}
+
+impl Filter {
+    /// Of all that have not ended.
+    pub(crate) fn open() -> Self {
+        let states = [SessionState::Creating, SessionState::Ready, SessionState::Running, SessionState::Idle];
+        Self { states: states.to_vec(), ..Self::default() }
+    }
 }
 
 /// Where sessions live. Every call names its tenant: no method can see across two of them.
@@ -49,7 +63,8 @@ pub struct Filter {
 pub trait SessionStore: Send + Sync {
     /// Records a new session and its first events, all or nothing.
     ///
-    /// Fails with [`Error::SessionLimit`], or with [`Error::IdempotencyKeyReused`] when the key came with another body.
+    /// Fails with [`Error::SessionLimit`], with [`Error::IdempotencyKeyReused`] when the key came with another body, and
+    /// with [`Error::TenantClosed`] once the tenant's removal has begun: see [`crate::tenants::removal::RemovalStore`].
     async fn insert(&self, session: NewSession) -> Result<Inserted, Error>;
 
     /// The session, or `None` if this tenant has no such session.

@@ -30,7 +30,27 @@ pub fn agent(agent: Option<AgentSpec>) -> Result<AgentSpec, Error> {
         return Err(Error::invalid("agent.temperature", "is not between 0 and 2"));
     }
     tools(&agent)?;
+    bounds_nobody_keeps(&agent)?;
     Ok(agent)
+}
+
+/// No worker checks guardrails yet, and no budget of a session is kept yet. A bound that is promised and not kept is worse
+/// than none, so it is refused.
+fn bounds_nobody_keeps(agent: &AgentSpec) -> Result<(), Error> {
+    if !agent.guardrails.is_empty() {
+        return Err(Error::invalid("agent.guardrails", "is not supported: no worker checks guardrails yet"));
+    }
+    let limits = agent.limits.unwrap_or_default();
+    for (field, budget) in
+        [("agent.limits.budget_nano_usd", limits.budget_nano_usd), ("agent.limits.budget_tokens", limits.budget_tokens)]
+    {
+        match budget {
+            0 => {}
+            ..0 => return Err(Error::invalid(field, "is negative")),
+            1.. => return Err(Error::invalid(field, "is not supported: no worker keeps a session's budget yet")),
+        }
+    }
+    Ok(())
 }
 
 fn tools(agent: &AgentSpec) -> Result<(), Error> {
@@ -131,7 +151,7 @@ pub fn terminate_reason(text: &str) -> Result<String, Error> {
 
 #[cfg(test)]
 mod tests {
-    use croft_proto::v1::{Text, ToolSpec};
+    use croft_proto::v1::{AgentLimits, GuardrailSpec, Text, ToolSpec};
 
     use super::*;
 
@@ -154,7 +174,13 @@ mod tests {
     fn each_mistake_in_an_agent_names_its_field() {
         let nameless_tool = ToolSpec { name: "no spaces please".into(), ..ToolSpec::default() };
         let sourceless_tool = ToolSpec { name: "clock".into(), ..ToolSpec::default() };
+        let budget = |budget_nano_usd, budget_tokens| {
+            Some(AgentLimits { budget_nano_usd, budget_tokens, ..AgentLimits::default() })
+        };
         let cases = [
+            (AgentSpec { guardrails: vec![GuardrailSpec::default()], ..spec() }, "agent.guardrails"),
+            (AgentSpec { limits: budget(1, 0), ..spec() }, "agent.limits.budget_nano_usd"),
+            (AgentSpec { limits: budget(0, -1), ..spec() }, "agent.limits.budget_tokens"),
             (AgentSpec { name: "Upper".into(), ..spec() }, "agent.name"),
             (AgentSpec { model: String::new(), ..spec() }, "agent.model"),
             (AgentSpec { temperature: Some(f64::NAN), ..spec() }, "agent.temperature"),

@@ -1,19 +1,22 @@
 //! The stores in memory: for tests and for a round trip in one process. Held to the same contract as Postgres; nothing
 //! survives the process.
 
+mod across;
 mod audit;
 mod events;
 mod keys;
 mod leases;
+mod removal;
 mod sessions;
 mod tenants;
 mod usage;
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
+use croft_proto::Timestamp;
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::{AuditRecord, SessionEvent, UsageEvent};
 use tokio::time::Instant;
@@ -35,6 +38,10 @@ pub struct Memory {
 #[derive(Default)]
 struct State {
     tenants: BTreeMap<TenantId, String>,
+    /// Those whose removal has begun.
+    removing: BTreeSet<TenantId>,
+    /// Changes of any session's state so far.
+    changes: u64,
     sessions: BTreeMap<(TenantId, SessionId), Record>,
     usage: BTreeMap<(TenantId, String), UsageEvent>,
     audit: BTreeMap<TenantId, Vec<AuditRecord>>,
@@ -47,6 +54,10 @@ struct Record {
     events: Vec<SessionEvent>,
     checkpoint: Option<StoredCheckpoint>,
     lease: Lease,
+    /// When it is to be ended as it stands now.
+    due_time: Option<Timestamp>,
+    /// The change that was its state's last.
+    change_number: u64,
 }
 
 #[derive(Default)]

@@ -3,11 +3,13 @@
 //! The login role can do nothing by itself: every transaction begins by taking on a role, and, but for batches, one
 //! tenant. Row security, forced on every table of tenants, holds it to that.
 
+mod across;
 mod audit;
 mod events;
 mod keys;
 mod leases;
 mod models;
+mod removal;
 mod row;
 mod sessions;
 mod tenants;
@@ -113,7 +115,9 @@ impl Stores {
             audit: postgres.clone(),
             models: postgres.clone(),
             keys: postgres.clone(),
-            tenants: postgres,
+            tenants: postgres.clone(),
+            across: postgres.clone(),
+            removal: postgres,
         }
     }
 }

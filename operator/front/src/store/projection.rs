@@ -3,7 +3,9 @@
 use croft_proto::Timestamp;
 use croft_proto::id::SessionId;
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{ModelAttempt, SessionEvent, SessionState, StopReason, TokenUsage, UsageEvent, UsageTotals};
+use croft_proto::v1::{
+    ModelAttempt, ProviderMode, SessionEvent, SessionState, StopReason, TokenUsage, UsageEvent, UsageTotals,
+};
 
 use super::time;
 use crate::error::Error;
@@ -80,6 +82,9 @@ impl Change {
         if let Some(place) = newest_input {
             session.newest_input_seq = session.last_seq + place;
         }
+        if state == Some(SessionState::Terminated) && session.state != SessionState::Terminated {
+            session.terminate_time = Some(update_time);
+        }
         session.state = state.unwrap_or(session.state);
         session.last_stop_reason = stop_reason.unwrap_or(session.last_stop_reason);
         session.update_time = update_time;
@@ -109,6 +114,9 @@ pub(crate) fn begin(new: &NewSession) -> Result<Session, Error> {
         labels: new.labels.clone(),
         create_time,
         update_time: create_time,
+        idle_timeout_ms: new.idle_timeout_ms,
+        expire_time: new.expire_time.as_ref().map(time::stored),
+        terminate_time: None,
         last_seq: 0,
         input_seq: 0,
         newest_input_seq: 0,
@@ -121,6 +129,19 @@ pub(crate) fn begin(new: &NewSession) -> Result<Session, Error> {
     change.apply(&mut session);
     session.last_seq = new.events.len() as u64;
     Ok(session)
+}
+
+/// When a session that has just come into its state is to be ended; `None` is never. In the database, the trigger
+/// `sessions_turn` says the same.
+pub(crate) fn due_time(session: &Session) -> Option<Timestamp> {
+    let idle = match session.state {
+        SessionState::Terminated => return None,
+        SessionState::Running => None,
+        _ if session.idle_timeout_ms == 0 => None,
+        _ => Some(time::micros(&session.update_time).saturating_add(session.idle_timeout_ms.saturating_mul(1_000))),
+    };
+    let expiry = session.expire_time.as_ref().map(time::micros);
+    idle.into_iter().chain(expiry).min().map(time::timestamp)
 }
 
 /// Gives events their numbers, from `first_seq` on.
@@ -171,6 +192,10 @@ fn usage_row(session: SessionId, agent: &str, attempt: &ModelAttempt, create_tim
         error_class: attempt.error_class.clone(),
         create_time: Some(time::stored(create_time)),
         usage_estimated: attempt.usage_estimated,
+        mode: match attempt.mode() {
+            ProviderMode::Unspecified => ProviderMode::Platform.into(),
+            known => known.into(),
+        },
     }
 }
 

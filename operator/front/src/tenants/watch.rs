@@ -165,9 +165,11 @@ impl RouteWatch {
     }
 
     async fn take(&self, response: WatchRoutesResponse, backlog: &mut Backlog) {
-        // Rows come first: a session of a new tenant refers to the tenant's row.
-        backlog.add(routes(&response));
-        backlog.retry().await;
+        // Rows come first: a session of a new tenant refers to the tenant's row. A change that needs none waits for none: it may
+        // be the word to stop a tenant.
+        if backlog.add(routes(&response)) {
+            backlog.retry().await;
+        }
         let change = self.tenants.apply(response);
         backlog.forget(&change.removed);
         self.metrics.tenants.set(i64::try_from(self.tenants.len()).unwrap_or(i64::MAX));
@@ -217,13 +219,16 @@ impl Backlog {
         Self { mirror, written: HashMap::new(), waiting: HashMap::new(), gauge }
     }
 
-    fn add(&mut self, routes: &[TenantRoute]) {
+    /// Whether one of them has no row yet and hasn't been waiting for it.
+    fn add(&mut self, routes: &[TenantRoute]) -> bool {
+        let mut added = false;
         for route in routes {
             let Ok(id) = route.tenant_id.parse() else { continue };
             if self.written.get(&id) != Some(&route.name) {
-                self.waiting.insert(id, route.name.clone());
+                added |= self.waiting.insert(id, route.name.clone()).is_none();
             }
         }
+        added
     }
 
     fn forget(&mut self, tenants: &[TenantId]) {

@@ -29,6 +29,8 @@ const PAGE: u32 = 500;
 const PLACEMENT_PAUSE: Duration = Duration::from_millis(100);
 /// Workers that one turn may lose before it ends. Each loss starts again at the last checkpoint.
 const WORKERS_MAX: u32 = 3;
+/// How long a step may go on in a tenant that has been stopped. The exchange tells the worker at once and needs a little less.
+const STOP_GRACE: Duration = Duration::from_millis(900);
 
 /// Holds a lease and does what it is for.
 pub(super) struct Driver {
@@ -156,20 +158,42 @@ impl Driver {
         let mut input_seq = Some(input.seq);
         let mut worker = self.session.worker.clone();
         let mut lost = 0;
-        loop {
-            let step = self.step(&input, &mut worker, &mut recorder, controls, &mut input_seq, deadline).await;
-            match step? {
-                Step::Done(end) => return self.end(&mut recorder, end, input_seq).await,
+        let end = loop {
+            if self.core.tenants.is_stopped(self.session.tenant) {
+                break End::of(StopReason::Interrupted);
+            }
+            let step = tokio::select! {
+                step = self.step(&input, &mut worker, &mut recorder, controls, &mut input_seq, deadline) => step?,
+                () = self.stopped_for(STOP_GRACE) => Step::Done(End::of(StopReason::Interrupted)),
+            };
+            match step {
+                Step::Done(end) => break end,
                 Step::Again => {}
                 Step::Lost(error) => {
                     lost += 1;
                     if lost >= WORKERS_MAX {
-                        let end = End::failed(StopReason::WorkerLost, error);
-                        return self.end(&mut recorder, end, input_seq).await;
+                        break End::failed(StopReason::WorkerLost, error);
                     }
                 }
             }
+        };
+        // A step that was cut off may have said that it takes the message up without having done so.
+        self.end(&mut recorder, self.explained(end), input.seq).await
+    }
+
+    /// Waits until the tenant has been stopped for so long.
+    async fn stopped_for(&self, grace: Duration) {
+        self.core.tenants.stopped(self.session.tenant).await;
+        tokio::time::sleep(grace).await;
+    }
+
+    /// Says so when it was not the user who stopped the turn.
+    fn explained(&self, end: End) -> End {
+        let unexplained = end.stop_reason == StopReason::Interrupted && end.error.is_none();
+        if unexplained && self.core.tenants.is_stopped(self.session.tenant) {
+            return End { error: Some(session_error(&Error::TenantStopped)), ..end };
         }
+        end
     }
 
     async fn step(
@@ -273,6 +297,9 @@ impl Driver {
                 Err(error) if Instant::now() >= until => return Err(Unplaced::Nowhere(error)),
                 Err(_) => {}
             }
+            if self.core.tenants.is_stopped(self.session.tenant) {
+                return Err(Unplaced::Stopped(StopReason::Interrupted));
+            }
             tokio::select! {
                 () = tokio::time::sleep(PLACEMENT_PAUSE) => {}
                 Some(frame) = controls.recv() => match frame {
@@ -326,11 +353,11 @@ impl Driver {
         }
     }
 
-    async fn end(&self, recorder: &mut Recorder, end: End, input_seq: Option<u64>) -> Result<(), Error> {
+    async fn end(&self, recorder: &mut Recorder, end: End, input_seq: u64) -> Result<(), Error> {
         let End { stop_reason, error, checkpoint } = end;
         let mut kinds: Vec<Kind> = error.into_iter().map(Kind::Error).collect();
         kinds.push(Kind::SessionIdle(SessionIdle { stop_reason: stop_reason.into() }));
-        recorder.store(kinds, checkpoint, input_seq).await?;
+        recorder.store(kinds, checkpoint, Some(input_seq)).await?;
         self.core.metrics.turns.with_label_values(&[stop_reason.as_str_name()]).inc();
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! The talk between front and worker during one step: the worker's events are stored, its grants are answered, and what happens to the
 //! session reaches it.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,7 +77,13 @@ impl Exchange<'_> {
     pub(super) async fn run(mut self, mut worker: WorkerClient, start: StepStart) -> Result<Outcome, Error> {
         let (outgoing, requests) = mpsc::channel(OUTGOING_MAX);
         send(&outgoing, ToWorker::Start(start)).await;
-        let opened = tokio::time::timeout_at(self.deadline, worker.execute_step(ReceiverStream::new(requests))).await;
+        let (core, tenant) = (self.core, self.session.tenant);
+        let mut stopped = pin!(core.tenants.stopped(tenant));
+        let opening = tokio::time::timeout_at(self.deadline, worker.execute_step(ReceiverStream::new(requests)));
+        let opened = tokio::select! {
+            opened = opening => opened,
+            () = &mut stopped => return Ok(Outcome::Cancelled(StopReason::Interrupted)),
+        };
         let mut incoming = match opened {
             Ok(Ok(response)) => response.into_inner(),
             Ok(Err(status)) => return Ok(Outcome::WorkerLost(status)),
@@ -99,6 +106,10 @@ impl Exchange<'_> {
                     if let Some(stop_reason) = self.control(frame, &outgoing).await? {
                         cancelled.get_or_insert((stop_reason, Instant::now() + CANCEL_GRACE));
                     }
+                }
+                () = &mut stopped, if cancelled.is_none() => {
+                    send(&outgoing, cancel(StopReason::Interrupted)).await;
+                    cancelled = Some((StopReason::Interrupted, Instant::now() + CANCEL_GRACE));
                 }
                 () = tokio::time::sleep_until(cut_off) => {
                     if let Some((stop_reason, _)) = cancelled {

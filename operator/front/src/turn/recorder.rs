@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use croft_proto::id::TurnId;
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{SessionCheckpoint, SessionEvent};
+use croft_proto::v1::{ProviderMode, SessionCheckpoint, SessionEvent};
 use tokio::time::Instant;
 
 use super::now;
@@ -12,6 +12,7 @@ use crate::core::Core;
 use crate::error::Error;
 use crate::events::log::{Append, Appended, Authority, NewEvent};
 use crate::session::Session;
+use crate::tenants::Tenant;
 
 /// Writes for one turn.
 pub(super) struct Recorder {
@@ -19,13 +20,16 @@ pub(super) struct Recorder {
     session: Session,
     epoch: u64,
     turn: TurnId,
+    /// As it was when the turn began.
+    tenant: Option<Arc<Tenant>>,
     began: Instant,
     answered: bool,
 }
 
 impl Recorder {
     pub(super) fn new(core: Arc<Core>, session: Session, epoch: u64, turn: TurnId) -> Self {
-        Self { core, session, epoch, turn, began: Instant::now(), answered: false }
+        let tenant = core.tenants.get(session.tenant);
+        Self { core, session, epoch, turn, tenant, began: Instant::now(), answered: false }
     }
 
     /// Stores durable events and a checkpoint in one transaction, publishes them, and tells their numbers.
@@ -87,11 +91,20 @@ impl Recorder {
         }
     }
 
-    /// The worker tells what was used; what it cost is ours to say.
+    /// Whose account the provider used. One that has been taken out of the routes since the turn began is known from then; one
+    /// that was never in them needs no key, and is the platform's.
+    fn mode(&self, provider: &str) -> ProviderMode {
+        let now = self.core.tenants.get(self.session.tenant);
+        let told = now.iter().chain(&self.tenant).find_map(|tenant| tenant.providers.get(provider));
+        told.copied().unwrap_or(ProviderMode::Platform)
+    }
+
+    /// The worker tells what was used; what it cost, and whom, is ours to say.
     fn priced(&self, kind: Kind) -> Kind {
         match kind {
             Kind::ModelAttempt(mut attempt) => {
                 attempt.cost_nano_usd = self.core.models.cost_nano_usd(&attempt, now().seconds);
+                attempt.set_mode(self.mode(&attempt.provider));
                 if attempt.cost_nano_usd.is_none() {
                     self.core.metrics.unpriced_attempts.inc();
                 }

@@ -87,6 +87,8 @@ pub(crate) fn new_session(tenant: TenantId) -> NewSession {
         agent: agent("helper"),
         config_hash: "c0ffee".into(),
         labels: BTreeMap::new(),
+        idle_timeout_ms: 0,
+        expire_time: None,
         events: vec![event(created()), event(ready("worker-0"))],
         sessions_max: None,
         idempotency_key: None,

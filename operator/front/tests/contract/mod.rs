@@ -1,11 +1,13 @@
 //! What every store promises, written once and run against memory and Postgres.
 
+pub(crate) mod across;
 pub(crate) mod audit;
 pub(crate) mod events;
 pub(crate) mod fixtures;
 pub(crate) mod keys;
 pub(crate) mod leases;
 pub(crate) mod models;
+pub(crate) mod removal;
 pub(crate) mod sessions;
 pub(crate) mod usage;
 
@@ -27,13 +29,19 @@ macro_rules! promises {
             leases: keeps_tenants_apart, has_one_holder, grows_its_epoch, passes_on_when_it_runs_out,
                 renews_while_it_is_held, survives_a_late_heartbeat, finds_abandoned_ones_longest_first,
                 has_one_winner_of_many, refuses_sessions_that_cannot_run;
-            usage: keeps_tenants_apart, counts_an_attempt_once, tells_unknown_prices, lists_newest_first_in_pages,
+            usage: keeps_tenants_apart, counts_an_attempt_once, tells_unknown_prices, tells_whose_account_answered, lists_newest_first_in_pages,
                 summarizes_by_each_dimension, totals_nothing_without_rows, takes_no_negative_tokens,
                 adds_to_the_sessions_totals;
             audit: keeps_tenants_apart, numbers_and_chains_each_tenant, keeps_its_chain_under_concurrent_writers,
                 lists_in_pages, finds_an_empty_log_intact;
             keys: finds_what_was_stored, knows_no_other_prefix, refuses_unknown_tenants_and_taken_prefixes;
             models: holds_the_seed;
+            across: finds_what_is_due_longest_first, lets_a_running_session_be_idle_for_as_long_as_it_likes,
+                ends_a_session_only_while_it_is_due, fences_the_turn_of_a_session_that_is_too_old,
+                ends_a_session_once_whoever_races, tells_each_change_of_state_from_a_horizon_on;
+            removal: shuts_the_door_for_good, shuts_the_door_on_a_tenant_that_nobody_knew,
+                lets_no_session_slip_through, erases_nothing_that_is_not_being_removed,
+                erases_in_batches_and_keeps_the_books, erases_credentials_of_the_tenant_alone;
         }
     };
     ($($noun:ident: $($promise:ident),+;)+) => {

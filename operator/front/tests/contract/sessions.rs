@@ -44,12 +44,14 @@ pub(crate) async fn survives_a_round_trip_in_full(stores: &Stores) {
     let mut new = new_session(tenant);
     new.labels = BTreeMap::from([("team".into(), "sails \"&\" ropes".into()), ("größe".into(), String::new())]);
     new.events[1].create_time = at(77);
+    (new.idle_timeout_ms, new.expire_time) = (12_345, Some(at(999)));
     let (agent, labels) = (new.agent.clone(), new.labels.clone());
     let Inserted::New { session, events } = stores.sessions.insert(new).await.unwrap() else { panic!("it is new") };
 
     assert_eq!(get(stores, tenant, session.id).await, session);
     assert_eq!((session.agent, session.labels, &*session.tenant_name), (agent, labels, "ours"));
     assert_eq!((session.create_time, session.update_time), (at(1), at(77)));
+    assert_eq!((session.idle_timeout_ms, session.expire_time, session.terminate_time), (12_345, Some(at(999)), None));
     assert_eq!((session.input_seq, session.newest_input_seq, &*session.turn_id), (0, 0, ""));
     assert_eq!(session.last_stop_reason, StopReason::Unspecified);
     assert_eq!(session.usage, UsageTotals { tokens: Some(TokenUsage::default()), ..UsageTotals::default() });
@@ -169,7 +171,7 @@ pub(crate) async fn filters_by_state_and_labels(stores: &Stores) {
 
     let found = async |states: &[SessionState], labels: &[(&str, &str)]| {
         let labels = labels.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
-        let filter = Filter { states: states.to_vec(), labels };
+        let filter = Filter { states: states.to_vec(), labels, ..Filter::default() };
         let sessions = stores.sessions.list(tenant, &filter, None, 10).await.unwrap();
         sessions.into_iter().map(|session| session.id).collect::<Vec<_>>()
     };

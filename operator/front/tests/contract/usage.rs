@@ -4,7 +4,7 @@ use croft_front::events::log::NewEvent;
 use croft_front::store::Stores;
 use croft_proto::id::TenantId;
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{ModelAttempt, TokenUsage, UsageDimension, UsageTotals};
+use croft_proto::v1::{ModelAttempt, ProviderMode, TokenUsage, UsageDimension, UsageTotals};
 
 use super::fixtures::{
     agent, append, appended, at, attempt, event, get, insert, new_session, session, tenant, two_tenants,
@@ -51,6 +51,22 @@ pub(crate) async fn tells_unknown_prices(stores: &Stores) {
     assert_eq!((usage.attempts, usage.unpriced_attempts, usage.cost_nano_usd), (2, 1, 0));
     let totals = stores.usage.summarize(tenant, None, None, &[]).await.unwrap()[0].totals.unwrap();
     assert_eq!(totals, usage);
+}
+
+pub(crate) async fn tells_whose_account_answered(stores: &Stores) {
+    use ProviderMode::{InCluster, Platform, TenantEndpoint, TenantKey, Unspecified};
+    let tenant = tenant(stores, "ours").await;
+    let session = session(stores, tenant).await;
+    let modes = [Unspecified, Platform, TenantKey, TenantEndpoint, InCluster];
+    let attempts = modes.iter().zip('a'..).map(|(mode, id)| {
+        let attempt = of(&id.to_string(), "anthropic", "claude-haiku-4-5", 1);
+        Kind::ModelAttempt(ModelAttempt { mode: (*mode).into(), ..attempt })
+    });
+    appended(stores, append(tenant, session, attempts.collect())).await;
+    let mut rows = stores.usage.list(tenant, None, None, 10).await.unwrap();
+    rows.reverse();
+    let told: Vec<_> = rows.iter().map(croft_proto::v1::UsageEvent::mode).collect();
+    assert_eq!(told, [Platform, Platform, TenantKey, TenantEndpoint, InCluster]);
 }
 
 /// One attempt in a session of its own.

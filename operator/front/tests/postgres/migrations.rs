@@ -3,12 +3,15 @@
 use croft_front::Error;
 use croft_front::migrate;
 use croft_front::models::seed::seed;
+use croft_front::session::store::NewSession;
 use croft_front::store::Stores;
 use croft_front::store::postgres::Postgres;
+use croft_proto::id::SessionId;
 use secrecy::SecretString;
+use uuid::Uuid;
 
 use crate::contract::audit::{action, intact};
-use crate::contract::fixtures::{append, appended, attempt, get, session, tenant};
+use crate::contract::fixtures::{append, appended, at, attempt, get, insert, new_session, session, tenant, terminated};
 use crate::database::{Database, FRONT_ROLE, OWNER_ROLE, execute};
 
 #[tokio::test]
@@ -80,6 +83,11 @@ async fn an_owner_who_is_no_superuser_can_run_them() {
     assert_eq!(get(&stores, tenant, session).await.usage.attempts, 1);
     stores.leases.acquire(tenant, session, "front-0", std::time::Duration::ZERO).await.unwrap();
     assert_eq!(stores.leases.abandoned(10).await.unwrap().len(), 1);
+    assert_eq!(stores.across.due(at(999), 10).await.unwrap(), []);
+    assert_eq!(stores.across.changed((0, SessionId(Uuid::nil())), 10).await.unwrap().len(), 1);
+    let timed = NewSession { idle_timeout_ms: 1_000, ..new_session(tenant) };
+    let timed = insert(&stores, timed).await.id;
+    assert_eq!(stores.across.due(at(999), 10).await.unwrap(), [(tenant, timed)]);
     stores.audit.append(vec![action(tenant, "sessions/1"); 2]).await.unwrap();
     assert_eq!(stores.audit.verify(tenant).await.unwrap(), intact(2));
     // And as the owner, `api-key create` works, while a look without a tenant shows nothing.
@@ -89,6 +97,14 @@ async fn an_owner_who_is_no_superuser_can_run_them() {
     let mut login = database.login(OWNER_ROLE).await;
     let seen: i64 = sqlx::query_scalar("select count(*) from sessions").fetch_one(&mut login).await.unwrap();
     assert_eq!(seen, 0);
+
+    // And a tenant of such an owner's can be removed.
+    for id in [session, timed] {
+        appended(&stores, append(tenant, id, vec![terminated("gone")])).await;
+    }
+    stores.removal.begin(tenant, "ours").await.unwrap();
+    assert!(stores.removal.erase_sessions(tenant, 100).await.unwrap() >= 9);
+    assert_eq!(stores.removal.count_rows(tenant, 100).await.unwrap(), 0);
     database.end().await;
 }
 

@@ -146,6 +146,12 @@ async fn nothing_is_written_across_tenants() {
         assert!(refused.to_string().contains("row-level security"), "{insert}: {refused}");
         execute(&mut front, "rollback").await.unwrap();
     }
+    // Nor is anything of a tenant erased that is not being removed.
+    for call in ["croft_erase_sessions(9)", "croft_erase_credentials()"] {
+        let refused = execute(&mut front, &format!("{}; select {call}", as_request(ours))).await.unwrap_err();
+        assert!(refused.to_string().contains("not being removed"), "{call}: {refused}");
+        execute(&mut front, "rollback").await.unwrap();
+    }
     // What has happened stays as it happened.
     for statement in [
         "update events set kind = 'error'",
@@ -209,5 +215,24 @@ async fn looks_across_tenants_tell_ids_alone() {
             .unwrap();
     assert_eq!(columns, ["rows_max", "tenant_id", "session_id"]);
     assert_eq!(stores.leases.abandoned(10).await.unwrap().len(), 1);
+    for call in ["croft_due_sessions(now(), 1)", "croft_changed_sessions(0, gen_random_uuid(), 1)"] {
+        let refused = execute(&mut front, &format!("select {call}")).await.unwrap_err();
+        assert!(refused.to_string().contains("permission denied"), "{refused}");
+        // Ids; and a number that orders changes and says nothing of them.
+        let name = call.split('(').next().unwrap();
+        let columns: Vec<String> = sqlx::query_scalar(
+            "select parameter_name::text from information_schema.parameters
+            where specific_name like $1 and parameter_mode = 'OUT' order by ordinal_position",
+        )
+        .bind(format!("{name}%"))
+        .fetch_all(&mut database.admin().await)
+        .await
+        .unwrap();
+        assert_eq!(columns[..2], ["tenant_id", "session_id"]);
+        assert!(columns[2..].iter().all(|column| column == "change_number"), "{columns:?}");
+    }
+    // The setting by which those functions see rows opens nothing to anyone but the owner.
+    execute(&mut front, "begin; set local role croft_request; set local croft.across = 'ids'").await.unwrap();
+    assert_eq!(count(&mut front, "sessions").await, 0);
     database.end().await;
 }

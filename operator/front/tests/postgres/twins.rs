@@ -40,7 +40,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => (session.clone(), key(), prop::option::weighted(0.3, 0..4_u32), 0..2_u8)
             .prop_map(|(session, key, limit, label)| Step::Insert { session, key, limit, label }),
         6 => (
-            session.clone(), 0..6_u8, prop::collection::vec(0..10_u8, 1..4), key(), any::<bool>(),
+            session.clone(), 0..8_u8, prop::collection::vec(0..10_u8, 1..4), key(), any::<bool>(),
             prop::option::of(0..9_u64),
         )
             .prop_map(|(session, authority, kinds, key, checkpoint, input)| {
@@ -97,7 +97,8 @@ impl Case {
                 let authority = match authority {
                     0 | 1 => Authority::Caller,
                     2 => Authority::Fence,
-                    epoch => Authority::Lease { epoch: u64::from(*epoch) - 2 },
+                    3 | 4 => Authority::Overdue { as_of: at(i64::from(*authority) * 5) },
+                    epoch => Authority::Lease { epoch: u64::from(*epoch) - 4 },
                 };
                 let superstep = u32::try_from(number).expect("a few");
                 let append = Append {
@@ -134,6 +135,9 @@ impl Case {
                 NewEvent { kind: created(), ..create.clone() },
                 NewEvent { kind: ready("worker-0"), ..create },
             ],
+            // Some rest for too long within a case, some grow too old, some do neither.
+            idle_timeout_ms: i64::from(label) * 7_000,
+            expire_time: (sessions_max == Some(3)).then(|| at(15)),
             sessions_max,
             idempotency_key: used.map(|(name, body)| key(&name.to_string(), body)),
         }
@@ -145,13 +149,17 @@ impl Case {
         let labelled = Filter {
             states: vec![SessionState::Ready, SessionState::Terminated],
             labels: [("label".to_owned(), "1".to_owned())].into(),
+            ids: vec![self.sessions[0], self.sessions[1]],
         };
         let by = [UsageDimension::Session, UsageDimension::Model];
         let mut abandoned = stores.leases.abandoned(1_000).await.unwrap();
         abandoned.retain(|lease| lease.tenant == tenant);
         // In no order: a moment's difference is not for both to see.
         abandoned.sort_by_key(|lease| lease.session);
+        let mut due = stores.across.due(at(30), 1_000).await.unwrap();
+        due.retain(|(owner, _)| *owner == tenant);
         let mut view = vec![
+            format!("{due:?}"),
             told(stores.sessions.list(tenant, &Filter::default(), None, 10).await),
             told(stores.sessions.list(tenant, &labelled, Some(self.sessions[2]), 10).await),
             told(stores.sessions.count_open(tenant).await),

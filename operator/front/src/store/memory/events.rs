@@ -25,11 +25,13 @@ impl EventLog for Memory {
         record.admit(authority)?;
 
         // There is nothing to fence before the first lease.
-        if (authority == Authority::Fence || change.terminates()) && record.lease.epoch > 0 {
+        if (authority.fences() || change.terminates()) && record.lease.epoch > 0 {
             record.lease.epoch += 1;
             record.lease.expiry = None;
         }
+        let before = record.session.state;
         change.apply(&mut record.session);
+        let turned = record.session.state != before;
         let first_seq = record.session.last_seq + 1;
         record.session.last_seq += events.len() as u64;
         record.session.input_seq = record.session.input_seq.max(input_seq.unwrap_or(0));
@@ -40,6 +42,9 @@ impl EventLog for Memory {
         let numbered = projection::number(session, first_seq, events);
         record.events.extend(numbered.iter().cloned());
 
+        if turned {
+            state.turned(tenant, session)?;
+        }
         let added = state.meter(tenant, rows);
         let record = state.record(tenant, session)?;
         for row in added {
@@ -88,7 +93,10 @@ impl Record {
         }
         match authority {
             Authority::Lease { epoch } if !self.lease.is_held_under(epoch) => Err(Error::LeaseLost { epoch }),
-            Authority::Lease { .. } | Authority::Caller | Authority::Fence => Ok(()),
+            Authority::Overdue { as_of } if !self.is_due(&as_of) => {
+                Err(Error::SessionBusy { session_id: self.session.id.to_string() })
+            }
+            Authority::Lease { .. } | Authority::Caller | Authority::Fence | Authority::Overdue { .. } => Ok(()),
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::events::log::IdempotencyKey;
 use crate::session::Session;
 use crate::session::store::{Filter, Inserted, NewSession, SessionStore};
-use crate::store::{projection, unknown_tenant};
+use crate::store::{being_removed, projection, unknown_tenant};
 
 #[async_trait]
 impl SessionStore for Memory {
@@ -23,6 +23,9 @@ impl SessionStore for Memory {
             && let Some(existing) = state.created(new.tenant, key)?
         {
             return Ok(Inserted::Existing(existing));
+        }
+        if state.removing.contains(&new.tenant) {
+            return Err(being_removed());
         }
         if let Some(max) = new.sessions_max
             && state.count_open(new.tenant) >= max
@@ -39,9 +42,16 @@ impl SessionStore for Memory {
         if let Some(key) = new.idempotency_key {
             state.remember(new.tenant, Scope::Create, key, new.id, 1);
         }
-        let record =
-            Record { session: session.clone(), events: events.clone(), checkpoint: None, lease: Lease::default() };
+        let record = Record {
+            session: session.clone(),
+            events: events.clone(),
+            checkpoint: None,
+            lease: Lease::default(),
+            due_time: None,
+            change_number: 0,
+        };
         state.sessions.insert((new.tenant, new.id), record);
+        state.turned(new.tenant, new.id)?;
         Ok(Inserted::New { session, events })
     }
 
@@ -62,6 +72,7 @@ impl SessionStore for Memory {
             .rev()
             .filter(|session| after.is_none_or(|after| session.id < after))
             .filter(|session| filter.states.is_empty() || filter.states.contains(&session.state))
+            .filter(|session| filter.ids.is_empty() || filter.ids.contains(&session.id))
             .filter(|session| filter.labels.iter().all(|(key, value)| session.labels.get(key) == Some(value)))
             .take(limit as usize)
             .cloned()

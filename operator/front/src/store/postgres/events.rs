@@ -31,7 +31,8 @@ const APPEND: &str = "
             input_seq = greatest(input_seq, $10),
             update_time = $11,
             lease_epoch = case when $12 then null else lease_epoch end
-        where tenant_id = $1 and session_id = $2 and state <> 'terminated' and ($13::bigint is null or lease_epoch = $13)
+        where tenant_id = $1 and session_id = $2 and state <> 'terminated'
+            and ($13::bigint is null or lease_epoch = $13) and ($22::timestamptz is null or due_time <= $22)
         returning last_seq - $3 as base, agent_name
     ), forgotten as (
         delete from idempotency_keys
@@ -67,10 +68,11 @@ impl EventLog for Postgres {
     async fn append(&self, append: Append) -> Result<Appended, Error> {
         let Append { tenant, session, authority, events, checkpoint, idempotency_key, input_seq } = append;
         let (change, columns) = (Change::of(&events)?, Columns::of(&events)?);
-        let fences = authority == Authority::Fence || change.terminates();
-        let epoch = match authority {
-            Authority::Lease { epoch } => Some(signed(epoch)),
-            Authority::Caller | Authority::Fence => None,
+        let fences = authority.fences() || change.terminates();
+        let (epoch, as_of) = match authority {
+            Authority::Lease { epoch } => (Some(signed(epoch)), None),
+            Authority::Overdue { as_of } => (None, Some(Time(as_of))),
+            Authority::Caller | Authority::Fence => (None, None),
         };
         let (key, scope) = (idempotency_key.as_ref(), scope(session));
 
@@ -97,6 +99,7 @@ impl EventLog for Postgres {
             .bind(columns.times)
             .bind(columns.payloads)
             .bind(checkpoint.map(|checkpoint| checkpoint.encode_to_vec()))
+            .bind(as_of)
             .fetch_optional(&mut *tx)
             .await
             .map_err(failed)?;
@@ -192,6 +195,7 @@ async fn refused(
         (None, _) => Error::SessionNotFound { session_id },
         (Some("terminated"), _) => Error::SessionTerminated { session_id },
         (Some(_), Authority::Lease { epoch }) => Error::LeaseLost { epoch },
+        (Some(_), Authority::Overdue { .. }) => Error::SessionBusy { session_id },
         (Some(state), Authority::Caller | Authority::Fence) => {
             Error::internal(anyhow::anyhow!("a {state} session took no events"))
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use croft_proto::id::{SessionId, TenantId};
-use croft_proto::v1::{AgentSpec, SessionState, StopReason, TokenUsage, UsageEvent, UsageTotals};
+use croft_proto::v1::{AgentSpec, ProviderMode, SessionState, StopReason, TokenUsage, UsageEvent, UsageTotals};
 use prost::Message;
 use sqlx::Row;
 use sqlx::error::BoxDynError;
@@ -14,6 +14,7 @@ use crate::session::Session;
 
 const STATE_PREFIX: &str = "SESSION_STATE_";
 const STOP_REASON_PREFIX: &str = "STOP_REASON_";
+const MODE_PREFIX: &str = "PROVIDER_MODE_";
 
 /// Selects what [`session`] reads.
 pub(super) const SELECT_SESSION: &str = "
@@ -21,7 +22,7 @@ pub(super) const SELECT_SESSION: &str = "
         s.create_time, s.update_time, s.last_seq, s.input_seq, s.newest_input_seq, s.turn_id, s.worker,
         s.terminate_reason, s.last_stop_reason, s.attempts, s.unpriced_attempts, s.input_uncached_tokens,
         s.cache_read_tokens, s.cache_write_5m_tokens, s.cache_write_1h_tokens, s.output_tokens, s.reasoning_tokens,
-        s.cost_nano_usd
+        s.cost_nano_usd, s.idle_timeout_ms, s.expire_time, s.terminate_time
     from sessions s
     join tenants t on t.tenant_id = s.tenant_id
 ";
@@ -41,6 +42,9 @@ pub(super) fn session(row: &PgRow) -> Result<Session, sqlx::Error> {
         labels,
         create_time: row.try_get::<Time, _>("create_time")?.0,
         update_time: row.try_get::<Time, _>("update_time")?.0,
+        idle_timeout_ms: row.try_get("idle_timeout_ms")?,
+        expire_time: row.try_get::<Option<Time>, _>("expire_time")?.map(|time| time.0),
+        terminate_time: row.try_get::<Option<Time>, _>("terminate_time")?.map(|time| time.0),
         last_seq: row.try_get::<i64, _>("last_seq")?.cast_unsigned(),
         input_seq: row.try_get::<i64, _>("input_seq")?.cast_unsigned(),
         newest_input_seq: row.try_get::<i64, _>("newest_input_seq")?.cast_unsigned(),
@@ -78,6 +82,7 @@ pub(super) fn usage_event(row: &PgRow) -> Result<UsageEvent, sqlx::Error> {
         error_class: row.try_get("error_class")?,
         create_time: Some(row.try_get::<Time, _>("create_time")?.0),
         usage_estimated: row.try_get("usage_estimated")?,
+        mode: ProviderMode::from_str_name(&name(MODE_PREFIX, row.try_get("mode")?)).unwrap_or_default().into(),
     })
 }
 
@@ -100,6 +105,11 @@ pub(super) fn state_word(state: SessionState) -> String {
 /// The word for a stop reason: `end_turn`.
 pub(super) fn stop_reason_word(reason: StopReason) -> String {
     word(STOP_REASON_PREFIX, reason.as_str_name())
+}
+
+/// The word for whose account answered: `tenant_key`.
+pub(super) fn mode_word(mode: ProviderMode) -> String {
+    word(MODE_PREFIX, mode.as_str_name())
 }
 
 fn word(prefix: &str, name: &str) -> String {

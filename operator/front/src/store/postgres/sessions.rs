@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use croft_proto::id::{SessionId, TenantId};
+use croft_proto::v1::SessionState;
 use prost::Message;
 use sqlx::{AssertSqlSafe, Row};
 
@@ -13,7 +14,7 @@ use crate::error::Error;
 use crate::events::log::IdempotencyKey;
 use crate::session::Session;
 use crate::session::store::{Filter, Inserted, NewSession, SessionStore};
-use crate::store::{projection, unknown_tenant};
+use crate::store::{being_removed, projection, unknown_tenant};
 
 /// The scope of keys of `CreateSession`.
 const SCOPE: &str = "sessions";
@@ -40,10 +41,12 @@ const INSERT: &str = "
     ), made as (
         insert into sessions (
             tenant_id, session_id, state, agent, agent_name, config_hash, labels, create_time, update_time, last_seq,
-            newest_input_seq, turn_id, worker, terminate_reason, last_stop_reason
+            newest_input_seq, turn_id, worker, terminate_reason, last_stop_reason, idle_timeout_ms, expire_time
         )
-        select $1, $2, $7, $8, $9, $10, $11::text::jsonb, $12, $13, $14, $15, $16, $17, $18, $19
-        where ($4 is null or exists (select 1 from keyed)) and (
+        select $1, $2, $7, $8, $9, $10, $11::text::jsonb, $12, $13, $14, $15, $16, $17, $18, $19, $24, $25
+        where ($4 is null or exists (select 1 from keyed)) and exists (
+            select 1 from tenants where tenant_id = $1 and remove_time is null
+        ) and (
             $6::bigint is null
             or (select count(*) from sessions where tenant_id = $1 and state <> 'terminated') < $6
         )
@@ -54,7 +57,8 @@ const INSERT: &str = "
         from made, unnest($20::text[], $21::uuid[], $22::timestamptz[], $23::bytea[])
             with ordinality as new (kind, turn_id, create_time, payload, place)
     )
-    select (select count(*) from keyed) as keyed, (select count(*) from made) as made
+    select (select count(*) from keyed) as keyed, (select count(*) from made) as made,
+        (select remove_time is not null from tenants where tenant_id = $1) as removing
 ";
 
 #[async_trait]
@@ -62,14 +66,11 @@ impl SessionStore for Postgres {
     async fn insert(&self, new: NewSession) -> Result<Inserted, Error> {
         let mut session = projection::begin(&new)?;
         let columns = Columns::of(&new.events)?;
-        let mut tx = match new.sessions_max {
-            // Creations under a limit go one by one in a tenant, or two could take the last place.
-            Some(_) => {
-                let lock = format!("select 1 from tenants where tenant_id = '{}' for no key update", new.tenant);
-                self.tenant_and(new.tenant, lock).await?
-            }
-            None => self.tenant(new.tenant).await?,
-        };
+        // Creations under a limit go one by one in a tenant, or two could take the last place. The others lock out no more
+        // than the beginning of the tenant's removal.
+        let strength = if new.sessions_max.is_some() { "no key update" } else { "key share" };
+        let lock = format!("select 1 from tenants where tenant_id = '{}' for {strength}", new.tenant);
+        let mut tx = self.tenant_and(new.tenant, lock).await?;
         let key = new.idempotency_key.as_ref();
         let outcome = sqlx::query(INSERT)
             .bind(new.tenant.0)
@@ -95,6 +96,8 @@ impl SessionStore for Postgres {
             .bind(columns.turns)
             .bind(columns.times)
             .bind(columns.payloads)
+            .bind(session.idle_timeout_ms)
+            .bind(session.expire_time.map(Time))
             .fetch_one(&mut *tx)
             .await
             .map_err(|error| if is_foreign_key(&error) { unknown_tenant() } else { failed(error) })?;
@@ -110,7 +113,11 @@ impl SessionStore for Postgres {
             });
         }
         if outcome.get::<i64, _>("made") == 0 {
-            return Err(Error::SessionLimit { max: new.sessions_max.unwrap_or(0) });
+            return Err(match outcome.try_get::<Option<bool>, _>("removing").map_err(failed)? {
+                Some(false) => Error::SessionLimit { max: new.sessions_max.unwrap_or(0) },
+                Some(true) => being_removed(),
+                None => unknown_tenant(),
+            });
         }
         if let Some(totals) = usage::meter(&mut tx, new.tenant, new.id, &session.agent.name, &new.events).await? {
             session.usage = totals;
@@ -133,12 +140,16 @@ impl SessionStore for Postgres {
     ) -> Result<Vec<Session>, Error> {
         let states: Vec<_> = filter.states.iter().copied().map(state_word).collect();
         let labels = serde_json::to_string(&filter.labels).map_err(Error::internal)?;
+        // Said in words, so that the index of open sessions serves where it can.
+        let only_open = !filter.states.is_empty() && !filter.states.contains(&SessionState::Terminated);
+        let only_open = if only_open { "and s.state <> 'terminated'" } else { "" };
         let mut tx = self.tenant(tenant).await?;
         let rows = sqlx::query(AssertSqlSafe(format!(
             "{SELECT_SESSION}
             where s.tenant_id = $1 and ($2::uuid is null or s.session_id < $2)
                 and (cardinality($3::text[]) = 0 or s.state = any($3))
-                and s.labels @> $4::text::jsonb
+                and s.labels @> $4::text::jsonb and (cardinality($6::uuid[]) = 0 or s.session_id = any($6))
+                {only_open}
             order by s.session_id desc limit $5"
         )))
         .bind(tenant.0)
@@ -146,6 +157,7 @@ impl SessionStore for Postgres {
         .bind(states)
         .bind(labels)
         .bind(i64::from(limit))
+        .bind(filter.ids.iter().map(|id| id.0).collect::<Vec<_>>())
         .fetch_all(&mut *tx)
         .await
         .map_err(failed)?;

@@ -19,12 +19,13 @@ const METER: &str = "
         insert into llm_usage_events (
             tenant_id, session_id, agent, attempt_id, provider, model, input_uncached_tokens, cache_read_tokens,
             cache_write_5m_tokens, cache_write_1h_tokens, output_tokens, reasoning_tokens, cost_nano_usd, latency_ms,
-            finish_reason, error_class, usage_estimated, create_time
+            finish_reason, error_class, usage_estimated, create_time, mode
         )
         select $1, $2, $3, new.*
         from unnest(
             $4::text[], $5::text[], $6::text[], $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[],
-            $12::bigint[], $13::bigint[], $14::bigint[], $15::text[], $16::text[], $17::boolean[], $18::timestamptz[]
+            $12::bigint[], $13::bigint[], $14::bigint[], $15::text[], $16::text[], $17::boolean[], $18::timestamptz[],
+            $19::text[]
         ) as new
         on conflict (tenant_id, attempt_id) do nothing
         returning *
@@ -88,6 +89,7 @@ pub(super) async fn meter(
         .bind(rows.iter().map(|row| row.error_class.as_str()).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.usage_estimated).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| Time(row.create_time.unwrap_or_default())).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row::mode_word(row.mode())).collect::<Vec<_>>())
         .fetch_one(&mut **tx)
         .await
         .map_err(failed)?;
@@ -108,7 +110,7 @@ impl UsageStore for Postgres {
         let rows = sqlx::query(
             "select attempt_id, session_id, agent, provider, model, input_uncached_tokens, cache_read_tokens,
                 cache_write_5m_tokens, cache_write_1h_tokens, output_tokens, reasoning_tokens, cost_nano_usd, latency_ms,
-                finish_reason, error_class, create_time, usage_estimated
+                finish_reason, error_class, create_time, usage_estimated, mode
             from llm_usage_events
             where tenant_id = $1 and ($2::uuid is null or session_id = $2) and (
                 $3::text is null or (create_time, attempt_id) < (

@@ -1,0 +1,220 @@
+//! The declared sessions and the tenants' totals, for the operator: how they stand, then what changed, at a slow rate.
+//!
+//! What changed is told by the store in ids, for all tenants at once and whichever front did it; the sessions themselves
+//! are then read tenant by tenant. An interval in which nothing changed costs two small queries.
+
+mod picture;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use croft_proto::Timestamp;
+use croft_proto::id::{SessionId, TenantId};
+use croft_proto::v1::{TenantTotals, WatchSessionsResponse};
+use futures::{Stream, StreamExt, stream};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use uuid::Uuid;
+
+use self::picture::{Picture, month_start};
+use crate::core::Core;
+use crate::error::Error;
+
+const INTERVAL_MS: i64 = 1_000;
+const INTERVAL_MS_MIN: i64 = 200;
+const INTERVAL_MS_MAX: i64 = 60_000;
+/// A tenant's totals are summed up at most this often: the sum grows with the month.
+const TOTALS_EVERY: Duration = Duration::from_secs(5);
+/// Changes that are read at a time.
+const PAGE: u32 = 1_000;
+/// Tenants that are read at the same time.
+const CONCURRENCY: usize = 4;
+/// Answers that may wait for the operator. At the bound the watch waits too, and what changes meanwhile is told once.
+const ANSWERS_MAX: usize = 16;
+
+type Answers = mpsc::Sender<Result<WatchSessionsResponse, Status>>;
+
+/// Why a watch is over.
+enum End {
+    /// Nobody listens any more.
+    Gone,
+    Failed(Error),
+}
+
+impl From<Error> for End {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// One watch.
+pub(crate) struct Watch {
+    core: Arc<Core>,
+    interval: Duration,
+    /// Changes below this number have all been seen.
+    horizon: u64,
+    /// Changes from there on that have been seen already.
+    seen: HashMap<SessionId, u64>,
+    /// What is still to be told, by tenant.
+    changed: HashMap<TenantId, HashSet<SessionId>>,
+    totals_due: BTreeSet<TenantId>,
+    /// The totals that each tenant's last sum gave, and when.
+    told: HashMap<TenantId, (Instant, TenantTotals)>,
+    month_start: Timestamp,
+}
+
+impl Watch {
+    /// With so many milliseconds between two looks, within bounds; 0 takes a second.
+    pub(crate) fn new(core: Arc<Core>, interval_ms: i64) -> Self {
+        let interval_ms = if interval_ms == 0 { INTERVAL_MS } else { interval_ms };
+        let interval_ms = interval_ms.clamp(INTERVAL_MS_MIN, INTERVAL_MS_MAX).unsigned_abs();
+        Self {
+            core,
+            interval: Duration::from_millis(interval_ms),
+            horizon: 0,
+            seen: HashMap::new(),
+            changed: HashMap::new(),
+            totals_due: BTreeSet::new(),
+            told: HashMap::new(),
+            month_start: Timestamp::default(),
+        }
+    }
+
+    /// Watches in a task of its own, until the stream is dropped or the front stops. `seat` is given back then.
+    pub(crate) fn start(
+        self,
+        seat: OwnedSemaphorePermit,
+    ) -> impl Stream<Item = Result<WatchSessionsResponse, Status>> + Send + use<> {
+        let (answers, received) = mpsc::channel(ANSWERS_MAX);
+        let tasks = self.core.tasks.clone();
+        drop(tasks.spawn("session-watch", async move {
+            let _seat = seat;
+            let stopping = self.core.tasks.stopping();
+            let listener = answers.clone();
+            let end = tokio::select! {
+                () = stopping.cancelled() => {
+                    End::Failed(Error::unavailable("this replica", anyhow::anyhow!("it is shutting down")))
+                }
+                () = listener.closed() => End::Gone,
+                end = self.run(answers) => end,
+            };
+            if let End::Failed(error) = end {
+                // A listener that has no room for it sees the stream end all the same.
+                let _ = listener.try_send(Err(error.into()));
+            }
+        }));
+        ReceiverStream::new(received)
+    }
+
+    async fn run(mut self, answers: Answers) -> End {
+        if let Err(end) = self.first(&answers).await {
+            return end;
+        }
+        loop {
+            tokio::time::sleep(self.interval).await;
+            let told = match self.gather().await {
+                Ok(()) => self.tell(&answers).await,
+                Err(error) => Err(End::Failed(error)),
+            };
+            match told {
+                Ok(()) => {}
+                Err(End::Gone) => return End::Gone,
+                // What was to be told is kept.
+                Err(End::Failed(error)) => tracing::warn!(%error, "changed sessions not told, trying again"),
+            }
+        }
+    }
+
+    async fn first(&mut self, answers: &Answers) -> Result<(), End> {
+        if !self.core.tenants.synced() {
+            return Err(Error::unavailable("the list of tenants", anyhow::anyhow!("no snapshot of routes yet")).into());
+        }
+        // Before anything is read: what changes while we read is told again.
+        self.horizon = self.core.stores.across.horizon().await?;
+        self.month_start = month_start()?;
+        let (core, month_start) = (Arc::clone(&self.core), self.month_start);
+        let tenants: Vec<_> = core.tenants.list().iter().map(|tenant| tenant.id).collect();
+        let mut pictures = stream::iter(tenants)
+            .map(|tenant| Picture::of_open(&core, tenant, month_start))
+            .buffer_unordered(CONCURRENCY);
+        while let Some(picture) = pictures.next().await {
+            let picture = picture?;
+            if let Some(totals) = &picture.totals {
+                self.told.insert(picture.tenant, (Instant::now(), totals.clone()));
+            }
+            picture.send(answers).await?;
+        }
+        let synced = WatchSessionsResponse { synced: true, ..WatchSessionsResponse::default() };
+        answers.send(Ok(synced)).await.map_err(|_| End::Gone)
+    }
+
+    /// Adds to what is to be told.
+    async fn gather(&mut self) -> Result<(), Error> {
+        let across = &self.core.stores.across;
+        let horizon = across.horizon().await?;
+        let mut after = (self.horizon.saturating_sub(1), SessionId(Uuid::max()));
+        loop {
+            let page = across.changed(after, PAGE).await?;
+            let is_last = page.len() < PAGE as usize;
+            for change in page {
+                after = (change.number, change.session);
+                if self.seen.insert(change.session, change.number) != Some(change.number) {
+                    self.changed.entry(change.tenant).or_default().insert(change.session);
+                    self.totals_due.insert(change.tenant);
+                }
+            }
+            if is_last {
+                break;
+            }
+        }
+        self.seen.retain(|_, number| *number >= horizon);
+        self.horizon = horizon;
+        let month_start = month_start()?;
+        if month_start != self.month_start {
+            self.month_start = month_start;
+            self.totals_due.extend(self.told.keys());
+        }
+        let tenants = &self.core.tenants;
+        self.told.retain(|tenant, _| tenants.get(*tenant).is_some());
+        Ok(())
+    }
+
+    /// Tells what changed, and the totals whose turn it is.
+    async fn tell(&mut self, answers: &Answers) -> Result<(), End> {
+        let rested = |tenant: &&TenantId| self.told.get(tenant).is_none_or(|(at, _)| at.elapsed() >= TOTALS_EVERY);
+        let sums: HashSet<_> = self.totals_due.iter().filter(rested).copied().collect();
+        let mut todo = std::mem::take(&mut self.changed);
+        for tenant in &sums {
+            todo.entry(*tenant).or_default();
+        }
+        let (core, month_start) = (Arc::clone(&self.core), self.month_start);
+        let mut pictures = stream::iter(todo)
+            .map(|(tenant, ids)| {
+                let month_start = sums.contains(&tenant).then_some(month_start);
+                let core = &core;
+                async move { (tenant, Picture::of_changed(core, tenant, &ids, month_start).await, ids) }
+            })
+            .buffer_unordered(CONCURRENCY);
+        let mut failed = None;
+        while let Some((tenant, picture, ids)) = pictures.next().await {
+            let mut picture = match picture {
+                Ok(picture) => picture,
+                Err(error) => {
+                    self.changed.entry(tenant).or_default().extend(ids);
+                    failed = Some(error);
+                    continue;
+                }
+            };
+            if let Some(totals) = picture.totals.take() {
+                self.totals_due.remove(&tenant);
+                let before = self.told.insert(tenant, (Instant::now(), totals.clone()));
+                picture.totals = Some(totals).filter(|now| before.is_none_or(|(_, before)| before != *now));
+            }
+            picture.send(answers).await?;
+        }
+        failed.map_or(Ok(()), |error| Err(error.into()))
+    }
+}

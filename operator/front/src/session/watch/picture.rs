@@ -1,0 +1,110 @@
+//! What there is to tell of one tenant.
+
+use std::collections::HashSet;
+
+use croft_proto::Timestamp;
+use croft_proto::id::{SessionId, TenantId};
+use croft_proto::v1::{self, TenantTotals, WatchSessionsResponse, WatchedSession};
+use jiff::tz::TimeZone;
+
+use super::{Answers, End};
+use crate::core::Core;
+use crate::error::Error;
+use crate::session::Session;
+use crate::session::store::Filter;
+
+/// Sessions that are read, and told, at a time.
+const PAGE: u32 = 500;
+/// The label on sessions that were declared in the cluster: `SESSION_SOURCE` of croft-crds, which the front does without.
+const SOURCE: (&str, &str) = ("croft.dev/source", "agentsession");
+
+/// A tenant's declared sessions, those that are worth telling, and its totals if they are.
+pub(super) struct Picture {
+    pub(super) tenant: TenantId,
+    sessions: Vec<v1::Session>,
+    pub(super) totals: Option<TenantTotals>,
+}
+
+impl Picture {
+    /// All that are open, and the totals.
+    pub(super) async fn of_open(core: &Core, tenant: TenantId, month_start: Timestamp) -> Result<Self, Error> {
+        let filter = Filter { states: Filter::open().states, ..declared() };
+        let (mut sessions, mut after) = (Vec::new(), None);
+        loop {
+            let page = core.stores.sessions.list(tenant, &filter, after, PAGE).await?;
+            after = page.last().map(|session| session.id);
+            let is_last = page.len() < PAGE as usize;
+            sessions.extend(page.into_iter().map(told));
+            if is_last {
+                break;
+            }
+        }
+        let totals = Some(totals(core, tenant, month_start).await?);
+        Ok(Self { tenant, sessions, totals })
+    }
+
+    /// Those of these ids that are declared ones, and the totals of this month if one is given.
+    pub(super) async fn of_changed(
+        core: &Core,
+        tenant: TenantId,
+        ids: &HashSet<SessionId>,
+        month_start: Option<Timestamp>,
+    ) -> Result<Self, Error> {
+        let ids: Vec<_> = ids.iter().copied().collect();
+        let mut sessions = Vec::new();
+        for ids in ids.chunks(PAGE as usize) {
+            let filter = Filter { ids: ids.to_vec(), ..declared() };
+            let page = core.stores.sessions.list(tenant, &filter, None, PAGE).await?;
+            sessions.extend(page.into_iter().map(told));
+        }
+        let totals = match month_start {
+            Some(month_start) => Some(totals(core, tenant, month_start).await?),
+            None => None,
+        };
+        Ok(Self { tenant, sessions, totals })
+    }
+
+    /// In as many answers as it takes: none, where there is nothing.
+    pub(super) async fn send(self, answers: &Answers) -> Result<(), End> {
+        let Self { tenant, sessions, mut totals } = self;
+        let mut sessions = sessions.into_iter().peekable();
+        while sessions.peek().is_some() || totals.is_some() {
+            let watched = |session| WatchedSession { tenant_id: tenant.to_string(), session: Some(session) };
+            let answer = WatchSessionsResponse {
+                sessions: sessions.by_ref().take(PAGE as usize).map(watched).collect(),
+                tenants: totals.take().into_iter().collect(),
+                synced: false,
+            };
+            answers.send(Ok(answer)).await.map_err(|_| End::Gone)?;
+        }
+        Ok(())
+    }
+}
+
+fn declared() -> Filter {
+    let (key, value) = SOURCE;
+    Filter { labels: [(key.to_owned(), value.to_owned())].into(), ..Filter::default() }
+}
+
+/// Without the agent, which may be large and never changes.
+fn told(session: Session) -> v1::Session {
+    v1::Session { agent: None, ..session.into() }
+}
+
+async fn totals(core: &Core, tenant: TenantId, month_start: Timestamp) -> Result<TenantTotals, Error> {
+    let sessions_open = core.stores.sessions.count_open(tenant).await?.into();
+    let sums = core.stores.usage.summarize(tenant, Some(month_start), None, &[]).await?;
+    Ok(TenantTotals {
+        tenant_id: tenant.to_string(),
+        sessions_open,
+        month: sums.into_iter().next().and_then(|sum| sum.totals),
+        month_start: Some(month_start),
+    })
+}
+
+/// Of the calendar month at hand, in UTC.
+pub(super) fn month_start() -> Result<Timestamp, Error> {
+    let now = jiff::Timestamp::now().to_zoned(TimeZone::UTC);
+    let start = now.first_of_month().and_then(|day| day.start_of_day()).map_err(Error::internal)?;
+    Ok(Timestamp { seconds: start.timestamp().as_second(), nanos: 0 })
+}

@@ -1,0 +1,55 @@
+//! Looks across tenants, in memory.
+
+use async_trait::async_trait;
+use croft_proto::Timestamp;
+use croft_proto::id::{SessionId, TenantId};
+
+use super::{Memory, Record, State};
+use crate::error::Error;
+use crate::session::across::{AcrossTenants, Changed};
+use crate::store::{projection, time};
+
+#[async_trait]
+impl AcrossTenants for Memory {
+    async fn due(&self, now: Timestamp, limit: u32) -> Result<Vec<(TenantId, SessionId)>, Error> {
+        let state = self.lock();
+        let due = state.sessions.iter().filter(|(_, record)| record.is_due(&now));
+        let mut due: Vec<_> = due.map(|(&key, record)| (record.due_time.as_ref().map(time::micros), key)).collect();
+        due.sort_unstable();
+        Ok(due.into_iter().map(|(_, key)| key).take(limit as usize).collect())
+    }
+
+    async fn horizon(&self) -> Result<u64, Error> {
+        Ok(self.lock().changes + 1)
+    }
+
+    async fn changed(&self, after: (u64, SessionId), limit: u32) -> Result<Vec<Changed>, Error> {
+        let state = self.lock();
+        let changes = state.sessions.iter().map(|(&(tenant, session), record)| {
+            let number = record.change_number;
+            Changed { tenant, session, number }
+        });
+        let mut changed: Vec<_> = changes.filter(|changed| (changed.number, changed.session) > after).collect();
+        changed.sort_unstable_by_key(|changed| (changed.number, changed.session));
+        changed.truncate(limit as usize);
+        Ok(changed)
+    }
+}
+
+impl Record {
+    pub(super) fn is_due(&self, as_of: &Timestamp) -> bool {
+        self.due_time.as_ref().is_some_and(|due_time| time::micros(due_time) <= time::micros(as_of))
+    }
+}
+
+impl State {
+    /// Draws the conclusions from a session's new state.
+    pub(super) fn turned(&mut self, tenant: TenantId, session: SessionId) -> Result<(), Error> {
+        self.changes += 1;
+        let change_number = self.changes;
+        let record = self.record(tenant, session)?;
+        record.change_number = change_number;
+        record.due_time = projection::due_time(&record.session);
+        Ok(())
+    }
+}

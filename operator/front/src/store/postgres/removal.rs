@@ -1,0 +1,75 @@
+//! The removal of tenants in Postgres.
+
+use async_trait::async_trait;
+use croft_proto::id::TenantId;
+
+use super::{Postgres, failed};
+use crate::error::Error;
+use crate::tenants::removal::RemovalStore;
+
+#[async_trait]
+impl RemovalStore for Postgres {
+    async fn begin(&self, tenant: TenantId, name: &str) -> Result<bool, Error> {
+        let mut tx = self.tenant(tenant).await?;
+        let begun = sqlx::query("select from tenants where tenant_id = $1 and remove_time is not null")
+            .bind(tenant.0)
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(failed)?;
+        if begun.is_some() {
+            return Ok(false);
+        }
+        tx.rollback().await.map_err(failed)?;
+        // Waits for sessions that are being opened at this moment; those that come after see that they may not.
+        let lock = format!("select 1 from tenants where tenant_id = '{tenant}' for update");
+        let mut tx = self.tenant_and(tenant, lock).await?;
+        let begun = sqlx::query(
+            "insert into tenants as old (tenant_id, name, remove_time) values ($1, $2, now())
+            on conflict (tenant_id) do update set remove_time = now() where old.remove_time is null",
+        )
+        .bind(tenant.0)
+        .bind(name)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed)?;
+        tx.commit().await.map_err(failed)?;
+        Ok(begun.rows_affected() == 1)
+    }
+
+    async fn erase_credentials(&self, tenant: TenantId) -> Result<u64, Error> {
+        let mut tx = self.tenant(tenant).await?;
+        let erased: i64 =
+            sqlx::query_scalar("select croft_erase_credentials()").fetch_one(&mut *tx).await.map_err(failed)?;
+        tx.commit().await.map_err(failed)?;
+        Ok(erased.cast_unsigned())
+    }
+
+    async fn erase_sessions(&self, tenant: TenantId, rows_max: u32) -> Result<u64, Error> {
+        let mut tx = self.tenant(tenant).await?;
+        let erased: i64 = sqlx::query_scalar("select croft_erase_sessions($1)")
+            .bind(i64::from(rows_max))
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(failed)?;
+        tx.commit().await.map_err(failed)?;
+        Ok(erased.cast_unsigned())
+    }
+
+    async fn count_rows(&self, tenant: TenantId, rows_max: u32) -> Result<u64, Error> {
+        let mut tx = self.tenant(tenant).await?;
+        let rows: i64 = sqlx::query_scalar(
+            "select count(*) from (
+                select from events where tenant_id = $1
+                union all select from idempotency_keys where tenant_id = $1
+                union all select from sessions where tenant_id = $1
+                limit $2
+            ) as counted",
+        )
+        .bind(tenant.0)
+        .bind(i64::from(rows_max))
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(failed)?;
+        Ok(rows.cast_unsigned())
+    }
+}

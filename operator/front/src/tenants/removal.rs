@@ -1,0 +1,143 @@
+//! The removal of a tenant, in order: its sessions end, what is still to be written about them is written, its
+//! credentials go, and with [`RemovalPolicy::Erase`] also its sessions and events.
+//!
+//! The operator calls until it is done. Each call looks at what is left and takes up there, so it doesn't matter which front
+//! it reaches, or whether an earlier one was broken off.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use croft_proto::id::TenantId;
+use croft_proto::v1::{RemovalPolicy, RemovalStep};
+use futures::{StreamExt, TryStreamExt, stream};
+use tokio::time::Instant;
+
+use crate::audit::Action;
+use crate::core::Core;
+use crate::error::Error;
+use crate::events::log::Authority;
+use crate::identity::Identity;
+use crate::session::manager::Manager;
+use crate::session::store::Filter;
+
+/// How long one call works; then it tells what is left. A single batch may take it a little further.
+const CALL_MAX: Duration = Duration::from_secs(2);
+const SESSIONS_BATCH: u32 = 200;
+const CONCURRENCY: usize = 8;
+/// How long one call waits for audit records to be written.
+const DRAIN_MAX: Duration = Duration::from_secs(1);
+const ROWS_BATCH: u32 = 5_000;
+/// What is left is counted so far and no further.
+const ROWS_COUNTED_MAX: u32 = 100_000;
+/// Why the sessions ended, as in their `SessionTerminated`.
+const REASON: &str = "TENANT_REMOVED";
+
+/// What a store can take away. Refused for a tenant whose removal has not begun, or that has open sessions: what a mistake
+/// could delete is nobody's any more.
+#[async_trait]
+pub trait RemovalStore: Send + Sync {
+    /// From when this returns, no session of the tenant can be opened, at whatever front. The tenant need not be known. False
+    /// when it was so before.
+    async fn begin(&self, tenant: TenantId, name: &str) -> Result<bool, Error>;
+
+    /// Deletes the tenant's API keys, and tells how many.
+    async fn erase_credentials(&self, tenant: TenantId) -> Result<u64, Error>;
+
+    /// Deletes at most `rows_max` rows of sessions, with their events, checkpoints, leases and idempotency keys; tells how
+    /// many. 0 when none are left. Usage and audit stay.
+    async fn erase_sessions(&self, tenant: TenantId, rows_max: u32) -> Result<u64, Error>;
+
+    /// How many rows [`Self::erase_sessions`] has to delete still, counted up to `rows_max`.
+    async fn count_rows(&self, tenant: TenantId, rows_max: u32) -> Result<u64, Error>;
+}
+
+/// Where a removal stands, and how much is left of that step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    pub step: RemovalStep,
+    pub left: u64,
+}
+
+/// Removes tenants.
+#[derive(Clone)]
+pub struct Removal {
+    core: Arc<Core>,
+    manager: Manager,
+}
+
+impl Removal {
+    pub fn new(core: Arc<Core>) -> Self {
+        Self { manager: Manager::new(Arc::clone(&core)), core }
+    }
+
+    /// Goes on with the removal for a while.
+    pub async fn go_on(&self, identity: &Identity, policy: RemovalPolicy) -> Result<Progress, Error> {
+        let (tenant, until) = (identity.tenant, Instant::now() + CALL_MAX);
+        let removal = &self.core.stores.removal;
+        if removal.begin(tenant, &identity.tenant_name).await? {
+            self.audit(identity, "tenant.remove").await;
+        }
+        let left = self.end_sessions(tenant, until).await?;
+        if left > 0 {
+            return Ok(Progress { step: RemovalStep::EndingSessions, left });
+        }
+        // Usage is written with the events that report it; only audit records may be on their way.
+        let left = self.core.audit.unwritten(DRAIN_MAX).await;
+        if left > 0 {
+            return Ok(Progress { step: RemovalStep::Draining, left });
+        }
+        removal.erase_credentials(tenant).await?;
+        if policy == RemovalPolicy::Erase {
+            let left = self.erase(identity, until).await?;
+            if left > 0 {
+                return Ok(Progress { step: RemovalStep::Erasing, left });
+            }
+        }
+        Ok(Progress { step: RemovalStep::Done, left: 0 })
+    }
+
+    /// Tells how many are still open.
+    async fn end_sessions(&self, tenant: TenantId, until: Instant) -> Result<u64, Error> {
+        let sessions = &self.core.stores.sessions;
+        let filter = Filter::open();
+        loop {
+            let open = sessions.count_open(tenant).await?;
+            if open == 0 || Instant::now() >= until {
+                return Ok(open.into());
+            }
+            // No word to their workers, which go too: a turn that runs is told to stop all the same.
+            let batch = sessions.list(tenant, &filter, None, SESSIONS_BATCH).await?;
+            stream::iter(batch)
+                .map(|session| async move { self.manager.end(&session, Authority::Fence, REASON).await })
+                .buffer_unordered(CONCURRENCY)
+                .try_for_each(|_| std::future::ready(Ok(())))
+                .await?;
+        }
+    }
+
+    /// Tells how many rows are left.
+    async fn erase(&self, identity: &Identity, until: Instant) -> Result<u64, Error> {
+        let (removal, mut erased_any) = (&self.core.stores.removal, false);
+        loop {
+            let erased = removal.erase_sessions(identity.tenant, ROWS_BATCH).await?;
+            if erased == 0 {
+                if erased_any {
+                    self.audit(identity, "tenant.erase").await;
+                }
+                return Ok(0);
+            }
+            erased_any = true;
+            if Instant::now() >= until {
+                // At least one, so that another call finds that there is nothing left, and records it.
+                return Ok(removal.count_rows(identity.tenant, ROWS_COUNTED_MAX).await?.max(1));
+            }
+        }
+    }
+
+    async fn audit(&self, identity: &Identity, action: &'static str) {
+        let (tenant, actor) = (identity.tenant, identity.actor.clone());
+        let resource = format!("tenants/{}", identity.tenant_name);
+        self.core.audit.record(Action { tenant, actor, action, resource, outcome: "ok" }).await;
+    }
+}

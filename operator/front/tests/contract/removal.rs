@@ -1,0 +1,126 @@
+//! What every `RemovalStore` promises.
+
+use croft_front::Error;
+use croft_front::identity::api_key;
+use croft_front::session::store::{Filter, NewSession};
+use croft_front::store::Stores;
+use croft_proto::id::{SessionId, TenantId};
+use croft_proto::v1::SessionCheckpoint;
+use futures::future::join_all;
+
+use super::audit::{action, intact};
+use super::fixtures::{
+    append, appended, attempt, insert, key, new_session, said, session, tenant, terminated, two_tenants,
+};
+
+/// A session with something in every table: 5 events, 2 keys, a checkpoint, a lease, usage.
+async fn full(stores: &Stores, tenant: TenantId) -> SessionId {
+    let mut new = new_session(tenant);
+    let id = new.id;
+    new.idempotency_key = Some(key(&format!("create {id}"), 1));
+    insert(stores, new).await;
+    stores.leases.acquire(tenant, id, "front-0", std::time::Duration::from_mins(1)).await.unwrap();
+    let mut message = append(tenant, id, vec![said("hello"), attempt(&format!("attempt {id}"), Some(7))]);
+    message.idempotency_key = Some(key("send", 1));
+    message.checkpoint = Some(SessionCheckpoint::default());
+    appended(stores, message).await;
+    id
+}
+
+async fn end(stores: &Stores, tenant: TenantId, id: SessionId) {
+    appended(stores, append(tenant, id, vec![terminated("gone")])).await;
+}
+
+pub(crate) async fn shuts_the_door_for_good(stores: &Stores) {
+    let [ours, theirs] = two_tenants(stores).await;
+    let before = session(stores, ours).await;
+    assert!(stores.removal.begin(ours, "ours").await.unwrap());
+    assert!(!stores.removal.begin(ours, "ours").await.unwrap(), "it had begun");
+    for sessions_max in [None, Some(9)] {
+        let refused = stores.sessions.insert(NewSession { sessions_max, ..new_session(ours) }).await;
+        assert!(matches!(refused, Err(Error::TenantClosed { .. })), "{refused:?}");
+    }
+    // A front that is behind says again that there is such a tenant.
+    stores.tenants.upsert(ours, "ours").await.unwrap();
+    assert!(matches!(stores.sessions.insert(new_session(ours)).await, Err(Error::TenantClosed { .. })));
+    appended(stores, append(ours, before, vec![said("still there")])).await;
+    session(stores, theirs).await;
+}
+
+pub(crate) async fn shuts_the_door_on_a_tenant_that_nobody_knew(stores: &Stores) {
+    let stranger = TenantId::generate();
+    assert!(stores.removal.begin(stranger, "stranger").await.unwrap());
+    stores.tenants.upsert(stranger, "stranger").await.unwrap();
+    assert!(matches!(stores.sessions.insert(new_session(stranger)).await, Err(Error::TenantClosed { .. })));
+    assert_eq!(stores.removal.erase_credentials(stranger).await.unwrap(), 0);
+    assert_eq!(stores.removal.erase_sessions(stranger, 10).await.unwrap(), 0);
+}
+
+pub(crate) async fn lets_no_session_slip_through(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let opening = join_all((0..20).map(|_| stores.sessions.insert(new_session(tenant))));
+    let closing = async {
+        stores.removal.begin(tenant, "ours").await.unwrap();
+        stores.sessions.count_open(tenant).await.unwrap()
+    };
+    let (opened, seen) = tokio::join!(opening, closing);
+    let opened = opened.into_iter().filter(Result::is_ok).count();
+    assert_eq!(seen as usize, opened, "whatever was opened was seen once the removal had begun");
+}
+
+pub(crate) async fn erases_nothing_that_is_not_being_removed(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let id = full(stores, tenant).await;
+    assert!(stores.removal.erase_sessions(tenant, 10).await.is_err());
+    assert!(stores.removal.erase_credentials(tenant).await.is_err());
+    stores.removal.begin(tenant, "ours").await.unwrap();
+    assert!(stores.removal.erase_sessions(tenant, 10).await.is_err(), "it has an open session");
+    assert_eq!(stores.events.read(tenant, id, 0, 10).await.unwrap().len(), 4);
+}
+
+pub(crate) async fn erases_in_batches_and_keeps_the_books(stores: &Stores) {
+    let [ours, theirs] = two_tenants(stores).await;
+    let (first, second, foreign) = (full(stores, ours).await, full(stores, ours).await, full(stores, theirs).await);
+    stores.audit.append(vec![action(ours, "sessions/1")]).await.unwrap();
+    for id in [first, second] {
+        end(stores, ours, id).await;
+    }
+    stores.removal.begin(ours, "ours").await.unwrap();
+    // 5 events and 2 keys each, and the sessions themselves.
+    assert_eq!(stores.removal.count_rows(ours, 100).await.unwrap(), 16);
+    assert_eq!(stores.removal.count_rows(ours, 9).await.unwrap(), 9, "counted so far");
+    let mut batches = Vec::new();
+    loop {
+        match stores.removal.erase_sessions(ours, 6).await.unwrap() {
+            0 => break,
+            erased => batches.push(erased),
+        }
+    }
+    assert_eq!(batches, [6, 6, 4]);
+    assert_eq!(stores.removal.count_rows(ours, 100).await.unwrap(), 0);
+    assert_eq!(stores.sessions.list(ours, &Filter::default(), None, 10).await.unwrap(), []);
+    assert_eq!(stores.events.read(ours, first, 0, 10).await.unwrap(), []);
+    assert_eq!(stores.events.checkpoint(ours, first).await.unwrap(), None);
+    assert_eq!(stores.usage.list(ours, None, None, 10).await.unwrap().len(), 2, "the books must balance");
+    assert_eq!(stores.audit.verify(ours).await.unwrap(), intact(1));
+    assert_eq!(stores.events.read(theirs, foreign, 0, 10).await.unwrap().len(), 4);
+    assert!(stores.events.checkpoint(theirs, foreign).await.unwrap().is_some());
+}
+
+pub(crate) async fn erases_credentials_of_the_tenant_alone(stores: &Stores) {
+    let [ours, theirs] = two_tenants(stores).await;
+    let mut prefixes = Vec::new();
+    for (tenant, name) in [(ours, "ours"), (ours, "ours"), (theirs, "theirs")] {
+        let (stored, _) = api_key::generate(tenant, name).unwrap();
+        stores.keys.insert(&stored).await.unwrap();
+        prefixes.push(stored.prefix);
+    }
+    stores.removal.begin(ours, "ours").await.unwrap();
+    assert_eq!(stores.removal.erase_credentials(ours).await.unwrap(), 2);
+    assert_eq!(stores.removal.erase_credentials(ours).await.unwrap(), 0);
+    let mut found = Vec::new();
+    for prefix in &prefixes {
+        found.push(stores.keys.find(prefix).await.unwrap().is_some());
+    }
+    assert_eq!(found, [false, false, true]);
+}
