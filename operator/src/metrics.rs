@@ -11,6 +11,8 @@ pub struct Metrics {
     pub reconcile_seconds: HistogramVec,
     /// Writes to the API server, by kind and verb.
     pub writes: IntCounterVec,
+    /// Events for people, by what became of them: `written`, `failed`, `repeated` or `dropped`.
+    pub events: IntCounterVec,
     /// 1 on the replica that writes.
     pub leader: IntGauge,
     /// Fronts that watch the routes here.
@@ -52,6 +54,11 @@ impl Metrics {
                 "croft_operator_api_writes_total",
                 "Writes to the API server, by kind and verb.",
                 &["kind", "verb"],
+            )?,
+            events: counters(
+                "croft_operator_events_total",
+                "Events for people, by what became of them.",
+                &["outcome"],
             )?,
             leader: gauge("croft_operator_leader", "1 on the replica that writes.")?,
             route_watchers: gauge("croft_operator_route_watchers", "Fronts that watch the routes here.")?,

@@ -15,16 +15,17 @@ pub use service::Routes;
 pub use table::RouteTable;
 
 use crate::cluster::Cluster;
+use crate::tenant::Tiers;
 
 /// Keeps `table` in step with the copies until `stopping`. Begins with all tenants, once the copies are whole.
-pub async fn follow(cluster: Arc<Cluster>, table: Arc<RouteTable>, stopping: CancellationToken) {
+pub async fn follow(cluster: Arc<Cluster>, tiers: Arc<Tiers>, table: Arc<RouteTable>, stopping: CancellationToken) {
     let follow = async {
         cluster.synced().await;
         let names = cluster.tenants.state().into_iter().map(|tenant| tenant.name_any());
-        table.begin(names.filter_map(|name| route::route(&name, &cluster)));
+        table.begin(names.filter_map(|name| route::route(&name, &cluster, &tiers)));
         loop {
             let name = cluster.changes.routes.next().await;
-            table.put(&name, route::route(&name, &cluster));
+            table.put(&name, route::route(&name, &cluster, &tiers));
         }
     };
     stopping.run_until_cancelled(follow).await;

@@ -1,6 +1,7 @@
 //! Reconciles [`AgentTenant`]: from a spec to a fenced namespace with workers, one builder a child.
 
 mod apply;
+mod bounds;
 mod deletion;
 mod disruption_budget;
 mod fence;
@@ -10,12 +11,18 @@ mod health;
 mod limit_range;
 mod namespace;
 mod observe;
+mod owners;
+mod part;
+mod platform;
+mod platform_keys;
 mod providers;
 mod quota;
+pub(crate) mod reason;
 mod report;
 mod service_account;
 #[cfg(test)]
 mod snapshots;
+mod status;
 mod tier;
 pub(crate) mod tls;
 mod wanted;
@@ -30,11 +37,16 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, LimitRange, Namespace, ResourceQuota, Secret, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::runtime::controller::Action;
 
+pub(crate) use bounds::{budget, limits, session_defaults, sessions_per_worker};
 pub(crate) use health::workers_problem;
+pub use platform::PlatformProviders;
+pub(crate) use platform_keys::NAME as PLATFORM_KEYS;
+pub(crate) use providers::{NAME as PROVIDERS, names as provider_names};
+pub use tier::Tiers;
 pub use wanted::Settings;
-pub(crate) use wanted::{budget, limits, session_defaults, sessions_per_worker};
 pub(crate) use workers::{GRPC_PORT, NAME as WORKERS};
 
 use crate::authority::{self, Authority};
@@ -42,6 +54,8 @@ use crate::certificate::Subject;
 use crate::context::Context;
 use crate::controller::{PassError, Retry};
 use observe::Observed;
+use part::Failure;
+use platform_keys::PlatformKeys;
 use wanted::Wanted;
 
 /// Looks again at a tenant that nothing happened to.
@@ -57,7 +71,7 @@ pub enum Error {
     #[error("cannot apply {kind} {name}")]
     Apply { kind: String, name: String, source: kube::Error },
     #[error("cannot delete {kind} {name}")]
-    Delete { kind: &'static str, name: String, source: kube::Error },
+    Delete { kind: String, name: String, source: kube::Error },
     #[error("namespace {name} exists and belongs to someone else")]
     NamespaceTaken { name: String },
     #[error("namespace {name} is being deleted; it is made again when it is gone")]
@@ -73,9 +87,9 @@ pub enum Error {
 impl PassError for Error {
     fn reason(&self) -> &'static str {
         match self {
-            Self::Read { .. } => "ReadFailed",
-            Self::Apply { .. } => "ApplyFailed",
-            Self::Delete { .. } => "DeleteFailed",
+            Self::Read { source, .. } | Self::Apply { source, .. } | Self::Delete { source, .. } => {
+                reason::of_api_error(source)
+            }
             Self::NamespaceTaken { .. } => "NamespaceTaken",
             Self::NamespaceEnding { .. } => "NamespaceEnding",
             Self::Spec { .. } => "SpecNotUsable",
@@ -98,7 +112,8 @@ impl PassError for Error {
 
 /// Brings one tenant one step closer to its spec. Safe to repeat, safe to interrupt.
 pub async fn reconcile(tenant: Arc<AgentTenant>, context: Arc<Context>) -> Result<Action, Error> {
-    if tenant.metadata.deletion_timestamp.is_some() {
+    // While its deletion is prevented a tenant is kept up as any other.
+    if tenant.metadata.deletion_timestamp.is_some() && !tenant.spec.prevent_deletion {
         return deletion::step(&tenant, &context).await;
     }
     let pass = async {
@@ -107,12 +122,11 @@ pub async fn reconcile(tenant: Arc<AgentTenant>, context: Arc<Context>) -> Resul
         Box::pin(apply::apply(&tenant, children, &observed, &context)).await?;
         Ok(observed)
     };
-    let outcome = pass.await;
+    let outcome: Result<Observed, Failure> = pass.await;
     let reported = report::report(&tenant, outcome.as_ref(), &context).await;
-    outcome?;
+    outcome.map_err(|failure| failure.error)?;
     reported?;
-    // A Secret with keys is the tenant's own and not watched.
-    Ok(Action::requeue(if tenant.spec.llm.providers.is_empty() { RESYNC } else { LOOK_AGAIN }))
+    Ok(Action::requeue(RESYNC))
 }
 
 /// All that is made for a tenant.
@@ -122,7 +136,10 @@ struct Children {
     quota: ResourceQuota,
     limit_range: LimitRange,
     service_account: ServiceAccount,
+    owner_role: Option<Role>,
+    owner_binding: Option<RoleBinding>,
     providers: ConfigMap,
+    platform_keys: Option<PlatformKeys>,
     tls: Secret,
     workers: Deployment,
     workers_service: Service,
@@ -138,7 +155,10 @@ fn plan(tenant: &AgentTenant, observed: &Observed, context: &Context) -> Result<
         quota: quota::quota(&wanted),
         limit_range: limit_range::limit_range(&wanted),
         service_account: service_account::service_account(&wanted),
+        owner_role: owners::role(&wanted),
+        owner_binding: owners::role_binding(&wanted),
         providers: providers::providers(&wanted),
+        platform_keys: platform_keys::platform_keys(&wanted),
         tls: tls::tls(&wanted, &context.authority, &issued),
         workers: workers::workers(&wanted, &issued),
         workers_service: workers_service::workers_service(&wanted),

@@ -17,6 +17,8 @@ pub struct Worker {
     pub ready: bool,
     /// What keeps it from running.
     pub problem: Option<Problem>,
+    /// It is being deleted, and has been given this long.
+    pub ends_within_seconds: Option<i64>,
 }
 
 /// Why a worker does not run.
@@ -47,7 +49,8 @@ impl Worker {
             ip.map(|ip| if ip.contains(':') { format!("[{ip}]:{GRPC_PORT}") } else { format!("{ip}:{GRPC_PORT}") });
         let is_ready = condition(pod, "Ready").is_some_and(|(status, _)| status == "True");
         let ready = is_ready && address.is_some() && pod.metadata.deletion_timestamp.is_none();
-        Some(Self { name: pod.name_any(), address, ready, problem: problem(pod) })
+        let ends_within_seconds = pod.metadata.deletion_grace_period_seconds;
+        Some(Self { name: pod.name_any(), address, ready, problem: problem(pod), ends_within_seconds })
     }
 }
 

@@ -1,28 +1,46 @@
 //! What a front is told of one tenant.
 
 use croft_crds::AgentTenant;
-use croft_crds::tenant::{OnExceeded, nano_usd};
-use croft_proto::v1::{BudgetAction, TenantAdmission, TenantLimits, TenantRoute, WorkerRoute};
+use croft_crds::tenant::{OnExceeded, ProviderSource, nano_usd};
+use croft_proto::v1::{
+    BudgetAction, ProviderMode, ProviderRoute, TenantAdmission, TenantLimits, TenantRoute, WorkerRoute,
+};
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt as _;
 
 use crate::cluster::{Cluster, is_owned};
-use crate::tenant::{WORKERS, budget, limits, session_defaults, sessions_per_worker, workers_problem};
+use crate::tenant::{
+    PROVIDERS, Tiers, WORKERS, budget, limits, provider_names, session_defaults, sessions_per_worker, workers_problem,
+};
 use crate::worker::Worker;
 
 /// The tenant of that name, if there is one.
-pub(super) fn route(name: &str, cluster: &Cluster) -> Option<TenantRoute> {
+pub(super) fn route(name: &str, cluster: &Cluster, tiers: &Tiers) -> Option<TenantRoute> {
     let tenant = cluster.tenant(name)?;
+    let namespace = tenant.namespace_name();
     // Workers of an older tenant of this name are not this one's: their namespace has another owner.
     let deployment = cluster
-        .get::<Deployment>(Some(&tenant.namespace_name()), WORKERS)
+        .get::<Deployment>(Some(&namespace), WORKERS)
         .filter(|deployment| is_owned(&**deployment, &tenant));
     let workers = if deployment.is_some() { cluster.workers(name) } else { Vec::new() };
-    Some(build(&tenant, deployment.as_deref(), &workers))
+    // Every replica serves routes, and only the one that leads looks for keys. What it found stands in the config map.
+    let providers = cluster
+        .get::<ConfigMap>(Some(&namespace), PROVIDERS)
+        .filter(|providers| is_owned(&**providers, &tenant))
+        .map(|providers| provider_names(&providers))
+        .unwrap_or_default();
+    Some(build(&tenant, deployment.as_deref(), &workers, &providers, tiers))
 }
 
-fn build(tenant: &AgentTenant, deployment: Option<&Deployment>, workers: &[Worker]) -> TenantRoute {
-    let sessions_max = sessions_per_worker(tenant);
+fn build(
+    tenant: &AgentTenant,
+    deployment: Option<&Deployment>,
+    workers: &[Worker],
+    providers: &[String],
+    tiers: &Tiers,
+) -> TenantRoute {
+    let sessions_max = sessions_per_worker(tenant, tiers);
     let routed = workers.iter().filter_map(|worker| {
         Some(WorkerRoute {
             name: worker.name.clone(),
@@ -37,16 +55,33 @@ fn build(tenant: &AgentTenant, deployment: Option<&Deployment>, workers: &[Worke
         namespace: tenant.namespace_name(),
         admission: admission(tenant).into(),
         workers: routed.collect(),
-        limits: Some(bounds(tenant)),
-        workers_problem: workers_problem(tenant, deployment, workers),
+        limits: Some(bounds(tenant, tiers)),
+        workers_problem: workers_problem(tenant, deployment, workers, tiers),
         tier: tenant.spec.tier.as_str().to_owned(),
-        ..TenantRoute::default()
+        providers: usable(tenant, providers),
     }
 }
 
+/// The providers of the spec that the workers use, with who pays for each.
+fn usable(tenant: &AgentTenant, names: &[String]) -> Vec<ProviderRoute> {
+    let used = tenant.spec.llm.providers.iter().filter(|provider| names.iter().any(|name| name == provider.name.as_str()));
+    let routed = used.map(|provider| {
+        let mode = match provider.source {
+            ProviderSource::Platform => ProviderMode::Platform,
+            ProviderSource::TenantKey => ProviderMode::TenantKey,
+            ProviderSource::TenantEndpoint => ProviderMode::TenantEndpoint,
+            ProviderSource::InCluster => ProviderMode::InCluster,
+        };
+        ProviderRoute { name: provider.name.as_str().to_owned(), mode: mode.into() }
+    });
+    routed.collect()
+}
+
 fn admission(tenant: &AgentTenant) -> TenantAdmission {
-    if tenant.metadata.deletion_timestamp.is_some() {
+    if tenant.metadata.deletion_timestamp.is_some() && !tenant.spec.prevent_deletion {
         TenantAdmission::Terminating
+    } else if tenant.spec.emergency_stop {
+        TenantAdmission::Stopped
     } else if tenant.spec.suspend {
         TenantAdmission::Suspended
     } else if tenant.spec.cordon {
@@ -56,8 +91,9 @@ fn admission(tenant: &AgentTenant) -> TenantAdmission {
     }
 }
 
-fn bounds(tenant: &AgentTenant) -> TenantLimits {
-    let (limits, budget, sessions) = (limits(tenant), budget(tenant), session_defaults(tenant));
+fn bounds(tenant: &AgentTenant, tiers: &Tiers) -> TenantLimits {
+    let (limits, budget) = (limits(tenant, tiers), budget(tenant, tiers));
+    let sessions = session_defaults(tenant, tiers);
     let budget_action = match budget.on_exceeded.unwrap_or_default() {
         OnExceeded::Block => BudgetAction::Block,
         OnExceeded::Throttle => BudgetAction::Throttle,
@@ -82,14 +118,14 @@ mod tests {
     use crate::tenant::fixtures;
 
     fn worker(name: &str, address: Option<&str>, ready: bool) -> Worker {
-        Worker { name: name.into(), address: address.map(str::to_owned), ready, problem: None }
+        Worker { name: name.into(), address: address.map(str::to_owned), ready, problem: None, ends_within_seconds: None }
     }
 
     #[test]
     fn a_route_says_all_that_the_spec_does() {
         let tenant = fixtures::full();
         let workers = [worker("w-1", Some("10.1.0.7:50052"), true), worker("w-2", None, false)];
-        let route = build(&tenant, None, &workers);
+        let route = build(&tenant, None, &workers, &["anthropic".to_owned()], &Tiers::default());
         assert_eq!(route.tenant_id, "0c9e2f6e-8a8f-4a8e-9a56-3f3b7b1c2d4e");
         assert_eq!((route.name.as_str(), route.namespace.as_str()), ("heron", "tenant-heron"));
         assert_eq!(route.admission(), TenantAdmission::Cordoned);
@@ -98,6 +134,9 @@ mod tests {
         assert_eq!(route.workers[0].address, "10.1.0.7:50052");
         assert_eq!(route.workers[0].sessions_max, 33);
         assert_eq!(route.workers_problem, "");
+        let anthropic = ProviderRoute { name: "anthropic".into(), mode: ProviderMode::TenantKey.into() };
+        assert_eq!(route.providers, [anthropic]);
+        assert_eq!(build(&tenant, None, &workers, &[], &Tiers::default()).providers, [], "its key is not there");
         let expected = TenantLimits {
             sessions_max: 77,
             requests_per_minute: 88,
@@ -114,7 +153,7 @@ mod tests {
 
     #[test]
     fn what_the_spec_leaves_out_comes_from_the_tier() {
-        let route = build(&fixtures::minimal(), None, &[]);
+        let route = build(&fixtures::minimal(), None, &[], &[], &Tiers::default());
         assert_eq!(route.admission(), TenantAdmission::Open);
         assert_eq!(route.limits.unwrap().sessions_max, 1_000);
         assert_eq!(route.limits.unwrap().monthly_budget_nano_usd, 0);
@@ -122,11 +161,15 @@ mod tests {
     }
 
     #[test]
-    fn suspended_is_stronger_than_cordoned_and_going_stronger_than_both() {
+    fn the_strongest_word_about_admission_counts() {
         let mut tenant = fixtures::full();
         tenant.spec.suspend = true;
         assert_eq!(admission(&tenant), TenantAdmission::Suspended);
+        tenant.spec.emergency_stop = true;
+        assert_eq!(admission(&tenant), TenantAdmission::Stopped);
         tenant.metadata.deletion_timestamp = serde_json::from_value(serde_json::json!("2026-01-01T00:00:00Z")).unwrap();
         assert_eq!(admission(&tenant), TenantAdmission::Terminating);
+        tenant.spec.prevent_deletion = true;
+        assert_eq!(admission(&tenant), TenantAdmission::Stopped, "it goes on as if nothing had been deleted");
     }
 }

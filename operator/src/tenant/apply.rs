@@ -1,18 +1,28 @@
 //! Writes the children that are not as they shall be, and only those: a pass that changes nothing writes nothing.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use croft_crds::{AgentTenant, labels};
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::ResourceExt as _;
 use serde_json::json;
 
 use super::observe::Observed;
-use super::{Children, Error};
-use crate::cluster::{Kept, child_key};
+use super::part::{Failure, Part};
+use super::platform_keys::{self, PlatformKeys};
+use super::{Children, Error, owners};
+use crate::cluster::{Kept, child_key, is_owned};
 use crate::context::Context;
 use crate::drift;
+use crate::keyring::{Print, Prints};
+use crate::secrets::SecretId;
 use crate::writes::Object;
+
+/// How long workers have to end in an emergency. One second rather than none: with none the API server would forget the
+/// pod at once, and nobody could see whether its node has heard of it.
+const STOP_SECONDS: u32 = 1;
 
 /// In this order, so that there is a fence before there is anything to fence. The first failure ends the pass.
 pub(super) async fn apply(
@@ -20,14 +30,17 @@ pub(super) async fn apply(
     children: Children,
     observed: &Observed,
     context: &Context,
-) -> Result<(), Error> {
+) -> Result<(), Failure> {
     let Children {
         namespace,
         fence,
         quota,
         limit_range,
         service_account,
+        owner_role,
+        owner_binding,
         providers,
+        platform_keys,
         tls,
         workers,
         workers_service,
@@ -35,19 +48,39 @@ pub(super) async fn apply(
     } = children;
     ensure_finalizer(tenant, context).await?;
     if observed.has_namespace {
-        ensure(namespace, context).await?;
+        ensure(namespace, context).await.map_err(Part::Namespace.failed())?;
     } else {
-        create_namespace(namespace, context).await?;
+        create_namespace(namespace, context).await.map_err(Part::Namespace.failed())?;
     }
-    ensure(fence, context).await?;
-    ensure(quota, context).await?;
-    ensure(limit_range, context).await?;
-    ensure(service_account, context).await?;
-    ensure(providers, context).await?;
-    ensure(tls, context).await?;
-    ensure(workers_service, context).await?;
-    ensure(disruption_budget, context).await?;
-    ensure(workers, context).await
+    ensure(fence, context).await.map_err(Part::Fence.failed())?;
+    ensure(quota, context).await.map_err(Part::Quota.failed())?;
+    ensure(limit_range, context).await.map_err(Part::LimitRange.failed())?;
+    ensure(service_account, context).await.map_err(Part::Identity.failed())?;
+    // The binding goes before its Role does, and comes after it.
+    match owner_role {
+        Some(role) => ensure(role, context).await.map_err(Part::Owners.failed())?,
+        None => remove::<RoleBinding>(tenant, owners::NAME, context).await.map_err(Part::Owners.failed())?,
+    }
+    match owner_binding {
+        Some(binding) => ensure(binding, context).await.map_err(Part::Owners.failed())?,
+        None => remove::<Role>(tenant, owners::NAME, context).await.map_err(Part::Owners.failed())?,
+    }
+    ensure(tls, context).await.map_err(Part::Certificate.failed())?;
+    ensure(providers, context).await.map_err(Part::Providers.failed())?;
+    if let Some(keys) = &platform_keys {
+        ensure_platform_keys(keys, context).await.map_err(Part::Providers.failed())?;
+    }
+    ensure(workers_service, context).await.map_err(Part::Workers.failed())?;
+    ensure(disruption_budget, context).await.map_err(Part::Workers.failed())?;
+    ensure(workers, context).await.map_err(Part::Workers.failed())?;
+    // Last, as the workers had it mounted until now.
+    if platform_keys.is_none() {
+        remove_platform_keys(tenant, context).await.map_err(Part::Providers.failed())?;
+    }
+    if tenant.spec.emergency_stop {
+        stop_workers(tenant, context).await.map_err(Part::Workers.failed())?;
+    }
+    Ok(())
 }
 
 /// Before anything is made, so that nothing is left when the tenant goes.
@@ -55,7 +88,9 @@ async fn ensure_finalizer(tenant: &AgentTenant, context: &Context) -> Result<(),
     let key = child_key(tenant);
     let version = tenant.resource_version();
     let is_written = context.cluster.applied.newer_than(&key, version.as_deref()).is_some();
-    if is_written || tenant.finalizers().iter().any(|finalizer| finalizer == labels::FINALIZER) {
+    // One that is being deleted takes no new finalizer; it may be here because its deletion is prevented.
+    let is_going = tenant.metadata.deletion_timestamp.is_some();
+    if is_going || is_written || tenant.finalizers().iter().any(|finalizer| finalizer == labels::FINALIZER) {
         return Ok(());
     }
     let mut finalizers = tenant.finalizers().to_vec();
@@ -99,6 +134,83 @@ async fn ensure<K: Kept>(mut wanted: K, context: &Context) -> Result<(), Error> 
     }
     let applied = context.writer.apply(&wanted).await.map_err(failed::<K>(&name))?;
     remember(&applied, hash, context);
+    Ok(())
+}
+
+/// Takes away a child that is no longer wanted, if it is there and this tenant's.
+async fn remove<K: Kept>(tenant: &AgentTenant, name: &str, context: &Context) -> Result<(), Error> {
+    let namespace = tenant.namespace_name();
+    let Some(live) = context.cluster.get::<K>(Some(&namespace), name).filter(|live| is_owned(&**live, tenant)) else {
+        return Ok(());
+    };
+    let deleted = context.writer.delete::<K>(Some(&namespace), name, &live.uid().unwrap_or_default()).await;
+    deleted.map_err(|source| Error::Delete { kind: K::kind(&()).into_owned(), name: name.to_owned(), source })
+}
+
+/// Like [`ensure`], but compares fingerprints: of the platform's keys no copy is kept.
+async fn ensure_platform_keys(wanted: &PlatformKeys, context: &Context) -> Result<(), Error> {
+    let mut secret = wanted.secret.clone();
+    let id: SecretId = (secret.namespace().unwrap_or_default(), platform_keys::NAME.to_owned());
+    let prints: Prints =
+        wanted.entries.iter().map(|(entry, lent)| (entry.clone(), Print::Usable(lent.fingerprint.clone()))).collect();
+    let fingerprints: BTreeMap<_, _> = wanted.entries.iter().map(|(entry, lent)| (entry, &lent.fingerprint)).collect();
+    let hash = drift::hash(&(&secret, fingerprints));
+    secret.annotations_mut().insert(labels::APPLIED_HASH.to_owned(), hash.clone());
+    let live = context.keyring.secrets().own(&id);
+    let version = live.as_ref().and_then(|live| live.resource_version());
+    let as_wanted = match context.cluster.applied.newer_than(&child_key(&secret), version.as_deref()) {
+        Some(applied) => applied == hash,
+        None => match live {
+            Some(live) if drift::covers(&live.metadata, &secret.metadata) => {
+                let found = context.keyring.prints(&id).await;
+                let what = || format!("secret {}/{}", id.0, id.1);
+                found.map_err(|source| Error::Read { what: what(), source })?.is_some_and(|found| *found == prints)
+            }
+            _ => false,
+        },
+    };
+    if as_wanted {
+        return Ok(());
+    }
+    let mut keys = BTreeMap::new();
+    for (entry, lent) in &wanted.entries {
+        let from = (context.settings.namespace.clone(), lent.from.name.clone());
+        let key = context.keyring.value(&from, &lent.from.key).await;
+        let key = key.map_err(|source| Error::Read { what: "the platform's keys".to_owned(), source })?;
+        // It has just gone or changed. The watch of Secrets says so too, and the pass that follows plans anew.
+        let key = key.filter(|key| context.keyring.print_of(key) == Print::Usable(lent.fingerprint.clone()));
+        let Some(key) = key else { return Ok(()) };
+        keys.insert(entry.clone(), key);
+    }
+    let filled = platform_keys::filled(&secret, &keys);
+    let applied = context.writer.apply(&filled).await;
+    platform_keys::wipe(filled);
+    let applied = applied.map_err(failed::<Secret>(platform_keys::NAME))?;
+    remember(&applied, hash, context);
+    context.keyring.remember(id, applied.resource_version().unwrap_or_default(), Arc::new(prints));
+    platform_keys::wipe(applied);
+    Ok(())
+}
+
+async fn remove_platform_keys(tenant: &AgentTenant, context: &Context) -> Result<(), Error> {
+    let id: SecretId = (tenant.namespace_name(), platform_keys::NAME.to_owned());
+    let Some(live) = context.keyring.secrets().own(&id).filter(|live| is_owned(&**live, tenant)) else {
+        return Ok(());
+    };
+    let deleted = context.writer.delete::<Secret>(Some(&id.0), &id.1, &live.uid().unwrap_or_default()).await;
+    deleted.map_err(|source| Error::Delete { kind: "Secret".to_owned(), name: id.1, source })
+}
+
+/// The Deployment, which wants none now, would give them their usual time.
+async fn stop_workers(tenant: &AgentTenant, context: &Context) -> Result<(), Error> {
+    let namespace = tenant.namespace_name();
+    for worker in context.cluster.workers(&tenant.name_any()) {
+        if worker.ends_within_seconds.is_some_and(|seconds| seconds <= STOP_SECONDS.into()) {
+            continue;
+        }
+        let stopped = context.writer.delete_within::<Pod>(Some(&namespace), &worker.name, STOP_SECONDS).await;
+        stopped.map_err(|source| Error::Delete { kind: "Pod".to_owned(), name: worker.name.clone(), source })?;
+    }
     Ok(())
 }
 

@@ -1,10 +1,10 @@
-//! The fence around a tenant: deny everything, then let the front in, and DNS, the public internet and the listed
-//! ranges out.
+//! The fence around a tenant: deny everything, then let the front in, and DNS, the public internet, the listed ranges
+//! and the models of the cluster out. In an emergency nothing is let through.
 
 use std::collections::BTreeMap;
 
 use croft_crds::labels;
-use croft_crds::tenant::{AllowedPort, AllowedRange};
+use croft_crds::tenant::{AllowedPort, AllowedRange, ModelServiceSpec};
 use k8s_openapi::api::networking::v1::{
     IPBlock, NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort,
     NetworkPolicySpec,
@@ -34,14 +34,19 @@ const NOT_PUBLIC_IPV6: [&str; 2] = ["2001::/32", "2002::/16"];
 
 /// See it with `kubectl -n tenant-acme get networkpolicy fence -o yaml`.
 pub(crate) fn fence(wanted: &Wanted) -> NetworkPolicy {
-    let egress = [to_dns(), to_public_internet()].into_iter().chain(to_listed(wanted));
+    let rules = || {
+        let egress = [to_dns(), to_public_internet()].into_iter().chain(to_listed(wanted)).chain(to_models(wanted));
+        (vec![from_front(wanted)], egress.collect())
+    };
+    // Both directions are named below, so without a rule both are shut.
+    let (ingress, egress) = if wanted.is_stopped { (Vec::new(), Vec::new()) } else { rules() };
     NetworkPolicy {
         metadata: wanted.child_meta("fence"),
         spec: Some(NetworkPolicySpec {
             pod_selector: Some(LabelSelector::default()), // every pod in the namespace
             policy_types: Some(vec!["Ingress".to_owned(), "Egress".to_owned()]),
-            ingress: Some(vec![from_front(wanted)]),
-            egress: Some(egress.collect()),
+            ingress: Some(ingress),
+            egress: Some(egress),
         }),
     }
 }
@@ -87,6 +92,18 @@ fn allowed_port(allowed: &AllowedPort) -> NetworkPolicyPort {
         end_port: allowed.end_port.map(i32::from),
         ..port(allowed.protocol.as_str(), allowed.port.into())
     }
+}
+
+/// To the pods that serve a model, on the port that they listen on: a Service's own port is gone when a policy looks.
+fn to_models(wanted: &Wanted) -> impl Iterator<Item = NetworkPolicyEgressRule> {
+    let models = wanted.providers.iter().filter_map(|provider| provider.model.as_ref());
+    models.map(|model| {
+        let ModelServiceSpec { namespace, pod_selector, .. } = model;
+        NetworkPolicyEgressRule {
+            to: Some(vec![pods_in(namespace, pod_selector.clone())]),
+            ports: Some(vec![port("TCP", model.pod_port().into())]),
+        }
+    })
 }
 
 /// Pods with these labels in the namespace of that name, which the API server itself vouches for by a label.
@@ -231,6 +248,27 @@ mod tests {
         let many = NetworkPolicyPort { end_port: Some(9010), ..port("UDP", 9000) };
         assert_eq!(rule.ports, Some(vec![port("TCP", 5432), many]));
         assert_eq!(rule.to, Some(vec![range("10.20.0.0/16", &[])]));
+    }
+
+    #[test]
+    fn a_model_in_the_cluster_opens_its_pods_on_their_port() {
+        let tenant = fixtures::in_cluster();
+        let keys = fixtures::keys_of(&tenant);
+        let egress = fence(&Wanted::parse(&tenant, &keys, &fixtures::settings()).unwrap()).spec.unwrap().egress.unwrap();
+        assert_eq!(egress.len(), 3);
+        assert_eq!(egress[2].ports, Some(vec![port("TCP", 8_000)]));
+        let pods = BTreeMap::from([("app".to_owned(), "llama".to_owned())]);
+        assert_eq!(egress[2].to, Some(vec![pods_in("models", pods)]));
+    }
+
+    #[test]
+    fn in_an_emergency_nothing_goes_in_or_out() {
+        let mut tenant = fixtures::full();
+        tenant.spec.emergency_stop = true;
+        let wanted = Wanted::parse(&tenant, &fixtures::keys(), &fixtures::settings()).unwrap();
+        let spec = fence(&wanted).spec.unwrap();
+        assert_eq!((spec.ingress, spec.egress), (Some(Vec::new()), Some(Vec::new())));
+        assert_eq!(spec.policy_types, Some(vec!["Ingress".to_owned(), "Egress".to_owned()]));
     }
 
     #[test]

@@ -1,23 +1,45 @@
-//! Two made-up tenants for tests: one that says all, one that says nothing.
+//! Made-up tenants for tests: one that says all, one that says nothing, one with a model in the cluster.
+
+use std::sync::Arc;
 
 use croft_crds::AgentTenant;
-use croft_crds::tenant::SecretKeyRef;
+use croft_crds::tenant::ProviderName;
 use serde_json::json;
 
-use super::wanted::{KeyVersions, Settings};
+use super::platform::PlatformProviders;
+use super::tier::Tiers;
+use super::wanted::{Key, Keys, Settings};
+use crate::keyring::Fingerprint;
 
 pub(crate) fn settings() -> Settings {
+    let platform =
+        "providers: [{ name: anthropic, secretName: lent, key: api-key, baseUrl: 'https://lent.example.com' }]";
     Settings {
         namespace: "croft-test-system".to_owned(),
         worker_image: "registry.example.com/croft/worker:7".to_owned(),
         worker_image_pull_policy: "IfNotPresent".to_owned(),
+        tiers: Arc::new(Tiers::default()),
+        platform: Arc::new(PlatformProviders::parse(platform).expect("it is one")),
+        removal_max_seconds: 600,
     }
 }
 
+pub(crate) fn fingerprint(text: &str) -> Fingerprint {
+    Fingerprint::of_test(text)
+}
+
 /// The one key that [`full`] refers to.
-pub(crate) fn keys() -> KeyVersions {
-    let key = SecretKeyRef { name: "models".to_owned(), key: "anthropic-key".to_owned() };
-    KeyVersions::from([(key, "17".to_owned())])
+pub(crate) fn keys() -> Keys {
+    Keys::from([(ProviderName::Anthropic, Key::There(fingerprint("17")))])
+}
+
+/// Every key that `tenant` needs.
+pub(crate) fn keys_of(tenant: &AgentTenant) -> Keys {
+    let found = tenant.spec.llm.providers.iter().map(|provider| match provider.api_key_secret_ref {
+        Some(_) => (provider.name, Key::There(fingerprint("17"))),
+        None => (provider.name, Key::NotNeeded),
+    });
+    found.collect()
 }
 
 pub(crate) fn minimal() -> AgentTenant {
@@ -40,7 +62,13 @@ pub(crate) fn full() -> AgentTenant {
                 "sessionsPerWorker": 33,
                 "nodeSelector": { "pool": "agents" },
                 "tolerations": [{ "key": "agents", "operator": "Exists", "effect": "NoSchedule" }],
+                "runtimeClassName": "sandboxed",
             },
+            "owners": [
+                { "kind": "User", "name": "ada@example.com" },
+                { "kind": "Group", "name": "heron-admins" },
+                { "kind": "ServiceAccount", "name": "deployer", "namespace": "ci" },
+            ],
             "egress": { "allow": [
                 { "cidr": "10.20.0.0/16", "ports": [{ "port": 5432 }, { "port": 9000, "endPort": 9010 }] },
                 { "cidr": "fd12:3456::/32" },
@@ -58,6 +86,21 @@ pub(crate) fn full() -> AgentTenant {
             "sessionDefaults": { "idleTimeoutSeconds": 600, "lifetimeSeconds": 7_200, "ttlSecondsAfterFinished": 60 },
             "cordon": true,
         }),
+    )
+}
+
+/// A tenant whose model is served in the cluster, without a key.
+pub(crate) fn in_cluster() -> AgentTenant {
+    tenant(
+        "stork",
+        "7a1f0a52-2f57-4a6f-8c8e-0c1d9b7a6e5f",
+        &json!({ "llm": { "providers": [{
+            "name": "anthropic", "source": "InCluster",
+            "service": {
+                "namespace": "models", "name": "llama", "port": 80, "targetPort": 8000,
+                "podSelector": { "app": "llama" },
+            },
+        }] } }),
     )
 }
 

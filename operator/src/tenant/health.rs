@@ -3,6 +3,8 @@
 use croft_crds::AgentTenant;
 use k8s_openapi::api::apps::v1::Deployment;
 
+use super::bounds::quota_problem;
+use super::tier::Tiers;
 use crate::worker::{Problem, Worker};
 
 /// What keeps workers from running, the deepest cause first: a quota leaves no pod to have a problem of its own.
@@ -11,14 +13,23 @@ pub(crate) fn problem(deployment: Option<&Deployment>, workers: &[Worker]) -> Op
 }
 
 /// For callers: why there is no worker, or nothing if there is one.
-pub(crate) fn workers_problem(tenant: &AgentTenant, deployment: Option<&Deployment>, workers: &[Worker]) -> String {
+pub(crate) fn workers_problem(
+    tenant: &AgentTenant,
+    deployment: Option<&Deployment>,
+    workers: &[Worker],
+    tiers: &Tiers,
+) -> String {
     if workers.iter().any(|worker| worker.ready) {
         return String::new();
+    }
+    if tenant.spec.emergency_stop {
+        return "the tenant is stopped".to_owned();
     }
     if tenant.spec.suspend {
         return "the tenant is suspended".to_owned();
     }
-    problem(deployment, workers).map_or_else(|| "no worker is ready yet".to_owned(), |problem| problem.message)
+    let problem = quota_problem(tenant, tiers).or_else(|| problem(deployment, workers));
+    problem.map_or_else(|| "no worker is ready yet".to_owned(), |problem| problem.message)
 }
 
 /// Pods that the API server would not have.
@@ -51,7 +62,7 @@ mod tests {
 
     fn worker(ready: bool, problem: Option<&'static str>) -> Worker {
         let problem = problem.map(|reason| Problem { reason, message: format!("because {reason}") });
-        Worker { name: "workers-1".into(), address: None, ready, problem }
+        Worker { name: "workers-1".into(), address: None, ready, problem, ends_within_seconds: None }
     }
 
     #[test]
@@ -68,13 +79,17 @@ mod tests {
 
     #[test]
     fn callers_hear_a_reason_only_while_no_worker_takes_them() {
-        let tenant = fixtures::minimal();
+        let told = |tenant: &AgentTenant, workers: &[Worker]| workers_problem(tenant, None, workers, &Tiers::default());
+        let mut tenant = fixtures::minimal();
         let workers = [worker(false, Some("Crashing")), worker(true, None)];
-        assert_eq!(workers_problem(&tenant, None, &workers), "");
-        assert_eq!(workers_problem(&tenant, None, &workers[..1]), "because Crashing");
-        assert_eq!(workers_problem(&tenant, None, &[]), "no worker is ready yet");
-        let mut suspended = tenant.clone();
-        suspended.spec.suspend = true;
-        assert_eq!(workers_problem(&suspended, None, &[]), "the tenant is suspended");
+        assert_eq!(told(&tenant, &workers), "");
+        assert_eq!(told(&tenant, &workers[..1]), "because Crashing");
+        assert_eq!(told(&tenant, &[]), "no worker is ready yet");
+        tenant.spec.quota.cpu = Some("10m".into());
+        assert_eq!(told(&tenant, &[]), "quota exceeded: one worker may use 1 of cpu, and the quota is 10m");
+        tenant.spec.suspend = true;
+        assert_eq!(told(&tenant, &[]), "the tenant is suspended");
+        tenant.spec.emergency_stop = true;
+        assert_eq!(told(&tenant, &[]), "the tenant is stopped");
     }
 }

@@ -3,14 +3,18 @@
 use std::sync::Arc;
 
 use croft_crds::AgentTenant;
+use croft_crds::tenant::{ProviderSource, ProviderSpec};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::ResourceExt as _;
 use kube::api::Api;
 
-use super::wanted::KeyVersions;
+use super::wanted::{Key, Keys};
 use super::{Error, tls};
 use crate::cluster::{child_key, is_owned};
 use crate::context::Context;
+use crate::keyring::Print;
+use crate::secrets::SecretId;
+use crate::worker::Problem;
 
 /// What was there.
 #[derive(Debug, Default)]
@@ -19,33 +23,34 @@ pub(super) struct Observed {
     pub(super) has_namespace: bool,
     /// The workers' certificate.
     pub(super) tls: Option<Arc<Secret>>,
-    /// Keys that the spec refers to and that are there.
-    pub(super) keys: KeyVersions,
+    /// What was found of each provider's key.
+    pub(super) keys: Keys,
 }
 
 impl Observed {
-    /// Keys that the spec refers to and that are not there, as `secret/key`.
-    pub(super) fn missing_keys(&self, tenant: &AgentTenant) -> Vec<String> {
-        let references = tenant.spec.llm.providers.iter().filter_map(|provider| provider.api_key_secret_ref.as_ref());
-        let missing = references.filter(|reference| !self.keys.contains_key(reference));
-        missing.map(|reference| format!("{}/{}", reference.name, reference.key)).collect()
+    /// What is wrong with the keys, in the order of the spec's providers.
+    pub(super) fn key_problems(&self) -> impl Iterator<Item = &Problem> {
+        self.keys.values().filter_map(|key| match key {
+            Key::Missing(problem) => Some(problem),
+            Key::There(_) | Key::NotNeeded => None,
+        })
     }
 }
 
 /// Fails if the namespace is someone else's, or on its way out.
 pub(super) async fn observe(tenant: &AgentTenant, context: &Context) -> Result<Observed, Error> {
     let name = tenant.namespace_name();
-    let Some(namespace) = namespace(&name, context).await? else {
-        return Ok(Observed::default());
-    };
-    if !is_owned(&*namespace, tenant) {
-        return Err(Error::NamespaceTaken { name });
+    let namespace = namespace(&name, context).await?;
+    if let Some(namespace) = &namespace {
+        if !is_owned(&**namespace, tenant) {
+            return Err(Error::NamespaceTaken { name });
+        }
+        if namespace.metadata.deletion_timestamp.is_some() {
+            return Err(Error::NamespaceEnding { name });
+        }
     }
-    if namespace.metadata.deletion_timestamp.is_some() {
-        return Err(Error::NamespaceEnding { name });
-    }
-    let tls = tls_secret(&name, context).await?;
-    Ok(Observed { has_namespace: true, tls, keys: keys(tenant, context).await? })
+    let tls = if namespace.is_some() { tls_secret(&name, context).await? } else { None };
+    Ok(Observed { has_namespace: namespace.is_some(), tls, keys: keys(tenant, context).await? })
 }
 
 /// The namespace of that name, whoever made it. One that isn't labelled as ours is not in the copies, so the API server
@@ -81,18 +86,54 @@ async fn tls_secret(namespace: &str, context: &Context) -> Result<Option<Arc<Sec
     Ok(found.map(Arc::new))
 }
 
-/// The keys are looked for and dropped: no copy of them stays here.
-async fn keys(tenant: &AgentTenant, context: &Context) -> Result<KeyVersions, Error> {
-    let namespace = tenant.namespace_name();
-    let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
-    let mut there = KeyVersions::new();
-    for reference in tenant.spec.llm.providers.iter().filter_map(|provider| provider.api_key_secret_ref.as_ref()) {
-        let what = || format!("secret {namespace}/{}", reference.name);
-        let found = secrets.get_opt(&reference.name).await.map_err(|source| Error::Read { what: what(), source })?;
-        let holds_key = |secret: &Secret| secret.data.as_ref().is_some_and(|data| data.contains_key(&reference.key));
-        if let Some(secret) = found.filter(holds_key) {
-            there.insert(reference.clone(), secret.resource_version().unwrap_or_default());
-        }
+async fn keys(tenant: &AgentTenant, context: &Context) -> Result<Keys, Error> {
+    let mut keys = Keys::new();
+    for provider in &tenant.spec.llm.providers {
+        keys.insert(provider.name, key(tenant, provider, context).await?);
     }
-    Ok(there)
+    Ok(keys)
+}
+
+/// Looks for one provider's key. Whose it is decides what the tenant is told: where the platform's lies is not its
+/// business.
+async fn key(tenant: &AgentTenant, provider: &ProviderSpec, context: &Context) -> Result<Key, Error> {
+    let name = provider.name.as_str();
+    if provider.source == ProviderSource::Platform {
+        let Some(lent) = context.settings.platform.get(provider.name) else {
+            let message = format!("the platform lends no key for {name}");
+            return Ok(Key::Missing(Problem { reason: "PlatformKeyMissing", message }));
+        };
+        let id = (context.settings.namespace.clone(), lent.secret_name.clone());
+        return Ok(match print(&id, &lent.key, context).await? {
+            Some(Print::Usable(fingerprint)) => Key::There(fingerprint),
+            Some(Print::Unusable) => {
+                let message = format!("the platform's key for {name} is not one line of printable ASCII");
+                Key::Missing(Problem { reason: "PlatformKeyMissing", message })
+            }
+            None => {
+                let message = format!("the platform's key for {name} is not there");
+                Key::Missing(Problem { reason: "PlatformKeyMissing", message })
+            }
+        });
+    }
+    let Some(reference) = &provider.api_key_secret_ref else { return Ok(Key::NotNeeded) };
+    let id = (tenant.namespace_name(), reference.name.clone());
+    let (namespace, secret, entry) = (&id.0, &reference.name, &reference.key);
+    Ok(match print(&id, entry, context).await? {
+        Some(Print::Usable(fingerprint)) => Key::There(fingerprint),
+        Some(Print::Unusable) => {
+            let message = format!("{secret}/{entry} in namespace {namespace} is not one line of printable ASCII");
+            Key::Missing(Problem { reason: "KeyUnusable", message })
+        }
+        None => {
+            let message = format!("namespace {namespace} lacks {secret}/{entry}");
+            Key::Missing(Problem { reason: "KeysMissing", message })
+        }
+    })
+}
+
+async fn print(id: &SecretId, entry: &str, context: &Context) -> Result<Option<Print>, Error> {
+    let what = || format!("secret {}/{}", id.0, id.1);
+    let prints = context.keyring.prints(id).await.map_err(|source| Error::Read { what: what(), source })?;
+    Ok(prints.and_then(|prints| prints.get(entry).cloned()))
 }

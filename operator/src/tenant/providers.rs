@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::ConfigMap;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::wanted::Wanted;
 
@@ -23,7 +23,8 @@ struct File<'a> {
 struct Entry<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     base_url: Option<&'a str>,
-    api_key_file: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    api_key_file: Option<String>,
 }
 
 /// See it with `kubectl -n tenant-acme get configmap providers -o yaml`.
@@ -39,8 +40,20 @@ pub(crate) fn providers(wanted: &Wanted) -> ConfigMap {
 pub(crate) fn file(wanted: &Wanted) -> String {
     let entries = wanted.providers.iter().map(|provider| {
         let name = provider.name.as_str();
-        (name, Entry { base_url: provider.base_url.as_deref(), api_key_file: format!("{KEYS_FOLDER}/{name}") })
+        let api_key_file = provider.key.as_ref().map(|_| format!("{KEYS_FOLDER}/{name}"));
+        (name, Entry { base_url: provider.base_url.as_deref(), api_key_file })
     });
     let file = File { providers: entries.collect() };
     serde_json::to_string_pretty(&file).expect("plain data") + "\n"
+}
+
+/// The providers that the workers use, by name, as the config map in the cluster says.
+pub(crate) fn names(providers: &ConfigMap) -> Vec<String> {
+    #[derive(Deserialize)]
+    struct Names {
+        providers: BTreeMap<String, serde_json::Value>,
+    }
+    let text = providers.data.as_ref().and_then(|data| data.get(FILE));
+    let names = text.and_then(|text| serde_json::from_str::<Names>(text).ok());
+    names.map(|names| names.providers.into_keys().collect()).unwrap_or_default()
 }

@@ -34,6 +34,8 @@ snapshots! {
     quota => quota::quota;
     limit_range => limit_range::limit_range;
     service_account => service_account::service_account;
+    owner_role => owners::role;
+    owner_binding => owners::role_binding;
     providers => providers::providers;
     workers => |wanted: &Wanted| workers::workers(wanted, &issued());
     workers_service => workers_service::workers_service;
@@ -50,11 +52,27 @@ fn a_renewed_certificate_or_another_key_or_provider_rolls_the_workers_and_nothin
     fewer.providers.pop();
     assert_ne!(before, template(&fewer, &issued()));
     let mut rotated = full.clone();
-    rotated.providers[0].key_version = "18".to_owned();
+    rotated.providers[0].key.as_mut().unwrap().fingerprint = fixtures::fingerprint("18");
     assert_ne!(before, template(&rotated, &issued()));
     let mut scaled = full;
     scaled.workers.replicas += 1;
     assert_eq!(before, template(&scaled, &issued()));
+}
+
+#[test]
+fn lent_keys_are_planned_by_their_fingerprints_alone() {
+    let mut tenant = fixtures::minimal();
+    tenant.spec.llm.providers =
+        vec![serde_json::from_value(serde_json::json!({ "name": "anthropic", "source": "Platform" })).unwrap()];
+    let wanted = Wanted::parse(&tenant, &fixtures::keys(), &fixtures::settings()).unwrap();
+    let planned = platform_keys::platform_keys(&wanted).unwrap();
+    assert_eq!(planned.secret.data, None);
+    assert_eq!(planned.entries["anthropic"].from.key, "api-key");
+    let keys = [("anthropic".to_owned(), b"sk-made-up".to_vec().into())].into();
+    let filled = platform_keys::filled(&planned.secret, &keys);
+    assert_eq!(filled.data.unwrap()["anthropic"].0, b"sk-made-up");
+    let [_, minimal] = self::wanted();
+    assert!(platform_keys::platform_keys(&minimal).is_none());
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! A tenant's spec, read and filled up: all decisions made, so that the builders only write them down.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use croft_crds::tenant::{
-    AllowedRange, BudgetSpec, LimitsSpec, ProviderName, ProviderSpec, SecretKeyRef, SessionDefaultsSpec, overlapping,
+    AllowedRange, ModelServiceSpec, OwnerSpec, ProviderName, ProviderSource, ProviderSpec, SecretKeyRef, overlapping,
     parse_range,
 };
 use croft_crds::{AgentTenant, Quantity, labels};
@@ -13,7 +14,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::ResourceExt as _;
 use kube::api::ObjectMeta;
 
-use super::{Error, tier};
+use super::bounds::{self, Quota, Resources};
+use super::platform::PlatformProviders;
+use super::tier::Tiers;
+use super::{Error, platform_keys};
+use crate::keyring::Fingerprint;
+use crate::worker::Problem;
 
 /// What the operator was told at its start.
 #[derive(Debug, Clone)]
@@ -22,10 +28,22 @@ pub struct Settings {
     pub namespace: String,
     pub worker_image: String,
     pub worker_image_pull_policy: String,
+    pub tiers: Arc<Tiers>,
+    pub platform: Arc<PlatformProviders>,
+    /// How long the end of a deleted tenant's sessions and the draining of its records may take, in seconds.
+    pub removal_max_seconds: i64,
 }
 
-/// Which of the keys that a spec refers to are there, each with its Secret's version.
-pub(crate) type KeyVersions = BTreeMap<SecretKeyRef, String>;
+/// What was found of the key of each provider that the spec names.
+pub(crate) type Keys = BTreeMap<ProviderName, Key>;
+
+/// What was found of one provider's key.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Key {
+    NotNeeded,
+    There(Fingerprint),
+    Missing(Problem),
+}
 
 /// A tenant as it shall be.
 #[derive(Debug, Clone)]
@@ -35,10 +53,14 @@ pub(crate) struct Wanted {
     pub(crate) owner: OwnerReference,
     pub(crate) quota: Quota,
     pub(crate) workers: Workers,
+    /// Nothing gets in or out any more.
+    pub(crate) is_stopped: bool,
     /// Ranges beyond the public internet, checked.
     pub(crate) ranges: Vec<AllowedRange>,
-    /// Those whose key is there: a worker does not start with one that has none.
+    /// Those whose key is there, or who need none: a worker does not start with one that lacks its key.
     pub(crate) providers: Vec<Provider>,
+    /// Who may manage the tenant's declared sessions.
+    pub(crate) owners: Vec<OwnerSpec>,
     /// Where the fronts are.
     pub(crate) front_namespace: String,
 }
@@ -47,21 +69,26 @@ pub(crate) struct Wanted {
 pub(crate) struct Provider {
     pub(crate) name: ProviderName,
     pub(crate) base_url: Option<String>,
-    pub(crate) key: SecretKeyRef,
-    /// Changes when the key may have changed.
-    pub(crate) key_version: String,
+    pub(crate) key: Option<ProviderKey>,
+    /// The pods that answer, where these are in the cluster.
+    pub(crate) model: Option<ModelServiceSpec>,
 }
 
 #[derive(Debug, Clone)]
-pub(crate) struct Quota {
-    pub(crate) cpu: Quantity,
-    pub(crate) memory: Quantity,
-    pub(crate) pods: i32,
+pub(crate) struct ProviderKey {
+    /// Where the workers get it from, in their own namespace.
+    pub(crate) secret: SecretKeyRef,
+    /// Changes with the key.
+    pub(crate) fingerprint: Fingerprint,
+    /// Where it is copied from, if it is the platform's.
+    pub(crate) lent_from: Option<SecretKeyRef>,
 }
 
 #[derive(Debug, Clone)]
 pub(crate) struct Workers {
     pub(crate) replicas: i32,
+    /// A rollout begins with a new worker rather than with one less.
+    pub(crate) surges: bool,
     pub(crate) image: String,
     pub(crate) image_pull_policy: String,
     pub(crate) requests: Resources,
@@ -69,12 +96,7 @@ pub(crate) struct Workers {
     pub(crate) sessions_per_worker: u32,
     pub(crate) node_selector: BTreeMap<String, String>,
     pub(crate) tolerations: Vec<Toleration>,
-}
-
-#[derive(Debug, Clone)]
-pub(crate) struct Resources {
-    pub(crate) cpu: Quantity,
-    pub(crate) memory: Quantity,
+    pub(crate) runtime_class: Option<String>,
 }
 
 impl Resources {
@@ -84,12 +106,10 @@ impl Resources {
 }
 
 impl Wanted {
-    /// Reads `tenant`, of whose keys those in `keys` are there. Fails if the spec can't be used, which the rules on the
-    /// kind mostly prevent.
-    pub(crate) fn parse(tenant: &AgentTenant, keys: &KeyVersions, settings: &Settings) -> Result<Self, Error> {
-        let spec = &tenant.spec;
-        let tier = tier::values(spec.tier);
-        let or = |own: &Option<Quantity>, tier: &str| own.clone().unwrap_or_else(|| tier.into());
+    /// Reads `tenant`, of whose keys `keys` tells. Fails if the spec can't be used, which the rules on the kind mostly
+    /// prevent.
+    pub(crate) fn parse(tenant: &AgentTenant, keys: &Keys, settings: &Settings) -> Result<Self, Error> {
+        let (spec, tiers) = (&tenant.spec, &settings.tiers);
         for range in &spec.egress.allow {
             parse_range(&range.cidr).map_err(|unusable| Error::Spec {
                 field: "egress.allow",
@@ -99,40 +119,31 @@ impl Wanted {
         if let Some((one, other)) = overlapping(&spec.egress.allow) {
             return Err(Error::Spec { field: "egress.allow", problem: format!("{one} and {other} overlap") });
         }
-        let resources = &spec.workers.resources;
-        let limits = Resources {
-            cpu: or(&resources.cpu_limit, tier.cpu_limit),
-            memory: or(&resources.memory_limit, tier.memory_limit),
-        };
-        // A limit below the tier's request lowers the request too, or every small worker would need both.
-        let requests = Resources {
-            cpu: resources.cpu_request.clone().unwrap_or_else(|| least(tier.cpu_request, &limits.cpu)),
-            memory: resources.memory_request.clone().unwrap_or_else(|| least(tier.memory_request, &limits.memory)),
-        };
         let owner = tenant
             .owner_reference()
             .ok_or(Error::Spec { field: "metadata.uid", problem: "the API server has given it none".to_owned() })?;
+        let fits = bounds::quota_problem(tenant, tiers).is_none();
         Ok(Self {
             name: tenant.name_any(),
             namespace: tenant.namespace_name(),
             owner,
-            quota: Quota {
-                cpu: or(&spec.quota.cpu, tier.quota_cpu),
-                memory: or(&spec.quota.memory, tier.quota_memory),
-                pods: spec.quota.pods.unwrap_or(tier.quota_pods),
-            },
+            quota: bounds::quota(tenant, tiers),
             workers: Workers {
-                replicas: replicas(tenant),
+                replicas: if fits { bounds::replicas(tenant, tiers) } else { 0 },
+                surges: bounds::has_room_to_surge(tenant, tiers),
                 image: spec.workers.image.clone().unwrap_or_else(|| settings.worker_image.clone()),
                 image_pull_policy: settings.worker_image_pull_policy.clone(),
-                requests,
-                limits,
-                sessions_per_worker: sessions_per_worker(tenant),
+                requests: bounds::worker_requests(tenant, tiers),
+                limits: bounds::worker_limits(tenant, tiers),
+                sessions_per_worker: bounds::sessions_per_worker(tenant, tiers),
                 node_selector: spec.workers.node_selector.clone(),
                 tolerations: spec.workers.tolerations.clone(),
+                runtime_class: spec.workers.runtime_class_name.clone(),
             },
+            is_stopped: spec.emergency_stop,
             ranges: spec.egress.allow.clone(),
-            providers: spec.llm.providers.iter().filter_map(|provider| with_key(provider, keys)).collect(),
+            providers: spec.llm.providers.iter().filter_map(|spec| provider(spec, keys, &settings.platform)).collect(),
+            owners: spec.owners.clone(),
             front_namespace: settings.namespace.clone(),
         })
     }
@@ -163,51 +174,38 @@ impl Wanted {
     }
 }
 
-fn with_key(provider: &ProviderSpec, keys: &KeyVersions) -> Option<Provider> {
-    let key = provider.api_key_secret_ref.clone()?;
-    let key_version = keys.get(&key)?.clone();
-    Some(Provider { name: provider.name, base_url: provider.base_url.clone(), key, key_version })
-}
-
-/// Workers that this tenant shall have.
-pub(crate) fn replicas(tenant: &AgentTenant) -> i32 {
-    if tenant.spec.suspend {
-        return 0;
-    }
-    tenant.spec.workers.replicas.unwrap_or(tier::values(tenant.spec.tier).replicas)
-}
-
-/// Sessions that one worker of this tenant may run at a time.
-pub(crate) fn sessions_per_worker(tenant: &AgentTenant) -> u32 {
-    tenant.spec.workers.sessions_per_worker.unwrap_or(tier::values(tenant.spec.tier).sessions_per_worker)
-}
-
-/// What this tenant's callers may do: its own limits, and its tier's for the rest.
-pub(crate) fn limits(tenant: &AgentTenant) -> LimitsSpec {
-    let own = tenant.spec.limits.clone();
-    let tier = tier::values(tenant.spec.tier);
-    LimitsSpec {
-        max_sessions: own.max_sessions.or(Some(tier.sessions_max)),
-        requests_per_minute: own.requests_per_minute.or(Some(tier.requests_per_minute)),
-        tokens_per_minute: own.tokens_per_minute,
-        max_message_bytes: own.max_message_bytes.or(Some(tier.message_bytes_max)),
-    }
-}
-
-/// What this tenant may spend: its own budget, and its tier's for the rest.
-pub(crate) fn budget(tenant: &AgentTenant) -> BudgetSpec {
-    let own = tenant.spec.budget.clone();
-    let tier = tier::values(tenant.spec.tier);
-    BudgetSpec { monthly_usd: own.monthly_usd.or(tier.monthly_budget_usd.map(str::to_owned)), ..own }
-}
-
-/// How long this tenant's sessions live that say nothing of their own.
-pub(crate) fn session_defaults(tenant: &AgentTenant) -> SessionDefaultsSpec {
-    let own = tenant.spec.session_defaults.clone();
-    let tier = tier::values(tenant.spec.tier);
-    SessionDefaultsSpec {
-        idle_timeout_seconds: own.idle_timeout_seconds.or(Some(tier.session_idle_timeout_seconds)),
-        ..own
+/// `None` while its key is not there.
+fn provider(spec: &ProviderSpec, keys: &Keys, platform: &PlatformProviders) -> Option<Provider> {
+    let fingerprint = match keys.get(&spec.name)? {
+        Key::Missing(_) => return None,
+        Key::NotNeeded => None,
+        Key::There(fingerprint) => Some(fingerprint.clone()),
+    };
+    let own = |base_url: Option<String>| Provider {
+        name: spec.name,
+        base_url,
+        key: fingerprint.clone().zip(spec.api_key_secret_ref.clone()).map(|(fingerprint, secret)| ProviderKey {
+            secret,
+            fingerprint,
+            lent_from: None,
+        }),
+        model: None,
+    };
+    match spec.source {
+        ProviderSource::TenantKey | ProviderSource::TenantEndpoint => Some(own(spec.base_url.clone())),
+        ProviderSource::InCluster => {
+            let service = spec.service.clone()?;
+            Some(Provider { model: Some(service.clone()), ..own(Some(service.base_url())) })
+        }
+        ProviderSource::Platform => {
+            let lent = platform.get(spec.name)?;
+            let key = ProviderKey {
+                secret: SecretKeyRef { name: platform_keys::NAME.to_owned(), key: spec.name.as_str().to_owned() },
+                fingerprint: fingerprint?,
+                lent_from: Some(SecretKeyRef { name: lent.secret_name.clone(), key: lent.key.clone() }),
+            };
+            Some(Provider { name: spec.name, base_url: lent.base_url.clone(), key: Some(key), model: None })
+        }
     }
 }
 
@@ -216,43 +214,69 @@ pub(crate) fn amount(quantity: &Quantity) -> resource::Quantity {
     resource::Quantity(quantity.as_str().to_owned())
 }
 
-fn least(request: &str, limit: &Quantity) -> Quantity {
-    let request = Quantity::from(request);
-    match (request.nanos(), limit.nanos()) {
-        (Some(requested), Some(allowed)) if requested > allowed => limit.clone(),
-        _ => request,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::tenant::fixtures;
 
+    fn parse(tenant: &AgentTenant, keys: &Keys) -> Result<Wanted, Error> {
+        Wanted::parse(tenant, keys, &fixtures::settings())
+    }
+
     #[test]
     fn a_range_that_opens_too_much_is_refused_even_if_the_schema_let_it_in() {
         let mut tenant = fixtures::minimal();
-        tenant.spec.egress.allow = vec![AllowedRange { cidr: "0.0.0.0/0".into(), ports: Vec::new() }];
-        let error = Wanted::parse(&tenant, &fixtures::keys(), &fixtures::settings()).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "spec.egress.allow is not usable: 0.0.0.0/0 reaches addresses that lead to the node's own credentials"
-        );
+        let ranges = |cidrs: &[&str]| -> Vec<AllowedRange> {
+            cidrs.iter().map(|&cidr| AllowedRange { cidr: cidr.into(), ..AllowedRange::default() }).collect()
+        };
+        for (cidrs, told) in [
+            (["0.0.0.0/0"].as_slice(), "0.0.0.0/0 reaches addresses that lead to the node's own credentials"),
+            (["10.0.0.0/8", "10.1.0.0/16"].as_slice(), "10.0.0.0/8 and 10.1.0.0/16 overlap"),
+        ] {
+            tenant.spec.egress.allow = ranges(cidrs);
+            let error = parse(&tenant, &Keys::new()).unwrap_err();
+            assert_eq!(error.to_string(), format!("spec.egress.allow is not usable: {told}"));
+        }
     }
 
     #[test]
-    fn a_limit_below_the_tiers_request_lowers_the_request() {
+    fn each_source_of_a_model_says_where_it_is_and_whose_key_it_takes() {
+        let of = |provider: serde_json::Value, key: Key| {
+            let mut tenant = fixtures::minimal();
+            tenant.spec.llm.providers = vec![serde_json::from_value(provider).unwrap()];
+            parse(&tenant, &Keys::from([(ProviderName::Anthropic, key)])).unwrap().providers.pop()
+        };
+        let there = || Key::There(fixtures::fingerprint("17"));
+        let own = serde_json::json!({ "name": "models", "key": "a" });
+        let (name, secret) = ("anthropic", own.clone());
+        let tenant_key = serde_json::json!({ "name": name, "apiKeySecretRef": secret });
+        let provider = of(tenant_key.clone(), there()).unwrap();
+        assert_eq!((provider.base_url, provider.key.unwrap().secret.name.as_str()), (None, "models"));
+        let missing = Key::Missing(Problem { reason: "KeysMissing", message: String::new() });
+        assert!(of(tenant_key, missing).is_none());
+
+        let platform = serde_json::json!({ "name": name, "source": "Platform" });
+        let provider = of(platform, there()).unwrap();
+        let key = provider.key.unwrap();
+        assert_eq!(provider.base_url.as_deref(), Some("https://lent.example.com"));
+        assert_eq!((key.secret.name.as_str(), key.secret.key.as_str()), ("platform-keys", "anthropic"));
+        assert_eq!(key.lent_from.unwrap().name, "lent");
+
+        let service = serde_json::json!({
+            "namespace": "models", "name": "llama", "port": 80, "targetPort": 8000, "path": "/v1",
+            "podSelector": { "app": "llama" },
+        });
+        let in_cluster = serde_json::json!({ "name": name, "source": "InCluster", "service": service });
+        let provider = of(in_cluster, Key::NotNeeded).unwrap();
+        assert_eq!(provider.base_url.as_deref(), Some("http://llama.models.svc:80/v1"));
+        assert!(provider.key.is_none());
+        assert_eq!(provider.model.unwrap().pod_port(), 8_000);
+    }
+
+    #[test]
+    fn a_worker_that_no_quota_has_room_for_is_not_tried() {
         let mut tenant = fixtures::minimal();
-        tenant.spec.workers.resources.cpu_limit = Some("20m".into());
-        let wanted = Wanted::parse(&tenant, &fixtures::keys(), &fixtures::settings()).unwrap();
-        assert_eq!(wanted.workers.requests.cpu.as_str(), "20m");
-        assert_eq!(wanted.workers.requests.memory.as_str(), "128Mi");
-    }
-
-    #[test]
-    fn a_suspended_tenant_has_no_workers() {
-        let mut tenant = fixtures::full();
-        tenant.spec.suspend = true;
-        assert_eq!(Wanted::parse(&tenant, &fixtures::keys(), &fixtures::settings()).unwrap().workers.replicas, 0);
+        tenant.spec.quota.cpu = Some("300m".into());
+        assert_eq!(parse(&tenant, &Keys::new()).unwrap().workers.replicas, 0);
     }
 }

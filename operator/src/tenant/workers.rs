@@ -36,8 +36,11 @@ pub(crate) fn workers(wanted: &Wanted, issued: &Issued) -> Deployment {
     let mut pod_labels = wanted.labels();
     pod_labels.extend(selector.clone());
     // Workers read these at their start, so a change of any is a rollout.
-    let key_versions: Vec<_> = wanted.providers.iter().map(|provider| &provider.key_version).collect();
-    let config_hash = drift::hash(&(providers::file(wanted), &issued.cert, key_versions));
+    let keys: Vec<_> = wanted.providers.iter().map(|provider| Some(&provider.key.as_ref()?.fingerprint)).collect();
+    let config_hash = drift::hash(&(providers::file(wanted), &issued.cert, keys));
+    // One more first, then one less: a rollout never has fewer workers than are wanted. In a quota that is full the new
+    // one would never come, and the rollout stand still.
+    let (surge, unavailable) = if wanted.workers.surges { (1, 0) } else { (0, 1) };
     Deployment {
         metadata: wanted.child_meta(NAME),
         spec: Some(DeploymentSpec {
@@ -45,12 +48,11 @@ pub(crate) fn workers(wanted: &Wanted, issued: &Issued) -> Deployment {
             revision_history_limit: Some(2),
             progress_deadline_seconds: Some(120),
             selector: LabelSelector { match_labels: Some(selector), ..LabelSelector::default() },
-            // One more first, then one less: a rollout never has fewer workers than are wanted.
             strategy: Some(DeploymentStrategy {
                 type_: Some("RollingUpdate".to_owned()),
                 rolling_update: Some(RollingUpdateDeployment {
-                    max_surge: Some(IntOrString::Int(1)),
-                    max_unavailable: Some(IntOrString::Int(0)),
+                    max_surge: Some(IntOrString::Int(surge)),
+                    max_unavailable: Some(IntOrString::Int(unavailable)),
                 }),
             }),
             template: PodTemplateSpec {
@@ -72,6 +74,7 @@ fn pod(wanted: &Wanted) -> PodSpec {
         service_account_name: Some(service_account::NAME.to_owned()),
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
+        runtime_class_name: wanted.workers.runtime_class.clone(),
         // The worker's own shutdown grace is 25 s; what is left then is handed back within the rest.
         termination_grace_period_seconds: Some(40),
         security_context: Some(PodSecurityContext {
@@ -181,7 +184,7 @@ fn mounts(wanted: &Wanted) -> Vec<VolumeMount> {
         mount("providers", PROVIDERS_FOLDER, true),
         mount("scratch", "/tmp", false),
     ];
-    if !wanted.providers.is_empty() {
+    if has_keys(wanted) {
         mounts.push(mount("keys", providers::KEYS_FOLDER, true));
     }
     mounts
@@ -207,20 +210,24 @@ fn volumes(wanted: &Wanted) -> Vec<Volume> {
         },
         Volume { empty_dir: Some(EmptyDirVolumeSource::default()), ..volume("scratch") },
     ];
-    if !wanted.providers.is_empty() {
+    if has_keys(wanted) {
         volumes.push(Volume { projected: Some(keys(wanted)), ..volume("keys") });
     }
     volumes
 }
 
-/// The tenant's keys, a file a provider. Optional, so that one that is deleted later keeps no new worker from starting
+fn has_keys(wanted: &Wanted) -> bool {
+    wanted.providers.iter().any(|provider| provider.key.is_some())
+}
+
+/// The workers' keys, a file a provider. Optional, so that one that is deleted later keeps no new worker from starting
 /// before we have seen it.
 fn keys(wanted: &Wanted) -> ProjectedVolumeSource {
-    let sources = wanted.providers.iter().map(|provider| {
-        let key = &provider.key;
+    let sources = wanted.providers.iter().filter_map(|provider| {
+        let key = &provider.key.as_ref()?.secret;
         let item = KeyToPath { key: key.key.clone(), path: provider.name.as_str().to_owned(), mode: None };
         let secret = SecretProjection { name: key.name.clone(), items: Some(vec![item]), optional: Some(true) };
-        VolumeProjection { secret: Some(secret), ..VolumeProjection::default() }
+        Some(VolumeProjection { secret: Some(secret), ..VolumeProjection::default() })
     });
     ProjectedVolumeSource { default_mode: Some(0o440), sources: Some(sources.collect()) }
 }

@@ -1,0 +1,79 @@
+//! The parts of a tenant that are told of one by one.
+
+use super::Error;
+
+/// In the order in which they are applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Part {
+    Namespace,
+    Fence,
+    Quota,
+    LimitRange,
+    /// The workers' ServiceAccount.
+    Identity,
+    /// The owners' Role and RoleBinding.
+    Owners,
+    /// The workers' certificate.
+    Certificate,
+    /// The workers' list of providers, and the platform's keys among theirs.
+    Providers,
+    /// The Deployment, its Service and its PodDisruptionBudget.
+    Workers,
+}
+
+impl Part {
+    pub(crate) const ALL: [Self; 9] = [
+        Self::Namespace,
+        Self::Fence,
+        Self::Quota,
+        Self::LimitRange,
+        Self::Identity,
+        Self::Owners,
+        Self::Certificate,
+        Self::Providers,
+        Self::Workers,
+    ];
+
+    /// The type of the condition that tells of it.
+    pub(crate) fn condition(self) -> &'static str {
+        match self {
+            Self::Namespace => "NamespaceApplied",
+            Self::Fence => "FenceApplied",
+            Self::Quota => "QuotaApplied",
+            Self::LimitRange => "LimitRangeApplied",
+            Self::Identity => "IdentityApplied",
+            Self::Owners => "OwnersBound",
+            Self::Certificate => "CertificateApplied",
+            Self::Providers => "ProvidersApplied",
+            Self::Workers => "WorkersApplied",
+        }
+    }
+
+    /// Says that an error is about this part.
+    pub(super) fn failed(self) -> impl FnOnce(Error) -> Failure {
+        move |error| Failure { part: Some(self), error }
+    }
+}
+
+/// Where a pass ended, and why.
+#[derive(Debug)]
+pub(super) struct Failure {
+    /// `None` if it did not come so far.
+    pub(super) part: Option<Part>,
+    pub(super) error: Error,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let part = match &error {
+            Error::NamespaceTaken { .. } | Error::NamespaceEnding { .. } => Some(Part::Namespace),
+            Error::Certificate(_) => Some(Part::Certificate),
+            Error::Read { .. }
+            | Error::Apply { .. }
+            | Error::Delete { .. }
+            | Error::Spec { .. }
+            | Error::Status(_) => None,
+        };
+        Self { part, error }
+    }
+}

@@ -1,0 +1,385 @@
+//! What there is to say about a tenant after a pass: plain data in, a status out.
+
+use croft_crds::condition::{self, Verdict};
+use croft_crds::tenant::{SessionsStatus, TenantPhase, WorkersStatus};
+use croft_crds::{AgentTenant, AgentTenantStatus};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::bounds::{limits, quota_problem, replicas};
+use super::observe::Observed;
+use super::part::{Failure, Part};
+use super::tier::Tiers;
+use super::{Error, health};
+use crate::controller::{PassError as _, chain};
+use crate::totals::Total;
+use crate::worker::{Problem, Worker};
+
+/// The condition that is there only while a tenant is being deleted.
+pub(super) const REMOVED: &str = "Removed";
+
+/// All that a status is made of.
+pub(super) struct Facts<'a> {
+    pub(super) tenant: &'a AgentTenant,
+    pub(super) before: &'a AgentTenantStatus,
+    pub(super) outcome: Result<&'a Observed, &'a Failure>,
+    pub(super) deployment: Option<&'a Deployment>,
+    pub(super) pods: &'a [Worker],
+    /// What the fronts last told.
+    pub(super) total: Option<Total>,
+    pub(super) tiers: &'a Tiers,
+    pub(super) now: &'a Time,
+}
+
+/// How far the workers are from what is wanted.
+#[derive(Debug, PartialEq)]
+enum Rollout {
+    Done,
+    /// Not yet, and this is why, if it is known.
+    Waiting(Option<Problem>),
+}
+
+pub(super) fn status(facts: &Facts<'_>) -> AgentTenantStatus {
+    let Facts { tenant, before, outcome, .. } = *facts;
+    let workers = count(facts);
+    let rollout = rollout(facts, workers);
+    let mut verdicts = vec![applied(outcome)];
+    verdicts.extend(Part::ALL.into_iter().filter_map(|part| part_applied(part, facts)));
+    verdicts.push(workers_ready(tenant, workers, &rollout));
+    verdicts.extend(providers_ready(tenant, outcome));
+    verdicts.insert(0, ready(&verdicts));
+    verdicts.extend(prevented(tenant));
+    let mut conditions = before.conditions.clone();
+    conditions.retain(|condition| {
+        verdicts.iter().any(|verdict| verdict.kind == condition.type_)
+            || Part::ALL.iter().any(|part| part.condition() == condition.type_)
+    });
+    for verdict in verdicts {
+        condition::set(&mut conditions, verdict, tenant.metadata.generation, facts.now);
+    }
+    let taken = matches!(outcome, Err(Failure { error: Error::NamespaceTaken { .. }, .. }));
+    AgentTenantStatus {
+        observed_generation: tenant.metadata.generation,
+        phase: Some(phase(tenant, outcome, workers, &rollout)),
+        namespace: (!taken).then(|| tenant.namespace_name()),
+        workers: Some(workers),
+        sessions: sessions(facts),
+        spend: facts.total.as_ref().map(|total| total.spend.clone()).or_else(|| before.spend.clone()),
+        conditions,
+    }
+}
+
+/// What is wanted comes from the spec: the copy of a Deployment that was applied a moment ago may be behind.
+fn count(facts: &Facts<'_>) -> WorkersStatus {
+    let ready = facts.deployment.and_then(|deployment| deployment.status.as_ref()?.ready_replicas).unwrap_or(0);
+    WorkersStatus { desired: replicas(facts.tenant, facts.tiers), ready }
+}
+
+/// What the fronts have not told yet since this replica leads is as the one before it wrote.
+fn sessions(facts: &Facts<'_>) -> Option<SessionsStatus> {
+    let told = facts.total.as_ref().map(|total| total.sessions_open);
+    let open = told.or(facts.before.sessions.map(|sessions| sessions.open))?;
+    Some(SessionsStatus { open, max: limits(facts.tenant, facts.tiers).max_sessions.unwrap_or(0).into() })
+}
+
+fn rollout(facts: &Facts<'_>, workers: WorkersStatus) -> Rollout {
+    let Facts { tenant, deployment, pods, tiers, .. } = *facts;
+    let is_done = deployment.is_some_and(|deployment| {
+        let status = deployment.status.as_ref();
+        let is_current = status.and_then(|status| status.observed_generation) >= deployment.metadata.generation;
+        let updated = status.and_then(|status| status.updated_replicas).unwrap_or(0);
+        let scaled = deployment.spec.as_ref().and_then(|spec| spec.replicas) == Some(workers.desired);
+        let emptied = workers.desired > 0 || pods.is_empty();
+        is_current && scaled && emptied && updated >= workers.desired && workers.ready >= workers.desired
+    });
+    if is_done {
+        return Rollout::Done;
+    }
+    let too_small = if workers.desired > 0 { quota_problem(tenant, tiers) } else { None };
+    Rollout::Waiting(too_small.or_else(|| health::problem(deployment, pods)))
+}
+
+fn applied(outcome: Result<&Observed, &Failure>) -> Verdict {
+    let (holds, reason, message) = match outcome {
+        Ok(_) => (true, "Applied", "all parts are as the spec wants them".to_owned()),
+        Err(failure) => (false, failure.error.reason(), chain(&failure.error)),
+    };
+    Verdict { kind: "Applied", holds: Some(holds), reason, message }
+}
+
+/// `None` leaves it as it was: the pass ended before it came there, so what was said of it then is the last that is known.
+fn part_applied(part: Part, facts: &Facts<'_>) -> Option<Verdict> {
+    let kind = part.condition();
+    let verdict = |holds, reason, message| Some(Verdict { kind, holds, reason, message });
+    let well = || "it is as the spec wants it".to_owned();
+    let is_known = facts.before.conditions.iter().any(|condition| condition.type_ == kind);
+    let not_reached = || verdict(None, "NotReached", "the pass ended before it".to_owned());
+    match facts.outcome {
+        Ok(_) => match quota_problem(facts.tenant, facts.tiers).filter(|_| part == Part::Quota) {
+            Some(problem) => verdict(Some(false), problem.reason, problem.message),
+            None => verdict(Some(true), "Applied", well()),
+        },
+        Err(Failure { part: Some(at), error }) if *at == part => {
+            verdict(Some(false), error.reason(), chain(error))
+        }
+        Err(Failure { part: Some(at), .. }) if part < *at => verdict(Some(true), "Applied", well()),
+        Err(_) if is_known => None,
+        Err(_) => not_reached(),
+    }
+}
+
+fn workers_ready(tenant: &AgentTenant, workers: WorkersStatus, rollout: &Rollout) -> Verdict {
+    let WorkersStatus { desired, ready } = workers;
+    let count = || format!("{ready} of {desired} workers are ready");
+    let (holds, reason, message) = match rollout {
+        Rollout::Done if tenant.spec.emergency_stop => (false, "Stopped", "spec.emergencyStop is on".to_owned()),
+        Rollout::Done if tenant.spec.suspend => (false, "Suspended", "the tenant is suspended".to_owned()),
+        Rollout::Done => (true, "AllReady", count()),
+        Rollout::Waiting(_) if desired == 0 => (false, "Stopping", "workers are being taken away".to_owned()),
+        Rollout::Waiting(Some(problem)) => (false, problem.reason, problem.message.clone()),
+        Rollout::Waiting(None) => (false, "Starting", count()),
+    };
+    Verdict { kind: "WorkersReady", holds: Some(holds), reason, message }
+}
+
+fn providers_ready(tenant: &AgentTenant, outcome: Result<&Observed, &Failure>) -> Option<Verdict> {
+    if tenant.spec.llm.providers.is_empty() {
+        return None;
+    }
+    let kind = "ProvidersReady";
+    let Ok(observed) = outcome else {
+        let message = "the pass ended before keys were looked for".to_owned();
+        return Some(Verdict { kind, holds: None, reason: "NotLookedFor", message });
+    };
+    let problems: Vec<_> = observed.key_problems().collect();
+    let Some(first) = problems.first() else {
+        let message = "every key that the spec refers to is there".to_owned();
+        return Some(Verdict { kind, holds: Some(true), reason: "KeysFound", message });
+    };
+    let messages: Vec<_> = problems.iter().map(|problem| problem.message.as_str()).collect();
+    Some(Verdict { kind, holds: Some(false), reason: first.reason, message: messages.join("; ") })
+}
+
+fn prevented(tenant: &AgentTenant) -> Option<Verdict> {
+    tenant.metadata.deletion_timestamp.is_some().then(|| Verdict {
+        kind: REMOVED,
+        holds: Some(false),
+        reason: "DeletionPrevented",
+        message: "it was deleted while spec.preventDeletion is on: it goes when that is off".to_owned(),
+    })
+}
+
+/// The first of the others that doesn't hold, or that all do.
+fn ready(others: &[Verdict]) -> Verdict {
+    match others.iter().find(|verdict| verdict.holds != Some(true)) {
+        Some(verdict) => Verdict { kind: "Ready", ..verdict.clone() },
+        None => Verdict {
+            kind: "Ready",
+            holds: Some(true),
+            reason: "AllWell",
+            message: "all is as the spec wants it".to_owned(),
+        },
+    }
+}
+
+fn phase(
+    tenant: &AgentTenant,
+    outcome: Result<&Observed, &Failure>,
+    workers: WorkersStatus,
+    rollout: &Rollout,
+) -> TenantPhase {
+    match (outcome.map_err(|failure| &failure.error), rollout) {
+        (Err(Error::NamespaceTaken { .. } | Error::Spec { .. }), _) => TenantPhase::Failed,
+        (Ok(_), Rollout::Done) if tenant.spec.emergency_stop => TenantPhase::Stopped,
+        (Ok(_), Rollout::Done) if tenant.spec.suspend => TenantPhase::Suspended,
+        (Ok(observed), Rollout::Done) if observed.key_problems().next().is_some() => TenantPhase::Degraded,
+        (Ok(_), Rollout::Done) if tenant.spec.cordon => TenantPhase::Cordoned,
+        (Ok(_), Rollout::Done) => TenantPhase::Ready,
+        _ if workers.ready > 0 => TenantPhase::Degraded,
+        _ => TenantPhase::Pending,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use croft_crds::tenant::{ProviderName, SpendStatus};
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+    use serde_json::json;
+
+    use super::*;
+    use crate::tenant::fixtures;
+    use crate::tenant::reason;
+    use crate::tenant::wanted::{Key, Keys};
+
+    fn deployment(desired: i32, ready: i32) -> Deployment {
+        serde_json::from_value(json!({
+            "metadata": { "generation": 2 },
+            "spec": { "replicas": desired, "selector": {}, "template": {} },
+            "status": { "observedGeneration": 2, "updatedReplicas": desired, "readyReplicas": ready },
+        }))
+        .unwrap()
+    }
+
+    fn after(
+        before: &AgentTenantStatus,
+        tenant: &AgentTenant,
+        outcome: Result<&Observed, &Failure>,
+        deployment: Option<&Deployment>,
+        at: &str,
+    ) -> AgentTenantStatus {
+        let (now, tiers) = (Time(at.parse().unwrap()), Tiers::default());
+        let facts =
+            Facts { tenant, before, outcome, deployment, pods: &[], total: None, tiers: &tiers, now: &now };
+        let status = status(&facts);
+        for condition in &status.conditions {
+            assert!(reason::ALL.contains(&condition.reason.as_str()), "{} is in no runbook", condition.reason);
+        }
+        status
+    }
+
+    fn told(
+        tenant: &AgentTenant,
+        outcome: Result<&Observed, &Failure>,
+        deployment: Option<&Deployment>,
+    ) -> AgentTenantStatus {
+        after(&AgentTenantStatus::default(), tenant, outcome, deployment, "2026-01-01T00:00:00Z")
+    }
+
+    fn condition<'a>(status: &'a AgentTenantStatus, kind: &str) -> &'a Condition {
+        status.conditions.iter().find(|condition| condition.type_ == kind).unwrap()
+    }
+
+    fn missing_key() -> Observed {
+        let message = "namespace tenant-heron lacks models/anthropic-key".to_owned();
+        let keys = Keys::from([(ProviderName::Anthropic, Key::Missing(Problem { reason: "KeysMissing", message }))]);
+        Observed { keys, ..Observed::default() }
+    }
+
+    #[test]
+    fn a_tenant_is_ready_when_all_of_its_workers_are() {
+        let tenant = fixtures::minimal();
+        let observed = Observed { has_namespace: true, ..Observed::default() };
+        let status = told(&tenant, Ok(&observed), Some(&deployment(2, 2)));
+        assert_eq!(status.phase, Some(TenantPhase::Ready));
+        for part in Part::ALL {
+            assert_eq!(condition(&status, part.condition()).status, "True");
+        }
+        assert_eq!(condition(&status, "Ready").status, "True");
+        assert_eq!(status.observed_generation, Some(3));
+        let status = told(&tenant, Ok(&observed), Some(&deployment(2, 1)));
+        assert_eq!(status.phase, Some(TenantPhase::Degraded));
+        assert_eq!(condition(&status, "Ready").reason, "Starting");
+        assert_eq!(told(&tenant, Ok(&observed), None).phase, Some(TenantPhase::Pending));
+    }
+
+    #[test]
+    fn an_older_deployments_numbers_are_not_taken_for_the_new_ones() {
+        let mut deployment = deployment(2, 2);
+        deployment.metadata.generation = Some(3);
+        let observed = Observed::default();
+        assert_eq!(told(&fixtures::minimal(), Ok(&observed), Some(&deployment)).phase, Some(TenantPhase::Degraded));
+    }
+
+    #[test]
+    fn a_taken_namespace_is_told_and_not_claimed() {
+        let failure = Failure::from(Error::NamespaceTaken { name: "tenant-egret".into() });
+        let status = told(&fixtures::minimal(), Err(&failure), None);
+        assert_eq!(status.phase, Some(TenantPhase::Failed));
+        assert_eq!(status.namespace, None);
+        assert_eq!(condition(&status, "Ready").reason, "NamespaceTaken");
+        assert_eq!(condition(&status, "Ready").message, "namespace tenant-egret exists and belongs to someone else");
+        assert_eq!(condition(&status, "NamespaceApplied").reason, "NamespaceTaken");
+        assert_eq!(condition(&status, "FenceApplied").status, "Unknown");
+    }
+
+    #[test]
+    fn a_pass_that_fails_says_where_and_leaves_the_rest_as_it_was() {
+        let tenant = fixtures::minimal();
+        let observed = Observed::default();
+        let well = told(&tenant, Ok(&observed), Some(&deployment(2, 2)));
+        let source = kube::Error::Api(Box::new(
+            serde_json::from_value(json!({ "code": 429, "message": "slow down", "reason": "TooManyRequests" })).unwrap(),
+        ));
+        let error = Error::Apply { kind: "ResourceQuota".into(), name: "tenant".into(), source };
+        let failure = Failure { part: Some(Part::Quota), error };
+        let status = after(&well, &tenant, Err(&failure), Some(&deployment(2, 2)), "2026-01-01T00:01:00Z");
+        assert_eq!(condition(&status, "QuotaApplied").reason, "ApiThrottled");
+        assert_eq!(condition(&status, "Ready").reason, "ApiThrottled");
+        assert_eq!(condition(&status, "FenceApplied").status, "True");
+        assert_eq!(condition(&status, "WorkersApplied"), condition(&well, "WorkersApplied"));
+        assert_eq!(status.phase, Some(TenantPhase::Degraded));
+    }
+
+    #[test]
+    fn a_quota_that_is_too_small_is_never_ready() {
+        let mut tenant = fixtures::minimal();
+        tenant.spec.quota.cpu = Some("300m".into());
+        let observed = Observed::default();
+        let status = told(&tenant, Ok(&observed), Some(&deployment(0, 0)));
+        for kind in ["QuotaApplied", "Ready", "WorkersReady"] {
+            assert_eq!(condition(&status, kind).reason, "QuotaTooSmall", "{kind}");
+        }
+        assert_eq!(status.phase, Some(TenantPhase::Pending));
+    }
+
+    #[test]
+    fn a_missing_key_is_named_and_its_value_never_known() {
+        let status = told(&fixtures::full(), Ok(&missing_key()), Some(&deployment(4, 4)));
+        assert_eq!(condition(&status, "ProvidersReady").message, "namespace tenant-heron lacks models/anthropic-key");
+        assert_eq!(condition(&status, "Ready").reason, "KeysMissing");
+        assert_eq!(status.phase, Some(TenantPhase::Degraded));
+    }
+
+    #[test]
+    fn what_was_asked_for_is_the_phase() {
+        let observed = Observed::default();
+        let mut tenant = fixtures::minimal();
+        let phase = |tenant: &AgentTenant, workers| told(tenant, Ok(&observed), Some(&deployment(workers, workers))).phase;
+        tenant.spec.cordon = true;
+        assert_eq!(phase(&tenant, 2), Some(TenantPhase::Cordoned));
+        tenant.spec.suspend = true;
+        assert_eq!(phase(&tenant, 0), Some(TenantPhase::Suspended));
+        tenant.spec.emergency_stop = true;
+        assert_eq!(phase(&tenant, 0), Some(TenantPhase::Stopped));
+        assert_eq!(condition(&told(&tenant, Ok(&observed), Some(&deployment(0, 0))), "Ready").reason, "Stopped");
+        assert_eq!(phase(&tenant, 2), Some(TenantPhase::Degraded), "they are still there");
+    }
+
+    #[test]
+    fn a_prevented_deletion_is_told_and_changes_nothing_else() {
+        let mut tenant = fixtures::minimal();
+        tenant.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+        tenant.spec.prevent_deletion = true;
+        let observed = Observed::default();
+        let status = told(&tenant, Ok(&observed), Some(&deployment(2, 2)));
+        assert_eq!(condition(&status, "Removed").reason, "DeletionPrevented");
+        assert_eq!((condition(&status, "Ready").status.as_str(), status.phase), ("True", Some(TenantPhase::Ready)));
+    }
+
+    #[test]
+    fn totals_are_shown_and_stay_until_the_fronts_tell_others() {
+        let (tenant, observed, now) = (fixtures::full(), Observed::default(), "2026-01-01T00:00:00Z");
+        let spend = SpendStatus { month: "2026-11".into(), usd: "12.34".into(), unpriced_attempts: 1 };
+        let time = Time(now.parse().unwrap());
+        let first = status(&Facts {
+            tenant: &tenant,
+            before: &AgentTenantStatus::default(),
+            outcome: Ok(&observed),
+            deployment: None,
+            pods: &[],
+            total: Some(Total { sessions_open: 5, spend: spend.clone() }),
+            tiers: &Tiers::default(),
+            now: &time,
+        });
+        assert_eq!(first.sessions, Some(SessionsStatus { open: 5, max: 77 }));
+        assert_eq!(first.spend, Some(spend));
+        assert_eq!(after(&first, &tenant, Ok(&observed), None, now), first, "by a replica that has heard nothing yet");
+    }
+
+    #[test]
+    fn the_same_again_changes_nothing_later() {
+        let (tenant, observed) = (fixtures::full(), missing_key());
+        let first = told(&tenant, Ok(&observed), Some(&deployment(4, 4)));
+        assert_eq!(after(&first, &tenant, Ok(&observed), Some(&deployment(4, 4)), "2026-01-01T01:00:00Z"), first);
+    }
+}
