@@ -12,8 +12,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
-use kube::api::ObjectMeta;
 use kube::Resource;
+use kube::api::ObjectMeta;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -67,7 +67,9 @@ pub(crate) fn turns(before: &[Condition], now: &[Condition]) -> Vec<Turn> {
         let is_news = is_problem && !is_calm || is_ready && condition.status == "True";
         // `Applied` repeats what a part says, or has it alone when no part is to blame.
         let repeats = condition.type_ == "Applied"
-            && now.iter().any(|other| other.type_ != "Applied" && other.type_ != "Ready" && other.reason == condition.reason);
+            && now
+                .iter()
+                .any(|other| other.type_ != "Applied" && other.type_ != "Ready" && other.reason == condition.reason);
         (is_new && is_news && !repeats).then(|| Turn {
             is_problem,
             condition: condition.type_.clone(),

@@ -20,9 +20,8 @@ pub(super) fn route(name: &str, cluster: &Cluster, tiers: &Tiers) -> Option<Tena
     let tenant = cluster.tenant(name)?;
     let namespace = tenant.namespace_name();
     // Workers of an older tenant of this name are not this one's: their namespace has another owner.
-    let deployment = cluster
-        .get::<Deployment>(Some(&namespace), WORKERS)
-        .filter(|deployment| is_owned(&**deployment, &tenant));
+    let deployment =
+        cluster.get::<Deployment>(Some(&namespace), WORKERS).filter(|deployment| is_owned(&**deployment, &tenant));
     let workers = if deployment.is_some() { cluster.workers(name) } else { Vec::new() };
     // Every replica serves routes, and only the one that leads looks for keys. What it found stands in the config map.
     let providers = cluster
@@ -64,7 +63,8 @@ fn build(
 
 /// The providers of the spec that the workers use, with who pays for each.
 fn usable(tenant: &AgentTenant, names: &[String]) -> Vec<ProviderRoute> {
-    let used = tenant.spec.llm.providers.iter().filter(|provider| names.iter().any(|name| name == provider.name.as_str()));
+    let used =
+        tenant.spec.llm.providers.iter().filter(|provider| names.iter().any(|name| name == provider.name.as_str()));
     let routed = used.map(|provider| {
         let mode = match provider.source {
             ProviderSource::Platform => ProviderMode::Platform,
@@ -118,7 +118,13 @@ mod tests {
     use crate::tenant::fixtures;
 
     fn worker(name: &str, address: Option<&str>, ready: bool) -> Worker {
-        Worker { name: name.into(), address: address.map(str::to_owned), ready, problem: None, ends_within_seconds: None }
+        Worker {
+            name: name.into(),
+            address: address.map(str::to_owned),
+            ready,
+            problem: None,
+            ends_within_seconds: None,
+        }
     }
 
     #[test]

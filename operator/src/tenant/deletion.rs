@@ -56,7 +56,6 @@ pub(super) async fn step(tenant: &AgentTenant, context: &Context) -> Result<Acti
     let removal = if is_removed { Removal::Done } else { removal(tenant, context).await };
     let is_late = is_late(tenant, context);
     let (reason, message) = match (removal, namespace.is_some()) {
-        (Removal::Done, false) => return finish(tenant, context).await,
         (Removal::Done, true) => ("DeletingNamespace", "the namespace is being deleted".to_owned()),
         (Removal::Waiting { reason, message }, _) if !is_late => {
             report::report_removal(tenant, reason, message, context).await?;
@@ -67,7 +66,7 @@ pub(super) async fn step(tenant: &AgentTenant, context: &Context) -> Result<Acti
             report::report_removal(tenant, "ErasingPastDeadline", message, context).await?;
             return Ok(Action::requeue(LATER));
         }
-        (Removal::Waiting { .. }, false) => return finish(tenant, context).await,
+        (Removal::Done | Removal::Waiting { .. }, false) => return finish(tenant, context).await,
         (Removal::Waiting { message, .. }, true) => {
             ("PastDeadline", format!("the namespace is being deleted although this is not done: {message}"))
         }

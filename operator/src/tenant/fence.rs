@@ -254,7 +254,8 @@ mod tests {
     fn a_model_in_the_cluster_opens_its_pods_on_their_port() {
         let tenant = fixtures::in_cluster();
         let keys = fixtures::keys_of(&tenant);
-        let egress = fence(&Wanted::parse(&tenant, &keys, &fixtures::settings()).unwrap()).spec.unwrap().egress.unwrap();
+        let egress =
+            fence(&Wanted::parse(&tenant, &keys, &fixtures::settings()).unwrap()).spec.unwrap().egress.unwrap();
         assert_eq!(egress.len(), 3);
         assert_eq!(egress[2].ports, Some(vec![port("TCP", 8_000)]));
         let pods = BTreeMap::from([("app".to_owned(), "llama".to_owned())]);

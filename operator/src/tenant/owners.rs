@@ -21,10 +21,7 @@ pub(crate) fn role(wanted: &Wanted) -> Option<Role> {
     (!wanted.owners.is_empty()).then(|| Role {
         metadata: wanted.child_meta(NAME),
         rules: Some(vec![
-            rule(
-                "agentsessions",
-                &["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"],
-            ),
+            rule("agentsessions", &["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"]),
             // The status is the operator's to write.
             rule("agentsessions/status", &["get"]),
         ]),

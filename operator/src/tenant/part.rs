@@ -68,11 +68,9 @@ impl From<Error> for Failure {
         let part = match &error {
             Error::NamespaceTaken { .. } | Error::NamespaceEnding { .. } => Some(Part::Namespace),
             Error::Certificate(_) => Some(Part::Certificate),
-            Error::Read { .. }
-            | Error::Apply { .. }
-            | Error::Delete { .. }
-            | Error::Spec { .. }
-            | Error::Status(_) => None,
+            Error::Read { .. } | Error::Apply { .. } | Error::Delete { .. } | Error::Spec { .. } | Error::Status(_) => {
+                None
+            }
         };
         Self { part, error }
     }

@@ -41,8 +41,7 @@ pub(crate) fn platform_keys(wanted: &Wanted) -> Option<PlatformKeys> {
         Some((key.secret.key.clone(), lent))
     });
     let entries: BTreeMap<_, _> = lent.collect();
-    let secret =
-        Secret { metadata: wanted.child_meta(NAME), type_: Some("Opaque".to_owned()), ..Secret::default() };
+    let secret = Secret { metadata: wanted.child_meta(NAME), type_: Some("Opaque".to_owned()), ..Secret::default() };
     (!entries.is_empty()).then_some(PlatformKeys { secret, entries })
 }
 

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::observe::Observed;
 use super::part::Failure;
 use super::status::{Facts, REMOVED, status};
-use super::{Error, workers};
+use super::{Error, reason, workers};
 use crate::context::Context;
 use crate::events::{News, turns};
 
@@ -81,6 +81,11 @@ async fn write(
     if *before == status {
         return Ok(());
     }
+    debug_assert!(
+        status.conditions.iter().all(|condition| reason::ALL.contains(&condition.reason.as_str())),
+        "the runbook must know every reason: {:?}",
+        status.conditions
+    );
     let patch = json!({ "status": nulls_for_absent(&status) });
     let written: AgentTenant =
         context.writer.merge_status(None, &tenant.name_any(), &patch).await.map_err(Error::Status)?;

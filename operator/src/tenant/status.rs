@@ -119,9 +119,7 @@ fn part_applied(part: Part, facts: &Facts<'_>) -> Option<Verdict> {
             Some(problem) => verdict(Some(false), problem.reason, problem.message),
             None => verdict(Some(true), "Applied", well()),
         },
-        Err(Failure { part: Some(at), error }) if *at == part => {
-            verdict(Some(false), error.reason(), chain(error))
-        }
+        Err(Failure { part: Some(at), error }) if *at == part => verdict(Some(false), error.reason(), chain(error)),
         Err(Failure { part: Some(at), .. }) if part < *at => verdict(Some(true), "Applied", well()),
         Err(_) if is_known => None,
         Err(_) => not_reached(),
@@ -228,8 +226,7 @@ mod tests {
         at: &str,
     ) -> AgentTenantStatus {
         let (now, tiers) = (Time(at.parse().unwrap()), Tiers::default());
-        let facts =
-            Facts { tenant, before, outcome, deployment, pods: &[], total: None, tiers: &tiers, now: &now };
+        let facts = Facts { tenant, before, outcome, deployment, pods: &[], total: None, tiers: &tiers, now: &now };
         let status = status(&facts);
         for condition in &status.conditions {
             assert!(reason::ALL.contains(&condition.reason.as_str()), "{} is in no runbook", condition.reason);
@@ -298,7 +295,8 @@ mod tests {
         let observed = Observed::default();
         let well = told(&tenant, Ok(&observed), Some(&deployment(2, 2)));
         let source = kube::Error::Api(Box::new(
-            serde_json::from_value(json!({ "code": 429, "message": "slow down", "reason": "TooManyRequests" })).unwrap(),
+            serde_json::from_value(json!({ "code": 429, "message": "slow down", "reason": "TooManyRequests" }))
+                .unwrap(),
         ));
         let error = Error::Apply { kind: "ResourceQuota".into(), name: "tenant".into(), source };
         let failure = Failure { part: Some(Part::Quota), error };
@@ -334,7 +332,8 @@ mod tests {
     fn what_was_asked_for_is_the_phase() {
         let observed = Observed::default();
         let mut tenant = fixtures::minimal();
-        let phase = |tenant: &AgentTenant, workers| told(tenant, Ok(&observed), Some(&deployment(workers, workers))).phase;
+        let phase =
+            |tenant: &AgentTenant, workers| told(tenant, Ok(&observed), Some(&deployment(workers, workers))).phase;
         tenant.spec.cordon = true;
         assert_eq!(phase(&tenant, 2), Some(TenantPhase::Cordoned));
         tenant.spec.suspend = true;

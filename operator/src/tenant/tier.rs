@@ -176,18 +176,16 @@ impl TierValues {
         if self.session_lifetime_seconds.is_some_and(|lifetime| lifetime < self.session_idle_timeout_seconds) {
             mistakes.push("sessionDefaults.idleTimeoutSeconds is more than lifetimeSeconds".to_owned());
         }
-        for (field, one, quota) in [
-            ("cpu", &self.cpu_limit, &self.quota_cpu),
-            ("memory", &self.memory_limit, &self.quota_memory),
-        ] {
+        for (field, one, quota) in
+            [("cpu", &self.cpu_limit, &self.quota_cpu), ("memory", &self.memory_limit, &self.quota_memory)]
+        {
             if one.nanos() > quota.nanos() {
                 mistakes.push(format!("one worker may use {one} of {field}, and the quota is only {quota}"));
             }
         }
-        for (field, request, limit) in [
-            ("cpu", &self.cpu_request, &self.cpu_limit),
-            ("memory", &self.memory_request, &self.memory_limit),
-        ] {
+        for (field, request, limit) in
+            [("cpu", &self.cpu_request, &self.cpu_limit), ("memory", &self.memory_request, &self.memory_limit)]
+        {
             if request.nanos() > limit.nanos() {
                 mistakes.push(format!("workers.resources.{field}Request is more than {field}Limit"));
             }
@@ -302,10 +300,10 @@ mod tests {
                 "free: one worker may use 500m of cpu, and the quota is only 100m.",
             ]
         );
-        assert_eq!(of("free: { quota: { cpus: 1 }, limits: { sessions: 3 } }"), [
-            "free.limits.sessions is no field that is known here.",
-            "free.quota.cpus is no field that is known here.",
-        ]);
+        assert_eq!(
+            of("free: { quota: { cpus: 1 }, limits: { sessions: 3 } }"),
+            ["free.limits.sessions is no field that is known here.", "free.quota.cpus is no field that is known here.",]
+        );
         assert!(of("gold: {}")[0].starts_with("it can't be read: unknown field `gold`"), "{:?}", of("gold: {}"));
         assert!(of("free: [").iter().all(|mistake| mistake.starts_with("it can't be read: ")));
     }
