@@ -1,4 +1,4 @@
-//! The custom resource definitions as YAML: for `kubectl apply`, and for the chart.
+//! The custom resource definitions as YAML, for `kubectl apply` and for the chart, and the chart's admission policies.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -8,7 +8,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::{CustomResourceExt as _, ResourceExt as _};
 use serde_json::Value;
 
-use crate::{AgentSession, AgentTenant};
+use crate::{AgentSession, AgentTenant, policy};
 
 /// Every generated file with what it must hold, by its path from the root of the repository.
 pub fn files() -> BTreeMap<PathBuf, String> {
@@ -18,6 +18,7 @@ pub fn files() -> BTreeMap<PathBuf, String> {
         files.insert(Path::new("crds/yaml").join(&name), yaml(&definition));
         files.insert(Path::new("charts/croft/charts/crds/templates").join(&name), yaml(&kept(definition)));
     }
+    files.insert(PathBuf::from("charts/croft/templates/policies.yaml"), policy::chart());
     files
 }
 
@@ -35,17 +36,19 @@ pub fn write(root: &Path) -> io::Result<()> {
 
 /// Both kinds.
 pub fn definitions() -> Vec<CustomResourceDefinition> {
-    [AgentTenant::crd(), AgentSession::crd()].map(without_foreign_formats).into()
+    [AgentTenant::crd(), AgentSession::crd()].map(as_the_api_server_has_it).into()
 }
 
-/// Rust's unsigned integers give formats that the API server doesn't know, and warns of at every apply.
-fn without_foreign_formats(definition: CustomResourceDefinition) -> CustomResourceDefinition {
+/// Rust's unsigned integers give formats that the API server doesn't know, and warns of at every apply. And its options
+/// may be null, which the API server would keep and the rules trip over; otherwise it takes null for absent.
+fn as_the_api_server_has_it(definition: CustomResourceDefinition) -> CustomResourceDefinition {
     fn strip(value: &mut Value) {
         match value {
             Value::Object(fields) => {
                 if fields.get("format").and_then(Value::as_str).is_some_and(|format| format.starts_with("uint")) {
                     fields.remove("format");
                 }
+                fields.remove("nullable");
                 fields.values_mut().for_each(strip);
             }
             Value::Array(items) => items.iter_mut().for_each(strip),

@@ -6,6 +6,7 @@
 pub mod condition;
 pub mod generate;
 pub mod labels;
+pub mod policy;
 pub mod quantity;
 pub mod session;
 pub mod tenant;

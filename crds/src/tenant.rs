@@ -71,6 +71,10 @@ pub struct AgentTenantSpec {
     /// Who may manage the AgentSessions of this tenant.
     #[serde(default, skip_serializing_if = "is_default")]
     #[schemars(length(max = 32))]
+    #[x_kube(
+        validation = Rule::new("self.all(one, self.filter(other, other == one).size() == 1)")
+            .message("an owner is listed twice")
+    )]
     pub owners: Vec<OwnerSpec>,
     /// What the tenant's namespace may use altogether.
     #[serde(default, skip_serializing_if = "is_default")]

@@ -161,7 +161,11 @@ pub struct AgentLimitsSpec {
     pub turn_timeout_seconds: Option<u32>,
     /// What the models may cost in the whole session, in US dollars, for example "2.50".
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^[0-9]{1,9}(\.[0-9]{1,9})?$"))]
+    #[schemars(length(max = 19), regex(pattern = r"^[0-9]{1,9}(\.[0-9]{1,9})?$"))]
+    #[x_kube(
+        validation = Rule::new("self.matches('[1-9]')")
+            .message("budgetUsd is nothing at all: the agent could not say a word")
+    )]
     pub budget_usd: Option<String>,
     /// Tokens of all classes in the whole session.
     #[serde(default, skip_serializing_if = "Option::is_none")]

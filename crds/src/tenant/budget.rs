@@ -10,7 +10,11 @@ use serde::{Deserialize, Serialize};
 pub struct BudgetSpec {
     /// What the models may cost, in US dollars, for example "250" or "0.50".
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^[0-9]{1,9}(\.[0-9]{1,9})?$"))]
+    #[schemars(length(max = 19), regex(pattern = r"^[0-9]{1,9}(\.[0-9]{1,9})?$"))]
+    #[x_kube(
+        validation = Rule::new("self.matches('[1-9]')")
+            .message("monthlyUsd is nothing at all: to stop a tenant set suspend")
+    )]
     pub monthly_usd: Option<String>,
     /// Tokens of all classes.
     #[serde(default, skip_serializing_if = "Option::is_none")]

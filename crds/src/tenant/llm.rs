@@ -121,6 +121,8 @@ pub struct ModelServiceSpec {
     #[x_kube(
         validation = Rule::new("self.size() > 0")
             .message("podSelector must name a label of the model's pods: none would mean every pod there"),
+        validation = Rule::new("self.all(key, key.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$'))")
+            .message("a key of podSelector is not the name of a label"),
     )]
     pub pod_selector: BTreeMap<String, String>,
 }

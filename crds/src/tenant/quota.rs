@@ -8,6 +8,12 @@ use crate::Quantity;
 /// Bounds of the whole namespace; what is not set comes from the tier.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.cpu) || quantity(string(self.cpu)).compareTo(quantity('0')) > 0")
+        .message("a quota of no cpu leaves no room for a worker: to take the workers away set suspend"),
+    validation = Rule::new("!has(self.memory) || quantity(string(self.memory)).compareTo(quantity('0')) > 0")
+        .message("a quota of no memory leaves no room for a worker: to take the workers away set suspend"),
+)]
 pub struct QuotaSpec {
     /// CPU, requested and as a limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -32,6 +32,10 @@ pub struct WorkersSpec {
     /// Labels of the nodes that workers may run on.
     #[serde(default, skip_serializing_if = "is_default")]
     #[schemars(schema_with = "labels_schema")]
+    #[x_kube(
+        validation = Rule::new("self.all(key, key.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$'))")
+            .message("a key of nodeSelector is not the name of a label"),
+    )]
     pub node_selector: BTreeMap<String, String>,
     /// Taints of nodes that workers put up with.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -51,6 +55,10 @@ pub struct WorkersSpec {
         .message("cpuRequest is more than cpuLimit"),
     validation = Rule::new("!has(self.memoryRequest) || !has(self.memoryLimit) || quantity(string(self.memoryRequest)).compareTo(quantity(string(self.memoryLimit))) <= 0")
         .message("memoryRequest is more than memoryLimit"),
+    validation = Rule::new("!has(self.cpuLimit) || quantity(string(self.cpuLimit)).compareTo(quantity('0')) > 0")
+        .message("a worker with a cpuLimit of 0 can't run"),
+    validation = Rule::new("!has(self.memoryLimit) || quantity(string(self.memoryLimit)).compareTo(quantity('0')) > 0")
+        .message("a worker with a memoryLimit of 0 can't run"),
 )]
 pub struct ResourcesSpec {
     /// What the scheduler sets aside.
@@ -80,7 +88,21 @@ fn tolerations_schema(_: &mut SchemaGenerator) -> Schema {
                 "value": { "type": "string", "maxLength": 63 },
                 "effect": { "type": "string", "enum": ["NoSchedule", "PreferNoSchedule", "NoExecute"] },
                 "tolerationSeconds": { "type": "integer", "format": "int64" }
-            }
+            },
+            "x-kubernetes-validations": [
+                {
+                    "rule": "!has(self.operator) || self.operator != 'Exists' || !has(self.value) || self.value == ''",
+                    "message": "a toleration with operator Exists has no value"
+                },
+                {
+                    "rule": "(has(self.key) && self.key != '') || (has(self.operator) && self.operator == 'Exists')",
+                    "message": "a toleration without a key is one of everything: set operator Exists"
+                },
+                {
+                    "rule": "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+                    "message": "tolerationSeconds goes with effect NoExecute only"
+                }
+            ]
         }
     })
 }

@@ -1,0 +1,268 @@
+//! What the API server refuses beyond the rules on the kinds: ValidatingAdmissionPolicies, which need no webhook and so
+//! hold, and stop nothing else, while the operator is down.
+//!
+//! The expressions stand here once. The chart's YAML is made from them, with Helm's words where an installation decides;
+//! Rust programs and tests judge requests by them too.
+
+mod chart;
+mod expressions;
+mod judge;
+
+use serde::Serialize;
+
+pub(crate) use chart::chart;
+pub use judge::{Refusal, Request, judge};
+
+use expressions::{
+    ANOTHERS_MODEL, BELONGS_TO_A_TENANT, IMAGE_UNCHANGED, IS_TENANT_NAMESPACE, KEEPS_FINALIZER, KEEPS_TENANT_LABEL,
+    MAY_BE_DELETED, NEW_TENANT_NAMESPACE, TENANT_IS_NOT_ENDING,
+};
+
+/// What the expressions must know of an installation, each as CEL text.
+#[derive(Debug, Clone)]
+pub struct Installation {
+    /// The operator's user, as a string.
+    pub operator: String,
+    /// The operator's namespace, as a string.
+    pub namespace: String,
+    /// A list of those who may touch what belongs to tenants besides the operator and the cluster's own controllers.
+    pub exempt_users: String,
+    pub exempt_groups: String,
+    /// A list of where a tenant's own worker image may come from.
+    pub worker_images: String,
+}
+
+impl Installation {
+    /// One in `namespace`, where tenants' own images come from `worker_images`, and nobody is exempt.
+    pub fn new(namespace: &str, worker_images: &[&str]) -> Self {
+        Self {
+            operator: format!("'system:serviceaccount:{namespace}:croft-operator'"),
+            namespace: format!("'{namespace}'"),
+            exempt_users: "[]".to_owned(),
+            exempt_groups: "[]".to_owned(),
+            worker_images: serde_json::to_string(worker_images).expect("a list of texts is plain data"),
+        }
+    }
+
+    fn is_operator(&self) -> String {
+        format!("request.userInfo.username == {}", self.operator)
+    }
+
+    /// Whoever keeps the tenants' parts: the operator, and the cluster's own controllers, which collect garbage, empty
+    /// namespaces, count revisions and make pods.
+    fn is_trusted(&self) -> String {
+        let Self { exempt_users, exempt_groups, .. } = self;
+        format!(
+            "{} || request.userInfo.username in ['system:kube-controller-manager', 'system:apiserver'] || \
+             'system:serviceaccounts:kube-system' in request.userInfo.groups || \
+             request.userInfo.username in {exempt_users} || \
+             request.userInfo.groups.exists(group, group in {exempt_groups})",
+            self.is_operator()
+        )
+    }
+}
+
+/// One ValidatingAdmissionPolicy.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Policy {
+    #[serde(skip)]
+    pub name: &'static str,
+    /// For whoever reads the chart.
+    #[serde(skip)]
+    pub why: &'static str,
+    failure_policy: &'static str,
+    match_constraints: MatchConstraints,
+    /// Requests for which one of these is false are not looked at.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    match_conditions: Vec<MatchCondition>,
+    validations: Vec<Validation>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct MatchConstraints {
+    resource_rules: Vec<ResourceRule>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ResourceRule {
+    api_groups: Vec<&'static str>,
+    api_versions: Vec<&'static str>,
+    resources: Vec<&'static str>,
+    operations: Vec<&'static str>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct MatchCondition {
+    name: &'static str,
+    expression: String,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct Validation {
+    expression: String,
+    message: &'static str,
+    /// What the API server answers, beside the sentence.
+    reason: &'static str,
+}
+
+const ALL: [&str; 3] = ["CREATE", "UPDATE", "DELETE"];
+
+/// All policies of an installation.
+pub fn policies(installation: &Installation) -> Vec<Policy> {
+    vec![
+        namespaces(installation),
+        parts(installation),
+        worker_pods(installation),
+        tenants(installation),
+        sessions(),
+        sources(installation),
+        reach(installation),
+    ]
+}
+
+fn namespaces(installation: &Installation) -> Policy {
+    Policy::new("croft-tenant-namespaces", "A tenant's namespace is made, changed and deleted by the operator alone.")
+        .on(&[""], &["namespaces"], &ALL)
+        .unless("not-trusted", installation.is_trusted())
+        .demand(
+            format!("!({NEW_TENANT_NAMESPACE})"),
+            "namespaces called tenant-… are made by Croft's operator: make an AgentTenant",
+        )
+        .demand(
+            format!("!({BELONGS_TO_A_TENANT})"),
+            "this namespace is a tenant's, and only Croft's operator changes it: change or delete the AgentTenant",
+        )
+}
+
+fn parts(installation: &Installation) -> Policy {
+    Policy::new("croft-tenant-parts", "What the operator has made for a tenant is changed by the operator alone.")
+        .on(&[""], &["configmaps", "limitranges", "resourcequotas", "secrets", "serviceaccounts", "services"], &ALL)
+        .on(&["apps"], &["deployments"], &ALL)
+        .on(&["networking.k8s.io"], &["networkpolicies"], &ALL)
+        .on(&["policy"], &["poddisruptionbudgets"], &ALL)
+        .on(&["rbac.authorization.k8s.io"], &["roles", "rolebindings"], &ALL)
+        .unless("not-trusted", installation.is_trusted())
+        .demand(
+            format!("!({BELONGS_TO_A_TENANT})"),
+            "the label croft.dev/tenant marks what Croft's operator keeps for a tenant: change the AgentTenant instead",
+        )
+}
+
+fn worker_pods(installation: &Installation) -> Policy {
+    Policy::new("croft-worker-pods", "No pod passes itself off as a tenant's worker. Deleting one is nobody's harm.")
+        .on(&[""], &["pods"], &["CREATE", "UPDATE"])
+        .unless("not-trusted", installation.is_trusted())
+        .demand(
+            KEEPS_TENANT_LABEL.to_owned(),
+            "the label croft.dev/tenant marks a tenant's workers, which only their Deployment makes",
+        )
+}
+
+fn tenants(installation: &Installation) -> Policy {
+    Policy::new("croft-tenants", "A tenant is not deleted by mistake, and not without being taken apart in order.")
+        .on(&["croft.dev"], &["agenttenants"], &["UPDATE", "DELETE"])
+        .demand(
+            MAY_BE_DELETED.to_owned(),
+            "spec.preventDeletion keeps this tenant from being deleted: turn it off first",
+        )
+        .demand(
+            format!("{KEEPS_FINALIZER} || {}", installation.is_trusted()),
+            "the finalizer croft.dev/tenant is taken off by Croft's operator, once all that is the tenant's is gone",
+        )
+}
+
+fn sessions() -> Policy {
+    Policy::new("croft-sessions", "A session is declared where there is a tenant to run it.")
+        .on(&["croft.dev"], &["agentsessions"], &["CREATE"])
+        .demand(
+            IS_TENANT_NAMESPACE.to_owned(),
+            "this namespace is not a tenant's: declare an AgentSession in the namespace tenant-… of an AgentTenant",
+        )
+        .demand(
+            TENANT_IS_NOT_ENDING.to_owned(),
+            "the tenant of this namespace is being deleted: it takes no new sessions",
+        )
+}
+
+fn sources(installation: &Installation) -> Policy {
+    let list = &installation.worker_images;
+    // An entry that ends in a slash is a place, another one is a repository, with any tag or digest.
+    let listed = format!(
+        "{list}.exists(place, object.spec.workers.image == place || object.spec.workers.image.startsWith(\
+         place.endsWith('/') ? place : place + '/') || (!place.endsWith('/') && \
+         (object.spec.workers.image.startsWith(place + ':') || object.spec.workers.image.startsWith(place + '@'))))"
+    );
+    Policy::new(
+        "croft-tenant-sources",
+        "A tenant's own worker image and model come from where the platform wants them.",
+    )
+    .on(&["croft.dev"], &["agenttenants"], &["CREATE", "UPDATE"])
+    .demand(
+        format!("{list}.size() == 0 || {IMAGE_UNCHANGED} || {listed}"),
+        "spec.workers.image comes from none of the places that this platform takes worker images from",
+    )
+    .demand(
+        format!("!({ANOTHERS_MODEL})").replace("OPERATORS_NAMESPACE", &installation.namespace),
+        "a model is not served in the namespace of Croft itself",
+    )
+}
+
+fn reach(installation: &Installation) -> Policy {
+    Policy::new(
+        "croft-operator-reach",
+        "The operator itself writes in tenants' namespaces and its own, and nowhere else.",
+    )
+    .on(&[""], &["namespaces", "configmaps", "limitranges", "resourcequotas", "secrets", "serviceaccounts"], &ALL)
+    .on(&[""], &["services", "pods"], &ALL)
+    .on(&["apps"], &["deployments"], &ALL)
+    .on(&["networking.k8s.io"], &["networkpolicies"], &ALL)
+    .on(&["policy"], &["poddisruptionbudgets"], &ALL)
+    .on(&["rbac.authorization.k8s.io"], &["roles", "rolebindings"], &ALL)
+    .on(&["croft.dev"], &["agentsessions"], &ALL)
+    .unless("by-the-operator", format!("!({})", installation.is_operator()))
+    .demand(
+        format!(
+            "(request.resource.resource == 'namespaces' ? request.name : request.namespace).startsWith('tenant-') || \
+                 (request.resource.resource != 'namespaces' && request.namespace == {})",
+            installation.namespace
+        ),
+        "Croft's operator writes in namespaces of tenants and in its own only",
+    )
+}
+
+impl Policy {
+    fn new(name: &'static str, why: &'static str) -> Self {
+        Self {
+            name,
+            why,
+            // An expression that can't be reckoned refuses. It runs in the API server, so nothing can be down.
+            failure_policy: "Fail",
+            match_constraints: MatchConstraints { resource_rules: Vec::new() },
+            match_conditions: Vec::new(),
+            validations: Vec::new(),
+        }
+    }
+
+    fn on(mut self, api_groups: &[&'static str], resources: &[&'static str], operations: &[&'static str]) -> Self {
+        self.match_constraints.resource_rules.push(ResourceRule {
+            api_groups: api_groups.to_vec(),
+            api_versions: vec!["*"],
+            resources: resources.to_vec(),
+            operations: operations.to_vec(),
+        });
+        self
+    }
+
+    fn unless(mut self, name: &'static str, expression: String) -> Self {
+        self.match_conditions.push(MatchCondition { name, expression: format!("!({expression})") });
+        self
+    }
+
+    fn demand(mut self, expression: String, message: &'static str) -> Self {
+        self.validations.push(Validation { expression, message, reason: "Forbidden" });
+        self
+    }
+}

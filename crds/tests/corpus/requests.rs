@@ -1,0 +1,121 @@
+//! Requests of the corpus.
+
+use croft_crds::policy::{Installation, Policy, Request, policies};
+use serde_json::{Map, Value, json};
+
+use super::yaml;
+
+/// One write that someone asks for.
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    /// The sentence of the policy that must refuse it; none if it must be taken.
+    pub(crate) says: Option<String>,
+    pub(crate) request: Request,
+}
+
+/// The operator's namespace in the corpus.
+pub(crate) const SYSTEM: &str = "croft-system";
+
+/// The policies that the corpus is about: someone is exempt, and images come from two places.
+pub(crate) fn installed() -> Vec<Policy> {
+    let images = ["registry.example.com/croft/", "own.example.com/worker"];
+    policies(&Installation { exempt_users: "['robot:backup']".to_owned(), ..Installation::new(SYSTEM, &images) })
+}
+
+/// All requests of the corpus.
+pub(crate) fn requests() -> Vec<Asked> {
+    yaml("requests.yaml").into_iter().map(read).collect()
+}
+
+fn read(mut case: Map<String, Value>) -> Asked {
+    let text = |value: Option<Value>| value.map(|value| value.as_str().expect("a word").to_owned());
+    let namespace = text(case.remove("in"));
+    let [was, make] =
+        ["was", "make"].map(|field| case.remove(field).map(|object| whole(&object, namespace.as_deref())));
+    let kind = was.as_ref().or(make.as_ref()).expect("an object")["kind"].as_str().expect("a kind").to_owned();
+    let (group, resource) = resource(&kind);
+    let (user, groups) = who(&text(case.remove("who")).expect("someone"));
+    let says = text(case.remove("says"));
+    assert!(case.is_empty(), "a case has more than is read: {case:?}");
+    let request = Request {
+        user: user.to_owned(),
+        groups: groups.iter().map(|&group| group.to_owned()).collect(),
+        operation: match (&was, &make) {
+            (None, _) => "CREATE",
+            (Some(_), Some(_)) => "UPDATE",
+            (Some(_), None) => "DELETE",
+        }
+        .to_owned(),
+        group: group.to_owned(),
+        resource: resource.to_owned(),
+        object: make,
+        old: was,
+        namespace: namespace.as_deref().map(namespace_object),
+    };
+    Asked { says, request }
+}
+
+fn who(word: &str) -> (&'static str, &'static [&'static str]) {
+    match word {
+        "admin" => ("ada", &["system:masters"]),
+        "operator" => ("system:serviceaccount:croft-system:croft-operator", &["system:serviceaccounts:croft-system"]),
+        "owner" => ("robin", &["herons"]),
+        "controller" => {
+            ("system:serviceaccount:kube-system:generic-garbage-collector", &["system:serviceaccounts:kube-system"])
+        }
+        "backup" => ("robot:backup", &[]),
+        other => panic!("nobody is called {other}"),
+    }
+}
+
+/// The namespaces of the corpus: one of a tenant, one of nobody, and Croft's own.
+pub(crate) fn namespace_object(name: &str) -> Value {
+    let mut namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });
+    if let Some(tenant) = name.strip_prefix("tenant-") {
+        namespace["metadata"]["labels"] = json!({ "croft.dev/tenant": tenant });
+    }
+    namespace
+}
+
+fn resource(kind: &str) -> (&'static str, &'static str) {
+    match kind {
+        "Namespace" => ("", "namespaces"),
+        "ConfigMap" => ("", "configmaps"),
+        "Secret" => ("", "secrets"),
+        "Pod" => ("", "pods"),
+        "NetworkPolicy" => ("networking.k8s.io", "networkpolicies"),
+        "Role" => ("rbac.authorization.k8s.io", "roles"),
+        "AgentTenant" => ("croft.dev", "agenttenants"),
+        "AgentSession" => ("croft.dev", "agentsessions"),
+        other => panic!("no resource is known of {other}"),
+    }
+}
+
+/// The object as the API server has it, from its short form.
+fn whole(short: &Value, namespace: Option<&str>) -> Value {
+    let mut object = short.as_object().expect("an object").clone();
+    let mut metadata = Map::new();
+    for field in ["name", "generateName", "labels", "finalizers"] {
+        if let Some(value) = object.remove(field) {
+            metadata.insert(field.to_owned(), value);
+        }
+    }
+    if let Some(namespace) = namespace {
+        metadata.insert("namespace".to_owned(), namespace.into());
+    }
+    let version = match object["kind"].as_str().expect("a kind") {
+        "AgentTenant" | "AgentSession" => "croft.dev/v1alpha1",
+        "NetworkPolicy" => "networking.k8s.io/v1",
+        "Role" => "rbac.authorization.k8s.io/v1",
+        _ => "v1",
+    };
+    object.insert("apiVersion".to_owned(), version.into());
+    object.insert("metadata".to_owned(), metadata.into());
+    if object["kind"] == "Pod" {
+        object.insert(
+            "spec".to_owned(),
+            json!({ "containers": [{ "name": "c", "image": "registry.example.com/none" }] }),
+        );
+    }
+    object.into()
+}
