@@ -1,6 +1,8 @@
 //! The cluster as the watches last told it: warm copies on every replica, with an index of our own where kube's stores
 //! would have to be searched.
 
+mod sessions;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -12,23 +14,29 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::api::Api;
 use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::watcher;
 use kube::{Client, Resource, ResourceExt as _};
 use tokio::sync::OnceCell;
 
 use crate::marks::Marks;
 use crate::mirror::{self, Change};
 use crate::recent::Recent;
+use crate::session::Bereaved;
+use crate::tenant::PLATFORM_KEYS;
 use crate::worker::{Worker, tenant_of};
 use crate::writes::Object;
+
+pub use sessions::SessionIndex;
 
 /// What children of tenants are found by.
 const CHILDREN: &str = "app.kubernetes.io/managed-by=croft,croft.dev/tenant";
 const WORKERS: &str = "app.kubernetes.io/component=worker,croft.dev/tenant";
 
 /// What has changed, for whoever acts on it.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Changes {
     /// Tenants to reconcile, by name.
     pub tenants: Marks<String>,
@@ -36,8 +44,24 @@ pub struct Changes {
     pub routes: Marks<String>,
     /// Declared sessions to reconcile.
     pub sessions: Marks<ObjectRef<AgentSession>>,
-    /// Namespaces in which an AgentSession has been deleted.
-    pub bereaved: Marks<String>,
+    /// AgentSessions that have been deleted.
+    pub bereaved: Marks<Bereaved>,
+}
+
+impl Default for Changes {
+    fn default() -> Self {
+        Self { tenants: Marks::shut(), routes: Marks::new(), sessions: Marks::shut(), bereaved: Marks::shut() }
+    }
+}
+
+impl Changes {
+    /// Keeps what only the replica that writes acts on.
+    pub(crate) fn open(&self) {
+        let Self { tenants, routes: _, sessions, bereaved } = self;
+        tenants.open();
+        sessions.open();
+        bereaved.open();
+    }
 }
 
 /// Warm copies. They are whole once [`Cluster::synced`] has returned.
@@ -49,6 +73,8 @@ pub struct Cluster {
     limit_ranges: Store<LimitRange>,
     fences: Store<NetworkPolicy>,
     service_accounts: Store<ServiceAccount>,
+    roles: Store<Role>,
+    role_bindings: Store<RoleBinding>,
     config_maps: Store<ConfigMap>,
     secrets: Store<Secret>,
     deployments: Store<Deployment>,
@@ -56,6 +82,8 @@ pub struct Cluster {
     budgets: Store<PodDisruptionBudget>,
     pods: Store<Pod>,
     workers: Arc<WorkerIndex>,
+    /// Declared sessions, by what they are looked for.
+    pub session_index: Arc<SessionIndex>,
     /// The hash of what we last applied, by [`child_key`].
     pub applied: Arc<Recent<String>>,
     pub changes: Changes,
@@ -84,6 +112,8 @@ kept! {
     LimitRange => limit_ranges,
     NetworkPolicy => fences,
     ServiceAccount => service_accounts,
+    Role => roles,
+    RoleBinding => role_bindings,
     ConfigMap => config_maps,
     Secret => secrets,
     Deployment => deployments,
@@ -97,7 +127,8 @@ impl Cluster {
         let changes = Changes::default();
         let applied = Arc::new(Recent::default());
         let workers = Arc::new(WorkerIndex::default());
-        let watch = Watch { client, tasks, changes: &changes, applied: &applied };
+        let session_index = Arc::new(SessionIndex::default());
+        let watch = Watch { client, tasks, changes: &changes, applied: &applied, session_index: &session_index };
         Self {
             tenants: watch.tenants(),
             sessions: watch.sessions(),
@@ -106,13 +137,17 @@ impl Cluster {
             limit_ranges: watch.children("watch-limit-ranges"),
             fences: watch.children("watch-fences"),
             service_accounts: watch.children("watch-service-accounts"),
+            roles: watch.children("watch-roles"),
+            role_bindings: watch.children("watch-role-bindings"),
             config_maps: watch.children("watch-config-maps"),
-            secrets: watch.children("watch-secrets"),
+            // Keys that the platform lends are not copied here; see [`crate::secrets`].
+            secrets: watch.children_but("watch-secrets", PLATFORM_KEYS),
             deployments: watch.children("watch-deployments"),
             services: watch.children("watch-services"),
             budgets: watch.children("watch-disruption-budgets"),
             pods: watch.workers(&workers),
             workers,
+            session_index,
             applied,
             changes,
             whole: OnceCell::new(),
@@ -134,6 +169,8 @@ impl Cluster {
             self.limit_ranges.wait_until_ready(),
             self.fences.wait_until_ready(),
             self.service_accounts.wait_until_ready(),
+            self.roles.wait_until_ready(),
+            self.role_bindings.wait_until_ready(),
             self.config_maps.wait_until_ready(),
             self.secrets.wait_until_ready(),
             self.deployments.wait_until_ready(),
@@ -157,9 +194,20 @@ impl Cluster {
         self.tenants.get(&ObjectRef::new(name))
     }
 
+    /// The tenant whose namespace has this name, whoever has made the namespace.
+    pub fn tenant_called_by(&self, namespace: &str) -> Option<Arc<AgentTenant>> {
+        self.tenant(namespace.strip_prefix("tenant-")?)
+    }
+
+    /// The declared session with this UID.
+    pub fn session_by_uid(&self, uid: &str) -> Option<Arc<AgentSession>> {
+        let found = self.sessions.get(&self.session_index.by_uid(uid)?)?;
+        (found.metadata.uid.as_deref() == Some(uid)).then_some(found)
+    }
+
     /// The tenant whose namespace this is, if it really is the tenant's.
     pub fn tenant_in(&self, namespace: &str) -> Option<Arc<AgentTenant>> {
-        let tenant = self.tenant(namespace.strip_prefix("tenant-")?)?;
+        let tenant = self.tenant_called_by(namespace)?;
         let found = self.get::<Namespace>(None, namespace)?;
         is_owned(&*found, &tenant).then_some(tenant)
     }
@@ -187,40 +235,66 @@ struct Watch<'a> {
     tasks: &'a Tasks,
     changes: &'a Changes,
     applied: &'a Arc<Recent<String>>,
+    session_index: &'a Arc<SessionIndex>,
 }
 
 impl Watch<'_> {
     fn tenants(&self) -> Store<AgentTenant> {
-        let changes = self.changes.clone();
+        let (changes, sessions) = (self.changes.clone(), Arc::clone(self.session_index));
         let api = Api::all(self.client.clone());
         mirror::start(self.tasks, "watch-tenants", api, "", move |change: Change<AgentTenant>| {
             let name = change.object().name_any();
             changes.routes.mark(name.clone());
             if let Change::Is { old, new } = change
-                && !old.is_some_and(|old| is_status_write(&*old, &*new))
+                && !old.as_ref().is_some_and(|old| is_status_write(&**old, &*new))
             {
+                // Sessions that the tenant did not let in may be let in now, and records may have another time to stay.
+                if old.is_some_and(|old| old.metadata.generation != new.metadata.generation) {
+                    sessions
+                        .within(&new.namespace_name())
+                        .into_iter()
+                        .for_each(|session| changes.sessions.mark(session));
+                }
                 changes.tenants.mark(name);
             }
         })
     }
 
     fn sessions(&self) -> Store<AgentSession> {
-        let changes = self.changes.clone();
+        let (changes, index) = (self.changes.clone(), Arc::clone(self.session_index));
         let api = Api::all(self.client.clone());
         mirror::start(self.tasks, "watch-sessions", api, "", move |change: Change<AgentSession>| match change {
             Change::Is { old, new } => {
+                index.put(&new);
+                // One of the same name that was deleted and made anew while the watch was broken.
+                if let Some(gone) = old.as_ref().filter(|old| old.metadata.uid != new.metadata.uid) {
+                    index.remove_uid(gone);
+                    changes.bereaved.mark(bereaved(gone));
+                }
                 if !old.is_some_and(|old| is_status_write(&*old, &*new)) {
                     changes.sessions.mark(ObjectRef::from_obj(&*new));
                 }
             }
-            Change::Gone(gone) => changes.bereaved.mark(gone.namespace().unwrap_or_default()),
+            Change::Gone(gone) => {
+                index.remove(&gone);
+                changes.bereaved.mark(bereaved(&gone));
+            }
         })
     }
 
     fn children<K: Object>(&self, task_name: &'static str) -> Store<K> {
+        self.children_where(task_name, watcher::Config::default().labels(CHILDREN))
+    }
+
+    fn children_but<K: Object>(&self, task_name: &'static str, name: &str) -> Store<K> {
+        let but = format!("metadata.name!={name}");
+        self.children_where(task_name, watcher::Config::default().labels(CHILDREN).fields(&but))
+    }
+
+    fn children_where<K: Object>(&self, task_name: &'static str, config: watcher::Config) -> Store<K> {
         let (changes, applied) = (self.changes.clone(), Arc::clone(self.applied));
         let api = Api::all(self.client.clone());
-        mirror::start(self.tasks, task_name, api, CHILDREN, move |change: Change<K>| {
+        mirror::start_with(self.tasks, task_name, api, config, move |change: Change<K>| {
             if let Change::Gone(gone) = &change {
                 applied.forget(&child_key(&**gone));
             }
@@ -233,7 +307,7 @@ impl Watch<'_> {
     }
 
     fn workers(&self, index: &Arc<WorkerIndex>) -> Store<Pod> {
-        let (changes, index) = (self.changes.clone(), Arc::clone(index));
+        let (changes, index, sessions) = (self.changes.clone(), Arc::clone(index), Arc::clone(self.session_index));
         let api = Api::all(self.client.clone());
         mirror::start(self.tasks, "watch-workers", api, WORKERS, move |change: Change<Pod>| {
             let pod = change.object();
@@ -242,11 +316,25 @@ impl Watch<'_> {
                 Change::Is { new, .. } => Worker::read(new),
                 Change::Gone(_) => None,
             };
+            let is_ready = worker.as_ref().is_some_and(|worker| worker.ready);
             if index.put(tenant, &pod.name_any(), worker) {
+                // Sessions that wait for a worker need not wait any longer.
+                if is_ready {
+                    let namespace = labels::tenant_namespace(tenant);
+                    sessions.waiting(&namespace).into_iter().for_each(|session| changes.sessions.mark(session));
+                }
                 changes.tenants.mark(tenant.to_owned());
                 changes.routes.mark(tenant.to_owned());
             }
         })
+    }
+}
+
+fn bereaved(gone: &AgentSession) -> Bereaved {
+    Bereaved {
+        namespace: gone.namespace().unwrap_or_default(),
+        uid: gone.uid().unwrap_or_default(),
+        session_id: gone.status.as_ref().and_then(|status| status.session_id.clone()),
     }
 }
 
@@ -295,7 +383,8 @@ mod tests {
     #[test]
     fn the_index_says_whether_anything_is_different() {
         let index = WorkerIndex::default();
-        let worker = |ready| Worker { name: "w-1".into(), address: None, ready, problem: None };
+        let worker =
+            |ready| Worker { name: "w-1".into(), address: None, ready, problem: None, ends_within_seconds: None };
         assert!(index.put("heron", "w-1", Some(worker(false))));
         assert!(!index.put("heron", "w-1", Some(worker(false))));
         assert!(index.put("heron", "w-1", Some(worker(true))));

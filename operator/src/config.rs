@@ -1,6 +1,8 @@
 //! The operator's flags and environment.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use croft_serve::config::http_url;
@@ -8,7 +10,8 @@ use croft_serve::{Config, ServeArgs};
 
 use crate::controller::Limits;
 use crate::leader::Election;
-use crate::tenant::Settings;
+use crate::settings_file;
+use crate::tenant::{PlatformProviders, Settings, Tiers};
 
 /// Gives each AgentTenant its fenced namespace with workers, each AgentSession its session, and each front its routes.
 #[derive(Debug, Clone, clap::Parser)]
@@ -35,16 +38,29 @@ pub struct Args {
     #[arg(long, env = "CROFT_WORKER_IMAGE_PULL_POLICY", default_value = "IfNotPresent",
           value_parser = ["Always", "IfNotPresent", "Never"])]
     pub worker_image_pull_policy: String,
+    /// YAML file with what each tier gives a tenant, its fields called as in a tenant's spec; built-in values if not set
+    #[arg(long, env = "CROFT_TIERS", value_name = "FILE")]
+    pub tiers: Option<PathBuf>,
+    /// YAML file with the model providers whose keys the platform lends to tenants, and where those lie
+    #[arg(long, env = "CROFT_PLATFORM_PROVIDERS", value_name = "FILE")]
+    pub platform_providers: Option<PathBuf>,
+    /// How long the fronts may take to end a deleted tenant's sessions and put its records in order, in seconds; then its
+    /// namespace goes all the same
+    #[arg(long, env = "CROFT_TENANT_REMOVAL_SECONDS", default_value_t = 300)]
+    pub tenant_removal_seconds: u32,
     /// Passes over objects of one kind that run at a time; more wait
     #[arg(long, env = "CROFT_RECONCILE_CONCURRENCY", default_value_t = 16)]
     pub reconcile_concurrency: u16,
     /// A pass that takes longer is given up and tried again, in milliseconds
-    #[arg(long, env = "CROFT_RECONCILE_DEADLINE_MS", default_value_t = 60_000)]
+    #[arg(long, env = "CROFT_RECONCILE_DEADLINE_MS", default_value_t = 30_000)]
     pub reconcile_deadline_ms: u64,
-    /// How often declared sessions are compared with the front's, in milliseconds; at most one status write a session
-    /// comes of it each time
-    #[arg(long, env = "CROFT_SESSION_SWEEP_MS", default_value_t = 10_000)]
-    pub session_sweep_ms: u64,
+    /// How often the fronts tell what has become of one declared session, in milliseconds; at most one status write comes
+    /// of it each time
+    #[arg(long, env = "CROFT_SESSION_STATUS_MS", default_value_t = 5_000)]
+    pub session_status_ms: u64,
+    /// How often a tenant's status may change because of its open sessions and its spend, in milliseconds
+    #[arg(long, env = "CROFT_TENANT_TOTALS_MS", default_value_t = 30_000)]
+    pub tenant_totals_ms: u64,
     /// After a crash of the replica that writes, another takes over when this has passed, in seconds
     #[arg(long, env = "CROFT_LEASE_SECONDS", default_value_t = 15)]
     pub lease_seconds: u64,
@@ -60,8 +76,11 @@ impl Config for Args {
         };
         at_least(self.reconcile_concurrency.into(), 1, "--reconcile-concurrency (CROFT_RECONCILE_CONCURRENCY)");
         at_least(self.reconcile_deadline_ms, 1_000, "--reconcile-deadline-ms (CROFT_RECONCILE_DEADLINE_MS)");
-        at_least(self.session_sweep_ms, 100, "--session-sweep-ms (CROFT_SESSION_SWEEP_MS)");
+        at_least(self.session_status_ms, 200, "--session-status-ms (CROFT_SESSION_STATUS_MS)");
+        at_least(self.tenant_totals_ms, 200, "--tenant-totals-ms (CROFT_TENANT_TOTALS_MS)");
         at_least(self.lease_seconds, 5, "--lease-seconds (CROFT_LEASE_SECONDS)");
+        mistakes.extend(self.read_tiers().err().unwrap_or_default());
+        mistakes.extend(self.read_platform_providers().err().unwrap_or_default());
         mistakes
     }
 }
@@ -76,13 +95,27 @@ impl Args {
         }
     }
 
-    /// What the builders must know.
-    pub fn settings(&self) -> Settings {
-        Settings {
+    /// What the builders must know. Fails with a sentence for each mistake in a file.
+    pub fn settings(&self) -> Result<Settings, Vec<String>> {
+        Ok(Settings {
             namespace: self.namespace.clone(),
             worker_image: self.worker_image.clone(),
             worker_image_pull_policy: self.worker_image_pull_policy.clone(),
-        }
+            tiers: Arc::new(self.read_tiers()?),
+            platform: Arc::new(self.read_platform_providers()?),
+            removal_max_seconds: self.tenant_removal_seconds.into(),
+        })
+    }
+
+    fn read_tiers(&self) -> Result<Tiers, Vec<String>> {
+        let Some(path) = &self.tiers else { return Ok(Tiers::default()) };
+        settings_file::read(path, "--tiers (CROFT_TIERS)", Tiers::parse)
+    }
+
+    fn read_platform_providers(&self) -> Result<PlatformProviders, Vec<String>> {
+        let Some(path) = &self.platform_providers else { return Ok(PlatformProviders::default()) };
+        let flag = "--platform-providers (CROFT_PLATFORM_PROVIDERS)";
+        settings_file::read(path, flag, PlatformProviders::parse)
     }
 
     /// The front's internal port.
@@ -112,7 +145,7 @@ mod tests {
     fn the_defaults_are_usable_and_follow_the_namespace() {
         let args = try_parse_from::<Args>(["croft-operator", "--namespace=plots"]).unwrap();
         assert_eq!(args.front_url(), "https://croft-front-internal.plots.svc:50054");
-        assert_eq!(args.settings().namespace, "plots");
+        assert_eq!(args.settings().unwrap().namespace, "plots");
         assert_eq!(args.limits(Duration::ZERO).concurrency, 16);
     }
 
@@ -120,5 +153,20 @@ mod tests {
     fn unbounded_is_no_option() {
         let mistakes = try_parse_from::<Args>(["croft-operator", "--reconcile-concurrency=0"]).unwrap_err();
         assert_eq!(mistakes.0, ["--reconcile-concurrency (CROFT_RECONCILE_CONCURRENCY) must be at least 1."]);
+    }
+
+    #[test]
+    fn mistakes_in_files_are_told_at_the_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tiers.yaml");
+        std::fs::write(&path, "free: { quota: { pods: 0 } }").unwrap();
+        let (tiers, providers) = (format!("--tiers={}", path.display()), "--platform-providers=/nowhere/p.yaml");
+        let mistakes = try_parse_from::<Args>(["croft-operator", &tiers, providers]).unwrap_err().0;
+        assert_eq!(mistakes.len(), 2, "{mistakes:?}");
+        let told = "of --tiers (CROFT_TIERS) is not usable: free: quota.pods is 0 and must be 1 to 10000.";
+        assert_eq!(mistakes[0], format!("{} {told}", path.display()));
+        let told =
+            "/nowhere/p.yaml of --platform-providers (CROFT_PLATFORM_PROVIDERS) is not usable: it can't be read: ";
+        assert!(mistakes[1].starts_with(told), "{mistakes:?}");
     }
 }

@@ -8,9 +8,14 @@ use kube::Client;
 
 use crate::authority::Authority;
 use crate::cluster::Cluster;
+use crate::events::Events;
 use crate::front::Front;
+use crate::keyring::Keyring;
+use crate::marks::Marks;
 use crate::recent::Recent;
+use crate::session;
 use crate::tenant::Settings;
+use crate::totals::Totals;
 use crate::writes::Writer;
 
 /// Shared by all passes of one operator.
@@ -21,6 +26,8 @@ pub struct Context {
     pub writer: Writer,
     pub settings: Settings,
     pub authority: Arc<Authority>,
+    pub keyring: Keyring,
+    pub events: Events,
     pub front: Front,
     /// The time now.
     pub clock: fn() -> Timestamp,
@@ -28,6 +35,12 @@ pub struct Context {
     pub tenant_statuses: Recent<AgentTenantStatus>,
     /// Statuses as we last wrote them, by UID.
     pub session_statuses: Recent<AgentSessionStatus>,
+    /// What the fronts have told of declared sessions.
+    pub told: session::Told,
+    /// What the fronts have told of tenants.
+    pub totals: Totals,
+    /// Sessions that shall end at the front.
+    pub(crate) endings: Marks<session::Ending>,
 }
 
 impl Context {

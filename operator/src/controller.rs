@@ -143,18 +143,18 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 
 /// How often each object has failed in a row. One that is gone and never looked at again is forgotten when it would
 /// have been due long since.
-struct Backoff<K> {
+pub(crate) struct Backoff<K> {
     longest: Duration,
     failures: Mutex<HashMap<K, (u32, Instant)>>,
 }
 
 impl<K: Eq + Hash> Backoff<K> {
-    fn new(longest: Duration) -> Self {
+    pub(crate) fn new(longest: Duration) -> Self {
         Self { longest, failures: Mutex::default() }
     }
 
     /// How long to wait now.
-    fn failed(&self, key: K) -> Duration {
+    pub(crate) fn failed(&self, key: K) -> Duration {
         let now = Instant::now();
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         if failures.len() == failures.capacity() {
@@ -170,7 +170,7 @@ impl<K: Eq + Hash> Backoff<K> {
         pause.mul_f64(0.5 + chance / 2.0)
     }
 
-    fn succeeded(&self, key: &K) {
+    pub(crate) fn succeeded(&self, key: &K) {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
 }

@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use croft_proto::v1::lifecycle_service_client::LifecycleServiceClient;
+use croft_proto::v1::tenant_service_client::TenantServiceClient;
 use croft_proto::v1::{
-    CreateSessionRequest, GetSessionRequest, ListSessionsRequest, Session, SessionState, TerminateSessionRequest,
+    CreateSessionRequest, GetSessionRequest, ListSessionsRequest, RemovalPolicy, RemoveTenantRequest,
+    RemoveTenantResponse, Session, SessionState, TerminateSessionRequest, WatchSessionsRequest, WatchSessionsResponse,
 };
 use croft_serve::tls::TlsFiles;
 use croft_serve::trace;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Status, Streaming};
 
 use crate::token::{TenantRef, TokenMaker};
 
@@ -66,12 +68,17 @@ impl Front {
         }
     }
 
-    /// Ends a session. One that has ended, or never was, is fine.
-    pub async fn terminate(&self, tenant: &TenantRef, session_id: &str, reason: &str) -> Result<(), Status> {
+    /// Ends a session and says how it ended. One that has ended, or never was, is fine.
+    pub async fn terminate(
+        &self,
+        tenant: &TenantRef,
+        session_id: &str,
+        reason: &str,
+    ) -> Result<Option<Session>, Status> {
         let request = TerminateSessionRequest { session_id: session_id.to_owned(), reason: reason.to_owned() };
         match self.client().terminate_session(self.request(tenant, request)?).await {
-            Ok(_) => Ok(()),
-            Err(status) if status.code() == Code::NotFound => Ok(()),
+            Ok(response) => Ok(response.into_inner().session),
+            Err(status) if status.code() == Code::NotFound => Ok(None),
             Err(status) => Err(status),
         }
     }
@@ -107,20 +114,37 @@ impl Front {
         Ok(if open.is_empty() { Ending::Ended } else { Ending::UnderWay })
     }
 
+    /// Takes one step in removing a tenant that is being deleted.
+    pub async fn remove(&self, tenant: &TenantRef, policy: RemovalPolicy) -> Result<RemoveTenantResponse, Status> {
+        let request = self.request(tenant, RemoveTenantRequest { policy: policy.into() })?;
+        Ok(TenantServiceClient::new(self.channel.clone()).remove_tenant(request).await?.into_inner())
+    }
+
+    /// What becomes of declared sessions of all tenants, each told at most once in an `interval`, until the stream breaks.
+    pub async fn watch_sessions(&self, interval: Duration) -> Result<Streaming<WatchSessionsResponse>, Status> {
+        let interval_ms = i64::try_from(interval.as_millis()).unwrap_or(i64::MAX);
+        let token = self.tokens.make_for_all(jiff::Timestamp::now().as_second());
+        let mut request = bearing(token, WatchSessionsRequest { interval_ms })?;
+        trace::inject(request.metadata_mut());
+        Ok(TenantServiceClient::new(self.channel.clone()).watch_sessions(request).await?.into_inner())
+    }
+
     fn client(&self) -> LifecycleServiceClient<Channel> {
         LifecycleServiceClient::new(self.channel.clone())
     }
 
     fn request<T>(&self, tenant: &TenantRef, message: T) -> Result<Request<T>, Status> {
-        let token = self
-            .tokens
-            .make(tenant, jiff::Timestamp::now().as_second())
-            .map_err(|_| Status::internal("cannot sign a token"))?;
-        let bearer = format!("Bearer {token}").parse().map_err(|_| Status::internal("a token is no header"))?;
-        let mut request = Request::new(message);
-        request.metadata_mut().insert("authorization", bearer);
+        let mut request = bearing(self.tokens.make(tenant, jiff::Timestamp::now().as_second()), message)?;
         request.set_timeout(CALL_MAX);
         trace::inject(request.metadata_mut());
         Ok(request)
     }
+}
+
+fn bearing<T>(token: Result<String, jsonwebtoken::errors::Error>, message: T) -> Result<Request<T>, Status> {
+    let token = token.map_err(|_| Status::internal("cannot sign a token"))?;
+    let bearer = format!("Bearer {token}").parse().map_err(|_| Status::internal("a token is no header"))?;
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("authorization", bearer);
+    Ok(request)
 }

@@ -1,7 +1,8 @@
 //! What has changed since someone last looked: a set, so that a thousand changes of one tenant are one.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::hash::Hash;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::{Stream, stream};
@@ -13,8 +14,22 @@ pub struct Marks<T> {
 }
 
 struct Shared<T> {
-    waiting: Mutex<HashSet<T>>,
+    waiting: Mutex<Waiting<T>>,
     changed: Notify,
+    /// Whether anyone will ever take a key. A standby that gathered them would grow for months.
+    is_open: AtomicBool,
+}
+
+/// First come, first served, so that nobody waits for ever behind the busy.
+struct Waiting<T> {
+    order: VecDeque<T>,
+    keys: HashSet<T>,
+}
+
+impl<T> Default for Waiting<T> {
+    fn default() -> Self {
+        Self { order: VecDeque::new(), keys: HashSet::new() }
+    }
 }
 
 impl<T> Clone for Marks<T> {
@@ -25,7 +40,7 @@ impl<T> Clone for Marks<T> {
 
 impl<T: Eq + Hash + Clone> Default for Marks<T> {
     fn default() -> Self {
-        Self { shared: Arc::new(Shared { waiting: Mutex::default(), changed: Notify::new() }) }
+        Self::with(true)
     }
 }
 
@@ -35,9 +50,29 @@ impl<T: Eq + Hash + Clone> Marks<T> {
         Self::default()
     }
 
+    /// No marks, and none are kept until [`Marks::open`].
+    pub fn shut() -> Self {
+        Self::with(false)
+    }
+
+    fn with(is_open: bool) -> Self {
+        let is_open = AtomicBool::new(is_open);
+        Self { shared: Arc::new(Shared { waiting: Mutex::default(), changed: Notify::new(), is_open }) }
+    }
+
+    /// Keeps marks from now on. Whoever opens then marks all that there is, so that nothing is missed.
+    pub fn open(&self) {
+        self.shared.is_open.store(true, Ordering::SeqCst);
+    }
+
     /// Asks for `key` to be looked at.
     pub fn mark(&self, key: T) {
-        if self.waiting().insert(key) {
+        if !self.shared.is_open.load(Ordering::SeqCst) {
+            return;
+        }
+        let mut waiting = self.waiting();
+        if waiting.keys.insert(key.clone()) {
+            waiting.order.push_back(key);
             self.shared.changed.notify_one();
         }
     }
@@ -63,11 +98,12 @@ impl<T: Eq + Hash + Clone> Marks<T> {
 
     fn take(&self) -> Option<T> {
         let mut waiting = self.waiting();
-        let key = waiting.iter().next().cloned()?;
-        waiting.take(&key)
+        let key = waiting.order.pop_front()?;
+        waiting.keys.remove(&key);
+        Some(key)
     }
 
-    fn waiting(&self) -> MutexGuard<'_, HashSet<T>> {
+    fn waiting(&self) -> MutexGuard<'_, Waiting<T>> {
         // No code that holds the lock can leave the set half changed.
         self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -83,12 +119,20 @@ mod tests {
         for key in ["heron", "heron", "egret", "heron"] {
             marks.mark(key);
         }
-        let mut taken = [marks.next().await, marks.next().await];
-        taken.sort_unstable();
-        assert_eq!(taken, ["egret", "heron"]);
+        assert_eq!([marks.next().await, marks.next().await], ["heron", "egret"]);
         assert_eq!(marks.take(), None);
         marks.mark("heron");
         assert_eq!(marks.next().await, "heron");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_gathered_for_nobody() {
+        let marks = Marks::shut();
+        marks.mark("heron");
+        assert_eq!(marks.take(), None);
+        marks.open();
+        marks.mark("egret");
+        assert_eq!(marks.take(), Some("egret"));
     }
 
     #[tokio::test(start_paused = true)]

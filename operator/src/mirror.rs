@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use kube::api::Api;
@@ -11,6 +12,19 @@ use kube::{Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 
 use croft_serve::Tasks;
+
+/// A watch that is silent for longer is made anew, as some other part of the network may have dropped it unheard. The next
+/// one goes on where it was.
+pub(crate) const SILENCE_MAX_SECONDS: u32 = 20;
+/// Between two tries to watch.
+const AGAIN_MIN: Duration = Duration::from_millis(250);
+const AGAIN_MAX: Duration = Duration::from_secs(8);
+
+/// The pauses between tries to watch: short at first, as most breaks are.
+pub(crate) fn again() -> watcher::ExponentialBackoff {
+    let pauses = backon::ExponentialBuilder::default().with_min_delay(AGAIN_MIN).with_max_delay(AGAIN_MAX);
+    pauses.with_jitter().without_max_times().into()
+}
 
 /// What became of one object.
 pub(crate) enum Change<K> {
@@ -44,9 +58,23 @@ pub(crate) fn start<K>(
 where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
 {
+    start_with(tasks, task_name, api, watcher::Config::default().labels(selector), on_change)
+}
+
+/// [`start`] for what `config` finds.
+pub(crate) fn start_with<K>(
+    tasks: &Tasks,
+    task_name: &'static str,
+    api: Api<K>,
+    config: watcher::Config,
+    on_change: impl Fn(Change<K>) + Send + 'static,
+) -> Store<K>
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
+{
     let (store, mut writer) = reflector::store();
     let reader: Store<K> = store.clone();
-    let events = watcher(api, watcher::Config::default().labels(selector)).default_backoff();
+    let events = watcher(api, config.timeout(SILENCE_MAX_SECONDS)).backoff(again());
     let stopping = tasks.stopping();
     let follow = async move {
         let mut events = std::pin::pin!(events);

@@ -20,13 +20,19 @@ use crate::certificate::{self, Subject};
 use crate::cluster::Cluster;
 use crate::config::Args;
 use crate::context::Context;
+use crate::events::Events;
 use crate::front::Front;
+use crate::keyring::Keyring;
+use crate::leader::{self, Fence};
+use crate::marks::Marks;
 use crate::metrics::Metrics;
 use crate::recent::Recent;
 use crate::routes::{self, RouteTable, Routes};
+use crate::secrets::Secrets;
 use crate::token::TokenMaker;
+use crate::totals::Totals;
 use crate::writes::Writer;
-use crate::{controller, front_certificate, leader, session, tenant};
+use crate::{controller, front_certificate, session, tenant, totals};
 
 /// A tenant that can't be mended is looked at seldom: whatever happens to its parts wakes it sooner.
 const TENANT_RETRY_MAX: Duration = Duration::from_mins(5);
@@ -44,36 +50,54 @@ pub struct Started {
 pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> anyhow::Result<Started> {
     let tasks = &program.tasks;
     let synced = program.readiness.check("cluster");
-    let lease_client = leader::client(&kube_config)?;
-    let client = Client::try_from(kube_config)?;
+    let lease_clients = leader::Clients::new(&kube_config)?;
+    let patient = Client::try_from(kube_config.clone())?;
+    let client = hasty(kube_config)?;
     let metrics = Metrics::register(program.metrics.registry())?;
-    let writer = Writer::new(client.clone(), metrics.clone());
+    let fence = Fence::closed();
+    let writer = Writer::new(client.clone(), metrics.clone(), fence.clone());
 
     let now = jiff::Timestamp::now().as_second();
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), &args.namespace);
-    let authority = Arc::new(Authority::load_or_create(&secrets, &writer, &args.namespace, now).await?);
+    let secrets: Api<Secret> = Api::namespaced(patient.clone(), &args.namespace);
+    // Every replica makes it if it is missing, and only the first one's counts.
+    let first = Writer::new(patient, metrics.clone(), Fence::unguarded());
+    let authority = Arc::new(Authority::load_or_create(&secrets, &first, &args.namespace, now).await?);
     let own = Subject::operator(&args.namespace).issue(&authority, now)?;
     let tls = TlsFiles { cert: own.cert.into(), key: own.key.into(), ca: authority.cert_pem().into() };
     let tokens = Arc::new(TokenMaker::new(&authority)?);
 
+    let settings = args.settings().map_err(|mistakes| anyhow::anyhow!(mistakes.join(" ")))?;
     let cluster = Arc::new(Cluster::start(&client, tasks));
+    let secrets = Secrets::start(&client, &cluster, Arc::clone(&settings.platform), &args.namespace, tasks);
+    let keyring = Keyring::new(client.clone(), secrets, &authority);
+    let (events, waiting) = Events::new(metrics.clone());
+    let written = waiting.write(Arc::new(writer.clone()), args.identity.clone(), tasks.stopping());
+    drop(tasks.spawn("events", written));
     let table = Arc::new(RouteTable::new(metrics.clone()));
     let listener = grpc::bind(args.routes_addr, "--routes-addr (CROFT_ROUTES_ADDR)").await?;
     let started = Started { routes_addr: listener.local_addr()? };
     let served = GrpcRoutes::new(Routes::server(Arc::clone(&table), tasks.stopping()));
     grpc::serve("routes", listener, Some(tls.server()), served, tasks, &program.metrics)?;
-    drop(tasks.spawn("route-table", routes::follow(Arc::clone(&cluster), table, tasks.stopping())));
+    drop(tasks.spawn(
+        "route-table",
+        routes::follow(Arc::clone(&cluster), Arc::clone(&settings.tiers), table, tasks.stopping()),
+    ));
 
     let context = Arc::new(Context {
         cluster: Arc::clone(&cluster),
         client,
         writer,
-        settings: args.settings(),
+        settings,
         authority,
+        keyring,
+        events,
         front: Front::new(&args.front_url(), &tls, tokens)?,
         clock: jiff::Timestamp::now,
         tenant_statuses: Recent::default(),
         session_statuses: Recent::default(),
+        told: session::Told::default(),
+        totals: Totals::default(),
+        endings: Marks::new(),
     });
     drop(tasks.spawn("sync", async move {
         cluster.synced().await;
@@ -83,7 +107,7 @@ pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> a
     let (args, stopping) = (args.clone(), tasks.stopping());
     tasks.spawn_vital("leader", async move {
         let stop = stopping.clone();
-        args.election().run(lease_client, || lead(context, &args, metrics, stop), stopping).await
+        args.election().run(lease_clients, fence, || lead(context, &args, metrics, stop), stopping).await
     });
     Ok(started)
 }
@@ -93,11 +117,20 @@ pub async fn kube_config() -> anyhow::Result<KubeConfig> {
     KubeConfig::infer().await.context("cannot find the cluster: neither KUBECONFIG nor a service account leads to one")
 }
 
+/// The usual client tries a request again for minutes, in which its pass would keep others waiting. A pass that fails is
+/// tried again anyway, and says so.
+fn hasty(mut config: KubeConfig) -> kube::Result<Client> {
+    config.default_retry = false;
+    Client::try_from(config)
+}
+
 /// The work of the one replica that writes, until `stopping`; passes that have begun then end.
 async fn lead(context: Arc<Context>, args: &Args, metrics: Metrics, stopping: CancellationToken) {
     metrics.leader.set(1);
     context.cluster.synced().await;
+    context.keyring.synced().await;
     let changes = &context.cluster.changes;
+    changes.open();
     for tenant in context.cluster.tenants.state() {
         changes.tenants.mark(tenant.name_any());
     }
@@ -122,10 +155,13 @@ async fn lead(context: Arc<Context>, args: &Args, metrics: Metrics, stopping: Ca
         metrics.clone(),
         stopping.clone(),
     );
-    let period = Duration::from_millis(args.session_sweep_ms);
-    let swept = session::sweep::run(of(&context), period, stopping.clone());
+    let interval = Duration::from_millis(args.session_status_ms);
+    let followed = session::follow::run(of(&context), interval, stopping.clone());
+    let ended = session::endings::run(of(&context), stopping.clone());
+    let interval = Duration::from_millis(args.tenant_totals_ms);
+    let totalled = totals::run(of(&context), interval, stopping.clone());
     let certificate = stopping.run_until_cancelled(front_certificate::keep(of(&context)));
-    tokio::join!(tenants, sessions, swept, certificate);
+    tokio::join!(tenants, sessions, followed, ended, totalled, certificate);
     metrics.leader.set(0);
 }
 

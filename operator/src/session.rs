@@ -1,19 +1,24 @@
 //! Reconciles [`AgentSession`]: turns the wish for a session into a call to the front, once.
 //!
-//! A session costs the API server two writes: the object's own and one status. What becomes of the session later comes
-//! from [`sweep`], slowly. There is no finalizer: a session whose object is gone is found by comparing the two sides.
+//! A session costs the API server two writes: the object's own and one status. What becomes of the session later is told
+//! by the fronts, slowly; see [`follow`]. There is no finalizer: a session whose object is gone is found by comparing the
+//! two sides.
 
 mod agent;
+pub(crate) mod endings;
+pub(crate) mod follow;
+mod known;
+mod retire;
 mod status;
-pub mod sweep;
+mod told;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use croft_crds::session::SessionPhase;
-use croft_crds::{AgentSession, labels};
-use croft_proto::v1::{CreateSessionRequest, Session};
+use croft_crds::{AgentSession, AgentSessionStatus, labels};
+use croft_proto::v1::CreateSessionRequest;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::ResourceExt as _;
 use kube::api::Api;
@@ -24,7 +29,12 @@ use crate::cluster::is_owned;
 use crate::context::Context;
 use crate::controller::{PassError, Retry};
 use crate::token::TenantRef;
-use status::Summary;
+pub use endings::Bereaved;
+pub(crate) use endings::Ending;
+use endings::Why;
+use known::Known;
+use status::{Summary, Written};
+pub use told::Told;
 
 /// A session that the front has recorded and not placed yet is looked at again soon.
 const NOT_PLACED: Duration = Duration::from_millis(500);
@@ -38,6 +48,8 @@ pub enum Error {
     Front { call: &'static str, source: Box<Status> },
     #[error("cannot write the status")]
     Status(#[source] kube::Error),
+    #[error("cannot delete an AgentSession whose time is over")]
+    Delete(#[source] kube::Error),
 }
 
 impl PassError for Error {
@@ -46,12 +58,13 @@ impl PassError for Error {
             Self::Read { .. } => "ReadFailed",
             Self::Front { .. } => "FrontRefused",
             Self::Status(_) => "StatusFailed",
+            Self::Delete(_) => "DeleteFailed",
         }
     }
 
     fn retry(&self) -> Retry {
         match self {
-            Self::Read { .. } | Self::Front { .. } | Self::Status(_) => Retry::Backoff,
+            Self::Read { .. } | Self::Front { .. } | Self::Status(_) | Self::Delete(_) => Retry::Backoff,
         }
     }
 }
@@ -63,43 +76,80 @@ pub async fn reconcile(session: Arc<AgentSession>, context: Arc<Context>) -> Res
     }
     let current = status::current(&session, &context);
     if current.phase.is_some_and(SessionPhase::is_final) {
-        return Ok(Action::await_change());
+        return retire::retire(&session, &current, &context).await;
     }
-    let outcome = step(&session, current.session_id.as_deref(), &context).await;
-    let summary = match &outcome {
-        Ok(Some(summary)) => summary.clone(),
-        Ok(None) => return Ok(Action::await_change()),
-        Err(error) => Summary::waiting(error),
+    let pass = async {
+        let Some(tenant) = tenant_of(&session, &context).await? else {
+            let namespace = session.namespace().unwrap_or_default();
+            let message = format!("namespace {namespace} is not a tenant's: a session must be declared in one that is");
+            return Ok((None, Some(Summary::failed("NoTenant", message))));
+        };
+        let summary = step(&session, &tenant, &current, &context).await?;
+        Ok((Some(tenant), summary))
     };
-    let is_placed = summary.phase != SessionPhase::Pending;
-    let reported = status::write(&session, summary, &context).await;
-    outcome?;
-    reported?;
-    Ok(if is_placed { Action::await_change() } else { Action::requeue(NOT_PLACED) })
+    let (tenant, summary) = match pass.await {
+        Ok((_, None)) => return Ok(Action::await_change()),
+        Ok((tenant, Some(summary))) => (tenant, summary),
+        Err(error) => {
+            // An open session is no less open because a call about it has failed.
+            if current.session_id.is_none() {
+                status::write(&session, Summary::waiting(&error), &context).await?;
+            }
+            return Err(error);
+        }
+    };
+    let open_session = summary.open_session().map(str::to_owned);
+    match status::write(&session, summary, &context).await? {
+        Written::Now(status) if status.phase.is_some_and(SessionPhase::is_final) => {
+            retire::retire(&session, &status, &context).await
+        }
+        Written::Now(status) if status.phase == Some(SessionPhase::Pending) => Ok(Action::requeue(NOT_PLACED)),
+        Written::Now(_) => Ok(Action::await_change()),
+        Written::Later(pause) => Ok(Action::requeue(pause)),
+        Written::Gone => {
+            // The watch told of the object's end before there was a session to end.
+            if let (Some(tenant), Some(session_id)) = (tenant, open_session) {
+                context.endings.mark(Ending { tenant, session_id, why: Why::Deleted });
+            }
+            Ok(Action::await_change())
+        }
+    }
 }
 
 /// What the session is after this step, or `None` if there is nothing to do and nothing new.
-async fn step(session: &AgentSession, session_id: Option<&str>, context: &Context) -> Result<Option<Summary>, Error> {
-    let Some(tenant) = tenant_of(session, context).await? else {
-        let namespace = session.namespace().unwrap_or_default();
-        let message = format!("namespace {namespace} is not a tenant's: a session must be declared in one that is");
-        return Ok(Some(Summary::failed("NoTenant", message)));
-    };
+async fn step(
+    session: &AgentSession,
+    tenant: &TenantRef,
+    current: &AgentSessionStatus,
+    context: &Context,
+) -> Result<Option<Summary>, Error> {
+    let uid = session.uid().unwrap_or_default();
+    let known = context.told.of(&uid).filter(|known| !is_older(known, current));
+    let session_id = current.session_id.as_deref().or(known.as_ref().map(|known| known.session_id.as_str()));
     match (session.spec.terminate, session_id) {
         (true, session_id) => {
-            if let Some(session_id) = session_id {
-                let ended = context.front.terminate(&tenant, session_id, "spec.terminate is set").await;
-                ended.map_err(|status| refused("TerminateSession", status))?;
+            let why = Why::Terminate.sentence();
+            let last = match session_id {
+                Some(session_id) => context
+                    .front
+                    .terminate(tenant, session_id, why)
+                    .await
+                    .map_err(|status| refused("TerminateSession", status))?,
+                // One that was opened by a pass that could not say so is ended when the front tells of it.
+                None => None,
+            };
+            Ok(Some(Summary::terminated(why, last.as_ref())))
+        }
+        (false, Some(session_id)) => match known {
+            Some(known) => Ok(Some(Summary::known(known))),
+            None if current.phase == Some(SessionPhase::Pending) || context.told.is_whole() => {
+                let found = context.front.get(tenant, session_id).await;
+                let found = found.map_err(|status| refused("GetSession", status))?;
+                Ok(Some(found.map_or_else(Summary::lost, |found| Summary::of(&found))))
             }
-            // One that was opened by a pass that could not say so is found by the sweep.
-            Ok(Some(Summary::terminated("spec.terminate is set")))
-        }
-        (false, Some(session_id)) if is_pending(session, context) => {
-            let found = context.front.get(&tenant, session_id).await.map_err(|status| refused("GetSession", status))?;
-            Ok(Some(found.map_or_else(Summary::lost, |found| Summary::of(&found))))
-        }
-        (false, Some(_)) => Ok(None),
-        (false, None) => match context.front.create(&tenant, request(session)).await {
+            None => Ok(None),
+        },
+        (false, None) => match context.front.create(tenant, request(session)).await {
             Ok(created) => Ok(Some(Summary::of(&created))),
             Err(status) if is_final(&status) => {
                 Ok(Some(Summary::failed("Refused", format!("the front refuses it: {}", status.message()))))
@@ -109,8 +159,10 @@ async fn step(session: &AgentSession, session_id: Option<&str>, context: &Contex
     }
 }
 
-fn is_pending(session: &AgentSession, context: &Context) -> bool {
-    status::current(session, context).phase == Some(SessionPhase::Pending)
+/// Whether the status already says more than this, or speaks of another session.
+fn is_older(known: &Known, current: &AgentSessionStatus) -> bool {
+    let last_seq = current.last_seq.and_then(|seq| u64::try_from(seq).ok()).unwrap_or(0);
+    known.last_seq < last_seq || current.session_id.as_ref().is_some_and(|id| *id != known.session_id)
 }
 
 fn refused(call: &'static str, source: Status) -> Error {
@@ -133,8 +185,14 @@ fn request(session: &AgentSession) -> CreateSessionRequest {
             (labels::SESSION_SOURCE.to_owned(), labels::SESSION_SOURCE_OBJECT.to_owned()),
         ]),
         idempotency_key: format!("agentsession/{uid}"),
-        ..CreateSessionRequest::default()
+        idle_timeout_ms: milliseconds(session.spec.idle_timeout_seconds),
+        lifetime_ms: milliseconds(session.spec.lifetime_seconds),
     }
+}
+
+/// The front takes 0 for the tenant's own time.
+fn milliseconds(seconds: Option<u32>) -> i64 {
+    i64::from(seconds.unwrap_or(0)) * 1_000
 }
 
 /// The tenant in whose namespace the object is. A namespace may be younger than the copies, so the API server is asked
@@ -152,13 +210,9 @@ async fn tenant_of(session: &AgentSession, context: &Context) -> Result<Option<T
     Ok(found.filter(|found| is_owned(found, &tenant)).map(|_| TenantRef::from(&*tenant)))
 }
 
-/// The UID of the AgentSession that a session of the front was made for.
-fn object_uid(session: &Session) -> Option<&str> {
-    session.labels.get(labels::AGENT_SESSION_UID).map(String::as_str)
-}
-
 #[cfg(test)]
 mod tests {
+    use croft_proto::v1::Session;
     use serde_json::json;
 
     use super::*;
@@ -167,14 +221,27 @@ mod tests {
     fn the_same_object_always_asks_for_the_same_session() {
         let object: AgentSession = serde_json::from_value(json!({
             "metadata": { "name": "talk", "namespace": "tenant-heron", "uid": "3b0c" },
-            "spec": { "agent": { "model": "scripted-1" } },
+            "spec": { "agent": { "model": "scripted-1" }, "idleTimeoutSeconds": 90, "lifetimeSeconds": 3600 },
         }))
         .unwrap();
         let first = request(&object);
         assert_eq!(first, request(&object));
         assert_eq!(first.idempotency_key, "agentsession/3b0c");
         assert_eq!(first.labels["croft.dev/agentsession-uid"], "3b0c");
+        assert_eq!((first.idle_timeout_ms, first.lifetime_ms), (90_000, 3_600_000));
         assert_eq!(first.agent.unwrap().name, "talk");
+    }
+
+    #[test]
+    fn old_news_does_not_turn_a_status_back() {
+        let known = |session_id: &str, last_seq| {
+            Known::of(&Session { session_id: session_id.into(), last_seq, ..Session::default() })
+        };
+        let current =
+            AgentSessionStatus { session_id: Some("0190".into()), last_seq: Some(7), ..AgentSessionStatus::default() };
+        assert!(!is_older(&known("0190", 7), &current));
+        assert!(is_older(&known("0190", 6), &current));
+        assert!(is_older(&known("0191", 9), &current));
     }
 
     #[test]

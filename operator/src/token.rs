@@ -20,14 +20,16 @@ struct Claims<'a> {
     iss: &'a str,
     aud: &'a str,
     sub: &'a str,
-    tenant: &'a str,
-    tenant_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tenant: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tenant_id: Option<&'a str>,
     iat: i64,
     exp: i64,
 }
 
 /// Which tenant a call is for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TenantRef {
     pub name: String,
     /// The UID of the AgentTenant.
@@ -53,13 +55,22 @@ impl TokenMaker {
 
     /// A token for `tenant`, good for a call made at `now` (seconds since 1970).
     pub fn make(&self, tenant: &TenantRef, now: i64) -> Result<String, jsonwebtoken::errors::Error> {
+        self.sign(Some(tenant), now)
+    }
+
+    /// A token for the one call that is for all tenants.
+    pub fn make_for_all(&self, now: i64) -> Result<String, jsonwebtoken::errors::Error> {
+        self.sign(None, now)
+    }
+
+    fn sign(&self, tenant: Option<&TenantRef>, now: i64) -> Result<String, jsonwebtoken::errors::Error> {
         let header = Header { kid: Some(KEY_ID.to_owned()), ..Header::new(Algorithm::ES256) };
         let claims = Claims {
             iss: "croft-operator",
             aud: "croft",
             sub: "operator",
-            tenant: &tenant.name,
-            tenant_id: &tenant.id,
+            tenant: tenant.map(|tenant| tenant.name.as_str()),
+            tenant_id: tenant.map(|tenant| tenant.id.as_str()),
             iat: now,
             exp: now + LIFETIME_SECONDS,
         };

@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::leader::{Closed, Fence};
 use crate::metrics::Metrics;
 
 /// The name under which the API server keeps track of our fields.
@@ -30,12 +31,13 @@ impl<K> Object for K where
 pub struct Writer {
     client: Client,
     metrics: Metrics,
+    fence: Fence,
 }
 
 impl Writer {
-    /// Writes through `client`, counted in `metrics`.
-    pub fn new(client: Client, metrics: Metrics) -> Self {
-        Self { client, metrics }
+    /// Writes through `client`, counted in `metrics`, for as long as `fence` is open; later writes fail.
+    pub fn new(client: Client, metrics: Metrics, fence: Fence) -> Self {
+        Self { client, metrics, fence }
     }
 
     /// Applies an object, also over fields that others hold.
@@ -67,8 +69,28 @@ impl Writer {
     pub async fn delete<K: Object>(&self, namespace: Option<&str>, name: &str, uid: &str) -> kube::Result<()> {
         let preconditions = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
         let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
-        let request = request::<K>(namespace).delete(name, &parameters).map_err(kube::Error::BuildRequest)?;
-        self.count::<K>("delete");
+        self.send_delete::<K>(namespace, name, &parameters).await
+    }
+
+    /// Deletes an object that is then given `seconds` to end, also if it is ending already. One that is gone is fine.
+    pub async fn delete_within<K: Object>(
+        &self,
+        namespace: Option<&str>,
+        name: &str,
+        seconds: u32,
+    ) -> kube::Result<()> {
+        let parameters = DeleteParams { grace_period_seconds: Some(seconds), ..DeleteParams::background() };
+        self.send_delete::<K>(namespace, name, &parameters).await
+    }
+
+    async fn send_delete<K: Object>(
+        &self,
+        namespace: Option<&str>,
+        name: &str,
+        parameters: &DeleteParams,
+    ) -> kube::Result<()> {
+        let request = request::<K>(namespace).delete(name, parameters).map_err(kube::Error::BuildRequest)?;
+        self.begin::<K>("delete")?;
         match self.client.request_status::<K>(request).await {
             Ok(_) => Ok(()),
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
@@ -82,12 +104,17 @@ impl Writer {
         request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
     ) -> kube::Result<K> {
         let request = request.map_err(kube::Error::BuildRequest)?;
-        self.count::<K>(verb);
+        self.begin::<K>(verb)?;
         self.client.request(request).await
     }
 
-    fn count<K: Object>(&self, verb: &str) {
+    /// The last look at the fence before the request goes out.
+    fn begin<K: Object>(&self, verb: &str) -> kube::Result<()> {
+        if !self.fence.is_open() {
+            return Err(kube::Error::Service(Box::new(Closed)));
+        }
         self.metrics.writes.with_label_values(&[K::kind(&()).as_ref(), verb]).inc();
+        Ok(())
     }
 }
 

@@ -1,5 +1,7 @@
 //! The slow summary of a session in its object's status.
 
+use std::time::Duration;
+
 use croft_crds::condition::{self, Verdict};
 use croft_crds::session::SessionPhase;
 use croft_crds::{AgentSession, AgentSessionStatus};
@@ -7,9 +9,14 @@ use croft_proto::v1::{Session, SessionState};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 use serde_json::json;
+use tonic::Code;
 
 use super::Error;
+use super::known::Known;
 use crate::context::Context;
+
+/// Numbers alone (events, usage, the time of the last one) are not worth a write more often than this.
+pub(super) const NUMBERS_EVERY: Duration = Duration::from_mins(1);
 
 /// What there is to say about a session.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,17 +28,26 @@ pub(super) struct Summary {
     known: Option<Known>,
 }
 
-#[derive(Debug, Clone, PartialEq)]
-struct Known {
-    session_id: String,
-    worker: String,
-    last_seq: u64,
+/// What became of a summary.
+#[derive(Debug, PartialEq)]
+pub(super) enum Written {
+    /// The status says it; this is the status.
+    Now(Box<AgentSessionStatus>),
+    /// Only numbers are new, which wait for so long.
+    Later(Duration),
+    /// There is nobody left to tell.
+    Gone,
 }
 
 impl Summary {
     /// As the front describes it.
     pub(super) fn of(session: &Session) -> Self {
-        let (phase, reason, message) = match session.state() {
+        Self::known(Known::of(session))
+    }
+
+    /// As the front has told.
+    pub(super) fn known(known: Known) -> Self {
+        let (phase, reason, message) = match known.state {
             SessionState::Unspecified | SessionState::Creating => {
                 (SessionPhase::Pending, "Creating", "no worker has it yet".to_owned())
             }
@@ -39,20 +55,16 @@ impl Summary {
             SessionState::Running => (SessionPhase::Running, "Running", "a turn is running".to_owned()),
             SessionState::Idle => (SessionPhase::Idle, "Idle", "it waits for the next message".to_owned()),
             SessionState::Terminated => {
-                (SessionPhase::Terminated, "Terminated", format!("it has ended: {}", session.terminate_reason))
+                (SessionPhase::Terminated, "Terminated", format!("it has ended: {}", known.end_reason))
             }
-        };
-        let known = Known {
-            session_id: session.session_id.clone(),
-            worker: session.worker.clone(),
-            last_seq: session.last_seq,
         };
         Self { phase, reason, message, known: Some(known) }
     }
 
-    pub(super) fn terminated(why: &str) -> Self {
+    /// It has ended, and this is the last that the front said of it.
+    pub(super) fn terminated(why: &str, last: Option<&Session>) -> Self {
         let message = format!("it has ended: {why}");
-        Self { phase: SessionPhase::Terminated, reason: "Terminated", message, known: None }
+        Self { phase: SessionPhase::Terminated, reason: "Terminated", message, known: last.map(Known::of) }
     }
 
     pub(super) fn failed(reason: &'static str, message: String) -> Self {
@@ -64,20 +76,27 @@ impl Summary {
         Self::failed("Lost", "the front no longer knows the session".to_owned())
     }
 
-    /// It will be tried again. The message must not change from one try to the next.
+    /// It will be tried again. Neither reason nor message must change from one try to the next.
     pub(super) fn waiting(error: &Error) -> Self {
-        let message = match error {
+        let (reason, message) = match error {
             Error::Front { source, .. } if source.message().is_empty() => {
-                format!("the front answers {:?}", source.code())
+                (front_reason(source.code()), format!("the front answers {:?}", source.code()))
             }
             // tonic tells of a front that can't be reached with the text of whatever failed below.
             Error::Front { source, .. } if std::error::Error::source(&**source).is_some() => {
-                "the front can't be reached".to_owned()
+                ("FrontUnavailable", "the front can't be reached".to_owned())
             }
-            Error::Front { source, .. } => format!("the front answers: {}", source.message()),
-            Error::Read { .. } | Error::Status(_) => error.to_string(),
+            Error::Front { source, .. } => {
+                (front_reason(source.code()), format!("the front answers: {}", source.message()))
+            }
+            Error::Read { .. } | Error::Status(_) | Error::Delete(_) => ("ClusterUnavailable", error.to_string()),
         };
-        Self { phase: SessionPhase::Pending, reason: "Waiting", message, known: None }
+        Self { phase: SessionPhase::Pending, reason, message, known: None }
+    }
+
+    /// The session that is open at the front, as far as this says.
+    pub(super) fn open_session(&self) -> Option<&str> {
+        self.known.as_ref().filter(|known| known.is_open()).map(|known| known.session_id.as_str())
     }
 
     fn apply_to(self, before: &AgentSessionStatus, generation: Option<i64>, now: &Time) -> AgentSessionStatus {
@@ -89,7 +108,14 @@ impl Summary {
             status.session_id = Some(known.session_id);
             status.worker = (!known.worker.is_empty()).then_some(known.worker);
             status.last_seq = i64::try_from(known.last_seq).ok();
+            status.usage = known.usage.or(status.usage);
+            status.last_activity_time = known.last_activity.or(status.last_activity_time);
         }
+        status.finish_time = match (self.phase.is_final(), status.finish_time) {
+            (true, Some(finished)) => Some(finished),
+            (true, None) => Some(now.clone()),
+            (false, _) => None,
+        };
         let holds = match self.phase {
             SessionPhase::Ready | SessionPhase::Running | SessionPhase::Idle => true,
             SessionPhase::Pending | SessionPhase::Terminated | SessionPhase::Failed => false,
@@ -97,6 +123,17 @@ impl Summary {
         let verdict = Verdict { kind: "Ready", holds: Some(holds), reason: self.reason, message: self.message };
         condition::set(&mut status.conditions, verdict, generation, now);
         status
+    }
+}
+
+/// The fixed word for what stands between the object and its session.
+fn front_reason(code: Code) -> &'static str {
+    match code {
+        Code::ResourceExhausted => "LimitReached",
+        Code::FailedPrecondition => "TenantNotOpen",
+        Code::Unauthenticated | Code::PermissionDenied => "OperatorRefused",
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => "FrontUnavailable",
+        _ => "FrontFailed",
     }
 }
 
@@ -109,13 +146,60 @@ pub(super) fn current(session: &AgentSession, context: &Context) -> AgentSession
         .unwrap_or_else(|| session.status.clone().unwrap_or_default())
 }
 
-/// Writes the summary, if it says anything new.
-pub(super) async fn write(session: &AgentSession, summary: Summary, context: &Context) -> Result<(), Error> {
+/// Whether the object has a session of which nothing final is said yet.
+pub(super) fn awaits_word(session: &AgentSession, context: &Context) -> bool {
+    let current = current(session, context);
+    current.session_id.is_some() && !current.phase.is_some_and(SessionPhase::is_final)
+}
+
+/// Whether the status would read differently with what the front has told.
+pub(super) fn would_change(session: &AgentSession, known: &Known, context: &Context) -> bool {
+    let before = current(session, context);
+    if before.phase.is_some_and(SessionPhase::is_final) {
+        return false;
+    }
+    let now = Time(context.timestamp());
+    Summary::known(known.clone()).apply_to(&before, session.metadata.generation, &now) != before
+}
+
+/// Writes the summary, if it says anything new that is worth a write now.
+pub(super) async fn write(session: &AgentSession, summary: Summary, context: &Context) -> Result<Written, Error> {
     let before = current(session, context);
     let status = summary.apply_to(&before, session.metadata.generation, &Time(context.timestamp()));
     if status == before {
-        return Ok(());
+        return Ok(Written::Now(Box::new(status)));
     }
+    let uid = session.uid().unwrap_or_default();
+    if differ_in_numbers(&status, &before)
+        && let Some(ago) = context.told.written_ago(&uid)
+        && let Some(left) = NUMBERS_EVERY.checked_sub(ago)
+    {
+        return Ok(Written::Later(left));
+    }
+    let patch = json!({ "status": nulls_for_absent(&status) });
+    let (namespace, name) = (session.namespace(), session.name_any());
+    match context.writer.merge_status::<AgentSession>(namespace.as_deref(), &name, &patch).await {
+        Ok(written) if written.uid().as_ref() == Some(&uid) => {
+            let version = written.resource_version();
+            context.session_statuses.remember(uid.clone(), version.as_deref(), status.clone());
+            context.told.wrote(&uid);
+            Ok(Written::Now(Box::new(status)))
+        }
+        // Deleted meanwhile; one of the same name has its own pass, which puts its status right.
+        Ok(_) => Ok(Written::Gone),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(Written::Gone),
+        Err(error) => Err(Error::Status(error)),
+    }
+}
+
+/// Whether everything else is the same.
+fn differ_in_numbers(status: &AgentSessionStatus, before: &AgentSessionStatus) -> bool {
+    let AgentSessionStatus { last_seq, usage, last_activity_time, .. } = before.clone();
+    AgentSessionStatus { last_seq, usage, last_activity_time, ..status.clone() } == *before
+}
+
+/// In a merge patch what is left out stays; `null` takes it away.
+fn nulls_for_absent(status: &AgentSessionStatus) -> serde_json::Value {
     let AgentSessionStatus {
         observed_generation,
         phase,
@@ -127,9 +211,8 @@ pub(super) async fn write(session: &AgentSession, summary: Summary, context: &Co
         finish_time,
         message,
         conditions,
-    } = &status;
-    // In a merge patch what is left out stays; `null` takes it away.
-    let patch = json!({ "status": {
+    } = status;
+    json!({
         "observedGeneration": observed_generation,
         "phase": phase,
         "sessionID": session_id,
@@ -140,22 +223,13 @@ pub(super) async fn write(session: &AgentSession, summary: Summary, context: &Co
         "finishTime": finish_time,
         "message": message,
         "conditions": conditions,
-    } });
-    let (namespace, name) = (session.namespace(), session.name_any());
-    match context.writer.merge_status::<AgentSession>(namespace.as_deref(), &name, &patch).await {
-        Ok(written) => {
-            let version = written.resource_version();
-            context.session_statuses.remember(session.uid().unwrap_or_default(), version.as_deref(), status);
-            Ok(())
-        }
-        // Deleted meanwhile; there is nobody left to tell.
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        Err(error) => Err(Error::Status(error)),
-    }
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use croft_proto::v1::UsageTotals;
+
     use super::*;
 
     fn now() -> Time {
@@ -169,8 +243,14 @@ mod tests {
             worker: "workers-1".into(),
             last_seq: 4,
             terminate_reason: "its time was up".into(),
+            update_time: Some(croft_proto::Timestamp { seconds: 1_767_225_600, nanos: 7 }),
+            usage: Some(UsageTotals { attempts: 2, ..UsageTotals::default() }),
             ..Session::default()
         }
+    }
+
+    fn status(state: SessionState) -> AgentSessionStatus {
+        Summary::of(&session(state)).apply_to(&AgentSessionStatus::default(), Some(2), &now())
     }
 
     #[test]
@@ -182,20 +262,54 @@ mod tests {
             (SessionState::Idle, SessionPhase::Idle, "True"),
             (SessionState::Terminated, SessionPhase::Terminated, "False"),
         ] {
-            let status = Summary::of(&session(state)).apply_to(&AgentSessionStatus::default(), Some(2), &now());
+            let status = status(state);
             assert_eq!(status.phase, Some(phase));
             assert_eq!(status.conditions[0].status, ready);
             assert_eq!(status.session_id.as_deref(), Some("0190"));
             assert_eq!((status.worker.as_deref(), status.last_seq), (Some("workers-1"), Some(4)));
+            assert_eq!(status.last_activity_time, Some(now()));
+            assert_eq!(status.usage.unwrap().attempts, 2);
+            assert_eq!(status.finish_time, (phase == SessionPhase::Terminated).then(now));
         }
     }
 
     #[test]
     fn what_was_known_stays_known() {
-        let ready =
-            Summary::of(&session(SessionState::Ready)).apply_to(&AgentSessionStatus::default(), Some(1), &now());
-        let ended = Summary::terminated("spec.terminate is set").apply_to(&ready, Some(2), &now());
+        let ready = status(SessionState::Ready);
+        let ended = Summary::terminated("spec.terminate is set", None).apply_to(&ready, Some(2), &now());
         assert_eq!(ended.session_id.as_deref(), Some("0190"));
         assert_eq!(ended.message.as_deref(), Some("it has ended: spec.terminate is set"));
+        let later = Time("2026-01-01T01:00:00Z".parse().unwrap());
+        assert_eq!(Summary::terminated("spec.terminate is set", None).apply_to(&ended, Some(2), &later), ended);
+    }
+
+    #[test]
+    fn more_events_are_numbers_and_another_state_is_not() {
+        let idle = status(SessionState::Idle);
+        let mut more = session(SessionState::Idle);
+        more.last_seq = 9;
+        more.usage = Some(UsageTotals { attempts: 3, ..UsageTotals::default() });
+        let more = Summary::of(&more).apply_to(&idle, Some(2), &now());
+        assert_ne!(more, idle);
+        assert!(differ_in_numbers(&more, &idle));
+        assert!(!differ_in_numbers(&status(SessionState::Running), &idle));
+    }
+
+    #[test]
+    fn every_obstacle_has_its_word() {
+        let refused = |code, message: &str| Error::Front {
+            call: "CreateSession",
+            source: Box::new(tonic::Status::new(code, message)),
+        };
+        for (error, reason, message) in [
+            (refused(Code::Unavailable, "no worker"), "FrontUnavailable", "the front answers: no worker"),
+            (refused(Code::ResourceExhausted, "full"), "LimitReached", "the front answers: full"),
+            (refused(Code::FailedPrecondition, "it is cordoned"), "TenantNotOpen", "the front answers: it is cordoned"),
+            (refused(Code::PermissionDenied, ""), "OperatorRefused", "the front answers PermissionDenied"),
+        ] {
+            let summary = Summary::waiting(&error);
+            assert_eq!((summary.reason, summary.message.as_str()), (reason, message));
+            assert_eq!(summary.phase, SessionPhase::Pending);
+        }
     }
 }

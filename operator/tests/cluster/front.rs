@@ -2,13 +2,16 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use croft_proto::v1::lifecycle_service_server::{LifecycleService, LifecycleServiceServer};
+use croft_proto::v1::tenant_service_server::{TenantService, TenantServiceServer};
 use croft_proto::v1::{
     CreateSessionRequest, CreateSessionResponse, GetSessionRequest, GetSessionResponse, InterruptSessionRequest,
-    InterruptSessionResponse, ListSessionsRequest, ListSessionsResponse, ResolveApprovalRequest,
-    ResolveApprovalResponse, SendMessageRequest, SendMessageResponse, Session, SessionState, StreamEventsRequest,
-    StreamEventsResponse, TerminateSessionRequest, TerminateSessionResponse,
+    InterruptSessionResponse, ListSessionsRequest, ListSessionsResponse, RemovalStep, RemoveTenantRequest,
+    RemoveTenantResponse, ResolveApprovalRequest, ResolveApprovalResponse, SendMessageRequest, SendMessageResponse,
+    Session, SessionState, StreamEventsRequest, StreamEventsResponse, TenantTotals, TerminateSessionRequest,
+    TerminateSessionResponse, UsageTotals, WatchSessionsRequest, WatchSessionsResponse, WatchedSession,
 };
 use croft_serve::Tasks;
 use croft_serve::tls::{PeerRole, TlsFiles, peer_role};
@@ -16,41 +19,60 @@ use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use k8s_openapi::api::core::v1::Secret;
 use serde::Deserialize;
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::transport::Server;
 use tonic::{Code, Request, Response, Status};
 
 /// Clones share all sessions.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct FakeFront {
     inner: Arc<Mutex<Inner>>,
+    tasks: Tasks,
 }
 
 #[derive(Default)]
 struct Inner {
     sessions: HashMap<String, Session>,
     by_key: HashMap<String, String>,
+    /// What was asked for, by idempotency key.
+    asked: HashMap<String, CreateSessionRequest>,
     /// `call tenant detail`, in order.
     calls: Vec<String>,
     /// What `CreateSession` answers to a tenant instead.
     refusals: HashMap<String, (Code, &'static str)>,
+    /// The UID of each tenant that the operator's tokens have named, by name.
+    tenant_ids: HashMap<String, String>,
+    /// What a tenant has used in the month, by UID.
+    spent: HashMap<String, UsageTotals>,
+    /// Streams of `WatchSessions` that were begun before this many have been, end.
+    cut_before: u64,
+    watches: u64,
+    /// How many messages each stream has been told in all.
+    told: u64,
     ca: Vec<u8>,
 }
 
 #[derive(Deserialize)]
 struct Claims {
+    #[serde(default)]
     tenant: String,
+    #[serde(default)]
     tenant_id: String,
 }
+
+/// 2026-11-01, when the month began in these tests.
+const MONTH: croft_proto::Timestamp = croft_proto::Timestamp { seconds: 1_793_491_200, nanos: 0 };
 
 impl FakeFront {
     /// Serves with the certificate that the operator made for fronts.
     pub(crate) fn serve(listener: TcpListener, secret: &Secret, tasks: &Tasks) -> Self {
         let files = tls_files(secret);
-        let front = Self::default();
+        let front = Self { inner: Arc::default(), tasks: tasks.clone() };
         front.inner().ca.clone_from(&files.ca);
         let mut server = Server::builder().tls_config(files.server()).expect("the front's certificate is usable");
-        let routes = server.add_service(LifecycleServiceServer::new(front.clone()));
+        let routes = server
+            .add_service(LifecycleServiceServer::new(front.clone()))
+            .add_service(TenantServiceServer::new(front.clone()));
         drop(tasks.spawn("fake-front", routes.serve_with_incoming(TcpListenerStream::new(listener))));
         front
     }
@@ -59,6 +81,11 @@ impl FakeFront {
     pub(crate) fn sessions_of(&self, uid: &str) -> Vec<Session> {
         let of = |session: &&Session| session.labels.get("croft.dev/agentsession-uid").is_some_and(|own| own == uid);
         self.inner().sessions.values().filter(of).cloned().collect()
+    }
+
+    /// What was asked for the object with this UID.
+    pub(crate) fn asked_for(&self, uid: &str) -> CreateSessionRequest {
+        self.inner().asked[&format!("agentsession/{uid}")].clone()
     }
 
     /// Calls about a tenant, in order.
@@ -78,6 +105,35 @@ impl FakeFront {
     /// Changes a session, as turns would.
     pub(crate) fn change(&self, session_id: &str, change: impl FnOnce(&mut Session)) {
         change(self.inner().sessions.get_mut(session_id).expect("there is such a session"));
+    }
+
+    /// What a tenant with this UID has used in the month.
+    pub(crate) fn spend(&self, tenant_id: &str, used: UsageTotals) {
+        self.inner().spent.insert(tenant_id.to_owned(), used);
+    }
+
+    /// Breaks every stream of `WatchSessions` that is open, and says how many have been opened so far.
+    pub(crate) fn cut_watches(&self) -> u64 {
+        let mut inner = self.inner();
+        inner.cut_before = inner.watches;
+        inner.watches
+    }
+
+    /// How many streams of `WatchSessions` have been opened so far.
+    pub(crate) fn watches(&self) -> u64 {
+        self.inner().watches
+    }
+
+    /// How many messages streams of `WatchSessions` have carried.
+    pub(crate) fn told(&self) -> u64 {
+        self.inner().told
+    }
+
+    /// Forgets a session, as a database would that was restored from an old copy.
+    pub(crate) fn forget(&self, session_id: &str) {
+        let mut inner = self.inner();
+        inner.sessions.remove(session_id);
+        inner.by_key.retain(|_, id| id != session_id);
     }
 
     /// Adds a session that no operator asked for.
@@ -106,6 +162,16 @@ impl FakeFront {
         let decoded = jsonwebtoken::decode::<Claims>(token, &key, &validation);
         decoded.map(|decoded| decoded.claims).map_err(|error| Status::unauthenticated(error.to_string()))
     }
+
+    /// The caller of a call that is for one tenant.
+    fn tenant<T>(&self, request: &Request<T>) -> Result<Claims, Status> {
+        let claims = self.caller(request)?;
+        if claims.tenant.is_empty() || claims.tenant_id.is_empty() {
+            return Err(Status::unauthenticated("the token names no tenant"));
+        }
+        self.inner().tenant_ids.insert(claims.tenant.clone(), claims.tenant_id.clone());
+        Ok(claims)
+    }
 }
 
 /// The files of a Secret that the operator made.
@@ -123,13 +189,14 @@ impl LifecycleService for FakeFront {
         &self,
         request: Request<CreateSessionRequest>,
     ) -> Result<Response<CreateSessionResponse>, Status> {
-        let caller = self.caller(&request)?;
+        let caller = self.tenant(&request)?;
         let request = request.into_inner();
         let mut inner = self.inner();
         inner.calls.push(format!("create {} {}", caller.tenant, request.idempotency_key));
         if let Some((code, message)) = inner.refusals.get(&caller.tenant) {
             return Err(Status::new(*code, *message));
         }
+        inner.asked.insert(request.idempotency_key.clone(), request.clone());
         if let Some(session_id) = inner.by_key.get(&request.idempotency_key) {
             let session = inner.sessions[session_id].clone();
             return Ok(Response::new(CreateSessionResponse { session: Some(session) }));
@@ -150,7 +217,7 @@ impl LifecycleService for FakeFront {
     }
 
     async fn get_session(&self, request: Request<GetSessionRequest>) -> Result<Response<GetSessionResponse>, Status> {
-        let caller = self.caller(&request)?;
+        let caller = self.tenant(&request)?;
         let session_id = request.into_inner().session_id;
         let session = self.inner().sessions.get(&session_id).filter(|session| session.tenant == caller.tenant).cloned();
         let session = session.ok_or_else(|| Status::not_found("no such session"))?;
@@ -162,7 +229,7 @@ impl LifecycleService for FakeFront {
         &self,
         request: Request<ListSessionsRequest>,
     ) -> Result<Response<ListSessionsResponse>, Status> {
-        let caller = self.caller(&request)?;
+        let caller = self.tenant(&request)?;
         let request = request.into_inner();
         let mut inner = self.inner();
         inner.calls.push(format!("list {} ", caller.tenant));
@@ -185,7 +252,7 @@ impl LifecycleService for FakeFront {
         &self,
         request: Request<TerminateSessionRequest>,
     ) -> Result<Response<TerminateSessionResponse>, Status> {
-        let caller = self.caller(&request)?;
+        let caller = self.tenant(&request)?;
         let request = request.into_inner();
         let mut inner = self.inner();
         inner.calls.push(format!("terminate {} {}", caller.tenant, request.session_id));
@@ -220,4 +287,111 @@ impl LifecycleService for FakeFront {
     ) -> Result<Response<ResolveApprovalResponse>, Status> {
         Err(Status::permission_denied("the operator decides nothing"))
     }
+}
+
+/// What one stream has told last.
+#[derive(Default)]
+struct Picture {
+    sessions: HashMap<String, WatchedSession>,
+    totals: HashMap<String, TenantTotals>,
+}
+
+impl Inner {
+    fn picture(&self) -> Picture {
+        let tenant_id = |session: &Session| self.tenant_ids.get(&session.tenant).cloned().unwrap_or_default();
+        let declared = |session: &&Session| session.labels.contains_key("croft.dev/agentsession-uid");
+        let watched =
+            |session: &Session| WatchedSession { tenant_id: tenant_id(session), session: Some(session.clone()) };
+        let sessions = self.sessions.values().filter(declared);
+        let total = |(name, tenant_id): (&String, &String)| {
+            let is_open = |session: &&Session| session.tenant == *name && session.state() != SessionState::Terminated;
+            let totals = TenantTotals {
+                tenant_id: tenant_id.clone(),
+                sessions_open: i64::try_from(self.sessions.values().filter(is_open).count()).expect("they are few"),
+                month: Some(self.spent.get(tenant_id).cloned().unwrap_or_default()),
+                month_start: Some(MONTH),
+            };
+            (tenant_id.clone(), totals)
+        };
+        Picture {
+            sessions: sessions.map(|session| (session.session_id.clone(), watched(session))).collect(),
+            totals: self.tenant_ids.iter().map(total).collect(),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl TenantService for FakeFront {
+    type WatchSessionsStream = ReceiverStream<Result<WatchSessionsResponse, Status>>;
+
+    async fn watch_sessions(
+        &self,
+        request: Request<WatchSessionsRequest>,
+    ) -> Result<Response<Self::WatchSessionsStream>, Status> {
+        let caller = self.caller(&request)?;
+        if !caller.tenant.is_empty() {
+            return Err(Status::permission_denied("the call is for all tenants, and the token names one"));
+        }
+        let interval = Duration::from_millis(request.into_inner().interval_ms.unsigned_abs());
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        let (front, number) = (self.clone(), {
+            let mut inner = self.inner();
+            inner.watches += 1;
+            inner.watches
+        });
+        let tell = async move {
+            let mut told = Picture::default();
+            let mut is_first = true;
+            loop {
+                let next = {
+                    let inner = front.inner();
+                    (inner.cut_before < number).then(|| inner.picture())
+                };
+                let Some(next) = next else { return };
+                let news = WatchSessionsResponse {
+                    sessions: changed(&told.sessions, &next.sessions),
+                    tenants: changed(&told.totals, &next.totals),
+                    synced: is_first,
+                };
+                told = next;
+                if is_first || !news.sessions.is_empty() || !news.tenants.is_empty() {
+                    front.inner().told += 1;
+                    if sender.send(Ok(news)).await.is_err() {
+                        return;
+                    }
+                }
+                is_first = false;
+                tokio::time::sleep(interval).await;
+            }
+        };
+        drop(self.tasks.spawn("fake-watch", tell));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    /// Two sessions end with each call, then the records are drained, then all is done.
+    async fn remove_tenant(
+        &self,
+        request: Request<RemoveTenantRequest>,
+    ) -> Result<Response<RemoveTenantResponse>, Status> {
+        let caller = self.tenant(&request)?;
+        let policy = request.into_inner().policy();
+        let mut inner = self.inner();
+        inner.calls.push(format!("remove {} {}", caller.tenant, policy.as_str_name()));
+        let is_open =
+            |session: &&mut Session| session.tenant == caller.tenant && session.state() != SessionState::Terminated;
+        let mut left = 0;
+        for session in inner.sessions.values_mut().filter(is_open) {
+            left += 1;
+            if left <= 2 {
+                session.state = SessionState::Terminated.into();
+                session.terminate_reason = "the tenant is being deleted".to_owned();
+            }
+        }
+        let step = if left > 0 { RemovalStep::EndingSessions } else { RemovalStep::Done };
+        Ok(Response::new(RemoveTenantResponse { step: step.into(), left: (left - 2).max(0) }))
+    }
+}
+
+fn changed<T: Clone + PartialEq>(told: &HashMap<String, T>, next: &HashMap<String, T>) -> Vec<T> {
+    next.iter().filter(|(key, value)| told.get(*key) != Some(*value)).map(|(_, value)| value.clone()).collect()
 }

@@ -3,9 +3,12 @@
 //! One operator serves all tests, each of which has tenants of its own. A test that counts passes or writes has the
 //! operator to itself for as long; see [`world::World::alone`].
 
+mod faults;
 mod front;
 mod kubelet;
+mod leader;
 mod program;
+mod proxy;
 mod routes;
 mod rules;
 mod sessions;

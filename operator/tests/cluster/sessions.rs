@@ -4,13 +4,14 @@ use std::collections::HashMap;
 
 use croft_crds::session::SessionPhase;
 use croft_crds::{AgentSession, AgentSessionStatus};
-use croft_proto::v1::SessionState;
+use croft_proto::v1::{SessionState, TokenUsage, UsageTotals};
 use kube::ResourceExt as _;
 use kube::api::{Api, DeleteParams, PostParams};
 use serde_json::json;
 use tonic::Code;
 
-use crate::world::{World, audited_writes, until};
+use crate::kubelet;
+use crate::world::{Session, World, audited_writes, until};
 
 fn spec() -> serde_json::Value {
     json!({ "agent": { "model": "scripted-1", "systemPrompt": "Be brief." } })
@@ -53,6 +54,26 @@ async fn a_declared_session_is_ready_after_two_writes_and_two_passes_at_most() {
 }
 
 #[tokio::test]
+async fn everything_that_is_declared_arrives() {
+    let session = World::shared().await;
+    let tenant = session.settled_tenant("whole", json!({})).await;
+    let namespace = tenant.namespace_name();
+    let mut spec = spec();
+    spec["idleTimeoutSeconds"] = json!(90);
+    spec["lifetimeSeconds"] = json!(3600);
+    spec["agent"]["limits"] = json!({ "budgetUsd": "2.5" });
+    spec["agent"]["guardrails"] = json!([{ "name": "short", "length": { "maxCharacters": 900 } }]);
+    let declared = session.declare(&namespace, "talk", spec).await;
+    let objects = session.within::<AgentSession>(&namespace);
+    in_phase(&objects, "talk", SessionPhase::Ready).await;
+    let asked = session.world.front.asked_for(&declared.uid().unwrap());
+    assert_eq!((asked.idle_timeout_ms, asked.lifetime_ms), (90_000, 3_600_000));
+    let agent = asked.agent.unwrap();
+    assert_eq!(agent.limits.unwrap().budget_nano_usd, 2_500_000_000);
+    assert_eq!(agent.guardrails[0].name, "short");
+}
+
+#[tokio::test]
 async fn the_status_follows_the_session() {
     let session = World::shared().await;
     let tenant = session.settled_tenant("follow", json!({})).await;
@@ -65,14 +86,134 @@ async fn the_status_follows_the_session() {
         session.last_seq = 9;
     });
     assert_eq!(in_phase(&objects, "talk", SessionPhase::Running).await.last_seq, Some(9));
-    session.world.front.change(&id, |session| session.state = SessionState::Idle.into());
-    in_phase(&objects, "talk", SessionPhase::Idle).await;
+    session.world.front.change(&id, |session| {
+        session.state = SessionState::Idle.into();
+        session.update_time = Some(croft_proto::Timestamp { seconds: 1_793_491_207, nanos: 5 });
+        session.usage = Some(UsageTotals {
+            attempts: 2,
+            tokens: Some(TokenUsage { input_uncached_tokens: 30, output_tokens: 4, ..TokenUsage::default() }),
+            cost_nano_usd: 50_000,
+            unpriced_attempts: 0,
+        });
+    });
+    let status = in_phase(&objects, "talk", SessionPhase::Idle).await;
+    let usage = status.usage.unwrap();
+    assert_eq!((usage.attempts, usage.input_tokens, usage.output_tokens), (2, 30, 4));
+    assert_eq!(usage.cost_usd, "0.00005");
+    assert_eq!(status.last_activity_time.unwrap().0.as_second(), 1_793_491_207);
     session.world.front.change(&id, |session| {
         session.state = SessionState::Terminated.into();
         session.terminate_reason = "its time was up".to_owned();
     });
     let status = in_phase(&objects, "talk", SessionPhase::Terminated).await;
     assert_eq!(status.message.as_deref(), Some("it has ended: its time was up"));
+    assert!(status.finish_time.is_some());
+}
+
+/// Waits until the front has told the operator of something new.
+async fn heard(session: &Session, before: u64) {
+    until("the operator is told", async || (session.world.front.told() > before).then_some(())).await;
+    session.quiet().await;
+}
+
+#[tokio::test]
+async fn numbers_alone_are_not_worth_a_write_each_and_come_with_the_next_change() {
+    let session = World::alone().await;
+    let tenant = session.settled_tenant("numbers", json!({})).await;
+    let namespace = tenant.namespace_name();
+    session.declare(&namespace, "talk", spec()).await;
+    let objects = session.within::<AgentSession>(&namespace);
+    let id = in_phase(&objects, "talk", SessionPhase::Ready).await.session_id.unwrap();
+    session.quiet().await;
+    let (writes, passes) = (session.world.writes(), session.world.passes("AgentSession"));
+    for number in 1..=5 {
+        let told = session.world.front.told();
+        session.world.front.change(&id, |session| session.last_seq = 10 + number);
+        heard(&session, told).await;
+    }
+    assert_eq!(session.world.writes() - writes, 0);
+    let passes = session.world.passes("AgentSession") - passes;
+    assert!(passes <= 5, "{passes} passes");
+    session.world.front.change(&id, |session| session.state = SessionState::Running.into());
+    assert_eq!(in_phase(&objects, "talk", SessionPhase::Running).await.last_seq, Some(15));
+    session.quiet().await;
+    assert_eq!(session.world.writes() - writes, 1);
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_costs_nothing_and_a_session_that_is_lost_meanwhile_is_told() {
+    let session = World::alone().await;
+    let tenant = session.settled_tenant("broken", json!({})).await;
+    let namespace = tenant.namespace_name();
+    let objects = session.within::<AgentSession>(&namespace);
+    for name in ["stays", "lost"] {
+        session.declare(&namespace, name, spec()).await;
+    }
+    in_phase(&objects, "stays", SessionPhase::Ready).await;
+    let lost = in_phase(&objects, "lost", SessionPhase::Ready).await.session_id.unwrap();
+    session.quiet().await;
+    let (writes, passes) = (session.world.writes(), session.world.passes("AgentSession"));
+    let again = async || {
+        let watches = session.world.front.cut_watches();
+        until("it watches again", async || (session.world.front.watches() > watches).then_some(())).await;
+        session.quiet().await;
+    };
+    again().await;
+    assert_eq!(session.world.writes() - writes, 0);
+    assert_eq!(session.world.passes("AgentSession") - passes, 0, "a picture that says nothing new wakes nobody");
+
+    session.world.front.forget(&lost);
+    again().await;
+    let status = in_phase(&objects, "lost", SessionPhase::Failed).await;
+    assert_eq!(status.message.as_deref(), Some("the front no longer knows the session"));
+    in_phase(&objects, "stays", SessionPhase::Ready).await;
+}
+
+#[tokio::test]
+async fn a_record_goes_when_its_time_is_over_its_own_or_its_tenants() {
+    let session = World::shared().await;
+    let defaults = json!({ "sessionDefaults": { "ttlSecondsAfterFinished": 1 } });
+    let tenant = session.settled_tenant("records", defaults).await;
+    let namespace = tenant.namespace_name();
+    let objects = session.within::<AgentSession>(&namespace);
+    for (name, ttl) in [("own", json!(0)), ("tenants", json!(null)), ("long", json!(86_400))] {
+        let mut spec = spec();
+        spec["ttlSecondsAfterFinished"] = ttl;
+        let declared = session.declare(&namespace, name, spec).await;
+        in_phase(&objects, name, SessionPhase::Ready).await;
+        let made = session.world.front.sessions_of(&declared.uid().unwrap());
+        session.world.front.change(&made[0].session_id, |session| session.state = SessionState::Terminated.into());
+    }
+    for name in ["own", "tenants"] {
+        until(&format!("{name} goes"), async || objects.get_opt(name).await.ok()?.is_none().then_some(())).await;
+    }
+    in_phase(&objects, "long", SessionPhase::Terminated).await;
+}
+
+#[tokio::test]
+async fn a_tenants_status_shows_its_sessions_and_its_spend_and_what_shows_nothing_new_costs_nothing() {
+    let session = World::alone().await;
+    let tenant = session.settled_tenant("spent", json!({ "limits": { "maxSessions": 9 } })).await;
+    let (name, namespace, uid) = (tenant.name_any(), tenant.namespace_name(), tenant.uid().unwrap());
+    session.declare(&namespace, "talk", spec()).await;
+    in_phase(&session.within(&namespace), "talk", SessionPhase::Ready).await;
+    let spend = |cost_nano_usd| UsageTotals { cost_nano_usd, unpriced_attempts: 1, ..UsageTotals::default() };
+    session.world.front.spend(&uid, spend(12_340_000_000));
+    let tenants = session.all::<croft_crds::AgentTenant>();
+    until("the status says so", async || {
+        let status = tenants.get(&name).await.ok()?.status?;
+        let (sessions, spend) = (status.sessions?, status.spend?);
+        assert_eq!(sessions.max, 9);
+        (sessions.open == 1 && spend.month == "2026-11" && spend.usd == "12.34" && spend.unpriced_attempts == 1)
+            .then_some(())
+    })
+    .await;
+    session.quiet().await;
+    let writes = session.world.writes();
+    let told = session.world.front.told();
+    session.world.front.spend(&uid, spend(12_340_000_001));
+    heard(&session, told).await;
+    assert_eq!(session.world.writes() - writes, 0);
 }
 
 #[tokio::test]
@@ -133,6 +274,8 @@ async fn a_session_whose_object_went_unseen_is_found_and_ended_and_the_others_ar
     for number in 0..3 {
         session.world.front.add(orphan(&format!("{namespace}-{number}"), true));
     }
+    // Some are told as news, some in the picture of a new stream.
+    session.world.front.cut_watches();
     session.world.front.add(orphan("opened-by-grpc", false));
     for number in 0..3 {
         until("it is ended", async || {
@@ -170,6 +313,7 @@ async fn a_front_that_is_busy_is_asked_again() {
     let objects = session.within::<AgentSession>(&namespace);
     let status = in_phase(&objects, "talk", SessionPhase::Pending).await;
     assert_eq!(status.message.as_deref(), Some("the front answers: no worker is ready yet"));
+    assert_eq!(status.conditions[0].reason, "FrontUnavailable");
     session.world.front.refuse(&name, None);
     in_phase(&objects, "talk", SessionPhase::Ready).await;
 }
@@ -207,4 +351,46 @@ async fn an_object_of_an_old_name_gets_a_session_of_its_own() {
     })
     .await;
     assert_eq!(session.world.front.sessions_of(&second.uid().unwrap())[0].state(), SessionState::Ready);
+}
+
+#[tokio::test]
+async fn a_session_that_waits_for_its_tenants_workers_is_opened_when_one_is_ready() {
+    let session = World::shared().await;
+    let tenant = session.settled_tenant("awaited", json!({ "workers": { "replicas": 1 } })).await;
+    let (name, namespace) = (tenant.name_any(), tenant.namespace_name());
+    session.world.front.refuse(&name, Some((Code::Unavailable, "no worker is ready yet")));
+    session.declare(&namespace, "talk", spec()).await;
+    let creates = || session.world.front.calls(&name).iter().filter(|call| call.starts_with("create")).count();
+    // By now the next try is seconds away.
+    until("it was tried often", async || (creates() >= 4).then_some(())).await;
+    session.world.front.refuse(&name, None);
+    let pods = kubelet::pods(&session, &namespace, 1).await;
+    kubelet::set(&session, &pods[0], kubelet::ready("10.1.0.11")).await;
+    crate::world::within(std::time::Duration::from_secs(2), "it is opened", async || {
+        let objects = session.within::<AgentSession>(&namespace);
+        (objects.get("talk").await.ok()?.status?.phase? == SessionPhase::Ready).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_object_that_is_deleted_while_its_session_is_being_opened_leaves_no_session() {
+    let session = World::shared().await;
+    let tenant = session.settled_tenant("hasty", json!({})).await;
+    let namespace = tenant.namespace_name();
+    let objects = session.within::<AgentSession>(&namespace);
+    let mut uids = Vec::new();
+    for number in 0..20 {
+        let name = format!("talk-{number}");
+        uids.push(session.declare(&namespace, &name, spec()).await.uid().unwrap());
+        objects.delete(&name, &DeleteParams::default()).await.unwrap();
+    }
+    // One that is declared later has had its turn by the time all of theirs are over.
+    session.declare(&namespace, "last", spec()).await;
+    in_phase(&objects, "last", SessionPhase::Ready).await;
+    until("none is left open", async || {
+        let mut made = uids.iter().flat_map(|uid| session.world.front.sessions_of(uid));
+        made.all(|session| session.state() == SessionState::Terminated).then_some(())
+    })
+    .await;
 }

@@ -21,6 +21,7 @@ use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::time::Instant;
 
 use crate::front::FakeFront;
+use crate::proxy::Proxy;
 
 /// On everything that a test makes, so that the next run can clear away what a killed one left.
 pub(crate) const TEST_LABEL: &str = "croft.dev/made-by-test";
@@ -34,6 +35,8 @@ pub(crate) struct World {
     pub(crate) namespace: String,
     pub(crate) routes_port: u16,
     pub(crate) front: FakeFront,
+    /// Between the operator and the API server. The tests themselves go past it.
+    pub(crate) proxy: Proxy,
     metrics: Metrics,
 }
 
@@ -85,6 +88,15 @@ impl Session {
         namespace: &str,
     ) -> Api<K> {
         Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// Makes a namespace with a name that begins with `name`, and that no other test has.
+    pub(crate) async fn namespace(&self, name: &str) -> String {
+        let name = format!("{name}-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
+        let made = json!({ "metadata": { "name": name, "labels": { TEST_LABEL: "true" } } });
+        let made: Namespace = serde_json::from_value(made).expect("reads as the kind");
+        self.all().create(&PostParams::default(), &made).await.expect("a namespace can be made");
+        name
     }
 
     /// Makes a tenant with a name that begins with `name`, and that no other test has.
@@ -198,7 +210,7 @@ fn audit_log() -> PathBuf {
     }
 }
 
-async fn kube_config() -> Config {
+pub(crate) async fn kube_config() -> Config {
     tls::install_provider();
     let kubeconfig = Kubeconfig::read_from(kubeconfig_path()).expect("CROFT_TEST_KUBECONFIG is a kubeconfig");
     let options = KubeConfigOptions::default();
@@ -245,20 +257,23 @@ async fn start() -> (World, Program) {
         "croft-operator",
         "--routes-addr=127.0.0.1:0",
         "--metrics-addr=127.0.0.1:0",
-        "--session-sweep-ms=400",
+        "--session-status-ms=300",
+        "--tenant-totals-ms=500",
+        "--reconcile-deadline-ms=8000",
         "--log=warn",
         &format!("--namespace={namespace}"),
         &format!("--front-url=https://localhost:{front_port}"),
     ])
     .expect("the arguments are usable");
     let program = Program::start("croft-operator", &args.serve).await.expect("the program starts");
-    let started = operator::start(&args, kube_config().await, &program).await.expect("the operator starts");
+    let proxy = Proxy::start(kube_config().await, &program.tasks).await;
+    let started = operator::start(&args, proxy.config(), &program).await.expect("the operator starts");
 
     let secrets: Api<Secret> = Api::namespaced(client, &namespace);
     let secret = until("the fronts have a certificate", async || secrets.get_opt("croft-front-tls").await.ok()?).await;
     let front = FakeFront::serve(listener, &secret, &program.tasks);
     let (routes_port, metrics) = (started.routes_addr.port(), program.metrics.clone());
-    (World { namespace, routes_port, front, metrics }, program)
+    (World { namespace, routes_port, front, proxy, metrics }, program)
 }
 
 async fn install_kinds(client: &Client) {

@@ -1,0 +1,114 @@
+//! Declared sessions by UID and by namespace: kube's stores would have to be searched.
+
+use std::collections::HashMap;
+use std::sync::{PoisonError, RwLock};
+
+use croft_crds::AgentSession;
+use kube::ResourceExt as _;
+use kube::runtime::reflector::ObjectRef;
+
+/// Fed by the watch; every look-up takes the same time however many sessions there are.
+#[derive(Default)]
+pub struct SessionIndex {
+    inner: RwLock<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    by_uid: HashMap<String, ObjectRef<AgentSession>>,
+    /// By namespace and name: whether it waits for its session to be opened.
+    by_namespace: HashMap<String, HashMap<String, bool>>,
+}
+
+impl SessionIndex {
+    /// Takes in what the object is now.
+    pub fn put(&self, session: &AgentSession) {
+        let (Some(uid), Some(namespace)) = (session.uid(), session.namespace()) else { return };
+        let status = session.status.as_ref();
+        let waits = status.is_none_or(|status| {
+            status.session_id.is_none() && !status.phase.is_some_and(croft_crds::session::SessionPhase::is_final)
+        });
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        inner.by_uid.insert(uid, ObjectRef::from_obj(session));
+        inner.by_namespace.entry(namespace).or_default().insert(session.name_any(), waits);
+    }
+
+    /// Forgets the object.
+    pub fn remove(&self, session: &AgentSession) {
+        let (Some(uid), Some(namespace)) = (session.uid(), session.namespace()) else { return };
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        inner.by_uid.remove(&uid);
+        let Some(names) = inner.by_namespace.get_mut(&namespace) else { return };
+        names.remove(&session.name_any());
+        if names.is_empty() {
+            inner.by_namespace.remove(&namespace);
+        }
+    }
+
+    /// Forgets an object whose name another one has taken.
+    pub fn remove_uid(&self, session: &AgentSession) {
+        let Some(uid) = &session.metadata.uid else { return };
+        self.inner.write().unwrap_or_else(PoisonError::into_inner).by_uid.remove(uid);
+    }
+
+    /// The object with this UID.
+    pub fn by_uid(&self, uid: &str) -> Option<ObjectRef<AgentSession>> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner).by_uid.get(uid).cloned()
+    }
+
+    /// All that are declared in a namespace.
+    pub fn within(&self, namespace: &str) -> Vec<ObjectRef<AgentSession>> {
+        self.named(namespace, |_| true)
+    }
+
+    /// Those in a namespace that wait for their session to be opened.
+    pub fn waiting(&self, namespace: &str) -> Vec<ObjectRef<AgentSession>> {
+        self.named(namespace, |waits| waits)
+    }
+
+    fn named(&self, namespace: &str, which: impl Fn(bool) -> bool) -> Vec<ObjectRef<AgentSession>> {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let names = inner.by_namespace.get(namespace).into_iter().flatten();
+        names.filter(|&(_, &waits)| which(waits)).map(|(name, _)| ObjectRef::new(name).within(namespace)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn session(name: &str, uid: &str, status: serde_json::Value) -> AgentSession {
+        serde_json::from_value(json!({
+            "metadata": { "name": name, "namespace": "tenant-heron", "uid": uid },
+            "spec": { "agent": { "model": "scripted-1" } },
+            "status": status,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn sessions_are_found_by_uid_and_by_whether_they_wait() {
+        let index = SessionIndex::default();
+        index.put(&session("new", "1", json!(null)));
+        index.put(&session("open", "2", json!({ "phase": "Ready", "sessionID": "0190" })));
+        index.put(&session("failed", "3", json!({ "phase": "Failed" })));
+        assert_eq!(index.by_uid("2").unwrap().name, "open");
+        assert_eq!(index.waiting("tenant-heron").len(), 1);
+        assert_eq!(index.within("tenant-heron").len(), 3);
+        assert!(index.within("tenant-egret").is_empty());
+        index.put(&session("new", "1", json!({ "phase": "Ready", "sessionID": "0191" })));
+        assert!(index.waiting("tenant-heron").is_empty());
+    }
+
+    #[test]
+    fn nothing_is_left_of_what_is_gone() {
+        let index = SessionIndex::default();
+        let one = session("new", "1", json!(null));
+        index.put(&one);
+        index.remove(&one);
+        let inner = index.inner.read().unwrap();
+        assert!(inner.by_uid.is_empty() && inner.by_namespace.is_empty());
+    }
+}

@@ -1,0 +1,246 @@
+//! An API server that fails, in all the ways that one can: what is half made never says Ready, nothing loops, and all is
+//! well once the server is.
+
+use std::time::Duration;
+
+use croft_crds::session::SessionPhase;
+use croft_crds::tenant::TenantPhase;
+use croft_crds::{AgentSession, AgentTenant};
+use futures::{StreamExt as _, stream};
+use http::Method;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::ResourceExt as _;
+use kube::api::DeleteParams;
+use serde_json::json;
+
+use crate::proxy::What;
+use crate::world::{Session, World, condition, until};
+
+/// All that an API server answers when it can't.
+const FAILURES: [u16; 5] = [409, 410, 429, 500, 503];
+
+async fn read(session: &Session, name: &str) -> AgentTenant {
+    session.all::<AgentTenant>().get(name).await.expect("the tenant is there")
+}
+
+async fn says(session: &Session, name: &str, kind: &str, text: &str) -> String {
+    until(&format!("{kind} of {name} says {text}"), async || {
+        condition(&read(session, name).await, kind).filter(|told| told.contains(text))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn each_failure_of_a_write_is_told_and_tried_again() {
+    let session = World::shared().await;
+    for code in FAILURES {
+        // The fence is the first to be applied after the namespace.
+        let fault = session.world.proxy.inject(
+            Method::PATCH,
+            &format!("/namespaces/tenant-failing{code}-"),
+            What::Answer(code),
+            Some(3),
+        );
+        let made = session.tenant(&format!("failing{code}"), json!({ "workers": { "replicas": 0 } })).await;
+        let name = made.name_any();
+        until("it is whole", async || {
+            let tenant = read(&session, &name).await;
+            let is_ready = condition(&tenant, "Ready").is_some_and(|told| told.starts_with("True"));
+            let fence = session.within::<NetworkPolicy>(&made.namespace_name()).get_opt("fence").await.ok()?;
+            assert!(!is_ready || fence.is_some(), "half made and Ready");
+            is_ready.then_some(())
+        })
+        .await;
+        assert_eq!(fault.hits(), 3, "{code}");
+    }
+}
+
+#[tokio::test]
+async fn a_tenant_without_its_fence_gets_no_workers_and_says_why_and_nothing_loops() {
+    let session = World::shared().await;
+    let fault = session.world.proxy.inject(Method::PATCH, "/tenant-fenceless-", What::Answer(500), None);
+    let made = session.tenant("fenceless", json!({})).await;
+    let (name, namespace) = (made.name_any(), made.namespace_name());
+    let told = says(&session, &name, "Ready", "False").await;
+    assert!(told.contains("NetworkPolicy fence"), "{told}");
+    let before = fault.hits();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let tries = fault.hits() - before;
+    assert!(tries <= 6, "{tries} tries in three seconds");
+    let status = read(&session, &name).await.status.expect("it has one");
+    assert!(matches!(status.phase, Some(TenantPhase::Pending)), "{:?}", status.phase);
+    assert!(session.within::<Deployment>(&namespace).get_opt("workers").await.unwrap().is_none());
+    drop(fault);
+    says(&session, &name, "Applied", "True").await;
+}
+
+#[tokio::test]
+async fn a_status_that_cannot_be_written_is_written_later() {
+    let session = World::shared().await;
+    for code in FAILURES {
+        let path = format!("/agenttenants/mute{code}-");
+        // The first is the finalizer, then comes the status.
+        let fault = session.world.proxy.inject(Method::PATCH, &path, What::Answer(code), Some(4));
+        let made = session.tenant(&format!("mute{code}"), json!({})).await;
+        says(&session, &made.name_any(), "Applied", "True").await;
+        assert_eq!(fault.hits(), 4, "{code}");
+    }
+}
+
+#[tokio::test]
+async fn a_namespace_whose_making_was_not_answered_is_still_the_tenants() {
+    let session = World::shared().await;
+    let fault = session.world.proxy.inject(Method::POST, "/api/v1/namespaces?", What::LoseAnswer, Some(1));
+    let made = session.tenant("unanswered", json!({})).await;
+    says(&session, &made.name_any(), "Applied", "True").await;
+    // Another test's namespace may have been the one; it must not have minded either.
+    assert_eq!(fault.hits(), 1);
+}
+
+#[tokio::test]
+async fn one_tenant_that_hangs_holds_up_no_other() {
+    let session = World::shared().await;
+    let fault = session.world.proxy.inject(Method::PATCH, "/tenant-hanging-", What::Stall, None);
+    let hanging = session.tenant("hanging", json!({})).await;
+    until("it hangs", async || (fault.hits() > 0).then_some(())).await;
+    for number in 0..5 {
+        session.settled_tenant(&format!("healthy{number}"), json!({})).await;
+    }
+    until("its pass is given up and begun again", async || (fault.hits() > 1).then_some(())).await;
+    drop(fault);
+    says(&session, &hanging.name_any(), "Applied", "True").await;
+}
+
+#[tokio::test]
+async fn a_tenant_that_is_deleted_while_it_is_being_made_leaves_nothing() {
+    let session = World::shared().await;
+    for (number, part) in ["networkpolicies", "secrets", "deployments"].into_iter().enumerate() {
+        let label = format!("aborted{number}");
+        let fault =
+            session.world.proxy.inject(Method::PATCH, &format!("/namespaces/tenant-{label}-"), What::Answer(500), None);
+        drop(fault);
+        let made = session.tenant(&label, json!({})).await;
+        let stuck = session.world.proxy.inject(
+            Method::PATCH,
+            &format!("/namespaces/{}/{part}/", made.namespace_name()),
+            What::Answer(503),
+            None,
+        );
+        let name = made.name_any();
+        session.all::<AgentTenant>().delete(&name, &DeleteParams::default()).await.expect("it can be deleted");
+        until("the tenant goes", async || {
+            session.all::<AgentTenant>().get_opt(&name).await.ok()?.is_none().then_some(())
+        })
+        .await;
+        until("its namespace goes", async || {
+            let namespace = session.all::<Namespace>().get_opt(&made.namespace_name()).await.ok()?;
+            namespace.is_none().then_some(())
+        })
+        .await;
+        drop(stuck);
+    }
+}
+
+#[tokio::test]
+async fn watches_that_are_cut_cost_no_write_and_miss_nothing() {
+    let session = World::alone().await;
+    let made = session.settled_tenant("watched", json!({})).await;
+    let namespace = made.namespace_name();
+    session.quiet().await;
+    let writes = session.world.writes();
+    for _ in 0..3 {
+        session.world.proxy.cut_watches();
+        session.quiet().await;
+    }
+    assert_eq!(session.world.writes(), writes);
+
+    session.world.proxy.cut_watches();
+    let config_maps = session.within::<ConfigMap>(&namespace);
+    config_maps.delete("providers", &DeleteParams::default()).await.expect("it can be deleted");
+    session.declare(&namespace, "talk", json!({ "agent": { "model": "scripted-1" } })).await;
+    until("the part is back", async || config_maps.get_opt("providers").await.ok()?).await;
+    becomes(&session, &namespace, "talk", SessionPhase::Ready).await;
+}
+
+#[tokio::test]
+async fn a_watch_that_is_too_old_begins_anew_whatever_the_server_says_meanwhile() {
+    let session = World::alone().await;
+    let made = session.settled_tenant("expired", json!({})).await;
+    let namespace = made.namespace_name();
+    session.quiet().await;
+    let writes = session.world.writes();
+    for code in FAILURES {
+        let expired =
+            session.world.proxy.inject(Method::GET, "/networkpolicies?&watch=true", What::WatchError(410), Some(1));
+        let failing = session.world.proxy.inject(Method::GET, "/networkpolicies?", What::Answer(code), Some(2));
+        session.world.proxy.cut_watches();
+        until("both have struck", async || {
+            (expired.hits() + failing.hits() >= 2 && failing.passed() > 0).then_some(())
+        })
+        .await;
+    }
+    session.quiet().await;
+    assert_eq!(session.world.writes(), writes, "nothing had changed");
+    let fences = session.within::<NetworkPolicy>(&namespace);
+    fences.delete("fence", &DeleteParams::default()).await.expect("it can be deleted");
+    until("the fence is back", async || fences.get_opt("fence").await.ok()?).await;
+}
+
+#[tokio::test]
+async fn a_session_has_one_twin_however_often_its_status_is_lost() {
+    let session = World::shared().await;
+    let made = session.settled_tenant("doubled", json!({})).await;
+    let namespace = made.namespace_name();
+    for (number, what) in
+        [What::LoseAnswer, What::Answer(409), What::Answer(500), What::Answer(503)].into_iter().enumerate()
+    {
+        let name = format!("talk-{number}");
+        let path = format!("/{namespace}/agentsessions/{name}/status");
+        let fault = session.world.proxy.inject(Method::PATCH, &path, what, Some(2));
+        let declared = session.declare(&namespace, &name, json!({ "agent": { "model": "scripted-1" } })).await;
+        becomes(&session, &namespace, &name, SessionPhase::Ready).await;
+        until("it was tried", async || (fault.hits() > 0).then_some(())).await;
+        assert_eq!(session.world.front.sessions_of(&declared.uid().expect("it is stored")).len(), 1, "{what:?}");
+    }
+}
+
+#[tokio::test]
+async fn ten_thousand_events_at_once_are_digested() {
+    const SESSIONS: usize = 20;
+    const TOUCHES: usize = 500;
+    let session = World::alone().await;
+    let made = session.settled_tenant("flooded", json!({})).await;
+    let namespace = made.namespace_name();
+    let objects = session.within::<AgentSession>(&namespace);
+    for number in 0..SESSIONS {
+        session.declare(&namespace, &format!("talk-{number}"), json!({ "agent": { "model": "scripted-1" } })).await;
+    }
+    for number in 0..SESSIONS {
+        becomes(&session, &namespace, &format!("talk-{number}"), SessionPhase::Ready).await;
+    }
+    session.quiet().await;
+    let (writes, passes) = (session.world.writes(), session.world.passes("AgentSession"));
+    let (session, objects) = (&session, &objects);
+    stream::iter(0..SESSIONS * TOUCHES)
+        .for_each_concurrent(64, |number| async move {
+            let touched = json!({ "metadata": { "labels": { "touched": number.to_string() } } });
+            session.merge(objects, &format!("talk-{}", number % SESSIONS), touched).await;
+        })
+        .await;
+    session.quiet().await;
+    assert_eq!(session.world.writes(), writes, "nothing that we write has changed");
+    let passes = session.world.passes("AgentSession") - passes;
+    assert!(passes <= (SESSIONS * TOUCHES) as u64, "{passes} passes");
+    session.declare(&namespace, "late", json!({ "agent": { "model": "scripted-1" } })).await;
+    becomes(session, &namespace, "late", SessionPhase::Ready).await;
+}
+
+async fn becomes(session: &Session, namespace: &str, name: &str, phase: SessionPhase) {
+    let objects = session.within::<AgentSession>(namespace);
+    until(&format!("{name} is {phase:?}"), async || {
+        (objects.get(name).await.ok()?.status?.phase? == phase).then_some(())
+    })
+    .await;
+}
