@@ -38,32 +38,41 @@ create trigger turns before update of state on sessions for each row
 create index sessions_due on sessions (due_time) where due_time is not null;
 create index sessions_changed on sessions (change_number, session_id);
 
--- Row security is forced on the owner too. It sees rows without a tenant only within the functions that say so.
+-- Row security is forced on the owner too. It sees rows without a tenant only while one of the functions below says so:
+-- they say it by themselves, since who is no superuser may not tie a setting of ours to a function.
 create policy owner_looks_across on sessions for select to current_user
     using (current_setting('croft.across', true) = 'ids');
 
 -- Whoever ends sessions whose time is up does so for all tenants, and needs to know no more of them than ids.
 create function croft_due_sessions(as_of timestamptz, rows_max bigint) returns table (tenant_id uuid, session_id uuid)
-    language sql volatile security definer set search_path = public, pg_temp set croft.across = 'ids'
-begin atomic
-    select s.tenant_id, s.session_id
-    from sessions s
-    where s.due_time <= as_of
-    order by s.due_time, s.tenant_id, s.session_id
-    limit rows_max;
-end;
+    language plpgsql volatile security definer set search_path = public, pg_temp as $$
+begin
+    perform set_config('croft.across', 'ids', true);
+    return query
+        select s.tenant_id, s.session_id
+        from sessions s
+        where s.due_time <= as_of
+        order by s.due_time, s.tenant_id, s.session_id
+        limit rows_max;
+    perform set_config('croft.across', '', true);
+end
+$$;
 
 -- Sessions of all tenants whose state has changed, in the order of their changes' numbers.
 create function croft_changed_sessions(after_number bigint, after_session uuid, rows_max bigint)
     returns table (tenant_id uuid, session_id uuid, change_number bigint)
-    language sql volatile security definer set search_path = public, pg_temp set croft.across = 'ids'
-begin atomic
-    select s.tenant_id, s.session_id, s.change_number
-    from sessions s
-    where (s.change_number, s.session_id) > (after_number, after_session)
-    order by s.change_number, s.session_id
-    limit rows_max;
-end;
+    language plpgsql volatile security definer set search_path = public, pg_temp as $$
+begin
+    perform set_config('croft.across', 'ids', true);
+    return query
+        select s.tenant_id, s.session_id, s.change_number
+        from sessions s
+        where (s.change_number, s.session_id) > (after_number, after_session)
+        order by s.change_number, s.session_id
+        limit rows_max;
+    perform set_config('croft.across', '', true);
+end
+$$;
 
 revoke execute on function croft_due_sessions(timestamptz, bigint) from public;
 revoke execute on function croft_changed_sessions(bigint, uuid, bigint) from public;
