@@ -67,7 +67,7 @@ impl Stage {
         chart::install(NAMESPACE).await?;
         launch::operator_kubeconfig(&client, &place).await?;
         let tasks = Tasks::new();
-        kubelet::start(&tasks, &client, format!("tenant-{TENANT}"));
+        kubelet::start(&tasks, &client, format!("tenant-{TENANT}")).await?;
 
         let mut ports = Ports::default();
         let operators = [ports.of_operator()?, ports.of_operator()?];
