@@ -4,6 +4,7 @@ pub mod children;
 pub mod drift;
 pub mod fleet;
 pub mod handover;
+pub mod index;
 pub mod restart;
 pub mod sessions;
 pub mod tenants;
@@ -50,6 +51,9 @@ pub async fn run(place: Place, extent: &Extent, out: &mut impl Write) -> anyhow:
         all_hold &= row.holds();
         writeln!(out, "{row}").and_then(|()| out.flush())
     };
+    for row in index::all()? {
+        tell(row)?;
+    }
     let mut stage = Stage::set(place).await?;
     writeln!(std::io::stderr(), "the stage is set")?;
     for &rate in &extent.session_rates {
