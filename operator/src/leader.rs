@@ -75,7 +75,9 @@ impl Election {
     where
         Fut: Future<Output = ()>,
     {
-        let Some(manager) = stopping.run_until_cancelled(self.win(clients, &fence)).await else { return Ok(()) };
+        let Some(manager) = stopping.run_until_cancelled(Box::pin(self.win(clients, &fence))).await else {
+            return Ok(());
+        };
         tracing::info!(identity = self.identity, "leads");
         let drained = async {
             stopping.cancelled().await;

@@ -107,7 +107,8 @@ pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> a
     let (args, stopping) = (args.clone(), tasks.stopping());
     tasks.spawn_vital("leader", async move {
         let stop = stopping.clone();
-        args.election().run(lease_clients, fence, || lead(context, &args, metrics, stop), stopping).await
+        let lead = || Box::pin(lead(context, &args, metrics, stop));
+        args.election().run(lease_clients, fence, lead, stopping).await
     });
     Ok(started)
 }

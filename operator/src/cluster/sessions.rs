@@ -79,7 +79,7 @@ mod tests {
 
     use super::*;
 
-    fn session(name: &str, uid: &str, status: serde_json::Value) -> AgentSession {
+    fn session(name: &str, uid: &str, status: &serde_json::Value) -> AgentSession {
         serde_json::from_value(json!({
             "metadata": { "name": name, "namespace": "tenant-heron", "uid": uid },
             "spec": { "agent": { "model": "scripted-1" } },
@@ -91,21 +91,21 @@ mod tests {
     #[test]
     fn sessions_are_found_by_uid_and_by_whether_they_wait() {
         let index = SessionIndex::default();
-        index.put(&session("new", "1", json!(null)));
-        index.put(&session("open", "2", json!({ "phase": "Ready", "sessionID": "0190" })));
-        index.put(&session("failed", "3", json!({ "phase": "Failed" })));
+        index.put(&session("new", "1", &json!(null)));
+        index.put(&session("open", "2", &json!({ "phase": "Ready", "sessionID": "0190" })));
+        index.put(&session("failed", "3", &json!({ "phase": "Failed" })));
         assert_eq!(index.by_uid("2").unwrap().name, "open");
         assert_eq!(index.waiting("tenant-heron").len(), 1);
         assert_eq!(index.within("tenant-heron").len(), 3);
         assert!(index.within("tenant-egret").is_empty());
-        index.put(&session("new", "1", json!({ "phase": "Ready", "sessionID": "0191" })));
+        index.put(&session("new", "1", &json!({ "phase": "Ready", "sessionID": "0191" })));
         assert!(index.waiting("tenant-heron").is_empty());
     }
 
     #[test]
     fn nothing_is_left_of_what_is_gone() {
         let index = SessionIndex::default();
-        let one = session("new", "1", json!(null));
+        let one = session("new", "1", &json!(null));
         index.put(&one);
         index.remove(&one);
         let inner = index.inner.read().unwrap();

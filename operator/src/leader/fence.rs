@@ -155,7 +155,7 @@ mod tests {
         fence.open_until(begun + LEASE);
         let renewing = fence.clone();
         let renew = async move {
-            tokio::time::sleep(LEASE - Duration::from_secs(1)).await;
+            tokio::time::sleep(LEASE.mul_f32(0.9)).await;
             renewing.open_until(begun + 2 * LEASE);
         };
         tokio::join!(fence.closes(), renew);

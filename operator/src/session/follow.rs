@@ -99,7 +99,7 @@ fn take_session(watched: &WatchedSession, context: &Context) -> Option<String> {
             if object.spec.terminate && known.is_open() {
                 context.endings.mark(ending(Why::Terminate));
             }
-            let is_news = context.told.tell(uid, known.clone());
+            let is_news = context.told.tell(uid, &known);
             if is_news && status::would_change(&object, &known, context) {
                 context.cluster.changes.sessions.mark(ObjectRef::from_obj(&*object));
             }

@@ -34,8 +34,8 @@ impl Told {
     }
 
     /// Says whether this is news.
-    pub(super) fn tell(&self, uid: &str, known: Known) -> bool {
-        self.inner().by_uid.insert(uid.to_owned(), known.clone()).is_none_or(|before| before != known)
+    pub(super) fn tell(&self, uid: &str, known: &Known) -> bool {
+        self.inner().by_uid.insert(uid.to_owned(), known.clone()).is_none_or(|before| before != *known)
     }
 
     /// A picture is complete that named just these.
@@ -77,10 +77,10 @@ mod tests {
     fn the_same_again_is_no_news_and_a_picture_replaces_what_was() {
         let told = Told::default();
         let known = |last_seq| Known::of(&Session { last_seq, ..Session::default() });
-        assert!(told.tell("heron", known(1)));
-        assert!(!told.tell("heron", known(1)));
-        assert!(told.tell("heron", known(2)));
-        assert!(told.tell("egret", known(1)));
+        assert!(told.tell("heron", &known(1)));
+        assert!(!told.tell("heron", &known(1)));
+        assert!(told.tell("heron", &known(2)));
+        assert!(told.tell("egret", &known(1)));
         assert!(!told.is_whole());
         told.complete(&HashSet::from(["egret".to_owned()]));
         assert!(told.is_whole());

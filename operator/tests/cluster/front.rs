@@ -38,6 +38,8 @@ struct Inner {
     asked: HashMap<String, CreateSessionRequest>,
     /// `call tenant detail`, in order.
     calls: Vec<String>,
+    /// What `RemoveTenant` answers to a tenant instead.
+    removals: HashMap<String, Removal>,
     /// What `CreateSession` answers to a tenant instead.
     refusals: HashMap<String, (Code, &'static str)>,
     /// The UID of each tenant that the operator's tokens have named, by name.
@@ -50,6 +52,14 @@ struct Inner {
     /// How many messages each stream has been told in all.
     told: u64,
     ca: Vec<u8>,
+}
+
+/// Where the removal of a tenant stands still.
+pub(crate) enum Removal {
+    /// With so much left to do in a step.
+    At(RemovalStep, i64),
+    /// No front answers.
+    Away,
 }
 
 #[derive(Deserialize)]
@@ -99,6 +109,14 @@ impl FakeFront {
         match answer {
             Some(answer) => self.inner().refusals.insert(tenant.to_owned(), answer),
             None => self.inner().refusals.remove(tenant),
+        };
+    }
+
+    /// Lets the removal of a tenant come no further; `None` lets it go on.
+    pub(crate) fn hold_removal(&self, tenant: &str, at: Option<Removal>) {
+        match at {
+            Some(at) => self.inner().removals.insert(tenant.to_owned(), at),
+            None => self.inner().removals.remove(tenant),
         };
     }
 
@@ -308,7 +326,7 @@ impl Inner {
             let totals = TenantTotals {
                 tenant_id: tenant_id.clone(),
                 sessions_open: i64::try_from(self.sessions.values().filter(is_open).count()).expect("they are few"),
-                month: Some(self.spent.get(tenant_id).cloned().unwrap_or_default()),
+                month: Some(self.spent.get(tenant_id).copied().unwrap_or_default()),
                 month_start: Some(MONTH),
             };
             (tenant_id.clone(), totals)
@@ -377,6 +395,13 @@ impl TenantService for FakeFront {
         let policy = request.into_inner().policy();
         let mut inner = self.inner();
         inner.calls.push(format!("remove {} {}", caller.tenant, policy.as_str_name()));
+        match inner.removals.get(&caller.tenant) {
+            Some(Removal::Away) => return Err(Status::unavailable("it is away")),
+            Some(&Removal::At(step, left)) => {
+                return Ok(Response::new(RemoveTenantResponse { step: step.into(), left }));
+            }
+            None => {}
+        }
         let is_open =
             |session: &&mut Session| session.tenant == caller.tenant && session.state() != SessionState::Terminated;
         let mut left = 0;
@@ -384,7 +409,7 @@ impl TenantService for FakeFront {
             left += 1;
             if left <= 2 {
                 session.state = SessionState::Terminated.into();
-                session.terminate_reason = "the tenant is being deleted".to_owned();
+                "the tenant is being deleted".clone_into(&mut session.terminate_reason);
             }
         }
         let step = if left > 0 { RemovalStep::EndingSessions } else { RemovalStep::Done };
