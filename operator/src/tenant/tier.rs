@@ -290,6 +290,12 @@ mod tests {
     }
 
     #[test]
+    fn the_charts_values_are_the_built_in_ones() {
+        let chart: serde_json::Value = serde_yaml::from_str(include_str!("../../../charts/croft/values.yaml")).unwrap();
+        assert_eq!(Tiers::parse(&chart["tiers"].to_string()).unwrap(), Tiers::default());
+    }
+
+    #[test]
     fn every_mistake_in_a_file_is_told_in_a_sentence() {
         let of = |text: &str| Tiers::parse(text).unwrap_err();
         assert_eq!(

@@ -28,7 +28,7 @@ async fn connect(session: &Session, tls: ClientTlsConfig) -> Result<Channel, ton
     Channel::from_shared(url).expect("it is a URL").tls_config(tls)?.connect().await
 }
 
-async fn watch(session: &Session) -> Streaming<WatchRoutesResponse> {
+pub(crate) async fn watch(session: &Session) -> Streaming<WatchRoutesResponse> {
     let secrets = session.within::<Secret>(&session.world.namespace);
     let files = tls_files(&secrets.get("croft-front-tls").await.expect("the fronts have a certificate"));
     let channel = connect(session, files.client("localhost")).await.expect("a front is let in");
@@ -51,6 +51,20 @@ async fn next(stream: &mut Streaming<WatchRoutesResponse>, tenant: &AgentTenant)
         }
     };
     tokio::time::timeout(LONG, find).await.expect("the front is told in time")
+}
+
+/// The first route of a tenant that is like this.
+pub(crate) async fn next_where(
+    stream: &mut Streaming<WatchRoutesResponse>,
+    tenant: &AgentTenant,
+    is_it: impl Fn(&TenantRoute) -> bool,
+) -> TenantRoute {
+    loop {
+        let route = next(stream, tenant).await.expect("the tenant is there");
+        if is_it(&route) {
+            return route;
+        }
+    }
 }
 
 #[tokio::test]
@@ -111,7 +125,7 @@ async fn a_front_hears_why_a_tenant_has_no_worker() {
         }
     };
     let told = tokio::time::timeout(LONG, told).await.unwrap();
-    assert!(told.contains("limits.memory=512Mi"), "{told}");
+    assert_eq!(told, "quota exceeded: one worker may use 512Mi of memory, and the quota is 32Mi");
 }
 
 #[tokio::test]

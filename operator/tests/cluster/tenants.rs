@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use kube::core::DynamicObject;
 use kube::{Resource, ResourceExt as _};
@@ -38,6 +39,8 @@ async fn versions(session: &Session, namespace: &str) -> Vec<(String, String)> {
     all.extend(of::<ResourceQuota>(session.within(namespace)).await);
     all.extend(of::<LimitRange>(session.within(namespace)).await);
     all.extend(of::<ServiceAccount>(session.within(namespace)).await);
+    all.extend(of::<Role>(session.within(namespace)).await);
+    all.extend(of::<RoleBinding>(session.within(namespace)).await);
     all.extend(of::<ConfigMap>(session.within(namespace)).await);
     all.extend(of::<Secret>(session.within(namespace)).await);
     all.extend(of::<Service>(session.within(namespace)).await);
@@ -47,6 +50,10 @@ async fn versions(session: &Session, namespace: &str) -> Vec<(String, String)> {
     all.push((format!("Namespace/{namespace}"), own.resource_version().expect("it is stored")));
     all.sort();
     all
+}
+
+fn owners() -> Value {
+    json!([{ "kind": "User", "name": "ada" }, { "kind": "ServiceAccount", "name": "ci", "namespace": "ci" }])
 }
 
 async fn phase_of(session: &Session, name: &str) -> Option<TenantPhase> {
@@ -127,6 +134,7 @@ async fn only_restricted_pods_are_let_into_the_namespace() {
 async fn a_hundred_passes_that_change_nothing_write_nothing() {
     let session = World::alone().await;
     let spec = json!({
+        "owners": owners(),
         "quota": { "cpu": "3500m", "memory": "1.5Gi" },
         "egress": { "allow": [{ "cidr": "10.20.0.0/16", "ports": [{ "port": 5432 }] }] },
         "workers": { "resources": { "cpuLimit": "1000m" }, "nodeSelector": { "pool": "agents" } },
@@ -186,7 +194,7 @@ async fn a_part_that_is_deleted_comes_back_within_a_second() {
         .await;
     }
     let session = World::alone().await;
-    let made = session.settled_tenant("deleted", json!({})).await;
+    let made = session.settled_tenant("deleted", json!({ "owners": owners() })).await;
     let namespace = made.namespace_name();
     kubelet::pods(&session, &namespace, 2).await;
     session.quiet().await;
@@ -194,6 +202,8 @@ async fn a_part_that_is_deleted_comes_back_within_a_second() {
     deleted::<ResourceQuota>(session.within(&namespace), "tenant").await;
     deleted::<LimitRange>(session.within(&namespace), "tenant").await;
     deleted::<ServiceAccount>(session.within(&namespace), "worker").await;
+    deleted::<Role>(session.within(&namespace), "owners").await;
+    deleted::<RoleBinding>(session.within(&namespace), "owners").await;
     deleted::<ConfigMap>(session.within(&namespace), "providers").await;
     deleted::<Secret>(session.within(&namespace), "worker-tls").await;
     deleted::<Service>(session.within(&namespace), "workers").await;
@@ -204,11 +214,17 @@ async fn a_part_that_is_deleted_comes_back_within_a_second() {
 #[tokio::test]
 async fn an_edit_of_a_part_is_undone_within_a_second() {
     let session = World::alone().await;
-    let made = session.settled_tenant("edited", json!({})).await;
+    let made = session.settled_tenant("edited", json!({ "owners": owners() })).await;
     let namespace = made.namespace_name();
     kubelet::pods(&session, &namespace, 2).await;
     session.quiet().await;
-    let edits: [(&str, &str, Value, &str); 9] = [
+    let stranger = json!({ "subjects": [
+        { "kind": "User", "name": "eve", "apiGroup": "rbac.authorization.k8s.io" },
+    ] });
+    let everything = json!({ "rules": [{ "apiGroups": ["*"], "resources": ["*"], "verbs": ["*"] }] });
+    let edits: [(&str, &str, Value, &str); 11] = [
+        ("RoleBinding", "owners", stranger, "/subjects"),
+        ("Role", "owners", everything, "/rules"),
         ("Deployment", "workers", json!({ "spec": { "replicas": 7 } }), "/spec/replicas"),
         ("NetworkPolicy", "fence", json!({ "spec": { "egress": [{}] } }), "/spec/egress"),
         ("ResourceQuota", "tenant", json!({ "spec": { "hard": { "limits.cpu": "64" } } }), "/spec/hard/limits.cpu"),
@@ -260,6 +276,8 @@ fn dynamic(session: &Session, kind: &str, namespace: &str) -> Api<DynamicObject>
         "ServiceAccount" => ("", "serviceaccounts"),
         "ConfigMap" => ("", "configmaps"),
         "Service" => ("", "services"),
+        "Role" => ("rbac.authorization.k8s.io", "roles"),
+        "RoleBinding" => ("rbac.authorization.k8s.io", "rolebindings"),
         _ => panic!("{kind} is no part"),
     };
     let kind = kube::core::GroupVersionKind::gvk(group, "v1", kind);
@@ -338,7 +356,7 @@ async fn a_namespace_that_is_deleted_by_hand_is_made_anew() {
 #[tokio::test]
 async fn an_exhausted_quota_is_named_within_a_second() {
     let session = World::alone().await;
-    let made = session.tenant("poor", json!({ "quota": { "cpu": "300m" } })).await;
+    let made = session.tenant("poor", json!({ "quota": { "cpu": "1500m" } })).await;
     let deployments = session.within::<Deployment>(&made.namespace_name());
     until("the workers are wanted", async || deployments.get_opt("workers").await.ok()?).await;
     let since = Instant::now();
@@ -381,68 +399,4 @@ async fn a_suspended_tenant_has_no_workers_until_it_is_woken() {
     kubelet::pods(&session, &namespace, 0).await;
     session.merge(&tenants, &name, json!({ "spec": { "suspend": false } })).await;
     kubelet::pods(&session, &namespace, 1).await;
-}
-
-#[tokio::test]
-async fn a_key_is_used_once_it_is_there_and_stays_where_it_is() {
-    const KEY: &str = "sk-a-made-up-key-of-the-tenant";
-    let session = World::shared().await;
-    let provider = json!({ "name": "anthropic", "apiKeySecretRef": { "name": "models", "key": "anthropic" } });
-    let made = session.settled_tenant("keyed", json!({ "llm": { "providers": [provider] } })).await;
-    let (name, namespace) = (made.name_any(), made.namespace_name());
-    let told = condition(&made, "ProvidersReady").unwrap();
-    assert_eq!(told, format!("False KeysMissing: namespace {namespace} lacks models/anthropic"));
-    let deployments = session.within::<Deployment>(&namespace);
-    let template = async || deployments.get("workers").await.unwrap().spec.unwrap().template;
-    let before = template().await;
-
-    let secret: Secret =
-        serde_json::from_value(json!({ "metadata": { "name": "models" }, "stringData": { "anthropic": KEY } }))
-            .unwrap();
-    session.within::<Secret>(&namespace).create(&PostParams::default(), &secret).await.unwrap();
-    let tenants = session.all::<AgentTenant>();
-    session.merge(&tenants, &name, json!({ "metadata": { "labels": { "touched": "true" } } })).await;
-    until("the key is found", async || {
-        condition(&tenants.get(&name).await.ok()?, "ProvidersReady")?.starts_with("True").then_some(())
-    })
-    .await;
-    let providers: ConfigMap = session.within(&namespace).get("providers").await.unwrap();
-    let file: Value = serde_json::from_str(&providers.data.as_ref().unwrap()["providers.json"]).unwrap();
-    assert_eq!(file, json!({ "providers": { "anthropic": { "api_key_file": "/etc/croft/keys/anthropic" } } }));
-    assert_ne!(template().await, before, "workers start anew with it");
-    for text in [
-        serde_json::to_string(&tenants.get(&name).await.unwrap()).unwrap(),
-        serde_json::to_string(&providers).unwrap(),
-        serde_json::to_string(&deployments.get("workers").await.unwrap()).unwrap(),
-    ] {
-        assert!(!text.contains(KEY));
-    }
-}
-
-#[tokio::test]
-async fn a_tenants_end_takes_its_sessions_first_and_leaves_nothing() {
-    let session = World::shared().await;
-    let made = session.settled_tenant("ending", json!({})).await;
-    let (name, namespace) = (made.name_any(), made.namespace_name());
-    for number in 0..3 {
-        session.world.front.add(croft_proto::v1::Session {
-            session_id: format!("{name}-{number}"),
-            tenant: name.clone(),
-            state: croft_proto::v1::SessionState::Idle.into(),
-            ..croft_proto::v1::Session::default()
-        });
-    }
-    let (tenants, namespaces) = (session.all::<AgentTenant>(), session.all::<Namespace>());
-    tenants.delete(&name, &DeleteParams::default()).await.unwrap();
-    until("the namespace is told to go", async || {
-        let namespace = namespaces.get_opt(&namespace).await.ok()?;
-        namespace.is_none_or(|namespace| namespace.metadata.deletion_timestamp.is_some()).then_some(())
-    })
-    .await;
-    let calls = session.world.front.calls(&name);
-    let ended = calls.iter().filter(|call| call.starts_with("terminate")).count();
-    assert_eq!(ended, 3, "before the namespace went: {calls:?}");
-    until("the tenant goes", async || tenants.get_opt(&name).await.ok()?.is_none().then_some(())).await;
-    let left = namespaces.get_opt(&namespace).await.unwrap();
-    assert!(left.is_none(), "the tenant goes last");
 }

@@ -251,6 +251,9 @@ async fn start() -> (World, Program) {
     .expect("reads as the kind");
     Api::all(client.clone()).create(&PostParams::default(), &made).await.expect("a namespace can be made");
 
+    let providers = std::env::temp_dir().join(format!("{namespace}-providers.yaml"));
+    let lent = "providers: [{ name: anthropic, secretName: lent, key: api-key, baseUrl: 'https://lent.example.com' }]";
+    std::fs::write(&providers, lent).expect("a file can be written");
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
     let front_port = listener.local_addr().expect("it is bound").port();
     let args: Args = croft_serve::config::try_parse_from([
@@ -260,7 +263,9 @@ async fn start() -> (World, Program) {
         "--session-status-ms=300",
         "--tenant-totals-ms=500",
         "--reconcile-deadline-ms=8000",
+        "--tenant-removal-seconds=8",
         "--log=warn",
+        &format!("--platform-providers={}", providers.display()),
         &format!("--namespace={namespace}"),
         &format!("--front-url=https://localhost:{front_port}"),
     ])
@@ -272,6 +277,7 @@ async fn start() -> (World, Program) {
     let secrets: Api<Secret> = Api::namespaced(client, &namespace);
     let secret = until("the fronts have a certificate", async || secrets.get_opt("croft-front-tls").await.ok()?).await;
     let front = FakeFront::serve(listener, &secret, &program.tasks);
+    std::fs::remove_file(&providers).expect("it was read and is ours");
     let (routes_port, metrics) = (started.routes_addr.port(), program.metrics.clone());
     (World { namespace, routes_port, front, proxy, metrics }, program)
 }

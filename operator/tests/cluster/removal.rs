@@ -1,0 +1,127 @@
+//! A tenant's end: what the fronts do first, how far it is, and what happens when they don't.
+
+use croft_crds::AgentTenant;
+use croft_crds::tenant::TenantPhase;
+use croft_proto::v1::{RemovalStep, Session as FrontSession, SessionState};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::ResourceExt as _;
+use kube::api::DeleteParams;
+use serde_json::json;
+
+use crate::front::Removal;
+use crate::kubelet;
+use crate::world::{Session, World, condition, until};
+
+async fn delete(session: &Session, name: &str) {
+    session.all::<AgentTenant>().delete(name, &DeleteParams::default()).await.expect("it can be deleted");
+}
+
+async fn removed(session: &Session, name: &str, beginning: &str) -> String {
+    until(&format!("Removed is {beginning}"), async || {
+        let tenant: AgentTenant = session.all().get(name).await.ok()?;
+        condition(&tenant, "Removed").filter(|told| told.starts_with(beginning))
+    })
+    .await
+}
+
+async fn gone(session: &Session, name: &str) {
+    until("the tenant goes", async || session.all::<AgentTenant>().get_opt(name).await.ok()?.is_none().then_some(()))
+        .await;
+}
+
+#[tokio::test]
+async fn a_tenants_end_takes_its_sessions_and_records_first_and_leaves_nothing() {
+    let session = World::shared().await;
+    let made = session.settled_tenant("ending", json!({})).await;
+    let (name, namespace) = (made.name_any(), made.namespace_name());
+    for number in 0..3 {
+        session.world.front.add(FrontSession {
+            session_id: format!("{name}-{number}"),
+            tenant: name.clone(),
+            state: SessionState::Idle.into(),
+            ..FrontSession::default()
+        });
+    }
+    let namespaces = session.all::<Namespace>();
+    delete(&session, &name).await;
+    let told = removed(&session, &name, "False EndingSessions").await;
+    assert!(told.ends_with("sessions have not ended"), "{told}");
+    assert_eq!(namespaces.get(&namespace).await.unwrap().metadata.deletion_timestamp, None, "not before they have");
+    until("the namespace is told to go", async || {
+        let namespace = namespaces.get_opt(&namespace).await.ok()?;
+        namespace.is_none_or(|namespace| namespace.metadata.deletion_timestamp.is_some()).then_some(())
+    })
+    .await;
+    let calls = session.world.front.calls(&name);
+    assert!(calls.iter().any(|call| call.ends_with("REMOVAL_POLICY_ARCHIVE")), "{calls:?}");
+    gone(&session, &name).await;
+    assert!(namespaces.get_opt(&namespace).await.unwrap().is_none(), "the tenant goes last");
+}
+
+#[tokio::test]
+async fn each_step_is_told_while_it_lasts() {
+    let session = World::shared().await;
+    let made = session.settled_tenant("stepwise", json!({ "deletionPolicy": "Erase" })).await;
+    let name = made.name_any();
+    let hold = |step, left| session.world.front.hold_removal(&name, Some(Removal::At(step, left)));
+    hold(RemovalStep::Draining, 7);
+    delete(&session, &name).await;
+    let told = removed(&session, &name, "False Draining").await;
+    assert_eq!(told, "False Draining: 7 records of usage and audit are not written yet");
+    hold(RemovalStep::Erasing, 900);
+    assert_eq!(removed(&session, &name, "False Erasing").await, "False Erasing: 900 rows are not erased yet");
+    let tenant: AgentTenant = session.all().get(&name).await.unwrap();
+    assert_eq!(tenant.status.unwrap().phase, Some(TenantPhase::Terminating));
+    session.world.front.hold_removal(&name, None);
+    gone(&session, &name).await;
+    let calls = session.world.front.calls(&name);
+    assert!(calls.iter().all(|call| !call.starts_with("remove") || call.ends_with("REMOVAL_POLICY_ERASE")));
+}
+
+#[tokio::test]
+async fn fronts_that_stay_away_hold_up_a_removal_only_so_long() {
+    let session = World::shared().await;
+    let made = session.settled_tenant("forsaken", json!({})).await;
+    let name = made.name_any();
+    session.world.front.hold_removal(&name, Some(Removal::Away));
+    delete(&session, &name).await;
+    let told = removed(&session, &name, "False FrontAway").await;
+    assert_eq!(told, "False FrontAway: the front answers Unavailable");
+    gone(&session, &name).await;
+    assert!(session.all::<Namespace>().get_opt(&made.namespace_name()).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn what_shall_be_erased_is_not_forgotten_past_the_deadline() {
+    let session = World::shared().await;
+    let made = session.settled_tenant("erased", json!({ "deletionPolicy": "Erase" })).await;
+    let (name, namespace) = (made.name_any(), made.namespace_name());
+    session.world.front.hold_removal(&name, Some(Removal::At(RemovalStep::Erasing, 5)));
+    delete(&session, &name).await;
+    let told = removed(&session, &name, "False ErasingPastDeadline").await;
+    assert!(told.ends_with("it stays until all that it has stored is erased: 5 rows are not erased yet"), "{told}");
+    assert!(session.all::<Namespace>().get_opt(&namespace).await.unwrap().is_none(), "workers and keys are gone");
+    session.world.front.hold_removal(&name, None);
+    gone(&session, &name).await;
+}
+
+#[tokio::test]
+async fn a_prevented_deletion_waits_and_the_tenant_goes_on() {
+    let session = World::shared().await;
+    let made = session.settled_tenant("kept", json!({ "preventDeletion": true, "workers": { "replicas": 1 } })).await;
+    let (name, namespace) = (made.name_any(), made.namespace_name());
+    let pods = kubelet::pods(&session, &namespace, 1).await;
+    // Where the chart's policies are, the deletion is refused before it comes so far.
+    delete(&session, &name).await;
+    removed(&session, &name, "False DeletionPrevented").await;
+    kubelet::set(&session, &pods[0], kubelet::ready("10.1.0.31")).await;
+    until("it is kept up like any other", async || {
+        let tenant: AgentTenant = session.all().get(&name).await.ok()?;
+        condition(&tenant, "Ready")?.starts_with("True").then_some(())
+    })
+    .await;
+    let calls = session.world.front.calls(&name);
+    assert!(calls.iter().all(|call| !call.starts_with("remove")), "{calls:?}");
+    session.merge(&session.all::<AgentTenant>(), &name, json!({ "spec": { "preventDeletion": false } })).await;
+    gone(&session, &name).await;
+}

@@ -1,0 +1,148 @@
+//! A tenant that is stopped in an emergency, one that has no room, and what people hear of either.
+
+use croft_crds::AgentTenant;
+use croft_crds::tenant::TenantPhase;
+use croft_proto::v1::TenantAdmission;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::ResourceExt as _;
+use kube::api::{Api, ListParams, Patch, PatchParams};
+use serde_json::json;
+
+use crate::kubelet;
+use crate::routes::{next_where, watch};
+use crate::world::{Session, World, condition, until};
+
+async fn when(session: &Session, name: &str, kind: &str, beginning: &str) -> AgentTenant {
+    until(&format!("{kind} is {beginning}"), async || {
+        let tenant: AgentTenant = session.all().get(name).await.ok()?;
+        condition(&tenant, kind)?.starts_with(beginning).then_some(tenant)
+    })
+    .await
+}
+
+/// What people were told of an object, as `type reason`.
+async fn heard(session: &Session, tenant: &AgentTenant) -> Vec<String> {
+    let events: Api<Event> = session.within("default");
+    let of = ListParams::default().fields(&format!("regarding.name={}", tenant.name_any()));
+    let found = events.list(&of).await.expect("Events can be listed");
+    let told = |event: &Event| Some(format!("{} {}", event.type_.as_deref()?, event.reason.as_deref()?));
+    found.iter().filter_map(told).collect()
+}
+
+#[tokio::test]
+async fn an_emergency_stop_shuts_the_fence_and_gives_workers_no_time() {
+    let session = World::shared().await;
+    let mut stream = watch(&session).await;
+    stream.message().await.unwrap().unwrap();
+    let made = session.settled_tenant("stopped", json!({ "workers": { "replicas": 1 } })).await;
+    let (name, namespace) = (made.name_any(), made.namespace_name());
+    let pods = kubelet::pods(&session, &namespace, 1).await;
+    kubelet::set(&session, &pods[0], kubelet::ready("10.1.0.21")).await;
+    when(&session, &name, "Ready", "True").await;
+    // A pod that runs on a node, and so isn't gone before its node says so.
+    let api = session.within::<Pod>(&namespace);
+    let held = Patch::Merge(json!({ "metadata": { "finalizers": ["croft.dev/a-kubelet-of-a-test"] } }));
+    api.patch(&pods[0].name_any(), &PatchParams::default(), &held).await.unwrap();
+
+    let tenants = session.all::<AgentTenant>();
+    session.merge(&tenants, &name, json!({ "spec": { "emergencyStop": true } })).await;
+    let route = next_where(&mut stream, &made, |route| route.admission() == TenantAdmission::Stopped).await;
+    assert_eq!(route.name, name);
+    until("the fence is shut", async || {
+        let fence: NetworkPolicy = session.within(&namespace).get("fence").await.ok()?;
+        let spec = fence.spec?;
+        (spec.ingress.unwrap_or_default().is_empty() && spec.egress.unwrap_or_default().is_empty()).then_some(())
+    })
+    .await;
+    until("the worker is going, without time", async || {
+        let metadata = api.get(&pods[0].name_any()).await.ok()?.metadata;
+        (metadata.deletion_timestamp.is_some() && metadata.deletion_grace_period_seconds? <= 1).then_some(())
+    })
+    .await;
+    let going = when(&session, &name, "WorkersReady", "False Stopping").await;
+    assert_ne!(going.status.unwrap().phase, Some(TenantPhase::Stopped), "not before the last has gone");
+    let gone = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
+    api.patch(&pods[0].name_any(), &PatchParams::default(), &gone).await.unwrap();
+    let stopped = when(&session, &name, "Ready", "False Stopped").await;
+    assert_eq!(stopped.status.unwrap().phase, Some(TenantPhase::Stopped));
+
+    session.merge(&tenants, &name, json!({ "spec": { "emergencyStop": false } })).await;
+    kubelet::pods(&session, &namespace, 1).await;
+    until("the fence is open again", async || {
+        let fence: NetworkPolicy = session.within(&namespace).get("fence").await.ok()?;
+        (!fence.spec?.egress?.is_empty()).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_quota_that_no_worker_fits_into_is_named_and_nothing_is_tried() {
+    let session = World::shared().await;
+    let made = session.tenant("cramped", json!({ "quota": { "cpu": "300m" } })).await;
+    let (name, namespace) = (made.name_any(), made.namespace_name());
+    let tenant = when(&session, &name, "QuotaApplied", "False QuotaTooSmall").await;
+    let expected = "False QuotaTooSmall: quota exceeded: one worker may use 1 of cpu, and the quota is 300m";
+    assert_eq!(condition(&tenant, "Ready").as_deref(), Some(expected));
+    assert_eq!(tenant.status.as_ref().unwrap().phase, Some(TenantPhase::Pending));
+    assert_eq!(condition(&tenant, "FenceApplied").unwrap(), "True Applied: it is as the spec wants it");
+    let deployment: Deployment = session.within(&namespace).get("workers").await.unwrap();
+    assert_eq!(deployment.spec.unwrap().replicas, Some(0));
+    until("people hear of it", async || {
+        heard(&session, &tenant).await.contains(&"Warning QuotaTooSmall".to_owned()).then_some(())
+    })
+    .await;
+    session.merge(&session.all::<AgentTenant>(), &name, json!({ "spec": { "quota": { "cpu": "2" } } })).await;
+    let tenant = when(&session, &name, "QuotaApplied", "True").await;
+    assert_eq!(condition(&tenant, "WorkersReady").unwrap(), "False Starting: 0 of 2 workers are ready");
+}
+
+#[tokio::test]
+async fn people_hear_of_what_turns_and_only_once() {
+    let session = World::shared().await;
+    let made = session.settled_tenant("newsworthy", json!({ "workers": { "replicas": 1 } })).await;
+    let (name, namespace) = (made.name_any(), made.namespace_name());
+    let pods = kubelet::pods(&session, &namespace, 1).await;
+    kubelet::set(&session, &pods[0], kubelet::ready("10.1.0.22")).await;
+    when(&session, &name, "Ready", "True").await;
+    let waiting = |message: &str| {
+        json!({ "phase": "Pending", "conditions": [{ "type": "Ready", "status": "False" }], "containerStatuses": [{
+            "name": "worker", "image": "croft/worker:dev", "imageID": "", "ready": false, "restartCount": 0,
+            "state": { "waiting": { "reason": "ErrImagePull", "message": message } },
+        }] })
+    };
+    kubelet::set(&session, &pods[0], waiting("pull access denied")).await;
+    when(&session, &name, "WorkersReady", "False ImageUnavailable").await;
+    kubelet::set(&session, &pods[0], waiting("pull access denied again")).await;
+    session.merge(&session.all::<AgentTenant>(), &name, json!({ "metadata": { "labels": { "touched": "x" } } })).await;
+    until("both turns were told", async || (heard(&session, &made).await.len() >= 2).then_some(())).await;
+    let mut told = heard(&session, &made).await;
+    told.sort();
+    assert_eq!(told, ["Normal AllWell", "Warning ImageUnavailable"]);
+}
+
+#[tokio::test]
+async fn a_missing_runtime_class_is_named() {
+    let session = World::shared().await;
+    let made = session.tenant("sandboxed", json!({ "workers": { "runtimeClassName": "no-such-class" } })).await;
+    let tenant = when(&session, &made.name_any(), "WorkersReady", "False Refused").await;
+    let told = condition(&tenant, "WorkersReady").unwrap();
+    assert!(told.contains("no-such-class"), "{told}");
+}
+
+#[tokio::test]
+async fn a_tenant_that_is_deleted_while_it_is_made_leaves_nothing() {
+    let session = World::shared().await;
+    let (tenants, namespaces) = (session.all::<AgentTenant>(), session.all::<Namespace>());
+    for _ in 0..5 {
+        let made = session.tenant("hasty", json!({ "owners": [{ "kind": "User", "name": "ada" }] })).await;
+        tenants.delete(&made.name_any(), &kube::api::DeleteParams::default()).await.unwrap();
+        until("it goes, and its namespace before it", async || {
+            tenants.get_opt(&made.name_any()).await.ok()?.is_none().then_some(())
+        })
+        .await;
+        assert!(namespaces.get_opt(&made.namespace_name()).await.unwrap().is_none());
+    }
+}
