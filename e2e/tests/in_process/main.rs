@@ -2,156 +2,21 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+mod bounds;
+mod previews;
+mod stop;
+mod world;
 
-use croft_e2e::client::{Client, message, scripted_agent};
-use croft_front::app::{Parts, assemble, public_routes};
-use croft_front::core::{Core, Options};
-use croft_front::events::relay::memory::MemoryRelay;
-use croft_front::identity::api_key;
-use croft_front::store::Stores;
-use croft_front::tenants::Tenants;
-use croft_llm::Providers;
-use croft_proto::id::TenantId;
+use croft_e2e::client::{message, scripted_agent};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    BusyPolicy, GetSessionRequest, InterruptSessionRequest, ListSessionsRequest, ListUsageEventsRequest, RouteSnapshot,
-    SessionEvent, SessionState, StopReason, StreamEventsRequest, TenantAdmission, TenantLimits, TenantRoute,
-    TerminateSessionRequest, WatchRoutesResponse, WorkerRoute, watch_routes_response,
+    BusyPolicy, GetSessionRequest, InterruptSessionRequest, ListSessionsRequest, ListUsageEventsRequest, SessionEvent,
+    SessionState, StopReason, StreamEventsRequest, TenantLimits, TerminateSessionRequest,
 };
-use croft_serve::{Readiness, Tasks};
-use croft_worker::{RuntimeOptions, RuntimeServer};
-use secrecy::ExposeSecret;
-use tokio::net::TcpListener;
 use tokio::time::Instant;
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::Server;
-use tonic::{Code, Streaming};
+use tonic::Code;
 
-/// A front and a worker, and a key for a tenant.
-struct World {
-    core: Arc<Core>,
-    address: SocketAddr,
-    api_key: String,
-    stranger_key: String,
-    tasks: Tasks,
-}
-
-impl World {
-    async fn start() -> Self {
-        Self::with_limits(TenantLimits::default()).await
-    }
-
-    async fn with_limits(limits: TenantLimits) -> Self {
-        let tasks = Tasks::new();
-        let worker = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let worker_address = worker.local_addr().unwrap();
-        let options = RuntimeOptions {
-            require_front_certificate: false,
-            ..RuntimeOptions::new("acme", "worker-0", "tenant-acme")
-        };
-        let runtime =
-            RuntimeServer::new(options, Providers::default().with(croft_llm::scripted::Scripted::new()), tasks.clone());
-        let routes = Server::builder().add_service(runtime.service());
-        tasks.spawn("worker", routes.serve_with_incoming(TcpListenerStream::new(worker)));
-
-        let stores = Stores::memory();
-        let tenants = Tenants::new();
-        let mut routes = Vec::new();
-        let mut api_keys = Vec::new();
-        for name in ["acme", "stranger"] {
-            let tenant = TenantId::generate();
-            stores.tenants.upsert(tenant, name).await.unwrap();
-            let (record, key) = api_key::generate(tenant, name).unwrap();
-            stores.keys.insert(&record).await.unwrap();
-            api_keys.push(key.expose_secret().to_owned());
-            routes.push(TenantRoute {
-                tenant_id: tenant.to_string(),
-                name: name.into(),
-                namespace: format!("tenant-{name}"),
-                admission: TenantAdmission::Open.into(),
-                workers: (name == "acme")
-                    .then(|| WorkerRoute {
-                        name: "worker-0".into(),
-                        address: worker_address.to_string(),
-                        ready: true,
-                        sessions_max: 50,
-                    })
-                    .into_iter()
-                    .collect(),
-                limits: Some(limits),
-                workers_problem: String::new(),
-                tier: "standard".into(),
-            });
-        }
-        let snapshot = watch_routes_response::Change::Snapshot(RouteSnapshot { tenants: routes });
-        tenants.apply(WatchRoutesResponse { version: 1, change: Some(snapshot) });
-
-        let parts = Parts {
-            replica: "front-0".into(),
-            stores,
-            relay: Arc::new(MemoryRelay::default()),
-            tenants,
-            tls: None,
-            options: Options::default(),
-        };
-        let core = assemble(parts, &tasks, &prometheus::Registry::new()).await.unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let routes = public_routes(&core, &Readiness::new(), true).await.unwrap();
-        let server = Server::builder().add_routes(routes);
-        tasks.spawn("front", server.serve_with_incoming(TcpListenerStream::new(listener)));
-        let stranger_key = api_keys.pop().unwrap();
-        Self { core, address, api_key: api_keys.pop().unwrap(), stranger_key, tasks }
-    }
-
-    fn client(&self) -> Client {
-        Client::new(&self.address.to_string(), &self.api_key).unwrap()
-    }
-
-    fn stranger(&self) -> Client {
-        Client::new(&self.address.to_string(), &self.stranger_key).unwrap()
-    }
-}
-
-async fn read_all(mut events: Streaming<croft_proto::v1::SendMessageResponse>) -> Vec<SessionEvent> {
-    let mut seen = Vec::new();
-    while let Some(response) = events.message().await.unwrap() {
-        seen.push(response.event.unwrap());
-    }
-    seen
-}
-
-fn stop_reason(events: &[SessionEvent]) -> Option<StopReason> {
-    match events.last()?.kind.as_ref()? {
-        Kind::SessionIdle(idle) => Some(idle.stop_reason()),
-        _ => None,
-    }
-}
-
-fn names(events: &[SessionEvent]) -> Vec<&'static str> {
-    events
-        .iter()
-        .filter(|event| event.seq > 0)
-        .map(|event| match event.kind.as_ref().unwrap() {
-            Kind::SessionCreated(_) => "created",
-            Kind::SessionReady(_) => "ready",
-            Kind::SessionRunning(_) => "running",
-            Kind::SessionIdle(_) => "idle",
-            Kind::SessionTerminated(_) => "terminated",
-            Kind::UserMessage(_) => "user",
-            Kind::AgentMessage(_) => "agent",
-            Kind::ModelAttempt(_) => "attempt",
-            Kind::CheckpointTaken(_) => "checkpoint",
-            Kind::StepStarted(_) => "step",
-            Kind::StepCompleted(_) => "stepped",
-            Kind::ToolCall(_) => "call",
-            Kind::ToolResult(_) => "result",
-            _ => "other",
-        })
-        .collect()
-}
+use crate::world::{World, names, read_all, stop_reason};
 
 #[tokio::test]
 async fn a_session_is_created_talked_to_and_terminated() {
@@ -349,16 +214,8 @@ async fn shutdown_waits_for_the_turn_at_hand() {
     let script = r#"{"script": [{"text": "a b c d e", "token_delay_ms": 30}]}"#;
     let sent = client.lifecycle.send_message(message(&session.session_id, script)).await.unwrap().into_inner();
     drop(sent); // The caller leaves, the turn goes on.
-    let tenant = world.core.tenants.by_name("acme").unwrap().id;
-    let id = session.session_id.parse().unwrap();
-    loop {
-        let now = world.core.stores.sessions.get(tenant, id).await.unwrap().unwrap();
-        if now.state == SessionState::Idle {
-            assert_eq!(now.last_stop_reason, StopReason::EndTurn);
-            break;
-        }
-        tokio::task::yield_now().await;
-    }
+    let rested = world.wait_for(&session.session_id, |session| session.state == SessionState::Idle).await;
+    assert_eq!(rested.last_stop_reason, StopReason::EndTurn);
     world.tasks.stopping().cancel();
 }
 

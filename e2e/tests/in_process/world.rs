@@ -1,0 +1,193 @@
+//! A front and a worker in this process, and clients of two tenants.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use croft_e2e::client::Client;
+use croft_front::app::{Parts, assemble, public_routes};
+use croft_front::core::{Core, Options};
+use croft_front::events::relay::memory::MemoryRelay;
+use croft_front::identity::api_key;
+use croft_front::session::Session;
+use croft_front::store::Stores;
+use croft_front::tenants::Tenants;
+use croft_llm::Providers;
+use croft_proto::id::TenantId;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::watch_routes_response::Change;
+use croft_proto::v1::{
+    RouteDelta, RouteSnapshot, SendMessageResponse, SessionEvent, StopReason, TenantAdmission, TenantLimits,
+    TenantRoute, WatchRoutesResponse, WorkerRoute,
+};
+use croft_serve::{Readiness, Tasks};
+use croft_worker::{RuntimeOptions, RuntimeServer};
+use secrecy::ExposeSecret;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::Streaming;
+use tonic::transport::Server;
+
+/// Longer than anything here takes; what it bounds has failed.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A front and a worker, and a key for a tenant.
+pub(crate) struct World {
+    pub(crate) core: Arc<Core>,
+    address: SocketAddr,
+    pub(crate) api_key: String,
+    stranger_key: String,
+    pub(crate) tasks: Tasks,
+    /// The route of the tenant `acme`, as it was told last.
+    route: Mutex<TenantRoute>,
+}
+
+impl World {
+    pub(crate) async fn start() -> Self {
+        Self::with_limits(TenantLimits::default()).await
+    }
+
+    pub(crate) async fn with_limits(limits: TenantLimits) -> Self {
+        Self::over(Stores::memory(), limits).await
+    }
+
+    pub(crate) async fn over(stores: Stores, limits: TenantLimits) -> Self {
+        let tasks = Tasks::new();
+        let worker = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let worker_address = worker.local_addr().unwrap();
+        let options = RuntimeOptions {
+            require_front_certificate: false,
+            ..RuntimeOptions::new("acme", "worker-0", "tenant-acme")
+        };
+        let runtime =
+            RuntimeServer::new(options, Providers::default().with(croft_llm::scripted::Scripted::new()), tasks.clone());
+        let routes = Server::builder().add_service(runtime.service());
+        tasks.spawn("worker", routes.serve_with_incoming(TcpListenerStream::new(worker)));
+
+        let tenants = Tenants::new();
+        let mut routes = Vec::new();
+        let mut api_keys = Vec::new();
+        for name in ["acme", "stranger"] {
+            let tenant = TenantId::generate();
+            stores.tenants.upsert(tenant, name).await.unwrap();
+            let (record, key) = api_key::generate(tenant, name).unwrap();
+            stores.keys.insert(&record).await.unwrap();
+            api_keys.push(key.expose_secret().to_owned());
+            routes.push(TenantRoute {
+                tenant_id: tenant.to_string(),
+                name: name.into(),
+                namespace: format!("tenant-{name}"),
+                admission: TenantAdmission::Open.into(),
+                workers: (name == "acme")
+                    .then(|| WorkerRoute {
+                        name: "worker-0".into(),
+                        address: worker_address.to_string(),
+                        ready: true,
+                        sessions_max: 50,
+                    })
+                    .into_iter()
+                    .collect(),
+                limits: Some(limits),
+                tier: "standard".into(),
+                ..TenantRoute::default()
+            });
+        }
+        let route = Mutex::new(routes[0].clone());
+        let snapshot = Change::Snapshot(RouteSnapshot { tenants: routes });
+        tenants.apply(WatchRoutesResponse { version: 1, change: Some(snapshot) });
+
+        let parts = Parts {
+            replica: "front-0".into(),
+            stores,
+            relay: Arc::new(MemoryRelay::default()),
+            tenants,
+            tls: None,
+            options: Options::default(),
+        };
+        let core = assemble(parts, &tasks, &prometheus::Registry::new()).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let routes = public_routes(&core, &Readiness::new(), true).await.unwrap();
+        let server = Server::builder().add_routes(routes);
+        tasks.spawn("front", server.serve_with_incoming(TcpListenerStream::new(listener)));
+        let stranger_key = api_keys.pop().unwrap();
+        Self { core, address, api_key: api_keys.pop().unwrap(), stranger_key, tasks, route }
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        Client::new(&self.address.to_string(), &self.api_key).unwrap()
+    }
+
+    pub(crate) fn stranger(&self) -> Client {
+        Client::new(&self.address.to_string(), &self.stranger_key).unwrap()
+    }
+
+    /// Changes the route of the tenant `acme`, as the operator does.
+    pub(crate) fn reroute(&self, change: impl FnOnce(&mut TenantRoute)) {
+        let mut route = self.route.lock().unwrap();
+        change(&mut route);
+        let delta = Change::Delta(RouteDelta { upserts: vec![route.clone()], removed_tenant_ids: Vec::new() });
+        self.core.tenants.apply(WatchRoutesResponse { version: 2, change: Some(delta) });
+    }
+
+    /// The session as it is stored.
+    pub(crate) async fn stored(&self, session_id: &str) -> Session {
+        let tenant = self.core.tenants.by_name("acme").unwrap().id;
+        self.core.stores.sessions.get(tenant, session_id.parse().unwrap()).await.unwrap().unwrap()
+    }
+
+    /// Waits until the stored session is as it should be.
+    pub(crate) async fn wait_for(&self, session_id: &str, holds: impl Fn(&Session) -> bool) -> Session {
+        let reached = async {
+            loop {
+                let session = self.stored(session_id).await;
+                if holds(&session) {
+                    return session;
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        match tokio::time::timeout(PATIENCE, reached).await {
+            Ok(session) => session,
+            Err(_) => panic!("not reached: {:?}", self.stored(session_id).await),
+        }
+    }
+}
+
+pub(crate) async fn read_all(mut events: Streaming<SendMessageResponse>) -> Vec<SessionEvent> {
+    let mut seen = Vec::new();
+    while let Some(response) = events.message().await.unwrap() {
+        seen.push(response.event.unwrap());
+    }
+    seen
+}
+
+pub(crate) fn stop_reason(events: &[SessionEvent]) -> Option<StopReason> {
+    match events.last()?.kind.as_ref()? {
+        Kind::SessionIdle(idle) => Some(idle.stop_reason()),
+        _ => None,
+    }
+}
+
+pub(crate) fn names(events: &[SessionEvent]) -> Vec<&'static str> {
+    events
+        .iter()
+        .filter(|event| event.seq > 0)
+        .map(|event| match event.kind.as_ref().unwrap() {
+            Kind::SessionCreated(_) => "created",
+            Kind::SessionReady(_) => "ready",
+            Kind::SessionRunning(_) => "running",
+            Kind::SessionIdle(_) => "idle",
+            Kind::SessionTerminated(_) => "terminated",
+            Kind::UserMessage(_) => "user",
+            Kind::AgentMessage(_) => "agent",
+            Kind::ModelAttempt(_) => "attempt",
+            Kind::CheckpointTaken(_) => "checkpoint",
+            Kind::StepStarted(_) => "step",
+            Kind::StepCompleted(_) => "stepped",
+            Kind::ToolCall(_) => "call",
+            Kind::ToolResult(_) => "result",
+            _ => "other",
+        })
+        .collect()
+}
