@@ -71,7 +71,8 @@ pub struct Policy {
     /// For whoever reads the chart.
     #[serde(skip)]
     pub why: &'static str,
-    failure_policy: &'static str,
+    #[serde(rename = "failurePolicy")]
+    on_failure: &'static str,
     match_constraints: MatchConstraints,
     /// Requests for which one of these is false are not looked at.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -126,7 +127,7 @@ pub fn policies(installation: &Installation) -> Vec<Policy> {
 fn namespaces(installation: &Installation) -> Policy {
     Policy::new("croft-tenant-namespaces", "A tenant's namespace is made, changed and deleted by the operator alone.")
         .on(&[""], &["namespaces"], &ALL)
-        .unless("not-trusted", installation.is_trusted())
+        .unless("not-trusted", &installation.is_trusted())
         .demand(
             format!("!({NEW_TENANT_NAMESPACE})"),
             "namespaces called tenant-… are made by Croft's operator: make an AgentTenant",
@@ -144,7 +145,7 @@ fn parts(installation: &Installation) -> Policy {
         .on(&["networking.k8s.io"], &["networkpolicies"], &ALL)
         .on(&["policy"], &["poddisruptionbudgets"], &ALL)
         .on(&["rbac.authorization.k8s.io"], &["roles", "rolebindings"], &ALL)
-        .unless("not-trusted", installation.is_trusted())
+        .unless("not-trusted", &installation.is_trusted())
         .demand(
             format!("!({BELONGS_TO_A_TENANT})"),
             "the label croft.dev/tenant marks what Croft's operator keeps for a tenant: change the AgentTenant instead",
@@ -154,7 +155,7 @@ fn parts(installation: &Installation) -> Policy {
 fn worker_pods(installation: &Installation) -> Policy {
     Policy::new("croft-worker-pods", "No pod passes itself off as a tenant's worker. Deleting one is nobody's harm.")
         .on(&[""], &["pods"], &["CREATE", "UPDATE"])
-        .unless("not-trusted", installation.is_trusted())
+        .unless("not-trusted", &installation.is_trusted())
         .demand(
             KEEPS_TENANT_LABEL.to_owned(),
             "the label croft.dev/tenant marks a tenant's workers, which only their Deployment makes",
@@ -222,7 +223,7 @@ fn reach(installation: &Installation) -> Policy {
     .on(&["policy"], &["poddisruptionbudgets"], &ALL)
     .on(&["rbac.authorization.k8s.io"], &["roles", "rolebindings"], &ALL)
     .on(&["croft.dev"], &["agentsessions"], &ALL)
-    .unless("by-the-operator", format!("!({})", installation.is_operator()))
+    .unless("by-the-operator", &format!("!({})", installation.is_operator()))
     .demand(
         format!(
             "(request.resource.resource == 'namespaces' ? request.name : request.namespace).startsWith('tenant-') || \
@@ -239,7 +240,7 @@ impl Policy {
             name,
             why,
             // An expression that can't be reckoned refuses. It runs in the API server, so nothing can be down.
-            failure_policy: "Fail",
+            on_failure: "Fail",
             match_constraints: MatchConstraints { resource_rules: Vec::new() },
             match_conditions: Vec::new(),
             validations: Vec::new(),
@@ -256,7 +257,7 @@ impl Policy {
         self
     }
 
-    fn unless(mut self, name: &'static str, expression: String) -> Self {
+    fn unless(mut self, name: &'static str, expression: &str) -> Self {
         self.match_conditions.push(MatchCondition { name, expression: format!("!({expression})") });
         self
     }

@@ -1,4 +1,5 @@
 //! [`AgentTenant`]: one tenant of the platform, and all that a platform admin decides about it.
+#![expect(clippy::struct_excessive_bools, reason = "each is a switch of its own, and any goes with any other")]
 
 mod budget;
 mod egress;

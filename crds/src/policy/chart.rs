@@ -28,12 +28,12 @@ fn in_helms_words() -> Installation {
 fn document(policy: &Policy) -> String {
     let Policy { name, why, .. } = policy;
     let spec = serde_yaml::to_string(policy).expect("a policy is plain data");
-    let spec: String = spec.lines().map(|line| format!("  {line}\n")).collect();
+    let spec = spec.trim_end().replace('\n', "\n  ");
     let labels = "  labels: {{- include \"croft.labels\" . | nindent 4 }}";
     format!(
         "---\n# {why}\n\
          apiVersion: admissionregistration.k8s.io/v1\nkind: ValidatingAdmissionPolicy\n\
-         metadata:\n  name: {name}\n{labels}\nspec:\n{spec}\
+         metadata:\n  name: {name}\n{labels}\nspec:\n  {spec}\n\
          ---\n\
          apiVersion: admissionregistration.k8s.io/v1\nkind: ValidatingAdmissionPolicyBinding\n\
          metadata:\n  name: {name}\n{labels}\nspec:\n  policyName: {name}\n  validationActions: [Deny]\n"

@@ -16,10 +16,11 @@ pub(crate) struct Asked {
 /// The operator's namespace in the corpus.
 pub(crate) const SYSTEM: &str = "croft-system";
 
-/// The policies that the corpus is about: someone is exempt, and images come from two places.
-pub(crate) fn installed() -> Vec<Policy> {
+/// The policies that the corpus is about, for an operator in `namespace`: someone is exempt, and images come from two
+/// places.
+pub(crate) fn installed_in(namespace: &str) -> Vec<Policy> {
     let images = ["registry.example.com/croft/", "own.example.com/worker"];
-    policies(&Installation { exempt_users: "['robot:backup']".to_owned(), ..Installation::new(SYSTEM, &images) })
+    policies(&Installation { exempt_users: "['robot:backup']".to_owned(), ..Installation::new(namespace, &images) })
 }
 
 /// All requests of the corpus.
