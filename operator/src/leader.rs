@@ -92,8 +92,13 @@ impl Election {
             () = lost(&manager) => Err(anyhow::anyhow!("the Lease is lost: another replica has it")),
             () = fence.closes() => Err(anyhow::anyhow!("the Lease is lost: it could not be renewed in time")),
         };
+        // A Lease that is lost is no longer ours to give.
+        let holds = fence.is_open();
         // Whatever is still on its way in some task must not come after the next leader's first write.
         fence.close();
+        if !holds {
+            return outcome;
+        }
         match tokio::time::timeout(RELEASE_MAX, manager.release()).await {
             Ok(Ok(())) => tracing::info!(identity = self.identity, "leads no more"),
             Ok(Err(error)) => tracing::warn!(%error, "cannot give the Lease back"),
