@@ -1,4 +1,4 @@
-//! TenantService: what the operator asks, on the internal port.
+//! `TenantService`: what the operator asks, on the internal port.
 
 use std::pin::Pin;
 use std::sync::Arc;

@@ -27,7 +27,7 @@ const INTERVAL_MS: i64 = 1_000;
 const INTERVAL_MS_MIN: i64 = 200;
 const INTERVAL_MS_MAX: i64 = 60_000;
 /// A tenant's totals are summed up at most this often: the sum grows with the month.
-const TOTALS_EVERY: Duration = Duration::from_secs(5);
+const TOTALS_EVERY: Duration = Duration::from_secs(2);
 /// Changes that are read at a time.
 const PAGE: u32 = 1_000;
 /// Tenants that are read at the same time.

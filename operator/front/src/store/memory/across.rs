@@ -25,11 +25,11 @@ impl AcrossTenants for Memory {
 
     async fn changed(&self, after: (u64, SessionId), limit: u32) -> Result<Vec<Changed>, Error> {
         let state = self.lock();
-        let changes = state.sessions.iter().map(|(&(tenant, session), record)| {
+        let all = state.sessions.iter().map(|(&(tenant, session), record)| {
             let number = record.change_number;
             Changed { tenant, session, number }
         });
-        let mut changed: Vec<_> = changes.filter(|changed| (changed.number, changed.session) > after).collect();
+        let mut changed: Vec<_> = all.filter(|changed| (changed.number, changed.session) > after).collect();
         changed.sort_unstable_by_key(|changed| (changed.number, changed.session));
         changed.truncate(limit as usize);
         Ok(changed)

@@ -1,0 +1,8 @@
+//! What the operator asks about tenants, on the front's internal port, over mutual TLS.
+
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
+mod doors;
+mod removal;
+mod scene;
+mod watch;

@@ -1,0 +1,114 @@
+//! `RemoveTenant`, call by call; and sessions whose time is up, at two fronts at once.
+
+use std::time::Duration;
+
+use croft_front::Error;
+use croft_front::identity::api_key;
+use croft_front::session::store::{Filter, NewSession};
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{RemovalPolicy, RemovalStep, RemoveTenantRequest, RemoveTenantResponse, SessionState};
+use tokio::time::timeout;
+
+use crate::scene::{Front, PATIENCE, Scene, new_session};
+
+async fn remove(scene: &Scene, front: &Front, policy: RemovalPolicy) -> RemoveTenantResponse {
+    let request = RemoveTenantRequest { policy: policy.into() };
+    let request = scene.operator.for_tenant(request, "heron", scene.heron);
+    scene.client(front).remove_tenant(request).await.unwrap().into_inner()
+}
+
+/// Calls until nothing is left, and tells the steps that were seen, each once.
+async fn removed(scene: &Scene, front: &Front, policy: RemovalPolicy) -> Vec<RemovalStep> {
+    let mut steps = Vec::new();
+    let calls = async {
+        loop {
+            let step = remove(scene, front, policy).await.step();
+            if steps.last() != Some(&step) {
+                steps.push(step);
+            }
+            if step == RemovalStep::Done {
+                return;
+            }
+        }
+    };
+    timeout(PATIENCE, calls).await.expect("the removal ends");
+    steps
+}
+
+#[tokio::test]
+async fn an_archived_tenant_keeps_its_sessions_and_loses_its_keys() {
+    let scene = Scene::new().await;
+    let front = scene.front("front-0").await;
+    let (stored, _) = api_key::generate(scene.heron, "heron").unwrap();
+    scene.stores.keys.insert(&stored).await.unwrap();
+    let (ours, theirs) = (scene.session(scene.heron, true).await, scene.session(scene.plover, true).await);
+
+    let steps = removed(&scene, &front, RemovalPolicy::Unspecified).await;
+    assert!(steps.is_sorted_by_key(|step| i32::from(*step)), "{steps:?}");
+    let ended = scene.stores.sessions.get(scene.heron, ours).await.unwrap().unwrap();
+    assert_eq!((ended.state, &*ended.terminate_reason), (SessionState::Terminated, "TENANT_REMOVED"));
+    assert_eq!(scene.stores.keys.find(&stored.prefix).await.unwrap(), None);
+    assert_eq!(scene.stores.events.read(scene.heron, ours, 0, 10).await.unwrap().len(), 3);
+    let refused = scene.stores.sessions.insert(new_session(scene.heron)).await;
+    assert!(matches!(refused, Err(Error::TenantClosed { .. })), "{refused:?}");
+    let spared = scene.stores.sessions.get(scene.plover, theirs).await.unwrap().unwrap();
+    assert_eq!(spared.state, SessionState::Ready);
+
+    // Once more, as by an operator that did not hear the answer.
+    assert_eq!(remove(&scene, &front, RemovalPolicy::Archive).await.step(), RemovalStep::Done);
+    front.core.audit.unwritten(PATIENCE).await;
+    let audit = scene.stores.audit.list(scene.heron, 0, 10).await.unwrap();
+    assert_eq!(audit.iter().map(|record| &*record.action).collect::<Vec<_>>(), ["tenant.remove"]);
+}
+
+#[tokio::test]
+async fn an_erased_tenant_leaves_usage_and_audit() {
+    let scene = Scene::new().await;
+    let (one, other) = (scene.front("front-0").await, scene.front("front-1").await);
+    for _ in 0..300 {
+        scene.session(scene.heron, false).await;
+    }
+    // Two fronts at once, as when an operator hands over to another.
+    let (steps, _) =
+        tokio::join!(removed(&scene, &one, RemovalPolicy::Erase), removed(&scene, &other, RemovalPolicy::Erase));
+    assert_eq!(steps.last(), Some(&RemovalStep::Done));
+    assert_eq!(scene.stores.sessions.list(scene.heron, &Filter::default(), None, 10).await.unwrap(), []);
+    assert_eq!(scene.stores.removal.count_rows(scene.heron, 10).await.unwrap(), 0);
+    for front in [&one, &other] {
+        front.core.audit.unwritten(PATIENCE).await;
+    }
+    let audit = scene.stores.audit.list(scene.heron, 0, 10).await.unwrap();
+    let begun = audit.iter().filter(|record| record.action == "tenant.remove").count();
+    assert_eq!(begun, 1, "{audit:?}");
+    assert!(scene.stores.audit.verify(scene.heron).await.unwrap().intact);
+}
+
+#[tokio::test]
+async fn fronts_that_compete_end_each_session_once() {
+    let scene = Scene::new().await;
+    let fronts = [scene.front("front-0").await, scene.front("front-1").await, scene.front("front-2").await];
+    let mut sessions = Vec::new();
+    for _ in 0..250 {
+        sessions.push(scene.insert(NewSession { idle_timeout_ms: 1, ..new_session(scene.heron) }).await);
+    }
+    let ended = async {
+        while scene.stores.sessions.count_open(scene.heron).await.unwrap() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, ended).await.expect("all are ended");
+    for session in sessions {
+        let events = scene.stores.events.read(scene.heron, session, 2, 10).await.unwrap();
+        assert_eq!(events.len(), 1, "{events:?}");
+        let Some(Kind::SessionTerminated(ended)) = &events[0].kind else { panic!("{events:?}") };
+        assert_eq!(ended.reason, "IDLE_TIMEOUT");
+    }
+    let count = |front: &Front| front.core.metrics.sessions_expired.with_label_values(&["IDLE_TIMEOUT"]).get();
+    let counted = async {
+        while fronts.iter().map(count).sum::<u64>() < 250 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, counted).await.expect("each is counted");
+    assert_eq!(fronts.iter().map(count).sum::<u64>(), 250, "by one front");
+}

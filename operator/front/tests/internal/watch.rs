@@ -1,0 +1,127 @@
+//! `WatchSessions`: the declared sessions and the totals, as they stand and as they change, wherever they do.
+
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{
+    ModelAttempt, SessionRunning, SessionState, WatchSessionsRequest, WatchSessionsResponse, WatchedSession,
+};
+use tokio::time::timeout;
+use tonic::{Code, Streaming};
+
+use crate::scene::{Front, PATIENCE, Scene, event, new_session, terminated};
+
+async fn watch(scene: &Scene, front: &Front) -> Streaming<WatchSessionsResponse> {
+    let asked = scene.operator.for_all(WatchSessionsRequest { interval_ms: 200 });
+    scene.client(front).watch_sessions(asked).await.unwrap().into_inner()
+}
+
+async fn next(answers: &mut Streaming<WatchSessionsResponse>) -> WatchSessionsResponse {
+    timeout(PATIENCE, answers.message()).await.expect("an answer comes").unwrap().expect("the watch goes on")
+}
+
+/// Everything up to the end of the first picture.
+async fn first_picture(answers: &mut Streaming<WatchSessionsResponse>) -> WatchSessionsResponse {
+    let mut picture = WatchSessionsResponse::default();
+    while !picture.synced {
+        let answer = next(answers).await;
+        picture.sessions.extend(answer.sessions);
+        picture.tenants.extend(answer.tenants);
+        picture.synced = answer.synced;
+    }
+    picture
+}
+
+/// The next session that is told of.
+async fn next_session(answers: &mut Streaming<WatchSessionsResponse>) -> WatchedSession {
+    loop {
+        if let Some(watched) = next(answers).await.sessions.into_iter().next() {
+            return watched;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_stands_is_told_and_then_what_changes_at_any_front() {
+    let scene = Scene::new().await;
+    let front = scene.front("front-0").await;
+    let (ours, theirs) = (scene.session(scene.heron, true).await, scene.session(scene.plover, true).await);
+    scene.session(scene.heron, false).await;
+    let ended = scene.session(scene.heron, true).await;
+    scene.append(scene.heron, ended, vec![terminated()]).await;
+
+    let mut answers = watch(&scene, &front).await;
+    let picture = first_picture(&mut answers).await;
+    let mut named: Vec<_> = picture.sessions.iter().map(|one| one.session.clone().unwrap().session_id).collect();
+    named.sort();
+    assert_eq!(named, [ours.to_string(), theirs.to_string()], "declared ones that are open");
+    assert!(picture.sessions.iter().all(|one| one.session.as_ref().unwrap().agent.is_none()));
+    let mut open: Vec<_> = picture.tenants.iter().map(|one| (one.tenant_id.clone(), one.sessions_open)).collect();
+    open.sort();
+    let mut expected = [(scene.heron.to_string(), 2), (scene.plover.to_string(), 1)];
+    expected.sort();
+    assert_eq!(open, expected);
+
+    let attempt = ModelAttempt { attempt_id: "a".into(), cost_nano_usd: Some(5), ..ModelAttempt::default() };
+    let running = vec![Kind::ModelAttempt(attempt), Kind::SessionRunning(SessionRunning {})];
+    scene.append(scene.plover, theirs, running).await;
+    let told = next_session(&mut answers).await;
+    assert_eq!(told.tenant_id, scene.plover.to_string());
+    let session = told.session.unwrap();
+    assert_eq!((session.session_id.as_str(), session.state()), (&*theirs.to_string(), SessionState::Running));
+    assert_eq!((session.last_seq, session.usage.unwrap().cost_nano_usd), (4, 5));
+
+    scene.append(scene.heron, ours, vec![terminated()]).await;
+    let session = next_session(&mut answers).await.session.unwrap();
+    assert_eq!((session.session_id.as_str(), session.state()), (&*ours.to_string(), SessionState::Terminated));
+    assert!(session.terminate_time.is_some());
+
+    let made = scene.session(scene.heron, true).await;
+    assert_eq!(next_session(&mut answers).await.session.unwrap().session_id, made.to_string());
+}
+
+#[tokio::test]
+async fn totals_follow_sessions_that_nobody_declared() {
+    let scene = Scene::new().await;
+    let front = scene.front("front-0").await;
+    let mut answers = watch(&scene, &front).await;
+    first_picture(&mut answers).await;
+    let attempt = ModelAttempt { attempt_id: "a".into(), cost_nano_usd: Some(7), ..ModelAttempt::default() };
+    let mut new = new_session(scene.heron);
+    new.events.push(event(Kind::ModelAttempt(attempt)));
+    scene.insert(new).await;
+    let answer = next(&mut answers).await;
+    assert_eq!(answer.sessions, []);
+    let totals = &answer.tenants[0];
+    assert_eq!((&totals.tenant_id, totals.sessions_open), (&scene.heron.to_string(), 1));
+    assert_eq!(totals.month.unwrap().cost_nano_usd, 7);
+    assert!(totals.month_start.is_some_and(|start| start.seconds % 86_400 == 0));
+}
+
+#[tokio::test]
+async fn a_watch_ends_with_its_front_and_gives_its_seat_back() {
+    let scene = Scene::new().await;
+    let front = scene.front("front-0").await;
+    let mut watches = Vec::new();
+    for _ in 0..8 {
+        let mut answers = watch(&scene, &front).await;
+        first_picture(&mut answers).await;
+        watches.push(answers);
+    }
+    let asked = || scene.operator.for_all(WatchSessionsRequest::default());
+    let mut client = scene.client(&front);
+    assert_eq!(client.watch_sessions(asked()).await.unwrap_err().code(), Code::Unavailable, "there are enough");
+    watches.pop();
+    let seated = async {
+        loop {
+            match client.watch_sessions(asked()).await {
+                Ok(answers) => return answers.into_inner(),
+                Err(refused) => assert_eq!(refused.code(), Code::Unavailable),
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    let mut last = timeout(PATIENCE, seated).await.expect("the seat comes back");
+    first_picture(&mut last).await;
+    scene.tasks.stopping().cancel();
+    let cut = timeout(PATIENCE, last.message()).await.expect("the watch ends").unwrap_err();
+    assert_eq!(cut.code(), Code::Unavailable, "the operator goes to another front: {cut:?}");
+}
