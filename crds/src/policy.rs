@@ -116,6 +116,7 @@ pub fn policies(installation: &Installation) -> Vec<Policy> {
     vec![
         namespaces(installation),
         parts(installation),
+        scale(installation),
         worker_pods(installation),
         tenants(installation),
         sessions(),
@@ -149,6 +150,16 @@ fn parts(installation: &Installation) -> Policy {
         .demand(
             format!("!({BELONGS_TO_A_TENANT})"),
             "the label croft.dev/tenant marks what Croft's operator keeps for a tenant: change the AgentTenant instead",
+        )
+}
+
+fn scale(installation: &Installation) -> Policy {
+    Policy::new("croft-worker-scale", "How many workers there are is the tenant's spec's to say.")
+        .on(&["apps"], &["deployments/scale"], &["UPDATE"])
+        .unless("not-trusted", &installation.is_trusted())
+        .demand(
+            format!("!({IS_TENANT_NAMESPACE})"),
+            "only Croft's operator scales a tenant's workers: set spec.workers.replicas of the AgentTenant",
         )
 }
 

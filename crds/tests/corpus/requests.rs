@@ -85,6 +85,7 @@ fn resource(kind: &str) -> (&'static str, &'static str) {
         "Secret" => ("", "secrets"),
         "Pod" => ("", "pods"),
         "NetworkPolicy" => ("networking.k8s.io", "networkpolicies"),
+        "Scale" => ("apps", "deployments/scale"),
         "Role" => ("rbac.authorization.k8s.io", "roles"),
         "AgentTenant" => ("croft.dev", "agenttenants"),
         "AgentSession" => ("croft.dev", "agentsessions"),
@@ -108,6 +109,7 @@ fn whole(short: &Value, namespace: Option<&str>) -> Value {
         "AgentTenant" | "AgentSession" => "croft.dev/v1alpha1",
         "NetworkPolicy" => "networking.k8s.io/v1",
         "Role" => "rbac.authorization.k8s.io/v1",
+        "Scale" => "autoscaling/v1",
         _ => "v1",
     };
     object.insert("apiVersion".to_owned(), version.into());

@@ -75,13 +75,24 @@ async fn each_mistake_in_a_manifest_is_named() {
 
     // Fine by its kind, but in a namespace that is no tenant's.
     let lost = "apiVersion: croft.dev/v1alpha1\nkind: AgentSession\nmetadata: { name: lost, namespace: default }\nspec: { agent: { name: lost, model: scripted-1 } }\n";
-    system.apply(lost).await.unwrap();
-    let object = ["agentsession/lost", "-n", "default"];
-    system
-        .kubectl(&[&["wait", "--for=jsonpath={.status.phase}=Failed", "--timeout=60s"], &object[..]].concat())
-        .await
-        .unwrap();
-    let why = system.kubectl(&[&["get", "-o", "jsonpath={.status.message}"], &object[..]].concat()).await.unwrap();
-    assert!(why.contains("default") && why.contains("tenant"), "{why}");
-    system.kubectl(&[&["delete"], &object[..]].concat()).await.unwrap();
+    let refused = format!("{:#}", system.apply(lost).await.unwrap_err());
+    assert!(refused.contains("this namespace is not a tenant's"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_meddles_with_what_the_operator_keeps() {
+    let system = System::from_env_file().unwrap();
+    let kept = "the label croft.dev/tenant marks what Croft's operator keeps";
+    for (attempt, sentence) in [
+        (&["create", "namespace", "tenant-nobody"][..], "make an AgentTenant"),
+        (&["delete", "namespace", "tenant-demo"], "this namespace is a tenant's"),
+        (&["label", "namespace", "tenant-demo", "croft.dev/tenant-"], "this namespace is a tenant's"),
+        (&["-n", "tenant-demo", "delete", "networkpolicy", "fence"], kept),
+        (&["-n", "tenant-demo", "delete", "secret", "worker-tls"], kept),
+        (&["-n", "tenant-demo", "scale", "deployment/workers", "--replicas=0"], "only Croft's operator scales"),
+        (&["-n", "tenant-demo", "annotate", "resourcequota", "--all", "mine=yes"], kept),
+    ] {
+        let (done, said) = system.kubectl_tries(attempt).await.unwrap();
+        assert!(!done && said.contains(sentence), "{attempt:?}: {said}");
+    }
 }
