@@ -46,7 +46,7 @@ pub async fn serve(config: Serve) -> anyhow::Result<()> {
     });
 
     let replica = config.replica.clone().unwrap_or_else(|| format!("front-{}", uuid::Uuid::now_v7()));
-    let (stores, tenants) = (Stores::postgres(&postgres), Tenants::new());
+    let (stores, tenants) = (Stores::postgres(&postgres, tasks), Tenants::new());
     RouteWatch {
         operator_url: config.operator_url.clone(),
         tls: Some(tls.clone()),

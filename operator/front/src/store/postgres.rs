@@ -4,8 +4,10 @@
 //! tenant. Row security, forced on every table of tenants, holds it to that.
 
 mod across;
+mod append_group;
 mod audit;
 mod events;
+mod groups;
 mod keys;
 mod leases;
 mod models;
@@ -21,11 +23,14 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use croft_proto::id::TenantId;
+use croft_proto::id::{SessionId, TenantId};
+use croft_serve::Tasks;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, PgPool, Transaction};
 
 pub(crate) use models::add as add_models;
+
+use groups::GroupedLog;
 
 use super::Stores;
 use crate::error::Error;
@@ -80,6 +85,17 @@ impl Postgres {
         self.begin(format!("begin; set local role croft_request; set local croft.tenant = '{tenant}'; {locks}")).await
     }
 
+    /// A transaction that holds the locks of those of these sessions that there are. What follows sees all that the last holders
+    /// of the locks did. They are taken in the order of the ids, so that two who want several don't wait for each other.
+    async fn locking(&self, tenant: TenantId, sessions: impl IntoIterator<Item = SessionId>) -> Result<Tx, Error> {
+        let ids: Vec<_> = sessions.into_iter().map(|session| format!("'{session}'")).collect();
+        let lock = format!(
+            "select 1 from sessions where tenant_id = '{tenant}' and session_id in ({}) order by session_id for no key update",
+            ids.join(", ")
+        );
+        self.tenant_and(tenant, lock).await
+    }
+
     /// A transaction of the request role that sees no tenant, for functions that look across them.
     async fn nobody(&self) -> Result<Tx, Error> {
         self.begin("begin; set local role croft_request".to_owned()).await
@@ -104,12 +120,12 @@ impl Postgres {
 }
 
 impl Stores {
-    /// Stores in this database.
-    pub fn postgres(postgres: &Postgres) -> Self {
+    /// Stores in this database. `tasks` owns what they do for several callers at once.
+    pub fn postgres(postgres: &Postgres, tasks: &Tasks) -> Self {
         let postgres = Arc::new(postgres.clone());
         Self {
             sessions: postgres.clone(),
-            events: postgres.clone(),
+            events: Arc::new(GroupedLog::new(postgres.clone(), tasks)),
             leases: postgres.clone(),
             usage: postgres.clone(),
             audit: postgres.clone(),

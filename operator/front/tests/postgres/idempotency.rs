@@ -1,6 +1,7 @@
 //! Idempotency keys are remembered for a day.
 
 use croft_front::store::Stores;
+use croft_serve::Tasks;
 use croft_proto::id::SessionId;
 
 use crate::contract::fixtures::{append, appended, insert, key, new_session, said, seqs, tenant};
@@ -9,7 +10,7 @@ use crate::database::{Database, execute};
 #[tokio::test]
 async fn a_key_is_free_again_after_a_day() {
     let database = Database::migrated().await;
-    let stores = Stores::postgres(&database.front().await);
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
     let tenant = tenant(&stores, "ours").await;
     let mut new = new_session(tenant);
     new.idempotency_key = Some(key("k", 1));
@@ -36,7 +37,7 @@ async fn a_key_is_free_again_after_a_day() {
 #[tokio::test]
 async fn new_keys_drop_old_ones() {
     let database = Database::migrated().await;
-    let stores = Stores::postgres(&database.front().await);
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
     let tenant = tenant(&stores, "ours").await;
     let keyed = |name: &str| {
         let mut new = new_session(tenant);

@@ -6,6 +6,7 @@
 #[path = "../contract/mod.rs"]
 mod contract;
 mod database;
+mod groups;
 mod idempotency;
 mod migrations;
 mod outage;
@@ -14,6 +15,7 @@ mod tampering;
 mod twins;
 
 use croft_front::store::Stores;
+use croft_serve::Tasks;
 use database::Database;
 
 /// A database for one test, and stores that go in as the front does.
@@ -24,7 +26,7 @@ struct Ground {
 
 async fn ground() -> Ground {
     let database = Database::migrated().await;
-    Ground { stores: Stores::postgres(&database.front().await), database }
+    Ground { stores: Stores::postgres(&database.front().await, &Tasks::new()), database }
 }
 
 impl Ground {

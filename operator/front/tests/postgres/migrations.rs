@@ -5,6 +5,7 @@ use croft_front::migrate;
 use croft_front::models::seed::seed;
 use croft_front::session::store::NewSession;
 use croft_front::store::Stores;
+use croft_serve::Tasks;
 use croft_front::store::postgres::Postgres;
 use croft_proto::id::SessionId;
 use secrecy::SecretString;
@@ -42,7 +43,7 @@ async fn they_can_be_repeated_and_leave_an_admins_prices_alone() {
     let (first, second) = tokio::join!(migrate::run(&url, FRONT_ROLE), migrate::run(&url, FRONT_ROLE));
     first.unwrap();
     second.unwrap();
-    let models = Stores::postgres(&database.front().await).models.load().await.unwrap();
+    let models = Stores::postgres(&database.front().await, &Tasks::new()).models.load().await.unwrap();
     let prices = |id: &str| &models.iter().find(|model| model.model_id == id).unwrap().prices;
     assert_eq!((&*prices("scripted-1")[0].input_usd, &*prices("scripted-1")[0].source), ("0.5", "our contract"));
     assert_eq!(prices("gpt-6-luna").len(), 1, "what is missing comes back");
@@ -76,7 +77,7 @@ async fn an_owner_who_is_no_superuser_can_run_them() {
     execute(&mut admin, &format!("alter database {} owner to {OWNER_ROLE}", database.name)).await.unwrap();
     migrate::run(&SecretString::from(database.url_of(OWNER_ROLE)), FRONT_ROLE).await.unwrap();
 
-    let stores = Stores::postgres(&database.front().await);
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
     let tenant = tenant(&stores, "ours").await;
     let session = session(&stores, tenant).await;
     appended(&stores, append(tenant, session, vec![attempt("a", Some(1))])).await;
@@ -112,7 +113,7 @@ async fn an_owner_who_is_no_superuser_can_run_them() {
 async fn a_name_leads_to_its_newest_tenant() {
     let database = Database::migrated().await;
     let front = database.front().await;
-    let stores = Stores::postgres(&front);
+    let stores = Stores::postgres(&front, &Tasks::new());
     let gone = tenant(&stores, "acme").await;
     assert_eq!(front.tenant_named("acme").await.unwrap(), Some(gone));
     let anew = tenant(&stores, "acme").await;

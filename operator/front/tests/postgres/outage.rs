@@ -2,6 +2,7 @@
 
 use croft_front::Error;
 use croft_front::store::Stores;
+use croft_serve::Tasks;
 use croft_front::store::postgres::Postgres;
 use futures::future::join_all;
 
@@ -18,7 +19,7 @@ async fn an_unreachable_database_is_unavailable() {
 #[tokio::test]
 async fn connections_that_were_cut_while_idle_are_replaced() {
     let database = Database::migrated().await;
-    let stores = Stores::postgres(&database.front().await);
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
     let tenant = tenant(&stores, "ours").await;
     let session = session(&stores, tenant).await;
     join_all((0..8).map(|_| stores.sessions.get(tenant, session))).await;
@@ -40,7 +41,7 @@ async fn connections_that_were_cut_while_idle_are_replaced() {
 #[tokio::test]
 async fn a_wait_for_a_lock_ends() {
     let database = Database::migrated().await;
-    let stores = Stores::postgres(&database.front().await);
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
     let tenant = tenant(&stores, "ours").await;
     let session = session(&stores, tenant).await;
     let mut admin = database.admin().await;

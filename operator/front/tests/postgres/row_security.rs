@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use croft_front::store::Stores;
+use croft_serve::Tasks;
 use croft_proto::id::TenantId;
 use sqlx::{AssertSqlSafe, PgConnection};
 
@@ -73,7 +74,7 @@ async fn every_table_of_tenants_forces_row_security() {
 #[tokio::test]
 async fn a_transaction_sees_its_tenant_alone() {
     let database = Database::migrated().await;
-    let stores = Stores::postgres(&database.front().await);
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
     let [ours, theirs] = two_tenants(&stores).await;
     full(&stores, &database, ours, "00000001").await;
     full(&stores, &database, theirs, "00000002").await;
@@ -95,7 +96,7 @@ async fn a_transaction_sees_its_tenant_alone() {
 #[tokio::test]
 async fn without_a_tenant_there_is_nothing() {
     let database = Database::migrated().await;
-    let stores = Stores::postgres(&database.front().await);
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
     let [ours, _] = two_tenants(&stores).await;
     full(&stores, &database, ours, "00000001").await;
 
@@ -119,7 +120,7 @@ async fn without_a_tenant_there_is_nothing() {
 #[tokio::test]
 async fn nothing_is_written_across_tenants() {
     let database = Database::migrated().await;
-    let stores = Stores::postgres(&database.front().await);
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
     let [ours, theirs] = two_tenants(&stores).await;
     full(&stores, &database, ours, "00000001").await;
     full(&stores, &database, theirs, "00000002").await;
@@ -171,7 +172,7 @@ async fn nothing_is_written_across_tenants() {
 #[tokio::test]
 async fn the_writer_inserts_for_any_tenant_and_reads_nothing() {
     let database = Database::migrated().await;
-    let stores = Stores::postgres(&database.front().await);
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
     let [ours, theirs] = two_tenants(&stores).await;
     full(&stores, &database, ours, "00000001").await;
     let mut front = database.login(FRONT_ROLE).await;
@@ -201,7 +202,7 @@ async fn the_writer_inserts_for_any_tenant_and_reads_nothing() {
 #[tokio::test]
 async fn looks_across_tenants_tell_ids_alone() {
     let database = Database::migrated().await;
-    let stores = Stores::postgres(&database.front().await);
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
     let [ours, _] = two_tenants(&stores).await;
     full(&stores, &database, ours, "00000001").await;
     execute(&mut database.admin().await, "update leases set expire_time = now() - interval '1 hour'").await.unwrap();

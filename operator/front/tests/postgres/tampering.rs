@@ -1,6 +1,7 @@
 //! The audit log only grows, and whoever gets past that is found out.
 
 use croft_front::store::Stores;
+use croft_serve::Tasks;
 use croft_proto::id::TenantId;
 use croft_proto::v1::VerifyAuditLogResponse;
 
@@ -22,7 +23,7 @@ async fn five_records(stores: &Stores) -> TenantId {
 #[tokio::test]
 async fn nobody_changes_a_record() {
     let database = Database::migrated().await;
-    let stores = Stores::postgres(&database.front().await);
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
     let tenant = five_records(&stores).await;
     let (mut front, mut owner) = (database.login(FRONT_ROLE).await, database.admin().await);
     for statement in ["update audit_log set outcome = 'ok'", "delete from audit_log", "truncate audit_log"] {
@@ -54,7 +55,7 @@ async fn a_changed_record_is_found_where_it_was_changed() {
             where number = 5 and tenant_id = '$'; update audit_heads set number = 6 where tenant_id = '$'", 6),
     ];
     let database = Database::migrated().await;
-    let stores = Stores::postgres(&database.front().await);
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
     let mut admin = database.admin().await;
     for (statement, number) in cases {
         let tenant = five_records(&stores).await;
@@ -68,7 +69,7 @@ async fn a_changed_record_is_found_where_it_was_changed() {
 #[tokio::test]
 async fn a_long_log_is_verified_in_pages() {
     let database = Database::migrated().await;
-    let stores = Stores::postgres(&database.front().await);
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
     let [ours, _] = two_tenants(&stores).await;
     for _ in 0..4 {
         stores.audit.append((0..500).map(|number| action(ours, &number.to_string())).collect()).await.unwrap();

@@ -7,6 +7,7 @@ use croft_front::Error;
 use croft_front::events::log::{Append, Authority, NewEvent};
 use croft_front::session::store::{Filter, NewSession};
 use croft_front::store::Stores;
+use croft_serve::Tasks;
 use croft_proto::id::{SessionId, TenantId, TurnId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
@@ -184,7 +185,7 @@ impl Case {
 fn postgres_and_memory_answer_alike() {
     let runtime = Runtime::new().unwrap();
     let database = runtime.block_on(Database::migrated());
-    let postgres = Stores::postgres(&runtime.block_on(database.front()));
+    let postgres = Stores::postgres(&runtime.block_on(database.front()), &Tasks::new());
     let memory = Stores::memory();
     let config = Config { cases: 60, max_shrink_iters: 500, failure_persistence: None, ..Config::default() };
     let outcome = TestRunner::new(config).run(&steps(), |steps| {

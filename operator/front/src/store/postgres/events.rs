@@ -10,7 +10,8 @@ use uuid::Uuid;
 
 use super::row::{state_word, stop_reason_word, unreadable};
 use super::time::Time;
-use super::{Postgres, Tx, failed, sessions, signed, usage};
+use super::usage::{self, Reported};
+use super::{Postgres, Tx, failed, sessions, signed};
 use crate::error::Error;
 use crate::events::log::{Append, Appended, Authority, EventLog, IdempotencyKey, NewEvent, StoredCheckpoint};
 use crate::store::projection::{self, Change};
@@ -66,8 +67,58 @@ const APPEND: &str = "
 #[async_trait]
 impl EventLog for Postgres {
     async fn append(&self, append: Append) -> Result<Appended, Error> {
+        self.append_prepared(Prepared::of(append)?).await
+    }
+
+    async fn find_sent(
+        &self,
+        tenant: TenantId,
+        session: SessionId,
+        key: &IdempotencyKey,
+    ) -> Result<Option<u64>, Error> {
+        let mut tx = self.tenant(tenant).await?;
+        let used = sessions::used(&mut tx, tenant, &scope(session), key).await?;
+        Ok(used.map(|(_, first_seq)| first_seq))
+    }
+
+    async fn read(
+        &self,
+        tenant: TenantId,
+        session: SessionId,
+        after_seq: u64,
+        limit: u32,
+    ) -> Result<Vec<SessionEvent>, Error> {
+        let mut tx = self.tenant(tenant).await?;
+        let rows = sqlx::query(
+            "select seq, payload from events where tenant_id = $1 and session_id = $2 and seq > $3 order by seq limit $4",
+        )
+        .bind(tenant.0)
+        .bind(session.0)
+        .bind(signed(after_seq))
+        .bind(i64::from(limit))
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed)?;
+        rows.iter().map(|row| event(session, row)).collect::<Result<_, _>>().map_err(failed)
+    }
+
+    async fn checkpoint(&self, tenant: TenantId, session: SessionId) -> Result<Option<StoredCheckpoint>, Error> {
+        let mut tx = self.tenant(tenant).await?;
+        let row = sqlx::query("select seq, checkpoint from checkpoints where tenant_id = $1 and session_id = $2")
+            .bind(tenant.0)
+            .bind(session.0)
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(failed)?;
+        row.as_ref().map(checkpoint).transpose().map_err(failed)
+    }
+}
+
+impl Postgres {
+    /// One append in a transaction of its own.
+    pub(super) async fn append_prepared(&self, prepared: Prepared) -> Result<Appended, Error> {
+        let Prepared { append, change, columns } = prepared;
         let Append { tenant, session, authority, events, checkpoint, idempotency_key, input_seq } = append;
-        let (change, columns) = (Change::of(&events)?, Columns::of(&events)?);
         let fences = authority.fences() || change.terminates();
         let (epoch, as_of) = match authority {
             Authority::Lease { epoch } => (Some(signed(epoch)), None),
@@ -119,58 +170,15 @@ impl EventLog for Postgres {
             fence(&mut tx, tenant, session).await?;
         }
         let agent = numbered.try_get("agent_name").map_err(failed)?;
-        usage::meter(&mut tx, tenant, session, agent, &events).await?;
+        usage::meter(&mut tx, tenant, &[Reported { session, agent, events: &events }]).await?;
         tx.commit().await.map_err(failed)?;
         let base: i64 = numbered.try_get("base").map_err(failed)?;
         Ok(Appended::New(projection::number(session, base.cast_unsigned() + 1, events)))
     }
-
-    async fn find_sent(
-        &self,
-        tenant: TenantId,
-        session: SessionId,
-        key: &IdempotencyKey,
-    ) -> Result<Option<u64>, Error> {
-        let mut tx = self.tenant(tenant).await?;
-        let used = sessions::used(&mut tx, tenant, &scope(session), key).await?;
-        Ok(used.map(|(_, first_seq)| first_seq))
-    }
-
-    async fn read(
-        &self,
-        tenant: TenantId,
-        session: SessionId,
-        after_seq: u64,
-        limit: u32,
-    ) -> Result<Vec<SessionEvent>, Error> {
-        let mut tx = self.tenant(tenant).await?;
-        let rows = sqlx::query(
-            "select seq, payload from events where tenant_id = $1 and session_id = $2 and seq > $3 order by seq limit $4",
-        )
-        .bind(tenant.0)
-        .bind(session.0)
-        .bind(signed(after_seq))
-        .bind(i64::from(limit))
-        .fetch_all(&mut *tx)
-        .await
-        .map_err(failed)?;
-        rows.iter().map(|row| event(session, row)).collect::<Result<_, _>>().map_err(failed)
-    }
-
-    async fn checkpoint(&self, tenant: TenantId, session: SessionId) -> Result<Option<StoredCheckpoint>, Error> {
-        let mut tx = self.tenant(tenant).await?;
-        let row = sqlx::query("select seq, checkpoint from checkpoints where tenant_id = $1 and session_id = $2")
-            .bind(tenant.0)
-            .bind(session.0)
-            .fetch_optional(&mut *tx)
-            .await
-            .map_err(failed)?;
-        row.as_ref().map(checkpoint).transpose().map_err(failed)
-    }
 }
 
 /// Why an append found no session to change. A request that was carried out before is told so, whatever happened since.
-async fn refused(
+pub(super) async fn refused(
     tx: &mut Tx,
     tenant: TenantId,
     session: SessionId,
@@ -215,8 +223,28 @@ async fn fence(tx: &mut Tx, tenant: TenantId, session: SessionId) -> Result<(), 
     Ok(())
 }
 
+/// An append that makes sense by itself, with all that can be said of it before the session is looked at.
+pub(super) struct Prepared {
+    pub append: Append,
+    pub change: Change,
+    pub columns: Columns,
+}
+
+impl Prepared {
+    /// Fails with [`Error::Internal`] when there are no events, or one that is not durable.
+    pub(super) fn of(append: Append) -> Result<Self, Error> {
+        let (change, columns) = (Change::of(&append.events)?, Columns::of(&append.events)?);
+        Ok(Self { append, change, columns })
+    }
+
+    /// Ends the turn at hand as well.
+    pub(super) fn fences(&self) -> bool {
+        self.append.authority.fences() || self.change.terminates()
+    }
+}
+
 /// The scope of keys of `SendMessage`.
-fn scope(session: SessionId) -> String {
+pub(super) fn scope(session: SessionId) -> String {
     format!("sessions/{session}")
 }
 

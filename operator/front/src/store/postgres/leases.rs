@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use croft_proto::id::{SessionId, TenantId};
 use sqlx::Row;
 
-use super::{Postgres, Tx, failed, signed};
+use super::{Postgres, failed, signed};
 use crate::error::Error;
 use crate::lease::{Abandoned, LeaseStore};
 
@@ -22,7 +22,7 @@ impl LeaseStore for Postgres {
         holder: &str,
         ttl: Duration,
     ) -> Result<Option<u64>, Error> {
-        let mut tx = self.locking(tenant, session).await?;
+        let mut tx = self.locking(tenant, [session]).await?;
         let row = sqlx::query(
             "with open as (
                 select state from sessions where tenant_id = $1 and session_id = $2
@@ -75,7 +75,7 @@ impl LeaseStore for Postgres {
     }
 
     async fn release(&self, tenant: TenantId, session: SessionId, epoch: u64) -> Result<(), Error> {
-        let mut tx = self.locking(tenant, session).await?;
+        let mut tx = self.locking(tenant, [session]).await?;
         sqlx::query(
             "with given as (
                 update leases set holder = null, expire_time = null
@@ -108,17 +108,6 @@ impl LeaseStore for Postgres {
             })
             .collect::<Result<_, _>>()
             .map_err(failed)
-    }
-}
-
-impl Postgres {
-    /// A transaction that holds the session's lock, if there is such a session. What follows sees all that the last holder
-    /// of the lock did.
-    async fn locking(&self, tenant: TenantId, session: SessionId) -> Result<Tx, Error> {
-        let lock = format!(
-            "select 1 from sessions where tenant_id = '{tenant}' and session_id = '{session}' for no key update"
-        );
-        self.tenant_and(tenant, lock).await
     }
 }
 

@@ -9,7 +9,8 @@ use sqlx::{AssertSqlSafe, Row};
 use super::events::Columns;
 use super::row::{self, SELECT_SESSION, state_word, stop_reason_word};
 use super::time::Time;
-use super::{Postgres, Tx, failed, is_foreign_key, signed, usage};
+use super::usage::{self, Reported};
+use super::{Postgres, Tx, failed, is_foreign_key, signed};
 use crate::error::Error;
 use crate::events::log::IdempotencyKey;
 use crate::session::Session;
@@ -119,7 +120,8 @@ impl SessionStore for Postgres {
                 None => unknown_tenant(),
             });
         }
-        if let Some(totals) = usage::meter(&mut tx, new.tenant, new.id, &session.agent.name, &new.events).await? {
+        let reported = Reported { session: new.id, agent: &session.agent.name, events: &new.events };
+        if let Some(totals) = usage::meter(&mut tx, new.tenant, &[reported]).await?.remove(&new.id) {
             session.usage = totals;
         }
         tx.commit().await.map_err(failed)?;

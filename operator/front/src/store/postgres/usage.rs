@@ -1,5 +1,7 @@
 //! The ledger of usage in Postgres.
 
+use std::collections::HashMap;
+
 use async_trait::async_trait;
 use croft_proto::Timestamp;
 use croft_proto::id::{SessionId, TenantId};
@@ -13,7 +15,7 @@ use crate::events::log::NewEvent;
 use crate::store::projection;
 use crate::usage::UsageStore;
 
-/// Adds the rows that are new to the ledger, and to the session's totals.
+/// Adds the rows that are new to the ledger, and to their sessions' totals.
 const METER: &str = "
     with metered as (
         insert into llm_usage_events (
@@ -21,16 +23,16 @@ const METER: &str = "
             cache_write_5m_tokens, cache_write_1h_tokens, output_tokens, reasoning_tokens, cost_nano_usd, latency_ms,
             finish_reason, error_class, usage_estimated, create_time, mode
         )
-        select $1, $2, $3, new.*
+        select $1, new.*
         from unnest(
-            $4::text[], $5::text[], $6::text[], $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[],
-            $12::bigint[], $13::bigint[], $14::bigint[], $15::text[], $16::text[], $17::boolean[], $18::timestamptz[],
-            $19::text[]
+            $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::bigint[], $9::bigint[],
+            $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[], $14::bigint[], $15::text[], $16::text[],
+            $17::boolean[], $18::timestamptz[], $19::text[]
         ) as new
         on conflict (tenant_id, attempt_id) do nothing
         returning *
     ), total as (
-        select count(*) as attempts, count(*) filter (where cost_nano_usd is null) as unpriced_attempts,
+        select session_id, count(*) as attempts, count(*) filter (where cost_nano_usd is null) as unpriced_attempts,
             coalesce(sum(input_uncached_tokens), 0)::bigint as input_uncached_tokens,
             coalesce(sum(cache_read_tokens), 0)::bigint as cache_read_tokens,
             coalesce(sum(cache_write_5m_tokens), 0)::bigint as cache_write_5m_tokens,
@@ -38,7 +40,7 @@ const METER: &str = "
             coalesce(sum(output_tokens), 0)::bigint as output_tokens,
             coalesce(sum(reasoning_tokens), 0)::bigint as reasoning_tokens,
             coalesce(sum(cost_nano_usd), 0)::bigint as cost_nano_usd
-        from metered
+        from metered group by session_id
     )
     update sessions s set
         attempts = s.attempts + total.attempts,
@@ -51,29 +53,39 @@ const METER: &str = "
         reasoning_tokens = s.reasoning_tokens + total.reasoning_tokens,
         cost_nano_usd = s.cost_nano_usd + total.cost_nano_usd
     from total
-    where s.tenant_id = $1 and s.session_id = $2
-    returning s.attempts, s.unpriced_attempts, s.input_uncached_tokens, s.cache_read_tokens, s.cache_write_5m_tokens,
+    where s.tenant_id = $1 and s.session_id = total.session_id
+    returning s.session_id, s.attempts, s.unpriced_attempts, s.input_uncached_tokens, s.cache_read_tokens, s.cache_write_5m_tokens,
         s.cache_write_1h_tokens, s.output_tokens, s.reasoning_tokens, s.cost_nano_usd
 ";
 
-/// Writes the usage that these events report, in a transaction that holds the session's lock. `None` when they report none;
-/// else the session's totals with it.
+/// Events of one session, of which some may report attempts at models.
+pub(super) struct Reported<'a> {
+    pub session: SessionId,
+    pub agent: &'a str,
+    pub events: &'a [NewEvent],
+}
+
+/// Writes the usage that these events report, in a transaction that holds the sessions' locks. The new totals of the sessions
+/// that it changed.
 pub(super) async fn meter(
     tx: &mut Tx,
     tenant: TenantId,
-    session: SessionId,
-    agent: &str,
-    events: &[NewEvent],
-) -> Result<Option<UsageTotals>, Error> {
-    let rows = projection::usage_rows(session, agent, events);
+    reported: &[Reported<'_>],
+) -> Result<HashMap<SessionId, UsageTotals>, Error> {
+    let mut sessions = Vec::new();
+    let mut rows = Vec::new();
+    for Reported { session, agent, events } in reported {
+        rows.extend(projection::usage_rows(*session, agent, events));
+        sessions.resize(rows.len(), session.0);
+    }
     if rows.is_empty() {
-        return Ok(None);
+        return Ok(HashMap::new());
     }
     let tokens: Vec<_> = rows.iter().map(|row| row.tokens.unwrap_or_default()).collect();
     let totals = sqlx::query(METER)
         .bind(tenant.0)
-        .bind(session.0)
-        .bind(agent)
+        .bind(sessions)
+        .bind(rows.iter().map(|row| row.agent.as_str()).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.attempt_id.as_str()).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.provider.as_str()).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.model.as_str()).collect::<Vec<_>>())
@@ -90,10 +102,14 @@ pub(super) async fn meter(
         .bind(rows.iter().map(|row| row.usage_estimated).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| Time(row.create_time.unwrap_or_default())).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row::mode_word(row.mode())).collect::<Vec<_>>())
-        .fetch_one(&mut **tx)
+        .fetch_all(&mut **tx)
         .await
         .map_err(failed)?;
-    row::totals(&totals).map(Some).map_err(failed)
+    totals
+        .iter()
+        .map(|row| Ok((SessionId(row.try_get("session_id")?), row::totals(row)?)))
+        .collect::<Result<_, _>>()
+        .map_err(failed)
 }
 
 #[async_trait]
