@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use axum::http::HeaderValue;
 use clap::{Args, Parser, Subcommand};
 use croft_serve::config::http_url;
 use croft_serve::{ServeArgs, TlsArgs};
@@ -67,6 +68,9 @@ pub struct Serve {
     /// Address for the operator's gRPC, by mutual TLS
     #[arg(long, env = "CROFT_INTERNAL_ADDR", default_value = "0.0.0.0:50054")]
     pub internal_addr: SocketAddr,
+    /// Origins of web pages that may call the HTTP port from a browser, such as `https://app.example.com`; `*` is any
+    #[arg(long, env = "CROFT_ALLOWED_ORIGINS", value_delimiter = ',', value_parser = origin)]
+    pub allowed_origins: Vec<HeaderValue>,
     /// The name of this replica, unique among those that run; the pod's name. It holds leases
     #[arg(long, env = "CROFT_REPLICA")]
     pub replica: Option<String>,
@@ -144,6 +148,17 @@ fn postgres_url(text: &str) -> Result<SecretString, String> {
 
 fn redis_url(text: &str) -> Result<SecretString, String> {
     url_of(text, &["redis://", "rediss://"])
+}
+
+/// As browsers write them: a scheme, a host, perhaps a port, and no path.
+fn origin(text: &str) -> Result<HeaderValue, String> {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    let is_origin = host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '?', '#', '@', ' ', '*']));
+    if is_origin || text == "*" {
+        HeaderValue::from_str(text).map_err(|_| "it can't be a header".to_owned())
+    } else {
+        Err("it must be * or an origin such as https://app.example.com, without a path".to_owned())
+    }
 }
 
 /// Says nothing of what the URL holds, which may be a password.

@@ -6,12 +6,14 @@
 //! | `GET /v1/ws` | [events of many, and messages to them](ws) |
 //! | `GET /healthz` | the process lives |
 //! | `GET /readyz` | it can do its work; 503 and the reasons otherwise |
+//! | `POST /croft.v1.…/…` | [the calls of the gRPC port](browser), as gRPC-Web |
 //!
 //! An error is `{"error": {"reason": "…", "message": "…"}}` with the reasons of gRPC's `ErrorInfo`.
 
 pub mod sse;
 pub mod ws;
 
+mod browser;
 mod credential;
 mod failure;
 mod metrics;
@@ -22,17 +24,18 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::serve::ListenerExt;
 use axum::{Json, Router};
-use croft_proto::v1::SendMessageRequest;
+use croft_proto::v1::{ResolveApprovalRequest, SendMessageRequest};
 use croft_serve::{Readiness, Tasks};
 use prometheus::Registry;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::service::Routes;
 use tower_http::trace::TraceLayer;
 
 pub use self::failure::Failure;
@@ -54,6 +57,9 @@ pub trait Calls: Send + Sync {
 
     /// Stops the running turn. False when there is none.
     async fn interrupt(&self, identity: &Identity, session_id: &str) -> Result<bool, Error>;
+
+    /// Answers an approval that a turn waits for.
+    async fn resolve_approval(&self, identity: &Identity, request: ResolveApprovalRequest) -> Result<(), Error>;
 }
 
 #[async_trait]
@@ -64,6 +70,10 @@ impl Calls for Lifecycle {
 
     async fn interrupt(&self, identity: &Identity, session_id: &str) -> Result<bool, Error> {
         Self::interrupt(self, identity, session_id).await
+    }
+
+    async fn resolve_approval(&self, identity: &Identity, request: ResolveApprovalRequest) -> Result<(), Error> {
+        Self::answer(self, identity, &request).await
     }
 }
 
@@ -84,6 +94,8 @@ pub struct Options {
     /// connection is closed.
     pub frames_per_second: u32,
     pub frames_at_once: u32,
+    /// Of pages that may call from a browser, such as `https://app.example.com`; `*` is any.
+    pub allowed_origins: Vec<HeaderValue>,
 }
 
 impl Default for Options {
@@ -96,6 +108,7 @@ impl Default for Options {
             subscriptions_max: 64,
             frames_per_second: 50,
             frames_at_once: 100,
+            allowed_origins: Vec::new(),
         }
     }
 }
@@ -107,6 +120,8 @@ pub struct Gateway {
     pub events: Arc<dyn EventLog>,
     pub hub: Hub,
     pub calls: Arc<dyn Calls>,
+    /// The calls of the gRPC port, for gRPC-Web.
+    pub grpc: Routes,
     pub readiness: Readiness,
     pub tasks: Tasks,
     pub metrics: Metrics,
@@ -130,6 +145,8 @@ impl Shared {
 pub fn serve(
     listener: TcpListener,
     core: &Arc<Core>,
+    grpc: Routes,
+    allowed_origins: Vec<HeaderValue>,
     readiness: &Readiness,
     registry: &Registry,
 ) -> Result<(), prometheus::Error> {
@@ -139,10 +156,11 @@ pub fn serve(
         events: Arc::clone(&core.stores.events),
         hub: core.hub.clone(),
         calls: Arc::new(Lifecycle::new(Arc::clone(core), Door::Public)),
+        grpc,
         readiness: readiness.clone(),
         tasks: core.tasks.clone(),
         metrics: Metrics::register(registry)?,
-        options: Options::default(),
+        options: Options { allowed_origins, ..Options::default() },
     });
     // A token is a small frame: it must not wait for the next one.
     let listener = listener.tap_io(|stream| {
@@ -161,6 +179,7 @@ pub fn serve(
 /// The paths of the HTTP port.
 pub fn router(gateway: Gateway) -> Router {
     let connections = Arc::new(Semaphore::new(gateway.options.connections_max));
+    let cors = browser::cors(&gateway.options.allowed_origins);
     Router::new()
         .route("/v1/sessions/{session_id}/events", get(sse::events))
         .route("/v1/ws", get(ws::upgrade))
@@ -170,7 +189,8 @@ pub fn router(gateway: Gateway) -> Router {
         ))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
-        .fallback(no_such_path)
+        .fallback(browser::elsewhere)
+        .layer(cors)
         .with_state(Arc::new(Shared { gateway, connections }))
 }
 
@@ -182,8 +202,4 @@ async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
     let problems = shared.gateway.readiness.problems();
     let status = if problems.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(json!({ "ready": problems.is_empty(), "problems": problems }))).into_response()
-}
-
-async fn no_such_path() -> Response {
-    failure::response(StatusCode::NOT_FOUND, "NO_SUCH_PATH", "there is nothing at this path")
 }

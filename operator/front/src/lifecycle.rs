@@ -84,6 +84,13 @@ impl Lifecycle {
         Ok(one_turn(events, turn))
     }
 
+    /// Answers an approval that a turn waits for.
+    pub async fn answer(&self, identity: &Identity, request: &ResolveApprovalRequest) -> Result<(), Error> {
+        let resolved = self.resolve(identity, request).await;
+        self.audit(identity, "approval.resolve", format!("sessions/{}", request.session_id), &resolved).await;
+        resolved
+    }
+
     /// Ends a stream that was cut by shutdown, and none that ended by itself.
     fn last_word(&self, error: Error) -> impl Stream<Item = Result<SessionEvent, Error>> + Send + 'static {
         let stopping = self.core.tasks.stopping();
@@ -260,10 +267,7 @@ impl LifecycleService for Lifecycle {
         request: Request<ResolveApprovalRequest>,
     ) -> Result<Response<ResolveApprovalResponse>, Status> {
         let identity = self.door.identify(&self.core, &request).await?;
-        let request = request.into_inner();
-        let resolved = self.resolve(&identity, &request).await;
-        self.audit(&identity, "approval.resolve", format!("sessions/{}", request.session_id), &resolved).await;
-        resolved?;
+        self.answer(&identity, request.get_ref()).await?;
         Ok(Response::new(ResolveApprovalResponse {}))
     }
 }

@@ -66,10 +66,11 @@ pub async fn serve(config: Serve) -> anyhow::Result<()> {
     let internal = grpc::bind(config.internal_addr, "--internal-addr (CROFT_INTERNAL_ADDR)").await?;
     let http = grpc::bind(config.http_addr, "--http-addr (CROFT_HTTP_ADDR)").await?;
     let routes = public_routes(&core, readiness, config.reflection).await?;
+    let for_browsers = routes.clone();
     grpc::serve("grpc", public, None, routes, tasks, &program.metrics)?;
     let routes = internal_routes(&core, readiness).await;
     grpc::serve("grpc-internal", internal, Some(tls.server()), routes, tasks, &program.metrics)?;
-    gateway::serve(http, &core, readiness, registry)?;
+    gateway::serve(http, &core, for_browsers, config.allowed_origins.clone(), readiness, registry)?;
     program.run_until_shutdown().await
 }
 

@@ -9,10 +9,11 @@
 //! {"unsubscribe": {"sessionId": "…"}}
 //! {"send": {"sessionId": "…", "content": [{"text": {"text": "hello"}}], "busyPolicy": "BUSY_POLICY_ENQUEUE", "idempotencyKey": "…"}}
 //! {"interrupt": {"sessionId": "…"}}
+//! {"approve": {"sessionId": "…", "approvalId": "…", "approved": true, "message": "…"}}
 //! {"ping": {"id": "…"}}
 //! ```
 //! `send` is a `SendMessageRequest` in the protobuf JSON mapping, and its turn shows to whoever has subscribed; `since` is the
-//! last number that the client has. Frames are carried out one after the other, in their order. To subscribe twice, or
+//! last number that the client has. `approve` is a `ResolveApprovalRequest`, with `"approved": false` to deny. Frames are carried out one after the other, in their order. To subscribe twice, or
 //! to unsubscribe from what is not subscribed, is no error. The server sends:
 //! ```json
 //! {"subscribed": {"sessionId": "…", "since": "12"}}
@@ -22,6 +23,7 @@
 //! {"ended": {"sessionId": "…"}}
 //! {"sent": {"sessionId": "…", "seq": "14"}}
 //! {"interrupted": {"sessionId": "…", "interrupted": true}}
+//! {"approved": {"sessionId": "…", "approvalId": "…"}}
 //! {"pong": {"id": "…"}}
 //! {"error": {"reason": "…", "message": "…", "sessionId": "…"}}
 //! ```

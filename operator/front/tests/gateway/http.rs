@@ -19,11 +19,17 @@ pub(crate) struct Answer {
 
 /// `headers` are whole lines.
 pub(crate) async fn get(address: SocketAddr, path: &str, headers: &[String]) -> Answer {
+    ask(address, "GET", path, headers, &[]).await
+}
+
+/// With a body, its length must be among the headers.
+pub(crate) async fn ask(address: SocketAddr, method: &str, path: &str, headers: &[String], body: &[u8]) -> Answer {
     let mut stream = BufReader::new(TcpStream::connect(address).await.unwrap());
-    let mut lines = vec![format!("GET {path} HTTP/1.1"), format!("host: {address}")];
+    let mut lines = vec![format!("{method} {path} HTTP/1.1"), format!("host: {address}")];
     lines.extend_from_slice(headers);
     let request = lines.join("\r\n") + "\r\n\r\n";
     stream.write_all(request.as_bytes()).await.unwrap();
+    stream.write_all(body).await.unwrap();
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
         let read = timeout(PATIENCE, stream.read_line(&mut head)).await.expect("no answer").unwrap();

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
+mod browser;
 mod http;
 mod scene;
 mod sse;

@@ -22,14 +22,15 @@ use croft_proto::v1::content_block::Block;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::watch_routes_response::Change;
 use croft_proto::v1::{
-    AgentMessage, AgentSpec, ContentBlock, RouteSnapshot, SendMessageRequest, SessionCreated, SessionEvent,
+    AgentMessage, AgentSpec, ContentBlock, ResolveApprovalRequest, RouteSnapshot, SendMessageRequest, SessionCreated, SessionEvent,
     SessionTerminated, TenantRoute, Text, TextDelta, UserMessage, WatchRoutesResponse,
 };
-use croft_serve::{Readiness, Tasks};
+use croft_serve::{Readiness, Tasks, health};
 use prometheus::Registry;
 use prometheus::proto::MetricFamily;
 use secrecy::ExposeSecret;
 use tokio::net::TcpListener;
+use tonic::service::Routes;
 
 /// Longer than anything here takes; what it bounds has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -57,6 +58,7 @@ pub(crate) struct Replica {
 #[derive(Default)]
 pub(crate) struct RecordedCalls {
     pub(crate) sent: Mutex<Vec<(Identity, SendMessageRequest)>>,
+    pub(crate) answered: Mutex<Vec<ResolveApprovalRequest>>,
 }
 
 #[async_trait]
@@ -72,6 +74,14 @@ impl Calls for RecordedCalls {
 
     async fn interrupt(&self, _: &Identity, session_id: &str) -> Result<bool, Error> {
         Ok(session_id.starts_with('0'))
+    }
+
+    async fn resolve_approval(&self, _: &Identity, request: ResolveApprovalRequest) -> Result<(), Error> {
+        if request.approval_id.is_empty() {
+            return Err(Error::ApprovalNotPending { approval_id: String::new() });
+        }
+        self.answered.lock().unwrap().push(request);
+        Ok(())
     }
 }
 
@@ -109,6 +119,7 @@ impl Scene {
             events: self.store.clone(),
             hub: hub.clone(),
             calls: self.calls.clone(),
+            grpc: Routes::new(health::service(&readiness, &tasks, &[]).await),
             readiness: readiness.clone(),
             tasks: tasks.clone(),
             metrics: gateway::Metrics::register(&registry).unwrap(),

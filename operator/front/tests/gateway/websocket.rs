@@ -197,6 +197,20 @@ async fn messages_and_interrupts_are_carried_out_as_the_caller_in_their_order() 
 }
 
 #[tokio::test]
+async fn an_approval_is_answered_over_the_same_connection() {
+    let scene = Scene::new().await;
+    let (replica, session_id) = (scene.replica().await, scene.session().await.to_string());
+    let mut client = Client::connect(&scene, &replica).await;
+    let denial = json!({ "sessionId": session_id, "approvalId": "a-1", "approved": false, "message": "not today" });
+    client.say(json!({ "approve": denial })).await;
+    assert_eq!(client.hear().await, json!({ "approved": { "sessionId": session_id, "approvalId": "a-1" } }));
+    let answered = scene.calls.answered.lock().unwrap().clone();
+    assert_eq!((answered[0].approved, answered[0].message.as_str()), (false, "not today"));
+    client.say(json!({ "approve": { "sessionId": session_id } })).await;
+    assert_eq!(reason(&client.hear().await), "APPROVAL_NOT_PENDING");
+}
+
+#[tokio::test]
 async fn a_frame_that_is_too_large_closes_the_connection_as_such() {
     let scene = Scene::new().await;
     let replica = scene.replica().await;

@@ -183,6 +183,12 @@ impl Connection {
                 })
             }
             .boxed(),
+            ClientFrame::Approve(request) => async move {
+                let (session_id, approval_id) = (request.session_id.clone(), request.approval_id.clone());
+                let approved = shared.gateway.calls.resolve_approval(&identity, request).await;
+                reply(approved, session_id, |session_id, ()| ServerFrame::Approved { session_id, approval_id })
+            }
+            .boxed(),
             ClientFrame::Ping(Ping { id }) => ready(ServerFrame::Pong { id }),
         });
     }

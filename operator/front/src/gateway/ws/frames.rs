@@ -2,7 +2,7 @@
 //! taken too.
 
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{InterruptSessionRequest, SendMessageRequest, SessionEvent};
+use croft_proto::v1::{InterruptSessionRequest, ResolveApprovalRequest, SendMessageRequest, SessionEvent};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::gateway::Failure;
@@ -15,6 +15,7 @@ pub(super) enum ClientFrame {
     Unsubscribe(Unsubscribe),
     Send(SendMessageRequest),
     Interrupt(InterruptSessionRequest),
+    Approve(ResolveApprovalRequest),
     Ping(Ping),
 }
 
@@ -71,6 +72,10 @@ pub(super) enum ServerFrame {
     Interrupted {
         session_id: String,
         interrupted: bool,
+    },
+    Approved {
+        session_id: String,
+        approval_id: String,
     },
     Pong {
         id: String,
