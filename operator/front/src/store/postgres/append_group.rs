@@ -60,10 +60,10 @@ const APPEND_GROUP: &str = "
 struct Columns {
     sessions: Vec<uuid::Uuid>,
     counts: Vec<i64>,
-    states: Vec<Option<&'static str>>,
+    states: Vec<Option<String>>,
     workers: Vec<Option<String>>,
     turn_ids: Vec<Option<String>>,
-    stop_reasons: Vec<Option<&'static str>>,
+    stop_reasons: Vec<Option<String>>,
     newest_inputs: Vec<Option<i64>>,
     input_seqs: Vec<Option<i64>>,
     update_times: Vec<Time>,
