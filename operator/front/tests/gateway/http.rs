@@ -40,8 +40,13 @@ pub(crate) async fn ask(address: SocketAddr, method: &str, path: &str, headers: 
 }
 
 impl Answer {
-    /// The next piece of a chunked body; `None` at its end.
+    /// The next piece of a chunked body of text; `None` at its end.
     pub(crate) async fn chunk(&mut self) -> Option<String> {
+        self.bytes().await.map(|bytes| String::from_utf8(bytes).unwrap())
+    }
+
+    /// The same, of any body.
+    pub(crate) async fn bytes(&mut self) -> Option<Vec<u8>> {
         let read = async {
             let mut size = String::new();
             self.stream.read_line(&mut size).await.unwrap();
@@ -49,7 +54,7 @@ impl Answer {
             let mut bytes = vec![0; size + 2];
             self.stream.read_exact(&mut bytes).await.unwrap();
             bytes.truncate(size);
-            Some(String::from_utf8(bytes).unwrap())
+            Some(bytes)
         };
         timeout(PATIENCE, read).await.expect("nothing came")
     }
