@@ -226,7 +226,12 @@ pub fn is_owned(object: &impl Resource, tenant: &AgentTenant) -> bool {
 
 /// Under what [`Cluster::applied`] remembers a child.
 pub fn child_key<K: Object>(object: &K) -> String {
-    format!("{}/{}/{}", K::kind(&()), object.namespace().unwrap_or_default(), object.name_any())
+    key_of::<K>(&object.namespace().unwrap_or_default(), &object.name_any())
+}
+
+/// [`child_key`] of the child of that name.
+pub(crate) fn key_of<K: Object>(namespace: &str, name: &str) -> String {
+    format!("{}/{namespace}/{name}", K::kind(&()))
 }
 
 /// What all watches share.

@@ -161,7 +161,7 @@ fn event(news: &News, identity: &str, now: Timestamp) -> Event {
     let namespace = regarding.namespace.clone().unwrap_or_else(|| "default".to_owned());
     Event {
         metadata: ObjectMeta {
-            generate_name: Some(format!("{}.", regarding.name.as_deref().unwrap_or_default())),
+            generate_name: Some(format!("{}-", regarding.name.as_deref().unwrap_or_default())),
             namespace: Some(namespace),
             ..ObjectMeta::default()
         },

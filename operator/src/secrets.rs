@@ -15,7 +15,7 @@ use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Client, ResourceExt as _};
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, key_of};
 use crate::mirror;
 use crate::tenant::{PLATFORM_KEYS, PlatformProviders};
 
@@ -147,7 +147,11 @@ impl Secrets {
         *namespace == self.namespace || namespace.starts_with("tenant-")
     }
 
-    fn tell(&self, (namespace, name): &SecretId, cluster: &Cluster, platform: &PlatformProviders) {
+    fn tell(&self, id: &SecretId, cluster: &Cluster, platform: &PlatformProviders) {
+        let (namespace, name) = id;
+        if name == PLATFORM_KEYS && self.version(id).is_none() {
+            cluster.applied.forget(&key_of::<Secret>(namespace, name));
+        }
         if *namespace == self.namespace && platform.lies_in(name) {
             for tenant in cluster.tenants.state().iter().filter(|tenant| borrows(tenant)) {
                 cluster.changes.tenants.mark(tenant.name_any());

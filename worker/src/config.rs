@@ -126,9 +126,13 @@ fn open(name: &str, provider: Provider) -> Result<Option<Anthropic>, String> {
     match name {
         scripted::NAME => Ok(None),
         anthropic::NAME => {
+            // Without a key there is only a model of one's own, that asks for none.
+            let needs_none = provider.base_url.is_some() && provider.api_key_file.is_none();
             let base_url = provider.base_url.unwrap_or_else(|| anthropic::BASE_URL.to_owned());
             let base_url = http_url(&base_url).map_err(|problem| format!("base_url {base_url:?}: {problem}"))?;
-            let Some(api_key) = api_key(provider.api_key_file.as_deref())? else {
+            let found =
+                if needs_none { Some(SecretString::default()) } else { api_key(provider.api_key_file.as_deref())? };
+            let Some(api_key) = found else {
                 tracing::warn!(provider = name, "its key is not there; going on without it");
                 return Ok(None);
             };

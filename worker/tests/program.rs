@@ -256,6 +256,14 @@ async fn a_configured_provider_is_called_with_its_key() {
 }
 
 #[tokio::test]
+async fn a_model_in_the_cluster_is_there_without_a_key() {
+    let providers = json!({"providers": {"anthropic": {"base_url": "http://llama.models.svc:80"}}});
+    let program = Program::start(Some(providers)).await;
+    let claude = AgentSpec { model: "claude-haiku-4-5".into(), ..agent() };
+    init(&program.front().await, &session(), &claude).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_provider_whose_key_is_not_there_is_left_out() {
     let providers = json!({"providers": {"anthropic": {"api_key_file": "/nowhere/anthropic"}}});
     let program = Program::start(Some(providers)).await;

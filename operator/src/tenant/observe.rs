@@ -10,7 +10,7 @@ use kube::api::Api;
 
 use super::wanted::{Key, Keys};
 use super::{Error, tls};
-use crate::cluster::{child_key, is_owned};
+use crate::cluster::{is_owned, key_of};
 use crate::context::Context;
 use crate::keyring::Print;
 use crate::secrets::SecretId;
@@ -68,16 +68,8 @@ pub(super) async fn namespace(name: &str, context: &Context) -> Result<Option<Ar
 /// A certificate that we made a moment ago may not be in the copies yet. Another one would restart every worker.
 async fn tls_secret(namespace: &str, context: &Context) -> Result<Option<Arc<Secret>>, Error> {
     let cached = context.cluster.get::<Secret>(Some(namespace), tls::NAME);
-    let placeholder = Secret {
-        metadata: kube::api::ObjectMeta {
-            name: Some(tls::NAME.to_owned()),
-            namespace: Some(namespace.to_owned()),
-            ..kube::api::ObjectMeta::default()
-        },
-        ..Secret::default()
-    };
     let version = cached.as_ref().and_then(|secret| secret.resource_version());
-    if context.cluster.applied.newer_than(&child_key(&placeholder), version.as_deref()).is_none() {
+    if context.cluster.applied.newer_than(&key_of::<Secret>(namespace, tls::NAME), version.as_deref()).is_none() {
         return Ok(cached);
     }
     let secrets: Api<Secret> = Api::namespaced(context.client.clone(), namespace);

@@ -38,6 +38,7 @@ const REFUSAL_BYTES_MAX: usize = 64 * 1024;
 pub struct Settings {
     /// With or without a trailing `/v1`.
     pub base_url: String,
+    /// An empty one is not sent: a model that is served in the cluster may ask for none.
     pub api_key: SecretString,
     pub limits: Limits,
 }
@@ -92,10 +93,12 @@ impl Provider for Anthropic {
 
 impl Inner {
     async fn open(&self, request: &Request) -> Result<reqwest::Response, Error> {
-        let response = self
-            .client
-            .post(&self.url)
-            .header("x-api-key", self.api_key.expose_secret())
+        let mut call = self.client.post(&self.url);
+        let key = self.api_key.expose_secret();
+        if !key.is_empty() {
+            call = call.header("x-api-key", key);
+        }
+        let response = call
             .header("anthropic-version", VERSION)
             .header(CONTENT_TYPE, "application/json")
             .header(ACCEPT, "text/event-stream")

@@ -99,6 +99,18 @@ async fn an_answer_streams_in() {
 }
 
 #[tokio::test]
+async fn a_model_that_asks_for_no_key_is_sent_none() {
+    let server = MockServer::start().await;
+    let answer = ResponseTemplate::new(200).set_body_raw(golden("text"), "text/event-stream; charset=utf-8");
+    Mock::given(path("/v1/messages")).respond_with(answer).expect(1).mount(&server).await;
+    let settings = Settings { base_url: server.uri(), api_key: SecretString::default(), limits: Limits::default() };
+    let deltas: Vec<_> = Anthropic::new(settings).unwrap().stream(hello()).collect().await;
+    assert!(deltas.iter().all(Result::is_ok));
+    let requests = server.received_requests().await.unwrap();
+    assert!(!requests[0].headers.contains_key("x-api-key"));
+}
+
+#[tokio::test]
 async fn a_conversation_goes_out_in_the_apis_form() {
     let server = MockServer::start().await;
     let tool = ToolDefinition {
