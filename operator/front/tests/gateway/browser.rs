@@ -50,14 +50,12 @@ async fn without_allowed_origins_no_page_may_call() {
 async fn a_call_of_grpc_web_is_answered_on_the_http_port() {
     let scene = Scene::new().await;
     let replica = scene.replica().await;
-    let headers = |kind: &str| {
-        vec![format!("content-type: {kind}"), "x-grpc-web: 1".to_owned(), "content-length: 5".to_owned()]
-    };
+    let headers =
+        |kind: &str| vec![format!("content-type: {kind}"), "x-grpc-web: 1".to_owned(), "content-length: 5".to_owned()];
     // A message of no bytes: HealthCheckRequest with the empty service.
     let empty = [0; 5];
     let path = "/grpc.health.v1.Health/Check";
-    let mut answer =
-        ask(replica.address, "POST", path, &headers("application/grpc-web+proto"), &empty).await;
+    let mut answer = ask(replica.address, "POST", path, &headers("application/grpc-web+proto"), &empty).await;
     assert_eq!(answer.status, 200);
     let mut body = Vec::new();
     while let Some(bytes) = answer.bytes().await {

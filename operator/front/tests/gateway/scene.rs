@@ -22,8 +22,8 @@ use croft_proto::v1::content_block::Block;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::watch_routes_response::Change;
 use croft_proto::v1::{
-    AgentMessage, AgentSpec, ContentBlock, ResolveApprovalRequest, RouteSnapshot, SendMessageRequest, SessionCreated, SessionEvent,
-    SessionTerminated, TenantRoute, Text, TextDelta, UserMessage, WatchRoutesResponse,
+    AgentMessage, AgentSpec, ContentBlock, ResolveApprovalRequest, RouteSnapshot, SendMessageRequest, SessionCreated,
+    SessionEvent, SessionTerminated, TenantRoute, Text, TextDelta, UserMessage, WatchRoutesResponse,
 };
 use croft_serve::{Readiness, Tasks, health};
 use prometheus::Registry;

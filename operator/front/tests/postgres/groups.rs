@@ -24,7 +24,11 @@ async fn many_at_once_share_few_transactions() {
 
     // Three of each session, all at the same time.
     let appends = sessions.iter().flat_map(|session| [*session; 3]).map(|session| {
-        stores.events.append(append(tenant, session, vec![said("one"), attempt(&SessionId::generate().to_string(), Some(5))]))
+        stores.events.append(append(
+            tenant,
+            session,
+            vec![said("one"), attempt(&SessionId::generate().to_string(), Some(5))],
+        ))
     });
     for outcome in join_all(appends).await {
         assert!(matches!(outcome.unwrap(), Appended::New(events) if events.len() == 2));
@@ -52,7 +56,11 @@ async fn one_that_cannot_be_stored_takes_no_other_with_it() {
         join_all((0..SESSIONS).map(|_| insert(&stores, new_session(tenant)))).await.iter().map(|new| new.id).collect();
     let appends = (0..).zip(&sessions).map(|(place, session)| match place % 4 {
         // PostgreSQL has no text with a zero in it.
-        0 => append(tenant, *session, vec![Kind::StepStarted(StepStarted { worker: "w\0".into(), ..Default::default() })]),
+        0 => append(
+            tenant,
+            *session,
+            vec![Kind::StepStarted(StepStarted { worker: "w\0".into(), ..Default::default() })],
+        ),
         1 => Append { authority: Authority::Lease { epoch: 7 }, ..append(tenant, *session, vec![said("stale")]) },
         2 => append(tenant, SessionId::generate(), vec![said("nobody")]),
         _ => append(tenant, *session, vec![said("fine")]),

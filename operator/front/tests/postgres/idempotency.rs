@@ -1,8 +1,8 @@
 //! Idempotency keys are remembered for a day.
 
 use croft_front::store::Stores;
-use croft_serve::Tasks;
 use croft_proto::id::SessionId;
+use croft_serve::Tasks;
 
 use crate::contract::fixtures::{append, appended, insert, key, new_session, said, seqs, tenant};
 use crate::database::{Database, execute};

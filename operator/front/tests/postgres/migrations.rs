@@ -5,9 +5,9 @@ use croft_front::migrate;
 use croft_front::models::seed::seed;
 use croft_front::session::store::NewSession;
 use croft_front::store::Stores;
-use croft_serve::Tasks;
 use croft_front::store::postgres::Postgres;
 use croft_proto::id::SessionId;
+use croft_serve::Tasks;
 use secrecy::SecretString;
 use uuid::Uuid;
 

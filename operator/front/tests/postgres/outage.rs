@@ -2,8 +2,8 @@
 
 use croft_front::Error;
 use croft_front::store::Stores;
-use croft_serve::Tasks;
 use croft_front::store::postgres::Postgres;
+use croft_serve::Tasks;
 use futures::future::join_all;
 
 use crate::contract::fixtures::{append, appended, get, said, session, tenant};

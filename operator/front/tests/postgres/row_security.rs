@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use croft_front::store::Stores;
-use croft_serve::Tasks;
 use croft_proto::id::TenantId;
+use croft_serve::Tasks;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::contract::audit::action;

@@ -1,9 +1,9 @@
 //! The audit log only grows, and whoever gets past that is found out.
 
 use croft_front::store::Stores;
-use croft_serve::Tasks;
 use croft_proto::id::TenantId;
 use croft_proto::v1::VerifyAuditLogResponse;
+use croft_serve::Tasks;
 
 use crate::contract::audit::{action, intact};
 use crate::contract::fixtures::two_tenants;

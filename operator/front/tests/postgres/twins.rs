@@ -7,12 +7,12 @@ use croft_front::Error;
 use croft_front::events::log::{Append, Authority, NewEvent};
 use croft_front::session::store::{Filter, NewSession};
 use croft_front::store::Stores;
-use croft_serve::Tasks;
 use croft_proto::id::{SessionId, TenantId, TurnId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
     SessionCheckpoint, SessionIdle, SessionRunning, SessionState, StepStarted, StopReason, UsageDimension,
 };
+use croft_serve::Tasks;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use tokio::runtime::Runtime;
