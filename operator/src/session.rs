@@ -152,7 +152,7 @@ async fn step(
         (false, None) => match context.front.create(tenant, request(session)).await {
             Ok(created) => Ok(Some(Summary::of(&created))),
             Err(status) if is_final(&status) => {
-                Ok(Some(Summary::failed("Refused", format!("the front refuses it: {}", status.message()))))
+                Ok(Some(Summary::failed("AgentRefused", format!("the front refuses it: {}", status.message()))))
             }
             Err(status) => Err(refused("CreateSession", status)),
         },

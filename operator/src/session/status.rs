@@ -296,6 +296,15 @@ mod tests {
     }
 
     #[test]
+    fn every_obstacle_has_its_entry_in_the_runbook() {
+        let runbook = include_str!("../../../docs/runbook.md");
+        let codes = (0..17).map(|code| front_reason(Code::from(code)));
+        for reason in codes.chain(["ClusterUnavailable", "AgentRefused", "NoTenant", "Lost"]) {
+            assert!(runbook.lines().any(|line| line == format!("### {reason}")), "{reason}");
+        }
+    }
+
+    #[test]
     fn every_obstacle_has_its_word() {
         let refused = |code, message: &str| Error::Front {
             call: "CreateSession",
