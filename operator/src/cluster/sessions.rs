@@ -1,6 +1,6 @@
 //! Declared sessions by UID and by namespace: kube's stores would have to be searched.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{PoisonError, RwLock};
 
 use croft_crds::AgentSession;
@@ -16,8 +16,15 @@ pub struct SessionIndex {
 #[derive(Default)]
 struct Inner {
     by_uid: HashMap<String, ObjectRef<AgentSession>>,
-    /// By namespace and name: whether it waits for its session to be opened.
-    by_namespace: HashMap<String, HashMap<String, bool>>,
+    by_namespace: HashMap<String, Names>,
+}
+
+/// The sessions of one namespace.
+#[derive(Default)]
+struct Names {
+    all: HashSet<String>,
+    /// Those that wait for their session to be opened: few or none, where there may be very many in all.
+    waiting: HashSet<String>,
 }
 
 impl SessionIndex {
@@ -30,7 +37,14 @@ impl SessionIndex {
         });
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         inner.by_uid.insert(uid, ObjectRef::from_obj(session));
-        inner.by_namespace.entry(namespace).or_default().insert(session.name_any(), waits);
+        let names = inner.by_namespace.entry(namespace).or_default();
+        let name = session.name_any();
+        if waits {
+            names.waiting.insert(name.clone());
+        } else {
+            names.waiting.remove(&name);
+        }
+        names.all.insert(name);
     }
 
     /// Forgets the object.
@@ -39,8 +53,9 @@ impl SessionIndex {
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         inner.by_uid.remove(&uid);
         let Some(names) = inner.by_namespace.get_mut(&namespace) else { return };
-        names.remove(&session.name_any());
-        if names.is_empty() {
+        names.all.remove(&session.name_any());
+        names.waiting.remove(&session.name_any());
+        if names.all.is_empty() {
             inner.by_namespace.remove(&namespace);
         }
     }
@@ -58,18 +73,18 @@ impl SessionIndex {
 
     /// All that are declared in a namespace.
     pub fn within(&self, namespace: &str) -> Vec<ObjectRef<AgentSession>> {
-        self.named(namespace, |_| true)
+        self.named(namespace, |names| &names.all)
     }
 
     /// Those in a namespace that wait for their session to be opened.
     pub fn waiting(&self, namespace: &str) -> Vec<ObjectRef<AgentSession>> {
-        self.named(namespace, |waits| waits)
+        self.named(namespace, |names| &names.waiting)
     }
 
-    fn named(&self, namespace: &str, which: impl Fn(bool) -> bool) -> Vec<ObjectRef<AgentSession>> {
+    fn named(&self, namespace: &str, which: impl Fn(&Names) -> &HashSet<String>) -> Vec<ObjectRef<AgentSession>> {
         let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
-        let names = inner.by_namespace.get(namespace).into_iter().flatten();
-        names.filter(|&(_, &waits)| which(waits)).map(|(name, _)| ObjectRef::new(name).within(namespace)).collect()
+        let names = inner.by_namespace.get(namespace).map(which).into_iter().flatten();
+        names.map(|name| ObjectRef::new(name).within(namespace)).collect()
     }
 }
 
