@@ -1,7 +1,16 @@
 #!/usr/bin/env bash
-# Benchmarks, with all that they need, from nothing. Arguments go to `croft-bench operator`: `--tenants 200` is quicker.
+# Benchmarks, with all that they need, from nothing: of the operator, or with `front` as the first argument of the front.
+# Further arguments go to `croft-bench`: `--tenants 200` is quicker.
 . "$(dirname "$0")/lib.sh"
+what=operator
+if [ "${1:-}" = front ]; then
+    what=front
+    shift
+fi
 dir=target/croft-bench
+if [ $what = front ]; then
+    dir=target/croft-bench-front
+fi
 programs=target/bench/release
 finish() {
     local code=$?
@@ -11,14 +20,21 @@ finish() {
 }
 mkdir -p target/croft-logs
 step "Debian packages" $cluster apt services
-step "cluster programs" $cluster tools kube helm --dir $dir
+if [ $what = operator ]; then
+    step "cluster programs" $cluster tools kube helm --dir $dir
+fi
 step "Croft's programs" quiet bench-build cargo build --release --target-dir target/bench \
     -p croft-operator -p croft-front -p croft-worker -p croft-e2e --bins
 trap finish EXIT
 trap 'exit 130' INT TERM
 $cluster down --dir $dir
 step "PostgreSQL, Redis" $cluster services up --dir $dir
-step "API server" $cluster control-plane up --dir $dir
+if [ $what = operator ]; then
+    step "API server" $cluster control-plane up --dir $dir
+else
+    # A file a WebSocket, for the harness and, as its child, for the front.
+    ulimit -n "$(ulimit -H -n)"
+fi
 . $dir/env
 export CROFT_BENCH_PROGRAMS=$programs
-step "operator" $programs/croft-bench operator "$@" | tee target/croft-logs/bench-operator.md
+step $what $programs/croft-bench $what "$@" | tee target/croft-logs/bench-$what.md

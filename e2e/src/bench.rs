@@ -7,6 +7,7 @@ pub mod api;
 pub mod arrivals;
 pub mod audit;
 pub mod chart;
+pub mod front;
 pub mod kubelet;
 mod launch;
 pub mod load;

@@ -66,7 +66,7 @@ pub(super) fn start_operator(
     ports: OperatorPorts,
     front_internal: u16,
 ) -> anyhow::Result<Program> {
-    let mut command = command(place, "croft-operator");
+    let mut command = command(&place.programs, "croft-operator");
     command.env("KUBECONFIG", place.scratch.join("operator.kubeconfig")).args([
         format!("--namespace={NAMESPACE}"),
         format!("--identity={identity}"),
@@ -84,14 +84,14 @@ pub(super) async fn start_front(
     internal: u16,
     ports: &mut Ports,
 ) -> anyhow::Result<Program> {
-    let migrated = command(place, "croft-front")
+    let migrated = command(&place.programs, "croft-front")
         .args(["migrate", "--front-role=croft_front"])
         .env("CROFT_POSTGRES_URL", &place.postgres_admin_url)
         .output()
         .await?;
     ensure!(migrated.status.success(), "croft-front migrate: {}", String::from_utf8_lossy(&migrated.stderr));
     let ops = ports.next()?;
-    let mut command = command(place, "croft-front");
+    let mut command = command(&place.programs, "croft-front");
     command
         .env("CROFT_POSTGRES_URL", &place.postgres_front_url)
         .env("CROFT_REDIS_URL", &place.redis_url)
@@ -122,7 +122,7 @@ pub(super) async fn make_tenant(client: &Client, place: &Place, ports: &mut Port
     let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
     let pod = until("the worker's pod", async || pods.list(&ListParams::default()).await.ok()?.items.pop()).await?;
     let (address, ops) = (own_address()?, ports.next()?);
-    let mut command = command(place, "croft-worker");
+    let mut command = command(&place.programs, "croft-worker");
     command.args(tls_flags(&tls)).args([
         format!("--tenant={TENANT}"),
         format!("--worker-name={}", pod.name_any()),
@@ -142,8 +142,8 @@ pub(super) async fn make_tenant(client: &Client, place: &Place, ports: &mut Port
 }
 
 /// A program of ours, which sees nothing of the harness's own environment.
-fn command(place: &Place, program: &str) -> Command {
-    let mut command = Command::new(place.programs.join(program));
+pub(super) fn command(programs: &Path, program: &str) -> Command {
+    let mut command = Command::new(programs.join(program));
     command.env_clear();
     command
 }
@@ -160,12 +160,12 @@ pub(super) async fn tls_folder(client: &Client, place: &Place, namespace: &str, 
     Ok(folder)
 }
 
-fn tls_flags(folder: &Path) -> [String; 3] {
+pub(super) fn tls_flags(folder: &Path) -> [String; 3] {
     [("cert", "tls.crt"), ("key", "tls.key"), ("ca", "ca.crt")]
         .map(|(flag, file)| format!("--tls-{flag}={}", folder.join(file).display()))
 }
 
-fn write_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+pub(super) fn write_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     use std::io::Write as _;
     let mut options = std::fs::OpenOptions::new();
     let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
@@ -179,7 +179,7 @@ fn own_address() -> anyhow::Result<IpAddr> {
     Ok(socket.local_addr()?.ip())
 }
 
-fn loopback(port: u16) -> SocketAddr {
+pub(super) fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
 
@@ -203,7 +203,7 @@ impl Ports {
     }
 
     /// A free one.
-    fn next(&mut self) -> anyhow::Result<u16> {
+    pub(super) fn next(&mut self) -> anyhow::Result<u16> {
         loop {
             self.0 += 1;
             ensure!(self.0 < 20_000, "no free port between 17000 and 20000");

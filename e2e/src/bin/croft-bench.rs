@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Parser as _;
+use croft_e2e::bench::front::{self, FrontExtent};
 use croft_e2e::bench::operator::{self, Extent};
 use croft_e2e::bench::stage::Place;
 
-/// Measures real programs on a real control plane and prints a table
+/// Measures real programs on real services and prints a table
 #[derive(Debug, clap::Parser)]
 #[command(name = "croft-bench")]
 enum Bench {
@@ -19,20 +20,44 @@ enum Bench {
         #[arg(long, env = "CROFT_BENCH_PROGRAMS")]
         programs: PathBuf,
     },
+    /// The front: calls, turns, previews, the log, sockets, takeover; needs no cluster
+    Front {
+        #[command(flatten)]
+        extent: FrontExtent,
+        /// The folder of croft-front and croft-worker
+        #[arg(long, env = "CROFT_BENCH_PROGRAMS")]
+        programs: PathBuf,
+    },
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<std::process::ExitCode> {
-    let Bench::Operator { extent, programs } = Bench::parse();
     let mut out = std::io::stdout();
+    let bench = Bench::parse();
     operator::head(&mut out)?;
-    let all_hold = Box::pin(operator::run(place(programs)?, &extent, &mut out)).await?;
+    let all_hold = match bench {
+        Bench::Operator { extent, programs } => Box::pin(operator::run(place(programs)?, &extent, &mut out)).await?,
+        Bench::Front { extent, programs } => Box::pin(front::run(front_place(programs)?, &extent, &mut out)).await?,
+    };
     Ok(if all_hold { std::process::ExitCode::SUCCESS } else { std::process::ExitCode::FAILURE })
+}
+
+fn variable(name: &str) -> anyhow::Result<String> {
+    std::env::var(name).with_context(|| format!("{name} is not set: use `make bench` or `make bench-front`"))
+}
+
+fn front_place(programs: PathBuf) -> anyhow::Result<front::stage::Place> {
+    Ok(front::stage::Place {
+        programs,
+        postgres_admin_url: variable("CROFT_POSTGRES_URL")?,
+        postgres_front_url: variable("CROFT_POSTGRES_FRONT_URL")?,
+        redis_url: variable("CROFT_REDIS_URL")?,
+        scratch: PathBuf::from(variable("CROFT_CLUSTER_DIR")?).join("bench"),
+    })
 }
 
 /// What `cluster.sh` wrote into its env file.
 fn place(programs: PathBuf) -> anyhow::Result<Place> {
-    let variable = |name: &str| std::env::var(name).with_context(|| format!("{name} is not set: use `make bench`"));
     let cluster = variable("CROFT_CLUSTER_DIR")?;
     Ok(Place {
         programs,

@@ -47,6 +47,7 @@ const SERVER_TIMEOUTS: [(&str, &str); 3] =
 pub struct Postgres {
     pool: PgPool,
     connections_max: u32,
+    append_lanes: usize,
 }
 
 impl Postgres {
@@ -56,7 +57,13 @@ impl Postgres {
     pub async fn connect(url: &str, connections_max: u32) -> Result<Self, Error> {
         let pool = connect(url, connections_max)?;
         pool.acquire().await.map_err(failed)?;
-        Ok(Self { pool, connections_max })
+        Ok(Self { pool, connections_max, append_lanes: groups::LANES })
+    }
+
+    /// With so many transactions of one tenant that append at a time, at least one: for benchmarks.
+    #[must_use]
+    pub fn with_append_lanes(self, lanes: usize) -> Self {
+        Self { append_lanes: lanes.max(1), ..self }
     }
 
     /// The database answers, and its schema is the one that this program was built for.

@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::events::log::{Append, Appended, EventLog, IdempotencyKey, StoredCheckpoint};
 
 /// Transactions of one tenant that append at a time. More of them would make smaller groups.
-const LANES: usize = 2;
+pub(super) const LANES: usize = 2;
 /// Appends, and events, in one transaction; what is beyond waits for the next. One append may have more events.
 const APPENDS_MAX: usize = 256;
 const EVENTS_MAX: usize = 4_096;
@@ -113,7 +113,7 @@ impl Shared {
             return Err(Error::unavailable("the event log", anyhow::anyhow!("{WAITING_MAX} appends wait")));
         }
         queue.waiting.push_back(waiting);
-        let opens = queue.lanes < LANES;
+        let opens = queue.lanes < self.postgres.append_lanes;
         queue.lanes += usize::from(opens);
         Ok(opens)
     }
