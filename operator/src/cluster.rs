@@ -22,7 +22,7 @@ use kube::{Client, Resource, ResourceExt as _};
 use tokio::sync::OnceCell;
 
 use crate::marks::Marks;
-use crate::mirror::{self, Change};
+use crate::mirror::{self, Change, Copies, Fate};
 use crate::recent::Recent;
 use crate::session::Bereaved;
 use crate::tenant::PLATFORM_KEYS;
@@ -68,19 +68,19 @@ impl Changes {
 pub struct Cluster {
     pub tenants: Store<AgentTenant>,
     pub sessions: Store<AgentSession>,
-    namespaces: Store<Namespace>,
-    quotas: Store<ResourceQuota>,
-    limit_ranges: Store<LimitRange>,
-    fences: Store<NetworkPolicy>,
-    service_accounts: Store<ServiceAccount>,
-    roles: Store<Role>,
-    role_bindings: Store<RoleBinding>,
-    config_maps: Store<ConfigMap>,
-    secrets: Store<Secret>,
-    deployments: Store<Deployment>,
-    services: Store<Service>,
-    budgets: Store<PodDisruptionBudget>,
-    pods: Store<Pod>,
+    namespaces: Copies<Namespace>,
+    quotas: Copies<ResourceQuota>,
+    limit_ranges: Copies<LimitRange>,
+    fences: Copies<NetworkPolicy>,
+    service_accounts: Copies<ServiceAccount>,
+    roles: Copies<Role>,
+    role_bindings: Copies<RoleBinding>,
+    config_maps: Copies<ConfigMap>,
+    secrets: Copies<Secret>,
+    deployments: Copies<Deployment>,
+    services: Copies<Service>,
+    budgets: Copies<PodDisruptionBudget>,
+    pods: Copies<Pod>,
     workers: Arc<WorkerIndex>,
     /// Declared sessions, by what they are looked for.
     pub session_index: Arc<SessionIndex>,
@@ -93,13 +93,13 @@ pub struct Cluster {
 
 /// A kind of which children are made and copied.
 pub trait Kept: Object {
-    fn store(cluster: &Cluster) -> &Store<Self>;
+    fn copies(cluster: &Cluster) -> &Copies<Self>;
 }
 
 macro_rules! kept {
     ($($kind:ty => $field:ident),* $(,)?) => {
         $(impl Kept for $kind {
-            fn store(cluster: &Cluster) -> &Store<Self> {
+            fn copies(cluster: &Cluster) -> &Copies<Self> {
                 &cluster.$field
             }
         })*
@@ -164,29 +164,25 @@ impl Cluster {
         let _ = tokio::join!(
             self.tenants.wait_until_ready(),
             self.sessions.wait_until_ready(),
-            self.namespaces.wait_until_ready(),
-            self.quotas.wait_until_ready(),
-            self.limit_ranges.wait_until_ready(),
-            self.fences.wait_until_ready(),
-            self.service_accounts.wait_until_ready(),
-            self.roles.wait_until_ready(),
-            self.role_bindings.wait_until_ready(),
-            self.config_maps.wait_until_ready(),
-            self.secrets.wait_until_ready(),
-            self.deployments.wait_until_ready(),
-            self.services.wait_until_ready(),
-            self.budgets.wait_until_ready(),
-            self.pods.wait_until_ready(),
+            self.namespaces.whole(),
+            self.quotas.whole(),
+            self.limit_ranges.whole(),
+            self.fences.whole(),
+            self.service_accounts.whole(),
+            self.roles.whole(),
+            self.role_bindings.whole(),
+            self.config_maps.whole(),
+            self.secrets.whole(),
+            self.deployments.whole(),
+            self.services.whole(),
+            self.budgets.whole(),
+            self.pods.whole(),
         );
     }
 
     /// One object of a kind that is copied.
     pub fn get<K: Kept>(&self, namespace: Option<&str>, name: &str) -> Option<Arc<K>> {
-        let reference = ObjectRef::new(name);
-        K::store(self).get(&match namespace {
-            Some(namespace) => reference.within(namespace),
-            None => reference,
-        })
+        K::copies(self).get(namespace, name).map(Arc::new)
     }
 
     /// One tenant.
@@ -246,8 +242,8 @@ struct Watch<'a> {
 impl Watch<'_> {
     fn tenants(&self) -> Store<AgentTenant> {
         let (changes, sessions) = (self.changes.clone(), Arc::clone(self.session_index));
-        let api = Api::all(self.client.clone());
-        mirror::start(self.tasks, "watch-tenants", api, "", move |change: Change<AgentTenant>| {
+        let (api, all) = (Api::all(self.client.clone()), watcher::Config::default());
+        mirror::start(self.tasks, "watch-tenants", api, all, move |change: Change<AgentTenant>| {
             let name = change.object().name_any();
             changes.routes.mark(name.clone());
             if let Change::Is { old, new } = change
@@ -267,8 +263,8 @@ impl Watch<'_> {
 
     fn sessions(&self) -> Store<AgentSession> {
         let (changes, index) = (self.changes.clone(), Arc::clone(self.session_index));
-        let api = Api::all(self.client.clone());
-        mirror::start(self.tasks, "watch-sessions", api, "", move |change: Change<AgentSession>| match change {
+        let (api, all) = (Api::all(self.client.clone()), watcher::Config::default());
+        mirror::start(self.tasks, "watch-sessions", api, all, move |change: Change<AgentSession>| match change {
             Change::Is { old, new } => {
                 index.put(&new);
                 // One of the same name that was deleted and made anew while the watch was broken.
@@ -287,23 +283,22 @@ impl Watch<'_> {
         })
     }
 
-    fn children<K: Object>(&self, task_name: &'static str) -> Store<K> {
+    fn children<K: Object>(&self, task_name: &'static str) -> Copies<K> {
         self.children_where(task_name, watcher::Config::default().labels(CHILDREN))
     }
 
-    fn children_but<K: Object>(&self, task_name: &'static str, name: &str) -> Store<K> {
+    fn children_but<K: Object>(&self, task_name: &'static str, name: &str) -> Copies<K> {
         let but = format!("metadata.name!={name}");
         self.children_where(task_name, watcher::Config::default().labels(CHILDREN).fields(&but))
     }
 
-    fn children_where<K: Object>(&self, task_name: &'static str, config: watcher::Config) -> Store<K> {
+    fn children_where<K: Object>(&self, task_name: &'static str, config: watcher::Config) -> Copies<K> {
         let (changes, applied) = (self.changes.clone(), Arc::clone(self.applied));
         let api = Api::all(self.client.clone());
-        mirror::start_with(self.tasks, task_name, api, config, move |change: Change<K>| {
-            if let Change::Gone(gone) = &change {
-                applied.forget(&child_key(&**gone));
+        Copies::start(self.tasks, task_name, api, config, move |object: &K, fate| {
+            if fate == Fate::Gone {
+                applied.forget(&child_key(object));
             }
-            let object = change.object();
             if let Some(tenant) = object.labels().get(labels::TENANT) {
                 changes.tenants.mark(tenant.clone());
                 changes.routes.mark(tenant.clone());
@@ -311,15 +306,15 @@ impl Watch<'_> {
         })
     }
 
-    fn workers(&self, index: &Arc<WorkerIndex>) -> Store<Pod> {
+    fn workers(&self, index: &Arc<WorkerIndex>) -> Copies<Pod> {
         let (changes, index, sessions) = (self.changes.clone(), Arc::clone(index), Arc::clone(self.session_index));
         let api = Api::all(self.client.clone());
-        mirror::start(self.tasks, "watch-workers", api, WORKERS, move |change: Change<Pod>| {
-            let pod = change.object();
+        let config = watcher::Config::default().labels(WORKERS);
+        Copies::start(self.tasks, "watch-workers", api, config, move |pod: &Pod, fate| {
             let Some(tenant) = tenant_of(pod) else { return };
-            let worker = match &change {
-                Change::Is { new, .. } => Worker::read(new),
-                Change::Gone(_) => None,
+            let worker = match fate {
+                Fate::Is => Worker::read(pod),
+                Fate::Gone => None,
             };
             let is_ready = worker.as_ref().is_some_and(|worker| worker.ready);
             if index.put(tenant, &pod.name_any(), worker) {

@@ -1,5 +1,7 @@
 //! A warm copy of one kind, kept by a watch, that says what changed.
 
+mod copies;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,9 +15,14 @@ use serde::de::DeserializeOwned;
 
 use croft_serve::Tasks;
 
+pub(crate) use copies::{Copies, Fate};
+
 /// A watch that is silent for longer is made anew, as some other part of the network may have dropped it unheard. The next
 /// one goes on where it was.
 pub(crate) const SILENCE_MAX_SECONDS: u32 = 20;
+/// Objects in one answer to a list. All kinds are listed at the same time when the operator starts, and what is in memory then
+/// stays with the process: with kube's 500 it was more than all copies.
+const PAGE: u32 = 50;
 /// Between two tries to watch.
 const AGAIN_MIN: Duration = Duration::from_millis(250);
 const AGAIN_MAX: Duration = Duration::from_secs(8);
@@ -44,25 +51,11 @@ impl<K> Change<K> {
     }
 }
 
-/// Copies what `selector` (a label selector; empty for all) finds, in a task of its own until shutdown.
+/// Copies what `config` finds, in a task of its own until shutdown.
 ///
 /// `on_change` is called after the copy has changed. After a break of the watch it is called for every object there is,
 /// and for those that went meanwhile, so nothing is missed, though something may be told twice.
 pub(crate) fn start<K>(
-    tasks: &Tasks,
-    task_name: &'static str,
-    api: Api<K>,
-    selector: &str,
-    on_change: impl Fn(Change<K>) + Send + 'static,
-) -> Store<K>
-where
-    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
-{
-    start_with(tasks, task_name, api, watcher::Config::default().labels(selector), on_change)
-}
-
-/// [`start`] for what `config` finds.
-pub(crate) fn start_with<K>(
     tasks: &Tasks,
     task_name: &'static str,
     api: Api<K>,
@@ -74,7 +67,21 @@ where
 {
     let (store, mut writer) = reflector::store();
     let reader: Store<K> = store.clone();
-    let events = watcher(api, config.timeout(SILENCE_MAX_SECONDS)).backoff(again());
+    follow(tasks, task_name, api, config, move |event| take(&reader, &mut writer, &event, &on_change));
+    store
+}
+
+/// Hands on what the watch tells of the objects that `config` finds, in a task of its own until shutdown.
+fn follow<K>(
+    tasks: &Tasks,
+    task_name: &'static str,
+    api: Api<K>,
+    config: watcher::Config,
+    mut take: impl FnMut(watcher::Event<K>) + Send + 'static,
+) where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    let events = watcher(api, config.timeout(SILENCE_MAX_SECONDS).page_size(PAGE)).backoff(again());
     let stopping = tasks.stopping();
     let follow = async move {
         let mut events = std::pin::pin!(events);
@@ -90,11 +97,10 @@ where
             if let watcher::Event::Apply(object) | watcher::Event::InitApply(object) = &mut event {
                 object.managed_fields_mut().clear();
             }
-            take(&reader, &mut writer, &event, &on_change);
+            take(event);
         }
     };
     drop(tasks.spawn(task_name, async move { stopping.run_until_cancelled(follow).await }));
-    store
 }
 
 fn take<K>(

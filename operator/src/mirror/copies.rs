@@ -1,0 +1,186 @@
+//! Warm copies of objects that are many and seldom looked at: kept as JSON, of which one is made when someone asks.
+//!
+//! A typed Deployment is some twenty kilobytes of mostly absent fields, its JSON is three. A tenant has a dozen children,
+//! so this is most of what the operator has in memory.
+
+use std::collections::{HashMap, HashSet};
+use std::marker::PhantomData;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use croft_serve::Tasks;
+use kube::ResourceExt as _;
+use kube::api::Api;
+use kube::runtime::watcher::{self, Event};
+use tokio_util::sync::CancellationToken;
+
+use crate::writes::Object;
+
+/// What became of an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It is new or different.
+    Is,
+    /// It is gone; this is what it was.
+    Gone,
+}
+
+/// The copies of one kind. Clones share them.
+pub struct Copies<K> {
+    shared: Arc<Shared>,
+    kind: PhantomData<fn() -> K>,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// By [`key`].
+    objects: RwLock<HashMap<String, Box<[u8]>>>,
+    whole: CancellationToken,
+}
+
+impl<K> Clone for Copies<K> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), kind: PhantomData }
+    }
+}
+
+impl<K: Object> Copies<K> {
+    /// Copies what `config` finds, in a task of its own until shutdown.
+    ///
+    /// `on_change` is called after the copy has changed. After a break of the watch it is called for every object there
+    /// is, and for those that went meanwhile, so nothing is missed, though something may be told twice.
+    pub(crate) fn start(
+        tasks: &Tasks,
+        task_name: &'static str,
+        api: Api<K>,
+        config: watcher::Config,
+        on_change: impl Fn(&K, Fate) + Send + 'static,
+    ) -> Self {
+        let copies = Self::empty();
+        let (taker, mut listed) = (copies.clone(), HashSet::new());
+        super::follow(tasks, task_name, api, config, move |event| taker.take(&event, &mut listed, &on_change));
+        copies
+    }
+
+    fn empty() -> Self {
+        Self { shared: Arc::default(), kind: PhantomData }
+    }
+
+    /// Waits until all there are have been copied.
+    pub(crate) async fn whole(&self) {
+        self.shared.whole.cancelled().await;
+    }
+
+    /// One object, as the watch last told it.
+    pub(crate) fn get(&self, namespace: Option<&str>, name: &str) -> Option<K> {
+        let objects = self.shared.objects.read().unwrap_or_else(PoisonError::into_inner);
+        Some(unpack(objects.get(&key(namespace, name))?))
+    }
+
+    fn take(&self, event: &Event<K>, listed: &mut HashSet<String>, on_change: &impl Fn(&K, Fate)) {
+        match event {
+            Event::Init => listed.clear(),
+            Event::InitApply(object) => {
+                listed.insert(key_of(object));
+                self.put(object, on_change);
+            }
+            Event::Apply(object) => self.put(object, on_change),
+            Event::Delete(object) => {
+                self.remove(&key_of(object));
+                on_change(object, Fate::Gone);
+            }
+            Event::InitDone => {
+                for object in self.unlisted(listed) {
+                    self.remove(&key_of(&object));
+                    on_change(&object, Fate::Gone);
+                }
+                *listed = HashSet::new();
+                self.shared.whole.cancel();
+            }
+        }
+    }
+
+    fn put(&self, object: &K, on_change: &impl Fn(&K, Fate)) {
+        let packed = serde_json::to_vec(object).expect("an object of Kubernetes is plain data").into_boxed_slice();
+        self.shared.objects.write().unwrap_or_else(PoisonError::into_inner).insert(key_of(object), packed);
+        on_change(object, Fate::Is);
+    }
+
+    fn remove(&self, key: &str) {
+        self.shared.objects.write().unwrap_or_else(PoisonError::into_inner).remove(key);
+    }
+
+    fn unlisted(&self, listed: &HashSet<String>) -> Vec<K> {
+        let objects = self.shared.objects.read().unwrap_or_else(PoisonError::into_inner);
+        objects.iter().filter(|(key, _)| !listed.contains(*key)).map(|(_, packed)| unpack(packed)).collect()
+    }
+}
+
+fn unpack<K: Object>(packed: &[u8]) -> K {
+    serde_json::from_slice(packed).expect("it was packed from such an object")
+}
+
+fn key_of(object: &impl kube::Resource) -> String {
+    key(object.meta().namespace.as_deref(), &object.name_any())
+}
+
+fn key(namespace: Option<&str>, name: &str) -> String {
+    format!("{}/{name}", namespace.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use Event::{Apply, Delete, Init, InitApply, InitDone};
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use kube::api::ObjectMeta;
+
+    use super::*;
+
+    fn named(name: &str, version: &str) -> ConfigMap {
+        let metadata = ObjectMeta {
+            name: Some(name.into()),
+            namespace: Some("tenant-heron".into()),
+            resource_version: Some(version.into()),
+            ..ObjectMeta::default()
+        };
+        ConfigMap { metadata, ..ConfigMap::default() }
+    }
+
+    #[test]
+    fn what_went_while_the_watch_was_broken_is_told() {
+        let (copies, told) = (Copies::empty(), RefCell::new(Vec::new()));
+        let mut listed = HashSet::new();
+        let on_change = |object: &ConfigMap, fate| {
+            told.borrow_mut().push((object.name_any(), object.resource_version().unwrap_or_default(), fate));
+        };
+        let mut feed = |events: Vec<Event<ConfigMap>>| {
+            for event in &events {
+                copies.take(event, &mut listed, &on_change);
+            }
+            told.take()
+        };
+        let is = |name: &str, version: &str| (name.to_owned(), version.to_owned(), Fate::Is);
+        let gone = |name: &str, version: &str| (name.to_owned(), version.to_owned(), Fate::Gone);
+        assert_eq!(
+            feed(vec![Init, InitApply(named("a", "1")), InitApply(named("b", "1")), InitDone]),
+            [is("a", "1"), is("b", "1")]
+        );
+        assert_eq!(feed(vec![Apply(named("a", "2"))]), [is("a", "2")]);
+        assert_eq!(feed(vec![Init, InitApply(named("b", "1")), InitDone]), [is("b", "1"), gone("a", "2")]);
+        assert_eq!(feed(vec![Delete(named("b", "3"))]), [gone("b", "3")]);
+        assert_eq!(copies.get(Some("tenant-heron"), "b"), None);
+    }
+
+    #[tokio::test]
+    async fn an_object_comes_back_as_it_was_told_once_all_are_there() {
+        let copies = Copies::empty();
+        let mut listed = HashSet::new();
+        copies.take(&InitApply(named("a", "1")), &mut listed, &|_, _| {});
+        assert!(!copies.shared.whole.is_cancelled());
+        copies.take(&InitDone, &mut listed, &|_, _| {});
+        copies.whole().await;
+        assert_eq!(copies.get(Some("tenant-heron"), "a"), Some(named("a", "1")));
+        assert_eq!(copies.get(None, "a"), None);
+    }
+}
