@@ -11,4 +11,5 @@ mod crash;
 mod fence;
 mod session;
 mod support;
+mod tenant_life;
 mod traces;

@@ -147,10 +147,10 @@ impl World {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
-        match tokio::time::timeout(PATIENCE, reached).await {
-            Ok(session) => session,
-            Err(_) => panic!("not reached: {:?}", self.stored(session_id).await),
-        }
+        let Ok(session) = tokio::time::timeout(PATIENCE, reached).await else {
+            panic!("not reached: {:?}", self.stored(session_id).await);
+        };
+        session
     }
 }
 
