@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use croft_crds::tenant::SpendStatus;
 use croft_proto::v1::TenantTotals;
+use jiff::Timestamp;
 use kube::ResourceExt as _;
 use tokio_util::sync::CancellationToken;
 
@@ -88,15 +89,24 @@ pub(crate) async fn run(context: Arc<Context>, interval: Duration, stopping: Can
 /// `None` if it says nothing of a month.
 fn read(totals: &TenantTotals) -> Option<Total> {
     let month = totals.month.unwrap_or_default();
-    let start = jiff::Timestamp::from_second(totals.month_start.as_ref()?.seconds).ok()?;
+    let start = Timestamp::from_second(totals.month_start.as_ref()?.seconds).ok()?;
     Some(Total {
         sessions_open: totals.sessions_open,
         spend: SpendStatus {
-            month: start.strftime("%Y-%m").to_string(),
+            month: month_of(start),
             usd: cents(month.cost_nano_usd),
             unpriced_attempts: month.unpriced_attempts,
         },
     })
+}
+
+/// What a tenant has spent in the month of `now` that has done nothing in it.
+pub(crate) fn nothing_spent(now: Timestamp) -> SpendStatus {
+    SpendStatus { month: month_of(now), usd: cents(0), unpriced_attempts: 0 }
+}
+
+fn month_of(time: Timestamp) -> String {
+    time.strftime("%Y-%m").to_string()
 }
 
 /// Billionths of a dollar as dollars, to the nearest cent.

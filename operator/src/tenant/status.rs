@@ -1,7 +1,7 @@
 //! What there is to say about a tenant after a pass: plain data in, a status out.
 
 use croft_crds::condition::{self, Verdict};
-use croft_crds::tenant::{SessionsStatus, TenantPhase, WorkersStatus};
+use croft_crds::tenant::{SessionsStatus, SpendStatus, TenantPhase, WorkersStatus};
 use croft_crds::{AgentTenant, AgentTenantStatus};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -12,7 +12,7 @@ use super::part::{Failure, Part};
 use super::tier::Tiers;
 use super::{Error, health};
 use crate::controller::{PassError as _, chain};
-use crate::totals::Total;
+use crate::totals::{self, Total};
 use crate::worker::{Problem, Worker};
 
 /// The condition that is there only while a tenant is being deleted.
@@ -63,8 +63,8 @@ pub(super) fn status(facts: &Facts<'_>) -> AgentTenantStatus {
         phase: Some(phase(tenant, outcome, workers, &rollout)),
         namespace: (!taken).then(|| tenant.namespace_name()),
         workers: Some(workers),
-        sessions: sessions(facts),
-        spend: facts.total.as_ref().map(|total| total.spend.clone()).or_else(|| before.spend.clone()),
+        sessions: Some(sessions(facts)),
+        spend: Some(spend(facts)),
         conditions,
     }
 }
@@ -75,11 +75,18 @@ fn count(facts: &Facts<'_>) -> WorkersStatus {
     WorkersStatus { desired: replicas(facts.tenant, facts.tiers), ready }
 }
 
-/// What the fronts have not told yet since this replica leads is as the one before it wrote.
-fn sessions(facts: &Facts<'_>) -> Option<SessionsStatus> {
+/// What the fronts have not told yet since this replica leads is as the one before it wrote. A tenant without a status is
+/// new and has none: said at once, it costs no write of its own when the fronts say the same.
+fn sessions(facts: &Facts<'_>) -> SessionsStatus {
     let told = facts.total.as_ref().map(|total| total.sessions_open);
-    let open = told.or(facts.before.sessions.map(|sessions| sessions.open))?;
-    Some(SessionsStatus { open, max: limits(facts.tenant, facts.tiers).max_sessions.unwrap_or(0).into() })
+    let open = told.or(facts.before.sessions.map(|sessions| sessions.open)).unwrap_or(0);
+    SessionsStatus { open, max: limits(facts.tenant, facts.tiers).max_sessions.unwrap_or(0).into() }
+}
+
+/// As with [`sessions`].
+fn spend(facts: &Facts<'_>) -> SpendStatus {
+    let told = facts.total.as_ref().map(|total| total.spend.clone());
+    told.or_else(|| facts.before.spend.clone()).unwrap_or_else(|| totals::nothing_spent(facts.now.0))
 }
 
 fn rollout(facts: &Facts<'_>, workers: WorkersStatus) -> Rollout {
@@ -200,7 +207,7 @@ fn phase(
 
 #[cfg(test)]
 mod tests {
-    use croft_crds::tenant::{ProviderName, SpendStatus};
+    use croft_crds::tenant::ProviderName;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
     use serde_json::json;
 
@@ -373,6 +380,15 @@ mod tests {
         assert_eq!(first.sessions, Some(SessionsStatus { open: 5, max: 77 }));
         assert_eq!(first.spend, Some(spend));
         assert_eq!(after(&first, &tenant, Ok(&observed), None, now), first, "by a replica that has heard nothing yet");
+    }
+
+    #[test]
+    fn a_new_tenant_has_nothing_open_and_nothing_spent_so_that_the_fronts_tell_nothing_new() {
+        let (tenant, observed) = (fixtures::full(), Observed::default());
+        let first = told(&tenant, Ok(&observed), None);
+        assert_eq!(first.sessions, Some(SessionsStatus { open: 0, max: 77 }));
+        let nothing = SpendStatus { month: "2026-01".into(), usd: "0.00".into(), unpriced_attempts: 0 };
+        assert_eq!(first.spend, Some(nothing));
     }
 
     #[test]
