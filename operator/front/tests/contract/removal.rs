@@ -64,7 +64,7 @@ pub(crate) async fn lets_no_session_slip_through(stores: &Stores) {
         stores.sessions.count_open(tenant).await.unwrap()
     };
     let (opened, seen) = tokio::join!(opening, closing);
-    let opened = opened.into_iter().filter(Result::is_ok).count();
+    let opened = opened.into_iter().flatten().count();
     assert_eq!(seen as usize, opened, "whatever was opened was seen once the removal had begun");
 }
 
@@ -111,9 +111,9 @@ pub(crate) async fn erases_credentials_of_the_tenant_alone(stores: &Stores) {
     let [ours, theirs] = two_tenants(stores).await;
     let mut prefixes = Vec::new();
     for (tenant, name) in [(ours, "ours"), (ours, "ours"), (theirs, "theirs")] {
-        let (stored, _) = api_key::generate(tenant, name).unwrap();
-        stores.keys.insert(&stored).await.unwrap();
-        prefixes.push(stored.prefix);
+        let (api_key, _) = api_key::generate(tenant, name).unwrap();
+        stores.keys.insert(&api_key).await.unwrap();
+        prefixes.push(api_key.prefix);
     }
     stores.removal.begin(ours, "ours").await.unwrap();
     assert_eq!(stores.removal.erase_credentials(ours).await.unwrap(), 2);

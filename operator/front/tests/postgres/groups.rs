@@ -43,7 +43,8 @@ async fn many_at_once_share_few_transactions() {
         .fetch_one(&mut database.admin().await)
         .await
         .unwrap();
-    assert!(transactions < 3 * SESSIONS as i64 / 2, "{transactions} transactions for {} appends", 3 * SESSIONS);
+    let transactions = usize::try_from(transactions).unwrap();
+    assert!(transactions < 3 * SESSIONS / 2, "{transactions} transactions for {} appends", 3 * SESSIONS);
     database.end().await;
 }
 
@@ -73,8 +74,8 @@ async fn one_that_cannot_be_stored_takes_no_other_with_it() {
             2 => assert!(matches!(outcome, Err(Error::SessionNotFound { .. })), "{outcome:?}"),
             _ => assert!(matches!(outcome, Ok(Appended::New(_))), "{outcome:?}"),
         }
-        let stored = stores.events.read(tenant, *session, 2, 10).await.unwrap();
-        assert_eq!(stored.len(), usize::from(place % 4 == 3));
+        let events = stores.events.read(tenant, *session, 2, 10).await.unwrap();
+        assert_eq!(events.len(), usize::from(place % 4 == 3));
     }
     database.end().await;
 }
