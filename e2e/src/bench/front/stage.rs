@@ -16,6 +16,7 @@ use super::routes;
 use crate::bench::launch::{Ports, command, loopback, tls_flags};
 use crate::bench::load::{self, megabytes};
 use crate::bench::process::Program;
+use crate::bench::stage::until;
 use crate::client::Client;
 
 /// Where the programs and the services are.
@@ -117,7 +118,8 @@ impl Stage {
 
         let mut tenants = Vec::new();
         for (id, name, worker) in started {
-            let api_key = api_key(&place, name).await?;
+            // A front is ready before its tenants have their rows.
+            let api_key = until("a key of the tenant", async || api_key(&place, name).await.ok()).await?;
             tenants.push(Tenant { id, name, worker, api_key });
         }
         let tenants = tenants.try_into().ok().context("there are not two tenants")?;
