@@ -51,16 +51,14 @@ pub async fn assemble(parts: Parts, tasks: &Tasks, registry: &prometheus::Regist
     let Parts { replica, stores, relay, tenants, tls, options } = parts;
     let metrics = Metrics::register(registry)?;
     let models = Registry::start(Arc::clone(&stores.models), tasks).await?;
+    let authority = tls.as_ref().map(|tls| tls.ca.as_slice());
+    let authenticator = Authenticator::new(Arc::clone(&stores.keys), tenants.clone(), authority)?;
     let core = Arc::new(Core {
         replica,
         hub: Hub::new(relay, tasks, registry)?,
         router: Router::new(tenants.clone()),
         workers: WorkerPool::new(tenants.clone(), tls.clone(), tasks),
-        authenticator: Authenticator::new(
-            Arc::clone(&stores.keys),
-            tenants.clone(),
-            tls.as_ref().map(|tls| tls.ca.as_slice()),
-        )?,
+        authenticator: authenticator.with_issuers(&options.identity, tasks, registry)?,
         audit: AuditWriter::start(Arc::clone(&stores.audit), metrics.clone(), tasks),
         models,
         stores,

@@ -10,6 +10,8 @@ use croft_serve::{ServeArgs, TlsArgs};
 use secrecy::SecretString;
 
 use crate::core::Options;
+use crate::identity::role::Role;
+use crate::identity::settings::{IdentityArgs, Settings};
 
 /// The front of Croft: sessions for the tenants' clients.
 #[derive(Debug, Parser)]
@@ -47,6 +49,8 @@ pub struct Serve {
     pub program: ServeArgs,
     #[command(flatten)]
     pub tls: TlsArgs,
+    #[command(flatten)]
+    pub identity: IdentityArgs,
     /// URL of the database, with the front's own role: `postgres://croft_front:…@host:5432/croft`
     #[arg(long, env = "CROFT_POSTGRES_URL", hide_env_values = true, value_parser = postgres_url)]
     pub postgres_url: SecretString,
@@ -89,9 +93,10 @@ pub struct Serve {
 }
 
 impl Serve {
-    /// The part that concerns turns.
-    pub fn options(&self) -> Options {
+    /// The part that concerns turns, and who may have them.
+    pub fn options(&self, identity: Settings) -> Options {
         Options {
+            identity,
             lease_ttl: Duration::from_millis(self.lease_ttl_ms),
             message_bytes_max: self.message_bytes_max,
             placement_timeout: Duration::from_millis(self.placement_timeout_ms),
@@ -100,7 +105,7 @@ impl Serve {
     }
 
     fn mistakes(&self) -> Vec<String> {
-        let mut mistakes = Vec::new();
+        let mut mistakes = self.identity.read().err().unwrap_or_default();
         if self.lease_ttl_ms < 1_000 {
             mistakes.push("--lease-ttl-ms (CROFT_LEASE_TTL_MS) must be at least 1000.".to_owned());
         }
@@ -136,6 +141,9 @@ pub enum ApiKey {
         /// The AgentTenant's name
         #[arg(long)]
         tenant: String,
+        /// What its holder may do
+        #[arg(long, default_value = "admin")]
+        role: Role,
         /// URL of the database, with a role that may write API keys
         #[arg(long, env = "CROFT_POSTGRES_URL", hide_env_values = true, value_parser = postgres_url)]
         postgres_url: SecretString,

@@ -6,7 +6,7 @@ use croft_serve::Tasks;
 
 use crate::audit::writer::AuditWriter;
 use crate::events::fanout::Hub;
-use crate::identity::Authenticator;
+use crate::identity::{self, Authenticator};
 use crate::metrics::Metrics;
 use crate::models::registry::Registry;
 use crate::routing::Router;
@@ -42,6 +42,8 @@ pub struct Options {
     pub placement_timeout: Duration,
     /// Wall time of one turn, where the agent has no limit of its own.
     pub turn_timeout: Duration,
+    /// Who vouches for callers besides API keys.
+    pub identity: identity::Settings,
 }
 
 impl Default for Options {
@@ -51,6 +53,7 @@ impl Default for Options {
             message_bytes_max: 1024 * 1024,
             placement_timeout: Duration::from_secs(10),
             turn_timeout: Duration::from_mins(10),
+            identity: identity::Settings::default(),
         }
     }
 }

@@ -6,7 +6,7 @@ use tonic::metadata::MetadataMap;
 
 use crate::core::Core;
 use crate::error::Error;
-use crate::identity::Identity;
+use crate::identity::{Call, Identity};
 
 /// Which port a call came in by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,12 +18,14 @@ pub enum Door {
 }
 
 impl Door {
-    /// The verified caller. The tenant of all that follows is this one's.
-    pub async fn identify<T>(self, core: &Core, request: &Request<T>) -> Result<Identity, Error> {
-        match self {
-            Self::Public => core.authenticator.authenticate_bearer(bearer(request.metadata())?).await,
-            Self::Internal => core.authenticator.authenticate_operator(operators_token(request)?),
-        }
+    /// The verified caller, who has a role for this call. The tenant of all that follows is this one's.
+    pub async fn identify<C: Call>(self, core: &Core, request: &Request<C>) -> Result<Identity, Error> {
+        let identity = match self {
+            Self::Public => core.authenticator.authenticate_bearer(bearer(request.metadata())?).await?,
+            Self::Internal => core.authenticator.authenticate_operator(operators_token(request)?)?,
+        };
+        identity.may::<C>()?;
+        Ok(identity)
     }
 }
 

@@ -29,7 +29,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::serve::ListenerExt;
 use axum::{Json, Router};
-use croft_proto::v1::{ResolveApprovalRequest, SendMessageRequest};
+use croft_proto::v1::{InterruptSessionRequest, ResolveApprovalRequest, SendMessageRequest};
 use croft_serve::{Readiness, Tasks};
 use prometheus::Registry;
 use serde_json::json;
@@ -65,14 +65,17 @@ pub trait Calls: Send + Sync {
 #[async_trait]
 impl Calls for Lifecycle {
     async fn send_message(&self, identity: &Identity, request: SendMessageRequest) -> Result<u64, Error> {
+        identity.may::<SendMessageRequest>()?;
         Ok(self.accept(identity, request).await?.accepted.seq)
     }
 
     async fn interrupt(&self, identity: &Identity, session_id: &str) -> Result<bool, Error> {
+        identity.may::<InterruptSessionRequest>()?;
         Self::interrupt(self, identity, session_id).await
     }
 
     async fn resolve_approval(&self, identity: &Identity, request: ResolveApprovalRequest) -> Result<(), Error> {
+        identity.may::<ResolveApprovalRequest>()?;
         Self::answer(self, identity, &request).await
     }
 }

@@ -1,19 +1,36 @@
 //! Who calls. The tenant of every query comes from here, never from a request.
 
 pub mod api_key;
+mod jwks;
 pub mod operator;
+mod refusal;
+pub mod role;
+pub mod settings;
+mod source;
+mod token;
 
 use std::sync::Arc;
 
 use croft_proto::id::TenantId;
+use croft_serve::Tasks;
+use prometheus::Registry;
+
+pub use self::refusal::Refusal;
+pub use self::role::{Call, Role, Roles};
+pub use self::settings::Settings;
 
 use self::api_key::{ApiKeys, KeyStore};
 use self::operator::OperatorKeys;
+use self::refusal::Failure;
+use self::token::Issuers;
 use crate::error::Error;
 use crate::tenants::Tenants;
 
 /// What every caller without a valid credential is told, whatever is wrong with it.
-pub(crate) const NEEDED: &str = "the authorization header must be `Bearer` and a valid API key";
+pub(crate) const NEEDED: &str = "the authorization header must be `Bearer` and a valid API key or token";
+
+/// What is missing until the operator has told of its tenants.
+const TENANTS: &str = "the list of tenants";
 
 /// A verified caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,8 +38,18 @@ pub struct Identity {
     pub tenant: TenantId,
     /// The AgentTenant's name.
     pub tenant_name: String,
-    /// For the audit log: `api-key/ck_1a2b3c4d`, `operator`.
+    /// For the audit log: `api-key/ck_1a2b3c4d`, `oidc/<provider>/<sub>`, `service-account/<namespace>/<name>`, `operator`.
     pub actor: String,
+    pub roles: Roles,
+}
+
+impl Identity {
+    /// Fails with [`Error::Forbidden`] if no role of the caller's allows this call.
+    pub fn may<C: Call>(&self) -> Result<(), Error> {
+        self.roles.check::<C>().inspect_err(|_| {
+            tracing::info!(tenant = %self.tenant, actor = self.actor, action = C::ACTION, "a call was forbidden");
+        })
+    }
 }
 
 /// Turns credentials into identities. Clones share what it remembers.
@@ -31,6 +58,8 @@ pub struct Authenticator {
     tenants: Tenants,
     api_keys: ApiKeys,
     operator: Arc<OperatorKeys>,
+    /// Nobody, unless [`Authenticator::with_issuers`] was told of some.
+    issuers: Option<Arc<Issuers>>,
 }
 
 impl Authenticator {
@@ -38,18 +67,46 @@ impl Authenticator {
     /// Fails when it holds something else.
     pub fn new(keys: Arc<dyn KeyStore>, tenants: Tenants, ca: Option<&[u8]>) -> Result<Self, operator::CaError> {
         let operator = ca.map(OperatorKeys::from_pem).transpose()?.unwrap_or_default();
-        Ok(Self { tenants, api_keys: ApiKeys::new(keys), operator: Arc::new(operator) })
+        Ok(Self { tenants, api_keys: ApiKeys::new(keys), operator: Arc::new(operator), issuers: None })
+    }
+
+    /// Takes JSON web tokens, too. Keeps the issuers' keys fresh in tasks of its own.
+    pub fn with_issuers(self, settings: &Settings, tasks: &Tasks, registry: &Registry) -> anyhow::Result<Self> {
+        let issuers = Issuers::start(settings, tasks, registry)?;
+        Ok(Self { issuers: Some(Arc::new(issuers)), ..self })
     }
 
     /// The caller that a bearer token of the clients' ports stands for.
     ///
-    /// The kind of credential shows in its shape: one that begins with `ck_` is an API key. JSON web tokens, of OIDC issuers or
-    /// of service accounts, have a place of their own here once issuers can be configured. Fails with
-    /// [`Error::Unauthenticated`], and with [`Error::Unavailable`] when nobody can say.
+    /// The kind of credential shows in its shape: one that begins with `ck_` is an API key, others are JSON web tokens. Fails
+    /// with [`Error::Unauthenticated`]; with [`Error::Forbidden`] if it is good and gives no role; and with
+    /// [`Error::Unavailable`] when nobody can say.
     pub async fn authenticate_bearer(&self, token: &str) -> Result<Identity, Error> {
-        let key = self.api_keys.verify(token).await?;
-        let tenant_name = self.known_tenant(key.tenant)?;
-        Ok(Identity { tenant: key.tenant, tenant_name, actor: format!("api-key/ck_{}", key.prefix) })
+        match &self.issuers {
+            Some(issuers) if !token.starts_with("ck_") => {
+                let identity = self.authenticate_token(issuers, token).await;
+                identity.inspect_err(|failure| issuers.note(failure)).map_err(Error::from)
+            }
+            _ => {
+                let key = self.api_keys.verify(token).await?;
+                let tenant_name = self.known_tenant(key.tenant)?;
+                let actor = format!("api-key/ck_{}", key.prefix);
+                Ok(Identity { tenant: key.tenant, tenant_name, actor, roles: key.role.into() })
+            }
+        }
+    }
+
+    async fn authenticate_token(&self, issuers: &Issuers, token: &str) -> Result<Identity, Failure> {
+        let subject = issuers.verify(token).await?;
+        let Some(tenant) = self.tenants.by_name(&subject.tenant_name) else {
+            let refused = Failure::Refused(Refusal::ForeignTenant);
+            return Err(if self.tenants.synced() { refused } else { Failure::Missing(TENANTS) });
+        };
+        if subject.namespace.is_some_and(|namespace| namespace != tenant.namespace) {
+            return Err(Refusal::ForeignTenant.into());
+        }
+        let (actor, roles) = (subject.actor, subject.roles);
+        Ok(Identity { tenant: tenant.id, tenant_name: tenant.name.clone(), actor, roles })
     }
 
     /// The tenant that the operator acts for. Only for calls that came with the operator's certificate.
@@ -59,7 +116,7 @@ impl Authenticator {
         if tenant_name != claim.tenant_name {
             return Err(Error::Unauthenticated { problem: operator::NEEDED });
         }
-        Ok(Identity { tenant: claim.tenant, tenant_name, actor: "operator".to_owned() })
+        Ok(operators(claim.tenant, tenant_name))
     }
 
     /// As [`Self::authenticate_operator`], for a tenant that may be on its way out, or out already: this front need not know it.
@@ -68,7 +125,7 @@ impl Authenticator {
         if self.tenants.get(claim.tenant).is_some_and(|tenant| tenant.name != claim.tenant_name) {
             return Err(Error::Unauthenticated { problem: operator::NEEDED });
         }
-        Ok(Identity { tenant: claim.tenant, tenant_name: claim.tenant_name, actor: "operator".to_owned() })
+        Ok(operators(claim.tenant, claim.tenant_name))
     }
 
     /// The operator, for what concerns all tenants. Only for calls that came with the operator's certificate.
@@ -81,9 +138,14 @@ impl Authenticator {
         match self.tenants.get(id) {
             Some(tenant) => Ok(tenant.name.clone()),
             None if self.tenants.synced() => Err(Error::Unauthenticated { problem: NEEDED }),
-            None => Err(Error::unavailable("the list of tenants", anyhow::anyhow!("no snapshot of routes yet"))),
+            None => Err(Error::unavailable(TENANTS, anyhow::anyhow!("no snapshot of routes yet"))),
         }
     }
+}
+
+/// The operator may do all for the tenant that its token names.
+fn operators(tenant: TenantId, tenant_name: String) -> Identity {
+    Identity { tenant, tenant_name, actor: "operator".to_owned(), roles: Role::Admin.into() }
 }
 
 #[cfg(test)]

@@ -9,8 +9,8 @@ fn main() -> ExitCode {
     croft_serve::run(async |config: Config| match config.command {
         Command::Serve(config) => serve::serve(*config).await,
         Command::Migrate(config) => migrate::run(&config.postgres_url, &config.front_role).await,
-        Command::ApiKey(ApiKey::Create { tenant, postgres_url }) => {
-            api_key_command::create(&tenant, &postgres_url).await
+        Command::ApiKey(ApiKey::Create { tenant, role, postgres_url }) => {
+            api_key_command::create(&tenant, role, &postgres_url).await
         }
     })
 }

@@ -26,6 +26,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Serves until SIGTERM. Fails at once, with a sentence, when a port is taken, or Postgres or Redis can't be reached.
 pub async fn serve(config: Serve) -> anyhow::Result<()> {
     let tls = TlsFiles::read(&config.tls)?;
+    let identity = config.identity.read().map_err(|mistakes| anyhow::anyhow!(mistakes.join(" ")))?;
     let program = Program::start("croft-front", &config.program).await?;
     let (tasks, readiness, registry) = (&program.tasks, &program.readiness, program.metrics.registry());
 
@@ -58,7 +59,7 @@ pub async fn serve(config: Serve) -> anyhow::Result<()> {
     }
     .spawn(tasks)?;
 
-    let options = config.options();
+    let options = config.options(identity);
     let parts = Parts { replica, stores, relay: Arc::new(relay), tenants, tls: Some(tls.clone()), options };
     let core = assemble(parts, tasks, registry).await?;
 

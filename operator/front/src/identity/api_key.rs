@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::NEEDED;
+use super::role::Role;
 use crate::error::Error;
 
 const PREFIX_BYTES: usize = 4;
@@ -37,6 +38,8 @@ pub struct StoredKey {
     pub tenant_name: String,
     /// SHA-256 of the secret.
     pub secret_hash: [u8; 32],
+    /// What its holder may do.
+    pub role: Role,
 }
 
 /// Where API keys live.
@@ -49,7 +52,7 @@ pub trait KeyStore: Send + Sync {
     async fn find(&self, prefix: &str) -> Result<Option<StoredKey>, Error>;
 }
 
-/// A new key: what is stored of it, and the token, which nobody will see again. Fails when the system has no randomness.
+/// A new key of an admin's: what is stored of it, and the token, which nobody will see again. Fails when the system has no randomness.
 pub fn generate(tenant: TenantId, tenant_name: &str) -> Result<(StoredKey, SecretString), Error> {
     let mut bytes = [0; PREFIX_BYTES + SECRET_BYTES];
     getrandom::fill(&mut bytes).map_err(Error::internal)?;
@@ -57,7 +60,7 @@ pub fn generate(tenant: TenantId, tenant_name: &str) -> Result<(StoredKey, Secre
     let secret = URL_SAFE_NO_PAD.encode(&bytes[PREFIX_BYTES..]);
     let token = SecretString::from(format!("ck_{prefix}_{secret}"));
     let secret_hash = hash(&secret);
-    Ok((StoredKey { prefix, tenant, tenant_name: tenant_name.to_owned(), secret_hash }, token))
+    Ok((StoredKey { prefix, tenant, tenant_name: tenant_name.to_owned(), secret_hash, role: Role::Admin }, token))
 }
 
 /// What a token says of itself.

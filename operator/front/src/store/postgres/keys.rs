@@ -13,10 +13,11 @@ use crate::identity::api_key::{KeyStore, StoredKey};
 impl KeyStore for Postgres {
     async fn insert(&self, key: &StoredKey) -> Result<(), Error> {
         let mut tx = self.tenant(key.tenant).await?;
-        sqlx::query("insert into api_keys (prefix, tenant_id, secret_hash) values ($1, $2, $3)")
+        sqlx::query("insert into api_keys (prefix, tenant_id, secret_hash, role) values ($1, $2, $3, $4)")
             .bind(&key.prefix)
             .bind(key.tenant.0)
             .bind(key.secret_hash)
+            .bind(key.role.as_str())
             .execute(&mut *tx)
             .await
             .map_err(|error| match &error {
@@ -29,7 +30,7 @@ impl KeyStore for Postgres {
 
     async fn find(&self, prefix: &str) -> Result<Option<StoredKey>, Error> {
         let mut tx = self.nobody().await?;
-        let row = sqlx::query("select prefix, tenant_id, tenant_name, secret_hash from croft_api_key($1)")
+        let row = sqlx::query("select prefix, tenant_id, tenant_name, secret_hash, role from croft_api_key($1)")
             .bind(prefix)
             .fetch_optional(&mut *tx)
             .await
@@ -44,5 +45,6 @@ fn key(row: &PgRow) -> Result<StoredKey, sqlx::Error> {
         tenant: TenantId(row.try_get("tenant_id")?),
         tenant_name: row.try_get("tenant_name")?,
         secret_hash: row.try_get("secret_hash")?,
+        role: row.try_get::<&str, _>("role")?.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?,
     })
 }

@@ -1,0 +1,90 @@
+//! Streams live no longer than the credential that opened them, and what goes up a socket asks for a role as a call does.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use croft_front::events::log::NewEvent;
+use croft_front::session::store::NewSession;
+use croft_proto::Timestamp;
+use croft_proto::id::SessionId;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{AgentSpec, SessionCreated};
+use futures::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+use tokio_tungstenite::connect_async;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+
+use crate::scene::{PATIENCE, Scene};
+
+async fn session(scene: &Scene) -> SessionId {
+    let created = NewEvent {
+        kind: Kind::SessionCreated(SessionCreated::default()),
+        turn: None,
+        elapsed_ms: 0,
+        create_time: Timestamp { seconds: 1_700_000_000, nanos: 0 },
+    };
+    let id = SessionId::generate();
+    let new = NewSession {
+        id,
+        tenant: scene.heron,
+        tenant_name: "heron".into(),
+        agent: AgentSpec::default(),
+        config_hash: String::new(),
+        labels: BTreeMap::new(),
+        events: vec![created],
+        idle_timeout_ms: 0,
+        expire_time: None,
+        sessions_max: None,
+        idempotency_key: None,
+    };
+    scene.core.stores.sessions.insert(new).await.unwrap();
+    id
+}
+
+#[tokio::test]
+async fn a_stream_ends_when_its_token_expires_and_not_before() {
+    let scene = Scene::new().await;
+    scene.taken(&scene.people.sign(&scene.claims())).await;
+    let (session, now) = (session(&scene).await, jsonwebtoken::get_current_timestamp());
+    let short = scene.changed("exp", json!(now + 2));
+    let url = format!("http://{}/v1/sessions/{session}/events", scene.http);
+    let opened = Instant::now();
+    let mut stream = reqwest::Client::new().get(&url).bearer_auth(&short).send().await.unwrap();
+    assert_eq!(stream.status(), 200);
+    let first = stream.chunk().await.unwrap().unwrap();
+    assert!(String::from_utf8_lossy(&first).contains("sessionCreated"), "{first:?}");
+    let ended = async { while stream.chunk().await.unwrap().is_some() {} };
+    tokio::time::timeout(PATIENCE, ended).await.expect("the stream outlives its token");
+    assert!(opened.elapsed() > Duration::from_millis(900), "it ended early, after {:?}", opened.elapsed());
+    let again = reqwest::Client::new().get(&url).bearer_auth(&short).send().await.unwrap();
+    assert_eq!(again.status(), 401);
+    let said: Value = again.json().await.unwrap();
+    assert_eq!(said["error"]["message"], "no valid credential: the token has expired");
+}
+
+#[tokio::test]
+async fn a_viewer_sees_over_a_websocket_and_sends_nothing() {
+    let scene = Scene::new().await;
+    let viewer = scene.changed("roles", json!(["viewer"]));
+    scene.taken(&viewer).await;
+    let session = session(&scene).await.to_string();
+    let mut request = format!("ws://{}/v1/ws", scene.http).into_client_request().unwrap();
+    request.headers_mut().insert("authorization", format!("Bearer {viewer}").parse().unwrap());
+    let (mut socket, _) = connect_async(request).await.unwrap();
+    for frame in [
+        json!({ "send": { "sessionId": session, "content": [{ "text": { "text": "hello" } }] } }),
+        json!({ "interrupt": { "sessionId": session } }),
+        json!({ "approve": { "sessionId": session, "approvalId": "a", "approved": true } }),
+    ] {
+        socket.send(Message::text(frame.to_string())).await.unwrap();
+        let answer = tokio::time::timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap();
+        let answer: Value = serde_json::from_str(answer.to_text().unwrap()).unwrap();
+        assert_eq!(answer["error"]["reason"], "FORBIDDEN", "{frame}: {answer}");
+    }
+    let subscribe = json!({ "subscribe": { "sessionId": session, "since": "0" } });
+    socket.send(Message::text(subscribe.to_string())).await.unwrap();
+    let answer = tokio::time::timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap();
+    assert!(answer.to_text().unwrap().contains("subscribed"), "{answer}");
+}
