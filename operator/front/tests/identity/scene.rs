@@ -171,7 +171,7 @@ impl Scene {
 
     /// Waits until the token is taken.
     pub(crate) async fn taken(&self, token: &str) -> Identity {
-        let taken = async {
+        let trying = async {
             loop {
                 if let Ok(identity) = self.identify(token).await {
                     return identity;
@@ -179,7 +179,7 @@ impl Scene {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, taken).await.expect("the token is never taken")
+        tokio::time::timeout(PATIENCE, trying).await.expect("the token is never taken")
     }
 
     pub(crate) fn channel(&self) -> Channel {
