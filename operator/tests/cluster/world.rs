@@ -26,7 +26,7 @@ use crate::proxy::Proxy;
 /// On everything that a test makes, so that the next run can clear away what a killed one left.
 pub(crate) const TEST_LABEL: &str = "croft.dev/made-by-test";
 /// Nothing here takes that long unless it is broken.
-pub(crate) const LONG: Duration = Duration::from_secs(120);
+pub(crate) const LONG: Duration = Duration::from_mins(2);
 
 static ALONE: RwLock<()> = RwLock::const_new(());
 
