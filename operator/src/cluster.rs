@@ -296,12 +296,16 @@ impl Watch<'_> {
         let (changes, applied) = (self.changes.clone(), Arc::clone(self.applied));
         let api = Api::all(self.client.clone());
         Copies::start(self.tasks, task_name, api, config, move |object: &K, fate| {
+            let key = child_key(object);
+            // The pass that wrote it knows; another one would find nothing to do.
+            let is_echo = fate == Fate::Is && applied.is_echo(&key, object.meta().resource_version.as_deref());
             if fate == Fate::Gone {
-                applied.forget(&child_key(object));
+                applied.forget(&key);
             }
-            if let Some(tenant) = object.labels().get(labels::TENANT) {
+            let Some(tenant) = object.labels().get(labels::TENANT) else { return };
+            changes.routes.mark(tenant.clone());
+            if !is_echo {
                 changes.tenants.mark(tenant.clone());
-                changes.routes.mark(tenant.clone());
             }
         })
     }

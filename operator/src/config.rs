@@ -48,8 +48,8 @@ pub struct Args {
     /// namespace goes all the same
     #[arg(long, env = "CROFT_TENANT_REMOVAL_SECONDS", default_value_t = 300)]
     pub tenant_removal_seconds: u32,
-    /// Passes over objects of one kind that run at a time; more wait
-    #[arg(long, env = "CROFT_RECONCILE_CONCURRENCY", default_value_t = 16)]
+    /// Passes over objects of one kind that run at a time; more wait. Each holds a connection to the API server
+    #[arg(long, env = "CROFT_RECONCILE_CONCURRENCY", default_value_t = 64)]
     pub reconcile_concurrency: u16,
     /// A pass that takes longer is given up and tried again, in milliseconds
     #[arg(long, env = "CROFT_RECONCILE_DEADLINE_MS", default_value_t = 30_000)]
@@ -146,7 +146,7 @@ mod tests {
         let args = try_parse_from::<Args>(["croft-operator", "--namespace=plots"]).unwrap();
         assert_eq!(args.front_url(), "https://croft-front-internal.plots.svc:50054");
         assert_eq!(args.settings().unwrap().namespace, "plots");
-        assert_eq!(args.limits(Duration::ZERO).concurrency, 16);
+        assert_eq!(args.limits(Duration::ZERO).concurrency, 64);
     }
 
     #[test]

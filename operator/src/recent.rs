@@ -50,6 +50,12 @@ impl<T: Clone> Recent<T> {
         (note.version > cached && note.at.elapsed() < TRUST).then(|| note.content.clone())
     }
 
+    /// Whether what the watch tells under `key` is just what we wrote.
+    pub fn is_echo(&self, key: &str, version: Option<&str>) -> bool {
+        let notes = self.notes();
+        parse(version).is_some_and(|version| notes.get(key).is_some_and(|note| note.version == version))
+    }
+
     /// Forgets what was under `key`: it has been deleted.
     pub fn forget(&self, key: &str) {
         self.notes().remove(key);
@@ -78,6 +84,15 @@ mod tests {
         assert_eq!(recent.newer_than("fence", Some("9")), Some("hash"));
         assert_eq!(recent.newer_than("fence", Some("12")), None);
         assert_eq!(recent.newer_than("quota", None), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_echo_is_the_very_version_that_we_wrote() {
+        let recent = Recent::default();
+        recent.remember("fence".into(), Some("12"), "hash");
+        assert!(recent.is_echo("fence", Some("12")));
+        assert!(!recent.is_echo("fence", Some("13")), "someone has written since");
+        assert!(!recent.is_echo("quota", Some("12")));
     }
 
     #[tokio::test(start_paused = true)]
