@@ -27,6 +27,9 @@ pub struct Extent {
     /// Sessions declared a second, one rate after the other
     #[arg(long, value_delimiter = ',', default_values_t = [2, 20, 75])]
     pub session_rates: Vec<u32>,
+    /// Tenants made a second, for ten seconds, one rate after the other
+    #[arg(long, value_delimiter = ',', default_values_t = [5, 10, 20])]
+    pub tenant_rates: Vec<u32>,
     /// Seconds in which nothing happens
     #[arg(long, default_value_t = 60)]
     pub idle_seconds: u64,
@@ -60,8 +63,11 @@ pub async fn run(place: Place, extent: &Extent, out: &mut impl Write) -> anyhow:
         tell(sessions::at(&stage, rate, rate * extent.session_seconds).await?)?;
     }
     let children = Children::watch(&stage).await?;
-    for row in tenants::at(&stage, &children, "few", 20, 200.min(extent.tenants)).await? {
-        tell(row)?;
+    for &rate in &extent.tenant_rates {
+        let count = (rate * 10).min(extent.tenants);
+        for row in tenants::at(&stage, &children, &format!("at-{rate}"), rate, count).await? {
+            tell(row)?;
+        }
     }
     fleet::grow(&stage, &children, extent.tenants).await?;
     tell(fleet::memory(&stage).await?)?;

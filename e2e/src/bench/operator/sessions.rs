@@ -70,7 +70,7 @@ pub async fn at(stage: &Stage, per_second: u32, count: u32) -> anyhow::Result<Ro
             "a session: {} writes, {} of them the operator's, {} passes",
             each(writes, count),
             each(by_operator, count),
-            passes / f64::from(count)
+            (passes / f64::from(count) * 100.0).round() / 100.0
         ))
         .besides(cpu);
     objects.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
