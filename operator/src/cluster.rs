@@ -295,6 +295,8 @@ impl Watch<'_> {
     fn children_where<K: Object>(&self, task_name: &'static str, config: watcher::Config) -> Copies<K> {
         let (changes, applied) = (self.changes.clone(), Arc::clone(self.applied));
         let api = Api::all(self.client.clone());
+        // A route is made of these, the tenant and its workers.
+        let is_routed = matches!(&*K::kind(&()), "ConfigMap" | "Deployment");
         Copies::start(self.tasks, task_name, api, config, move |object: &K, fate| {
             let key = child_key(object);
             // The pass that wrote it knows; another one would find nothing to do.
@@ -303,7 +305,9 @@ impl Watch<'_> {
                 applied.forget(&key);
             }
             let Some(tenant) = object.labels().get(labels::TENANT) else { return };
-            changes.routes.mark(tenant.clone());
+            if is_routed {
+                changes.routes.mark(tenant.clone());
+            }
             if !is_echo {
                 changes.tenants.mark(tenant.clone());
             }

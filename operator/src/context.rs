@@ -5,6 +5,7 @@ use std::sync::Arc;
 use croft_crds::{AgentSessionStatus, AgentTenantStatus};
 use jiff::Timestamp;
 use kube::Client;
+use tokio::sync::Semaphore;
 
 use crate::authority::Authority;
 use crate::cluster::Cluster;
@@ -18,12 +19,18 @@ use crate::tenant::Settings;
 use crate::totals::Totals;
 use crate::writes::Writer;
 
+/// Writes of tenants' children on their way at a time; more wait. Each has a connection to itself, as kube speaks HTTP/1.1.
+/// Statuses and declared sessions don't wait here, however many tenants are being made.
+pub const CHILD_WRITES_MAX: usize = 64;
+
 /// Shared by all passes of one operator.
 pub struct Context {
     pub cluster: Arc<Cluster>,
     /// For reads that the copies can't answer.
     pub client: Client,
     pub writer: Writer,
+    /// For writes of tenants' children, of which a pass has many at a time.
+    pub child_turns: Semaphore,
     pub settings: Settings,
     pub authority: Arc<Authority>,
     pub keyring: Keyring,

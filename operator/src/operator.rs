@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::api::Api;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Client, Config as KubeConfig, ResourceExt as _};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes as GrpcRoutes;
 
@@ -19,7 +20,7 @@ use crate::authority::Authority;
 use crate::certificate::{self, Subject};
 use crate::cluster::Cluster;
 use crate::config::Args;
-use crate::context::Context;
+use crate::context::{CHILD_WRITES_MAX, Context};
 use crate::events::Events;
 use crate::front::Front;
 use crate::keyring::Keyring;
@@ -87,6 +88,7 @@ pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> a
         cluster: Arc::clone(&cluster),
         client,
         writer,
+        child_turns: Semaphore::new(CHILD_WRITES_MAX),
         settings,
         authority,
         keyring,

@@ -28,6 +28,10 @@ pub fn child_kinds() -> Vec<ApiResource> {
     CHILD_KINDS.iter().map(|(group, kind, plural)| resource(group, "v1", kind, plural)).collect()
 }
 
+pub fn namespaces() -> ApiResource {
+    resource("", "v1", "Namespace", "namespaces")
+}
+
 pub fn agent_tenants() -> ApiResource {
     resource("croft.dev", "v1alpha1", "AgentTenant", "agenttenants")
 }

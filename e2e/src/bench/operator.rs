@@ -1,5 +1,6 @@
 //! The operator's measures, in the order in which the cluster fills.
 
+pub mod bare;
 pub mod children;
 pub mod drift;
 pub mod fleet;
@@ -68,6 +69,9 @@ pub async fn run(place: Place, extent: &Extent, out: &mut impl Write) -> anyhow:
         for row in tenants::at(&stage, &children, &format!("at-{rate}"), rate, count).await? {
             tell(row)?;
         }
+    }
+    if let Some(&rate) = extent.tenant_rates.iter().max() {
+        tell(bare::at(&stage, rate, (rate * 10).min(extent.tenants)).await?)?;
     }
     fleet::grow(&stage, &children, extent.tenants).await?;
     tell(fleet::memory(&stage).await?)?;

@@ -8,7 +8,7 @@ use croft_serve::Tasks;
 use kube::Client;
 use tokio::time::Instant;
 
-use super::audit::Audit;
+use super::audit::{Audit, Entry};
 use super::launch::{self, OperatorPorts, Ports};
 use super::process::Program;
 use super::{chart, kubelet, load};
@@ -21,6 +21,8 @@ pub const OPERATOR_USER: &str = "system:serviceaccount:croft-system:croft-operat
 pub const TENANT: &str = "bench";
 /// Nothing here takes that long unless it is broken.
 pub const PATIENCE: Duration = Duration::from_mins(1);
+/// How long a cluster has been still that is at rest.
+const SETTLED: Duration = Duration::from_secs(5);
 
 /// Where the programs, the cluster and its services are.
 #[derive(Debug, Clone)]
@@ -147,6 +149,20 @@ impl Stage {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         Ok(())
+    }
+
+    /// Waits until nobody at all has written anything for [`SETTLED`], so that what is written then has no cause but the
+    /// measure's own: Kubernetes' controllers work on for minutes after many tenants were made.
+    pub async fn settled(&self) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        loop {
+            let noted = self.audit.end()?;
+            tokio::time::sleep(SETTLED).await;
+            if !self.audit.since(noted)?.iter().any(Entry::is_write) {
+                return Ok(());
+            }
+            ensure!(begun.elapsed() < Duration::from_mins(10), "the cluster does not come to rest");
+        }
     }
 }
 

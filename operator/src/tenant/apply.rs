@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use croft_crds::{AgentTenant, labels};
-use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::ResourceExt as _;
 use serde_json::json;
@@ -24,7 +24,9 @@ use crate::writes::Object;
 /// pod at once, and nobody could see whether its node has heard of it.
 const STOP_SECONDS: u32 = 1;
 
-/// In this order, so that there is a fence before there is anything to fence. The first failure ends the pass.
+/// Namespace and fence first, so that there is a fence before there is anything to fence; the workers last, as they mount
+/// what comes before them. What lies between is written at the same time. The first failure, in the order of [`Part`],
+/// ends the pass once all that was begun with it has ended too.
 pub(super) async fn apply(
     tenant: &AgentTenant,
     children: Children,
@@ -53,25 +55,24 @@ pub(super) async fn apply(
         create_namespace(namespace, context).await.map_err(Part::Namespace.failed())?;
     }
     ensure(fence, context).await.map_err(Part::Fence.failed())?;
-    ensure(quota, context).await.map_err(Part::Quota.failed())?;
-    ensure(limit_range, context).await.map_err(Part::LimitRange.failed())?;
-    ensure(service_account, context).await.map_err(Part::Identity.failed())?;
-    // The binding goes before its Role does, and comes after it.
-    match owner_role {
-        Some(role) => ensure(role, context).await.map_err(Part::Owners.failed())?,
-        None => remove::<RoleBinding>(tenant, owners::NAME, context).await.map_err(Part::Owners.failed())?,
-    }
-    match owner_binding {
-        Some(binding) => ensure(binding, context).await.map_err(Part::Owners.failed())?,
-        None => remove::<Role>(tenant, owners::NAME, context).await.map_err(Part::Owners.failed())?,
-    }
-    ensure(tls, context).await.map_err(Part::Certificate.failed())?;
-    ensure(providers, context).await.map_err(Part::Providers.failed())?;
-    if let Some(keys) = &platform_keys {
-        ensure_platform_keys(keys, context).await.map_err(Part::Providers.failed())?;
-    }
-    ensure(workers_service, context).await.map_err(Part::Workers.failed())?;
-    ensure(disruption_budget, context).await.map_err(Part::Workers.failed())?;
+    let (quota, limit_range, identity, owners, certificate, providers, service, budget) = tokio::join!(
+        ensure(quota, context),
+        ensure(limit_range, context),
+        ensure(service_account, context),
+        ensure_owners(tenant, owner_role, owner_binding, context),
+        ensure(tls, context),
+        ensure_providers(providers, platform_keys.as_ref(), context),
+        ensure(workers_service, context),
+        ensure(disruption_budget, context),
+    );
+    quota.map_err(Part::Quota.failed())?;
+    limit_range.map_err(Part::LimitRange.failed())?;
+    identity.map_err(Part::Identity.failed())?;
+    owners.map_err(Part::Owners.failed())?;
+    certificate.map_err(Part::Certificate.failed())?;
+    providers.map_err(Part::Providers.failed())?;
+    service.map_err(Part::Workers.failed())?;
+    budget.map_err(Part::Workers.failed())?;
     ensure(workers, context).await.map_err(Part::Workers.failed())?;
     // Last, as the workers had it mounted until now.
     if platform_keys.is_none() {
@@ -81,6 +82,35 @@ pub(super) async fn apply(
         stop_workers(tenant, context).await.map_err(Part::Workers.failed())?;
     }
     Ok(())
+}
+
+/// The binding goes before its Role does, and comes after it.
+async fn ensure_owners(
+    tenant: &AgentTenant,
+    role: Option<Role>,
+    binding: Option<RoleBinding>,
+    context: &Context,
+) -> Result<(), Error> {
+    match role {
+        Some(role) => ensure(role, context).await?,
+        None => remove::<RoleBinding>(tenant, owners::NAME, context).await?,
+    }
+    match binding {
+        Some(binding) => ensure(binding, context).await,
+        None => remove::<Role>(tenant, owners::NAME, context).await,
+    }
+}
+
+async fn ensure_providers(
+    providers: ConfigMap,
+    platform_keys: Option<&PlatformKeys>,
+    context: &Context,
+) -> Result<(), Error> {
+    ensure(providers, context).await?;
+    match platform_keys {
+        Some(keys) => ensure_platform_keys(keys, context).await,
+        None => Ok(()),
+    }
 }
 
 /// Before anything is made, so that nothing is left when the tenant goes.
@@ -132,6 +162,7 @@ async fn ensure<K: Kept>(mut wanted: K, context: &Context) -> Result<(), Error> 
     if as_wanted {
         return Ok(());
     }
+    let _turn = context.child_turns.acquire().await.expect("nobody closes it");
     let applied = context.writer.apply(&wanted).await.map_err(failed::<K>(&name))?;
     remember(&applied, hash, context);
     Ok(())

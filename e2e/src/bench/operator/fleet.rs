@@ -31,7 +31,7 @@ pub async fn grow(stage: &Stage, children: &Children, count: u32) -> anyhow::Res
         children.complete(&name).await?;
         children.ready(&name).await?;
     }
-    stage.quiet().await
+    stage.settled().await
 }
 
 /// What the operator has in memory.
@@ -80,6 +80,7 @@ pub async fn touched(stage: &Stage, times: u32) -> anyhow::Result<Row> {
         .besides(format!("{:.1} ms of CPU a pass, all included", cpu.as_secs_f64() * 1e3 / passes)))
 }
 
-async fn passes(stage: &Stage) -> anyhow::Result<f64> {
+/// Passes over tenants so far.
+pub(super) async fn passes(stage: &Stage) -> anyhow::Result<f64> {
     Ok(stage.operator.scrape().await?.sum("croft_operator_reconciles_total", &["kind=\"AgentTenant\""]))
 }

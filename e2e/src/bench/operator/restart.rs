@@ -1,5 +1,6 @@
 //! The operator ends and begins anew among many tenants.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -21,17 +22,22 @@ const DAMAGED: usize = 20;
 pub async fn all(stage: &mut Stage, times: u32) -> anyhow::Result<Vec<Row>> {
     let names = tenants(stage).await?;
     let count = names.len();
-    let (mut converged, mut led, mut writes) = (Vec::new(), Vec::new(), 0);
+    let (mut converged, mut led) = (Vec::new(), Vec::new());
+    let mut writes: BTreeMap<String, usize> = BTreeMap::new();
     let mut load = stage.operator.load()?;
     for _ in 0..times {
+        stage.settled().await?;
         end(stage).await?;
         let noted = stage.audit.end()?;
         let (election, all) = begin(stage, count).await?;
         led.push(election);
         converged.push(all);
         stage.quiet().await?;
-        writes +=
-            stage.audit.since(noted)?.iter().filter(|entry| entry.user == OPERATOR_USER && entry.is_write()).count();
+        for entry in stage.audit.since(noted)? {
+            if entry.user == OPERATOR_USER && entry.is_write() {
+                *writes.entry(format!("{} {}", entry.verb, entry.resource)).or_default() += 1;
+            }
+        }
         load = stage.operator.load()?;
     }
     let led: Samples = led.into_iter().collect();
@@ -41,8 +47,12 @@ pub async fn all(stage: &mut Stage, times: u32) -> anyhow::Result<Vec<Row>> {
             .all_within(REACH)
             .besides(format!("leads after {}", human(led.p50())))
             .besides(format!("{:.2} CPU seconds", load.cpu.as_secs_f64())),
-        Row::value(format!("API writes on {times} restarts, {count} tenants"), writes.to_string())
-            .reach("0", writes == 0),
+        Row::value(
+            format!("API writes on {times} restarts, {count} tenants"),
+            writes.values().sum::<usize>().to_string(),
+        )
+        .reach("0", writes.is_empty())
+        .besides(writes.iter().map(|(what, count)| format!("{count} {what}")).collect::<Vec<_>>().join(", ")),
         Row::value(format!("operator's memory (RSS), {count} tenants, after a restart"), megabytes(load.resident))
             .reach(format!("≤ {}", megabytes(MEMORY)), load.resident <= MEMORY)
             .besides(format!("at most {} ever", megabytes(load.resident_max))),

@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use kube::api::PostParams;
 
 use super::children::{Children, spec};
+use super::fleet;
 use crate::bench::api;
 use crate::bench::pace::Pace;
 use crate::bench::row::Row;
@@ -24,10 +25,10 @@ pub async fn at(
     per_second: u32,
     count: u32,
 ) -> anyhow::Result<[Row; 2]> {
-    stage.quiet().await?;
+    stage.settled().await?;
     let tenants = api::all(&stage.client, &api::agent_tenants());
     let already = tenants.list_metadata(&kube::api::ListParams::default()).await?.items.len();
-    let (cpu, noted) = (stage.cpu()?, stage.audit.end()?);
+    let (cpu, noted, passes) = (stage.cpu()?, stage.audit.end()?, fleet::passes(stage).await?);
     let made = Pace { per_second, count }
         .run(async |number| {
             let name = format!("{prefix}-{number:05}");
@@ -51,6 +52,7 @@ pub async fn at(
     stage.quiet().await?;
     let entries = stage.audit.since(noted)?;
     let writes = entries.iter().filter(|entry| entry.is_write());
+    let passes = fleet::passes(stage).await? - passes;
     let by_operator = writes.clone().filter(|entry| entry.user == OPERATOR_USER).count();
     let posted: Samples = posted.into_iter().collect();
     let whole = Row::times(
@@ -68,9 +70,10 @@ pub async fn at(
     let readied =
         Row::times("the same until the tenant is Ready, workers ready at once", readied.into_iter().collect()).besides(
             format!(
-                "{} writes a tenant, {} of them the operator's",
+                "{} writes a tenant, {} of them the operator's, in {:.1} passes",
                 writes.count() / count as usize,
-                by_operator / count as usize
+                by_operator / count as usize,
+                passes / f64::from(count),
             ),
         );
     Ok([whole, readied])
