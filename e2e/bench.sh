@@ -30,7 +30,7 @@ trap 'exit 130' INT TERM
 $cluster down --dir $dir
 step "PostgreSQL, Redis" $cluster services up --dir $dir
 if [ $what = operator ]; then
-    step "API server" $cluster control-plane up --dir $dir
+    step "API server" $cluster control-plane up --shipped-rates --dir $dir
 else
     # A file a WebSocket, for the harness and, as its child, for the front.
     ulimit -n "$(ulimit -H -n)"

@@ -5,9 +5,13 @@ import (
 	"time"
 )
 
+// quickRates let the controllers keep up with tests that make many objects at
+// once. Kubernetes ships 20 requests a second for each, 30 at a time.
+var quickRates = []string{"--kube-api-qps=200", "--kube-api-burst=400"}
+
 // controllerManager runs what makes objects act: garbage collection,
 // namespaces that end, deployments, endpoints, tokens.
-func (d Dir) controllerManager(kube string, p Ports, forNode bool) (Process, error) {
+func (d Dir) controllerManager(kube string, p Ports, forNode bool, rates []string) (Process, error) {
 	config, err := d.kubeconfig("kube-controller-manager", p)
 	if err != nil {
 		return Process{}, err
@@ -22,8 +26,9 @@ func (d Dir) controllerManager(kube string, p Ports, forNode bool) (Process, err
 		"--root-ca-file=" + d.certificate("ca"), "--service-account-private-key-file=" + d.key("service-accounts"),
 		"--cluster-signing-cert-file=" + d.certificate("ca"), "--cluster-signing-key-file=" + d.key("ca"),
 		"--service-cluster-ip-range=" + serviceCIDR,
-		"--kube-api-qps=200", "--kube-api-burst=400", "--profiling=false",
+		"--profiling=false",
 	}
+	args = append(args, rates...)
 	if forNode {
 		args = append(args, "--allocate-node-cidrs=true", "--cluster-cidr="+podCIDR, "--node-cidr-mask-size=24")
 	}

@@ -5,7 +5,7 @@ import "time"
 // controlPlaneAlone brings up an API server that stores, validates, admits
 // and collects garbage, and runs no pod. It is what most tests need, and any
 // number of them can stand on one machine.
-func (d Dir) controlPlaneAlone() error {
+func (d Dir) controlPlaneAlone(rates []string) error {
 	if d.ownsNode() && d.running("kubelet") {
 		say("the node in %s is up, and its control plane with it", d.Path)
 		return nil
@@ -18,7 +18,7 @@ func (d Dir) controlPlaneAlone() error {
 		return err
 	}
 	already := d.running("kube-apiserver") && d.running("kube-controller-manager")
-	if err := d.controlPlane(binaries.at("croft-kube"), false); err != nil {
+	if err := d.controlPlane(binaries.at("croft-kube"), false, rates); err != nil {
 		return err
 	}
 	if !already {
@@ -28,7 +28,7 @@ func (d Dir) controlPlaneAlone() error {
 }
 
 // controlPlane starts etcd, the API server and the controller manager.
-func (d Dir) controlPlane(kube string, forNode bool) error {
+func (d Dir) controlPlane(kube string, forNode bool, rates []string) error {
 	ports, err := d.ports()
 	if err != nil {
 		return err
@@ -43,7 +43,7 @@ func (d Dir) controlPlane(kube string, forNode bool) error {
 	if err != nil {
 		return err
 	}
-	controllers, err := d.controllerManager(kube, ports, forNode)
+	controllers, err := d.controllerManager(kube, ports, forNode, rates)
 	if err != nil {
 		return err
 	}

@@ -20,6 +20,7 @@ const usage = `usage: cluster.sh COMMAND [--dir DIR]
   down                        stop and remove all that lives in DIR
   services up|down            PostgreSQL and Redis alone
   control-plane up|down       etcd, API server and controller manager alone
+    [--shipped-rates]         with controllers that ask as seldom as Kubernetes lets them unless told
   images load NAME=BINARY…    make croft/NAME:dev of a program and give it to the node
   env                         write DIR/env anew, with what lies in DIR/env.d
   status                      what is running
@@ -42,6 +43,7 @@ func run(args []string) error {
 	options.Usage = func() { fmt.Fprint(os.Stderr, usage) }
 	path := options.String("dir", filepath.Join(source(), "..", "..", "target", "croft"), "")
 	withoutPolicy := options.Bool("without-policy", false, "")
+	shippedRates := options.Bool("shipped-rates", false, "")
 	words, err := parse(options, args)
 	if errors.Is(err, flag.ErrHelp) || len(words) == 0 || words[0] == "help" {
 		options.Usage()
@@ -71,7 +73,10 @@ func run(args []string) error {
 	case command == "services down":
 		return inTurn(d.servicesDown, d.tidy)
 	case command == "control-plane up":
-		return d.controlPlaneAlone()
+		if *shippedRates {
+			return d.controlPlaneAlone(nil)
+		}
+		return d.controlPlaneAlone(quickRates)
 	case command == "control-plane down":
 		return inTurn(d.controlPlaneDown, d.tidy)
 	case command == "images load":

@@ -47,7 +47,7 @@ func (d Dir) up(policy bool) error {
 	kube := binaries["kube"].at("croft-kube")
 	if err := together(
 		d.servicesUp,
-		func() error { return d.controlPlane(kube, true) },
+		func() error { return d.controlPlane(kube, true, quickRates) },
 		func() error { return d.containers(binaries["dns"]) },
 	); err != nil {
 		return err
