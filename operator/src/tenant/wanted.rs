@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use croft_crds::tenant::{
-    AllowedRange, ModelServiceSpec, OwnerSpec, ProviderName, ProviderSource, ProviderSpec, SecretKeyRef, overlapping,
-    parse_range,
+    AllowedRange, ModelServiceSpec, OwnerSpec, ProviderApi, ProviderName, ProviderSource, ProviderSpec, SecretKeyRef,
+    overlapping, parse_range,
 };
 use croft_crds::{AgentTenant, Quantity, labels};
 use k8s_openapi::api::core::v1::Toleration;
@@ -68,6 +68,8 @@ pub(crate) struct Wanted {
 #[derive(Debug, Clone)]
 pub(crate) struct Provider {
     pub(crate) name: ProviderName,
+    /// Which interface the workers speak, where there is a choice.
+    pub(crate) api: Option<ProviderApi>,
     pub(crate) base_url: Option<String>,
     pub(crate) key: Option<ProviderKey>,
     /// The pods that answer, where these are in the cluster.
@@ -183,6 +185,7 @@ fn provider(spec: &ProviderSpec, keys: &Keys, platform: &PlatformProviders) -> O
     };
     let own = |base_url: Option<String>| Provider {
         name: spec.name,
+        api: spec.api(),
         base_url,
         key: fingerprint.clone().zip(spec.api_key_secret_ref.clone()).map(|(fingerprint, secret)| ProviderKey {
             secret,
@@ -204,7 +207,7 @@ fn provider(spec: &ProviderSpec, keys: &Keys, platform: &PlatformProviders) -> O
                 fingerprint: fingerprint?,
                 lent_from: Some(SecretKeyRef { name: lent.secret_name.clone(), key: lent.key.clone() }),
             };
-            Some(Provider { name: spec.name, base_url: lent.base_url.clone(), key: Some(key), model: None })
+            Some(Provider { base_url: lent.base_url.clone(), key: Some(key), ..own(None) })
         }
     }
 }
