@@ -277,6 +277,31 @@ mod tests {
     }
 
     #[test]
+    fn openai_is_spoken_to_by_responses_unless_it_is_a_server_of_ones_own() {
+        let api = |provider: serde_json::Value| {
+            let mut tenant = fixtures::minimal();
+            tenant.spec.llm.providers = vec![serde_json::from_value(provider).unwrap()];
+            let keys = Keys::from([
+                (ProviderName::Openai, Key::There(fixtures::fingerprint("17"))),
+                (ProviderName::Gemini, Key::There(fixtures::fingerprint("18"))),
+            ]);
+            parse(&tenant, &keys).unwrap().providers.pop().unwrap().api
+        };
+        let secret = serde_json::json!({ "name": "models", "key": "a" });
+        let service = serde_json::json!({
+            "namespace": "models", "name": "llama", "port": 80, "podSelector": { "app": "llama" },
+        });
+        let of = |name: &str| serde_json::json!({ "name": name, "apiKeySecretRef": secret });
+        assert_eq!(api(of("openai")), Some(ProviderApi::Responses));
+        assert_eq!(api(of("gemini")), None);
+        let mut chosen = of("openai");
+        chosen["api"] = "Chat".into();
+        assert_eq!(api(chosen), Some(ProviderApi::Chat));
+        let in_cluster = serde_json::json!({ "name": "openai", "source": "InCluster", "service": service });
+        assert_eq!(api(in_cluster), Some(ProviderApi::Chat));
+    }
+
+    #[test]
     fn a_worker_that_no_quota_has_room_for_is_not_tried() {
         let mut tenant = fixtures::minimal();
         tenant.spec.quota.cpu = Some("300m".into());

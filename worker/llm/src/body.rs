@@ -178,7 +178,9 @@ impl Splitter {
 
     /// An event begins, but not as an event does.
     fn is_at_json(&self) -> bool {
-        (self.event == 0 || self.ended) && self.line_is_empty && matches!(self.pending.first(), Some(b'{' | b'['))
+        let second_half_of_line_end = self.after_carriage_return && self.pending.first() == Some(&b'\n');
+        let first = self.pending.get(usize::from(second_half_of_line_end));
+        (self.event == 0 || self.ended) && self.line_is_empty && matches!(first, Some(b'{' | b'['))
     }
 
     /// The size of the event that the last piece belongs to.

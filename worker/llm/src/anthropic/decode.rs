@@ -22,8 +22,7 @@ struct Event<'data> {
     delta: Option<Piece<'data>>,
     content_block: Option<Map<String, Value>>,
     message: Option<Opening>,
-    #[serde(default)]
-    usage: Usage,
+    usage: Option<Usage>,
     error: Option<Value>,
 }
 
@@ -39,8 +38,7 @@ struct Opening {
     id: String,
     #[serde(default)]
     model: String,
-    #[serde(default)]
-    usage: Usage,
+    usage: Option<Usage>,
 }
 
 #[derive(Deserialize)]
@@ -55,7 +53,7 @@ struct Piece<'data> {
 }
 
 /// A snapshot; what it leaves out stands as it was.
-#[derive(Deserialize, Default)]
+#[derive(Deserialize)]
 struct Usage {
     input_tokens: Option<i64>,
     cache_creation_input_tokens: Option<i64>,
@@ -125,15 +123,13 @@ impl answer::Decoder for Decoder {
             "content_block_stop" => self.close(index(event.index)?, deltas)?,
             "message_start" => {
                 let Opening { id, model, usage } = required(event.message, "message")?;
-                self.count(&usage);
                 deltas.push_back(Delta::Opened { response_id: id, model });
-                deltas.push_back(Delta::Usage(self.usage));
+                self.count(usage, deltas);
             }
             "message_delta" => {
-                self.count(&event.usage);
                 let reason = required(event.delta, "delta")?.stop_reason;
                 self.stop = reason.as_deref().map(stop).or(self.stop);
-                deltas.push_back(Delta::Usage(self.usage));
+                self.count(event.usage, deltas);
             }
             "message_stop" => {
                 if self.stop.is_none() {
@@ -245,8 +241,9 @@ impl Decoder {
         Ok(())
     }
 
-    /// Takes in a cumulative snapshot.
-    fn count(&mut self, snapshot: &Usage) {
+    /// Takes in a cumulative snapshot, if there is one: what nobody counted is not nothing.
+    fn count(&mut self, snapshot: Option<Usage>, deltas: &mut VecDeque<Delta>) {
+        let Some(snapshot) = snapshot else { return };
         let usage = &mut self.usage;
         let replace = |count: &mut i64, newer: Option<i64>| *count = newer.map_or(*count, |newer| newer.max(0));
         replace(&mut usage.input_uncached_tokens, snapshot.input_tokens);
@@ -265,6 +262,7 @@ impl Decoder {
             }
             (None, None) => {}
         }
+        deltas.push_back(Delta::Usage(self.usage));
     }
 }
 
