@@ -1,6 +1,6 @@
 # Croft. `make demo` shows it, `make test` proves it; both install and build what they need.
 
-.PHONY: demo up down test test-services bench bench-front generate lint fmt
+.PHONY: demo up down test test-services bench bench-front bench-worker generate lint fmt
 
 demo: ## Everything up on this machine, a session by kubectl, one by gRPC, tokens on the terminal, everything removed
 	@e2e/demo.sh
@@ -22,6 +22,9 @@ bench: ## BENCHMARKS.md's figures on this machine, on an API server of their own
 
 bench-front: ## The front's figures, which need PostgreSQL and Redis alone
 	@e2e/bench.sh front
+
+bench-worker: ## The worker's figures, which need nothing but its program
+	@e2e/bench.sh worker
 
 generate: ## CRD manifests, their copy in the chart
 	@cargo run --quiet -p croft-crds --bin crdgen

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Benchmarks, with all that they need, from nothing: of the operator, or with `front` as the first argument of the front.
+# Benchmarks, with all that they need, from nothing: of the operator, or of what the first argument names, `front` or `worker`.
 # Further arguments go to `croft-bench`: `--tenants 200` is quicker.
 . "$(dirname "$0")/lib.sh"
 what=operator
-if [ "${1:-}" = front ]; then
-    what=front
+if [ "${1:-}" = front ] || [ "${1:-}" = worker ]; then
+    what=$1
     shift
 fi
 dir=target/croft-bench
-if [ $what = front ]; then
-    dir=target/croft-bench-front
+if [ $what != operator ]; then
+    dir=target/croft-bench-$what
 fi
 programs=target/bench/release
 finish() {
@@ -19,6 +19,13 @@ finish() {
     exit $code
 }
 mkdir -p target/croft-logs
+if [ $what = worker ]; then
+    step "Croft's programs" quiet bench-build cargo build --release --target-dir target/bench \
+        -p croft-worker -p croft-e2e --bin croft-worker --bin croft-bench
+    export CROFT_BENCH_PROGRAMS=$programs
+    step worker $programs/croft-bench worker --scratch $dir "$@" | tee target/croft-logs/bench-worker.md
+    exit
+fi
 step "Debian packages" $cluster apt services
 if [ $what = operator ]; then
     step "cluster programs" $cluster tools kube helm --dir $dir

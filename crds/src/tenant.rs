@@ -18,7 +18,9 @@ use serde::{Deserialize, Serialize};
 pub use budget::{BudgetSpec, OnExceeded, nano_usd};
 pub use egress::{AllowedPort, AllowedRange, EgressSpec, Protocol, UnusableRange, overlapping, parse_range};
 pub use limits::{LimitsSpec, SessionDefaultsSpec};
-pub use llm::{LlmSpec, ModelServiceSpec, ProviderName, ProviderSource, ProviderSpec, SecretKeyRef, ServiceScheme};
+pub use llm::{
+    LlmSpec, ModelServiceSpec, ProviderApi, ProviderName, ProviderSource, ProviderSpec, SecretKeyRef, ServiceScheme,
+};
 pub use owner::{OwnerKind, OwnerSpec};
 pub use quota::QuotaSpec;
 pub use status::{AgentTenantStatus, SessionsStatus, SpendStatus, TenantPhase, WorkersStatus};

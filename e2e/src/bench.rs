@@ -18,3 +18,4 @@ pub mod row;
 pub mod samples;
 pub mod scrape;
 pub mod stage;
+pub mod worker;

@@ -3,6 +3,7 @@
 
 mod attempt;
 mod branch;
+mod chain;
 mod failure;
 mod model_call;
 mod state;
@@ -23,6 +24,7 @@ use crate::metrics::Metrics;
 use crate::sessions::Begun;
 use crate::tools::Toolbox;
 use branch::Next;
+pub(crate) use chain::Chain;
 pub(crate) use state::State;
 
 /// Bounds that hold where the agent's own spec says nothing.
@@ -68,6 +70,8 @@ pub(crate) struct Executor<'step> {
     pub(crate) agent: &'step AgentSpec,
     pub(crate) bounds: Bounds,
     pub(crate) session: SessionId,
+    /// The agent's model, and those that may take over.
+    pub(crate) chain: Chain,
     pub(crate) state: State,
     /// Results that the turn begins with: calls that an earlier one left open.
     pub(crate) closed: Vec<ToolResult>,

@@ -12,6 +12,7 @@ const FIRST_TOKEN_BUCKETS: [f64; 12] = [0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.
 #[derive(Clone)]
 pub(crate) struct Metrics {
     model_attempts: IntCounterVec,
+    fallbacks: IntCounterVec,
     tool_calls: IntCounterVec,
     steps: IntCounterVec,
     first_token: Histogram,
@@ -34,6 +35,11 @@ impl Default for Metrics {
                 "Attempts at a model, by how they ended.",
                 &["provider", "model", "outcome"],
             ),
+            fallbacks: counter(
+                "croft_worker_model_fallbacks_total",
+                "Models that gave way to the next one of their agent, by why.",
+                &["reason"],
+            ),
             tool_calls: counter("croft_worker_tool_calls_total", "Tool calls, by how they ended.", &["outcome"]),
             steps: counter("croft_worker_steps_total", "Steps that ended in order, by why.", &["stop_reason"]),
             first_token: Histogram::with_opts(first_token.buckets(FIRST_TOKEN_BUCKETS.to_vec()))
@@ -53,6 +59,7 @@ impl Metrics {
     /// Shows them in `registry`.
     pub(crate) fn register(&self, registry: &Registry) -> prometheus::Result<()> {
         registry.register(Box::new(self.model_attempts.clone()))?;
+        registry.register(Box::new(self.fallbacks.clone()))?;
         registry.register(Box::new(self.tool_calls.clone()))?;
         registry.register(Box::new(self.steps.clone()))?;
         registry.register(Box::new(self.first_token.clone()))?;
@@ -65,6 +72,10 @@ impl Metrics {
         if let Some(first_token) = first_token {
             self.first_token.observe(first_token.as_secs_f64());
         }
+    }
+
+    pub(crate) fn fallback(&self, reason: &'static str) {
+        self.fallbacks.with_label_values(&[reason]).inc();
     }
 
     pub(crate) fn tool_call(&self, outcome: &'static str) {

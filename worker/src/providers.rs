@@ -1,20 +1,180 @@
-//! Which provider a model surely needs, known before a grant says so.
+//! The model providers of this worker: the file that names them, and which of them a model needs.
 
-use croft_llm::{Providers, anthropic, scripted};
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use croft_llm::anthropic::{self, Anthropic};
+use croft_llm::gemini::{self, Gemini};
+use croft_llm::{Limits, Providers, Settings, openai, scripted};
+use croft_proto::v1::AgentSpec;
+use croft_serve::Mistakes;
+use croft_serve::config::http_url;
+use secrecy::SecretString;
+use serde::Deserialize;
 
 use crate::refusal::Refusal;
+use crate::step::chain;
 
-/// Families of models by how their names begin. The registry, and with it the truth, is the front's; a name that fits
-/// nothing here, such as an alias, waits for the grant.
-const FAMILIES: [(&str, &str); 2] = [("scripted-", scripted::NAME), ("claude-", anthropic::NAME)];
+/// Families of models by how their names begin, for a front that does not say whose a model is. A name that fits nothing
+/// here, such as an alias, waits for the grant.
+const FAMILIES: [(&str, &str); 4] =
+    [("scripted-", scripted::NAME), ("claude-", anthropic::NAME), ("gpt-", openai::NAME), ("gemini-", gemini::NAME)];
 
-/// Fails early when a model's provider is surely missing: the first turn would end with an error.
-pub(crate) fn check(providers: &Providers, model: &str) -> Result<(), Refusal> {
-    let family = FAMILIES.into_iter().find(|(prefix, _)| model.starts_with(prefix));
-    match family {
-        Some((_, provider)) if providers.get(provider).is_none() => {
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    providers: BTreeMap<String, Entry>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    base_url: Option<String>,
+    api_key_file: Option<PathBuf>,
+    /// Which of OpenAI's two interfaces; no other provider has a choice.
+    api: Option<Api>,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+enum Api {
+    Responses,
+    Chat,
+}
+
+/// The providers that the file at `path` names, and `scripted`. Reads the keys. Fails with a sentence per mistake, none of
+/// which holds anything of a key.
+pub(crate) fn open(path: Option<&Path>) -> Result<Providers, Mistakes> {
+    let mut providers = Providers::new().with(scripted::Scripted::new());
+    let Some(path) = path else { return Ok(providers) };
+    let sentence =
+        |problem: String| format!("{} of --providers (CROFT_PROVIDERS) is not usable: {problem}.", path.display());
+    let file = read(path).map_err(|problem| Mistakes(vec![sentence(problem)]))?;
+    let mut mistakes = Vec::new();
+    for (name, entry) in file.providers {
+        if let Err(problem) = add(&mut providers, &name, entry) {
+            mistakes.push(sentence(format!("provider {name}: {problem}")));
+        }
+    }
+    if mistakes.is_empty() { Ok(providers) } else { Err(Mistakes(mistakes)) }
+}
+
+fn read(path: &Path) -> Result<File, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+    serde_json::from_str(&text).map_err(|error| error.to_string())
+}
+
+/// Adds the provider of that name; none for `scripted`, which is there already.
+fn add(providers: &mut Providers, name: &str, entry: Entry) -> Result<(), String> {
+    if entry.api.is_some() && name != openai::NAME {
+        return Err(format!("api is for {} alone", openai::NAME));
+    }
+    let api = entry.api.unwrap_or(Api::Responses);
+    let added = match name {
+        scripted::NAME => return Ok(()),
+        anthropic::NAME => settings(name, entry, anthropic::BASE_URL)?
+            .map(|settings| Anthropic::new(settings).map(|new| providers.add(new))),
+        openai::NAME => settings(name, entry, openai::BASE_URL)?.map(|settings| match api {
+            Api::Responses => openai::Responses::new(settings).map(|new| providers.add(new)),
+            Api::Chat => openai::Chat::new(settings).map(|new| providers.add(new)),
+        }),
+        gemini::NAME => {
+            settings(name, entry, gemini::BASE_URL)?.map(|settings| Gemini::new(settings).map(|new| providers.add(new)))
+        }
+        _ => {
+            let known = FAMILIES.map(|(_, provider)| provider).join(", ");
+            return Err(format!("there is no such provider; there are {known}"));
+        }
+    };
+    added.transpose().map_err(|error| format!("no TLS client can be made: {}", chain(&error)))?;
+    Ok(())
+}
+
+/// How to reach a provider; `None` while its key is not there.
+fn settings(name: &str, entry: Entry, public: &str) -> Result<Option<Settings>, String> {
+    let Entry { base_url, api_key_file, .. } = entry;
+    // Without a key there is only a model of one's own, that asks for none.
+    let needs_none = base_url.is_some() && api_key_file.is_none();
+    let base_url = base_url.unwrap_or_else(|| public.to_owned());
+    let base_url = http_url(&base_url).map_err(|problem| format!("base_url {base_url:?}: {problem}"))?;
+    let found = if needs_none { Some(SecretString::default()) } else { api_key(api_key_file.as_deref())? };
+    let Some(api_key) = found else {
+        tracing::warn!(provider = name, "its key is not there; going on without it");
+        return Ok(None);
+    };
+    Ok(Some(Settings { base_url, api_key, limits: Limits::default() }))
+}
+
+/// `None` where the file is not there: the key may come later, and the tenant's other providers must not wait for it.
+fn api_key(path: Option<&Path>) -> Result<Option<SecretString>, String> {
+    let path = path.ok_or("api_key_file is missing")?;
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(format!("api_key_file {}: {error}", path.display())),
+    };
+    let key = text.trim();
+    // It goes into a header; the parser's own error could quote it.
+    if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(format!("api_key_file {} must hold one line of printable ASCII", path.display()));
+    }
+    Ok(Some(SecretString::from(key)))
+}
+
+/// Fails early when an agent surely can't be answered: the first turn would end with an error. `told` is the provider of
+/// its model as the front's registry knows it. Of an agent with other models to fall back on nothing is sure.
+pub(crate) fn check(providers: &Providers, agent: &AgentSpec, told: &str) -> Result<(), Refusal> {
+    let model = &agent.model;
+    let by_name = || FAMILIES.into_iter().find(|(prefix, _)| model.starts_with(prefix)).map(|(_, provider)| provider);
+    let provider = if told.is_empty() { by_name() } else { Some(told) };
+    match provider {
+        Some(provider) if agent.fallback_models.is_empty() && providers.get(provider).is_none() => {
             Err(Refusal::ProviderMissing { provider: provider.to_owned(), model: model.to_owned() })
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn agent(model: &str) -> AgentSpec {
+        AgentSpec { model: model.into(), ..AgentSpec::default() }
+    }
+
+    #[test]
+    fn what_the_registry_says_of_a_model_comes_before_what_its_name_does() {
+        let providers = Providers::new().with(scripted::Scripted::new());
+        let check = |model: &str, told: &str| super::check(&providers, &agent(model), told);
+        let missing = |provider: &str, model: &str| {
+            Err(Refusal::ProviderMissing { provider: provider.to_owned(), model: model.to_owned() })
+        };
+        assert_eq!(check("gpt-6-sol", "scripted"), Ok(()));
+        assert_eq!(check("fast", "gemini"), missing("gemini", "fast"));
+        assert_eq!(check("fast", ""), Ok(()), "the grant will tell");
+        for (model, provider) in [("claude-x", "anthropic"), ("gpt-x", "openai"), ("gemini-x", "gemini")] {
+            assert_eq!(check(model, ""), missing(provider, model));
+        }
+    }
+
+    #[test]
+    fn an_agent_with_a_model_to_fall_back_on_may_run() {
+        let providers = Providers::new().with(scripted::Scripted::new());
+        let agent = AgentSpec { fallback_models: vec!["scripted-1".into()], ..agent("claude-x") };
+        assert_eq!(check(&providers, &agent, "anthropic"), Ok(()));
+    }
+
+    #[test]
+    fn the_names_of_all_models_that_the_front_is_seeded_with_tell_their_provider() {
+        let seed = include_str!("../../operator/front/src/models/seed.json");
+        let seed: Vec<serde_json::Value> = serde_json::from_str(seed).unwrap();
+        assert!(seed.len() > 10);
+        for model in &seed {
+            let (id, provider) = (model["modelId"].as_str().unwrap(), model["provider"].as_str().unwrap());
+            let family = FAMILIES.into_iter().find(|(prefix, _)| id.starts_with(prefix));
+            assert_eq!(family.map(|(_, provider)| provider), Some(provider), "{id}");
+        }
     }
 }

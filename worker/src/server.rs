@@ -114,14 +114,15 @@ impl RuntimeServer {
 
 impl Shared {
     /// Fails unless the agent can run here; returns its tools.
-    pub(crate) fn check(&self, tenant: &str, agent: &AgentSpec) -> Result<Toolbox, Refusal> {
+    /// `provider` is that of its model, or empty where the front does not say.
+    pub(crate) fn check(&self, tenant: &str, agent: &AgentSpec, provider: &str) -> Result<Toolbox, Refusal> {
         if tenant != self.options.tenant {
             return Err(Refusal::WrongTenant);
         }
         if agent.model.is_empty() {
             return Err(Refusal::Malformed { field: "agent.model" });
         }
-        providers::check(&self.providers, &agent.model)?;
+        providers::check(&self.providers, agent, provider)?;
         Toolbox::open(agent, &self.builtins)
     }
 
@@ -141,13 +142,13 @@ impl RuntimeService for RuntimeServer {
         &self,
         request: Request<InitWorkerSessionRequest>,
     ) -> Result<Response<InitWorkerSessionResponse>, Status> {
-        let InitWorkerSessionRequest { session_id: id, tenant, agent } = request.into_inner();
+        let InitWorkerSessionRequest { session_id: id, tenant, agent, provider } = request.into_inner();
         let shared = &self.shared;
         shared.accepts()?;
         let session = session_id(&id)?;
         let agent = agent.ok_or(Refusal::Malformed { field: "agent" })?;
-        shared.check(&tenant, &agent)?;
-        shared.sessions.admit(session, agent)?;
+        shared.check(&tenant, &agent, &provider)?;
+        shared.sessions.admit(session, agent, provider)?;
         tracing::debug!(%session, "session known");
         let RuntimeOptions { worker, namespace, .. } = shared.options.clone();
         Ok(Response::new(InitWorkerSessionResponse { worker, namespace }))

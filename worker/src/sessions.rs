@@ -30,6 +30,8 @@ struct Shared {
 
 struct Held {
     agent: AgentSpec,
+    /// Of the agent's model, as the front's registry says.
+    provider: String,
     checkpoint: Option<SessionCheckpoint>,
     /// Of the newest step. An older one is a front's that lost the lease.
     epoch: u64,
@@ -61,11 +63,12 @@ impl Sessions {
     }
 
     /// Makes a session known, or renews what is known of it.
-    pub(crate) fn admit(&self, session: SessionId, agent: AgentSpec) -> Result<(), Refusal> {
+    pub(crate) fn admit(&self, session: SessionId, agent: AgentSpec, provider: String) -> Result<(), Refusal> {
         let mut held = self.shared.lock();
         let now = Instant::now();
         if let Some(known) = held.get_mut(&session) {
             known.agent = agent;
+            known.provider = provider;
             known.used_at = now;
             return Ok(());
         }
@@ -79,7 +82,7 @@ impl Sessions {
             held.remove(&idle);
             tracing::info!(session = %idle, "forgot an idle session to make room");
         }
-        held.insert(session, Held { agent, checkpoint: None, epoch: 0, running: None, used_at: now });
+        held.insert(session, Held { agent, provider, checkpoint: None, epoch: 0, running: None, used_at: now });
         self.shared.count(&held);
         Ok(())
     }
@@ -102,8 +105,8 @@ impl Sessions {
                     let ended = CancellationToken::new();
                     let number = self.shared.next_number.fetch_add(1, Ordering::Relaxed);
                     known.running = Some(Running { number, interrupt, ended: ended.clone() });
-                    let agent = known.agent.clone();
-                    return Ok(Begun { sessions: self.clone(), session, number, agent, ended });
+                    let (agent, provider) = (known.agent.clone(), known.provider.clone());
+                    return Ok(Begun { sessions: self.clone(), session, number, agent, provider, ended });
                 }
             };
             older.interrupt.raise(Why::HungUp);
@@ -147,6 +150,7 @@ pub(crate) struct Begun {
     number: u64,
     /// As `InitWorkerSession` told it.
     pub(crate) agent: AgentSpec,
+    pub(crate) provider: String,
     ended: CancellationToken,
 }
 

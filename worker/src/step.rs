@@ -8,7 +8,7 @@ use croft_proto::v1::{ExecuteStepRequest, StepStart, StepStarted, StopReason};
 use tonic::{Status, Streaming};
 use tracing::Span;
 
-use crate::executor::{Bounds, Executor, State};
+use crate::executor::{Bounds, Chain, Executor, State};
 use crate::interrupt::{Interrupt, Why};
 use crate::link::Link;
 use crate::outbox::Outbox;
@@ -68,7 +68,7 @@ impl Step {
         Span::current().record("tenant", &tenant).record("session", &id);
         let begun = shared.sessions.begin(session, epoch, self.interrupt.clone()).await?;
         let agent = agent.unwrap_or_else(|| begun.agent.clone());
-        let toolbox = shared.check(&tenant, &agent)?;
+        let toolbox = shared.check(&tenant, &agent, &begun.provider)?;
         let (state, closed) = State::begin(checkpoint, &turn_id, input, journal);
         if state.is_empty() {
             return Err(Refusal::Malformed { field: "input" });
@@ -87,6 +87,7 @@ impl Step {
             agent: &agent,
             bounds,
             session,
+            chain: Chain::new(&agent),
             state,
             closed,
         };

@@ -255,6 +255,59 @@ async fn a_configured_provider_is_called_with_its_key() {
     assert_eq!(attempt.usage.unwrap().output_tokens, 17);
 }
 
+/// Each interface, as the file of providers names it: an agent on a model of it really runs.
+#[tokio::test]
+async fn every_provider_answers_through_the_program() {
+    let cases = [
+        ("openai", json!({}), "openai-responses", "gpt-6-luna", "/v1/responses", "authorization", "Bearer "),
+        (
+            "openai",
+            json!({"api": "chat"}),
+            "openai-chat",
+            "gpt-6-sol",
+            "/v1/chat/completions",
+            "authorization",
+            "Bearer ",
+        ),
+        (
+            "gemini",
+            json!({}),
+            "gemini",
+            "gemini-3.8-flash",
+            "/v1beta/models/gemini-3.8-flash:streamGenerateContent",
+            "x-goog-api-key",
+            "",
+        ),
+    ];
+    for (provider, mut entry, golden, model, to, name, before) in cases {
+        let server = MockServer::start().await;
+        let golden = format!("{}/llm/tests/golden/{golden}/text.sse", env!("CARGO_MANIFEST_DIR"));
+        let answer = ResponseTemplate::new(200).set_body_raw(std::fs::read(golden).unwrap(), "text/event-stream");
+        Mock::given(path(to))
+            .and(header(name, format!("{before}sk-ant-of-a-test").as_str()))
+            .respond_with(answer)
+            .expect(1)
+            .mount(&server)
+            .await;
+        entry["base_url"] = server.uri().into();
+        entry["api_key_file"] = "KEY_FILE".into();
+        let program = Program::start(Some(json!({"providers": {provider: entry}}))).await;
+        let client = program.front().await;
+        let session_id = session();
+        let agent = AgentSpec { model: model.into(), ..agent() };
+        init(&client, &session_id, &agent).await.unwrap();
+        let mut front = Front::open(&client, start(&session_id, text("hello"))).await;
+        (front.provider, front.model) = (provider.into(), model.into());
+        let heard = front.finish().await;
+        assert_eq!(heard.stop_reason(), StopReason::EndTurn, "{model}");
+        let Kind::ModelAttempt(attempt) = &heard.durables[1] else { panic!("{model}") };
+        assert_eq!((attempt.provider.as_str(), attempt.model.as_str()), (provider, model));
+        assert_eq!(attempt.usage.unwrap().output_tokens, 17, "{model}");
+        let Kind::AgentMessage(message) = &heard.durables[2] else { panic!("{model}") };
+        assert_eq!(texts(&message.content), "Grüße aus dem 🌻-Beet,\n\"heute\" \\ morgen.", "{model}");
+    }
+}
+
 #[tokio::test]
 async fn a_model_in_the_cluster_is_there_without_a_key() {
     let providers = json!({"providers": {"anthropic": {"base_url": "http://llama.models.svc:80"}}});
@@ -292,6 +345,7 @@ async fn a_mistake_in_the_config_is_told_in_a_sentence_and_ends_with_2() {
     let empty_key = file("empty-key", "\n");
     let unknown = file("unknown.json", r#"{"providers":{"oracle":{}}}"#);
     let keyless = file("keyless.json", r#"{"providers":{"anthropic":{}}}"#);
+    let chatty = file("chatty.json", r#"{"providers":{"gemini":{"api":"chat","base_url":"http://x.test"}}}"#);
     let blank = file("blank.json", &json!({"providers": {"anthropic": {"api_key_file": empty_key}}}).to_string());
     let garbled = file("garbled.json", "{");
     let good = ["--tenant", "meadow", "--worker-name", "worker-7", "--metrics-addr", "127.0.0.1:0"];
@@ -307,6 +361,7 @@ async fn a_mistake_in_the_config_is_told_in_a_sentence_and_ends_with_2() {
         (insecure_with(&["--providers", &garbled]), "is not usable"),
         (insecure_with(&["--providers", &unknown]), "provider oracle: there is no such provider"),
         (insecure_with(&["--providers", &keyless]), "provider anthropic: api_key_file is missing"),
+        (insecure_with(&["--providers", &chatty]), "provider gemini: api is for openai alone"),
         (insecure_with(&["--providers", &blank]), "must hold one line of printable ASCII"),
     ];
     for (arguments, sentence) in cases {

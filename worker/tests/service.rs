@@ -48,7 +48,12 @@ fn refused(code: Code, reason: &str) -> (Code, String) {
 #[tokio::test(start_paused = true)]
 async fn a_session_is_known_once_and_again() {
     let worker = worker().await;
-    let request = InitWorkerSessionRequest { session_id: session(), tenant: "meadow".into(), agent: Some(agent()) };
+    let request = InitWorkerSessionRequest {
+        session_id: session(),
+        tenant: "meadow".into(),
+        agent: Some(agent()),
+        provider: String::new(),
+    };
     for _ in 0..2 {
         let response = worker.client.clone().init_worker_session(request.clone()).await.unwrap().into_inner();
         assert_eq!((response.worker.as_str(), response.namespace.as_str()), ("worker-0", "tenant-meadow"));
@@ -89,7 +94,12 @@ async fn without_a_certificate_nobody_gets_in_where_one_is_demanded() {
 #[tokio::test(start_paused = true)]
 async fn another_tenants_session_is_refused_at_both_doors() {
     let worker = worker().await;
-    let request = InitWorkerSessionRequest { session_id: session(), tenant: "hill".into(), agent: Some(agent()) };
+    let request = InitWorkerSessionRequest {
+        session_id: session(),
+        tenant: "hill".into(),
+        agent: Some(agent()),
+        provider: String::new(),
+    };
     let outcome = worker.client.clone().init_worker_session(request).await;
     assert_eq!(refusal(outcome), refused(Code::PermissionDenied, "TENANT_MISMATCH"));
 

@@ -34,10 +34,16 @@ pub struct LlmSpec {
         .message("with source InCluster service must name the model's Service, and baseUrl is left out"),
     validation = Rule::new("self.source == 'InCluster' || !has(self.service)")
         .message("service goes with source InCluster only"),
+    validation = Rule::new("self.name == 'openai' || !has(self.api)")
+        .message("api goes with openai only: no other provider has two interfaces"),
 )]
 pub struct ProviderSpec {
     /// Whose interface it speaks.
     pub name: ProviderName,
+    /// Which of OpenAI's two interfaces. Without it Responses, and Chat with source InCluster: servers of one's own mostly
+    /// speak that one alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api: Option<ProviderApi>,
     /// Whose account or machine answers.
     #[serde(default)]
     pub source: ProviderSource,
@@ -64,6 +70,8 @@ pub struct ProviderSpec {
 #[serde(rename_all = "lowercase")]
 pub enum ProviderName {
     Anthropic,
+    Gemini,
+    Openai,
 }
 
 impl ProviderName {
@@ -71,6 +79,40 @@ impl ProviderName {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Anthropic => "anthropic",
+            Self::Gemini => "gemini",
+            Self::Openai => "openai",
+        }
+    }
+}
+
+impl ProviderSpec {
+    /// The interface that workers speak; `None` where there is but one.
+    pub fn api(&self) -> Option<ProviderApi> {
+        let usual = match self.source {
+            ProviderSource::InCluster => ProviderApi::Chat,
+            ProviderSource::Platform | ProviderSource::TenantKey | ProviderSource::TenantEndpoint => {
+                ProviderApi::Responses
+            }
+        };
+        (self.name == ProviderName::Openai).then(|| self.api.unwrap_or(usual))
+    }
+}
+
+/// OpenAI's two interfaces.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProviderApi {
+    /// Keeps what a model reasoned from one call to the next.
+    Responses,
+    /// Chat Completions, which many servers speak.
+    Chat,
+}
+
+impl ProviderApi {
+    /// As the workers' file of providers has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Responses => "responses",
+            Self::Chat => "chat",
         }
     }
 }

@@ -7,6 +7,7 @@ use clap::Parser as _;
 use croft_e2e::bench::front::{self, FrontExtent};
 use croft_e2e::bench::operator::{self, Extent};
 use croft_e2e::bench::stage::Place;
+use croft_e2e::bench::worker::{self, WorkerExtent};
 
 /// Measures real programs on real services and prints a table
 #[derive(Debug, clap::Parser)]
@@ -28,15 +29,36 @@ enum Bench {
         #[arg(long, env = "CROFT_BENCH_PROGRAMS")]
         programs: PathBuf,
     },
+    /// The worker: decoding of answers, overhead of a request; needs no service
+    Worker {
+        #[command(flatten)]
+        extent: WorkerExtent,
+        /// The folder of croft-worker
+        #[arg(long, env = "CROFT_BENCH_PROGRAMS")]
+        programs: PathBuf,
+        /// Where logs go
+        #[arg(long, env = "CROFT_CLUSTER_DIR", default_value = "target/croft-bench-worker")]
+        scratch: PathBuf,
+    },
+    /// The model provider that `worker` calls, as a process of its own; prints its address
+    Provider,
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<std::process::ExitCode> {
     let mut out = std::io::stdout();
     let bench = Bench::parse();
+    if let Bench::Provider = bench {
+        worker::provider::serve().await?;
+        return Ok(std::process::ExitCode::SUCCESS);
+    }
     operator::head(&mut out)?;
     let all_hold = match bench {
         Bench::Operator { extent, programs } => Box::pin(operator::run(place(programs)?, &extent, &mut out)).await?,
+        Bench::Worker { extent, programs, scratch } => {
+            Box::pin(worker::run(&worker::Place { programs, scratch }, &extent, &mut out)).await?
+        }
+        Bench::Provider => true,
         Bench::Front { extent, programs } => Box::pin(front::run(front_place(programs)?, &extent, &mut out)).await?,
     };
     Ok(if all_hold { std::process::ExitCode::SUCCESS } else { std::process::ExitCode::FAILURE })

@@ -2,6 +2,7 @@
 
 pub mod registry;
 pub mod seed;
+pub mod takeover;
 
 use async_trait::async_trait;
 use croft_proto::v1::Model;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use croft_crds::tenant::ProviderApi;
 use k8s_openapi::api::core::v1::ConfigMap;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,8 @@ struct Entry<'a> {
     base_url: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     api_key_file: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    api: Option<&'static str>,
 }
 
 /// See it with `kubectl -n tenant-acme get configmap providers -o yaml`.
@@ -41,7 +44,8 @@ pub(crate) fn file(wanted: &Wanted) -> String {
     let entries = wanted.providers.iter().map(|provider| {
         let name = provider.name.as_str();
         let api_key_file = provider.key.as_ref().map(|_| format!("{KEYS_FOLDER}/{name}"));
-        (name, Entry { base_url: provider.base_url.as_deref(), api_key_file })
+        let api = provider.api.map(ProviderApi::as_str);
+        (name, Entry { base_url: provider.base_url.as_deref(), api_key_file, api })
     });
     let file = File { providers: entries.collect() };
     serde_json::to_string_pretty(&file).expect("plain data") + "\n"

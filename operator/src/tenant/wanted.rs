@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use croft_crds::tenant::{
-    AllowedRange, ModelServiceSpec, OwnerSpec, ProviderName, ProviderSource, ProviderSpec, SecretKeyRef, overlapping,
-    parse_range,
+    AllowedRange, ModelServiceSpec, OwnerSpec, ProviderApi, ProviderName, ProviderSource, ProviderSpec, SecretKeyRef,
+    overlapping, parse_range,
 };
 use croft_crds::{AgentTenant, Quantity, labels};
 use k8s_openapi::api::core::v1::Toleration;
@@ -68,6 +68,8 @@ pub(crate) struct Wanted {
 #[derive(Debug, Clone)]
 pub(crate) struct Provider {
     pub(crate) name: ProviderName,
+    /// Which interface the workers speak, where there is a choice.
+    pub(crate) api: Option<ProviderApi>,
     pub(crate) base_url: Option<String>,
     pub(crate) key: Option<ProviderKey>,
     /// The pods that answer, where these are in the cluster.
@@ -183,6 +185,7 @@ fn provider(spec: &ProviderSpec, keys: &Keys, platform: &PlatformProviders) -> O
     };
     let own = |base_url: Option<String>| Provider {
         name: spec.name,
+        api: spec.api(),
         base_url,
         key: fingerprint.clone().zip(spec.api_key_secret_ref.clone()).map(|(fingerprint, secret)| ProviderKey {
             secret,
@@ -204,7 +207,7 @@ fn provider(spec: &ProviderSpec, keys: &Keys, platform: &PlatformProviders) -> O
                 fingerprint: fingerprint?,
                 lent_from: Some(SecretKeyRef { name: lent.secret_name.clone(), key: lent.key.clone() }),
             };
-            Some(Provider { name: spec.name, base_url: lent.base_url.clone(), key: Some(key), model: None })
+            Some(Provider { base_url: lent.base_url.clone(), key: Some(key), ..own(None) })
         }
     }
 }
@@ -271,6 +274,31 @@ mod tests {
         assert_eq!(provider.base_url.as_deref(), Some("http://llama.models.svc:80/v1"));
         assert!(provider.key.is_none());
         assert_eq!(provider.model.unwrap().pod_port(), 8_000);
+    }
+
+    #[test]
+    fn openai_is_spoken_to_by_responses_unless_it_is_a_server_of_ones_own() {
+        let api = |provider: serde_json::Value| {
+            let mut tenant = fixtures::minimal();
+            tenant.spec.llm.providers = vec![serde_json::from_value(provider).unwrap()];
+            let keys = Keys::from([
+                (ProviderName::Openai, Key::There(fixtures::fingerprint("17"))),
+                (ProviderName::Gemini, Key::There(fixtures::fingerprint("18"))),
+            ]);
+            parse(&tenant, &keys).unwrap().providers.pop().unwrap().api
+        };
+        let secret = serde_json::json!({ "name": "models", "key": "a" });
+        let service = serde_json::json!({
+            "namespace": "models", "name": "llama", "port": 80, "podSelector": { "app": "llama" },
+        });
+        let of = |name: &str| serde_json::json!({ "name": name, "apiKeySecretRef": secret });
+        assert_eq!(api(of("openai")), Some(ProviderApi::Responses));
+        assert_eq!(api(of("gemini")), None);
+        let mut chosen = of("openai");
+        chosen["api"] = "Chat".into();
+        assert_eq!(api(chosen), Some(ProviderApi::Chat));
+        let in_cluster = serde_json::json!({ "name": "openai", "source": "InCluster", "service": service });
+        assert_eq!(api(in_cluster), Some(ProviderApi::Chat));
     }
 
     #[test]

@@ -87,6 +87,8 @@ pub struct Error {
     pub should_retry: Option<bool>,
     /// The provider's id of the request, for its support.
     pub request_id: Option<String>,
+    /// No call was made: a breaker is open. Nothing was used, and another model may be asked at once.
+    pub was_not_made: bool,
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -100,6 +102,7 @@ impl Error {
             retry_after: None,
             should_retry: None,
             request_id: None,
+            was_not_made: false,
             source: None,
         }
     }
@@ -107,6 +110,18 @@ impl Error {
     /// The same with the failure that caused it.
     pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.source = Some(source.into());
+        self
+    }
+
+    /// The same with the wait that the provider asked for, if it did.
+    pub(crate) fn asked_to_wait(mut self, wait: Option<Duration>) -> Self {
+        self.retry_after = wait;
+        self
+    }
+
+    /// The same for a call that was not made.
+    pub(crate) fn without_a_call(mut self) -> Self {
+        self.was_not_made = true;
         self
     }
 

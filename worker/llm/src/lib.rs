@@ -2,19 +2,29 @@
 //!
 //! An adapter turns one provider's wire format into [`Delta`]s and its failures into [`Error`]s of ten classes, whether
 //! they come as an HTTP status, in the midst of a stream that began well, or as silence. What the deltas add up to is
-//! [`Assembly`]; when to try again is [`retry`].
+//! [`Assembly`]; when to try again is [`retry`], when to leave a model alone [`breaker`], and what another model may see of
+//! a conversation [`carry`].
 
+mod answer;
 pub mod anthropic;
+mod arguments;
 mod assembly;
 mod body;
+pub mod breaker;
+pub mod carry;
 mod delta;
 mod error;
 pub mod estimate;
+pub mod gemini;
+pub mod openai;
 mod provider;
+pub mod recorded;
 mod request;
 pub mod retry;
 pub mod retry_after;
 pub mod scripted;
+mod status;
+mod wire;
 
 pub use assembly::{Assembly, RequestedCall};
 pub use body::Limits;
@@ -22,3 +32,4 @@ pub use delta::{Delta, Stop};
 pub use error::{Class, Error};
 pub use provider::{DeltaStream, Provider, Providers};
 pub use request::{Request, ToolDefinition};
+pub use wire::Settings;

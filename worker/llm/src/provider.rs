@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 
+use crate::breaker::Breakers;
 use crate::delta::Delta;
 use crate::error::Error;
 use crate::request::Request;
@@ -18,14 +21,32 @@ pub trait Provider: Send + Sync {
     /// The word by which grants, native blocks and metrics name it.
     fn name(&self) -> &'static str;
 
+    /// Tells the key that it uses from another of the same provider, and tells nothing of it.
+    fn account(&self) -> u64 {
+        0
+    }
+
+    /// Whether a failure of one call says something of the next.
+    fn fails_together(&self) -> bool {
+        true
+    }
+
     /// Makes one call, once: retrying is the caller's. Nothing happens until the stream is polled.
     fn stream(&self, request: Request) -> DeltaStream;
+
+    /// The input tokens of a request by the provider's own count, which is quick and free of charge; `None` where it
+    /// offers none.
+    fn count_tokens(&self, request: Request) -> BoxFuture<'_, Result<Option<u32>, Error>> {
+        drop(request);
+        std::future::ready(Ok(None)).boxed()
+    }
 }
 
-/// The providers of one worker, by name.
+/// The providers of one worker, by name. Clones share the breakers.
 #[derive(Clone, Default)]
 pub struct Providers {
     by_name: BTreeMap<&'static str, Arc<dyn Provider>>,
+    breakers: Breakers,
 }
 
 impl Providers {
@@ -35,12 +56,22 @@ impl Providers {
 
     /// Adds a provider, in place of an older one of that name.
     pub fn with(mut self, provider: impl Provider + 'static) -> Self {
-        self.by_name.insert(provider.name(), Arc::new(provider));
+        self.add(provider);
         self
+    }
+
+    /// Adds a provider, in place of an older one of that name.
+    pub fn add(&mut self, provider: impl Provider + 'static) {
+        self.by_name.insert(provider.name(), Arc::new(provider));
     }
 
     pub fn get(&self, name: &str) -> Option<Arc<dyn Provider>> {
         self.by_name.get(name).cloned()
+    }
+
+    /// Who is left alone for a while.
+    pub fn breakers(&self) -> &Breakers {
+        &self.breakers
     }
 
     pub fn names(&self) -> impl Iterator<Item = &'static str> {

@@ -63,7 +63,7 @@ fn reset(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
 }
 
 /// `google.rpc.RetryInfo` in an error body, also where the body is wrapped in an array.
-fn retry_info(body: &Value) -> Option<Duration> {
+pub(crate) fn retry_info(body: &Value) -> Option<Duration> {
     let error = body.get("error").or_else(|| body.get(0)?.get("error"))?;
     let details = error.get("details")?.as_array()?;
     let delay = details.iter().find_map(|detail| detail.get("retryDelay")?.as_str())?;

@@ -44,6 +44,11 @@ impl Provider for Scripted {
         NAME
     }
 
+    /// Each script has failures of its own.
+    fn fails_together(&self) -> bool {
+        false
+    }
+
     fn stream(&self, request: Request) -> DeltaStream {
         // The player writes into a channel of one place and runs within the stream's own polls: no task to look after,
         // and dropping the stream stops it.

@@ -34,7 +34,7 @@ fn text(text: &str) -> ContentBlock {
 }
 
 fn message(role: Role, content: Vec<ContentBlock>) -> Message {
-    Message { role: role.into(), content }
+    Message { role: role.into(), content, ..Message::default() }
 }
 
 fn hello() -> Request {

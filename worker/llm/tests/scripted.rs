@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 fn heard(text: &str) -> Request {
     let content = vec![ContentBlock { block: Some(Block::Text(Text { text: text.into() })) }];
-    let messages = vec![Message { role: Role::User.into(), content }];
+    let messages = vec![Message { role: Role::User.into(), content, ..Message::default() }];
     Request { model: "scripted-1".into(), messages, ..Request::default() }
 }
 

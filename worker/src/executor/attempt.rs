@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use croft_llm::{Assembly, Class, Delta, Error, Provider, Request, Stop, estimate};
+use croft_llm::{Assembly, Class, Delta, Error, Provider, Request, Stop, breaker, estimate};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{Grant, ModelAttempt, ProviderMode, TextDelta, ThinkingDelta, TokenUsage, ToolArgumentDelta};
 use futures::StreamExt as _;
@@ -74,6 +74,26 @@ fn preview(delta: &Delta, assembly: &Assembly, link: &Link) {
 }
 
 impl Attempt {
+    /// One that a breaker prevented.
+    pub(super) fn not_made(error: Error) -> Self {
+        Self {
+            assembly: Assembly::default(),
+            end: End::Failed(error),
+            latency: Duration::ZERO,
+            first_token: None,
+            input_tokens_estimated: 0,
+        }
+    }
+
+    /// What it says of the model's health, in mid stream as well as at the door.
+    pub(super) fn health(&self) -> breaker::Outcome {
+        match &self.end {
+            End::Stopped(_) => breaker::Outcome::Answered,
+            End::Failed(error) => breaker::Outcome::of(error.class, error.retry_after),
+            End::Interrupted(_) => breaker::Outcome::Unknown,
+        }
+    }
+
     pub(super) fn first_token(&self) -> Option<Duration> {
         self.first_token
     }
@@ -87,8 +107,16 @@ impl Attempt {
         }
     }
 
-    /// The event that reports it.
-    pub(super) fn event(&self, grant: &Grant) -> ModelAttempt {
+    /// The fixed word for metrics: how it ended, or that it never began.
+    pub(super) fn outcome(&self) -> &'static str {
+        match &self.end {
+            End::Failed(error) if error.was_not_made => "breaker_open",
+            End::Stopped(_) | End::Failed(_) | End::Interrupted(_) => self.finish_reason(),
+        }
+    }
+
+    /// The event that reports it. `fallback_reason` says why it was made at another model than the agent's own.
+    pub(super) fn event(&self, grant: &Grant, fallback_reason: &str) -> ModelAttempt {
         let (usage, usage_estimated) = self.usage();
         let error_class = match &self.end {
             End::Failed(error) => error.class.as_str(),
@@ -105,7 +133,7 @@ impl Attempt {
             first_token_ms: self.first_token.map(milliseconds),
             finish_reason: self.finish_reason().to_owned(),
             error_class: error_class.to_owned(),
-            fallback_reason: String::new(),
+            fallback_reason: fallback_reason.to_owned(),
             usage_estimated,
             response_id: self.assembly.response_id.clone(),
             // The front knows who pays.

@@ -1,15 +1,17 @@
-//! The superstep that asks the model: leave first, then an attempt, and further ones while nothing durable came of it.
+//! The superstep that asks the model: leave first, then an attempt, and further ones while nothing durable came of it: at
+//! the same model as long as that may help, then at those that may take over.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use croft_llm::{Provider, Request, Stop, estimate};
+use croft_llm::{Error, Provider, Request, Stop, carry, estimate};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{AgentMessage, ContentBlock, Grant, GrantRequest, SessionError, StopReason};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::attempt::{self, Attempt, End};
+use super::chain::Cause;
 use super::{Executor, Superstep, failure};
 use crate::interrupt::Why;
 
@@ -19,13 +21,23 @@ const GRANT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Why no attempt is made.
 enum Refused {
     Ended(StopReason, Option<SessionError>),
+    /// Of this model; another may do.
+    Unusable(Option<SessionError>),
     Interrupted(Why),
+}
+
+/// What a model came to that another may do better. It is told if none can.
+enum Unanswered {
+    Stopped { stop: Stop, content: Vec<ContentBlock>, grant: Grant },
+    Failed(Error),
+    Unusable(SessionError),
 }
 
 impl Executor<'_> {
     pub(super) async fn model_call(&mut self) -> Superstep {
         self.state.model_calls += 1;
         let mut schedule = self.retry.start();
+        let mut unanswered = None;
         loop {
             let (grant, provider) = match self.leave().await {
                 Ok(granted) => granted,
@@ -34,9 +46,19 @@ impl Executor<'_> {
                 }
                 Err(Refused::Interrupted(why)) => return Superstep::Interrupted(why),
                 Err(Refused::Ended(stop_reason, error)) => return self.failed(stop_reason, error).await,
+                Err(Refused::Unusable(error)) => {
+                    // The first failure is what people should hear of, unless there was none.
+                    let took_over = !self.chain.reason().is_empty();
+                    unanswered = unanswered.or(error.map(Unanswered::Unusable));
+                    if if took_over { self.chain.skip() } else { self.hop(Cause::Error) } {
+                        schedule = self.retry.start();
+                        continue;
+                    }
+                    return self.unanswered(unanswered).await;
+                }
             };
             let attempt = self.attempt(&grant, provider.as_ref()).await;
-            self.link.event(Kind::ModelAttempt(attempt.event(&grant))).await;
+            self.link.event(Kind::ModelAttempt(attempt.event(&grant, self.chain.reason()))).await;
             let error = match attempt.end {
                 End::Stopped(stop) => {
                     let content = match stop {
@@ -44,14 +66,21 @@ impl Executor<'_> {
                         Stop::MaxTokens | Stop::ContextFull | Stop::Refusal => attempt.assembly.text_only(),
                         Stop::EndTurn | Stop::ToolUse | Stop::BadToolCall | Stop::Pause => attempt.assembly.content(),
                     };
-                    self.answer(content, &grant.model).await;
+                    if let Some(cause) = Cause::of_stop(stop).filter(|_| self.chain.has_next()) {
+                        self.count_for(cause, &grant, provider.as_ref()).await;
+                        self.hop(cause);
+                        unanswered = Some(Unanswered::Stopped { stop, content, grant });
+                        schedule = self.retry.start();
+                        continue;
+                    }
+                    self.answer(content, &grant).await;
                     return Superstep::Answered(stop);
                 }
                 // Whoever goes on asks again.
                 End::Interrupted(Why::Stop(StopReason::HandedBack)) => return Superstep::Ended(self.hand_back()),
                 End::Interrupted(why) => {
                     // What people saw of it stays.
-                    self.answer(attempt.assembly.text_only(), &grant.model).await;
+                    self.answer(attempt.assembly.text_only(), &grant).await;
                     return Superstep::Interrupted(why);
                 }
                 End::Failed(error) => error,
@@ -60,9 +89,17 @@ impl Executor<'_> {
                 provider = %grant.provider, model = %grant.model, class = error.class.as_str(),
                 error = %crate::step::chain(&error), "model attempt failed"
             );
-            let Some(delay) = schedule.after(&error) else {
-                let told = failure::session_error(&error);
-                return self.failed(failure::stop_reason(error.class), Some(told)).await;
+            // Nobody waits for a breaker while there is another model to ask.
+            let again = if error.was_not_made && self.chain.has_next() { None } else { schedule.after(&error) };
+            let Some(delay) = again else {
+                let cause = Cause::of_error(error.class);
+                self.count_for(cause, &grant, provider.as_ref()).await;
+                unanswered = Some(Unanswered::Failed(error));
+                if self.hop(cause) {
+                    schedule = self.retry.start();
+                    continue;
+                }
+                return self.unanswered(unanswered).await;
             };
             tokio::select! {
                 biased;
@@ -79,27 +116,64 @@ impl Executor<'_> {
         StopReason::HandedBack
     }
 
+    fn hop(&mut self, cause: Cause) -> bool {
+        let hops = self.chain.hop(cause);
+        if hops {
+            self.metrics.fallback(cause.as_str());
+            tracing::info!(model = self.chain.model(), cause = cause.as_str(), "another model takes over");
+        }
+        hops
+    }
+
+    /// How large a conversation is that did not fit, by the count of the provider that refused it: the front then knows
+    /// which model it fits. Without a count it goes by our estimate.
+    async fn count_for(&mut self, cause: Cause, grant: &Grant, provider: &dyn Provider) {
+        if cause != Cause::Context || !self.chain.has_next() {
+            return;
+        }
+        let request = self.request(grant, 0);
+        match self.interrupt.or(provider.count_tokens(request)).await {
+            Ok(Ok(count)) => self.chain.input_tokens = count,
+            Ok(Err(error)) => tracing::debug!(error = %crate::step::chain(&error), "no count of tokens"),
+            // It shows again at the next wait.
+            Err(_) => {}
+        }
+    }
+
     /// Asks the front for a model call.
     async fn leave(&self) -> Result<(Grant, Arc<dyn Provider>), Refused> {
+        let model = self.chain.model().to_owned();
+        let unsent = self.request(&Grant { model: model.clone(), ..Grant::default() }, 0);
+        let estimate = estimate::input_tokens(&unsent);
         let request = GrantRequest {
             request_id: Uuid::now_v7().to_string(),
-            model: self.agent.model.clone(),
-            input_tokens_estimated: estimate::input_tokens(&self.request(self.agent.model.clone(), 0)),
+            model,
+            input_tokens_estimated: self.chain.input_tokens.unwrap_or_default().max(estimate),
             output_tokens_max: self.bounds.output_tokens_max,
+            takeover: self.chain.takeover(&self.state.messages),
         };
         let asked = tokio::time::timeout(GRANT_TIMEOUT, self.link.grant(request));
         let answer = self.interrupt.or(asked).await.map_err(Refused::Interrupted)?;
         let grant = match answer {
             Ok(Ok(grant)) => grant,
+            Ok(Err(refused)) if refused.reason == "MODEL_UNFIT" => return Err(Refused::Unusable(None)),
+            Ok(Err(refused)) if refused.reason == "MODEL_UNKNOWN" => {
+                return Err(Refused::Unusable(failure::refused(refused).1));
+            }
             Ok(Err(refused)) => {
                 let (stop_reason, error) = failure::refused(refused);
                 return Err(Refused::Ended(stop_reason, error));
             }
-            Err(_) => return Err(ended("GRANT_TIMEOUT", "the front gave no answer about a model call".into(), true)),
+            Err(_) => {
+                let message = "the front gave no answer about a model call".to_owned();
+                let error = SessionError { reason: "GRANT_TIMEOUT".to_owned(), message, retryable: true };
+                return Err(Refused::Ended(StopReason::Error, Some(error)));
+            }
         };
         let Some(provider) = self.providers.get(&grant.provider) else {
             let message = format!("model {} needs provider {}, which is not configured", grant.model, grant.provider);
-            return Err(ended("PROVIDER_MISSING", message, false));
+            let error = SessionError { reason: "PROVIDER_MISSING".to_owned(), message, retryable: false };
+            return Err(Refused::Unusable(Some(error)));
         };
         Ok((grant, provider))
     }
@@ -119,29 +193,55 @@ impl Executor<'_> {
             gen_ai.conversation.id = %self.session,
             gen_ai.agent.name = %self.agent.name,
         );
-        let request = self.request(grant.model.clone(), output_tokens_max);
-        let attempt = attempt::make(provider, request, self.link, self.interrupt).instrument(span).await;
-        self.metrics.model_attempt(&grant.provider, &grant.model, attempt.finish_reason(), attempt.first_token());
+        let attempt = match self.providers.breakers().admit(provider, &grant.model) {
+            Err(error) => Attempt::not_made(error),
+            Ok(permit) => {
+                let request = self.request(grant, output_tokens_max);
+                let attempt = attempt::make(provider, request, self.link, self.interrupt).instrument(span).await;
+                permit.ended(attempt.health());
+                attempt
+            }
+        };
+        self.metrics.model_attempt(&grant.provider, &grant.model, attempt.outcome(), attempt.first_token());
         attempt
     }
 
-    fn request(&self, model: String, output_tokens_max: u32) -> Request {
+    /// The request for the model of `grant`, with nothing in it that only another understands.
+    fn request(&self, grant: &Grant, output_tokens_max: u32) -> Request {
+        let mut messages = self.state.messages.clone();
+        carry::strip(&mut messages, &grant.provider, &grant.model);
         Request {
-            model,
+            model: grant.model.clone(),
             system: self.agent.system_prompt.clone(),
-            messages: self.state.messages.clone(),
+            messages,
             tools: self.toolbox.definitions(),
             output_tokens_max,
             temperature: self.agent.temperature,
         }
     }
 
-    async fn answer(&mut self, content: Vec<ContentBlock>, model: &str) {
+    async fn answer(&mut self, content: Vec<ContentBlock>, grant: &Grant) {
         if content.is_empty() {
             return;
         }
-        self.state.answered(content.clone());
-        self.link.event(Kind::AgentMessage(AgentMessage { content, model: model.to_owned() })).await;
+        self.state.answered(content.clone(), &grant.provider, &grant.model);
+        self.link.event(Kind::AgentMessage(AgentMessage { content, model: grant.model.clone() })).await;
+    }
+
+    /// No model is left: tells what the last one came to.
+    async fn unanswered(&mut self, unanswered: Option<Unanswered>) -> Superstep {
+        match unanswered {
+            Some(Unanswered::Stopped { stop, content, grant }) => {
+                self.answer(content, &grant).await;
+                Superstep::Answered(stop)
+            }
+            Some(Unanswered::Failed(error)) => {
+                let told = failure::session_error(&error);
+                self.failed(failure::stop_reason(error.class), Some(told)).await
+            }
+            Some(Unanswered::Unusable(error)) => self.failed(StopReason::Error, Some(error)).await,
+            None => self.failed(StopReason::Error, None).await,
+        }
     }
 
     async fn failed(&self, stop_reason: StopReason, error: Option<SessionError>) -> Superstep {
@@ -150,9 +250,4 @@ impl Executor<'_> {
         }
         Superstep::Ended(stop_reason)
     }
-}
-
-fn ended(reason: &str, message: String, retryable: bool) -> Refused {
-    let error = SessionError { reason: reason.to_owned(), message, retryable };
-    Refused::Ended(StopReason::Error, Some(error))
 }

@@ -53,7 +53,7 @@ impl State {
         let mut closed = Vec::new();
         if !same_turn && !input.is_empty() {
             closed = state.close_open_calls("The call was not made: the user went on with another message.");
-            state.messages.push(Message { role: Role::User.into(), content: input });
+            state.messages.push(Message { role: Role::User.into(), content: input, ..Message::default() });
         }
         (state, closed)
     }
@@ -112,9 +112,11 @@ impl State {
         self.messages.last().map(Message::role)
     }
 
-    pub(super) fn answered(&mut self, content: Vec<ContentBlock>) {
+    /// What the model of a provider said.
+    pub(super) fn answered(&mut self, content: Vec<ContentBlock>, provider: &str, model: &str) {
         if !content.is_empty() {
-            self.messages.push(Message { role: Role::Assistant.into(), content });
+            let (provider, model) = (provider.to_owned(), model.to_owned());
+            self.messages.push(Message { role: Role::Assistant.into(), content, provider, model });
         }
     }
 
@@ -134,7 +136,7 @@ impl State {
             }
         });
         let content = outputs.collect();
-        self.messages.push(Message { role: Role::Tool.into(), content });
+        self.messages.push(Message { role: Role::Tool.into(), content, ..Message::default() });
     }
 
     /// What was journalled of that call.

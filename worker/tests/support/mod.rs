@@ -109,8 +109,12 @@ pub fn session() -> String {
 
 /// Opens a session at the worker.
 pub async fn init(client: &Client, session_id: &str, agent: &AgentSpec) -> Result<(), Status> {
-    let request =
-        InitWorkerSessionRequest { session_id: session_id.into(), tenant: "meadow".into(), agent: Some(agent.clone()) };
+    let request = InitWorkerSessionRequest {
+        session_id: session_id.into(),
+        tenant: "meadow".into(),
+        agent: Some(agent.clone()),
+        provider: String::new(),
+    };
     client.clone().init_worker_session(request).await.map(drop)
 }
 

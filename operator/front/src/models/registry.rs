@@ -72,6 +72,11 @@ impl Registry {
         known.by_name.get(name).cloned().ok_or_else(|| Error::ModelNotFound { model: name.to_owned() })
     }
 
+    /// The provider of that model; empty when there is no such model.
+    pub fn provider_of(&self, name: &str) -> String {
+        self.get(name).map(|model| model.provider.clone()).unwrap_or_default()
+    }
+
     /// All models of a provider; of all when it is empty.
     pub fn list(&self, provider: &str) -> Vec<Arc<Model>> {
         let known = self.known.read().expect("no holder panics");

@@ -151,6 +151,7 @@ impl Manager {
             session_id: id.to_string(),
             tenant: tenant.name.clone(),
             agent: Some(agent.clone()),
+            provider: self.core.models.provider_of(&agent.model),
         };
         match tokio::time::timeout(INIT_TIMEOUT, worker.init_worker_session(request)).await {
             Ok(Ok(_)) => Ok(()),

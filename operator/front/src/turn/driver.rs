@@ -221,6 +221,7 @@ impl Driver {
                 session_id: self.session.id.to_string(),
                 tenant: tenant.name.clone(),
                 agent: Some(self.session.agent.clone()),
+                provider: self.core.models.provider_of(&self.session.agent.model),
             };
             if let Err(status) = client.clone().init_worker_session(request).await {
                 return Ok(self.refused(&tenant, placement.worker(), &status));

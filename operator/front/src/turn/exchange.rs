@@ -10,7 +10,7 @@ use croft_proto::v1::execute_step_request::Message as ToWorker;
 use croft_proto::v1::execute_step_response::Message as FromWorker;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    CheckpointTaken, EventStored, ExecuteStepRequest, ExecuteStepResponse, Grant, GrantRefused, GrantRequest,
+    CheckpointTaken, EventStored, ExecuteStepRequest, ExecuteStepResponse, Grant, GrantRefused, GrantRequest, Model,
     SessionCheckpoint, StepCancel, StepFinished, StepStart, StopReason,
 };
 use futures::FutureExt;
@@ -27,6 +27,7 @@ use crate::core::Core;
 use crate::error::Error;
 use crate::events::fanout::Controls;
 use crate::events::relay::Frame;
+use crate::models::takeover;
 use crate::session::Session;
 use crate::worker_client::WorkerClient;
 
@@ -189,7 +190,13 @@ impl Exchange<'_> {
     }
 
     fn grant(&self, request: GrantRequest) -> ToWorker {
-        match self.core.models.get(&request.model) {
+        let model = self.core.models.get(&request.model);
+        if let Ok(model) = &model
+            && let Some(refused) = self.unfit(model, &request)
+        {
+            return ToWorker::GrantRefused(refused);
+        }
+        match model {
             Ok(model) => ToWorker::Grant(Grant {
                 request_id: request.request_id,
                 grant_id: Uuid::now_v7().to_string(),
@@ -204,6 +211,15 @@ impl Exchange<'_> {
                 message: error.to_string(),
             }),
         }
+    }
+
+    /// The refusal of a model that can't take over from the one that failed.
+    fn unfit(&self, model: &Model, request: &GrantRequest) -> Option<GrantRefused> {
+        let from = request.takeover.as_ref().and_then(|takeover| self.core.models.get(&takeover.from_model).ok());
+        let why = takeover::unfit(model, from.as_deref(), request)?;
+        let message = format!("model {} {why}", model.model_id);
+        tracing::info!(model = model.model_id, why, "can't take over");
+        Some(GrantRefused { request_id: request.request_id.clone(), reason: "MODEL_UNFIT".to_owned(), message })
     }
 
     /// Why the worker was told to stop, if it was.

@@ -1,44 +1,35 @@
 //! Server-sent events of the Messages API as neutral deltas.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, VecDeque};
 
 use croft_proto::v1::{NativeBlock, TokenUsage};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{NAME, failure};
+use crate::answer::{self, cut, senseless};
 use crate::delta::{Delta, Stop};
 use crate::error::{Class, Error};
 
+/// All events in one: told apart by hand, since an enum with its tag inside costs a copy of each event.
 #[derive(Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-enum Event {
-    MessageStart {
-        message: Opening,
-    },
-    ContentBlockStart {
-        index: u32,
-        content_block: Map<String, Value>,
-    },
-    ContentBlockDelta {
-        index: u32,
-        delta: Piece,
-    },
-    ContentBlockStop {
-        index: u32,
-    },
-    MessageDelta {
-        delta: Closing,
-        #[serde(default)]
-        usage: Usage,
-    },
-    MessageStop,
-    Error {
-        error: Failure,
-    },
-    /// Pings, and what is yet to come.
-    #[serde(other)]
-    Other,
+struct Event<'data> {
+    #[serde(borrow, rename = "type")]
+    kind: Cow<'data, str>,
+    index: Option<u32>,
+    #[serde(borrow)]
+    delta: Option<Piece<'data>>,
+    content_block: Option<Map<String, Value>>,
+    message: Option<Opening>,
+    usage: Option<Usage>,
+    error: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Kind<'data> {
+    #[serde(borrow, rename = "type")]
+    kind: Cow<'data, str>,
 }
 
 #[derive(Deserialize)]
@@ -47,45 +38,22 @@ struct Opening {
     id: String,
     #[serde(default)]
     model: String,
-    #[serde(default)]
-    usage: Usage,
+    usage: Option<Usage>,
 }
 
 #[derive(Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-enum Piece {
-    TextDelta {
-        text: String,
-    },
-    InputJsonDelta {
-        partial_json: String,
-    },
-    ThinkingDelta {
-        thinking: String,
-    },
-    SignatureDelta {
-        signature: String,
-    },
-    /// Citations, and what is yet to come: there is no neutral form.
-    #[serde(other)]
-    Other,
-}
-
-#[derive(Deserialize)]
-struct Closing {
+struct Piece<'data> {
+    #[serde(borrow, rename = "type", default)]
+    kind: Cow<'data, str>,
+    text: Option<String>,
+    partial_json: Option<String>,
+    thinking: Option<String>,
+    signature: Option<String>,
     stop_reason: Option<String>,
 }
 
-#[derive(Deserialize)]
-struct Failure {
-    #[serde(rename = "type")]
-    kind: String,
-    #[serde(default)]
-    message: String,
-}
-
 /// A snapshot; what it leaves out stands as it was.
-#[derive(Deserialize, Default)]
+#[derive(Deserialize)]
 struct Usage {
     input_tokens: Option<i64>,
     cache_creation_input_tokens: Option<i64>,
@@ -118,133 +86,166 @@ enum Block {
 
 /// The state of one answer.
 #[derive(Default)]
-pub(super) struct Decoder {
+pub(crate) struct Decoder {
     blocks: BTreeMap<u32, Block>,
     usage: TokenUsage,
     stop: Option<Stop>,
-    output: bool,
     over: bool,
 }
 
-impl Decoder {
-    /// The model began to answer.
-    pub(super) fn has_output(&self) -> bool {
-        self.output
+const EVENTS: [&str; 7] = [
+    "message_start",
+    "content_block_start",
+    "content_block_delta",
+    "content_block_stop",
+    "message_delta",
+    "message_stop",
+    "error",
+];
+
+impl answer::Decoder for Decoder {
+    const PROVIDER: &'static str = NAME;
+
+    fn event(&mut self, data: &str, deltas: &mut VecDeque<Delta>) -> Result<(), Error> {
+        let event: Event<'_> = match serde_json::from_str(data) {
+            Ok(event) => event,
+            Err(error) => {
+                // An event that is yet to come may have any shape.
+                let other = serde_json::from_str(data).is_ok_and(|Kind { kind }| !EVENTS.contains(&&*kind));
+                return if other { Ok(()) } else { Err(senseless(NAME, error)) };
+            }
+        };
+        match &*event.kind {
+            "content_block_delta" => self.piece(index(event.index)?, required(event.delta, "delta")?, deltas)?,
+            "content_block_start" => {
+                self.open(index(event.index)?, required(event.content_block, "content_block")?, deltas);
+            }
+            "content_block_stop" => self.close(index(event.index)?, deltas)?,
+            "message_start" => {
+                let Opening { id, model, usage } = required(event.message, "message")?;
+                deltas.push_back(Delta::Opened { response_id: id, model });
+                self.count(usage, deltas);
+            }
+            "message_delta" => {
+                let reason = required(event.delta, "delta")?.stop_reason;
+                self.stop = reason.as_deref().map(stop).or(self.stop);
+                self.count(event.usage, deltas);
+            }
+            "message_stop" => {
+                if self.stop.is_none() {
+                    return Err(cut(NAME));
+                }
+                self.end(deltas);
+            }
+            "error" => return Err(failure::in_stream(&required(event.error, "error")?)),
+            // Pings, and what is yet to come.
+            _ => {}
+        }
+        Ok(())
     }
 
-    /// The terminal event has come.
-    pub(super) fn is_over(&self) -> bool {
+    fn failure(body: &Value) -> Error {
+        failure::of_body(body)
+    }
+
+    /// Only with its last event, which follows the reason to stop at once.
+    fn is_whole(&self) -> bool {
         self.over
     }
 
-    /// The deltas that one event comes to.
-    pub(super) fn event(&mut self, data: &str) -> Result<Vec<Delta>, Error> {
-        let event: Event = serde_json::from_str(data)
-            .map_err(|error| Error::new(NAME, Class::Network, "sent an event that makes no sense").because(error))?;
-        let deltas = match event {
-            Event::MessageStart { message } => {
-                self.count(&message.usage);
-                vec![Delta::Opened { response_id: message.id, model: message.model }, Delta::Usage(self.usage)]
-            }
-            Event::ContentBlockStart { index, content_block } => self.open(index, content_block),
-            Event::ContentBlockDelta { index, delta } => self.piece(index, delta)?,
-            Event::ContentBlockStop { index } => self.close(index)?,
-            Event::MessageDelta { delta, usage } => {
-                self.count(&usage);
-                self.stop = delta.stop_reason.as_deref().map(stop).or(self.stop);
-                vec![Delta::Usage(self.usage)]
-            }
-            Event::MessageStop => {
-                self.over = true;
-                vec![Delta::Stop(self.stop.ok_or_else(cut)?)]
-            }
-            Event::Error { error } => return Err(failure::in_stream(&error.kind, &error.message)),
-            Event::Other => Vec::new(),
-        };
-        self.output |= deltas.iter().any(Delta::is_output);
-        Ok(deltas)
+    fn end(&mut self, deltas: &mut VecDeque<Delta>) {
+        deltas.extend(self.stop.map(Delta::Stop));
+        self.over = true;
     }
 
-    fn open(&mut self, block: u32, start: Map<String, Value>) -> Vec<Delta> {
+    fn is_over(&self) -> bool {
+        self.over
+    }
+}
+
+impl Decoder {
+    fn open(&mut self, block: u32, start: Map<String, Value>, deltas: &mut VecDeque<Delta>) {
         // What is missing or of another type is empty: the pieces bring the content.
         let text = |name: &str| start.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let kind = text("type");
-        match kind.as_str() {
+        match text("type").as_str() {
             "text" => {
                 self.blocks.insert(block, Block::Text);
-                Some(text("text"))
-                    .filter(|text| !text.is_empty())
-                    .map(|text| Delta::Text { block, text })
-                    .into_iter()
-                    .collect()
+                deltas.extend(given(text("text")).map(|text| Delta::Text { block, text }));
             }
             "thinking" => {
                 self.blocks.insert(block, Block::Thinking);
-                let (thinking, signature) = (text("thinking"), text("signature"));
-                let thinking = (!thinking.is_empty()).then_some(Delta::Thinking { block, text: thinking });
-                let signature = (!signature.is_empty()).then_some(Delta::Signature { block, signature });
-                thinking.into_iter().chain(signature).collect()
+                deltas.extend(given(text("thinking")).map(|text| Delta::Thinking { block, text }));
+                deltas.extend(given(text("signature")).map(|signature| Delta::Signature { block, signature }));
             }
             "redacted_thinking" => {
                 self.blocks.insert(block, Block::Thinking);
-                vec![Delta::RedactedThinking { block, data: text("data") }]
+                deltas.push_back(Delta::RedactedThinking { block, data: text("data") });
             }
             "tool_use" => {
                 let input = start.get("input").cloned().unwrap_or_default();
+                deltas.push_back(Delta::ToolCallStarted { block, tool_call_id: text("id"), name: text("name") });
                 self.blocks.insert(block, Block::Call { partial_json: String::new(), input });
-                vec![Delta::ToolCallStarted { block, tool_call_id: text("id"), name: text("name") }]
             }
             _ => {
                 self.blocks.insert(block, Block::Native { whole: start, partial_json: String::new() });
-                Vec::new()
             }
         }
     }
 
-    fn piece(&mut self, block: u32, piece: Piece) -> Result<Vec<Delta>, Error> {
+    fn piece(&mut self, block: u32, piece: Piece<'_>, deltas: &mut VecDeque<Delta>) -> Result<(), Error> {
         let open = self.blocks.get_mut(&block).ok_or_else(|| out_of_order(block))?;
-        Ok(match (open, piece) {
-            (Block::Text, Piece::TextDelta { text }) => vec![Delta::Text { block, text }],
-            (Block::Thinking, Piece::ThinkingDelta { thinking }) => vec![Delta::Thinking { block, text: thinking }],
-            (Block::Thinking, Piece::SignatureDelta { signature }) => vec![Delta::Signature { block, signature }],
-            (Block::Call { partial_json: joined, .. }, Piece::InputJsonDelta { partial_json }) => {
+        match (open, &*piece.kind) {
+            (Block::Text, "text_delta") => {
+                deltas.push_back(Delta::Text { block, text: required(piece.text, "text")? });
+            }
+            (Block::Thinking, "thinking_delta") => {
+                deltas.push_back(Delta::Thinking { block, text: required(piece.thinking, "thinking")? });
+            }
+            (Block::Thinking, "signature_delta") => {
+                deltas.push_back(Delta::Signature { block, signature: required(piece.signature, "signature")? });
+            }
+            (Block::Call { partial_json: joined, .. }, "input_json_delta") => {
+                let partial_json = required(piece.partial_json, "partial_json")?;
                 joined.push_str(&partial_json);
                 // The first piece is often empty.
-                if partial_json.is_empty() { Vec::new() } else { vec![Delta::ToolArguments { block, partial_json }] }
+                deltas.extend(given(partial_json).map(|partial_json| Delta::ToolArguments { block, partial_json }));
             }
-            (Block::Native { partial_json: joined, .. }, Piece::InputJsonDelta { partial_json }) => {
-                joined.push_str(&partial_json);
-                Vec::new()
+            (Block::Native { partial_json: joined, .. }, "input_json_delta") => {
+                joined.push_str(&required(piece.partial_json, "partial_json")?);
             }
-            _ => Vec::new(),
-        })
+            // Citations, and what is yet to come: there is no neutral form.
+            _ => {}
+        }
+        Ok(())
     }
 
-    fn close(&mut self, block: u32) -> Result<Vec<Delta>, Error> {
-        Ok(match self.blocks.remove(&block).ok_or_else(|| out_of_order(block))? {
-            Block::Text | Block::Thinking => Vec::new(),
+    fn close(&mut self, block: u32, deltas: &mut VecDeque<Delta>) -> Result<(), Error> {
+        match self.blocks.remove(&block).ok_or_else(|| out_of_order(block))? {
+            Block::Text | Block::Thinking => {}
             Block::Call { partial_json, input } => {
                 let arguments_json = match input {
                     _ if !partial_json.is_empty() => partial_json,
                     Value::Object(input) => Value::Object(input).to_string(),
                     _ => "{}".to_owned(),
                 };
-                vec![Delta::ToolCallStopped { block, arguments_json }]
+                deltas.push_back(Delta::ToolCallStopped { block, arguments_json });
             }
             Block::Native { mut whole, partial_json } => {
                 if let Ok(input) = serde_json::from_str(&partial_json) {
                     whole.insert("input".into(), input);
                 }
                 let json = Value::Object(whole).to_string();
-                vec![Delta::Native { block, native: NativeBlock { provider: NAME.into(), json } }]
+                deltas.push_back(Delta::Native { block, native: NativeBlock { provider: NAME.into(), json } });
             }
-        })
+        }
+        Ok(())
     }
 
-    /// Takes in a cumulative snapshot.
-    fn count(&mut self, snapshot: &Usage) {
+    /// Takes in a cumulative snapshot, if there is one: what nobody counted is not nothing.
+    fn count(&mut self, snapshot: Option<Usage>, deltas: &mut VecDeque<Delta>) {
+        let Some(snapshot) = snapshot else { return };
         let usage = &mut self.usage;
-        let replace = |count: &mut i64, newer: Option<i64>| *count = newer.unwrap_or(*count);
+        let replace = |count: &mut i64, newer: Option<i64>| *count = newer.map_or(*count, |newer| newer.max(0));
         replace(&mut usage.input_uncached_tokens, snapshot.input_tokens);
         replace(&mut usage.cache_read_tokens, snapshot.cache_read_input_tokens);
         replace(&mut usage.output_tokens, snapshot.output_tokens);
@@ -252,19 +253,21 @@ impl Decoder {
         replace(&mut usage.reasoning_tokens, details.and_then(|details| details.thinking_tokens));
         match (&snapshot.cache_creation, snapshot.cache_creation_input_tokens) {
             (Some(by_ttl), _) => {
-                usage.cache_write_5m_tokens = by_ttl.ephemeral_5m_input_tokens;
-                usage.cache_write_1h_tokens = by_ttl.ephemeral_1h_input_tokens;
+                usage.cache_write_5m_tokens = by_ttl.ephemeral_5m_input_tokens.max(0);
+                usage.cache_write_1h_tokens = by_ttl.ephemeral_1h_input_tokens.max(0);
             }
             // Only the sum: what is not known to be for an hour is for the usual five minutes.
-            (None, Some(sum)) => usage.cache_write_5m_tokens = (sum - usage.cache_write_1h_tokens).max(0),
+            (None, Some(sum)) => {
+                usage.cache_write_5m_tokens = sum.saturating_sub(usage.cache_write_1h_tokens).max(0);
+            }
             (None, None) => {}
         }
+        deltas.push_back(Delta::Usage(self.usage));
     }
 }
 
-/// The failure of a stream that ends too early.
-pub(super) fn cut() -> Error {
-    Error::new(NAME, Class::Truncated, "ended its answer before it was whole")
+fn given(text: String) -> Option<String> {
+    (!text.is_empty()).then_some(text)
 }
 
 fn stop(reason: &str) -> Stop {
@@ -280,6 +283,14 @@ fn stop(reason: &str) -> Stop {
             Stop::EndTurn
         }
     }
+}
+
+fn index(index: Option<u32>) -> Result<u32, Error> {
+    required(index, "index")
+}
+
+fn required<T>(field: Option<T>, name: &str) -> Result<T, Error> {
+    field.ok_or_else(|| Error::new(NAME, Class::Network, format!("sent an event that makes no sense without {name}")))
 }
 
 fn out_of_order(block: u32) -> Error {

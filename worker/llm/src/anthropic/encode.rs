@@ -8,20 +8,24 @@ use croft_proto::v1::{ContentBlock, Image, Message, Role, Thinking};
 use serde_json::{Value, json};
 
 use super::NAME;
+use crate::arguments::arguments;
 use crate::request::Request;
 
 pub(super) fn body(request: &Request) -> Value {
-    let mut body = json!({
-        "model": request.model,
-        "max_tokens": request.output_tokens_max,
-        "messages": messages(&request.messages),
-        "stream": true,
-    });
-    if !request.system.is_empty() {
-        body["system"] = request.system.clone().into();
-    }
+    let mut body = count(request);
+    body["max_tokens"] = request.output_tokens_max.into();
+    body["stream"] = true.into();
     if let Some(temperature) = request.temperature {
         body["temperature"] = temperature.into();
+    }
+    body
+}
+
+/// The part of it that is counted, as `POST /v1/messages/count_tokens` takes it.
+pub(super) fn count(request: &Request) -> Value {
+    let mut body = json!({"model": request.model, "messages": messages(&request.messages)});
+    if !request.system.is_empty() {
+        body["system"] = request.system.clone().into();
     }
     if !request.tools.is_empty() {
         body["tools"] = request
@@ -69,7 +73,7 @@ fn block(block: &ContentBlock) -> Option<Value> {
             "type": "tool_use",
             "id": call.tool_call_id,
             "name": call.name,
-            "input": input(&call.arguments_json),
+            "input": arguments(&call.arguments_json),
         })),
         Block::ToolOutput(output) => Some(json!({
             "type": "tool_result",
@@ -90,12 +94,4 @@ fn image_block(image: &Image) -> Option<Value> {
         Source::Url(url) => json!({"type": "url", "url": url}),
     };
     Some(json!({"type": "image", "source": source}))
-}
-
-/// The API takes only an object. What the model wrote and is none comes back to it as the text that it was.
-fn input(arguments_json: &str) -> Value {
-    match serde_json::from_str(arguments_json) {
-        Ok(Value::Object(input)) => Value::Object(input),
-        _ => json!({"unparsed": arguments_json}),
-    }
 }

@@ -4,21 +4,31 @@ use serde_json::Value;
 
 use super::NAME;
 use crate::error::{Class, Error};
+use crate::status;
+use crate::wire::error_object;
 
 /// What an HTTP status means, with the body if it was JSON.
 pub(super) fn of_status(status: u16, body: Option<&Value>) -> Error {
-    let error = body.and_then(|body| body.get("error"));
+    let error = body.and_then(error_object);
     let field = |name: &str| error.and_then(|error| error.get(name)).and_then(Value::as_str);
-    let message = field("message").map_or_else(|| format!("answered with HTTP status {status}"), str::to_owned);
-    let class =
-        field("type").and_then(|kind| of_type(kind, &message)).unwrap_or_else(|| refined(by_status(status), &message));
+    let message = field("message").map_or_else(|| status::message(status), str::to_owned);
+    let class = field("type")
+        .and_then(|kind| of_type(kind, &message))
+        .unwrap_or_else(|| refined(status::class(status), &message));
     Error::new(NAME, class, message)
 }
 
-/// What an error event in a stream that began well means.
-pub(super) fn in_stream(kind: &str, message: &str) -> Error {
+/// What a body means that came in place of an event.
+pub(super) fn of_body(body: &Value) -> Error {
+    in_stream(error_object(body).unwrap_or(body))
+}
+
+/// What the error of an event in a stream that began well means.
+pub(super) fn in_stream(error: &Value) -> Error {
+    let field = |name: &str| error.get(name).and_then(Value::as_str).unwrap_or_default();
+    let message = field("message");
     // A kind that we don't know is the provider's fault until it is known to be ours.
-    Error::new(NAME, of_type(kind, message).unwrap_or(Class::Overload), message)
+    Error::new(NAME, of_type(field("type"), message).unwrap_or(Class::Overload), message)
 }
 
 fn of_type(kind: &str, message: &str) -> Option<Class> {
@@ -33,19 +43,6 @@ fn of_type(kind: &str, message: &str) -> Option<Class> {
         _ => return None,
     };
     Some(refined(class, message))
-}
-
-fn by_status(status: u16) -> Class {
-    match status {
-        401 | 403 => Class::Auth,
-        402 => Class::Quota,
-        408 | 504 => Class::Timeout,
-        413 => Class::Context,
-        429 => Class::Rate,
-        // A conflict passes, says the provider's own SDK.
-        409 | 500.. => Class::Overload,
-        _ => Class::Invalid,
-    }
 }
 
 /// Some causes that need another answer share a type; only the sentence tells them apart.

@@ -129,7 +129,7 @@ mod tests {
 
     fn message(role: Role, text: &str) -> Message {
         let block = Block::Text(Text { text: text.into() });
-        Message { role: role.into(), content: vec![ContentBlock { block: Some(block) }] }
+        Message { role: role.into(), content: vec![ContentBlock { block: Some(block) }], ..Message::default() }
     }
 
     fn names(part: Part) -> Vec<String> {

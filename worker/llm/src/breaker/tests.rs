@@ -1,0 +1,195 @@
+//! The machine against what it promises, over any course of events.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const POLICY: Policy = Policy {
+    window: 8,
+    outcomes_min: 4,
+    failures_percent: 50,
+    open: Duration::from_secs(5),
+    open_max: Duration::from_secs(30),
+    trials: 2,
+};
+
+const FAILED: Outcome = Outcome::Failed { retry_after: None };
+
+fn call(breaker: &mut Breaker, outcome: Outcome, now: Instant) -> Result<(), Duration> {
+    let pass = breaker.admit(now)?;
+    breaker.ended(pass, outcome, now);
+    Ok(())
+}
+
+fn opened(now: Instant) -> Breaker {
+    let mut breaker = Breaker::new(POLICY);
+    for _ in 0..POLICY.outcomes_min {
+        call(&mut breaker, FAILED, now).unwrap();
+    }
+    assert_eq!(breaker.state(now), State::Open);
+    breaker
+}
+
+#[test]
+fn too_few_failures_or_too_small_a_share_keep_it_closed() {
+    let now = Instant::now();
+    let mut breaker = Breaker::new(POLICY);
+    for _ in 0..3 {
+        call(&mut breaker, FAILED, now).unwrap();
+    }
+    assert_eq!(breaker.state(now), State::Closed, "three outcomes are too few");
+    for _ in 0..8 {
+        call(&mut breaker, Outcome::Answered, now).unwrap();
+    }
+    for _ in 0..3 {
+        call(&mut breaker, FAILED, now).unwrap();
+    }
+    assert_eq!(breaker.state(now), State::Closed, "three in eight are too small a share");
+    call(&mut breaker, FAILED, now).unwrap();
+    assert_eq!(breaker.state(now), State::Open);
+}
+
+#[test]
+fn it_is_closed_again_by_trials_that_go_well_one_after_another() {
+    let now = Instant::now();
+    let mut breaker = opened(now);
+    assert_eq!(call(&mut breaker, Outcome::Answered, now), Err(POLICY.open));
+    let later = now + POLICY.open;
+    call(&mut breaker, Outcome::Answered, later).unwrap();
+    assert_eq!(breaker.state(later), State::HalfOpen);
+    call(&mut breaker, Outcome::Answered, later).unwrap();
+    assert_eq!(breaker.state(later), State::Closed);
+    assert!(breaker.is_idle(), "the failures of before are forgotten");
+}
+
+#[test]
+fn it_stays_open_for_longer_each_time_up_to_a_bound() {
+    let mut now = Instant::now();
+    let mut breaker = opened(now);
+    for seconds in [5, 10, 20, 30, 30] {
+        let wait = breaker.admit(now).unwrap_err();
+        assert_eq!(wait, Duration::from_secs(seconds));
+        now += wait;
+        call(&mut breaker, FAILED, now).unwrap();
+    }
+}
+
+#[test]
+fn the_providers_wait_is_kept_up_to_a_bound() {
+    let now = Instant::now();
+    for (asked, kept) in [(1, 5), (12, 12), (900, 30)] {
+        let mut breaker = Breaker::new(POLICY);
+        for _ in 0..POLICY.outcomes_min {
+            let retry_after = Some(Duration::from_secs(asked));
+            call(&mut breaker, Outcome::Failed { retry_after }, now).unwrap();
+        }
+        assert_eq!(breaker.admit(now), Err(Duration::from_secs(kept)));
+    }
+}
+
+#[test]
+fn a_call_from_before_a_change_says_nothing_of_what_came_after() {
+    let now = Instant::now();
+    let mut breaker = Breaker::new(POLICY);
+    let slow = breaker.admit(now).unwrap();
+    for _ in 0..POLICY.outcomes_min {
+        call(&mut breaker, FAILED, now).unwrap();
+    }
+    let later = now + POLICY.open;
+    let trial = breaker.admit(later).unwrap();
+    breaker.ended(slow, FAILED, later);
+    assert_eq!(breaker.state(later), State::HalfOpen, "the slow call's failure was known before");
+    breaker.ended(trial, Outcome::Answered, later);
+    assert_eq!(breaker.state(later), State::HalfOpen);
+}
+
+#[test]
+fn what_speaks_for_the_request_and_not_for_the_provider_is_an_answer() {
+    for class in Class::ALL {
+        let failed = matches!(Outcome::of(class, None), Outcome::Failed { .. });
+        assert_eq!(failed, class.is_retryable(), "{class:?}");
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Event {
+    Admit,
+    End(prop::sample::Index, Outcome),
+    Wait(Duration),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let outcome = prop_oneof![
+        2 => Just(Outcome::Answered),
+        3 => prop::option::of(0..100_u64)
+            .prop_map(|seconds| Outcome::Failed { retry_after: seconds.map(Duration::from_secs) }),
+        1 => Just(Outcome::Unknown),
+    ];
+    prop_oneof![
+        3 => Just(Event::Admit),
+        3 => (any::<prop::sample::Index>(), outcome).prop_map(|(pick, outcome)| Event::End(pick, outcome)),
+        1 => (0..40_000_u64).prop_map(|milliseconds| Event::Wait(Duration::from_millis(milliseconds))),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn it_keeps_its_promises_over_any_course_of_events(events in prop::collection::vec(event(), 0..300)) {
+        let mut now = Instant::now();
+        let mut breaker = Breaker::new(POLICY);
+        let mut running: Vec<Pass> = Vec::new();
+        // Failures since it was last not closed: it opens for no less than these.
+        let mut failures = 0;
+        for event in events {
+            let before = breaker.state(now);
+            match event {
+                Event::Wait(time) => {
+                    now += time;
+                    // Time alone never opens or closes it.
+                    let after = breaker.state(now);
+                    prop_assert!(after == before || (before, after) == (State::Open, State::HalfOpen));
+                }
+                Event::Admit => match breaker.admit(now) {
+                    Ok(pass) => {
+                        prop_assert_ne!(before, State::Open);
+                        running.push(pass);
+                        if before == State::HalfOpen {
+                            // One at a time: a second is refused until the first has ended.
+                            prop_assert!(breaker.clone().admit(now).is_err());
+                        }
+                    }
+                    Err(wait) => {
+                        prop_assert_ne!(before, State::Closed);
+                        prop_assert!(wait <= POLICY.open_max && wait > Duration::ZERO);
+                    }
+                },
+                Event::End(pick, outcome) if !running.is_empty() => {
+                    let pass = running.swap_remove(pick.index(running.len()));
+                    breaker.ended(pass, outcome, now);
+                    let after = breaker.state(now);
+                    if before == State::Closed && matches!(outcome, Outcome::Failed { .. }) {
+                        failures += 1;
+                    }
+                    match (before, after) {
+                        (State::Closed, State::Open) => {
+                            prop_assert!(matches!(outcome, Outcome::Failed { .. }));
+                            prop_assert!(failures * 2 >= POLICY.outcomes_min);
+                        }
+                        (State::HalfOpen, State::Open) => prop_assert!(matches!(outcome, Outcome::Failed { .. })),
+                        (State::HalfOpen, State::Closed) => {
+                            prop_assert_eq!(outcome, Outcome::Answered);
+                            failures = 0;
+                        }
+                        (same, unchanged) => prop_assert_eq!(same, unchanged),
+                    }
+                }
+                Event::End(..) => {}
+            }
+        }
+        // Whatever happened, it is never stuck: once all calls have ended and the wait is over, one goes through.
+        for pass in running {
+            breaker.ended(pass, Outcome::Unknown, now);
+        }
+        prop_assert!(breaker.admit(now + POLICY.open_max).is_ok());
+    }
+}

@@ -1,0 +1,305 @@
+//! Chunks of the Gemini API as neutral deltas.
+
+use std::collections::VecDeque;
+
+use croft_proto::v1::{NativeBlock, TokenUsage};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::{NAME, failure};
+use crate::answer::{self, senseless};
+use crate::delta::{Delta, Stop};
+use crate::error::{Class, Error};
+
+/// The field of a part that must come back on the same part.
+pub(super) const SIGNATURE: &str = "thoughtSignature";
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Chunk<Part> {
+    candidates: Option<Vec<Candidate<Part>>>,
+    usage_metadata: Option<Usage>,
+    model_version: Option<String>,
+    response_id: Option<String>,
+    prompt_feedback: Option<Feedback>,
+    error: Option<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Candidate<Part> {
+    #[serde(default)]
+    index: u32,
+    content: Option<Content<Part>>,
+    finish_reason: Option<String>,
+    finish_message: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Content<Part> {
+    parts: Option<Vec<Part>>,
+}
+
+/// A part with a neutral form, which nearly all have: reading whatever there is costs a copy of each.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct NeutralPart {
+    text: Option<String>,
+    thought: Option<bool>,
+    thought_signature: Option<String>,
+    function_call: Option<FunctionCall>,
+}
+
+impl From<NeutralPart> for Part {
+    fn from(part: NeutralPart) -> Self {
+        let NeutralPart { text, thought, thought_signature, function_call } = part;
+        Self { text, thought, thought_signature, function_call, other: Map::new() }
+    }
+}
+
+/// Any part. What has no neutral form is kept in `other`.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Part {
+    text: Option<String>,
+    thought: Option<bool>,
+    thought_signature: Option<String>,
+    function_call: Option<FunctionCall>,
+    #[serde(flatten)]
+    other: Map<String, Value>,
+}
+
+#[derive(Deserialize)]
+struct FunctionCall {
+    id: Option<String>,
+    #[serde(default)]
+    name: String,
+    args: Option<Map<String, Value>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Feedback {
+    block_reason: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Usage {
+    prompt_token_count: Option<i64>,
+    cached_content_token_count: Option<i64>,
+    candidates_token_count: Option<i64>,
+    thoughts_token_count: Option<i64>,
+    tool_use_prompt_token_count: Option<i64>,
+}
+
+impl Usage {
+    /// The prompt is told with what was cached, the output without what was thought.
+    fn neutral(&self) -> TokenUsage {
+        let count = |count: Option<i64>| count.unwrap_or_default().max(0);
+        let cache_read_tokens = count(self.cached_content_token_count);
+        let reasoning_tokens = count(self.thoughts_token_count);
+        let prompt = count(self.prompt_token_count).saturating_sub(cache_read_tokens).max(0);
+        TokenUsage {
+            input_uncached_tokens: prompt.saturating_add(count(self.tool_use_prompt_token_count)),
+            cache_read_tokens,
+            output_tokens: count(self.candidates_token_count).saturating_add(reasoning_tokens),
+            reasoning_tokens,
+            ..TokenUsage::default()
+        }
+    }
+}
+
+/// What the last delta belongs to, when it is no call: a change begins another block.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Said {
+    Text,
+    Thinking,
+}
+
+/// The state of one answer.
+pub(crate) struct Decoder {
+    /// Makes ids of calls unique where the API gives none.
+    messages: usize,
+    response_id: String,
+    opened: bool,
+    next_block: u32,
+    said: Option<(Said, u32)>,
+    calls: u32,
+    has_output: bool,
+    stop: Option<Stop>,
+    over: bool,
+}
+
+impl answer::Decoder for Decoder {
+    const PROVIDER: &'static str = NAME;
+
+    fn event(&mut self, data: &str, deltas: &mut VecDeque<Delta>) -> Result<(), Error> {
+        match serde_json::from_str::<Chunk<NeutralPart>>(data) {
+            Ok(chunk) => self.chunk(chunk, deltas),
+            Err(_) => {
+                let chunk = serde_json::from_str::<Chunk<Part>>(data).map_err(|error| senseless(NAME, error))?;
+                self.chunk(chunk, deltas)
+            }
+        }
+    }
+
+    fn failure(body: &Value) -> Error {
+        failure::of_body(body)
+    }
+
+    /// The API has no last event: the body ends.
+    fn is_whole(&self) -> bool {
+        self.stop.is_some()
+    }
+
+    fn end(&mut self, deltas: &mut VecDeque<Delta>) {
+        deltas.extend(self.stop.map(Delta::Stop));
+        self.over = true;
+    }
+
+    fn is_over(&self) -> bool {
+        self.over
+    }
+}
+
+impl Decoder {
+    /// For the answer to a conversation of so many messages.
+    pub(crate) fn new(messages: usize) -> Self {
+        Self {
+            messages,
+            response_id: String::new(),
+            opened: false,
+            next_block: 0,
+            said: None,
+            calls: 0,
+            has_output: false,
+            stop: None,
+            over: false,
+        }
+    }
+
+    fn chunk<P: Into<Part>>(&mut self, chunk: Chunk<P>, deltas: &mut VecDeque<Delta>) -> Result<(), Error> {
+        if let Some(error) = chunk.error {
+            return Err(failure::of_body(&json!({ "error": error })));
+        }
+        if !self.opened {
+            self.opened = true;
+            self.response_id = chunk.response_id.unwrap_or_default();
+            let model = chunk.model_version.unwrap_or_default();
+            deltas.push_back(Delta::Opened { response_id: self.response_id.clone(), model });
+        }
+        // What was used comes before the end, which may be in the same chunk.
+        deltas.extend(chunk.usage_metadata.map(|usage| Delta::Usage(usage.neutral())));
+        if let Some(reason) = chunk.prompt_feedback.and_then(|feedback| feedback.block_reason) {
+            tracing::debug!(block_reason = reason, "the prompt was blocked");
+            self.stop = Some(Stop::Refusal);
+        }
+        // We ask for one candidate.
+        for candidate in chunk.candidates.unwrap_or_default().into_iter().filter(|candidate| candidate.index == 0) {
+            let parts = candidate.content.and_then(|content| content.parts).unwrap_or_default();
+            parts.into_iter().for_each(|part| self.part(part.into(), deltas));
+            if let Some(reason) = candidate.finish_reason {
+                self.stop = Some(self.finish(&reason, candidate.finish_message)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn block(&mut self) -> u32 {
+        let block = self.next_block;
+        self.next_block += 1;
+        block
+    }
+
+    fn saying(&mut self, said: Said) -> u32 {
+        match self.said {
+            Some((last, block)) if last == said => block,
+            _ => {
+                let block = self.block();
+                self.said = Some((said, block));
+                block
+            }
+        }
+    }
+
+    fn part(&mut self, part: Part, deltas: &mut VecDeque<Delta>) {
+        let Part { text, thought, thought_signature, function_call, other } = part;
+        let signature = thought_signature.filter(|signature| !signature.is_empty());
+        let text = text.filter(|text| !text.is_empty());
+        self.has_output |= text.is_some() || function_call.is_some() || !other.is_empty();
+        if thought == Some(true) {
+            let block = self.saying(Said::Thinking);
+            deltas.extend(text.map(|text| Delta::Thinking { block, text }));
+            if let Some(signature) = signature {
+                deltas.push_back(Delta::Signature { block, signature });
+                // It is of this part and of none that follows.
+                self.said = None;
+            }
+            return;
+        }
+        if !other.is_empty() {
+            self.said = None;
+            let mut whole = other;
+            whole.extend(text.map(|text| ("text".to_owned(), text.into())));
+            whole.extend(signature.map(|signature| (SIGNATURE.to_owned(), signature.into())));
+            deltas.push_back(native(self.block(), &Value::Object(whole)));
+            return;
+        }
+        let is_signed = signature.is_some();
+        if let Some(signature) = signature {
+            self.said = None;
+            deltas.push_back(native(self.block(), &json!({ SIGNATURE: signature })));
+        }
+        if let Some(text) = text {
+            deltas.push_back(Delta::Text { block: self.saying(Said::Text), text });
+            if is_signed {
+                self.said = None;
+            }
+        }
+        if let Some(call) = function_call {
+            self.call(call, deltas);
+        }
+    }
+
+    /// Calls come whole.
+    fn call(&mut self, call: FunctionCall, deltas: &mut VecDeque<Delta>) {
+        self.said = None;
+        let block = self.block();
+        let made = || {
+            // The id of the response makes it unique in the conversation, or else how much was said before it.
+            let before = if self.response_id.is_empty() { self.messages.to_string() } else { self.response_id.clone() };
+            format!("call_{before}_{}", self.calls)
+        };
+        let tool_call_id = call.id.filter(|id| !id.is_empty()).unwrap_or_else(made);
+        self.calls += 1;
+        let arguments_json = Value::Object(call.args.unwrap_or_default()).to_string();
+        deltas.push_back(Delta::ToolCallStarted { block, tool_call_id, name: call.name });
+        deltas.push_back(Delta::ToolArguments { block, partial_json: arguments_json.clone() });
+        deltas.push_back(Delta::ToolCallStopped { block, arguments_json });
+    }
+
+    fn finish(&self, reason: &str, message: Option<String>) -> Result<Stop, Error> {
+        Ok(match reason {
+            "STOP" if self.calls > 0 => Stop::ToolUse,
+            "STOP" => Stop::EndTurn,
+            "MAX_TOKENS" => Stop::MaxTokens,
+            "SAFETY" | "RECITATION" | "BLOCKLIST" | "PROHIBITED_CONTENT" | "SPII" | "LANGUAGE" => Stop::Refusal,
+            "MALFORMED_FUNCTION_CALL" | "UNEXPECTED_TOOL_CALL" | "TOO_MANY_TOOL_CALLS" => Stop::BadToolCall,
+            image if image.starts_with("IMAGE_") => Stop::Refusal,
+            // It says no more than that it ended: an answer is kept, and nothing at all is worth another try.
+            other if self.has_output => {
+                tracing::warn!(finish_reason = other, "unknown reason to finish, taken for the end of the turn");
+                Stop::EndTurn
+            }
+            other => {
+                let message = message.unwrap_or_else(|| format!("ended for reason {other} and said nothing"));
+                return Err(Error::new(NAME, Class::Overload, message));
+            }
+        })
+    }
+}
+
+fn native(block: u32, whole: &Value) -> Delta {
+    Delta::Native { block, native: NativeBlock { provider: NAME.to_owned(), json: whole.to_string() } }
+}

@@ -1,0 +1,47 @@
+//! Chat Completions, streamed: `POST {base_url}/v1/chat/completions`.
+//!
+//! Format: <https://platform.openai.com/docs/api-reference/chat-streaming>.
+
+mod decode;
+mod encode;
+
+use std::sync::Arc;
+
+use super::{MANNER, NAME, Settings};
+use crate::provider::{DeltaStream, Provider};
+use crate::request::Request;
+use crate::wire::{Wire, root};
+pub(crate) use decode::Decoder;
+pub(super) use decode::Usage;
+pub(super) use encode::url;
+
+/// See the module.
+#[derive(Clone)]
+pub struct Chat {
+    wire: Arc<Wire>,
+    url: String,
+}
+
+impl Chat {
+    /// Fails when no TLS client can be made, for example without any root certificate on the machine.
+    pub fn new(settings: Settings) -> Result<Self, reqwest::Error> {
+        let Settings { base_url, api_key, limits } = settings;
+        let url = format!("{}/v1/chat/completions", root(&base_url, "/v1"));
+        Ok(Self { wire: Wire::new(MANNER, api_key, limits)?, url })
+    }
+}
+
+impl Provider for Chat {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn account(&self) -> u64 {
+        self.wire.account()
+    }
+
+    fn stream(&self, request: Request) -> DeltaStream {
+        let decoder = Decoder::new(request.messages.len());
+        self.wire.stream(self.url.clone(), move || encode::body(&request), decoder)
+    }
+}

@@ -1,0 +1,275 @@
+//! Chunks of Chat Completions as neutral deltas.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use croft_proto::v1::TokenUsage;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::answer::{self, cut, senseless};
+use crate::delta::{Delta, Stop};
+use crate::error::Error;
+use crate::openai::{NAME, failure};
+
+/// In place of the data of the last event.
+const DONE: &str = "[DONE]";
+
+#[derive(Deserialize)]
+struct Chunk {
+    id: Option<String>,
+    model: Option<String>,
+    choices: Option<Vec<Choice>>,
+    usage: Option<Usage>,
+    error: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Choice {
+    #[serde(default)]
+    index: u32,
+    delta: Option<Piece>,
+    finish_reason: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Piece {
+    content: Option<String>,
+    refusal: Option<String>,
+    /// Not of OpenAI's, but of many servers that serve models which think aloud.
+    reasoning_content: Option<String>,
+    reasoning: Option<String>,
+    tool_calls: Option<Vec<CallPiece>>,
+}
+
+#[derive(Deserialize)]
+struct CallPiece {
+    #[serde(default)]
+    index: u32,
+    id: Option<String>,
+    function: Option<FunctionPiece>,
+}
+
+#[derive(Deserialize)]
+struct FunctionPiece {
+    name: Option<String>,
+    arguments: Option<String>,
+}
+
+#[derive(Deserialize)]
+pub(in crate::openai) struct Usage {
+    #[serde(alias = "input_tokens")]
+    prompt_tokens: Option<i64>,
+    #[serde(alias = "output_tokens")]
+    completion_tokens: Option<i64>,
+    #[serde(alias = "input_tokens_details")]
+    prompt_tokens_details: Option<InputDetails>,
+    #[serde(alias = "output_tokens_details")]
+    completion_tokens_details: Option<OutputDetails>,
+}
+
+#[derive(Deserialize)]
+struct InputDetails {
+    cached_tokens: Option<i64>,
+    cache_write_tokens: Option<i64>,
+}
+
+#[derive(Deserialize)]
+struct OutputDetails {
+    reasoning_tokens: Option<i64>,
+}
+
+impl Usage {
+    /// The input is told with what was cached, the output with what was thought. A cache is written for no known time: for
+    /// the shorter one.
+    pub(in crate::openai) fn neutral(&self) -> TokenUsage {
+        let count = |count: Option<i64>| count.unwrap_or_default().max(0);
+        let input = self.prompt_tokens_details.as_ref();
+        let cache_read_tokens = count(input.and_then(|details| details.cached_tokens));
+        let cache_write_5m_tokens = count(input.and_then(|details| details.cache_write_tokens));
+        let cached = cache_read_tokens.saturating_add(cache_write_5m_tokens);
+        let output = self.completion_tokens_details.as_ref();
+        TokenUsage {
+            input_uncached_tokens: count(self.prompt_tokens).saturating_sub(cached).max(0),
+            cache_read_tokens,
+            cache_write_5m_tokens,
+            output_tokens: count(self.completion_tokens),
+            reasoning_tokens: count(output.and_then(|details| details.reasoning_tokens)),
+            ..TokenUsage::default()
+        }
+    }
+}
+
+struct Call {
+    block: u32,
+    arguments_json: String,
+}
+
+/// What the last delta belongs to, when it is no call: a change begins another block.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Said {
+    Text,
+    Thinking,
+}
+
+/// The state of one answer.
+pub(crate) struct Decoder {
+    /// Makes ids of calls unique where the server gives none.
+    messages: usize,
+    opened: bool,
+    next_block: u32,
+    said: Option<(Said, u32)>,
+    /// By the index that their pieces carry: pieces of several interleave.
+    calls: BTreeMap<u32, Call>,
+    refused: bool,
+    stop: Option<Stop>,
+    over: bool,
+}
+
+impl answer::Decoder for Decoder {
+    const PROVIDER: &'static str = NAME;
+
+    fn event(&mut self, data: &str, deltas: &mut VecDeque<Delta>) -> Result<(), Error> {
+        if data.trim() == DONE {
+            if !self.is_whole() {
+                return Err(cut(NAME));
+            }
+            self.end(deltas);
+            return Ok(());
+        }
+        let chunk: Chunk = serde_json::from_str(data).map_err(|error| senseless(NAME, error))?;
+        if let Some(error) = &chunk.error {
+            return Err(failure::in_stream(error));
+        }
+        let choices = chunk.choices.unwrap_or_default();
+        if !self.opened && (!choices.is_empty() || chunk.usage.is_some()) {
+            self.opened = true;
+            let (response_id, model) = (chunk.id.unwrap_or_default(), chunk.model.unwrap_or_default());
+            deltas.push_back(Delta::Opened { response_id, model });
+        }
+        // We ask for one choice.
+        for choice in choices.into_iter().filter(|choice| choice.index == 0) {
+            if let Some(piece) = choice.delta {
+                self.piece(piece, deltas);
+            }
+            if let Some(reason) = choice.finish_reason {
+                self.finish(&reason, deltas);
+            }
+        }
+        deltas.extend(chunk.usage.map(|usage| Delta::Usage(usage.neutral())));
+        Ok(())
+    }
+
+    fn failure(body: &Value) -> Error {
+        failure::in_stream(body)
+    }
+
+    /// Usage may follow the reason to stop.
+    fn is_whole(&self) -> bool {
+        self.stop.is_some()
+    }
+
+    fn end(&mut self, deltas: &mut VecDeque<Delta>) {
+        deltas.extend(self.stop.map(Delta::Stop));
+        self.over = true;
+    }
+
+    fn is_over(&self) -> bool {
+        self.over
+    }
+}
+
+impl Decoder {
+    /// For the answer to a conversation of so many messages.
+    pub(crate) fn new(messages: usize) -> Self {
+        Self {
+            messages,
+            opened: false,
+            next_block: 0,
+            said: None,
+            calls: BTreeMap::new(),
+            refused: false,
+            stop: None,
+            over: false,
+        }
+    }
+
+    fn block(&mut self) -> u32 {
+        let block = self.next_block;
+        self.next_block += 1;
+        block
+    }
+
+    /// The block that text of this sort goes on in.
+    fn saying(&mut self, said: Said) -> u32 {
+        match self.said {
+            Some((last, block)) if last == said => block,
+            _ => {
+                let block = self.block();
+                self.said = Some((said, block));
+                block
+            }
+        }
+    }
+
+    fn piece(&mut self, piece: Piece, deltas: &mut VecDeque<Delta>) {
+        let given = |text: Option<String>| text.filter(|text| !text.is_empty());
+        if let Some(text) = given(piece.reasoning_content).or_else(|| given(piece.reasoning)) {
+            deltas.push_back(Delta::Thinking { block: self.saying(Said::Thinking), text });
+        }
+        if let Some(text) = given(piece.content) {
+            deltas.push_back(Delta::Text { block: self.saying(Said::Text), text });
+        }
+        if let Some(text) = given(piece.refusal) {
+            // People are told in the model's own words.
+            self.refused = true;
+            deltas.push_back(Delta::Text { block: self.saying(Said::Text), text });
+        }
+        for piece in piece.tool_calls.unwrap_or_default() {
+            self.call(piece, deltas);
+        }
+    }
+
+    fn call(&mut self, piece: CallPiece, deltas: &mut VecDeque<Delta>) {
+        let CallPiece { index, id, function } = piece;
+        let (name, arguments) = function.map_or((None, None), |function| (function.name, function.arguments));
+        if !self.calls.contains_key(&index) {
+            let block = self.block();
+            self.said = None;
+            // Unique in the conversation: no two calls of it have as many messages before them and the same place.
+            let made = || format!("call_{}_{index}", self.messages);
+            let tool_call_id = id.filter(|id| !id.is_empty()).unwrap_or_else(made);
+            deltas.push_back(Delta::ToolCallStarted { block, tool_call_id, name: name.unwrap_or_default() });
+            self.calls.insert(index, Call { block, arguments_json: String::new() });
+        }
+        if let Some(call) = self.calls.get_mut(&index)
+            && let Some(partial_json) = arguments.filter(|arguments| !arguments.is_empty())
+        {
+            call.arguments_json.push_str(&partial_json);
+            deltas.push_back(Delta::ToolArguments { block: call.block, partial_json });
+        }
+    }
+
+    fn finish(&mut self, reason: &str, deltas: &mut VecDeque<Delta>) {
+        let stop = match reason {
+            "length" => Stop::MaxTokens,
+            "content_filter" => Stop::Refusal,
+            _ if self.refused => Stop::Refusal,
+            "tool_calls" | "function_call" => Stop::ToolUse,
+            // Some servers say so with calls beside it.
+            "stop" if !self.calls.is_empty() => Stop::ToolUse,
+            "stop" => Stop::EndTurn,
+            other => {
+                tracing::warn!(finish_reason = other, "unknown reason to finish, taken for the end of the turn");
+                Stop::EndTurn
+            }
+        };
+        self.stop = Some(stop);
+        // Of an answer that was cut nobody knows which calls are whole.
+        if !matches!(stop, Stop::MaxTokens | Stop::Refusal) {
+            for Call { block, arguments_json } in std::mem::take(&mut self.calls).into_values() {
+                let arguments_json = if arguments_json.is_empty() { "{}".to_owned() } else { arguments_json };
+                deltas.push_back(Delta::ToolCallStopped { block, arguments_json });
+            }
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! OpenAI's errors by our classes: `{"error":{"message","type","param","code"}}`, as a response and in mid stream, and the
+//! dialects of it that other servers of the same interface speak.
+
+use serde_json::Value;
+
+use super::NAME;
+use crate::error::{Class, Error};
+use crate::status;
+use crate::wire::error_object;
+
+/// What an HTTP status means, with the body if it was JSON.
+pub(super) fn of_status(status: u16, body: Option<&Value>) -> Error {
+    let told = body.map(|body| error_object(body).unwrap_or(body)).map(Told::read).unwrap_or_default();
+    let message = told.message.map_or_else(|| status::message(status), str::to_owned);
+    let class = told.class(&message).unwrap_or_else(|| refined(status::class(status), &message));
+    Error::new(NAME, class, message)
+}
+
+/// What an error in a stream that began well means: the object itself, or the body that holds it.
+pub(super) fn in_stream(body: &Value) -> Error {
+    let told = Told::read(error_object(body).unwrap_or(body));
+    let message = told.message.unwrap_or("failed without a word").to_owned();
+    // What we don't know is the provider's fault until it is known to be ours.
+    let class = told.class(&message).unwrap_or_else(|| {
+        let class = told.status().map_or(Class::Overload, status::class);
+        refined(class, &message)
+    });
+    Error::new(NAME, class, message)
+}
+
+/// The fields of an error. A code is a word at OpenAI, a number at others, and an error may be a bare sentence.
+#[derive(Default)]
+struct Told<'body> {
+    message: Option<&'body str>,
+    kind: &'body str,
+    code: &'body str,
+    number: Option<u64>,
+}
+
+impl<'body> Told<'body> {
+    fn read(error: &'body Value) -> Self {
+        let field = |name: &str| error.get(name).and_then(Value::as_str);
+        let nested = |name: &str| error.get(name)?.get("message")?.as_str();
+        Self {
+            message: error
+                .as_str()
+                .or_else(|| field("message"))
+                .or_else(|| field("detail"))
+                .or_else(|| nested("detail"))
+                .filter(|message| !message.is_empty()),
+            kind: field("type").unwrap_or_default(),
+            code: field("code").unwrap_or_default(),
+            number: error.get("code").and_then(Value::as_u64).or_else(|| field("code")?.parse().ok()),
+        }
+    }
+
+    fn status(&self) -> Option<u16> {
+        self.number.and_then(|number| u16::try_from(number).ok()).filter(|status| *status >= 400)
+    }
+
+    fn class(&self, message: &str) -> Option<Class> {
+        let class = of_word(self.code).or_else(|| of_word(self.kind))?;
+        Some(refined(class, message))
+    }
+}
+
+fn of_word(word: &str) -> Option<Class> {
+    Some(match word {
+        "rate_limit_exceeded" | "rate_limit_error" | "rate_limit_reached" | "requests" | "tokens" => Class::Rate,
+        "insufficient_quota" | "quota_exceeded" | "billing_hard_limit_reached" | "billing_not_active" => Class::Quota,
+        "context_length_exceeded" | "string_above_max_length" => Class::Context,
+        "content_filter" | "content_policy_violation" | "moderation_blocked" | "ResponsibleAIPolicyViolation" => {
+            Class::Content
+        }
+        "invalid_api_key"
+        | "invalid_authentication"
+        | "authentication_error"
+        | "permission_error"
+        | "permission_denied"
+        | "account_deactivated"
+        | "unsupported_country_region_territory" => Class::Auth,
+        "server_error"
+        | "internal_server_error"
+        | "InternalServerError"
+        | "overloaded_error"
+        | "server_overloaded"
+        | "slow_down"
+        | "service_unavailable"
+        | "engine_overloaded" => Class::Overload,
+        "timeout" | "request_timeout" => Class::Timeout,
+        "invalid_request_error"
+        | "BadRequestError"
+        | "NotFoundError"
+        | "invalid_prompt"
+        | "model_not_found"
+        | "DeploymentNotFound"
+        | "invalid_value"
+        | "unsupported_value"
+        | "unsupported_parameter" => Class::Invalid,
+        _ => return None,
+    })
+}
+
+/// Some causes that need another answer share a word; only the sentence tells them apart.
+fn refined(class: Class, message: &str) -> Class {
+    let message = message.to_ascii_lowercase();
+    let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
+    match class {
+        Class::Invalid if says(&["maximum context length", "context window", "context length", "too many tokens"]) => {
+            Class::Context
+        }
+        Class::Invalid if says(&["usage policy", "content management policy", "safety system"]) => Class::Content,
+        Class::Invalid if says(&["api key"]) => Class::Auth,
+        Class::Rate if says(&["exceeded your current quota", "billing", "insufficient_quota"]) => Class::Quota,
+        // More than a minute's allowance in one request: waiting does not help, a shorter conversation does.
+        Class::Rate if says(&["request too large"]) => Class::Context,
+        class => class,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn each_refusal_has_its_class_in_every_dialect_of_the_interface() {
+        let openai = |kind: &str, code: &str, message: &str| {
+            Some(json!({"error": {"message": message, "type": kind, "param": null, "code": code}}))
+        };
+        let cases = [
+            (429, openai("requests", "rate_limit_exceeded", "Rate limit reached for requests"), Class::Rate),
+            (429, openai("tokens", "rate_limit_exceeded", "Rate limit reached for tokens"), Class::Rate),
+            (
+                429,
+                openai("tokens", "rate_limit_exceeded", "Request too large for gpt-6 on tokens per min"),
+                Class::Context,
+            ),
+            (429, openai("insufficient_quota", "insufficient_quota", "You exceeded your current quota"), Class::Quota),
+            (400, openai("invalid_request_error", "context_length_exceeded", "maximum context length"), Class::Context),
+            (400, openai("invalid_request_error", "content_policy_violation", "safety system"), Class::Content),
+            (
+                400,
+                openai("invalid_request_error", "invalid_prompt", "flagged: violating our usage policy"),
+                Class::Content,
+            ),
+            (400, openai("invalid_request_error", "unsupported_value", "temperature"), Class::Invalid),
+            (401, openai("invalid_request_error", "invalid_api_key", "Incorrect API key provided"), Class::Auth),
+            (403, openai("invalid_request_error", "unsupported_country_region_territory", "no"), Class::Auth),
+            (404, openai("invalid_request_error", "model_not_found", "no such model"), Class::Invalid),
+            (500, openai("server_error", "", "oops"), Class::Overload),
+            (503, openai("", "slow_down", "slow down"), Class::Overload),
+            // Azure.
+            (429, openai("", "429", "Requests have exceeded the token rate limit"), Class::Rate),
+            (
+                401,
+                Some(json!({"error": {"code": "401", "message": "Access denied due to invalid subscription key"}})),
+                Class::Auth,
+            ),
+            (400, openai("", "content_filter", "triggered the content management policy"), Class::Content),
+            (404, openai("", "DeploymentNotFound", "The API deployment does not exist"), Class::Invalid),
+            // vLLM, older and newer.
+            (
+                400,
+                Some(
+                    json!({"object": "error", "message": "This model's maximum context length is 8 tokens", "type": "BadRequestError", "code": 400}),
+                ),
+                Class::Context,
+            ),
+            (400, Some(json!({"error": {"message": "bad", "type": "BadRequestError", "code": 400}})), Class::Invalid),
+            (
+                404,
+                Some(json!({"error": {"message": "no model", "type": "NotFoundError", "code": 404}})),
+                Class::Invalid,
+            ),
+            // A bare sentence, and what a framework makes of a mistake.
+            (503, Some(json!({"error": "model is loading"})), Class::Overload),
+            (422, Some(json!({"detail": "max_tokens: too large"})), Class::Invalid),
+            // No sense at all: the status tells.
+            (502, None, Class::Overload),
+            (504, None, Class::Timeout),
+            (413, None, Class::Context),
+            (418, Some(json!([1, 2])), Class::Invalid),
+        ];
+        for (status, body, class) in cases {
+            let error = of_status(status, body.as_ref());
+            assert_eq!(error.class, class, "{status} {body:?}");
+            assert!(!error.message.is_empty());
+        }
+    }
+
+    #[test]
+    fn each_error_in_mid_stream_has_its_class() {
+        let cases = [
+            (json!({"error": {"message": "oops", "type": "server_error"}}), Class::Overload),
+            (json!({"message": "oops", "type": "server_error", "code": null}), Class::Overload),
+            (json!({"code": "rate_limit_exceeded", "message": "slow down"}), Class::Rate),
+            (json!({"code": "insufficient_quota", "message": "pay"}), Class::Quota),
+            (json!({"code": "context_length_exceeded", "message": "too long"}), Class::Context),
+            (json!({"code": "invalid_prompt", "message": "violates our usage policy"}), Class::Content),
+            (json!({"message": "bad", "code": 400}), Class::Invalid),
+            (json!({"message": "down", "code": 503}), Class::Overload),
+            (json!("out of memory"), Class::Overload),
+            (json!({"hologram": true}), Class::Overload),
+        ];
+        for (body, class) in cases {
+            assert_eq!(in_stream(&body).class, class, "{body}");
+        }
+    }
+}

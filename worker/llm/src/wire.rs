@@ -1,0 +1,254 @@
+//! The HTTP half of an adapter: sends a call, tells an answer from a refusal, and keeps the key out of all that is told.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use jiff::Timestamp;
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde_json::Value;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::answer::{Decoder, decoded, too_late};
+use crate::body::{Limits, REFUSAL_BYTES_MAX};
+use crate::error::{Class, Error};
+use crate::provider::DeltaStream;
+use crate::retry_after::{retry_after, retry_info};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a small question, such as one for a count of tokens, may take. At the bound: [`Class::Timeout`].
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
+/// Characters of a provider's own words that are told on. What is longer is cut: it goes into events and logs.
+const MESSAGE_CHARACTERS_MAX: usize = 1_000;
+
+/// How to reach a provider.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// With or without the trailing version, such as `/v1`.
+    pub base_url: String,
+    /// An empty one is not sent: a model that is served in the cluster may ask for none.
+    pub api_key: SecretString,
+    pub limits: Limits,
+}
+
+/// What one provider says in HTTP, beside its bodies.
+#[derive(Clone, Copy)]
+pub(crate) struct Manner {
+    pub(crate) provider: &'static str,
+    /// Where the key goes, and what stands before it.
+    pub(crate) key_header: (&'static str, &'static str),
+    /// Headers that go with every call.
+    pub(crate) headers: &'static [(&'static str, &'static str)],
+    /// What the status and the body, if it was JSON, of a refusal mean.
+    pub(crate) refused: fn(u16, Option<&Value>) -> Error,
+}
+
+/// A way to one provider with one key.
+pub(crate) struct Wire {
+    manner: Manner,
+    client: reqwest::Client,
+    api_key: SecretString,
+    limits: Limits,
+    account: u64,
+}
+
+/// The next number by which keys are told apart.
+static ACCOUNTS: AtomicU64 = AtomicU64::new(1);
+
+impl Wire {
+    /// Fails when no TLS client can be made, for example without any root certificate on the machine.
+    pub(crate) fn new(manner: Manner, api_key: SecretString, limits: Limits) -> Result<Arc<Self>, reqwest::Error> {
+        let client = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            // Somebody else's server must not be sent the key.
+            .redirect(reqwest::redirect::Policy::none())
+            .user_agent(concat!("croft/", env!("CARGO_PKG_VERSION")))
+            .build()?;
+        let account = ACCOUNTS.fetch_add(1, Ordering::Relaxed);
+        Ok(Arc::new(Self { manner, client, api_key, limits, account }))
+    }
+
+    /// Tells this key from others, and tells nothing of it.
+    pub(crate) fn account(&self) -> u64 {
+        self.account
+    }
+
+    /// The answer to one call, made once the stream is polled. `body` is built only then, as it may be large.
+    pub(crate) fn stream<D: Decoder + 'static>(
+        self: &Arc<Self>,
+        url: String,
+        body: impl FnOnce() -> Value + Send + 'static,
+        decoder: D,
+    ) -> DeltaStream {
+        let wire = Arc::clone(self);
+        let answer = async move {
+            let until = Instant::now() + wire.limits.first_token;
+            let opened = timeout_at(until, wire.open(&url, &body())).await;
+            let response =
+                opened.unwrap_or_else(|_| Err(too_late(D::PROVIDER, wire.limits))).map_err(|error| wire.tidy(error))?;
+            let bytes = response.bytes_stream().map_err(reqwest::Error::without_url);
+            Ok(decoded(bytes, decoder, wire.limits, until).map_err(move |error| wire.tidy(error)))
+        };
+        stream::once(answer).try_flatten().boxed()
+    }
+
+    /// The answer to a small question, as JSON.
+    pub(crate) async fn ask(&self, url: &str, body: &Value) -> Result<Value, Error> {
+        let answer = async {
+            let response = self.send(url, body, "application/json").await?;
+            let read = read(response).await;
+            serde_json::from_slice(&read).map_err(|error| {
+                Error::new(self.manner.provider, Class::Network, "gave an answer that is no JSON").because(error)
+            })
+        };
+        let late = || Error::new(self.manner.provider, Class::Timeout, "took too long to answer a small question");
+        timeout(QUESTION_TIMEOUT, answer).await.unwrap_or_else(|_| Err(late())).map_err(|error| self.tidy(error))
+    }
+
+    async fn open(&self, url: &str, body: &Value) -> Result<reqwest::Response, Error> {
+        let response = self.send(url, body, "text/event-stream").await?;
+        let kind = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+        let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        match kind.as_str() {
+            // Some servers of one's own leave it out.
+            "" | "text/event-stream" => Ok(response),
+            "application/json" => {
+                // Some gateways tell of a failure with a status that says all is well.
+                let read = read(response).await;
+                let told: Option<Value> = serde_json::from_slice(&read).ok();
+                match told.filter(|body| error_object(body).is_some()) {
+                    Some(body) => Err((self.manner.refused)(200, Some(&body)).asked_to_wait(retry_info(&body))),
+                    None => Err(self.no_stream(&kind)),
+                }
+            }
+            _ => Err(self.no_stream(&kind)),
+        }
+    }
+
+    fn no_stream(&self, kind: &str) -> Error {
+        Error::new(self.manner.provider, Class::Network, format!("answered with {kind:?} and not with an event stream"))
+    }
+
+    async fn send(&self, url: &str, body: &Value, accept: &'static str) -> Result<reqwest::Response, Error> {
+        let mut call = self.client.post(url);
+        for (name, value) in self.manner.headers {
+            call = call.header(*name, *value);
+        }
+        let key = self.api_key.expose_secret();
+        if !key.is_empty() {
+            let (name, before) = self.manner.key_header;
+            call = call.header(name, format!("{before}{key}"));
+        }
+        let response = call
+            .header(CONTENT_TYPE, "application/json")
+            .header(ACCEPT, accept)
+            .body(body.to_string())
+            .send()
+            .await
+            .map_err(|error| self.unreachable(error.without_url()))?;
+        if response.status() == reqwest::StatusCode::OK {
+            return Ok(response);
+        }
+        let status = response.status().as_u16();
+        let headers = response.headers().clone();
+        Err(self.refused(status, &headers, &read(response).await))
+    }
+
+    fn unreachable(&self, error: reqwest::Error) -> Error {
+        let class = if error.is_timeout() { Class::Timeout } else { Class::Network };
+        Error::new(self.manner.provider, class, "could not be reached").because(error)
+    }
+
+    /// What an HTTP refusal means.
+    fn refused(&self, status: u16, headers: &HeaderMap, body: &[u8]) -> Error {
+        let parsed: Option<Value> = serde_json::from_slice(body).ok();
+        let mut error = (self.manner.refused)(status, parsed.as_ref());
+        error.status = Some(status);
+        error.retry_after = retry_after(headers, parsed.as_ref(), Timestamp::now());
+        let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        error.request_id = header("request-id").or_else(|| header("x-request-id")).map(str::to_owned);
+        // The header corrects the rule of its status, but money that is spent does not come back by trying again.
+        error.should_retry = match header("x-should-retry") {
+            Some("true") if error.class != Class::Quota => Some(true),
+            Some("false") => Some(false),
+            _ => None,
+        };
+        error
+    }
+
+    /// A provider's message may be of any length, and may quote what we sent; the key must not go into an event or a log.
+    fn tidy(&self, mut error: Error) -> Error {
+        let key = self.api_key.expose_secret();
+        if !key.is_empty() && error.message.contains(key) {
+            error.message = error.message.replace(key, "***");
+        }
+        if let Some((end, _)) = error.message.char_indices().nth(MESSAGE_CHARACTERS_MAX) {
+            error.message.truncate(end);
+            error.message.push('…');
+        }
+        error
+    }
+}
+
+/// The body of an answer that is no stream, as far as it may be read.
+async fn read(response: reqwest::Response) -> Vec<u8> {
+    let mut body = Vec::new();
+    let mut chunks = response.bytes_stream();
+    // A refusal whose body breaks off is still a refusal.
+    while let Some(Ok(chunk)) = chunks.next().await {
+        body.extend_from_slice(&chunk);
+        if body.len() > REFUSAL_BYTES_MAX {
+            break;
+        }
+    }
+    body
+}
+
+/// The object that tells of an error: under `error`, also where the body is wrapped in an array.
+pub(crate) fn error_object(body: &Value) -> Option<&Value> {
+    body.get("error").or_else(|| body.get(0)?.get("error")).filter(|error| !error.is_null())
+}
+
+/// `base_url` without a trailing slash and without `version`, which every call adds.
+pub(crate) fn root(base_url: &str, version: &str) -> String {
+    let base_url = base_url.trim_end_matches('/');
+    base_url.strip_suffix(version).unwrap_or(base_url).trim_end_matches('/').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wire() -> Arc<Wire> {
+        let refused = |status, _: Option<&Value>| Error::new("test", Class::Invalid, status.to_string());
+        let manner = Manner { provider: "test", key_header: ("x-key", ""), headers: &[], refused };
+        Wire::new(manner, SecretString::from("sk-very-secret"), Limits::default()).unwrap()
+    }
+
+    #[test]
+    fn debug_and_errors_do_not_show_the_key() {
+        let api_key = SecretString::from("sk-very-secret");
+        let settings = Settings { base_url: String::new(), api_key, limits: Limits::default() };
+        assert!(!format!("{settings:?}").contains("very-secret"));
+        let quoted = Error::new("test", Class::Auth, "the key sk-very-secret is wrong");
+        assert_eq!(wire().tidy(quoted).message, "the key *** is wrong");
+    }
+
+    #[test]
+    fn a_message_is_cut_between_characters() {
+        let long = Error::new("test", Class::Invalid, "ü".repeat(MESSAGE_CHARACTERS_MAX + 1));
+        let message = wire().tidy(long).message;
+        assert_eq!(message.chars().count(), MESSAGE_CHARACTERS_MAX + 1);
+        assert!(message.ends_with("ü…"));
+    }
+
+    #[test]
+    fn the_version_may_stand_in_the_address() {
+        for base_url in ["https://x.test", "https://x.test/", "https://x.test/v1", "https://x.test/v1/"] {
+            assert_eq!(root(base_url, "/v1"), "https://x.test");
+        }
+        assert_eq!(root("https://x.test/openai/v1", "/v1"), "https://x.test/openai");
+    }
+}

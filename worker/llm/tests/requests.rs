@@ -1,0 +1,262 @@
+//! A conversation with all that there is, in each interface's form.
+
+#![expect(clippy::unwrap_used, reason = "a helper of tests may fail loudly")]
+
+use croft_llm::gemini::Gemini;
+use croft_llm::openai::{Chat, Responses};
+use croft_llm::{Class, Limits, Provider, Request, Settings, ToolDefinition, anthropic};
+use croft_proto::v1::content_block::Block;
+use croft_proto::v1::image::Source;
+use croft_proto::v1::{ContentBlock, Image, Message, NativeBlock, Role, Text, Thinking, ToolOutput, ToolUse};
+use futures::StreamExt as _;
+use serde_json::{Value, json};
+use wiremock::matchers::{any, body_json, method, path};
+use wiremock::{Mock, MockServer, ResponseTemplate};
+
+fn block(block: Block) -> ContentBlock {
+    ContentBlock { block: Some(block) }
+}
+
+fn text(text: &str) -> ContentBlock {
+    block(Block::Text(Text { text: text.into() }))
+}
+
+fn native(provider: &str, json: &Value) -> ContentBlock {
+    block(Block::Native(NativeBlock { provider: provider.into(), json: json.to_string() }))
+}
+
+fn call(id: &str, arguments: &str) -> ContentBlock {
+    let arguments_json = arguments.into();
+    block(Block::ToolUse(ToolUse { tool_call_id: id.into(), name: "clock".into(), arguments_json }))
+}
+
+fn picture(source: Source) -> ContentBlock {
+    block(Block::Image(Image { media_type: "image/png".into(), source: Some(source) }))
+}
+
+/// `extra` are blocks of the model's first answer that its own interface alone understands.
+fn request(model: &str, extra: Vec<ContentBlock>) -> Request {
+    let message = |role: Role, content| Message { role: role.into(), content, ..Message::default() };
+    let output = |id: &str, content, is_error| {
+        block(Block::ToolOutput(ToolOutput { tool_call_id: id.into(), content, is_error }))
+    };
+    let data = || picture(Source::Data(vec![1, 2, 3].into()));
+    let summary = Thinking { text: "unsigned".into(), ..Thinking::default() };
+    Request {
+        model: model.into(),
+        system: "Be kind.".into(),
+        messages: vec![
+            message(Role::User, vec![text("what time?"), text(""), data()]),
+            message(
+                Role::Assistant,
+                [
+                    vec![block(Block::Thinking(summary)), native("elsewhere", &json!({"type": "hologram"}))],
+                    extra,
+                    vec![text("let me look"), call("a", r#"{"x":1}"#), call("b", "{oops")],
+                ]
+                .concat(),
+            ),
+            message(
+                Role::Tool,
+                vec![output("a", vec![text("noon"), data()], false), output("b", vec![text("no")], true)],
+            ),
+            message(Role::User, vec![text("and?"), picture(Source::Url("https://pictures.test/1.png".into()))]),
+            message(Role::Assistant, vec![]),
+        ],
+        tools: vec![ToolDefinition {
+            name: "clock".into(),
+            description: "Tells the time.".into(),
+            input_schema: json!({"type": "object"}),
+        }],
+        output_tokens_max: 99,
+        temperature: Some(0.5),
+    }
+}
+
+fn settings(base_url: &str) -> Settings {
+    Settings { base_url: base_url.into(), api_key: "k".into(), limits: Limits::default() }
+}
+
+/// The body that a call is made with.
+async fn sent(open: fn(Settings) -> Box<dyn Provider>, request: Request) -> Value {
+    let server = MockServer::start().await;
+    Mock::given(any()).respond_with(ResponseTemplate::new(400)).mount(&server).await;
+    let deltas: Vec<_> = open(settings(&server.uri())).stream(request).collect().await;
+    assert_eq!(deltas[0].as_ref().unwrap_err().class, Class::Invalid);
+    server.received_requests().await.unwrap()[0].body_json().unwrap()
+}
+
+#[tokio::test]
+async fn chat_completions() {
+    let body = sent(|settings| Box::new(Chat::new(settings).unwrap()), request("gpt-x", vec![])).await;
+    let data = json!({"type": "image_url", "image_url": {"url": "data:image/png;base64,AQID"}});
+    let called = |id: &str, arguments: &str| json!({"id": id, "type": "function", "function": {"name": "clock", "arguments": arguments}});
+    let expected = json!({
+        "model": "gpt-x",
+        "max_completion_tokens": 99,
+        "stream": true,
+        "stream_options": {"include_usage": true},
+        "temperature": 0.5,
+        "tools": [{"type": "function", "function": {
+            "name": "clock", "description": "Tells the time.", "parameters": {"type": "object"},
+        }}],
+        "messages": [
+            {"role": "system", "content": "Be kind."},
+            {"role": "user", "content": [{"type": "text", "text": "what time?"}, data]},
+            {"role": "assistant", "content": "let me look", "tool_calls": [
+                called("a", r#"{"x":1}"#), called("b", r#"{"unparsed":"{oops"}"#),
+            ]},
+            {"role": "tool", "tool_call_id": "a", "content": "noon"},
+            {"role": "tool", "tool_call_id": "b", "content": "Error: no"},
+            {"role": "user", "content": [data]},
+            {"role": "user", "content": [
+                {"type": "text", "text": "and?"},
+                {"type": "image_url", "image_url": {"url": "https://pictures.test/1.png"}},
+            ]},
+        ],
+    });
+    assert_eq!(body, expected);
+}
+
+#[tokio::test]
+async fn responses() {
+    let item = json!({"type": "reasoning", "id": "rs_1", "encrypted_content": "gAAA", "summary": []});
+    let request = request("gpt-x", vec![native("openai", &item)]);
+    let body = sent(|settings| Box::new(Responses::new(settings).unwrap()), request).await;
+    let data = json!({"type": "input_image", "image_url": "data:image/png;base64,AQID"});
+    let called = |id: &str, arguments: &str| json!({"type": "function_call", "call_id": id, "name": "clock", "arguments": arguments});
+    let said = |text: &str| json!({"type": "input_text", "text": text});
+    let expected = json!({
+        "model": "gpt-x",
+        "instructions": "Be kind.",
+        "max_output_tokens": 99,
+        "stream": true,
+        "store": false,
+        "include": ["reasoning.encrypted_content"],
+        "temperature": 0.5,
+        "tools": [{
+            "type": "function", "name": "clock", "description": "Tells the time.",
+            "parameters": {"type": "object"}, "strict": false,
+        }],
+        "input": [
+            {"type": "message", "role": "user", "content": [said("what time?"), data]},
+            item,
+            {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "let me look"}]},
+            called("a", r#"{"x":1}"#),
+            called("b", r#"{"unparsed":"{oops"}"#),
+            {"type": "function_call_output", "call_id": "a", "output": [said("noon"), data]},
+            {"type": "function_call_output", "call_id": "b", "output": [said("Error:"), said("no")]},
+            {"type": "message", "role": "user", "content": [
+                said("and?"), {"type": "input_image", "image_url": "https://pictures.test/1.png"},
+            ]},
+        ],
+    });
+    assert_eq!(body, expected);
+}
+
+#[tokio::test]
+async fn gemini() {
+    let signed = Thinking { text: "hm".into(), signature: "c2ln".into(), redacted_data: String::new() };
+    let code = json!({"executableCode": {"language": "PYTHON", "code": "1"}, "thoughtSignature": "Y29kZQ=="});
+    let signature = |of: &str| native("gemini", &json!({ "thoughtSignature": of }));
+    let mut request =
+        request("gemini-3-x", vec![block(Block::Thinking(signed)), native("gemini", &code), signature("dGV4dA==")]);
+    // Before the first call, and one that came with nothing behind it.
+    request.messages[1].content.insert(6, signature("Y2FsbA=="));
+    request.messages[1].content.push(signature("bGFzdA=="));
+    let body = sent(|settings| Box::new(Gemini::new(settings).unwrap()), request).await;
+    let data = json!({"inlineData": {"mimeType": "image/png", "data": "AQID"}});
+    let expected = json!({
+        "systemInstruction": {"parts": [{"text": "Be kind."}]},
+        "generationConfig": {"maxOutputTokens": 99, "temperature": 0.5},
+        "tools": [{"functionDeclarations": [{
+            "name": "clock", "description": "Tells the time.", "parametersJsonSchema": {"type": "object"},
+        }]}],
+        "contents": [
+            {"role": "user", "parts": [{"text": "what time?"}, data]},
+            {"role": "model", "parts": [
+                {"text": "hm", "thought": true, "thoughtSignature": "c2ln"},
+                code,
+                {"text": "let me look", "thoughtSignature": "dGV4dA=="},
+                {"functionCall": {"id": "a", "name": "clock", "args": {"x": 1}}, "thoughtSignature": "Y2FsbA=="},
+                {"functionCall": {"id": "b", "name": "clock", "args": {"unparsed": "{oops"}}},
+                {"text": "", "thoughtSignature": "bGFzdA=="},
+            ]},
+            {"role": "user", "parts": [
+                {"functionResponse": {"id": "a", "name": "clock", "response": {"output": "noon"}}},
+                data,
+                {"functionResponse": {"id": "b", "name": "clock", "response": {"error": "no"}}},
+                {"text": "and?"},
+                {"fileData": {"mimeType": "image/png", "fileUri": "https://pictures.test/1.png"}},
+            ]},
+        ],
+    });
+    assert_eq!(body, expected);
+}
+
+#[tokio::test]
+async fn a_call_of_another_model_has_a_stand_in_for_its_signature_where_one_is_demanded() {
+    for (model, expected) in
+        [("gemini-3-x", json!("skip_thought_signature_validator")), ("gemini-2.5-pro", Value::Null)]
+    {
+        let body = sent(|settings| Box::new(Gemini::new(settings).unwrap()), request(model, vec![])).await;
+        let parts = &body["contents"][1]["parts"];
+        assert_eq!(parts[1]["functionCall"]["id"], "a");
+        assert_eq!(parts[1]["thoughtSignature"], expected, "{model}");
+        assert_eq!(parts[2]["thoughtSignature"], Value::Null, "of parallel calls only the first");
+    }
+}
+
+#[tokio::test]
+async fn tokens_are_counted_where_that_is_offered() {
+    type Open = fn(Settings) -> Box<dyn Provider>;
+    let cases: [(Open, &str, Value, &str); 3] = [
+        (
+            |settings| Box::new(anthropic::Anthropic::new(settings).unwrap()),
+            "/v1/messages/count_tokens",
+            json!({"input_tokens": 42}),
+            "messages",
+        ),
+        (
+            |settings| Box::new(Responses::new(settings).unwrap()),
+            "/v1/responses/input_tokens",
+            json!({"object": "response.input_tokens", "input_tokens": 42}),
+            "input",
+        ),
+        (
+            |settings| Box::new(Gemini::new(settings).unwrap()),
+            "/v1beta/models/model-x:countTokens",
+            json!({"totalTokens": 42}),
+            "generateContentRequest",
+        ),
+    ];
+    for (open, to, answer, key) in cases {
+        let server = MockServer::start().await;
+        Mock::given(method("POST"))
+            .and(path(to))
+            .respond_with(ResponseTemplate::new(200).set_body_json(answer))
+            .mount(&server)
+            .await;
+        let provider = open(settings(&server.uri()));
+        assert_eq!(provider.count_tokens(request("model-x", vec![])).await.unwrap(), Some(42), "{to}");
+        let body: Value = server.received_requests().await.unwrap()[0].body_json().unwrap();
+        let counted = body.as_object().unwrap();
+        assert!(counted.contains_key(key), "{body}");
+        assert!(!counted.contains_key("stream") && !counted.contains_key("max_tokens"), "{body}");
+    }
+    let chat = Chat::new(settings("http://127.0.0.1:1")).unwrap();
+    assert_eq!(chat.count_tokens(request("gpt-x", vec![])).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_count_that_is_refused_is_an_error_of_its_class() {
+    let server = MockServer::start().await;
+    let body = json!({"type": "error", "error": {"type": "rate_limit_error", "message": "slow down"}});
+    Mock::given(body_json(json!({"model": "m", "messages": []})))
+        .respond_with(ResponseTemplate::new(429).set_body_json(body))
+        .mount(&server)
+        .await;
+    let provider = anthropic::Anthropic::new(settings(&server.uri())).unwrap();
+    let request = Request { model: "m".into(), ..Request::default() };
+    assert_eq!(provider.count_tokens(request).await.unwrap_err().class, Class::Rate);
+}

@@ -1,0 +1,299 @@
+//! What happens when a model can't answer: others take over, and one that keeps failing is left alone.
+
+#![expect(clippy::unwrap_used, reason = "a helper of tests may fail loudly")]
+
+mod support;
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use croft_llm::{Class, Delta, DeltaStream, Error, Provider, Providers, Request, Stop, breaker};
+use croft_proto::v1::content_block::Block;
+use croft_proto::v1::execute_step_request::Message as ToWorker;
+use croft_proto::v1::execute_step_response::Message as FromWorker;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{AgentSpec, Grant, GrantRefused, ModelAttempt, NativeBlock, StopReason, TokenUsage};
+use croft_worker::tools::Builtins;
+use futures::FutureExt as _;
+use futures::StreamExt as _;
+use futures::future::BoxFuture;
+use support::*;
+
+type Answer = Vec<Result<Delta, Error>>;
+
+/// A provider that gives these answers one after another, and the last of them again and again.
+#[derive(Clone)]
+struct Canned {
+    name: &'static str,
+    answers: Arc<Mutex<VecDeque<Answer>>>,
+    requests: Arc<Mutex<Vec<Request>>>,
+    counts: Option<u32>,
+}
+
+impl Canned {
+    fn new(name: &'static str, answers: impl IntoIterator<Item = Answer>) -> Self {
+        let answers = Arc::new(Mutex::new(answers.into_iter().collect()));
+        Self { name, answers, requests: Arc::default(), counts: None }
+    }
+
+    fn calls(&self) -> usize {
+        self.requests.lock().unwrap().len()
+    }
+}
+
+impl Provider for Canned {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn stream(&self, request: Request) -> DeltaStream {
+        self.requests.lock().unwrap().push(request);
+        let mut answers = self.answers.lock().unwrap();
+        let answer = match answers.pop_front() {
+            Some(answer) if answers.is_empty() => {
+                let again = answer.iter().map(copy).collect();
+                answers.push_front(again);
+                answer
+            }
+            Some(answer) => answer,
+            None => Vec::new(),
+        };
+        futures::stream::iter(answer).boxed()
+    }
+
+    fn count_tokens(&self, _: Request) -> BoxFuture<'_, Result<Option<u32>, Error>> {
+        std::future::ready(Ok(self.counts)).boxed()
+    }
+}
+
+fn copy(delta: &Result<Delta, Error>) -> Result<Delta, Error> {
+    delta.as_ref().map(Delta::clone).map_err(|error| Error::new(error.provider, error.class, error.message.clone()))
+}
+
+fn fails(class: Class) -> Answer {
+    vec![Err(Error::new("canned", class, "out of order"))]
+}
+
+fn opened() -> Result<Delta, Error> {
+    Ok(Delta::Opened { response_id: "r".into(), model: "m".into() })
+}
+
+fn stops(said: &str, stop: Stop) -> Answer {
+    let usage = TokenUsage { output_tokens: 3, ..TokenUsage::default() };
+    vec![opened(), Ok(Delta::Text { block: 0, text: said.into() }), Ok(Delta::Usage(usage)), Ok(Delta::Stop(stop))]
+}
+
+fn says(said: &str) -> Answer {
+    stops(said, Stop::EndTurn)
+}
+
+/// Models `a`, `b` and `c`, each of the provider of its name.
+fn agent() -> AgentSpec {
+    let fallback_models = ["b", "c"].map(str::to_owned).into();
+    AgentSpec { model: "a".into(), fallback_models, ..support::agent() }
+}
+
+async fn worker(canned: &[&Canned]) -> Worker {
+    let providers = canned.iter().fold(Providers::new(), |providers, canned| providers.with((*canned).clone()));
+    worker_with(options(), providers, Builtins::default()).await
+}
+
+/// A turn of a new session at a front that finds these models unfit to take over.
+async fn turn(worker: &Worker, agent: &AgentSpec, unfit: &[&str]) -> Heard {
+    let session_id = session();
+    init(&worker.client, &session_id, agent).await.unwrap();
+    let mut front = Front::open(&worker.client, start(&session_id, text("hello"))).await;
+    front.grants = false;
+    while let Some(message) = front.next().await.unwrap() {
+        let FromWorker::GrantRequest(request) = message else { continue };
+        let request_id = request.request_id.clone();
+        let answer = if unfit.contains(&request.model.as_str()) {
+            let (reason, message) = ("MODEL_UNFIT".into(), "can't".into());
+            ToWorker::GrantRefused(GrantRefused { request_id, reason, message })
+        } else {
+            let (provider, model) = (request.model.clone(), request.model.clone());
+            ToWorker::Grant(Grant { request_id, grant_id: "g".into(), provider, model, ..Grant::default() })
+        };
+        front.send(answer).await;
+    }
+    front.heard
+}
+
+fn attempts(heard: &Heard) -> Vec<&ModelAttempt> {
+    let mut attempts = Vec::new();
+    for kind in &heard.durables {
+        if let Kind::ModelAttempt(attempt) = kind {
+            attempts.push(attempt);
+        }
+    }
+    attempts
+}
+
+/// Model, error class and reason to fall back of each attempt.
+fn course(heard: &Heard) -> Vec<(&str, &str, &str)> {
+    attempts(heard)
+        .into_iter()
+        .map(|attempt| (attempt.model.as_str(), attempt.error_class.as_str(), attempt.fallback_reason.as_str()))
+        .collect()
+}
+
+fn said(heard: &Heard) -> Vec<(String, String)> {
+    let said = |kind: &Kind| match kind {
+        Kind::AgentMessage(message) => Some((texts(&message.content), message.model.clone())),
+        _ => None,
+    };
+    heard.durables.iter().filter_map(said).collect()
+}
+
+fn told(heard: &Heard) -> Vec<String> {
+    let told = |kind: &Kind| match kind {
+        Kind::Error(error) => Some(error.reason.clone()),
+        _ => None,
+    };
+    heard.durables.iter().filter_map(told).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_that_can_not_answer_gives_way_to_the_next_which_the_attempt_tells() {
+    let (a, b) = (Canned::new("a", [fails(Class::Auth)]), Canned::new("b", [says("noon")]));
+    let heard = turn(&worker(&[&a, &b]).await, &agent(), &[]).await;
+    assert_eq!(heard.stop_reason(), StopReason::EndTurn);
+    assert_eq!(course(&heard), [("a", "auth", ""), ("b", "", "error")]);
+    assert_eq!(said(&heard), [("noon".to_owned(), "b".to_owned())]);
+    assert!(told(&heard).is_empty(), "nobody need know");
+    assert_eq!(heard.grants[0].takeover, None);
+    let takeover = heard.grants[1].takeover.clone().unwrap();
+    assert_eq!((takeover.from_model.as_str(), takeover.reason.as_str()), ("a", "error"));
+    assert!(takeover.tools && !takeover.images);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_model_is_tried_again_before_it_gives_way() {
+    let models = ["a", "b", "c"].map(|name| Canned::new(name, [fails(Class::Overload)]));
+    let heard = turn(&worker(&models.each_ref()).await, &agent(), &[]).await;
+    assert_eq!(heard.stop_reason(), StopReason::Error);
+    assert_eq!(models.map(|model| model.calls()), [3, 3, 3]);
+    assert_eq!(told(&heard), ["MODEL_OVERLOADED"], "one error is told, at the end");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_told_only_if_no_model_answers() {
+    let refusal = || stops("I can't help with that.", Stop::Refusal);
+    let (a, b) = (Canned::new("a", [refusal()]), Canned::new("b", [says("gladly")]));
+    let heard = turn(&worker(&[&a, &b]).await, &agent(), &[]).await;
+    assert_eq!(course(&heard), [("a", "", ""), ("b", "", "content")]);
+    assert_eq!(said(&heard), [("gladly".to_owned(), "b".to_owned())]);
+
+    let models = ["a", "b", "c"].map(|name| Canned::new(name, [refusal()]));
+    let heard = turn(&worker(&models.each_ref()).await, &agent(), &[]).await;
+    assert_eq!(heard.stop_reason(), StopReason::Refusal);
+    assert_eq!(said(&heard), [("I can't help with that.".to_owned(), "c".to_owned())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_conversation_that_does_not_fit_is_counted_for_the_model_that_takes_over() {
+    for answer in [fails(Class::Context), stops("", Stop::ContextFull)] {
+        let mut a = Canned::new("a", [answer]);
+        a.counts = Some(300_000);
+        let c = Canned::new("c", [says("noon")]);
+        let heard = turn(&worker(&[&a, &c]).await, &agent(), &["b"]).await;
+        assert_eq!(heard.stop_reason(), StopReason::EndTurn);
+        let reasons: Vec<_> =
+            heard.grants.iter().map(|grant| grant.takeover.as_ref().map(|t| t.reason.as_str())).collect();
+        assert_eq!(reasons, [None, Some("context"), Some("context")]);
+        assert!(heard.grants[1..].iter().all(|grant| grant.input_tokens_estimated == 300_000));
+        assert_eq!(course(&heard).last(), Some(&("c", "", "context")), "b was passed over");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_failed_first_is_told_when_none_is_fit_to_take_over() {
+    let a = Canned::new("a", [fails(Class::Quota)]);
+    let heard = turn(&worker(&[&a]).await, &agent(), &["b", "c"]).await;
+    assert_eq!(heard.stop_reason(), StopReason::Error);
+    assert_eq!(told(&heard), ["MODEL_QUOTA_SPENT"]);
+    assert_eq!(course(&heard), [("a", "quota", "")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_whose_provider_is_not_there_gives_way_too() {
+    let c = Canned::new("c", [says("noon")]);
+    let heard = turn(&worker(&[&c]).await, &agent(), &[]).await;
+    assert_eq!(heard.stop_reason(), StopReason::EndTurn);
+    assert_eq!(course(&heard), [("c", "", "error")]);
+
+    let heard = turn(&worker(&[]).await, &agent(), &[]).await;
+    assert_eq!((heard.stop_reason(), told(&heard)), (StopReason::Error, vec!["PROVIDER_MISSING".to_owned()]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_only_one_model_understands_does_not_reach_the_next_and_the_turn_stays_with_it() {
+    let native = NativeBlock { provider: "a".into(), json: "{}".into() };
+    let calls = |id: &str| {
+        vec![
+            opened(),
+            Ok(Delta::Thinking { block: 0, text: "hm".into() }),
+            Ok(Delta::Signature { block: 0, signature: "of-this-model".into() }),
+            Ok(Delta::Native { block: 1, native: native.clone() }),
+            Ok(Delta::Text { block: 2, text: "let me look".into() }),
+            Ok(Delta::ToolCallStarted { block: 3, tool_call_id: id.into(), name: "clock".into() }),
+            Ok(Delta::ToolCallStopped { block: 3, arguments_json: "{}".into() }),
+            Ok(Delta::Stop(Stop::ToolUse)),
+        ]
+    };
+    let a = Canned::new("a", [calls("one"), fails(Class::Invalid)]);
+    let b = Canned::new("b", [calls("two"), says("noon")]);
+    let heard = turn(&worker(&[&a, &b]).await, &agent(), &[]).await;
+    assert_eq!(heard.stop_reason(), StopReason::EndTurn);
+    let went = course(&heard);
+    assert_eq!(went, [("a", "", ""), ("a", "invalid", ""), ("b", "", "error"), ("b", "", "error")]);
+
+    let kept = |request: &Request| {
+        let blocks = request.messages.iter().flat_map(|message| &message.content);
+        blocks.filter(|block| matches!(block.block, Some(Block::Thinking(_) | Block::Native(_)))).count()
+    };
+    assert_eq!(a.requests.lock().unwrap().iter().map(kept).collect::<Vec<_>>(), [0, 2], "its own comes back to it");
+    let of_b = b.requests.lock().unwrap();
+    assert_eq!(of_b.iter().map(kept).collect::<Vec<_>>(), [0, 2], "the other's does not, and its own does");
+    let called = of_b[0].messages.iter().flat_map(|message| &message.content);
+    assert_eq!(called.filter(|block| matches!(block.block, Some(Block::ToolUse(_) | Block::ToolOutput(_)))).count(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_that_keeps_failing_is_left_alone_by_all_sessions_and_then_tried_again() {
+    let policy = breaker::Policy::default();
+    let attempts_max = 3;
+    let failures = usize::try_from(policy.outcomes_min).unwrap();
+    let answers = std::iter::repeat_with(|| fails(Class::Overload)).take(failures).chain([says("well again")]);
+    let (a, b) = (Canned::new("a", answers), Canned::new("b", [says("from b")]));
+    let worker = worker(&[&a, &b]).await;
+    for _ in 0..failures.div_ceil(attempts_max) {
+        assert_eq!(turn(&worker, &agent(), &[]).await.stop_reason(), StopReason::EndTurn);
+    }
+    assert_eq!(a.calls(), failures);
+
+    let began = tokio::time::Instant::now();
+    let heard = turn(&worker, &agent(), &[]).await;
+    assert_eq!(a.calls(), failures, "it was not called, though it would have answered");
+    assert_eq!(course(&heard), [("a", "overload", ""), ("b", "", "error")]);
+    assert_eq!(attempts(&heard)[0].usage, Some(TokenUsage::default()));
+    assert!(began.elapsed() < Duration::from_secs(1), "nobody waits for it while another answers");
+
+    tokio::time::advance(policy.open).await;
+    let heard = turn(&worker, &agent(), &[]).await;
+    assert_eq!(said(&heard), [("well again".to_owned(), "a".to_owned())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_another_model_the_turn_waits_for_the_breaker() {
+    let failures = usize::try_from(breaker::Policy::default().outcomes_min).unwrap();
+    let answers = std::iter::repeat_with(|| fails(Class::Network)).take(failures).chain([says("well again")]);
+    let a = Canned::new("a", answers);
+    let worker = worker(&[&a]).await;
+    let alone = AgentSpec { fallback_models: Vec::new(), ..agent() };
+    assert_eq!(turn(&worker, &alone, &[]).await.stop_reason(), StopReason::Error);
+    let heard = turn(&worker, &alone, &[]).await;
+    assert_eq!(heard.stop_reason(), StopReason::EndTurn);
+    assert_eq!(said(&heard), [("well again".to_owned(), "a".to_owned())]);
+}
