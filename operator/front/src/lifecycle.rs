@@ -24,6 +24,7 @@ use crate::events::relay::Frame;
 use crate::events::replay;
 use crate::identity::Identity;
 use crate::session::manager::Manager;
+use crate::session::validate;
 use crate::turn::{Accepted, Sent, Turns, ends_turn, now};
 
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -75,11 +76,19 @@ impl Lifecycle {
         identity: &Identity,
         request: SendMessageRequest,
     ) -> Result<impl Stream<Item = Result<SessionEvent, Error>> + Send + 'static, Error> {
-        let mut sent = self.accept(identity, request).await?;
-        let (tenant, id, Accepted { turn, seq }) = (sent.session.tenant, sent.session.id, sent.accepted);
-        let place = replay::place(&self.core.hub, tenant, id, false).await;
-        // The log is read before the turn begins too: an answer that it held already would make its previews out of date.
-        let events = place.follow(Arc::clone(&self.core.stores.events), seq - 1).await?;
+        let (tenant, id) = (identity.tenant, validate::session_id(&request.session_id)?);
+        // The place is taken first, and the relay is asked for it while the message is being stored: whatever happens from then on
+        // is seen, the message itself included.
+        let (place, sent) =
+            tokio::join!(replay::place(&self.core.hub, tenant, id, false), self.accept(identity, request));
+        let mut sent = sent?;
+        let Accepted { turn, seq } = sent.accepted;
+        let log = Arc::clone(&self.core.stores.events);
+        let events = if sent.is_new() {
+            place.follow_from_here(log, seq - 1).left_stream()
+        } else {
+            place.follow(log, seq - 1).await?.right_stream()
+        };
         sent.begin();
         Ok(one_turn(events, turn))
     }

@@ -20,6 +20,7 @@ use crate::session::across::AcrossTenants;
 use crate::session::store::SessionStore;
 use crate::tenants::TenantMirror;
 use crate::tenants::removal::RemovalStore;
+use crate::turn::store::TurnStore;
 use crate::usage::UsageStore;
 
 /// One of each; all on the same ground, since an append changes several at once.
@@ -27,6 +28,7 @@ use crate::usage::UsageStore;
 pub struct Stores {
     pub sessions: Arc<dyn SessionStore>,
     pub events: Arc<dyn EventLog>,
+    pub turns: Arc<dyn TurnStore>,
     pub leases: Arc<dyn LeaseStore>,
     pub usage: Arc<dyn UsageStore>,
     pub audit: Arc<dyn AuditStore>,
@@ -44,6 +46,7 @@ impl Stores {
         Self {
             sessions: memory.clone(),
             events: memory.clone(),
+            turns: memory.clone(),
             leases: memory.clone(),
             usage: memory.clone(),
             audit: memory.clone(),

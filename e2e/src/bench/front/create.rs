@@ -19,7 +19,7 @@ const AT_A_TIME: usize = 32;
 /// Both measures, for a tenant without a limit and for one with a limit.
 pub(super) async fn all(stage: &Stage, seconds: u32) -> anyhow::Result<Vec<Row>> {
     let mut rows = Vec::new();
-    for tenant in &stage.tenants {
+    for tenant in &stage.tenants[..2] {
         rows.push(at_rate(stage, tenant, 100, seconds).await?);
         rows.push(sustained(stage, tenant, seconds).await?);
     }

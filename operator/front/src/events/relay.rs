@@ -40,14 +40,16 @@ pub enum Frame {
     Terminated,
     /// To whichever replica runs the turn: a person has decided; the `ApprovalResolved` event is in the log.
     ApprovalResolved { seq: u64 },
+    /// To whichever replica runs the turn: there are subscribers at this one who want to see previews.
+    Listening,
 }
 
 /// The way between replicas. A replica also receives what it published itself.
 #[async_trait]
 pub trait Relay: Send + Sync {
-    /// Tells every replica that listens to the session. Loss is possible and is not reported; an error means that the relay
-    /// is down.
-    async fn publish(&self, tenant: TenantId, session: SessionId, envelope: &Envelope) -> Result<(), Error>;
+    /// Tells every replica that listens to the session, and returns how many did, this one included. Loss is possible and is not
+    /// reported; an error means that the relay is down.
+    async fn publish(&self, tenant: TenantId, session: SessionId, envelope: &Envelope) -> Result<u64, Error>;
 
     /// Frames from now on: subscribed when this returns; an error means that the relay is down.
     ///

@@ -70,8 +70,24 @@ impl Place {
         events: Arc<dyn EventLog>,
         after_seq: u64,
     ) -> Result<impl Stream<Item = Result<SessionEvent, Error>> + Send + use<>, Error> {
+        let mut follower = self.follower(events, after_seq, Phase::History);
+        follower.read_first().await?;
+        Ok(follower.stream())
+    }
+
+    /// As [`Self::follow`], where all that comes after `after_seq` has happened at this replica since the place was taken, or is yet
+    /// to happen: the log is not read, unless something turns out to be missing.
+    pub fn follow_from_here(
+        self,
+        events: Arc<dyn EventLog>,
+        after_seq: u64,
+    ) -> impl Stream<Item = Result<SessionEvent, Error>> + Send + use<> {
+        self.follower(events, after_seq, Phase::Live).stream()
+    }
+
+    fn follower(self, events: Arc<dyn EventLog>, after_seq: u64, phase: Phase) -> Follower {
         let Self { hub, tenant, session, options, subscription } = self;
-        let mut follower = Follower {
+        Follower {
             events,
             hub,
             tenant,
@@ -80,15 +96,13 @@ impl Place {
             subscription,
             ready: VecDeque::new(),
             held: None,
-            phase: Phase::History,
+            phase,
             last_seq: after_seq,
             replaced_to: after_seq,
             skipped: 0,
             is_running: true,
             has_ended: false,
-        };
-        follower.read_first().await?;
-        Ok(stream::unfold(follower, |mut follower| async move { follower.next().await.map(|next| (next, follower)) }))
+        }
     }
 }
 
@@ -131,6 +145,10 @@ struct Follower {
 }
 
 impl Follower {
+    fn stream(self) -> impl Stream<Item = Result<SessionEvent, Error>> + Send + use<> {
+        stream::unfold(self, |mut follower| async move { follower.next().await.map(|next| (next, follower)) })
+    }
+
     /// The first page, and with it the event that the caller has already: it may be the one that ended the session.
     async fn read_first(&mut self) -> Result<(), Error> {
         if self.last_seq == 0 {

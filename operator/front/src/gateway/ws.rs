@@ -59,6 +59,9 @@ use crate::error::Error;
 /// The protocol that the server speaks, if the client asks which.
 const PROTOCOL: &str = "croft.v1";
 const FRAME_BYTES_MAX: usize = 1024 * 1024;
+/// What an idle connection keeps for reading; the library's own 128 KiB would be most of what a connection costs. A larger frame
+/// gets more while it is read.
+const BUFFER_BYTES: usize = 2 * 1024;
 
 #[derive(Deserialize)]
 pub(super) struct Asked {
@@ -84,7 +87,12 @@ pub(super) async fn upgrade(
     };
     let permit = shared.admit()?;
     let tasks = shared.gateway.tasks.clone();
-    let upgrade = upgrade.protocols([PROTOCOL]).max_message_size(FRAME_BYTES_MAX).max_frame_size(FRAME_BYTES_MAX);
+    let upgrade = upgrade
+        .protocols([PROTOCOL])
+        .read_buffer_size(BUFFER_BYTES)
+        .write_buffer_size(BUFFER_BYTES)
+        .max_message_size(FRAME_BYTES_MAX)
+        .max_frame_size(FRAME_BYTES_MAX);
     Ok(upgrade.on_upgrade(async move |socket| {
         // The task that calls this has no owner; ours has.
         let connection = Connection::new(shared, identity, credential, socket);

@@ -9,6 +9,7 @@ mod leases;
 mod removal;
 mod sessions;
 mod tenants;
+mod turns;
 mod usage;
 
 use std::collections::btree_map::Entry;

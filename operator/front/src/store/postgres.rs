@@ -4,9 +4,12 @@
 //! tenant. Row security, forced on every table of tenants, holds it to that.
 
 mod across;
+mod append;
 mod append_group;
 mod audit;
 mod events;
+mod grouped_log;
+mod grouped_sessions;
 mod groups;
 mod keys;
 mod leases;
@@ -16,6 +19,7 @@ mod row;
 mod sessions;
 mod tenants;
 mod time;
+mod turns;
 mod usage;
 
 use std::fmt::Display;
@@ -30,7 +34,8 @@ use sqlx::{AssertSqlSafe, PgPool, Transaction};
 
 pub(crate) use models::add as add_models;
 
-use groups::GroupedLog;
+use grouped_log::GroupedLog;
+use grouped_sessions::GroupedSessions;
 
 use super::Stores;
 use crate::error::Error;
@@ -130,9 +135,11 @@ impl Stores {
     /// Stores in this database. `tasks` owns what they do for several callers at once.
     pub fn postgres(postgres: &Postgres, tasks: &Tasks) -> Self {
         let postgres = Arc::new(postgres.clone());
+        let log = Arc::new(GroupedLog::new(postgres.clone(), tasks));
         Self {
-            sessions: postgres.clone(),
-            events: Arc::new(GroupedLog::new(postgres.clone(), tasks)),
+            sessions: Arc::new(GroupedSessions::new(postgres.clone(), tasks)),
+            events: log.clone(),
+            turns: log,
             leases: postgres.clone(),
             usage: postgres.clone(),
             audit: postgres.clone(),

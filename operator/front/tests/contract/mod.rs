@@ -9,6 +9,7 @@ pub(crate) mod leases;
 pub(crate) mod models;
 pub(crate) mod removal;
 pub(crate) mod sessions;
+pub(crate) mod turns;
 pub(crate) mod usage;
 
 /// One test for each promise, each on stores of its own, which `crate::ground` makes.
@@ -29,6 +30,10 @@ macro_rules! promises {
             leases: keeps_tenants_apart, has_one_holder, grows_its_epoch, passes_on_when_it_runs_out,
                 renews_while_it_is_held, survives_a_late_heartbeat, finds_abandoned_ones_longest_first,
                 has_one_winner_of_many, refuses_sessions_that_cannot_run;
+            turns: keeps_tenants_apart, begins_with_lease_and_message_together, brings_the_newest_checkpoint_along,
+                stores_nothing_while_someone_holds_the_lease, has_one_winner_of_many, refuses_sessions_that_cannot_run,
+                answers_a_repeated_key_without_taking_the_lease, gives_the_lease_up_with_the_last_word,
+                keeps_the_lease_for_a_message_that_waits, leaves_no_message_lying;
             usage: keeps_tenants_apart, counts_an_attempt_once, tells_unknown_prices, tells_whose_account_answered, lists_newest_first_in_pages,
                 summarizes_by_each_dimension, totals_nothing_without_rows, takes_no_negative_tokens,
                 adds_to_the_sessions_totals;

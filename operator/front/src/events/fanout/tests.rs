@@ -1,10 +1,13 @@
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use futures::{FutureExt, StreamExt};
 use tokio::time::{sleep, timeout};
 
 use super::*;
+use crate::error::Error;
 use crate::events::relay::memory::MemoryRelay;
 use crate::events::testing::{DownRelay, Scene, agent_message, terminated, user_message};
 
@@ -68,6 +71,57 @@ async fn a_turn_hears_each_control_once_wherever_it_runs() {
 
     drop(controls);
     assert!(!ours.control(tenant, session, Frame::Terminated), "the turn is over");
+}
+
+/// Counts the previews that pass.
+#[derive(Default)]
+struct Counting(MemoryRelay, AtomicUsize);
+
+#[async_trait]
+impl Relay for Counting {
+    async fn publish(&self, tenant: TenantId, session: SessionId, envelope: &Envelope) -> Result<u64, Error> {
+        if let Frame::Events(events) = &envelope.frame {
+            self.1.fetch_add(events.iter().filter(|event| event.seq == 0).count(), Ordering::Relaxed);
+        }
+        self.0.publish(tenant, session, envelope).await
+    }
+
+    async fn subscribe(&self, tenant: TenantId, session: SessionId) -> Result<mpsc::Receiver<Envelope>, Error> {
+        self.0.subscribe(tenant, session).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn previews_go_to_the_relay_only_while_another_replica_listens() {
+    let scene = Scene::new().await;
+    let relay = Arc::new(Counting::default());
+    let [ours, theirs] = [(); 2].map(|()| scene.hub(relay.clone(), Options::default()));
+    let _turn = ours.controls(scene.tenant, scene.session).await;
+    let sent = async || {
+        let before = relay.1.load(Ordering::Relaxed);
+        for _ in 0..3 {
+            scene.preview(&ours, "he");
+            settle().await;
+        }
+        relay.1.load(Ordering::Relaxed) - before
+    };
+    assert_eq!(sent().await, 3, "nobody knows yet");
+    scene.publish(&ours, user_message()).await;
+    settle().await;
+    assert_eq!(sent().await, 0, "the relay has told that nobody listens");
+
+    let mut there = theirs.subscribe(scene.tenant, scene.session, PREVIEWS).await;
+    settle().await;
+    assert_eq!(sent().await, 3, "somebody has come");
+    assert!(matches!(next(&mut there).await, Item::Preview { .. }));
+    scene.publish(&ours, user_message()).await;
+    settle().await;
+    assert_eq!(sent().await, 3, "and is still there");
+    drop(there);
+    settle().await;
+    scene.publish(&ours, user_message()).await;
+    settle().await;
+    assert_eq!(sent().await, 0, "and has gone");
 }
 
 #[tokio::test(start_paused = true)]

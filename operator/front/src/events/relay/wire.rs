@@ -14,7 +14,7 @@ struct Wire {
     after_seq: u64,
     #[prost(uint64, tag = "3")]
     dropped_previews: u64,
-    #[prost(oneof = "Content", tags = "4, 5, 6, 7")]
+    #[prost(oneof = "Content", tags = "4, 5, 6, 7, 8")]
     content: Option<Content>,
 }
 
@@ -28,6 +28,8 @@ enum Content {
     Terminated(()),
     #[prost(uint64, tag = "7")]
     ApprovalResolved(u64),
+    #[prost(message, tag = "8")]
+    Listening(()),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -43,6 +45,7 @@ pub(super) fn encode(envelope: &Envelope) -> Vec<u8> {
         Frame::Interrupt => Content::Interrupt(()),
         Frame::Terminated => Content::Terminated(()),
         Frame::ApprovalResolved { seq } => Content::ApprovalResolved(*seq),
+        Frame::Listening => Content::Listening(()),
     };
     Wire {
         origin: origin.as_bytes().to_vec(),
@@ -61,6 +64,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Option<Envelope>, DecodeError> {
         Some(Content::Interrupt(())) => Frame::Interrupt,
         Some(Content::Terminated(())) => Frame::Terminated,
         Some(Content::ApprovalResolved(seq)) => Frame::ApprovalResolved { seq },
+        Some(Content::Listening(())) => Frame::Listening,
         None => return Ok(None),
     };
     // An origin that is no UUID is nobody's own, so the frame is taken for another's.
@@ -82,6 +86,7 @@ mod tests {
             Frame::Terminated,
             Frame::ApprovalResolved { seq: 0 },
             Frame::ApprovalResolved { seq: u64::MAX },
+            Frame::Listening,
         ];
         for frame in frames {
             let envelope = Envelope { origin: Uuid::new_v4(), after_seq: 6, dropped_previews: 5, frame };
