@@ -24,7 +24,8 @@ use crate::events::fanout::{Hub, Item, SubscribeOptions, Subscription};
 use crate::events::log::EventLog;
 use crate::turn::now;
 
-const PAGE: u32 = 500;
+/// Events that are read at a time. While a page is read none is sent, so that few large ones are quicker.
+const PAGE: u32 = 1_000;
 /// How long a quiet subscription waits before it looks at the log: while a turn is running or the relay is down, and
 /// otherwise. An open stream of an idle session must cost next to nothing.
 const LOOK_EVERY: Duration = Duration::from_secs(1);

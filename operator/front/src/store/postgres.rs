@@ -158,7 +158,8 @@ type Tx = Transaction<'static, sqlx::Postgres>;
 fn connect(url: &str, connections_max: u32) -> Result<PgPool, Error> {
     // The parser's complaint may quote the URL, and with it a password.
     let options = PgConnectOptions::from_str(url).map_err(|_| Error::invalid("the PostgreSQL URL", "can't be read"))?;
-    let options = options.application_name("croft-front").options(SERVER_TIMEOUTS);
+    // Compiling a statement takes longer than running any of ours.
+    let options = options.application_name("croft-front").options(SERVER_TIMEOUTS).options([("jit", "off")]);
     Ok(PgPoolOptions::new()
         .max_connections(connections_max)
         .acquire_timeout(ACQUIRE_TIMEOUT)
