@@ -141,7 +141,7 @@ impl Hub {
     /// Tells subscribers of this replica at once and those of others soon. Durable events must be stored already; previews
     /// have number 0. Never waits.
     ///
-    /// Previews are not sent while the relay has told, with the last durable event, that nobody else listens: another replica says so
+    /// Previews are not sent while the relay has told, with the frame before, that nobody else listens: another replica says so
     /// itself when somebody comes. Without that, every token of every answer would go through the relay, mostly to nobody.
     ///
     /// Previews are placed after the newest durable event that passed this hub, so their publisher holds
