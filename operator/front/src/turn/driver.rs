@@ -50,7 +50,7 @@ struct First {
 }
 
 /// Where a step goes on from.
-enum From {
+enum Origin {
     /// The turn has just begun: from the newest checkpoint there was, with nothing journalled since.
     Beginning(Option<StoredCheckpoint>),
     /// From whatever is stored by now.
@@ -60,7 +60,7 @@ enum From {
 /// What one step of a turn leaves to the next.
 struct Course {
     worker: String,
-    from: From,
+    from: Origin,
     /// Not taken up yet.
     input_seq: Option<u64>,
     deadline: Instant,
@@ -130,12 +130,12 @@ impl Driver {
         let (tenant, id) = (self.session.tenant, self.session.id);
         let mut controls = self.core.hub.controls(tenant, id).await;
         if let Some(First { input, checkpoint }) = first
-            && self.turn(input, From::Beginning(checkpoint), &mut controls).await?
+            && self.turn(input, Origin::Beginning(checkpoint), &mut controls).await?
         {
             return Ok(None);
         }
         while let Some(input) = self.next_input().await? {
-            if self.turn(input, From::Store, &mut controls).await? {
+            if self.turn(input, Origin::Store, &mut controls).await? {
                 return Ok(None);
             }
         }
@@ -190,7 +190,7 @@ impl Driver {
     }
 
     /// Runs one turn to its end, and tells whether the lease went with it, since no message waits.
-    async fn turn(&self, input: Input, from: From, controls: &mut Controls) -> Result<bool, Error> {
+    async fn turn(&self, input: Input, from: Origin, controls: &mut Controls) -> Result<bool, Error> {
         let mut recorder = Recorder::new(Arc::clone(&self.core), self.session.clone(), self.epoch, input.turn);
         let limit = self.session.agent.limits.map_or(0, |limits| limits.turn_timeout_ms);
         let limit = u64::try_from(limit)
@@ -270,7 +270,7 @@ impl Driver {
             }
             placement.worker().clone_into(worker);
         }
-        let from = std::mem::replace(&mut course.from, From::Store);
+        let from = std::mem::replace(&mut course.from, Origin::Store);
         let start = self.start(input, from, &tenant).await?;
         let exchange = Exchange {
             core: &self.core,
@@ -358,10 +358,10 @@ impl Driver {
     }
 
     /// What the worker needs to begin, or to go on where another was lost.
-    async fn start(&self, input: &Input, from: From, tenant: &Tenant) -> Result<StepStart, Error> {
+    async fn start(&self, input: &Input, from: Origin, tenant: &Tenant) -> Result<StepStart, Error> {
         let (stored, resumes, journal) = match from {
-            From::Beginning(newest) => (newest, false, Vec::new()),
-            From::Store => {
+            Origin::Beginning(newest) => (newest, false, Vec::new()),
+            Origin::Store => {
                 let stored = self.core.stores.events.checkpoint(self.session.tenant, self.session.id).await?;
                 let of_turn = |stored: &&StoredCheckpoint| stored.checkpoint.turn_id == input.turn.to_string();
                 let since = stored.as_ref().filter(of_turn);

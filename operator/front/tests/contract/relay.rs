@@ -88,6 +88,7 @@ pub(crate) async fn carries_every_frame(ours: &dyn Relay, theirs: &dyn Relay) {
         Frame::Interrupt,
         Frame::Terminated,
         Frame::ApprovalResolved { seq: 12 },
+        Frame::Listening,
         Frame::Events(vec![SessionEvent::default(), large]),
     ];
     for frame in frames {
