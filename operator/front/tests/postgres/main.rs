@@ -12,7 +12,7 @@ mod migrations;
 mod outage;
 mod row_security;
 mod tampering;
-mod turns;
+mod turn_cost;
 mod twins;
 
 use croft_front::store::Stores;
