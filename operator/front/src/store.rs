@@ -17,6 +17,7 @@ use crate::lease::LeaseStore;
 use crate::models::ModelStore;
 use crate::models::seed::SeedModels;
 use crate::session::across::AcrossTenants;
+use crate::session::retention::RetentionStore;
 use crate::session::store::SessionStore;
 use crate::tenants::TenantMirror;
 use crate::tenants::removal::RemovalStore;
@@ -37,6 +38,7 @@ pub struct Stores {
     pub tenants: Arc<dyn TenantMirror>,
     pub across: Arc<dyn AcrossTenants>,
     pub removal: Arc<dyn RemovalStore>,
+    pub retention: Arc<dyn RetentionStore>,
 }
 
 impl Stores {
@@ -54,7 +56,8 @@ impl Stores {
             keys: memory.clone(),
             tenants: memory.clone(),
             across: memory.clone(),
-            removal: memory,
+            removal: memory.clone(),
+            retention: memory,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! A turn: what follows one user message, driven against a worker in a task of its own. The caller may go away, the turn goes on.
 
+mod between;
 mod driver;
 mod exchange;
 mod recorder;
@@ -17,7 +18,6 @@ use croft_proto::v1::{BusyPolicy, SendMessageRequest, SessionEvent, SessionRunni
 use crate::core::Core;
 use crate::error::Error;
 use crate::events::log::{Append, Appended, Authority, NewEvent};
-use crate::events::relay::Frame;
 use crate::identity::Identity;
 use crate::session::manager::{Manager, idempotency_key};
 use crate::session::validate;
@@ -138,8 +138,11 @@ impl Turns {
             Appended::New(events) => {
                 let accepted = Accepted { turn, seq: events.first().map_or(0, |event| event.seq) };
                 self.core.hub.publish(tenant, session, events);
-                if policy == BusyPolicy::Interrupt {
-                    self.core.hub.control(tenant, session, Frame::Interrupt);
+                if policy == BusyPolicy::Interrupt
+                    && let Some(at_hand) = self.at_hand(tenant, session).await?
+                    && at_hand != turn
+                {
+                    self.stop(tenant, session, at_hand);
                 }
                 accepted
             }
@@ -173,7 +176,8 @@ impl Turns {
         let session = self.manager.get(identity, session_id).await?;
         match session.state {
             SessionState::Running => {
-                self.core.hub.control(session.tenant, session.id, Frame::Interrupt);
+                let turn = session.turn_id.parse().map_err(Error::internal)?;
+                self.stop(session.tenant, session.id, turn);
                 Ok(true)
             }
             SessionState::Terminated => Err(Error::SessionTerminated { session_id: session_id.to_owned() }),

@@ -288,7 +288,7 @@ impl Shared {
         }
         match frame {
             Frame::Events(events) => drop(self.deliver(key, events, Some(after_seq), dropped_previews)),
-            Frame::Interrupt | Frame::Terminated | Frame::ApprovalResolved { .. } => {
+            Frame::Interrupt { .. } | Frame::Terminated | Frame::ApprovalResolved { .. } => {
                 self.tell_turn(key, &frame);
             }
             Frame::Listening => {

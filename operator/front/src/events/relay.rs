@@ -6,7 +6,7 @@ pub mod redis;
 mod wire;
 
 use async_trait::async_trait;
-use croft_proto::id::{SessionId, TenantId};
+use croft_proto::id::{SessionId, TenantId, TurnId};
 use croft_proto::v1::SessionEvent;
 use tokio::sync::mpsc;
 use uuid::Uuid;
@@ -34,8 +34,8 @@ pub struct Envelope {
 pub enum Frame {
     /// Durable events that are stored, and previews, in the order in which they happened.
     Events(Vec<SessionEvent>),
-    /// To whichever replica runs the turn: stop it.
-    Interrupt,
+    /// To whichever replica runs this turn, or, from an older release, whichever turn runs: stop it.
+    Interrupt { turn: Option<TurnId> },
     /// To whichever replica runs the turn: the session has ended.
     Terminated,
     /// To whichever replica runs the turn: a person has decided; the `ApprovalResolved` event is in the log.

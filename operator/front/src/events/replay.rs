@@ -35,8 +35,8 @@ const LOOK_EVERY_IDLE: Duration = Duration::from_secs(5);
 ///
 /// Durable events come in order, each once. Previews come between them as they happen, never after the event that replaces
 /// them; with `durable_only` not at all. A reader that can't keep up with what happens gets [`Error::SlowConsumer`] as the
-/// last item; while it still reads what has been, it may take its time. The caller has checked that the session
-/// exists and has the number.
+/// last item; while it still reads what has been, it may take its time. One whose session is erased meanwhile gets
+/// [`Error::SessionNotFound`]. The caller has checked that the session exists and has the number.
 pub async fn follow(
     events: Arc<dyn EventLog>,
     hub: &Hub,
@@ -156,6 +156,9 @@ impl Follower {
             return self.read().await;
         }
         let page = self.events.read(self.tenant, self.session, self.last_seq - 1, PAGE + 1).await?;
+        if page.is_empty() {
+            return Err(self.erased());
+        }
         let known = page.first().filter(|event| event.seq == self.last_seq);
         if let Some(kind) = known.and_then(|event| event.kind.as_ref()) {
             self.has_ended = matches!(kind, Kind::SessionTerminated(_));
@@ -167,8 +170,22 @@ impl Follower {
 
     async fn read(&mut self) -> Result<(), Error> {
         let page = self.events.read(self.tenant, self.session, self.last_seq, PAGE).await?;
+        if page.is_empty() && self.phase == Phase::History && !self.is_there().await? {
+            return Err(self.erased());
+        }
         self.take_page(page, PAGE);
         Ok(())
+    }
+
+    /// Whether the session still has the event that was sent last. It has, unless the session was erased: a session that ends is
+    /// kept for longer than its watchers need to hear of it, but not for longer than someone may take over its history.
+    async fn is_there(&self) -> Result<bool, Error> {
+        let after = self.last_seq.saturating_sub(1);
+        Ok(!self.events.read(self.tenant, self.session, after, 1).await?.is_empty())
+    }
+
+    fn erased(&self) -> Error {
+        Error::SessionNotFound { session_id: self.session.to_string() }
     }
 
     fn take_page(&mut self, page: Vec<SessionEvent>, limit: u32) {

@@ -7,6 +7,7 @@ mod events;
 mod keys;
 mod leases;
 mod removal;
+mod retention;
 mod sessions;
 mod tenants;
 mod turns;

@@ -15,6 +15,7 @@ mod keys;
 mod leases;
 mod models;
 mod removal;
+mod retention;
 mod row;
 mod sessions;
 mod tenants;
@@ -147,7 +148,8 @@ impl Stores {
             keys: postgres.clone(),
             tenants: postgres.clone(),
             across: postgres.clone(),
-            removal: postgres,
+            removal: postgres.clone(),
+            retention: postgres,
         }
     }
 }

@@ -7,7 +7,7 @@ use croft_proto::id::TurnId;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
     ContentBlock, InitWorkerSessionRequest, JournalledToolCall, SessionCheckpoint, SessionError, SessionEvent,
-    SessionIdle, SessionState, StepStart, StopReason,
+    SessionIdle, SessionRunning, SessionState, StepStart, StopReason,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -69,6 +69,8 @@ struct Course {
 /// A user's message that no turn has answered.
 struct Input {
     turn: TurnId,
+    /// The session says that it runs this turn.
+    has_begun: bool,
     seq: u64,
     content: Vec<ContentBlock>,
 }
@@ -80,7 +82,7 @@ impl Driver {
 
     /// For a turn that was begun with a message of this content.
     pub(super) fn opened(core: Arc<Core>, opened: Opened, accepted: Accepted, content: Vec<ContentBlock>) -> Self {
-        let input = Input { turn: accepted.turn, seq: accepted.seq, content };
+        let input = Input { turn: accepted.turn, has_begun: true, seq: accepted.seq, content };
         let is_next = opened.is_next();
         let Opened { epoch, session, checkpoint, .. } = opened;
         Self { core, session, epoch, first: is_next.then_some(First { input, checkpoint }) }
@@ -166,7 +168,8 @@ impl Driver {
             let Some(last) = events.last() else { return Ok(None) };
             after = last.seq;
             if let Some(input) = events.into_iter().find_map(as_input) {
-                return Ok(Some(input));
+                let has_begun = session.state == SessionState::Running && session.turn_id == input.turn.to_string();
+                return Ok(Some(Input { has_begun, ..input }));
             }
         }
     }
@@ -192,6 +195,10 @@ impl Driver {
     /// Runs one turn to its end, and tells whether the lease went with it, since no message waits.
     async fn turn(&self, input: Input, from: Origin, controls: &mut Controls) -> Result<bool, Error> {
         let mut recorder = Recorder::new(Arc::clone(&self.core), self.session.clone(), self.epoch, input.turn);
+        if !input.has_begun {
+            // A message that waited came without it. From here on the turn can be interrupted, and is taken over if we are lost.
+            recorder.store(vec![Kind::SessionRunning(SessionRunning {})], None, None).await?;
+        }
         let limit = self.session.agent.limits.map_or(0, |limits| limits.turn_timeout_ms);
         let limit = u64::try_from(limit)
             .ok()
@@ -247,7 +254,7 @@ impl Driver {
         controls: &mut Controls,
     ) -> Result<Step, Error> {
         let worker = &mut course.worker;
-        let (tenant, placement) = match self.place(worker, controls).await {
+        let (tenant, placement) = match self.place(worker, input.turn, controls).await {
             Ok(placed) => placed,
             Err(Unplaced::Stopped(stop_reason)) => return Ok(Step::Done(End::of(stop_reason))),
             Err(Unplaced::Nowhere(error)) => {
@@ -326,6 +333,7 @@ impl Driver {
     async fn place(
         &self,
         preferred: &str,
+        turn: TurnId,
         controls: &mut Controls,
     ) -> Result<(Arc<Tenant>, crate::routing::Placement), Unplaced> {
         let until = Instant::now() + self.core.options.placement_timeout;
@@ -349,9 +357,11 @@ impl Driver {
             tokio::select! {
                 () = tokio::time::sleep(PLACEMENT_PAUSE) => {}
                 Some(frame) = controls.recv() => match frame {
-                    Frame::Interrupt => return Err(Unplaced::Stopped(StopReason::Interrupted)),
+                    Frame::Interrupt { turn: told } if told.is_none_or(|told| told == turn) => {
+                        return Err(Unplaced::Stopped(StopReason::Interrupted));
+                    }
                     Frame::Terminated => return Err(Unplaced::Stopped(StopReason::Terminated)),
-                    Frame::ApprovalResolved { .. } | Frame::Events(_) | Frame::Listening => {}
+                    Frame::Interrupt { .. } | Frame::ApprovalResolved { .. } | Frame::Events(_) | Frame::Listening => {}
                 }
             }
         }
@@ -452,7 +462,9 @@ enum Unplaced {
 fn as_input(event: SessionEvent) -> Option<Input> {
     let turn = event.turn_id.parse().ok()?;
     match event.kind {
-        Some(Kind::UserMessage(message)) => Some(Input { turn, seq: event.seq, content: message.content }),
+        Some(Kind::UserMessage(message)) => {
+            Some(Input { turn, has_begun: false, seq: event.seq, content: message.content })
+        }
         _ => None,
     }
 }

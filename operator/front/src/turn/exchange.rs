@@ -253,7 +253,11 @@ impl Exchange<'_> {
         outgoing: &mpsc::Sender<ExecuteStepRequest>,
     ) -> Result<Option<StopReason>, Error> {
         let stop_reason = match frame {
-            Frame::Interrupt => StopReason::Interrupted,
+            Frame::Interrupt { turn } if turn.is_none_or(|turn| turn == self.recorder.turn()) => {
+                StopReason::Interrupted
+            }
+            // It was for a turn that has ended.
+            Frame::Interrupt { .. } => return Ok(None),
             Frame::Terminated => StopReason::Terminated,
             Frame::ApprovalResolved { seq } => {
                 let (tenant, session) = (self.session.tenant, self.session.id);

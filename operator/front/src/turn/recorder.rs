@@ -33,6 +33,11 @@ impl Recorder {
         Self { core, session, epoch, turn, tenant, began: Instant::now(), answered: false }
     }
 
+    /// The turn that it writes for.
+    pub(super) fn turn(&self) -> TurnId {
+        self.turn
+    }
+
     /// Stores durable events and a checkpoint in one transaction, publishes them, and tells their numbers.
     pub(super) async fn store(
         &mut self,

@@ -2,12 +2,14 @@
 
 pub(crate) mod across;
 pub(crate) mod audit;
+pub(crate) mod creation;
 pub(crate) mod events;
 pub(crate) mod fixtures;
 pub(crate) mod keys;
 pub(crate) mod leases;
 pub(crate) mod models;
 pub(crate) mod removal;
+pub(crate) mod retention;
 pub(crate) mod sessions;
 pub(crate) mod turns;
 pub(crate) mod usage;
@@ -47,6 +49,10 @@ macro_rules! promises {
             removal: shuts_the_door_for_good, shuts_the_door_on_a_tenant_that_nobody_knew,
                 lets_no_session_slip_through, erases_nothing_that_is_not_being_removed,
                 erases_in_batches_and_keeps_the_books, erases_credentials_of_the_tenant_alone;
+            retention: erases_whole_sessions_longest_ended_first, leaves_what_is_open_or_has_just_ended,
+                keeps_tenants_apart, keeps_the_books, frees_the_keys_of_what_it_erased, shares_the_work;
+            creation: leaves_nothing_behind_when_a_step_fails, leaves_nothing_behind_when_the_worker_hangs,
+                leaves_nothing_behind_when_it_cannot_be_recorded, tells_a_worker_to_forget_what_came_twice;
         }
     };
     ($($noun:ident: $($promise:ident),+;)+) => {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use croft_front::events::relay::{Envelope, FRAMES_MAX, Frame, Relay};
-use croft_proto::id::{SessionId, TenantId};
+use croft_proto::id::{SessionId, TenantId, TurnId};
 use croft_proto::v1::SessionEvent;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::timeout;
@@ -85,7 +85,8 @@ pub(crate) async fn carries_every_frame(ours: &dyn Relay, theirs: &dyn Relay) {
     let mut there = theirs.subscribe(tenant, session).await.unwrap();
     let large = SessionEvent { session_id: "x".repeat(1 << 20), ..SessionEvent::default() };
     let frames = [
-        Frame::Interrupt,
+        Frame::Interrupt { turn: None },
+        Frame::Interrupt { turn: Some(TurnId::generate()) },
         Frame::Terminated,
         Frame::ApprovalResolved { seq: 12 },
         Frame::Listening,

@@ -70,7 +70,7 @@ impl Sender {
             self.metrics.relay_failures.with_label_values(&["publish"]).inc();
             let lost = match &envelope.frame {
                 Frame::Events(events) => events.iter().filter(|event| event.seq == 0).count() as u64,
-                Frame::Interrupt | Frame::Terminated | Frame::ApprovalResolved { .. } | Frame::Listening => 0,
+                Frame::Interrupt { .. } | Frame::Terminated | Frame::ApprovalResolved { .. } | Frame::Listening => 0,
             };
             self.metrics.previews_dropped.with_label_values(&["relay"]).inc_by(lost);
             tokio::time::sleep(PAUSE).await;

@@ -62,10 +62,10 @@ async fn a_turn_hears_each_control_once_wherever_it_runs() {
     let (tenant, session) = (scene.tenant, scene.session);
     let mut controls = ours.controls(tenant, session).await;
 
-    assert!(ours.control(tenant, session, Frame::Interrupt), "the turn is here");
+    assert!(ours.control(tenant, session, Frame::Interrupt { turn: None }), "the turn is here");
     assert!(!theirs.control(tenant, session, Frame::ApprovalResolved { seq: 7 }), "it is not there");
     settle().await;
-    assert_eq!(controls.recv().await, Some(Frame::Interrupt));
+    assert_eq!(controls.recv().await, Some(Frame::Interrupt { turn: None }));
     assert_eq!(controls.recv().await, Some(Frame::ApprovalResolved { seq: 7 }));
     assert!(controls.recv().now_or_never().is_none());
 

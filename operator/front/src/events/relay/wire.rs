@@ -1,5 +1,6 @@
 //! Envelopes as bytes, between fronts that may be of two releases. Private to the front: no client sees them.
 
+use croft_proto::id::TurnId;
 use croft_proto::v1::SessionEvent;
 use prost::{DecodeError, Message, Oneof};
 use uuid::Uuid;
@@ -23,13 +24,19 @@ enum Content {
     #[prost(message, tag = "4")]
     Events(Events),
     #[prost(message, tag = "5")]
-    Interrupt(()),
+    Interrupt(Interrupt),
     #[prost(message, tag = "6")]
     Terminated(()),
     #[prost(uint64, tag = "7")]
     ApprovalResolved(u64),
     #[prost(message, tag = "8")]
     Listening(()),
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Interrupt {
+    #[prost(bytes = "vec", tag = "1")]
+    turn: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -42,7 +49,9 @@ pub(super) fn encode(envelope: &Envelope) -> Vec<u8> {
     let Envelope { origin, after_seq, dropped_previews, frame } = envelope;
     let content = match frame {
         Frame::Events(events) => Content::Events(Events { events: events.clone() }),
-        Frame::Interrupt => Content::Interrupt(()),
+        Frame::Interrupt { turn } => {
+            Content::Interrupt(Interrupt { turn: turn.map(|turn| turn.0.as_bytes().to_vec()).unwrap_or_default() })
+        }
         Frame::Terminated => Content::Terminated(()),
         Frame::ApprovalResolved { seq } => Content::ApprovalResolved(*seq),
         Frame::Listening => Content::Listening(()),
@@ -61,7 +70,9 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Option<Envelope>, DecodeError> {
     let Wire { origin, after_seq, dropped_previews, content } = Wire::decode(bytes)?;
     let frame = match content {
         Some(Content::Events(Events { events })) => Frame::Events(events),
-        Some(Content::Interrupt(())) => Frame::Interrupt,
+        Some(Content::Interrupt(Interrupt { turn })) => {
+            Frame::Interrupt { turn: Uuid::from_slice(&turn).ok().map(TurnId) }
+        }
         Some(Content::Terminated(())) => Frame::Terminated,
         Some(Content::ApprovalResolved(seq)) => Frame::ApprovalResolved { seq },
         Some(Content::Listening(())) => Frame::Listening,
@@ -82,7 +93,8 @@ mod tests {
         let frames = [
             Frame::Events(vec![event.clone(), SessionEvent::default()]),
             Frame::Events(Vec::new()),
-            Frame::Interrupt,
+            Frame::Interrupt { turn: None },
+            Frame::Interrupt { turn: Some(TurnId::generate()) },
             Frame::Terminated,
             Frame::ApprovalResolved { seq: 0 },
             Frame::ApprovalResolved { seq: u64::MAX },
