@@ -204,7 +204,7 @@ fn provider(spec: &ProviderSpec, keys: &Keys, platform: &PlatformProviders) -> O
             let lent = platform.get(spec.name)?;
             let key = ProviderKey {
                 secret: SecretKeyRef { name: platform_keys::NAME.to_owned(), key: spec.name.as_str().to_owned() },
-                fingerprint: fingerprint?,
+                fingerprint: fingerprint.clone()?,
                 lent_from: Some(SecretKeyRef { name: lent.secret_name.clone(), key: lent.key.clone() }),
             };
             Some(Provider { base_url: lent.base_url.clone(), key: Some(key), ..own(None) })
