@@ -1,6 +1,7 @@
 //! The front's measures.
 
 mod authority;
+mod collector;
 pub mod create;
 pub mod log;
 pub mod previews;
@@ -9,6 +10,7 @@ mod routes;
 mod socket;
 pub mod sockets;
 pub mod stage;
+pub mod stuck;
 pub mod takeover;
 pub mod turns;
 
@@ -50,6 +52,7 @@ pub enum Measure {
     Previews,
     Log,
     Replay,
+    Stuck,
     Takeover,
 }
 
@@ -88,8 +91,12 @@ pub async fn run(place: Place, extent: &FrontExtent, out: &mut impl Write) -> an
     if wanted(Measure::Replay) {
         tell(log::replayed(&stage, 20).await?)?;
     }
+    if wanted(Measure::Stuck) {
+        tell(stuck::subscribers(&stage, extent.seconds).await?)?;
+    }
     if wanted(Measure::Takeover) {
         tell(takeover::after_kill(&mut stage, extent.takeovers).await?)?;
+        tell(takeover::after_worker_kill(&mut stage, extent.takeovers).await?)?;
     }
     let left = stage.tasks.shutdown(Duration::from_secs(5)).await;
     anyhow::ensure!(left == 0, "{left} tasks of the harness do not end");

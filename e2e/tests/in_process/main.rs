@@ -3,8 +3,15 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod bounds;
+mod browser;
+mod busy;
+mod nap;
 mod previews;
+mod requests;
+mod retention;
+mod slow;
 mod stop;
+mod tenure;
 mod world;
 
 use croft_e2e::client::{message, scripted_agent};

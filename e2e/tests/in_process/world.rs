@@ -1,4 +1,4 @@
-//! A front and a worker in this process, and clients of two tenants.
+//! Fronts and a worker in this process, and clients of two tenants.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -7,7 +7,9 @@ use std::time::Duration;
 use croft_e2e::client::Client;
 use croft_front::app::{Parts, assemble, public_routes};
 use croft_front::core::{Core, Options};
+use croft_front::events::relay::Relay;
 use croft_front::events::relay::memory::MemoryRelay;
+use croft_front::gateway;
 use croft_front::identity::api_key;
 use croft_front::session::Session;
 use croft_front::store::Stores;
@@ -20,7 +22,9 @@ use croft_proto::v1::{
     RouteDelta, RouteSnapshot, SendMessageResponse, SessionEvent, StopReason, TenantAdmission, TenantLimits,
     TenantRoute, WatchRoutesResponse, WorkerRoute,
 };
-use croft_serve::{Readiness, Tasks};
+use croft_serve::connections::{Bounds, Connections};
+use croft_serve::{Metrics, Readiness, Tasks};
+use croft_worker::tools::Builtins;
 use croft_worker::{RuntimeOptions, RuntimeServer};
 use secrecy::ExposeSecret;
 use tokio::net::TcpListener;
@@ -28,15 +32,35 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Streaming;
 use tonic::transport::Server;
 
+use crate::nap::Nap;
+
 /// Longer than anything here takes; what it bounds has failed.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a world is made from.
+pub(crate) struct Ground {
+    pub(crate) stores: Stores,
+    pub(crate) relay: Arc<dyn Relay>,
+    pub(crate) limits: TenantLimits,
+    pub(crate) options: Options,
+}
+
+impl Default for Ground {
+    fn default() -> Self {
+        let (stores, relay) = (Stores::memory(), Arc::new(MemoryRelay::default()));
+        Self { stores, relay, limits: TenantLimits::default(), options: Options::default() }
+    }
+}
 
 /// A front and a worker, and a key for a tenant.
 pub(crate) struct World {
     pub(crate) core: Arc<Core>,
-    address: SocketAddr,
+    /// Its ports.
+    pub(crate) grpc: SocketAddr,
+    pub(crate) http: SocketAddr,
+    relay: Arc<dyn Relay>,
     pub(crate) api_key: String,
-    stranger_key: String,
+    pub(crate) stranger_key: String,
     pub(crate) tasks: Tasks,
     /// The route of the tenant `acme`, as it was told last.
     route: Mutex<TenantRoute>,
@@ -52,6 +76,11 @@ impl World {
     }
 
     pub(crate) async fn over(stores: Stores, limits: TenantLimits) -> Self {
+        Self::on(Ground { stores, limits, ..Ground::default() }).await
+    }
+
+    pub(crate) async fn on(ground: Ground) -> Self {
+        let Ground { stores, relay, limits, options: front_options } = ground;
         let tasks = Tasks::new();
         let worker = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let worker_address = worker.local_addr().unwrap();
@@ -59,8 +88,9 @@ impl World {
             require_front_certificate: false,
             ..RuntimeOptions::new("acme", "worker-0", "tenant-acme")
         };
-        let runtime =
-            RuntimeServer::new(options, Providers::default().with(croft_llm::scripted::Scripted::new()), tasks.clone());
+        let providers = Providers::default().with(croft_llm::scripted::Scripted::new());
+        let builtins = Builtins::default().with("nap", Nap);
+        let runtime = RuntimeServer::with_builtins(options, providers, builtins, tasks.clone());
         let routes = Server::builder().add_service(runtime.service());
         tasks.spawn("worker", routes.serve_with_incoming(TcpListenerStream::new(worker)));
 
@@ -99,27 +129,41 @@ impl World {
         let parts = Parts {
             replica: "front-0".into(),
             stores,
-            relay: Arc::new(MemoryRelay::default()),
+            relay: Arc::clone(&relay),
             tenants,
             tls: None,
-            options: Options::default(),
+            options: front_options,
         };
-        let core = assemble(parts, &tasks, &prometheus::Registry::new()).await.unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let routes = public_routes(&core, &Readiness::new(), true).await.unwrap();
-        let server = Server::builder().add_routes(routes);
-        tasks.spawn("front", server.serve_with_incoming(TcpListenerStream::new(listener)));
+        let (core, grpc, http) = serve(parts, &tasks).await;
         let stranger_key = api_keys.pop().unwrap();
-        Self { core, address, api_key: api_keys.pop().unwrap(), stranger_key, tasks, route }
+        Self { core, grpc, http, relay, api_key: api_keys.pop().unwrap(), stranger_key, tasks, route }
+    }
+
+    /// A client of another replica, which shares all but its process.
+    pub(crate) async fn client_of_another_front(&self) -> Client {
+        let parts = Parts {
+            replica: "front-1".into(),
+            stores: self.core.stores.clone(),
+            relay: Arc::clone(&self.relay),
+            tenants: self.core.tenants.clone(),
+            tls: None,
+            options: self.core.options.clone(),
+        };
+        let (_, grpc, _) = serve(parts, &self.tasks).await;
+        Client::new(&grpc.to_string(), &self.api_key).unwrap()
+    }
+
+    /// The tenant `acme`.
+    pub(crate) fn tenant(&self) -> TenantId {
+        self.core.tenants.by_name("acme").unwrap().id
     }
 
     pub(crate) fn client(&self) -> Client {
-        Client::new(&self.address.to_string(), &self.api_key).unwrap()
+        Client::new(&self.grpc.to_string(), &self.api_key).unwrap()
     }
 
     pub(crate) fn stranger(&self) -> Client {
-        Client::new(&self.address.to_string(), &self.stranger_key).unwrap()
+        Client::new(&self.grpc.to_string(), &self.stranger_key).unwrap()
     }
 
     /// Changes the route of the tenant `acme`, as the operator does.
@@ -132,8 +176,7 @@ impl World {
 
     /// The session as it is stored.
     pub(crate) async fn stored(&self, session_id: &str) -> Session {
-        let tenant = self.core.tenants.by_name("acme").unwrap().id;
-        self.core.stores.sessions.get(tenant, session_id.parse().unwrap()).await.unwrap().unwrap()
+        self.core.stores.sessions.get(self.tenant(), session_id.parse().unwrap()).await.unwrap().unwrap()
     }
 
     /// Waits until the stored session is as it should be.
@@ -152,6 +195,21 @@ impl World {
         };
         session
     }
+}
+
+/// Serves a front on ports of its own, as its program does.
+async fn serve(parts: Parts, tasks: &Tasks) -> (Arc<Core>, SocketAddr, SocketAddr) {
+    let (metrics, readiness) = (Metrics::new("croft-front").unwrap(), Readiness::new());
+    let core = assemble(parts, tasks, metrics.registry()).await.unwrap();
+    let public = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let web = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (grpc, http) = (public.local_addr().unwrap(), web.local_addr().unwrap());
+    let routes = public_routes(&core, &readiness, true).await.unwrap();
+    let for_browsers = routes.clone();
+    croft_serve::grpc::serve("front", public, None, routes, tasks, &metrics).unwrap();
+    let web = Connections::new(web, "http", Bounds::default(), &metrics);
+    gateway::serve(web, &core, for_browsers, Vec::new(), &readiness, metrics.registry()).unwrap();
+    (core, grpc, http)
 }
 
 pub(crate) async fn read_all(mut events: Streaming<SendMessageResponse>) -> Vec<SessionEvent> {

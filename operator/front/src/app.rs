@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::middleware::from_fn_with_state;
 use croft_proto::DESCRIPTORS;
 use croft_proto::v1::audit_service_server::AuditServiceServer;
 use croft_proto::v1::lifecycle_service_server::LifecycleServiceServer;
@@ -14,7 +15,7 @@ use tonic::service::Routes;
 
 use crate::audit::writer::AuditWriter;
 use crate::core::{Core, Options};
-use crate::door::Door;
+use crate::door::{self, Door};
 use crate::events::fanout::Hub;
 use crate::events::relay::Relay;
 use crate::identity::Authenticator;
@@ -22,8 +23,9 @@ use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::models::registry::Registry;
 use crate::routing::Router;
+use crate::seats::Seats;
 use crate::services::{Audit, Models, Tenants as TenantsService, Usage};
-use crate::session::watch_for_sessions_due;
+use crate::session::{watch_for_sessions_due, watch_for_sessions_to_erase};
 use crate::store::Stores;
 use crate::tenants::Tenants;
 use crate::turn::watch_for_abandoned_turns;
@@ -46,7 +48,7 @@ pub struct Parts {
 }
 
 /// Wires the parts, and starts what runs beside the calls: the audit writer, the registry's refresh, the watch for
-/// abandoned turns, the end of sessions whose time is up.
+/// abandoned turns, the end of sessions whose time is up, and of what is kept of them.
 pub async fn assemble(parts: Parts, tasks: &Tasks, registry: &prometheus::Registry) -> anyhow::Result<Arc<Core>> {
     let Parts { replica, stores, relay, tenants, tls, options } = parts;
     let metrics = Metrics::register(registry)?;
@@ -58,6 +60,7 @@ pub async fn assemble(parts: Parts, tasks: &Tasks, registry: &prometheus::Regist
         hub: Hub::new(relay, tasks, registry)?,
         router: Router::new(tenants.clone()),
         workers: WorkerPool::new(tenants.clone(), tls.clone(), tasks),
+        seats: Seats::new(options.streams_per_tenant_max),
         authenticator: authenticator.with_issuers(&options.identity, tasks, registry)?,
         audit: AuditWriter::start(Arc::clone(&stores.audit), metrics.clone(), tasks),
         models,
@@ -69,6 +72,7 @@ pub async fn assemble(parts: Parts, tasks: &Tasks, registry: &prometheus::Regist
     });
     tasks.spawn("turn-takeover", watch_for_abandoned_turns(Arc::clone(&core)));
     tasks.spawn("session-reaper", watch_for_sessions_due(Arc::clone(&core)));
+    tasks.spawn("session-retention", watch_for_sessions_to_erase(Arc::clone(&core)));
     Ok(core)
 }
 
@@ -85,7 +89,8 @@ pub async fn public_routes(core: &Arc<Core>, readiness: &Readiness, reflection: 
             tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
         routes = routes.add_service(reflection.build_v1()?);
     }
-    Ok(routes)
+    let guarded = from_fn_with_state(Arc::clone(core), door::guard);
+    Ok(Routes::from(routes.into_axum_router().route_layer(guarded)))
 }
 
 /// The services on the operator's port.

@@ -6,12 +6,16 @@ use std::time::Duration;
 use axum::http::HeaderValue;
 use clap::{Args, Parser, Subcommand};
 use croft_serve::config::http_url;
+use croft_serve::connections::Bounds;
 use croft_serve::{ServeArgs, TlsArgs};
 use secrecy::SecretString;
 
 use crate::core::Options;
 use crate::identity::role::Role;
 use crate::identity::settings::{IdentityArgs, Settings};
+
+/// A hundred years. What is longer is a mistake, or "for ever", which is 0.
+const RETENTION_HOURS_MAX: u64 = 100 * 366 * 24;
 
 /// The front of Croft: sessions for the tenants' clients.
 #[derive(Debug, Parser)]
@@ -87,6 +91,15 @@ pub struct Serve {
     /// How long a turn may look for a worker, in milliseconds
     #[arg(long, env = "CROFT_PLACEMENT_TIMEOUT_MS", default_value_t = 10_000)]
     pub placement_timeout_ms: u64,
+    /// Connections that each of the clients' two ports takes at most; one more is closed as soon as it is made
+    #[arg(long, env = "CROFT_CONNECTIONS_MAX", default_value_t = 16_384)]
+    pub connections_max: usize,
+    /// Streams of events that one tenant may have open at this replica; one more is refused
+    #[arg(long, env = "CROFT_STREAMS_PER_TENANT_MAX", default_value_t = 5_000)]
+    pub streams_per_tenant_max: usize,
+    /// How long a session that has ended is kept, with its events, in hours; 0 is for ever
+    #[arg(long, env = "CROFT_RETENTION_HOURS", default_value_t = 2_160)]
+    pub retention_hours: u64,
     /// Serve gRPC reflection on the clients' port
     #[arg(long, env = "CROFT_REFLECTION")]
     pub reflection: bool,
@@ -100,8 +113,15 @@ impl Serve {
             lease_ttl: Duration::from_millis(self.lease_ttl_ms),
             message_bytes_max: self.message_bytes_max,
             placement_timeout: Duration::from_millis(self.placement_timeout_ms),
+            streams_per_tenant_max: self.streams_per_tenant_max,
+            retention: (self.retention_hours > 0).then(|| Duration::from_hours(self.retention_hours)),
             ..Options::default()
         }
+    }
+
+    /// Of the clients' ports.
+    pub fn bounds(&self) -> Bounds {
+        Bounds { connections_max: self.connections_max, ..Bounds::default() }
     }
 
     fn mistakes(&self) -> Vec<String> {
@@ -115,8 +135,17 @@ impl Serve {
                 crate::app::MESSAGE_BYTES_CEILING
             ));
         }
-        if self.postgres_connections_max == 0 {
-            mistakes.push("--postgres-connections-max (CROFT_POSTGRES_CONNECTIONS_MAX) must be at least 1.".to_owned());
+        for (flag, is_none) in [
+            ("--postgres-connections-max (CROFT_POSTGRES_CONNECTIONS_MAX)", self.postgres_connections_max == 0),
+            ("--connections-max (CROFT_CONNECTIONS_MAX)", self.connections_max == 0),
+            ("--streams-per-tenant-max (CROFT_STREAMS_PER_TENANT_MAX)", self.streams_per_tenant_max == 0),
+        ] {
+            if is_none {
+                mistakes.push(format!("{flag} must be at least 1."));
+            }
+        }
+        if self.retention_hours > RETENTION_HOURS_MAX {
+            mistakes.push(format!("--retention-hours (CROFT_RETENTION_HOURS) must be at most {RETENTION_HOURS_MAX}."));
         }
         mistakes
     }

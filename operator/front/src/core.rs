@@ -10,6 +10,7 @@ use crate::identity::{self, Authenticator};
 use crate::metrics::Metrics;
 use crate::models::registry::Registry;
 use crate::routing::Router;
+use crate::seats::Seats;
 use crate::store::Stores;
 use crate::tenants::Tenants;
 use crate::worker_client::WorkerPool;
@@ -25,6 +26,7 @@ pub struct Core {
     pub workers: WorkerPool,
     pub models: Registry,
     pub authenticator: Authenticator,
+    pub seats: Seats,
     pub audit: AuditWriter,
     pub metrics: Metrics,
     pub tasks: Tasks,
@@ -42,6 +44,14 @@ pub struct Options {
     pub placement_timeout: Duration,
     /// Wall time of one turn, where the agent has no limit of its own.
     pub turn_timeout: Duration,
+    /// Streams of events that one tenant may have open at this replica: see [`Seats`].
+    pub streams_per_tenant_max: usize,
+    /// Between two looks at whether an open stream's credential still holds.
+    pub credential_recheck: Duration,
+    /// How long a session that has ended is kept; `None` is for ever.
+    pub retention: Option<Duration>,
+    /// Between two looks for sessions that have been kept for long enough.
+    pub retention_look_every: Duration,
     /// Who vouches for callers besides API keys.
     pub identity: identity::Settings,
 }
@@ -53,6 +63,10 @@ impl Default for Options {
             message_bytes_max: 1024 * 1024,
             placement_timeout: Duration::from_secs(10),
             turn_timeout: Duration::from_mins(10),
+            streams_per_tenant_max: 5_000,
+            credential_recheck: Duration::from_secs(30),
+            retention: Some(Duration::from_hours(90 * 24)),
+            retention_look_every: Duration::from_mins(10),
             identity: identity::Settings::default(),
         }
     }

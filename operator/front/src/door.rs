@@ -1,12 +1,19 @@
 //! The doors of the front: who may come in where, and with what credential.
 
+use std::sync::Arc;
+
+use axum::extract::{Request as HttpRequest, State};
+use axum::http::HeaderMap;
+use axum::http::header::AUTHORIZATION;
+use axum::middleware::Next;
+use axum::response::Response;
 use croft_serve::tls::{PeerRole, peer_role};
-use tonic::Request;
-use tonic::metadata::MetadataMap;
+use secrecy::SecretString;
+use tonic::{Request, Status};
 
 use crate::core::Core;
 use crate::error::Error;
-use crate::identity::{Call, Identity};
+use crate::identity::{Call, Identity, Tenure};
 
 /// Which port a call came in by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,12 +28,43 @@ impl Door {
     /// The verified caller, who has a role for this call. The tenant of all that follows is this one's.
     pub async fn identify<C: Call>(self, core: &Core, request: &Request<C>) -> Result<Identity, Error> {
         let identity = match self {
-            Self::Public => core.authenticator.authenticate_bearer(bearer(request.metadata())?).await?,
+            Self::Public => match request.extensions().get::<Identity>() {
+                Some(identity) => identity.clone(),
+                None => core.authenticator.authenticate_bearer(bearer(request.metadata().as_ref())?).await?,
+            },
             Self::Internal => core.authenticator.authenticate_operator(operators_token(request)?)?,
         };
         identity.may::<C>()?;
         Ok(identity)
     }
+
+    /// As [`Self::identify`], for a call that goes on, and may do so for as long as its credential is good.
+    pub async fn admit<C: Call>(self, core: &Core, request: &Request<C>) -> Result<Tenure, Error> {
+        let (identity, authenticator) = (self.identify(core, request).await?, core.authenticator.clone());
+        Ok(match self {
+            Self::Public => {
+                let token = SecretString::from(bearer(request.metadata().as_ref())?);
+                Tenure::of_token(authenticator, identity, token, core.options.credential_recheck)
+            }
+            Self::Internal => Tenure::of_connection(authenticator, identity),
+        })
+    }
+}
+
+/// Stands before the calls of the clients' port: a call without a valid credential is answered before its message is read, so that
+/// only tenants can have the front hold large ones. Health and reflection ask nobody who he is.
+pub(crate) async fn guard(State(core): State<Arc<Core>>, mut request: HttpRequest, next: Next) -> Response {
+    if request.uri().path().starts_with("/croft.") {
+        let identified = match bearer(request.headers()) {
+            Ok(token) => core.authenticator.authenticate_bearer(token).await,
+            Err(error) => Err(error),
+        };
+        match identified {
+            Ok(identity) => drop(request.extensions_mut().insert(identity)),
+            Err(error) => return Status::from(error).into_http(),
+        }
+    }
+    next.run(request).await
 }
 
 /// The operator, with a token that names no tenant, since what it asks for concerns all of them.
@@ -42,14 +80,14 @@ pub fn for_removal<T>(core: &Core, request: &Request<T>) -> Result<Identity, Err
 /// The bearer token of a call that came with the operator's certificate.
 fn operators_token<T>(request: &Request<T>) -> Result<&str, Error> {
     match peer_role(request) {
-        Some(PeerRole::Operator) => bearer(request.metadata()),
+        Some(PeerRole::Operator) => bearer(request.metadata().as_ref()),
         _ => Err(Error::Forbidden { action: "calling the internal port" }),
     }
 }
 
-fn bearer(metadata: &MetadataMap) -> Result<&str, Error> {
+fn bearer(headers: &HeaderMap) -> Result<&str, Error> {
     let missing = Error::Unauthenticated { problem: "the authorization header is missing" };
-    let header = metadata.get("authorization").ok_or(missing)?;
+    let header = headers.get(AUTHORIZATION).ok_or(missing)?;
     let token = header.to_str().ok().and_then(|text| text.split_once(' '));
     match token {
         Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Ok(token.trim()),

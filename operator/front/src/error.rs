@@ -12,6 +12,9 @@ pub enum Error {
     Invalid { field: String, problem: String },
     #[error("no valid credential: {problem}")]
     Unauthenticated { problem: &'static str },
+    /// The credential that a stream was opened with is good no more; with another it may come back with this number.
+    #[error("the credential has ended: resume after {resume_after} with a valid one")]
+    CredentialEnded { resume_after: u64 },
     #[error("{action} is not allowed for this identity")]
     Forbidden { action: &'static str },
     #[error("session {session_id} does not exist")]
@@ -30,6 +33,8 @@ pub enum Error {
     CursorBeyondEnd { after_seq: u64, last_seq: u64 },
     #[error("the tenant has {max} sessions, its limit")]
     SessionLimit { max: u32 },
+    #[error("the tenant has {max} streams open at this replica, its limit")]
+    StreamLimit { max: usize },
     #[error("the tenant takes no new sessions: {why}")]
     TenantClosed { why: &'static str },
     #[error("the tenant is stopped: nothing runs until its administrator lets it go on")]
@@ -73,6 +78,7 @@ impl Error {
         match self {
             Self::Invalid { .. } => "INVALID_ARGUMENT",
             Self::Unauthenticated { .. } => "UNAUTHENTICATED",
+            Self::CredentialEnded { .. } => "CREDENTIAL_ENDED",
             Self::Forbidden { .. } => "FORBIDDEN",
             Self::SessionNotFound { .. } => "SESSION_NOT_FOUND",
             Self::ApprovalNotPending { .. } => "APPROVAL_NOT_PENDING",
@@ -82,6 +88,7 @@ impl Error {
             Self::IdempotencyKeyReused => "IDEMPOTENCY_KEY_REUSED",
             Self::CursorBeyondEnd { .. } => "CURSOR_BEYOND_END",
             Self::SessionLimit { .. } => "SESSION_LIMIT",
+            Self::StreamLimit { .. } => "STREAM_LIMIT",
             Self::TenantClosed { .. } => "TENANT_CLOSED",
             Self::TenantStopped => "TENANT_STOPPED",
             Self::NoWorker { .. } => "NO_WORKER",

@@ -9,6 +9,7 @@ pub mod fanout;
 pub mod log;
 pub mod relay;
 pub mod replay;
+pub(crate) mod tenured;
 
 #[cfg(test)]
 pub(crate) mod testing;

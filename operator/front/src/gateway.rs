@@ -27,13 +27,12 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::serve::ListenerExt;
 use axum::{Json, Router};
 use croft_proto::v1::{InterruptSessionRequest, ResolveApprovalRequest, SendMessageRequest};
-use croft_serve::{Readiness, Tasks};
+use croft_serve::connections::Connections;
+use croft_serve::{Readiness, Tasks, http};
 use prometheus::Registry;
 use serde_json::json;
-use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::service::Routes;
 use tower_http::trace::TraceLayer;
@@ -47,6 +46,7 @@ use crate::events::fanout::Hub;
 use crate::events::log::EventLog;
 use crate::identity::{Authenticator, Identity};
 use crate::lifecycle::Lifecycle;
+use crate::seats::Seats;
 use crate::session::store::SessionStore;
 
 /// What a WebSocket client can do besides watching.
@@ -123,6 +123,8 @@ pub struct Gateway {
     pub events: Arc<dyn EventLog>,
     pub hub: Hub,
     pub calls: Arc<dyn Calls>,
+    /// Of each tenant, shared with the gRPC port.
+    pub seats: Seats,
     /// The calls of the gRPC port, for gRPC-Web.
     pub grpc: Routes,
     pub readiness: Readiness,
@@ -146,7 +148,7 @@ impl Shared {
 
 /// Serves the HTTP port in a vital task, until shutdown; streams are ended then, so that their clients go elsewhere.
 pub fn serve(
-    listener: TcpListener,
+    connections: Connections,
     core: &Arc<Core>,
     grpc: Routes,
     allowed_origins: Vec<HeaderValue>,
@@ -159,23 +161,14 @@ pub fn serve(
         events: Arc::clone(&core.stores.events),
         hub: core.hub.clone(),
         calls: Arc::new(Lifecycle::new(Arc::clone(core), Door::Public)),
+        seats: core.seats.clone(),
         grpc,
         readiness: readiness.clone(),
         tasks: core.tasks.clone(),
         metrics: Metrics::register(registry)?,
-        options: Options { allowed_origins, ..Options::default() },
+        options: Options { allowed_origins, recheck_every: core.options.credential_recheck, ..Options::default() },
     });
-    // A token is a small frame: it must not wait for the next one.
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "cannot set TCP_NODELAY");
-        }
-    });
-    let stopping = core.tasks.stopping();
-    core.tasks.spawn_vital("http", async move {
-        axum::serve(listener, router).with_graceful_shutdown(stopping.cancelled_owned()).await?;
-        Ok(())
-    });
+    http::serve("http", connections, router, &core.tasks);
     Ok(())
 }
 

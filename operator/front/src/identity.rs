@@ -7,6 +7,7 @@ mod refusal;
 pub mod role;
 pub mod settings;
 mod source;
+mod tenure;
 mod token;
 
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use prometheus::Registry;
 pub use self::refusal::Refusal;
 pub use self::role::{Call, Role, Roles};
 pub use self::settings::Settings;
+pub use self::tenure::Tenure;
 
 use self::api_key::{ApiKeys, KeyStore};
 use self::operator::OperatorKeys;

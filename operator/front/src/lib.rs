@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod migrate;
 pub mod models;
 pub mod routing;
+pub mod seats;
 pub mod serve;
 pub mod services;
 pub mod session;

@@ -22,8 +22,10 @@ use crate::error::Error;
 use crate::events::log::{Append, Appended, Authority, NewEvent};
 use crate::events::relay::Frame;
 use crate::events::replay;
-use crate::identity::Identity;
+use crate::events::tenured::tenured;
+use crate::identity::{Identity, Tenure};
 use crate::session::manager::Manager;
+use crate::session::validate;
 use crate::turn::{Accepted, Sent, Turns, ends_turn, now};
 
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -75,13 +77,43 @@ impl Lifecycle {
         identity: &Identity,
         request: SendMessageRequest,
     ) -> Result<impl Stream<Item = Result<SessionEvent, Error>> + Send + 'static, Error> {
-        let mut sent = self.accept(identity, request).await?;
-        let (tenant, id, Accepted { turn, seq }) = (sent.session.tenant, sent.session.id, sent.accepted);
-        let place = replay::place(&self.core.hub, tenant, id, false).await;
-        // The log is read before the turn begins too: an answer that it held already would make its previews out of date.
-        let events = place.follow(Arc::clone(&self.core.stores.events), seq - 1).await?;
+        Ok(self.open(identity, request).await?.1)
+    }
+
+    /// The same, for as long as the caller's credential is good. The turn goes on when the stream ends, as it does when the caller
+    /// leaves.
+    async fn send_for(
+        &self,
+        tenure: Tenure,
+        request: SendMessageRequest,
+    ) -> Result<impl Stream<Item = Result<SessionEvent, Error>> + Send + 'static, Error> {
+        // First, or a message would be stored whose turn nobody may see.
+        let seat = self.core.seats.take(tenure.identity().tenant)?;
+        let (after_seq, events) = self.open(tenure.identity(), request).await?;
+        Ok(tenured(events, after_seq, tenure, seat))
+    }
+
+    /// Stores a message. Its turn, and the number of the event before it.
+    async fn open(
+        &self,
+        identity: &Identity,
+        request: SendMessageRequest,
+    ) -> Result<(u64, impl Stream<Item = Result<SessionEvent, Error>> + Send + use<>), Error> {
+        let (tenant, id) = (identity.tenant, validate::session_id(&request.session_id)?);
+        // The place is taken first, and the relay is asked for it while the message is being stored: whatever happens from then on
+        // is seen, the message itself included.
+        let (place, sent) =
+            tokio::join!(replay::place(&self.core.hub, tenant, id, false), self.accept(identity, request));
+        let mut sent = sent?;
+        let Accepted { turn, seq } = sent.accepted;
+        let log = Arc::clone(&self.core.stores.events);
+        let events = if sent.is_new() {
+            place.follow_from_here(log, seq - 1).left_stream()
+        } else {
+            place.follow(log, seq - 1).await?.right_stream()
+        };
         sent.begin();
-        Ok(one_turn(events, turn))
+        Ok((seq - 1, one_turn(events, turn)))
     }
 
     /// Answers an approval that a turn waits for.
@@ -195,8 +227,8 @@ impl LifecycleService for Lifecycle {
         &self,
         request: Request<SendMessageRequest>,
     ) -> Result<Response<Self::SendMessageStream>, Status> {
-        let identity = self.door.identify(&self.core, &request).await?;
-        let events = self.send(&identity, request.into_inner()).await?;
+        let tenure = self.door.admit(&self.core, &request).await?;
+        let events = self.send_for(tenure, request.into_inner()).await?;
         Ok(Response::new(Box::pin(
             events.map(|event| Ok(SendMessageResponse { event: Some(event.map_err(Status::from)?) })),
         )))
@@ -234,9 +266,10 @@ impl LifecycleService for Lifecycle {
         &self,
         request: Request<StreamEventsRequest>,
     ) -> Result<Response<Self::StreamEventsStream>, Status> {
-        let identity = self.door.identify(&self.core, &request).await?;
+        let tenure = self.door.admit(&self.core, &request).await?;
         let request = request.into_inner();
-        let session = self.manager.get(&identity, &request.session_id).await?;
+        let session = self.manager.get(tenure.identity(), &request.session_id).await?;
+        let seat = self.core.seats.take(session.tenant)?;
         if request.after_seq > session.last_seq {
             return Err(Error::CursorBeyondEnd { after_seq: request.after_seq, last_seq: session.last_seq }.into());
         }
@@ -247,6 +280,7 @@ impl LifecycleService for Lifecycle {
         // A stream may be idle for ever, and must not hold up the shutdown: its caller resumes at another replica.
         let stopping = self.core.tasks.stopping().cancelled_owned();
         let goodbye = Error::unavailable("this replica", anyhow::anyhow!("it is shutting down"));
+        let events = tenured(events, request.after_seq, tenure, seat);
         let events = events.take_until(stopping).chain(self.last_word(goodbye));
         Ok(Response::new(Box::pin(
             events.map(|event| Ok(StreamEventsResponse { event: Some(event.map_err(Status::from)?) })),

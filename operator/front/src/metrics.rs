@@ -8,6 +8,8 @@ pub struct Metrics {
     pub sessions_created: IntCounter,
     /// Sessions that were ended as their time was up, by the reason in their last event.
     pub sessions_expired: IntCounterVec,
+    /// Ended sessions that were erased, since they had been kept for long enough.
+    pub sessions_erased: IntCounter,
     /// By stop reason.
     pub turns: IntCounterVec,
     pub turns_running: IntGauge,
@@ -46,6 +48,7 @@ impl Metrics {
         Ok(Self {
             sessions_created: counter("croft_sessions_created_total", "Sessions created")?,
             sessions_expired,
+            sessions_erased: counter("croft_sessions_erased_total", "Ended sessions that were kept for long enough")?,
             turns,
             turns_running,
             first_token,

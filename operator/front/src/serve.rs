@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use croft_serve::connections::Connections;
 use croft_serve::tls::TlsFiles;
 use croft_serve::{Check, Program, Tasks, grpc};
 use secrecy::ExposeSecret;
@@ -68,9 +69,11 @@ pub async fn serve(config: Serve) -> anyhow::Result<()> {
     let http = grpc::bind(config.http_addr, "--http-addr (CROFT_HTTP_ADDR)").await?;
     let routes = public_routes(&core, readiness, config.reflection).await?;
     let for_browsers = routes.clone();
-    grpc::serve("grpc", public, None, routes, tasks, &program.metrics)?;
+    let public = Connections::new(public, "grpc", config.bounds(), &program.metrics);
+    grpc::serve_within(public, "grpc", None, routes, tasks, &program.metrics)?;
     let routes = internal_routes(&core, readiness).await;
     grpc::serve("grpc-internal", internal, Some(tls.server()), routes, tasks, &program.metrics)?;
+    let http = Connections::new(http, "http", config.bounds(), &program.metrics);
     gateway::serve(http, &core, for_browsers, config.allowed_origins.clone(), readiness, registry)?;
     program.run_until_shutdown().await
 }

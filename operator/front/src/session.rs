@@ -4,6 +4,7 @@ pub mod across;
 mod lifetime;
 pub mod manager;
 mod reaper;
+pub mod retention;
 pub mod snapshot;
 pub mod store;
 pub mod validate;
@@ -16,6 +17,7 @@ use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::{self, AgentSpec, SessionState, StopReason, UsageTotals};
 
 pub use reaper::watch_for_sessions_due;
+pub use retention::watch_for_sessions_to_erase;
 
 /// A session as it stands. Its state is a projection of its durable events and changes with them alone: see
 /// [`crate::events::log::EventLog::append`].

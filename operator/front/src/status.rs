@@ -20,8 +20,14 @@ impl From<Error> for Status {
             Error::Invalid { field, problem } => {
                 details.add_bad_request_violation(field, problem);
             }
+            Error::CursorBeyondEnd { .. } => {
+                details.add_bad_request_violation("after_seq", message.as_str());
+            }
             Error::SessionLimit { .. } => {
                 details.add_quota_failure_violation("sessions", message.as_str());
+            }
+            Error::StreamLimit { .. } => {
+                details.add_quota_failure_violation("streams", message.as_str());
             }
             Error::Unavailable { retry_after, .. } => {
                 details.set_retry_info(Some(*retry_after));
@@ -41,7 +47,7 @@ impl From<Error> for Status {
 fn code(error: &Error) -> Code {
     match error {
         Error::Invalid { .. } => Code::InvalidArgument,
-        Error::Unauthenticated { .. } => Code::Unauthenticated,
+        Error::Unauthenticated { .. } | Error::CredentialEnded { .. } => Code::Unauthenticated,
         Error::Forbidden { .. } => Code::PermissionDenied,
         Error::SessionNotFound { .. } | Error::ModelNotFound { .. } => Code::NotFound,
         Error::ApprovalNotPending { .. }
@@ -55,7 +61,7 @@ fn code(error: &Error) -> Code {
         },
         Error::SessionBusy { .. } | Error::LeaseLost { .. } => Code::Aborted,
         Error::CursorBeyondEnd { .. } => Code::OutOfRange,
-        Error::SessionLimit { .. } | Error::SlowConsumer { .. } => Code::ResourceExhausted,
+        Error::SessionLimit { .. } | Error::StreamLimit { .. } | Error::SlowConsumer { .. } => Code::ResourceExhausted,
         Error::NoWorker { .. } | Error::WorkerLost { .. } | Error::Unavailable { .. } => Code::Unavailable,
         Error::Internal { .. } => Code::Internal,
     }
@@ -77,7 +83,9 @@ fn metadata(error: &Error) -> HashMap<String, String> {
         | Error::SessionBusy { session_id } => &[("session_id", session_id.clone())],
         Error::ModelNotFound { model } => &[("model", model.clone())],
         Error::CursorBeyondEnd { last_seq, .. } => &[("last_seq", last_seq.to_string())],
-        Error::SlowConsumer { resume_after } => &[("resume_after", resume_after.to_string())],
+        Error::SlowConsumer { resume_after } | Error::CredentialEnded { resume_after } => {
+            &[("resume_after", resume_after.to_string())]
+        }
         Error::WorkerRefused { reason, .. } => &[("worker_reason", reason.clone())],
         _ => &[],
     };

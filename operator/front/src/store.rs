@@ -17,9 +17,11 @@ use crate::lease::LeaseStore;
 use crate::models::ModelStore;
 use crate::models::seed::SeedModels;
 use crate::session::across::AcrossTenants;
+use crate::session::retention::RetentionStore;
 use crate::session::store::SessionStore;
 use crate::tenants::TenantMirror;
 use crate::tenants::removal::RemovalStore;
+use crate::turn::store::TurnStore;
 use crate::usage::UsageStore;
 
 /// One of each; all on the same ground, since an append changes several at once.
@@ -27,6 +29,7 @@ use crate::usage::UsageStore;
 pub struct Stores {
     pub sessions: Arc<dyn SessionStore>,
     pub events: Arc<dyn EventLog>,
+    pub turns: Arc<dyn TurnStore>,
     pub leases: Arc<dyn LeaseStore>,
     pub usage: Arc<dyn UsageStore>,
     pub audit: Arc<dyn AuditStore>,
@@ -35,6 +38,7 @@ pub struct Stores {
     pub tenants: Arc<dyn TenantMirror>,
     pub across: Arc<dyn AcrossTenants>,
     pub removal: Arc<dyn RemovalStore>,
+    pub retention: Arc<dyn RetentionStore>,
 }
 
 impl Stores {
@@ -44,6 +48,7 @@ impl Stores {
         Self {
             sessions: memory.clone(),
             events: memory.clone(),
+            turns: memory.clone(),
             leases: memory.clone(),
             usage: memory.clone(),
             audit: memory.clone(),
@@ -51,7 +56,8 @@ impl Stores {
             keys: memory.clone(),
             tenants: memory.clone(),
             across: memory.clone(),
-            removal: memory,
+            removal: memory.clone(),
+            retention: memory,
         }
     }
 }

@@ -1,26 +1,28 @@
 //! A turn: what follows one user message, driven against a worker in a task of its own. The caller may go away, the turn goes on.
 
+mod between;
 mod driver;
 mod exchange;
 mod recorder;
+pub mod store;
 mod takeover;
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use croft_proto::Timestamp;
-use croft_proto::id::TurnId;
+use croft_proto::id::{SessionId, TenantId, TurnId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{BusyPolicy, SendMessageRequest, SessionEvent, SessionRunning, SessionState, UserMessage};
 
 use crate::core::Core;
 use crate::error::Error;
 use crate::events::log::{Append, Appended, Authority, NewEvent};
-use crate::events::relay::Frame;
 use crate::identity::Identity;
 use crate::session::manager::{Manager, idempotency_key};
-use crate::session::{Session, validate};
+use crate::session::validate;
 
+use store::{Begin, Begun};
 pub use takeover::watch_for_abandoned_turns;
 
 /// The wall clock, for what people read; durations are measured on the monotonic clock.
@@ -44,8 +46,10 @@ pub struct Accepted {
 /// take a place before its first token, and one who has gone away holds nothing up.
 #[must_use]
 pub struct Sent {
-    pub session: Session,
+    pub tenant: TenantId,
+    pub session: SessionId,
     pub accepted: Accepted,
+    is_new: bool,
     begins: Option<Begins>,
 }
 
@@ -61,6 +65,11 @@ impl Drop for Begins {
 }
 
 impl Sent {
+    /// The message was stored just now, and its turn has not begun: all there is to see of it is yet to come.
+    pub fn is_new(&self) -> bool {
+        self.is_new
+    }
+
     /// Lets the turn begin.
     pub fn begin(&mut self) {
         self.begins = None;
@@ -87,96 +96,76 @@ impl Turns {
         let tenant = self.core.tenants.get(identity.tenant);
         let limit = tenant.map_or(0, |tenant| tenant.limits.message_bytes_max as usize);
         validate::message(&request.content, if limit > 0 { limit } else { self.core.options.message_bytes_max })?;
-        let session = self.manager.get(identity, &request.session_id).await?;
-        if session.state == SessionState::Terminated {
-            return Err(Error::SessionTerminated { session_id: request.session_id });
-        }
-
+        let (tenant, session) = (identity.tenant, validate::session_id(&request.session_id)?);
         let body = SendMessageRequest { idempotency_key: String::new(), ..request.clone() };
-        let mut message = Append {
-            tenant: session.tenant,
-            session: session.id,
+        let turn = TurnId::generate();
+        let said = Kind::UserMessage(UserMessage { content: request.content.clone() });
+        let message = Append {
+            tenant,
+            session,
             authority: Authority::Caller,
-            events: Vec::new(),
+            events: vec![turn_event(turn, said)],
             checkpoint: None,
             idempotency_key: idempotency_key(&request.idempotency_key, &body)?,
             input_seq: None,
         };
-        let turn = TurnId::generate();
-        message.events.push(turn_event(turn, Kind::UserMessage(UserMessage { content: request.content.clone() })));
-
-        let Some(epoch) = self.acquire(&session).await? else {
-            return self.send_to_busy(session, turn, message, request.busy_policy()).await;
-        };
-        message.authority = Authority::Lease { epoch };
-        message.events.push(turn_event(turn, Kind::SessionRunning(SessionRunning {})));
-        let appended = match self.core.stores.events.append(message).await {
-            Ok(appended) => appended,
-            Err(error) => {
-                self.core.stores.leases.release(session.tenant, session.id, epoch).await?;
-                return Err(error);
+        let mut opening = message.clone();
+        opening.events.push(turn_event(turn, Kind::SessionRunning(SessionRunning {})));
+        let begin = Begin { message: opening, holder: self.core.replica.clone(), ttl: self.core.options.lease_ttl };
+        match self.core.stores.turns.begin(begin).await? {
+            Begun::Busy => self.send_to_busy(turn, message, request.busy_policy()).await,
+            Begun::Existing { first_seq } => {
+                let accepted = self.attach(tenant, session, first_seq).await?;
+                Ok(Sent { tenant, session, accepted, is_new: false, begins: None })
             }
-        };
-        match appended {
-            Appended::New(events) => {
-                let accepted = Accepted { turn, seq: events.first().map_or(0, |event| event.seq) };
-                self.core.hub.publish(session.tenant, session.id, events);
-                let begins = Some(self.driven(&session, epoch));
-                Ok(Sent { session, accepted, begins })
-            }
-            Appended::Existing { first_seq } => {
-                self.core.stores.leases.release(session.tenant, session.id, epoch).await?;
-                let accepted = self.attach(&session, first_seq).await?;
-                Ok(Sent { session, accepted, begins: None })
+            Begun::New(opened) => {
+                let accepted = Accepted { turn, seq: opened.events.first().map_or(0, |event| event.seq) };
+                self.core.hub.publish(tenant, session, opened.events.clone());
+                let driver = driver::Driver::opened(Arc::clone(&self.core), *opened, accepted, request.content);
+                let begins = Some(Begins(Some(driver), Arc::clone(&self.core)));
+                Ok(Sent { tenant, session, accepted, is_new: true, begins })
             }
         }
     }
 
     /// While a turn is running. A repeated request attaches, whatever its policy.
-    async fn send_to_busy(
-        &self,
-        session: Session,
-        turn: TurnId,
-        message: Append,
-        policy: BusyPolicy,
-    ) -> Result<Sent, Error> {
+    async fn send_to_busy(&self, turn: TurnId, message: Append, policy: BusyPolicy) -> Result<Sent, Error> {
+        let (tenant, session) = (message.tenant, message.session);
         if matches!(policy, BusyPolicy::Unspecified | BusyPolicy::Reject) {
-            if let Some(key) = &message.idempotency_key
-                && let Some(first_seq) = self.core.stores.events.find_sent(session.tenant, session.id, key).await?
-            {
-                let accepted = self.attach(&session, first_seq).await?;
-                return Ok(Sent { session, accepted, begins: None });
-            }
-            return Err(Error::SessionBusy { session_id: session.id.to_string() });
+            return Err(Error::SessionBusy { session_id: session.to_string() });
         }
         let accepted = match self.core.stores.events.append(message).await? {
             Appended::New(events) => {
                 let accepted = Accepted { turn, seq: events.first().map_or(0, |event| event.seq) };
-                self.core.hub.publish(session.tenant, session.id, events);
-                if policy == BusyPolicy::Interrupt {
-                    self.core.hub.control(session.tenant, session.id, Frame::Interrupt);
+                self.core.hub.publish(tenant, session, events);
+                if policy == BusyPolicy::Interrupt
+                    && let Some(at_hand) = self.at_hand(tenant, session).await?
+                    && at_hand != turn
+                {
+                    self.stop(tenant, session, at_hand);
                 }
                 accepted
             }
-            Appended::Existing { first_seq } => self.attach(&session, first_seq).await?,
+            Appended::Existing { first_seq } => self.attach(tenant, session, first_seq).await?,
         };
-        // The turn at hand may have ended between our look and our append, without seeing the message.
-        let begins = self.acquire(&session).await?.map(|epoch| self.driven(&session, epoch));
-        Ok(Sent { session, accepted, begins })
+        let begins = self.left_over(tenant, session).await?;
+        Ok(Sent { tenant, session, accepted, is_new: false, begins })
     }
 
-    async fn acquire(&self, session: &Session) -> Result<Option<u64>, Error> {
-        let ttl = self.core.options.lease_ttl;
-        self.core.stores.leases.acquire(session.tenant, session.id, &self.core.replica, ttl).await
+    /// The turn at hand may have ended between our look and our append, without seeing the message.
+    async fn left_over(&self, tenant: TenantId, session: SessionId) -> Result<Option<Begins>, Error> {
+        let (ttl, stores) = (self.core.options.lease_ttl, &self.core.stores);
+        let Some(epoch) = stores.leases.acquire(tenant, session, &self.core.replica, ttl).await? else {
+            return Ok(None);
+        };
+        let Some(found) = stores.sessions.get(tenant, session).await? else {
+            return Err(Error::SessionNotFound { session_id: session.to_string() });
+        };
+        Ok(Some(Begins(Some(driver::Driver::new(Arc::clone(&self.core), found, epoch)), Arc::clone(&self.core))))
     }
 
-    fn driven(&self, session: &Session, epoch: u64) -> Begins {
-        let driver = driver::Driver::new(Arc::clone(&self.core), session.clone(), epoch);
-        Begins(Some(driver), Arc::clone(&self.core))
-    }
-
-    async fn attach(&self, session: &Session, first_seq: u64) -> Result<Accepted, Error> {
-        let events = self.core.stores.events.read(session.tenant, session.id, first_seq - 1, 1).await?;
+    async fn attach(&self, tenant: TenantId, session: SessionId, first_seq: u64) -> Result<Accepted, Error> {
+        let events = self.core.stores.events.read(tenant, session, first_seq - 1, 1).await?;
         let turn = events.first().and_then(|event| event.turn_id.parse().ok());
         let turn = turn.ok_or_else(|| Error::internal(anyhow::anyhow!("event {first_seq} names no turn")))?;
         Ok(Accepted { turn, seq: first_seq })
@@ -187,7 +176,8 @@ impl Turns {
         let session = self.manager.get(identity, session_id).await?;
         match session.state {
             SessionState::Running => {
-                self.core.hub.control(session.tenant, session.id, Frame::Interrupt);
+                let turn = session.turn_id.parse().map_err(Error::internal)?;
+                self.stop(session.tenant, session.id, turn);
                 Ok(true)
             }
             SessionState::Terminated => Err(Error::SessionTerminated { session_id: session_id.to_owned() }),

@@ -6,17 +6,17 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tonic::service::Routes;
-use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Server, ServerTlsConfig};
 
+use crate::connections::{Bounds, Connections};
 use crate::{Metrics, Tasks};
 
 mod rpc;
 
 pub use rpc::{RpcBody, RpcLayer, RpcService};
 
-/// A connection that has been silent for this long is asked for a sign of life, and hung up on after as long again.
-const KEEPALIVE: Duration = Duration::from_secs(20);
+/// How long a caller may take to shake hands.
+const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// We can't listen where a flag asks us to.
 #[derive(Debug, thiserror::Error)]
@@ -43,16 +43,28 @@ pub fn serve(
     tasks: &Tasks,
     metrics: &Metrics,
 ) -> anyhow::Result<()> {
-    let mut server =
-        Server::builder().http2_keepalive_interval(Some(KEEPALIVE)).http2_keepalive_timeout(Some(KEEPALIVE));
+    serve_within(Connections::new(listener, name, Bounds::default(), metrics), name, tls, routes, tasks, metrics)
+}
+
+/// As [`serve`], within bounds of the caller's own.
+pub fn serve_within(
+    connections: Connections,
+    name: &'static str,
+    tls: Option<ServerTlsConfig>,
+    routes: Routes,
+    tasks: &Tasks,
+    metrics: &Metrics,
+) -> anyhow::Result<()> {
+    // A connection that has been silent for this long is asked for a sign of life, and hung up on after as long again.
+    let silence = Some(connections.bounds().peer_timeout * 2 / 3);
+    let mut server = Server::builder().http2_keepalive_interval(silence).http2_keepalive_timeout(silence);
     if let Some(tls) = tls {
-        server = server.tls_config(tls)?;
+        server = server.tls_config(tls.timeout(TLS_HANDSHAKE_TIMEOUT))?;
     }
     let server = server.layer(RpcLayer::new(metrics)).add_routes(routes);
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let stopping = tasks.stopping();
     tasks.spawn_vital(name, async move {
-        server.serve_with_incoming_shutdown(incoming, stopping.cancelled_owned()).await?;
+        server.serve_with_incoming_shutdown(connections.into_stream(), stopping.cancelled_owned()).await?;
         Ok(())
     });
     Ok(())

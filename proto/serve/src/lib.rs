@@ -2,8 +2,10 @@
 //! TLS, own its tasks, and stop in order. A `main` is [`run`] over a [`Program`].
 
 pub mod config;
+pub mod connections;
 pub mod grpc;
 pub mod health;
+pub mod http;
 pub mod log;
 pub mod metrics;
 pub mod program;

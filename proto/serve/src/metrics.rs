@@ -13,6 +13,14 @@ const RPC_BUCKETS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.
 pub struct Metrics {
     registry: Registry,
     rpc: RpcMetrics,
+    connections: ConnectionMetrics,
+}
+
+/// What is counted of the connections of each port.
+#[derive(Clone)]
+pub(crate) struct ConnectionMetrics {
+    pub(crate) open: IntGaugeVec,
+    pub(crate) refused: IntCounterVec,
 }
 
 /// What is counted of each call that a gRPC server takes.
@@ -23,7 +31,7 @@ pub(crate) struct RpcMetrics {
 }
 
 impl Metrics {
-    /// A registry that holds `croft_build_info{program, version}`, always 1, and the counters of gRPC servers.
+    /// A registry that holds `croft_build_info{program, version}`, always 1, and the counters of gRPC servers and of ports.
     pub fn new(program: &'static str) -> prometheus::Result<Self> {
         let registry = Registry::new();
         let opts = Opts::new("croft_build_info", "The program and its version; always 1.");
@@ -39,7 +47,15 @@ impl Metrics {
         let opts = HistogramOpts::new("croft_grpc_request_duration_seconds", help).buckets(RPC_BUCKETS.to_vec());
         let duration = HistogramVec::new(opts, &labels)?;
         registry.register(Box::new(duration.clone()))?;
-        Ok(Self { registry, rpc: RpcMetrics { requests, duration } })
+
+        let opts = Opts::new("croft_connections", "Open connections, by port.");
+        let open = IntGaugeVec::new(opts, &["port"])?;
+        registry.register(Box::new(open.clone()))?;
+        let opts = Opts::new("croft_connections_refused_total", "Connections beyond the bound of their port.");
+        let refused = IntCounterVec::new(opts, &["port"])?;
+        registry.register(Box::new(refused.clone()))?;
+        let connections = ConnectionMetrics { open, refused };
+        Ok(Self { registry, rpc: RpcMetrics { requests, duration }, connections })
     }
 
     /// The registry, for counters and histograms of the program's own.
@@ -67,6 +83,10 @@ impl Metrics {
 
     pub(crate) fn rpc(&self) -> &RpcMetrics {
         &self.rpc
+    }
+
+    pub(crate) fn connections(&self) -> &ConnectionMetrics {
+        &self.connections
     }
 }
 

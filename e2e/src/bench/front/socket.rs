@@ -8,7 +8,8 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
-use tokio_tungstenite::{WebSocketStream, client_async};
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 /// Frames of JSON both ways.
 pub(super) struct Socket(WebSocketStream<TcpStream>);
@@ -19,7 +20,10 @@ impl Socket {
         request.headers_mut().insert("authorization", format!("Bearer {api_key}").parse()?);
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        Ok(Self(client_async(request, stream).await.context("the front takes no WebSocket")?.0))
+        let config = WebSocketConfig::default().read_buffer_size(4 * 1024).write_buffer_size(0);
+        Ok(Self(
+            client_async_with_config(request, stream, Some(config)).await.context("the front takes no WebSocket")?.0,
+        ))
     }
 
     pub(super) async fn say(&mut self, frame: &Value) -> anyhow::Result<()> {

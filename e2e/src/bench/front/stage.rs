@@ -11,6 +11,7 @@ use croft_serve::tls::PeerRole;
 use tonic::transport::Endpoint;
 
 use super::authority::Authority;
+use super::collector;
 use super::provider;
 use super::routes;
 use crate::bench::launch::{Ports, command, loopback, tls_flags};
@@ -18,6 +19,9 @@ use crate::bench::load::{self, megabytes};
 use crate::bench::process::Program;
 use crate::bench::stage::until;
 use crate::client::Client;
+
+/// That a worker holds at most: more than are opened here.
+const SESSIONS_MAX: u32 = 200_000;
 
 /// Where the programs and the services are.
 #[derive(Debug, Clone)]
@@ -30,11 +34,11 @@ pub struct Place {
     pub scratch: PathBuf,
 }
 
-/// A tenant with a worker of its own.
+/// A tenant with workers of its own.
 pub struct Tenant {
     pub id: TenantId,
     pub name: &'static str,
-    pub worker: Program,
+    pub workers: Vec<Program>,
     /// Of its one client.
     pub api_key: String,
 }
@@ -50,16 +54,17 @@ pub struct Front {
 pub struct Stage {
     pub place: Place,
     pub tasks: Tasks,
-    /// Sessions of the first tenant have no limit to be counted against, those of the second have.
-    pub tenants: [Tenant; 2],
+    /// Sessions of the first tenant have no limit to be counted against, those of the second have. The third has two workers.
+    pub tenants: [Tenant; 3],
     pub front: Front,
     front_tls: PathBuf,
     routes_port: u16,
+    traces: SocketAddr,
     ports: Ports,
 }
 
 impl Stage {
-    /// Brings all up: two tenants, their workers, one front.
+    /// Brings all up: the tenants, their workers, one front.
     pub async fn set(place: Place) -> anyhow::Result<Self> {
         croft_serve::tls::install_provider();
         std::fs::create_dir_all(&place.scratch)?;
@@ -70,36 +75,45 @@ impl Stage {
         let anthropic = serde_json::json!({ "base_url": format!("http://{provider}") });
         std::fs::write(&providers, serde_json::json!({ "providers": { "anthropic": anthropic } }).to_string())?;
 
+        let traces = collector::serve(&tasks).await?;
+
         let (mut told, mut started) = (Vec::new(), Vec::new());
-        for (name, sessions_max) in [("open", 0), ("limited", 1_000_000)] {
+        for (name, sessions_max, workers) in [("open", 0, 1), ("limited", 1_000_000, 1), ("pair", 0, 2)] {
             let role = PeerRole::Worker { tenant: name.to_owned() };
             let hosts = [format!("workers.tenant-{name}.svc")];
             let tls = authority.issue_to(&place.scratch.join(format!("worker-{name}")), &role, &hosts)?;
-            let (address, ops) = (loopback(ports.next()?), ports.next()?);
-            let mut worker = command(&place.programs, "croft-worker");
-            worker.args(tls_flags(&tls)).args([
-                format!("--tenant={name}"),
-                format!("--worker-name=worker-{name}"),
-                format!("--metrics-addr=127.0.0.1:{ops}"),
-                format!("--grpc-addr={address}"),
-                format!("--providers={}", providers.display()),
-                "--sessions-max=50000".to_owned(),
-            ]);
-            let log = place.scratch.join(format!("worker-{name}.log"));
-            let mut worker = Program::start(&format!("worker of {name}"), worker, loopback(ops), &log)?;
-            worker.ready().await?;
+            let (mut programs, mut addresses) = (Vec::new(), Vec::new());
+            for number in 0..workers {
+                let (address, ops) = (loopback(ports.next()?), ports.next()?);
+                let worker_name = format!("worker-{name}-{number}");
+                let mut worker = command(&place.programs, "croft-worker");
+                worker.args(tls_flags(&tls)).args([
+                    format!("--tenant={name}"),
+                    format!("--worker-name={worker_name}"),
+                    format!("--metrics-addr=127.0.0.1:{ops}"),
+                    format!("--grpc-addr={address}"),
+                    format!("--providers={}", providers.display()),
+                    format!("--otlp-endpoint=http://{traces}"),
+                    format!("--sessions-max={SESSIONS_MAX}"),
+                ]);
+                let log = place.scratch.join(format!("{worker_name}.log"));
+                let mut worker = Program::start(&worker_name, worker, loopback(ops), &log)?;
+                worker.ready().await?;
+                programs.push(worker);
+                addresses.push(WorkerRoute {
+                    name: worker_name,
+                    address: address.to_string(),
+                    ready: true,
+                    sessions_max: SESSIONS_MAX,
+                });
+            }
             let id = TenantId::generate();
             told.push(TenantRoute {
                 tenant_id: id.to_string(),
                 name: name.to_owned(),
                 namespace: format!("tenant-{name}"),
                 admission: TenantAdmission::Open.into(),
-                workers: vec![WorkerRoute {
-                    name: format!("worker-{name}"),
-                    address: address.to_string(),
-                    ready: true,
-                    sessions_max: 50_000,
-                }],
+                workers: addresses,
                 limits: Some(TenantLimits {
                     sessions_max,
                     requests_per_minute: 100_000_000,
@@ -108,27 +122,27 @@ impl Stage {
                 tier: "enterprise".to_owned(),
                 ..TenantRoute::default()
             });
-            started.push((id, name, worker));
+            started.push((id, name, programs));
         }
         let operator = authority.issue(&PeerRole::Operator, &["localhost".to_owned()])?;
         let routes_port = routes::serve(&tasks, &operator, told).await?;
         let hosts = ["localhost".to_owned()];
         let front_tls = authority.issue_to(&place.scratch.join("front"), &PeerRole::Front, &hosts)?;
-        let front = start_front(&place, "front-0", &front_tls, routes_port, &mut ports).await?;
+        let front = start_front(&place, "front-0", &front_tls, routes_port, traces, &mut ports).await?;
 
         let mut tenants = Vec::new();
-        for (id, name, worker) in started {
+        for (id, name, workers) in started {
             // A front is ready before its tenants have their rows.
             let api_key = until("a key of the tenant", async || api_key(&place, name).await.ok()).await?;
-            tenants.push(Tenant { id, name, worker, api_key });
+            tenants.push(Tenant { id, name, workers, api_key });
         }
-        let tenants = tenants.try_into().ok().context("there are not two tenants")?;
-        Ok(Self { place, tasks, tenants, front, front_tls, routes_port, ports })
+        let tenants = tenants.try_into().ok().context("there are not three tenants")?;
+        Ok(Self { place, tasks, tenants, front, front_tls, routes_port, traces, ports })
     }
 
     /// One more replica.
     pub async fn another_front(&mut self, name: &str) -> anyhow::Result<Front> {
-        start_front(&self.place, name, &self.front_tls, self.routes_port, &mut self.ports).await
+        start_front(&self.place, name, &self.front_tls, self.routes_port, self.traces, &mut self.ports).await
     }
 
     /// A client of the tenant whose sessions aren't counted, on a connection of its own.
@@ -155,7 +169,8 @@ impl Stage {
         let workers: f64 = self
             .tenants
             .iter()
-            .map(|tenant| tenant.worker.load().map(|load| load.cpu.as_secs_f64()))
+            .flat_map(|tenant| &tenant.workers)
+            .map(|worker| worker.load().map(|load| load.cpu.as_secs_f64()))
             .sum::<anyhow::Result<_>>()?;
         let own = load::of(std::process::id())?.cpu.as_secs_f64();
         Ok([self.front.program.load()?.cpu.as_secs_f64(), workers, own])
@@ -195,6 +210,7 @@ async fn start_front(
     name: &str,
     tls: &std::path::Path,
     routes_port: u16,
+    traces: SocketAddr,
     ports: &mut Ports,
 ) -> anyhow::Result<Front> {
     let (ops, grpc, http) = (ports.next()?, loopback(ports.next()?), loopback(ports.next()?));
@@ -207,6 +223,7 @@ async fn start_front(
         .args([
             format!("--replica={name}"),
             format!("--operator-url=https://localhost:{routes_port}"),
+            format!("--otlp-endpoint=http://{traces}"),
             format!("--metrics-addr=127.0.0.1:{ops}"),
             format!("--grpc-addr={grpc}"),
             format!("--http-addr={http}"),

@@ -49,6 +49,47 @@ pub(super) async fn after_kill(stage: &mut Stage, turns: usize) -> anyhow::Resul
         .besides("until the turn's next step begins; every turn then ends as without it"))
 }
 
+/// Kills one of a tenant's two workers in so many turns, of which it has half.
+pub(super) async fn after_worker_kill(stage: &mut Stage, turns: usize) -> anyhow::Result<Row> {
+    let mut client = stage.client_of(&stage.front, &stage.tenants[2]).await?;
+    let (mut streams, mut sent) = (Vec::new(), Vec::new());
+    for _ in 0..turns {
+        let id = client.create(scripted_agent("bench")).await?.session_id;
+        let request = StreamEventsRequest { session_id: id.clone(), ..StreamEventsRequest::default() };
+        streams.push(client.lifecycle.stream_events(request).await?.into_inner());
+        sent.push(client.lifecycle.send_message(message(&id, SCRIPT)).await?.into_inner());
+    }
+    let mut of_doomed = Vec::new();
+    for mut stream in streams {
+        if on(&mut stream).await? == "worker-pair-0" {
+            of_doomed.push(stream);
+        }
+    }
+    ensure!(!of_doomed.is_empty(), "the worker has none of the turns");
+    let killed = stage.tenants[2].workers[0].kill()?;
+    let count = of_doomed.len();
+    let resumed = of_doomed.iter_mut().map(async |stream| {
+        on(stream).await?;
+        let resumed = Instant::now();
+        ended(stream).await?;
+        anyhow::Ok(resumed - killed)
+    });
+    let times = try_join_all(resumed).await?.into_iter().collect();
+    drop(sent);
+    Ok(Row::times(format!("takeover of {count} turns after `kill -9` of their worker"), times)
+        .all_within(REACH)
+        .besides("until the turn's next step begins; every turn then ends as without it"))
+}
+
+/// Waits for the next step, and tells its worker.
+async fn on(stream: &mut Streaming<StreamEventsResponse>) -> anyhow::Result<String> {
+    loop {
+        if let Kind::StepStarted(step) = next(stream).await? {
+            return Ok(step.worker);
+        }
+    }
+}
+
 /// Waits for a step under a later epoch than this.
 async fn started(stream: &mut Streaming<StreamEventsResponse>, after_epoch: u64) -> anyhow::Result<()> {
     loop {

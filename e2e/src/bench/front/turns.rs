@@ -63,8 +63,10 @@ async fn first_token(stage: &Stage, clients: &[Client], per_second: u32, seconds
     let count = per_second * seconds;
     // A session has a turn a second at most: none is busy when its next message comes.
     let ids = sessions(clients, per_second as usize).await?;
-    for id in &ids {
-        turn(clients[0].clone(), id).await?;
+    // Each of the front's connections to the database plans a statement when it first runs it.
+    let warm = sessions(clients, AT_A_TIME).await?;
+    for _ in 0..8 {
+        try_join_all(warm.iter().map(|id| turn(clients[0].clone(), id))).await?;
     }
     let before = stage.cpu()?;
     let calls = Pace { per_second, count }

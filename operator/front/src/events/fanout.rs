@@ -30,6 +30,7 @@ use uuid::Uuid;
 pub use self::metrics::Metrics;
 use self::outbox::{Key, Outbox};
 use self::queue::{Pushed, Queue, Sized};
+use self::sender::Sender;
 use self::topics::{Joined, ListenerId, Topic, Topics};
 use crate::events::relay::{Envelope, Frame, Relay};
 
@@ -73,7 +74,7 @@ struct Shared {
     options: Options,
     metrics: Metrics,
     outbox: Arc<Outbox>,
-    topics: Mutex<Topics>,
+    topics: Arc<Mutex<Topics>>,
     relay_up: Arc<AtomicBool>,
     /// Turns that listen for controls: while there are any, something may still be published.
     turns: watch::Sender<usize>,
@@ -123,14 +124,25 @@ impl Hub {
         let relay_up = Arc::new(AtomicBool::new(true));
         metrics.relay_up.set(1);
         let turns = watch::Sender::new(0);
-        sender::spawn(tasks, &relay, &outbox, options.publish_timeout, &metrics, &relay_up, turns.subscribe());
-        let topics = Mutex::default();
+        let sender = Sender {
+            relay: Arc::clone(&relay),
+            outbox: Arc::clone(&outbox),
+            publish_timeout: options.publish_timeout,
+            metrics: metrics.clone(),
+            relay_up: Arc::clone(&relay_up),
+            topics: Arc::default(),
+        };
+        sender::spawn(tasks, &sender, turns.subscribe());
+        let topics = sender.topics;
         let shared = Shared { origin, relay, tasks: tasks.clone(), options, metrics, outbox, topics, relay_up, turns };
         Self { shared: Arc::new(shared) }
     }
 
     /// Tells subscribers of this replica at once and those of others soon. Durable events must be stored already; previews
     /// have number 0. Never waits.
+    ///
+    /// Previews are not sent while the relay has told, with the frame before, that nobody else listens: another replica says so
+    /// itself when somebody comes. Without that, every token of every answer would go through the relay, mostly to nobody.
     ///
     /// Previews are placed after the newest durable event that passed this hub, so their publisher holds
     /// [`Hub::controls`] of the session (which keeps count).
@@ -139,7 +151,10 @@ impl Hub {
             return;
         }
         let key = (tenant, session);
-        let sized = self.shared.deliver(key, events, None, 0);
+        let (sized, is_wanted_elsewhere) = self.shared.deliver(key, events, None, 0);
+        if !is_wanted_elsewhere && sized.iter().all(Sized::is_preview) {
+            return;
+        }
         let shed = self.shared.outbox.push(key, sized);
         let metrics = &self.shared.metrics;
         metrics.relay_shed.with_label_values(&["preview"]).inc_by(shed.previews);
@@ -176,6 +191,10 @@ impl Hub {
         let queue = Arc::new(Queue::new(bounds.subscriber_events_max, bounds.subscriber_bytes_max));
         self.shared.metrics.subscribers.inc();
         let joined = self.shared.topics().add_subscriber(key, Arc::clone(&queue), options.previews);
+        // Where the relay is only now being joined, the pump says it.
+        if options.previews && joined.pump.is_none() {
+            self.shared.outbox.push_control(key, Frame::Listening);
+        }
         let listener = self.listen(key, joined, false).await;
         Subscription { queue, _listener: listener }
     }
@@ -208,6 +227,8 @@ impl Shared {
     /// Hands events to the subscribers here. `after_seq` is the newest number that another replica knew of; `None` for what
     /// happened at this one.
     ///
+    /// Returns them with their sizes, and whether other replicas may want the previews among them.
+    ///
     /// Each preview is marked with the newest number that its own sender knew of: by ours, a preview that was held up on its way
     /// would look newer than the event that replaces it.
     fn deliver(
@@ -216,7 +237,7 @@ impl Shared {
         events: Vec<SessionEvent>,
         after_seq: Option<u64>,
         dropped_previews: u64,
-    ) -> Vec<Sized> {
+    ) -> (Vec<Sized>, bool) {
         let mut topics = self.topics();
         let mut topic = topics.get_mut(&key);
         let mut newest = after_seq.or(topic.as_ref().map(|topic| topic.newest_seq)).unwrap_or_default();
@@ -241,7 +262,7 @@ impl Shared {
         if let Some(topic) = &mut topic {
             topic.newest_seq = topic.newest_seq.max(newest);
         }
-        passed
+        (passed, !topic.is_some_and(|topic| topic.elsewhere.is_nobody()))
     }
 
     fn push(&self, topic: &Topic, event: &Sized) {
@@ -267,9 +288,24 @@ impl Shared {
         }
         match frame {
             Frame::Events(events) => drop(self.deliver(key, events, Some(after_seq), dropped_previews)),
-            Frame::Interrupt | Frame::Terminated | Frame::ApprovalResolved { .. } => {
+            Frame::Interrupt { .. } | Frame::Terminated | Frame::ApprovalResolved { .. } => {
                 self.tell_turn(key, &frame);
             }
+            Frame::Listening => {
+                if let Some(topic) = self.topics().get_mut(&key) {
+                    topic.elsewhere.hear();
+                }
+            }
+        }
+    }
+
+    /// The relay was joined, or lost. Whoever runs the turn elsewhere hears of subscribers here.
+    fn join(&self, key: Key, joined: bool) {
+        let mut topics = self.topics();
+        let Some(topic) = topics.get_mut(&key) else { return };
+        topic.elsewhere.join(joined);
+        if joined && topic.wants_previews() {
+            self.outbox.push_control(key, Frame::Listening);
         }
     }
 

@@ -6,7 +6,7 @@ pub mod redis;
 mod wire;
 
 use async_trait::async_trait;
-use croft_proto::id::{SessionId, TenantId};
+use croft_proto::id::{SessionId, TenantId, TurnId};
 use croft_proto::v1::SessionEvent;
 use tokio::sync::mpsc;
 use uuid::Uuid;
@@ -34,20 +34,22 @@ pub struct Envelope {
 pub enum Frame {
     /// Durable events that are stored, and previews, in the order in which they happened.
     Events(Vec<SessionEvent>),
-    /// To whichever replica runs the turn: stop it.
-    Interrupt,
+    /// To whichever replica runs this turn, or, from an older release, whichever turn runs: stop it.
+    Interrupt { turn: Option<TurnId> },
     /// To whichever replica runs the turn: the session has ended.
     Terminated,
     /// To whichever replica runs the turn: a person has decided; the `ApprovalResolved` event is in the log.
     ApprovalResolved { seq: u64 },
+    /// To whichever replica runs the turn: there are subscribers at this one who want to see previews.
+    Listening,
 }
 
 /// The way between replicas. A replica also receives what it published itself.
 #[async_trait]
 pub trait Relay: Send + Sync {
-    /// Tells every replica that listens to the session. Loss is possible and is not reported; an error means that the relay
-    /// is down.
-    async fn publish(&self, tenant: TenantId, session: SessionId, envelope: &Envelope) -> Result<(), Error>;
+    /// Tells every replica that listens to the session, and returns how many did, this one included. Loss is possible and is not
+    /// reported; an error means that the relay is down.
+    async fn publish(&self, tenant: TenantId, session: SessionId, envelope: &Envelope) -> Result<u64, Error>;
 
     /// Frames from now on: subscribed when this returns; an error means that the relay is down.
     ///

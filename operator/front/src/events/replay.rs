@@ -24,7 +24,8 @@ use crate::events::fanout::{Hub, Item, SubscribeOptions, Subscription};
 use crate::events::log::EventLog;
 use crate::turn::now;
 
-const PAGE: u32 = 500;
+/// Events that are read at a time. While a page is read none is sent, so that few large ones are quicker.
+const PAGE: u32 = 1_000;
 /// How long a quiet subscription waits before it looks at the log: while a turn is running or the relay is down, and
 /// otherwise. An open stream of an idle session must cost next to nothing.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -34,8 +35,8 @@ const LOOK_EVERY_IDLE: Duration = Duration::from_secs(5);
 ///
 /// Durable events come in order, each once. Previews come between them as they happen, never after the event that replaces
 /// them; with `durable_only` not at all. A reader that can't keep up with what happens gets [`Error::SlowConsumer`] as the
-/// last item; while it still reads what has been, it may take its time. The caller has checked that the session
-/// exists and has the number.
+/// last item; while it still reads what has been, it may take its time. One whose session is erased meanwhile gets
+/// [`Error::SessionNotFound`]. The caller has checked that the session exists and has the number.
 pub async fn follow(
     events: Arc<dyn EventLog>,
     hub: &Hub,
@@ -70,8 +71,24 @@ impl Place {
         events: Arc<dyn EventLog>,
         after_seq: u64,
     ) -> Result<impl Stream<Item = Result<SessionEvent, Error>> + Send + use<>, Error> {
+        let mut follower = self.follower(events, after_seq, Phase::History);
+        follower.read_first().await?;
+        Ok(follower.stream())
+    }
+
+    /// As [`Self::follow`], where all that comes after `after_seq` has happened at this replica since the place was taken, or is yet
+    /// to happen: the log is not read, unless something turns out to be missing.
+    pub fn follow_from_here(
+        self,
+        events: Arc<dyn EventLog>,
+        after_seq: u64,
+    ) -> impl Stream<Item = Result<SessionEvent, Error>> + Send + use<> {
+        self.follower(events, after_seq, Phase::Live).stream()
+    }
+
+    fn follower(self, events: Arc<dyn EventLog>, after_seq: u64, phase: Phase) -> Follower {
         let Self { hub, tenant, session, options, subscription } = self;
-        let mut follower = Follower {
+        Follower {
             events,
             hub,
             tenant,
@@ -80,15 +97,13 @@ impl Place {
             subscription,
             ready: VecDeque::new(),
             held: None,
-            phase: Phase::History,
+            phase,
             last_seq: after_seq,
             replaced_to: after_seq,
             skipped: 0,
             is_running: true,
             has_ended: false,
-        };
-        follower.read_first().await?;
-        Ok(stream::unfold(follower, |mut follower| async move { follower.next().await.map(|next| (next, follower)) }))
+        }
     }
 }
 
@@ -131,12 +146,19 @@ struct Follower {
 }
 
 impl Follower {
+    fn stream(self) -> impl Stream<Item = Result<SessionEvent, Error>> + Send + use<> {
+        stream::unfold(self, |mut follower| async move { follower.next().await.map(|next| (next, follower)) })
+    }
+
     /// The first page, and with it the event that the caller has already: it may be the one that ended the session.
     async fn read_first(&mut self) -> Result<(), Error> {
         if self.last_seq == 0 {
             return self.read().await;
         }
         let page = self.events.read(self.tenant, self.session, self.last_seq - 1, PAGE + 1).await?;
+        if page.is_empty() {
+            return Err(self.erased());
+        }
         let known = page.first().filter(|event| event.seq == self.last_seq);
         if let Some(kind) = known.and_then(|event| event.kind.as_ref()) {
             self.has_ended = matches!(kind, Kind::SessionTerminated(_));
@@ -148,8 +170,22 @@ impl Follower {
 
     async fn read(&mut self) -> Result<(), Error> {
         let page = self.events.read(self.tenant, self.session, self.last_seq, PAGE).await?;
+        if page.is_empty() && self.phase == Phase::History && !self.is_there().await? {
+            return Err(self.erased());
+        }
         self.take_page(page, PAGE);
         Ok(())
+    }
+
+    /// Whether the session still has the event that was sent last. It has, unless the session was erased: a session that ends is
+    /// kept for longer than its watchers need to hear of it, but not for longer than someone may take over its history.
+    async fn is_there(&self) -> Result<bool, Error> {
+        let after = self.last_seq.saturating_sub(1);
+        Ok(!self.events.read(self.tenant, self.session, after, 1).await?.is_empty())
+    }
+
+    fn erased(&self) -> Error {
+        Error::SessionNotFound { session_id: self.session.to_string() }
     }
 
     fn take_page(&mut self, page: Vec<SessionEvent>, limit: u32) {

@@ -106,7 +106,7 @@ pub(crate) struct DownRelay;
 
 #[async_trait]
 impl Relay for DownRelay {
-    async fn publish(&self, _: TenantId, _: SessionId, _: &Envelope) -> Result<(), Error> {
+    async fn publish(&self, _: TenantId, _: SessionId, _: &Envelope) -> Result<u64, Error> {
         Err(Error::unavailable("redis", anyhow::anyhow!("connection refused")))
     }
 

@@ -1,21 +1,18 @@
 //! Where an HTTP request carries its credential. Browsers can set no header on an `EventSource` or a WebSocket, so there are other
 //! places: the query, and the list of WebSocket protocols.
 
-use std::sync::Arc;
-
 use axum::http::HeaderMap;
 use axum::http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
 use secrecy::{ExposeSecret, SecretString};
 
-use super::Shared;
+use super::{Gateway, Shared};
 use crate::error::Error;
-use crate::identity::{Identity, NEEDED};
+use crate::identity::{Call, NEEDED, Tenure};
 
 /// Before a token among the WebSocket protocols.
 const PROTOCOL_PREFIX: &str = "bearer.";
 
 /// A bearer token, not yet verified.
-#[derive(Clone)]
 pub(super) struct Credential {
     token: SecretString,
 }
@@ -33,18 +30,12 @@ impl Credential {
         token.map(|token| Self { token: token.into() }).ok_or(missing)
     }
 
-    pub(super) async fn identify(&self, shared: &Shared) -> Result<Identity, Error> {
-        shared.gateway.authenticator.authenticate_bearer(self.token.expose_secret()).await
-    }
-
-    /// Resolves once the credential is good no more. While nobody can say, it holds.
-    pub(super) async fn withdrawn(self, shared: Arc<Shared>) {
-        loop {
-            tokio::time::sleep(shared.gateway.options.recheck_every).await;
-            if let Err(Error::Unauthenticated { .. }) = self.identify(&shared).await {
-                return;
-            }
-        }
+    /// Whose it is, and for how long.
+    pub(super) async fn admit<C: Call>(self, shared: &Shared) -> Result<Tenure, Error> {
+        let Gateway { authenticator, options, .. } = &shared.gateway;
+        let identity = authenticator.authenticate_bearer(self.token.expose_secret()).await?;
+        identity.may::<C>()?;
+        Ok(Tenure::of_token(authenticator.clone(), identity, self.token, options.recheck_every))
     }
 }
 

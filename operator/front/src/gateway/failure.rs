@@ -78,7 +78,7 @@ pub(super) fn response(status: StatusCode, reason: &'static str, message: &str) 
 fn status(error: &Error) -> StatusCode {
     match error {
         Error::Invalid { .. } | Error::CursorBeyondEnd { .. } => StatusCode::BAD_REQUEST,
-        Error::Unauthenticated { .. } => StatusCode::UNAUTHORIZED,
+        Error::Unauthenticated { .. } | Error::CredentialEnded { .. } => StatusCode::UNAUTHORIZED,
         Error::Forbidden { .. } => StatusCode::FORBIDDEN,
         Error::SessionNotFound { .. } | Error::ModelNotFound { .. } => StatusCode::NOT_FOUND,
         Error::ApprovalNotPending { .. }
@@ -89,7 +89,9 @@ fn status(error: &Error) -> StatusCode {
         | Error::TenantStopped
         | Error::WorkerRefused { .. }
         | Error::LeaseLost { .. } => StatusCode::CONFLICT,
-        Error::SessionLimit { .. } | Error::SlowConsumer { .. } => StatusCode::TOO_MANY_REQUESTS,
+        Error::SessionLimit { .. } | Error::StreamLimit { .. } | Error::SlowConsumer { .. } => {
+            StatusCode::TOO_MANY_REQUESTS
+        }
         Error::NoWorker { .. } | Error::WorkerLost { .. } | Error::Unavailable { .. } => {
             StatusCode::SERVICE_UNAVAILABLE
         }

@@ -13,8 +13,8 @@ use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use croft_proto::v1::SessionEvent;
-use futures::{FutureExt, StreamExt};
+use croft_proto::v1::{SessionEvent, StreamEventsRequest};
+use futures::StreamExt;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -23,6 +23,7 @@ use super::failure::{Failure, Refused, log};
 use super::open::{Opened, Wanted, open};
 use super::{Metrics, Shared};
 use crate::error::Error;
+use crate::events::tenured::tenured;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Tells nginx, and those that follow it, not to keep tokens back.
@@ -44,12 +45,11 @@ pub(super) async fn events(
     headers: HeaderMap,
 ) -> Result<Response, Refused> {
     let Query(asked) = asked.map_err(|_| Error::invalid("the query", "can't be read"))?;
-    let credential = Credential::find(&headers, asked.access_token)?;
-    let identity = credential.identify(&shared).await?;
+    let tenure = Credential::find(&headers, asked.access_token)?.admit::<StreamEventsRequest>(&shared).await?;
     let after_seq = cursor(&headers, asked.after_seq.as_deref())?;
-    let permit = shared.admit()?;
+    let (permit, seat) = (shared.admit()?, shared.gateway.seats.take(tenure.identity().tenant)?);
     let wanted = Wanted { session_id: &session_id, after_seq, durable_only: asked.durable_only };
-    let events = match open(&shared.gateway, &identity, wanted).await? {
+    let events = match open(&shared.gateway, tenure.identity(), wanted).await? {
         Opened::Events(events) => events,
         Opened::Over => return Ok(StatusCode::NO_CONTENT.into_response()),
     };
@@ -57,9 +57,7 @@ pub(super) async fn events(
     let counted = (permit, metrics.open("sse"));
     let keep_alive = KeepAlive::new().interval(shared.gateway.options.keep_alive);
     let stopping = shared.gateway.tasks.stopping().cancelled_owned();
-    let withdrawn = credential.withdrawn(shared);
-    let ending = futures::future::select(stopping.boxed(), withdrawn.boxed());
-    let messages = events.take_until(ending).map(move |event| {
+    let messages = tenured(events, after_seq, tenure, seat).take_until(stopping).map(move |event| {
         let _for_as_long = &counted;
         message(event, &metrics)
     });

@@ -1,7 +1,8 @@
 //! `GET /v1/ws`: many sessions over one WebSocket, as JSON in text frames of at most 1 MiB.
 //!
 //! The credential is the `authorization` header's; or, for browsers, a WebSocket protocol `bearer.<token>` beside `croft.v1`;
-//! or `?access_token=`. It is looked at again every half minute.
+//! or `?access_token=`. It is looked at again every half minute. A WebSocket and each of its subscriptions count as a stream
+//! of the tenant's.
 //!
 //! The client sends one of:
 //! ```json
@@ -33,7 +34,7 @@
 //! | close code | when |
 //! | --- | --- |
 //! | 1001 | this replica is going away: connect again |
-//! | 1008 | the credential was withdrawn, or far too many frames came |
+//! | 1008 | the credential has ended, or far too many frames came |
 //! | 1009 | a frame was too large |
 //! | 1013 | the client is too slow; the reason is `{"sessionId": "…", "since": "…"}`, to subscribe with again |
 
@@ -48,6 +49,7 @@ use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
+use croft_proto::v1::StreamEventsRequest;
 use serde::Deserialize;
 
 use self::connection::Connection;
@@ -59,6 +61,9 @@ use crate::error::Error;
 /// The protocol that the server speaks, if the client asks which.
 const PROTOCOL: &str = "croft.v1";
 const FRAME_BYTES_MAX: usize = 1024 * 1024;
+/// What an idle connection keeps for reading; the library's own 128 KiB would be most of what a connection costs. A larger frame
+/// gets more while it is read.
+const BUFFER_BYTES: usize = 2 * 1024;
 
 #[derive(Deserialize)]
 pub(super) struct Asked {
@@ -72,8 +77,7 @@ pub(super) async fn upgrade(
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Refused> {
     let Query(asked) = asked.map_err(|_| Error::invalid("the query", "can't be read"))?;
-    let credential = Credential::find(&headers, asked.access_token)?;
-    let identity = credential.identify(&shared).await?;
+    let tenure = Credential::find(&headers, asked.access_token)?.admit::<StreamEventsRequest>(&shared).await?;
     let upgrade = match upgrade {
         Ok(upgrade) => upgrade,
         Err(rejection) => {
@@ -82,15 +86,20 @@ pub(super) async fn upgrade(
             return Ok(failure::response(StatusCode::UPGRADE_REQUIRED, "UPGRADE_REQUIRED", message));
         }
     };
-    let permit = shared.admit()?;
+    let places = (shared.admit()?, shared.gateway.seats.take(tenure.identity().tenant)?);
     let tasks = shared.gateway.tasks.clone();
-    let upgrade = upgrade.protocols([PROTOCOL]).max_message_size(FRAME_BYTES_MAX).max_frame_size(FRAME_BYTES_MAX);
+    let upgrade = upgrade
+        .protocols([PROTOCOL])
+        .read_buffer_size(BUFFER_BYTES)
+        .write_buffer_size(BUFFER_BYTES)
+        .max_message_size(FRAME_BYTES_MAX)
+        .max_frame_size(FRAME_BYTES_MAX);
     Ok(upgrade.on_upgrade(async move |socket| {
         // The task that calls this has no owner; ours has.
-        let connection = Connection::new(shared, identity, credential, socket);
+        let connection = Connection::new(shared, tenure, socket);
         drop(tasks.spawn("websocket", async move {
             connection.run().await;
-            drop(permit);
+            drop(places);
         }));
     }))
 }

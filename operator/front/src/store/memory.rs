@@ -7,8 +7,10 @@ mod events;
 mod keys;
 mod leases;
 mod removal;
+mod retention;
 mod sessions;
 mod tenants;
+mod turns;
 mod usage;
 
 use std::collections::btree_map::Entry;

@@ -4,18 +4,23 @@
 //! tenant. Row security, forced on every table of tenants, holds it to that.
 
 mod across;
+mod append;
 mod append_group;
 mod audit;
 mod events;
+mod grouped_log;
+mod grouped_sessions;
 mod groups;
 mod keys;
 mod leases;
 mod models;
 mod removal;
+mod retention;
 mod row;
 mod sessions;
 mod tenants;
 mod time;
+mod turns;
 mod usage;
 
 use std::fmt::Display;
@@ -30,7 +35,8 @@ use sqlx::{AssertSqlSafe, PgPool, Transaction};
 
 pub(crate) use models::add as add_models;
 
-use groups::GroupedLog;
+use grouped_log::GroupedLog;
+use grouped_sessions::GroupedSessions;
 
 use super::Stores;
 use crate::error::Error;
@@ -130,9 +136,11 @@ impl Stores {
     /// Stores in this database. `tasks` owns what they do for several callers at once.
     pub fn postgres(postgres: &Postgres, tasks: &Tasks) -> Self {
         let postgres = Arc::new(postgres.clone());
+        let log = Arc::new(GroupedLog::new(postgres.clone(), tasks));
         Self {
-            sessions: postgres.clone(),
-            events: Arc::new(GroupedLog::new(postgres.clone(), tasks)),
+            sessions: Arc::new(GroupedSessions::new(postgres.clone(), tasks)),
+            events: log.clone(),
+            turns: log,
             leases: postgres.clone(),
             usage: postgres.clone(),
             audit: postgres.clone(),
@@ -140,7 +148,8 @@ impl Stores {
             keys: postgres.clone(),
             tenants: postgres.clone(),
             across: postgres.clone(),
-            removal: postgres,
+            removal: postgres.clone(),
+            retention: postgres,
         }
     }
 }
@@ -151,7 +160,8 @@ type Tx = Transaction<'static, sqlx::Postgres>;
 fn connect(url: &str, connections_max: u32) -> Result<PgPool, Error> {
     // The parser's complaint may quote the URL, and with it a password.
     let options = PgConnectOptions::from_str(url).map_err(|_| Error::invalid("the PostgreSQL URL", "can't be read"))?;
-    let options = options.application_name("croft-front").options(SERVER_TIMEOUTS);
+    // Compiling a statement takes longer than running any of ours.
+    let options = options.application_name("croft-front").options(SERVER_TIMEOUTS).options([("jit", "off")]);
     Ok(PgPoolOptions::new()
         .max_connections(connections_max)
         .acquire_timeout(ACQUIRE_TIMEOUT)

@@ -7,13 +7,15 @@ use croft_proto::id::TurnId;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
     ContentBlock, InitWorkerSessionRequest, JournalledToolCall, SessionCheckpoint, SessionError, SessionEvent,
-    SessionIdle, SessionState, StepStart, StopReason,
+    SessionIdle, SessionRunning, SessionState, StepStart, StopReason,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::Accepted;
 use super::exchange::{Exchange, Outcome, checkpoint_taken};
 use super::recorder::Recorder;
+use super::store::Opened;
 use crate::core::Core;
 use crate::error::Error;
 use crate::events::fanout::Controls;
@@ -37,18 +39,53 @@ pub(super) struct Driver {
     core: Arc<Core>,
     session: Session,
     epoch: u64,
+    /// The turn that the lease was taken for, if nothing comes before it.
+    first: Option<First>,
+}
+
+/// A turn that has just begun: there is nothing about it that the store knows better.
+struct First {
+    input: Input,
+    checkpoint: Option<StoredCheckpoint>,
+}
+
+/// Where a step goes on from.
+enum Origin {
+    /// The turn has just begun: from the newest checkpoint there was, with nothing journalled since.
+    Beginning(Option<StoredCheckpoint>),
+    /// From whatever is stored by now.
+    Store,
+}
+
+/// What one step of a turn leaves to the next.
+struct Course {
+    worker: String,
+    from: Origin,
+    /// Not taken up yet.
+    input_seq: Option<u64>,
+    deadline: Instant,
 }
 
 /// A user's message that no turn has answered.
 struct Input {
     turn: TurnId,
+    /// The session says that it runs this turn.
+    has_begun: bool,
     seq: u64,
     content: Vec<ContentBlock>,
 }
 
 impl Driver {
     pub(super) fn new(core: Arc<Core>, session: Session, epoch: u64) -> Self {
-        Self { core, session, epoch }
+        Self { core, session, epoch, first: None }
+    }
+
+    /// For a turn that was begun with a message of this content.
+    pub(super) fn opened(core: Arc<Core>, opened: Opened, accepted: Accepted, content: Vec<ContentBlock>) -> Self {
+        let input = Input { turn: accepted.turn, has_begun: true, seq: accepted.seq, content };
+        let is_next = opened.is_next();
+        let Opened { epoch, session, checkpoint, .. } = opened;
+        Self { core, session, epoch, first: is_next.then_some(First { input, checkpoint }) }
     }
 
     /// Runs until no message waits, then gives the lease up. At any error of the store, or when the lease is lost,
@@ -78,23 +115,31 @@ impl Driver {
     }
 
     /// Runs turns while the lease is renewed beside them. The epoch of a new lease, if a message came as this one was given up.
-    async fn under_lease(&self) -> Result<Option<u64>, Error> {
+    async fn under_lease(&mut self) -> Result<Option<u64>, Error> {
         let lost = CancellationToken::new();
+        let first = self.first.take();
         let beat = heartbeat(Arc::clone(&self.core), self.session.clone(), self.epoch, lost.clone());
         let heartbeat = self.core.tasks.spawn("lease-heartbeat", beat);
         let outcome = tokio::select! {
-            outcome = self.turns() => outcome,
+            outcome = self.turns(first) => outcome,
             () = lost.cancelled() => Err(Error::LeaseLost { epoch: self.epoch }),
         };
         heartbeat.abort();
         outcome
     }
 
-    async fn turns(&self) -> Result<Option<u64>, Error> {
+    async fn turns(&self, first: Option<First>) -> Result<Option<u64>, Error> {
         let (tenant, id) = (self.session.tenant, self.session.id);
         let mut controls = self.core.hub.controls(tenant, id).await;
+        if let Some(First { input, checkpoint }) = first
+            && self.turn(input, Origin::Beginning(checkpoint), &mut controls).await?
+        {
+            return Ok(None);
+        }
         while let Some(input) = self.next_input().await? {
-            self.turn(input, &mut controls).await?;
+            if self.turn(input, Origin::Store, &mut controls).await? {
+                return Ok(None);
+            }
         }
         self.core.stores.leases.release(tenant, id, self.epoch).await?;
         // A message may have come after our last look and before the release, and its sender has seen the lease taken.
@@ -123,7 +168,8 @@ impl Driver {
             let Some(last) = events.last() else { return Ok(None) };
             after = last.seq;
             if let Some(input) = events.into_iter().find_map(as_input) {
-                return Ok(Some(input));
+                let has_begun = session.state == SessionState::Running && session.turn_id == input.turn.to_string();
+                return Ok(Some(Input { has_begun, ..input }));
             }
         }
     }
@@ -146,8 +192,13 @@ impl Driver {
         }
     }
 
-    async fn turn(&self, input: Input, controls: &mut Controls) -> Result<(), Error> {
+    /// Runs one turn to its end, and tells whether the lease went with it, since no message waits.
+    async fn turn(&self, input: Input, from: Origin, controls: &mut Controls) -> Result<bool, Error> {
         let mut recorder = Recorder::new(Arc::clone(&self.core), self.session.clone(), self.epoch, input.turn);
+        if !input.has_begun {
+            // A message that waited came without it. From here on the turn can be interrupted, and is taken over if we are lost.
+            recorder.store(vec![Kind::SessionRunning(SessionRunning {})], None, None).await?;
+        }
         let limit = self.session.agent.limits.map_or(0, |limits| limits.turn_timeout_ms);
         let limit = u64::try_from(limit)
             .ok()
@@ -155,15 +206,14 @@ impl Driver {
             .map_or(self.core.options.turn_timeout, Duration::from_millis);
         // The worker keeps the agent's limit; ours is for a worker that doesn't.
         let deadline = Instant::now() + limit + Duration::from_secs(2);
-        let mut input_seq = Some(input.seq);
-        let mut worker = self.session.worker.clone();
+        let mut course = Course { worker: self.session.worker.clone(), from, input_seq: Some(input.seq), deadline };
         let mut lost = 0;
         let end = loop {
             if self.core.tenants.is_stopped(self.session.tenant) {
                 break End::of(StopReason::Interrupted);
             }
             let step = tokio::select! {
-                step = self.step(&input, &mut worker, &mut recorder, controls, &mut input_seq, deadline) => step?,
+                step = self.step(&input, &mut course, &mut recorder, controls) => step?,
                 () = self.stopped_for(STOP_GRACE) => Step::Done(End::of(StopReason::Interrupted)),
             };
             match step {
@@ -199,13 +249,12 @@ impl Driver {
     async fn step(
         &self,
         input: &Input,
-        worker: &mut String,
+        course: &mut Course,
         recorder: &mut Recorder,
         controls: &mut Controls,
-        input_seq: &mut Option<u64>,
-        deadline: Instant,
     ) -> Result<Step, Error> {
-        let (tenant, placement) = match self.place(worker, controls).await {
+        let worker = &mut course.worker;
+        let (tenant, placement) = match self.place(worker, input.turn, controls).await {
             Ok(placed) => placed,
             Err(Unplaced::Stopped(stop_reason)) => return Ok(Step::Done(End::of(stop_reason))),
             Err(Unplaced::Nowhere(error)) => {
@@ -228,14 +277,15 @@ impl Driver {
             }
             placement.worker().clone_into(worker);
         }
-        let start = self.start(input, &tenant).await?;
+        let from = std::mem::replace(&mut course.from, Origin::Store);
+        let start = self.start(input, from, &tenant).await?;
         let exchange = Exchange {
             core: &self.core,
             session: &self.session,
             recorder: &mut *recorder,
             controls,
-            input_seq: &mut *input_seq,
-            deadline,
+            input_seq: &mut course.input_seq,
+            deadline: course.deadline,
         };
         match exchange.run(client, start).await? {
             Outcome::Cancelled(stop_reason) => Ok(Step::Done(End::of(stop_reason))),
@@ -244,19 +294,21 @@ impl Driver {
                 worker.clear();
                 Ok(self.refused(&tenant, placement.worker(), &status))
             }
-            Outcome::Finished(finished) if finished.stop_reason() == StopReason::HandedBack => {
+            Outcome::Finished { finished, mut last_words } if finished.stop_reason() == StopReason::HandedBack => {
                 self.core.router.report_failure(tenant.id, placement.worker());
                 worker.clear();
-                if let Some(checkpoint) = finished.checkpoint {
-                    let taken = Kind::CheckpointTaken(checkpoint_taken(&checkpoint));
-                    recorder.store(vec![taken], Some(checkpoint), input_seq.take()).await?;
+                if let Some(checkpoint) = &finished.checkpoint {
+                    last_words.push(Kind::CheckpointTaken(checkpoint_taken(checkpoint)));
+                }
+                if !last_words.is_empty() {
+                    recorder.store(last_words, finished.checkpoint, course.input_seq.take()).await?;
                 }
                 Ok(Step::Again)
             }
-            Outcome::Finished(finished) => Ok(Step::Done(End {
-                stop_reason: finished.stop_reason(),
-                error: None,
-                checkpoint: finished.checkpoint,
+            Outcome::Finished { finished, last_words } => Ok(Step::Done(End {
+                checkpoint: finished.checkpoint.clone(),
+                last_words,
+                ..End::of(finished.stop_reason())
             })),
         }
     }
@@ -281,6 +333,7 @@ impl Driver {
     async fn place(
         &self,
         preferred: &str,
+        turn: TurnId,
         controls: &mut Controls,
     ) -> Result<(Arc<Tenant>, crate::routing::Placement), Unplaced> {
         let until = Instant::now() + self.core.options.placement_timeout;
@@ -304,19 +357,28 @@ impl Driver {
             tokio::select! {
                 () = tokio::time::sleep(PLACEMENT_PAUSE) => {}
                 Some(frame) = controls.recv() => match frame {
-                    Frame::Interrupt => return Err(Unplaced::Stopped(StopReason::Interrupted)),
+                    Frame::Interrupt { turn: told } if told.is_none_or(|told| told == turn) => {
+                        return Err(Unplaced::Stopped(StopReason::Interrupted));
+                    }
                     Frame::Terminated => return Err(Unplaced::Stopped(StopReason::Terminated)),
-                    Frame::ApprovalResolved { .. } | Frame::Events(_) => {}
+                    Frame::Interrupt { .. } | Frame::ApprovalResolved { .. } | Frame::Events(_) | Frame::Listening => {}
                 }
             }
         }
     }
 
     /// What the worker needs to begin, or to go on where another was lost.
-    async fn start(&self, input: &Input, tenant: &Tenant) -> Result<StepStart, Error> {
-        let stored = self.core.stores.events.checkpoint(self.session.tenant, self.session.id).await?;
-        let resumes = stored.as_ref().is_some_and(|stored| stored.checkpoint.turn_id == input.turn.to_string());
-        let journal = self.journal(input, stored.as_ref().filter(|_| resumes)).await?;
+    async fn start(&self, input: &Input, from: Origin, tenant: &Tenant) -> Result<StepStart, Error> {
+        let (stored, resumes, journal) = match from {
+            Origin::Beginning(newest) => (newest, false, Vec::new()),
+            Origin::Store => {
+                let stored = self.core.stores.events.checkpoint(self.session.tenant, self.session.id).await?;
+                let of_turn = |stored: &&StoredCheckpoint| stored.checkpoint.turn_id == input.turn.to_string();
+                let since = stored.as_ref().filter(of_turn);
+                let (resumes, journal) = (since.is_some(), self.journal(input, since).await?);
+                (stored, resumes, journal)
+            }
+        };
         Ok(StepStart {
             session_id: self.session.id.to_string(),
             turn_id: input.turn.to_string(),
@@ -354,13 +416,14 @@ impl Driver {
         }
     }
 
-    async fn end(&self, recorder: &mut Recorder, end: End, input_seq: u64) -> Result<(), Error> {
-        let End { stop_reason, error, checkpoint } = end;
-        let mut kinds: Vec<Kind> = error.into_iter().map(Kind::Error).collect();
+    async fn end(&self, recorder: &mut Recorder, end: End, input_seq: u64) -> Result<bool, Error> {
+        let End { stop_reason, error, checkpoint, last_words } = end;
+        let mut kinds = last_words;
+        kinds.extend(error.map(Kind::Error));
         kinds.push(Kind::SessionIdle(SessionIdle { stop_reason: stop_reason.into() }));
-        recorder.store(kinds, checkpoint, Some(input_seq)).await?;
+        let released = recorder.end(kinds, checkpoint, input_seq).await?;
         self.core.metrics.turns.with_label_values(&[stop_reason.as_str_name()]).inc();
-        Ok(())
+        Ok(released)
     }
 }
 
@@ -369,15 +432,17 @@ struct End {
     stop_reason: StopReason,
     error: Option<SessionError>,
     checkpoint: Option<SessionCheckpoint>,
+    /// Of the worker, not stored yet.
+    last_words: Vec<Kind>,
 }
 
 impl End {
     fn of(stop_reason: StopReason) -> Self {
-        Self { stop_reason, error: None, checkpoint: None }
+        Self { stop_reason, error: None, checkpoint: None, last_words: Vec::new() }
     }
 
     fn failed(stop_reason: StopReason, error: SessionError) -> Self {
-        Self { stop_reason, error: Some(error), checkpoint: None }
+        Self { error: Some(error), ..Self::of(stop_reason) }
     }
 }
 
@@ -397,7 +462,9 @@ enum Unplaced {
 fn as_input(event: SessionEvent) -> Option<Input> {
     let turn = event.turn_id.parse().ok()?;
     match event.kind {
-        Some(Kind::UserMessage(message)) => Some(Input { turn, seq: event.seq, content: message.content }),
+        Some(Kind::UserMessage(message)) => {
+            Some(Input { turn, has_begun: false, seq: event.seq, content: message.content })
+        }
         _ => None,
     }
 }

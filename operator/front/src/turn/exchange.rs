@@ -43,8 +43,8 @@ const GRANT_TTL_SECONDS: i64 = 600;
 /// How an exchange ended.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// In order. All events are stored; the checkpoint is not yet.
-    Finished(StepFinished),
+    /// In order. The checkpoint is not stored yet, and neither are the last words: they belong with the turn's end.
+    Finished { finished: StepFinished, last_words: Vec<Kind> },
     /// Told to stop, and cut off since it did not in time.
     Cancelled(StopReason),
     /// The worker refused or was lost: another may go on from the last checkpoint.
@@ -64,13 +64,24 @@ pub(super) struct Exchange<'turn> {
     pub(super) deadline: Instant,
 }
 
-/// What came from the worker and belongs into one transaction.
+/// What came from the worker and is not stored yet.
 #[derive(Default)]
 struct Gathered {
-    kinds: Vec<Kind>,
-    /// The worker's own numbers of `kinds`.
-    indexes: Vec<u64>,
-    checkpoint: Option<SessionCheckpoint>,
+    /// With the worker's own number, if it has one.
+    kinds: Vec<(Option<u64>, Kind)>,
+    /// The newest, and how many of `kinds` it stands for.
+    checkpoint: Option<(SessionCheckpoint, usize)>,
+}
+
+impl Gathered {
+    fn event(&mut self, event_index: u64, kind: Kind) {
+        self.kinds.push((Some(event_index), kind));
+    }
+
+    fn checkpoint(&mut self, checkpoint: SessionCheckpoint) {
+        self.kinds.push((None, Kind::CheckpointTaken(checkpoint_taken(&checkpoint))));
+        self.checkpoint = Some((checkpoint, self.kinds.len()));
+    }
 }
 
 impl Exchange<'_> {
@@ -97,7 +108,7 @@ impl Exchange<'_> {
                 message = incoming.message() => match message {
                     Ok(Some(message)) => {
                         if let Some(finished) = self.take(message, &mut incoming, &outgoing).await? {
-                            return Ok(Outcome::Finished(finished));
+                            return Ok(finished);
                         }
                     }
                     Ok(None) => return Ok(ended_early(cancelled, Status::unavailable("the stream ended early"))),
@@ -130,7 +141,7 @@ impl Exchange<'_> {
         first: ExecuteStepResponse,
         incoming: &mut Streaming<ExecuteStepResponse>,
         outgoing: &mpsc::Sender<ExecuteStepRequest>,
-    ) -> Result<Option<StepFinished>, Error> {
+    ) -> Result<Option<Outcome>, Error> {
         let mut gathered = Gathered::default();
         let mut next = Some(first);
         while let Some(response) = next.take() {
@@ -142,22 +153,19 @@ impl Exchange<'_> {
                         self.flush(&mut gathered, outgoing).await?;
                         self.recorder.preview(kind);
                     } else {
-                        gathered.kinds.push(kind);
-                        gathered.indexes.push(step_event.event_index);
+                        gathered.event(step_event.event_index, kind);
                     }
                 }
-                Some(FromWorker::Checkpoint(checkpoint)) => {
-                    // It stands for what came before it and for nothing after it, so the transaction ends with it.
-                    gathered.checkpoint = Some(checkpoint);
-                    self.flush(&mut gathered, outgoing).await?;
-                }
+                // A newer one may be behind it already, and then stands for all.
+                Some(FromWorker::Checkpoint(checkpoint)) => gathered.checkpoint(checkpoint),
                 Some(FromWorker::GrantRequest(request)) => {
-                    self.flush(&mut gathered, outgoing).await?;
+                    // Leave stands for no event, so the call may begin while what came before is being stored.
                     send(outgoing, self.grant(request)).await;
                 }
                 Some(FromWorker::Finished(finished)) => {
-                    self.flush(&mut gathered, outgoing).await?;
-                    return Ok(Some(finished));
+                    // The end's checkpoint stands for all of it, and takes the place of one that waits here.
+                    let last_words = gathered.kinds.into_iter().map(|(_, kind)| kind).collect();
+                    return Ok(Some(Outcome::Finished { finished, last_words }));
                 }
                 None => {}
             }
@@ -175,16 +183,32 @@ impl Exchange<'_> {
         gathered: &mut Gathered,
         outgoing: &mpsc::Sender<ExecuteStepRequest>,
     ) -> Result<(), Error> {
-        let Gathered { mut kinds, indexes, checkpoint } = std::mem::take(gathered);
-        if let Some(checkpoint) = &checkpoint {
-            kinds.push(Kind::CheckpointTaken(checkpoint_taken(checkpoint)));
-        }
+        let Gathered { mut kinds, checkpoint } = std::mem::take(gathered);
+        let mut behind = Vec::new();
+        let checkpoint = checkpoint.map(|(checkpoint, stands_for)| {
+            behind = kinds.split_off(stands_for);
+            checkpoint
+        });
+        // A checkpoint stands for what came before it and for nothing after it, so its transaction ends with it.
+        self.store(kinds, checkpoint, outgoing).await?;
+        self.store(behind, None, outgoing).await
+    }
+
+    async fn store(
+        &mut self,
+        kinds: Vec<(Option<u64>, Kind)>,
+        checkpoint: Option<SessionCheckpoint>,
+        outgoing: &mpsc::Sender<ExecuteStepRequest>,
+    ) -> Result<(), Error> {
         if kinds.is_empty() {
             return Ok(());
         }
+        let (indexes, kinds): (Vec<_>, Vec<_>) = kinds.into_iter().unzip();
         let numbers = self.recorder.store(kinds, checkpoint, self.input_seq.take()).await?;
         for (event_index, seq) in indexes.into_iter().zip(numbers) {
-            send(outgoing, ToWorker::EventStored(EventStored { event_index, seq })).await;
+            if let Some(event_index) = event_index {
+                send(outgoing, ToWorker::EventStored(EventStored { event_index, seq })).await;
+            }
         }
         Ok(())
     }
@@ -229,7 +253,11 @@ impl Exchange<'_> {
         outgoing: &mpsc::Sender<ExecuteStepRequest>,
     ) -> Result<Option<StopReason>, Error> {
         let stop_reason = match frame {
-            Frame::Interrupt => StopReason::Interrupted,
+            Frame::Interrupt { turn } if turn.is_none_or(|turn| turn == self.recorder.turn()) => {
+                StopReason::Interrupted
+            }
+            // It was for a turn that has ended.
+            Frame::Interrupt { .. } => return Ok(None),
             Frame::Terminated => StopReason::Terminated,
             Frame::ApprovalResolved { seq } => {
                 let (tenant, session) = (self.session.tenant, self.session.id);
@@ -239,7 +267,7 @@ impl Exchange<'_> {
                 }
                 return Ok(None);
             }
-            Frame::Events(_) => return Ok(None),
+            Frame::Events(_) | Frame::Listening => return Ok(None),
         };
         send(outgoing, cancel(stop_reason)).await;
         Ok(Some(stop_reason))

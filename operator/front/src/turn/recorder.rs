@@ -8,6 +8,7 @@ use croft_proto::v1::{ProviderMode, SessionCheckpoint, SessionEvent};
 use tokio::time::Instant;
 
 use super::now;
+use super::store::Ended;
 use crate::core::Core;
 use crate::error::Error;
 use crate::events::log::{Append, Appended, Authority, NewEvent};
@@ -32,6 +33,11 @@ impl Recorder {
         Self { core, session, epoch, turn, tenant, began: Instant::now(), answered: false }
     }
 
+    /// The turn that it writes for.
+    pub(super) fn turn(&self) -> TurnId {
+        self.turn
+    }
+
     /// Stores durable events and a checkpoint in one transaction, publishes them, and tells their numbers.
     pub(super) async fn store(
         &mut self,
@@ -39,6 +45,27 @@ impl Recorder {
         checkpoint: Option<SessionCheckpoint>,
         input_seq: Option<u64>,
     ) -> Result<Vec<u64>, Error> {
+        let append = self.append(kinds, checkpoint, input_seq);
+        match self.core.stores.events.append(append).await? {
+            Appended::New(events) => Ok(self.show(events)),
+            Appended::Existing { .. } => Err(Error::internal(anyhow::anyhow!("an append without a key was known"))),
+        }
+    }
+
+    /// The same for the last events of the turn. Tells whether the lease went with them, since no message waits.
+    pub(super) async fn end(
+        &mut self,
+        kinds: Vec<Kind>,
+        checkpoint: Option<SessionCheckpoint>,
+        input_seq: u64,
+    ) -> Result<bool, Error> {
+        let append = self.append(kinds, checkpoint, Some(input_seq));
+        let Ended { events, released } = self.core.stores.turns.end(append).await?;
+        self.show(events);
+        Ok(released)
+    }
+
+    fn append(&mut self, kinds: Vec<Kind>, checkpoint: Option<SessionCheckpoint>, input_seq: Option<u64>) -> Append {
         if kinds.iter().any(|kind| matches!(kind, Kind::AgentMessage(_))) {
             self.note_first_token();
         }
@@ -47,7 +74,7 @@ impl Recorder {
             .into_iter()
             .map(|kind| NewEvent { kind: self.priced(kind), turn: Some(self.turn), elapsed_ms, create_time })
             .collect();
-        let append = Append {
+        Append {
             tenant: self.session.tenant,
             session: self.session.id,
             authority: Authority::Lease { epoch: self.epoch },
@@ -55,16 +82,15 @@ impl Recorder {
             checkpoint,
             idempotency_key: None,
             input_seq,
-        };
-        match self.core.stores.events.append(append).await? {
-            Appended::New(events) => {
-                self.core.metrics.events_stored.inc_by(events.len() as u64);
-                let numbers = events.iter().map(|event| event.seq).collect();
-                self.core.hub.publish(self.session.tenant, self.session.id, events);
-                Ok(numbers)
-            }
-            Appended::Existing { .. } => Err(Error::internal(anyhow::anyhow!("an append without a key was known"))),
         }
+    }
+
+    /// Publishes what is stored.
+    fn show(&self, events: Vec<SessionEvent>) -> Vec<u64> {
+        self.core.metrics.events_stored.inc_by(events.len() as u64);
+        let numbers = events.iter().map(|event| event.seq).collect();
+        self.core.hub.publish(self.session.tenant, self.session.id, events);
+        numbers
     }
 
     /// Shows a preview, which is stored nowhere.

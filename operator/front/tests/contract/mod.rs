@@ -2,13 +2,16 @@
 
 pub(crate) mod across;
 pub(crate) mod audit;
+pub(crate) mod creation;
 pub(crate) mod events;
 pub(crate) mod fixtures;
 pub(crate) mod keys;
 pub(crate) mod leases;
 pub(crate) mod models;
 pub(crate) mod removal;
+pub(crate) mod retention;
 pub(crate) mod sessions;
+pub(crate) mod turns;
 pub(crate) mod usage;
 
 /// One test for each promise, each on stores of its own, which `crate::ground` makes.
@@ -29,6 +32,10 @@ macro_rules! promises {
             leases: keeps_tenants_apart, has_one_holder, grows_its_epoch, passes_on_when_it_runs_out,
                 renews_while_it_is_held, survives_a_late_heartbeat, finds_abandoned_ones_longest_first,
                 has_one_winner_of_many, refuses_sessions_that_cannot_run;
+            turns: keeps_tenants_apart, begins_with_lease_and_message_together, brings_the_newest_checkpoint_along,
+                stores_nothing_while_someone_holds_the_lease, has_one_winner_of_many, refuses_sessions_that_cannot_run,
+                answers_a_repeated_key_without_taking_the_lease, gives_the_lease_up_with_the_last_word,
+                keeps_the_lease_for_a_message_that_waits, leaves_no_message_lying;
             usage: keeps_tenants_apart, counts_an_attempt_once, tells_unknown_prices, tells_whose_account_answered, lists_newest_first_in_pages,
                 summarizes_by_each_dimension, totals_nothing_without_rows, takes_no_negative_tokens,
                 adds_to_the_sessions_totals;
@@ -42,6 +49,10 @@ macro_rules! promises {
             removal: shuts_the_door_for_good, shuts_the_door_on_a_tenant_that_nobody_knew,
                 lets_no_session_slip_through, erases_nothing_that_is_not_being_removed,
                 erases_in_batches_and_keeps_the_books, erases_credentials_of_the_tenant_alone;
+            retention: erases_whole_sessions_longest_ended_first, leaves_what_is_open_or_has_just_ended,
+                keeps_tenants_apart, keeps_the_books, frees_the_keys_of_what_it_erased, shares_the_work;
+            creation: leaves_nothing_behind_when_a_step_fails, leaves_nothing_behind_when_the_worker_hangs,
+                leaves_nothing_behind_when_it_cannot_be_recorded, tells_a_worker_to_forget_what_came_twice;
         }
     };
     ($($noun:ident: $($promise:ident),+;)+) => {

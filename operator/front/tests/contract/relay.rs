@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use croft_front::events::relay::{Envelope, FRAMES_MAX, Frame, Relay};
-use croft_proto::id::{SessionId, TenantId};
+use croft_proto::id::{SessionId, TenantId, TurnId};
 use croft_proto::v1::SessionEvent;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::timeout;
@@ -15,7 +15,7 @@ macro_rules! relay_promises {
         $crate::relay::relay_promises! {
             reaches_every_front_in_order, is_there_once_it_says_so, carries_every_frame, keeps_sessions_apart,
             serves_several_listeners_of_one_session, closes_a_listener_that_falls_behind,
-            joins_and_leaves_in_quick_succession
+            joins_and_leaves_in_quick_succession, counts_who_listens
         }
     };
     ($($promise:ident),+) => {
@@ -47,6 +47,16 @@ pub(crate) async fn next(receiver: &mut Receiver<Envelope>) -> Option<Envelope> 
     timeout(Duration::from_secs(10), receiver.recv()).await.expect("a frame within ten seconds")
 }
 
+pub(crate) async fn counts_who_listens(ours: &dyn Relay, theirs: &dyn Relay) {
+    let (tenant, session) = ids();
+    assert_eq!(ours.publish(tenant, session, &numbered(1)).await.unwrap(), 0);
+    let here = ours.subscribe(tenant, session).await.unwrap();
+    assert_eq!(ours.publish(tenant, session, &numbered(2)).await.unwrap(), 1);
+    let there = theirs.subscribe(tenant, session).await.unwrap();
+    assert_eq!(ours.publish(tenant, session, &numbered(3)).await.unwrap(), 2);
+    drop((here, there));
+}
+
 pub(crate) async fn reaches_every_front_in_order(ours: &dyn Relay, theirs: &dyn Relay) {
     let (tenant, session) = ids();
     let mut here = ours.subscribe(tenant, session).await.unwrap();
@@ -75,9 +85,11 @@ pub(crate) async fn carries_every_frame(ours: &dyn Relay, theirs: &dyn Relay) {
     let mut there = theirs.subscribe(tenant, session).await.unwrap();
     let large = SessionEvent { session_id: "x".repeat(1 << 20), ..SessionEvent::default() };
     let frames = [
-        Frame::Interrupt,
+        Frame::Interrupt { turn: None },
+        Frame::Interrupt { turn: Some(TurnId::generate()) },
         Frame::Terminated,
         Frame::ApprovalResolved { seq: 12 },
+        Frame::Listening,
         Frame::Events(vec![SessionEvent::default(), large]),
     ];
     for frame in frames {

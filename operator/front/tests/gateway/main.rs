@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
+mod bounds;
 mod browser;
+mod connections;
 mod http;
 mod scene;
 mod sse;

@@ -13,6 +13,7 @@ use croft_front::events::relay::memory::MemoryRelay;
 use croft_front::gateway::{self, Calls, Gateway};
 use croft_front::identity::api_key::{KeyStore, generate};
 use croft_front::identity::{Authenticator, Identity};
+use croft_front::seats::Seats;
 use croft_front::session::store::{NewSession, SessionStore};
 use croft_front::store::memory::Memory;
 use croft_front::tenants::{TenantMirror, Tenants};
@@ -25,7 +26,8 @@ use croft_proto::v1::{
     AgentMessage, AgentSpec, ContentBlock, ResolveApprovalRequest, RouteSnapshot, SendMessageRequest, SessionCreated,
     SessionEvent, SessionTerminated, TenantRoute, Text, TextDelta, UserMessage, WatchRoutesResponse,
 };
-use croft_serve::{Readiness, Tasks, health};
+use croft_serve::connections::{Bounds, Connections};
+use croft_serve::{Metrics, Readiness, Tasks, health};
 use prometheus::Registry;
 use prometheus::proto::MetricFamily;
 use secrecy::ExposeSecret;
@@ -43,6 +45,8 @@ pub(crate) struct Scene {
     pub(crate) tenant: TenantId,
     pub(crate) key: String,
     pub(crate) calls: Arc<RecordedCalls>,
+    /// Of each tenant, at all replicas together.
+    pub(crate) seats: Seats,
 }
 
 /// One replica.
@@ -90,7 +94,7 @@ impl Scene {
         let (store, tenants) = (Arc::new(Memory::default()), Tenants::new());
         let (tenant, key) = add_tenant(&store, "heron").await;
         tell(&tenants, &[(tenant, "heron")]);
-        Self { store, relay: Arc::default(), tenants, tenant, key, calls: Arc::default() }
+        Self { store, relay: Arc::default(), tenants, tenant, key, calls: Arc::default(), seats: Seats::new(1_000) }
     }
 
     /// Another tenant, with its key.
@@ -110,7 +114,17 @@ impl Scene {
     }
 
     pub(crate) async fn replica_with(&self, bounds: fanout::Options, options: gateway::Options) -> Replica {
-        let (tasks, registry, readiness) = (Tasks::new(), Registry::new(), Readiness::new());
+        self.replica_within(bounds, options, Bounds::default()).await
+    }
+
+    pub(crate) async fn replica_within(
+        &self,
+        bounds: fanout::Options,
+        options: gateway::Options,
+        port: Bounds,
+    ) -> Replica {
+        let (tasks, readiness, counted) = (Tasks::new(), Readiness::new(), Metrics::new("croft-front").unwrap());
+        let registry = counted.registry().clone();
         let metrics = fanout::Metrics::register(&registry).unwrap();
         let hub = Hub::with_options(self.relay.clone(), &tasks, bounds, metrics);
         let router = gateway::router(Gateway {
@@ -119,6 +133,7 @@ impl Scene {
             events: self.store.clone(),
             hub: hub.clone(),
             calls: self.calls.clone(),
+            seats: self.seats.clone(),
             grpc: Routes::new(health::service(&readiness, &tasks, &[]).await),
             readiness: readiness.clone(),
             tasks: tasks.clone(),
@@ -127,10 +142,7 @@ impl Scene {
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let stopping = tasks.stopping().cancelled_owned();
-        drop(tasks.spawn("http", async move {
-            axum::serve(listener, router).with_graceful_shutdown(stopping).await.unwrap();
-        }));
+        croft_serve::http::serve("http", Connections::new(listener, "http", port, &counted), router, &tasks);
         Replica { address, hub, tasks, registry, readiness }
     }
 

@@ -139,6 +139,8 @@ async fn streams_end_at_shutdown_and_with_their_credential() {
     let mut stream = Stream::open(&scene, &replica, &path, None).await;
     assert_eq!(stream.id().await, "1");
     scene.remove_tenants();
+    let last = stream.message().await.unwrap();
+    assert_eq!((last.event.as_deref(), &last.data["error"]["reason"]), (Some("error"), &json!("CREDENTIAL_ENDED")));
     assert_eq!(stream.message().await, None);
     replica.wait_for_connections("sse", 0).await;
 

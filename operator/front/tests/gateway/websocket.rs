@@ -17,12 +17,12 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, connect_
 
 use crate::scene::{PATIENCE, Replica, Scene, agent_message, terminated, user_message};
 
-struct Client {
+pub(crate) struct Client {
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
 }
 
 impl Client {
-    async fn connect(scene: &Scene, replica: &Replica) -> Self {
+    pub(crate) async fn connect(scene: &Scene, replica: &Replica) -> Self {
         let mut request = format!("ws://{}/v1/ws", replica.address).into_client_request().unwrap();
         let bearer = HeaderValue::from_str(&format!("Bearer {}", scene.key)).unwrap();
         request.headers_mut().insert("authorization", bearer);
@@ -31,18 +31,23 @@ impl Client {
         Self { socket }
     }
 
-    async fn say(&mut self, frame: Value) {
-        self.socket.send(Message::text(frame.to_string())).await.unwrap();
+    pub(crate) async fn say(&mut self, frame: Value) {
+        self.try_say(frame).await.unwrap();
     }
 
-    async fn subscribe(&mut self, session: SessionId, since: u64) {
+    /// The server may have hung up.
+    pub(crate) async fn try_say(&mut self, frame: Value) -> Result<(), Error> {
+        self.socket.send(Message::text(frame.to_string())).await
+    }
+
+    pub(crate) async fn subscribe(&mut self, session: SessionId, since: u64) {
         self.say(json!({ "subscribe": { "sessionId": session.to_string(), "since": since } })).await;
         let expected = json!({ "subscribed": { "sessionId": session.to_string(), "since": since.to_string() } });
         assert_eq!(self.hear().await, expected);
     }
 
     /// The next frame of the server.
-    async fn hear(&mut self) -> Value {
+    pub(crate) async fn hear(&mut self) -> Value {
         loop {
             match timeout(PATIENCE, self.socket.next()).await.expect("nothing came") {
                 Some(Ok(Message::Text(text))) => return serde_json::from_str(&text).unwrap(),
@@ -52,13 +57,13 @@ impl Client {
         }
     }
 
-    async fn hear_number(&mut self) -> u64 {
+    pub(crate) async fn hear_number(&mut self) -> u64 {
         let frame = self.hear().await;
         frame["event"]["seq"].as_str().unwrap_or_else(|| panic!("{frame}")).parse().unwrap()
     }
 
     /// The close code and reason, and how many frames came before.
-    async fn hear_close(&mut self) -> (u16, String, usize) {
+    pub(crate) async fn hear_close(&mut self) -> (u16, String, usize) {
         let mut frames = 0;
         loop {
             match timeout(PATIENCE, self.socket.next()).await.expect("nothing came") {
@@ -70,7 +75,7 @@ impl Client {
     }
 }
 
-fn reason(frame: &Value) -> &str {
+pub(crate) fn reason(frame: &Value) -> &str {
     frame["error"]["reason"].as_str().unwrap_or_else(|| panic!("{frame}"))
 }
 

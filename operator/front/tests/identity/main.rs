@@ -7,6 +7,7 @@
 mod database;
 mod issuer;
 mod keys;
+mod ports;
 mod program;
 mod refusals;
 mod roles;

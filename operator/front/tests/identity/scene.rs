@@ -31,6 +31,8 @@ use crate::issuer::{Issuer, Signer};
 
 /// Longer than anything here takes; what it bounds has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// Between two looks at whether the credential of a stream still holds.
+const RECHECK: Duration = Duration::from_millis(50);
 pub(crate) const CLUSTER: &str = "https://kubernetes.default.svc.cluster.local";
 
 pub(crate) struct Scene {
@@ -99,7 +101,7 @@ impl Scene {
             relay: Arc::new(MemoryRelay::default()),
             tenants,
             tls: None,
-            options: Options { identity, ..Options::default() },
+            options: Options { identity, credential_recheck: RECHECK, ..Options::default() },
         };
         let registry = prometheus::Registry::new();
         let core = assemble(parts, &tasks, &registry).await.unwrap();
@@ -115,11 +117,12 @@ impl Scene {
             events: Arc::clone(&core.stores.events),
             hub: core.hub.clone(),
             calls: Arc::new(Lifecycle::new(Arc::clone(&core), Door::Public)),
+            seats: core.seats.clone(),
             grpc: routes,
             readiness: Readiness::new(),
             tasks: tasks.clone(),
             metrics: gateway::Metrics::register(&registry).unwrap(),
-            options: gateway::Options { recheck_every: Duration::from_millis(50), ..gateway::Options::default() },
+            options: gateway::Options { recheck_every: RECHECK, ..gateway::Options::default() },
         });
         drop(tasks.spawn("http", async move { axum::serve(web, web_routes).await.unwrap() }));
         Self { people, cluster, issuer, core, heron, grpc, http, _files: files }

@@ -7,16 +7,19 @@ use croft_front::events::log::NewEvent;
 use croft_front::session::store::NewSession;
 use croft_proto::Timestamp;
 use croft_proto::id::SessionId;
+use croft_proto::v1::lifecycle_service_client::LifecycleServiceClient;
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{AgentSpec, SessionCreated};
+use croft_proto::v1::{AgentSpec, SessionCreated, StreamEventsRequest};
 use futures::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tokio_tungstenite::connect_async;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tonic::Code;
+use tonic_types::StatusExt;
 
-use crate::scene::{PATIENCE, Scene};
+use crate::scene::{PATIENCE, Scene, with_token};
 
 async fn session(scene: &Scene) -> SessionId {
     let created = NewEvent {
@@ -55,13 +58,39 @@ async fn a_stream_ends_when_its_token_expires_and_not_before() {
     assert_eq!(stream.status(), 200);
     let first = stream.chunk().await.unwrap().unwrap();
     assert!(String::from_utf8_lossy(&first).contains("sessionCreated"), "{first:?}");
-    let ended = async { while stream.chunk().await.unwrap().is_some() {} };
+    let mut last = String::new();
+    let ended = async {
+        while let Some(chunk) = stream.chunk().await.unwrap() {
+            last = String::from_utf8_lossy(&chunk).into_owned();
+        }
+    };
     tokio::time::timeout(PATIENCE, ended).await.expect("the stream outlives its token");
+    assert!(last.contains("event: error") && last.contains("CREDENTIAL_ENDED"), "{last}");
+    assert!(last.contains("resume after 1"), "{last}");
     assert!(opened.elapsed() > Duration::from_millis(900), "it ended early, after {:?}", opened.elapsed());
     let again = reqwest::Client::new().get(&url).bearer_auth(&short).send().await.unwrap();
     assert_eq!(again.status(), 401);
     let said: Value = again.json().await.unwrap();
     assert_eq!(said["error"]["message"], "no valid credential: the token has expired");
+}
+
+#[tokio::test]
+async fn a_stream_by_grpc_ends_with_its_token_and_says_where_to_go_on() {
+    let scene = Scene::new().await;
+    scene.taken(&scene.people.sign(&scene.claims())).await;
+    let (session, now) = (session(&scene).await, jsonwebtoken::get_current_timestamp());
+    let short = scene.changed("exp", json!(now + 2));
+    let mut calls = LifecycleServiceClient::new(scene.channel());
+    let watch = || StreamEventsRequest { session_id: session.to_string(), ..StreamEventsRequest::default() };
+    let mut events = calls.stream_events(with_token(watch(), &short)).await.unwrap().into_inner();
+    assert_eq!(events.message().await.unwrap().unwrap().event.unwrap().seq, 1);
+    let ended = tokio::time::timeout(PATIENCE, events.message()).await.expect("it outlives its token").unwrap_err();
+    assert_eq!(ended.code(), Code::Unauthenticated, "{ended:?}");
+    let details = ended.get_error_details();
+    let info = details.error_info().unwrap();
+    assert_eq!((info.reason.as_str(), info.metadata["resume_after"].as_str()), ("CREDENTIAL_ENDED", "1"));
+    let again = calls.stream_events(with_token(watch(), &short)).await.unwrap_err();
+    assert_eq!(again.message(), "no valid credential: the token has expired");
 }
 
 #[tokio::test]

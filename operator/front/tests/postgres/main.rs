@@ -12,6 +12,7 @@ mod migrations;
 mod outage;
 mod row_security;
 mod tampering;
+mod turn_cost;
 mod twins;
 
 use croft_front::store::Stores;

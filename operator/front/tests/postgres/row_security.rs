@@ -12,10 +12,11 @@ use crate::contract::fixtures::{append, appended, attempt, key, new_session, sai
 use crate::database::{Database, FRONT_ROLE, execute};
 
 /// Every table with rows of tenants, in an order in which they may be filled.
-const TABLES: [&str; 10] = [
+const TABLES: [&str; 11] = [
     "tenants",
     "api_keys",
     "sessions",
+    "open_sessions",
     "events",
     "checkpoints",
     "leases",

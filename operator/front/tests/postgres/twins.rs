@@ -7,6 +7,7 @@ use croft_front::Error;
 use croft_front::events::log::{Append, Authority, NewEvent};
 use croft_front::session::store::{Filter, NewSession};
 use croft_front::store::Stores;
+use croft_front::turn::store::Begin;
 use croft_proto::id::{SessionId, TenantId, TurnId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
@@ -32,6 +33,8 @@ enum Step {
     Acquire { session: u8, ttl: bool },
     Renew { session: u8, epoch: u64, ttl: bool },
     Release { session: u8, epoch: u64 },
+    Begin { session: u8, kinds: Vec<u8>, key: Option<(u8, u8)>, ttl: bool },
+    End { session: u8, epoch: u64, kinds: Vec<u8>, checkpoint: bool, input: Option<u64> },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -50,9 +53,22 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => (session.clone(), any::<bool>()).prop_map(|(session, ttl)| Step::Acquire { session, ttl }),
         1 => (session.clone(), 0..4_u64, any::<bool>())
             .prop_map(|(session, epoch, ttl)| Step::Renew { session, epoch, ttl }),
-        1 => (session, 0..4_u64).prop_map(|(session, epoch)| Step::Release { session, epoch }),
+        1 => (session.clone(), 0..4_u64).prop_map(|(session, epoch)| Step::Release { session, epoch }),
+        3 => (session.clone(), prop::collection::vec(lasting(), 1..3), key(), any::<bool>())
+            .prop_map(|(session, kinds, key, ttl)| Step::Begin { session, kinds, key, ttl }),
+        2 => (
+            session, 0..4_u64, prop::collection::vec(lasting(), 1..3), any::<bool>(), prop::option::of(0..9_u64),
+        )
+            .prop_map(|(session, epoch, kinds, checkpoint, input)| {
+                Step::End { session, epoch, kinds, checkpoint, input }
+            }),
     ];
     prop::collection::vec(step, 1..40)
+}
+
+/// Kinds that end no session.
+fn lasting() -> impl Strategy<Value = u8> {
+    prop::sample::select(vec![0_u8, 1, 2, 3, 4, 5, 9])
 }
 
 /// Every kind that changes a session, and one that doesn't.
@@ -120,6 +136,36 @@ impl Case {
                 told(stores.leases.renew(tenant, id(session), *epoch, TTLS[usize::from(*ttl)]).await)
             }
             Step::Release { session, epoch } => told(stores.leases.release(tenant, id(session), *epoch).await),
+            Step::Begin { session, kinds, key: used, ttl } => {
+                let message = Append {
+                    idempotency_key: used.map(|(name, body)| key(&name.to_string(), body)),
+                    ..self.append(id(session), number, kinds)
+                };
+                let begin = Begin { message, holder: "front-0".into(), ttl: TTLS[usize::from(*ttl)] };
+                told(stores.turns.begin(begin).await)
+            }
+            Step::End { session, epoch, kinds, checkpoint, input } => {
+                let superstep = u32::try_from(number).expect("a few");
+                let last = Append {
+                    authority: Authority::Lease { epoch: *epoch },
+                    checkpoint: checkpoint.then(|| SessionCheckpoint { superstep, ..SessionCheckpoint::default() }),
+                    input_seq: *input,
+                    ..self.append(id(session), number, kinds)
+                };
+                told(stores.turns.end(last).await)
+            }
+        }
+    }
+
+    fn append(&self, session: SessionId, number: usize, kinds: &[u8]) -> Append {
+        Append {
+            tenant: self.tenant,
+            session,
+            authority: Authority::Caller,
+            events: kinds.iter().map(|kind| event(number, *kind)).collect(),
+            checkpoint: None,
+            idempotency_key: None,
+            input_seq: None,
         }
     }
 

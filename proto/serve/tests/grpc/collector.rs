@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
+use croft_serve::connections::{Bounds, Connections};
 use croft_serve::tls::{PeerRole, peer_role};
 use croft_serve::{Metrics, Tasks, grpc};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
@@ -88,10 +89,15 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) async fn start(routes: Routes, tls: Option<ServerTlsConfig>) -> Self {
+        Self::within(Bounds::default(), routes, tls).await
+    }
+
+    pub(crate) async fn within(bounds: Bounds, routes: Routes, tls: Option<ServerTlsConfig>) -> Self {
         let (tasks, metrics) = (Tasks::new(), Metrics::new("croft-test").unwrap());
         let listener = grpc::bind("127.0.0.1:0".parse().unwrap(), "the test").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        grpc::serve("test-grpc", listener, tls, routes, &tasks, &metrics).unwrap();
+        let connections = Connections::new(listener, "test-grpc", bounds, &metrics);
+        grpc::serve_within(connections, "test-grpc", tls, routes, &tasks, &metrics).unwrap();
         Self { addr, tasks, metrics }
     }
 

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
 mod authority;
+mod bounds;
 mod collector;
 mod health;
 mod seen;

@@ -261,8 +261,8 @@ mod tests {
     async fn a_control_overtakes_events() {
         let (outbox, heron) = (Outbox::new(Uuid::now_v7()), key());
         outbox.push(heron, vec![durable(1)]);
-        outbox.push_control(heron, Frame::Interrupt);
-        assert_eq!(outbox.take().await.unwrap().envelope.frame, Frame::Interrupt);
+        outbox.push_control(heron, Frame::Interrupt { turn: None });
+        assert_eq!(outbox.take().await.unwrap().envelope.frame, Frame::Interrupt { turn: None });
         outbox.done(heron, 0);
         assert_eq!(numbers(&outbox.take().await.unwrap()), [1]);
     }

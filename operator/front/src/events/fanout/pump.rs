@@ -28,6 +28,7 @@ pub(super) fn spawn(shared: &Arc<Shared>, key: Key, token: CancellationToken, as
             let subscribed = relay.subscribe(tenant, session).await;
             let Some(shared) = hub.upgrade() else { return };
             shared.set_relay_up(subscribed.is_ok());
+            shared.join(key, subscribed.is_ok());
             // What happened before this moment came by no frame, and only the first listener may have waited for it.
             if !first || asked_at.elapsed() >= shared.options.subscribe_timeout {
                 shared.resync(key);
@@ -47,6 +48,8 @@ pub(super) fn spawn(shared: &Arc<Shared>, key: Key, token: CancellationToken, as
                     let Some(shared) = hub.upgrade() else { return };
                     shared.receive(key, envelope);
                 }
+                let Some(shared) = hub.upgrade() else { return };
+                shared.join(key, false);
             }
             tokio::time::sleep(retries.next().unwrap_or(RETRY_MAX)).await;
         }

@@ -44,7 +44,10 @@ pub(super) struct Queue {
 
 #[derive(Debug, Default)]
 struct State {
-    events: VecDeque<Sized>,
+    /// Each with its place in the order of all, so that the oldest preview is found without looking through what stands before it.
+    durables: VecDeque<(u64, Sized)>,
+    previews: VecDeque<(u64, Sized)>,
+    next_place: u64,
     bytes: usize,
     /// Previews dropped since the last gap notice.
     dropped: u64,
@@ -69,19 +72,16 @@ impl Queue {
             return Pushed::Kept;
         }
         let mut dropped = 0;
-        while !state.events.is_empty()
-            && (state.events.len() >= self.events_max || state.bytes + event.bytes > self.bytes_max)
-        {
-            if let Some(oldest) = state.events.iter().position(Sized::is_preview) {
-                let gone = state.events.remove(oldest).map_or(0, |gone| gone.bytes);
-                state.bytes -= gone;
+        while state.len() > 0 && (state.len() >= self.events_max || state.bytes + event.bytes > self.bytes_max) {
+            if let Some((_, gone)) = state.previews.pop_front() {
+                state.bytes -= gone.bytes;
                 dropped += 1;
             } else if event.is_preview() {
                 state.dropped += dropped + 1;
                 return Pushed::Dropped(dropped + 1);
             } else {
                 // Nothing that is queued may be skipped: better no memory held than half a story.
-                state.events = VecDeque::new();
+                state.durables = VecDeque::new();
                 state.bytes = 0;
                 state.lagged = true;
                 state.wake();
@@ -89,7 +89,13 @@ impl Queue {
             }
         }
         state.bytes += event.bytes;
-        state.events.push_back(event);
+        let place = state.next_place;
+        state.next_place += 1;
+        if event.is_preview() {
+            state.previews.push_back((place, event));
+        } else {
+            state.durables.push_back((place, event));
+        }
         state.dropped += dropped;
         state.wake();
         if dropped > 0 { Pushed::Dropped(dropped) } else { Pushed::Kept }
@@ -115,10 +121,10 @@ impl Queue {
         if std::mem::take(&mut state.resync) {
             return Poll::Ready(Item::Resync);
         }
-        if state.dropped > 0 && !state.events.is_empty() {
+        if state.dropped > 0 && state.len() > 0 {
             return Poll::Ready(Item::Gap { dropped_previews: std::mem::take(&mut state.dropped) });
         }
-        let Some(next) = state.events.pop_front() else {
+        let Some(next) = state.pop() else {
             state.waker = Some(context.waker().clone());
             return Poll::Pending;
         };
@@ -143,6 +149,21 @@ impl Queue {
 }
 
 impl State {
+    fn len(&self) -> usize {
+        self.durables.len() + self.previews.len()
+    }
+
+    /// The oldest of all.
+    fn pop(&mut self) -> Option<Sized> {
+        let (durable, preview) = (self.durables.front(), self.previews.front());
+        let is_durable = match (durable, preview) {
+            (Some((durable, _)), Some((preview, _))) => durable < preview,
+            (durable, _) => durable.is_some(),
+        };
+        let queue = if is_durable { &mut self.durables } else { &mut self.previews };
+        queue.pop_front().map(|(_, event)| event)
+    }
+
     fn wake(&mut self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();

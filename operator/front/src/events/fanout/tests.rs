@@ -1,10 +1,13 @@
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use futures::{FutureExt, StreamExt};
 use tokio::time::{sleep, timeout};
 
 use super::*;
+use crate::error::Error;
 use crate::events::relay::memory::MemoryRelay;
 use crate::events::testing::{DownRelay, Scene, agent_message, terminated, user_message};
 
@@ -59,15 +62,66 @@ async fn a_turn_hears_each_control_once_wherever_it_runs() {
     let (tenant, session) = (scene.tenant, scene.session);
     let mut controls = ours.controls(tenant, session).await;
 
-    assert!(ours.control(tenant, session, Frame::Interrupt), "the turn is here");
+    assert!(ours.control(tenant, session, Frame::Interrupt { turn: None }), "the turn is here");
     assert!(!theirs.control(tenant, session, Frame::ApprovalResolved { seq: 7 }), "it is not there");
     settle().await;
-    assert_eq!(controls.recv().await, Some(Frame::Interrupt));
+    assert_eq!(controls.recv().await, Some(Frame::Interrupt { turn: None }));
     assert_eq!(controls.recv().await, Some(Frame::ApprovalResolved { seq: 7 }));
     assert!(controls.recv().now_or_never().is_none());
 
     drop(controls);
     assert!(!ours.control(tenant, session, Frame::Terminated), "the turn is over");
+}
+
+/// Counts the previews that pass.
+#[derive(Default)]
+struct Counting(MemoryRelay, AtomicUsize);
+
+#[async_trait]
+impl Relay for Counting {
+    async fn publish(&self, tenant: TenantId, session: SessionId, envelope: &Envelope) -> Result<u64, Error> {
+        if let Frame::Events(events) = &envelope.frame {
+            self.1.fetch_add(events.iter().filter(|event| event.seq == 0).count(), Ordering::Relaxed);
+        }
+        self.0.publish(tenant, session, envelope).await
+    }
+
+    async fn subscribe(&self, tenant: TenantId, session: SessionId) -> Result<mpsc::Receiver<Envelope>, Error> {
+        self.0.subscribe(tenant, session).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn previews_go_to_the_relay_only_while_another_replica_listens() {
+    let scene = Scene::new().await;
+    let relay = Arc::new(Counting::default());
+    let [ours, theirs] = [(); 2].map(|()| scene.hub(relay.clone(), Options::default()));
+    let _turn = ours.controls(scene.tenant, scene.session).await;
+    let sent = async || {
+        let before = relay.1.load(Ordering::Relaxed);
+        for _ in 0..3 {
+            scene.preview(&ours, "he");
+            settle().await;
+        }
+        relay.1.load(Ordering::Relaxed) - before
+    };
+    assert_eq!(sent().await, 1, "the relay tells with the first that nobody listens");
+    scene.publish(&ours, user_message()).await;
+    settle().await;
+    assert_eq!(sent().await, 0);
+
+    let mut there = theirs.subscribe(scene.tenant, scene.session, PREVIEWS).await;
+    settle().await;
+    assert_eq!(sent().await, 3, "somebody has come");
+    assert!(matches!(next(&mut there).await, Item::Preview { .. }));
+    scene.publish(&ours, user_message()).await;
+    settle().await;
+    assert_eq!(sent().await, 3, "and is still there");
+    drop(there);
+    settle().await;
+    scene.publish(&ours, user_message()).await;
+    settle().await;
+    assert_eq!(sent().await, 0, "and has gone");
 }
 
 #[tokio::test(start_paused = true)]

@@ -30,6 +30,40 @@ pub(super) struct Topic {
     pump: CancellationToken,
     /// The relay has been asked, with whatever outcome.
     asked: watch::Receiver<bool>,
+    /// What we know of listeners elsewhere.
+    pub(super) elsewhere: Elsewhere,
+}
+
+/// Whether another replica wants the previews of a session: while none does, they are not sent to the relay.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Elsewhere {
+    /// This replica listens at the relay, and so is one of those that the relay counts.
+    pub(super) joined: bool,
+    /// Times that another replica has said that it listens.
+    pub(super) heard: u64,
+    nobody: bool,
+}
+
+impl Elsewhere {
+    pub(super) fn is_nobody(self) -> bool {
+        self.nobody
+    }
+
+    /// The relay is joined, or lost: what was known is out of date.
+    pub(super) fn join(&mut self, joined: bool) {
+        *self = Self { joined, nobody: false, ..*self };
+    }
+
+    pub(super) fn hear(&mut self) {
+        *self = Self { heard: self.heard + 1, nobody: false, ..*self };
+    }
+
+    /// So many got a frame that was sent when we knew as much as `before`. Somebody who has spoken up since was not counted.
+    pub(super) fn count(&mut self, before: Self, listeners: u64) {
+        if self.heard == before.heard {
+            self.nobody = before.joined && self.joined && listeners <= 1;
+        }
+    }
 }
 
 pub(super) struct Subscriber {
@@ -44,6 +78,13 @@ pub(super) struct Joined {
     pub(super) asked: watch::Receiver<bool>,
     /// The first of its session: the caller starts the pump with these.
     pub(super) pump: Option<(CancellationToken, watch::Sender<bool>)>,
+}
+
+impl Topic {
+    /// Somebody here wants to see previews.
+    pub(super) fn wants_previews(&self) -> bool {
+        self.subscribers.iter().any(|subscriber| subscriber.previews)
+    }
 }
 
 impl Topics {
@@ -71,7 +112,8 @@ impl Topics {
             let (asking, asked) = watch::channel(false);
             let token = CancellationToken::new();
             pump = Some((token.clone(), asking));
-            Topic { newest_seq: 0, subscribers: Vec::new(), controls: Vec::new(), pump: token, asked }
+            let elsewhere = Elsewhere::default();
+            Topic { newest_seq: 0, subscribers: Vec::new(), controls: Vec::new(), pump: token, asked, elsewhere }
         });
         listen(topic, id);
         Joined { id, asked: topic.asked.clone(), pump }

@@ -20,16 +20,18 @@ pub struct MemoryRelay {
 
 #[async_trait]
 impl Relay for MemoryRelay {
-    async fn publish(&self, tenant: TenantId, session: SessionId, envelope: &Envelope) -> Result<(), Error> {
+    async fn publish(&self, tenant: TenantId, session: SessionId, envelope: &Envelope) -> Result<u64, Error> {
         let mut receivers = self.receivers.lock().expect("no holder of the lock panics");
+        let mut listeners = 0;
         if let Some(senders) = receivers.get_mut(&(tenant, session)) {
             // A receiver that is full is closed, one that is gone is forgotten.
             senders.retain(|sender| sender.try_send(envelope.clone()).is_ok());
+            listeners = senders.len() as u64;
             if senders.is_empty() {
                 receivers.remove(&(tenant, session));
             }
         }
-        Ok(())
+        Ok(listeners)
     }
 
     async fn subscribe(&self, tenant: TenantId, session: SessionId) -> Result<mpsc::Receiver<Envelope>, Error> {

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use croft_proto::id::{SessionId, TenantId};
 use croft_serve::Tasks;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{Client, RedisResult, cmd};
+use redis::{Client, cmd};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Envelope, Relay, wire};
@@ -61,11 +61,10 @@ impl RedisRelay {
 
 #[async_trait]
 impl Relay for RedisRelay {
-    async fn publish(&self, tenant: TenantId, session: SessionId, envelope: &Envelope) -> Result<(), Error> {
+    async fn publish(&self, tenant: TenantId, session: SessionId, envelope: &Envelope) -> Result<u64, Error> {
         let mut publish = cmd("PUBLISH");
         publish.arg(channel(tenant, session)).arg(wire::encode(envelope));
-        let listeners: RedisResult<u64> = publish.query_async(&mut self.publisher.clone()).await;
-        listeners.map(drop).map_err(down)
+        publish.query_async(&mut self.publisher.clone()).await.map_err(down)
     }
 
     async fn subscribe(&self, tenant: TenantId, session: SessionId) -> Result<mpsc::Receiver<Envelope>, Error> {

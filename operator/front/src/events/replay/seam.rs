@@ -80,9 +80,9 @@ struct Chaos {
 
 #[async_trait]
 impl Relay for Chaos {
-    async fn publish(&self, _: TenantId, _: SessionId, envelope: &Envelope) -> Result<(), Error> {
+    async fn publish(&self, _: TenantId, _: SessionId, envelope: &Envelope) -> Result<u64, Error> {
         self.frames.lock().unwrap().push(envelope.clone());
-        Ok(())
+        Ok(self.receivers.lock().unwrap().len() as u64)
     }
 
     async fn subscribe(&self, _: TenantId, _: SessionId) -> Result<mpsc::Receiver<Envelope>, Error> {

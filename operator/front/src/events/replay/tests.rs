@@ -25,10 +25,11 @@ async fn next_number(events: &mut Events) -> u64 {
     next(events).await.seq
 }
 
-/// A log that can be made to fail.
+/// A log that can be made to fail, or to have forgotten.
 struct Moody {
     scene: Arc<Scene>,
     is_down: AtomicBool,
+    is_erased: AtomicBool,
 }
 
 #[async_trait]
@@ -56,12 +57,45 @@ impl EventLog for Moody {
         if self.is_down.load(Ordering::Relaxed) {
             return Err(Error::unavailable("postgres", anyhow::anyhow!("connection refused")));
         }
+        if self.is_erased.load(Ordering::Relaxed) {
+            return Ok(Vec::new());
+        }
         self.scene.log.read(tenant, session, after_seq, limit).await
     }
 
     async fn checkpoint(&self, tenant: TenantId, session: SessionId) -> Result<Option<StoredCheckpoint>, Error> {
         self.scene.log.checkpoint(tenant, session).await
     }
+}
+
+/// Once, who was slow to read the history of a session that was then erased waited for the rest of it for ever.
+#[tokio::test(start_paused = true)]
+async fn a_reader_whose_session_is_erased_is_told_so() {
+    let scene = Arc::new(Scene::new().await);
+    let hub = scene.hub(Arc::new(MemoryRelay::default()), Options::default());
+    for _ in 0..2 * PAGE {
+        scene.append(user_message()).await;
+    }
+    scene.append(terminated()).await;
+    let log = Arc::new(Moody { scene: Arc::clone(&scene), is_down: false.into(), is_erased: false.into() });
+    let follow_from = async |after_seq| follow(log.clone(), &hub, scene.tenant, scene.session, after_seq, false).await;
+    let mut events = follow_from(0).await.unwrap().boxed();
+    for expected in 1..=10 {
+        assert_eq!(next_number(&mut events).await, expected);
+    }
+    log.is_erased.store(true, Ordering::Relaxed);
+    let mut last_seq = 10;
+    let told = loop {
+        match events.next().await.expect("it ends without a word") {
+            Ok(event) => last_seq = event.seq,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(told, Error::SessionNotFound { .. }), "{told:?}");
+    assert_eq!(last_seq, u64::from(PAGE), "what was read already was shown");
+    assert!(events.next().await.is_none());
+    // And who comes back finds nothing.
+    assert!(matches!(follow_from(last_seq).await.err(), Some(Error::SessionNotFound { .. })));
 }
 
 #[tokio::test(start_paused = true)]
@@ -228,7 +262,11 @@ async fn dropped_previews_are_told_and_durable_only_readers_hear_of_neither() {
 async fn a_log_that_is_down_matters_only_when_something_is_missing() {
     let scene = Arc::new(Scene::new().await);
     let hub = scene.hub(Arc::new(MemoryRelay::default()), Options::default());
-    let log = Arc::new(Moody { scene: Arc::clone(&scene), is_down: AtomicBool::new(false) });
+    let log = Arc::new(Moody {
+        scene: Arc::clone(&scene),
+        is_down: AtomicBool::new(false),
+        is_erased: AtomicBool::new(false),
+    });
     let mut events = follow(log.clone(), &hub, scene.tenant, scene.session, 0, false).await.unwrap().boxed();
     assert_eq!(next_number(&mut events).await, 1);
     log.is_down.store(true, Ordering::Relaxed);

@@ -18,12 +18,11 @@ use tokio_stream::StreamMap;
 use super::frames::{ClientFrame, Ping, ServerFrame, Subscribe, Unsubscribe};
 use super::limiter::{Limiter, Verdict};
 use crate::error::Error;
-use crate::gateway::credential::Credential;
 use crate::gateway::failure::log;
 use crate::gateway::metrics::Open;
 use crate::gateway::open::{Opened, Wanted, open};
 use crate::gateway::{Failure, Shared};
-use crate::identity::Identity;
+use crate::identity::{Identity, Tenure};
 
 /// Frames of the client that wait to be carried out. At the bound the client is not read from.
 const WAITING_MAX: usize = 16;
@@ -36,8 +35,7 @@ type Events = BoxStream<'static, Option<Result<SessionEvent, Error>>>;
 
 pub(super) struct Connection {
     shared: Arc<Shared>,
-    identity: Identity,
-    credential: Credential,
+    tenure: Tenure,
     outgoing: SplitSink<WebSocket, Message>,
     incoming: SplitStream<WebSocket>,
     state: State,
@@ -71,7 +69,7 @@ enum End {
 }
 
 impl Connection {
-    pub(super) fn new(shared: Arc<Shared>, identity: Identity, credential: Credential, socket: WebSocket) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, tenure: Tenure, socket: WebSocket) -> Self {
         let (outgoing, incoming) = socket.split();
         let options = &shared.gateway.options;
         let state = State {
@@ -82,7 +80,7 @@ impl Connection {
             heard_at: Instant::now(),
         };
         let open = shared.gateway.metrics.open("websocket");
-        Self { shared, identity, credential, outgoing, incoming, state, _open: open }
+        Self { shared, tenure, outgoing, incoming, state, _open: open }
     }
 
     pub(super) async fn run(mut self) {
@@ -92,8 +90,8 @@ impl Connection {
             End::Gone => 0,
         };
         self.shared.gateway.metrics.closes.with_label_values(&[code.to_string().as_str()]).inc();
-        let tenant = self.identity.tenant_name.as_str();
-        let Self { mut outgoing, mut incoming, .. } = self;
+        let Self { mut outgoing, mut incoming, tenure, .. } = self;
+        let tenant = tenure.identity().tenant_name.as_str();
         if let End::Close { code, reason } = end {
             tracing::debug!(tenant, code, reason, "closing a WebSocket");
             let close = Message::Close(Some(CloseFrame { code, reason: Utf8Bytes::from(reason) }));
@@ -109,7 +107,7 @@ impl Connection {
 
     async fn talk(&mut self) -> End {
         let stopping = self.shared.gateway.tasks.stopping();
-        let mut withdrawn = pin!(self.credential.clone().withdrawn(Arc::clone(&self.shared)));
+        let mut ended = pin!(self.tenure.clone().ended());
         let keep_alive = self.shared.gateway.options.keep_alive;
         let mut ticks = tokio::time::interval_at(Instant::now() + keep_alive, keep_alive);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -119,7 +117,7 @@ impl Connection {
             let reads = waiting.len() < WAITING_MAX;
             let step = tokio::select! {
                 () = stopping.cancelled() => Err(End::close(close_code::AWAY, "this replica is going away")),
-                () = &mut withdrawn => Err(End::close(close_code::POLICY, "the credential was withdrawn")),
+                () = &mut ended => Err(End::close(close_code::POLICY, "the credential has ended")),
                 message = self.incoming.next(), if reads => self.hear(message).await,
                 outcome = async { current.as_mut().expect("checked below").await }, if current.is_some() => {
                     self.state.current = None;
@@ -142,7 +140,7 @@ impl Connection {
             return;
         }
         let Some(frame) = self.state.waiting.pop_front() else { return };
-        let (shared, identity) = (Arc::clone(&self.shared), self.identity.clone());
+        let (shared, identity) = (Arc::clone(&self.shared), self.tenure.identity().clone());
         let is_subscribed = match &frame {
             ClientFrame::Subscribe(Subscribe { session_id, .. }) => {
                 session_id.parse().is_ok_and(|id: SessionId| self.state.subscriptions.contains_key(&id))
@@ -301,8 +299,17 @@ async fn subscribed(shared: Arc<Shared>, identity: Identity, subscribe: Subscrib
         return Outcome::Reply(failed(&Error::SessionNotFound { session_id: shown }, session_id));
     };
     let wanted = Wanted { session_id: &session_id, after_seq: since, durable_only };
+    let seat = match shared.gateway.seats.take(identity.tenant) {
+        Ok(seat) => seat,
+        Err(error) => return Outcome::Reply(failed(&error, session_id)),
+    };
     match open(&shared.gateway, &identity, wanted).await {
-        Ok(Opened::Events(events)) => Outcome::Subscribed { session, since, events: Some(events) },
+        Ok(Opened::Events(events)) => {
+            let events = events.inspect(move |_| {
+                let _for_as_long = &seat;
+            });
+            Outcome::Subscribed { session, since, events: Some(events.boxed()) }
+        }
         Ok(Opened::Over) => Outcome::Subscribed { session, since, events: None },
         Err(error) => Outcome::Reply(failed(&error, session_id)),
     }

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::{SessionEvent, SessionState};
 
-use super::{Memory, Record, Scope};
+use super::{Memory, Record, Scope, State};
 use crate::error::Error;
 use crate::events::log::{Append, Appended, Authority, EventLog, IdempotencyKey, StoredCheckpoint};
 use crate::store::projection::{self, Change};
@@ -12,48 +12,7 @@ use crate::store::projection::{self, Change};
 #[async_trait]
 impl EventLog for Memory {
     async fn append(&self, append: Append) -> Result<Appended, Error> {
-        let Append { tenant, session, authority, events, checkpoint, idempotency_key, input_seq } = append;
-        let change = Change::of(&events)?;
-        let mut state = self.lock();
-        state.record(tenant, session)?;
-        if let Some(key) = &idempotency_key
-            && let Some(used) = state.used(tenant, Scope::Send(session), key)?
-        {
-            return Ok(Appended::Existing { first_seq: used.first_seq });
-        }
-        let record = state.record(tenant, session)?;
-        record.admit(authority)?;
-
-        // There is nothing to fence before the first lease.
-        if (authority.fences() || change.terminates()) && record.lease.epoch > 0 {
-            record.lease.epoch += 1;
-            record.lease.expiry = None;
-        }
-        let before = record.session.state;
-        change.apply(&mut record.session);
-        let turned = record.session.state != before;
-        let first_seq = record.session.last_seq + 1;
-        record.session.last_seq += events.len() as u64;
-        record.session.input_seq = record.session.input_seq.max(input_seq.unwrap_or(0));
-        if let Some(checkpoint) = checkpoint {
-            record.checkpoint = Some(StoredCheckpoint { checkpoint, seq: record.session.last_seq });
-        }
-        let rows = projection::usage_rows(session, &record.session.agent.name, &events);
-        let numbered = projection::number(session, first_seq, events);
-        record.events.extend(numbered.iter().cloned());
-
-        if turned {
-            state.turned(tenant, session)?;
-        }
-        let added = state.meter(tenant, rows);
-        let record = state.record(tenant, session)?;
-        for row in added {
-            projection::add_usage(&mut record.session.usage, &row);
-        }
-        if let Some(key) = idempotency_key {
-            state.remember(tenant, Scope::Send(session), key, session, first_seq);
-        }
-        Ok(Appended::New(numbered))
+        self.lock().append(append)
     }
 
     async fn find_sent(
@@ -83,6 +42,53 @@ impl EventLog for Memory {
     async fn checkpoint(&self, tenant: TenantId, session: SessionId) -> Result<Option<StoredCheckpoint>, Error> {
         let state = self.lock();
         Ok(state.sessions.get(&(tenant, session)).and_then(|record| record.checkpoint.clone()))
+    }
+}
+
+impl State {
+    /// All that an append does.
+    pub(super) fn append(&mut self, append: Append) -> Result<Appended, Error> {
+        let Append { tenant, session, authority, events, checkpoint, idempotency_key, input_seq } = append;
+        let change = Change::of(&events)?;
+        self.record(tenant, session)?;
+        if let Some(key) = &idempotency_key
+            && let Some(used) = self.used(tenant, Scope::Send(session), key)?
+        {
+            return Ok(Appended::Existing { first_seq: used.first_seq });
+        }
+        let record = self.record(tenant, session)?;
+        record.admit(authority)?;
+
+        // There is nothing to fence before the first lease.
+        if (authority.fences() || change.terminates()) && record.lease.epoch > 0 {
+            record.lease.epoch += 1;
+            record.lease.expiry = None;
+        }
+        let before = record.session.state;
+        change.apply(&mut record.session);
+        let turned = record.session.state != before;
+        let first_seq = record.session.last_seq + 1;
+        record.session.last_seq += events.len() as u64;
+        record.session.input_seq = record.session.input_seq.max(input_seq.unwrap_or(0));
+        if let Some(checkpoint) = checkpoint {
+            record.checkpoint = Some(StoredCheckpoint { checkpoint, seq: record.session.last_seq });
+        }
+        let rows = projection::usage_rows(session, &record.session.agent.name, &events);
+        let numbered = projection::number(session, first_seq, events);
+        record.events.extend(numbered.iter().cloned());
+
+        if turned {
+            self.turned(tenant, session)?;
+        }
+        let added = self.meter(tenant, rows);
+        let record = self.record(tenant, session)?;
+        for row in added {
+            projection::add_usage(&mut record.session.usage, &row);
+        }
+        if let Some(key) = idempotency_key {
+            self.remember(tenant, Scope::Send(session), key, session, first_seq);
+        }
+        Ok(Appended::New(numbered))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The audit log in Postgres. A trigger numbers and chains the records: see the migrations.
+//! The audit log in Postgres. A function of the database's numbers and chains the records: see the migrations.
 
 use async_trait::async_trait;
 use croft_proto::id::TenantId;
@@ -19,22 +19,15 @@ const PAGE: u32 = 1_000;
 impl AuditStore for Postgres {
     async fn append(&self, actions: Vec<Action>) -> Result<(), Error> {
         let mut tx = self.writer().await?;
-        // By tenant, so that two batches take the locks of chains in the same order.
-        sqlx::query(
-            "insert into audit_log (tenant_id, actor, action, resource, outcome)
-            select new.tenant_id, new.actor, new.action, new.resource, new.outcome
-            from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[])
-                with ordinality as new (tenant_id, actor, action, resource, outcome, place)
-            order by new.tenant_id, new.place",
-        )
-        .bind(actions.iter().map(|action| action.tenant.0).collect::<Vec<_>>())
-        .bind(actions.iter().map(|action| action.actor.as_str()).collect::<Vec<_>>())
-        .bind(actions.iter().map(|action| action.action).collect::<Vec<_>>())
-        .bind(actions.iter().map(|action| action.resource.as_str()).collect::<Vec<_>>())
-        .bind(actions.iter().map(|action| action.outcome).collect::<Vec<_>>())
-        .execute(&mut *tx)
-        .await
-        .map_err(failed)?;
+        sqlx::query("select croft_append_audit($1, $2, $3, $4, $5)")
+            .bind(actions.iter().map(|action| action.tenant.0).collect::<Vec<_>>())
+            .bind(actions.iter().map(|action| action.actor.as_str()).collect::<Vec<_>>())
+            .bind(actions.iter().map(|action| action.action).collect::<Vec<_>>())
+            .bind(actions.iter().map(|action| action.resource.as_str()).collect::<Vec<_>>())
+            .bind(actions.iter().map(|action| action.outcome).collect::<Vec<_>>())
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
         tx.commit().await.map_err(failed)
     }
 

@@ -1,7 +1,7 @@
-//! Group commit: appends that come while others are being stored wait, and are then stored together.
+//! Group commit: what comes while others are being stored waits, and is then stored together with whatever else waits.
 //!
-//! Load makes the groups and no clock does: an append that finds a lane free goes at once, by itself; one that finds none goes
-//! with all who wait when the next lane comes free. A group is one transaction of one tenant, and has at most one append
+//! Load makes the groups and no clock does: a job that finds a lane free goes at once, by itself; one that finds none goes
+//! with all who wait when the next lane comes free. A group is one transaction of one tenant, and has at most one job
 //! of a session, so each of them is refused or stored as if it were alone.
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -9,108 +9,95 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use croft_proto::id::{SessionId, TenantId};
-use croft_proto::v1::SessionEvent;
 use croft_serve::Tasks;
 use tokio::sync::oneshot;
 
 use super::Postgres;
-use super::events::Prepared;
 use crate::error::Error;
-use crate::events::log::{Append, Appended, EventLog, IdempotencyKey, StoredCheckpoint};
 
-/// Transactions of one tenant that append at a time. More of them would make smaller groups.
-pub(super) const LANES: usize = 2;
-/// Appends, and events, in one transaction; what is beyond waits for the next. One append may have more events.
-const APPENDS_MAX: usize = 256;
+/// Transactions of one tenant at a time: while one waits for the disk, another is being worked on. More of them would make smaller
+/// groups. See BENCHMARKS.md.
+pub(super) const LANES: usize = 4;
+/// Jobs, and events, in one transaction; what is beyond waits for the next. One job may have more events.
+const JOBS_MAX: usize = 256;
 const EVENTS_MAX: usize = 4_096;
-/// Appends of one tenant that wait; at the bound a further one is refused as unavailable.
+/// Jobs of one tenant that wait; at the bound a further one is refused as unavailable.
 const WAITING_MAX: usize = 8_192;
 
-/// The event log in Postgres, for many appends at a time.
-pub(in crate::store) struct GroupedLog {
-    shared: Arc<Shared>,
+/// What can be stored together with others of its kind.
+#[async_trait]
+pub(super) trait Job: Sized + Send + 'static {
+    type Outcome: Send + 'static;
+
+    fn session(&self) -> SessionId;
+
+    /// How many it stores.
+    fn events(&self) -> usize;
+
+    /// Stores a group of one tenant, each of another session. One outcome a job, in their order: what refuses one of them does not
+    /// touch the others.
+    async fn store(postgres: &Postgres, tenant: TenantId, group: Vec<Self>) -> Vec<Result<Self::Outcome, Error>>;
 }
 
-struct Shared {
+/// Stores jobs of one kind in groups.
+pub(super) struct Groups<J: Job> {
+    shared: Arc<Shared<J>>,
+}
+
+struct Shared<J: Job> {
     postgres: Arc<Postgres>,
     tasks: Tasks,
-    queues: Mutex<HashMap<TenantId, Queue>>,
+    queues: Mutex<HashMap<TenantId, Queue<J>>>,
 }
 
 /// Of one tenant. It is there while there is something in it.
-#[derive(Default)]
-struct Queue {
-    waiting: VecDeque<Waiting>,
-    /// Being stored. A second append of such a session waits, so that its lock is never asked for twice.
+struct Queue<J: Job> {
+    waiting: VecDeque<Waiting<J>>,
+    /// Being stored. A second job of such a session waits, so that its lock is never asked for twice.
     storing: HashSet<SessionId>,
     lanes: usize,
 }
 
-struct Waiting {
-    prepared: Prepared,
-    done: oneshot::Sender<Result<Appended, Error>>,
+impl<J: Job> Default for Queue<J> {
+    fn default() -> Self {
+        Self { waiting: VecDeque::new(), storing: HashSet::new(), lanes: 0 }
+    }
 }
 
-impl GroupedLog {
+struct Waiting<J: Job> {
+    job: J,
+    done: oneshot::Sender<Result<J::Outcome, Error>>,
+}
+
+impl<J: Job> Groups<J> {
     /// Its lanes are tasks of `tasks`; they end when nothing waits.
-    pub(in crate::store) fn new(postgres: Arc<Postgres>, tasks: &Tasks) -> Self {
+    pub(super) fn new(postgres: Arc<Postgres>, tasks: &Tasks) -> Self {
         Self { shared: Arc::new(Shared { postgres, tasks: tasks.clone(), queues: Mutex::default() }) }
     }
-}
 
-#[async_trait]
-impl EventLog for GroupedLog {
-    async fn append(&self, append: Append) -> Result<Appended, Error> {
-        let prepared = Prepared::of(append)?;
-        // A key may turn out to be taken, and an end takes more locks: neither should hold up a group.
-        if prepared.append.idempotency_key.is_some() || prepared.fences() {
-            return self.shared.postgres.append_prepared(prepared).await;
-        }
-        let tenant = prepared.append.tenant;
+    /// One job, with whatever others there are.
+    pub(super) async fn store(&self, tenant: TenantId, job: J) -> Result<J::Outcome, Error> {
         let (done, outcome) = oneshot::channel();
-        if self.shared.enter(tenant, Waiting { prepared, done })? {
+        if self.shared.enter(tenant, Waiting { job, done })? {
             let lane = Lane { shared: Arc::clone(&self.shared), tenant, storing: Vec::new(), is_open: true };
-            self.shared.tasks.spawn("append-lane", lane.run());
+            self.shared.tasks.spawn("store-lane", lane.run());
         }
-        let lost = |_| Err(Error::unavailable("the event log", anyhow::anyhow!("the lane of an append has failed")));
+        let lost = |_| Err(Error::unavailable("postgres", anyhow::anyhow!("the lane of a group has failed")));
         outcome.await.unwrap_or_else(lost)
     }
-
-    async fn find_sent(
-        &self,
-        tenant: TenantId,
-        session: SessionId,
-        key: &IdempotencyKey,
-    ) -> Result<Option<u64>, Error> {
-        self.shared.postgres.find_sent(tenant, session, key).await
-    }
-
-    async fn read(
-        &self,
-        tenant: TenantId,
-        session: SessionId,
-        after_seq: u64,
-        limit: u32,
-    ) -> Result<Vec<SessionEvent>, Error> {
-        self.shared.postgres.read(tenant, session, after_seq, limit).await
-    }
-
-    async fn checkpoint(&self, tenant: TenantId, session: SessionId) -> Result<Option<StoredCheckpoint>, Error> {
-        self.shared.postgres.checkpoint(tenant, session).await
-    }
 }
 
-impl Shared {
-    fn queues(&self) -> MutexGuard<'_, HashMap<TenantId, Queue>> {
+impl<J: Job> Shared<J> {
+    fn queues(&self) -> MutexGuard<'_, HashMap<TenantId, Queue<J>>> {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a lane is to be opened for it.
-    fn enter(&self, tenant: TenantId, waiting: Waiting) -> Result<bool, Error> {
+    fn enter(&self, tenant: TenantId, waiting: Waiting<J>) -> Result<bool, Error> {
         let mut queues = self.queues();
         let queue = queues.entry(tenant).or_default();
         if queue.waiting.len() >= WAITING_MAX {
-            return Err(Error::unavailable("the event log", anyhow::anyhow!("{WAITING_MAX} appends wait")));
+            return Err(Error::unavailable("postgres", anyhow::anyhow!("{WAITING_MAX} jobs wait")));
         }
         queue.waiting.push_back(waiting);
         let opens = queue.lanes < self.postgres.append_lanes;
@@ -119,19 +106,19 @@ impl Shared {
     }
 }
 
-impl Queue {
-    /// The next group: of each session that is not being stored the oldest append.
-    fn take(&mut self) -> Vec<Waiting> {
+impl<J: Job> Queue<J> {
+    /// The next group: of each session that is not being stored the oldest job.
+    fn take(&mut self) -> Vec<Waiting<J>> {
         let (mut group, mut left) = (Vec::new(), VecDeque::new());
         let mut events = 0;
         while let Some(next) = self.waiting.pop_front() {
-            let is_full = group.len() == APPENDS_MAX || (events >= EVENTS_MAX && !group.is_empty());
+            let is_full = group.len() == JOBS_MAX || (events >= EVENTS_MAX && !group.is_empty());
             if is_full {
                 left.push_back(next);
                 break;
             }
-            if self.storing.insert(next.prepared.append.session) {
-                events += next.prepared.append.events.len();
+            if self.storing.insert(next.job.session()) {
+                events += next.job.events();
                 group.push(next);
             } else {
                 left.push_back(next);
@@ -144,19 +131,19 @@ impl Queue {
 }
 
 /// Stores one group after the other until nothing waits.
-struct Lane {
-    shared: Arc<Shared>,
+struct Lane<J: Job> {
+    shared: Arc<Shared<J>>,
     tenant: TenantId,
     storing: Vec<SessionId>,
     is_open: bool,
 }
 
-impl Lane {
+impl<J: Job> Lane<J> {
     async fn run(mut self) {
         while let Some(group) = self.next() {
-            let (prepared, waiting): (Vec<_>, Vec<_>) =
-                group.into_iter().map(|waiting| (waiting.prepared, waiting.done)).unzip();
-            let outcomes = self.shared.postgres.append_group(self.tenant, prepared).await;
+            let (jobs, waiting): (Vec<_>, Vec<_>) =
+                group.into_iter().map(|waiting| (waiting.job, waiting.done)).unzip();
+            let outcomes = J::store(&self.shared.postgres, self.tenant, jobs).await;
             // The sessions are free before anyone hears of it: who goes on with the same session must not find it taken.
             self.release();
             for (done, outcome) in waiting.into_iter().zip(outcomes) {
@@ -166,9 +153,9 @@ impl Lane {
         }
     }
 
-    /// The next group, or `None`, and with it the lane is closed: under one lock, or an append could come between and find
+    /// The next group, or `None`, and with it the lane is closed: under one lock, or a job could come between and find
     /// all lanes open and none that looks again. What still waits then is of sessions that another lane is storing.
-    fn next(&mut self) -> Option<Vec<Waiting>> {
+    fn next(&mut self) -> Option<Vec<Waiting<J>>> {
         let mut queues = self.shared.queues();
         let group = queues.get_mut(&self.tenant).map(Queue::take).unwrap_or_default();
         if group.is_empty() {
@@ -176,7 +163,7 @@ impl Lane {
             close(&mut queues, self.tenant);
             return None;
         }
-        self.storing = group.iter().map(|waiting| waiting.prepared.append.session).collect();
+        self.storing = group.iter().map(|waiting| waiting.job.session()).collect();
         Some(group)
     }
 
@@ -191,7 +178,7 @@ impl Lane {
 }
 
 /// When it was broken off: no session stays taken, and what waits fails at once rather than never.
-impl Drop for Lane {
+impl<J: Job> Drop for Lane<J> {
     fn drop(&mut self) {
         if self.is_open {
             self.release();
@@ -206,7 +193,7 @@ impl Drop for Lane {
     }
 }
 
-fn close(queues: &mut HashMap<TenantId, Queue>, tenant: TenantId) {
+fn close<J: Job>(queues: &mut HashMap<TenantId, Queue<J>>, tenant: TenantId) {
     let Some(queue) = queues.get_mut(&tenant) else { return };
     queue.lanes -= 1;
     if queue.lanes == 0 && queue.waiting.is_empty() {

@@ -111,6 +111,6 @@ impl LeaseStore for Postgres {
     }
 }
 
-fn micros(ttl: Duration) -> i64 {
+pub(super) fn micros(ttl: Duration) -> i64 {
     i64::try_from(ttl.as_micros()).unwrap_or(i64::MAX)
 }

@@ -16,8 +16,10 @@ const STATE_PREFIX: &str = "SESSION_STATE_";
 const STOP_REASON_PREFIX: &str = "STOP_REASON_";
 const MODE_PREFIX: &str = "PROVIDER_MODE_";
 
-/// Selects what [`session`] reads.
-pub(super) const SELECT_SESSION: &str = "
+/// Selects what [`session`] reads, of sessions `s`.
+macro_rules! select_session {
+    () => {
+        "
     select s.tenant_id, s.session_id, t.name as tenant_name, s.state, s.agent, s.config_hash, s.labels::text as labels,
         s.create_time, s.update_time, s.last_seq, s.input_seq, s.newest_input_seq, s.turn_id, s.worker,
         s.terminate_reason, s.last_stop_reason, s.attempts, s.unpriced_attempts, s.input_uncached_tokens,
@@ -25,7 +27,13 @@ pub(super) const SELECT_SESSION: &str = "
         s.cost_nano_usd, s.idle_timeout_ms, s.expire_time, s.terminate_time
     from sessions s
     join tenants t on t.tenant_id = s.tenant_id
-";
+"
+    };
+}
+pub(super) use select_session;
+
+/// See [`select_session`].
+pub(super) const SELECT_SESSION: &str = select_session!();
 
 pub(super) fn session(row: &PgRow) -> Result<Session, sqlx::Error> {
     let agent: &[u8] = row.try_get("agent")?;

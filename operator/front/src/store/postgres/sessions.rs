@@ -6,7 +6,7 @@ use croft_proto::v1::SessionState;
 use prost::Message;
 use sqlx::{AssertSqlSafe, Row};
 
-use super::events::Columns;
+use super::append::Columns;
 use super::row::{self, SELECT_SESSION, state_word, stop_reason_word};
 use super::time::Time;
 use super::usage::{self, Reported};
@@ -49,7 +49,7 @@ const INSERT: &str = "
             select 1 from tenants where tenant_id = $1 and remove_time is null
         ) and (
             $6::bigint is null
-            or (select count(*) from sessions where tenant_id = $1 and state <> 'terminated') < $6
+            or (select coalesce(sum(sessions), 0) from open_sessions where tenant_id = $1) < $6
         )
         returning 1
     ), logged as (
@@ -67,11 +67,7 @@ impl SessionStore for Postgres {
     async fn insert(&self, new: NewSession) -> Result<Inserted, Error> {
         let mut session = projection::begin(&new)?;
         let columns = Columns::of(&new.events)?;
-        // Creations under a limit go one by one in a tenant, or two could take the last place. The others lock out no more
-        // than the beginning of the tenant's removal.
-        let strength = if new.sessions_max.is_some() { "no key update" } else { "key share" };
-        let lock = format!("select 1 from tenants where tenant_id = '{}' for {strength}", new.tenant);
-        let mut tx = self.tenant_and(new.tenant, lock).await?;
+        let mut tx = self.tenant_and(new.tenant, tenant_lock(new.tenant, new.sessions_max.is_some())).await?;
         let key = new.idempotency_key.as_ref();
         let outcome = sqlx::query(INSERT)
             .bind(new.tenant.0)
@@ -114,11 +110,7 @@ impl SessionStore for Postgres {
             });
         }
         if outcome.get::<i64, _>("made") == 0 {
-            return Err(match outcome.try_get::<Option<bool>, _>("removing").map_err(failed)? {
-                Some(false) => Error::SessionLimit { max: new.sessions_max.unwrap_or(0) },
-                Some(true) => being_removed(),
-                None => unknown_tenant(),
-            });
+            return Err(not_made(outcome.try_get("removing").map_err(failed)?, new.sessions_max));
         }
         let reported = Reported { session: new.id, agent: &session.agent.name, events: &new.events };
         if let Some(totals) = usage::meter(&mut tx, new.tenant, &[reported]).await?.remove(&new.id) {
@@ -169,7 +161,7 @@ impl SessionStore for Postgres {
     async fn count_open(&self, tenant: TenantId) -> Result<u32, Error> {
         let mut tx = self.tenant(tenant).await?;
         let count: i64 =
-            sqlx::query_scalar("select count(*) from sessions where tenant_id = $1 and state <> 'terminated'")
+            sqlx::query_scalar("select coalesce(sum(sessions), 0)::bigint from open_sessions where tenant_id = $1")
                 .bind(tenant.0)
                 .fetch_one(&mut *tx)
                 .await
@@ -183,6 +175,22 @@ impl SessionStore for Postgres {
             Some((session, _)) => get(&mut tx, tenant, session).await,
             None => Ok(None),
         }
+    }
+}
+
+/// Creations under a limit go one by one in a tenant, or group by group, or two could take the last place. The others lock out
+/// no more than the beginning of the tenant's removal.
+pub(super) fn tenant_lock(tenant: TenantId, is_limited: bool) -> String {
+    let strength = if is_limited { "no key update" } else { "key share" };
+    format!("select 1 from tenants where tenant_id = '{tenant}' for {strength}")
+}
+
+/// Why a session was not made, of a tenant that is being removed, or is not, or is not known.
+pub(super) fn not_made(removing: Option<bool>, sessions_max: Option<u32>) -> Error {
+    match removing {
+        Some(false) => Error::SessionLimit { max: sessions_max.unwrap_or(0) },
+        Some(true) => being_removed(),
+        None => unknown_tenant(),
     }
 }
 

@@ -1,0 +1,83 @@
+//! A session that ended long ago is erased by any front, and is from then on as one that never was; its bill stays.
+
+use std::time::Duration;
+
+use croft_e2e::client::{message, scripted_agent};
+use croft_front::core::Options;
+use croft_front::events::log::{Append, Authority, NewEvent};
+use croft_proto::Timestamp;
+use croft_proto::id::SessionId;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{GetSessionRequest, ListUsageEventsRequest, SessionTerminated, StreamEventsRequest};
+use tonic::Code;
+
+use crate::world::{Ground, World, read_all};
+
+#[tokio::test]
+async fn a_session_is_erased_when_its_time_is_up_and_no_sooner() {
+    let options = Options {
+        retention: Some(Duration::from_hours(24)),
+        retention_look_every: Duration::from_millis(20),
+        ..Options::default()
+    };
+    let world = World::on(Ground { options, ..Ground::default() }).await;
+    let mut client = world.client();
+    let mut ids = Vec::new();
+    let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_secs()).unwrap();
+    for hours_ago in [25, 23] {
+        let session_id = client.create(scripted_agent("old")).await.unwrap().session_id;
+        let turn = client.lifecycle.send_message(message(&session_id, r#"{"script": [{"text": "hi"}]}"#)).await;
+        read_all(turn.unwrap().into_inner()).await;
+        let ended = NewEvent {
+            kind: Kind::SessionTerminated(SessionTerminated::default()),
+            turn: None,
+            elapsed_ms: 0,
+            create_time: Timestamp { seconds: now - hours_ago * 3_600, nanos: 0 },
+        };
+        let append = Append {
+            tenant: world.tenant(),
+            session: session_id.parse().unwrap(),
+            authority: Authority::Fence,
+            events: vec![ended],
+            checkpoint: None,
+            idempotency_key: None,
+            input_seq: None,
+        };
+        world.core.stores.events.append(append).await.unwrap();
+        ids.push(session_id);
+    }
+    let get = |id: &str| GetSessionRequest { session_id: id.to_owned() };
+    let erased = async {
+        while client.lifecycle.get_session(get(&ids[0])).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), erased).await.expect("the session is kept for ever");
+    client.lifecycle.get_session(get(&ids[1])).await.unwrap();
+
+    // A cursor of it is as one of a session that never was.
+    let never = SessionId::generate().to_string();
+    let mut told = Vec::new();
+    for id in [&ids[0], &never] {
+        let request = StreamEventsRequest { session_id: id.clone(), after_seq: 4, durable_only: true };
+        let refused = client.lifecycle.stream_events(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::NotFound);
+        told.push((refused.message().replace(id.as_str(), "…"), refused.details().len()));
+    }
+    assert_eq!(told[0], told[1]);
+    let usage = ListUsageEventsRequest { session_id: ids[0].clone(), ..ListUsageEventsRequest::default() };
+    let usage = client.usage.list_usage_events(usage).await.unwrap().into_inner().usage_events;
+    assert_eq!(usage.len(), 1, "the books must balance");
+    let recorded = async {
+        loop {
+            let records = world.core.stores.audit.list(world.tenant(), 0, 100).await.unwrap();
+            if let Some(record) = records.into_iter().find(|record| record.action == "session.erase") {
+                return record;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let record = tokio::time::timeout(Duration::from_secs(30), recorded).await.expect("nobody wrote it down");
+    assert_eq!((record.actor.as_str(), record.resource.as_str()), ("front", "sessions:1"));
+    assert_eq!(world.core.metrics.sessions_erased.get(), 1);
+}

@@ -1,0 +1,82 @@
+//! Bad credentials at the real ports: each of them refuses, in words that teach nothing, and goes on.
+
+use croft_front::app::MESSAGE_BYTES_CEILING;
+use croft_front::identity::Role;
+use croft_proto::v1::content_block::Block;
+use croft_proto::v1::lifecycle_service_client::LifecycleServiceClient;
+use croft_proto::v1::{ContentBlock, ListSessionsRequest, SendMessageRequest, Text};
+use serde_json::{Value, json};
+use tokio_tungstenite::connect_async;
+use tokio_tungstenite::tungstenite;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tonic::{Code, Request};
+
+use crate::issuer::Signer;
+use crate::scene::{Scene, with_token};
+
+/// What the three ways in say to a token: gRPC, SSE, WebSocket.
+async fn said(scene: &Scene, token: &str) -> [String; 3] {
+    let mut calls = LifecycleServiceClient::new(scene.channel());
+    let refused = calls.list_sessions(with_token(ListSessionsRequest::default(), token)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated, "{refused:?}");
+    let url = format!("http://{}/v1/sessions/heron/events", scene.http);
+    let answer = reqwest::Client::new().get(url).bearer_auth(token).send().await.unwrap();
+    assert_eq!((answer.status().as_u16(), answer.headers()["www-authenticate"].to_str().unwrap()), (401, "Bearer"));
+    let by_stream = answer.json::<Value>().await.unwrap()["error"]["message"].as_str().unwrap().to_owned();
+    let mut request = format!("ws://{}/v1/ws", scene.http).into_client_request().unwrap();
+    request.headers_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+    let by_socket = match connect_async(request).await {
+        Err(tungstenite::Error::Http(answer)) => {
+            assert_eq!(answer.status(), 401);
+            let body: Value = serde_json::from_slice(answer.body().as_ref().unwrap()).unwrap();
+            body["error"]["message"].as_str().unwrap().to_owned()
+        }
+        other => panic!("let in: {other:?}"),
+    };
+    [refused.message().to_owned(), by_stream, by_socket]
+}
+
+#[tokio::test]
+async fn a_bad_token_is_refused_alike_at_every_port() {
+    let scene = Scene::new().await;
+    let good = scene.people.sign(&scene.claims());
+    scene.taken(&good).await;
+    let now = jsonwebtoken::get_current_timestamp();
+    let mut words = Vec::new();
+    for bad in [
+        scene.changed("aud", json!("kubernetes")),
+        scene.changed("iss", json!("https://login.example.com")),
+        scene.changed("tenant", json!("curlew")),
+        scene.people.sign_as("people-2", &scene.claims()),
+        Signer::ec("people-1").sign(&scene.claims()),
+        "ck_00000000_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA".to_owned(),
+        "bad".to_owned(),
+    ] {
+        words.extend(said(&scene, &bad).await);
+    }
+    words.dedup();
+    assert_eq!(words.len(), 1, "{words:?}");
+    let expired = said(&scene, &scene.changed("exp", json!(now - 1))).await;
+    assert!(expired.iter().all(|words| words.ends_with("the token has expired")), "{expired:?}");
+    // Each unknown key id has caused no fetch of its own.
+    assert!(scene.issuer.fetches() <= 3, "{} fetches", scene.issuer.fetches());
+    let mut calls = LifecycleServiceClient::new(scene.channel());
+    calls.list_sessions(with_token(ListSessionsRequest::default(), &good)).await.unwrap();
+}
+
+/// It would be refused for its size, were it read.
+#[tokio::test]
+async fn nobody_without_a_credential_has_a_message_read() {
+    let scene = Scene::new().await;
+    let text = "x".repeat(MESSAGE_BYTES_CEILING + 1);
+    let huge = || SendMessageRequest {
+        content: vec![ContentBlock { block: Some(Block::Text(Text { text: text.clone() })) }],
+        ..SendMessageRequest::default()
+    };
+    let mut calls = LifecycleServiceClient::new(scene.channel());
+    let refused = calls.send_message(Request::new(huge())).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated, "{refused:?}");
+    let key = scene.api_key(Role::User).await;
+    let refused = calls.send_message(with_token(huge(), &key)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::OutOfRange, "{refused:?}");
+}

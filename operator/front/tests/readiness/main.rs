@@ -1,0 +1,184 @@
+//! P5: the program as it is started, with a database, a Redis and an operator of this test's own. `/readyz` tells of each that is away,
+//! and of it alone; `/healthz` tells of none, since a restart would bring none of them back.
+
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
+#[path = "../peers/authority.rs"]
+#[expect(dead_code, reason = "other tests need more of it")]
+mod authority;
+#[path = "../postgres/database.rs"]
+#[expect(dead_code, reason = "other tests need more of it")]
+mod database;
+mod link;
+mod operator;
+#[path = "../redis/server.rs"]
+#[expect(dead_code, reason = "other tests need more of it")]
+mod server;
+
+use std::net::SocketAddr;
+use std::process::Stdio;
+use std::time::Duration;
+
+use authority::Authority;
+use croft_serve::tls::PeerRole;
+use database::{Database, FRONT_ROLE, execute};
+use serde_json::Value;
+use tokio::process::Command;
+
+use crate::link::Link;
+use crate::operator::Operator;
+use crate::server::Server;
+
+/// Longer than anything here takes; what it bounds has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// The status and the problems: as lines at the metrics' port, as JSON at the clients'.
+async fn asked(port: u16, path: &str) -> Option<(u16, Vec<String>)> {
+    let answer = reqwest::get(format!("http://127.0.0.1:{port}{path}")).await.ok()?;
+    let status = answer.status().as_u16();
+    let text = answer.text().await.ok()?;
+    let problems = match serde_json::from_str::<Value>(&text) {
+        Ok(mut body) => serde_json::from_value(body["problems"].take()).unwrap_or_default(),
+        Err(_) if status == 200 => Vec::new(),
+        Err(_) => text.lines().map(str::to_owned).collect(),
+    };
+    Some((status, problems))
+}
+
+/// Waits until the front's ports say so, and that it lives all the while.
+async fn until(ports: [u16; 2], what: &str, holds: impl Fn(u16, &[String]) -> bool) {
+    let mut last = None;
+    let reached = async {
+        loop {
+            let mut all = true;
+            for port in ports {
+                last = asked(port, "/readyz").await;
+                all &= last.as_ref().is_some_and(|(status, problems)| holds(*status, problems));
+                if last.is_some() {
+                    assert_eq!(asked(port, "/healthz").await.unwrap().0, 200, "{what}: it is not alive");
+                }
+            }
+            if all {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    if tokio::time::timeout(PATIENCE, reached).await.is_err() {
+        panic!("{what}: {last:?}");
+    }
+}
+
+async fn until_ready(ports: [u16; 2], what: &str) {
+    until(ports, what, |status, problems| status == 200 && problems.is_empty()).await;
+}
+
+async fn until_only(ports: [u16; 2], part: &str) {
+    let prefix = format!("{part}: ");
+    until(ports, part, |status, problems| status == 503 && problems.len() == 1 && problems[0].starts_with(&prefix))
+        .await;
+}
+
+#[tokio::test]
+async fn each_part_that_is_away_is_named_and_the_program_lives() {
+    let database = Database::migrated().await;
+    let (mut redis, folder) = (Server::start().await, tempfile::tempdir().unwrap());
+    let ca = Authority::new();
+    let (front, operator) = (ca.front(), ca.issue(&PeerRole::Operator, &["localhost"]));
+    for (name, pem) in [("tls.crt", &front.cert), ("tls.key", &front.key), ("ca.crt", &front.ca)] {
+        std::fs::write(folder.path().join(name), pem).unwrap();
+    }
+    let mut operator = Operator::start(free_port(), operator).await;
+
+    let url = database.url_of(FRONT_ROLE);
+    let (before, host) = url.split_once('@').unwrap();
+    let (host, name) = host.split_once('/').unwrap();
+    let link = Link::to(host.parse::<SocketAddr>().expect("CROFT_TEST_POSTGRES_URL names an address")).await;
+    let ports = [free_port(), free_port()];
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let _running = Command::new(env!("CARGO_BIN_EXE_croft-front"))
+        .args([
+            "serve".to_owned(),
+            format!("--metrics-addr=127.0.0.1:{}", ports[0]),
+            format!("--http-addr=127.0.0.1:{}", ports[1]),
+            "--grpc-addr=127.0.0.1:0".to_owned(),
+            "--internal-addr=127.0.0.1:0".to_owned(),
+            format!("--postgres-url={before}@{}/{name}", link.address()),
+            format!("--redis-url={}", redis.url()),
+            format!("--operator-url=https://localhost:{}", operator.port()),
+            format!("--tls-cert={}", file("tls.crt")),
+            format!("--tls-key={}", file("tls.key")),
+            format!("--tls-ca={}", file("ca.crt")),
+        ])
+        .env_clear()
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    until_ready(ports, "all is there").await;
+
+    redis.kill().await;
+    until_only(ports, "redis").await;
+    redis.run().await;
+    until_ready(ports, "Redis is back").await;
+
+    link.cut();
+    until_only(ports, "postgres").await;
+    link.mend();
+    until_ready(ports, "PostgreSQL is back").await;
+
+    let mut admin = database.admin().await;
+    execute(&mut admin, "create table kept as select * from _sqlx_migrations order by version desc limit 1")
+        .await
+        .unwrap();
+    execute(&mut admin, "delete from _sqlx_migrations where version in (select version from kept)").await.unwrap();
+    until_only(ports, "postgres").await;
+    execute(&mut admin, "insert into _sqlx_migrations select * from kept").await.unwrap();
+    until_ready(ports, "the schema is current").await;
+
+    operator.stop().await;
+    until(ports, "routes that are old are good routes", |status, _| status == 200).await;
+    operator.start_again().await;
+    until_ready(ports, "the operator is back").await;
+    database.end().await;
+}
+
+#[tokio::test]
+async fn a_front_that_never_heard_of_tenants_is_not_ready() {
+    let (database, redis) = (Database::migrated().await, Server::start().await);
+    let folder = tempfile::tempdir().unwrap();
+    let front = Authority::new().front();
+    for (name, pem) in [("tls.crt", &front.cert), ("tls.key", &front.key), ("ca.crt", &front.ca)] {
+        std::fs::write(folder.path().join(name), pem).unwrap();
+    }
+    let ports = [free_port(), free_port()];
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let _running = Command::new(env!("CARGO_BIN_EXE_croft-front"))
+        .args([
+            "serve".to_owned(),
+            format!("--metrics-addr=127.0.0.1:{}", ports[0]),
+            format!("--http-addr=127.0.0.1:{}", ports[1]),
+            "--grpc-addr=127.0.0.1:0".to_owned(),
+            "--internal-addr=127.0.0.1:0".to_owned(),
+            format!("--postgres-url={}", database.url_of(FRONT_ROLE)),
+            format!("--redis-url={}", redis.url()),
+            // Nobody is there.
+            "--operator-url=https://localhost:1".to_owned(),
+            format!("--tls-cert={}", file("tls.crt")),
+            format!("--tls-key={}", file("tls.key")),
+            format!("--tls-ca={}", file("ca.crt")),
+        ])
+        .env_clear()
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    until_only(ports, "routes").await;
+    database.end().await;
+}
