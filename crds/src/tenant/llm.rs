@@ -40,7 +40,7 @@ pub struct LlmSpec {
 pub struct ProviderSpec {
     /// Whose interface it speaks.
     pub name: ProviderName,
-    /// Which of OpenAI's two interfaces. Without it Responses, and Chat with source InCluster: servers of one's own mostly
+    /// Which of OpenAI's two interfaces. Without it Responses, and Chat for models in the cluster: servers of one's own mostly
     /// speak that one alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api: Option<ProviderApi>,

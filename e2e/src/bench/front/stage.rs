@@ -228,6 +228,8 @@ async fn start_front(
             format!("--grpc-addr={grpc}"),
             format!("--http-addr={http}"),
             format!("--internal-addr=127.0.0.1:{}", ports.next()?),
+            // The idle WebSockets are all of one tenant.
+            "--streams-per-tenant-max=20000".to_owned(),
         ]);
     let mut program = Program::start(name, front, loopback(ops), &place.scratch.join(format!("{name}.log")))?;
     program.ready().await?;
