@@ -22,8 +22,7 @@ pub async fn at(stage: &Stage, per_second: u32, count: u32) -> anyhow::Result<Ro
     stage.settled().await?;
     let cpu = stage.cpu()?;
     let made = Pace { per_second, count }.run(async |number| make(stage, &patterns, number).await).await;
-    let times: Vec<Duration> =
-        made.into_iter().map(|(due, done)| Ok(done? - due)).collect::<kube::Result<_>>()?;
+    let times: Vec<Duration> = made.into_iter().map(|(due, done)| Ok(done? - due)).collect::<kube::Result<_>>()?;
     let cpu = stage.cpu_since(&cpu)?;
     let what = format!("the same {} objects posted by a bare client, {per_second}/s", patterns.len() + 1);
     Ok(Row::times(what, times.into_iter().collect::<Samples>()).besides(cpu))
