@@ -304,7 +304,7 @@ async fn every_provider_answers_through_the_program() {
         assert_eq!((attempt.provider.as_str(), attempt.model.as_str()), (provider, model));
         assert_eq!(attempt.usage.unwrap().output_tokens, 17, "{model}");
         let Kind::AgentMessage(message) = &heard.durables[2] else { panic!("{model}") };
-        assert_eq!(texts(&message.content), "Grüße aus dem 🌻-Beet,\n\"heute\" \\ morgen.", "{model}");
+        assert_eq!(support::texts(&message.content), "Grüße aus dem 🌻-Beet,\n\"heute\" \\ morgen.", "{model}");
     }
 }
 
