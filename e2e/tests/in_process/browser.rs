@@ -114,8 +114,11 @@ async fn a_turn_streams_to_a_page_token_by_token() {
         let event = call.message::<SendMessageResponse>().await.event.unwrap();
         match event.kind {
             Some(Kind::TextDelta(delta)) => {
-                let stored = world.stored(&session_id).await;
-                assert_eq!(stored.last_stop_reason.as_str_name(), "STOP_REASON_UNSPECIFIED", "it came late");
+                // The turn may be over by the time that its last token is read, but not at the first.
+                if texts.is_empty() {
+                    let stored = world.stored(&session_id).await;
+                    assert_eq!(stored.last_stop_reason.as_str_name(), "STOP_REASON_UNSPECIFIED", "it came late");
+                }
                 texts.push(delta.text);
             }
             Some(Kind::SessionIdle(_)) => break event,

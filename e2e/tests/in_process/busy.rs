@@ -28,7 +28,10 @@ use tonic_types::StatusExt;
 use crate::nap;
 use crate::world::{Ground, World, names, read_all, stop_reason};
 
-const SLOW: &str = r#"{"script": [{"text": "a b c d e f g h", "token_delay_ms": 60000}]}"#;
+/// The first token comes after half a second, the last one after half a minute.
+const SLOW: &str = r#"{"script": [{"text":
+    "a b c d e f g h i j k l m n o p q r s t u v w x y z a b c d e f g h i j k l m n o p q r s t u v w x y z a b c d e f g h",
+    "token_delay_ms": 500}]}"#;
 const QUICK: &str = r#"{"script": [{"text": "done"}]}"#;
 
 type Turn = Streaming<SendMessageResponse>;

@@ -222,7 +222,7 @@ mod tests {
     use super::*;
 
     fn wire() -> Arc<Wire> {
-        let refused = |status, _: Option<&Value>| Error::new("test", Class::Invalid, status.to_string());
+        let refused = |status: u16, _: Option<&Value>| Error::new("test", Class::Invalid, status.to_string());
         let manner = Manner { provider: "test", key_header: ("x-key", ""), headers: &[], refused };
         Wire::new(manner, SecretString::from("sk-very-secret"), Limits::default()).unwrap()
     }

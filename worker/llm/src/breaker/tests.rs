@@ -172,10 +172,12 @@ proptest! {
                     }
                     match (before, after) {
                         (State::Closed, State::Open) => {
-                            prop_assert!(matches!(outcome, Outcome::Failed { .. }));
+                            prop_assert!(matches!(outcome, Outcome::Failed { .. }), "{outcome:?}");
                             prop_assert!(failures * 2 >= POLICY.outcomes_min);
                         }
-                        (State::HalfOpen, State::Open) => prop_assert!(matches!(outcome, Outcome::Failed { .. })),
+                        (State::HalfOpen, State::Open) => {
+                            prop_assert!(matches!(outcome, Outcome::Failed { .. }), "{outcome:?}");
+                        }
                         (State::HalfOpen, State::Closed) => {
                             prop_assert_eq!(outcome, Outcome::Answered);
                             failures = 0;
