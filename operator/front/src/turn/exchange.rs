@@ -256,8 +256,6 @@ impl Exchange<'_> {
             Frame::Interrupt { turn } if turn.is_none_or(|turn| turn == self.recorder.turn()) => {
                 StopReason::Interrupted
             }
-            // It was for a turn that has ended.
-            Frame::Interrupt { .. } => return Ok(None),
             Frame::Terminated => StopReason::Terminated,
             Frame::ApprovalResolved { seq } => {
                 let (tenant, session) = (self.session.tenant, self.session.id);
@@ -267,7 +265,8 @@ impl Exchange<'_> {
                 }
                 return Ok(None);
             }
-            Frame::Events(_) | Frame::Listening => return Ok(None),
+            // An interrupt of a turn that has ended is none of this one's.
+            Frame::Interrupt { .. } | Frame::Events(_) | Frame::Listening => return Ok(None),
         };
         send(outgoing, cancel(stop_reason)).await;
         Ok(Some(stop_reason))

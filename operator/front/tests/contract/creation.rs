@@ -1,4 +1,4 @@
-//! What the five steps of CreateSession promise over every store: a failure at any of them leaves nothing behind, neither a row
+//! What the five steps of `CreateSession` promise over every store: a failure at any of them leaves nothing behind, neither a row
 //! nor a key, nor a worker's room, nor a session at the worker.
 
 use std::collections::BTreeSet;
@@ -191,7 +191,7 @@ pub(crate) async fn leaves_nothing_behind_when_a_step_fails(stores: &Stores) {
     let homeless: Change = Box::new(|scene| scene.reroute(|route| route.workers.clear()));
     let unreachable: Change = Box::new(|scene| {
         // Nothing listens there.
-        scene.reroute(|route| route.workers[0].address = "127.0.0.1:1".to_owned());
+        scene.reroute(|route| "127.0.0.1:1".clone_into(&mut route.workers[0].address));
     });
     for (step, change, model, reason) in [
         ("authorise", cordoned, "scripted-1", "TENANT_CLOSED"),

@@ -31,7 +31,7 @@ async fn hung_up(stream: &mut TcpStream) {
 }
 
 /// The peer's machine is gone: whatever reaches it is lost, and nothing is said of it. `BPF_RET | BPF_K` with 0 keeps nothing of
-/// a packet: https://www.kernel.org/doc/html/latest/networking/filter.html
+/// a packet: <https://www.kernel.org/doc/html/latest/networking/filter.html>
 fn vanish(stream: &TcpStream) {
     SockRef::from(stream).attach_filter(&[SockFilter::new(0x06, 0, 0, 0)]).unwrap();
 }

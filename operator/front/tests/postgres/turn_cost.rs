@@ -30,8 +30,8 @@ async fn a_turn_begins_in_one_transaction_and_ends_in_one() {
     let message = append(tenant, session, vec![said("hello"), Kind::SessionRunning(SessionRunning {})]);
     let begin = Begin { message, holder: "front-0".into(), ttl: Duration::from_mins(1) };
     let Begun::New(opened) = stores.turns.begin(begin).await.unwrap() else { panic!("the lease is free") };
-    let began = writers(&database, &["sessions", "leases", "events where seq in (3, 4)"]).await;
-    assert_eq!(began.len(), 1);
+    let begun_by = writers(&database, &["sessions", "leases", "events where seq in (3, 4)"]).await;
+    assert_eq!(begun_by.len(), 1);
 
     let kinds = vec![attempt("only", Some(5)), Kind::SessionIdle(SessionIdle::default())];
     let last = Append {
@@ -44,6 +44,6 @@ async fn a_turn_begins_in_one_transaction_and_ends_in_one() {
     let rows = ["sessions", "leases", "events where seq in (5, 6)", "checkpoints", "llm_usage_events"];
     let ended = writers(&database, &rows).await;
     assert_eq!(ended.len(), 1);
-    assert_ne!(began, ended);
+    assert_ne!(begun_by, ended);
     database.end().await;
 }

@@ -85,6 +85,7 @@ struct Feedback {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[expect(clippy::struct_field_names, reason = "they are called as on the wire")]
 struct Usage {
     prompt_token_count: Option<i64>,
     cached_content_token_count: Option<i64>,
@@ -135,13 +136,11 @@ impl answer::Decoder for Decoder {
     const PROVIDER: &'static str = NAME;
 
     fn event(&mut self, data: &str, deltas: &mut VecDeque<Delta>) -> Result<(), Error> {
-        match serde_json::from_str::<Chunk<NeutralPart>>(data) {
-            Ok(chunk) => self.chunk(chunk, deltas),
-            Err(_) => {
-                let chunk = serde_json::from_str::<Chunk<Part>>(data).map_err(|error| senseless(NAME, error))?;
-                self.chunk(chunk, deltas)
-            }
+        if let Ok(chunk) = serde_json::from_str::<Chunk<NeutralPart>>(data) {
+            return self.chunk(chunk, deltas);
         }
+        let chunk = serde_json::from_str::<Chunk<Part>>(data).map_err(|error| senseless(NAME, error))?;
+        self.chunk(chunk, deltas)
     }
 
     fn failure(body: &Value) -> Error {
@@ -198,7 +197,9 @@ impl Decoder {
         // We ask for one candidate.
         for candidate in chunk.candidates.unwrap_or_default().into_iter().filter(|candidate| candidate.index == 0) {
             let parts = candidate.content.and_then(|content| content.parts).unwrap_or_default();
-            parts.into_iter().for_each(|part| self.part(part.into(), deltas));
+            for part in parts {
+                self.part(part.into(), deltas);
+            }
             if let Some(reason) = candidate.finish_reason {
                 self.stop = Some(self.finish(&reason, candidate.finish_message)?);
             }

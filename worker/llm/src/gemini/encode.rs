@@ -113,7 +113,7 @@ fn models(message: &Message, demands_signatures: bool) -> Vec<Value> {
                 if whole.len() == 1
                     && let Some(found) = whole.remove(SIGNATURE)
                 {
-                    parts.extend(signature.replace(found).map(bare));
+                    parts.extend(signature.replace(found).as_ref().map(bare));
                     continue;
                 }
                 Value::Object(whole)
@@ -125,12 +125,12 @@ fn models(message: &Message, demands_signatures: bool) -> Vec<Value> {
         }
         parts.push(part);
     }
-    parts.extend(signature.map(bare));
+    parts.extend(signature.as_ref().map(bare));
     parts
 }
 
 /// A signature that came on a part without content.
-fn bare(signature: Value) -> Value {
+fn bare(signature: &Value) -> Value {
     json!({"text": "", SIGNATURE: signature})
 }
 

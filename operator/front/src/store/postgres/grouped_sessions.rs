@@ -89,17 +89,15 @@ impl Job for NewSession {
         {
             return vec![postgres.insert(single).await];
         }
-        match postgres.insert_together(tenant, &group).await {
-            Ok(outcomes) => outcomes,
-            // One of them is such that the database does not have it, or the database is away, which each finds by itself.
-            Err(_) => {
-                let mut outcomes = Vec::with_capacity(group.len());
-                for new in group {
-                    outcomes.push(postgres.insert(new).await);
-                }
-                outcomes
-            }
+        if let Ok(outcomes) = postgres.insert_together(tenant, &group).await {
+            return outcomes;
         }
+        // One of them is such that the database does not have it, or the database is away, which each finds by itself.
+        let mut outcomes = Vec::with_capacity(group.len());
+        for new in group {
+            outcomes.push(postgres.insert(new).await);
+        }
+        outcomes
     }
 }
 

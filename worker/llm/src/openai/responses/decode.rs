@@ -80,6 +80,7 @@ struct Call {
 
 /// The state of one answer.
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a thing that the answer has had or not, in any combination")]
 pub(crate) struct Decoder {
     opened: bool,
     next_block: u32,
@@ -202,14 +203,11 @@ impl Decoder {
 
     fn text(&mut self, item: u32, part: u32, sort: Sort, text: Option<String>, deltas: &mut VecDeque<Delta>) {
         let Some(text) = text.filter(|text| !text.is_empty()) else { return };
-        let block = match self.texts.get(&(item, part, sort)) {
-            Some(block) => *block,
-            None => {
-                let block = self.block();
-                self.texts.insert((item, part, sort), block);
-                block
-            }
-        };
+        let block = self.texts.get(&(item, part, sort)).copied().unwrap_or_else(|| {
+            let block = self.block();
+            self.texts.insert((item, part, sort), block);
+            block
+        });
         deltas.push_back(match sort {
             Sort::Text => Delta::Text { block, text },
             Sort::Thinking => Delta::Thinking { block, text },
