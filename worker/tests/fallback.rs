@@ -68,20 +68,23 @@ impl Provider for Canned {
 }
 
 fn copy(delta: &Result<Delta, Error>) -> Result<Delta, Error> {
-    delta.as_ref().map(Delta::clone).map_err(|error| Error::new(error.provider, error.class, error.message.clone()))
+    match delta {
+        Ok(delta) => Ok(delta.clone()),
+        Err(error) => Err(Error::new(error.provider, error.class, error.message.clone())),
+    }
 }
 
 fn fails(class: Class) -> Answer {
     vec![Err(Error::new("canned", class, "out of order"))]
 }
 
-fn opened() -> Result<Delta, Error> {
-    Ok(Delta::Opened { response_id: "r".into(), model: "m".into() })
+fn opened() -> Delta {
+    Delta::Opened { response_id: "r".into(), model: "m".into() }
 }
 
 fn stops(said: &str, stop: Stop) -> Answer {
     let usage = TokenUsage { output_tokens: 3, ..TokenUsage::default() };
-    vec![opened(), Ok(Delta::Text { block: 0, text: said.into() }), Ok(Delta::Usage(usage)), Ok(Delta::Stop(stop))]
+    vec![Ok(opened()), Ok(Delta::Text { block: 0, text: said.into() }), Ok(Delta::Usage(usage)), Ok(Delta::Stop(stop))]
 }
 
 fn says(said: &str) -> Answer {
@@ -232,7 +235,7 @@ async fn what_only_one_model_understands_does_not_reach_the_next_and_the_turn_st
     let native = NativeBlock { provider: "a".into(), json: "{}".into() };
     let calls = |id: &str| {
         vec![
-            opened(),
+            Ok(opened()),
             Ok(Delta::Thinking { block: 0, text: "hm".into() }),
             Ok(Delta::Signature { block: 0, signature: "of-this-model".into() }),
             Ok(Delta::Native { block: 1, native: native.clone() }),

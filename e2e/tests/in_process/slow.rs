@@ -13,7 +13,7 @@ use tonic_types::StatusExt;
 use crate::world::World;
 
 /// Longer than anything here takes; what it bounds has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Stores an event of so many bytes, and shows it, as a turn does.
 async fn publish(world: &World, session_id: &str, bytes: usize) -> u64 {

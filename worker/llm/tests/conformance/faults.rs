@@ -285,6 +285,10 @@ async fn a_caller_that_goes_away_ends_the_call() {
     }
 }
 
+/// Who refuses, with which body and headers, and for how many seconds it asks to wait.
+type Dialect<'a> =
+    (&'a dyn Fixture, &'a serde_json::Value, &'a [(&'static str, &'a str)], Option<std::ops::Range<f64>>);
+
 /// How each provider, and some gateways before them, say that it is too much and when to come again.
 #[tokio::test]
 async fn too_much_is_told_in_every_dialect_with_its_wait() {
@@ -298,8 +302,7 @@ async fn too_much_is_told_in_every_dialect_with_its_wait() {
     let date = jiff::fmt::rfc2822::DateTimePrinter::new()
         .timestamp_to_rfc9110_string(&(jiff::Timestamp::now() + jiff::SignedDuration::from_secs(30)))
         .unwrap();
-    type Headers<'a> = &'a [(&'static str, &'a str)];
-    let cases: [(&dyn Fixture, &serde_json::Value, Headers<'_>, Option<std::ops::Range<f64>>); 12] = [
+    let cases: [Dialect<'_>; 12] = [
         (anthropic, &claude, &[("retry-after", "7")], Some(7.0..7.1)),
         (anthropic, &claude, &[("retry-after", &date)], Some(1.0..31.0)),
         (

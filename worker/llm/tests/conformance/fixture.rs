@@ -74,11 +74,13 @@ pub fn stream(body: String) -> ResponseTemplate {
 
 /// Events without a name.
 fn data(events: &[Value]) -> String {
-    events.iter().map(|event| format!("data: {event}\n\n")).collect()
+    let lines: Vec<_> = events.iter().map(|event| format!("data: {event}\n\n")).collect();
+    lines.concat()
 }
 
 /// Events that are named by their type.
 fn named(events: &[Value]) -> String {
     let name = |event: &Value| event["type"].as_str().unwrap_or_default().to_owned();
-    events.iter().map(|event| format!("event: {}\ndata: {event}\n\n", name(event))).collect()
+    let lines: Vec<_> = events.iter().map(|event| format!("event: {}\ndata: {event}\n\n", name(event))).collect();
+    lines.concat()
 }
