@@ -20,6 +20,9 @@ use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use support::*;
 
+/// Of one model in one turn.
+const ATTEMPTS_MAX: usize = 3;
+
 type Answer = Vec<Result<Delta, Error>>;
 
 /// A provider that gives these answers one after another, and the last of them again and again.
@@ -266,12 +269,11 @@ async fn what_only_one_model_understands_does_not_reach_the_next_and_the_turn_st
 #[tokio::test(start_paused = true)]
 async fn a_model_that_keeps_failing_is_left_alone_by_all_sessions_and_then_tried_again() {
     let policy = breaker::Policy::default();
-    let attempts_max = 3;
     let failures = usize::try_from(policy.outcomes_min).unwrap();
     let answers = std::iter::repeat_with(|| fails(Class::Overload)).take(failures).chain([says("well again")]);
     let (a, b) = (Canned::new("a", answers), Canned::new("b", [says("from b")]));
     let worker = worker(&[&a, &b]).await;
-    for _ in 0..failures.div_ceil(attempts_max) {
+    for _ in 0..failures.div_ceil(ATTEMPTS_MAX) {
         assert_eq!(turn(&worker, &agent(), &[]).await.stop_reason(), StopReason::EndTurn);
     }
     assert_eq!(a.calls(), failures);
@@ -295,7 +297,10 @@ async fn without_another_model_the_turn_waits_for_the_breaker() {
     let a = Canned::new("a", answers);
     let worker = worker(&[&a]).await;
     let alone = AgentSpec { fallback_models: Vec::new(), ..agent() };
-    assert_eq!(turn(&worker, &alone, &[]).await.stop_reason(), StopReason::Error);
+    for _ in 0..failures.div_ceil(ATTEMPTS_MAX) {
+        assert_eq!(turn(&worker, &alone, &[]).await.stop_reason(), StopReason::Error);
+    }
+    assert_eq!(a.calls(), failures);
     let heard = turn(&worker, &alone, &[]).await;
     assert_eq!(heard.stop_reason(), StopReason::EndTurn);
     assert_eq!(said(&heard), [("well again".to_owned(), "a".to_owned())]);
