@@ -25,6 +25,7 @@ pub mod services;
 pub mod session;
 pub mod status;
 pub mod store;
+mod sync;
 pub mod tenants;
 pub mod turn;
 pub mod usage;

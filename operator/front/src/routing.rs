@@ -5,7 +5,7 @@
 //! worst a call that fails.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use croft_proto::id::{SessionId, TenantId};
@@ -13,6 +13,7 @@ use croft_proto::v1::WorkerRoute;
 use tokio::time::Instant;
 
 use crate::error::Error;
+use crate::sync::{Mutex, MutexGuard};
 use crate::tenants::{Tenant, Tenants};
 
 /// How long a worker that failed is passed over, while another can take its place.
@@ -107,7 +108,13 @@ impl Router {
     /// call that fails costs the caller no more than a refusal. Fails with [`Error::NoWorker`].
     pub fn place(&self, tenant: TenantId, session: SessionId, preferred: Option<&str>) -> Result<Placement, Error> {
         let Some(route) = self.tenants.get(tenant) else {
-            self.lock().workers.remove(&tenant);
+            // Places that are in use still have to be given back, also once the tenant is there again.
+            self.lock().workers.retain(|other, workers| {
+                if *other == tenant {
+                    workers.retain(|_, worker| worker.placed > 0);
+                }
+                *other != tenant || !workers.is_empty()
+            });
             return Err(Error::NoWorker { why: "the tenant is gone".to_owned() });
         };
         let mut counts = self.lock();
@@ -379,6 +386,63 @@ mod tests {
         drop(located);
         assert_eq!(router.placed(tenant, "reed"), 0);
         assert!(matches!(router.locate(tenant, "rush"), Err(Error::NoWorker { .. })));
+    }
+
+    /// As the test below, in orders that a scheduler chooses: a worker is deregistered between the look at its route and its
+    /// placement, its health turns, its tenant is gone and comes back.
+    #[test]
+    fn whatever_the_order_a_place_is_counted_once_and_given_back_once() {
+        crate::sync::model::check(2_000, || {
+            let bounded = |name: &str| WorkerRoute { sessions_max: 2, ..worker(name) };
+            let (router, tenants, tenant) = router(vec![bounded("reed"), bounded("rush")]);
+            let placing = |preferred: Option<&'static str>| {
+                let router = router.clone();
+                shuttle::thread::spawn(move || {
+                    for _ in 0..2 {
+                        if let Ok(placement) = router.place(tenant, SessionId::generate(), preferred) {
+                            let placed = router.placed(tenant, placement.worker());
+                            assert!((1..=2).contains(&placed), "{placed} on {}", placement.worker());
+                            router.report_failure(tenant, placement.worker());
+                        }
+                    }
+                })
+            };
+            let threads = [placing(Some("reed")), placing(None)];
+            let (turning, leaving) = (router.clone(), tenants.clone());
+            let health = shuttle::thread::spawn(move || {
+                turning.update_health(tenant, "reed", false);
+                turning.update_health(tenant, "bulrush", true);
+                turning.update_health(tenant, "reed", true);
+            });
+            let routes = shuttle::thread::spawn(move || {
+                for workers in [vec![bounded("rush")], vec![], vec![bounded("reed"), bounded("rush")]] {
+                    tell(&leaving, tenant, workers, "");
+                    shuttle::thread::yield_now();
+                }
+            });
+            for thread in threads.into_iter().chain([health, routes]) {
+                thread.join().unwrap();
+            }
+            assert_eq!((router.placed(tenant, "reed"), router.placed(tenant, "rush")), (0, 0));
+            assert!(router.lock().workers[&tenant].keys().all(|name| name == "reed" || name == "rush"));
+        });
+    }
+
+    #[tokio::test]
+    async fn a_place_from_before_its_tenant_was_gone_takes_no_other_place_away() {
+        let (router, tenants, tenant) = router(vec![worker("reed")]);
+        let before = place(&router, tenant);
+        tenants.apply(WatchRoutesResponse {
+            version: 2,
+            change: Some(Change::Snapshot(RouteSnapshot { tenants: Vec::new() })),
+        });
+        assert_eq!(why(&router, tenant), "the tenant is gone");
+        tell(&tenants, tenant, vec![worker("reed")], "");
+        let after = place(&router, tenant);
+        drop(before);
+        assert_eq!(router.placed(tenant, "reed"), 1);
+        drop(after);
+        assert_eq!(router.placed(tenant, "reed"), 0);
     }
 
     /// Workers come and go while many threads place: no panic, no worker above its bound, and all counts end at zero.

@@ -4,9 +4,13 @@
 //! lost here is lost to speed alone: [`follow`](super::replay::follow) finds durable events in the log.
 
 mod metrics;
+#[cfg(test)]
+mod model;
 mod outbox;
 mod pump;
 mod queue;
+#[cfg(test)]
+mod readers;
 mod sender;
 #[cfg(test)]
 mod tests;
@@ -14,7 +18,7 @@ mod topics;
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -33,6 +37,7 @@ use self::queue::{Pushed, Queue, Sized};
 use self::sender::Sender;
 use self::topics::{Joined, ListenerId, Topic, Topics};
 use crate::events::relay::{Envelope, Frame, Relay};
+use crate::sync::{Mutex, MutexGuard};
 
 /// Of one turn; at the bound the newest is dropped. A turn that doesn't read its controls has been told enough.
 const CONTROLS_MAX: usize = 64;

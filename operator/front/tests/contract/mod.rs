@@ -8,6 +8,7 @@ pub(crate) mod fixtures;
 pub(crate) mod keys;
 pub(crate) mod leases;
 pub(crate) mod models;
+pub(crate) mod numbering;
 pub(crate) mod removal;
 pub(crate) mod retention;
 pub(crate) mod sessions;
@@ -36,6 +37,7 @@ macro_rules! promises {
                 stores_nothing_while_someone_holds_the_lease, has_one_winner_of_many, refuses_sessions_that_cannot_run,
                 answers_a_repeated_key_without_taking_the_lease, gives_the_lease_up_with_the_last_word,
                 keeps_the_lease_for_a_message_that_waits, leaves_no_message_lying;
+            numbering: holds_whatever_is_given_up_refused_or_repeated;
             usage: keeps_tenants_apart, counts_an_attempt_once, tells_unknown_prices, tells_whose_account_answered, lists_newest_first_in_pages,
                 summarizes_by_each_dimension, totals_nothing_without_rows, takes_no_negative_tokens,
                 adds_to_the_sessions_totals;

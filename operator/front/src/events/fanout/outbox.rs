@@ -2,7 +2,7 @@
 //! was under way is the next frame, so an idle system waits for nothing and a busy one sends few large frames.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use croft_proto::id::{SessionId, TenantId};
 use tokio::sync::Notify;
@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::queue::Sized;
 use crate::events::relay::{Envelope, Frame};
+use crate::sync::{Mutex, MutexGuard};
 
 pub(super) type Key = (TenantId, SessionId);
 

@@ -2,12 +2,13 @@
 //! for durable events.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use croft_proto::v1::SessionEvent;
 
 use super::Item;
+use crate::sync::{Mutex, MutexGuard};
 
 /// An event on its way to many, with its size on the wire.
 #[derive(Debug, Clone)]
