@@ -46,7 +46,7 @@ fn hub(events_max: usize) -> Hub {
             options,
             metrics: Metrics::register(&Registry::new()).unwrap(),
             outbox: Arc::new(Outbox::new(origin)),
-            topics: Mutex::default(),
+            topics: Arc::default(),
             relay_up: Arc::new(AtomicBool::new(true)),
             turns: watch::Sender::new(0),
         }),
@@ -175,19 +175,22 @@ fn every_frame_is_sent_once_in_order_and_every_sender_ends() {
 fn whoever_has_a_place_sees_all_that_follows_and_the_last_to_leave_ends_the_pump() {
     check(ORDERS, || {
         let (hub, key) = (hub(64), key());
-        let publishing = hub.clone();
+        // The number of the last event whose publication has begun.
+        let begun = Arc::new(AtomicUsize::new(0));
+        let (publishing, counting) = (hub.clone(), Arc::clone(&begun));
         let publisher = thread::spawn(move || {
             for seq in 1..=3 {
+                counting.fetch_add(1, Ordering::SeqCst);
                 publishing.publish(key.0, key.1, vec![durable(seq)]);
             }
         });
         let readers: Vec<_> = (0..2)
             .map(|_| {
-                let hub = hub.clone();
+                let (hub, begun) = (hub.clone(), Arc::clone(&begun));
                 thread::spawn(move || {
                     let (mut subscription, pump) = join(&hub, key);
-                    let first = hub.shared.topics().get_mut(&key).unwrap().newest_seq + 1;
                     // What it is sent from now on has no hole; the log has what was before.
+                    let first = u64::try_from(begun.load(Ordering::SeqCst)).unwrap() + 1;
                     let mut seen = Vec::new();
                     while let Some(Some(item)) = futures::FutureExt::now_or_never(subscription.next()) {
                         let Item::Durable(event) = item else { panic!("{item:?}") };

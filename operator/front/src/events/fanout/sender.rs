@@ -1,7 +1,7 @@
 //! Takes frames from the outbox to the relay, several at a time, one of each session.
 
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use croft_serve::Tasks;
@@ -13,6 +13,7 @@ use super::outbox::{Job, Key, Outbox};
 use super::topics::{Elsewhere, Topics};
 use super::{count, set_up};
 use crate::events::relay::{Frame, Relay};
+use crate::sync::Mutex;
 
 const SENDERS: usize = 4;
 /// After a failure, so that a relay that is down is not asked a million times a second. Meanwhile the outbox sheds.
