@@ -414,13 +414,13 @@ mod tests {
                 turning.update_health(tenant, "bulrush", true);
                 turning.update_health(tenant, "reed", true);
             });
-            let routes = shuttle::thread::spawn(move || {
+            let telling = shuttle::thread::spawn(move || {
                 for workers in [vec![bounded("rush")], vec![], vec![bounded("reed"), bounded("rush")]] {
                     tell(&leaving, tenant, workers, "");
                     shuttle::thread::yield_now();
                 }
             });
-            for thread in threads.into_iter().chain([health, routes]) {
+            for thread in threads.into_iter().chain([health, telling]) {
                 thread.join().unwrap();
             }
             assert_eq!((router.placed(tenant, "reed"), router.placed(tenant, "rush")), (0, 0));
