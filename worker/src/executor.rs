@@ -15,7 +15,9 @@ use std::time::Duration;
 use croft_llm::{Providers, Stop, retry};
 use croft_proto::id::SessionId;
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{AgentLimits, AgentSpec, StepCompleted, StepFinished, StepStarted, StopReason, ToolResult};
+use croft_proto::v1::{
+    AgentLimits, AgentSpec, ModelAttempt, StepCompleted, StepFinished, StepStarted, StopReason, ToolResult,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::interrupt::{Interrupt, Why};
@@ -75,6 +77,8 @@ pub(crate) struct Executor<'step> {
     pub(crate) state: State,
     /// Results that the turn begins with: calls that an earlier one left open.
     pub(crate) closed: Vec<ToolResult>,
+    /// Attempts at models in this turn of which the front before may not have heard.
+    pub(crate) untold: Vec<ModelAttempt>,
 }
 
 /// How a superstep left the turn.
@@ -101,6 +105,9 @@ impl Executor<'_> {
     /// Runs to the end of the turn, and tells the front how it ended.
     pub(crate) async fn run(mut self, started: StepStarted) {
         self.link.event(Kind::StepStarted(started)).await;
+        for attempt in std::mem::take(&mut self.untold) {
+            self.link.attempted(attempt).await;
+        }
         for result in std::mem::take(&mut self.closed) {
             self.link.event(Kind::ToolResult(result)).await;
         }

@@ -1,13 +1,14 @@
 //! The step's side of its talk with the front: what it sends, and the answers it waits for.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use croft_proto::v1::execute_step_request::Message as FromFront;
 use croft_proto::v1::execute_step_response::Message as ToFront;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    ApprovalResolved, ExecuteStepRequest, Grant, GrantRefused, GrantRequest, SessionCheckpoint, StepFinished,
+    ApprovalRequired, ApprovalResolved, ExecuteStepRequest, Grant, GrantRefused, GrantRequest, ModelAttempt,
+    SessionCheckpoint, StepFinished,
 };
 use tokio::sync::{oneshot, watch};
 
@@ -27,6 +28,10 @@ pub(crate) struct Link {
     /// The highest index that is stored. The front stores in order, so all before it are stored too.
     stored: watch::Sender<u64>,
     decisions: watch::Sender<HashMap<String, ApprovalResolved>>,
+    /// Approvals whose question is stored already: whoever had the turn before asked.
+    asked: HashSet<String>,
+    /// Attempts at models that were sent, by the index of their event.
+    attempts: Mutex<Vec<(u64, ModelAttempt)>>,
 }
 
 impl Link {
@@ -38,7 +43,17 @@ impl Link {
             grants: Mutex::default(),
             stored: watch::Sender::new(0),
             decisions: watch::Sender::new(HashMap::new()),
+            asked: HashSet::new(),
+            attempts: Mutex::default(),
         }
+    }
+
+    /// With what people were asked in this turn before, and have decided.
+    pub(crate) fn with_approvals(mut self, asked: Vec<String>, decisions: Vec<ApprovalResolved>) -> Self {
+        self.asked = asked.into_iter().collect();
+        let decisions = decisions.into_iter().map(|decision| (decision.approval_id.clone(), decision));
+        self.decisions = watch::Sender::new(decisions.collect());
+        self
     }
 
     /// Takes in what the front says.
@@ -74,6 +89,30 @@ impl Link {
     /// Sends a durable event, and returns its index.
     pub(crate) async fn event(&self, kind: Kind) -> u64 {
         self.outbox.event(&self.turn_id, kind).await
+    }
+
+    /// Asks people for an approval, unless they were asked before.
+    pub(crate) async fn ask(&self, approval: ApprovalRequired) {
+        if !self.asked.contains(&approval.approval_id) {
+            self.event(Kind::ApprovalRequired(approval)).await;
+        }
+    }
+
+    /// Tells what an attempt at a model came to.
+    pub(crate) async fn attempted(&self, attempt: ModelAttempt) {
+        let index = self.event(Kind::ModelAttempt(attempt.clone())).await;
+        self.attempts().push((index, attempt));
+    }
+
+    /// The attempts that are not known to be stored: whoever heard of them may have been lost.
+    pub(crate) fn untold(&self) -> Vec<ModelAttempt> {
+        let stored = *self.stored.borrow();
+        let attempts = std::mem::take(&mut *self.attempts());
+        attempts.into_iter().filter(|(index, _)| *index > stored).map(|(_, attempt)| attempt).collect()
+    }
+
+    fn attempts(&self) -> MutexGuard<'_, Vec<(u64, ModelAttempt)>> {
+        self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends a preview, which may be dropped.

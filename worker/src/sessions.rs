@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use croft_proto::id::SessionId;
-use croft_proto::v1::{AgentSpec, SessionCheckpoint, StopReason};
+use croft_proto::v1::{AgentSpec, ModelAttempt, SessionCheckpoint, StopReason};
 use prometheus::IntGauge;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -37,6 +37,14 @@ struct Held {
     epoch: u64,
     running: Option<Running>,
     used_at: Instant,
+    untold: Untold,
+}
+
+/// Attempts at models of the last step that are not known to be stored, with their turn.
+#[derive(Default)]
+struct Untold {
+    turn_id: String,
+    attempts: Vec<ModelAttempt>,
 }
 
 #[derive(Clone)]
@@ -82,7 +90,8 @@ impl Sessions {
             held.remove(&idle);
             tracing::info!(session = %idle, "forgot an idle session to make room");
         }
-        held.insert(session, Held { agent, provider, checkpoint: None, epoch: 0, running: None, used_at: now });
+        let (untold, used_at) = (Untold::default(), now);
+        held.insert(session, Held { agent, provider, checkpoint: None, epoch: 0, running: None, used_at, untold });
         self.shared.count(&held);
         Ok(())
     }
@@ -158,6 +167,19 @@ impl Begun {
     /// Keeps the newest state, for `Checkpoint`.
     pub(crate) fn keep(&self, checkpoint: &SessionCheckpoint) {
         self.with_held(|held| held.checkpoint = Some(checkpoint.clone()));
+    }
+
+    /// What the step before told of this turn and nobody is known to have stored. Of another turn it is forgotten: that one has
+    /// gone on elsewhere.
+    pub(crate) fn take_untold(&mut self, turn_id: &str) -> Vec<ModelAttempt> {
+        let mut untold = Untold::default();
+        self.with_held(|held| untold = std::mem::take(&mut held.untold));
+        if untold.turn_id == turn_id { untold.attempts } else { Vec::new() }
+    }
+
+    /// Keeps what may not have been heard, for the next step of the turn.
+    pub(crate) fn leave_untold(&self, turn_id: String, attempts: Vec<ModelAttempt>) {
+        self.with_held(|held| held.untold = Untold { turn_id, attempts });
     }
 
     fn with_held(&self, change: impl FnOnce(&mut Held)) {

@@ -59,21 +59,36 @@ impl Step {
     }
 
     async fn turn(&self, start: StepStart, incoming: Streaming<ExecuteStepRequest>) -> Result<(), Refusal> {
-        let StepStart { session_id: id, turn_id, tenant, epoch, agent, checkpoint, input, journal } = start;
+        let StepStart {
+            session_id: id,
+            turn_id,
+            tenant,
+            epoch,
+            agent,
+            checkpoint,
+            input,
+            journal,
+            asked_approval_ids,
+            decisions,
+            settled_grant_ids,
+        } = start;
         let shared = &self.shared;
         let session = session_id(&id)?;
         if turn_id.is_empty() {
             return Err(Refusal::Malformed { field: "turn_id" });
         }
         Span::current().record("tenant", &tenant).record("session", &id);
-        let begun = shared.sessions.begin(session, epoch, self.interrupt.clone()).await?;
+        let mut begun = shared.sessions.begin(session, epoch, self.interrupt.clone()).await?;
+        let mut untold = begun.take_untold(&turn_id);
+        untold.retain(|attempt| !settled_grant_ids.contains(&attempt.grant_id));
         let agent = agent.unwrap_or_else(|| begun.agent.clone());
         let toolbox = shared.check(&tenant, &agent, &begun.provider)?;
         let (state, closed) = State::begin(checkpoint, &turn_id, input, journal);
         if state.is_empty() {
             return Err(Refusal::Malformed { field: "input" });
         }
-        let link = Link::new(turn_id, self.outbox.clone(), self.interrupt.clone());
+        let link = Link::new(turn_id.clone(), self.outbox.clone(), self.interrupt.clone())
+            .with_approvals(asked_approval_ids, decisions);
         let bounds = Bounds::of(&agent);
         let executor = Executor {
             link: &link,
@@ -90,6 +105,7 @@ impl Step {
             chain: Chain::new(&agent),
             state,
             closed,
+            untold,
         };
         let started =
             StepStarted { worker: shared.options.worker.clone(), namespace: shared.options.namespace.clone(), epoch };
@@ -97,6 +113,7 @@ impl Step {
             () = executor.run(started) => {}
             () = self.listen(incoming, &link, bounds.turn_timeout) => {}
         }
+        begun.leave_untold(turn_id, link.untold());
         match self.interrupt.raised() {
             // The stream's own end rings the bell too, but only after this.
             Some(Why::HungUp) => Err(Refusal::FrontGone),

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    AgentSpec, JournalledToolCall, Permission, ReplayClass, Role, SessionCheckpoint, StepStart, StopReason, ToolCall,
-    ToolResult, ToolSpec,
+    AgentSpec, JournalledToolCall, Message, Permission, ReplayClass, Role, SessionCheckpoint, StepStart, StopReason,
+    ToolCall, ToolResult, ToolSpec,
 };
 use serde_json::{Value, json};
 use support::*;
@@ -165,6 +165,77 @@ async fn a_new_message_closes_the_calls_that_an_older_turn_left_open() {
     assert_eq!(roles, [Role::User, Role::Assistant, Role::Tool, Role::User, Role::Assistant]);
 }
 
+/// A checkpoint of this turn whose last word is an answer that ended so.
+fn answered(finish_reason: &str) -> SessionCheckpoint {
+    let message = |role: Role, content| Message { role: role.into(), content, ..Message::default() };
+    let asked = script(&json!([{"text": "first", "stop": "pause"}, {"text": "second"}]));
+    SessionCheckpoint {
+        messages: vec![message(Role::User, asked), message(Role::Assistant, text("first"))],
+        superstep: 1,
+        model_calls: 1,
+        turn_id: "turn-1".into(),
+        finish_reason: finish_reason.into(),
+        ..SessionCheckpoint::default()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_stored_is_neither_asked_for_again_nor_ends_otherwise() {
+    for (finish_reason, stop_reason) in [
+        ("end_turn", StopReason::EndTurn),
+        ("max_tokens", StopReason::MaxTokens),
+        ("context_full", StopReason::ContextFull),
+        ("refusal", StopReason::Refusal),
+        ("cancelled", StopReason::Interrupted),
+    ] {
+        let session_id = session();
+        let start = resumed(&session_id, answered(finish_reason), Vec::new());
+        let heard = elsewhere(&Spade::default(), &agent(), start).await;
+        assert_eq!(heard.story(), ["started", "completed"], "{finish_reason}");
+        assert_eq!(heard.stop_reason(), stop_reason);
+        assert_eq!(heard.checkpoint().messages, answered(finish_reason).messages);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_paused_goes_on_after_a_loss() {
+    let session_id = session();
+    let start = resumed(&session_id, answered("pause"), Vec::new());
+    let heard = elsewhere(&Spade::default(), &agent(), start).await;
+    assert_eq!(heard.story(), ["started", "attempt", "message", "completed"]);
+    assert_eq!(heard.stop_reason(), StopReason::EndTurn);
+    assert_eq!((heard.checkpoint().messages.len(), heard.checkpoint().finish_reason.as_str()), (3, "end_turn"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_people_were_asked_and_have_decided_before_a_loss_holds_after_it() {
+    let spade = Spade::default();
+    let (worker, agent) = worker_with_spade(&spade).await;
+    let agent = AgentSpec { tools: vec![ToolSpec { permission: Permission::Ask.into(), ..builtin("spade") }], ..agent };
+    let session_id = session();
+    init(&worker.client, &session_id, &agent).await.unwrap();
+    let steps = script(&json!([dig(1), {"text": "done"}]));
+    let mut front = Front::open(&worker.client, start(&session_id, steps)).await;
+    let Kind::ApprovalRequired(asked) = front.until_event(|kind| matches!(kind, Kind::ApprovalRequired(_))).await
+    else {
+        panic!()
+    };
+    let checkpoint = front.heard.checkpoints.last().unwrap().clone();
+    let decision = croft_proto::v1::ApprovalResolved {
+        approval_id: asked.approval_id.clone(),
+        approved: true,
+        ..croft_proto::v1::ApprovalResolved::default()
+    };
+    let start = StepStart {
+        asked_approval_ids: vec![asked.approval_id],
+        decisions: vec![decision],
+        ..resumed(&session_id, checkpoint, Vec::new())
+    };
+    let heard = elsewhere(&spade, &agent, start).await;
+    assert_eq!(heard.story(), ["started", "call", "result", "attempt", "message", "completed"]);
+    assert_eq!((heard.stop_reason(), spade.digs()), (StopReason::EndTurn, 1));
+}
+
 #[tokio::test(start_paused = true)]
 async fn input_that_the_checkpoint_already_holds_is_not_added_again() {
     let broken = Broken::new(ReplayClass::Safe).await;
@@ -295,6 +366,43 @@ async fn a_worker_that_shuts_down_begins_nothing_new() {
     let requests = tokio_stream::wrappers::ReceiverStream::new(receiver);
     let refused = worker.client.clone().execute_step(requests).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable);
+}
+
+/// Breaks a step off in mid answer, and tells the grant of the attempt that nobody heard of.
+async fn broken_off_in_mid_answer(worker: &Worker, session_id: &str) -> String {
+    init(&worker.client, session_id, &agent()).await.unwrap();
+    let slow = script(&json!([{"text": "slow words to say", "token_delay_ms": 400}]));
+    let mut front = Front::open(&worker.client, start(session_id, slow)).await;
+    front.until_event(|kind| matches!(kind, Kind::TextDelta(_))).await;
+    format!("grant-{}", front.heard.grants.len() - 1)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_nobody_heard_of_is_told_by_the_next_step_of_the_turn() {
+    for (settled, story) in [
+        (false, &["started", "attempt", "attempt", "message", "completed"][..]),
+        (true, &["started", "attempt", "message", "completed"]),
+    ] {
+        let (worker, session_id) = (worker().await, session());
+        let grant_id = broken_off_in_mid_answer(&worker, &session_id).await;
+        let settled_grant_ids = if settled { vec![grant_id] } else { Vec::new() };
+        let again =
+            StepStart { epoch: 2, settled_grant_ids, ..start(&session_id, script(&json!([{"text": "quick"}]))) };
+        let heard = Front::open(&worker.client, again).await.finish().await;
+        assert_eq!(heard.story(), story);
+        let Kind::ModelAttempt(first) = &heard.durables[1] else { panic!() };
+        assert_eq!(first.finish_reason == "cancelled", !settled);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_of_a_turn_that_went_on_elsewhere_is_not_told_in_another() {
+    let (worker, session_id) = (worker().await, session());
+    broken_off_in_mid_answer(&worker, &session_id).await;
+    let quick = script(&json!([{"text": "quick"}]));
+    let next = StepStart { epoch: 2, turn_id: "turn-2".into(), ..start(&session_id, quick) };
+    let heard = Front::open(&worker.client, next).await.finish().await;
+    assert_eq!(heard.story(), ["started", "attempt", "message", "completed"]);
 }
 
 #[tokio::test(start_paused = true)]

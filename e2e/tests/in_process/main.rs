@@ -138,6 +138,25 @@ async fn a_running_turn_is_interrupted_within_a_second() {
     assert!(asked.elapsed().as_millis() < 1_000, "{:?}", asked.elapsed());
 }
 
+/// Three calls that nobody took, within milliseconds, once counted as three lost workers.
+#[tokio::test]
+async fn a_turn_whose_only_worker_starts_again_waits_for_it() {
+    let world = World::start().await;
+    let mut client = world.client();
+    let session = client.create(scripted_agent("patient")).await.unwrap();
+    // Where the worker was, every connection is refused or breaks at once.
+    let starting = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut address = starting.local_addr().unwrap().to_string();
+    world.reroute(|route| std::mem::swap(&mut route.workers[0].address, &mut address));
+    let script = r#"{"script": [{"text": "there you are"}]}"#;
+    let events = client.lifecycle.send_message(message(&session.session_id, script)).await.unwrap().into_inner();
+    for _ in 0..5 {
+        drop(starting.accept().await.unwrap());
+    }
+    world.reroute(|route| route.workers[0].address.clone_from(&address));
+    assert_eq!(stop_reason(&read_all(events).await), Some(StopReason::EndTurn));
+}
+
 #[tokio::test]
 async fn a_message_to_a_busy_session_waits_or_interrupts_as_asked() {
     let world = World::start().await;

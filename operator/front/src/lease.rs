@@ -32,9 +32,11 @@ pub trait LeaseStore: Send + Sync {
     /// Holds the lease for `ttl` more. Fails with [`Error::LeaseLost`] when the epoch has moved on, or the lease was released.
     async fn renew(&self, tenant: TenantId, session: SessionId, epoch: u64, ttl: Duration) -> Result<(), Error>;
 
-    /// Gives the lease up. Giving up one that is lost is not an error.
+    /// Gives the lease up. Giving up one that is lost is not an error. While a user's message waits, the lease is not free
+    /// but abandoned from now on.
     async fn release(&self, tenant: TenantId, session: SessionId, epoch: u64) -> Result<(), Error>;
 
-    /// Sessions of all tenants whose lease ran out without release, at most `limit`, longest first. Tells ids alone.
+    /// Sessions of all tenants whose lease ran out without release, or which have a message that waits and nobody to take it
+    /// up, at most `limit`, longest first. Tells ids alone.
     async fn abandoned(&self, limit: u32) -> Result<Vec<Abandoned>, Error>;
 }

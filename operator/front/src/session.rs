@@ -54,6 +54,13 @@ pub struct Session {
     pub usage: UsageTotals,
 }
 
+impl Session {
+    /// A user's message has been taken up by no turn.
+    pub fn has_waiting_input(&self) -> bool {
+        self.state != SessionState::Terminated && self.newest_input_seq > self.input_seq
+    }
+}
+
 impl From<Session> for v1::Session {
     fn from(session: Session) -> Self {
         Self {

@@ -1,9 +1,12 @@
 //! A turn: what follows one user message, driven against a worker in a task of its own. The caller may go away, the turn goes on.
 
+mod approvals;
 mod between;
 mod driver;
 mod exchange;
+mod granted;
 mod recorder;
+mod standing;
 pub mod store;
 mod takeover;
 

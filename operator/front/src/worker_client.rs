@@ -4,13 +4,17 @@
 //! address fails the handshake.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use croft_proto::id::TenantId;
 use croft_proto::v1::runtime_service_client::RuntimeServiceClient;
 use croft_serve::tls::TlsFiles;
 use croft_serve::{Tasks, trace};
+use futures::future::BoxFuture;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
@@ -35,6 +39,14 @@ const SWEEP_EVERY: Duration = Duration::from_secs(30);
 pub type WorkerClient = RuntimeServiceClient<InterceptedService<Channel, Propagate>>;
 type Propagate = fn(Request<()>) -> Result<Request<()>, Status>;
 
+/// What a connection is made of.
+pub trait Wire: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Wire for T {}
+
+/// A way to a worker by its address, in place of TCP: for fronts and workers that share a process.
+pub type Dial = Arc<dyn Fn(String) -> BoxFuture<'static, io::Result<Box<dyn Wire>>> + Send + Sync>;
+
 type Key = (TenantId, String);
 
 /// Hands out clients of workers. Clones share the connections.
@@ -47,6 +59,7 @@ struct Shared {
     tenants: Tenants,
     tls: Option<TlsFiles>,
     channels: Mutex<HashMap<Key, Pooled>>,
+    dial: OnceLock<Dial>,
 }
 
 struct Pooled {
@@ -57,7 +70,7 @@ struct Pooled {
 impl WorkerPool {
     /// Without certificates it speaks plaintext, for tests in one process.
     pub fn new(tenants: Tenants, tls: Option<TlsFiles>, tasks: &Tasks) -> Self {
-        let shared = Arc::new(Shared { tenants, tls, channels: Mutex::default() });
+        let shared = Arc::new(Shared { tenants, tls, channels: Mutex::default(), dial: OnceLock::new() });
         let swept = Arc::downgrade(&shared);
         let stopping = tasks.stopping();
         let sweep = async move {
@@ -69,6 +82,11 @@ impl WorkerPool {
         };
         drop(tasks.spawn("worker-pool", async move { stopping.run_until_cancelled(sweep).await }));
         Self { shared }
+    }
+
+    /// Reaches workers by `dial` from now on. The first one stands.
+    pub fn dial_by(&self, dial: Dial) {
+        drop(self.shared.dial.set(dial));
     }
 
     /// A client of the worker that the placement names. It connects at its first call, which fails with `UNAVAILABLE`
@@ -113,7 +131,12 @@ impl Shared {
             let server_name = format!("workers.tenant-{}.svc", tenant.name);
             endpoint = endpoint.tls_config(tls.client(&server_name)).map_err(Error::internal)?;
         }
-        Ok(endpoint.connect_lazy())
+        let Some(dial) = self.dial.get().cloned() else { return Ok(endpoint.connect_lazy()) };
+        let address = address.to_owned();
+        Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
+            let dialled = dial(address.clone());
+            async move { dialled.await.map(TokioIo::new) }
+        })))
     }
 
     /// Lets go of connections to workers that have no route any more, and of those that nobody used for long.

@@ -104,4 +104,18 @@ impl Stop {
             Self::Pause => "pause",
         }
     }
+
+    /// The reason with this word, if there is one.
+    pub fn parse(word: &str) -> Option<Self> {
+        let all = [
+            Self::EndTurn,
+            Self::ToolUse,
+            Self::MaxTokens,
+            Self::ContextFull,
+            Self::Refusal,
+            Self::BadToolCall,
+            Self::Pause,
+        ];
+        all.into_iter().find(|stop| stop.as_str() == word)
+    }
 }

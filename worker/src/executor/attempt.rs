@@ -12,6 +12,9 @@ use uuid::Uuid;
 use crate::interrupt::{Interrupt, Why};
 use crate::link::Link;
 
+/// The fixed word for an answer that was broken off from outside.
+pub(super) const CANCELLED: &str = "cancelled";
+
 /// An attempt that is over.
 pub(super) struct Attempt {
     pub(super) assembly: Assembly,
@@ -103,7 +106,7 @@ impl Attempt {
         match &self.end {
             End::Stopped(stop) => stop.as_str(),
             End::Failed(_) => "error",
-            End::Interrupted(_) => "cancelled",
+            End::Interrupted(_) => CANCELLED,
         }
     }
 

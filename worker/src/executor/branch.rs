@@ -3,8 +3,8 @@
 use croft_llm::Stop;
 use croft_proto::v1::{Role, StopReason};
 
-use super::Bounds;
 use super::state::State;
+use super::{Bounds, attempt};
 
 /// What comes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +18,13 @@ pub(super) enum Next {
 pub(super) fn resume(state: &State, bounds: &Bounds) -> Next {
     if !state.open_calls().is_empty() {
         return tools(state, bounds);
+    }
+    if state.finish_reason() == attempt::CANCELLED {
+        // Who told it to stop was lost before the turn was over.
+        return Next::End(StopReason::Interrupted);
+    }
+    if let Some(stop) = Stop::parse(state.finish_reason()) {
+        return after_answer(state, bounds, stop);
     }
     match state.last_role() {
         Some(Role::User | Role::Tool) => model(state, bounds),

@@ -58,7 +58,7 @@ impl Executor<'_> {
                 }
             };
             let attempt = self.attempt(&grant, provider.as_ref()).await;
-            self.link.event(Kind::ModelAttempt(attempt.event(&grant, self.chain.reason()))).await;
+            self.link.attempted(attempt.event(&grant, self.chain.reason())).await;
             let error = match attempt.end {
                 End::Stopped(stop) => {
                     let content = match stop {
@@ -73,14 +73,14 @@ impl Executor<'_> {
                         schedule = self.retry.start();
                         continue;
                     }
-                    self.answer(content, &grant).await;
+                    self.answer(content, stop.as_str(), &grant).await;
                     return Superstep::Answered(stop);
                 }
                 // Whoever goes on asks again.
                 End::Interrupted(Why::Stop(StopReason::HandedBack)) => return Superstep::Ended(self.hand_back()),
                 End::Interrupted(why) => {
                     // What people saw of it stays.
-                    self.answer(attempt.assembly.text_only(), &grant).await;
+                    self.answer(attempt.assembly.text_only(), attempt::CANCELLED, &grant).await;
                     return Superstep::Interrupted(why);
                 }
                 End::Failed(error) => error,
@@ -220,11 +220,11 @@ impl Executor<'_> {
         }
     }
 
-    async fn answer(&mut self, content: Vec<ContentBlock>, grant: &Grant) {
+    async fn answer(&mut self, content: Vec<ContentBlock>, finish_reason: &str, grant: &Grant) {
+        self.state.answered(content.clone(), finish_reason, &grant.provider, &grant.model);
         if content.is_empty() {
             return;
         }
-        self.state.answered(content.clone(), &grant.provider, &grant.model);
         self.link.event(Kind::AgentMessage(AgentMessage { content, model: grant.model.clone() })).await;
     }
 
@@ -232,7 +232,7 @@ impl Executor<'_> {
     async fn unanswered(&mut self, unanswered: Option<Unanswered>) -> Superstep {
         match unanswered {
             Some(Unanswered::Stopped { stop, content, grant }) => {
-                self.answer(content, &grant).await;
+                self.answer(content, stop.as_str(), &grant).await;
                 Superstep::Answered(stop)
             }
             Some(Unanswered::Failed(error)) => {

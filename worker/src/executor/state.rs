@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use croft_proto::conversation;
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::{
     ContentBlock, JournalledToolCall, Message, Role, SessionCheckpoint, ToolCall, ToolOutput, ToolResult, ToolUse,
@@ -22,6 +23,8 @@ pub(crate) struct State {
     pub(super) model_calls: u32,
     pub(super) tool_calls: u32,
     turn_id: String,
+    /// How the model ended its last answer, as in `ModelAttempt`; empty while it owes one.
+    finish_reason: String,
     /// Calls that were begun and belong to open tool uses, by the provider's id.
     journal: HashMap<String, JournalledToolCall>,
 }
@@ -48,6 +51,7 @@ impl State {
             model_calls: if same_turn { checkpoint.model_calls } else { 0 },
             tool_calls: if same_turn { checkpoint.tool_calls } else { 0 },
             turn_id: turn_id.to_owned(),
+            finish_reason: if same_turn { checkpoint.finish_reason } else { String::new() },
             journal,
         };
         let mut closed = Vec::new();
@@ -77,34 +81,13 @@ impl State {
             tool_calls: self.tool_calls,
             turn_id: self.turn_id.clone(),
             journal,
+            finish_reason: self.finish_reason.clone(),
         }
-    }
-
-    /// The model's last message, if it is the model's turn no more than that of its tools.
-    fn last_answer(&self) -> Option<usize> {
-        let last = self.messages.iter().rposition(|message| message.role() != Role::Tool)?;
-        (self.messages[last].role() == Role::Assistant).then_some(last)
     }
 
     /// The calls of the model's last message that have no result, in its order.
     pub(super) fn open_calls(&self) -> Vec<ToolUse> {
-        let Some(answer) = self.last_answer() else { return Vec::new() };
-        let answered: HashSet<&str> = self.messages[answer + 1..]
-            .iter()
-            .flat_map(|message| &message.content)
-            .filter_map(|block| match &block.block {
-                Some(Block::ToolOutput(output)) => Some(output.tool_call_id.as_str()),
-                _ => None,
-            })
-            .collect();
-        self.messages[answer]
-            .content
-            .iter()
-            .filter_map(|block| match &block.block {
-                Some(Block::ToolUse(call)) if !answered.contains(call.tool_call_id.as_str()) => Some(call.clone()),
-                _ => None,
-            })
-            .collect()
+        conversation::open_calls(&self.messages)
     }
 
     /// Who spoke last.
@@ -112,8 +95,14 @@ impl State {
         self.messages.last().map(Message::role)
     }
 
-    /// What the model of a provider said.
-    pub(super) fn answered(&mut self, content: Vec<ContentBlock>, provider: &str, model: &str) {
+    /// How the model ended its answer to all of the conversation; empty while it owes one.
+    pub(super) fn finish_reason(&self) -> &str {
+        &self.finish_reason
+    }
+
+    /// What the model of a provider said, and how it ended.
+    pub(super) fn answered(&mut self, content: Vec<ContentBlock>, finish_reason: &str, provider: &str, model: &str) {
+        finish_reason.clone_into(&mut self.finish_reason);
         if !content.is_empty() {
             let (provider, model) = (provider.to_owned(), model.to_owned());
             self.messages.push(Message { role: Role::Assistant.into(), content, provider, model });
@@ -136,6 +125,7 @@ impl State {
             }
         });
         let content = outputs.collect();
+        self.finish_reason.clear();
         self.messages.push(Message { role: Role::Tool.into(), content, ..Message::default() });
     }
 

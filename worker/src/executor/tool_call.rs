@@ -124,7 +124,7 @@ impl Bench<'_> {
         if ask {
             let approval = approval_required(self.session, &call, "The agent's tools ask for approval of this call.");
             let approval_id = approval.approval_id.clone();
-            self.link.event(Kind::ApprovalRequired(approval)).await;
+            self.link.ask(approval).await;
             let decision = tokio::select! {
                 biased;
                 decision = self.link.decision(&approval_id) => decision,

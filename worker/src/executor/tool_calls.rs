@@ -62,7 +62,7 @@ impl Executor<'_> {
         let mut asked = false;
         for plan in plans.iter().filter(|plan| matches!(plan.todo, Todo::AskWhetherToRepeat)) {
             let question = tool_call::approval_required(self.session, &plan.call, REPEAT);
-            self.link.event(Kind::ApprovalRequired(question)).await;
+            self.link.ask(question).await;
             asked = true;
         }
         asked

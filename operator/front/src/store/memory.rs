@@ -76,6 +76,14 @@ enum Scope {
     Send(SessionId),
 }
 
+impl Lease {
+    /// Lets whoever looks for abandoned turns have it at once. The holder before is fenced.
+    fn abandon(&mut self) {
+        self.epoch += 1;
+        self.expiry = Some(Instant::now());
+    }
+}
+
 struct UsedKey {
     body_hash: [u8; 32],
     session: SessionId,

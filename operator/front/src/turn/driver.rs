@@ -6,15 +6,18 @@ use std::time::Duration;
 use croft_proto::id::TurnId;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    ContentBlock, InitWorkerSessionRequest, JournalledToolCall, SessionCheckpoint, SessionError, SessionEvent,
-    SessionIdle, SessionRunning, SessionState, StepStart, StopReason,
+    ContentBlock, InitWorkerSessionRequest, SessionCheckpoint, SessionError, SessionEvent, SessionIdle, SessionRunning,
+    SessionState, StepStart, StopReason,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Accepted;
+use super::approvals::Approvals;
 use super::exchange::{Exchange, Outcome, checkpoint_taken};
+use super::granted::Granted;
 use super::recorder::Recorder;
+use super::standing::Standing;
 use super::store::Opened;
 use crate::core::Core;
 use crate::error::Error;
@@ -25,11 +28,11 @@ use crate::session::Session;
 use crate::tenants::Tenant;
 use crate::worker_error;
 
-/// Events that are read at a time while looking for messages and for the journal.
+/// Events that are read at a time while looking for messages and for what is stored of a turn.
 const PAGE: u32 = 500;
 /// Between two tries to find a worker.
 const PLACEMENT_PAUSE: Duration = Duration::from_millis(100);
-/// Workers that one turn may lose before it ends. Each loss starts again at the last checkpoint.
+/// Workers that one turn may lose before it ends. After each loss it goes on from what is stored.
 const WORKERS_MAX: u32 = 3;
 /// How long a step may go on in a tenant that has been stopped. The exchange tells the worker at once and needs a little less.
 const STOP_GRACE: Duration = Duration::from_millis(900);
@@ -144,7 +147,7 @@ impl Driver {
         self.core.stores.leases.release(tenant, id, self.epoch).await?;
         // A message may have come after our last look and before the release, and its sender has seen the lease taken.
         let now = self.core.stores.sessions.get(tenant, id).await?;
-        if now.is_none_or(|now| now.state == SessionState::Terminated || now.newest_input_seq <= now.input_seq) {
+        if now.is_none_or(|now| !now.has_waiting_input()) {
             return Ok(None);
         }
         self.core.stores.leases.acquire(tenant, id, &self.core.replica, self.core.options.lease_ttl).await
@@ -208,6 +211,7 @@ impl Driver {
         let deadline = Instant::now() + limit + Duration::from_secs(2);
         let mut course = Course { worker: self.session.worker.clone(), from, input_seq: Some(input.seq), deadline };
         let mut lost = 0;
+        let mut unreached_since = None;
         let end = loop {
             if self.core.tenants.is_stopped(self.session.tenant) {
                 break End::of(StopReason::Interrupted);
@@ -220,15 +224,25 @@ impl Driver {
                 Step::Done(end) => break end,
                 Step::Again => {}
                 Step::Lost(error) => {
-                    lost += 1;
+                    (lost, unreached_since) = (lost + 1, None);
                     if lost >= WORKERS_MAX {
                         break End::failed(StopReason::WorkerLost, error);
+                    }
+                }
+                Step::Unreached(error) => {
+                    // The only worker may be starting again where it was, which takes as long as to find another.
+                    let since = *unreached_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= self.core.options.placement_timeout {
+                        break End::failed(StopReason::WorkerLost, error);
+                    }
+                    if let Some(stop_reason) = pause(input.turn, controls).await {
+                        break End::of(stop_reason);
                     }
                 }
             }
         };
         // A step that was cut off may have said that it takes the message up without having done so.
-        self.end(&mut recorder, self.explained(end), input.seq).await
+        self.end(&mut recorder, self.explained(end), &input).await
     }
 
     /// Waits until the tenant has been stopped for so long.
@@ -253,6 +267,13 @@ impl Driver {
         recorder: &mut Recorder,
         controls: &mut Controls,
     ) -> Result<Step, Error> {
+        let standing = match std::mem::replace(&mut course.from, Origin::Store) {
+            Origin::Beginning(newest) => Standing::of(newest, input.turn, &input.content, []),
+            Origin::Store => self.standing(input, &[]).await?,
+        };
+        if let Some(stop_reason) = standing.over {
+            return Ok(Step::Done(End::of(stop_reason)));
+        }
         let worker = &mut course.worker;
         let (tenant, placement) = match self.place(worker, input.turn, controls).await {
             Ok(placed) => placed,
@@ -273,12 +294,11 @@ impl Driver {
                 provider: self.core.models.provider_of(&self.session.agent.model),
             };
             if let Err(status) = client.clone().init_worker_session(request).await {
-                return Ok(self.refused(&tenant, placement.worker(), &status));
+                return Ok(self.refused(&tenant, placement.worker(), &status).unreached());
             }
             placement.worker().clone_into(worker);
         }
-        let from = std::mem::replace(&mut course.from, Origin::Store);
-        let start = self.start(input, from, &tenant).await?;
+        let start = self.start(input, standing, &tenant);
         let exchange = Exchange {
             core: &self.core,
             session: &self.session,
@@ -286,9 +306,17 @@ impl Driver {
             controls,
             input_seq: &mut course.input_seq,
             deadline: course.deadline,
+            approvals: Approvals::of(&start, input.seq),
+            granted: Granted::default(),
         };
         match exchange.run(client, start).await? {
             Outcome::Cancelled(stop_reason) => Ok(Step::Done(End::of(stop_reason))),
+            Outcome::Unreached(status) => {
+                worker.clear();
+                let step = self.refused(&tenant, placement.worker(), &status);
+                // One that has forgotten the session is there, and is told of it at once.
+                Ok(if status.code() == tonic::Code::NotFound { step } else { step.unreached() })
+            }
             Outcome::WorkerLost(status) => {
                 // Whatever worker comes next does not know the session.
                 worker.clear();
@@ -354,74 +382,64 @@ impl Driver {
             if self.core.tenants.is_stopped(self.session.tenant) {
                 return Err(Unplaced::Stopped(StopReason::Interrupted));
             }
-            tokio::select! {
-                () = tokio::time::sleep(PLACEMENT_PAUSE) => {}
-                Some(frame) = controls.recv() => match frame {
-                    Frame::Interrupt { turn: told } if told.is_none_or(|told| told == turn) => {
-                        return Err(Unplaced::Stopped(StopReason::Interrupted));
-                    }
-                    Frame::Terminated => return Err(Unplaced::Stopped(StopReason::Terminated)),
-                    Frame::Interrupt { .. } | Frame::ApprovalResolved { .. } | Frame::Events(_) | Frame::Listening => {}
-                }
+            if let Some(stop_reason) = pause(turn, controls).await {
+                return Err(Unplaced::Stopped(stop_reason));
+            }
+        }
+    }
+
+    /// What is stored of the turn, and behind it what the worker told last, which is not stored yet.
+    async fn standing(&self, input: &Input, last_words: &[Kind]) -> Result<Standing, Error> {
+        let (tenant, id) = (self.session.tenant, self.session.id);
+        let stored = self.core.stores.events.checkpoint(tenant, id).await?;
+        let (mut after, mut events) = (input.seq, Vec::new());
+        loop {
+            let page = self.core.stores.events.read(tenant, id, after, PAGE).await?;
+            let is_last = page.len() < PAGE as usize;
+            after = page.last().map_or(after, |event| event.seq);
+            events.extend(page);
+            if is_last {
+                let turn_id = input.turn.to_string();
+                let unstored = |kind: &Kind| SessionEvent {
+                    seq: u64::MAX,
+                    turn_id: turn_id.clone(),
+                    kind: Some(kind.clone()),
+                    ..SessionEvent::default()
+                };
+                let events = events.into_iter().chain(last_words.iter().map(unstored));
+                return Ok(Standing::of(stored, input.turn, &input.content, events));
             }
         }
     }
 
     /// What the worker needs to begin, or to go on where another was lost.
-    async fn start(&self, input: &Input, from: Origin, tenant: &Tenant) -> Result<StepStart, Error> {
-        let (stored, resumes, journal) = match from {
-            Origin::Beginning(newest) => (newest, false, Vec::new()),
-            Origin::Store => {
-                let stored = self.core.stores.events.checkpoint(self.session.tenant, self.session.id).await?;
-                let of_turn = |stored: &&StoredCheckpoint| stored.checkpoint.turn_id == input.turn.to_string();
-                let since = stored.as_ref().filter(of_turn);
-                let (resumes, journal) = (since.is_some(), self.journal(input, since).await?);
-                (stored, resumes, journal)
-            }
-        };
-        Ok(StepStart {
+    fn start(&self, input: &Input, standing: Standing, tenant: &Tenant) -> StepStart {
+        StepStart {
             session_id: self.session.id.to_string(),
             turn_id: input.turn.to_string(),
             tenant: tenant.name.clone(),
             epoch: self.epoch,
             agent: Some(self.session.agent.clone()),
-            checkpoint: stored.map(|stored| stored.checkpoint),
-            input: if resumes { Vec::new() } else { input.content.clone() },
-            journal,
-        })
-    }
-
-    /// The tool calls of this turn since its checkpoint, each with its result if that came.
-    async fn journal(&self, input: &Input, since: Option<&StoredCheckpoint>) -> Result<Vec<JournalledToolCall>, Error> {
-        let mut after = since.map_or(input.seq, |stored| stored.seq);
-        let mut journal: Vec<JournalledToolCall> = Vec::new();
-        loop {
-            let events = self.core.stores.events.read(self.session.tenant, self.session.id, after, PAGE).await?;
-            let Some(last) = events.last() else { return Ok(journal) };
-            after = last.seq;
-            for event in events {
-                match event.kind {
-                    Some(Kind::ToolCall(call)) => journal.push(JournalledToolCall { call: Some(call), result: None }),
-                    Some(Kind::ToolResult(result)) => {
-                        let of = |entry: &&mut JournalledToolCall| {
-                            entry.call.as_ref().is_some_and(|call| call.tool_call_id == result.tool_call_id)
-                        };
-                        if let Some(entry) = journal.iter_mut().find(of) {
-                            entry.result = Some(result);
-                        }
-                    }
-                    _ => {}
-                }
-            }
+            checkpoint: standing.checkpoint,
+            input: standing.input,
+            journal: standing.journal,
+            asked_approval_ids: standing.asked,
+            decisions: standing.decisions,
+            settled_grant_ids: standing.settled,
         }
     }
 
-    async fn end(&self, recorder: &mut Recorder, end: End, input_seq: u64) -> Result<bool, Error> {
+    async fn end(&self, recorder: &mut Recorder, end: End, input: &Input) -> Result<bool, Error> {
         let End { stop_reason, error, checkpoint, last_words } = end;
+        // What was said is remembered, also when no worker is left to say so.
+        let checkpoint = match checkpoint {
+            Some(checkpoint) => Some(checkpoint),
+            None => self.standing(input, &last_words).await?.left(),
+        };
         let mut kinds = last_words;
         kinds.extend(error.map(Kind::Error));
         kinds.push(Kind::SessionIdle(SessionIdle { stop_reason: stop_reason.into() }));
-        let released = recorder.end(kinds, checkpoint, input_seq).await?;
+        let released = recorder.end(kinds, checkpoint, input.seq).await?;
         self.core.metrics.turns.with_label_values(&[stop_reason.as_str_name()]).inc();
         Ok(released)
     }
@@ -452,6 +470,29 @@ enum Step {
     /// On another worker, from the checkpoint that was handed back.
     Again,
     Lost(SessionError),
+    /// Nothing was heard of the worker at all.
+    Unreached(SessionError),
+}
+
+impl Step {
+    fn unreached(self) -> Self {
+        match self {
+            Self::Lost(error) => Self::Unreached(error),
+            other => other,
+        }
+    }
+}
+
+/// Waits a little before the next try. Why the turn is to stop, if it is told so meanwhile.
+async fn pause(turn: TurnId, controls: &mut Controls) -> Option<StopReason> {
+    tokio::select! {
+        () = tokio::time::sleep(PLACEMENT_PAUSE) => None,
+        Some(frame) = controls.recv() => match frame {
+            Frame::Interrupt { turn: meant } if meant.is_none_or(|meant| meant == turn) => Some(StopReason::Interrupted),
+            Frame::Terminated => Some(StopReason::Terminated),
+            Frame::Interrupt { .. } | Frame::ApprovalResolved { .. } | Frame::Events(_) | Frame::Listening => None,
+        }
+    }
 }
 
 enum Unplaced {

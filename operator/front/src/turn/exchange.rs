@@ -21,6 +21,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 use uuid::Uuid;
 
+use super::approvals::{Approvals, PAGE};
+use super::granted::Granted;
 use super::now;
 use super::recorder::Recorder;
 use crate::core::Core;
@@ -37,6 +39,8 @@ const OUTGOING_MAX: usize = 64;
 const GATHER_MAX: usize = 256;
 /// How long a worker may take to stop when told to; then its stream is cut.
 const CANCEL_GRACE: Duration = Duration::from_millis(800);
+/// How long the second half of something that belongs together may be under way. Then the first is stored by itself.
+const SECOND_HALF_MAX: Duration = Duration::from_secs(1);
 /// How long a grant is good for.
 const GRANT_TTL_SECONDS: i64 = 600;
 
@@ -47,6 +51,8 @@ pub(super) enum Outcome {
     Finished { finished: StepFinished, last_words: Vec<Kind> },
     /// Told to stop, and cut off since it did not in time.
     Cancelled(StopReason),
+    /// The worker did not answer at all.
+    Unreached(Status),
     /// The worker refused or was lost: another may go on from the last checkpoint.
     WorkerLost(Status),
 }
@@ -62,6 +68,8 @@ pub(super) struct Exchange<'turn> {
     pub(super) input_seq: &'turn mut Option<u64>,
     /// The turn ends here, whatever the worker does.
     pub(super) deadline: Instant,
+    pub(super) approvals: Approvals,
+    pub(super) granted: Granted,
 }
 
 /// What came from the worker and is not stored yet.
@@ -82,11 +90,33 @@ impl Gathered {
         self.kinds.push((None, Kind::CheckpointTaken(checkpoint_taken(&checkpoint))));
         self.checkpoint = Some((checkpoint, self.kinds.len()));
     }
+
+    /// The worker says two things at once of which we have one. Stored alone, an answer would be paid for and lost with us,
+    /// and an error would be told and the turn go on.
+    fn is_half(&self) -> bool {
+        match self.kinds.last() {
+            Some((_, Kind::ModelAttempt(attempt))) => attempt.error_class.is_empty(),
+            Some((_, Kind::Error(_))) => true,
+            _ => false,
+        }
+    }
 }
 
 impl Exchange<'_> {
     /// Runs the step to its end. An error is one of the front's own: the store is away, or the lease is lost.
-    pub(super) async fn run(mut self, mut worker: WorkerClient, start: StepStart) -> Result<Outcome, Error> {
+    pub(super) async fn run(mut self, worker: WorkerClient, start: StepStart) -> Result<Outcome, Error> {
+        let outcome = self.talk(worker, start).await?;
+        if matches!(outcome, Outcome::Finished { .. }) {
+            return Ok(outcome);
+        }
+        let lost = self.granted.lost();
+        if !lost.is_empty() {
+            self.recorder.store(lost, None, self.input_seq.take()).await?;
+        }
+        Ok(outcome)
+    }
+
+    async fn talk(&mut self, mut worker: WorkerClient, start: StepStart) -> Result<Outcome, Error> {
         let (outgoing, requests) = mpsc::channel(OUTGOING_MAX);
         send(&outgoing, ToWorker::Start(start)).await;
         let (core, tenant) = (self.core, self.session.tenant);
@@ -98,12 +128,13 @@ impl Exchange<'_> {
         };
         let mut incoming = match opened {
             Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => return Ok(Outcome::WorkerLost(status)),
+            Ok(Err(status)) => return Ok(Outcome::Unreached(status)),
             Err(_) => return Ok(Outcome::Cancelled(StopReason::TimeLimit)),
         };
         let mut cancelled: Option<(StopReason, Instant)> = None;
         loop {
             let cut_off = cancelled.map_or(self.deadline, |(_, cut_off)| cut_off);
+            let next_look = self.approvals.next_look();
             tokio::select! {
                 message = incoming.message() => match message {
                     Ok(Some(message)) => {
@@ -122,6 +153,9 @@ impl Exchange<'_> {
                 () = &mut stopped, if cancelled.is_none() => {
                     send(&outgoing, cancel(StopReason::Interrupted)).await;
                     cancelled = Some((StopReason::Interrupted, Instant::now() + CANCEL_GRACE));
+                }
+                () = tokio::time::sleep_until(next_look.unwrap_or(cut_off)), if next_look.is_some() => {
+                    self.look_for_decisions(&outgoing).await?;
                 }
                 () = tokio::time::sleep_until(cut_off) => {
                     if let Some((stop_reason, _)) = cancelled {
@@ -151,6 +185,7 @@ impl Exchange<'_> {
                     if step_event.event_index == 0 {
                         // A preview must not overtake what came before it.
                         self.flush(&mut gathered, outgoing).await?;
+                        self.granted.shown(&kind);
                         self.recorder.preview(kind);
                     } else {
                         gathered.event(step_event.event_index, kind);
@@ -160,7 +195,8 @@ impl Exchange<'_> {
                 Some(FromWorker::Checkpoint(checkpoint)) => gathered.checkpoint(checkpoint),
                 Some(FromWorker::GrantRequest(request)) => {
                     // Leave stands for no event, so the call may begin while what came before is being stored.
-                    send(outgoing, self.grant(request)).await;
+                    let answer = self.grant(request);
+                    send(outgoing, answer).await;
                 }
                 Some(FromWorker::Finished(finished)) => {
                     // The end's checkpoint stands for all of it, and takes the place of one that waits here.
@@ -169,7 +205,10 @@ impl Exchange<'_> {
                 }
                 None => {}
             }
-            if gathered.kinds.len() < GATHER_MAX {
+            if gathered.is_half() {
+                let rest = tokio::time::timeout(SECOND_HALF_MAX, incoming.message()).await;
+                next = rest.ok().and_then(Result::ok).flatten();
+            } else if gathered.kinds.len() < GATHER_MAX {
                 // Only what is there already; an end or an error shows again at the next read.
                 next = incoming.message().now_or_never().and_then(Result::ok).flatten();
             }
@@ -204,6 +243,8 @@ impl Exchange<'_> {
             return Ok(());
         }
         let (indexes, kinds): (Vec<_>, Vec<_>) = kinds.into_iter().unzip();
+        self.approvals.note(&kinds);
+        self.granted.settle(&kinds);
         let numbers = self.recorder.store(kinds, checkpoint, self.input_seq.take()).await?;
         for (event_index, seq) in indexes.into_iter().zip(numbers) {
             if let Some(event_index) = event_index {
@@ -213,7 +254,7 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    fn grant(&self, request: GrantRequest) -> ToWorker {
+    fn grant(&mut self, request: GrantRequest) -> ToWorker {
         let model = self.core.models.get(&request.model);
         if let Ok(model) = &model
             && let Some(refused) = self.unfit(model, &request)
@@ -221,14 +262,18 @@ impl Exchange<'_> {
             return ToWorker::GrantRefused(refused);
         }
         match model {
-            Ok(model) => ToWorker::Grant(Grant {
-                request_id: request.request_id,
-                grant_id: Uuid::now_v7().to_string(),
-                provider: model.provider.clone(),
-                model: model.model_id.clone(),
-                output_tokens_max: request.output_tokens_max,
-                expire_time: Some(Timestamp { seconds: now().seconds + GRANT_TTL_SECONDS, nanos: 0 }),
-            }),
+            Ok(model) => {
+                let grant = Grant {
+                    request_id: request.request_id.clone(),
+                    grant_id: Uuid::now_v7().to_string(),
+                    provider: model.provider.clone(),
+                    model: model.model_id.clone(),
+                    output_tokens_max: request.output_tokens_max,
+                    expire_time: Some(Timestamp { seconds: now().seconds + GRANT_TTL_SECONDS, nanos: 0 }),
+                };
+                self.granted.give(&request, grant.clone());
+                ToWorker::Grant(grant)
+            }
             Err(error) => ToWorker::GrantRefused(GrantRefused {
                 request_id: request.request_id,
                 reason: "MODEL_UNKNOWN".to_owned(),
@@ -246,6 +291,16 @@ impl Exchange<'_> {
         Some(GrantRefused { request_id: request.request_id.clone(), reason: "MODEL_UNFIT".to_owned(), message })
     }
 
+    /// Passes on what people have decided, should no word of it have come.
+    async fn look_for_decisions(&mut self, outgoing: &mpsc::Sender<ExecuteStepRequest>) -> Result<(), Error> {
+        let (tenant, session) = (self.session.tenant, self.session.id);
+        let page = self.core.stores.events.read(tenant, session, self.approvals.seen, PAGE).await?;
+        for resolved in self.approvals.found(page) {
+            send(outgoing, ToWorker::ApprovalResolved(resolved)).await;
+        }
+        Ok(())
+    }
+
     /// Why the worker was told to stop, if it was.
     async fn control(
         &mut self,
@@ -260,7 +315,7 @@ impl Exchange<'_> {
             Frame::ApprovalResolved { seq } => {
                 let (tenant, session) = (self.session.tenant, self.session.id);
                 let events = self.core.stores.events.read(tenant, session, seq.saturating_sub(1), 1).await?;
-                if let Some(Kind::ApprovalResolved(resolved)) = events.into_iter().next().and_then(|event| event.kind) {
+                if let Some(resolved) = events.into_iter().next().and_then(|event| self.approvals.decided(event)) {
                     send(outgoing, ToWorker::ApprovalResolved(resolved)).await;
                 }
                 return Ok(None);

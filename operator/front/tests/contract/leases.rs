@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use croft_front::Error;
+use croft_front::events::log::Authority;
 use croft_front::lease::Abandoned;
 use croft_front::store::Stores;
 use croft_proto::id::{SessionId, TenantId};
 use futures::future::join_all;
 use tokio::time::{sleep, timeout};
 
-use super::fixtures::{append, appended, session, tenant, terminated, two_tenants};
+use super::fixtures::{append, appended, said, session, tenant, terminated, two_tenants};
 
 const LONG: Duration = Duration::from_mins(1);
 const SHORT: Duration = Duration::from_millis(50);
@@ -140,4 +141,42 @@ pub(crate) async fn refuses_sessions_that_cannot_run(stores: &Stores) {
     appended(stores, append(tenant, session, vec![terminated("done")])).await;
     let ended = stores.leases.acquire(tenant, session, "front-0", LONG).await;
     assert!(matches!(ended, Err(Error::SessionTerminated { .. })), "{ended:?}");
+}
+
+/// The front that held it looked for messages, found none, and was lost before it could look again.
+pub(crate) async fn is_abandoned_when_given_up_while_a_message_waits(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let session = session(stores, tenant).await;
+    let epoch = stores.leases.acquire(tenant, session, "front-0", LONG).await.unwrap().unwrap();
+    appended(stores, append(tenant, session, vec![said("am I heard?")])).await;
+    assert_eq!(stores.leases.abandoned(10).await.unwrap(), []);
+    stores.leases.release(tenant, session, epoch).await.unwrap();
+    assert_eq!(stores.leases.abandoned(10).await.unwrap(), [Abandoned { tenant, session }]);
+    // It is not the old holder's any more.
+    assert!(matches!(stores.leases.renew(tenant, session, epoch, LONG).await, Err(Error::LeaseLost { .. })));
+    let mut late = append(tenant, session, vec![said("late")]);
+    late.authority = Authority::Lease { epoch };
+    assert!(matches!(stores.events.append(late).await, Err(Error::LeaseLost { .. })));
+
+    let next = stores.leases.acquire(tenant, session, "front-1", LONG).await.unwrap().expect("it can be taken");
+    assert!(next > epoch);
+    let mut taken = append(tenant, session, vec![said("heard")]);
+    (taken.authority, taken.input_seq) = (Authority::Lease { epoch: next }, Some(4));
+    appended(stores, taken).await;
+    stores.leases.release(tenant, session, next).await.unwrap();
+    assert_eq!(stores.leases.abandoned(10).await.unwrap(), []);
+}
+
+/// Its sender saw the lease taken, and was lost before it could see it free.
+pub(crate) async fn is_abandoned_by_a_message_that_finds_nobody(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let session = session(stores, tenant).await;
+    let epoch = stores.leases.acquire(tenant, session, "front-0", LONG).await.unwrap().unwrap();
+    stores.leases.release(tenant, session, epoch).await.unwrap();
+    assert_eq!(stores.leases.abandoned(10).await.unwrap(), []);
+    appended(stores, append(tenant, session, vec![said("am I heard?")])).await;
+    assert_eq!(stores.leases.abandoned(10).await.unwrap(), [Abandoned { tenant, session }]);
+    let next = stores.leases.acquire(tenant, session, "front-1", LONG).await.unwrap().expect("it can be taken");
+    assert!(next > epoch);
+    assert_eq!(stores.leases.abandoned(10).await.unwrap(), []);
 }

@@ -32,7 +32,8 @@ macro_rules! promises {
                 remembers_what_input_was_taken_up;
             leases: keeps_tenants_apart, has_one_holder, grows_its_epoch, passes_on_when_it_runs_out,
                 renews_while_it_is_held, survives_a_late_heartbeat, finds_abandoned_ones_longest_first,
-                has_one_winner_of_many, refuses_sessions_that_cannot_run;
+                has_one_winner_of_many, refuses_sessions_that_cannot_run, is_abandoned_when_given_up_while_a_message_waits,
+                is_abandoned_by_a_message_that_finds_nobody;
             turns: keeps_tenants_apart, begins_with_lease_and_message_together, brings_the_newest_checkpoint_along,
                 stores_nothing_while_someone_holds_the_lease, has_one_winner_of_many, refuses_sessions_that_cannot_run,
                 answers_a_repeated_key_without_taking_the_lease, gives_the_lease_up_with_the_last_word,

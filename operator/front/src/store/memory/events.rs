@@ -12,7 +12,16 @@ use crate::store::projection::{self, Change};
 #[async_trait]
 impl EventLog for Memory {
     async fn append(&self, append: Append) -> Result<Appended, Error> {
-        self.lock().append(append)
+        let (tenant, session, change) = (append.tenant, append.session, Change::of(&append.events)?);
+        let waits = append.authority == Authority::Caller && change.newest_input.is_some() && !change.terminates();
+        let mut state = self.lock();
+        let appended = state.append(append)?;
+        let lease = &mut state.record(tenant, session)?.lease;
+        // Before the first lease there is none to be abandoned.
+        if waits && matches!(appended, Appended::New(_)) && lease.epoch > 0 && lease.expiry.is_none() {
+            lease.abandon();
+        }
+        Ok(appended)
     }
 
     async fn find_sent(

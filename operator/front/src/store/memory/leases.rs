@@ -51,7 +51,11 @@ impl LeaseStore for Memory {
         if let Ok(record) = state.record(tenant, session)
             && record.lease.is_held_under(epoch)
         {
-            record.lease.expiry = None;
+            if record.session.has_waiting_input() {
+                record.lease.abandon();
+            } else {
+                record.lease.expiry = None;
+            }
         }
         Ok(())
     }

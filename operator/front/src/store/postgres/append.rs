@@ -100,6 +100,7 @@ const APPEND: &str = concat!(
 impl Postgres {
     /// One append in a transaction of its own.
     pub(super) async fn append_prepared(&self, prepared: Prepared) -> Result<Stored, Error> {
+        let waits = prepared.may_wait();
         let Prepared { append, change, columns, lease } = prepared;
         let Append { tenant, session, authority, events, checkpoint, idempotency_key, input_seq } = append;
         let fences = authority.fences() || change.terminates();
@@ -160,6 +161,8 @@ impl Postgres {
         }
         if fences {
             fence(&mut tx, tenant, session).await?;
+        } else if waits {
+            abandon_if_free(&mut tx, tenant, &[session.0]).await?;
         }
         let agent = numbered.try_get("agent_name").map_err(failed)?;
         usage::meter(&mut tx, tenant, &[Reported { session, agent, events: &events }]).await?;
@@ -215,6 +218,24 @@ async fn fence(tx: &mut Tx, tenant: TenantId, session: SessionId) -> Result<(), 
     Ok(())
 }
 
+/// A message that comes when nobody holds the lease any more is an abandoned turn from the start, or it would wait for ever if its
+/// sender were lost now. The sessions' locks are ours, so that nobody takes or gives up their leases meanwhile.
+pub(super) async fn abandon_if_free(tx: &mut Tx, tenant: TenantId, sessions: &[Uuid]) -> Result<(), Error> {
+    if sessions.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "update leases set epoch = epoch + 1, holder = '', expire_time = clock_timestamp()
+        where tenant_id = $1 and session_id = any($2) and holder is null",
+    )
+    .bind(tenant.0)
+    .bind(sessions)
+    .execute(&mut **tx)
+    .await
+    .map_err(failed)?;
+    Ok(())
+}
+
 /// An append that makes sense by itself, with all that can be said of it before the session is looked at.
 pub(super) struct Prepared {
     pub append: Append,
@@ -233,6 +254,12 @@ impl Prepared {
     pub(super) fn with(append: Append, lease: LeaseChange) -> Result<Self, Error> {
         let (change, columns) = (Change::of(&append.events)?, Columns::of(&append.events)?);
         Ok(Self { append, change, columns, lease })
+    }
+
+    /// A user's message beside the turn at hand, if there is still one.
+    pub(super) fn may_wait(&self) -> bool {
+        let begins = matches!(self.lease, LeaseChange::Take { .. });
+        self.append.authority == Authority::Caller && self.change.newest_input.is_some() && !begins
     }
 
     /// Ends the turn at hand as well.

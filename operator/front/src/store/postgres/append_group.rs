@@ -6,7 +6,7 @@ use croft_proto::id::TenantId;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
-use super::append::{self, Prepared, refused};
+use super::append::{self, Prepared, abandon_if_free, refused};
 use super::row::{select_session, state_word, stop_reason_word};
 use super::time::Time;
 use super::turns::Stored;
@@ -220,12 +220,15 @@ impl Postgres {
             rows[index] = Some(row);
         }
         let mut reported = Vec::with_capacity(group.len());
+        let mut waiting = Vec::new();
         for (prepared, row) in group.iter().zip(&rows) {
             if let Some(row) = row {
+                waiting.extend(prepared.may_wait().then_some(prepared.append.session.0));
                 let (append, agent) = (&prepared.append, row.try_get("agent_name").map_err(failed)?);
                 reported.push(Reported { session: append.session, agent, events: &append.events });
             }
         }
+        abandon_if_free(&mut tx, tenant, &waiting).await?;
         usage::meter(&mut tx, tenant, &reported).await?;
         tx.commit().await.map_err(failed)?;
         Ok(rows)

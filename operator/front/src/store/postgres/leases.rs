@@ -77,8 +77,15 @@ impl LeaseStore for Postgres {
     async fn release(&self, tenant: TenantId, session: SessionId, epoch: u64) -> Result<(), Error> {
         let mut tx = self.locking(tenant, [session]).await?;
         sqlx::query(
-            "with given as (
-                update leases set holder = null, expire_time = null
+            "with waiting as (
+                select newest_input_seq > input_seq and state <> 'terminated' as waits
+                from sessions where tenant_id = $1 and session_id = $2
+            ), given as (
+                update leases set
+                    holder = case when waits then holder end,
+                    expire_time = case when waits then clock_timestamp() end,
+                    epoch = case when waits then epoch + 1 else epoch end
+                from waiting
                 where tenant_id = $1 and session_id = $2 and epoch = $3 and holder is not null
                 returning 1
             )

@@ -1,0 +1,60 @@
+//! The approvals that a step waits for.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{ApprovalResolved, SessionEvent, StepStart};
+use tokio::time::Instant;
+
+/// While people are asked, this often the log is looked at for their answer: word of it may have been lost on its way.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Events that are read at a time on that look.
+pub(super) const PAGE: u32 = 500;
+
+/// See the module.
+pub(super) struct Approvals {
+    open: HashSet<String>,
+    /// The log has been looked at up to here.
+    pub(super) seen: u64,
+    next_look: Instant,
+}
+
+impl Approvals {
+    /// Those that the step begins with; `seen` is the number of the user's message, before which nobody was asked.
+    pub(super) fn of(start: &StepStart, seen: u64) -> Self {
+        let decided: HashSet<_> = start.decisions.iter().map(|decision| &decision.approval_id).collect();
+        let open = start.asked_approval_ids.iter().filter(|id| !decided.contains(id)).cloned().collect();
+        Self { open, seen, next_look: Instant::now() }
+    }
+
+    /// Takes note of the questions among what the worker told.
+    pub(super) fn note(&mut self, kinds: &[Kind]) {
+        self.open.extend(kinds.iter().filter_map(|kind| match kind {
+            Kind::ApprovalRequired(asked) => Some(asked.approval_id.clone()),
+            _ => None,
+        }));
+    }
+
+    /// When to look at the log for answers; `None` while nobody is asked.
+    pub(super) fn next_look(&self) -> Option<Instant> {
+        (!self.open.is_empty()).then_some(self.next_look)
+    }
+
+    /// The answers among a page of the log, of those that were waited for.
+    pub(super) fn found(&mut self, page: Vec<SessionEvent>) -> Vec<ApprovalResolved> {
+        // A full page has more behind it.
+        let pause = if page.len() < PAGE as usize { LOOK_EVERY } else { Duration::ZERO };
+        self.next_look = Instant::now() + pause;
+        self.seen = page.last().map_or(self.seen, |event| event.seq);
+        page.into_iter().filter_map(|event| self.decided(event)).collect()
+    }
+
+    /// The answer that this event is, if it was waited for.
+    pub(super) fn decided(&mut self, event: SessionEvent) -> Option<ApprovalResolved> {
+        match event.kind {
+            Some(Kind::ApprovalResolved(resolved)) if self.open.remove(&resolved.approval_id) => Some(resolved),
+            _ => None,
+        }
+    }
+}

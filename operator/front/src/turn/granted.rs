@@ -1,0 +1,111 @@
+//! Grants that are out: leave to call a model was given, and what came of it has not been told. When the worker is lost, what it used is
+//! reckoned, since its provider charges for it all the same.
+
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{Grant, GrantRequest, ModelAttempt, TokenUsage};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+/// How many characters make a token, where nobody has counted.
+const CHARACTERS_A_TOKEN: usize = 4;
+/// The fixed word for an attempt whose worker was lost.
+const LOST: &str = "lost";
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Granted {
+    open: Vec<Open>,
+}
+
+struct Open {
+    grant: Grant,
+    given: Instant,
+    input_tokens_estimated: u32,
+    /// Of its answer, as far as it was shown.
+    characters: usize,
+}
+
+impl Granted {
+    pub(super) fn give(&mut self, request: &GrantRequest, grant: Grant) {
+        let input_tokens_estimated = request.input_tokens_estimated;
+        self.open.push(Open { grant, given: Instant::now(), input_tokens_estimated, characters: 0 });
+    }
+
+    /// A piece of the answer was shown.
+    pub(super) fn shown(&mut self, preview: &Kind) {
+        let characters = match preview {
+            Kind::TextDelta(delta) => delta.text.len(),
+            Kind::ThinkingDelta(delta) => delta.text.len(),
+            Kind::ToolArgumentDelta(delta) => delta.partial_json.len(),
+            _ => 0,
+        };
+        // A worker makes one attempt at a time.
+        if let Some(open) = self.open.last_mut() {
+            open.characters += characters;
+        }
+    }
+
+    /// What came of grants was told.
+    pub(super) fn settle(&mut self, kinds: &[Kind]) {
+        for kind in kinds {
+            if let Kind::ModelAttempt(attempt) = kind {
+                self.open.retain(|open| open.grant.grant_id != attempt.grant_id);
+            }
+        }
+    }
+
+    /// The attempts of which nobody will tell any more.
+    pub(super) fn lost(&mut self) -> Vec<Kind> {
+        self.open.drain(..).map(|open| Kind::ModelAttempt(open.attempt())).collect()
+    }
+}
+
+impl Open {
+    fn attempt(self) -> ModelAttempt {
+        let output_tokens = i64::try_from(self.characters.div_ceil(CHARACTERS_A_TOKEN)).unwrap_or(i64::MAX);
+        let usage = TokenUsage {
+            input_uncached_tokens: i64::from(self.input_tokens_estimated),
+            output_tokens,
+            ..TokenUsage::default()
+        };
+        ModelAttempt {
+            attempt_id: Uuid::now_v7().to_string(),
+            grant_id: self.grant.grant_id,
+            provider: self.grant.provider,
+            model: self.grant.model,
+            usage: Some(usage),
+            usage_estimated: true,
+            latency_ms: i64::try_from(self.given.elapsed().as_millis()).unwrap_or(i64::MAX),
+            finish_reason: LOST.to_owned(),
+            error_class: "truncated".to_owned(),
+            ..ModelAttempt::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use croft_proto::v1::TextDelta;
+
+    use super::*;
+
+    fn given(granted: &mut Granted, grant_id: &str) {
+        let request = GrantRequest { input_tokens_estimated: 30, ..GrantRequest::default() };
+        granted.give(&request, Grant { grant_id: grant_id.into(), ..Grant::default() });
+    }
+
+    #[tokio::test]
+    async fn what_was_told_is_not_reckoned_and_what_was_not_is_reckoned_once() {
+        let mut granted = Granted::default();
+        given(&mut granted, "told");
+        granted.settle(&[Kind::ModelAttempt(ModelAttempt { grant_id: "told".into(), ..ModelAttempt::default() })]);
+        given(&mut granted, "lost");
+        granted.shown(&Kind::TextDelta(TextDelta { text: "nine char".into() }));
+        let lost = granted.lost();
+        let [Kind::ModelAttempt(attempt)] = &lost[..] else { panic!("{lost:?}") };
+        let usage = attempt.usage.unwrap();
+        assert_eq!((attempt.grant_id.as_str(), attempt.usage_estimated), ("lost", true));
+        assert_eq!((usage.input_uncached_tokens, usage.output_tokens), (30, 3));
+        assert!(granted.lost().is_empty());
+    }
+}

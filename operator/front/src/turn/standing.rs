@@ -1,0 +1,344 @@
+//! Where a turn stands: the last checkpoint, and what whoever had the turn before stored since. A worker goes on from there
+//! as if it had done all of that itself, so that nothing is said, asked or done a second time.
+
+use croft_proto::conversation::open_calls;
+use croft_proto::id::TurnId;
+use croft_proto::v1::content_block::Block;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{
+    AgentMessage, ApprovalResolved, ContentBlock, JournalledToolCall, Message, ModelAttempt, Role, SessionCheckpoint,
+    SessionEvent, StopReason, Text, ToolCall, ToolOutput, ToolResult,
+};
+use uuid::Uuid;
+
+use crate::events::log::StoredCheckpoint;
+
+/// The neutral name of an answer that was broken off from outside.
+const CANCELLED: &str = "cancelled";
+/// What the model is told of a call whose result never came, when the user has gone on.
+const OUTCOME_UNKNOWN: &str = "The outcome of the call is unknown.";
+
+/// See the module.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Standing {
+    turn: String,
+    /// Holds every answer that is stored. Absent before the session's first.
+    pub(super) checkpoint: Option<SessionCheckpoint>,
+    /// The user's message, while the checkpoint does not hold it.
+    pub(super) input: Vec<ContentBlock>,
+    /// Calls of the last answer that were begun after the checkpoint was taken, with their results if they came.
+    pub(super) journal: Vec<JournalledToolCall>,
+    /// Approvals that people were asked for in this turn.
+    pub(super) asked: Vec<String>,
+    /// What they decided.
+    pub(super) decisions: Vec<ApprovalResolved>,
+    /// Grants whose attempt is stored.
+    pub(super) settled: Vec<String>,
+    /// The turn is over, but for the word that says so.
+    pub(super) over: Option<StopReason>,
+}
+
+impl Standing {
+    /// `events` are those of the session after the user's message, in order; of other turns' events nothing is taken.
+    pub(super) fn of(
+        stored: Option<StoredCheckpoint>,
+        turn: TurnId,
+        input: &[ContentBlock],
+        events: impl IntoIterator<Item = SessionEvent>,
+    ) -> Self {
+        let turn = turn.to_string();
+        let (since, checkpoint) = stored.map_or((0, None), |stored| (stored.seq, Some(stored.checkpoint)));
+        let holds_input = checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.turn_id == turn);
+        let input = if holds_input { Vec::new() } else { input.to_vec() };
+        let mut standing = Self { turn, checkpoint, input, ..Self::default() };
+        let mut attempt = ModelAttempt::default();
+        for event in events {
+            if event.turn_id != standing.turn {
+                continue;
+            }
+            let Some(kind) = event.kind else { continue };
+            match kind {
+                Kind::ApprovalRequired(asked) => standing.asked.push(asked.approval_id),
+                Kind::ApprovalResolved(decision) => standing.decisions.push(decision),
+                Kind::StepStarted(_) => standing.over = None,
+                Kind::StepCompleted(step) => {
+                    standing.over = Some(step.stop_reason()).filter(|why| *why != StopReason::HandedBack);
+                }
+                Kind::ModelAttempt(made) => {
+                    standing.settled.push(made.grant_id.clone());
+                    // Of several, an answer is from the last that went well.
+                    if made.error_class.is_empty() {
+                        attempt = made;
+                    }
+                }
+                // The checkpoint stands for it.
+                _ if event.seq <= since => {}
+                Kind::AgentMessage(message) => {
+                    standing.answered(message, std::mem::take(&mut attempt));
+                }
+                Kind::ToolCall(call) => standing.begun(call),
+                Kind::ToolResult(result) => standing.came(result),
+                _ => {}
+            }
+        }
+        standing
+    }
+
+    /// The state that the turn leaves when no worker is there to tell: the next one goes on from it.
+    pub(super) fn left(mut self) -> Option<SessionCheckpoint> {
+        self.take_input();
+        let mut checkpoint = self.checkpoint?;
+        checkpoint.journal.append(&mut self.journal);
+        checkpoint.checkpoint_id = Uuid::now_v7().to_string();
+        Some(checkpoint)
+    }
+
+    fn answered(&mut self, answer: AgentMessage, attempt: ModelAttempt) {
+        self.take_input();
+        self.settle(false);
+        let checkpoint = self.checkpoint.get_or_insert_default();
+        checkpoint.checkpoint_id = Uuid::now_v7().to_string();
+        checkpoint.model_calls += 1;
+        // An answer that was broken off ends no superstep.
+        checkpoint.superstep += u32::from(attempt.finish_reason != CANCELLED);
+        checkpoint.finish_reason = attempt.finish_reason;
+        checkpoint.messages.push(Message {
+            role: Role::Assistant.into(),
+            content: answer.content,
+            provider: attempt.provider,
+            model: answer.model,
+        });
+    }
+
+    /// The user's word comes after the results of what an older turn had left open.
+    fn take_input(&mut self) {
+        if self.input.is_empty() {
+            return;
+        }
+        self.settle(true);
+        let content = std::mem::take(&mut self.input);
+        let checkpoint = self.checkpoint.get_or_insert_default();
+        checkpoint.turn_id.clone_from(&self.turn);
+        (checkpoint.model_calls, checkpoint.tool_calls) = (0, 0);
+        checkpoint.finish_reason.clear();
+        checkpoint.messages.push(Message { role: Role::User.into(), content, ..Message::default() });
+    }
+
+    /// Takes the results that came into the conversation; with `all`, an error for each that did not.
+    fn settle(&mut self, all: bool) {
+        let Some(checkpoint) = &mut self.checkpoint else { return };
+        let journal: Vec<_> = checkpoint.journal.drain(..).chain(self.journal.drain(..)).collect();
+        let result =
+            |id: &str| journal.iter().filter_map(|entry| entry.result.as_ref()).rfind(|r| r.tool_call_id == id);
+        let mut content = Vec::new();
+        for call in open_calls(&checkpoint.messages) {
+            let output = match result(&call.tool_call_id) {
+                Some(ToolResult { content, is_error, .. }) => (content.clone(), *is_error),
+                None if all => (text(OUTCOME_UNKNOWN), true),
+                None => continue,
+            };
+            let output = ToolOutput { tool_call_id: call.tool_call_id, content: output.0, is_error: output.1 };
+            content.push(ContentBlock { block: Some(Block::ToolOutput(output)) });
+        }
+        if content.is_empty() {
+            return;
+        }
+        if checkpoint.turn_id == self.turn {
+            checkpoint.tool_calls += u32::try_from(content.len()).unwrap_or(u32::MAX);
+            checkpoint.superstep += 1;
+        }
+        checkpoint.messages.push(Message { role: Role::Tool.into(), content, ..Message::default() });
+    }
+
+    fn begun(&mut self, call: ToolCall) {
+        if !self.journal.iter().any(|entry| is_of(entry, &call.tool_call_id)) {
+            self.journal.push(JournalledToolCall { call: Some(call), result: None });
+        }
+    }
+
+    /// Also of calls that were never begun: denied, refused, or closed since the user went on.
+    fn came(&mut self, result: ToolResult) {
+        if let Some(entry) = self.journal.iter_mut().find(|entry| is_of(entry, &result.tool_call_id)) {
+            entry.result = Some(result);
+            return;
+        }
+        let messages = self.checkpoint.as_ref().map_or(&[][..], |checkpoint| &checkpoint.messages);
+        let asked = open_calls(messages).into_iter().find(|call| call.tool_call_id == result.tool_call_id);
+        if let Some(asked) = asked {
+            let call = ToolCall {
+                tool_call_id: asked.tool_call_id,
+                name: asked.name,
+                arguments_json: asked.arguments_json,
+                ..ToolCall::default()
+            };
+            self.journal.push(JournalledToolCall { call: Some(call), result: Some(result) });
+        }
+    }
+}
+
+fn is_of(entry: &JournalledToolCall, tool_call_id: &str) -> bool {
+    entry.call.as_ref().is_some_and(|call| call.tool_call_id == tool_call_id)
+}
+
+fn text(text: &str) -> Vec<ContentBlock> {
+    vec![ContentBlock { block: Some(Block::Text(Text { text: text.to_owned() })) }]
+}
+
+#[cfg(test)]
+mod tests {
+    use croft_proto::v1::{ApprovalRequired, StepCompleted, StepStarted, ToolUse, UserMessage};
+
+    use super::*;
+
+    struct Scene {
+        turn: TurnId,
+        stored: Option<StoredCheckpoint>,
+        events: Vec<SessionEvent>,
+    }
+
+    impl Scene {
+        /// A turn that has begun and has no checkpoint; the session's last one, of another turn, is older.
+        fn new(before: Option<SessionCheckpoint>) -> Self {
+            let stored = before.map(|checkpoint| StoredCheckpoint { checkpoint, seq: 10 });
+            Self { turn: TurnId::generate(), stored, events: Vec::new() }
+        }
+
+        fn then(mut self, kind: Kind) -> Self {
+            let seq = 12 + self.events.len() as u64;
+            let event = SessionEvent { seq, turn_id: self.turn.to_string(), kind: Some(kind), ..Default::default() };
+            self.events.push(event);
+            self
+        }
+
+        fn answer(self, finish_reason: &str, content: Vec<ContentBlock>) -> Self {
+            let attempt = ModelAttempt { finish_reason: finish_reason.into(), ..ModelAttempt::default() };
+            let message = AgentMessage { content, model: "m".into() };
+            self.then(Kind::ModelAttempt(attempt)).then(Kind::AgentMessage(message))
+        }
+
+        fn standing(self) -> Standing {
+            Standing::of(self.stored, self.turn, &text("asked"), self.events)
+        }
+    }
+
+    fn call(id: &str) -> ContentBlock {
+        let call = ToolUse { tool_call_id: id.into(), name: "spade".into(), arguments_json: "{}".into() };
+        ContentBlock { block: Some(Block::ToolUse(call)) }
+    }
+
+    fn result(id: &str) -> Kind {
+        Kind::ToolResult(ToolResult { tool_call_id: id.into(), content: text("dug"), ..ToolResult::default() })
+    }
+
+    fn begun(id: &str) -> Kind {
+        Kind::ToolCall(ToolCall {
+            tool_call_id: id.into(),
+            idempotency_key: format!("key of {id}"),
+            ..Default::default()
+        })
+    }
+
+    fn roles(checkpoint: &SessionCheckpoint) -> Vec<Role> {
+        checkpoint.messages.iter().map(Message::role).collect()
+    }
+
+    /// Of an older turn, with a call that has no result.
+    fn left_open() -> SessionCheckpoint {
+        let asked = Message { role: Role::User.into(), content: text("dig"), ..Message::default() };
+        let answer = Message { role: Role::Assistant.into(), content: vec![call("old")], ..Message::default() };
+        SessionCheckpoint { messages: vec![asked, answer], turn_id: "older".into(), ..SessionCheckpoint::default() }
+    }
+
+    #[test]
+    fn a_turn_that_has_only_begun_begins_again() {
+        let standing = Scene::new(None).then(Kind::StepStarted(StepStarted::default())).standing();
+        assert_eq!((standing.checkpoint, standing.input), (None, text("asked")));
+    }
+
+    #[test]
+    fn an_answer_after_the_checkpoint_is_taken_with_its_calls_and_their_results() {
+        let answer = [text("I dig"), vec![call("a"), call("b")]].concat();
+        let scene = Scene::new(None).answer("tool_use", answer).then(begun("a")).then(begun("b")).then(result("a"));
+        let standing = scene.standing();
+        let checkpoint = standing.checkpoint.clone().unwrap();
+        assert_eq!(roles(&checkpoint), [Role::User, Role::Assistant]);
+        assert_eq!((checkpoint.model_calls, checkpoint.superstep), (1, 1));
+        assert_eq!(checkpoint.finish_reason, "tool_use");
+        assert!(standing.input.is_empty());
+        let known: Vec<_> =
+            standing.journal.iter().map(|entry| (entry.call.is_some(), entry.result.is_some())).collect();
+        assert_eq!(known, [(true, true), (true, false)]);
+    }
+
+    #[test]
+    fn what_the_checkpoint_stands_for_is_not_taken_twice() {
+        let mut scene = Scene::new(None).answer("end_turn", text("once"));
+        let checkpoint = SessionCheckpoint { turn_id: scene.turn.to_string(), ..left_open() };
+        scene.stored = Some(StoredCheckpoint { checkpoint: checkpoint.clone(), seq: 14 });
+        let standing = scene.standing();
+        assert_eq!((standing.checkpoint, standing.input), (Some(checkpoint), Vec::new()));
+    }
+
+    #[test]
+    fn a_call_of_an_older_turn_that_was_closed_is_not_closed_again() {
+        let closed = Scene::new(Some(left_open())).then(result("old"));
+        let standing = Scene { events: closed.events.clone(), ..closed }.standing();
+        assert_eq!(standing.input, text("asked"), "the worker takes it in, after the result that is known");
+        assert!(standing.journal[0].result.is_some());
+
+        let answered = Scene::new(Some(left_open())).then(result("old")).answer("end_turn", text("yes")).standing();
+        let checkpoint = answered.checkpoint.unwrap();
+        assert_eq!(roles(&checkpoint), [Role::User, Role::Assistant, Role::Tool, Role::User, Role::Assistant]);
+        assert_eq!((checkpoint.model_calls, checkpoint.tool_calls), (1, 0), "what an older turn did counts for it");
+    }
+
+    #[test]
+    fn the_result_of_a_call_that_was_denied_is_known() {
+        let scene = Scene::new(None).answer("tool_use", vec![call("a")]).then(result("a"));
+        let entry = scene.standing().journal.remove(0);
+        assert_eq!((entry.call.unwrap().name, entry.result.unwrap().content), ("spade".to_owned(), text("dug")));
+    }
+
+    #[test]
+    fn a_turn_whose_step_has_ended_is_over_unless_it_was_handed_back() {
+        let ended = |stop_reason: StopReason| {
+            let completed = Kind::StepCompleted(StepCompleted { stop_reason: stop_reason.into() });
+            Scene::new(None).then(Kind::StepStarted(StepStarted::default())).then(completed)
+        };
+        assert_eq!(ended(StopReason::LoopLimit).standing().over, Some(StopReason::LoopLimit));
+        assert_eq!(ended(StopReason::HandedBack).standing().over, None);
+        let again = ended(StopReason::Error).then(Kind::StepStarted(StepStarted::default()));
+        assert_eq!(again.standing().over, None);
+    }
+
+    #[test]
+    fn people_who_were_asked_are_known_and_so_is_their_answer() {
+        let asked = ApprovalRequired { approval_id: "q".into(), ..ApprovalRequired::default() };
+        let decision = ApprovalResolved { approval_id: "q".into(), approved: true, ..ApprovalResolved::default() };
+        let scene = Scene::new(None).then(Kind::ApprovalRequired(asked));
+        let standing = scene.then(Kind::ApprovalResolved(decision.clone())).standing();
+        assert_eq!((standing.asked, standing.decisions), (vec!["q".to_owned()], vec![decision]));
+    }
+
+    #[test]
+    fn another_turns_events_are_nothing_to_this_one() {
+        let mut scene =
+            Scene::new(None).answer("end_turn", text("not ours")).then(Kind::UserMessage(UserMessage::default()));
+        scene.turn = TurnId::generate();
+        assert_eq!(scene.standing().checkpoint, None);
+    }
+
+    #[test]
+    fn a_turn_that_ends_without_a_worker_leaves_what_was_said() {
+        let nothing = Scene::new(None).standing().left().unwrap();
+        assert_eq!(roles(&nothing), [Role::User]);
+
+        let over_open_calls = Scene::new(Some(left_open())).standing().left().unwrap();
+        assert_eq!(roles(&over_open_calls), [Role::User, Role::Assistant, Role::Tool, Role::User]);
+
+        let in_mid_call =
+            Scene::new(None).answer("tool_use", vec![call("a")]).then(begun("a")).standing().left().unwrap();
+        assert_eq!(roles(&in_mid_call), [Role::User, Role::Assistant]);
+        assert!(in_mid_call.journal[0].result.is_none(), "the next turn says that its outcome is unknown");
+    }
+}
