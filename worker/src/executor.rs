@@ -1,10 +1,12 @@
-//! Runs one turn as a small graph: a model call, then its tool calls, then the model again, until a branch says stop.
+//! Runs one turn as a small graph: the guards of the input, a model call, then its tool calls, then the model again, until a
+//! branch says stop.
 //! After each of these supersteps a checkpoint goes to the front; from it any worker goes on with equal state.
 
 mod attempt;
 mod branch;
 mod chain;
 mod failure;
+mod guarding;
 mod model_call;
 mod state;
 mod tool_call;
@@ -20,6 +22,7 @@ use croft_proto::v1::{
 };
 use tokio_util::sync::CancellationToken;
 
+use crate::guardrails::Guardrails;
 use crate::interrupt::{Interrupt, Why};
 use crate::link::Link;
 use crate::metrics::Metrics;
@@ -69,6 +72,7 @@ pub(crate) struct Executor<'step> {
     pub(crate) retry: retry::Policy,
     pub(crate) metrics: &'step Metrics,
     pub(crate) toolbox: &'step Toolbox,
+    pub(crate) guardrails: &'step Guardrails,
     pub(crate) agent: &'step AgentSpec,
     pub(crate) bounds: Bounds,
     pub(crate) session: SessionId,
@@ -128,6 +132,11 @@ impl Executor<'_> {
     }
 
     async fn turn(&mut self) -> End {
+        match self.guard_input().await {
+            Ok(None) => {}
+            Ok(Some(stop_reason)) => return End::Told(stop_reason),
+            Err(why) => return end_of(why),
+        }
         let mut next = branch::resume(&self.state, &self.bounds);
         loop {
             if let Some(why) = self.interrupt.raised() {

@@ -3,6 +3,7 @@
 
 pub mod config;
 mod executor;
+mod guardrails;
 mod interrupt;
 mod link;
 mod metrics;

@@ -15,6 +15,7 @@ pub(crate) struct Metrics {
     fallbacks: IntCounterVec,
     tool_calls: IntCounterVec,
     steps: IntCounterVec,
+    guardrail_violations: IntCounterVec,
     first_token: Histogram,
     previews_dropped: IntCounter,
     pub(crate) sessions: IntGauge,
@@ -42,6 +43,11 @@ impl Default for Metrics {
             ),
             tool_calls: counter("croft_worker_tool_calls_total", "Tool calls, by how they ended.", &["outcome"]),
             steps: counter("croft_worker_steps_total", "Steps that ended in order, by why.", &["stop_reason"]),
+            guardrail_violations: counter(
+                "croft_worker_guardrail_violations_total",
+                "What guardrails found, by where and by what was done about it.",
+                &["point", "outcome"],
+            ),
             first_token: Histogram::with_opts(first_token.buckets(FIRST_TOKEN_BUCKETS.to_vec()))
                 .expect("a fixed name and buckets are valid"),
             previews_dropped: IntCounter::new(
@@ -62,6 +68,7 @@ impl Metrics {
         registry.register(Box::new(self.fallbacks.clone()))?;
         registry.register(Box::new(self.tool_calls.clone()))?;
         registry.register(Box::new(self.steps.clone()))?;
+        registry.register(Box::new(self.guardrail_violations.clone()))?;
         registry.register(Box::new(self.first_token.clone()))?;
         registry.register(Box::new(self.previews_dropped.clone()))?;
         registry.register(Box::new(self.sessions.clone()))
@@ -84,6 +91,10 @@ impl Metrics {
 
     pub(crate) fn step_ended(&self, stop_reason: StopReason) {
         self.steps.with_label_values(&[stop_reason.as_str_name()]).inc();
+    }
+
+    pub(crate) fn guardrail_violation(&self, point: &str, outcome: &'static str) {
+        self.guardrail_violations.with_label_values(&[point, outcome]).inc();
     }
 
     pub(crate) fn dropped_previews(&self, count: u64) {

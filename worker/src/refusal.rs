@@ -33,6 +33,8 @@ pub enum Refusal {
     ToolUnsupported { tool: String, problem: String },
     #[error("tool {tool} is not usable: {problem}")]
     ToolInvalid { tool: String, problem: String },
+    #[error("guardrail {guardrail:?} is not usable: {problem}")]
+    GuardrailInvalid { guardrail: String, problem: String },
 }
 
 impl Refusal {
@@ -50,6 +52,7 @@ impl Refusal {
             Self::ProviderMissing { .. } => "PROVIDER_MISSING",
             Self::ToolUnsupported { .. } => "TOOL_UNSUPPORTED",
             Self::ToolInvalid { .. } => "TOOL_INVALID",
+            Self::GuardrailInvalid { .. } => "GUARDRAIL_INVALID",
         }
     }
 
@@ -64,9 +67,10 @@ impl Refusal {
             Self::EpochStale { .. } => Code::Aborted,
             Self::StartMissing => Code::DeadlineExceeded,
             Self::FrontGone => Code::Cancelled,
-            Self::ProviderMissing { .. } | Self::ToolUnsupported { .. } | Self::ToolInvalid { .. } => {
-                Code::FailedPrecondition
-            }
+            Self::ProviderMissing { .. }
+            | Self::ToolUnsupported { .. }
+            | Self::ToolInvalid { .. }
+            | Self::GuardrailInvalid { .. } => Code::FailedPrecondition,
         }
     }
 }

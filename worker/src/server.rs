@@ -18,6 +18,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument as _;
 
+use crate::guardrails::{Guardrails, HttpClient};
 use crate::interrupt::Interrupt;
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
@@ -79,6 +80,8 @@ pub(crate) struct Shared {
     pub(crate) options: RuntimeOptions,
     pub(crate) providers: Providers,
     pub(crate) builtins: Builtins,
+    /// Of the guardrails that ask a server.
+    pub(crate) http: HttpClient,
     pub(crate) sessions: Sessions,
     pub(crate) metrics: Metrics,
     pub(crate) tasks: Tasks,
@@ -95,7 +98,8 @@ impl RuntimeServer {
     pub fn with_builtins(options: RuntimeOptions, providers: Providers, builtins: Builtins, tasks: Tasks) -> Self {
         let metrics = Metrics::default();
         let sessions = Sessions::new(options.sessions_max, options.session_idle, metrics.sessions.clone());
-        Self { shared: Arc::new(Shared { options, providers, builtins, sessions, metrics, tasks }) }
+        let http = HttpClient::default();
+        Self { shared: Arc::new(Shared { options, providers, builtins, http, sessions, metrics, tasks }) }
     }
 
     /// Shows the worker's counters among `metrics`.
@@ -113,9 +117,14 @@ impl RuntimeServer {
 }
 
 impl Shared {
-    /// Fails unless the agent can run here; returns its tools.
+    /// Fails unless the agent can run here; returns its tools and guardrails.
     /// `provider` is that of its model, or empty where the front does not say.
-    pub(crate) fn check(&self, tenant: &str, agent: &AgentSpec, provider: &str) -> Result<Toolbox, Refusal> {
+    pub(crate) fn check(
+        &self,
+        tenant: &str,
+        agent: &AgentSpec,
+        provider: &str,
+    ) -> Result<(Toolbox, Guardrails), Refusal> {
         if tenant != self.options.tenant {
             return Err(Refusal::WrongTenant);
         }
@@ -123,7 +132,7 @@ impl Shared {
             return Err(Refusal::Malformed { field: "agent.model" });
         }
         providers::check(&self.providers, agent, provider)?;
-        Toolbox::open(agent, &self.builtins)
+        Ok((Toolbox::open(agent, &self.builtins)?, Guardrails::open(agent, &self.http)?))
     }
 
     fn accepts(&self) -> Result<(), Refusal> {

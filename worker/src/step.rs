@@ -82,7 +82,7 @@ impl Step {
         let mut untold = begun.take_untold(&turn_id);
         untold.retain(|attempt| !settled_grant_ids.contains(&attempt.grant_id));
         let agent = agent.unwrap_or_else(|| begun.agent.clone());
-        let toolbox = shared.check(&tenant, &agent, &begun.provider)?;
+        let (toolbox, guardrails) = shared.check(&tenant, &agent, &begun.provider)?;
         let (state, closed) = State::begin(checkpoint, &turn_id, input, journal);
         if state.is_empty() {
             return Err(Refusal::Malformed { field: "input" });
@@ -99,6 +99,7 @@ impl Step {
             retry: shared.options.retry,
             metrics: &shared.metrics,
             toolbox: &toolbox,
+            guardrails: &guardrails,
             agent: &agent,
             bounds,
             session,

@@ -122,7 +122,7 @@ pub struct JsonSchemaCheckSpec {
     pub schema: serde_json::Value,
 }
 
-/// Asks a server of the tenant's; what it doesn't answer in time is refused.
+/// Asks a server of the tenant's; what it doesn't answer in time is refused unless `failOpen`.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct HttpCheckSpec {
@@ -139,6 +139,9 @@ pub struct HttpCheckSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 300))]
     pub timeout_seconds: Option<u32>,
+    /// What it doesn't answer in time goes on, in place of being refused.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub fail_open: bool,
 }
 
 fn any_object(_: &mut SchemaGenerator) -> Schema {

@@ -5,8 +5,8 @@ use std::time::Duration;
 use croft_e2e::client::{message, scripted_agent};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    AgentLimits, AgentSpec, CreateSessionRequest, GuardrailSpec, ListUsageEventsRequest, ProviderMode, ProviderRoute,
-    SessionState, StreamEventsRequest, TenantLimits,
+    AgentLimits, AgentSpec, CreateSessionRequest, ListUsageEventsRequest, ProviderMode, ProviderRoute, SessionState,
+    StreamEventsRequest, TenantLimits,
 };
 use tokio::time::Instant;
 use tonic::Code;
@@ -91,16 +91,12 @@ async fn a_tenants_times_are_taken_and_kept() {
 async fn what_no_worker_keeps_is_refused_by_name() {
     let world = World::start().await;
     let mut client = world.client();
-    let guarded = AgentSpec { guardrails: vec![GuardrailSpec::default()], ..scripted_agent("guarded") };
     let limits = |budget_nano_usd, budget_tokens| {
         let limits = AgentLimits { budget_nano_usd, budget_tokens, ..AgentLimits::default() };
         AgentSpec { limits: Some(limits), ..scripted_agent("thrifty") }
     };
-    for (agent, field) in [
-        (guarded, "agent.guardrails"),
-        (limits(1, 0), "agent.limits.budget_nano_usd"),
-        (limits(0, 1), "agent.limits.budget_tokens"),
-    ] {
+    for (agent, field) in [(limits(1, 0), "agent.limits.budget_nano_usd"), (limits(0, 1), "agent.limits.budget_tokens")]
+    {
         let refused = client.create(agent).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
         assert_eq!(refused.get_error_details().bad_request().unwrap().field_violations[0].field, field);

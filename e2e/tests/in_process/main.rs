@@ -5,6 +5,7 @@
 mod bounds;
 mod browser;
 mod busy;
+mod guarded;
 mod nap;
 mod previews;
 mod requests;

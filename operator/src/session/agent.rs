@@ -75,7 +75,11 @@ fn guardrail(guardrail: &GuardrailSpec) -> v1::GuardrailSpec {
         .as_ref()
         .map(|check| Check::JsonSchema(v1::JsonSchemaCheck { schema_json: check.schema.to_string() }));
     let http = http.as_ref().map(|check| {
-        Check::Http(v1::HttpCheck { url: check.url.clone(), timeout_ms: milliseconds(check.timeout_seconds) })
+        Check::Http(v1::HttpCheck {
+            url: check.url.clone(),
+            timeout_ms: milliseconds(check.timeout_seconds),
+            fail_open: check.fail_open,
+        })
     });
     v1::GuardrailSpec {
         name: name.clone(),
@@ -134,7 +138,7 @@ mod tests {
                 { "name": "people", "personalData": { "kinds": ["email", "iban"], "redact": true } },
                 { "name": "shape", "stages": ["ToolArguments"], "jsonSchema": { "schema": { "type": "object" } } },
                 { "name": "asked", "stages": ["ToolResult"],
-                  "http": { "url": "https://checks.example.com", "timeoutSeconds": 2 } },
+                  "http": { "url": "https://checks.example.com", "timeoutSeconds": 2, "failOpen": true } },
             ],
             "limits": {
                 "maxModelCalls": 5, "maxToolCalls": 6, "maxOutputTokens": 700, "turnTimeoutSeconds": 80,
@@ -169,7 +173,7 @@ mod tests {
                 { "name": "shape", "stages": ["GUARDRAIL_STAGE_TOOL_ARGUMENTS"], "mode": "GUARDRAIL_MODE_ENFORCE",
                   "jsonSchema": { "schemaJson": "{\"type\":\"object\"}" } },
                 { "name": "asked", "stages": ["GUARDRAIL_STAGE_TOOL_RESULT"], "mode": "GUARDRAIL_MODE_ENFORCE",
-                  "http": { "url": "https://checks.example.com", "timeoutMs": "2000" } },
+                  "http": { "url": "https://checks.example.com", "timeoutMs": "2000", "failOpen": true } },
             ],
             "fallbackModels": ["scripted-1"], "temperature": 0.25,
         }))

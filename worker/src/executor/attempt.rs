@@ -3,21 +3,29 @@
 use std::time::Duration;
 
 use croft_llm::{Assembly, Class, Delta, Error, Provider, Request, Stop, breaker, estimate};
+use croft_proto::v1::content_block::Block;
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{Grant, ModelAttempt, ProviderMode, TextDelta, ThinkingDelta, TokenUsage, ToolArgumentDelta};
+use croft_proto::v1::{
+    ContentBlock, Grant, ModelAttempt, ProviderMode, TextDelta, ThinkingDelta, TokenUsage, ToolArgumentDelta,
+};
 use futures::StreamExt as _;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::guardrails::Output;
 use crate::interrupt::{Interrupt, Why};
 use crate::link::Link;
 
 /// The fixed word for an answer that was broken off from outside.
 pub(super) const CANCELLED: &str = "cancelled";
+/// And for one that a guardrail broke off.
+pub(super) const BLOCKED: &str = "guardrail";
 
 /// An attempt that is over.
-pub(super) struct Attempt {
+pub(super) struct Attempt<'step> {
     pub(super) assembly: Assembly,
+    /// What guards let through of the text, where there are guards.
+    pub(super) guard: Option<Output<'step>>,
     pub(super) end: End,
     latency: Duration,
     first_token: Option<Duration>,
@@ -28,10 +36,26 @@ pub(super) enum End {
     Stopped(Stop),
     Failed(Error),
     Interrupted(Why),
+    /// A guardrail refused what it said.
+    Blocked,
+}
+
+/// What is seen of an answer before it is whole.
+pub(super) struct Shown<'step> {
+    pub(super) link: &'step Link,
+    /// What guards hold back is not.
+    pub(super) thinking: bool,
+    pub(super) arguments: bool,
 }
 
 /// Makes one attempt.
-pub(super) async fn make(provider: &dyn Provider, request: Request, link: &Link, interrupt: &Interrupt) -> Attempt {
+pub(super) async fn make<'step>(
+    provider: &dyn Provider,
+    request: Request,
+    shown: &Shown<'_>,
+    interrupt: &Interrupt,
+    mut guard: Option<Output<'step>>,
+) -> Attempt<'step> {
     let input_tokens_estimated = estimate::input_tokens(&request);
     let began = Instant::now();
     let mut first_token = None;
@@ -48,39 +72,56 @@ pub(super) async fn make(provider: &dyn Provider, request: Request, link: &Link,
             first_token = Some(began.elapsed());
         }
         assembly.push(&delta);
-        preview(&delta, &assembly, link);
+        shown.preview(&delta, &assembly, guard.as_mut());
+        if guard.as_ref().is_some_and(Output::is_blocked) {
+            break End::Blocked;
+        }
         if let Delta::Stop(stop) = delta {
             break End::Stopped(stop);
         }
     };
-    Attempt { assembly, end, latency: began.elapsed(), first_token, input_tokens_estimated }
+    let mut attempt = Attempt { assembly, guard, end, latency: began.elapsed(), first_token, input_tokens_estimated };
+    attempt.finish(shown, interrupt).await;
+    attempt
 }
 
-fn preview(delta: &Delta, assembly: &Assembly, link: &Link) {
-    match delta {
-        Delta::Text { text, .. } => link.preview(Kind::TextDelta(TextDelta { text: text.clone() })),
-        Delta::Thinking { text, .. } => link.preview(Kind::ThinkingDelta(ThinkingDelta { text: text.clone() })),
-        Delta::ToolArguments { block, partial_json } => {
-            let tool_call_id = assembly.tool_call_id(*block).unwrap_or_default().to_owned();
-            let partial_json = partial_json.clone();
-            link.preview(Kind::ToolArgumentDelta(ToolArgumentDelta { tool_call_id, partial_json }));
+impl Shown<'_> {
+    fn text(&self, text: String) {
+        if !text.is_empty() {
+            self.link.preview(Kind::TextDelta(TextDelta { text }));
         }
-        Delta::Opened { .. }
-        | Delta::Signature { .. }
-        | Delta::RedactedThinking { .. }
-        | Delta::ToolCallStarted { .. }
-        | Delta::ToolCallStopped { .. }
-        | Delta::Native { .. }
-        | Delta::Usage(_)
-        | Delta::Stop(_) => {}
+    }
+
+    fn preview(&self, delta: &Delta, assembly: &Assembly, guard: Option<&mut Output<'_>>) {
+        match delta {
+            Delta::Text { text, .. } => self.text(guard.map_or_else(|| text.clone(), |guard| guard.push(text))),
+            Delta::Thinking { text, .. } if self.thinking => {
+                self.link.preview(Kind::ThinkingDelta(ThinkingDelta { text: text.clone() }));
+            }
+            Delta::ToolArguments { block, partial_json } if self.arguments => {
+                let tool_call_id = assembly.tool_call_id(*block).unwrap_or_default().to_owned();
+                let partial_json = partial_json.clone();
+                self.link.preview(Kind::ToolArgumentDelta(ToolArgumentDelta { tool_call_id, partial_json }));
+            }
+            Delta::Thinking { .. }
+            | Delta::ToolArguments { .. }
+            | Delta::Opened { .. }
+            | Delta::Signature { .. }
+            | Delta::RedactedThinking { .. }
+            | Delta::ToolCallStarted { .. }
+            | Delta::ToolCallStopped { .. }
+            | Delta::Native { .. }
+            | Delta::Usage(_)
+            | Delta::Stop(_) => {}
+        }
     }
 }
-
-impl Attempt {
+impl Attempt<'_> {
     /// One that a breaker prevented.
     pub(super) fn not_made(error: Error) -> Self {
         Self {
             assembly: Assembly::default(),
+            guard: None,
             end: End::Failed(error),
             latency: Duration::ZERO,
             first_token: None,
@@ -88,12 +129,45 @@ impl Attempt {
         }
     }
 
+    /// Lets the guards judge an answer that is whole.
+    async fn finish(&mut self, shown: &Shown<'_>, interrupt: &Interrupt) {
+        let (End::Stopped(_), Some(guard)) = (&self.end, &mut self.guard) else { return };
+        match interrupt.or(guard.finish()).await {
+            Ok(rest) => shown.text(rest),
+            Err(why) => return self.end = End::Interrupted(why),
+        }
+        if guard.is_blocked() {
+            self.end = End::Blocked;
+        }
+    }
+
+    /// The whole answer, with what guards let through for its text.
+    pub(super) fn content(&self) -> Vec<ContentBlock> {
+        self.let_through(self.assembly.content())
+    }
+
+    /// The text alone, of an answer that broke off.
+    pub(super) fn text_only(&self) -> Vec<ContentBlock> {
+        self.let_through(self.assembly.text_only())
+    }
+
+    /// What was let through is one text. It stands where the first stood.
+    fn let_through(&self, mut content: Vec<ContentBlock>) -> Vec<ContentBlock> {
+        let Some(guard) = &self.guard else { return content };
+        let mut released = Some(guard.released()).filter(|released| !released.is_empty());
+        content.retain_mut(|block| match &mut block.block {
+            Some(Block::Text(text)) => released.take().map(|released| released.clone_into(&mut text.text)).is_some(),
+            _ => true,
+        });
+        content
+    }
+
     /// What it says of the model's health, in mid stream as well as at the door.
     pub(super) fn health(&self) -> breaker::Outcome {
         match &self.end {
             End::Stopped(_) => breaker::Outcome::Answered,
             End::Failed(error) => breaker::Outcome::of(error.class, error.retry_after),
-            End::Interrupted(_) => breaker::Outcome::Unknown,
+            End::Interrupted(_) | End::Blocked => breaker::Outcome::Unknown,
         }
     }
 
@@ -101,12 +175,13 @@ impl Attempt {
         self.first_token
     }
 
-    /// The fixed word for how it ended: the neutral reason to stop, `error`, or `cancelled`.
+    /// The fixed word for how it ended: the neutral reason to stop, `error`, `cancelled`, or `guardrail`.
     pub(super) fn finish_reason(&self) -> &'static str {
         match &self.end {
             End::Stopped(stop) => stop.as_str(),
             End::Failed(_) => "error",
             End::Interrupted(_) => CANCELLED,
+            End::Blocked => BLOCKED,
         }
     }
 
@@ -114,7 +189,7 @@ impl Attempt {
     pub(super) fn outcome(&self) -> &'static str {
         match &self.end {
             End::Failed(error) if error.was_not_made => "breaker_open",
-            End::Stopped(_) | End::Failed(_) | End::Interrupted(_) => self.finish_reason(),
+            End::Stopped(_) | End::Failed(_) | End::Interrupted(_) | End::Blocked => self.finish_reason(),
         }
     }
 
@@ -123,7 +198,7 @@ impl Attempt {
         let (usage, usage_estimated) = self.usage();
         let error_class = match &self.end {
             End::Failed(error) => error.class.as_str(),
-            End::Stopped(_) | End::Interrupted(_) => "",
+            End::Stopped(_) | End::Interrupted(_) | End::Blocked => "",
         };
         ModelAttempt {
             attempt_id: Uuid::now_v7().to_string(),
@@ -148,13 +223,16 @@ impl Attempt {
     fn usage(&self) -> (TokenUsage, bool) {
         let opened = !self.assembly.response_id.is_empty() || self.first_token.is_some();
         match &self.end {
-            End::Stopped(_) => match self.assembly.usage {
+            // One that was blocked at its end had been told in full.
+            End::Stopped(_) | End::Blocked if self.assembly.stop.is_some() => match self.assembly.usage {
                 Some(usage) => (usage, false),
                 None => (self.assembly.estimated_usage(self.input_tokens_estimated), true),
             },
             // Refused at the door, or never there: nobody charges for it.
             End::Failed(error) if !opened && error.class != Class::Timeout => (TokenUsage::default(), true),
-            End::Failed(_) | End::Interrupted(_) => (self.assembly.estimated_usage(self.input_tokens_estimated), true),
+            End::Stopped(_) | End::Failed(_) | End::Interrupted(_) | End::Blocked => {
+                (self.assembly.estimated_usage(self.input_tokens_estimated), true)
+            }
         }
     }
 }

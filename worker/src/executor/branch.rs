@@ -23,6 +23,9 @@ pub(super) fn resume(state: &State, bounds: &Bounds) -> Next {
         // Who told it to stop was lost before the turn was over.
         return Next::End(StopReason::Interrupted);
     }
+    if state.finish_reason() == attempt::BLOCKED {
+        return Next::End(StopReason::Guardrail);
+    }
     if let Some(stop) = Stop::parse(state.finish_reason()) {
         return after_answer(state, bounds, stop);
     }

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::attempt::{self, Attempt, End};
 use super::chain::Cause;
 use super::{Executor, Superstep, failure};
+use crate::guardrails::Output;
 use crate::interrupt::Why;
 
 /// How long the front may think about a grant. At the bound the turn ends with an error.
@@ -59,12 +60,13 @@ impl Executor<'_> {
             };
             let attempt = self.attempt(&grant, provider.as_ref()).await;
             self.link.attempted(attempt.event(&grant, self.chain.reason())).await;
+            self.tell_violations(attempt.guard.as_ref().map_or(&[], Output::violations)).await;
             let error = match attempt.end {
                 End::Stopped(stop) => {
                     let content = match stop {
                         // The last call may be cut, and none of them will be made: without results they may not stay.
-                        Stop::MaxTokens | Stop::ContextFull | Stop::Refusal => attempt.assembly.text_only(),
-                        Stop::EndTurn | Stop::ToolUse | Stop::BadToolCall | Stop::Pause => attempt.assembly.content(),
+                        Stop::MaxTokens | Stop::ContextFull | Stop::Refusal => attempt.text_only(),
+                        Stop::EndTurn | Stop::ToolUse | Stop::BadToolCall | Stop::Pause => attempt.content(),
                     };
                     if let Some(cause) = Cause::of_stop(stop).filter(|_| self.chain.has_next()) {
                         self.count_for(cause, &grant, provider.as_ref()).await;
@@ -80,8 +82,12 @@ impl Executor<'_> {
                 End::Interrupted(Why::Stop(StopReason::HandedBack)) => return Superstep::Ended(self.hand_back()),
                 End::Interrupted(why) => {
                     // What people saw of it stays.
-                    self.answer(attempt.assembly.text_only(), attempt::CANCELLED, &grant).await;
+                    self.answer(attempt.text_only(), attempt::CANCELLED, &grant).await;
                     return Superstep::Interrupted(why);
+                }
+                End::Blocked => {
+                    self.answer(attempt.text_only(), attempt::BLOCKED, &grant).await;
+                    return Superstep::Ended(StopReason::Guardrail);
                 }
                 End::Failed(error) => error,
             };
@@ -178,7 +184,7 @@ impl Executor<'_> {
         Ok((grant, provider))
     }
 
-    async fn attempt(&self, grant: &Grant, provider: &dyn Provider) -> Attempt {
+    async fn attempt(&self, grant: &Grant, provider: &dyn Provider) -> Attempt<'_> {
         let output_tokens_max = match grant.output_tokens_max {
             0 => self.bounds.output_tokens_max,
             granted => granted.min(self.bounds.output_tokens_max),
@@ -197,7 +203,8 @@ impl Executor<'_> {
             Err(error) => Attempt::not_made(error),
             Ok(permit) => {
                 let request = self.request(grant, output_tokens_max);
-                let attempt = attempt::make(provider, request, self.link, self.interrupt).instrument(span).await;
+                let (shown, guard) = (self.shown(), self.guardrails.output());
+                let attempt = attempt::make(provider, request, &shown, self.interrupt, guard).instrument(span).await;
                 permit.ended(attempt.health());
                 attempt
             }
@@ -221,6 +228,7 @@ impl Executor<'_> {
     }
 
     async fn answer(&mut self, content: Vec<ContentBlock>, finish_reason: &str, grant: &Grant) {
+        let content = self.guarded(content).await;
         self.state.answered(content.clone(), finish_reason, &grant.provider, &grant.model);
         if content.is_empty() {
             return;

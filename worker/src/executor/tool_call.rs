@@ -2,13 +2,15 @@
 
 use croft_proto::id::SessionId;
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{ApprovalRequired, Permission, ReplayClass, ToolCall, ToolResult, ToolUse};
+use croft_proto::v1::{ApprovalRequired, GuardrailStage, Permission, ReplayClass, ToolCall, ToolResult, ToolUse};
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::guarding::{self, tell};
 use super::state::{State, error_result};
+use crate::guardrails::Guardrails;
 use crate::link::Link;
 use crate::metrics::Metrics;
 use crate::tools::{Entry, Invocation, Toolbox, text};
@@ -80,6 +82,9 @@ fn todo<'toolbox>(call: &ToolUse, entry: Option<&'toolbox Entry>, begun: Option<
     let Some(entry) = entry else {
         return Todo::Refuse(format!("There is no tool {:?}.", call.name));
     };
+    if let Some(guardrail) = guarding::withheld_by(&call.arguments_json) {
+        return Todo::Refuse(format!("The call was not made: guardrail {guardrail:?} refused its arguments."));
+    }
     if entry.permission == Permission::Deny {
         return Todo::Refuse(format!("The tool {:?} may not be called here.", call.name));
     }
@@ -101,6 +106,7 @@ fn todo<'toolbox>(call: &ToolUse, entry: Option<&'toolbox Entry>, begun: Option<
 pub(super) struct Bench<'step> {
     pub(super) link: &'step Link,
     pub(super) metrics: &'step Metrics,
+    pub(super) guardrails: &'step Guardrails,
     pub(super) draining: &'step CancellationToken,
     pub(super) session: SessionId,
 }
@@ -145,10 +151,17 @@ impl Bench<'_> {
     async fn make(&self, entry: &Entry, arguments: Map<String, Value>, call: ToolCall) -> ToolResult {
         let began = Instant::now();
         let outcome = entry.call(Invocation { arguments, idempotency_key: call.idempotency_key }).await;
-        let (content, is_error) = match outcome {
+        let (mut content, mut is_error) = match outcome {
             Ok(content) => (content, false),
             Err(problem) => (text(problem.to_string()), true),
         };
+        // A tool's error is its own words too.
+        let review = guarding::review(self.guardrails, GuardrailStage::ToolResult, &mut content).await;
+        if let Some(guardrail) = &review.blocked_by {
+            content = text(format!("The call was made, and guardrail {guardrail:?} withholds its result."));
+            is_error = true;
+        }
+        tell(self.link, self.metrics, &call.tool_call_id, &review.violations).await;
         self.metrics.tool_call(if is_error { "error" } else { "ok" });
         let duration_ms = i64::try_from(began.elapsed().as_millis()).unwrap_or(i64::MAX);
         ToolResult { tool_call_id: call.tool_call_id, content, is_error, duration_ms }

@@ -34,7 +34,13 @@ impl Executor<'_> {
         if self.ask_whether_to_repeat(&plans).await {
             return Superstep::Ended(StopReason::RequiresAction);
         }
-        let bench = Bench { link: self.link, metrics: self.metrics, draining: &self.draining, session: self.session };
+        let bench = Bench {
+            link: self.link,
+            metrics: self.metrics,
+            guardrails: self.guardrails,
+            draining: &self.draining,
+            session: self.session,
+        };
         let running = FuturesUnordered::new();
         let mut slots = Vec::with_capacity(plans.len());
         for (place, plan) in plans.into_iter().enumerate() {

@@ -279,6 +279,7 @@ pub fn name(kind: &Kind) -> &'static str {
         Kind::ToolCall(_) => "call",
         Kind::ToolResult(_) => "result",
         Kind::ApprovalRequired(_) => "approval",
+        Kind::GuardrailViolation(_) => "guardrail",
         Kind::Error(_) => "error",
         Kind::StepCompleted(_) => "completed",
         _ => "other",

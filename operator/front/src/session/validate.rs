@@ -1,5 +1,7 @@
 //! What a request must look like before anything is done for it. Each refusal names the field.
 
+mod guardrails;
+
 use std::collections::{BTreeMap, HashSet};
 
 use croft_proto::id::SessionId;
@@ -30,16 +32,13 @@ pub fn agent(agent: Option<AgentSpec>) -> Result<AgentSpec, Error> {
         return Err(Error::invalid("agent.temperature", "is not between 0 and 2"));
     }
     tools(&agent)?;
+    guardrails::guardrails(&agent.guardrails)?;
     bounds_nobody_keeps(&agent)?;
     Ok(agent)
 }
 
-/// No worker checks guardrails yet, and no budget of a session is kept yet. A bound that is promised and not kept is worse
-/// than none, so it is refused.
+/// No budget of a session is kept yet. A bound that is promised and not kept is worse than none, so it is refused.
 fn bounds_nobody_keeps(agent: &AgentSpec) -> Result<(), Error> {
-    if !agent.guardrails.is_empty() {
-        return Err(Error::invalid("agent.guardrails", "is not supported: no worker checks guardrails yet"));
-    }
     let limits = agent.limits.unwrap_or_default();
     for (field, budget) in
         [("agent.limits.budget_nano_usd", limits.budget_nano_usd), ("agent.limits.budget_tokens", limits.budget_tokens)]
@@ -178,7 +177,7 @@ mod tests {
             Some(AgentLimits { budget_nano_usd, budget_tokens, ..AgentLimits::default() })
         };
         let cases = [
-            (AgentSpec { guardrails: vec![GuardrailSpec::default()], ..spec() }, "agent.guardrails"),
+            (AgentSpec { guardrails: vec![GuardrailSpec::default()], ..spec() }, "agent.guardrails[0].name"),
             (AgentSpec { limits: budget(1, 0), ..spec() }, "agent.limits.budget_nano_usd"),
             (AgentSpec { limits: budget(0, -1), ..spec() }, "agent.limits.budget_tokens"),
             (AgentSpec { name: "Upper".into(), ..spec() }, "agent.name"),

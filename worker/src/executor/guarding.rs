@@ -1,0 +1,139 @@
+//! Where the graph asks the guardrails: about the user's words before the model hears them, about what the model said
+//! before it is stored, and about what tools gave.
+
+use croft_proto::v1::content_block::Block;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{ContentBlock, GuardrailStage, GuardrailViolation, Role, StopReason};
+use serde_json::json;
+
+use super::Executor;
+use super::attempt::Shown;
+use crate::guardrails::{Guardrails, Review};
+use crate::interrupt::Why;
+use crate::link::Link;
+use crate::metrics::Metrics;
+
+/// Stands for arguments that a guardrail refused: they are in no event and no checkpoint, and whoever goes on from there
+/// makes no call without them.
+const WITHHELD: &str = "withheld_by_guardrail";
+
+impl Executor<'_> {
+    /// Checks the user's words since the model's last answer: the newest, and those before it which no turn came to answer.
+    /// What is refused is taken out of the conversation, so that no later turn brings it before the model either.
+    ///
+    /// A turn that goes on after its first answer may have its input as the user sent it, where the front had to put the
+    /// conversation together from its log. What is to be replaced in it is replaced again; all else was told and done.
+    pub(super) async fn guard_input(&mut self) -> Result<Option<StopReason>, Why> {
+        let Some(newest) = self.state.messages.iter().rposition(|message| message.role() == Role::User) else {
+            return Ok(None);
+        };
+        let is_answered = newest + 1 < self.state.messages.len();
+        let mut ended = None;
+        let mut place = newest;
+        loop {
+            let asked = review(self.guardrails, GuardrailStage::Input, &mut self.state.messages[place].content);
+            let review = self.interrupt.or(asked).await?;
+            let is_refused = review.blocked_by.is_some() && !is_answered;
+            if is_refused || (place == newest && !is_answered) {
+                self.tell_violations(&review.violations).await;
+            }
+            if is_refused {
+                self.state.messages.remove(place);
+                if place == newest {
+                    ended = Some(StopReason::Guardrail);
+                }
+            }
+            if place == 0 || self.state.messages[place - 1].role() != Role::User {
+                return Ok(ended);
+            }
+            place -= 1;
+        }
+    }
+
+    /// What of an answer may be seen while it comes.
+    pub(super) fn shown(&self) -> Shown<'_> {
+        Shown {
+            link: self.link,
+            thinking: !self.guardrails.enforces(GuardrailStage::Output),
+            arguments: !self.guardrails.enforces(GuardrailStage::ToolArguments),
+        }
+    }
+
+    /// An answer as it may be stored: without thinking that a check refuses, which no one but the model needs, and without
+    /// arguments that one does. Its text has passed while it came.
+    pub(super) async fn guarded(&self, mut content: Vec<ContentBlock>) -> Vec<ContentBlock> {
+        let mut kept = Vec::with_capacity(content.len());
+        for mut block in content.drain(..) {
+            let keeps = match &mut block.block {
+                Some(Block::Thinking(thinking)) => {
+                    let mut texts = [&mut thinking.text];
+                    let asked = self.guardrails.review(GuardrailStage::Output, &mut texts);
+                    match self.interrupt.or(asked).await {
+                        Ok(review) => {
+                            self.tell_violations(&review.violations).await;
+                            // Signed text can't be changed.
+                            !review.violations.iter().any(|told| told.blocked || told.redacted)
+                        }
+                        Err(_) => false,
+                    }
+                }
+                Some(Block::ToolUse(call)) => {
+                    let asked = self.guardrails.review_arguments(&mut call.arguments_json);
+                    let review = self.interrupt.or(asked).await.unwrap_or_else(|_| Review {
+                        violations: Vec::new(),
+                        blocked_by: Some("interrupted".to_owned()),
+                    });
+                    tell(self.link, self.metrics, &call.tool_call_id, &review.violations).await;
+                    if let Some(guardrail) = review.blocked_by {
+                        call.arguments_json = json!({ WITHHELD: guardrail }).to_string();
+                    }
+                    true
+                }
+                _ => true,
+            };
+            if keeps {
+                kept.push(block);
+            }
+        }
+        kept
+    }
+
+    pub(super) async fn tell_violations(&self, violations: &[GuardrailViolation]) {
+        tell(self.link, self.metrics, "", violations).await;
+    }
+}
+
+/// Checks the texts of something that was said.
+pub(super) async fn review(guardrails: &Guardrails, stage: GuardrailStage, content: &mut [ContentBlock]) -> Review {
+    let mut texts: Vec<&mut String> = content
+        .iter_mut()
+        .filter_map(|block| match &mut block.block {
+            Some(Block::Text(text)) => Some(&mut text.text),
+            _ => None,
+        })
+        .collect();
+    if texts.is_empty() { Review::default() } else { guardrails.review(stage, &mut texts).await }
+}
+
+/// Tells of what was found, in events and metrics.
+pub(super) async fn tell(link: &Link, metrics: &Metrics, tool_call_id: &str, violations: &[GuardrailViolation]) {
+    for violation in violations {
+        let outcome = match (violation.blocked, violation.redacted) {
+            (true, _) => "blocked",
+            (false, true) => "redacted",
+            (false, false) => "told",
+        };
+        metrics.guardrail_violation(&violation.point, outcome);
+        let tool_call_id = tool_call_id.to_owned();
+        link.event(Kind::GuardrailViolation(GuardrailViolation { tool_call_id, ..violation.clone() })).await;
+    }
+}
+
+/// The guardrail that refused a call's arguments.
+pub(super) fn withheld_by(arguments_json: &str) -> Option<String> {
+    if !arguments_json.contains(WITHHELD) {
+        return None;
+    }
+    let arguments: serde_json::Map<String, serde_json::Value> = serde_json::from_str(arguments_json).ok()?;
+    Some(arguments.get(WITHHELD)?.as_str()?.to_owned())
+}

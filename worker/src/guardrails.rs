@@ -1,0 +1,270 @@
+//! Checks of what goes into an agent and what comes out of it: of the user's words, of a tool's arguments and results, and
+//! of what the model says. What an enforced check refuses goes no further; a shadow only tells.
+
+mod http;
+mod json;
+mod pattern;
+mod personal;
+mod scan;
+mod stream;
+
+use std::borrow::Cow;
+
+use croft_proto::v1::guardrail_spec::Check as CheckSpec;
+use croft_proto::v1::{AgentSpec, GuardrailMode, GuardrailSpec, GuardrailStage, GuardrailViolation};
+use serde_json::Value;
+
+use crate::refusal::Refusal;
+use http::Asked;
+pub(crate) use http::HttpClient;
+use personal::PersonalData;
+use scan::{Scanner, redacted};
+pub(crate) use stream::Output;
+
+/// Checks of one agent. At the bound the agent is refused.
+const GUARDRAILS_MAX: usize = 16;
+
+/// The checks of one agent, in its order.
+#[derive(Default)]
+pub(crate) struct Guardrails {
+    guards: Vec<Guard>,
+}
+
+struct Guard {
+    name: String,
+    stages: Vec<GuardrailStage>,
+    shadow: bool,
+    check: Check,
+}
+
+enum Check {
+    /// Characters.
+    Length(usize),
+    Scan {
+        scanner: Box<dyn Scanner>,
+        redact: bool,
+    },
+    Schema(Box<jsonschema::Validator>),
+    Http(Asked),
+}
+
+/// What one check says of a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Verdict {
+    Passed,
+    /// What was found was replaced.
+    Replaced(String),
+    /// With the fixed word for why.
+    Refused(&'static str),
+}
+
+/// What a check finds in a text, without the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    Replaced,
+    Refused(&'static str),
+}
+
+impl Verdict {
+    fn found(&self) -> Option<Found> {
+        match self {
+            Self::Passed => None,
+            Self::Replaced(_) => Some(Found::Replaced),
+            Self::Refused(reason) => Some(Found::Refused(reason)),
+        }
+    }
+}
+
+/// What all checks say of a text.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Review {
+    pub(crate) violations: Vec<GuardrailViolation>,
+    /// The check that lets the text go no further.
+    pub(crate) blocked_by: Option<String>,
+}
+
+impl Guardrails {
+    /// The agent's checks, or why one of them can't be made.
+    pub(crate) fn open(agent: &AgentSpec, client: &HttpClient) -> Result<Self, Refusal> {
+        let invalid = |name: &str, problem: String| Refusal::GuardrailInvalid { guardrail: name.to_owned(), problem };
+        if agent.guardrails.len() > GUARDRAILS_MAX {
+            return Err(invalid("", format!("there are more than {GUARDRAILS_MAX}")));
+        }
+        let open = |spec: &GuardrailSpec| {
+            let check = check(spec, client).map_err(|problem| invalid(&spec.name, problem))?;
+            let stages = spec.stages().collect();
+            Ok(Guard { name: spec.name.clone(), stages, shadow: spec.mode() == GuardrailMode::Shadow, check })
+        };
+        Ok(Self { guards: agent.guardrails.iter().map(open).collect::<Result<_, _>>()? })
+    }
+
+    fn at(&self, stage: GuardrailStage) -> impl Iterator<Item = &Guard> {
+        self.guards.iter().filter(move |guard| guard.looks_at(stage))
+    }
+
+    /// A check could hold back what is said at that stage, so that none of it may be shown before it is whole.
+    pub(crate) fn enforces(&self, stage: GuardrailStage) -> bool {
+        self.at(stage).any(|guard| !guard.shadow)
+    }
+
+    /// Checks texts that belong together, and replaces in them what is to be replaced.
+    pub(crate) async fn review(&self, stage: GuardrailStage, texts: &mut [&mut String]) -> Review {
+        let mut review = Review::default();
+        for guard in self.at(stage) {
+            let mut verdicts = Vec::new();
+            if guard.redacts() {
+                for text in texts.iter_mut() {
+                    let verdict = guard.verdict(stage, text).await;
+                    if let (Verdict::Replaced(replaced), false) = (&verdict, guard.shadow) {
+                        text.clone_from(replaced);
+                    }
+                    verdicts.push(verdict);
+                }
+            } else if let [text] = texts {
+                verdicts.push(guard.verdict(stage, text).await);
+            } else {
+                // Of one thing that is said in pieces the whole counts.
+                let whole: Vec<&str> = texts.iter().map(|text| text.as_str()).collect();
+                verdicts.push(guard.verdict(stage, &whole.join("\n")).await);
+            }
+            if review.take(guard, stage, &verdicts) {
+                break;
+            }
+        }
+        review
+    }
+
+    /// Checks a tool's arguments, and replaces in them what is to be replaced.
+    pub(crate) async fn review_arguments(&self, arguments_json: &mut String) -> Review {
+        let stage = GuardrailStage::ToolArguments;
+        let Ok(mut arguments) = serde_json::from_str::<Value>(arguments_json) else {
+            return self.review(stage, &mut [arguments_json]).await;
+        };
+        let mut review = Review::default();
+        for guard in self.at(stage) {
+            let verdict = match &guard.check {
+                Check::Scan { scanner, redact: true } => {
+                    let mut replaced = arguments.clone();
+                    if json::redact(&mut replaced, scanner.as_ref()) {
+                        let text = replaced.to_string();
+                        if !guard.shadow {
+                            arguments = replaced;
+                            arguments_json.clone_from(&text);
+                        }
+                        Verdict::Replaced(text)
+                    } else {
+                        Verdict::Passed
+                    }
+                }
+                // Escapes must hide nothing.
+                Check::Scan { scanner, redact: false } => {
+                    json::find(&arguments, scanner.as_ref()).map_or(Verdict::Passed, Verdict::Refused)
+                }
+                Check::Length(_) | Check::Schema(_) | Check::Http(_) => guard.verdict(stage, arguments_json).await,
+            };
+            if review.take(guard, stage, &[verdict]) {
+                break;
+            }
+        }
+        review
+    }
+
+    /// The checks of one answer's text while it comes; `None` when nothing looks at it.
+    pub(crate) fn output(&self) -> Option<Output<'_>> {
+        let guards: Vec<_> = self.at(GuardrailStage::Output).collect();
+        (!guards.is_empty()).then(|| Output::new(guards))
+    }
+}
+
+impl Guard {
+    fn looks_at(&self, stage: GuardrailStage) -> bool {
+        self.stages.is_empty() || self.stages.contains(&stage)
+    }
+
+    fn redacts(&self) -> bool {
+        matches!(self.check, Check::Scan { redact: true, .. })
+    }
+
+    async fn verdict(&self, stage: GuardrailStage, text: &str) -> Verdict {
+        match &self.check {
+            Check::Length(characters_max) if text.chars().count() > *characters_max => Verdict::Refused("length"),
+            Check::Length(_) => Verdict::Passed,
+            Check::Scan { scanner, redact: true } => match redacted(scanner.as_ref(), text) {
+                Cow::Borrowed(_) => Verdict::Passed,
+                Cow::Owned(replaced) => Verdict::Replaced(replaced),
+            },
+            Check::Scan { scanner, redact: false } => {
+                scanner.find(text, 0).map_or(Verdict::Passed, |finding| Verdict::Refused(finding.what))
+            }
+            Check::Schema(schema) => match serde_json::from_str(text) {
+                Ok(value) if schema.is_valid(&value) => Verdict::Passed,
+                _ => Verdict::Refused("schema"),
+            },
+            Check::Http(asked) => asked.about(&self.name, point(stage), text).await,
+        }
+    }
+
+    fn violation(&self, stage: GuardrailStage, found: Found) -> GuardrailViolation {
+        let (blocked, redacted, reason) = match found {
+            Found::Replaced => (false, !self.shadow, "personal_data"),
+            Found::Refused(reason) => (!self.shadow, false, reason),
+        };
+        GuardrailViolation {
+            guardrail: self.name.clone(),
+            point: point(stage).to_owned(),
+            blocked,
+            redacted,
+            reason: reason.to_owned(),
+            tool_call_id: String::new(),
+        }
+    }
+}
+
+impl Review {
+    /// Takes in what a check says, told once however often it was found; true when it lets nothing through.
+    fn take(&mut self, guard: &Guard, stage: GuardrailStage, verdicts: &[Verdict]) -> bool {
+        let Some(found) = verdicts.iter().find_map(Verdict::found) else { return false };
+        let violation = guard.violation(stage, found);
+        let blocked = violation.blocked;
+        self.violations.push(violation);
+        if blocked {
+            self.blocked_by = Some(guard.name.clone());
+        }
+        blocked
+    }
+}
+
+/// The fixed word for a stage in events and metrics.
+fn point(stage: GuardrailStage) -> &'static str {
+    match stage {
+        GuardrailStage::Input => "input",
+        GuardrailStage::ToolArguments => "tool_arguments",
+        GuardrailStage::ToolResult => "tool_result",
+        GuardrailStage::Output => "output",
+        GuardrailStage::Unspecified => "unspecified",
+    }
+}
+
+fn check(spec: &GuardrailSpec, client: &HttpClient) -> Result<Check, String> {
+    match spec.check.as_ref().ok_or("it checks nothing")? {
+        CheckSpec::Length(length) if length.characters_max == 0 => Err("characters_max is 0".to_owned()),
+        CheckSpec::Length(length) => Ok(Check::Length(usize::try_from(length.characters_max).unwrap_or(usize::MAX))),
+        CheckSpec::Pattern(pattern) => {
+            Ok(Check::Scan { scanner: Box::new(pattern::Denied::open(&pattern.denied)?), redact: false })
+        }
+        CheckSpec::PersonalData(data) => {
+            Ok(Check::Scan { scanner: Box::new(PersonalData::open(&data.kinds)?), redact: data.redact })
+        }
+        CheckSpec::JsonSchema(schema) => {
+            let schema: Value = serde_json::from_str(&schema.schema_json)
+                .map_err(|error| format!("its schema is not valid JSON: {error}"))?;
+            let schema =
+                jsonschema::validator_for(&schema).map_err(|error| format!("its schema is no JSON Schema: {error}"))?;
+            Ok(Check::Schema(Box::new(schema)))
+        }
+        CheckSpec::Http(http) => Ok(Check::Http(Asked::open(http, client)?)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

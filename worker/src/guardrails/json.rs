@@ -1,0 +1,63 @@
+//! A scanner in JSON: it sees texts as they are meant, not as they are escaped, and what it replaces leaves JSON behind.
+
+use std::borrow::Cow;
+
+use serde_json::{Map, Value};
+
+use super::scan::{Scanner, redacted};
+
+/// What is found in a key, a text or a number, or in the whole as it is written.
+pub(super) fn find(value: &Value, scanner: &dyn Scanner) -> Option<&'static str> {
+    within(value, scanner).or_else(|| scanner.find(&value.to_string(), 0).map(|finding| finding.what))
+}
+
+fn within(value: &Value, scanner: &dyn Scanner) -> Option<&'static str> {
+    let in_text = |text: &str| scanner.find(text, 0).map(|finding| finding.what);
+    match value {
+        Value::String(text) => in_text(text),
+        Value::Number(number) => in_text(&number.to_string()),
+        Value::Array(items) => items.iter().find_map(|item| within(item, scanner)),
+        Value::Object(fields) => fields.iter().find_map(|(key, value)| in_text(key).or_else(|| within(value, scanner))),
+        Value::Null | Value::Bool(_) => None,
+    }
+}
+
+/// Replaces what is found; whether anything was. A number in which something is found becomes a text.
+pub(super) fn redact(value: &mut Value, scanner: &dyn Scanner) -> bool {
+    match value {
+        Value::String(text) => match redacted(scanner, text) {
+            Cow::Borrowed(_) => false,
+            Cow::Owned(replaced) => {
+                *text = replaced;
+                true
+            }
+        },
+        Value::Number(number) => match redacted(scanner, &number.to_string()) {
+            Cow::Borrowed(_) => false,
+            Cow::Owned(replaced) => {
+                *value = Value::String(replaced);
+                true
+            }
+        },
+        Value::Array(items) => {
+            let mut found = false;
+            for item in items {
+                found |= redact(item, scanner);
+            }
+            found
+        }
+        Value::Object(fields) => {
+            let mut found = false;
+            let mut replaced = Map::with_capacity(fields.len());
+            for (key, mut value) in std::mem::take(fields) {
+                found |= redact(&mut value, scanner);
+                let new_key = redacted(scanner, &key);
+                found |= matches!(new_key, Cow::Owned(_));
+                replaced.insert(new_key.into_owned(), value);
+            }
+            *fields = replaced;
+            found
+        }
+        Value::Null | Value::Bool(_) => false,
+    }
+}

@@ -1,0 +1,64 @@
+//! Regular expressions that must not be found.
+
+use regex::{Regex, RegexBuilder};
+
+use super::scan::{Finding, Scanner};
+
+/// Of one check. At each bound the agent is refused.
+const PATTERNS_MAX: usize = 64;
+const PATTERN_BYTES_MAX: usize = 1_024;
+/// Bytes of one compiled pattern, which keeps `(a{1000}){1000}` from taking all memory.
+const COMPILED_BYTES_MAX: usize = 256 * 1024;
+/// Bytes of the cache that a search may use.
+const CACHE_BYTES_MAX: usize = 1024 * 1024;
+/// Bytes that a stream is held back for one pattern. Matches that may be longer hold back all of the text.
+const REACH_BYTES_MAX: usize = 4_096;
+/// A pattern may look at the character behind its match.
+const CHARACTER_BYTES_MAX: usize = 4;
+
+/// Patterns that are denied. The search takes time linear in the text whatever the pattern: there is no back-tracking.
+pub(super) struct Denied {
+    patterns: Vec<Regex>,
+    reach: Option<usize>,
+}
+
+impl Denied {
+    pub(super) fn open(denied: &[String]) -> Result<Self, String> {
+        if denied.is_empty() || denied.len() > PATTERNS_MAX {
+            return Err(format!("it has not 1 to {PATTERNS_MAX} patterns"));
+        }
+        let mut reach = Some(0);
+        let mut patterns = Vec::with_capacity(denied.len());
+        for (position, pattern) in denied.iter().enumerate() {
+            let wrong = |problem: &str| format!("denied[{position}] {problem}");
+            if pattern.len() > PATTERN_BYTES_MAX {
+                return Err(wrong(&format!("is longer than {PATTERN_BYTES_MAX} bytes")));
+            }
+            let syntax = regex_syntax::parse(pattern).map_err(|_| wrong("is no regular expression of this dialect"))?;
+            if syntax.properties().minimum_len().unwrap_or(0) == 0 {
+                return Err(wrong("matches the empty text, and so every text"));
+            }
+            let longest = syntax.properties().maximum_len().map(|bytes| bytes.saturating_add(CHARACTER_BYTES_MAX));
+            reach = reach.zip(longest.filter(|bytes| *bytes <= REACH_BYTES_MAX)).map(|(one, other)| one.max(other));
+            let compiled = RegexBuilder::new(pattern)
+                .size_limit(COMPILED_BYTES_MAX)
+                .dfa_size_limit(CACHE_BYTES_MAX)
+                .build()
+                .map_err(|_| wrong(&format!("takes more than {COMPILED_BYTES_MAX} bytes when compiled")))?;
+            patterns.push(compiled);
+        }
+        Ok(Self { patterns, reach })
+    }
+}
+
+impl Scanner for Denied {
+    fn find(&self, text: &str, from: usize) -> Option<Finding> {
+        let found = self.patterns.iter().filter_map(|pattern| pattern.find_at(text, from));
+        let first = found.min_by_key(regex::Match::start)?;
+        Some(Finding { range: first.range(), what: "pattern" })
+    }
+
+    fn reach(&self) -> Option<usize> {
+        self.reach
+    }
+}

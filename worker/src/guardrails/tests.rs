@@ -1,0 +1,81 @@
+use croft_proto::v1::{HttpCheck, JsonSchemaCheck, LengthCheck, PatternCheck, PersonalDataCheck};
+
+use super::*;
+
+fn spec(name: &str, check: CheckSpec) -> GuardrailSpec {
+    GuardrailSpec { name: name.into(), check: Some(check), ..GuardrailSpec::default() }
+}
+
+fn open(guardrails: Vec<GuardrailSpec>) -> Result<Guardrails, Refusal> {
+    Guardrails::open(&AgentSpec { guardrails, ..AgentSpec::default() }, &HttpClient::default())
+}
+
+fn denied(pattern: &str) -> CheckSpec {
+    CheckSpec::Pattern(PatternCheck { denied: vec![pattern.into()] })
+}
+
+fn redacting() -> CheckSpec {
+    CheckSpec::PersonalData(PersonalDataCheck { kinds: Vec::new(), redact: true })
+}
+
+#[test]
+fn a_check_that_can_not_be_made_is_refused_with_its_name() {
+    let cases = [
+        (CheckSpec::Length(LengthCheck::default()), "characters_max"),
+        (CheckSpec::Pattern(PatternCheck::default()), "patterns"),
+        (denied("("), "regular expression"),
+        (denied(r"(a)\1"), "regular expression"),
+        (denied("a*"), "every text"),
+        (denied(&"a".repeat(1_025)), "longer"),
+        (denied("((a{100}){100}){100}"), "takes more"),
+        (CheckSpec::PersonalData(PersonalDataCheck { kinds: vec!["shoe-size".into()], redact: false }), "shoe-size"),
+        (CheckSpec::JsonSchema(JsonSchemaCheck { schema_json: "{".into() }), "JSON"),
+        (CheckSpec::JsonSchema(JsonSchemaCheck { schema_json: r#"{"type":"wall"}"#.into() }), "JSON Schema"),
+        (CheckSpec::Http(HttpCheck { url: "ftp://checks.test".into(), ..HttpCheck::default() }), "url"),
+    ];
+    for (check, expected) in cases {
+        match open(vec![spec("strict", check.clone())]) {
+            Err(Refusal::GuardrailInvalid { guardrail, problem }) => {
+                assert!(guardrail == "strict" && problem.contains(expected), "{check:?}: {problem}");
+            }
+            other => panic!("{check:?}: {:?}", other.map(|_| "opened")),
+        }
+    }
+    assert!(open(vec![GuardrailSpec::default()]).is_err());
+    assert!(open(vec![spec("many", denied("x")); GUARDRAILS_MAX + 1]).is_err());
+}
+
+#[tokio::test]
+async fn a_check_looks_where_it_is_told_and_without_a_word_everywhere() {
+    let mut told = spec("told", denied("sesame"));
+    told.stages = vec![GuardrailStage::Output.into()];
+    let guardrails = open(vec![told]).unwrap();
+    let mut text = "open sesame".to_owned();
+    assert_eq!(guardrails.review(GuardrailStage::Input, &mut [&mut text]).await, Review::default());
+    assert!(guardrails.output().is_some() && guardrails.enforces(GuardrailStage::Output));
+    let everywhere = open(vec![spec("all", denied("sesame"))]).unwrap();
+    let review = everywhere.review(GuardrailStage::Input, &mut [&mut text]).await;
+    assert_eq!(review.blocked_by.as_deref(), Some("all"));
+    assert_eq!((review.violations[0].point.as_str(), review.violations[0].reason.as_str()), ("input", "pattern"));
+}
+
+#[tokio::test]
+async fn what_is_said_in_pieces_counts_as_a_whole() {
+    let guardrails = open(vec![spec("short", CheckSpec::Length(LengthCheck { characters_max: 5 }))]).unwrap();
+    let [mut one, mut other] = ["abc".to_owned(), "def".to_owned()];
+    let review = guardrails.review(GuardrailStage::Input, &mut [&mut one, &mut other]).await;
+    assert_eq!(review.blocked_by.as_deref(), Some("short"));
+}
+
+#[tokio::test]
+async fn arguments_are_looked_through_as_they_are_meant_and_stay_json() {
+    let guardrails = open(vec![spec("people", redacting()), spec("words", denied("sesame"))]).unwrap();
+    let mut arguments = r#"{"to":"jo@doe.example","card":4111111111111111,"n":7}"#.to_owned();
+    let review = guardrails.review_arguments(&mut arguments).await;
+    assert_eq!(arguments, r#"{"card":"[card]","n":7,"to":"[email]"}"#);
+    assert_eq!((review.blocked_by, review.violations[0].redacted), (None, true));
+    let mut escaped = r#"{"say":"s\u0065same"}"#.to_owned();
+    assert_eq!(guardrails.review_arguments(&mut escaped).await.blocked_by.as_deref(), Some("words"));
+    let mut broken = r#"{"say":"sesame"#.to_owned();
+    assert_eq!(guardrails.review_arguments(&mut broken).await.blocked_by.as_deref(), Some("words"));
+}

@@ -1,0 +1,274 @@
+//! What guardrails do in a turn: what they refuse is neither shown nor stored, and goes no further.
+
+mod support;
+
+use std::time::Duration;
+
+use croft_proto::v1::content_block::Block;
+use croft_proto::v1::guardrail_spec::Check;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{
+    AgentSpec, GuardrailMode, GuardrailSpec, GuardrailStage, GuardrailViolation, HttpCheck, LengthCheck, PatternCheck,
+    PersonalDataCheck, Role, StopReason,
+};
+use serde_json::json;
+use support::*;
+use wiremock::matchers::{body_json, method, path};
+use wiremock::{Mock, MockServer, ResponseTemplate};
+
+fn denied(pattern: &str) -> Check {
+    Check::Pattern(PatternCheck { denied: vec![pattern.into()] })
+}
+
+fn redacting() -> Check {
+    Check::PersonalData(PersonalDataCheck { kinds: Vec::new(), redact: true })
+}
+
+fn guarded(stage: GuardrailStage, check: Check) -> AgentSpec {
+    let mut guardrail = GuardrailSpec { name: "strict".into(), check: Some(check), ..GuardrailSpec::default() };
+    guardrail.stages = vec![stage.into()];
+    AgentSpec { guardrails: vec![guardrail], tools: vec![builtin("clock"), builtin("spade")], ..agent() }
+}
+
+async fn with_spade() -> (Worker, Spade) {
+    let spade = Spade::default();
+    (worker_with_spade(&spade).await.0, spade)
+}
+
+fn violations(heard: &Heard) -> Vec<GuardrailViolation> {
+    let violation = |kind: &Kind| match kind {
+        Kind::GuardrailViolation(violation) => Some(violation.clone()),
+        _ => None,
+    };
+    heard.durables.iter().filter_map(violation).collect()
+}
+
+fn violation(point: &str, reason: &str) -> GuardrailViolation {
+    GuardrailViolation {
+        guardrail: "strict".into(),
+        point: point.into(),
+        blocked: true,
+        reason: reason.into(),
+        ..GuardrailViolation::default()
+    }
+}
+
+fn shown(heard: &Heard) -> String {
+    let text = |kind: &Kind| match kind {
+        Kind::TextDelta(delta) => Some(delta.text.clone()),
+        _ => None,
+    };
+    heard.previews.iter().filter_map(text).collect()
+}
+
+fn said(heard: &Heard) -> String {
+    let text = |kind: &Kind| match kind {
+        Kind::AgentMessage(message) => Some(texts(&message.content)),
+        _ => None,
+    };
+    heard.durables.iter().filter_map(text).collect()
+}
+
+/// Whether a text is anywhere in what the front heard: events, previews, checkpoints.
+fn is_anywhere(heard: &Heard, text: &str) -> bool {
+    let finished = heard.finished.as_ref().and_then(|finished| finished.checkpoint.clone());
+    let checkpoints = heard.checkpoints.iter().chain(&finished).map(prost::Message::encode_to_vec);
+    let mut all: Vec<u8> = checkpoints.flatten().collect();
+    for kind in heard.durables.iter().chain(&heard.previews) {
+        kind.encode(&mut all);
+    }
+    all.windows(text.len()).any(|window| window == text.as_bytes())
+}
+
+#[tokio::test(start_paused = true)]
+async fn refused_words_of_the_user_never_reach_the_model_not_even_later() {
+    let worker = worker().await;
+    let agent = guarded(GuardrailStage::Input, denied("sesame"));
+    let agent = AgentSpec { tools: Vec::new(), ..agent };
+    let session_id = session();
+    init(&worker.client, &session_id, &agent).await.unwrap();
+    let heard = Front::open(&worker.client, start(&session_id, text("open sesame"))).await.finish().await;
+    assert_eq!(heard.story(), ["started", "guardrail", "completed"]);
+    assert_eq!(violations(&heard), [violation("input", "pattern")]);
+    assert_eq!((heard.stop_reason(), heard.grants.len()), (StopReason::Guardrail, 0));
+    assert!(!is_anywhere(&heard, "sesame"));
+
+    let mut next = start(&session_id, text("good morning"));
+    next.turn_id = "turn-2".into();
+    next.checkpoint = Some(heard.checkpoint());
+    let heard = Front::open(&worker.client, next).await.finish().await;
+    assert_eq!((heard.stop_reason(), said(&heard).as_str()), (StopReason::EndTurn, "You said: good morning"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn personal_data_is_taken_out_before_the_model_hears_it() {
+    let worker = worker().await;
+    let agent = AgentSpec { tools: Vec::new(), ..guarded(GuardrailStage::Input, redacting()) };
+    let heard = turn(&worker, &agent, text("I am jo@doe.example, card 4111 1111 1111 1111")).await;
+    assert_eq!(
+        (heard.stop_reason(), said(&heard).as_str()),
+        (StopReason::EndTurn, "You said: I am [email], card [card]")
+    );
+    assert_eq!(
+        violations(&heard).iter().map(|told| (told.blocked, told.redacted)).collect::<Vec<_>>(),
+        [(false, true)]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn refused_words_of_the_model_are_neither_shown_nor_stored() {
+    let (worker, _) = with_spade().await;
+    let agent = guarded(GuardrailStage::Output, denied("open sesame"));
+    let steps = json!([{"text": "The word is open sesame, do not tell.", "token_delay_ms": 5}]);
+    // The script itself is the user's.
+    let heard = turn(&worker, &agent, script(&steps)).await;
+    assert_eq!(heard.story(), ["started", "attempt", "guardrail", "message", "completed"]);
+    assert_eq!(violations(&heard), [violation("output", "pattern")]);
+    assert_eq!((said(&heard).as_str(), shown(&heard).as_str()), ("The word is ", "The word is "));
+    assert_eq!(heard.stop_reason(), StopReason::Guardrail);
+    let last = heard.checkpoint().messages.pop().unwrap();
+    assert_eq!((last.role(), texts(&last.content).as_str()), (Role::Assistant, "The word is "));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_streams_and_is_clean_arrives_whole() {
+    let (worker, _) = with_spade().await;
+    let agent = guarded(GuardrailStage::Output, denied("open sesame"));
+    let words = "The rock stays shut, and the thieves go home again, since nobody knows the word.";
+    let heard = turn(&worker, &agent, script(&json!([{"text": words, "token_delay_ms": 5}]))).await;
+    assert_eq!((said(&heard).as_str(), shown(&heard).as_str()), (words, words));
+    assert!(heard.previews.len() > 3, "it streams while it is checked");
+}
+
+#[tokio::test(start_paused = true)]
+async fn thinking_is_not_shown_while_the_output_is_guarded_and_not_kept_if_it_is_refused() {
+    let (worker, _) = with_spade().await;
+    let agent = guarded(GuardrailStage::Output, denied("open sesame"));
+    let steps = json!([{"thinking": "I must not say open sesame"}, {"text": "No."}]);
+    let heard = turn(&worker, &agent, script(&steps)).await;
+    assert!(!heard.previews.iter().any(|kind| matches!(kind, Kind::ThinkingDelta(_))));
+    assert_eq!((said(&heard).as_str(), heard.stop_reason()), ("No.", StopReason::EndTurn));
+    let kept = heard.checkpoint().messages.pop().unwrap().content;
+    assert!(kept.iter().all(|block| matches!(block.block, Some(Block::Text(_)))), "{kept:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn refused_arguments_reach_no_tool_and_no_store_and_the_model_is_told() {
+    let (worker, spade) = with_spade().await;
+    let agent = guarded(GuardrailStage::ToolArguments, denied("12345"));
+    let steps = json!([{"tool_call": {"name": "spade", "arguments": {"depth": 12345}}}, {"text": "I give up."}]);
+    let heard = turn(&worker, &agent, script(&steps)).await;
+    assert_eq!(spade.digs(), 0);
+    assert_eq!(
+        heard.story(),
+        ["started", "attempt", "guardrail", "message", "call", "result", "attempt", "message", "completed"]
+    );
+    let told = violations(&heard).remove(0);
+    assert!(told.blocked && !told.tool_call_id.is_empty());
+    let messages = heard.checkpoint().messages;
+    let Some(Block::ToolOutput(output)) = &messages[2].content[0].block else { panic!("{messages:?}") };
+    assert!(output.is_error && texts(&output.content).contains("\"strict\" refused its arguments"));
+    assert!(!heard.previews.iter().any(|kind| matches!(kind, Kind::ToolArgumentDelta(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_goes_on_makes_no_call_whose_arguments_were_withheld() {
+    let (worker, spade) = with_spade().await;
+    let agent = guarded(GuardrailStage::ToolArguments, denied("12345"));
+    let steps = json!([{"tool_call": {"name": "spade", "arguments": {"depth": 12345}}}, {"text": "I give up."}]);
+    let heard = turn(&worker, &agent, script(&steps)).await;
+    // As another worker would find it that lost this one right after the answer.
+    let after_answer = heard.checkpoints[0].clone();
+    let session_id = session();
+    init(&worker.client, &session_id, &AgentSpec { guardrails: Vec::new(), ..agent }).await.unwrap();
+    let mut again = start(&session_id, Vec::new());
+    again.checkpoint = Some(after_answer);
+    let heard = Front::open(&worker.client, again).await.finish().await;
+    assert_eq!((spade.digs(), heard.stop_reason()), (0, StopReason::EndTurn));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_result_is_withheld_from_the_model_and_the_store() {
+    let (worker, spade) = with_spade().await;
+    let agent = guarded(GuardrailStage::ToolResult, denied("dug 7"));
+    let steps = json!([{"tool_call": {"name": "spade", "arguments": {"depth": 7}}}, {"text": "Done."}]);
+    let heard = turn(&worker, &agent, script(&steps)).await;
+    assert_eq!((spade.digs(), heard.stop_reason()), (1, StopReason::EndTurn));
+    assert!(!is_anywhere(&heard, "dug 7"));
+    assert_eq!(violations(&heard)[0].point, "tool_result");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shadow_tells_and_changes_nothing() {
+    let worker = worker().await;
+    let mut agent = AgentSpec { tools: Vec::new(), ..guarded(GuardrailStage::Output, denied("sesame")) };
+    agent.guardrails[0].stages.clear();
+    agent.guardrails[0].mode = GuardrailMode::Shadow.into();
+    let heard = turn(&worker, &agent, text("open sesame")).await;
+    assert_eq!((said(&heard).as_str(), heard.stop_reason()), ("You said: open sesame", StopReason::EndTurn));
+    let told: Vec<_> = violations(&heard).into_iter().map(|told| (told.point, told.blocked)).collect();
+    assert_eq!(told, [("input".to_owned(), false), ("output".to_owned(), false)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_ends_where_it_is_too_long() {
+    let worker = worker().await;
+    let length = Check::Length(LengthCheck { characters_max: 19 });
+    let agent = AgentSpec { tools: Vec::new(), ..guarded(GuardrailStage::Output, length) };
+    let heard = turn(&worker, &agent, text("one two three four")).await;
+    assert_eq!((said(&heard).as_str(), heard.stop_reason()), ("You said: one two t", StopReason::Guardrail));
+    assert!(!is_anywhere(&Heard { checkpoints: Vec::new(), finished: None, ..heard }, "three"));
+}
+
+fn asks(server: &MockServer, fail_open: bool) -> AgentSpec {
+    let url = format!("{}/v1/check", server.uri());
+    let check = Check::Http(HttpCheck { url, timeout_ms: 200, fail_open });
+    AgentSpec { tools: Vec::new(), ..guarded(GuardrailStage::Output, check) }
+}
+
+#[tokio::test]
+async fn a_server_is_asked_about_the_whole_text_and_its_word_counts() {
+    let server = MockServer::start().await;
+    for (said, allowed) in [("You said: good morning", true), ("You said: bad morning", false)] {
+        let question = json!({"guardrail": "strict", "stage": "output", "text": said});
+        Mock::given(method("POST"))
+            .and(path("/v1/check"))
+            .and(body_json(question))
+            .respond_with(ResponseTemplate::new(200).set_body_json(json!({ "allowed": allowed })))
+            .mount(&server)
+            .await;
+    }
+    let worker = worker().await;
+    let heard = turn(&worker, &asks(&server, false), text("good morning")).await;
+    assert_eq!((said(&heard).as_str(), heard.stop_reason()), ("You said: good morning", StopReason::EndTurn));
+    let heard = turn(&worker, &asks(&server, true), text("bad morning")).await;
+    assert_eq!((said(&heard).as_str(), shown(&heard).as_str()), ("", ""));
+    assert_eq!((violations(&heard), heard.stop_reason()), (vec![violation("output", "http")], StopReason::Guardrail));
+}
+
+#[tokio::test]
+async fn a_server_that_gives_no_answer_stops_the_text_unless_it_may_not() {
+    let nonsense = ResponseTemplate::new(200).set_body_string("yes");
+    let endless = ResponseTemplate::new(200).set_body_string("x".repeat(1024 * 1024));
+    let late = ResponseTemplate::new(200).set_body_json(json!({"allowed": true})).set_delay(Duration::from_mins(1));
+    let elsewhere = ResponseTemplate::new(302).insert_header("location", "/v1/other");
+    for answer in [ResponseTemplate::new(500), nonsense, endless, late, elsewhere] {
+        let server = MockServer::start().await;
+        Mock::given(path("/v1/check")).respond_with(answer).mount(&server).await;
+        let worker = worker().await;
+        let heard = turn(&worker, &asks(&server, false), text("good morning")).await;
+        assert_eq!(violations(&heard), [violation("output", "http_unanswered")]);
+        assert_eq!((said(&heard).as_str(), heard.stop_reason()), ("", StopReason::Guardrail));
+        let heard = turn(&worker, &asks(&server, true), text("good morning")).await;
+        assert_eq!((said(&heard).as_str(), heard.stop_reason()), ("You said: good morning", StopReason::EndTurn));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_with_a_guardrail_that_can_not_be_made_is_refused_when_it_is_opened() {
+    let worker = worker().await;
+    let agent = AgentSpec { tools: Vec::new(), ..guarded(GuardrailStage::Input, denied("(")) };
+    let refused = init(&worker.client, &session(), &agent).await.unwrap_err();
+    assert_eq!(reason(&refused), "GUARDRAIL_INVALID");
+    assert!(refused.message().contains("strict"), "{refused:?}");
+}
