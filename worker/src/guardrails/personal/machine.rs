@@ -30,7 +30,8 @@ fn end(text: &str, start: usize) -> Option<usize> {
     let word = text[start..start + run].trim_end_matches('.');
     let word = if word.ends_with("::") { word } else { word.trim_end_matches(':') };
     let is_address = |word: &str| {
-        let is_v6 = word.len() > 2 && word.contains(':') && word.parse::<Ipv6Addr>().is_ok();
+        // `a::b` is one too, and mostly a path in a program.
+        let is_v6 = word.bytes().any(|byte| byte.is_ascii_digit()) && word.parse::<Ipv6Addr>().is_ok();
         is_v6 || word.parse::<Ipv4Addr>().is_ok()
     };
     if is_address(word) {
