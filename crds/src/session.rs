@@ -7,7 +7,10 @@ mod status;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-pub use agent::{AgentLimitsSpec, AgentSpec, BuiltinToolSpec, McpToolSpec, PermissionSpec, ReplaySpec, ToolSpec};
+pub use agent::{
+    AgentLimitsSpec, AgentSpec, ArgumentMatchSpec, BuiltinToolSpec, McpToolSpec, PermissionRuleSpec, PermissionSpec,
+    ReplaySpec, ToolSpec,
+};
 pub use guardrail::{
     GuardrailModeSpec, GuardrailSpec, GuardrailStageSpec, HttpCheckSpec, JsonSchemaCheckSpec, LengthCheckSpec,
     PatternCheckSpec, PersonalDataCheckSpec, PersonalDataKind,

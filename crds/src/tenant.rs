@@ -5,6 +5,7 @@ mod budget;
 mod egress;
 mod limits;
 mod llm;
+mod mcp;
 mod owner;
 mod quota;
 mod status;
@@ -21,6 +22,7 @@ pub use limits::{LimitsSpec, SessionDefaultsSpec};
 pub use llm::{
     LlmSpec, ModelServiceSpec, ProviderApi, ProviderName, ProviderSource, ProviderSpec, SecretKeyRef, ServiceScheme,
 };
+pub use mcp::McpServerSpec;
 pub use owner::{OwnerKind, OwnerSpec};
 pub use quota::QuotaSpec;
 pub use status::{AgentTenantStatus, SessionsStatus, SpendStatus, TenantPhase, WorkersStatus};
@@ -91,6 +93,15 @@ pub struct AgentTenantSpec {
     /// The language model providers that the workers may use.
     #[serde(default, skip_serializing_if = "is_default")]
     pub llm: LlmSpec,
+    /// The MCP servers whose tools agents may use. A tool at any other address is refused.
+    #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(length(max = 32))]
+    #[x_kube(
+        merge_strategy = ListMerge::Map(vec!["name".into()]),
+        validation = Rule::new("self.all(one, self.filter(other, other.url == one.url).size() == 1)")
+            .message("two MCP servers have one address: which credential goes there would be chance"),
+    )]
+    pub mcp_servers: Vec<McpServerSpec>,
     /// What the tenant's callers may do.
     #[serde(default, skip_serializing_if = "is_default")]
     pub limits: LimitsSpec,

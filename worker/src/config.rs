@@ -36,8 +36,9 @@ pub struct Args {
     /// Sessions that this worker may hold; further ones are refused with `WORKER_FULL`
     #[arg(long, env = "CROFT_SESSIONS_MAX", default_value_t = 50)]
     pub sessions_max: usize,
-    /// JSON file of the model providers beside `scripted`, such as
-    /// `{"providers":{"anthropic":{"api_key_file":"/etc/croft/keys/anthropic"}}}`
+    /// JSON file of the model providers beside `scripted`, and of the MCP servers that agents may use, such as
+    /// `{"providers":{"anthropic":{"api_key_file":"/etc/croft/keys/anthropic"}},"mcp_servers":[{"name":"tickets",
+    /// "url":"https://tools.example.com/mcp","token_file":"/etc/croft/keys/mcp-tickets"}]}`
     #[arg(long, env = "CROFT_PROVIDERS")]
     pub providers: Option<PathBuf>,
     /// Speak plaintext and take calls from anyone, on a loopback address only: for tests
@@ -62,15 +63,17 @@ impl Config for Args {
 }
 
 impl Args {
-    /// What the worker is told to be.
-    pub fn options(&self) -> RuntimeOptions {
+    /// What the worker is told to be, with the MCP servers of the file. Fails as [`Args::providers`] does.
+    pub fn options(&self) -> Result<RuntimeOptions, Mistakes> {
+        let mcp_servers = providers::mcp_servers(self.providers.as_deref())?;
         let namespace = self.worker_namespace.clone().unwrap_or_else(|| format!("tenant-{}", self.tenant));
-        RuntimeOptions {
+        Ok(RuntimeOptions {
             sessions_max: self.sessions_max,
             drain: self.serve.shutdown_grace().saturating_sub(HAND_BACK),
+            mcp_servers,
             require_front_certificate: !self.insecure,
             ..RuntimeOptions::new(&self.tenant, &self.worker_name, namespace)
-        }
+        })
     }
 
     /// The providers of the file, and `scripted`. Reads the keys. Fails with a sentence per mistake, none of which

@@ -1,7 +1,7 @@
 //! Checks of what goes into an agent and what comes out of it: of the user's words, of a tool's arguments and results, and
 //! of what the model says. What an enforced check refuses goes no further; a shadow only tells.
 
-mod http;
+mod asked;
 mod json;
 mod pattern;
 mod personal;
@@ -14,9 +14,9 @@ use croft_proto::v1::guardrail_spec::Check as CheckSpec;
 use croft_proto::v1::{AgentSpec, GuardrailMode, GuardrailSpec, GuardrailStage, GuardrailViolation};
 use serde_json::Value;
 
+use crate::http_client::HttpClient;
 use crate::refusal::Refusal;
-use http::Asked;
-pub(crate) use http::HttpClient;
+use asked::Asked;
 use personal::PersonalData;
 use scan::{Scanner, redacted};
 pub(crate) use stream::Output;

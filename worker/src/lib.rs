@@ -4,6 +4,7 @@
 pub mod config;
 mod executor;
 mod guardrails;
+mod http_client;
 mod interrupt;
 mod link;
 mod metrics;
@@ -19,3 +20,4 @@ pub mod tools;
 pub use config::Args;
 pub use refusal::Refusal;
 pub use server::{RuntimeOptions, RuntimeServer};
+pub use tools::mcp::McpServer;

@@ -15,6 +15,7 @@ use serde::Deserialize;
 
 use crate::refusal::Refusal;
 use crate::step::chain;
+use crate::tools::mcp::McpServer;
 
 /// Families of models by how their names begin, for a front that does not say whose a model is. A name that fits nothing
 /// here, such as an alias, waits for the grant.
@@ -25,6 +26,19 @@ const FAMILIES: [(&str, &str); 4] =
 #[serde(deny_unknown_fields)]
 struct File {
     providers: BTreeMap<String, Entry>,
+    #[serde(default)]
+    mcp_servers: Vec<ServerEntry>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ServerEntry {
+    name: String,
+    url: String,
+    token_file: Option<PathBuf>,
+    /// None means all that the server has.
+    #[serde(default)]
+    tools: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -48,16 +62,37 @@ enum Api {
 pub(crate) fn open(path: Option<&Path>) -> Result<Providers, Mistakes> {
     let mut providers = Providers::new().with(scripted::Scripted::new());
     let Some(path) = path else { return Ok(providers) };
-    let sentence =
-        |problem: String| format!("{} of --providers (CROFT_PROVIDERS) is not usable: {problem}.", path.display());
-    let file = read(path).map_err(|problem| Mistakes(vec![sentence(problem)]))?;
+    let file = read(path).map_err(|problem| Mistakes(vec![sentence(path, &problem)]))?;
     let mut mistakes = Vec::new();
     for (name, entry) in file.providers {
         if let Err(problem) = add(&mut providers, &name, entry) {
-            mistakes.push(sentence(format!("provider {name}: {problem}")));
+            mistakes.push(sentence(path, &format!("provider {name}: {problem}")));
         }
     }
     if mistakes.is_empty() { Ok(providers) } else { Err(Mistakes(mistakes)) }
+}
+
+/// The MCP servers that the file at `path` names. Their tokens are read when they are needed.
+pub(crate) fn mcp_servers(path: Option<&Path>) -> Result<Vec<McpServer>, Mistakes> {
+    let Some(path) = path else { return Ok(Vec::new()) };
+    let file = read(path).map_err(|problem| Mistakes(vec![sentence(path, &problem)]))?;
+    let mistakes: Vec<_> = file
+        .mcp_servers
+        .iter()
+        .filter_map(|server| {
+            let problem = http_url(&server.url).err()?;
+            Some(sentence(path, &format!("MCP server {}: url {:?}: {problem}", server.name, server.url)))
+        })
+        .collect();
+    if !mistakes.is_empty() {
+        return Err(Mistakes(mistakes));
+    }
+    let server = |ServerEntry { name, url, token_file, tools }| McpServer { name, url, token_file, tools };
+    Ok(file.mcp_servers.into_iter().map(server).collect())
+}
+
+fn sentence(path: &Path, problem: &str) -> String {
+    format!("{} of --providers (CROFT_PROVIDERS) is not usable: {problem}.", path.display())
 }
 
 fn read(path: &Path) -> Result<File, String> {

@@ -33,6 +33,8 @@ pub enum Refusal {
     ToolUnsupported { tool: String, problem: String },
     #[error("tool {tool} is not usable: {problem}")]
     ToolInvalid { tool: String, problem: String },
+    #[error("permission rule {position} is not usable: {problem}")]
+    RuleInvalid { position: usize, problem: String },
     #[error("guardrail {guardrail:?} is not usable: {problem}")]
     GuardrailInvalid { guardrail: String, problem: String },
 }
@@ -52,6 +54,7 @@ impl Refusal {
             Self::ProviderMissing { .. } => "PROVIDER_MISSING",
             Self::ToolUnsupported { .. } => "TOOL_UNSUPPORTED",
             Self::ToolInvalid { .. } => "TOOL_INVALID",
+            Self::RuleInvalid { .. } => "PERMISSION_RULE_INVALID",
             Self::GuardrailInvalid { .. } => "GUARDRAIL_INVALID",
         }
     }
@@ -70,6 +73,7 @@ impl Refusal {
             Self::ProviderMissing { .. }
             | Self::ToolUnsupported { .. }
             | Self::ToolInvalid { .. }
+            | Self::RuleInvalid { .. }
             | Self::GuardrailInvalid { .. } => Code::FailedPrecondition,
         }
     }

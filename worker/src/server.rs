@@ -18,7 +18,8 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument as _;
 
-use crate::guardrails::{Guardrails, HttpClient};
+use crate::guardrails::Guardrails;
+use crate::http_client::HttpClient;
 use crate::interrupt::Interrupt;
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
@@ -27,6 +28,7 @@ use crate::providers;
 use crate::refusal::Refusal;
 use crate::sessions::Sessions;
 use crate::step::Step;
+use crate::tools::mcp::McpServer;
 use crate::tools::{Builtins, Toolbox};
 
 /// A checkpoint holds the whole conversation, images and all. Larger messages are refused.
@@ -47,6 +49,8 @@ pub struct RuntimeOptions {
     /// How long a superstep may go on when the worker shuts down. At the bound it is given up, what it used is told,
     /// and the turn is handed back as it was before it.
     pub drain: Duration,
+    /// The MCP servers that agents may use.
+    pub mcp_servers: Vec<McpServer>,
     /// How model calls are repeated.
     pub retry: retry::Policy,
     /// Whether callers must show the front's certificate. Only for a transport that nobody else can reach may they not.
@@ -64,6 +68,7 @@ impl RuntimeOptions {
             // What an idle session needs, the front has: the next turn brings it along.
             session_idle: Duration::ZERO,
             drain: Duration::from_secs(20),
+            mcp_servers: Vec::new(),
             retry: retry::Policy::default(),
             require_front_certificate: true,
         }
@@ -80,7 +85,7 @@ pub(crate) struct Shared {
     pub(crate) options: RuntimeOptions,
     pub(crate) providers: Providers,
     pub(crate) builtins: Builtins,
-    /// Of the guardrails that ask a server.
+    /// Of guardrails that ask a server, and of tools at one.
     pub(crate) http: HttpClient,
     pub(crate) sessions: Sessions,
     pub(crate) metrics: Metrics,
@@ -132,7 +137,8 @@ impl Shared {
             return Err(Refusal::Malformed { field: "agent.model" });
         }
         providers::check(&self.providers, agent, provider)?;
-        Ok((Toolbox::open(agent, &self.builtins)?, Guardrails::open(agent, &self.http)?))
+        let toolbox = Toolbox::open(agent, &self.builtins, &self.options.mcp_servers, &self.http)?;
+        Ok((toolbox, Guardrails::open(agent, &self.http)?))
     }
 
     fn accepts(&self) -> Result<(), Refusal> {

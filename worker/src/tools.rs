@@ -3,6 +3,8 @@
 
 mod calculator;
 mod clock;
+pub(crate) mod mcp;
+mod permission;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +17,11 @@ use croft_proto::v1::tool_spec::Source;
 use croft_proto::v1::{AgentSpec, ContentBlock, Permission, ReplayClass, Text, ToolSpec};
 use serde_json::{Map, Value};
 
+use crate::http_client::HttpClient;
 use crate::refusal::Refusal;
+use mcp::{McpServer, Servers};
+pub(crate) use permission::Decision;
+use permission::Rules;
 
 pub use calculator::Calculator;
 pub use clock::Clock;
@@ -81,7 +87,7 @@ impl Builtins {
 pub(crate) struct Entry {
     pub(crate) tool: Arc<dyn Tool>,
     pub(crate) definition: ToolDefinition,
-    pub(crate) permission: Permission,
+    permission: Permission,
     pub(crate) replay: ReplayClass,
     timeout: Duration,
     schema: jsonschema::Validator,
@@ -90,20 +96,32 @@ pub(crate) struct Entry {
 /// The tools of one agent, by the names that the model sees.
 pub(crate) struct Toolbox {
     entries: BTreeMap<String, Entry>,
+    rules: Rules,
 }
 
 impl Toolbox {
     /// The agent's tools, or why one of them can't run here.
-    pub(crate) fn open(agent: &AgentSpec, builtins: &Builtins) -> Result<Self, Refusal> {
+    pub(crate) fn open(
+        agent: &AgentSpec,
+        builtins: &Builtins,
+        servers: &[McpServer],
+        client: &HttpClient,
+    ) -> Result<Self, Refusal> {
+        let mut servers = Servers::new(servers, client);
         let mut entries = BTreeMap::new();
         for spec in &agent.tools {
-            let entry = Entry::open(spec, builtins)?;
+            let entry = Entry::open(spec, builtins, &mut servers)?;
             if entries.insert(spec.name.clone(), entry).is_some() {
                 let problem = "two tools have this name".to_owned();
                 return Err(Refusal::ToolInvalid { tool: spec.name.clone(), problem });
             }
         }
-        Ok(Self { entries })
+        Ok(Self { entries, rules: Rules::open(&agent.permission_rules)? })
+    }
+
+    /// Whether a call with these arguments may be made.
+    pub(crate) fn decide(&self, entry: &Entry, arguments: &Map<String, Value>) -> Decision {
+        self.rules.decide(&entry.definition.name, entry.permission, arguments)
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&Entry> {
@@ -117,7 +135,7 @@ impl Toolbox {
 }
 
 impl Entry {
-    fn open(spec: &ToolSpec, builtins: &Builtins) -> Result<Self, Refusal> {
+    fn open(spec: &ToolSpec, builtins: &Builtins, servers: &mut Servers<'_>) -> Result<Self, Refusal> {
         let unsupported = |problem: &str| Refusal::ToolUnsupported { tool: spec.name.clone(), problem: problem.into() };
         let invalid = |problem: String| Refusal::ToolInvalid { tool: spec.name.clone(), problem };
         let of_alphabet = |character: char| character.is_ascii_alphanumeric() || matches!(character, '_' | '-');
@@ -126,7 +144,7 @@ impl Entry {
         }
         let tool = match &spec.source {
             Some(Source::Builtin(builtin)) => builtins.by_name.get(&builtin.name).cloned(),
-            Some(Source::Mcp(_)) => return Err(unsupported("this worker speaks no MCP")),
+            Some(Source::Mcp(mcp)) => Some(servers.tool(mcp, &spec.name).map_err(|problem| unsupported(&problem))?),
             None => return Err(invalid("it has no source".into())),
         };
         let tool = tool.ok_or_else(|| unsupported("it is not built in"))?;
@@ -202,7 +220,8 @@ mod tests {
     }
 
     fn open(tools: Vec<ToolSpec>) -> Result<Toolbox, Refusal> {
-        Toolbox::open(&AgentSpec { tools, ..AgentSpec::default() }, &Builtins::default())
+        let agent = AgentSpec { tools, ..AgentSpec::default() };
+        Toolbox::open(&agent, &Builtins::default(), &[], &HttpClient::default())
     }
 
     fn reason(tools: Vec<ToolSpec>) -> &'static str {

@@ -36,6 +36,11 @@ pub struct AgentSpec {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub guardrails: Vec<GuardrailSpec>,
+    /// What may be called with which arguments, beyond what each tool says of itself: of all rules that fit a call, deny
+    /// wins over ask, and ask over allow.
+    #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(length(max = 64))]
+    pub permission_rules: Vec<PermissionRuleSpec>,
     /// Bounds of one turn, and of what the session may cost.
     #[serde(default, skip_serializing_if = "is_default")]
     pub limits: AgentLimitsSpec,
@@ -137,6 +142,37 @@ pub enum PermissionSpec {
     /// Each call waits for a person.
     Ask,
     Deny,
+}
+
+/// A rule about tool calls.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct PermissionRuleSpec {
+    /// Names of tools, with `*` for any run of characters; all if not set.
+    #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(length(max = 64), regex(pattern = r"^[a-zA-Z0-9_*-]*$"))]
+    pub tool: String,
+    /// All of them must fit.
+    #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(length(max = 16))]
+    pub arguments: Vec<ArgumentMatchSpec>,
+    pub permission: PermissionSpec,
+    /// Told to the model when denied, and to the person who is asked.
+    #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(length(max = 512))]
+    pub message: String,
+}
+
+/// An argument in which a pattern is found. One that isn't there fits nothing.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ArgumentMatchSpec {
+    /// A JSON Pointer, for example `/to` or `/items/0/name`.
+    #[schemars(length(max = 256), regex(pattern = r"^/"))]
+    pub path: String,
+    /// A regular expression without look-around and back-references.
+    #[schemars(length(min = 1, max = 1_024))]
+    pub pattern: String,
 }
 
 /// Bounds of one agent; what is not set is the platform's.

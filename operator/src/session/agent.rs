@@ -1,8 +1,8 @@
 //! The declared agent as the front wants it.
 
 use croft_crds::session::{
-    AgentLimitsSpec, AgentSpec, GuardrailModeSpec, GuardrailSpec, GuardrailStageSpec, PermissionSpec, ReplaySpec,
-    ToolSpec,
+    AgentLimitsSpec, AgentSpec, ArgumentMatchSpec, GuardrailModeSpec, GuardrailSpec, GuardrailStageSpec,
+    PermissionRuleSpec, PermissionSpec, ReplaySpec, ToolSpec,
 };
 use croft_crds::tenant::nano_usd;
 use croft_proto::v1;
@@ -11,8 +11,17 @@ use croft_proto::v1::tool_spec::Source;
 
 /// `name` stands in for one that the spec doesn't give.
 pub(super) fn to_proto(agent: &AgentSpec, name: &str) -> v1::AgentSpec {
-    let AgentSpec { name: own_name, model, system_prompt, tools, guardrails, limits, fallback_models, temperature } =
-        agent;
+    let AgentSpec {
+        name: own_name,
+        model,
+        system_prompt,
+        tools,
+        guardrails,
+        permission_rules,
+        limits,
+        fallback_models,
+        temperature,
+    } = agent;
     v1::AgentSpec {
         name: own_name.clone().unwrap_or_else(|| name.to_owned()),
         model: model.clone(),
@@ -22,6 +31,7 @@ pub(super) fn to_proto(agent: &AgentSpec, name: &str) -> v1::AgentSpec {
         fallback_models: fallback_models.clone(),
         temperature: *temperature,
         guardrails: guardrails.iter().map(guardrail).collect(),
+        permission_rules: permission_rules.iter().map(permission_rule).collect(),
     }
 }
 
@@ -31,11 +41,6 @@ fn tool(tool: &ToolSpec) -> v1::ToolSpec {
         ReplaySpec::Safe => v1::ReplayClass::Safe,
         ReplaySpec::Idempotent => v1::ReplayClass::Idempotent,
         ReplaySpec::Unsafe => v1::ReplayClass::Unsafe,
-    };
-    let permission = match permission {
-        PermissionSpec::Allow => v1::Permission::Allow,
-        PermissionSpec::Ask => v1::Permission::Ask,
-        PermissionSpec::Deny => v1::Permission::Deny,
     };
     let builtin = builtin.as_ref().map(|builtin| Source::Builtin(v1::BuiltinTool { name: builtin.name.clone() }));
     let mcp = mcp
@@ -47,8 +52,30 @@ fn tool(tool: &ToolSpec) -> v1::ToolSpec {
         input_schema_json: input_schema.as_ref().map(ToString::to_string).unwrap_or_default(),
         source: builtin.or(mcp),
         replay: replay.into(),
-        permission: permission.into(),
+        permission: self::permission(*permission).into(),
         timeout_ms: milliseconds(*timeout_seconds),
+    }
+}
+
+fn permission(permission: PermissionSpec) -> v1::Permission {
+    match permission {
+        PermissionSpec::Allow => v1::Permission::Allow,
+        PermissionSpec::Ask => v1::Permission::Ask,
+        PermissionSpec::Deny => v1::Permission::Deny,
+    }
+}
+
+fn permission_rule(rule: &PermissionRuleSpec) -> v1::PermissionRule {
+    let PermissionRuleSpec { tool, arguments, permission, message } = rule;
+    let argument = |ArgumentMatchSpec { path, pattern }: &ArgumentMatchSpec| v1::ArgumentMatch {
+        path: path.clone(),
+        pattern: pattern.clone(),
+    };
+    v1::PermissionRule {
+        tool: tool.clone(),
+        arguments: arguments.iter().map(argument).collect(),
+        permission: self::permission(*permission).into(),
+        message: message.clone(),
     }
 }
 
@@ -144,6 +171,10 @@ mod tests {
                 "maxModelCalls": 5, "maxToolCalls": 6, "maxOutputTokens": 700, "turnTimeoutSeconds": 80,
                 "budgetUsd": "2.5", "budgetTokens": 4000,
             },
+            "permissionRules": [
+                { "tool": "book", "arguments": [{ "path": "/seats", "pattern": "^[5-9]$" }], "permission": "deny",
+                  "message": "At most four." },
+            ],
             "fallbackModels": ["scripted-1"], "temperature": 0.25,
         }))
         .unwrap();
@@ -174,6 +205,10 @@ mod tests {
                   "jsonSchema": { "schemaJson": "{\"type\":\"object\"}" } },
                 { "name": "asked", "stages": ["GUARDRAIL_STAGE_TOOL_RESULT"], "mode": "GUARDRAIL_MODE_ENFORCE",
                   "http": { "url": "https://checks.example.com", "timeoutMs": "2000", "failOpen": true } },
+            ],
+            "permissionRules": [
+                { "tool": "book", "arguments": [{ "path": "/seats", "pattern": "^[5-9]$" }],
+                  "permission": "PERMISSION_DENY", "message": "At most four." },
             ],
             "fallbackModels": ["scripted-1"], "temperature": 0.25,
         }))

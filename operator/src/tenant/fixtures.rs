@@ -79,6 +79,13 @@ pub(crate) fn full() -> AgentTenant {
                     "apiKeySecretRef": { "name": "models", "key": "anthropic-key" },
                 },
             ] },
+            "mcpServers": [
+                {
+                    "name": "tickets", "url": "https://tools.example.com/mcp", "tools": ["search", "book"],
+                    "tokenSecretRef": { "name": "tools", "key": "tickets-token" },
+                },
+                { "name": "maps", "url": "https://maps.example.com/mcp" },
+            ],
             "limits": {
                 "maxSessions": 77, "requestsPerMinute": 88, "tokensPerMinute": 66_000, "maxMessageBytes": 99_000,
             },

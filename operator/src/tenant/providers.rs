@@ -1,4 +1,4 @@
-//! Which model providers the workers use, as the file that they read at start. It holds no key, only where keys lie.
+//! Which model providers and MCP servers the workers use, as the file that they read at start. It holds no key, only where keys lie.
 
 use std::collections::BTreeMap;
 
@@ -18,6 +18,19 @@ pub(crate) const KEYS_FOLDER: &str = "/etc/croft/keys";
 #[derive(Serialize)]
 struct File<'a> {
     providers: BTreeMap<&'static str, Entry<'a>>,
+    /// Left out when there are none: workers of an older release know nothing of them.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    mcp_servers: Vec<Server<'a>>,
+}
+
+#[derive(Serialize)]
+struct Server<'a> {
+    name: &'a str,
+    url: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_file: Option<String>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    tools: &'a [String],
 }
 
 #[derive(Serialize)]
@@ -47,8 +60,19 @@ pub(crate) fn file(wanted: &Wanted) -> String {
         let api = provider.api.map(ProviderApi::as_str);
         (name, Entry { base_url: provider.base_url.as_deref(), api_key_file, api })
     });
-    let file = File { providers: entries.collect() };
+    let servers = wanted.mcp_servers.iter().map(|server| Server {
+        name: &server.name,
+        url: &server.url,
+        token_file: server.token_secret_ref.as_ref().map(|_| format!("{KEYS_FOLDER}/{}", token_file(&server.name))),
+        tools: &server.tools,
+    });
+    let file = File { providers: entries.collect(), mcp_servers: servers.collect() };
     serde_json::to_string_pretty(&file).expect("plain data") + "\n"
+}
+
+/// What the file with an MCP server's token is called. No provider's name begins so.
+pub(crate) fn token_file(server: &str) -> String {
+    format!("mcp-{server}")
 }
 
 /// The providers that the workers use, by name, as the config map in the cluster says.

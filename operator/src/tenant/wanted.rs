@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use croft_crds::tenant::{
-    AllowedRange, ModelServiceSpec, OwnerSpec, ProviderApi, ProviderName, ProviderSource, ProviderSpec, SecretKeyRef,
-    overlapping, parse_range,
+    AllowedRange, McpServerSpec, ModelServiceSpec, OwnerSpec, ProviderApi, ProviderName, ProviderSource, ProviderSpec,
+    SecretKeyRef, overlapping, parse_range,
 };
 use croft_crds::{AgentTenant, Quantity, labels};
 use k8s_openapi::api::core::v1::Toleration;
@@ -59,6 +59,8 @@ pub(crate) struct Wanted {
     pub(crate) ranges: Vec<AllowedRange>,
     /// Those whose key is there, or who need none: a worker does not start with one that lacks its key.
     pub(crate) providers: Vec<Provider>,
+    /// Their tokens need no fingerprint: workers read them when they connect.
+    pub(crate) mcp_servers: Vec<McpServerSpec>,
     /// Who may manage the tenant's declared sessions.
     pub(crate) owners: Vec<OwnerSpec>,
     /// Where the fronts are.
@@ -145,6 +147,7 @@ impl Wanted {
             is_stopped: spec.emergency_stop,
             ranges: spec.egress.allow.clone(),
             providers: spec.llm.providers.iter().filter_map(|spec| provider(spec, keys, &settings.platform)).collect(),
+            mcp_servers: spec.mcp_servers.clone(),
             owners: spec.owners.clone(),
             front_namespace: settings.namespace.clone(),
         })

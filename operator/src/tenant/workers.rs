@@ -218,9 +218,10 @@ fn volumes(wanted: &Wanted) -> Vec<Volume> {
 
 fn has_keys(wanted: &Wanted) -> bool {
     wanted.providers.iter().any(|provider| provider.key.is_some())
+        || wanted.mcp_servers.iter().any(|server| server.token_secret_ref.is_some())
 }
 
-/// The workers' keys, a file a provider. Optional, so that one that is deleted later keeps no new worker from starting
+/// The workers' keys, a file a provider, and the tokens of MCP servers. Optional, so that one that is deleted later keeps no new worker from starting
 /// before we have seen it.
 fn keys(wanted: &Wanted) -> ProjectedVolumeSource {
     let sources = wanted.providers.iter().filter_map(|provider| {
@@ -229,5 +230,11 @@ fn keys(wanted: &Wanted) -> ProjectedVolumeSource {
         let secret = SecretProjection { name: key.name.clone(), items: Some(vec![item]), optional: Some(true) };
         Some(VolumeProjection { secret: Some(secret), ..VolumeProjection::default() })
     });
-    ProjectedVolumeSource { default_mode: Some(0o440), sources: Some(sources.collect()) }
+    let tokens = wanted.mcp_servers.iter().filter_map(|server| {
+        let token = server.token_secret_ref.as_ref()?;
+        let item = KeyToPath { key: token.key.clone(), path: providers::token_file(&server.name), mode: None };
+        let secret = SecretProjection { name: token.name.clone(), items: Some(vec![item]), optional: Some(true) };
+        Some(VolumeProjection { secret: Some(secret), ..VolumeProjection::default() })
+    });
+    ProjectedVolumeSource { default_mode: Some(0o440), sources: Some(sources.chain(tokens).collect()) }
 }

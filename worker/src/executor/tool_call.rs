@@ -2,7 +2,7 @@
 
 use croft_proto::id::SessionId;
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{ApprovalRequired, GuardrailStage, Permission, ReplayClass, ToolCall, ToolResult, ToolUse};
+use croft_proto::v1::{ApprovalRequired, GuardrailStage, ReplayClass, ToolCall, ToolResult, ToolUse};
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -13,7 +13,7 @@ use super::state::{State, error_result};
 use crate::guardrails::Guardrails;
 use crate::link::Link;
 use crate::metrics::Metrics;
-use crate::tools::{Entry, Invocation, Toolbox, text};
+use crate::tools::{Decision, Entry, Invocation, Toolbox, text};
 
 /// A call with the decision what to do about it.
 pub(super) struct Plan<'toolbox> {
@@ -31,8 +31,8 @@ pub(super) enum Todo<'toolbox> {
     Make {
         entry: &'toolbox Entry,
         arguments: Map<String, Value>,
-        /// Only after a person said yes.
-        ask: bool,
+        /// Only after a person said yes, who is asked for this reason.
+        ask: Option<String>,
     },
     /// It was begun by someone who was lost, and may have taken effect: a person must decide.
     AskWhetherToRepeat,
@@ -41,7 +41,7 @@ pub(super) enum Todo<'toolbox> {
 impl Plan<'_> {
     /// A person must say yes before the call is made.
     pub(super) fn asks(&self) -> bool {
-        matches!(self.todo, Todo::Make { ask: true, .. })
+        matches!(self.todo, Todo::Make { ask: Some(_), .. })
     }
 }
 
@@ -65,7 +65,7 @@ pub(super) fn plan<'toolbox>(
     let todo = if let Some(result) = journalled.and_then(|entry| entry.result.clone()) {
         Todo::Known(result)
     } else {
-        todo(call, entry, begun.as_ref())
+        todo(call, toolbox, entry, begun.as_ref())
     };
     let replay = entry.map_or(ReplayClass::Unsafe, |entry| entry.replay);
     let fresh = || ToolCall {
@@ -78,26 +78,31 @@ pub(super) fn plan<'toolbox>(
     Plan { journalled: begun.is_some(), call: begun.unwrap_or_else(fresh), todo }
 }
 
-fn todo<'toolbox>(call: &ToolUse, entry: Option<&'toolbox Entry>, begun: Option<&ToolCall>) -> Todo<'toolbox> {
+fn todo<'toolbox>(
+    call: &ToolUse,
+    toolbox: &'toolbox Toolbox,
+    entry: Option<&'toolbox Entry>,
+    begun: Option<&ToolCall>,
+) -> Todo<'toolbox> {
     let Some(entry) = entry else {
         return Todo::Refuse(format!("There is no tool {:?}.", call.name));
     };
     if let Some(guardrail) = guarding::withheld_by(&call.arguments_json) {
         return Todo::Refuse(format!("The call was not made: guardrail {guardrail:?} refused its arguments."));
     }
-    if entry.permission == Permission::Deny {
-        return Todo::Refuse(format!("The tool {:?} may not be called here.", call.name));
-    }
     let arguments = match entry.arguments(&call.arguments_json) {
         Ok(arguments) => arguments,
         Err(problem) => return Todo::Refuse(problem.to_string()),
     };
-    let Some(begun) = begun else {
-        return Todo::Make { entry, arguments, ask: entry.permission == Permission::Ask };
+    let ask = match toolbox.decide(entry, &arguments) {
+        Decision::Allow => None,
+        Decision::Ask(reason) => Some(reason),
+        Decision::Deny(reason) => return Todo::Refuse(reason),
     };
+    let Some(begun) = begun else { return Todo::Make { entry, arguments, ask } };
     match begun.replay() {
         // A person has been asked, if one had to be, before it was begun.
-        ReplayClass::Safe | ReplayClass::Idempotent => Todo::Make { entry, arguments, ask: false },
+        ReplayClass::Safe | ReplayClass::Idempotent => Todo::Make { entry, arguments, ask: None },
         ReplayClass::Unsafe | ReplayClass::Unspecified => Todo::AskWhetherToRepeat,
     }
 }
@@ -127,8 +132,8 @@ impl Bench<'_> {
             Todo::AskWhetherToRepeat => return Outcome::Held,
             Todo::Make { entry, arguments, ask } => (entry, arguments, ask),
         };
-        if ask {
-            let approval = approval_required(self.session, &call, "The agent's tools ask for approval of this call.");
+        if let Some(reason) = ask {
+            let approval = approval_required(self.session, &call, &reason);
             let approval_id = approval.approval_id.clone();
             self.link.ask(approval).await;
             let decision = tokio::select! {

@@ -1,11 +1,14 @@
 //! What a request must look like before anything is done for it. Each refusal names the field.
 
 mod guardrails;
+mod permission_rules;
 
 use std::collections::{BTreeMap, HashSet};
 
 use croft_proto::id::SessionId;
+use croft_proto::v1::tool_spec::Source;
 use croft_proto::v1::{AgentSpec, ContentBlock, content_block};
+use croft_serve::config::http_url;
 use prost::Message;
 
 use crate::error::Error;
@@ -33,6 +36,7 @@ pub fn agent(agent: Option<AgentSpec>) -> Result<AgentSpec, Error> {
     }
     tools(&agent)?;
     guardrails::guardrails(&agent.guardrails)?;
+    permission_rules::permission_rules(&agent.permission_rules)?;
     bounds_nobody_keeps(&agent)?;
     Ok(agent)
 }
@@ -66,8 +70,15 @@ fn tools(agent: &AgentSpec) -> Result<(), Error> {
         if !seen.insert(&tool.name) {
             return Err(Error::invalid(field("name"), "stands for another tool already"));
         }
-        if tool.source.is_none() {
-            return Err(Error::invalid(field("source"), "is missing"));
+        match &tool.source {
+            None => return Err(Error::invalid(field("source"), "is missing")),
+            Some(Source::Mcp(mcp)) if http_url(&mcp.server_url).is_err() || mcp.server_url.contains('@') => {
+                return Err(Error::invalid(
+                    field("mcp.server_url"),
+                    "is no http:// or https:// address without a name in it",
+                ));
+            }
+            Some(Source::Builtin(_) | Source::Mcp(_)) => {}
         }
         let schema = &tool.input_schema_json;
         if !schema.is_empty() && serde_json::from_str::<serde_json::Map<_, _>>(schema).is_err() {
@@ -150,7 +161,7 @@ pub fn terminate_reason(text: &str) -> Result<String, Error> {
 
 #[cfg(test)]
 mod tests {
-    use croft_proto::v1::{AgentLimits, GuardrailSpec, Text, ToolSpec};
+    use croft_proto::v1::{AgentLimits, GuardrailSpec, McpTool, Text, ToolSpec};
 
     use super::*;
 
@@ -173,6 +184,8 @@ mod tests {
     fn each_mistake_in_an_agent_names_its_field() {
         let nameless_tool = ToolSpec { name: "no spaces please".into(), ..ToolSpec::default() };
         let sourceless_tool = ToolSpec { name: "clock".into(), ..ToolSpec::default() };
+        let telling = Source::Mcp(McpTool { server_url: "https://me:secret@tools.test".into(), ..McpTool::default() });
+        let telling_tool = ToolSpec { source: Some(telling), ..sourceless_tool.clone() };
         let budget = |budget_nano_usd, budget_tokens| {
             Some(AgentLimits { budget_nano_usd, budget_tokens, ..AgentLimits::default() })
         };
@@ -185,6 +198,7 @@ mod tests {
             (AgentSpec { temperature: Some(f64::NAN), ..spec() }, "agent.temperature"),
             (AgentSpec { tools: vec![nameless_tool], ..spec() }, "agent.tools[0].name"),
             (AgentSpec { tools: vec![sourceless_tool], ..spec() }, "agent.tools[0].source"),
+            (AgentSpec { tools: vec![telling_tool], ..spec() }, "agent.tools[0].mcp.server_url"),
             (AgentSpec { system_prompt: "x".repeat(SYSTEM_PROMPT_BYTES_MAX + 1), ..spec() }, "agent.system_prompt"),
         ];
         for (bad, field) in cases {

@@ -4,7 +4,8 @@ use croft_proto::v1::{
 };
 use proptest::prelude::*;
 
-use super::super::{Guardrails, HttpClient};
+use super::super::Guardrails;
+use crate::http_client::HttpClient;
 
 fn guardrails(checks: Vec<CheckSpec>, mode: GuardrailMode) -> Guardrails {
     let specs = checks.into_iter().map(|check| GuardrailSpec {

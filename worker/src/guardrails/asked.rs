@@ -1,6 +1,5 @@
 //! A check that a server of the tenant's makes: it is told the text, and says whether it may go on.
 
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use croft_proto::v1::HttpCheck;
@@ -8,38 +7,17 @@ use croft_serve::config::http_url;
 use serde::{Deserialize, Serialize};
 
 use super::Verdict;
+use crate::http_client::HttpClient;
 use crate::step::chain;
 
 /// How long a server may take if the agent says nothing.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// No agent may give it longer.
 const TIMEOUT_MAX: Duration = Duration::from_mins(5);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of an answer. A longer one is no answer.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of a text that a server is asked about. Of a longer one it is not asked, which counts as no answer.
 const TEXT_BYTES_MAX: usize = 4 * 1024 * 1024;
-
-/// The one client of a worker's checks, made when it is first needed. Clones share it.
-#[derive(Clone, Default)]
-pub(crate) struct HttpClient {
-    made: Arc<OnceLock<reqwest::Client>>,
-}
-
-impl HttpClient {
-    pub(crate) fn get(&self) -> Result<reqwest::Client, reqwest::Error> {
-        if let Some(client) = self.made.get() {
-            return Ok(client.clone());
-        }
-        let client = reqwest::Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            // Somebody else's server must not be told what was said.
-            .redirect(reqwest::redirect::Policy::none())
-            .user_agent(concat!("croft/", env!("CARGO_PKG_VERSION")))
-            .build()?;
-        Ok(self.made.get_or_init(|| client).clone())
-    }
-}
 
 /// A server that is asked.
 pub(super) struct Asked {

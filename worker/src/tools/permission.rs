@@ -1,0 +1,195 @@
+//! Rules about which calls may be made, by tool and arguments.
+
+use croft_proto::v1::{Permission, PermissionRule};
+use regex::{Regex, RegexBuilder};
+use serde_json::{Map, Value};
+
+use crate::refusal::Refusal;
+
+/// Of one agent, and conditions of one rule. At each bound the agent is refused.
+const RULES_MAX: usize = 64;
+const ARGUMENTS_MAX: usize = 16;
+/// Bytes of one compiled pattern.
+const COMPILED_BYTES_MAX: usize = 256 * 1024;
+
+/// Whether a call may be made; if not, or only after a person said yes, why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Decision {
+    Allow,
+    Ask(String),
+    Deny(String),
+}
+
+/// An agent's rules.
+pub(super) struct Rules {
+    rules: Vec<Rule>,
+}
+
+struct Rule {
+    tool: Regex,
+    /// Where, and what must be found there.
+    arguments: Vec<(String, Regex)>,
+    permission: Permission,
+    message: String,
+}
+
+impl Rules {
+    pub(super) fn open(rules: &[PermissionRule]) -> Result<Self, Refusal> {
+        if rules.len() > RULES_MAX {
+            let problem = format!("there are more than {RULES_MAX}");
+            return Err(Refusal::RuleInvalid { position: RULES_MAX, problem });
+        }
+        let open = |(position, rule)| Rule::open(rule).map_err(|problem| Refusal::RuleInvalid { position, problem });
+        Ok(Self { rules: rules.iter().enumerate().map(open).collect::<Result<_, _>>()? })
+    }
+
+    /// Decides about a call of a tool whose own permission is `own`.
+    pub(super) fn decide(&self, tool: &str, own: Permission, arguments: &Map<String, Value>) -> Decision {
+        let fitting = || self.rules.iter().filter(|rule| rule.fits(tool, arguments));
+        let first = |permission: Permission| fitting().find(|rule| rule.permission == permission);
+        let denied = |message: &str| {
+            let message = if message.is_empty() { "The rules of this agent deny this call." } else { message };
+            Decision::Deny(message.to_owned())
+        };
+        let asked = |message: &str| {
+            let message = if message.is_empty() { "The agent's tools ask for approval of this call." } else { message };
+            Decision::Ask(message.to_owned())
+        };
+        if own == Permission::Deny {
+            return Decision::Deny(format!("The tool {tool:?} may not be called here."));
+        }
+        if let Some(rule) = first(Permission::Deny) {
+            return denied(&rule.message);
+        }
+        if let Some(rule) = first(Permission::Ask) {
+            return asked(&rule.message);
+        }
+        match own {
+            Permission::Ask if first(Permission::Allow).is_none() => asked(""),
+            Permission::Ask | Permission::Allow | Permission::Unspecified | Permission::Deny => Decision::Allow,
+        }
+    }
+}
+
+impl Rule {
+    fn open(rule: &PermissionRule) -> Result<Self, String> {
+        let permission = rule.permission();
+        if permission == Permission::Unspecified {
+            return Err("its permission is missing".to_owned());
+        }
+        if rule.arguments.len() > ARGUMENTS_MAX {
+            return Err(format!("it has more than {ARGUMENTS_MAX} arguments"));
+        }
+        let argument = |wanted: &croft_proto::v1::ArgumentMatch| {
+            if !wanted.path.is_empty() && !wanted.path.starts_with('/') {
+                return Err(format!("{:?} is no JSON Pointer", wanted.path));
+            }
+            Ok((wanted.path.clone(), compiled(&wanted.pattern)?))
+        };
+        let names = if rule.tool.is_empty() { "*" } else { &rule.tool };
+        let names: Vec<_> = names.split('*').map(regex::escape).collect();
+        Ok(Self {
+            tool: compiled(&format!("^{}$", names.join(".*")))?,
+            arguments: rule.arguments.iter().map(argument).collect::<Result<_, _>>()?,
+            permission,
+            message: rule.message.clone(),
+        })
+    }
+
+    fn fits(&self, tool: &str, arguments: &Map<String, Value>) -> bool {
+        self.tool.is_match(tool)
+            && self.arguments.iter().all(|(path, pattern)| match at(arguments, path) {
+                Some(Value::String(text)) => pattern.is_match(text),
+                Some(value) => pattern.is_match(&value.to_string()),
+                None => false,
+            })
+    }
+}
+
+fn at<'a>(arguments: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
+    // A pointer into an object begins with one of its keys.
+    let mut parts = path.strip_prefix('/')?.splitn(2, '/');
+    let key = parts.next()?.replace("~1", "/").replace("~0", "~");
+    let value = arguments.get(&key)?;
+    match parts.next() {
+        None => Some(value),
+        Some(rest) => value.pointer(&format!("/{rest}")),
+    }
+}
+
+fn compiled(pattern: &str) -> Result<Regex, String> {
+    RegexBuilder::new(pattern)
+        .size_limit(COMPILED_BYTES_MAX)
+        .build()
+        .map_err(|_| format!("a pattern is no regular expression, or takes more than {COMPILED_BYTES_MAX} bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use croft_proto::v1::ArgumentMatch;
+    use serde_json::json;
+
+    use super::*;
+
+    fn rule(tool: &str, arguments: &[(&str, &str)], permission: Permission) -> PermissionRule {
+        let argument = |&(path, pattern): &(&str, &str)| ArgumentMatch { path: path.into(), pattern: pattern.into() };
+        PermissionRule {
+            tool: tool.into(),
+            arguments: arguments.iter().map(argument).collect(),
+            permission: permission.into(),
+            message: String::new(),
+        }
+    }
+
+    fn decide(rules: &[PermissionRule], tool: &str, own: Permission, arguments: &Value) -> &'static str {
+        let rules = Rules::open(rules).unwrap();
+        match rules.decide(tool, own, arguments.as_object().unwrap()) {
+            Decision::Allow => "allow",
+            Decision::Ask(_) => "ask",
+            Decision::Deny(_) => "deny",
+        }
+    }
+
+    #[test]
+    fn deny_wins_over_ask_and_ask_over_allow() {
+        let mail = json!({"to": "jo@rival.example", "count": 3});
+        let rules = [
+            rule("mail_*", &[], Permission::Allow),
+            rule("mail_*", &[("/count", "^[3-9]$")], Permission::Ask),
+            rule("*", &[("/to", r"@rival\.example$")], Permission::Deny),
+        ];
+        let cases = [
+            (&rules[..], "mail_send", Permission::Allow, "deny"),
+            (&rules[..2], "mail_send", Permission::Allow, "ask"),
+            (&rules[..1], "mail_send", Permission::Ask, "allow"),
+            (&rules[..1], "mail_send", Permission::Deny, "deny"),
+            (&rules[..1], "email_send", Permission::Ask, "ask"),
+            (&rules[..0], "mail_send", Permission::Unspecified, "allow"),
+        ];
+        for (rules, tool, own, expected) in cases {
+            assert_eq!(decide(rules, tool, own, &mail), expected, "{tool} {own:?} {}", rules.len());
+        }
+    }
+
+    #[test]
+    fn an_argument_is_found_by_its_pointer_and_one_that_is_not_there_fits_nothing() {
+        let arguments = json!({"list": [{"na/me": "x"}], "flag": true});
+        let fits = |path: &str, pattern: &str| {
+            decide(&[rule("", &[(path, pattern)], Permission::Deny)], "any", Permission::Allow, &arguments) == "deny"
+        };
+        assert!(fits("/list/0/na~1me", "^x$") && fits("/flag", "^true$") && fits("/list", "na/me"));
+        assert!(!fits("/list/1/na~1me", "x") && !fits("/absent", "") && !fits("/flag", "^tru$"));
+    }
+
+    #[test]
+    fn a_rule_that_can_not_be_kept_is_refused_with_its_place() {
+        let good = rule("", &[], Permission::Allow);
+        for bad in [
+            rule("", &[], Permission::Unspecified),
+            rule("", &[("to", "x")], Permission::Deny),
+            rule("", &[("/to", "(")], Permission::Deny),
+        ] {
+            assert!(matches!(Rules::open(&[good.clone(), bad]), Err(Refusal::RuleInvalid { position: 1, .. })));
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Tools of a real MCP server, in this process on loopback.
+
+mod mcp_server;
+mod support;
+
+use std::time::Duration;
+
+use croft_llm::Providers;
+use croft_llm::scripted::Scripted;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::tool_spec::Source;
+use croft_proto::v1::{
+    AgentSpec, ArgumentMatch, McpTool, Permission, PermissionRule, StopReason, ToolResult, ToolSpec,
+};
+use croft_worker::tools::Builtins;
+use croft_worker::{McpServer, RuntimeOptions};
+use mcp_server::{Era, Server};
+use serde_json::{Value, json};
+use support::*;
+
+const TOKEN: &str = "a-made-up-token";
+
+fn declared(server: &Server) -> McpServer {
+    McpServer { name: "village".into(), url: server.url.clone(), token_file: None, tools: Vec::new() }
+}
+
+async fn worker_of(server: McpServer) -> Worker {
+    let options = RuntimeOptions { mcp_servers: vec![server], ..options() };
+    worker_with(options, Providers::new().with(Scripted::new()), Builtins::default()).await
+}
+
+fn tool(url: &str, name: &str) -> ToolSpec {
+    let source = Some(Source::Mcp(McpTool { server_url: url.into(), tool_name: String::new() }));
+    ToolSpec { name: name.into(), source, timeout_ms: 30_000, ..ToolSpec::default() }
+}
+
+fn agent_with(url: &str) -> AgentSpec {
+    let tools = ["add", "hang", "huge", "fail", "whoami", "missing"].map(|name| tool(url, name));
+    AgentSpec { tools: tools.into(), ..agent() }
+}
+
+fn call(name: &str, arguments: &Value) -> Value {
+    json!({"tool_call": {"name": name, "arguments": arguments}})
+}
+
+/// One turn in which the model makes these calls at once.
+async fn called(worker: &Worker, agent: &AgentSpec, calls: &[Value]) -> (Vec<ToolResult>, Heard) {
+    let steps: Vec<Value> = calls.iter().cloned().chain([json!({"text": "Done."})]).collect();
+    let heard = turn(worker, agent, script(&json!(steps))).await;
+    assert_eq!(heard.stop_reason(), StopReason::EndTurn);
+    let result = |kind: &Kind| match kind {
+        Kind::ToolResult(result) => Some(result.clone()),
+        _ => None,
+    };
+    (heard.durables.iter().filter_map(result).collect(), heard)
+}
+
+fn told(result: &ToolResult) -> (String, bool) {
+    (texts(&result.content), result.is_error)
+}
+
+#[tokio::test]
+async fn calls_run_side_by_side_and_their_results_come_in_the_models_order() {
+    let server = Server::start(Era::Stateless).await;
+    let worker = worker_of(declared(&server)).await;
+    let calls: Vec<_> =
+        (0..8).map(|number| call("add", &json!({"a": number, "b": 1, "wait_ms": 80 - 10 * number}))).collect();
+    let (results, heard) = called(&worker, &agent_with(&server.url), &calls).await;
+    let sums: Vec<_> = results.iter().map(told).collect();
+    let expected: Vec<_> = (1..=8).map(|sum| (sum.to_string(), false)).collect();
+    assert_eq!(sums, expected);
+    assert!(server.at_once() >= 4, "{} at once", server.at_once());
+    let keys = heard.durables.iter().filter_map(|kind| match kind {
+        Kind::ToolCall(call) => Some(call.idempotency_key.clone()),
+        _ => None,
+    });
+    let (mut sent, mut seen): (Vec<_>, _) = (keys.collect(), server.idempotency_keys());
+    sent.sort();
+    seen.sort();
+    assert_eq!(sent, seen, "each call tells its key");
+}
+
+#[tokio::test]
+async fn a_server_of_the_older_era_is_spoken_to_as_it_wants() {
+    let server = Server::start(Era::Sessions).await;
+    let worker = worker_of(declared(&server)).await;
+    let (results, _) = called(&worker, &agent_with(&server.url), &[call("add", &json!({"a": 2, "b": 3}))]).await;
+    assert_eq!(told(&results[0]), ("5".into(), false));
+}
+
+#[tokio::test]
+async fn the_declared_token_goes_to_its_server_and_nowhere_else_and_a_new_one_needs_no_restart() {
+    let server = Server::start(Era::Stateless).await;
+    let folder = tempfile::tempdir().unwrap();
+    let token_file = folder.path().join("mcp-village");
+    let worker = worker_of(McpServer { token_file: Some(token_file.clone()), ..declared(&server) }).await;
+    let agent = agent_with(&server.url);
+    let who = [call("whoami", &json!({}))];
+    let (results, _) = called(&worker, &agent, &who).await;
+    assert_eq!(told(&results[0]), ("The credential for the tool's server village is not there.".into(), true));
+    for token in [TOKEN, "another-token"] {
+        std::fs::write(&token_file, format!("{token}\n")).unwrap();
+        let (results, heard) = called(&worker, &agent, &who).await;
+        assert_eq!(told(&results[0]), (format!("{} characters", "Bearer ".len() + token.len()), false));
+        assert_eq!(server.last_authorization().as_deref(), Some(format!("Bearer {token}").as_str()));
+        assert!(!format!("{heard:?}").contains(token));
+    }
+}
+
+#[tokio::test]
+async fn only_declared_servers_and_their_listed_tools_may_be_used() {
+    let server = Server::start(Era::Stateless).await;
+    let worker = worker_of(McpServer { tools: vec!["add".into()], ..declared(&server) }).await;
+    let open = async |tool| {
+        let agent = AgentSpec { tools: vec![tool], ..agent() };
+        init(&worker.client, &session(), &agent).await.map_err(|status| reason(&status))
+    };
+    assert_eq!(open(tool(&server.url, "add")).await, Ok(()));
+    let unsupported = Err("TOOL_UNSUPPORTED".to_owned());
+    assert_eq!(open(tool(&server.url, "whoami")).await, unsupported);
+    assert_eq!(open(tool("http://127.0.0.1:9/mcp", "add")).await, unsupported);
+    let renamed = Some(Source::Mcp(McpTool { server_url: server.url.clone(), tool_name: "add".into() }));
+    assert_eq!(open(ToolSpec { name: "sum".into(), source: renamed, ..ToolSpec::default() }).await, Ok(()));
+}
+
+#[tokio::test]
+async fn a_tool_that_hangs_or_floods_is_cut_off_and_the_others_are_not_disturbed() {
+    let server = Server::start(Era::Stateless).await;
+    let worker = worker_of(declared(&server)).await;
+    let mut agent = agent_with(&server.url);
+    agent.tools[1].timeout_ms = 300;
+    let calls =
+        [call("hang", &json!({})), call("huge", &json!({"megabytes": 100})), call("add", &json!({"a": 1, "b": 1}))];
+    let (results, _) = called(&worker, &agent, &calls).await;
+    assert_eq!(told(&results[0]), ("The tool gave no result within 300 ms.".into(), true));
+    let (flooded, is_error) = told(&results[1]);
+    assert!(is_error && flooded.contains("no usable answer within 4 MiB"), "{flooded}");
+    assert_eq!(told(&results[2]), ("2".into(), false));
+    // What fits the wire is cut to what fits the model.
+    let (results, _) = called(&worker, &agent, &[call("huge", &json!({"megabytes": 1}))]).await;
+    let (cut, is_error) = told(&results[0]);
+    assert!(!is_error && cut.len() < 300 * 1024 && cut.contains("[cut: "), "{} bytes", cut.len());
+}
+
+#[tokio::test]
+async fn what_goes_wrong_is_told_to_the_model_in_a_sentence() {
+    let server = Server::start(Era::Stateless).await;
+    let worker = worker_of(declared(&server)).await;
+    let mut agent = agent_with(&server.url);
+    agent.tools[0].input_schema_json = r#"{"type":"object","required":["a","b"]}"#.into();
+    let calls = [
+        call("fail", &json!({})),
+        call("missing", &json!({})),
+        call("add", &json!({"a": 1})),
+        call("add", &json!("{\"a\": 1,")),
+        call("nowhere", &json!({})),
+    ];
+    let (results, _) = called(&worker, &agent, &calls).await;
+    let told: Vec<_> = results.iter().map(told).collect();
+    assert!(told.iter().all(|(_, is_error)| *is_error), "{told:?}");
+    let expected =
+        ["The well is dry.", "refused the call: no tool missing", "do not fit", "not valid JSON", "There is no tool"];
+    for ((sentence, _), expected) in told.iter().zip(expected) {
+        assert!(sentence.contains(expected), "{sentence}: {expected}");
+    }
+    assert_eq!(server.calls(), 2, "what does not fit is not sent");
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_costs_a_call_and_not_the_turn() {
+    let server = Server::start(Era::Stateless).await;
+    let url = server.url.clone();
+    let worker = worker_of(declared(&server)).await;
+    server.stop().await;
+    let (results, _) = called(&worker, &agent_with(&url), &[call("add", &json!({"a": 1, "b": 1}))]).await;
+    let sentence = "The tool's server village can't be reached; the call was not made.";
+    assert_eq!(told(&results[0]), (sentence.into(), true));
+}
+
+#[tokio::test]
+async fn rules_decide_by_arguments_and_the_models_hears_why() {
+    let server = Server::start(Era::Stateless).await;
+    let worker = worker_of(declared(&server)).await;
+    let rule = |path: &str, pattern: &str, permission: Permission, message: &str| PermissionRule {
+        tool: "add".into(),
+        arguments: vec![ArgumentMatch { path: path.into(), pattern: pattern.into() }],
+        permission: permission.into(),
+        message: message.into(),
+    };
+    let permission_rules = vec![
+        rule("/a", "^[0-9]$", Permission::Allow, ""),
+        rule("/b", "^13$", Permission::Deny, "Thirteen is not added in this village."),
+    ];
+    let agent = AgentSpec { permission_rules, ..agent_with(&server.url) };
+    let calls = [call("add", &json!({"a": 1, "b": 13})), call("add", &json!({"a": 1, "b": 12}))];
+    let (results, _) = called(&worker, &agent, &calls).await;
+    assert_eq!(told(&results[0]), ("Thirteen is not added in this village.".into(), true));
+    assert_eq!((told(&results[1]), server.calls()), (("13".into(), false), 1));
+}
+
+#[tokio::test]
+async fn an_interrupted_call_is_given_up_at_once() {
+    use croft_proto::v1::StepCancel;
+    use croft_proto::v1::execute_step_request::Message as ToWorker;
+    let server = Server::start(Era::Stateless).await;
+    let worker = worker_of(declared(&server)).await;
+    let session_id = session();
+    init(&worker.client, &session_id, &agent_with(&server.url)).await.unwrap();
+    let steps = script(&json!([call("hang", &json!({})), {"text": "never"}]));
+    let mut front = Front::open(&worker.client, start(&session_id, steps)).await;
+    front.until_event(|kind| matches!(kind, Kind::ToolCall(_))).await;
+    server.until_calls(1).await;
+    front.send(ToWorker::Cancel(StepCancel { stop_reason: StopReason::Interrupted.into() })).await;
+    let heard = tokio::time::timeout(Duration::from_secs(10), front.finish()).await.expect("it ends");
+    assert_eq!(heard.stop_reason(), StopReason::Interrupted);
+}
