@@ -5,6 +5,7 @@
 mod attempt;
 mod branch;
 mod chain;
+mod compaction;
 mod failure;
 mod guarding;
 mod model_call;
@@ -44,6 +45,8 @@ pub(crate) struct Bounds {
     pub(crate) model_calls_max: u32,
     pub(crate) tool_calls_max: u32,
     pub(crate) output_tokens_max: u32,
+    /// Of the conversation that a model is sent.
+    pub(crate) context_tokens_max: u32,
     pub(crate) turn_timeout: Duration,
 }
 
@@ -56,6 +59,7 @@ impl Bounds {
             model_calls_max: or(limits.model_calls_max, MODEL_CALLS_MAX),
             tool_calls_max: or(limits.tool_calls_max, TOOL_CALLS_MAX),
             output_tokens_max: or(limits.output_tokens_max, OUTPUT_TOKENS_MAX),
+            context_tokens_max: or(limits.context_tokens_max, u32::MAX),
             turn_timeout: turn_timeout.map_or(TURN_TIMEOUT, Duration::from_millis),
         }
     }

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper of tests may fail loudly")]
 
+mod mcp_server;
 mod support;
 
 use std::net::SocketAddr;
@@ -11,7 +12,8 @@ use std::time::Duration;
 
 use croft_proto::v1::runtime_service_client::RuntimeServiceClient;
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{AgentSpec, StopReason};
+use croft_proto::v1::tool_spec::Source;
+use croft_proto::v1::{AgentSpec, McpTool, StopReason, ToolSpec};
 use croft_serve::tls::{PeerRole, install_provider};
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use serde_json::{Value, json};
@@ -327,6 +329,27 @@ async fn a_provider_whose_key_is_not_there_is_left_out() {
     assert_eq!((refused.code(), support::reason(&refused).as_str()), (Code::FailedPrecondition, "PROVIDER_MISSING"));
 }
 
+#[tokio::test]
+async fn a_declared_mcp_server_is_called_with_its_token() {
+    let server = mcp_server::Server::start(mcp_server::Era::Stateless).await;
+    let declared = json!({"name": "village", "url": server.url, "token_file": "KEY_FILE", "tools": ["add"]});
+    let program = Program::start(Some(json!({"providers": {}, "mcp_servers": [declared]}))).await;
+    let client = program.front().await;
+    let source = Some(Source::Mcp(McpTool { server_url: server.url.clone(), ..McpTool::default() }));
+    let add = ToolSpec { name: "add".into(), source, ..ToolSpec::default() };
+    let agent = AgentSpec { tools: vec![add], ..agent() };
+    let session_id = session();
+    init(&client, &session_id, &agent).await.unwrap();
+    let steps = json!([{"tool_call": {"name": "add", "arguments": {"a": 2, "b": 2}}}, {"text": "Four."}]);
+    let heard = Front::open(&client, start(&session_id, script(&steps))).await.finish().await;
+    let result = heard.durables.iter().find_map(|kind| match kind {
+        Kind::ToolResult(result) => Some((support::texts(&result.content), result.is_error)),
+        _ => None,
+    });
+    assert_eq!((result, heard.stop_reason()), (Some(("4".to_owned(), false)), StopReason::EndTurn));
+    assert_eq!(server.last_authorization().as_deref(), Some("Bearer sk-ant-of-a-test"));
+}
+
 async fn refused(arguments: &[&str]) -> Output {
     let run = command().args(arguments).output();
     tokio::time::timeout(Duration::from_secs(30), run).await.expect("the program goes on").unwrap()
@@ -348,6 +371,7 @@ async fn a_mistake_in_the_config_is_told_in_a_sentence_and_ends_with_2() {
     let chatty = file("chatty.json", r#"{"providers":{"gemini":{"api":"chat","base_url":"http://x.test"}}}"#);
     let blank = file("blank.json", &json!({"providers": {"anthropic": {"api_key_file": empty_key}}}).to_string());
     let garbled = file("garbled.json", "{");
+    let nowhere = file("nowhere.json", r#"{"providers":{},"mcp_servers":[{"name":"village","url":"tools.test"}]}"#);
     let good = ["--tenant", "meadow", "--worker-name", "worker-7", "--metrics-addr", "127.0.0.1:0"];
     let insecure = ["--insecure", "--grpc-addr", "127.0.0.1:0"];
     let with = |more: &[&str]| [&good[..], more].concat().into_iter().map(str::to_owned).collect::<Vec<_>>();
@@ -362,6 +386,7 @@ async fn a_mistake_in_the_config_is_told_in_a_sentence_and_ends_with_2() {
         (insecure_with(&["--providers", &unknown]), "provider oracle: there is no such provider"),
         (insecure_with(&["--providers", &keyless]), "provider anthropic: api_key_file is missing"),
         (insecure_with(&["--providers", &chatty]), "provider gemini: api is for openai alone"),
+        (insecure_with(&["--providers", &nowhere]), "MCP server village: url \"tools.test\""),
         (insecure_with(&["--providers", &blank]), "must hold one line of printable ASCII"),
     ];
     for (arguments, sentence) in cases {

@@ -203,6 +203,11 @@ pub struct AgentLimitsSpec {
             .message("budgetUsd is nothing at all: the agent could not say a word")
     )]
     pub budget_usd: Option<String>,
+    /// Tokens, as reckoned, of the conversation that a model is sent; beyond it the oldest is left out. Without it, only a
+    /// conversation that the model says doesn't fit is shortened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 256, max = 100_000_000))]
+    pub max_context_tokens: Option<u32>,
     /// Tokens of all classes in the whole session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000_000_000_i64))]

@@ -121,6 +121,7 @@ fn bounds(limits: &AgentLimitsSpec) -> v1::AgentLimits {
         max_model_calls,
         max_tool_calls,
         max_output_tokens,
+        max_context_tokens,
         turn_timeout_seconds,
         budget_usd,
         budget_tokens,
@@ -129,6 +130,7 @@ fn bounds(limits: &AgentLimitsSpec) -> v1::AgentLimits {
         model_calls_max: max_model_calls.unwrap_or(0),
         tool_calls_max: max_tool_calls.unwrap_or(0),
         output_tokens_max: max_output_tokens.unwrap_or(0),
+        context_tokens_max: max_context_tokens.unwrap_or(0),
         turn_timeout_ms: milliseconds(*turn_timeout_seconds),
         budget_nano_usd: budget_usd.as_deref().and_then(nano_usd).unwrap_or(0),
         budget_tokens: budget_tokens.unwrap_or(0),
@@ -169,6 +171,7 @@ mod tests {
             ],
             "limits": {
                 "maxModelCalls": 5, "maxToolCalls": 6, "maxOutputTokens": 700, "turnTimeoutSeconds": 80,
+                "maxContextTokens": 9000,
                 "budgetUsd": "2.5", "budgetTokens": 4000,
             },
             "permissionRules": [
@@ -193,6 +196,7 @@ mod tests {
             ],
             "limits": {
                 "modelCallsMax": 5, "toolCallsMax": 6, "outputTokensMax": 700, "turnTimeoutMs": "80000",
+                "contextTokensMax": 9000,
                 "budgetNanoUsd": "2500000000", "budgetTokens": "4000",
             },
             "guardrails": [

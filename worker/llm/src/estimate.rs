@@ -25,6 +25,11 @@ pub fn input_tokens(request: &Request) -> u32 {
     tokens(request.system.chars().count() + tools + request.messages.iter().map(message_characters).sum::<usize>())
 }
 
+/// The input tokens of messages alone.
+pub fn conversation_tokens(messages: &[Message]) -> u32 {
+    tokens(messages.iter().map(message_characters).sum())
+}
+
 fn message_characters(message: &Message) -> usize {
     content_characters(&message.content)
 }

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use croft_llm::{Error, Provider, Request, Stop, carry, estimate};
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{AgentMessage, ContentBlock, Grant, GrantRequest, SessionError, StopReason};
+use croft_proto::v1::{AgentMessage, ContentBlock, Grant, GrantRequest, Message, SessionError, StopReason};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::attempt::{self, Attempt, End};
 use super::chain::Cause;
-use super::{Executor, Superstep, failure};
+use super::{Executor, Superstep, compaction, failure};
 use crate::guardrails::Output;
 use crate::interrupt::Why;
 
@@ -75,6 +75,10 @@ impl Executor<'_> {
                         schedule = self.retry.start();
                         continue;
                     }
+                    if stop == Stop::ContextFull && self.compact(&grant.provider, &grant.model) {
+                        schedule = self.retry.start();
+                        continue;
+                    }
                     self.answer(content, stop.as_str(), &grant).await;
                     return Superstep::Answered(stop);
                 }
@@ -101,7 +105,8 @@ impl Executor<'_> {
                 let cause = Cause::of_error(error.class);
                 self.count_for(cause, &grant, provider.as_ref()).await;
                 unanswered = Some(Unanswered::Failed(error));
-                if self.hop(cause) {
+                let fits_shorter = |executor: &mut Self| executor.compact(&grant.provider, &grant.model);
+                if self.hop(cause) || (cause == Cause::Context && fits_shorter(self)) {
                     schedule = self.retry.start();
                     continue;
                 }
@@ -215,16 +220,21 @@ impl Executor<'_> {
 
     /// The request for the model of `grant`, with nothing in it that only another understands.
     fn request(&self, grant: &Grant, output_tokens_max: u32) -> Request {
-        let mut messages = self.state.messages.clone();
-        carry::strip(&mut messages, &grant.provider, &grant.model);
         Request {
             model: grant.model.clone(),
             system: self.agent.system_prompt.clone(),
-            messages,
+            messages: self.conversation(&grant.provider, &grant.model),
             tools: self.toolbox.definitions(),
             output_tokens_max,
             temperature: self.agent.temperature,
         }
+    }
+
+    /// What a model is sent of the conversation.
+    pub(super) fn conversation(&self, provider: &str, model: &str) -> Vec<Message> {
+        let mut messages = self.state.messages.clone();
+        carry::strip(&mut messages, provider, model);
+        compaction::compacted(messages, self.bounds.context_tokens_max)
     }
 
     async fn answer(&mut self, content: Vec<ContentBlock>, finish_reason: &str, grant: &Grant) {

@@ -1,5 +1,6 @@
 //! An MCP server with good tools and bad ones, that writes down what it hears.
 
+#![allow(dead_code, reason = "each test program uses a part of it")]
 #![expect(clippy::unwrap_used, reason = "a helper of tests may fail loudly")]
 
 use std::borrow::Cow;
