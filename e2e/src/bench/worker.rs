@@ -1,9 +1,11 @@
 //! The worker's measures, which need nothing but its program: how quickly answers are decoded, and what the worker adds to
-//! the time that a provider takes.
+//! the time that a provider takes, what a session takes in it, and how soon it goes on with another's.
 
 pub mod decode;
+pub mod idle;
 pub mod overhead;
 pub mod provider;
+pub mod restore;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -46,5 +48,7 @@ pub async fn run(place: &Place, extent: &WorkerExtent, out: &mut impl Write) -> 
     for row in overhead::all(place, extent).await? {
         tell(row)?;
     }
+    tell(idle::sessions(place).await?)?;
+    tell(restore::checkpoint(place).await?)?;
     Ok(all_hold)
 }

@@ -34,7 +34,7 @@ use crate::bench::process::Program;
 use crate::bench::row::Row;
 use crate::bench::samples::Samples;
 
-const TENANT: &str = "bench";
+pub(super) const TENANT: &str = "bench";
 const P50_MAX: Duration = Duration::from_micros(300);
 const P99_MAX: Duration = Duration::from_millis(1);
 /// Sessions that the requests go round.
@@ -43,7 +43,7 @@ const SESSIONS: u32 = 500;
 /// At each rate.
 pub(super) async fn all(place: &Place, extent: &WorkerExtent) -> anyhow::Result<Vec<Row>> {
     let (_provider, provider_address) = provider().await?;
-    let (worker, grpc) = worker(place, provider_address).await?;
+    let (worker, grpc) = worker(place, "worker", provider_address, 2 * SESSIONS).await?;
     let client = RuntimeServiceClient::new(Endpoint::from_shared(format!("http://{grpc}"))?.connect().await?);
     let mut sessions = Vec::new();
     for _ in 0..SESSIONS {
@@ -57,7 +57,7 @@ pub(super) async fn all(place: &Place, extent: &WorkerExtent) -> anyhow::Result<
 }
 
 /// This very program, as a provider.
-async fn provider() -> anyhow::Result<(Child, SocketAddr)> {
+pub(super) async fn provider() -> anyhow::Result<(Child, SocketAddr)> {
     let own = std::env::current_exe()?;
     let mut child = Command::new(own).arg("provider").stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
     let printed = child.stdout.take().context("it prints nothing")?;
@@ -66,7 +66,12 @@ async fn provider() -> anyhow::Result<(Child, SocketAddr)> {
 }
 
 /// The worker, on one core.
-async fn worker(place: &Place, provider: SocketAddr) -> anyhow::Result<(Program, SocketAddr)> {
+pub(super) async fn worker(
+    place: &Place,
+    name: &str,
+    provider: SocketAddr,
+    sessions_max: u32,
+) -> anyhow::Result<(Program, SocketAddr)> {
     std::fs::create_dir_all(&place.scratch)?;
     let file = place.scratch.join("providers.json");
     std::fs::write(
@@ -82,20 +87,20 @@ async fn worker(place: &Place, provider: SocketAddr) -> anyhow::Result<(Program,
         format!("--grpc-addr={grpc}"),
         format!("--metrics-addr={ops}"),
         format!("--providers={}", file.display()),
-        format!("--sessions-max={}", 2 * SESSIONS),
+        format!("--sessions-max={sessions_max}"),
         "--insecure".to_owned(),
     ]);
     command.env("PATH", std::env::var("PATH").unwrap_or_default());
-    let mut worker = Program::start("worker", command, ops, &place.scratch.join("worker.log"))?;
+    let mut worker = Program::start(name, command, ops, &place.scratch.join(format!("{name}.log")))?;
     worker.ready().await?;
     Ok((worker, grpc))
 }
 
-fn text(text: &str) -> Vec<ContentBlock> {
+pub(super) fn text(text: &str) -> Vec<ContentBlock> {
     vec![ContentBlock { block: Some(Block::Text(Text { text: text.to_owned() })) }]
 }
 
-async fn session(client: &RuntimeServiceClient<Channel>) -> anyhow::Result<String> {
+pub(super) async fn session(client: &RuntimeServiceClient<Channel>) -> anyhow::Result<String> {
     let session_id = SessionId::generate().to_string();
     let agent = AgentSpec { name: "bench".to_owned(), model: "claude-haiku-4-5".to_owned(), ..AgentSpec::default() };
     let request = InitWorkerSessionRequest {
@@ -138,7 +143,7 @@ async fn at(
 }
 
 /// One turn of one model call; what the worker added to it.
-async fn turn(mut client: RuntimeServiceClient<Channel>, session_id: &str) -> anyhow::Result<Duration> {
+pub(super) async fn turn(mut client: RuntimeServiceClient<Channel>, session_id: &str) -> anyhow::Result<Duration> {
     // Grows from turn to turn.
     let epoch = u64::try_from(now().as_nanos())?;
     let (requests, receiver) = mpsc::channel(16);
