@@ -52,7 +52,7 @@ async fn of_several_who_decide_at_the_same_time_the_first_one_counts() {
     }));
     let answers = answers.await;
     assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 1, "{answers:?}");
-    assert!(answers.iter().flat_map(|answer| answer.as_ref().err()).all(|code| *code == Code::FailedPrecondition));
+    assert!(answers.iter().filter_map(|answer| answer.as_ref().err()).all(|code| *code == Code::FailedPrecondition));
     let rest = read_all(events).await;
     assert_eq!(stop_reason(&rest), Some(StopReason::EndTurn));
     let decisions = rest.iter().filter(|event| matches!(event.kind, Some(Kind::ApprovalResolved(_)))).count();

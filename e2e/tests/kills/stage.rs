@@ -73,6 +73,32 @@ fn start(
     Program::start(name, command, ops, log).unwrap()
 }
 
+/// A database of its own, with all migrations.
+struct Migrated {
+    database: String,
+    owner_url: String,
+    /// With the port.
+    host: String,
+}
+
+async fn migrated(admin: &str) -> Migrated {
+    let (server, _) = admin.rsplit_once('/').expect("a URL with a database");
+    let (_, host) = server.rsplit_once('@').expect("a URL with a user");
+    let database = format!("croft_kills_{}", Uuid::new_v4().simple());
+    let role = format!(
+        "do $$ begin
+            if not exists (select 1 from pg_roles where rolname = '{FRONT_ROLE}') then
+                create role {FRONT_ROLE} login password '{PASSWORD}';
+            end if;
+        exception when duplicate_object or unique_violation then null; end $$"
+    );
+    execute(admin, &role).await;
+    execute(admin, &format!("create database {database}")).await;
+    let owner_url = format!("{server}/{database}");
+    run("croft-front", &owner_url, &["migrate", &format!("--front-role={FRONT_ROLE}")]).await;
+    Migrated { database, owner_url, host: host.to_owned() }
+}
+
 impl Stage {
     pub(crate) async fn set() -> Self {
         croft_serve::tls::install_provider();
@@ -81,20 +107,7 @@ impl Stage {
         let scratch = std::env::temp_dir().join(format!("croft-kills-{}", std::process::id()));
         std::fs::create_dir_all(&scratch).unwrap();
 
-        let (server, _) = admin.rsplit_once('/').expect("a URL with a database");
-        let (_, host) = server.rsplit_once('@').expect("a URL with a user");
-        let database = format!("croft_kills_{}", Uuid::new_v4().simple());
-        let role = format!(
-            "do $$ begin
-                if not exists (select 1 from pg_roles where rolname = '{FRONT_ROLE}') then
-                    create role {FRONT_ROLE} login password '{PASSWORD}';
-                end if;
-            exception when duplicate_object or unique_violation then null; end $$"
-        );
-        execute(&admin, &role).await;
-        execute(&admin, &format!("create database {database}")).await;
-        let owner_url = format!("{server}/{database}");
-        run("croft-front", &owner_url, &["migrate", &format!("--front-role={FRONT_ROLE}")]).await;
+        let Migrated { database, owner_url, host } = migrated(&admin).await;
 
         let redis = redis.strip_prefix("redis://").expect("a Redis URL").trim_end_matches('/');
         let (credentials, behind) = redis.rsplit_once('@').map_or(("", redis), |(user, host)| (user, host));
