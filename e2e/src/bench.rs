@@ -9,7 +9,7 @@ pub mod audit;
 pub mod chart;
 pub mod front;
 pub mod kubelet;
-mod launch;
+pub mod launch;
 pub mod load;
 pub mod operator;
 pub mod pace;

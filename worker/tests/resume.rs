@@ -7,10 +7,11 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
+use croft_proto::v1::execute_step_request::Message as ToWorker;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    AgentSpec, JournalledToolCall, Message, Permission, ReplayClass, Role, SessionCheckpoint, StepStart, StopReason,
-    ToolCall, ToolResult, ToolSpec,
+    AgentSpec, ApprovalResolved, JournalledToolCall, Message, Permission, ReplayClass, Role, SessionCheckpoint,
+    StepStart, StopReason, ToolCall, ToolResult, ToolSpec,
 };
 use serde_json::{Value, json};
 use support::*;
@@ -138,6 +139,37 @@ async fn an_unsafe_call_whose_outcome_is_unknown_is_never_repeated() {
     }
 }
 
+/// The yes to the call was a yes to making it once.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_people_allowed_is_asked_about_anew_when_its_outcome_is_unknown() {
+    let spade = Spade::default();
+    let (worker, agent) = worker_with_spade(&spade).await;
+    let tool = ToolSpec { permission: Permission::Ask.into(), replay: ReplayClass::Unsafe.into(), ..builtin("spade") };
+    let agent = AgentSpec { tools: vec![tool], ..agent };
+    let session_id = session();
+    init(&worker.client, &session_id, &agent).await.unwrap();
+    let steps = script(&json!([dig(1), {"text": "done"}]));
+    let mut front = Front::open(&worker.client, start(&session_id, steps)).await;
+    front.acknowledges = false;
+    let Kind::ApprovalRequired(asked) = front.until_event(|kind| matches!(kind, Kind::ApprovalRequired(_))).await
+    else {
+        panic!()
+    };
+    let yes = ApprovalResolved { approval_id: asked.approval_id.clone(), approved: true, ..Default::default() };
+    front.send(ToWorker::ApprovalResolved(yes.clone())).await;
+    let Kind::ToolCall(call) = front.until_event(|kind| matches!(kind, Kind::ToolCall(_))).await else { panic!() };
+    let checkpoint = front.heard.checkpoints.last().unwrap().clone();
+    let start = StepStart {
+        asked_approval_ids: vec![asked.approval_id.clone()],
+        decisions: vec![yes],
+        ..resumed(&session_id, checkpoint, vec![JournalledToolCall { call: Some(call), result: None }])
+    };
+    let heard = elsewhere(&spade, &agent, start).await;
+    assert_eq!(heard.story(), ["started", "approval", "completed"]);
+    assert_eq!((heard.stop_reason(), spade.digs()), (StopReason::RequiresAction, 0));
+    assert_ne!(approval_id(&heard), asked.approval_id);
+}
+
 fn approval_id(heard: &Heard) -> String {
     let approval = |kind: &Kind| match kind {
         Kind::ApprovalRequired(approval) => Some(approval.approval_id.clone()),
@@ -221,11 +253,7 @@ async fn what_people_were_asked_and_have_decided_before_a_loss_holds_after_it() 
         panic!()
     };
     let checkpoint = front.heard.checkpoints.last().unwrap().clone();
-    let decision = croft_proto::v1::ApprovalResolved {
-        approval_id: asked.approval_id.clone(),
-        approved: true,
-        ..croft_proto::v1::ApprovalResolved::default()
-    };
+    let decision = ApprovalResolved { approval_id: asked.approval_id.clone(), approved: true, ..Default::default() };
     let start = StepStart {
         asked_approval_ids: vec![asked.approval_id],
         decisions: vec![decision],

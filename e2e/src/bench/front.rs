@@ -1,12 +1,12 @@
 //! The front's measures.
 
-mod authority;
+pub mod authority;
 mod collector;
 pub mod create;
 pub mod log;
 pub mod previews;
 mod provider;
-mod routes;
+pub mod routes;
 mod socket;
 pub mod sockets;
 pub mod stage;

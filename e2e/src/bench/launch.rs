@@ -90,7 +90,7 @@ pub(super) async fn start_front(
         .output()
         .await?;
     ensure!(migrated.status.success(), "croft-front migrate: {}", String::from_utf8_lossy(&migrated.stderr));
-    let ops = ports.next()?;
+    let ops = ports.take()?;
     let mut command = command(&place.programs, "croft-front");
     command
         .env("CROFT_POSTGRES_URL", &place.postgres_front_url)
@@ -101,8 +101,8 @@ pub(super) async fn start_front(
             "--replica=front-0".to_owned(),
             format!("--operator-url=https://localhost:{}", operator.routes),
             format!("--metrics-addr=127.0.0.1:{ops}"),
-            format!("--grpc-addr=127.0.0.1:{}", ports.next()?),
-            format!("--http-addr=127.0.0.1:{}", ports.next()?),
+            format!("--grpc-addr=127.0.0.1:{}", ports.take()?),
+            format!("--http-addr=127.0.0.1:{}", ports.take()?),
             format!("--internal-addr=127.0.0.1:{internal}"),
         ]);
     Program::start("front", command, loopback(ops), &place.scratch.join("front.log"))
@@ -121,7 +121,7 @@ pub(super) async fn make_tenant(client: &Client, place: &Place, ports: &mut Port
     let tls = tls_folder(client, place, &namespace, "worker-tls").await?;
     let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
     let pod = until("the worker's pod", async || pods.list(&ListParams::default()).await.ok()?.items.pop()).await?;
-    let (address, ops) = (own_address()?, ports.next()?);
+    let (address, ops) = (own_address()?, ports.take()?);
     let mut command = command(&place.programs, "croft-worker");
     command.args(tls_flags(&tls)).args([
         format!("--tenant={TENANT}"),
@@ -142,7 +142,7 @@ pub(super) async fn make_tenant(client: &Client, place: &Place, ports: &mut Port
 }
 
 /// A program of ours, which sees nothing of the harness's own environment.
-pub(super) fn command(programs: &Path, program: &str) -> Command {
+pub fn command(programs: &Path, program: &str) -> Command {
     let mut command = Command::new(programs.join(program));
     command.env_clear();
     command
@@ -160,7 +160,7 @@ pub(super) async fn tls_folder(client: &Client, place: &Place, namespace: &str, 
     Ok(folder)
 }
 
-pub(super) fn tls_flags(folder: &Path) -> [String; 3] {
+pub fn tls_flags(folder: &Path) -> [String; 3] {
     [("cert", "tls.crt"), ("key", "tls.key"), ("ca", "ca.crt")]
         .map(|(flag, file)| format!("--tls-{flag}={}", folder.join(file).display()))
 }
@@ -179,13 +179,13 @@ fn own_address() -> anyhow::Result<IpAddr> {
     Ok(socket.local_addr()?.ip())
 }
 
-pub(super) fn loopback(port: u16) -> SocketAddr {
+pub fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
 
 /// Ports below those that the kernel gives to outgoing connections, so that a program that is started again finds its
 /// own still free.
-pub(super) struct Ports(u16);
+pub struct Ports(u16);
 
 impl Default for Ports {
     fn default() -> Self {
@@ -195,15 +195,15 @@ impl Default for Ports {
 
 impl Ports {
     pub(super) fn of_operator(&mut self) -> anyhow::Result<OperatorPorts> {
-        Ok(OperatorPorts { routes: self.next()?, ops: self.next()? })
+        Ok(OperatorPorts { routes: self.take()?, ops: self.take()? })
     }
 
     pub(super) fn of_front(&mut self) -> anyhow::Result<u16> {
-        self.next()
+        self.take()
     }
 
     /// A free one.
-    pub(super) fn next(&mut self) -> anyhow::Result<u16> {
+    pub fn take(&mut self) -> anyhow::Result<u16> {
         loop {
             self.0 += 1;
             ensure!(self.0 < 20_000, "no free port between 17000 and 20000");

@@ -19,7 +19,7 @@ use crate::audit::Action;
 use crate::core::Core;
 use crate::door::Door;
 use crate::error::Error;
-use crate::events::log::{Append, Appended, Authority, NewEvent};
+use crate::events::log::{Append, Appended, Authority, IdempotencyKey, NewEvent};
 use crate::events::relay::Frame;
 use crate::events::replay;
 use crate::events::tenured::tenured;
@@ -139,7 +139,7 @@ impl Lifecycle {
         if session.state == SessionState::Terminated || session.input_seq == 0 {
             return Err(pending);
         }
-        let (mut after, mut asked) = (session.input_seq - 1, None);
+        let (mut after, mut asked, mut call) = (session.input_seq - 1, None, String::new());
         loop {
             let events = self.core.stores.events.read(session.tenant, session.id, after, PAGE).await?;
             let Some(last) = events.last() else { break };
@@ -148,7 +148,10 @@ impl Lifecycle {
                 match &event.kind {
                     Some(Kind::ApprovalRequired(required)) if required.approval_id == request.approval_id => {
                         asked = event.turn_id.parse::<TurnId>().ok();
+                        call.clone_from(&required.tool_call_id);
                     }
+                    // The call is over, with or without an answer: a turn that was interrupted waits for none.
+                    Some(Kind::ToolResult(result)) if result.tool_call_id == call => asked = None,
                     Some(Kind::ApprovalResolved(resolved)) if resolved.approval_id == request.approval_id => {
                         asked = None;
                     }
@@ -173,15 +176,23 @@ impl Lifecycle {
                 create_time: now(),
             }],
             checkpoint: None,
-            idempotency_key: None,
+            // Two people may decide at the same time, and one of them may say no: the first word counts.
+            idempotency_key: Some(IdempotencyKey {
+                key: format!("approval/{}", request.approval_id),
+                body_hash: <[u8; 32]>::default(),
+            }),
             input_seq: None,
         };
-        if let Appended::New(events) = self.core.stores.events.append(append).await? {
-            let seq = events.first().map_or(0, |event| event.seq);
-            self.core.hub.publish(session.tenant, session.id, events);
-            self.core.hub.control(session.tenant, session.id, Frame::ApprovalResolved { seq });
+        match self.core.stores.events.append(append).await {
+            Ok(Appended::New(events)) => {
+                let seq = events.first().map_or(0, |event| event.seq);
+                self.core.hub.publish(session.tenant, session.id, events);
+                self.core.hub.control(session.tenant, session.id, Frame::ApprovalResolved { seq });
+                Ok(())
+            }
+            Ok(Appended::Existing { .. }) | Err(Error::IdempotencyKeyReused) => Err(pending),
+            Err(error) => Err(error),
         }
-        Ok(())
     }
 }
 

@@ -133,7 +133,7 @@ impl Bench<'_> {
             Todo::Make { entry, arguments, ask } => (entry, arguments, ask),
         };
         if let Some(reason) = ask {
-            let approval = approval_required(self.session, &call, &reason);
+            let approval = Question::Make.about(self.session, &call, &reason);
             let approval_id = approval.approval_id.clone();
             self.link.ask(approval).await;
             let decision = tokio::select! {
@@ -173,19 +173,34 @@ impl Bench<'_> {
     }
 }
 
-/// The question about one call. Its id is the same whoever asks, so that an answer is good after a restart.
-pub(super) fn approval_required(session: SessionId, call: &ToolCall, reason: &str) -> ApprovalRequired {
-    ApprovalRequired {
-        approval_id: approval_id(session, &call.tool_call_id),
-        tool_call_id: call.tool_call_id.clone(),
-        tool_name: call.name.clone(),
-        arguments_json: call.arguments_json.clone(),
-        reason: reason.to_owned(),
-    }
+/// What a person is asked about a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Question {
+    /// Before it is made.
+    Make,
+    /// After it was begun and nobody knows what came of it. Not the same question: a yes to the other is none to this.
+    Repeat,
 }
 
-pub(super) fn approval_id(session: SessionId, tool_call_id: &str) -> String {
-    Uuid::new_v5(&session.0, format!("approval/{tool_call_id}").as_bytes()).to_string()
+impl Question {
+    /// The same whoever asks, so that an answer is good after a restart.
+    pub(super) fn id(self, session: SessionId, tool_call_id: &str) -> String {
+        let about = match self {
+            Self::Make => "approval",
+            Self::Repeat => "repeat",
+        };
+        Uuid::new_v5(&session.0, format!("{about}/{tool_call_id}").as_bytes()).to_string()
+    }
+
+    pub(super) fn about(self, session: SessionId, call: &ToolCall, reason: &str) -> ApprovalRequired {
+        ApprovalRequired {
+            approval_id: self.id(session, &call.tool_call_id),
+            tool_call_id: call.tool_call_id.clone(),
+            tool_name: call.name.clone(),
+            arguments_json: call.arguments_json.clone(),
+            reason: reason.to_owned(),
+        }
+    }
 }
 
 fn idempotency_key(session: SessionId, tool_call_id: &str) -> String {

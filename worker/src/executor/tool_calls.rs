@@ -7,14 +7,13 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 
 use super::state::error_result;
-use super::tool_call::{self, Bench, Outcome, Plan, Todo};
+use super::tool_call::{self, Bench, Outcome, Plan, Question, Todo};
 use super::{Executor, Superstep};
 use crate::interrupt::Why;
 use crate::link::Link;
 
 const INTERRUPTED: &str = "The call was interrupted before it gave a result; it may have taken effect.";
 const NOT_APPROVED: &str = "The call was not made: the turn ended before a person approved it.";
-const REPEAT: &str = "The call was begun, its outcome is unknown, and to repeat it may do it twice.";
 
 /// A call's place in the model's answer, and what came of it.
 struct Slot {
@@ -47,7 +46,7 @@ impl Executor<'_> {
             let ask = plan.asks();
             slots.push(Slot {
                 call: plan.call.clone(),
-                approval_id: ask.then(|| tool_call::approval_id(self.session, &plan.call.tool_call_id)),
+                approval_id: ask.then(|| Question::Make.id(self.session, &plan.call.tool_call_id)),
                 outcome: None,
                 told: matches!(plan.todo, Todo::Known(_)),
             });
@@ -67,8 +66,7 @@ impl Executor<'_> {
     async fn ask_whether_to_repeat(&self, plans: &[Plan<'_>]) -> bool {
         let mut asked = false;
         for plan in plans.iter().filter(|plan| matches!(plan.todo, Todo::AskWhetherToRepeat)) {
-            let question = tool_call::approval_required(self.session, &plan.call, REPEAT);
-            self.link.ask(question).await;
+            self.link.ask(Question::Repeat.about(self.session, &plan.call, REPEAT)).await;
             asked = true;
         }
         asked

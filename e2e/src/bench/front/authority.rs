@@ -8,17 +8,17 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair,
 use crate::bench::launch::write_private;
 
 /// Signs what the operator would sign.
-pub(super) struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    pub(super) fn new() -> anyhow::Result<Self> {
+    pub fn new() -> anyhow::Result<Self> {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Ok(Self(CertifiedIssuer::self_signed(params, KeyPair::generate()?)?))
     }
 
     /// A certificate of this role that is good for these host names.
-    pub(super) fn issue(&self, role: &PeerRole, hosts: &[String]) -> anyhow::Result<TlsFiles> {
+    pub fn issue(&self, role: &PeerRole, hosts: &[String]) -> anyhow::Result<TlsFiles> {
         let mut params = CertificateParams::new(hosts)?;
         params.subject_alt_names.push(SanType::URI(role.uri().try_into()?));
         let key = KeyPair::generate()?;
@@ -27,7 +27,7 @@ impl Authority {
     }
 
     /// The same as files, as a Secret is mounted.
-    pub(super) fn issue_to(&self, folder: &Path, role: &PeerRole, hosts: &[String]) -> anyhow::Result<PathBuf> {
+    pub fn issue_to(&self, folder: &Path, role: &PeerRole, hosts: &[String]) -> anyhow::Result<PathBuf> {
         let files = self.issue(role, hosts)?;
         std::fs::create_dir_all(folder)?;
         for (name, bytes) in [("tls.crt", &files.cert), ("tls.key", &files.key), ("ca.crt", &files.ca)] {

@@ -30,7 +30,7 @@ impl RouteService for Routes {
 }
 
 /// Serves these routes to fronts on a free port, and says which.
-pub(super) async fn serve(tasks: &Tasks, tls: &TlsFiles, tenants: Vec<TenantRoute>) -> anyhow::Result<u16> {
+pub async fn serve(tasks: &Tasks, tls: &TlsFiles, tenants: Vec<TenantRoute>) -> anyhow::Result<u16> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let port = listener.local_addr()?.port();
     let service = InterceptedService::new(RouteServiceServer::new(Routes(tenants)), only(PeerRole::Front));

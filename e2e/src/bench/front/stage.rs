@@ -84,7 +84,7 @@ impl Stage {
             let tls = authority.issue_to(&place.scratch.join(format!("worker-{name}")), &role, &hosts)?;
             let (mut programs, mut addresses) = (Vec::new(), Vec::new());
             for number in 0..workers {
-                let (address, ops) = (loopback(ports.next()?), ports.next()?);
+                let (address, ops) = (loopback(ports.take()?), ports.take()?);
                 let worker_name = format!("worker-{name}-{number}");
                 let mut worker = command(&place.programs, "croft-worker");
                 worker.args(tls_flags(&tls)).args([
@@ -213,7 +213,7 @@ async fn start_front(
     traces: SocketAddr,
     ports: &mut Ports,
 ) -> anyhow::Result<Front> {
-    let (ops, grpc, http) = (ports.next()?, loopback(ports.next()?), loopback(ports.next()?));
+    let (ops, grpc, http) = (ports.take()?, loopback(ports.take()?), loopback(ports.take()?));
     let mut front = command(&place.programs, "croft-front");
     front
         .env("CROFT_POSTGRES_URL", &place.postgres_front_url)
@@ -227,7 +227,7 @@ async fn start_front(
             format!("--metrics-addr=127.0.0.1:{ops}"),
             format!("--grpc-addr={grpc}"),
             format!("--http-addr={http}"),
-            format!("--internal-addr=127.0.0.1:{}", ports.next()?),
+            format!("--internal-addr=127.0.0.1:{}", ports.take()?),
             // The idle WebSockets are all of one tenant.
             "--streams-per-tenant-max=20000".to_owned(),
         ]);

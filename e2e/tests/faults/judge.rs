@@ -1,0 +1,93 @@
+//! What must be true after a history, whatever went wrong in it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use croft_proto::v1::Role;
+use croft_proto::v1::session_event::Kind;
+
+use crate::people::Told;
+use crate::tools::Deeds;
+use crate::transcript::{Line, Record, content};
+use crate::world::World;
+
+/// All of a conversation after its end, as it is stored.
+pub(crate) async fn record(world: &World, tenant: usize, told: &Told) -> Record {
+    let of = world.identities[tenant].tenant;
+    let events = world.stores.events.read(of, told.session, 0, 100_000).await.unwrap();
+    let usage = world.stores.usage.list(of, Some(told.session), None, 100_000).await.unwrap();
+    let checkpoint = world.stores.events.checkpoint(of, told.session).await.unwrap();
+    let messages = checkpoint.map(|stored| stored.checkpoint.messages).unwrap_or_default();
+    let memory = messages.iter().flat_map(|message| {
+        let together = if message.role() == Role::Tool { 1 } else { message.content.len() };
+        message.content.chunks(together.max(1)).map(|part| format!("{:?}: {}", message.role(), content(part)))
+    });
+    Record::new(events, usage, Some(memory.collect()))
+}
+
+/// What is wrong with a conversation by itself; empty when nothing is.
+pub(crate) async fn faults(world: &World, tenant: usize, told: &Told, record: &Record) -> Vec<String> {
+    let of = world.identities[tenant].tenant;
+    let session = world.stores.sessions.get(of, told.session).await.unwrap().unwrap();
+    let mut wrong = [record.faults(), record.misreadings(&told.seen)].concat();
+    if session.last_seq != record.events.len() as u64 {
+        wrong.push(format!("the session counts {} events of {}", session.last_seq, record.events.len()));
+    }
+    let id = told.session.to_string();
+    if told.seen.iter().any(|event| event.session_id != id) {
+        wrong.push("the reader saw a foreign event".into());
+    }
+    let output: i64 = record.usage.iter().map(|row| row.tokens.unwrap_or_default().output_tokens).sum();
+    let (totals, attempts) = (session.usage, i64::try_from(record.usage.len()).unwrap());
+    if totals.attempts != attempts || totals.tokens.unwrap_or_default().output_tokens != output {
+        wrong.push(format!(
+            "the session's totals are {totals:?}, of {attempts} attempts with {output} tokens of output"
+        ));
+    }
+    if session.has_waiting_input() {
+        wrong.push("a message waits".into());
+    }
+    wrong
+}
+
+/// What is wrong with what was done in the world outside. With `all_told`, nobody was lost together with the only one who knew.
+pub(crate) fn misdeeds(records: &[Record], deeds: &Deeds, all_told: bool) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let events = records.iter().flat_map(|record| &record.events);
+    let attempts: Vec<_> = events
+        .filter_map(|event| match &event.kind {
+            Some(Kind::ModelAttempt(attempt)) => Some(attempt),
+            _ => None,
+        })
+        .collect();
+    let (made, told) = (deeds.models(), attempts.len() as u64);
+    let reckoned = attempts.iter().filter(|attempt| attempt.finish_reason == "lost").count() as u64;
+    if told - reckoned > made || (all_told && told < made) {
+        wrong.push(format!("{made} attempts were made; {told} are told, {reckoned} of them reckoned"));
+    }
+    let mut calls = BTreeMap::new();
+    for event in records.iter().flat_map(|record| &record.events) {
+        if let Some(Kind::ToolCall(call)) = &event.kind
+            && calls.insert(call.idempotency_key.clone(), call.name.clone()).is_some()
+        {
+            wrong.push(format!("call {} is told twice", call.tool_call_id));
+        }
+    }
+    let (deeds, mut made_once) = (deeds.calls(), BTreeSet::new());
+    for deed in &deeds {
+        if calls.get(&deed.idempotency_key).map(String::as_str) != Some(deed.tool) {
+            wrong.push(format!("{deed:?} was done and is not in the log"));
+        }
+        if matches!(deed.tool, "launch" | "fire") && !made_once.insert(deed.idempotency_key.clone()) {
+            wrong.push(format!("{deed:?} was repeated"));
+        }
+    }
+    let done: BTreeSet<_> = deeds.iter().map(|deed| format!("{} of {} is done", deed.tool, deed.of)).collect();
+    for line in records.iter().flat_map(|record| &record.turns).flatten() {
+        if let Line::Result { text, is_error: false, .. } = line
+            && !done.contains(text)
+        {
+            wrong.push(format!("{text:?} is told and was not done"));
+        }
+    }
+    wrong
+}

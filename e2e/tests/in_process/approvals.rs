@@ -1,0 +1,78 @@
+//! What people are asked, and may still answer.
+
+use croft_e2e::client::{Client, message, scripted_agent};
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::tool_spec::Source;
+use croft_proto::v1::{
+    AgentSpec, BuiltinTool, InterruptSessionRequest, Permission, ReplayClass, ResolveApprovalRequest,
+    SendMessageResponse, StopReason, ToolSpec,
+};
+use futures::future::join_all;
+use tonic::{Code, Streaming};
+
+use crate::world::{World, read_all, stop_reason};
+
+fn cautious() -> AgentSpec {
+    let clock = ToolSpec {
+        name: "clock".into(),
+        source: Some(Source::Builtin(BuiltinTool { name: "clock".into() })),
+        replay: ReplayClass::Safe.into(),
+        permission: Permission::Ask.into(),
+        ..ToolSpec::default()
+    };
+    AgentSpec { tools: vec![clock], ..scripted_agent("cautious") }
+}
+
+/// Has the question asked; its id, and the turn's stream.
+async fn asked(client: &mut Client, session_id: &str) -> (String, Streaming<SendMessageResponse>) {
+    let script = r#"{"script": [{"tool_call": {"name": "clock"}}, {"text": "done"}]}"#;
+    let mut events = client.lifecycle.send_message(message(session_id, script)).await.unwrap().into_inner();
+    loop {
+        if let Some(Kind::ApprovalRequired(asked)) = events.message().await.unwrap().unwrap().event.unwrap().kind {
+            return (asked.approval_id, events);
+        }
+    }
+}
+
+#[tokio::test]
+async fn of_several_who_decide_at_the_same_time_the_first_one_counts() {
+    let world = World::start().await;
+    let mut client = world.client();
+    let session_id = client.create(cautious()).await.unwrap().session_id;
+    let (approval_id, events) = asked(&mut client, &session_id).await;
+    let answers = join_all((0..8).map(|person| {
+        let mut client = world.client();
+        let answer = ResolveApprovalRequest {
+            session_id: session_id.clone(),
+            approval_id: approval_id.clone(),
+            approved: person % 2 == 0,
+            message: String::new(),
+        };
+        async move { client.lifecycle.resolve_approval(answer).await.map_err(|status| status.code()) }
+    }));
+    let answers = answers.await;
+    assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 1, "{answers:?}");
+    assert!(answers.iter().filter_map(|answer| answer.as_ref().err()).all(|code| *code == Code::FailedPrecondition));
+    let rest = read_all(events).await;
+    assert_eq!(stop_reason(&rest), Some(StopReason::EndTurn));
+    let decisions = rest.iter().filter(|event| matches!(event.kind, Some(Kind::ApprovalResolved(_)))).count();
+    assert_eq!(decisions, 1, "{rest:?}");
+}
+
+/// A yes was taken once the turn had been interrupted, and told to all who watched, and nothing came of it.
+#[tokio::test]
+async fn an_approval_that_comes_after_its_call_is_over_is_refused() {
+    let world = World::start().await;
+    let mut client = world.client();
+    let session_id = client.create(cautious()).await.unwrap().session_id;
+    let (approval_id, events) = asked(&mut client, &session_id).await;
+    let interrupt = InterruptSessionRequest { session_id: session_id.clone() };
+    assert!(client.lifecycle.interrupt_session(interrupt).await.unwrap().into_inner().interrupted);
+    assert_eq!(stop_reason(&read_all(events).await), Some(StopReason::Interrupted));
+    let before = world.stored(&session_id).await;
+    let yes =
+        ResolveApprovalRequest { session_id: session_id.clone(), approval_id, approved: true, ..Default::default() };
+    let late = client.lifecycle.resolve_approval(yes).await.unwrap_err();
+    assert_eq!(late.code(), Code::FailedPrecondition, "{late:?}");
+    assert_eq!(world.stored(&session_id).await.last_seq, before.last_seq);
+}

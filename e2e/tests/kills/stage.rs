@@ -1,0 +1,262 @@
+//! Two fronts and two workers of one tenant as processes, on PostgreSQL and Redis; each can be killed, and comes back as a pod
+//! does.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use croft_e2e::bench::front::authority::Authority;
+use croft_e2e::bench::front::routes;
+use croft_e2e::bench::launch::{Ports, command, loopback, tls_flags};
+use croft_e2e::bench::process::Program;
+use croft_e2e::client::Client;
+use croft_proto::id::TenantId;
+use croft_proto::v1::{TenantAdmission, TenantRoute, WorkerRoute};
+use croft_serve::Tasks;
+use croft_serve::tls::PeerRole;
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use uuid::Uuid;
+
+use crate::relay::Proxy;
+
+const TENANT: &str = "heron";
+const PASSWORD: &str = "croft-test";
+const FRONT_ROLE: &str = "croft_test_front";
+
+/// A program that is started again under the same name and addresses.
+struct Pod {
+    name: String,
+    arguments: Vec<String>,
+    environment: Vec<(&'static str, String)>,
+    ops: SocketAddr,
+    grpc: SocketAddr,
+    program: Program,
+}
+
+pub(crate) struct Stage {
+    pub(crate) api_key: String,
+    fronts: Vec<Pod>,
+    workers: Vec<Pod>,
+    relay: Proxy,
+    postgres: String,
+    database: String,
+    scratch: PathBuf,
+    tasks: Tasks,
+}
+
+fn service(variable: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| {
+        panic!("{variable} is not set: `make test-services` starts PostgreSQL and Redis and tells their URLs")
+    })
+}
+
+/// Where the programs are: beside the tests, as `cargo build --workspace --bins` leaves them.
+fn programs() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let programs = test.ancestors().nth(2).unwrap().to_owned();
+    for program in ["croft-front", "croft-worker"] {
+        assert!(programs.join(program).exists(), "{program} is not built: `cargo build --workspace --bins` builds it");
+    }
+    programs
+}
+
+fn start(
+    name: &str,
+    program: &str,
+    environment: &[(&'static str, String)],
+    arguments: &[String],
+    ops: SocketAddr,
+    log: &Path,
+) -> Program {
+    let mut command = command(&programs(), program);
+    command.envs(environment.iter().cloned()).args(arguments);
+    Program::start(name, command, ops, log).unwrap()
+}
+
+/// A database of its own, with all migrations.
+struct Migrated {
+    database: String,
+    owner_url: String,
+    /// With the port.
+    host: String,
+}
+
+async fn migrated(admin: &str) -> Migrated {
+    let (server, _) = admin.rsplit_once('/').expect("a URL with a database");
+    let (_, host) = server.rsplit_once('@').expect("a URL with a user");
+    let database = format!("croft_kills_{}", Uuid::new_v4().simple());
+    let role = format!(
+        "do $$ begin
+            if not exists (select 1 from pg_roles where rolname = '{FRONT_ROLE}') then
+                create role {FRONT_ROLE} login password '{PASSWORD}';
+            end if;
+        exception when duplicate_object or unique_violation then null; end $$"
+    );
+    execute(admin, &role).await;
+    execute(admin, &format!("create database {database}")).await;
+    let owner_url = format!("{server}/{database}");
+    run("croft-front", &owner_url, &["migrate", &format!("--front-role={FRONT_ROLE}")]).await;
+    Migrated { database, owner_url, host: host.to_owned() }
+}
+
+impl Stage {
+    pub(crate) async fn set() -> Self {
+        croft_serve::tls::install_provider();
+        let (tasks, mut ports, authority) = (Tasks::new(), Ports::default(), Authority::new().unwrap());
+        let (admin, redis) = (service("CROFT_TEST_POSTGRES_URL"), service("CROFT_TEST_REDIS_URL"));
+        let scratch = std::env::temp_dir().join(format!("croft-kills-{}", std::process::id()));
+        std::fs::create_dir_all(&scratch).unwrap();
+
+        let Migrated { database, owner_url, host } = migrated(&admin).await;
+
+        let redis = redis.strip_prefix("redis://").expect("a Redis URL").trim_end_matches('/');
+        let (credentials, behind) = redis.rsplit_once('@').map_or(("", redis), |(user, host)| (user, host));
+        let behind = behind.split('/').next().unwrap();
+        let relay = Proxy::start(behind.to_owned(), &tasks).await;
+        let at = if credentials.is_empty() { String::new() } else { format!("{credentials}@") };
+        let redis_url = format!("redis://{at}{}", relay.address);
+
+        let mut workers = Vec::new();
+        for number in 0..2 {
+            let name = format!("worker-{number}");
+            let hosts = [format!("workers.tenant-{TENANT}.svc")];
+            let role = PeerRole::Worker { tenant: TENANT.to_owned() };
+            let tls = authority.issue_to(&scratch.join(&name), &role, &hosts).unwrap();
+            let (grpc, ops) = (loopback(ports.take().unwrap()), loopback(ports.take().unwrap()));
+            let arguments = [
+                &tls_flags(&tls)[..],
+                &[
+                    format!("--tenant={TENANT}"),
+                    format!("--worker-name={name}"),
+                    format!("--metrics-addr={ops}"),
+                    format!("--grpc-addr={grpc}"),
+                ],
+            ]
+            .concat();
+            let program = start(&name, "croft-worker", &[], &arguments, ops, &scratch.join(format!("{name}.log")));
+            workers.push(Pod { name, arguments, environment: Vec::new(), ops, grpc, program });
+        }
+        let route = TenantRoute {
+            tenant_id: TenantId::generate().to_string(),
+            name: TENANT.to_owned(),
+            namespace: format!("tenant-{TENANT}"),
+            admission: TenantAdmission::Open.into(),
+            workers: workers
+                .iter()
+                .map(|worker| WorkerRoute {
+                    name: worker.name.clone(),
+                    address: worker.grpc.to_string(),
+                    ready: true,
+                    sessions_max: 50,
+                })
+                .collect(),
+            tier: "standard".to_owned(),
+            ..TenantRoute::default()
+        };
+        let operator = authority.issue(&PeerRole::Operator, &["localhost".to_owned()]).unwrap();
+        let routes_port = routes::serve(&tasks, &operator, vec![route]).await.unwrap();
+        let tls = authority.issue_to(&scratch.join("front"), &PeerRole::Front, &["localhost".to_owned()]).unwrap();
+        let mut fronts = Vec::new();
+        for number in 0..2 {
+            let name = format!("front-{number}");
+            let mut address = || loopback(ports.take().unwrap());
+            let (grpc, ops, http, internal) = (address(), address(), address(), address());
+            let environment = vec![
+                ("CROFT_POSTGRES_URL", format!("postgres://{FRONT_ROLE}:{PASSWORD}@{host}/{database}")),
+                ("CROFT_REDIS_URL", redis_url.clone()),
+            ];
+            let arguments = [
+                &["serve".to_owned()][..],
+                &tls_flags(&tls)[..],
+                &[
+                    format!("--replica={name}"),
+                    format!("--operator-url=https://localhost:{routes_port}"),
+                    format!("--metrics-addr={ops}"),
+                    format!("--grpc-addr={grpc}"),
+                    format!("--http-addr={http}"),
+                    format!("--internal-addr={internal}"),
+                    "--lease-ttl-ms=1500".to_owned(),
+                ],
+            ]
+            .concat();
+            let log = scratch.join(format!("{name}.log"));
+            let program = start(&name, "croft-front", &environment, &arguments, ops, &log);
+            fronts.push(Pod { name, arguments, environment, ops, grpc, program });
+        }
+        for pod in workers.iter_mut().chain(&mut fronts) {
+            pod.program.ready().await.unwrap();
+        }
+        // A front is ready before its tenants have their rows.
+        let api_key = loop {
+            let made = program("croft-front", &owner_url, &["api-key", "create", "--tenant", TENANT]).await;
+            if made.status.success() {
+                break String::from_utf8(made.stdout).unwrap().trim().to_owned();
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        Self { api_key, fronts, workers, relay, postgres: admin, database, scratch, tasks }
+    }
+
+    /// Clients of each front, on connections of their own.
+    pub(crate) fn clients(&self) -> Vec<Client> {
+        let client = |front: &Pod| Client::new(&front.grpc.to_string(), &self.api_key).unwrap();
+        self.fronts.iter().map(client).collect()
+    }
+
+    /// Kills a front by its process id, and starts it again.
+    pub(crate) async fn kill_front(&mut self, place: usize) {
+        Self::kill(&mut self.fronts[place], "croft-front", &self.scratch).await;
+    }
+
+    /// Kills a worker by its process id, and starts it again.
+    pub(crate) async fn kill_worker(&mut self, place: usize) {
+        Self::kill(&mut self.workers[place], "croft-worker", &self.scratch).await;
+    }
+
+    async fn kill(pod: &mut Pod, program: &str, scratch: &Path) {
+        pod.program.kill().unwrap();
+        pod.program.wait().await.unwrap();
+        let log = scratch.join(format!("{}-{}.log", pod.name, Uuid::now_v7()));
+        pod.program = start(&pod.name, program, &pod.environment, &pod.arguments, pod.ops, &log);
+        pod.program.ready().await.unwrap();
+    }
+
+    /// Cuts every connection to Redis, which stays away for a while.
+    pub(crate) fn cut_redis(&self, away: Duration) {
+        self.relay.cut(away);
+    }
+
+    /// Cuts every connection of the fronts to PostgreSQL.
+    pub(crate) async fn cut_postgres(&self) {
+        let cut = format!(
+            "select pg_terminate_backend(pid) from pg_stat_activity where usename = '{FRONT_ROLE}' and datname = '{}'",
+            self.database
+        );
+        execute(&self.postgres, &cut).await;
+    }
+
+    /// Takes all down. A test that fails leaves database and logs to be looked at.
+    pub(crate) async fn strike(self) {
+        for mut pod in self.fronts.into_iter().chain(self.workers) {
+            pod.program.kill().unwrap();
+            pod.program.wait().await.unwrap();
+        }
+        execute(&self.postgres, &format!("drop database {} with (force)", self.database)).await;
+        std::fs::remove_dir_all(&self.scratch).unwrap();
+        self.tasks.stopping().cancel();
+    }
+}
+
+async fn execute(url: &str, statement: &str) {
+    let mut connection = PgConnection::connect(url).await.expect("PostgreSQL at CROFT_TEST_POSTGRES_URL");
+    sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await.unwrap();
+}
+
+async fn program(program: &str, postgres_url: &str, arguments: &[&str]) -> std::process::Output {
+    command(&programs(), program).args(arguments).env("CROFT_POSTGRES_URL", postgres_url).output().await.unwrap()
+}
+
+async fn run(name: &str, postgres_url: &str, arguments: &[&str]) {
+    let done = program(name, postgres_url, arguments).await;
+    assert!(done.status.success(), "{name}: {}", String::from_utf8_lossy(&done.stderr));
+}
