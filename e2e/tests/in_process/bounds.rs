@@ -88,7 +88,7 @@ async fn a_tenants_times_are_taken_and_kept() {
 }
 
 #[tokio::test]
-async fn what_no_worker_keeps_is_refused_by_name() {
+async fn what_nobody_keeps_is_refused_by_name() {
     let world = World::start().await;
     let mut client = world.client();
     let guarded = AgentSpec { guardrails: vec![GuardrailSpec::default()], ..scripted_agent("guarded") };
@@ -98,8 +98,8 @@ async fn what_no_worker_keeps_is_refused_by_name() {
     };
     for (agent, field) in [
         (guarded, "agent.guardrails"),
-        (limits(1, 0), "agent.limits.budget_nano_usd"),
-        (limits(0, 1), "agent.limits.budget_tokens"),
+        (limits(-1, 0), "agent.limits.budget_nano_usd"),
+        (limits(0, -1), "agent.limits.budget_tokens"),
     ] {
         let refused = client.create(agent).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");

@@ -4,7 +4,10 @@
 
 mod bounds;
 mod browser;
+mod budgets;
 mod busy;
+mod hooks;
+mod limits;
 mod nap;
 mod previews;
 mod requests;

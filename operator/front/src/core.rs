@@ -5,8 +5,12 @@ use std::time::Duration;
 use croft_serve::Tasks;
 
 use crate::audit::writer::AuditWriter;
+use crate::budget::keeper::Keeper;
+use crate::budget::webhook::Hook;
 use crate::events::fanout::Hub;
 use crate::identity::{self, Authenticator};
+use crate::limits::Limiter;
+use crate::limits::rates::{ProviderRates, Rates};
 use crate::metrics::Metrics;
 use crate::models::registry::Registry;
 use crate::routing::Router;
@@ -27,6 +31,8 @@ pub struct Core {
     pub models: Registry,
     pub authenticator: Authenticator,
     pub seats: Seats,
+    pub limiter: Limiter,
+    pub budgets: Keeper,
     pub audit: AuditWriter,
     pub metrics: Metrics,
     pub tasks: Tasks,
@@ -52,6 +58,12 @@ pub struct Options {
     pub retention: Option<Duration>,
     /// Between two looks for sessions that have been kept for long enough.
     pub retention_look_every: Duration,
+    /// Where alerts of budgets are posted.
+    pub hook: Option<Hook>,
+    /// For tenants that have no rates of their own.
+    pub rates: Rates,
+    /// Of each tier at each provider.
+    pub provider_rates: ProviderRates,
     /// Who vouches for callers besides API keys.
     pub identity: identity::Settings,
 }
@@ -67,6 +79,9 @@ impl Default for Options {
             credential_recheck: Duration::from_secs(30),
             retention: Some(Duration::from_hours(90 * 24)),
             retention_look_every: Duration::from_mins(10),
+            hook: None,
+            rates: Rates::default(),
+            provider_rates: ProviderRates::default(),
             identity: identity::Settings::default(),
         }
     }

@@ -6,8 +6,10 @@
 pub mod api_key_command;
 pub mod app;
 pub mod audit;
+pub mod budget;
 pub mod config;
 pub mod core;
+pub mod counters;
 pub mod door;
 pub mod error;
 pub mod events;
@@ -15,6 +17,7 @@ pub mod gateway;
 pub mod identity;
 pub mod lease;
 pub mod lifecycle;
+pub mod limits;
 pub mod metrics;
 pub mod migrate;
 pub mod models;

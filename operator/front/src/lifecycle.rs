@@ -56,6 +56,11 @@ impl Lifecycle {
         self.core.audit.record(Action { tenant, actor, action, resource, outcome }).await;
     }
 
+    /// A call that came in by no door that limits it.
+    pub async fn limit(&self, identity: &Identity) -> Result<(), Error> {
+        self.core.limiter.request(identity.tenant).await
+    }
+
     /// Stores a message. Its turn begins when what comes back is dropped.
     pub async fn accept(&self, identity: &Identity, request: SendMessageRequest) -> Result<Sent, Error> {
         let resource = format!("sessions/{}", request.session_id);

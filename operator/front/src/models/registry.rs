@@ -55,7 +55,8 @@ impl Registry {
         registry
     }
 
-    fn replace(&self, models: Vec<Model>) {
+    /// Knows these from now on, until the next refresh.
+    pub fn replace(&self, models: Vec<Model>) {
         let models: Vec<_> = models.into_iter().map(Arc::new).collect();
         let mut by_name = HashMap::new();
         for model in &models {
@@ -83,11 +84,47 @@ impl Registry {
         known.models.iter().filter(|model| provider.is_empty() || model.provider == provider).cloned().collect()
     }
 
+    /// What a call with so much input costs at this time (seconds since 1970). Input is taken to be written to a cache where
+    /// that is dearer. `None` when no price is known.
+    pub fn quote(&self, model: &Model, input_tokens: i64, at_seconds: i64) -> Option<Quote> {
+        let usage = TokenUsage { input_uncached_tokens: input_tokens, ..TokenUsage::default() };
+        let price = price_at(&model.prices, &usage, at_seconds)?;
+        // A dollar for a million tokens is a thousand billionths for one.
+        let nano = |usd: &str| usd.parse::<Decimal>().ok().map(|usd| usd * Decimal::from(1_000));
+        let input = nano(&price.input_usd)?.max(nano(&price.cache_write_5m_usd).unwrap_or_default());
+        Some(Quote { input, output: nano(&price.output_usd)? })
+    }
+
     /// What an attempt cost at this time (seconds since 1970), in billionths of a US dollar; `None` when no price is known.
     pub fn cost_nano_usd(&self, attempt: &ModelAttempt, at_seconds: i64) -> Option<i64> {
         let model = self.get(&attempt.model).ok()?;
         let usage = attempt.usage.unwrap_or_default();
         price_at(&model.prices, &usage, at_seconds).and_then(|price| cost(price, &usage))
+    }
+}
+
+/// What a call of a model costs at a time: its input, and each token of its output.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Quote {
+    /// Billionths of a US dollar for a token.
+    input: Decimal,
+    output: Decimal,
+}
+
+impl Quote {
+    /// Of so many tokens, rounded up.
+    pub fn nano_usd(&self, input_tokens: i64, output_tokens: i64) -> i64 {
+        let nano = self.input * Decimal::from(input_tokens.max(0)) + self.output * Decimal::from(output_tokens.max(0));
+        nano.ceil().to_i64().unwrap_or(i64::MAX)
+    }
+
+    /// How much output so much money buys beside the input; below 0 when it does not even buy that.
+    pub fn output_for(&self, nano_usd: i64, input_tokens: i64) -> i64 {
+        let left = Decimal::from(nano_usd) - self.input * Decimal::from(input_tokens.max(0));
+        if left.is_sign_negative() && !left.is_zero() {
+            return -1;
+        }
+        if self.output.is_zero() { i64::MAX } else { (left / self.output).floor().to_i64().unwrap_or(i64::MAX) }
     }
 }
 
@@ -178,6 +215,20 @@ mod tests {
         let mut cached = attempt(10, 10);
         cached.usage.as_mut().unwrap().cache_read_tokens = 5;
         assert_eq!(registry().cost_nano_usd(&cached, 150), None);
+    }
+
+    #[test]
+    fn a_quote_is_what_a_call_may_cost_and_what_money_buys() {
+        let registry = registry();
+        let model = registry.get("tiny").unwrap();
+        assert_eq!(registry.quote(&model, 1_000, 99), None);
+        let quote = registry.quote(&model, 1_000, 150).unwrap();
+        assert_eq!(quote.nano_usd(1_000, 100), 100_000 + 50_000);
+        assert_eq!(quote.output_for(150_000, 1_000), 100);
+        assert_eq!(quote.output_for(150_499, 1_000), 100);
+        assert_eq!((quote.output_for(100_000, 1_000), quote.output_for(99_999, 1_000)), (0, -1));
+        let long = registry.quote(&model, 200_000, 150).unwrap();
+        assert_eq!(long.nano_usd(200_000, 1), 100_000_000 + 2_500, "the whole request is in the tier");
     }
 
     #[test]

@@ -67,6 +67,7 @@ impl Manager {
         let Lifetime { idle_timeout_ms, expire_time } = Lifetime::new(&request, &tenant.limits, now())?;
         let labels = validate::labels(request.labels)?;
         let agent = self.resolve(request.agent)?;
+        self.core.limiter.session(tenant.id, &self.core.models.provider_of(&agent.model)).await?;
         let config_hash = snapshot::config_hash(&agent)?;
         let id = SessionId::generate();
         let placement = self.core.router.place(tenant.id, id, None)?;

@@ -34,8 +34,7 @@ pub fn agent(agent: Option<AgentSpec>) -> Result<AgentSpec, Error> {
     Ok(agent)
 }
 
-/// No worker checks guardrails yet, and no budget of a session is kept yet. A bound that is promised and not kept is worse
-/// than none, so it is refused.
+/// No worker checks guardrails yet. A bound that is promised and not kept is worse than none, so it is refused.
 fn bounds_nobody_keeps(agent: &AgentSpec) -> Result<(), Error> {
     if !agent.guardrails.is_empty() {
         return Err(Error::invalid("agent.guardrails", "is not supported: no worker checks guardrails yet"));
@@ -44,10 +43,8 @@ fn bounds_nobody_keeps(agent: &AgentSpec) -> Result<(), Error> {
     for (field, budget) in
         [("agent.limits.budget_nano_usd", limits.budget_nano_usd), ("agent.limits.budget_tokens", limits.budget_tokens)]
     {
-        match budget {
-            0 => {}
-            ..0 => return Err(Error::invalid(field, "is negative")),
-            1.. => return Err(Error::invalid(field, "is not supported: no worker keeps a session's budget yet")),
+        if budget < 0 {
+            return Err(Error::invalid(field, "is negative"));
         }
     }
     Ok(())
@@ -179,7 +176,7 @@ mod tests {
         };
         let cases = [
             (AgentSpec { guardrails: vec![GuardrailSpec::default()], ..spec() }, "agent.guardrails"),
-            (AgentSpec { limits: budget(1, 0), ..spec() }, "agent.limits.budget_nano_usd"),
+            (AgentSpec { limits: budget(-1, 0), ..spec() }, "agent.limits.budget_nano_usd"),
             (AgentSpec { limits: budget(0, -1), ..spec() }, "agent.limits.budget_tokens"),
             (AgentSpec { name: "Upper".into(), ..spec() }, "agent.name"),
             (AgentSpec { model: String::new(), ..spec() }, "agent.model"),

@@ -7,6 +7,7 @@ mod across;
 mod append;
 mod append_group;
 mod audit;
+mod budgets;
 mod events;
 mod grouped_log;
 mod grouped_sessions;
@@ -145,6 +146,7 @@ impl Stores {
             usage: postgres.clone(),
             audit: postgres.clone(),
             models: postgres.clone(),
+            budgets: postgres.clone(),
             keys: postgres.clone(),
             tenants: postgres.clone(),
             across: postgres.clone(),
