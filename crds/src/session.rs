@@ -7,7 +7,10 @@ mod status;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-pub use agent::{AgentLimitsSpec, AgentSpec, BuiltinToolSpec, McpToolSpec, PermissionSpec, ReplaySpec, ToolSpec};
+pub use agent::{
+    AgentLimitsSpec, AgentRoleSpec, AgentSpec, BuiltinToolSpec, McpToolSpec, PermissionSpec, ReplaySpec, RoutingSpec,
+    ToolSpec,
+};
 pub use guardrail::{
     GuardrailModeSpec, GuardrailSpec, GuardrailStageSpec, HttpCheckSpec, JsonSchemaCheckSpec, LengthCheckSpec,
     PatternCheckSpec, PersonalDataCheckSpec, PersonalDataKind,

@@ -12,6 +12,7 @@ mod nap;
 mod previews;
 mod requests;
 mod retention;
+mod routing;
 mod slow;
 mod stop;
 mod tenure;

@@ -86,7 +86,8 @@ pub async fn assemble(parts: Parts, tasks: &Tasks, registry: &prometheus::Regist
         budgets: Keeper::start(budgets, tasks, registry)?,
         seats: Seats::new(options.streams_per_tenant_max),
         authenticator: authenticator.with_issuers(&options.identity, tasks, registry)?,
-        audit: AuditWriter::start(Arc::clone(&stores.audit), metrics.clone(), tasks),
+        audit: AuditWriter::start(Arc::clone(&stores.audit), options.audit_folder.as_deref(), metrics.clone(), tasks)
+            .await?,
         models,
         stores,
         tenants,

@@ -17,6 +17,7 @@ use crate::core::Options;
 use crate::identity::role::Role;
 use crate::identity::settings::{IdentityArgs, Settings};
 use crate::limits::rates::{ProviderRates, Rates};
+use crate::reprice_command::Choice;
 
 /// A hundred years. What is longer is a mistake, or "for ever", which is 0.
 const RETENTION_HOURS_MAX: u64 = 100 * 366 * 24;
@@ -33,7 +34,7 @@ impl croft_serve::Config for Config {
     fn mistakes(&self) -> Vec<String> {
         match &self.command {
             Command::Serve(serve) => serve.mistakes(),
-            Command::Migrate(_) | Command::ApiKey(_) => Vec::new(),
+            Command::Migrate(_) | Command::ApiKey(_) | Command::Models(_) | Command::Reprice(_) => Vec::new(),
         }
     }
 }
@@ -48,6 +49,11 @@ pub enum Command {
     /// Manage API keys
     #[command(subcommand)]
     ApiKey(ApiKey),
+    /// Manage models and their prices
+    #[command(subcommand)]
+    Models(Models),
+    /// Reckon anew what attempts cost, by the prices that there are now for their time
+    Reprice(Reprice),
 }
 
 /// `croft-front serve`.
@@ -116,6 +122,9 @@ pub struct Serve {
     /// A file with the rates of each tier at each provider, such as `anthropic: { free: { tokensPerMinute: 20000 } }`
     #[arg(long, env = "CROFT_PROVIDER_RATES_FILE")]
     pub provider_rates_file: Option<PathBuf>,
+    /// A folder in which audit records wait while the database is away; it should outlive the process
+    #[arg(long, env = "CROFT_AUDIT_FOLDER")]
+    pub audit_folder: Option<PathBuf>,
     /// Where alerts of budgets are posted, such as `https://alerts.example.com/croft`; none posts nothing
     #[arg(long, env = "CROFT_ALERT_WEBHOOK_URL", hide_env_values = true, value_parser = http_url)]
     pub alert_webhook_url: Option<String>,
@@ -136,6 +145,7 @@ impl Serve {
             message_bytes_max: self.message_bytes_max,
             placement_timeout: Duration::from_millis(self.placement_timeout_ms),
             streams_per_tenant_max: self.streams_per_tenant_max,
+            audit_folder: self.audit_folder.clone(),
             hook: self.hook(),
             rates: Rates {
                 requests: self.requests_per_minute.into(),
@@ -229,6 +239,49 @@ pub enum ApiKey {
         #[arg(long, env = "CROFT_POSTGRES_URL", hide_env_values = true, value_parser = postgres_url)]
         postgres_url: SecretString,
     },
+}
+
+/// `croft-front models …`.
+#[derive(Debug, Subcommand)]
+pub enum Models {
+    /// Take models and prices in from a file: a list of `croft.v1.Model`, in JSON or YAML. What it does not name stays
+    Apply {
+        /// The file
+        file: PathBuf,
+        /// URL of the database, with a role that may write models
+        #[arg(long, env = "CROFT_POSTGRES_URL", hide_env_values = true, value_parser = postgres_url)]
+        postgres_url: SecretString,
+    },
+}
+
+/// `croft-front reprice`.
+#[derive(Debug, Args)]
+pub struct Reprice {
+    /// Attempts from this day (UTC) on, such as `2026-11-01`; all, if it is not given
+    #[arg(long, value_parser = day)]
+    pub since: Option<i64>,
+    /// Those too whose price was known
+    #[arg(long)]
+    pub all: bool,
+    /// Tell what would change, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// URL of the database, with the role that owns it
+    #[arg(long, env = "CROFT_POSTGRES_URL", hide_env_values = true, value_parser = postgres_url)]
+    pub postgres_url: SecretString,
+}
+
+impl Reprice {
+    /// What is to be reckoned anew.
+    pub fn choice(&self) -> Choice {
+        Choice { since: self.since.unwrap_or(0), all: self.all, dry_run: self.dry_run }
+    }
+}
+
+/// The first second of a day.
+fn day(text: &str) -> Result<i64, String> {
+    let date: jiff::civil::Date = text.parse().map_err(|_| "it must be a day such as 2026-11-01".to_owned())?;
+    date.to_zoned(jiff::tz::TimeZone::UTC).map(|day| day.timestamp().as_second()).map_err(|error| error.to_string())
 }
 
 fn postgres_url(text: &str) -> Result<SecretString, String> {

@@ -1,5 +1,6 @@
 //! All that a front is made of, built once in `main` and shared by its services.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use croft_serve::Tasks;
@@ -58,6 +59,8 @@ pub struct Options {
     pub retention: Option<Duration>,
     /// Between two looks for sessions that have been kept for long enough.
     pub retention_look_every: Duration,
+    /// Where audit records wait while the database is away; none waits in memory.
+    pub audit_folder: Option<PathBuf>,
     /// Where alerts of budgets are posted.
     pub hook: Option<Hook>,
     /// For tenants that have no rates of their own.
@@ -79,6 +82,7 @@ impl Default for Options {
             credential_recheck: Duration::from_secs(30),
             retention: Some(Duration::from_hours(90 * 24)),
             retention_look_every: Duration::from_mins(10),
+            audit_folder: None,
             hook: None,
             rates: Rates::default(),
             provider_rates: ProviderRates::default(),

@@ -21,6 +21,8 @@ pub mod limits;
 pub mod metrics;
 pub mod migrate;
 pub mod models;
+pub mod models_command;
+pub mod reprice_command;
 pub mod routing;
 pub mod seats;
 pub mod serve;

@@ -53,7 +53,10 @@ impl Lifecycle {
             Err(error) => error.reason(),
         };
         let (tenant, actor) = (identity.tenant, identity.actor.clone());
-        self.core.audit.record(Action { tenant, actor, action, resource, outcome }).await;
+        self.core
+            .audit
+            .record(Action { tenant, actor, action: action.into(), resource, outcome: outcome.into() })
+            .await;
     }
 
     /// A call that came in by no door that limits it.

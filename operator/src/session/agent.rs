@@ -1,8 +1,8 @@
 //! The declared agent as the front wants it.
 
 use croft_crds::session::{
-    AgentLimitsSpec, AgentSpec, GuardrailModeSpec, GuardrailSpec, GuardrailStageSpec, PermissionSpec, ReplaySpec,
-    ToolSpec,
+    AgentLimitsSpec, AgentRoleSpec, AgentSpec, GuardrailModeSpec, GuardrailSpec, GuardrailStageSpec, PermissionSpec,
+    ReplaySpec, RoutingSpec, ToolSpec,
 };
 use croft_crds::tenant::nano_usd;
 use croft_proto::v1;
@@ -11,8 +11,17 @@ use croft_proto::v1::tool_spec::Source;
 
 /// `name` stands in for one that the spec doesn't give.
 pub(super) fn to_proto(agent: &AgentSpec, name: &str) -> v1::AgentSpec {
-    let AgentSpec { name: own_name, model, system_prompt, tools, guardrails, limits, fallback_models, temperature } =
-        agent;
+    let AgentSpec {
+        name: own_name,
+        model,
+        system_prompt,
+        tools,
+        guardrails,
+        limits,
+        fallback_models,
+        routing,
+        temperature,
+    } = agent;
     v1::AgentSpec {
         name: own_name.clone().unwrap_or_else(|| name.to_owned()),
         model: model.clone(),
@@ -22,7 +31,18 @@ pub(super) fn to_proto(agent: &AgentSpec, name: &str) -> v1::AgentSpec {
         fallback_models: fallback_models.clone(),
         temperature: *temperature,
         guardrails: guardrails.iter().map(guardrail).collect(),
+        routing: (!routing.economy_models.is_empty()).then(|| self::routing(routing)),
     }
+}
+
+fn routing(routing: &RoutingSpec) -> v1::RoutingSpec {
+    let RoutingSpec { role, economy_models } = routing;
+    let role = match role {
+        AgentRoleSpec::Critical => v1::AgentRole::Critical,
+        AgentRoleSpec::Standard => v1::AgentRole::Standard,
+        AgentRoleSpec::Background => v1::AgentRole::Background,
+    };
+    v1::RoutingSpec { role: role.into(), economy_models: economy_models.clone() }
 }
 
 fn tool(tool: &ToolSpec) -> v1::ToolSpec {
@@ -141,6 +161,7 @@ mod tests {
                 "budgetUsd": "2.5", "budgetTokens": 4000,
             },
             "fallbackModels": ["scripted-1"], "temperature": 0.25,
+            "routing": { "role": "Background", "economyModels": ["scripted-1"] },
         }))
         .unwrap();
         let expected: v1::AgentSpec = serde_json::from_value(json!({
@@ -156,6 +177,7 @@ mod tests {
                     "replay": "REPLAY_CLASS_UNSAFE", "permission": "PERMISSION_ASK",
                 },
             ],
+            "routing": { "role": "AGENT_ROLE_BACKGROUND", "economyModels": ["scripted-1"] },
             "limits": {
                 "modelCallsMax": 5, "toolCallsMax": 6, "outputTokensMax": 700, "turnTimeoutMs": "80000",
                 "budgetNanoUsd": "2500000000", "budgetTokens": "4000",

@@ -229,6 +229,26 @@ impl Keeper {
         }
     }
 
+    /// How much of the tightest budget of money that holds for a session is spent or reserved, in percent; `None` without one. As it
+    /// was told last: it is for choices, not for limits.
+    pub async fn pressure(&self, session: &Session) -> Result<Option<u32>, Error> {
+        let budgets = self.budgets(session).await?;
+        let mut tightest = None;
+        for (budget, place) in budgets.iter() {
+            let Some(limit) = budget.nano_usd else { continue };
+            let key = (session.tenant, budgets.accounts[place].key());
+            let used = if let Some(Standing { spent, reserved }) = self.standings.get(&key).await {
+                spent.nano_usd.saturating_add(reserved.nano_usd)
+            } else {
+                let ledgers = self.store.ledgers(session.tenant, &budgets.accounts[place..=place]).await?;
+                ledgers.first().map_or(0, |ledger| ledger.nano_usd)
+            };
+            let percent = i128::from(used) * 100 / i128::from(limit.max(1));
+            tightest = tightest.max(Some(u32::try_from(percent).unwrap_or(u32::MAX)));
+        }
+        Ok(tightest)
+    }
+
     /// What must be known of a price that isn't, before money may be spent by it.
     fn unpriced(&self, wish: &Wish, quote: Option<Quote>, budgets: &Budgets) -> Option<BudgetReached> {
         let budget = budgets.hard_money()?;

@@ -6,10 +6,10 @@ use std::str::FromStr;
 
 use clap::ValueEnum;
 use croft_proto::v1::{
-    CreateSessionRequest, DeleteBudgetRequest, GetModelRequest, GetSessionRequest, InterruptSessionRequest,
-    ListAuditRecordsRequest, ListBudgetsRequest, ListModelsRequest, ListSessionsRequest, ListUsageEventsRequest,
-    ResolveApprovalRequest, SendMessageRequest, SetBudgetRequest, StreamEventsRequest, SummarizeUsageRequest,
-    TerminateSessionRequest, VerifyAuditLogRequest,
+    CreateSessionRequest, DeleteBudgetRequest, ExportUsageRequest, GetModelRequest, GetSessionRequest,
+    InterruptSessionRequest, ListAuditRecordsRequest, ListBudgetsRequest, ListModelsRequest, ListSessionsRequest,
+    ListUsageEventsRequest, RecommendModelsRequest, ResolveApprovalRequest, SendMessageRequest, SetBudgetRequest,
+    StreamEventsRequest, SummarizeUsageRequest, TerminateSessionRequest, VerifyAuditLogRequest,
 };
 use serde::Deserialize;
 
@@ -132,6 +132,8 @@ calls! {
     ListModelsRequest: Read, "reading models";
     GetModelRequest: Read, "reading models";
     ListUsageEventsRequest: Read, "reading usage";
+    ExportUsageRequest: Read, "reading usage";
+    RecommendModelsRequest: Read, "reading models";
     SummarizeUsageRequest: Read, "reading usage";
     ListBudgetsRequest: Read, "reading budgets";
     CreateSessionRequest: Work, "creating sessions";
@@ -171,6 +173,8 @@ mod tests {
         assert_eq!(may::<GetModelRequest>(), everyone);
         assert_eq!(may::<ListUsageEventsRequest>(), everyone);
         assert_eq!(may::<SummarizeUsageRequest>(), everyone);
+        assert_eq!(may::<ExportUsageRequest>(), everyone);
+        assert_eq!(may::<RecommendModelsRequest>(), everyone);
         let workers = [false, true, false, true];
         assert_eq!(may::<CreateSessionRequest>(), workers);
         assert_eq!(may::<SendMessageRequest>(), workers);

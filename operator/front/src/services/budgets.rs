@@ -61,7 +61,10 @@ impl Budgets {
         let outcome = result.as_ref().map_or_else(Error::reason, |_| "ok");
         let resource = format!("budgets/{}", subject.chars().take(64).collect::<String>());
         let (tenant, actor) = (identity.tenant, identity.actor.clone());
-        self.core.audit.record(Action { tenant, actor, action, resource, outcome }).await;
+        self.core
+            .audit
+            .record(Action { tenant, actor, action: action.into(), resource, outcome: outcome.into() })
+            .await;
     }
 }
 

@@ -10,6 +10,8 @@ use crate::error::Error;
 
 const NAME_CHARS_MAX: usize = 63;
 const TOOL_NAME_CHARS_MAX: usize = 64;
+/// Each is looked at before each call.
+const ECONOMY_MODELS_MAX: usize = 8;
 const TOOLS_MAX: usize = 128;
 const SYSTEM_PROMPT_BYTES_MAX: usize = 256 * 1024;
 const LABELS_MAX: usize = 16;
@@ -30,6 +32,12 @@ pub fn agent(agent: Option<AgentSpec>) -> Result<AgentSpec, Error> {
         return Err(Error::invalid("agent.temperature", "is not between 0 and 2"));
     }
     tools(&agent)?;
+    if agent.routing.as_ref().is_some_and(|routing| routing.economy_models.len() > ECONOMY_MODELS_MAX) {
+        return Err(Error::invalid(
+            "agent.routing.economy_models",
+            format!("has more than {ECONOMY_MODELS_MAX} entries"),
+        ));
+    }
     bounds_nobody_keeps(&agent)?;
     Ok(agent)
 }

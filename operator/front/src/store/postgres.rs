@@ -34,7 +34,7 @@ use croft_serve::Tasks;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, PgPool, Transaction};
 
-pub(crate) use models::add as add_models;
+pub(crate) use models::{add as add_models, apply as apply_models};
 
 use grouped_log::GroupedLog;
 use grouped_sessions::GroupedSessions;

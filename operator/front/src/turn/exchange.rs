@@ -293,7 +293,11 @@ impl Exchange<'_> {
     /// Passes on what budgets and rates have said.
     async fn answer(&mut self, told: Told, outgoing: &mpsc::Sender<ExecuteStepRequest>) -> Result<(), Error> {
         match told {
-            Told::Granted(request, grant) => {
+            Told::Granted { request, routed, grant } => {
+                if let Some(routed) = routed {
+                    let input_seq = self.input_seq.take();
+                    self.recorder.store(vec![Kind::ModelRouted(routed)], None, input_seq).await?;
+                }
                 self.granted.give(&request, grant.clone());
                 send(outgoing, ToWorker::Grant(grant)).await;
             }

@@ -5,13 +5,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use croft_proto::Timestamp;
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{BudgetReached, Grant, GrantRefused, GrantRequest, Model, ModelAttempt, SessionEvent};
+use croft_proto::v1::{BudgetReached, Grant, GrantRefused, GrantRequest, Model, ModelAttempt, ModelRouted};
 
 use super::now;
 use crate::budget::keeper::{Leave, Wish};
 use crate::budget::reservation::Reservation;
 use crate::core::Core;
 use crate::error::Error;
+use crate::models::router::{self, Choice, Question};
 use crate::session::Session;
 
 /// How long a grant is good for.
@@ -37,7 +38,8 @@ struct State {
 /// What became of a request for leave, or of a look at a running call.
 pub(super) enum Told {
     /// Leave.
-    Granted(GrantRequest, Grant),
+    /// With what was decided about the model, if anything was.
+    Granted { request: GrantRequest, routed: Option<ModelRouted>, grant: Grant },
     /// A refusal that no event tells of.
     Refused(GrantRefused),
     /// A budget has no room: people are told first, then the worker.
@@ -76,6 +78,9 @@ impl Purse {
             // Its event is stored.
             return Told::Refused(refused("BUDGET", ended.message));
         }
+        let choice = self.route(&request, &model).await;
+        let routed = choice.as_ref().map(|choice| choice.event(&model));
+        let model = choice.map_or(model, |choice| choice.model);
         let output = if request.output_tokens_max == 0 { OUTPUT_TOKENS_DEFAULT } else { request.output_tokens_max };
         let wish = Wish {
             session: self.session.clone(),
@@ -96,7 +101,7 @@ impl Purse {
                     expire_time: Some(Timestamp { seconds: now().seconds + GRANT_TTL_SECONDS, nanos: 0 }),
                 };
                 self.lock().open.push(*reservation);
-                Told::Granted(request, grant)
+                Told::Granted { request, routed, grant }
             }
             Ok(Leave::Limited(error)) => Told::Refused(refused("RATE_LIMIT", error.to_string())),
             Ok(Leave::Reached(reached)) => {
@@ -113,6 +118,36 @@ impl Purse {
                 Told::Refused(refused("RATE_LIMIT", message))
             }
         }
+    }
+
+    /// Which model is to answer, for an agent that lets it be chosen. A model that takes over was chosen already.
+    async fn route(&self, request: &GrantRequest, requested: &Arc<Model>) -> Option<Choice> {
+        let Session { agent, tenant, .. } = &self.session;
+        if request.takeover.is_some() || agent.routing.is_none() {
+            return None;
+        }
+        let pressure = match self.core.budgets.pressure(&self.session).await {
+            Ok(pressure) => pressure,
+            Err(error) => {
+                tracing::warn!(session = %self.session.id, %error, "no other model is looked for");
+                return None;
+            }
+        };
+        let question = Question {
+            agent,
+            requested,
+            input_tokens: i64::from(request.input_tokens_estimated),
+            output_tokens_max: i64::from(request.output_tokens_max),
+            pressure,
+            at_seconds: now().seconds,
+        };
+        let tenant = self.core.tenants.get(*tenant);
+        // A provider that needs no key is in no route.
+        let own = &requested.provider;
+        let is_open = |provider: &str| {
+            provider == own || tenant.as_ref().is_some_and(|tenant| tenant.providers.contains_key(provider))
+        };
+        router::choose(&self.core.models, &question, is_open)
     }
 
     /// A piece of the answer was shown.
@@ -164,9 +199,8 @@ impl Purse {
     }
 
     /// What came of grants is stored.
-    pub(super) async fn settle(&self, events: &[SessionEvent]) {
-        for event in events {
-            let Some(Kind::ModelAttempt(attempt)) = &event.kind else { continue };
+    pub(super) async fn settle(&self, attempts: &[ModelAttempt]) {
+        for attempt in attempts {
             let open = {
                 let mut state = self.lock();
                 let place = state.open.iter().position(|open| open.ask.id == attempt.grant_id);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use croft_proto::id::TurnId;
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{ProviderMode, SessionCheckpoint, SessionEvent, StopReason, TokenUsage};
+use croft_proto::v1::{ModelAttempt, ProviderMode, SessionCheckpoint, SessionEvent, StopReason, TokenUsage};
 use tokio::time::Instant;
 
 use super::now;
@@ -15,6 +15,15 @@ use crate::error::Error;
 use crate::events::log::{Append, Appended, Authority, NewEvent};
 use crate::session::Session;
 use crate::tenants::Tenant;
+
+/// What is to be settled, once it is stored.
+fn attempts(events: &[SessionEvent]) -> Vec<ModelAttempt> {
+    let attempt = |event: &SessionEvent| match &event.kind {
+        Some(Kind::ModelAttempt(attempt)) => Some(attempt.clone()),
+        _ => None,
+    };
+    events.iter().filter_map(attempt).collect()
+}
 
 /// Tokens of a class that one attempt may have used. What is beyond is no model's doing, and would break every sum.
 const TOKENS_MAX: i64 = 1_000_000_000;
@@ -86,8 +95,10 @@ impl Recorder {
         let append = self.append(kinds, checkpoint, input_seq);
         match self.core.stores.events.append(append).await? {
             Appended::New(events) => {
-                self.purse.settle(&events).await;
-                Ok(self.show(events))
+                let attempts = attempts(&events);
+                let numbers = self.show(events);
+                self.purse.settle(&attempts).await;
+                Ok(numbers)
             }
             Appended::Existing { .. } => Err(Error::internal(anyhow::anyhow!("an append without a key was known"))),
         }
@@ -102,9 +113,10 @@ impl Recorder {
     ) -> Result<bool, Error> {
         let append = self.append(kinds, checkpoint, Some(input_seq));
         let Ended { events, released } = self.core.stores.turns.end(append).await?;
-        self.purse.settle(&events).await;
-        self.purse.close().await;
+        let attempts = attempts(&events);
         self.show(events);
+        self.purse.settle(&attempts).await;
+        self.purse.close().await;
         Ok(released)
     }
 

@@ -206,6 +206,7 @@ fn expression(dimension: UsageDimension) -> Result<&'static str, Error> {
         UsageDimension::Model => r#"model collate "C""#,
         UsageDimension::Provider => r#"provider collate "C""#,
         UsageDimension::Session => r#"session_id::text collate "C""#,
+        UsageDimension::Mode => r#"mode collate "C""#,
         UsageDimension::Day => r#"to_char(create_time at time zone 'utc', 'YYYY-MM-DD') collate "C""#,
     })
 }
