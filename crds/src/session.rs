@@ -8,8 +8,8 @@ use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 pub use agent::{
-    AgentLimitsSpec, AgentSpec, ArgumentMatchSpec, BuiltinToolSpec, McpToolSpec, PermissionRuleSpec, PermissionSpec,
-    ReplaySpec, ToolSpec,
+    AgentLimitsSpec, AgentRoleSpec, AgentSpec, ArgumentMatchSpec, BuiltinToolSpec, McpToolSpec, PermissionRuleSpec,
+    PermissionSpec, ReplaySpec, RoutingSpec, ToolSpec,
 };
 pub use guardrail::{
     GuardrailModeSpec, GuardrailSpec, GuardrailStageSpec, HttpCheckSpec, JsonSchemaCheckSpec, LengthCheckSpec,

@@ -1,7 +1,10 @@
-//! A client of LifecycleService with an API key.
+//! A client of the front with an API key.
 
 use anyhow::Context;
+use croft_proto::v1::audit_service_client::AuditServiceClient;
+use croft_proto::v1::budget_service_client::BudgetServiceClient;
 use croft_proto::v1::lifecycle_service_client::LifecycleServiceClient;
+use croft_proto::v1::model_registry_service_client::ModelRegistryServiceClient;
 use croft_proto::v1::usage_service_client::UsageServiceClient;
 use croft_proto::v1::{
     AgentSpec, ContentBlock, CreateSessionRequest, SendMessageRequest, Session, Text, content_block,
@@ -28,6 +31,9 @@ impl Interceptor for Bearer {
 pub struct Client {
     pub lifecycle: LifecycleServiceClient<InterceptedService<Channel, Bearer>>,
     pub usage: UsageServiceClient<InterceptedService<Channel, Bearer>>,
+    pub models: ModelRegistryServiceClient<InterceptedService<Channel, Bearer>>,
+    pub audit: AuditServiceClient<InterceptedService<Channel, Bearer>>,
+    pub budgets: BudgetServiceClient<InterceptedService<Channel, Bearer>>,
 }
 
 impl Client {
@@ -42,7 +48,10 @@ impl Client {
         let bearer = Bearer(format!("Bearer {api_key}").parse().context("not a key")?);
         Ok(Self {
             lifecycle: LifecycleServiceClient::with_interceptor(channel.clone(), bearer.clone()),
-            usage: UsageServiceClient::with_interceptor(channel, bearer),
+            usage: UsageServiceClient::with_interceptor(channel.clone(), bearer.clone()),
+            models: ModelRegistryServiceClient::with_interceptor(channel.clone(), bearer.clone()),
+            audit: AuditServiceClient::with_interceptor(channel.clone(), bearer.clone()),
+            budgets: BudgetServiceClient::with_interceptor(channel, bearer),
         })
     }
 

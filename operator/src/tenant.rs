@@ -4,7 +4,6 @@ mod apply;
 mod bounds;
 mod deletion;
 mod disruption_budget;
-mod ensure;
 mod fence;
 #[cfg(test)]
 pub(crate) mod fixtures;
@@ -23,6 +22,7 @@ mod report;
 mod service_account;
 #[cfg(test)]
 mod snapshots;
+mod spending;
 mod status;
 mod tier;
 pub(crate) mod tls;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use croft_crds::tenant::SpendStatus;
-use croft_proto::v1::TenantTotals;
+use croft_proto::v1::{TenantTotals, UsageTotals};
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 use tokio_util::sync::CancellationToken;
@@ -21,6 +21,8 @@ pub(crate) struct Total {
     /// Sessions that have not ended.
     pub(crate) sessions_open: i64,
     pub(crate) spend: SpendStatus,
+    /// Of all classes in the month, to three digits: a status tells of percents.
+    pub(crate) tokens: i64,
 }
 
 /// By the UID of the AgentTenant. Only the replica that writes listens, so only it has any.
@@ -97,12 +99,28 @@ fn read(totals: &TenantTotals) -> Option<Total> {
             usd: cents(month.cost_nano_usd),
             unpriced_attempts: month.unpriced_attempts,
         },
+        tokens: three_digits(tokens(&month)),
     })
 }
 
 /// What a tenant has spent in the month of `now` that has done nothing in it.
 pub(crate) fn nothing_spent(now: Timestamp) -> SpendStatus {
     SpendStatus { month: month_of(now), usd: cents(0), unpriced_attempts: 0 }
+}
+
+fn tokens(month: &UsageTotals) -> i64 {
+    let tokens = month.tokens.unwrap_or_default();
+    let input = tokens.input_uncached_tokens + tokens.cache_read_tokens;
+    input + tokens.cache_write_5m_tokens + tokens.cache_write_1h_tokens + tokens.output_tokens
+}
+
+/// The first three digits, and zeros.
+fn three_digits(number: i64) -> i64 {
+    let mut unit = 1;
+    while number / unit >= 1_000 {
+        unit *= 10;
+    }
+    number / unit * unit
 }
 
 fn month_of(time: Timestamp) -> String {
@@ -118,7 +136,7 @@ fn cents(nano_usd: i64) -> String {
 #[cfg(test)]
 mod tests {
     use croft_proto::Timestamp;
-    use croft_proto::v1::UsageTotals;
+    use croft_proto::v1::TokenUsage;
 
     use super::*;
 
@@ -145,6 +163,17 @@ mod tests {
         assert_eq!(total.sessions_open, 3);
         assert_eq!((total.spend.month.as_str(), total.spend.usd.as_str()), ("2026-11", "12.35"));
         assert_eq!(total.spend.unpriced_attempts, 2);
+    }
+
+    #[test]
+    fn tokens_are_told_to_three_digits() {
+        let mut month = told(0, 0);
+        let tokens = TokenUsage { input_uncached_tokens: 1_234_567, output_tokens: 1_000, ..TokenUsage::default() };
+        month.month.as_mut().unwrap().tokens = Some(tokens);
+        let totals = Totals::default();
+        totals.tell(&month);
+        assert_eq!(totals.of("heron").unwrap().tokens, 1_230_000);
+        assert_eq!([0, 7, 999, 1_000, 1_009].map(three_digits), [0, 7, 999, 1_000, 1_000]);
     }
 
     #[test]

@@ -49,10 +49,39 @@ pub struct AgentSpec {
     #[schemars(length(max = 8), inner(length(min = 1, max = 128)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub fallback_models: Vec<String>,
+    /// Which other models may answer to save money.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub routing: RoutingSpec,
     /// How freely the model chooses its words; its own default if not set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 2))]
     pub temperature: Option<f64>,
+}
+
+/// What may become of the agent's model when a budget of money runs short.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct RoutingSpec {
+    /// What the agent's answers are worth.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub role: AgentRoleSpec,
+    /// The cheapest of these that can do what `model` can answers in its place.
+    #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(length(max = 8), inner(length(min = 1, max = 128)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub economy_models: Vec<String>,
+}
+
+/// What an agent's answers are worth.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AgentRoleSpec {
+    /// Its model stays, whatever it costs.
+    Critical,
+    /// It saves from 80 % of a budget on.
+    #[default]
+    Standard,
+    /// It saves from 50 % of a budget on.
+    Background,
 }
 
 /// A tool that the agent may call.

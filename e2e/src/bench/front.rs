@@ -4,6 +4,7 @@ pub mod authority;
 mod collector;
 pub mod create;
 pub mod log;
+pub mod metering;
 pub mod previews;
 mod provider;
 pub mod routes;
@@ -54,6 +55,9 @@ pub enum Measure {
     Replay,
     Stuck,
     Takeover,
+    Leave,
+    Rows,
+    Verify,
 }
 
 /// Takes the measures and writes each to `out` when it is there. Says whether all reaches hold.
@@ -97,6 +101,16 @@ pub async fn run(place: Place, extent: &FrontExtent, out: &mut impl Write) -> an
     if wanted(Measure::Takeover) {
         tell(takeover::after_kill(&mut stage, extent.takeovers).await?)?;
         tell(takeover::after_worker_kill(&mut stage, extent.takeovers).await?)?;
+    }
+    if wanted(Measure::Leave) {
+        tell(metering::leave(&stage, extent.seconds, false).await?)?;
+        tell(metering::leave(&stage, extent.seconds, true).await?)?;
+    }
+    if wanted(Measure::Rows) {
+        tell(metering::rows(&stage, 256, extent.seconds).await?)?;
+    }
+    if wanted(Measure::Verify) {
+        tell(metering::verified(&stage, 200_000).await?)?;
     }
     let left = stage.tasks.shutdown(Duration::from_secs(5)).await;
     anyhow::ensure!(left == 0, "{left} tasks of the harness do not end");

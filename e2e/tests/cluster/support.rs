@@ -39,7 +39,7 @@ impl Tenant {
     /// Applies an AgentTenant, waits until it is Ready, and makes a key for it.
     pub(crate) async fn apply(system: &System, name: &str, workers: u32) -> Self {
         let manifest = format!(
-            "apiVersion: croft.dev/v1alpha1\nkind: AgentTenant\nmetadata:\n  name: {name}\nspec:\n  tier: free\n  workers:\n    replicas: {workers}\n"
+            "apiVersion: croft.dev/v1alpha1\nkind: AgentTenant\nmetadata:\n  name: {name}\nspec:\n  tier: free\n  # Tests ask more often than people do.\n  limits:\n    requestsPerMinute: 1000000\n  workers:\n    replicas: {workers}\n"
         );
         system.apply(&manifest).await.unwrap();
         let wait = ["wait", &format!("agenttenant/{name}"), "--for=condition=Ready", "--timeout=120s"];

@@ -88,14 +88,15 @@ async fn a_tenants_times_are_taken_and_kept() {
 }
 
 #[tokio::test]
-async fn what_no_worker_keeps_is_refused_by_name() {
+async fn what_nobody_keeps_is_refused_by_name() {
     let world = World::start().await;
     let mut client = world.client();
     let limits = |budget_nano_usd, budget_tokens| {
         let limits = AgentLimits { budget_nano_usd, budget_tokens, ..AgentLimits::default() };
         AgentSpec { limits: Some(limits), ..scripted_agent("thrifty") }
     };
-    for (agent, field) in [(limits(1, 0), "agent.limits.budget_nano_usd"), (limits(0, 1), "agent.limits.budget_tokens")]
+    for (agent, field) in
+        [(limits(-1, 0), "agent.limits.budget_nano_usd"), (limits(0, -1), "agent.limits.budget_tokens")]
     {
         let refused = client.create(agent).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");

@@ -5,12 +5,16 @@
 mod approvals;
 mod bounds;
 mod browser;
+mod budgets;
 mod busy;
 mod guarded;
+mod hooks;
+mod limits;
 mod nap;
 mod previews;
 mod requests;
 mod retention;
+mod routing;
 mod slow;
 mod stop;
 mod tenure;

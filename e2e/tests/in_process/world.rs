@@ -7,6 +7,7 @@ use std::time::Duration;
 use croft_e2e::client::Client;
 use croft_front::app::{Parts, assemble, public_routes};
 use croft_front::core::{Core, Options};
+use croft_front::counters::{self, Counters};
 use croft_front::events::relay::Relay;
 use croft_front::events::relay::memory::MemoryRelay;
 use croft_front::gateway;
@@ -41,6 +42,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Ground {
     pub(crate) stores: Stores,
     pub(crate) relay: Arc<dyn Relay>,
+    pub(crate) counters: Arc<dyn Counters>,
     pub(crate) limits: TenantLimits,
     pub(crate) options: Options,
 }
@@ -48,7 +50,8 @@ pub(crate) struct Ground {
 impl Default for Ground {
     fn default() -> Self {
         let (stores, relay) = (Stores::memory(), Arc::new(MemoryRelay::default()));
-        Self { stores, relay, limits: TenantLimits::default(), options: Options::default() }
+        let counters = Arc::new(counters::memory::Memory::default());
+        Self { stores, relay, counters, limits: TenantLimits::default(), options: Options::default() }
     }
 }
 
@@ -59,6 +62,7 @@ pub(crate) struct World {
     pub(crate) grpc: SocketAddr,
     pub(crate) http: SocketAddr,
     relay: Arc<dyn Relay>,
+    counters: Arc<dyn Counters>,
     pub(crate) api_key: String,
     pub(crate) stranger_key: String,
     pub(crate) tasks: Tasks,
@@ -80,7 +84,7 @@ impl World {
     }
 
     pub(crate) async fn on(ground: Ground) -> Self {
-        let Ground { stores, relay, limits, options: front_options } = ground;
+        let Ground { stores, relay, counters, limits, options: front_options } = ground;
         let tasks = Tasks::new();
         let worker = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let worker_address = worker.local_addr().unwrap();
@@ -130,13 +134,14 @@ impl World {
             replica: "front-0".into(),
             stores,
             relay: Arc::clone(&relay),
+            counters: Arc::clone(&counters),
             tenants,
             tls: None,
             options: front_options,
         };
         let (core, grpc, http) = serve(parts, &tasks).await;
         let stranger_key = api_keys.pop().unwrap();
-        Self { core, grpc, http, relay, api_key: api_keys.pop().unwrap(), stranger_key, tasks, route }
+        Self { core, grpc, http, relay, counters, api_key: api_keys.pop().unwrap(), stranger_key, tasks, route }
     }
 
     /// A client of another replica, which shares all but its process.
@@ -145,6 +150,7 @@ impl World {
             replica: "front-1".into(),
             stores: self.core.stores.clone(),
             relay: Arc::clone(&self.relay),
+            counters: Arc::clone(&self.counters),
             tenants: self.core.tenants.clone(),
             tls: None,
             options: self.core.options.clone(),

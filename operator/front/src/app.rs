@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::middleware::from_fn_with_state;
 use croft_proto::DESCRIPTORS;
 use croft_proto::v1::audit_service_server::AuditServiceServer;
+use croft_proto::v1::budget_service_server::BudgetServiceServer;
 use croft_proto::v1::lifecycle_service_server::LifecycleServiceServer;
 use croft_proto::v1::model_registry_service_server::ModelRegistryServiceServer;
 use croft_proto::v1::tenant_service_server::TenantServiceServer;
@@ -14,17 +15,22 @@ use croft_serve::{Readiness, Tasks, health};
 use tonic::service::Routes;
 
 use crate::audit::writer::AuditWriter;
+use crate::budget::keeper::{self, Keeper};
+use crate::budget::webhook::Poster;
 use crate::core::{Core, Options};
+use crate::counters::Counters;
+use crate::counters::guard::{self, Guarded};
 use crate::door::{self, Door};
 use crate::events::fanout::Hub;
 use crate::events::relay::Relay;
 use crate::identity::Authenticator;
 use crate::lifecycle::Lifecycle;
+use crate::limits::Limiter;
 use crate::metrics::Metrics;
 use crate::models::registry::Registry;
 use crate::routing::Router;
 use crate::seats::Seats;
-use crate::services::{Audit, Models, Tenants as TenantsService, Usage};
+use crate::services::{Audit, Budgets, Models, Tenants as TenantsService, Usage};
 use crate::session::{watch_for_sessions_due, watch_for_sessions_to_erase};
 use crate::store::Stores;
 use crate::tenants::Tenants;
@@ -40,6 +46,8 @@ pub struct Parts {
     pub replica: String,
     pub stores: Stores,
     pub relay: Arc<dyn Relay>,
+    /// What all replicas share; each is guarded against its being away.
+    pub counters: Arc<dyn Counters>,
     pub tenants: Tenants,
     /// For calls to workers, and to know the operator by. `None` only in tests: then workers are called without TLS, and the
     /// internal door stays shut.
@@ -50,19 +58,36 @@ pub struct Parts {
 /// Wires the parts, and starts what runs beside the calls: the audit writer, the registry's refresh, the watch for
 /// abandoned turns, the end of sessions whose time is up, and of what is kept of them.
 pub async fn assemble(parts: Parts, tasks: &Tasks, registry: &prometheus::Registry) -> anyhow::Result<Arc<Core>> {
-    let Parts { replica, stores, relay, tenants, tls, options } = parts;
+    let Parts { replica, stores, relay, counters, tenants, tls, options } = parts;
     let metrics = Metrics::register(registry)?;
     let models = Registry::start(Arc::clone(&stores.models), tasks).await?;
     let authority = tls.as_ref().map(|tls| tls.ca.as_slice());
     let authenticator = Authenticator::new(Arc::clone(&stores.keys), tenants.clone(), authority)?;
+    let counters: Arc<dyn Counters> = Arc::new(Guarded::new(counters, guard::Metrics::register(registry)?));
+    let (rates, provider_rates) = (options.rates, options.provider_rates.clone());
+    let hub = Hub::new(relay, tasks, registry)?;
+    let limiter = Limiter::new(Arc::clone(&counters), tenants.clone(), rates, provider_rates, registry)?;
+    let budgets = keeper::Parts {
+        store: Arc::clone(&stores.budgets),
+        events: Arc::clone(&stores.events),
+        counters,
+        limiter: limiter.clone(),
+        tenants: tenants.clone(),
+        models: models.clone(),
+        hub: hub.clone(),
+        reservation_ttl: keeper::RESERVATION_TTL,
+    };
     let core = Arc::new(Core {
         replica,
-        hub: Hub::new(relay, tasks, registry)?,
+        hub,
         router: Router::new(tenants.clone()),
         workers: WorkerPool::new(tenants.clone(), tls.clone(), tasks),
+        limiter,
+        budgets: Keeper::start(budgets, tasks, registry)?,
         seats: Seats::new(options.streams_per_tenant_max),
         authenticator: authenticator.with_issuers(&options.identity, tasks, registry)?,
-        audit: AuditWriter::start(Arc::clone(&stores.audit), metrics.clone(), tasks),
+        audit: AuditWriter::start(Arc::clone(&stores.audit), options.audit_folder.as_deref(), metrics.clone(), tasks)
+            .await?,
         models,
         stores,
         tenants,
@@ -70,6 +95,10 @@ pub async fn assemble(parts: Parts, tasks: &Tasks, registry: &prometheus::Regist
         tasks: tasks.clone(),
         options,
     });
+    if let Some(hook) = core.options.hook.clone() {
+        let poster = Poster::new(Arc::clone(&core.stores.budgets), hook, registry)?;
+        drop(tasks.spawn("alert-hooks", poster.run(tasks.clone())));
+    }
     tasks.spawn("turn-takeover", watch_for_abandoned_turns(Arc::clone(&core)));
     tasks.spawn("session-reaper", watch_for_sessions_due(Arc::clone(&core)));
     tasks.spawn("session-retention", watch_for_sessions_to_erase(Arc::clone(&core)));
@@ -83,6 +112,7 @@ pub async fn public_routes(core: &Arc<Core>, readiness: &Readiness, reflection: 
         .add_service(LifecycleServiceServer::new(lifecycle).max_decoding_message_size(MESSAGE_BYTES_CEILING))
         .add_service(UsageServiceServer::new(Usage::new(Arc::clone(core))))
         .add_service(ModelRegistryServiceServer::new(Models::new(Arc::clone(core))))
+        .add_service(BudgetServiceServer::new(Budgets::new(Arc::clone(core))))
         .add_service(AuditServiceServer::new(Audit::new(Arc::clone(core))));
     if reflection {
         let reflection =

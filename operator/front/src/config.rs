@@ -1,18 +1,23 @@
 //! What the front can be told: flags, and environment variables of the same names.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context;
 use axum::http::HeaderValue;
 use clap::{Args, Parser, Subcommand};
 use croft_serve::config::http_url;
 use croft_serve::connections::Bounds;
 use croft_serve::{ServeArgs, TlsArgs};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 
+use crate::budget::webhook::Hook;
 use crate::core::Options;
 use crate::identity::role::Role;
 use crate::identity::settings::{IdentityArgs, Settings};
+use crate::limits::rates::{ProviderRates, Rates};
+use crate::reprice_command::Choice;
 
 /// A hundred years. What is longer is a mistake, or "for ever", which is 0.
 const RETENTION_HOURS_MAX: u64 = 100 * 366 * 24;
@@ -29,7 +34,7 @@ impl croft_serve::Config for Config {
     fn mistakes(&self) -> Vec<String> {
         match &self.command {
             Command::Serve(serve) => serve.mistakes(),
-            Command::Migrate(_) | Command::ApiKey(_) => Vec::new(),
+            Command::Migrate(_) | Command::ApiKey(_) | Command::Models(_) | Command::Reprice(_) => Vec::new(),
         }
     }
 }
@@ -44,6 +49,11 @@ pub enum Command {
     /// Manage API keys
     #[command(subcommand)]
     ApiKey(ApiKey),
+    /// Manage models and their prices
+    #[command(subcommand)]
+    Models(Models),
+    /// Reckon anew what attempts cost, by the prices that there are now for their time
+    Reprice(Reprice),
 }
 
 /// `croft-front serve`.
@@ -100,6 +110,27 @@ pub struct Serve {
     /// How long a session that has ended is kept, with its events, in hours; 0 is for ever
     #[arg(long, env = "CROFT_RETENTION_HOURS", default_value_t = 2_160)]
     pub retention_hours: u64,
+    /// Calls of a tenant's clients in a minute, for tenants that set none; 0 is no limit
+    #[arg(long, env = "CROFT_REQUESTS_PER_MINUTE", default_value_t = 0)]
+    pub requests_per_minute: u32,
+    /// New sessions of a tenant in a minute; 0 is no limit
+    #[arg(long, env = "CROFT_SESSIONS_PER_MINUTE", default_value_t = 0)]
+    pub sessions_per_minute: u32,
+    /// Tokens that a tenant's models may use in a minute, for tenants that set none; 0 is no limit
+    #[arg(long, env = "CROFT_TOKENS_PER_MINUTE", default_value_t = 0)]
+    pub tokens_per_minute: u32,
+    /// A file with the rates of each tier at each provider, such as `anthropic: { free: { tokensPerMinute: 20000 } }`
+    #[arg(long, env = "CROFT_PROVIDER_RATES_FILE")]
+    pub provider_rates_file: Option<PathBuf>,
+    /// A folder in which audit records wait while the database is away; it should outlive the process
+    #[arg(long, env = "CROFT_AUDIT_FOLDER")]
+    pub audit_folder: Option<PathBuf>,
+    /// Where alerts of budgets are posted, such as `https://alerts.example.com/croft`; none posts nothing
+    #[arg(long, env = "CROFT_ALERT_WEBHOOK_URL", hide_env_values = true, value_parser = http_url)]
+    pub alert_webhook_url: Option<String>,
+    /// What alerts are signed with, 16 characters at least
+    #[arg(long, env = "CROFT_ALERT_WEBHOOK_SECRET", hide_env_values = true)]
+    pub alert_webhook_secret: Option<SecretString>,
     /// Serve gRPC reflection on the clients' port
     #[arg(long, env = "CROFT_REFLECTION")]
     pub reflection: bool,
@@ -114,9 +145,30 @@ impl Serve {
             message_bytes_max: self.message_bytes_max,
             placement_timeout: Duration::from_millis(self.placement_timeout_ms),
             streams_per_tenant_max: self.streams_per_tenant_max,
+            audit_folder: self.audit_folder.clone(),
+            hook: self.hook(),
+            rates: Rates {
+                requests: self.requests_per_minute.into(),
+                sessions: self.sessions_per_minute.into(),
+                tokens: self.tokens_per_minute.into(),
+            },
             retention: (self.retention_hours > 0).then(|| Duration::from_hours(self.retention_hours)),
             ..Options::default()
         }
+    }
+
+    /// Where alerts go.
+    pub fn hook(&self) -> Option<Hook> {
+        Some(Hook { url: self.alert_webhook_url.clone()?, secret: self.alert_webhook_secret.clone()? })
+    }
+
+    /// What the file of rates says; no file is no rates.
+    pub fn provider_rates(&self) -> anyhow::Result<ProviderRates> {
+        let Some(path) = &self.provider_rates_file else { return Ok(ProviderRates::default()) };
+        let unusable =
+            || format!("--provider-rates-file (CROFT_PROVIDER_RATES_FILE): {} can't be used", path.display());
+        let text = std::fs::read_to_string(path).with_context(unusable)?;
+        ProviderRates::parse(&text).map_err(anyhow::Error::msg).with_context(unusable)
     }
 
     /// Of the clients' ports.
@@ -143,6 +195,16 @@ impl Serve {
             if is_none {
                 mistakes.push(format!("{flag} must be at least 1."));
             }
+        }
+        let secret = self.alert_webhook_secret.as_ref().map_or(0, |secret| secret.expose_secret().len());
+        match (&self.alert_webhook_url, secret) {
+            (Some(_), ..16) => mistakes.push(
+                "--alert-webhook-secret (CROFT_ALERT_WEBHOOK_SECRET) must have 16 characters at least.".to_owned(),
+            ),
+            (None, 1..) => mistakes.push(
+                "--alert-webhook-url (CROFT_ALERT_WEBHOOK_URL) is missing beside --alert-webhook-secret.".to_owned(),
+            ),
+            _ => {}
         }
         if self.retention_hours > RETENTION_HOURS_MAX {
             mistakes.push(format!("--retention-hours (CROFT_RETENTION_HOURS) must be at most {RETENTION_HOURS_MAX}."));
@@ -177,6 +239,49 @@ pub enum ApiKey {
         #[arg(long, env = "CROFT_POSTGRES_URL", hide_env_values = true, value_parser = postgres_url)]
         postgres_url: SecretString,
     },
+}
+
+/// `croft-front models …`.
+#[derive(Debug, Subcommand)]
+pub enum Models {
+    /// Take models and prices in from a file: a list of `croft.v1.Model`, in JSON or YAML. What it does not name stays
+    Apply {
+        /// The file
+        file: PathBuf,
+        /// URL of the database, with a role that may write models
+        #[arg(long, env = "CROFT_POSTGRES_URL", hide_env_values = true, value_parser = postgres_url)]
+        postgres_url: SecretString,
+    },
+}
+
+/// `croft-front reprice`.
+#[derive(Debug, Args)]
+pub struct Reprice {
+    /// Attempts from this day (UTC) on, such as `2026-11-01`; all, if it is not given
+    #[arg(long, value_parser = day)]
+    pub since: Option<i64>,
+    /// Those too whose price was known
+    #[arg(long)]
+    pub all: bool,
+    /// Tell what would change, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// URL of the database, with the role that owns it
+    #[arg(long, env = "CROFT_POSTGRES_URL", hide_env_values = true, value_parser = postgres_url)]
+    pub postgres_url: SecretString,
+}
+
+impl Reprice {
+    /// What is to be reckoned anew.
+    pub fn choice(&self) -> Choice {
+        Choice { since: self.since.unwrap_or(0), all: self.all, dry_run: self.dry_run }
+    }
+}
+
+/// The first second of a day.
+fn day(text: &str) -> Result<i64, String> {
+    let date: jiff::civil::Date = text.parse().map_err(|_| "it must be a day such as 2026-11-01".to_owned())?;
+    date.to_zoned(jiff::tz::TimeZone::UTC).map(|day| day.timestamp().as_second()).map_err(|error| error.to_string())
 }
 
 fn postgres_url(text: &str) -> Result<SecretString, String> {

@@ -1,12 +1,17 @@
 //! All that a front is made of, built once in `main` and shared by its services.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use croft_serve::Tasks;
 
 use crate::audit::writer::AuditWriter;
+use crate::budget::keeper::Keeper;
+use crate::budget::webhook::Hook;
 use crate::events::fanout::Hub;
 use crate::identity::{self, Authenticator};
+use crate::limits::Limiter;
+use crate::limits::rates::{ProviderRates, Rates};
 use crate::metrics::Metrics;
 use crate::models::registry::Registry;
 use crate::routing::Router;
@@ -27,6 +32,8 @@ pub struct Core {
     pub models: Registry,
     pub authenticator: Authenticator,
     pub seats: Seats,
+    pub limiter: Limiter,
+    pub budgets: Keeper,
     pub audit: AuditWriter,
     pub metrics: Metrics,
     pub tasks: Tasks,
@@ -52,6 +59,14 @@ pub struct Options {
     pub retention: Option<Duration>,
     /// Between two looks for sessions that have been kept for long enough.
     pub retention_look_every: Duration,
+    /// Where audit records wait while the database is away; none waits in memory.
+    pub audit_folder: Option<PathBuf>,
+    /// Where alerts of budgets are posted.
+    pub hook: Option<Hook>,
+    /// For tenants that have no rates of their own.
+    pub rates: Rates,
+    /// Of each tier at each provider.
+    pub provider_rates: ProviderRates,
     /// Who vouches for callers besides API keys.
     pub identity: identity::Settings,
 }
@@ -67,6 +82,10 @@ impl Default for Options {
             credential_recheck: Duration::from_secs(30),
             retention: Some(Duration::from_hours(90 * 24)),
             retention_look_every: Duration::from_mins(10),
+            audit_folder: None,
+            hook: None,
+            rates: Rates::default(),
+            provider_rates: ProviderRates::default(),
             identity: identity::Settings::default(),
         }
     }

@@ -52,11 +52,15 @@ impl Door {
 }
 
 /// Stands before the calls of the clients' port: a call without a valid credential is answered before its message is read, so that
-/// only tenants can have the front hold large ones. Health and reflection ask nobody who he is.
+/// only tenants can have the front hold large ones, and so is one beyond the tenant's rate. Health and reflection ask nobody who he is.
 pub(crate) async fn guard(State(core): State<Arc<Core>>, mut request: HttpRequest, next: Next) -> Response {
     if request.uri().path().starts_with("/croft.") {
         let identified = match bearer(request.headers()) {
             Ok(token) => core.authenticator.authenticate_bearer(token).await,
+            Err(error) => Err(error),
+        };
+        let identified = match identified {
+            Ok(identity) => core.limiter.request(identity.tenant).await.map(|()| identity),
             Err(error) => Err(error),
         };
         match identified {

@@ -35,6 +35,8 @@ pub enum Error {
     SessionLimit { max: u32 },
     #[error("the tenant has {max} streams open at this replica, its limit")]
     StreamLimit { max: usize },
+    #[error("the limit of {limit} {resource} in a minute is reached")]
+    RateLimited { resource: &'static str, limit: i64, retry_after: Duration },
     #[error("the tenant takes no new sessions: {why}")]
     TenantClosed { why: &'static str },
     #[error("the tenant is stopped: nothing runs until its administrator lets it go on")]
@@ -89,6 +91,7 @@ impl Error {
             Self::CursorBeyondEnd { .. } => "CURSOR_BEYOND_END",
             Self::SessionLimit { .. } => "SESSION_LIMIT",
             Self::StreamLimit { .. } => "STREAM_LIMIT",
+            Self::RateLimited { .. } => "RATE_LIMITED",
             Self::TenantClosed { .. } => "TENANT_CLOSED",
             Self::TenantStopped => "TENANT_STOPPED",
             Self::NoWorker { .. } => "NO_WORKER",

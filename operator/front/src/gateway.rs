@@ -66,16 +66,19 @@ pub trait Calls: Send + Sync {
 impl Calls for Lifecycle {
     async fn send_message(&self, identity: &Identity, request: SendMessageRequest) -> Result<u64, Error> {
         identity.may::<SendMessageRequest>()?;
+        self.limit(identity).await?;
         Ok(self.accept(identity, request).await?.accepted.seq)
     }
 
     async fn interrupt(&self, identity: &Identity, session_id: &str) -> Result<bool, Error> {
         identity.may::<InterruptSessionRequest>()?;
+        self.limit(identity).await?;
         Self::interrupt(self, identity, session_id).await
     }
 
     async fn resolve_approval(&self, identity: &Identity, request: ResolveApprovalRequest) -> Result<(), Error> {
         identity.may::<ResolveApprovalRequest>()?;
+        self.limit(identity).await?;
         Self::answer(self, identity, &request).await
     }
 }

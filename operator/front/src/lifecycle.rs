@@ -53,7 +53,15 @@ impl Lifecycle {
             Err(error) => error.reason(),
         };
         let (tenant, actor) = (identity.tenant, identity.actor.clone());
-        self.core.audit.record(Action { tenant, actor, action, resource, outcome }).await;
+        self.core
+            .audit
+            .record(Action { tenant, actor, action: action.into(), resource, outcome: outcome.into() })
+            .await;
+    }
+
+    /// A call that came in by no door that limits it.
+    pub async fn limit(&self, identity: &Identity) -> Result<(), Error> {
+        self.core.limiter.request(identity.tenant).await
     }
 
     /// Stores a message. Its turn begins when what comes back is dropped.

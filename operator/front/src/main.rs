@@ -1,9 +1,9 @@
-//! `croft-front`: serves clients; brings the database up to date; makes API keys.
+//! `croft-front`: serves clients; brings the database up to date; makes API keys; takes models and prices in, and prices anew.
 
 use std::process::ExitCode;
 
-use croft_front::config::{ApiKey, Command, Config};
-use croft_front::{api_key_command, migrate, serve};
+use croft_front::config::{ApiKey, Command, Config, Models};
+use croft_front::{api_key_command, migrate, models_command, reprice_command, serve};
 
 fn main() -> ExitCode {
     croft_serve::run(async |config: Config| match config.command {
@@ -12,5 +12,7 @@ fn main() -> ExitCode {
         Command::ApiKey(ApiKey::Create { tenant, role, postgres_url }) => {
             api_key_command::create(&tenant, role, &postgres_url).await
         }
+        Command::Models(Models::Apply { file, postgres_url }) => models_command::apply(&file, &postgres_url).await,
+        Command::Reprice(config) => reprice_command::run(&config.postgres_url, config.choice()).await,
     })
 }

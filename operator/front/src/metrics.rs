@@ -22,6 +22,8 @@ pub struct Metrics {
     pub unpriced_attempts: IntCounter,
     pub audit_records: IntCounter,
     pub audit_failures: IntCounter,
+    /// Records that waited on disk.
+    pub audit_kept: IntCounter,
 }
 
 impl Metrics {
@@ -57,6 +59,7 @@ impl Metrics {
             takeovers: counter("croft_turn_takeovers_total", "Turns taken over from a replica that went silent")?,
             unpriced_attempts: counter("croft_unpriced_attempts_total", "Model attempts whose price is unknown")?,
             audit_records: counter("croft_audit_records_total", "Audit records stored")?,
+            audit_kept: counter("croft_audit_kept_total", "Audit records that waited on disk for the database")?,
             audit_failures: counter("croft_audit_write_failures_total", "Tries to store audit records that failed")?,
         })
     }

@@ -1,6 +1,8 @@
 //! The models that sessions may name, with what they can do and cost.
 
+pub mod recommend;
 pub mod registry;
+pub mod router;
 pub mod seed;
 pub mod takeover;
 

@@ -11,6 +11,8 @@ use secrecy::ExposeSecret;
 
 use crate::app::{Parts, assemble, internal_routes, public_routes};
 use crate::config::Serve;
+use crate::core::Options;
+use crate::counters::redis::{ANSWER_TIMEOUT, RedisCounters};
 use crate::error::Error;
 use crate::events::relay::redis::RedisRelay;
 use crate::gateway;
@@ -37,6 +39,7 @@ pub async fn serve(config: Serve) -> anyhow::Result<()> {
     let relay = RedisRelay::connect(config.redis_url.expose_secret(), tasks)
         .await
         .context("cannot reach Redis at --redis-url (CROFT_REDIS_URL)")?;
+    let counters = Arc::new(RedisCounters::connect(config.redis_url.expose_secret(), ANSWER_TIMEOUT)?);
     let (probed_postgres, probed_relay) = (postgres.clone(), relay.clone());
     probe(tasks, readiness.check("postgres"), move || {
         let postgres = probed_postgres.clone();
@@ -60,8 +63,10 @@ pub async fn serve(config: Serve) -> anyhow::Result<()> {
     }
     .spawn(tasks)?;
 
-    let options = config.options(identity);
-    let parts = Parts { replica, stores, relay: Arc::new(relay), tenants, tls: Some(tls.clone()), options };
+    let provider_rates = config.provider_rates()?;
+    let options = Options { provider_rates, ..config.options(identity) };
+    let (relay, tls_files) = (Arc::new(relay), Some(tls.clone()));
+    let parts = Parts { replica, stores, relay, counters, tenants, tls: tls_files, options };
     let core = assemble(parts, tasks, registry).await?;
 
     let public = grpc::bind(config.grpc_addr, "--grpc-addr (CROFT_GRPC_ADDR)").await?;

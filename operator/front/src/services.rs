@@ -1,12 +1,14 @@
-//! The smaller services: what was used, what there is to use, and who did what, which only read; and what the operator asks
-//! about its tenants.
+//! The smaller services: what was used, what there is to use, and who did what, which only read; what may be spent; and what
+//! the operator asks about its tenants.
 
 mod audit;
+mod budgets;
 mod models;
 mod tenants;
 mod usage;
 
 pub use audit::Audit;
+pub use budgets::Budgets;
 pub use models::Models;
 pub use tenants::Tenants;
 pub use usage::Usage;

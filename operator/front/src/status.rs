@@ -29,6 +29,10 @@ impl From<Error> for Status {
             Error::StreamLimit { .. } => {
                 details.add_quota_failure_violation("streams", message.as_str());
             }
+            Error::RateLimited { resource, retry_after, .. } => {
+                details.add_quota_failure_violation(*resource, message.as_str());
+                details.set_retry_info(Some(*retry_after));
+            }
             Error::Unavailable { retry_after, .. } => {
                 details.set_retry_info(Some(*retry_after));
             }
@@ -61,7 +65,10 @@ fn code(error: &Error) -> Code {
         },
         Error::SessionBusy { .. } | Error::LeaseLost { .. } => Code::Aborted,
         Error::CursorBeyondEnd { .. } => Code::OutOfRange,
-        Error::SessionLimit { .. } | Error::StreamLimit { .. } | Error::SlowConsumer { .. } => Code::ResourceExhausted,
+        Error::SessionLimit { .. }
+        | Error::StreamLimit { .. }
+        | Error::RateLimited { .. }
+        | Error::SlowConsumer { .. } => Code::ResourceExhausted,
         Error::NoWorker { .. } | Error::WorkerLost { .. } | Error::Unavailable { .. } => Code::Unavailable,
         Error::Internal { .. } => Code::Internal,
     }
@@ -85,6 +92,9 @@ fn metadata(error: &Error) -> HashMap<String, String> {
         Error::CursorBeyondEnd { last_seq, .. } => &[("last_seq", last_seq.to_string())],
         Error::SlowConsumer { resume_after } | Error::CredentialEnded { resume_after } => {
             &[("resume_after", resume_after.to_string())]
+        }
+        Error::RateLimited { resource, limit, .. } => {
+            &[("resource", (*resource).to_owned()), ("limit", limit.to_string())]
         }
         Error::WorkerRefused { reason, .. } => &[("worker_reason", reason.clone())],
         _ => &[],
@@ -111,6 +121,18 @@ mod tests {
         let status = Status::from(Error::internal(anyhow::anyhow!("relation \"sessions\" does not exist")));
         assert_eq!(status.code(), Code::Internal);
         assert!(!status.message().contains("relation"), "{}", status.message());
+    }
+
+    #[test]
+    fn a_rate_that_is_used_up_says_which_and_when_to_come_back() {
+        let retry_after = std::time::Duration::from_millis(1_250);
+        let status = Status::from(Error::RateLimited { resource: "tokens", limit: 9_000, retry_after });
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        let details = status.get_error_details();
+        let info = details.error_info().unwrap();
+        assert_eq!((info.reason.as_str(), info.metadata["limit"].as_str()), ("RATE_LIMITED", "9000"));
+        assert_eq!(details.retry_info().unwrap().retry_delay, Some(retry_after));
+        assert_eq!(details.quota_failure().unwrap().violations[0].subject, "tokens");
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub(crate) mod time;
 use std::sync::Arc;
 
 use crate::audit::AuditStore;
+use crate::budget::BudgetStore;
 use crate::error::Error;
 use crate::events::log::EventLog;
 use crate::identity::api_key::KeyStore;
@@ -34,6 +35,7 @@ pub struct Stores {
     pub usage: Arc<dyn UsageStore>,
     pub audit: Arc<dyn AuditStore>,
     pub models: Arc<dyn ModelStore>,
+    pub budgets: Arc<dyn BudgetStore>,
     pub keys: Arc<dyn KeyStore>,
     pub tenants: Arc<dyn TenantMirror>,
     pub across: Arc<dyn AcrossTenants>,
@@ -53,6 +55,7 @@ impl Stores {
             usage: memory.clone(),
             audit: memory.clone(),
             models: Arc::new(SeedModels),
+            budgets: memory.clone(),
             keys: memory.clone(),
             tenants: memory.clone(),
             across: memory.clone(),

@@ -5,6 +5,7 @@ mod between;
 mod driver;
 mod exchange;
 mod granted;
+mod purse;
 mod recorder;
 mod standing;
 pub mod store;

@@ -1,8 +1,8 @@
 //! The declared agent as the front wants it.
 
 use croft_crds::session::{
-    AgentLimitsSpec, AgentSpec, ArgumentMatchSpec, GuardrailModeSpec, GuardrailSpec, GuardrailStageSpec,
-    PermissionRuleSpec, PermissionSpec, ReplaySpec, ToolSpec,
+    AgentLimitsSpec, AgentRoleSpec, AgentSpec, ArgumentMatchSpec, GuardrailModeSpec, GuardrailSpec, GuardrailStageSpec,
+    PermissionRuleSpec, PermissionSpec, ReplaySpec, RoutingSpec, ToolSpec,
 };
 use croft_crds::tenant::nano_usd;
 use croft_proto::v1;
@@ -20,6 +20,7 @@ pub(super) fn to_proto(agent: &AgentSpec, name: &str) -> v1::AgentSpec {
         permission_rules,
         limits,
         fallback_models,
+        routing,
         temperature,
     } = agent;
     v1::AgentSpec {
@@ -32,7 +33,18 @@ pub(super) fn to_proto(agent: &AgentSpec, name: &str) -> v1::AgentSpec {
         temperature: *temperature,
         guardrails: guardrails.iter().map(guardrail).collect(),
         permission_rules: permission_rules.iter().map(permission_rule).collect(),
+        routing: (!routing.economy_models.is_empty()).then(|| self::routing(routing)),
     }
+}
+
+fn routing(routing: &RoutingSpec) -> v1::RoutingSpec {
+    let RoutingSpec { role, economy_models } = routing;
+    let role = match role {
+        AgentRoleSpec::Critical => v1::AgentRole::Critical,
+        AgentRoleSpec::Standard => v1::AgentRole::Standard,
+        AgentRoleSpec::Background => v1::AgentRole::Background,
+    };
+    v1::RoutingSpec { role: role.into(), economy_models: economy_models.clone() }
 }
 
 fn tool(tool: &ToolSpec) -> v1::ToolSpec {
@@ -179,6 +191,7 @@ mod tests {
                   "message": "At most four." },
             ],
             "fallbackModels": ["scripted-1"], "temperature": 0.25,
+            "routing": { "role": "Background", "economyModels": ["scripted-1"] },
         }))
         .unwrap();
         let expected: v1::AgentSpec = serde_json::from_value(json!({
@@ -194,6 +207,7 @@ mod tests {
                     "replay": "REPLAY_CLASS_UNSAFE", "permission": "PERMISSION_ASK",
                 },
             ],
+            "routing": { "role": "AGENT_ROLE_BACKGROUND", "economyModels": ["scripted-1"] },
             "limits": {
                 "modelCallsMax": 5, "toolCallsMax": 6, "outputTokensMax": 700, "turnTimeoutMs": "80000",
                 "contextTokensMax": 9000,

@@ -1,7 +1,7 @@
 //! The words that a tenant's conditions give as reasons. Each leads to an entry of `docs/runbook.md`.
 
 /// Every word that there is, in the order of the runbook.
-pub(crate) const ALL: [&str; 41] = [
+pub(crate) const ALL: [&str; 45] = [
     // All is well, or will be.
     "AllWell",
     "Applied",
@@ -10,11 +10,15 @@ pub(crate) const ALL: [&str; 41] = [
     "NotReached",
     "NotLookedFor",
     "Starting",
+    "BudgetAmple",
+    "BudgetHalfSpent",
+    "BudgetNearlySpent",
     // As it was asked for.
     "Suspended",
     "Stopping",
     "Stopped",
     // What someone must mend.
+    "BudgetSpent",
     "SpecNotUsable",
     "NamespaceTaken",
     "NamespaceEnding",

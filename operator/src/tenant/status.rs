@@ -10,7 +10,7 @@ use super::bounds::{limits, quota_problem, replicas};
 use super::observe::Observed;
 use super::part::{Failure, Part};
 use super::tier::Tiers;
-use super::{Error, health};
+use super::{Error, health, spending};
 use crate::controller::{PassError as _, chain};
 use crate::totals::{self, Total};
 use crate::worker::{Problem, Worker};
@@ -48,6 +48,7 @@ pub(super) fn status(facts: &Facts<'_>) -> AgentTenantStatus {
     verdicts.push(workers_ready(tenant, workers, &rollout));
     verdicts.extend(providers_ready(tenant, outcome));
     verdicts.insert(0, ready(&verdicts));
+    verdicts.extend(spending::within_budget(tenant, facts.tiers, told_or_before(facts).as_ref()));
     verdicts.extend(prevented(tenant));
     let mut conditions = before.conditions.clone();
     conditions.retain(|condition| {
@@ -87,6 +88,12 @@ fn sessions(facts: &Facts<'_>) -> SessionsStatus {
 fn spend(facts: &Facts<'_>) -> SpendStatus {
     let told = facts.total.as_ref().map(|total| total.spend.clone());
     told.or_else(|| facts.before.spend.clone()).unwrap_or_else(|| totals::nothing_spent(facts.now.0))
+}
+
+/// As with [`sessions`]. Of tokens no status keeps a count: none is known then.
+fn told_or_before(facts: &Facts<'_>) -> Option<Total> {
+    let before = facts.before.spend.clone().map(|spend| Total { sessions_open: 0, spend, tokens: 0 });
+    facts.total.clone().or(before)
 }
 
 fn rollout(facts: &Facts<'_>, workers: WorkersStatus) -> Rollout {
@@ -373,7 +380,7 @@ mod tests {
             outcome: Ok(&observed),
             deployment: None,
             pods: &[],
-            total: Some(Total { sessions_open: 5, spend: spend.clone() }),
+            total: Some(Total { sessions_open: 5, spend: spend.clone(), tokens: 0 }),
             tiers: &Tiers::default(),
             now: &time,
         });

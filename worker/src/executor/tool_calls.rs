@@ -14,6 +14,7 @@ use crate::link::Link;
 
 const INTERRUPTED: &str = "The call was interrupted before it gave a result; it may have taken effect.";
 const NOT_APPROVED: &str = "The call was not made: the turn ended before a person approved it.";
+const REPEAT: &str = "The call was begun, its outcome is unknown, and to repeat it may do it twice.";
 
 /// A call's place in the model's answer, and what came of it.
 struct Slot {

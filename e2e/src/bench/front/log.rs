@@ -101,7 +101,7 @@ pub(super) async fn replayed(stage: &Stage, times: usize) -> anyhow::Result<Row>
         .besides(stage.cpu_since(before)?))
 }
 
-async fn session(stores: &Stores, tenant: TenantId) -> anyhow::Result<SessionId> {
+pub(super) async fn session(stores: &Stores, tenant: TenantId) -> anyhow::Result<SessionId> {
     let agent = scripted_agent("bench");
     let created = SessionCreated { agent: Some(agent.clone()), config_hash: String::new() };
     let new = NewSession {

@@ -1,18 +1,22 @@
-//! Writes audit records behind the callers' backs, in batches as large as the load makes them.
+//! Writes audit records behind the callers' backs, in batches as large as the load makes them. While the store is away they wait on
+//! disk, if there is a place for them, and are replayed in their order when it is back.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use anyhow::Context;
 use croft_serve::Tasks;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
+use super::spool::Spool;
 use super::{Action, AuditStore};
 use crate::metrics::Metrics;
 
-/// Records that may wait. At the bound an action waits for room before it is answered: an unaudited action is worse than
-/// a slow one.
+/// Records that may wait in memory. At the bound an action waits for room before it is answered: an unaudited action is worse
+/// than a slow one.
 const QUEUE_MAX: usize = 10_000;
 const BATCH_MAX: usize = 500;
 const RETRY: Duration = Duration::from_millis(500);
@@ -26,18 +30,44 @@ pub struct AuditWriter {
     stored: watch::Receiver<u64>,
 }
 
+/// What writes.
+struct Writing {
+    store: Arc<dyn AuditStore>,
+    spool: Option<Spool>,
+    metrics: Metrics,
+    storing: watch::Sender<u64>,
+}
+
 impl AuditWriter {
     /// Starts the writer. It ends at shutdown, once every other owner of this handle is gone or the tasks are stopping and the
-    /// queue is empty.
-    pub fn start(store: Arc<dyn AuditStore>, metrics: Metrics, tasks: &Tasks) -> Self {
+    /// queue is empty. What waits in the folder is replayed first. Fails when the folder can't be used.
+    pub async fn start(
+        store: Arc<dyn AuditStore>,
+        folder: Option<&Path>,
+        metrics: Metrics,
+        tasks: &Tasks,
+    ) -> anyhow::Result<Self> {
+        let spool = match folder {
+            Some(folder) => {
+                let unusable = || format!("{} can't keep audit records", folder.display());
+                Some(Spool::open(folder).await.with_context(unusable)?)
+            }
+            None => None,
+        };
         let (queue, mut waiting) = mpsc::channel(QUEUE_MAX);
         let (storing, stored) = watch::channel(0);
+        let given: Arc<AtomicU64> = Arc::default();
+        let mut work = Writing { store, spool, metrics, storing };
         let stopping = tasks.stopping();
         tasks.spawn("audit-writer", async move {
             let mut batch = Vec::with_capacity(BATCH_MAX);
             loop {
                 let taken = tokio::select! {
                     taken = waiting.recv_many(&mut batch, BATCH_MAX) => taken,
+                    () = tokio::time::sleep(RETRY), if work.has_kept() => {
+                        work.replay().await;
+                        continue;
+                    }
                     () = stopping.cancelled(), if waiting.is_empty() => {
                         // Calls that are being drained may still act: the channel closes behind them.
                         waiting.close();
@@ -45,14 +75,14 @@ impl AuditWriter {
                     }
                 };
                 if taken == 0 {
+                    // One more try: what can't be stored now is for the next process.
+                    work.replay().await;
                     return;
                 }
-                let records = batch.len() as u64;
-                store_until_stored(&*store, &mut batch, &metrics).await;
-                storing.send_modify(|stored| *stored += records);
+                work.write(std::mem::take(&mut batch)).await;
             }
         });
-        Self { queue, given: Arc::default(), stored }
+        Ok(Self { queue, given, stored })
     }
 
     /// Records an action.
@@ -60,7 +90,7 @@ impl AuditWriter {
         // Before it is in the queue: whoever waits for all records that there are waits for this one too.
         self.given.fetch_add(1, Ordering::SeqCst);
         if let Err(rejected) = self.queue.send(action).await {
-            tracing::error!(action = rejected.0.action, resource = rejected.0.resource, "audit record after shutdown");
+            tracing::error!(action = %rejected.0.action, resource = rejected.0.resource, "audit record after shutdown");
         }
     }
 
@@ -73,20 +103,85 @@ impl AuditWriter {
     }
 }
 
-async fn store_until_stored(store: &dyn AuditStore, batch: &mut Vec<Action>, metrics: &Metrics) {
-    let records = batch.len() as u64;
-    let actions = std::mem::take(batch);
-    loop {
-        match store.append(actions.clone()).await {
-            Ok(()) => {
-                metrics.audit_records.inc_by(records);
+impl Writing {
+    fn has_kept(&self) -> bool {
+        self.spool.as_ref().is_some_and(|spool| !spool.is_empty())
+    }
+
+    /// Stores a batch, or keeps it on disk; waits where neither can be done.
+    async fn write(&mut self, batch: Vec<Action>) {
+        // Behind what waits there already, so that the order stays.
+        if !self.has_kept() && self.store(&batch, true).await {
+            return;
+        }
+        if let Some(spool) = &mut self.spool {
+            match spool.keep(&batch).await {
+                Ok(()) => {
+                    self.metrics.audit_kept.inc_by(batch.len() as u64);
+                    self.replay().await;
+                    return;
+                }
+                Err(error) => tracing::error!(%error, "audit records can't be kept on disk, and wait in memory"),
+            }
+        }
+        loop {
+            self.replay().await;
+            if !self.has_kept() && self.store(&batch, true).await {
                 return;
             }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// `is_given` says that they were given to this process.
+    async fn store(&self, batch: &[Action], is_given: bool) -> bool {
+        match self.store.append(batch.to_vec()).await {
+            Ok(()) => {
+                let records = batch.len() as u64;
+                self.metrics.audit_records.inc_by(records);
+                if is_given {
+                    self.storing.send_modify(|stored| *stored += records);
+                }
+                true
+            }
             Err(error) => {
-                metrics.audit_failures.inc();
-                tracing::warn!(%error, records, "audit records not stored, trying again");
-                tokio::time::sleep(RETRY).await;
+                self.metrics.audit_failures.inc();
+                tracing::warn!(%error, records = batch.len(), "audit records not stored, trying again");
+                false
+            }
+        }
+    }
+
+    /// Stores what waits on disk, for as long as that works. A batch whose file we could not remove is stored twice: that is
+    /// better than not at all.
+    async fn replay(&mut self) {
+        while let Some(spool) = self.spool.as_ref().filter(|spool| !spool.is_empty()) {
+            let is_given = !spool.is_oldest_inherited();
+            let batch = match spool.oldest().await {
+                Ok(Some(batch)) => batch,
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::error!(%error, "kept audit records can't be read, and are set aside");
+                    if let Some(spool) = &mut self.spool
+                        && let Err(error) = spool.set_oldest_aside().await
+                    {
+                        tracing::error!(%error, "kept audit records can't be set aside");
+                        return;
+                    }
+                    continue;
+                }
+            };
+            if !self.store(&batch, is_given).await {
+                return;
+            }
+            if let Some(spool) = &mut self.spool
+                && let Err(error) = spool.forget_oldest().await
+            {
+                tracing::error!(%error, "replayed audit records can't be removed from the disk");
             }
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -50,9 +50,11 @@ impl IntoResponse for Refused {
             Error::Unauthenticated { .. } => {
                 response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
-            Error::Unavailable { retry_after, .. } => {
-                // In whole seconds, and never "at once".
-                response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(retry_after.as_secs().max(1)));
+            Error::Unavailable { retry_after, .. } | Error::RateLimited { retry_after, .. } => {
+                // In whole seconds, none too few, and never "at once".
+                let seconds = retry_after.as_millis().div_ceil(1_000).max(1);
+                let seconds = u64::try_from(seconds).unwrap_or(u64::MAX);
+                response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
             }
             _ => {}
         }
@@ -89,9 +91,10 @@ fn status(error: &Error) -> StatusCode {
         | Error::TenantStopped
         | Error::WorkerRefused { .. }
         | Error::LeaseLost { .. } => StatusCode::CONFLICT,
-        Error::SessionLimit { .. } | Error::StreamLimit { .. } | Error::SlowConsumer { .. } => {
-            StatusCode::TOO_MANY_REQUESTS
-        }
+        Error::SessionLimit { .. }
+        | Error::StreamLimit { .. }
+        | Error::RateLimited { .. }
+        | Error::SlowConsumer { .. } => StatusCode::TOO_MANY_REQUESTS,
         Error::NoWorker { .. } | Error::WorkerLost { .. } | Error::Unavailable { .. } => {
             StatusCode::SERVICE_UNAVAILABLE
         }

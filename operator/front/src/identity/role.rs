@@ -6,8 +6,9 @@ use std::str::FromStr;
 
 use clap::ValueEnum;
 use croft_proto::v1::{
-    CreateSessionRequest, GetModelRequest, GetSessionRequest, InterruptSessionRequest, ListAuditRecordsRequest,
-    ListModelsRequest, ListSessionsRequest, ListUsageEventsRequest, ResolveApprovalRequest, SendMessageRequest,
+    CreateSessionRequest, DeleteBudgetRequest, ExportUsageRequest, GetModelRequest, GetSessionRequest,
+    InterruptSessionRequest, ListAuditRecordsRequest, ListBudgetsRequest, ListModelsRequest, ListSessionsRequest,
+    ListUsageEventsRequest, RecommendModelsRequest, ResolveApprovalRequest, SendMessageRequest, SetBudgetRequest,
     StreamEventsRequest, SummarizeUsageRequest, TerminateSessionRequest, VerifyAuditLogRequest,
 };
 use serde::Deserialize;
@@ -18,7 +19,7 @@ use crate::error::Error;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// Sees sessions, their events, models and usage.
+    /// Sees sessions, their events, models, usage and budgets.
     Viewer,
     /// Sees all that, and works with sessions: creates them, talks to them, approves, ends them.
     User,
@@ -46,6 +47,7 @@ impl Role {
             Permission::Read => true,
             Permission::Work => matches!(self, Self::User | Self::Admin),
             Permission::Audit => matches!(self, Self::Auditor | Self::Admin),
+            Permission::Manage => self == Self::Admin,
         }
     }
 }
@@ -104,6 +106,7 @@ pub enum Permission {
     Read,
     Work,
     Audit,
+    Manage,
 }
 
 /// A request that somebody must have a role for.
@@ -129,12 +132,17 @@ calls! {
     ListModelsRequest: Read, "reading models";
     GetModelRequest: Read, "reading models";
     ListUsageEventsRequest: Read, "reading usage";
+    ExportUsageRequest: Read, "reading usage";
+    RecommendModelsRequest: Read, "reading models";
     SummarizeUsageRequest: Read, "reading usage";
+    ListBudgetsRequest: Read, "reading budgets";
     CreateSessionRequest: Work, "creating sessions";
     SendMessageRequest: Work, "sending messages";
     InterruptSessionRequest: Work, "interrupting sessions";
     ResolveApprovalRequest: Work, "resolving approvals";
     TerminateSessionRequest: Work, "terminating sessions";
+    SetBudgetRequest: Manage, "setting budgets";
+    DeleteBudgetRequest: Manage, "setting budgets";
     ListAuditRecordsRequest: Audit, "reading the audit log";
     VerifyAuditLogRequest: Audit, "verifying the audit log";
 }
@@ -165,6 +173,8 @@ mod tests {
         assert_eq!(may::<GetModelRequest>(), everyone);
         assert_eq!(may::<ListUsageEventsRequest>(), everyone);
         assert_eq!(may::<SummarizeUsageRequest>(), everyone);
+        assert_eq!(may::<ExportUsageRequest>(), everyone);
+        assert_eq!(may::<RecommendModelsRequest>(), everyone);
         let workers = [false, true, false, true];
         assert_eq!(may::<CreateSessionRequest>(), workers);
         assert_eq!(may::<SendMessageRequest>(), workers);
@@ -174,6 +184,10 @@ mod tests {
         let auditors = [false, false, true, true];
         assert_eq!(may::<ListAuditRecordsRequest>(), auditors);
         assert_eq!(may::<VerifyAuditLogRequest>(), auditors);
+        assert_eq!(may::<ListBudgetsRequest>(), everyone);
+        let admins = [false, false, false, true];
+        assert_eq!(may::<SetBudgetRequest>(), admins);
+        assert_eq!(may::<DeleteBudgetRequest>(), admins);
     }
 
     #[test]

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use croft_proto::v1::{Model, ModelAttempt, ModelPrice, TokenUsage};
+use croft_proto::v1::{Model, ModelAttempt, ModelPrice, TokenUsage, UsageTotals};
 use croft_serve::Tasks;
+use moka::future::Cache;
 use rust_decimal::Decimal;
 use rust_decimal::prelude::ToPrimitive;
 
@@ -14,11 +15,21 @@ use crate::error::Error;
 
 /// How old what the registry tells may be: prices and models are edited in the database.
 const REFRESH: Duration = Duration::from_mins(1);
+/// A name that is not known costs one look at the store in so long, however many ask for it.
+const LOAD_AT_MOST_EVERY: Duration = Duration::from_secs(5);
 
 /// All models, cheap to clone. Refreshed every minute; when the store is away, what was known stays.
 #[derive(Clone, Default)]
 pub struct Registry {
     known: Arc<RwLock<Known>>,
+    /// Where a model is looked for that is not known; none in tests.
+    source: Option<Source>,
+}
+
+#[derive(Clone)]
+struct Source {
+    store: Arc<dyn ModelStore>,
+    loads: Cache<(), ()>,
 }
 
 #[derive(Default)]
@@ -30,7 +41,9 @@ struct Known {
 impl Registry {
     /// Loads the registry and keeps it fresh.
     pub async fn start(store: Arc<dyn ModelStore>, tasks: &Tasks) -> Result<Self, Error> {
-        let registry = Self::default();
+        let loads = Cache::builder().max_capacity(1).time_to_live(LOAD_AT_MOST_EVERY).build();
+        let source = Some(Source { store: Arc::clone(&store), loads });
+        let registry = Self { source, ..Self::default() };
         registry.replace(store.load().await?);
         let (refreshed, stopping) = (registry.clone(), tasks.stopping());
         tasks.spawn("model-registry", async move {
@@ -55,7 +68,8 @@ impl Registry {
         registry
     }
 
-    fn replace(&self, models: Vec<Model>) {
+    /// Knows these from now on, until the next refresh.
+    pub fn replace(&self, models: Vec<Model>) {
         let models: Vec<_> = models.into_iter().map(Arc::new).collect();
         let mut by_name = HashMap::new();
         for model in &models {
@@ -72,6 +86,17 @@ impl Registry {
         known.by_name.get(name).cloned().ok_or_else(|| Error::ModelNotFound { model: name.to_owned() })
     }
 
+    /// The model of this id or alias; one that is not known may have been added a moment ago. Callers at the same time share one look.
+    pub async fn find(&self, name: &str) -> Result<Arc<Model>, Error> {
+        if let (Err(_), Some(Source { store, loads })) = (self.get(name), &self.source) {
+            let load = async { store.load().await.map(|models| self.replace(models)) };
+            if let Err(error) = loads.try_get_with((), load).await {
+                tracing::warn!(%error, "models not looked for, the known ones stand");
+            }
+        }
+        self.get(name)
+    }
+
     /// The provider of that model; empty when there is no such model.
     pub fn provider_of(&self, name: &str) -> String {
         self.get(name).map(|model| model.provider.clone()).unwrap_or_default()
@@ -83,11 +108,56 @@ impl Registry {
         known.models.iter().filter(|model| provider.is_empty() || model.provider == provider).cloned().collect()
     }
 
+    /// What a call with so much input costs at this time (seconds since 1970). Input is taken to be written to a cache where
+    /// that is dearer. `None` when no price is known.
+    pub fn quote(&self, model: &Model, input_tokens: i64, at_seconds: i64) -> Option<Quote> {
+        let usage = TokenUsage { input_uncached_tokens: input_tokens, ..TokenUsage::default() };
+        let price = price_at(&model.prices, &usage, at_seconds)?;
+        // A dollar for a million tokens is a thousand billionths for one.
+        let nano = |usd: &str| usd.parse::<Decimal>().ok().map(|usd| usd * Decimal::from(1_000));
+        let input = nano(&price.input_usd)?.max(nano(&price.cache_write_5m_usd).unwrap_or_default());
+        Some(Quote { input, output: nano(&price.output_usd)? })
+    }
+
+    /// What so much usage costs with a model at this time, each attempt taken to be as long as the average. `None` when a class
+    /// that was used has no known price.
+    pub fn reckon(&self, model: &Model, totals: &UsageTotals, at_seconds: i64) -> Option<i64> {
+        let usage = totals.tokens.unwrap_or_default();
+        let input_uncached_tokens = prompt_tokens(&usage) / totals.attempts.max(1);
+        let average = TokenUsage { input_uncached_tokens, ..TokenUsage::default() };
+        price_at(&model.prices, &average, at_seconds).and_then(|price| cost(price, &usage))
+    }
+
     /// What an attempt cost at this time (seconds since 1970), in billionths of a US dollar; `None` when no price is known.
     pub fn cost_nano_usd(&self, attempt: &ModelAttempt, at_seconds: i64) -> Option<i64> {
         let model = self.get(&attempt.model).ok()?;
         let usage = attempt.usage.unwrap_or_default();
         price_at(&model.prices, &usage, at_seconds).and_then(|price| cost(price, &usage))
+    }
+}
+
+/// What a call of a model costs at a time: its input, and each token of its output.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Quote {
+    /// Billionths of a US dollar for a token.
+    input: Decimal,
+    output: Decimal,
+}
+
+impl Quote {
+    /// Of so many tokens, rounded up.
+    pub fn nano_usd(&self, input_tokens: i64, output_tokens: i64) -> i64 {
+        let nano = self.input * Decimal::from(input_tokens.max(0)) + self.output * Decimal::from(output_tokens.max(0));
+        nano.ceil().to_i64().unwrap_or(i64::MAX)
+    }
+
+    /// How much output so much money buys beside the input; below 0 when it does not even buy that.
+    pub fn output_for(&self, nano_usd: i64, input_tokens: i64) -> i64 {
+        let left = Decimal::from(nano_usd) - self.input * Decimal::from(input_tokens.max(0));
+        if left.is_sign_negative() && !left.is_zero() {
+            return -1;
+        }
+        if self.output.is_zero() { i64::MAX } else { (left / self.output).floor().to_i64().unwrap_or(i64::MAX) }
     }
 }
 
@@ -178,6 +248,47 @@ mod tests {
         let mut cached = attempt(10, 10);
         cached.usage.as_mut().unwrap().cache_read_tokens = 5;
         assert_eq!(registry().cost_nano_usd(&cached, 150), None);
+    }
+
+    #[test]
+    fn a_quote_is_what_a_call_may_cost_and_what_money_buys() {
+        let registry = registry();
+        let model = registry.get("tiny").unwrap();
+        assert_eq!(registry.quote(&model, 1_000, 99), None);
+        let quote = registry.quote(&model, 1_000, 150).unwrap();
+        assert_eq!(quote.nano_usd(1_000, 100), 100_000 + 50_000);
+        assert_eq!(quote.output_for(150_000, 1_000), 100);
+        assert_eq!(quote.output_for(150_499, 1_000), 100);
+        assert_eq!((quote.output_for(100_000, 1_000), quote.output_for(99_999, 1_000)), (0, -1));
+        let long = registry.quote(&model, 200_000, 150).unwrap();
+        assert_eq!(long.nano_usd(200_000, 1), 100_000_000 + 2_500, "the whole request is in the tier");
+    }
+
+    /// A store that counts how often it is looked at, and has a model from the second look on.
+    #[derive(Default)]
+    struct Counted(std::sync::atomic::AtomicU32);
+
+    #[async_trait::async_trait]
+    impl ModelStore for Counted {
+        async fn load(&self) -> Result<Vec<Model>, Error> {
+            let looks = self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let new = Model { model_id: "new".into(), ..Model::default() };
+            Ok(if looks == 0 { Vec::new() } else { vec![new] })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_model_that_was_added_is_found_at_once_and_many_who_ask_share_one_look() {
+        let (store, tasks) = (Arc::new(Counted::default()), Tasks::new());
+        let registry = Registry::start(Arc::clone(&store) as _, &tasks).await.unwrap();
+        assert!(registry.get("new").is_err());
+        let found = futures::future::join_all((0..50).map(|_| registry.find("new"))).await;
+        assert!(found.iter().all(Result::is_ok));
+        for _ in 0..50 {
+            assert!(registry.find("nothing").await.is_err());
+        }
+        assert_eq!(store.0.load(std::sync::atomic::Ordering::SeqCst), 2, "one at the start, one for all of them");
     }
 
     #[test]

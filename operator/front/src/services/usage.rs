@@ -1,11 +1,17 @@
 //! UsageService.
 
+mod csv;
+
+use std::pin::Pin;
 use std::sync::Arc;
 
+use croft_proto::id::TenantId;
 use croft_proto::v1::usage_service_server::UsageService;
 use croft_proto::v1::{
-    ListUsageEventsRequest, ListUsageEventsResponse, SummarizeUsageRequest, SummarizeUsageResponse, UsageDimension,
+    ExportUsageRequest, ExportUsageResponse, ListUsageEventsRequest, ListUsageEventsResponse, SummarizeUsageRequest,
+    SummarizeUsageResponse, UsageDimension,
 };
+use futures::{Stream, stream};
 use tonic::{Request, Response, Status};
 
 use super::page_size;
@@ -28,6 +34,8 @@ impl Usage {
 
 #[tonic::async_trait]
 impl UsageService for Usage {
+    type ExportUsageStream = Pin<Box<dyn Stream<Item = Result<ExportUsageResponse, Status>> + Send>>;
+
     async fn list_usage_events(
         &self,
         request: Request<ListUsageEventsRequest>,
@@ -63,5 +71,59 @@ impl UsageService for Usage {
         let usage = &self.core.stores.usage;
         let summaries = usage.summarize(identity.tenant, request.start_time, request.end_time, &group_by).await?;
         Ok(Response::new(SummarizeUsageResponse { summaries }))
+    }
+
+    async fn export_usage(
+        &self,
+        request: Request<ExportUsageRequest>,
+    ) -> Result<Response<Self::ExportUsageStream>, Status> {
+        let identity = Door::Public.identify(&self.core, &request).await?;
+        let ExportUsageRequest { start_time, end_time } = request.into_inner();
+        let span = [start_time, end_time].map(|time| time.map(|time| (time.seconds, time.nanos)));
+        let export = Export { core: Arc::clone(&self.core), tenant: identity.tenant, span, after: None };
+        let pieces = stream::try_unfold(Some(export), |export| async move {
+            match export {
+                Some(export) => export.piece().await.map_err(Status::from),
+                None => Ok(None),
+            }
+        });
+        Ok(Response::new(Box::pin(pieces)))
+    }
+}
+
+/// Rows that are read, and told, at a time.
+const PIECE: u32 = 1_000;
+
+/// An export on its way: a page after the other, so that it takes little room however long it is.
+struct Export {
+    core: Arc<Core>,
+    tenant: TenantId,
+    /// From, and until, in seconds and nanoseconds.
+    span: [Option<(i64, i32)>; 2],
+    /// The last row that was told.
+    after: Option<String>,
+}
+
+impl Export {
+    /// The next piece, and what comes behind it.
+    async fn piece(mut self) -> Result<Option<(ExportUsageResponse, Option<Self>)>, Error> {
+        let is_first = self.after.is_none();
+        let rows = self.core.stores.usage.list(self.tenant, None, self.after.as_deref(), PIECE).await?;
+        let mut text = if is_first { csv::HEAD.to_owned() } else { String::new() };
+        let mut is_last = rows.len() < PIECE as usize;
+        self.after = rows.last().map(|row| row.attempt_id.clone()).or(self.after);
+        let [start, end] = self.span;
+        for row in &rows {
+            let time = row.create_time.map(|time| (time.seconds, time.nanos)).unwrap_or_default();
+            // Newest first: all that follow are older still.
+            if start.is_some_and(|start| time < start) {
+                is_last = true;
+                break;
+            }
+            if end.is_none_or(|end| time < end) {
+                text.push_str(&csv::line(row));
+            }
+        }
+        Ok(Some((ExportUsageResponse { csv: text }, (!is_last).then_some(self))))
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use croft_proto::id::SessionId;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    AgentSpec, CreateSessionRequest, InitWorkerSessionRequest, ListSessionsRequest,
+    AgentSpec, CreateSessionRequest, InitWorkerSessionRequest, ListSessionsRequest, RoutingSpec,
     RuntimeServiceTerminateSessionRequest, SessionCreated, SessionReady, SessionState, TenantAdmission,
     TerminateSessionRequest,
 };
@@ -66,7 +66,8 @@ impl Manager {
         let tenant = self.authorise(identity)?;
         let Lifetime { idle_timeout_ms, expire_time } = Lifetime::new(&request, &tenant.limits, now())?;
         let labels = validate::labels(request.labels)?;
-        let agent = self.resolve(request.agent)?;
+        let agent = self.resolve(request.agent).await?;
+        self.core.limiter.session(tenant.id, &self.core.models.provider_of(&agent.model)).await?;
         let config_hash = snapshot::config_hash(&agent)?;
         let id = SessionId::generate();
         let placement = self.core.router.place(tenant.id, id, None)?;
@@ -127,12 +128,14 @@ impl Manager {
         self.core.tenants.get(identity.tenant).ok_or(unknown)
     }
 
-    fn resolve(&self, agent: Option<AgentSpec>) -> Result<AgentSpec, Error> {
+    async fn resolve(&self, agent: Option<AgentSpec>) -> Result<AgentSpec, Error> {
         let agent = validate::agent(agent)?;
-        for (field, model) in std::iter::once(("agent.model", &agent.model))
-            .chain(agent.fallback_models.iter().map(|model| ("agent.fallback_models", model)))
-        {
-            if self.core.models.get(model).is_err() {
+        let own = std::iter::once(("agent.model", &agent.model));
+        let fallbacks = agent.fallback_models.iter().map(|model| ("agent.fallback_models", model));
+        let economy = agent.routing.iter().flat_map(economy_models);
+        let named: Vec<_> = own.chain(fallbacks).chain(economy).collect();
+        for (field, model) in named {
+            if self.core.models.find(model).await.is_err() {
                 return Err(Error::invalid(field, format!("names {model:?}, which the registry does not have")));
             }
         }
@@ -216,6 +219,10 @@ impl Manager {
         }
         self.get(identity, &request.session_id).await
     }
+}
+
+fn economy_models(routing: &RoutingSpec) -> impl Iterator<Item = (&'static str, &String)> {
+    routing.economy_models.iter().map(|model| ("agent.routing.economy_models", model))
 }
 
 fn event(kind: Kind) -> NewEvent {

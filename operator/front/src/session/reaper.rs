@@ -86,7 +86,9 @@ async fn end(core: &Core, manager: &Manager, tenant: TenantId, id: SessionId) ->
         core.metrics.sessions_expired.with_label_values(&[reason]).inc();
         manager.release_worker(&session, reason);
         let (actor, resource) = ("front".to_owned(), format!("sessions/{id}"));
-        core.audit.record(Action { tenant, actor, action: "session.expire", resource, outcome: "ok" }).await;
+        core.audit
+            .record(Action { tenant, actor, action: "session.expire".into(), resource, outcome: "ok".into() })
+            .await;
     }
     Ok(ended)
 }

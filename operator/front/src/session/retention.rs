@@ -66,7 +66,9 @@ async fn erase(core: &Core, tenant: &Tenant, retention: Duration) -> Result<(), 
         tracing::info!(tenant = tenant.name, erased, "ended sessions erased, they were kept for long enough");
         core.metrics.sessions_erased.inc_by(erased);
         let (actor, resource) = ("front".to_owned(), format!("sessions:{erased}"));
-        core.audit.record(Action { tenant: tenant.id, actor, action: "session.erase", resource, outcome: "ok" }).await;
+        core.audit
+            .record(Action { tenant: tenant.id, actor, action: "session.erase".into(), resource, outcome: "ok".into() })
+            .await;
     }
     outcome
 }

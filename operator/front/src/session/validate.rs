@@ -15,6 +15,8 @@ use crate::error::Error;
 
 const NAME_CHARS_MAX: usize = 63;
 const TOOL_NAME_CHARS_MAX: usize = 64;
+/// Each is looked at before each call.
+const ECONOMY_MODELS_MAX: usize = 8;
 const TOOLS_MAX: usize = 128;
 const SYSTEM_PROMPT_BYTES_MAX: usize = 256 * 1024;
 const LABELS_MAX: usize = 16;
@@ -37,20 +39,23 @@ pub fn agent(agent: Option<AgentSpec>) -> Result<AgentSpec, Error> {
     tools(&agent)?;
     guardrails::guardrails(&agent.guardrails)?;
     permission_rules::permission_rules(&agent.permission_rules)?;
-    bounds_nobody_keeps(&agent)?;
+    if agent.routing.as_ref().is_some_and(|routing| routing.economy_models.len() > ECONOMY_MODELS_MAX) {
+        return Err(Error::invalid(
+            "agent.routing.economy_models",
+            format!("has more than {ECONOMY_MODELS_MAX} entries"),
+        ));
+    }
+    budgets(&agent)?;
     Ok(agent)
 }
 
-/// No budget of a session is kept yet. A bound that is promised and not kept is worse than none, so it is refused.
-fn bounds_nobody_keeps(agent: &AgentSpec) -> Result<(), Error> {
+fn budgets(agent: &AgentSpec) -> Result<(), Error> {
     let limits = agent.limits.unwrap_or_default();
     for (field, budget) in
         [("agent.limits.budget_nano_usd", limits.budget_nano_usd), ("agent.limits.budget_tokens", limits.budget_tokens)]
     {
-        match budget {
-            0 => {}
-            ..0 => return Err(Error::invalid(field, "is negative")),
-            1.. => return Err(Error::invalid(field, "is not supported: no worker keeps a session's budget yet")),
+        if budget < 0 {
+            return Err(Error::invalid(field, "is negative"));
         }
     }
     Ok(())
@@ -191,7 +196,7 @@ mod tests {
         };
         let cases = [
             (AgentSpec { guardrails: vec![GuardrailSpec::default()], ..spec() }, "agent.guardrails[0].name"),
-            (AgentSpec { limits: budget(1, 0), ..spec() }, "agent.limits.budget_nano_usd"),
+            (AgentSpec { limits: budget(-1, 0), ..spec() }, "agent.limits.budget_nano_usd"),
             (AgentSpec { limits: budget(0, -1), ..spec() }, "agent.limits.budget_tokens"),
             (AgentSpec { name: "Upper".into(), ..spec() }, "agent.name"),
             (AgentSpec { model: String::new(), ..spec() }, "agent.model"),

@@ -3,6 +3,7 @@
 
 mod across;
 mod audit;
+mod budgets;
 mod events;
 mod keys;
 mod leases;
@@ -23,6 +24,8 @@ use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::{AuditRecord, SessionEvent, UsageEvent};
 use tokio::time::Instant;
 
+use crate::budget::period::Period;
+use crate::budget::{self, Budget};
 use crate::error::Error;
 use crate::events::log::{IdempotencyKey, StoredCheckpoint};
 use crate::identity::api_key::StoredKey;
@@ -48,6 +51,8 @@ struct State {
     usage: BTreeMap<(TenantId, String), UsageEvent>,
     audit: BTreeMap<TenantId, Vec<AuditRecord>>,
     api_keys: BTreeMap<String, StoredKey>,
+    budgets: BTreeMap<(TenantId, budget::Scope, String, Period), Budget>,
+    alerts: Vec<budgets::Found>,
     used_keys: BTreeMap<(TenantId, Scope, String), UsedKey>,
 }
 

@@ -7,6 +7,7 @@ mod across;
 mod append;
 mod append_group;
 mod audit;
+mod budgets;
 mod events;
 mod grouped_log;
 mod grouped_sessions;
@@ -33,7 +34,7 @@ use croft_serve::Tasks;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, PgPool, Transaction};
 
-pub(crate) use models::add as add_models;
+pub(crate) use models::{add as add_models, apply as apply_models};
 
 use grouped_log::GroupedLog;
 use grouped_sessions::GroupedSessions;
@@ -145,6 +146,7 @@ impl Stores {
             usage: postgres.clone(),
             audit: postgres.clone(),
             models: postgres.clone(),
+            budgets: postgres.clone(),
             keys: postgres.clone(),
             tenants: postgres.clone(),
             across: postgres.clone(),

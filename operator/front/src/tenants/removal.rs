@@ -138,6 +138,6 @@ impl Removal {
     async fn audit(&self, identity: &Identity, action: &'static str) {
         let (tenant, actor) = (identity.tenant, identity.actor.clone());
         let resource = format!("tenants/{}", identity.tenant_name);
-        self.core.audit.record(Action { tenant, actor, action, resource, outcome: "ok" }).await;
+        self.core.audit.record(Action { tenant, actor, action: action.into(), resource, outcome: "ok".into() }).await;
     }
 }

@@ -9,6 +9,7 @@ use croft_proto::v1::{
     ContentBlock, InitWorkerSessionRequest, SessionCheckpoint, SessionError, SessionEvent, SessionIdle, SessionRunning,
     SessionState, StepStart, StopReason,
 };
+use futures::stream::FuturesUnordered;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -308,6 +309,8 @@ impl Driver {
             deadline: course.deadline,
             approvals: Approvals::of(&start, input.seq),
             granted: Granted::default(),
+            asking: FuturesUnordered::new(),
+            is_cut: false,
         };
         match exchange.run(client, start).await? {
             Outcome::Cancelled(stop_reason) => Ok(Step::Done(End::of(stop_reason))),

@@ -5,25 +5,25 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use croft_proto::Timestamp;
 use croft_proto::v1::execute_step_request::Message as ToWorker;
 use croft_proto::v1::execute_step_response::Message as FromWorker;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    CheckpointTaken, EventStored, ExecuteStepRequest, ExecuteStepResponse, Grant, GrantRefused, GrantRequest, Model,
+    CheckpointTaken, EventStored, ExecuteStepRequest, ExecuteStepResponse, GrantRefused, GrantRequest, Model,
     SessionCheckpoint, StepCancel, StepFinished, StepStart, StopReason,
 };
-use futures::FutureExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use prost::Message as _;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
-use uuid::Uuid;
 
 use super::approvals::{Approvals, PAGE};
 use super::granted::Granted;
-use super::now;
+use super::purse::Told;
 use super::recorder::Recorder;
 use crate::core::Core;
 use crate::error::Error;
@@ -41,8 +41,8 @@ const GATHER_MAX: usize = 256;
 const CANCEL_GRACE: Duration = Duration::from_millis(800);
 /// How long the second half of something that belongs together may be under way. Then the first is stored by itself.
 const SECOND_HALF_MAX: Duration = Duration::from_secs(1);
-/// How long a grant is good for.
-const GRANT_TTL_SECONDS: i64 = 600;
+/// Between two looks at a running call: whether it must be cut at a budget. What it spends in between may go beyond.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// How an exchange ended.
 #[derive(Debug)]
@@ -70,6 +70,10 @@ pub(super) struct Exchange<'turn> {
     pub(super) deadline: Instant,
     pub(super) approvals: Approvals,
     pub(super) granted: Granted,
+    /// What is being asked of budgets and rates.
+    pub(super) asking: FuturesUnordered<BoxFuture<'static, Told>>,
+    /// The worker is to be told to stop, since a budget is used up.
+    pub(super) is_cut: bool,
 }
 
 /// What came from the worker and is not stored yet.
@@ -132,7 +136,13 @@ impl Exchange<'_> {
             Err(_) => return Ok(Outcome::Cancelled(StopReason::TimeLimit)),
         };
         let mut cancelled: Option<(StopReason, Instant)> = None;
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            if std::mem::take(&mut self.is_cut) && cancelled.is_none() {
+                send(&outgoing, cancel(StopReason::Budget)).await;
+                cancelled = Some((StopReason::Budget, Instant::now() + CANCEL_GRACE));
+            }
             let cut_off = cancelled.map_or(self.deadline, |(_, cut_off)| cut_off);
             let next_look = self.approvals.next_look();
             tokio::select! {
@@ -145,6 +155,11 @@ impl Exchange<'_> {
                     Ok(None) => return Ok(ended_early(cancelled, Status::unavailable("the stream ended early"))),
                     Err(status) => return Ok(ended_early(cancelled, status)),
                 },
+                Some(told) = self.asking.next() => self.answer(told, &outgoing).await?,
+                _ = look.tick(), if cancelled.is_none() && self.recorder.purse().is_open() => {
+                    let purse = self.recorder.purse().clone();
+                    self.asking.push(purse.hold().boxed());
+                }
                 Some(frame) = self.controls.recv() => {
                     if let Some(stop_reason) = self.control(frame, &outgoing).await? {
                         cancelled.get_or_insert((stop_reason, Instant::now() + CANCEL_GRACE));
@@ -186,6 +201,7 @@ impl Exchange<'_> {
                         // A preview must not overtake what came before it.
                         self.flush(&mut gathered, outgoing).await?;
                         self.granted.shown(&kind);
+                        self.recorder.purse().shown(&kind);
                         self.recorder.preview(kind);
                     } else {
                         gathered.event(step_event.event_index, kind);
@@ -195,8 +211,7 @@ impl Exchange<'_> {
                 Some(FromWorker::Checkpoint(checkpoint)) => gathered.checkpoint(checkpoint),
                 Some(FromWorker::GrantRequest(request)) => {
                     // Leave stands for no event, so the call may begin while what came before is being stored.
-                    let answer = self.grant(request);
-                    send(outgoing, answer).await;
+                    self.grant(request, outgoing).await;
                 }
                 Some(FromWorker::Finished(finished)) => {
                     // The end's checkpoint stands for all of it, and takes the place of one that waits here.
@@ -246,6 +261,7 @@ impl Exchange<'_> {
         self.approvals.note(&kinds);
         self.granted.settle(&kinds);
         let numbers = self.recorder.store(kinds, checkpoint, self.input_seq.take()).await?;
+        self.is_cut |= self.recorder.purse().has_ended();
         for (event_index, seq) in indexes.into_iter().zip(numbers) {
             if let Some(event_index) = event_index {
                 send(outgoing, ToWorker::EventStored(EventStored { event_index, seq })).await;
@@ -254,32 +270,49 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    fn grant(&mut self, request: GrantRequest) -> ToWorker {
-        let model = self.core.models.get(&request.model);
-        if let Ok(model) = &model
-            && let Some(refused) = self.unfit(model, &request)
-        {
-            return ToWorker::GrantRefused(refused);
-        }
-        match model {
+    /// Refuses leave at once, or asks budgets and rates for it.
+    async fn grant(&mut self, request: GrantRequest, outgoing: &mpsc::Sender<ExecuteStepRequest>) {
+        let refused = match self.core.models.get(&request.model) {
             Ok(model) => {
-                let grant = Grant {
-                    request_id: request.request_id.clone(),
-                    grant_id: Uuid::now_v7().to_string(),
-                    provider: model.provider.clone(),
-                    model: model.model_id.clone(),
-                    output_tokens_max: request.output_tokens_max,
-                    expire_time: Some(Timestamp { seconds: now().seconds + GRANT_TTL_SECONDS, nanos: 0 }),
+                let Some(refused) = self.unfit(&model, &request) else {
+                    let purse = self.recorder.purse().clone();
+                    self.asking.push(purse.leave(request, model).boxed());
+                    return;
                 };
-                self.granted.give(&request, grant.clone());
-                ToWorker::Grant(grant)
+                refused
             }
-            Err(error) => ToWorker::GrantRefused(GrantRefused {
+            Err(error) => GrantRefused {
                 request_id: request.request_id,
                 reason: "MODEL_UNKNOWN".to_owned(),
                 message: error.to_string(),
-            }),
+            },
+        };
+        send(outgoing, ToWorker::GrantRefused(refused)).await;
+    }
+
+    /// Passes on what budgets and rates have said.
+    async fn answer(&mut self, told: Told, outgoing: &mpsc::Sender<ExecuteStepRequest>) -> Result<(), Error> {
+        match told {
+            Told::Granted { request, routed, grant } => {
+                if let Some(routed) = routed {
+                    let input_seq = self.input_seq.take();
+                    self.recorder.store(vec![Kind::ModelRouted(routed)], None, input_seq).await?;
+                }
+                self.granted.give(&request, grant.clone());
+                send(outgoing, ToWorker::Grant(grant)).await;
+            }
+            Told::Refused(refused) => send(outgoing, ToWorker::GrantRefused(refused)).await,
+            Told::Reached(reached, refused) => {
+                let input_seq = self.input_seq.take();
+                self.recorder.store(vec![Kind::BudgetReached(reached)], None, input_seq).await?;
+                match refused {
+                    Some(refused) => send(outgoing, ToWorker::GrantRefused(refused)).await,
+                    None => self.is_cut = true,
+                }
+            }
+            Told::Nothing => {}
         }
+        Ok(())
     }
 
     /// The refusal of a model that can't take over from the one that failed.

@@ -4,16 +4,56 @@ use std::sync::Arc;
 
 use croft_proto::id::TurnId;
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{ProviderMode, SessionCheckpoint, SessionEvent};
+use croft_proto::v1::{ModelAttempt, ProviderMode, SessionCheckpoint, SessionEvent, StopReason, TokenUsage};
 use tokio::time::Instant;
 
 use super::now;
+use super::purse::Purse;
 use super::store::Ended;
 use crate::core::Core;
 use crate::error::Error;
 use crate::events::log::{Append, Appended, Authority, NewEvent};
 use crate::session::Session;
 use crate::tenants::Tenant;
+
+/// What is to be settled, once it is stored.
+fn attempts(events: &[SessionEvent]) -> Vec<ModelAttempt> {
+    let attempt = |event: &SessionEvent| match &event.kind {
+        Some(Kind::ModelAttempt(attempt)) => Some(attempt.clone()),
+        _ => None,
+    };
+    events.iter().filter_map(attempt).collect()
+}
+
+/// Tokens of a class that one attempt may have used. What is beyond is no model's doing, and would break every sum.
+const TOKENS_MAX: i64 = 1_000_000_000;
+
+/// Brings what a provider claims into bounds. Whether it was not.
+fn sensible(usage: &mut TokenUsage) -> bool {
+    let TokenUsage {
+        input_uncached_tokens,
+        cache_read_tokens,
+        cache_write_5m_tokens,
+        cache_write_1h_tokens,
+        output_tokens,
+        reasoning_tokens,
+    } = usage;
+    let classes = [
+        input_uncached_tokens,
+        cache_read_tokens,
+        cache_write_5m_tokens,
+        cache_write_1h_tokens,
+        output_tokens,
+        reasoning_tokens,
+    ];
+    let mut changed = false;
+    for class in classes {
+        let sensible = (*class).clamp(0, TOKENS_MAX);
+        changed |= sensible != *class;
+        *class = sensible;
+    }
+    changed
+}
 
 /// Writes for one turn.
 pub(super) struct Recorder {
@@ -23,6 +63,7 @@ pub(super) struct Recorder {
     turn: TurnId,
     /// As it was when the turn began.
     tenant: Option<Arc<Tenant>>,
+    purse: Purse,
     began: Instant,
     answered: bool,
 }
@@ -30,7 +71,13 @@ pub(super) struct Recorder {
 impl Recorder {
     pub(super) fn new(core: Arc<Core>, session: Session, epoch: u64, turn: TurnId) -> Self {
         let tenant = core.tenants.get(session.tenant);
-        Self { core, session, epoch, turn, tenant, began: Instant::now(), answered: false }
+        let purse = Purse::new(Arc::clone(&core), session.clone());
+        Self { core, session, epoch, turn, tenant, purse, began: Instant::now(), answered: false }
+    }
+
+    /// What the turn may spend.
+    pub(super) fn purse(&self) -> &Purse {
+        &self.purse
     }
 
     /// The turn that it writes for.
@@ -47,7 +94,12 @@ impl Recorder {
     ) -> Result<Vec<u64>, Error> {
         let append = self.append(kinds, checkpoint, input_seq);
         match self.core.stores.events.append(append).await? {
-            Appended::New(events) => Ok(self.show(events)),
+            Appended::New(events) => {
+                let attempts = attempts(&events);
+                let numbers = self.show(events);
+                self.purse.settle(&attempts).await;
+                Ok(numbers)
+            }
             Appended::Existing { .. } => Err(Error::internal(anyhow::anyhow!("an append without a key was known"))),
         }
     }
@@ -61,7 +113,10 @@ impl Recorder {
     ) -> Result<bool, Error> {
         let append = self.append(kinds, checkpoint, Some(input_seq));
         let Ended { events, released } = self.core.stores.turns.end(append).await?;
+        let attempts = attempts(&events);
         self.show(events);
+        self.purse.settle(&attempts).await;
+        self.purse.close().await;
         Ok(released)
     }
 
@@ -70,10 +125,9 @@ impl Recorder {
             self.note_first_token();
         }
         let (elapsed_ms, create_time) = (self.elapsed_ms(), now());
-        let events = kinds
-            .into_iter()
-            .map(|kind| NewEvent { kind: self.priced(kind), turn: Some(self.turn), elapsed_ms, create_time })
-            .collect();
+        let kinds = self.ended_by_budget(kinds.into_iter().map(|kind| self.priced(kind)).collect());
+        let events =
+            kinds.into_iter().map(|kind| NewEvent { kind, turn: Some(self.turn), elapsed_ms, create_time }).collect();
         Append {
             tenant: self.session.tenant,
             session: self.session.id,
@@ -83,6 +137,26 @@ impl Recorder {
             idempotency_key: None,
             input_seq,
         }
+    }
+
+    /// Says so, where an attempt among these was the last that a budget had room for: behind them all, or before the word that
+    /// ends the turn.
+    fn ended_by_budget(&self, mut kinds: Vec<Kind>) -> Vec<Kind> {
+        let mut attempts = kinds.iter().filter_map(|kind| match kind {
+            Kind::ModelAttempt(attempt) => Some(attempt),
+            _ => None,
+        });
+        let Some(reached) = attempts.find_map(|attempt| self.purse.ends_with(attempt)) else { return kinds };
+        match kinds.last_mut() {
+            Some(Kind::SessionIdle(idle)) => {
+                if idle.stop_reason() == StopReason::MaxTokens {
+                    idle.set_stop_reason(StopReason::Budget);
+                }
+                kinds.insert(kinds.len() - 1, Kind::BudgetReached(reached));
+            }
+            _ => kinds.push(Kind::BudgetReached(reached)),
+        }
+        kinds
     }
 
     /// Publishes what is stored.
@@ -129,6 +203,9 @@ impl Recorder {
     fn priced(&self, kind: Kind) -> Kind {
         match kind {
             Kind::ModelAttempt(mut attempt) => {
+                if let Some(usage) = &mut attempt.usage {
+                    attempt.usage_estimated |= sensible(usage);
+                }
                 attempt.cost_nano_usd = self.core.models.cost_nano_usd(&attempt, now().seconds);
                 attempt.set_mode(self.mode(&attempt.provider));
                 if attempt.cost_nano_usd.is_none() {

@@ -12,9 +12,9 @@ pub(crate) fn action(tenant: TenantId, resource: &str) -> Action {
     Action {
         tenant,
         actor: "api-key/ck_1a2b3c4d".into(),
-        action: "session.create",
+        action: "session.create".into(),
         resource: resource.into(),
-        outcome: "ok",
+        outcome: "ok".into(),
     }
 }
 

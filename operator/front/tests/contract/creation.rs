@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use croft_front::Error;
 use croft_front::app::{Parts, assemble};
 use croft_front::core::{Core, Options};
+use croft_front::counters::memory::Memory;
 use croft_front::events::log::IdempotencyKey;
 use croft_front::events::relay::memory::MemoryRelay;
 use croft_front::identity::{Identity, Role};
@@ -133,7 +134,8 @@ impl Scene {
         };
         let relay = Arc::new(MemoryRelay::default());
         let (replica, options) = ("front-0".to_owned(), Options::default());
-        let parts = Parts { replica, stores, relay, tenants, tls: None, options };
+        let counters = Arc::new(Memory::default());
+        let parts = Parts { replica, stores, relay, counters, tenants, tls: None, options };
         let core = assemble(parts, &tasks, &prometheus::Registry::new()).await.unwrap();
         let identity =
             Identity { tenant, tenant_name: "ours".to_owned(), actor: "test".to_owned(), roles: Role::Admin.into() };

@@ -2,6 +2,7 @@
 
 pub(crate) mod across;
 pub(crate) mod audit;
+pub(crate) mod budgets;
 pub(crate) mod creation;
 pub(crate) mod events;
 pub(crate) mod fixtures;
@@ -42,6 +43,9 @@ macro_rules! promises {
             usage: keeps_tenants_apart, counts_an_attempt_once, tells_unknown_prices, tells_whose_account_answered, lists_newest_first_in_pages,
                 summarizes_by_each_dimension, totals_nothing_without_rows, takes_no_negative_tokens,
                 adds_to_the_sessions_totals;
+            budgets: keeps_tenants_apart, replaces_and_takes_away, adds_up_each_account_as_the_rows_do, counts_a_repeated_attempt_once,
+                knows_nothing_of_what_was_not_spent, tells_of_a_threshold_once, remembers_who_was_not_told,
+                posts_an_alert_once_unless_its_try_failed;
             audit: keeps_tenants_apart, numbers_and_chains_each_tenant, keeps_its_chain_under_concurrent_writers,
                 lists_in_pages, finds_an_empty_log_intact;
             keys: finds_what_was_stored, knows_no_other_prefix, refuses_unknown_tenants_and_taken_prefixes;

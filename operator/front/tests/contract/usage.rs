@@ -127,6 +127,7 @@ pub(crate) async fn summarizes_by_each_dimension(stores: &Stores) {
         expected(&[("anthropic/Clerk", 20), ("anthropic/poet", 300), ("scripted/poet", 1)])
     );
     assert_eq!(sums(None, None, &[Session]).await, expected(&[(&first, 1), (&second, 20), (&third, 300)]));
+    assert_eq!(sums(None, None, &[UsageDimension::Mode]).await, expected(&[("platform", 321)]));
     // The end is exclusive.
     assert_eq!(sums(Some(at(1)), Some(at(DAY)), &[]).await, expected(&[("", 20)]));
     assert_eq!(sums(Some(at(1)), None, &[Agent]).await, expected(&[("Clerk", 20), ("poet", 300)]));

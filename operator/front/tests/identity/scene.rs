@@ -7,6 +7,7 @@ use std::time::Duration;
 use croft_front::Error;
 use croft_front::app::{Parts, assemble, public_routes};
 use croft_front::core::{Core, Options};
+use croft_front::counters::memory::Memory;
 use croft_front::door::Door;
 use croft_front::events::relay::memory::MemoryRelay;
 use croft_front::gateway::{self, Gateway};
@@ -99,6 +100,7 @@ impl Scene {
             replica: "front-0".into(),
             stores,
             relay: Arc::new(MemoryRelay::default()),
+            counters: Arc::new(Memory::default()),
             tenants,
             tls: None,
             options: Options { identity, credential_recheck: RECHECK, ..Options::default() },

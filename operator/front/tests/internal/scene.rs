@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use croft_front::app::{Parts, assemble, internal_routes, public_routes};
 use croft_front::core::{Core, Options};
+use croft_front::counters::memory::Memory;
 use croft_front::events::log::{Append, Appended, Authority as Right, NewEvent};
 use croft_front::events::relay::memory::MemoryRelay;
 use croft_front::session::store::NewSession;
@@ -118,6 +119,7 @@ impl Scene {
             replica: replica.into(),
             stores: self.stores.clone(),
             relay: self.relay.clone(),
+            counters: Arc::new(Memory::default()),
             tenants: self.tenants.clone(),
             tls: Some(tls.clone()),
             options: Options::default(),

@@ -10,6 +10,7 @@ mod groups;
 mod idempotency;
 mod migrations;
 mod outage;
+mod reprice;
 mod row_security;
 mod tampering;
 mod turn_cost;

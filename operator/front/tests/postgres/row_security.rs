@@ -12,7 +12,7 @@ use crate::contract::fixtures::{append, appended, attempt, key, new_session, sai
 use crate::database::{Database, FRONT_ROLE, execute};
 
 /// Every table with rows of tenants, in an order in which they may be filled.
-const TABLES: [&str; 11] = [
+const TABLES: [&str; 13] = [
     "tenants",
     "api_keys",
     "sessions",
@@ -23,6 +23,8 @@ const TABLES: [&str; 11] = [
     "idempotency_keys",
     "llm_usage_events",
     "budgets",
+    "usage_counters",
+    "budget_alerts",
     "audit_log",
 ];
 
@@ -39,7 +41,8 @@ async fn full(stores: &Stores, database: &Database, tenant: TenantId, prefix: &s
     stores.audit.append(vec![action(tenant, "sessions/1")]).await.unwrap();
     let rest = format!(
         "insert into api_keys values ('{prefix}', '{tenant}', sha256('x'));
-        insert into budgets values ('{tenant}', 'tenant', '', 1)"
+        insert into budgets values ('{tenant}', 'tenant', '', 1);
+        insert into budget_alerts values ('{tenant}', 'tenant', '', 'life', 'tokens', 1, 50, 1, gen_random_uuid())"
     );
     execute(&mut database.admin().await, &rest).await.unwrap();
 }

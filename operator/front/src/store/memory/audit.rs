@@ -21,9 +21,9 @@ impl AuditStore for Memory {
                 number: records.len() as u64 + 1,
                 create_time: Some(now),
                 actor,
-                action: action.to_owned(),
+                action: action.into_owned(),
                 resource,
-                outcome: outcome.to_owned(),
+                outcome: outcome.into_owned(),
                 hash: String::new(),
             };
             let previous = match records.last() {

@@ -22,9 +22,9 @@ impl AuditStore for Postgres {
         sqlx::query("select croft_append_audit($1, $2, $3, $4, $5)")
             .bind(actions.iter().map(|action| action.tenant.0).collect::<Vec<_>>())
             .bind(actions.iter().map(|action| action.actor.as_str()).collect::<Vec<_>>())
-            .bind(actions.iter().map(|action| action.action).collect::<Vec<_>>())
+            .bind(actions.iter().map(|action| &*action.action).collect::<Vec<_>>())
             .bind(actions.iter().map(|action| action.resource.as_str()).collect::<Vec<_>>())
-            .bind(actions.iter().map(|action| action.outcome).collect::<Vec<_>>())
+            .bind(actions.iter().map(|action| &*action.outcome).collect::<Vec<_>>())
             .execute(&mut *tx)
             .await
             .map_err(failed)?;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use croft_proto::v1::{Model, ModelCapabilities, ModelPrice};
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row};
+use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::time::Time;
 use super::{Postgres, failed};
@@ -78,9 +78,30 @@ fn price(row: &PgRow) -> Result<ModelPrice, sqlx::Error> {
 
 /// Adds the models and prices that are not there, and changes none.
 pub(crate) async fn add(connection: &mut PgConnection, models: &[Model]) -> Result<(), sqlx::Error> {
+    write(connection, models, "on conflict do nothing", "on conflict do nothing").await
+}
+
+/// Adds models and prices, in the place of those that are there.
+pub(crate) async fn apply(connection: &mut PgConnection, models: &[Model]) -> Result<(), sqlx::Error> {
+    let on_model = "on conflict (model_id) do update set provider = excluded.provider, aliases = excluded.aliases,
+        tools = excluded.tools, images = excluded.images, thinking = excluded.thinking,
+        context_tokens_max = excluded.context_tokens_max, output_tokens_max = excluded.output_tokens_max";
+    let on_price =
+        "on conflict (model_id, effective_from, above_input_tokens) do update set input_usd = excluded.input_usd,
+        cache_read_usd = excluded.cache_read_usd, cache_write_5m_usd = excluded.cache_write_5m_usd,
+        cache_write_1h_usd = excluded.cache_write_1h_usd, output_usd = excluded.output_usd, source = excluded.source";
+    write(connection, models, on_model, on_price).await
+}
+
+async fn write(
+    connection: &mut PgConnection,
+    models: &[Model],
+    on_model: &str,
+    on_price: &str,
+) -> Result<(), sqlx::Error> {
     for model in models {
         let can = model.capabilities.unwrap_or_default();
-        sqlx::query("insert into models values ($1, $2, $3, $4, $5, $6, $7, $8) on conflict do nothing")
+        sqlx::query(AssertSqlSafe(format!("insert into models values ($1, $2, $3, $4, $5, $6, $7, $8) {on_model}")))
             .bind(&model.model_id)
             .bind(&model.provider)
             .bind(&model.aliases)
@@ -93,11 +114,11 @@ pub(crate) async fn add(connection: &mut PgConnection, models: &[Model]) -> Resu
             .await?;
         for price in &model.prices {
             let usd = |text: &String| (!text.is_empty()).then(|| text.clone());
-            sqlx::query(
+            sqlx::query(AssertSqlSafe(format!(
                 "insert into prices values ($1, $2, $3, $4::text::numeric, $5::text::numeric, $6::text::numeric,
                     $7::text::numeric, $8::text::numeric, $9)
-                on conflict do nothing",
-            )
+                {on_price}"
+            )))
             .bind(&model.model_id)
             .bind(Time(price.effective_from.unwrap_or_default()))
             .bind(price.above_input_tokens)

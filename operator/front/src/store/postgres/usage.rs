@@ -31,6 +31,20 @@ const METER: &str = "
         ) as new
         on conflict (tenant_id, attempt_id) do nothing
         returning *
+    ), counted as (
+        insert into usage_counters as c (tenant_id, scope, subject, period, slot, changes, nano_usd, tokens)
+        select $1, s.scope, s.subject, p.period, pg_backend_pid() % 16, count(*),
+            coalesce(sum(m.cost_nano_usd), 0)::bigint,
+            sum(m.input_uncached_tokens + m.cache_read_tokens + m.cache_write_5m_tokens + m.cache_write_1h_tokens
+                + m.output_tokens)::bigint
+        from metered m
+        cross join lateral (values ('tenant', ''), ('agent', m.agent)) as s (scope, subject)
+        cross join lateral unnest(croft_periods(m.create_time)) as p (period)
+        group by s.scope, s.subject, p.period
+        -- In one order, so that two transactions don't wait for each other.
+        order by s.scope, s.subject, p.period
+        on conflict (tenant_id, scope, subject, period, slot) do update set changes = c.changes + excluded.changes,
+            nano_usd = c.nano_usd + excluded.nano_usd, tokens = c.tokens + excluded.tokens
     ), total as (
         select session_id, count(*) as attempts, count(*) filter (where cost_nano_usd is null) as unpriced_attempts,
             coalesce(sum(input_uncached_tokens), 0)::bigint as input_uncached_tokens,
@@ -192,6 +206,7 @@ fn expression(dimension: UsageDimension) -> Result<&'static str, Error> {
         UsageDimension::Model => r#"model collate "C""#,
         UsageDimension::Provider => r#"provider collate "C""#,
         UsageDimension::Session => r#"session_id::text collate "C""#,
+        UsageDimension::Mode => r#"mode collate "C""#,
         UsageDimension::Day => r#"to_char(create_time at time zone 'utc', 'YYYY-MM-DD') collate "C""#,
     })
 }

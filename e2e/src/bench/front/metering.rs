@@ -1,0 +1,214 @@
+//! What metering costs: limits and budgets at the counters, rows of usage and audit, and the proof of the audit log.
+
+use std::time::{Duration, SystemTime};
+
+use anyhow::ensure;
+use croft_front::audit::Action;
+use croft_front::counters::redis::RedisCounters;
+use croft_front::counters::{Ask, Bound, Counters, Ledger, Settlement, Verdict, Window};
+use croft_front::events::log::{Append, Authority, NewEvent};
+use croft_front::store::Stores;
+use croft_front::store::postgres::Postgres;
+use croft_proto::Timestamp;
+use croft_proto::id::{SessionId, TenantId};
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{ModelAttempt, TokenUsage};
+use croft_serve::Tasks;
+use futures::future::try_join_all;
+use tokio::time::Instant;
+
+use super::log::session;
+use super::stage::Stage;
+use crate::bench::load;
+use crate::bench::pace::Pace;
+use crate::bench::row::Row;
+use crate::bench::samples::Samples;
+
+const MINUTE: Duration = Duration::from_mins(1);
+/// As the front's own pool.
+const CONNECTIONS: u32 = 16;
+/// What an audit writer stores at a time.
+const BATCH: usize = 500;
+const CALLS_PER_SECOND: u32 = 10_000;
+
+/// Leave for model calls of a hundred tenants: two windows and three budgets each, in one call of Redis. With `settled`, each is
+/// settled as soon as it was granted, which is another call.
+pub(super) async fn leave(stage: &Stage, seconds: u32, settled: bool) -> anyhow::Result<Row> {
+    let counters = RedisCounters::connect(&stage.place.redis_url, Duration::from_secs(5))?;
+    let tenants: Vec<_> = (0..100).map(|_| TenantId::generate()).collect();
+    for tenant in &tenants {
+        ensure!(
+            leave_of(&counters, *tenant, u32::MAX, true, false).await?,
+            "a tenant that has spent nothing gets leave"
+        );
+    }
+    let before = load::of(std::process::id())?.cpu;
+    let calls = Pace { per_second: CALLS_PER_SECOND, count: CALLS_PER_SECOND * seconds }
+        .run(async |number| {
+            let tenant = tenants[number as usize % tenants.len()];
+            // From the moment at which it is made: the timer that makes it has a grain of a millisecond.
+            let begun = Instant::now();
+            let leave = leave_of(&counters, tenant, number, false, settled).await;
+            (begun.elapsed(), leave)
+        })
+        .await;
+    let used = load::of(std::process::id())?.cpu.saturating_sub(before).as_secs_f64();
+    let mut times = Vec::with_capacity(calls.len());
+    for (_, (taken, leave)) in calls {
+        ensure!(leave?, "no leave");
+        times.push(taken);
+    }
+    let what = if settled { "and its settlement, two calls" } else { "one call" };
+    let row = Row::times(
+        format!("leave for a model call at {CALLS_PER_SECOND}/s: 2 windows, 3 budgets, {what} of Redis"),
+        times.into_iter().collect::<Samples>(),
+    );
+    let row = if settled { row } else { row.p99_within(Duration::from_millis(1)) };
+    Ok(row.besides(format!("CPU seconds of {seconds}: the harness {used:.1}")))
+}
+
+async fn leave_of(
+    counters: &RedisCounters,
+    tenant: TenantId,
+    number: u32,
+    with_ledger: bool,
+    settled: bool,
+) -> anyhow::Result<bool> {
+    let window = |name: &str, amount, settles| Window {
+        name: name.to_owned(),
+        limit: 1_000_000_000_000,
+        span: MINUTE,
+        amount,
+        settles,
+    };
+    let bound = |key: &str| Bound {
+        key: key.to_owned(),
+        nano_usd: Some(1_000_000_000_000_000),
+        tokens: Some(1_000_000_000_000_000),
+        keep: MINUTE,
+        ledger: with_ledger.then_some(Ledger { version: 1, nano_usd: 1, tokens: 1 }),
+    };
+    let ask = Ask {
+        tenant,
+        id: format!("{number}-{tenant}"),
+        ttl: MINUTE,
+        nano_usd: 5_000_000,
+        tokens: 2_000,
+        windows: vec![window("tokens", 2_000, true), window("requests:scripted", 1, false)],
+        bounds: vec![bound("tenant::2026-11"), bound("agent:bench:2026-11-25"), bound("session:0:life")],
+    };
+    let granted = matches!(counters.admit(&ask).await?.verdict, Verdict::Granted(_));
+    if settled {
+        counters.settle(&Settlement { tenant, id: ask.id, tokens: Some(1_500), bounds: ask.bounds }).await?;
+    }
+    Ok(granted)
+}
+
+/// Rows of usage, each with its event, and of audit, written side by side as fast as they can be.
+pub(super) async fn rows(stage: &Stage, sessions: usize, seconds: u32) -> anyhow::Result<Row> {
+    let postgres = Postgres::connect(&stage.place.postgres_front_url, CONNECTIONS).await?;
+    let tasks = Tasks::new();
+    let stores = Stores::postgres(&postgres, &tasks);
+    let tenants: Vec<_> = stage.tenants.iter().map(|tenant| tenant.id).collect();
+    let mut ids = Vec::with_capacity(sessions);
+    for number in 0..sessions {
+        let tenant = tenants[number % tenants.len()];
+        ids.push((tenant, session(&stores, tenant).await?));
+    }
+    let (before, begun) = (load::of(std::process::id())?.cpu, Instant::now());
+    let until = begun + Duration::from_secs(seconds.into());
+    let usage = ids.into_iter().map(|(tenant, id)| {
+        let stores = stores.clone();
+        tasks.spawn("usage-writer", async move {
+            let mut rows = 0_u32;
+            while Instant::now() < until {
+                stores.events.append(attempts(tenant, id, 16)).await?;
+                rows += 16;
+            }
+            anyhow::Ok(rows)
+        })
+    });
+    let audit = (0..2).map(|_| {
+        let (stores, tenants) = (stores.clone(), tenants.clone());
+        tasks.spawn("audit-writer", async move {
+            let mut rows = 0_u32;
+            while Instant::now() < until {
+                stores.audit.append((0..BATCH).map(|number| action(tenants[number % tenants.len()])).collect()).await?;
+                rows += u32::try_from(BATCH)?;
+            }
+            anyhow::Ok(rows)
+        })
+    });
+    let (usage, audit): (Vec<_>, Vec<_>) = (usage.collect(), audit.collect());
+    let usage: u32 = try_join_all(usage).await?.into_iter().sum::<anyhow::Result<u32>>()?;
+    let audit: u32 = try_join_all(audit).await?.into_iter().sum::<anyhow::Result<u32>>()?;
+    let took = begun.elapsed().as_secs_f64();
+    let used = load::of(std::process::id())?.cpu.saturating_sub(before).as_secs_f64();
+    ensure!(tasks.shutdown(Duration::from_secs(5)).await == 0, "the log does not come to rest");
+    let rate = (f64::from(usage) + f64::from(audit)) / took;
+    Ok(Row::value(
+        format!("rows of usage (with their events) and of audit, {sessions} sessions × 16 at a time, audit × {BATCH}"),
+        format!("{rate:.0}/s"),
+    )
+    .reach("≥ 50,000/s", rate >= 50_000.0)
+    .besides(format!("usage {:.0}/s, audit {:.0}/s", f64::from(usage) / took, f64::from(audit) / took))
+    .besides(format!("CPU seconds of {seconds}: the harness {used:.1}")))
+}
+
+/// The proof of a tenant's audit log.
+pub(super) async fn verified(stage: &Stage, records: usize) -> anyhow::Result<Row> {
+    let postgres = Postgres::connect(&stage.place.postgres_front_url, CONNECTIONS).await?;
+    let tasks = Tasks::new();
+    let stores = Stores::postgres(&postgres, &tasks);
+    let tenant = TenantId::generate();
+    stores.tenants.upsert(tenant, "verified").await?;
+    for _ in 0..records / BATCH {
+        stores.audit.append((0..BATCH).map(|_| action(tenant)).collect()).await?;
+    }
+    let begun = Instant::now();
+    let verdict = stores.audit.verify(tenant).await?;
+    let took = begun.elapsed().as_secs_f64();
+    ensure!(verdict.intact && verdict.records_verified == u64::try_from(records)?, "the log is broken: {verdict:?}");
+    ensure!(tasks.shutdown(Duration::from_secs(5)).await == 0, "tasks do not end");
+    let rate = f64::from(u32::try_from(records)?) / took;
+    Ok(Row::value(format!("audit log verified, {records} records"), format!("{rate:.0}/s"))
+        .reach("≥ 200,000/s", rate >= 200_000.0))
+}
+
+fn attempts(tenant: TenantId, session: SessionId, count: usize) -> Append {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let create_time = Timestamp { seconds: i64::try_from(since.as_secs()).unwrap_or_default(), nanos: 0 };
+    let attempt = || {
+        let usage = TokenUsage { input_uncached_tokens: 1_000, output_tokens: 200, ..TokenUsage::default() };
+        let kind = Kind::ModelAttempt(ModelAttempt {
+            attempt_id: SessionId::generate().to_string(),
+            provider: "scripted".to_owned(),
+            model: "scripted-1".to_owned(),
+            usage: Some(usage),
+            cost_nano_usd: Some(2_000_000),
+            latency_ms: 900,
+            finish_reason: "end_turn".to_owned(),
+            ..ModelAttempt::default()
+        });
+        NewEvent { kind, turn: None, elapsed_ms: 0, create_time }
+    };
+    Append {
+        tenant,
+        session,
+        authority: Authority::Caller,
+        events: (0..count).map(|_| attempt()).collect(),
+        checkpoint: None,
+        idempotency_key: None,
+        input_seq: None,
+    }
+}
+
+fn action(tenant: TenantId) -> Action {
+    Action {
+        tenant,
+        actor: "api-key/ck_1a2b3c4d".to_owned(),
+        action: "session.send_message".into(),
+        resource: "sessions/0198a5c0-0000-7000-8000-000000000000".to_owned(),
+        outcome: "ok".into(),
+    }
+}

@@ -1,0 +1,186 @@
+//! Budgets over the whole path: a call is refused, clipped or cut at them, and goes on when they are raised.
+
+use croft_e2e::client::{Client, message, scripted_agent};
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{
+    AgentLimits, Budget, BudgetAction, BudgetPeriod, BudgetScope, DeleteBudgetRequest, ListBudgetsRequest,
+    SessionEvent, SetBudgetRequest, StopReason, TenantLimits,
+};
+use tonic::Code;
+
+use crate::world::{World, read_all, stop_reason};
+
+fn reached(events: &[SessionEvent]) -> Vec<(String, String)> {
+    let of = |event: &SessionEvent| match &event.kind {
+        Some(Kind::BudgetReached(reached)) => Some((reached.scope.clone(), reached.message.clone())),
+        _ => None,
+    };
+    events.iter().filter_map(of).collect()
+}
+
+async fn say(client: &mut Client, session_id: &str, text: &str) -> Vec<SessionEvent> {
+    read_all(client.lifecycle.send_message(message(session_id, text)).await.unwrap().into_inner()).await
+}
+
+fn budget(scope: BudgetScope, subject: &str, limit_tokens: i64) -> SetBudgetRequest {
+    SetBudgetRequest {
+        budget: Some(Budget {
+            scope: scope.into(),
+            subject: subject.into(),
+            period: BudgetPeriod::Life.into(),
+            limit_tokens: Some(limit_tokens),
+            action: BudgetAction::Block.into(),
+            ..Budget::default()
+        }),
+    }
+}
+
+#[tokio::test]
+async fn a_budget_that_is_used_up_refuses_and_one_that_is_raised_lets_it_go_on() {
+    let world = World::start().await;
+    let mut client = world.client();
+    let session = client.create(scripted_agent("spender")).await.unwrap();
+    let events = say(&mut client, &session.session_id, "hello").await;
+    assert_eq!(stop_reason(&events), Some(StopReason::EndTurn));
+
+    client.budgets.set_budget(budget(BudgetScope::Agent, "spender", 1)).await.unwrap();
+    let events = say(&mut client, &session.session_id, "and again").await;
+    assert_eq!(stop_reason(&events), Some(StopReason::Budget), "{events:?}");
+    assert_eq!(reached(&events), [("agent".into(), "the budget of agent spender is used up".into())]);
+    let other = client.create(scripted_agent("thrifty")).await.unwrap();
+    let events = say(&mut client, &other.session_id, "hello").await;
+    assert_eq!(stop_reason(&events), Some(StopReason::EndTurn), "another agent has its own");
+
+    client.budgets.set_budget(budget(BudgetScope::Agent, "spender", 1_000_000)).await.unwrap();
+    let events = say(&mut client, &session.session_id, "once more").await;
+    assert_eq!(stop_reason(&events), Some(StopReason::EndTurn), "{events:?}");
+    let budgets = client.budgets.list_budgets(ListBudgetsRequest {}).await.unwrap().into_inner().budgets;
+    assert_eq!(budgets.len(), 1);
+    let spent = world.stored(&session.session_id).await.usage.tokens.unwrap();
+    assert_eq!(budgets[0].spent_tokens, spent.input_uncached_tokens + spent.output_tokens);
+    assert!(budgets[0].spent_nano_usd > 0);
+    let delete = DeleteBudgetRequest {
+        scope: BudgetScope::Agent.into(),
+        subject: "spender".into(),
+        period: BudgetPeriod::Life.into(),
+    };
+    assert!(client.budgets.delete_budget(delete.clone()).await.unwrap().into_inner().found);
+    assert!(!client.budgets.delete_budget(delete).await.unwrap().into_inner().found);
+}
+
+#[tokio::test]
+async fn the_platforms_and_the_agents_budgets_hold_too() {
+    let limits = TenantLimits { monthly_budget_tokens: 100_000, ..TenantLimits::default() };
+    let world = World::with_limits(limits).await;
+    let mut client = world.client();
+    let mut agent = scripted_agent("poor");
+    agent.limits = Some(AgentLimits { budget_tokens: 5, ..AgentLimits::default() });
+    let session = client.create(agent).await.unwrap();
+    let events = say(&mut client, &session.session_id, "a text of more than five tokens, surely so").await;
+    assert_eq!(stop_reason(&events), Some(StopReason::Budget));
+    assert_eq!(reached(&events), [("session".into(), "the session's budget is used up".into())]);
+    assert_eq!(world.stored(&session.session_id).await.usage.attempts, 0, "the model was never called");
+
+    let rich = client.create(scripted_agent("rich")).await.unwrap();
+    assert_eq!(stop_reason(&say(&mut client, &rich.session_id, "hello").await), Some(StopReason::EndTurn));
+    world.reroute(|route| route.limits.as_mut().unwrap().monthly_budget_tokens = 1);
+    let events = say(&mut client, &rich.session_id, "hello").await;
+    assert_eq!(reached(&events), [("tenant".into(), "the tenant's budget for the month is used up".into())]);
+    let budgets = client.budgets.list_budgets(ListBudgetsRequest {}).await.unwrap().into_inner().budgets;
+    assert!(budgets[0].by_platform && budgets[0].spent_tokens > 0, "{budgets:?}");
+}
+
+#[tokio::test]
+async fn a_running_answer_is_cut_when_its_budget_is_lowered_below_it() {
+    let world = World::start().await;
+    let mut client = world.client();
+    let session = client.create(scripted_agent("talker")).await.unwrap();
+    client.budgets.set_budget(budget(BudgetScope::Session, &session.session_id, 1_000_000)).await.unwrap();
+    let steps: Vec<String> = (0..400).map(|_| r#"{"text":"word after word "},{"delay_ms":50}"#.to_owned()).collect();
+    let script = format!(r#"{{"script": [{}]}}"#, steps.join(","));
+    let mut running = client.lifecycle.send_message(message(&session.session_id, &script)).await.unwrap().into_inner();
+    let mut seen = Vec::new();
+    let mut shown = 0;
+    while let Some(response) = running.message().await.unwrap() {
+        let event = response.event.unwrap();
+        if matches!(event.kind, Some(Kind::TextDelta(_))) {
+            shown += 1;
+            if shown == 3 {
+                client.budgets.set_budget(budget(BudgetScope::Session, &session.session_id, 2)).await.unwrap();
+            }
+        }
+        seen.push(event);
+    }
+    assert_eq!(stop_reason(&seen), Some(StopReason::Budget), "{:?}", seen.last());
+    assert_eq!(reached(&seen), [("session".into(), "the session's budget is used up".into())]);
+    assert!(shown < 200, "{shown} pieces were shown");
+    // What was said until then is kept and paid for.
+    let usage = world.stored(&session.session_id).await.usage;
+    assert_eq!(usage.attempts, 1);
+    assert!(usage.cost_nano_usd > 0);
+    assert!(seen.iter().any(|event| matches!(event.kind, Some(Kind::AgentMessage(_)))));
+}
+
+#[tokio::test]
+async fn thresholds_are_events_and_each_comes_once() {
+    let world = World::start().await;
+    let mut client = world.client();
+    let session = client.create(scripted_agent("watched")).await.unwrap();
+    let mut set = budget(BudgetScope::Session, &session.session_id, 40);
+    set.budget.as_mut().unwrap().action = BudgetAction::Warn.into();
+    client.budgets.set_budget(set).await.unwrap();
+    for _ in 0..4 {
+        let events = say(&mut client, &session.session_id, "a few words that are a few tokens").await;
+        assert_eq!(stop_reason(&events), Some(StopReason::EndTurn));
+    }
+    let events = world.core.stores.events.read(world.tenant(), session.session_id.parse().unwrap(), 0, 1_000);
+    let alerts: Vec<_> = events
+        .await
+        .unwrap()
+        .into_iter()
+        .filter_map(|event| match event.kind {
+            Some(Kind::BudgetAlert(alert)) => Some(alert.percent),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(alerts, [50, 80, 90, 100]);
+}
+
+#[tokio::test]
+async fn a_model_without_a_price_is_not_called_on_a_budget_of_money() {
+    let world = World::start().await;
+    let mut client = world.client();
+    let mut model = (*world.core.models.get("scripted-1").unwrap()).clone();
+    model.prices.clear();
+    world.core.models.replace(vec![model]);
+    let session = client.create(scripted_agent("unpriced")).await.unwrap();
+    assert_eq!(stop_reason(&say(&mut client, &session.session_id, "hello").await), Some(StopReason::EndTurn));
+    let usage = world.stored(&session.session_id).await.usage;
+    assert_eq!((usage.unpriced_attempts, usage.cost_nano_usd), (1, 0));
+
+    let mut set = budget(BudgetScope::Tenant, "", 1_000_000);
+    set.budget.as_mut().unwrap().limit_nano_usd = Some(1_000_000_000_000);
+    client.budgets.set_budget(set).await.unwrap();
+    let events = say(&mut client, &session.session_id, "hello").await;
+    assert_eq!(stop_reason(&events), Some(StopReason::Budget));
+    assert!(reached(&events)[0].1.contains("price of model scripted-1 is not known"), "{events:?}");
+}
+
+#[tokio::test]
+async fn nonsense_is_no_budget() {
+    let world = World::start().await;
+    let mut client = world.client();
+    for (field, request) in [
+        ("budget.limit_tokens", budget(BudgetScope::Tenant, "", -1)),
+        ("budget.limit_tokens", budget(BudgetScope::Tenant, "", i64::MAX)),
+        ("budget.subject", budget(BudgetScope::Tenant, "somebody", 1)),
+        ("budget.subject", budget(BudgetScope::Session, "nonsense", 1)),
+        ("budget.subject", budget(BudgetScope::Agent, "", 1)),
+        ("scope", budget(BudgetScope::Unspecified, "", 1)),
+        ("budget", SetBudgetRequest::default()),
+    ] {
+        let refused = client.budgets.set_budget(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        assert!(refused.message().starts_with(field), "{field}: {}", refused.message());
+    }
+}

@@ -1,0 +1,52 @@
+//! A tenant's rates hold at the clients' port, over the whole path.
+
+use croft_e2e::client::{message, scripted_agent};
+use croft_front::core::Options;
+use croft_front::limits::SPAN;
+use croft_front::limits::rates::{ProviderRates, Rates};
+use croft_proto::v1::{ListModelsRequest, TenantLimits};
+use tonic::Code;
+use tonic_types::StatusExt;
+
+use crate::world::{Ground, World, read_all};
+
+#[tokio::test]
+async fn calls_beyond_the_tenants_rate_are_refused_with_when_to_come_back() {
+    let limits = TenantLimits { requests_per_minute: 4, ..TenantLimits::default() };
+    let world = World::with_limits(limits).await;
+    let mut client = world.client();
+    let session = client.create(scripted_agent("calls")).await.unwrap();
+    let sent = client.lifecycle.send_message(message(&session.session_id, "hello")).await.unwrap();
+    read_all(sent.into_inner()).await;
+    for _ in 0..2 {
+        client.models.list_models(ListModelsRequest::default()).await.unwrap();
+    }
+    let refused = client.lifecycle.send_message(message(&session.session_id, "again")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+    let details = refused.get_error_details();
+    assert_eq!(details.error_info().unwrap().reason, "RATE_LIMITED");
+    let delay = details.retry_info().unwrap().retry_delay.unwrap();
+    assert!(!delay.is_zero() && delay <= SPAN, "{delay:?}");
+    assert_eq!(details.quota_failure().unwrap().violations[0].subject, "requests");
+    // The refused message was not stored, another tenant goes on, and a second replica counts along.
+    assert_eq!(world.stored(&session.session_id).await.usage.attempts, 1);
+    world.stranger().models.list_models(ListModelsRequest::default()).await.unwrap();
+    let mut elsewhere = world.client_of_another_front().await;
+    let refused = elsewhere.models.list_models(ListModelsRequest::default()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+}
+
+#[tokio::test]
+async fn sessions_beyond_a_rate_are_refused_before_a_worker_hears_of_them() {
+    let options = Options {
+        rates: Rates { sessions: 2, ..Rates::default() },
+        provider_rates: ProviderRates::parse("scripted: { standard: { sessionsPerMinute: 1 } }").unwrap(),
+        ..Options::default()
+    };
+    let world = World::on(Ground { options, ..Ground::default() }).await;
+    let mut client = world.client();
+    client.create(scripted_agent("first")).await.unwrap();
+    let refused = client.create(scripted_agent("second")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "the tier's rate at its provider: {refused:?}");
+    assert_eq!(refused.get_error_details().quota_failure().unwrap().violations[0].subject, "sessions");
+}

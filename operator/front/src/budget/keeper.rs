@@ -1,0 +1,481 @@
+//! Keeps budgets: gives leave for model calls against them and against the tenant's rates, settles what the calls came to, and tells
+//! of thresholds.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use croft_proto::id::TenantId;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{BudgetAction, BudgetReached, Model, ModelAttempt};
+use croft_serve::Tasks;
+use moka::future::Cache;
+use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::alert::{Alert, reached};
+use super::reservation::{OUTPUT_TOKENS_MIN, Reservation, output_that_fits, tokens_of};
+use super::{Budget, BudgetStore, Budgets, of_agent, of_tenant};
+use crate::counters::{Amount, Ask, Bound, Counters, Settlement, Standing, Verdict, Window};
+use crate::error::Error;
+use crate::events::fanout::Hub;
+use crate::events::log::{Append, Appended, Authority, EventLog, IdempotencyKey, NewEvent};
+use crate::limits::Limiter;
+use crate::models::registry::{self, Quote};
+use crate::session::{Session, snapshot};
+use crate::tenants::Tenants;
+use crate::turn::now;
+
+/// How long a reservation outlives the last word of its holder, as a rule: see [`Keeper::hold`].
+pub const RESERVATION_TTL: Duration = Duration::from_secs(30);
+/// How long a call may wait for its rate before it is refused. Workers wait for thirty seconds.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// A call of which a used-up budget says that it be slowed down comes one in so long.
+const THROTTLED_TO: Duration = Duration::from_secs(5);
+/// How old what is known of a tenant's budgets may be. One that is set here is known here at once.
+const BUDGETS_FRESH: Duration = Duration::from_secs(3);
+/// Tenants whose budgets are remembered, and standings and alerts. At the bound the least used are forgotten, and read again.
+const REMEMBERED_MAX: u64 = 50_000;
+/// Rounds of asking the counters: for the ledger's word, and for less output. At the bound there is no leave.
+const ROUNDS_MAX: usize = 8;
+/// Between two looks for alerts that nobody was told of, and how old those are at least.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+const UNTOLD_FOR: Duration = Duration::from_secs(10);
+const UNTOLD_MAX: u32 = 100;
+
+/// What a call wants to use.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    pub session: Session,
+    pub model: Arc<Model>,
+    pub input_tokens: i64,
+    pub output_tokens_max: i64,
+}
+
+/// The answer to a [`Wish`].
+#[derive(Debug)]
+pub enum Leave {
+    Granted(Box<Reservation>),
+    /// A rate is used up, and for too long to wait.
+    Limited(Error),
+    /// A budget is used up, or may be: why, for the session's people.
+    Reached(BudgetReached),
+}
+
+/// See the module; cheap to clone.
+#[derive(Clone)]
+pub struct Keeper {
+    pub(super) store: Arc<dyn BudgetStore>,
+    events: Arc<dyn EventLog>,
+    counters: Arc<dyn Counters>,
+    limiter: Limiter,
+    tenants: Tenants,
+    models: registry::Registry,
+    hub: Hub,
+    reservation_ttl: Duration,
+    set: Cache<TenantId, Arc<Vec<Budget>>>,
+    standings: Cache<(TenantId, String), Standing>,
+    alerted: Cache<(TenantId, String), ()>,
+    metrics: Metrics,
+}
+
+/// What a [`Keeper`] is made from.
+pub struct Parts {
+    pub store: Arc<dyn BudgetStore>,
+    pub events: Arc<dyn EventLog>,
+    pub counters: Arc<dyn Counters>,
+    pub limiter: Limiter,
+    pub tenants: Tenants,
+    pub models: registry::Registry,
+    pub hub: Hub,
+    pub reservation_ttl: Duration,
+}
+
+/// Instruments of budgets.
+#[derive(Clone)]
+struct Metrics {
+    /// By scope.
+    refusals: IntCounterVec,
+    cuts: IntCounter,
+    /// By percent.
+    alerts: IntCounterVec,
+    waits: IntCounter,
+}
+
+impl Metrics {
+    fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let refusals = Opts::new("croft_budget_refusals_total", "Model calls that a budget had no room for");
+        let refusals = IntCounterVec::new(refusals, &["scope"])?;
+        registry.register(Box::new(refusals.clone()))?;
+        let cuts = IntCounter::new("croft_budget_cuts_total", "Running model calls that were cut at a budget")?;
+        registry.register(Box::new(cuts.clone()))?;
+        let alerts = Opts::new("croft_budget_alerts_total", "Thresholds of budgets that were told of");
+        let alerts = IntCounterVec::new(alerts, &["percent"])?;
+        registry.register(Box::new(alerts.clone()))?;
+        let waits = IntCounter::new("croft_grant_waits_total", "Model calls that waited for a rate")?;
+        registry.register(Box::new(waits.clone()))?;
+        Ok(Self { refusals, cuts, alerts, waits })
+    }
+}
+
+impl Keeper {
+    /// Starts the look for alerts that nobody was told of, too. Fails if an instrument is registered already.
+    pub fn start(parts: Parts, tasks: &Tasks, registry: &Registry) -> Result<Self, prometheus::Error> {
+        let Parts { store, events, counters, limiter, tenants, models, hub, reservation_ttl } = parts;
+        let keeper = Self {
+            store,
+            events,
+            counters,
+            limiter,
+            tenants,
+            models,
+            hub,
+            reservation_ttl,
+            set: Cache::builder().max_capacity(REMEMBERED_MAX).time_to_live(BUDGETS_FRESH).build(),
+            standings: Cache::new(REMEMBERED_MAX),
+            alerted: Cache::new(REMEMBERED_MAX),
+            metrics: Metrics::register(registry)?,
+        };
+        drop(tasks.spawn("budget-alerts", keeper.clone().tell_what_is_untold(tasks.clone())));
+        Ok(keeper)
+    }
+
+    /// All budgets that were set for a tenant. Callers at the same time share one look.
+    async fn set_for(&self, tenant: TenantId) -> Result<Arc<Vec<Budget>>, Error> {
+        let read = async { self.store.list(tenant).await.map(Arc::new) };
+        let budgets = self.set.try_get_with(tenant, read).await;
+        budgets.map_err(|error| Error::unavailable("the tenant's budgets", anyhow::anyhow!("{error}")))
+    }
+
+    /// A budget has been changed here.
+    pub async fn forget(&self, tenant: TenantId) {
+        self.set.invalidate(&tenant).await;
+    }
+
+    /// Those that hold for a session now.
+    async fn budgets(&self, session: &Session) -> Result<Budgets, Error> {
+        let own = self.tenants.get(session.tenant).and_then(|tenant| of_tenant(&tenant.limits));
+        let set = self.set_for(session.tenant).await?;
+        Ok(Budgets::of(session, own.into_iter().chain(of_agent(session)).chain(set.iter().cloned()), &now()))
+    }
+
+    /// Asks for a call's leave, and waits for it for a while where a rate or a slowed-down budget asks it to.
+    pub async fn leave(&self, wish: Wish) -> Result<Leave, Error> {
+        let budgets = self.budgets(&wish.session).await?;
+        let quote = self.models.quote(&wish.model, wish.input_tokens, now().seconds);
+        if let Some(reached) = self.unpriced(&wish, quote, &budgets) {
+            return Ok(Leave::Reached(reached));
+        }
+        let give_up_at = Instant::now() + PATIENCE;
+        let mut output = wish.output_tokens_max.max(1);
+        let mut clipped_by = None;
+        let mut unread = BTreeSet::new();
+        let id = Uuid::now_v7().to_string();
+        let mut rounds = 0;
+        loop {
+            let tenant = wish.session.tenant;
+            let tokens = wish.input_tokens.saturating_add(output);
+            let limits = self.limiter.of_model_call(tenant, &wish.model.provider, tokens);
+            let throttles = self.throttles(tenant, &budgets).await;
+            let windows: Vec<_> = limits.windows.iter().cloned().chain(throttles).collect();
+            let mut bounds = budgets.bounds();
+            self.read(tenant, &budgets, &mut bounds, &unread).await?;
+            let nano_usd = quote.map_or(0, |quote| quote.nano_usd(wish.input_tokens, output));
+            let ask = Ask { tenant, id: id.clone(), ttl: self.reservation_ttl, nano_usd, tokens, windows, bounds };
+            if ask.windows.is_empty() && ask.bounds.is_empty() {
+                return Ok(granted(ask, budgets, quote, &wish, output, None));
+            }
+            rounds += 1;
+            match self.counters.admit(&ask).await?.verdict {
+                Verdict::Granted(standings) => {
+                    self.remember(tenant, &budgets, &standings).await;
+                    return Ok(granted(ask, budgets, quote, &wish, output, clipped_by));
+                }
+                Verdict::Unknown(places) if rounds < ROUNDS_MAX => unread.extend(places),
+                Verdict::Full { window, retry_after } => {
+                    let error = limits.refusal(window, retry_after);
+                    if Instant::now() + retry_after > give_up_at {
+                        self.limiter.refused(&error);
+                        return Ok(Leave::Limited(error));
+                    }
+                    self.metrics.waits.inc();
+                    tokio::time::sleep(retry_after).await;
+                    rounds = 0;
+                }
+                Verdict::Spent { bound, standing } => {
+                    let budget = budgets.hard_of(bound).cloned();
+                    let fits = budgets.bounds().get(bound).map_or(0, |bound| {
+                        let left = |limit: Option<i64>, spent: i64, reserved: i64| {
+                            limit.map_or(i64::MAX, |limit| limit.saturating_sub(spent).saturating_sub(reserved))
+                        };
+                        let Standing { spent, reserved } = standing;
+                        let left = Amount {
+                            nano_usd: left(bound.nano_usd, spent.nano_usd, reserved.nano_usd),
+                            tokens: left(bound.tokens, spent.tokens, reserved.tokens),
+                        };
+                        output_that_fits(left, quote, wish.input_tokens)
+                    });
+                    if fits >= OUTPUT_TOKENS_MIN.min(wish.output_tokens_max) && fits < output && rounds < ROUNDS_MAX {
+                        (output, clipped_by) = (fits, budget);
+                        continue;
+                    }
+                    return Ok(Leave::Reached(self.refused(budget.as_ref())));
+                }
+                Verdict::Unknown(_) => {
+                    return Err(Error::unavailable("the ledger of budgets", anyhow::anyhow!("it changes too often")));
+                }
+            }
+        }
+    }
+
+    /// How much of the tightest budget of money that holds for a session is spent or reserved, in percent; `None` without one. As it
+    /// was told last: it is for choices, not for limits.
+    pub async fn pressure(&self, session: &Session) -> Result<Option<u32>, Error> {
+        let budgets = self.budgets(session).await?;
+        let mut tightest = None;
+        for (budget, place) in budgets.iter() {
+            let Some(limit) = budget.nano_usd else { continue };
+            let key = (session.tenant, budgets.accounts[place].key());
+            let used = if let Some(Standing { spent, reserved }) = self.standings.get(&key).await {
+                spent.nano_usd.saturating_add(reserved.nano_usd)
+            } else {
+                let ledgers = self.store.ledgers(session.tenant, &budgets.accounts[place..=place]).await?;
+                ledgers.first().map_or(0, |ledger| ledger.nano_usd)
+            };
+            let percent = i128::from(used) * 100 / i128::from(limit.max(1));
+            tightest = tightest.max(Some(u32::try_from(percent).unwrap_or(u32::MAX)));
+        }
+        Ok(tightest)
+    }
+
+    /// What must be known of a price that isn't, before money may be spent by it.
+    fn unpriced(&self, wish: &Wish, quote: Option<Quote>, budgets: &Budgets) -> Option<BudgetReached> {
+        let budget = budgets.hard_money()?;
+        let message = if quote.is_none() {
+            format!(
+                "the price of model {} is not known, and {} must not be passed",
+                wish.model.model_id,
+                budget.described()
+            )
+        } else if wish.session.usage.unpriced_attempts > 0 {
+            format!("the session used a model whose price is not known, and {} must not be passed", budget.described())
+        } else {
+            return None;
+        };
+        self.metrics.refusals.with_label_values(&[budget.scope.as_str()]).inc();
+        Some(BudgetReached { scope: budget.scope.as_str().to_owned(), message })
+    }
+
+    fn refused(&self, budget: Option<&Budget>) -> BudgetReached {
+        let scope = budget.map_or("tenant", |budget| budget.scope.as_str());
+        self.metrics.refusals.with_label_values(&[scope]).inc();
+        reached_event(budget)
+    }
+
+    /// Windows of the budgets that are used up and say that calls be slowed down.
+    async fn throttles(&self, tenant: TenantId, budgets: &Budgets) -> Vec<Window> {
+        let mut windows = Vec::new();
+        for (budget, place) in budgets.iter().filter(|(budget, _)| budget.action == BudgetAction::Throttle) {
+            let key = budgets.accounts[place].key();
+            let Some(Standing { spent, .. }) = self.standings.get(&(tenant, key.clone())).await else { continue };
+            let is_used_up = budget.nano_usd.is_some_and(|limit| spent.nano_usd >= limit)
+                || budget.tokens.is_some_and(|limit| spent.tokens >= limit);
+            if is_used_up {
+                windows.push(Window {
+                    name: format!("throttle:{key}"),
+                    limit: 1,
+                    span: THROTTLED_TO,
+                    amount: 1,
+                    settles: false,
+                });
+            }
+        }
+        windows
+    }
+
+    /// Adds the ledger's word to the bounds at these places.
+    async fn read(
+        &self,
+        tenant: TenantId,
+        budgets: &Budgets,
+        bounds: &mut [Bound],
+        places: &BTreeSet<usize>,
+    ) -> Result<(), Error> {
+        let accounts: Vec<_> = places.iter().filter_map(|place| budgets.accounts.get(*place).cloned()).collect();
+        let ledgers = self.store.ledgers(tenant, &accounts).await?;
+        for (place, ledger) in places.iter().zip(ledgers) {
+            if let Some(bound) = bounds.get_mut(*place) {
+                bound.ledger = Some(ledger);
+            }
+        }
+        Ok(())
+    }
+
+    async fn remember(&self, tenant: TenantId, budgets: &Budgets, standings: &[Standing]) {
+        for (account, standing) in budgets.accounts.iter().zip(standings) {
+            self.standings.insert((tenant, account.key()), *standing).await;
+        }
+    }
+
+    /// Says that a call is still running, and looks whether what it and others have spent by now passes a budget as it stands
+    /// now: then it is to be cut.
+    pub async fn hold(&self, session: &Session, reservation: &Reservation) -> Result<Option<BudgetReached>, Error> {
+        let budgets = self.budgets(session).await?;
+        let mut bounds = budgets.bounds();
+        let mut rounds = 0;
+        let standings = loop {
+            let ask = Ask { bounds: bounds.clone(), windows: Vec::new(), ..reservation.ask.clone() };
+            rounds += 1;
+            match self.counters.hold(&ask).await?.verdict {
+                Verdict::Granted(standings) => break standings,
+                _ if rounds < ROUNDS_MAX => {
+                    let all = (0..bounds.len()).collect();
+                    self.read(session.tenant, &budgets, &mut bounds, &all).await?;
+                }
+                _ => return Ok(None),
+            }
+        };
+        let so_far = reservation.so_far();
+        let passes = |place: usize| {
+            let (bound, spent) = (&bounds[place], standings.get(place).copied().unwrap_or_default().spent);
+            bound.nano_usd.is_some_and(|limit| spent.nano_usd.saturating_add(so_far.nano_usd) > limit)
+                || bound.tokens.is_some_and(|limit| spent.tokens.saturating_add(so_far.tokens) > limit)
+        };
+        let Some(place) = (0..bounds.len()).find(|place| passes(*place)) else { return Ok(None) };
+        self.metrics.cuts.inc();
+        Ok(Some(reached_event(budgets.hard_of(place))))
+    }
+
+    /// Settles a call to what the ledger says since: `attempt` is stored there, or nothing came of the call. Never fails: what
+    /// could not be done is made up for when the reservation runs out.
+    pub async fn settle(&self, session: &Session, reservation: &Reservation, attempt: Option<&ModelAttempt>) {
+        let (tenant, budgets) = (session.tenant, &reservation.budgets);
+        if reservation.ask.windows.is_empty() && reservation.ask.bounds.is_empty() {
+            return;
+        }
+        let mut bounds = budgets.bounds();
+        let all = (0..bounds.len()).collect();
+        if let Err(error) = self.read(tenant, budgets, &mut bounds, &all).await {
+            tracing::warn!(%tenant, %error, "a call is settled without the ledger");
+        }
+        let tokens = attempt.map(|attempt| tokens_of(&attempt.usage.unwrap_or_default()));
+        let settlement = Settlement { tenant, id: reservation.ask.id.clone(), tokens, bounds };
+        let standings = match self.counters.settle(&settlement).await {
+            Ok(standings) => standings,
+            Err(error) => {
+                tracing::warn!(%tenant, %error, "a call could not be settled: its reservation runs out");
+                return;
+            }
+        };
+        self.remember(tenant, budgets, &standings).await;
+        for alert in reached(budgets, &standings, session.id) {
+            self.alert(tenant, &alert).await;
+        }
+    }
+
+    /// Tells of a threshold unless that was done before.
+    async fn alert(&self, tenant: TenantId, alert: &Alert) {
+        let key = (tenant, alert.key());
+        if self.alerted.contains_key(&key) {
+            return;
+        }
+        let outcome = async {
+            if self.store.alert(tenant, alert).await? {
+                self.metrics.alerts.with_label_values(&[&alert.percent.to_string()]).inc();
+                self.tell(tenant, alert).await?;
+            }
+            Ok::<_, Error>(())
+        };
+        match outcome.await {
+            Ok(()) => self.alerted.insert(key, ()).await,
+            Err(error) => tracing::warn!(%tenant, %error, alert = alert.key(), "an alert is told of later"),
+        }
+    }
+
+    /// Stores the alert's event, once: its name is its idempotency key.
+    async fn tell(&self, tenant: TenantId, alert: &Alert) -> Result<(), Error> {
+        let key = alert.key();
+        let append = Append {
+            tenant,
+            session: alert.session,
+            authority: Authority::Caller,
+            events: vec![NewEvent {
+                kind: Kind::BudgetAlert(alert.event()),
+                turn: None,
+                elapsed_ms: 0,
+                create_time: now(),
+            }],
+            checkpoint: None,
+            idempotency_key: Some(IdempotencyKey { body_hash: snapshot::canonical_hash(&key.clone().into()), key }),
+            input_seq: None,
+        };
+        match self.events.append(append).await {
+            Ok(Appended::New(events)) => self.hub.publish(tenant, alert.session, events),
+            // Whoever tried before us has come so far. Where the session has ended, nobody is left to be told.
+            Ok(Appended::Existing { .. }) | Err(Error::SessionTerminated { .. } | Error::SessionNotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        self.store.told(tenant, alert).await
+    }
+
+    async fn tell_what_is_untold(self, tasks: Tasks) {
+        let stopping = tasks.stopping();
+        loop {
+            tokio::select! {
+                () = stopping.cancelled() => return,
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+            if let Err(error) = self.tell_untold(UNTOLD_FOR).await {
+                tracing::warn!(%error, "alerts that nobody was told of are looked for again");
+            }
+        }
+    }
+
+    /// Tells of alerts that whoever found them did not tell of for so long. How many there were.
+    pub async fn tell_untold(&self, older_than: Duration) -> Result<usize, Error> {
+        let untold = self.store.untold(older_than, UNTOLD_MAX).await?;
+        for (tenant, alert) in &untold {
+            self.tell(*tenant, alert).await?;
+        }
+        Ok(untold.len())
+    }
+
+    /// What is spent of each budget of the tenant, by the ledger.
+    pub async fn list(&self, tenant: TenantId) -> Result<Vec<(Budget, Amount)>, Error> {
+        let own = self.tenants.get(tenant).and_then(|tenant| of_tenant(&tenant.limits));
+        let all: Vec<_> = own.into_iter().chain(self.store.list(tenant).await?).collect();
+        let accounts: Vec<_> = all.iter().map(|budget| budget.account(&now())).collect();
+        let ledgers = self.store.ledgers(tenant, &accounts).await?;
+        let spent = ledgers.into_iter().map(|ledger| Amount { nano_usd: ledger.nano_usd, tokens: ledger.tokens });
+        Ok(all.into_iter().zip(spent).collect())
+    }
+}
+
+fn granted(
+    ask: Ask,
+    budgets: Budgets,
+    quote: Option<Quote>,
+    wish: &Wish,
+    output_tokens_max: i64,
+    clipped_by: Option<Budget>,
+) -> Leave {
+    Leave::Granted(Box::new(Reservation {
+        ask,
+        budgets,
+        quote,
+        input_tokens: wish.input_tokens,
+        output_tokens_max,
+        clipped_by,
+        characters: 0,
+    }))
+}
+
+/// The event of a budget that has no more room.
+pub(super) fn reached_event(budget: Option<&Budget>) -> BudgetReached {
+    let (scope, message) = match budget {
+        Some(budget) => (budget.scope.as_str(), format!("{} is used up", budget.described())),
+        None => ("tenant", "a budget is used up".to_owned()),
+    };
+    BudgetReached { scope: scope.to_owned(), message }
+}

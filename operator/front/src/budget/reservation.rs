@@ -1,0 +1,74 @@
+//! What one model call may cost at most, and what it is settled to.
+
+use croft_proto::v1::{BudgetReached, ModelAttempt, TokenUsage};
+
+use super::keeper::reached_event;
+use super::{Budget, Budgets};
+use crate::counters::{Amount, Ask};
+use crate::models::registry::Quote;
+
+/// How many characters make a token, where nobody has counted.
+const CHARACTERS_A_TOKEN: i64 = 4;
+/// Tokens of output below which a call is not worth making: a budget that has room for fewer is used up.
+pub const OUTPUT_TOKENS_MIN: i64 = 64;
+
+/// Leave for one model call, and what was reserved for it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reservation {
+    /// As it was granted: its id is the grant's.
+    pub ask: Ask,
+    pub budgets: Budgets,
+    /// `None` when the price is unknown.
+    pub quote: Option<Quote>,
+    pub input_tokens: i64,
+    pub output_tokens_max: i64,
+    /// The budget that left no room for as much output as was asked for.
+    pub clipped_by: Option<Budget>,
+    /// Of the answer so far, as it was shown.
+    pub characters: i64,
+}
+
+impl Reservation {
+    /// What the call may have cost by now.
+    pub fn so_far(&self) -> Amount {
+        let output = self.characters / CHARACTERS_A_TOKEN;
+        Amount {
+            nano_usd: self.quote.map_or(0, |quote| quote.nano_usd(self.input_tokens, output)),
+            tokens: self.input_tokens.saturating_add(output),
+        }
+    }
+
+    /// Why the session's work must end with this attempt, if it must: its output was cut short for want of room, or nobody
+    /// knows what it cost.
+    pub fn ends_with(&self, attempt: &ModelAttempt) -> Option<BudgetReached> {
+        if let Some(budget) = self.budgets.hard_money().filter(|_| attempt.cost_nano_usd.is_none()) {
+            let (model, described) = (&attempt.model, budget.described());
+            let message = format!("what a call of model {model} cost is not known, and {described} must not be passed");
+            return Some(BudgetReached { scope: budget.scope.as_str().to_owned(), message });
+        }
+        let clipped_by = self.clipped_by.as_ref().filter(|_| attempt.finish_reason == "max_tokens")?;
+        Some(reached_event(Some(clipped_by)))
+    }
+}
+
+/// Tokens of all classes. What is negative is none: see `store::projection`.
+pub fn tokens_of(usage: &TokenUsage) -> i64 {
+    let TokenUsage {
+        input_uncached_tokens,
+        cache_read_tokens,
+        cache_write_5m_tokens,
+        cache_write_1h_tokens,
+        output_tokens,
+        ..
+    } = usage;
+    [input_uncached_tokens, cache_read_tokens, cache_write_5m_tokens, cache_write_1h_tokens, output_tokens]
+        .into_iter()
+        .fold(0_i64, |sum, class| sum.saturating_add((*class).max(0)))
+}
+
+/// How much output fits what is left, when so much input is certain.
+pub fn output_that_fits(left: Amount, quote: Option<Quote>, input_tokens: i64) -> i64 {
+    let by_tokens = left.tokens.saturating_sub(input_tokens);
+    let by_money = quote.map_or(i64::MAX, |quote| quote.output_for(left.nano_usd, input_tokens));
+    by_tokens.min(by_money)
+}

@@ -1,0 +1,168 @@
+//! Counters that never stand in the way: shared ones, and this replica's own for as long as the shared ones are away.
+//!
+//! Rates fail open that way: each replica lets through what all of them together should have. Budgets don't: without the shared
+//! counters no bound is taken for known, so that whoever asks brings the ledger's word along, every time. What other replicas have
+//! reserved in the meantime is not seen.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use croft_proto::id::TenantId;
+use prometheus::{IntCounter, IntGauge, Registry};
+use tokio::time::Instant;
+
+use super::memory::Memory;
+use super::{Answer, Ask, Bound, Counters, Settlement, Standing, Verdict};
+use crate::error::Error;
+
+/// After a failure, how long nobody asks the shared counters: calls must not wait for them one after the other.
+const REST: Duration = Duration::from_secs(1);
+/// How long a bound's copy of the ledger is believed before it is compared with the ledger again.
+const BELIEF: Duration = Duration::from_mins(1);
+/// Bounds that are believed at a time; at the bound all are compared with the ledger again.
+const BELIEFS_MAX: usize = 100_000;
+
+/// The guarded counters.
+pub struct Guarded {
+    shared: Arc<dyn Counters>,
+    own: Memory,
+    state: Mutex<State>,
+    metrics: Metrics,
+}
+
+/// Instruments of the guard.
+#[derive(Clone)]
+pub struct Metrics {
+    /// Calls that this replica answered by itself.
+    pub alone: IntCounter,
+    pub away: IntGauge,
+}
+
+impl Metrics {
+    /// Registers the instruments. Fails if one is registered already.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let alone = IntCounter::new(
+            "croft_counters_alone_total",
+            "Limits and budgets that this replica judged by itself, since Redis was away",
+        )?;
+        registry.register(Box::new(alone.clone()))?;
+        let away = IntGauge::new("croft_counters_away", "1 while limits and budgets are judged without Redis")?;
+        registry.register(Box::new(away.clone()))?;
+        Ok(Self { alone, away })
+    }
+}
+
+#[derive(Default)]
+struct State {
+    /// The shared counters are not asked before.
+    rests_until: Option<Instant>,
+    /// Bounds that were compared with the ledger since the counters came back, until when that is believed.
+    believed: HashSet<(TenantId, String)>,
+    believed_until: Option<Instant>,
+}
+
+impl Guarded {
+    pub fn new(shared: Arc<dyn Counters>, metrics: Metrics) -> Self {
+        Self { shared, own: Memory::default(), state: Mutex::default(), metrics }
+    }
+
+    fn is_resting(&self) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.rests_until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Takes down how the shared counters did. `None` when they are away.
+    fn heard<T>(&self, told: Result<T, Error>, tenant: TenantId, bounds: &[Bound]) -> Option<T> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match told {
+            Ok(told) => {
+                if state.rests_until.take().is_some() {
+                    tracing::info!("limits and budgets are judged with Redis again");
+                }
+                self.metrics.away.set(0);
+                let compared = bounds.iter().filter(|bound| bound.ledger.is_some());
+                state.believed.extend(compared.map(|bound| (tenant, bound.key.clone())));
+                Some(told)
+            }
+            Err(error) => {
+                if state.rests_until.is_none() {
+                    tracing::warn!(
+                        error = format!("{:#}", anyhow::Error::from(error)),
+                        "limits and budgets are judged without Redis"
+                    );
+                }
+                state.rests_until = Some(Instant::now() + REST);
+                // What happened in the meantime is in the ledger, and not in the counters.
+                state.believed.clear();
+                self.metrics.away.set(1);
+                None
+            }
+        }
+    }
+
+    /// The bounds that must be compared with the ledger first.
+    fn doubtful(&self, tenant: TenantId, bounds: &[Bound]) -> Vec<usize> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if state.believed.len() > BELIEFS_MAX || state.believed_until.is_none_or(|until| until <= now) {
+            state.believed.clear();
+            state.believed_until = Some(now + BELIEF);
+        }
+        let is_believed =
+            |bound: &Bound| bound.ledger.is_some() || state.believed.contains(&(tenant, bound.key.clone()));
+        (0..).zip(bounds).filter(|(_, bound)| !is_believed(bound)).map(|(at, _)| at).collect()
+    }
+
+    async fn judged<F>(
+        &self,
+        ask: &Ask,
+        shared: F,
+        alone: impl AsyncFnOnce() -> Result<Answer, Error>,
+    ) -> Result<Answer, Error>
+    where
+        F: Future<Output = Result<Answer, Error>> + Send,
+    {
+        let unknown = |bounds| Ok(Answer { at_ms: 0, verdict: Verdict::Unknown(bounds) });
+        if !self.is_resting() {
+            let doubtful = self.doubtful(ask.tenant, &ask.bounds);
+            if !doubtful.is_empty() {
+                return unknown(doubtful);
+            }
+            if let Some(answer) = self.heard(shared.await, ask.tenant, &ask.bounds) {
+                return Ok(answer);
+            }
+        }
+        let unread: Vec<_> =
+            (0..).zip(&ask.bounds).filter(|(_, bound)| bound.ledger.is_none()).map(|(at, _)| at).collect();
+        if !unread.is_empty() {
+            return unknown(unread);
+        }
+        self.metrics.alone.inc();
+        alone().await
+    }
+}
+
+#[async_trait]
+impl Counters for Guarded {
+    async fn admit(&self, ask: &Ask) -> Result<Answer, Error> {
+        self.judged(ask, self.shared.admit(ask), async || self.own.admit(ask).await).await
+    }
+
+    async fn hold(&self, ask: &Ask) -> Result<Answer, Error> {
+        self.judged(ask, self.shared.hold(ask), async || self.own.hold(ask).await).await
+    }
+
+    async fn settle(&self, settlement: &Settlement) -> Result<Vec<Standing>, Error> {
+        // It may have been granted by either.
+        let own = self.own.settle(settlement).await?;
+        if !self.is_resting() {
+            let shared = self.shared.settle(settlement).await;
+            if let Some(shared) = self.heard(shared, settlement.tenant, &settlement.bounds) {
+                return Ok(shared);
+            }
+        }
+        Ok(own)
+    }
+}

@@ -1,0 +1,87 @@
+//! `croft-front models apply`: takes models and dated prices in from a file. Fronts know of them within a minute.
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use croft_proto::v1::Model;
+use rust_decimal::Decimal;
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::{Connection, PgConnection};
+
+use crate::store::postgres::apply_models;
+
+/// Reads the file and applies it, all of it or nothing. A price that is there already for its model, day and tier is replaced: what
+/// it has cost so far is reckoned anew by `croft-front reprice --all` alone.
+pub async fn apply(file: &Path, postgres_url: &SecretString) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let models = parse(&text).with_context(|| format!("{} can't be used", file.display()))?;
+    let mut admin = PgConnection::connect(postgres_url.expose_secret()).await.context("cannot reach PostgreSQL")?;
+    let mut transaction = admin.begin().await?;
+    apply_models(&mut transaction, &models).await.context("cannot write the models")?;
+    transaction.commit().await?;
+    tracing::info!(models = models.len(), "applied");
+    Ok(())
+}
+
+/// The models of a file, in JSON or YAML. Fails with what is wrong in it.
+pub fn parse(text: &str) -> anyhow::Result<Vec<Model>> {
+    // Through JSON, whose mapping of protobuf knows numbers as texts and times as RFC 3339.
+    let value: serde_json::Value = serde_yaml::from_str(text)?;
+    let models: Vec<Model> = serde_json::from_value(value)?;
+    for model in &models {
+        let name = &model.model_id;
+        if name.is_empty() || model.provider.is_empty() {
+            bail!("a model lacks its modelId or its provider");
+        }
+        for price in &model.prices {
+            if price.effective_from.is_none() || price.source.is_empty() {
+                bail!("a price of {name} lacks its effectiveFrom or its source");
+            }
+            let optional = [&price.cache_read_usd, &price.cache_write_5m_usd, &price.cache_write_1h_usd];
+            let given = optional.into_iter().filter(|usd| !usd.is_empty());
+            for usd in [&price.input_usd, &price.output_usd].into_iter().chain(given) {
+                match usd.parse::<Decimal>() {
+                    Ok(amount) if !amount.is_sign_negative() => {}
+                    _ => bail!("{usd:?} in a price of {name} is no amount of dollars"),
+                }
+            }
+        }
+    }
+    Ok(models)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+- modelId: house-1
+  provider: openai
+  aliases: [house]
+  capabilities: { tools: true, contextTokensMax: "64000" }
+  prices:
+    - { effectiveFrom: "2026-11-01T00:00:00Z", inputUsd: "0.2", outputUsd: "0.8", source: contract }
+"#;
+
+    #[test]
+    fn yaml_and_json_are_read_alike() {
+        let models = parse(GOOD).unwrap();
+        assert_eq!((models[0].model_id.as_str(), models[0].prices[0].output_usd.as_str()), ("house-1", "0.8"));
+        let json = serde_json::to_string(&models).unwrap();
+        assert_eq!(parse(&json).unwrap(), models);
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        for (bad, told) in [
+            (GOOD.replace("house-1", "''"), "lacks its modelId"),
+            (GOOD.replace("source: contract", "source: ''"), "effectiveFrom or its source"),
+            (GOOD.replace("\"0.8\"", "\"-1\""), "no amount of dollars"),
+            (GOOD.replace("\"0.8\"", "much"), "no amount of dollars"),
+            ("{}".to_owned(), "sequence"),
+        ] {
+            let error = format!("{:#}", parse(&bad).unwrap_err());
+            assert!(error.contains(told), "{told}: {error}");
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! `croft-front reprice`: reckons anew what attempts cost, by the prices that the registry has for their time. For attempts whose
+//! price was not known then, and for prices that turned out to be wrong.
+//!
+//! The rows, their sessions' totals and the sums that budgets go by change together, tenant by tenant, in transactions of a few
+//! thousand rows: it may be broken off and begun again.
+
+use anyhow::Context;
+use croft_proto::v1::{ModelAttempt, TokenUsage};
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::{Connection, PgConnection, Row};
+use uuid::Uuid;
+
+use crate::models::ModelStore;
+use crate::models::registry::Registry;
+use crate::store::postgres::Postgres;
+
+/// Rows that are changed in one transaction. Their sessions can't write meanwhile.
+const ROWS_MAX: i64 = 2_000;
+
+/// What is reckoned anew.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// Attempts since then, in seconds since 1970.
+    pub since: i64,
+    /// Priced ones too; else only those whose price was not known.
+    pub all: bool,
+    /// Tells what would change, and changes nothing.
+    pub dry_run: bool,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Repriced {
+    /// Attempts that were looked at.
+    pub looked_at: u64,
+    /// Those that cost something else now.
+    pub changed: u64,
+    /// Those whose price is still not known.
+    pub unpriced: u64,
+    /// By how much all of them together cost more, in billionths of a dollar.
+    pub difference_nano_usd: i64,
+}
+
+struct Attempt {
+    id: String,
+    session: Uuid,
+    micros: i64,
+    before: Option<i64>,
+    after: Option<i64>,
+}
+
+/// Runs it, and prints what came of it.
+pub async fn run(postgres_url: &SecretString, choice: Choice) -> anyhow::Result<()> {
+    use std::io::Write;
+    let Repriced { looked_at, changed, unpriced, difference_nano_usd } = reprice(postgres_url, choice).await?;
+    let verb = if choice.dry_run { "would change" } else { "changed" };
+    writeln!(
+        std::io::stdout(),
+        "{looked_at} attempts looked at, {changed} {verb}, {unpriced} without a price, {difference_nano_usd} nano-dollars more"
+    )
+    .context("cannot print what came of it")
+}
+
+/// The URL is that of an admin, who owns the database.
+pub async fn reprice(postgres_url: &SecretString, choice: Choice) -> anyhow::Result<Repriced> {
+    let postgres = Postgres::connect(postgres_url.expose_secret(), 1)
+        .await
+        .context("cannot reach PostgreSQL at --postgres-url (CROFT_POSTGRES_URL)")?;
+    let registry = Registry::of(postgres.load().await?);
+    let mut admin = PgConnection::connect(postgres_url.expose_secret()).await.context("cannot reach PostgreSQL")?;
+    let tenants: Vec<Uuid> = sqlx::query_scalar("select tenant_id from tenants order by tenant_id")
+        .fetch_all(&mut admin)
+        .await
+        .context("cannot list the tenants")?;
+    let mut total = Repriced::default();
+    for tenant in tenants {
+        let mut after = (choice.since.saturating_mul(1_000_000), String::new());
+        while let Some(last) = batch(&mut admin, tenant, &registry, choice, &after, &mut total).await? {
+            after = last;
+        }
+    }
+    Ok(total)
+}
+
+/// Goes on after a row, given by its time in microseconds and its id. The last row that was looked at; `None` at the end.
+async fn batch(
+    admin: &mut PgConnection,
+    tenant: Uuid,
+    registry: &Registry,
+    choice: Choice,
+    after: &(i64, String),
+    total: &mut Repriced,
+) -> anyhow::Result<Option<(i64, String)>> {
+    let mut tx = admin.begin().await?;
+    sqlx::query("select set_config('croft.tenant', $1, true)").bind(tenant.to_string()).execute(&mut *tx).await?;
+    let rows = sqlx::query(
+        "select attempt_id, session_id, model, input_uncached_tokens, cache_read_tokens, cache_write_5m_tokens,
+            cache_write_1h_tokens, output_tokens, cost_nano_usd, extract(epoch from create_time)::bigint as seconds,
+            (extract(epoch from create_time) * 1000000)::bigint as micros
+        from llm_usage_events
+        where tenant_id = $1 and ($2 or cost_nano_usd is null)
+            and (create_time, attempt_id) > (to_timestamp($3::double precision / 1000000), $4)
+        order by create_time, attempt_id limit $5",
+    )
+    .bind(tenant)
+    .bind(choice.all)
+    .bind(after.0)
+    .bind(&after.1)
+    .bind(ROWS_MAX)
+    .fetch_all(&mut *tx)
+    .await
+    .context("cannot read the ledger")?;
+    let mut attempts = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let seconds: i64 = row.try_get("seconds")?;
+        let usage = TokenUsage {
+            input_uncached_tokens: row.try_get("input_uncached_tokens")?,
+            cache_read_tokens: row.try_get("cache_read_tokens")?,
+            cache_write_5m_tokens: row.try_get("cache_write_5m_tokens")?,
+            cache_write_1h_tokens: row.try_get("cache_write_1h_tokens")?,
+            output_tokens: row.try_get("output_tokens")?,
+            ..TokenUsage::default()
+        };
+        let attempt = ModelAttempt { model: row.try_get("model")?, usage: Some(usage), ..ModelAttempt::default() };
+        attempts.push(Attempt {
+            id: row.try_get("attempt_id")?,
+            session: row.try_get("session_id")?,
+            micros: row.try_get("micros")?,
+            before: row.try_get("cost_nano_usd")?,
+            after: registry.cost_nano_usd(&attempt, seconds),
+        });
+    }
+    let Some(last) = attempts.last().map(|last| (last.micros, last.id.clone())) else { return Ok(None) };
+    total.looked_at += attempts.len() as u64;
+    total.unpriced += attempts.iter().filter(|attempt| attempt.after.is_none()).count() as u64;
+    // A price that is gone does not make what was paid unknown.
+    attempts.retain(|attempt| attempt.after.is_some() && attempt.after != attempt.before);
+    total.changed += attempts.len() as u64;
+    let difference = |attempt: &Attempt| attempt.after.unwrap_or(0) - attempt.before.unwrap_or(0);
+    total.difference_nano_usd += attempts.iter().map(difference).sum::<i64>();
+    if !choice.dry_run && !attempts.is_empty() {
+        write(&mut tx, tenant, &attempts).await.context("cannot write the ledger")?;
+        tx.commit().await?;
+    }
+    Ok(Some(last))
+}
+
+async fn write(tx: &mut PgConnection, tenant: Uuid, attempts: &[Attempt]) -> Result<(), sqlx::Error> {
+    // The sessions first, in the order in which everyone takes them.
+    sqlx::query(
+        "select 1 from sessions where tenant_id = $1 and session_id = any ($2) order by session_id for no key update",
+    )
+    .bind(tenant)
+    .bind(attempts.iter().map(|attempt| attempt.session).collect::<Vec<_>>())
+    .execute(&mut *tx)
+    .await?;
+    sqlx::query(
+        "with change as (
+            select * from unnest($2::text[], $3::uuid[], $4::bigint[], $5::bigint[])
+                as c (attempt_id, session_id, cost, more)
+        ), rows_changed as (
+            update llm_usage_events u set cost_nano_usd = c.cost from change c
+            where u.tenant_id = $1 and u.attempt_id = c.attempt_id
+            returning u.agent, u.create_time, c.more
+        ), counted as (
+            insert into usage_counters as k (tenant_id, scope, subject, period, slot, changes, nano_usd, tokens)
+            select $1, s.scope, s.subject, p.period, 0, count(*), sum(r.more)::bigint, 0
+            from rows_changed r
+            cross join lateral (values ('tenant', ''), ('agent', r.agent)) as s (scope, subject)
+            cross join lateral unnest(croft_periods(r.create_time)) as p (period)
+            group by s.scope, s.subject, p.period
+            order by s.scope, s.subject, p.period
+            on conflict (tenant_id, scope, subject, period, slot) do update
+                set changes = k.changes + excluded.changes, nano_usd = k.nano_usd + excluded.nano_usd
+        )
+        update sessions s set cost_nano_usd = s.cost_nano_usd + t.more, usage_revisions = s.usage_revisions + t.changes,
+            unpriced_attempts = s.unpriced_attempts - t.priced
+        from (
+            select c.session_id, sum(c.more)::bigint as more, count(*) as changes,
+                count(*) filter (where c.more = c.cost and u.cost_nano_usd is null) as priced
+            from change c join llm_usage_events u on u.tenant_id = $1 and u.attempt_id = c.attempt_id
+            group by c.session_id
+        ) t
+        where s.tenant_id = $1 and s.session_id = t.session_id",
+    )
+    .bind(tenant)
+    .bind(attempts.iter().map(|attempt| attempt.id.as_str()).collect::<Vec<_>>())
+    .bind(attempts.iter().map(|attempt| attempt.session).collect::<Vec<_>>())
+    .bind(attempts.iter().map(|attempt| attempt.after).collect::<Vec<_>>())
+    .bind(attempts.iter().map(|attempt| attempt.after.unwrap_or(0) - attempt.before.unwrap_or(0)).collect::<Vec<_>>())
+    .execute(&mut *tx)
+    .await
+    .map(drop)
+}

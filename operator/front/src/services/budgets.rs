@@ -1,0 +1,184 @@
+//! `BudgetService`.
+
+use std::sync::Arc;
+
+use croft_proto::v1::budget_service_server::BudgetService;
+use croft_proto::v1::{
+    self, BudgetAction, BudgetPeriod, BudgetScope, DeleteBudgetRequest, DeleteBudgetResponse, ListBudgetsRequest,
+    ListBudgetsResponse, SetBudgetRequest, SetBudgetResponse,
+};
+use tonic::{Request, Response, Status};
+
+use crate::audit::Action;
+use crate::budget::period::Period;
+use crate::budget::{Budget, Scope};
+use crate::core::Core;
+use crate::counters::{Amount, LARGEST};
+use crate::door::Door;
+use crate::error::Error;
+use crate::identity::Identity;
+use crate::session::validate;
+
+/// Budgets that a tenant may have set. One more is refused: each call reads them all.
+const BUDGETS_MAX: usize = 1_000;
+
+/// The service, on the public port.
+#[derive(Clone)]
+pub struct Budgets {
+    core: Arc<Core>,
+}
+
+impl Budgets {
+    pub fn new(core: Arc<Core>) -> Self {
+        Self { core }
+    }
+
+    async fn set(&self, identity: &Identity, request: SetBudgetRequest) -> Result<v1::Budget, Error> {
+        let budget = parse(&request.budget.ok_or_else(|| Error::invalid("budget", "is missing"))?)?;
+        let stored = self.core.stores.budgets.list(identity.tenant).await?;
+        let is_new = !stored.iter().any(|stored| {
+            (stored.scope, &stored.subject, stored.period) == (budget.scope, &budget.subject, budget.period)
+        });
+        if is_new && stored.len() >= BUDGETS_MAX {
+            return Err(Error::invalid("budget", format!("is one too many: the tenant has {BUDGETS_MAX}")));
+        }
+        self.core.stores.budgets.put(identity.tenant, &budget).await?;
+        self.core.budgets.forget(identity.tenant).await;
+        let account = [budget.account(&crate::turn::now())];
+        let spent = self.core.stores.budgets.ledgers(identity.tenant, &account).await?;
+        let spent = spent.first().copied().unwrap_or_default();
+        Ok(told(&budget, Amount { nano_usd: spent.nano_usd, tokens: spent.tokens }))
+    }
+
+    async fn delete(&self, identity: &Identity, request: &DeleteBudgetRequest) -> Result<bool, Error> {
+        let (scope, period) = (scope(request.scope())?, period(request.period())?);
+        let found = self.core.stores.budgets.delete(identity.tenant, scope, &request.subject, period).await?;
+        self.core.budgets.forget(identity.tenant).await;
+        Ok(found)
+    }
+
+    async fn audit<T>(&self, identity: &Identity, action: &'static str, subject: &str, result: &Result<T, Error>) {
+        let outcome = result.as_ref().map_or_else(Error::reason, |_| "ok");
+        let resource = format!("budgets/{}", subject.chars().take(64).collect::<String>());
+        let (tenant, actor) = (identity.tenant, identity.actor.clone());
+        self.core
+            .audit
+            .record(Action { tenant, actor, action: action.into(), resource, outcome: outcome.into() })
+            .await;
+    }
+}
+
+fn parse(budget: &v1::Budget) -> Result<Budget, Error> {
+    let scope = scope(budget.scope())?;
+    match scope {
+        Scope::Tenant if !budget.subject.is_empty() => {
+            return Err(Error::invalid("budget.subject", "must be empty: it is the tenant's"));
+        }
+        Scope::Agent if budget.subject.is_empty() || budget.subject.len() > 63 => {
+            return Err(Error::invalid("budget.subject", "must be an agent's name"));
+        }
+        Scope::Session => {
+            validate::session_id(&budget.subject)
+                .map_err(|_| Error::invalid("budget.subject", "is no session's id"))?;
+        }
+        Scope::Tenant | Scope::Agent => {}
+    }
+    for (field, limit) in
+        [("budget.limit_nano_usd", budget.limit_nano_usd), ("budget.limit_tokens", budget.limit_tokens)]
+    {
+        if limit.is_some_and(|limit| !(0..=LARGEST).contains(&limit)) {
+            return Err(Error::invalid(field, format!("is not between 0 and {LARGEST}")));
+        }
+    }
+    if budget.limit_nano_usd.is_none() && budget.limit_tokens.is_none() {
+        return Err(Error::invalid("budget", "limits neither money nor tokens"));
+    }
+    let action = match budget.action() {
+        BudgetAction::Unspecified => BudgetAction::Block,
+        action => action,
+    };
+    Ok(Budget {
+        scope,
+        subject: budget.subject.clone(),
+        period: period(budget.period())?,
+        nano_usd: budget.limit_nano_usd,
+        tokens: budget.limit_tokens,
+        action,
+        is_given: false,
+    })
+}
+
+fn scope(scope: BudgetScope) -> Result<Scope, Error> {
+    match scope {
+        BudgetScope::Tenant => Ok(Scope::Tenant),
+        BudgetScope::Agent => Ok(Scope::Agent),
+        BudgetScope::Session => Ok(Scope::Session),
+        BudgetScope::Unspecified => Err(Error::invalid("scope", "is missing")),
+    }
+}
+
+fn period(period: BudgetPeriod) -> Result<Period, Error> {
+    match period {
+        BudgetPeriod::Day => Ok(Period::Day),
+        BudgetPeriod::Month => Ok(Period::Month),
+        BudgetPeriod::Life => Ok(Period::Life),
+        BudgetPeriod::Unspecified => Err(Error::invalid("period", "is missing")),
+    }
+}
+
+fn told(budget: &Budget, spent: Amount) -> v1::Budget {
+    let scope = match budget.scope {
+        Scope::Tenant => BudgetScope::Tenant,
+        Scope::Agent => BudgetScope::Agent,
+        Scope::Session => BudgetScope::Session,
+    };
+    let period = match budget.period {
+        Period::Day => BudgetPeriod::Day,
+        Period::Month => BudgetPeriod::Month,
+        Period::Life => BudgetPeriod::Life,
+    };
+    v1::Budget {
+        scope: scope.into(),
+        subject: budget.subject.clone(),
+        period: period.into(),
+        limit_nano_usd: budget.nano_usd,
+        limit_tokens: budget.tokens,
+        action: budget.action.into(),
+        by_platform: budget.is_given,
+        spent_nano_usd: spent.nano_usd,
+        spent_tokens: spent.tokens,
+    }
+}
+
+#[tonic::async_trait]
+impl BudgetService for Budgets {
+    async fn list_budgets(
+        &self,
+        request: Request<ListBudgetsRequest>,
+    ) -> Result<Response<ListBudgetsResponse>, Status> {
+        let identity = Door::Public.identify(&self.core, &request).await?;
+        let budgets = self.core.budgets.list(identity.tenant).await?;
+        let budgets = budgets.iter().map(|(budget, spent)| told(budget, *spent)).collect();
+        Ok(Response::new(ListBudgetsResponse { budgets }))
+    }
+
+    async fn set_budget(&self, request: Request<SetBudgetRequest>) -> Result<Response<SetBudgetResponse>, Status> {
+        let identity = Door::Public.identify(&self.core, &request).await?;
+        let request = request.into_inner();
+        let subject = request.budget.as_ref().map(|budget| budget.subject.clone()).unwrap_or_default();
+        let set = self.set(&identity, request).await;
+        self.audit(&identity, "budget.set", &subject, &set).await;
+        Ok(Response::new(SetBudgetResponse { budget: Some(set?) }))
+    }
+
+    async fn delete_budget(
+        &self,
+        request: Request<DeleteBudgetRequest>,
+    ) -> Result<Response<DeleteBudgetResponse>, Status> {
+        let identity = Door::Public.identify(&self.core, &request).await?;
+        let request = request.into_inner();
+        let deleted = self.delete(&identity, &request).await;
+        self.audit(&identity, "budget.delete", &request.subject, &deleted).await;
+        Ok(Response::new(DeleteBudgetResponse { found: deleted? }))
+    }
+}

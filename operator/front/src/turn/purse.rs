@@ -1,0 +1,222 @@
+//! What a turn may spend: it asks for leave before each model call, says that the call is running while it is, and settles what came
+//! of it. What is left open when the turn ends is given back.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use croft_proto::Timestamp;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{BudgetReached, Grant, GrantRefused, GrantRequest, Model, ModelAttempt, ModelRouted};
+
+use super::now;
+use crate::budget::keeper::{Leave, Wish};
+use crate::budget::reservation::Reservation;
+use crate::core::Core;
+use crate::error::Error;
+use crate::models::router::{self, Choice, Question};
+use crate::session::Session;
+
+/// How long a grant is good for.
+const GRANT_TTL_SECONDS: i64 = 600;
+/// Output that a worker asks for when it names no bound.
+const OUTPUT_TOKENS_DEFAULT: u32 = 4_096;
+
+/// The purse of one turn. Clones share it.
+#[derive(Clone)]
+pub(super) struct Purse {
+    core: Arc<Core>,
+    session: Session,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    open: Vec<Reservation>,
+    /// Why no more may be spent in this turn.
+    ended: Option<BudgetReached>,
+}
+
+/// What became of a request for leave, or of a look at a running call.
+pub(super) enum Told {
+    /// Leave.
+    /// With what was decided about the model, if anything was.
+    Granted { request: GrantRequest, routed: Option<ModelRouted>, grant: Grant },
+    /// A refusal that no event tells of.
+    Refused(GrantRefused),
+    /// A budget has no room: people are told first, then the worker.
+    Reached(BudgetReached, Option<GrantRefused>),
+    /// Nothing is to be said.
+    Nothing,
+}
+
+impl Purse {
+    pub(super) fn new(core: Arc<Core>, session: Session) -> Self {
+        Self { core, session, state: Arc::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A call is running, as far as is known here.
+    pub(super) fn is_open(&self) -> bool {
+        self.lock().open.iter().any(|reservation| !reservation.budgets.is_empty())
+    }
+
+    /// No more may be spent in this turn.
+    pub(super) fn has_ended(&self) -> bool {
+        self.lock().ended.is_some()
+    }
+
+    /// Asks for leave to call a model, and waits for it.
+    pub(super) async fn leave(self, request: GrantRequest, model: Arc<Model>) -> Told {
+        let refused = |reason: &str, message: String| GrantRefused {
+            request_id: request.request_id.clone(),
+            reason: reason.to_owned(),
+            message,
+        };
+        if let Some(ended) = self.lock().ended.clone() {
+            // Its event is stored.
+            return Told::Refused(refused("BUDGET", ended.message));
+        }
+        let choice = self.route(&request, &model).await;
+        let routed = choice.as_ref().map(|choice| choice.event(&model));
+        let model = choice.map_or(model, |choice| choice.model);
+        let output = if request.output_tokens_max == 0 { OUTPUT_TOKENS_DEFAULT } else { request.output_tokens_max };
+        let wish = Wish {
+            session: self.session.clone(),
+            model: Arc::clone(&model),
+            input_tokens: i64::from(request.input_tokens_estimated),
+            output_tokens_max: i64::from(output),
+        };
+        match self.core.budgets.leave(wish).await {
+            Ok(Leave::Granted(reservation)) => {
+                let is_clipped = reservation.clipped_by.is_some();
+                let fits = u32::try_from(reservation.output_tokens_max).unwrap_or(output);
+                let grant = Grant {
+                    request_id: request.request_id.clone(),
+                    grant_id: reservation.ask.id.clone(),
+                    provider: model.provider.clone(),
+                    model: model.model_id.clone(),
+                    output_tokens_max: if is_clipped { fits } else { request.output_tokens_max },
+                    expire_time: Some(Timestamp { seconds: now().seconds + GRANT_TTL_SECONDS, nanos: 0 }),
+                };
+                self.lock().open.push(*reservation);
+                Told::Granted { request, routed, grant }
+            }
+            Ok(Leave::Limited(error)) => Told::Refused(refused("RATE_LIMIT", error.to_string())),
+            Ok(Leave::Reached(reached)) => {
+                let refused = refused("BUDGET", reached.message.clone());
+                self.lock().ended = Some(reached.clone());
+                Told::Reached(reached, Some(refused))
+            }
+            Err(error) => {
+                let message = match &error {
+                    Error::Unavailable { .. } => format!("budgets can't be looked at: {error}"),
+                    other => other.to_string(),
+                };
+                tracing::warn!(session = %self.session.id, error = format!("{:#}", anyhow::Error::from(error)), "no leave");
+                Told::Refused(refused("RATE_LIMIT", message))
+            }
+        }
+    }
+
+    /// Which model is to answer, for an agent that lets it be chosen. A model that takes over was chosen already.
+    async fn route(&self, request: &GrantRequest, requested: &Arc<Model>) -> Option<Choice> {
+        let Session { agent, tenant, .. } = &self.session;
+        if request.takeover.is_some() || agent.routing.is_none() {
+            return None;
+        }
+        let pressure = match self.core.budgets.pressure(&self.session).await {
+            Ok(pressure) => pressure,
+            Err(error) => {
+                tracing::warn!(session = %self.session.id, %error, "no other model is looked for");
+                return None;
+            }
+        };
+        let question = Question {
+            agent,
+            requested,
+            input_tokens: i64::from(request.input_tokens_estimated),
+            output_tokens_max: i64::from(request.output_tokens_max),
+            pressure,
+            at_seconds: now().seconds,
+        };
+        let tenant = self.core.tenants.get(*tenant);
+        // A provider that needs no key is in no route.
+        let own = &requested.provider;
+        let is_open = |provider: &str| {
+            provider == own || tenant.as_ref().is_some_and(|tenant| tenant.providers.contains_key(provider))
+        };
+        router::choose(&self.core.models, &question, is_open)
+    }
+
+    /// A piece of the answer was shown.
+    pub(super) fn shown(&self, preview: &Kind) {
+        let characters = match preview {
+            Kind::TextDelta(delta) => delta.text.len(),
+            Kind::ThinkingDelta(delta) => delta.text.len(),
+            Kind::ToolArgumentDelta(delta) => delta.partial_json.len(),
+            _ => 0,
+        };
+        // A worker makes one attempt at a time.
+        if let Some(running) = self.lock().open.last_mut() {
+            running.characters = running.characters.saturating_add(i64::try_from(characters).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Says that the running call is running, and looks whether it must be cut.
+    pub(super) async fn hold(self) -> Told {
+        let Some(running) = self.lock().open.last().cloned() else { return Told::Nothing };
+        match self.core.budgets.hold(&self.session, &running).await {
+            Ok(Some(reached)) => {
+                let mut state = self.lock();
+                // It may have ended while we looked.
+                let is_running = state.open.iter().any(|open| open.ask.id == running.ask.id);
+                if !is_running || state.ended.is_some() {
+                    return Told::Nothing;
+                }
+                state.ended = Some(reached.clone());
+                Told::Reached(reached, None)
+            }
+            Ok(None) => Told::Nothing,
+            Err(error) => {
+                tracing::debug!(session = %self.session.id, %error, "a running call was not looked at");
+                Told::Nothing
+            }
+        }
+    }
+
+    /// Why the turn must end with this attempt, if it must.
+    pub(super) fn ends_with(&self, attempt: &ModelAttempt) -> Option<BudgetReached> {
+        let mut state = self.lock();
+        let its = |open: &&Reservation| open.ask.id == attempt.grant_id;
+        let reached = state.open.iter().find(its).and_then(|open| open.ends_with(attempt))?;
+        if state.ended.is_some() {
+            return None;
+        }
+        state.ended = Some(reached.clone());
+        Some(reached)
+    }
+
+    /// What came of grants is stored.
+    pub(super) async fn settle(&self, attempts: &[ModelAttempt]) {
+        for attempt in attempts {
+            let open = {
+                let mut state = self.lock();
+                let place = state.open.iter().position(|open| open.ask.id == attempt.grant_id);
+                place.map(|place| state.open.remove(place))
+            };
+            if let Some(reservation) = open {
+                self.core.budgets.settle(&self.session, &reservation, Some(attempt)).await;
+            }
+        }
+    }
+
+    /// The turn is over. What nothing came of is given back.
+    pub(super) async fn close(&self) {
+        let open = std::mem::take(&mut self.lock().open);
+        for reservation in open {
+            self.core.budgets.settle(&self.session, &reservation, None).await;
+        }
+    }
+}

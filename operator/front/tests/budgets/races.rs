@@ -1,0 +1,175 @@
+//! Whoever races, whoever crashes: what is spent stays within the budget, and the counter comes back to the ledger.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use croft_front::budget::keeper::Leave;
+use croft_front::counters::Amount;
+use croft_proto::v1::BudgetAction;
+use croft_proto::v1::session_event::Kind;
+use futures::future::join_all;
+use futures::{StreamExt, stream};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use tokio::runtime::Runtime;
+use tokio::time::{sleep, timeout};
+
+use crate::scene::{COST, OUTPUT, Scene, granted};
+
+const LONG: Duration = Duration::from_secs(30);
+const SHORT: Duration = Duration::from_millis(300);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_thousand_calls_at_once_exactly_those_are_served_that_fit() {
+    let scene = Scene::new(8).await;
+    scene.set(100 * COST, BudgetAction::Block).await;
+    let replicas = [scene.keeper(LONG), scene.keeper(LONG), scene.keeper(LONG)];
+    let calls = (0..1_000).map(|number| {
+        let (keeper, scene) = (&replicas[number % replicas.len()], &scene);
+        async move {
+            let wish = scene.wish(number);
+            let session = wish.session.clone();
+            let Some(reservation) = granted(keeper.leave(wish).await.unwrap()) else { return 0 };
+            let attempt = scene.used(&session, &reservation, OUTPUT).await;
+            keeper.settle(&session, &reservation, Some(&attempt)).await;
+            1
+        }
+    });
+    let served: i64 = join_all(calls).await.into_iter().sum();
+    assert_eq!(served, 100);
+    let ledger = scene.ledger().await;
+    assert_eq!((ledger.version, ledger.nano_usd), (100, 100 * COST));
+    let counter = scene.counter().await.expect("it is known");
+    let spent = Amount { nano_usd: ledger.nano_usd, tokens: ledger.tokens };
+    assert_eq!((counter.spent, counter.reserved), (spent, Amount::default()), "the ledger equals the counter");
+
+    // Raised, it goes on; and not by one call too many.
+    scene.set(101 * COST, BudgetAction::Block).await;
+    let another = scene.keeper(LONG);
+    assert!(granted(another.leave(scene.wish(0)).await.unwrap()).is_some());
+    assert!(granted(another.leave(scene.wish(0)).await.unwrap()).is_none());
+    scene.end().await;
+}
+
+/// What a call does once it has leave.
+#[derive(Debug, Clone, Copy)]
+enum Fate {
+    /// Uses so much of its output, and settles.
+    Settles(i64),
+    /// Its front dies before it has written anything.
+    Vanishes,
+    /// Its front dies between the ledger and the counter.
+    Forgets(i64),
+    /// It was never made, and its reservation given back.
+    GivesBack,
+}
+
+fn fates() -> impl Strategy<Value = Vec<(usize, Fate, u64)>> {
+    let fate = prop_oneof![
+        6 => (0..=OUTPUT).prop_map(Fate::Settles),
+        1 => Just(Fate::Vanishes),
+        2 => (0..=OUTPUT).prop_map(Fate::Forgets),
+        1 => Just(Fate::GivesBack),
+    ];
+    prop::collection::vec((0..3_usize, fate, 0..30_u64), 1..60)
+}
+
+#[test]
+fn reserves_settles_expiries_and_crashes_keep_within_the_ledger() {
+    let runtime = Runtime::new().unwrap();
+    let config = Config { cases: 6, max_shrink_iters: 10, failure_persistence: None, ..Config::default() };
+    let outcome = TestRunner::new(config).run(&(fates(), 3..20_i64), |(fates, calls)| {
+        runtime.block_on(async {
+            let scene = Scene::new(4).await;
+            let limit = calls * COST;
+            scene.set(limit, BudgetAction::Block).await;
+            let replicas = [scene.keeper(SHORT), scene.keeper(SHORT), scene.keeper(SHORT)];
+            stream::iter(fates.iter().enumerate())
+                .for_each_concurrent(8, |(number, (replica, fate, pause_ms))| {
+                    let (keeper, scene) = (&replicas[*replica], &scene);
+                    async move {
+                        let wish = scene.wish(number);
+                        let session = wish.session.clone();
+                        let Some(reservation) = granted(keeper.leave(wish).await.unwrap()) else { return };
+                        sleep(Duration::from_millis(*pause_ms)).await;
+                        let output = |asked: i64| asked.min(reservation.output_tokens_max);
+                        match fate {
+                            Fate::Settles(asked) => {
+                                let attempt = scene.used(&session, &reservation, output(*asked)).await;
+                                keeper.settle(&session, &reservation, Some(&attempt)).await;
+                            }
+                            Fate::Forgets(asked) => drop(scene.used(&session, &reservation, output(*asked)).await),
+                            Fate::GivesBack => keeper.settle(&session, &reservation, None).await,
+                            Fate::Vanishes => {}
+                        }
+                    }
+                })
+                .await;
+            let ledger = scene.ledger().await;
+            prop_assert!(ledger.nano_usd <= limit, "{} of {}", ledger.nano_usd, limit);
+            // Once the dead are forsaken, the next call brings the counter to the ledger's word, and frees what they held.
+            sleep(SHORT).await;
+            let last = scene.keeper(LONG);
+            let leave = last.leave(scene.wish(0)).await.unwrap();
+            if let Leave::Granted(reservation) = &leave {
+                last.settle(&scene.sessions[0], reservation, None).await;
+            }
+            let counter = scene.counter().await.expect("it is known");
+            prop_assert_eq!(counter.spent.nano_usd, ledger.nano_usd);
+            prop_assert_eq!(counter.reserved, Amount::default());
+            scene.end().await;
+            Ok(())
+        })
+    });
+    if let Err(error) = outcome {
+        panic!("{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_threshold_is_told_of_once_whoever_passes_it() {
+    let scene = Scene::new(5).await;
+    scene.set(10 * COST, BudgetAction::Warn).await;
+    let replicas = [scene.keeper(LONG), scene.keeper(LONG)];
+    let calls = (0..20).map(|number| {
+        let (keeper, scene) = (&replicas[number % 2], &scene);
+        async move {
+            let wish = scene.wish(number);
+            let session = wish.session.clone();
+            let reservation = granted(keeper.leave(wish).await.unwrap()).expect("a warning refuses nothing");
+            let attempt = scene.used(&session, &reservation, OUTPUT).await;
+            keeper.settle(&session, &reservation, Some(&attempt)).await;
+        }
+    });
+    join_all(calls).await;
+    let mut told = Vec::new();
+    for session in &scene.sessions {
+        for event in scene.stores.events.read(scene.tenant, session.id, 0, 1_000).await.unwrap() {
+            if let Some(Kind::BudgetAlert(alert)) = event.kind {
+                assert_eq!((alert.scope.as_str(), alert.period.as_str()), ("tenant", "life"));
+                assert_eq!((alert.unit.as_str(), alert.limit), ("nano_usd", 10 * COST));
+                told.push(alert.percent);
+            }
+        }
+    }
+    told.sort_unstable();
+    assert_eq!(told, [50, 80, 90, 100]);
+    assert_eq!(replicas[0].tell_untold(Duration::ZERO).await.unwrap(), 0, "nothing is left to be told");
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_used_up_budget_that_throttles_lets_calls_through_one_by_one() {
+    let scene = Scene::new(1).await;
+    scene.set(COST, BudgetAction::Throttle).await;
+    let keeper = Arc::new(scene.keeper(LONG));
+    let first = granted(keeper.leave(scene.wish(0)).await.unwrap()).unwrap();
+    let attempt = scene.used(&scene.sessions[0], &first, OUTPUT).await;
+    keeper.settle(&scene.sessions[0], &first, Some(&attempt)).await;
+    // Used up: the next one passes, and the one after it waits.
+    assert!(granted(keeper.leave(scene.wish(0)).await.unwrap()).is_some());
+    assert!(timeout(Duration::from_secs(1), keeper.leave(scene.wish(0))).await.is_err(), "it waits");
+    let leave = timeout(Duration::from_secs(20), keeper.leave(scene.wish(0))).await.expect("not for ever").unwrap();
+    assert!(granted(leave).is_some());
+    scene.end().await;
+}

@@ -1,0 +1,80 @@
+//! `croft-front reprice`: the ledger, the sessions and the sums of budgets change together.
+
+use croft_front::budget::{Account, Scope};
+use croft_front::reprice_command::{Choice, Repriced, reprice};
+use croft_front::store::Stores;
+use croft_proto::v1::UsageDimension;
+use croft_serve::Tasks;
+
+use crate::contract::fixtures::{append, appended, attempt, get, session, two_tenants};
+use crate::database::{Database, execute};
+
+/// 100 tokens of input at 1 dollar for a million, and 10 of output at 5, as the seed has it for `scripted-1`.
+const COST: i64 = 150_000;
+
+#[tokio::test]
+async fn what_was_not_priced_is_priced_once_and_everything_adds_up() {
+    let database = Database::migrated().await;
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
+    let [ours, theirs] = two_tenants(&stores).await;
+    let (first, second) = (session(&stores, ours).await, session(&stores, theirs).await);
+    appended(&stores, append(ours, first, vec![attempt("a", None), attempt("b", Some(7)), attempt("c", None)])).await;
+    appended(&stores, append(theirs, second, vec![attempt("a", None)])).await;
+    // The fixtures' clock is behind the seed's prices.
+    execute(
+        &mut database.admin().await,
+        "update prices set effective_from = '2020-01-01' where model_id = 'scripted-1'",
+    )
+    .await
+    .unwrap();
+
+    let dry = Choice { dry_run: true, ..Choice::default() };
+    let would = Repriced { looked_at: 3, changed: 3, unpriced: 0, difference_nano_usd: 3 * COST };
+    assert_eq!(reprice(&database.admin_url(), dry).await.unwrap(), would);
+    assert_eq!(get(&stores, ours, first).await.usage.unpriced_attempts, 2, "nothing was changed");
+
+    assert_eq!(reprice(&database.admin_url(), Choice::default()).await.unwrap(), would);
+    let usage = get(&stores, ours, first).await.usage;
+    assert_eq!((usage.attempts, usage.unpriced_attempts, usage.cost_nano_usd), (3, 0, 7 + 2 * COST));
+    let sums = stores.usage.summarize(ours, None, None, &[UsageDimension::Session]).await.unwrap();
+    assert_eq!(sums[0].totals.unwrap(), usage);
+    for (scope, subject, period) in [
+        (Scope::Tenant, String::new(), "life"),
+        (Scope::Tenant, String::new(), "2026-09-21"),
+        (Scope::Agent, "helper".to_owned(), "2026-09"),
+        (Scope::Session, first.to_string(), "life"),
+        (Scope::Session, first.to_string(), "2026-09"),
+    ] {
+        let account = Account { scope, subject, period: period.to_owned() };
+        let ledger = stores.budgets.ledgers(ours, std::slice::from_ref(&account)).await.unwrap()[0];
+        assert_eq!(ledger.nano_usd, 7 + 2 * COST, "{account:?}");
+        assert!(ledger.version > 3, "{account:?} is newer than before: {ledger:?}");
+        assert_eq!(ledger.tokens, 330);
+    }
+    assert_eq!(
+        reprice(&database.admin_url(), Choice::default()).await.unwrap(),
+        Repriced::default(),
+        "nothing is left"
+    );
+
+    let all = Choice { all: true, ..Choice::default() };
+    let corrected = Repriced { looked_at: 4, changed: 1, unpriced: 0, difference_nano_usd: COST - 7 };
+    assert_eq!(reprice(&database.admin_url(), all).await.unwrap(), corrected);
+    assert_eq!(get(&stores, ours, first).await.usage.cost_nano_usd, 3 * COST);
+    database.end().await;
+}
+
+#[tokio::test]
+async fn a_price_that_is_gone_makes_nothing_unknown() {
+    let database = Database::migrated().await;
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
+    let [ours, _] = two_tenants(&stores).await;
+    let first = session(&stores, ours).await;
+    appended(&stores, append(ours, first, vec![attempt("a", Some(9)), attempt("b", None)])).await;
+    execute(&mut database.admin().await, "delete from prices").await.unwrap();
+    let all = Choice { all: true, ..Choice::default() };
+    let told = reprice(&database.admin_url(), all).await.unwrap();
+    assert_eq!(told, Repriced { looked_at: 2, changed: 0, unpriced: 2, difference_nano_usd: 0 });
+    assert_eq!(get(&stores, ours, first).await.usage.cost_nano_usd, 9);
+    database.end().await;
+}
