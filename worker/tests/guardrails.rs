@@ -8,8 +8,8 @@ use croft_proto::v1::content_block::Block;
 use croft_proto::v1::guardrail_spec::Check;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    AgentSpec, GuardrailMode, GuardrailSpec, GuardrailStage, GuardrailViolation, HttpCheck, LengthCheck, PatternCheck,
-    PersonalDataCheck, Role, StopReason,
+    AgentSpec, GuardrailMode, GuardrailSpec, GuardrailStage, GuardrailViolation, HttpCheck, LengthCheck, Message,
+    PatternCheck, PersonalDataCheck, Role, SessionCheckpoint, StopReason,
 };
 use serde_json::json;
 use support::*;
@@ -185,6 +185,27 @@ async fn a_worker_that_goes_on_makes_no_call_whose_arguments_were_withheld() {
     again.checkpoint = Some(after_answer);
     let heard = Front::open(&worker.client, again).await.finish().await;
     assert_eq!((spade.digs(), heard.stop_reason()), (0, StopReason::EndTurn));
+}
+
+/// As a front puts a conversation together from its log: with the input as the user sent it.
+#[tokio::test(start_paused = true)]
+async fn input_that_a_front_brings_back_is_guarded_again() {
+    let worker = worker().await;
+    let mut agent = AgentSpec { tools: Vec::new(), ..guarded(GuardrailStage::Input, redacting()) };
+    agent.guardrails.push(GuardrailSpec {
+        name: "words".into(),
+        ..guarded(GuardrailStage::Input, denied("sesame")).guardrails.remove(0)
+    });
+    let session_id = session();
+    init(&worker.client, &session_id, &agent).await.unwrap();
+    let message = |said: &str| Message { role: Role::User.into(), content: text(said), ..Message::default() };
+    let mut start = start(&session_id, text("and me?"));
+    let messages = vec![message("I am jo@doe.example"), message("open sesame")];
+    start.checkpoint = Some(SessionCheckpoint { messages, turn_id: "turn-0".into(), ..SessionCheckpoint::default() });
+    let heard = Front::open(&worker.client, start).await.finish().await;
+    assert_eq!(heard.stop_reason(), StopReason::EndTurn);
+    let said: Vec<_> = heard.checkpoint().messages.iter().map(|message| texts(&message.content)).collect();
+    assert_eq!(said, ["I am [email]", "and me?", "You said: and me?"]);
 }
 
 #[tokio::test(start_paused = true)]
