@@ -45,7 +45,10 @@ fn disorder(turn: &[Line]) -> Option<String> {
     for line in turn {
         let is_in_order = match line {
             // A person's word may cross with an interrupt, which no one can keep apart: then it comes after the end and does nothing.
-            Line::Decided { place: Some(place), .. } if ended == Some(StopReason::Interrupted) => {
+            // Where the turn ended for people to act, the question stands.
+            Line::Decided { place: Some(place), .. }
+                if matches!(ended, Some(StopReason::Interrupted | StopReason::RequiresAction)) =>
+            {
                 asked.contains(place) && decided.insert(*place)
             }
             _ if ended.is_some() => false,
@@ -95,7 +98,7 @@ fn disorder(turn: &[Line]) -> Option<String> {
         StopReason::RequiresAction if unknown.is_empty() || unknown != left => {
             Some(format!("people are asked about {unknown:?} while {left:?} are unknown"))
         }
-        StopReason::RequiresAction | StopReason::WorkerLost => None,
+        StopReason::RequiresAction => None,
         _ if open_calls(turn) > 0 => Some("calls left open".into()),
         _ if !unknown.is_empty() => Some("a question, and an end that does not tell of it".into()),
         _ => None,

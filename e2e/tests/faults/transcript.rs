@@ -158,10 +158,12 @@ pub(crate) fn troubles(record: &Record, interrupted: &[usize]) -> Vec<String> {
 /// The reason with which a turn ended early, if it was as without faults until then and says what is unknown: a call that may not
 /// be repeated, about which people are asked, or that its workers were lost.
 fn unknown(calm: &[Line], stormy: &[Line]) -> Option<StopReason> {
-    let Some(Line::Idle(stop_reason)) = stormy.last() else { return None };
+    let stop_reason =
+        stormy.iter().find_map(|line| if let Line::Idle(stop_reason) = line { Some(stop_reason) } else { None })?;
     let says_so = |line: &Line| match stop_reason {
         StopReason::RequiresAction => matches!(line, Line::Asked { of_unknown: true, .. }),
-        StopReason::WorkerLost => matches!(line, Line::Failed { .. }),
+        // And each of its calls that came to nothing says so, too.
+        StopReason::WorkerLost => matches!(line, Line::Failed { .. } | Line::Result { is_error: true, .. }),
         _ => false,
     };
     if !stormy.iter().any(says_so) {

@@ -435,11 +435,13 @@ impl Driver {
     async fn end(&self, recorder: &mut Recorder, end: End, input: &Input) -> Result<bool, Error> {
         let End { stop_reason, error, checkpoint, last_words } = end;
         // What was said is remembered, also when no worker is left to say so.
-        let checkpoint = match checkpoint {
-            Some(checkpoint) => Some(checkpoint),
-            None => self.standing(input, &last_words).await?.left(),
+        let (closed, checkpoint) = match checkpoint {
+            Some(checkpoint) => (Vec::new(), Some(checkpoint)),
+            // Where people are asked, calls stay open for them.
+            None => self.standing(input, &last_words).await?.left(stop_reason != StopReason::RequiresAction),
         };
         let mut kinds = last_words;
+        kinds.extend(closed.into_iter().map(Kind::ToolResult));
         kinds.extend(error.map(Kind::Error));
         kinds.push(Kind::SessionIdle(SessionIdle { stop_reason: stop_reason.into() }));
         let released = recorder.end(kinds, checkpoint, input.seq).await?;

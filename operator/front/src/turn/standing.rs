@@ -18,6 +18,11 @@ const CANCELLED: &str = "cancelled";
 /// What the model is told of a call whose result never came, when the user has gone on.
 const OUTCOME_UNKNOWN: &str = "The outcome of the call is unknown.";
 
+/// What it is told of one that was begun when the turn was ended.
+const INTERRUPTED: &str = "The call was interrupted before it gave a result; it may have taken effect.";
+/// What it is told of one that was not.
+const NOT_MADE: &str = "The call was not made: the turn ended before.";
+
 /// See the module.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Standing {
@@ -84,13 +89,35 @@ impl Standing {
         standing
     }
 
-    /// The state that the turn leaves when no worker is there to tell: the next one goes on from it.
-    pub(super) fn left(mut self) -> Option<SessionCheckpoint> {
+    /// The state that the turn leaves when no worker is there to tell: the next one goes on from it. With `closes`, calls that have
+    /// no result get one, as a worker would have given them; they are told with the turn's end.
+    pub(super) fn left(mut self, closes: bool) -> (Vec<ToolResult>, Option<SessionCheckpoint>) {
         self.take_input();
-        let mut checkpoint = self.checkpoint?;
+        let closed = if closes { self.close() } else { Vec::new() };
+        let Some(mut checkpoint) = self.checkpoint else { return (closed, None) };
         checkpoint.journal.append(&mut self.journal);
         checkpoint.checkpoint_id = Uuid::now_v7().to_string();
-        Some(checkpoint)
+        (closed, Some(checkpoint))
+    }
+
+    fn close(&mut self) -> Vec<ToolResult> {
+        let Some(checkpoint) = &self.checkpoint else { return Vec::new() };
+        let mut closed = Vec::new();
+        for call in open_calls(&checkpoint.messages) {
+            let entry = checkpoint.journal.iter().chain(&self.journal).rfind(|entry| is_of(entry, &call.tool_call_id));
+            let why = match entry {
+                Some(JournalledToolCall { result: Some(_), .. }) => continue,
+                Some(_) => INTERRUPTED,
+                None => NOT_MADE,
+            };
+            let tool_call_id = call.tool_call_id;
+            closed.push(ToolResult { tool_call_id, content: text(why), is_error: true, ..ToolResult::default() });
+        }
+        for result in &closed {
+            self.came(result.clone());
+        }
+        self.settle(false);
+        closed
     }
 
     fn answered(&mut self, answer: AgentMessage, attempt: ModelAttempt) {
@@ -330,15 +357,33 @@ mod tests {
 
     #[test]
     fn a_turn_that_ends_without_a_worker_leaves_what_was_said() {
-        let nothing = Scene::new(None).standing().left().unwrap();
-        assert_eq!(roles(&nothing), [Role::User]);
+        let left = |scene: Scene, closes| {
+            let (closed, checkpoint) = scene.standing().left(closes);
+            (closed.len(), checkpoint.unwrap())
+        };
+        let (closed, nothing) = left(Scene::new(None), true);
+        assert_eq!((closed, roles(&nothing)), (0, vec![Role::User]));
 
-        let over_open_calls = Scene::new(Some(left_open())).standing().left().unwrap();
+        let (closed, over_open_calls) = left(Scene::new(Some(left_open())), true);
         assert_eq!(roles(&over_open_calls), [Role::User, Role::Assistant, Role::Tool, Role::User]);
+        assert_eq!(closed, 0, "those of an older turn are not this one's");
 
-        let in_mid_call =
-            Scene::new(None).answer("tool_use", vec![call("a")]).then(begun("a")).standing().left().unwrap();
-        assert_eq!(roles(&in_mid_call), [Role::User, Role::Assistant]);
-        assert!(in_mid_call.journal[0].result.is_none(), "the next turn says that its outcome is unknown");
+        let in_mid_call = || Scene::new(None).answer("tool_use", vec![call("a")]).then(begun("a"));
+        let (closed, asks) = left(in_mid_call(), false);
+        assert_eq!((closed, roles(&asks)), (0, vec![Role::User, Role::Assistant]));
+        assert!(asks.journal[0].result.is_none(), "the next turn says that its outcome is unknown");
+    }
+
+    /// They stayed open, so that a person's yes was still taken, and the next turn told the model that nobody knows.
+    #[test]
+    fn calls_of_a_turn_that_is_interrupted_between_two_workers_are_closed() {
+        let answer = vec![call("a"), call("b"), call("c")];
+        let scene = Scene::new(None).answer("tool_use", answer).then(begun("a")).then(begun("b")).then(result("a"));
+        let (closed, checkpoint) = scene.standing().left(true);
+        let checkpoint = checkpoint.unwrap();
+        assert_eq!(roles(&checkpoint), [Role::User, Role::Assistant, Role::Tool]);
+        assert!(open_calls(&checkpoint.messages).is_empty() && checkpoint.journal.is_empty());
+        let told: Vec<_> = closed.iter().map(|result| (&*result.tool_call_id, result.content.clone())).collect();
+        assert_eq!(told, [("b", text(INTERRUPTED)), ("c", text(NOT_MADE))]);
     }
 }
