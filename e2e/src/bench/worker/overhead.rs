@@ -177,8 +177,9 @@ pub(super) async fn turn(mut client: RuntimeServiceClient<Channel>, session_id: 
                 let heard = now();
                 let kind = event.event.and_then(|event| event.kind);
                 if event.event_index > 0 {
-                    send(ToWorker::EventStored(EventStored { event_index: event.event_index, seq: event.event_index }))
-                        .await?;
+                    let stored = EventStored { event_index: event.event_index, seq: event.event_index };
+                    // The worker may have finished: it waits for no word of its last events.
+                    drop(send(ToWorker::EventStored(stored)).await);
                 }
                 match kind {
                     Some(Kind::AgentMessage(message)) => {
