@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use croft_front::app::{Parts, assemble};
 use croft_front::core::{Core, Options};
+use croft_front::counters::memory::Memory;
 use croft_front::door::Door;
 use croft_front::events::relay::memory::MemoryRelay;
 use croft_front::identity::{Identity, Role};
@@ -56,6 +57,7 @@ pub(crate) struct World {
     pub(crate) identities: Vec<Identity>,
     tenants: Tenants,
     relay: MemoryRelay,
+    counters: Arc<Memory>,
     network: Network,
     tasks: Tasks,
     fronts: Mutex<Vec<Front>>,
@@ -86,6 +88,7 @@ impl World {
             identities,
             tenants: Tenants::new(),
             relay: MemoryRelay::default(),
+            counters: Arc::default(),
             network: Network::default(),
             tasks: Tasks::new(),
             fronts: Mutex::default(),
@@ -117,6 +120,7 @@ impl World {
             replica: self.name("front"),
             stores: gate.stores(&self.stores),
             relay: Arc::new(GatedRelay { gate: gate.clone(), behind: self.relay.clone(), tasks: tasks.clone() }),
+            counters: self.counters.clone(),
             tenants: self.tenants.clone(),
             tls: None,
             options: Options { turn_timeout: Duration::from_mins(3), ..Options::default() },
