@@ -109,7 +109,7 @@ pub(super) async fn rows(stage: &Stage, sessions: usize, seconds: u32) -> anyhow
     let postgres = Postgres::connect(&stage.place.postgres_front_url, CONNECTIONS).await?;
     let tasks = Tasks::new();
     let stores = Stores::postgres(&postgres, &tasks);
-    let tenants: Vec<_> = stage.tenants.iter().map(|tenant| tenant.id).collect();
+    let tenants: Vec<_> = stage.tenants.iter().take(1).map(|tenant| tenant.id).collect();
     let mut ids = Vec::with_capacity(sessions);
     for number in 0..sessions {
         let tenant = tenants[number % tenants.len()];
