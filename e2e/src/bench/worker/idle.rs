@@ -27,8 +27,8 @@ pub(super) async fn sessions(place: &Place) -> anyhow::Result<Row> {
     turn(client.clone(), &first).await?;
     let before = worker.load()?.resident;
     let made = SESSIONS - PER_SECOND - 1;
-    let pace = Pace { per_second: PER_SECOND, count: made };
-    for (_, outcome) in pace.run(async |_| turn(client.clone(), &session(&client).await?).await).await {
+    let rest = Pace { per_second: PER_SECOND, count: made };
+    for (_, outcome) in rest.run(async |_| turn(client.clone(), &session(&client).await?).await).await {
         outcome?;
     }
     let after = worker.load()?.resident;
