@@ -185,6 +185,11 @@ impl Cluster {
         K::copies(self).get(namespace, name).map(Arc::new)
     }
 
+    /// The version of one object of a kind that is copied.
+    pub fn version<K: Kept>(&self, namespace: Option<&str>, name: &str) -> Option<String> {
+        K::copies(self).version(namespace, name)
+    }
+
     /// One tenant.
     pub fn tenant(&self, name: &str) -> Option<Arc<AgentTenant>> {
         self.tenants.get(&ObjectRef::new(name))
@@ -297,10 +302,12 @@ impl Watch<'_> {
         let api = Api::all(self.client.clone());
         // A route is made of these, the tenant and its workers.
         let is_routed = matches!(&*K::kind(&()), "ConfigMap" | "Deployment");
+        // What others report of a part says nothing to a pass, but for how the workers come up and how a namespace goes.
+        let is_reported = matches!(&*K::kind(&()), "Deployment" | "Namespace");
         Copies::start(self.tasks, task_name, api, config, move |object: &K, fate| {
             let key = child_key(object);
             // The pass that wrote it knows; another one would find nothing to do.
-            let is_echo = fate == Fate::Is && applied.is_echo(&key, object.meta().resource_version.as_deref());
+            let is_echo = fate != Fate::Gone && applied.is_echo(&key, object.meta().resource_version.as_deref());
             if fate == Fate::Gone {
                 applied.forget(&key);
             }
@@ -308,7 +315,7 @@ impl Watch<'_> {
             if is_routed {
                 changes.routes.mark(tenant.clone());
             }
-            if !is_echo {
+            if !is_echo && (fate != Fate::Status || is_reported) {
                 changes.tenants.mark(tenant.clone());
             }
         })
@@ -321,7 +328,7 @@ impl Watch<'_> {
         Copies::start(self.tasks, "watch-workers", api, config, move |pod: &Pod, fate| {
             let Some(tenant) = tenant_of(pod) else { return };
             let worker = match fate {
-                Fate::Is => Worker::read(pod),
+                Fate::Is | Fate::Status => Worker::read(pod),
                 Fate::Gone => None,
             };
             let is_ready = worker.as_ref().is_some_and(|worker| worker.ready);

@@ -20,6 +20,7 @@ mod marks;
 pub mod metrics;
 mod mirror;
 pub mod operator;
+mod ownership;
 mod recent;
 pub mod routes;
 pub mod secrets;

@@ -7,13 +7,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use kube::Resource;
 use kube::api::Api;
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt as _, watcher};
-use kube::{Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 
 use croft_serve::Tasks;
+
+use crate::ownership;
 
 pub(crate) use copies::{Copies, Fate};
 
@@ -93,9 +95,8 @@ fn follow<K>(
                     continue;
                 }
             };
-            // A third of an object or more is bookkeeping of fields that nothing here reads.
             if let watcher::Event::Apply(object) | watcher::Event::InitApply(object) = &mut event {
-                object.managed_fields_mut().clear();
+                ownership::keep_note(&mut object.meta_mut().managed_fields);
             }
             take(event);
         }
@@ -142,6 +143,7 @@ mod tests {
     use std::cell::RefCell;
 
     use k8s_openapi::api::core::v1::ConfigMap;
+    use kube::ResourceExt as _;
     use kube::api::ObjectMeta;
     use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
 

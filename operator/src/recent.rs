@@ -50,6 +50,15 @@ impl<T: Clone> Recent<T> {
         (note.version > cached && note.at.elapsed() < TRUST).then(|| note.content.clone())
     }
 
+    /// What we wrote under `key`, if that is what the cache, which is at `cached_version`, has or can't know of yet.
+    pub fn not_older_than(&self, key: &str, cached_version: Option<&str>) -> Option<T> {
+        let notes = self.notes();
+        let note = notes.get(key)?;
+        let cached = parse(cached_version).unwrap_or(0);
+        let holds = note.version == cached || note.version > cached && note.at.elapsed() < TRUST;
+        holds.then(|| note.content.clone())
+    }
+
     /// Whether what the watch tells under `key` is just what we wrote.
     pub fn is_echo(&self, key: &str, version: Option<&str>) -> bool {
         let notes = self.notes();
@@ -84,6 +93,17 @@ mod tests {
         assert_eq!(recent.newer_than("fence", Some("9")), Some("hash"));
         assert_eq!(recent.newer_than("fence", Some("12")), None);
         assert_eq!(recent.newer_than("quota", None), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_note_about_what_the_cache_has_holds_for_as_long_as_it_is_kept() {
+        let recent = Recent::default();
+        recent.remember("fence".into(), Some("12"), "hash");
+        assert_eq!(recent.not_older_than("fence", Some("9")), Some("hash"));
+        tokio::time::advance(TRUST).await;
+        assert_eq!(recent.not_older_than("fence", Some("12")), Some("hash"));
+        assert_eq!(recent.not_older_than("fence", Some("9")), None, "the watch has lost it");
+        assert_eq!(recent.not_older_than("fence", Some("13")), None, "someone has written since");
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,6 +4,7 @@ mod apply;
 mod bounds;
 mod deletion;
 mod disruption_budget;
+mod ensure;
 mod fence;
 #[cfg(test)]
 pub(crate) mod fixtures;

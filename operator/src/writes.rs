@@ -1,9 +1,12 @@
-//! Every write to the API server goes through here, so that each is counted and bears the operator's name.
+//! Every write to the API server goes through here, so that each is counted and bears the operator's name. Of what was written the
+//! metadata comes back: nobody reads more, and a Secret's keys need not come at all.
 
 use std::fmt::Debug;
 
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::core::Request;
+use http::HeaderValue;
+use http::header::ACCEPT;
+use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::{PartialObjectMeta, Request};
 use kube::{Client, Resource, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -14,6 +17,8 @@ use crate::metrics::Metrics;
 
 /// The name under which the API server keeps track of our fields.
 pub const FIELD_MANAGER: &str = "croft-operator";
+
+const METADATA: HeaderValue = HeaderValue::from_static("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1");
 
 /// Anything that can be written, of a built-in kind or one of ours.
 pub trait Object:
@@ -41,28 +46,38 @@ impl Writer {
     }
 
     /// Applies an object, also over fields that others hold.
-    pub async fn apply<K: Object>(&self, object: &K) -> kube::Result<K> {
+    pub async fn apply<K: Object>(&self, object: &K) -> kube::Result<ObjectMeta> {
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
         let request = request::<K>(object.meta().namespace.as_deref());
-        self.send("apply", request.patch(&object.name_any(), &parameters, &Patch::Apply(object))).await
+        self.send::<K>("apply", request.patch(&object.name_any(), &parameters, &Patch::Apply(object))).await
     }
 
     /// Creates an object; fails if there is one of its name.
-    pub async fn create<K: Object>(&self, object: &K) -> kube::Result<K> {
+    pub async fn create<K: Object>(&self, object: &K) -> kube::Result<ObjectMeta> {
         let parameters = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
         let body = serde_json::to_vec(object).map_err(kube::Error::SerdeError)?;
-        self.send("create", request::<K>(object.meta().namespace.as_deref()).create(&parameters, body)).await
+        self.send::<K>("create", request::<K>(object.meta().namespace.as_deref()).create(&parameters, body)).await
     }
 
     /// Merges `patch` into an object. With `metadata.resourceVersion` in it, it fails if the object has changed.
-    pub async fn merge<K: Object>(&self, namespace: Option<&str>, name: &str, patch: &Value) -> kube::Result<K> {
-        self.send("patch", request::<K>(namespace).patch(name, &named(), &Patch::Merge(patch))).await
+    pub async fn merge<K: Object>(
+        &self,
+        namespace: Option<&str>,
+        name: &str,
+        patch: &Value,
+    ) -> kube::Result<ObjectMeta> {
+        self.send::<K>("patch", request::<K>(namespace).patch(name, &named(), &Patch::Merge(patch))).await
     }
 
     /// Merges `patch` into an object's status.
-    pub async fn merge_status<K: Object>(&self, namespace: Option<&str>, name: &str, patch: &Value) -> kube::Result<K> {
+    pub async fn merge_status<K: Object>(
+        &self,
+        namespace: Option<&str>,
+        name: &str,
+        patch: &Value,
+    ) -> kube::Result<ObjectMeta> {
         let request = request::<K>(namespace);
-        self.send("patch-status", request.patch_subresource("status", name, &named(), &Patch::Merge(patch))).await
+        self.send::<K>("patch-status", request.patch_subresource("status", name, &named(), &Patch::Merge(patch))).await
     }
 
     /// Deletes just the object with this UID. One that is gone already is fine.
@@ -102,10 +117,11 @@ impl Writer {
         &self,
         verb: &'static str,
         request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
-    ) -> kube::Result<K> {
-        let request = request.map_err(kube::Error::BuildRequest)?;
+    ) -> kube::Result<ObjectMeta> {
+        let mut request = request.map_err(kube::Error::BuildRequest)?;
+        request.headers_mut().insert(ACCEPT, METADATA);
         self.begin::<K>(verb)?;
-        self.client.request(request).await
+        self.client.request::<PartialObjectMeta<K>>(request).await.map(|written| written.metadata)
     }
 
     /// The last look at the fence before the request goes out.

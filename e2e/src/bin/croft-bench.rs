@@ -8,6 +8,7 @@ use croft_e2e::bench::front::{self, FrontExtent};
 use croft_e2e::bench::operator::{self, Extent};
 use croft_e2e::bench::stage::Place;
 use croft_e2e::bench::worker::{self, WorkerExtent};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Measures real programs on real services and prints a table
 #[derive(Debug, clap::Parser)]
@@ -53,13 +54,22 @@ async fn main() -> anyhow::Result<std::process::ExitCode> {
         return Ok(std::process::ExitCode::SUCCESS);
     }
     operator::head(&mut out)?;
-    let all_hold = match bench {
-        Bench::Operator { extent, programs } => Box::pin(operator::run(place(programs)?, &extent, &mut out)).await?,
-        Bench::Worker { extent, programs, scratch } => {
-            Box::pin(worker::run(&worker::Place { programs, scratch }, &extent, &mut out)).await?
+    let measured = async {
+        match bench {
+            Bench::Operator { extent, programs } => Box::pin(operator::run(place(programs)?, &extent, &mut out)).await,
+            Bench::Worker { extent, programs, scratch } => {
+                Box::pin(worker::run(&worker::Place { programs, scratch }, &extent, &mut out)).await
+            }
+            Bench::Provider => Ok(true),
+            Bench::Front { extent, programs } => Box::pin(front::run(front_place(programs)?, &extent, &mut out)).await,
         }
-        Bench::Provider => true,
-        Bench::Front { extent, programs } => Box::pin(front::run(front_place(programs)?, &extent, &mut out)).await?,
+    };
+    // Whoever stops us means the programs that we started too: they end as what holds them is dropped.
+    let mut terminated = signal(SignalKind::terminate())?;
+    let all_hold = tokio::select! {
+        all_hold = measured => all_hold?,
+        _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted"),
+        _ = terminated.recv() => anyhow::bail!("terminated"),
     };
     Ok(if all_hold { std::process::ExitCode::SUCCESS } else { std::process::ExitCode::FAILURE })
 }

@@ -11,6 +11,8 @@ use croft_serve::Tasks;
 use kube::ResourceExt as _;
 use kube::api::Api;
 use kube::runtime::watcher::{self, Event};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::writes::Object;
@@ -20,6 +22,8 @@ use crate::writes::Object;
 pub(crate) enum Fate {
     /// It is new or different.
     Is,
+    /// Nothing but its status is different, if that: a watch that is made anew tells everything again.
+    Status,
     /// It is gone; this is what it was.
     Gone,
 }
@@ -33,8 +37,13 @@ pub struct Copies<K> {
 #[derive(Default)]
 struct Shared {
     /// By [`key`].
-    objects: RwLock<HashMap<String, Box<[u8]>>>,
+    objects: RwLock<HashMap<String, Packed>>,
     whole: CancellationToken,
+}
+
+struct Packed {
+    version: Option<Box<str>>,
+    json: Box<[u8]>,
 }
 
 impl<K> Clone for Copies<K> {
@@ -73,7 +82,13 @@ impl<K: Object> Copies<K> {
     /// One object, as the watch last told it.
     pub(crate) fn get(&self, namespace: Option<&str>, name: &str) -> Option<K> {
         let objects = self.shared.objects.read().unwrap_or_else(PoisonError::into_inner);
-        Some(unpack(objects.get(&key(namespace, name))?))
+        Some(unpack(&objects.get(&key(namespace, name))?.json))
+    }
+
+    /// The version of one object, which costs next to nothing.
+    pub(crate) fn version(&self, namespace: Option<&str>, name: &str) -> Option<String> {
+        let objects = self.shared.objects.read().unwrap_or_else(PoisonError::into_inner);
+        objects.get(&key(namespace, name))?.version.as_deref().map(str::to_owned)
     }
 
     fn take(&self, event: &Event<K>, listed: &mut HashSet<String>, on_change: &impl Fn(&K, Fate)) {
@@ -100,9 +115,11 @@ impl<K: Object> Copies<K> {
     }
 
     fn put(&self, object: &K, on_change: &impl Fn(&K, Fate)) {
-        let packed = serde_json::to_vec(object).expect("an object of Kubernetes is plain data").into_boxed_slice();
-        self.shared.objects.write().unwrap_or_else(PoisonError::into_inner).insert(key_of(object), packed);
-        on_change(object, Fate::Is);
+        let json = serde_json::to_vec(object).expect("an object of Kubernetes is plain data").into_boxed_slice();
+        let packed = Packed { version: object.resource_version().map(String::into_boxed_str), json: json.clone() };
+        let before = self.shared.objects.write().unwrap_or_else(PoisonError::into_inner).insert(key_of(object), packed);
+        let is_status = before.is_some_and(|before| but_status(&before.json) == but_status(&json));
+        on_change(object, if is_status { Fate::Status } else { Fate::Is });
     }
 
     fn remove(&self, key: &str) {
@@ -111,12 +128,24 @@ impl<K: Object> Copies<K> {
 
     fn unlisted(&self, listed: &HashSet<String>) -> Vec<K> {
         let objects = self.shared.objects.read().unwrap_or_else(PoisonError::into_inner);
-        objects.iter().filter(|(key, _)| !listed.contains(*key)).map(|(_, packed)| unpack(packed)).collect()
+        objects.iter().filter(|(key, _)| !listed.contains(*key)).map(|(_, packed)| unpack(&packed.json)).collect()
     }
 }
 
-fn unpack<K: Object>(packed: &[u8]) -> K {
+fn unpack<K: DeserializeOwned>(packed: &[u8]) -> K {
     serde_json::from_slice(packed).expect("it was packed from such an object")
+}
+
+/// What is left when others' reports are taken away, and the version, which moves with them.
+fn but_status(packed: &[u8]) -> Value {
+    let mut object: Value = unpack(packed);
+    if let Some(fields) = object.as_object_mut() {
+        fields.remove("status");
+        if let Some(metadata) = fields.get_mut("metadata").and_then(Value::as_object_mut) {
+            metadata.remove("resourceVersion");
+        }
+    }
+    object
 }
 
 fn key_of(object: &impl kube::Resource) -> String {
@@ -132,8 +161,9 @@ mod tests {
     use std::cell::RefCell;
 
     use Event::{Apply, Delete, Init, InitApply, InitDone};
-    use k8s_openapi::api::core::v1::ConfigMap;
+    use k8s_openapi::api::core::v1::{ConfigMap, ResourceQuota};
     use kube::api::ObjectMeta;
+    use serde_json::json;
 
     use super::*;
 
@@ -161,15 +191,36 @@ mod tests {
             told.take()
         };
         let is = |name: &str, version: &str| (name.to_owned(), version.to_owned(), Fate::Is);
+        let same = |name: &str, version: &str| (name.to_owned(), version.to_owned(), Fate::Status);
         let gone = |name: &str, version: &str| (name.to_owned(), version.to_owned(), Fate::Gone);
         assert_eq!(
             feed(vec![Init, InitApply(named("a", "1")), InitApply(named("b", "1")), InitDone]),
             [is("a", "1"), is("b", "1")]
         );
         assert_eq!(feed(vec![Apply(named("a", "2"))]), [is("a", "2")]);
-        assert_eq!(feed(vec![Init, InitApply(named("b", "1")), InitDone]), [is("b", "1"), gone("a", "2")]);
+        assert_eq!(feed(vec![Init, InitApply(named("b", "1")), InitDone]), [same("b", "1"), gone("a", "2")]);
         assert_eq!(feed(vec![Delete(named("b", "3"))]), [gone("b", "3")]);
         assert_eq!(copies.get(Some("tenant-heron"), "b"), None);
+    }
+
+    #[test]
+    fn a_change_of_nothing_but_the_status_is_told_as_such() {
+        let told = RefCell::new(Vec::new());
+        let copies = Copies::empty();
+        let take = |version: &str, used: &str, hard: &str| {
+            let quota: ResourceQuota = serde_json::from_value(json!({
+                "metadata": { "name": "tenant", "namespace": "tenant-heron", "resourceVersion": version },
+                "spec": { "hard": { "pods": hard } },
+                "status": { "used": { "pods": used } },
+            }))
+            .unwrap();
+            copies.take(&Apply(quota), &mut HashSet::new(), &|_, fate| told.borrow_mut().push(fate));
+        };
+        for (version, used, hard) in [("1", "0", "5"), ("2", "1", "5"), ("3", "1", "6"), ("4", "1", "6")] {
+            take(version, used, hard);
+        }
+        assert_eq!(told.take(), [Fate::Is, Fate::Status, Fate::Is, Fate::Status]);
+        assert_eq!(copies.get(Some("tenant-heron"), "tenant").unwrap().resource_version().as_deref(), Some("4"));
     }
 
     #[tokio::test]

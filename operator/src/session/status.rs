@@ -179,9 +179,8 @@ pub(super) async fn write(session: &AgentSession, summary: Summary, context: &Co
     let patch = json!({ "status": nulls_for_absent(&status) });
     let (namespace, name) = (session.namespace(), session.name_any());
     match context.writer.merge_status::<AgentSession>(namespace.as_deref(), &name, &patch).await {
-        Ok(written) if written.uid().as_ref() == Some(&uid) => {
-            let version = written.resource_version();
-            context.session_statuses.remember(uid.clone(), version.as_deref(), status.clone());
+        Ok(written) if written.uid.as_ref() == Some(&uid) => {
+            context.session_statuses.remember(uid.clone(), written.resource_version.as_deref(), status.clone());
             context.told.wrote(&uid);
             Ok(Written::Now(Box::new(status)))
         }

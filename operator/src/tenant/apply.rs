@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use croft_crds::{AgentTenant, labels};
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::ResourceExt as _;
 use serde_json::json;
@@ -12,13 +12,12 @@ use serde_json::json;
 use super::observe::Observed;
 use super::part::{Failure, Part};
 use super::platform_keys::{self, PlatformKeys};
-use super::{Children, Error, owners};
+use super::{Children, Error, ensure, owners};
 use crate::cluster::{Kept, child_key, is_owned};
 use crate::context::Context;
 use crate::drift;
 use crate::keyring::{Print, Prints};
 use crate::secrets::SecretId;
-use crate::writes::Object;
 
 /// How long workers have to end in an emergency. One second rather than none: with none the API server would forget the
 /// pod at once, and nobody could see whether its node has heard of it.
@@ -50,20 +49,20 @@ pub(super) async fn apply(
     } = children;
     ensure_finalizer(tenant, context).await?;
     if observed.has_namespace {
-        ensure(namespace, context).await.map_err(Part::Namespace.failed())?;
+        ensure::ensure(namespace, context).await.map_err(Part::Namespace.failed())?;
     } else {
-        create_namespace(namespace, context).await.map_err(Part::Namespace.failed())?;
+        ensure::create_namespace(namespace, context).await.map_err(Part::Namespace.failed())?;
     }
-    ensure(fence, context).await.map_err(Part::Fence.failed())?;
+    ensure::ensure(fence, context).await.map_err(Part::Fence.failed())?;
     let (quota, limit_range, identity, owners, certificate, providers, service, budget) = tokio::join!(
-        ensure(quota, context),
-        ensure(limit_range, context),
-        ensure(service_account, context),
+        ensure::ensure(quota, context),
+        ensure::ensure(limit_range, context),
+        ensure::ensure(service_account, context),
         ensure_owners(tenant, owner_role, owner_binding, context),
-        ensure(tls, context),
+        ensure::ensure(tls, context),
         ensure_providers(providers, platform_keys.as_ref(), context),
-        ensure(workers_service, context),
-        ensure(disruption_budget, context),
+        ensure::ensure(workers_service, context),
+        ensure::ensure(disruption_budget, context),
     );
     quota.map_err(Part::Quota.failed())?;
     limit_range.map_err(Part::LimitRange.failed())?;
@@ -73,7 +72,7 @@ pub(super) async fn apply(
     providers.map_err(Part::Providers.failed())?;
     service.map_err(Part::Workers.failed())?;
     budget.map_err(Part::Workers.failed())?;
-    ensure(workers, context).await.map_err(Part::Workers.failed())?;
+    ensure::ensure(workers, context).await.map_err(Part::Workers.failed())?;
     // Last, as the workers had it mounted until now.
     if platform_keys.is_none() {
         remove_platform_keys(tenant, context).await.map_err(Part::Providers.failed())?;
@@ -92,11 +91,11 @@ async fn ensure_owners(
     context: &Context,
 ) -> Result<(), Error> {
     match role {
-        Some(role) => ensure(role, context).await?,
+        Some(role) => ensure::ensure(role, context).await?,
         None => remove::<RoleBinding>(tenant, owners::NAME, context).await?,
     }
     match binding {
-        Some(binding) => ensure(binding, context).await,
+        Some(binding) => ensure::ensure(binding, context).await,
         None => remove::<Role>(tenant, owners::NAME, context).await,
     }
 }
@@ -106,7 +105,7 @@ async fn ensure_providers(
     platform_keys: Option<&PlatformKeys>,
     context: &Context,
 ) -> Result<(), Error> {
-    ensure(providers, context).await?;
+    ensure::ensure(providers, context).await?;
     match platform_keys {
         Some(keys) => ensure_platform_keys(keys, context).await,
         None => Ok(()),
@@ -128,43 +127,9 @@ async fn ensure_finalizer(tenant: &AgentTenant, context: &Context) -> Result<(),
     // The version keeps us from dropping a finalizer that someone else has just added.
     let patch = json!({ "metadata": { "finalizers": finalizers, "resourceVersion": version } });
     let name = tenant.name_any();
-    let written: AgentTenant = context.writer.merge(None, &name, &patch).await.map_err(failed::<AgentTenant>(&name))?;
-    context.cluster.applied.remember(key, written.metadata.resource_version.as_deref(), labels::FINALIZER.to_owned());
-    Ok(())
-}
-
-/// Creates rather than applies: between our look and our write someone may have made a namespace of that name, and to
-/// apply would be to take it over.
-async fn create_namespace(mut namespace: Namespace, context: &Context) -> Result<(), Error> {
-    let hash = stamp(&mut namespace);
-    let name = namespace.name_any();
-    match context.writer.create(&namespace).await {
-        Ok(created) => {
-            remember(&created, hash, context);
-            Ok(())
-        }
-        Err(kube::Error::Api(status)) if status.code == 409 => Err(Error::NamespaceTaken { name }),
-        Err(source) => Err(failed::<Namespace>(&name)(source)),
-    }
-}
-
-async fn ensure<K: Kept>(mut wanted: K, context: &Context) -> Result<(), Error> {
-    let hash = stamp(&mut wanted);
-    let (namespace, name) = (wanted.namespace(), wanted.name_any());
-    let live: Option<Arc<K>> = context.cluster.get(namespace.as_deref(), &name);
-    let version = live.as_ref().and_then(|live| live.resource_version());
-    let as_wanted = match context.cluster.applied.newer_than(&child_key(&wanted), version.as_deref()) {
-        Some(applied) => applied == hash,
-        None => live.is_some_and(|live| {
-            live.annotations().get(labels::APPLIED_HASH) == Some(&hash) && drift::covers(&*live, &wanted)
-        }),
-    };
-    if as_wanted {
-        return Ok(());
-    }
-    let _turn = context.child_turns.acquire().await.expect("nobody closes it");
-    let applied = context.writer.apply(&wanted).await.map_err(failed::<K>(&name))?;
-    remember(&applied, hash, context);
+    let written =
+        context.writer.merge::<AgentTenant>(None, &name, &patch).await.map_err(ensure::failed::<AgentTenant>(&name))?;
+    context.cluster.applied.remember(key, written.resource_version.as_deref(), labels::FINALIZER.to_owned());
     Ok(())
 }
 
@@ -178,7 +143,7 @@ async fn remove<K: Kept>(tenant: &AgentTenant, name: &str, context: &Context) ->
     deleted.map_err(|source| Error::Delete { kind: K::kind(&()).into_owned(), name: name.to_owned(), source })
 }
 
-/// Like [`ensure`], but compares fingerprints: of the platform's keys no copy is kept.
+/// Like [`ensure::ensure`], but compares fingerprints: of the platform's keys no copy is kept.
 async fn ensure_platform_keys(wanted: &PlatformKeys, context: &Context) -> Result<(), Error> {
     let mut secret = wanted.secret.clone();
     let id: SecretId = (secret.namespace().unwrap_or_default(), platform_keys::NAME.to_owned());
@@ -216,10 +181,9 @@ async fn ensure_platform_keys(wanted: &PlatformKeys, context: &Context) -> Resul
     let filled = platform_keys::filled(&secret, &keys);
     let applied = context.writer.apply(&filled).await;
     platform_keys::wipe(filled);
-    let applied = applied.map_err(failed::<Secret>(platform_keys::NAME))?;
-    remember(&applied, hash, context);
-    context.keyring.remember(id, applied.resource_version().unwrap_or_default(), Arc::new(prints));
-    platform_keys::wipe(applied);
+    let applied = applied.map_err(ensure::failed::<Secret>(platform_keys::NAME))?;
+    ensure::remember(&secret, &applied, hash, context);
+    context.keyring.remember(id, applied.resource_version.unwrap_or_default(), Arc::new(prints));
     Ok(())
 }
 
@@ -243,19 +207,4 @@ async fn stop_workers(tenant: &AgentTenant, context: &Context) -> Result<(), Err
         stopped.map_err(|source| Error::Delete { kind: "Pod".to_owned(), name: worker.name.clone(), source })?;
     }
     Ok(())
-}
-
-fn stamp<K: Object>(wanted: &mut K) -> String {
-    let hash = drift::hash(wanted);
-    wanted.annotations_mut().insert(labels::APPLIED_HASH.to_owned(), hash.clone());
-    hash
-}
-
-fn remember<K: Object>(applied: &K, hash: String, context: &Context) {
-    context.cluster.applied.remember(child_key(applied), applied.resource_version().as_deref(), hash);
-}
-
-fn failed<K: Object>(name: &str) -> impl FnOnce(kube::Error) -> Error {
-    let (kind, name) = (K::kind(&()).into_owned(), name.to_owned());
-    move |source| Error::Apply { kind, name, source }
 }

@@ -87,12 +87,12 @@ async fn write(
         status.conditions
     );
     let patch = json!({ "status": nulls_for_absent(&status) });
-    let written: AgentTenant =
-        context.writer.merge_status(None, &tenant.name_any(), &patch).await.map_err(Error::Status)?;
+    let written =
+        context.writer.merge_status::<AgentTenant>(None, &tenant.name_any(), &patch).await.map_err(Error::Status)?;
     for turn in turns(&before.conditions, &status.conditions) {
         context.events.tell(News::about(tenant, turn));
     }
-    let version = written.resource_version();
+    let version = written.resource_version;
     context.tenant_statuses.remember(tenant.uid().unwrap_or_default(), version.as_deref(), status);
     Ok(())
 }

@@ -181,6 +181,59 @@ async fn a_new_tenant_costs_one_write_a_part() {
 }
 
 #[tokio::test]
+async fn what_a_part_no_longer_wants_goes_also_from_one_that_was_created() {
+    /// How the API server holds us to own the object's fields.
+    fn how_owned(object: &impl Resource) -> Vec<&str> {
+        let entries = object.meta().managed_fields.iter().flatten();
+        let ours = entries.filter(|entry| entry.manager.as_deref() == Some("croft-operator"));
+        ours.filter_map(|entry| entry.operation.as_deref()).collect()
+    }
+    let session = World::alone().await;
+    let spec = json!({ "workers": { "nodeSelector": { "pool": "agents", "zone": "east" } } });
+    let made = session.settled_tenant("leaner", spec).await;
+    let (name, namespace) = (made.name_any(), made.namespace_name());
+    kubelet::pods(&session, &namespace, 2).await;
+    session.quiet().await;
+    let deployments: Api<Deployment> = session.within(&namespace);
+    let selector = |deployment: &Deployment| {
+        let pod = deployment.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
+        pod.and_then(|pod| pod.node_selector.clone()).unwrap_or_default().into_keys().collect::<Vec<_>>()
+    };
+    let created = deployments.get("workers").await.expect("it is there");
+    assert_eq!((how_owned(&created), selector(&created)), (vec!["Update"], vec!["pool".into(), "zone".into()]));
+
+    let writes = session.world.writes();
+    session
+        .merge(
+            &session.all::<AgentTenant>(),
+            &name,
+            json!({ "spec": { "workers": { "nodeSelector": { "zone": null } } } }),
+        )
+        .await;
+    within(REPAIRED, "the workers want one label of their nodes", async || {
+        let found = deployments.get("workers").await.ok()?;
+        (selector(&found) == ["pool"] && how_owned(&found) == ["Apply"]).then_some(())
+    })
+    .await;
+    session.quiet().await;
+    let first = session.world.writes() - writes;
+    session
+        .merge(
+            &session.all::<AgentTenant>(),
+            &name,
+            json!({ "spec": { "workers": { "nodeSelector": { "pool": null } } } }),
+        )
+        .await;
+    within(REPAIRED, "the workers want no label of their nodes", async || {
+        let found = deployments.get("workers").await.ok()?;
+        (selector(&found).is_empty() && how_owned(&found) == ["Apply"]).then_some(())
+    })
+    .await;
+    session.quiet().await;
+    assert_eq!(session.world.writes() - writes - first, first - 1, "only the first apply takes ownership over");
+}
+
+#[tokio::test]
 async fn a_part_that_is_deleted_comes_back() {
     async fn deleted<K>(api: Api<K>, name: &str)
     where

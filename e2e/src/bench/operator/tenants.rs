@@ -13,7 +13,7 @@ use crate::bench::row::Row;
 use crate::bench::samples::{Samples, human};
 use crate::bench::stage::{OPERATOR_USER, Stage};
 
-/// What the issue asks for at [`RATE`].
+/// What is to be reached at [`RATE`].
 const REACH: Duration = Duration::from_secs(1);
 const RATE: u32 = 20;
 

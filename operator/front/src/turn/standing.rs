@@ -93,11 +93,11 @@ impl Standing {
     /// no result get one, as a worker would have given them; they are told with the turn's end.
     pub(super) fn left(mut self, closes: bool) -> (Vec<ToolResult>, Option<SessionCheckpoint>) {
         self.take_input();
-        let closed = if closes { self.close() } else { Vec::new() };
-        let Some(mut checkpoint) = self.checkpoint else { return (closed, None) };
+        let results = if closes { self.close() } else { Vec::new() };
+        let Some(mut checkpoint) = self.checkpoint else { return (results, None) };
         checkpoint.journal.append(&mut self.journal);
         checkpoint.checkpoint_id = Uuid::now_v7().to_string();
-        (closed, Some(checkpoint))
+        (results, Some(checkpoint))
     }
 
     fn close(&mut self) -> Vec<ToolResult> {

@@ -1,0 +1,96 @@
+//! Makes one child be as it shall be, with as little work for the API server as that takes.
+
+use croft_crds::labels;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::ResourceExt as _;
+use kube::api::{GetParams, ObjectMeta};
+use kube::core::{PartialObjectMeta, Request};
+use serde_json::json;
+
+use super::Error;
+use crate::cluster::{Kept, child_key};
+use crate::context::Context;
+use crate::writes::Object;
+use crate::{drift, ownership};
+
+/// Creates rather than applies: between our look and our write someone may have made a namespace of that name, and to
+/// apply would be to take it over.
+pub(super) async fn create_namespace(mut namespace: Namespace, context: &Context) -> Result<(), Error> {
+    let hash = stamp(&mut namespace);
+    let name = namespace.name_any();
+    match context.writer.create(&namespace).await {
+        Ok(created) => {
+            remember(&namespace, &created, hash, context);
+            Ok(())
+        }
+        Err(kube::Error::Api(status)) if status.code == 409 => Err(Error::NamespaceTaken { name }),
+        Err(source) => Err(failed::<Namespace>(&name)(source)),
+    }
+}
+
+pub(super) async fn ensure<K: Kept>(mut wanted: K, context: &Context) -> Result<(), Error> {
+    let hash = stamp(&mut wanted);
+    let (namespace, name) = (wanted.namespace(), wanted.name_any());
+    let live = || context.cluster.get::<K>(namespace.as_deref(), &name);
+    let version = context.cluster.version::<K>(namespace.as_deref(), &name);
+    // What is just as we left it need not be looked at.
+    let as_wanted = match context.cluster.applied.not_older_than(&child_key(&wanted), version.as_deref()) {
+        Some(applied) => applied == hash,
+        None => live().is_some_and(|live| {
+            live.annotations().get(labels::APPLIED_HASH) == Some(&hash) && drift::covers(&*live, &wanted)
+        }),
+    };
+    if as_wanted {
+        return Ok(());
+    }
+    let _turn = context.child_turns.acquire().await.expect("nobody closes it");
+    let written = write(&wanted, live().as_deref(), context).await.map_err(failed::<K>(&name))?;
+    remember(&wanted, &written, hash, context);
+    Ok(())
+}
+
+/// Creates what is not there, and applies over what is.
+async fn write<K: Object>(wanted: &K, live: Option<&K>, context: &Context) -> kube::Result<ObjectMeta> {
+    if live.is_none() {
+        match context.writer.create(wanted).await {
+            // Someone else made it, or we did and the copies can't know yet.
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            outcome => return outcome,
+        }
+    }
+    if live.is_none_or(|live| ownership::is_created(live.managed_fields())) {
+        own_by_apply(wanted, context).await?;
+    }
+    context.writer.apply(wanted).await
+}
+
+/// Has what we created count as applied, so that to apply takes away what is no longer wanted. Fails if the object changes
+/// meanwhile; if it is gone, there is nothing to do.
+async fn own_by_apply<K: Object>(wanted: &K, context: &Context) -> kube::Result<()> {
+    let (namespace, name) = (wanted.namespace(), wanted.name_any());
+    let look = Request::new(K::url_path(&(), namespace.as_deref())).get_metadata(&name, &GetParams::default());
+    let look = context.client.request::<PartialObjectMeta<K>>(look.map_err(kube::Error::BuildRequest)?).await;
+    let metadata = match look {
+        Ok(found) => found.metadata,
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let Some(entries) = ownership::as_applied(metadata.managed_fields.unwrap_or_default()) else { return Ok(()) };
+    let patch = json!({ "metadata": { "managedFields": entries, "resourceVersion": metadata.resource_version } });
+    context.writer.merge::<K>(namespace.as_deref(), &name, &patch).await.map(drop)
+}
+
+fn stamp<K: Object>(wanted: &mut K) -> String {
+    let hash = drift::hash(wanted);
+    wanted.annotations_mut().insert(labels::APPLIED_HASH.to_owned(), hash.clone());
+    hash
+}
+
+pub(super) fn remember<K: Object>(wanted: &K, written: &ObjectMeta, hash: String, context: &Context) {
+    context.cluster.applied.remember(child_key(wanted), written.resource_version.as_deref(), hash);
+}
+
+pub(super) fn failed<K: Object>(name: &str) -> impl FnOnce(kube::Error) -> Error {
+    let (kind, name) = (K::kind(&()).into_owned(), name.to_owned());
+    move |source| Error::Apply { kind, name, source }
+}
