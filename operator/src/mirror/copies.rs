@@ -197,7 +197,7 @@ mod tests {
             feed(vec![Init, InitApply(named("a", "1")), InitApply(named("b", "1")), InitDone]),
             [is("a", "1"), is("b", "1")]
         );
-        assert_eq!(feed(vec![Apply(named("a", "2"))]), [is("a", "2")]);
+        assert_eq!(feed(vec![Apply(named("a", "2"))]), [same("a", "2")]);
         assert_eq!(feed(vec![Init, InitApply(named("b", "1")), InitDone]), [same("b", "1"), gone("a", "2")]);
         assert_eq!(feed(vec![Delete(named("b", "3"))]), [gone("b", "3")]);
         assert_eq!(copies.get(Some("tenant-heron"), "b"), None);

@@ -36,9 +36,9 @@ async fn says(session: &Session, name: &str, kind: &str, text: &str) -> String {
 async fn each_failure_of_a_write_is_told_and_tried_again() {
     let session = World::shared().await;
     for code in FAILURES {
-        // The fence is the first to be applied after the namespace.
+        // The fence is the first to be made after the namespace.
         let fault = session.world.proxy.inject(
-            Method::PATCH,
+            Method::POST,
             &format!("/namespaces/tenant-failing{code}-"),
             What::Answer(code),
             Some(3),
@@ -58,9 +58,29 @@ async fn each_failure_of_a_write_is_told_and_tried_again() {
 }
 
 #[tokio::test]
+async fn each_failure_of_a_change_is_tried_again_until_it_is_made() {
+    let session = World::shared().await;
+    for code in FAILURES {
+        let spec = json!({ "workers": { "replicas": 0, "nodeSelector": { "pool": "agents" } } });
+        let made = session.settled_tenant(&format!("changing{code}"), spec).await;
+        let namespace = made.namespace_name();
+        let path = format!("/namespaces/{namespace}/deployments/workers");
+        let fault = session.world.proxy.inject(Method::PATCH, &path, What::Answer(code), Some(3));
+        let less = json!({ "spec": { "workers": { "nodeSelector": { "pool": null } } } });
+        session.merge(&session.all::<AgentTenant>(), &made.name_any(), less).await;
+        until("the workers want no label of their nodes", async || {
+            let found = session.within::<Deployment>(&namespace).get("workers").await.ok()?;
+            found.spec?.template.spec?.node_selector.is_none_or(|selector| selector.is_empty()).then_some(())
+        })
+        .await;
+        assert_eq!(fault.hits(), 3, "{code}");
+    }
+}
+
+#[tokio::test]
 async fn a_tenant_without_its_fence_gets_no_workers_and_says_why_and_nothing_loops() {
     let session = World::shared().await;
-    let fault = session.world.proxy.inject(Method::PATCH, "/tenant-fenceless-", What::Answer(500), None);
+    let fault = session.world.proxy.inject(Method::POST, "/tenant-fenceless-", What::Answer(500), None);
     let made = session.tenant("fenceless", json!({})).await;
     let (name, namespace) = (made.name_any(), made.namespace_name());
     let told = says(&session, &name, "Ready", "False").await;
@@ -102,7 +122,7 @@ async fn a_namespace_whose_making_was_not_answered_is_still_the_tenants() {
 #[tokio::test]
 async fn one_tenant_that_hangs_holds_up_no_other() {
     let session = World::shared().await;
-    let fault = session.world.proxy.inject(Method::PATCH, "/tenant-hanging-", What::Stall, None);
+    let fault = session.world.proxy.inject(Method::POST, "/tenant-hanging-", What::Stall, None);
     let hanging = session.tenant("hanging", json!({})).await;
     until("it hangs", async || (fault.hits() > 0).then_some(())).await;
     for number in 0..5 {
@@ -118,13 +138,10 @@ async fn a_tenant_that_is_deleted_while_it_is_being_made_leaves_nothing() {
     let session = World::shared().await;
     for (number, part) in ["networkpolicies", "secrets", "deployments"].into_iter().enumerate() {
         let label = format!("aborted{number}");
-        let fault =
-            session.world.proxy.inject(Method::PATCH, &format!("/namespaces/tenant-{label}-"), What::Answer(500), None);
-        drop(fault);
         let made = session.tenant(&label, json!({})).await;
         let stuck = session.world.proxy.inject(
-            Method::PATCH,
-            &format!("/namespaces/{}/{part}/", made.namespace_name()),
+            Method::POST,
+            &format!("/namespaces/{}/{part}?", made.namespace_name()),
             What::Answer(503),
             None,
         );
