@@ -13,7 +13,7 @@ use crate::bench::row::Row;
 use crate::bench::samples::{Samples, human};
 use crate::bench::stage::{OPERATOR_USER, Stage, TENANT, until};
 
-/// What the issue asks for at [`RATE`].
+/// What is to be reached at [`RATE`].
 const REACH: Duration = Duration::from_millis(300);
 const RATE: u32 = 75;
 const PATIENCE: Duration = Duration::from_mins(2);
