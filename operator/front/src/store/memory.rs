@@ -72,6 +72,8 @@ struct Lease {
     epoch: u64,
     /// When it runs out; `None` while nobody holds it.
     expiry: Option<Instant>,
+    /// It ran out with no holder: nobody was told its epoch, so nothing may be done under it.
+    is_abandoned: bool,
 }
 
 /// What an idempotency key is unique in.
@@ -82,10 +84,24 @@ enum Scope {
 }
 
 impl Lease {
+    fn is_free(&self, now: Instant) -> bool {
+        self.expiry.is_none_or(|expiry| expiry <= now)
+    }
+
+    /// Under the epoch that is told. The holder before is fenced.
+    fn take(&mut self, expiry: Instant) -> u64 {
+        *self = Self { epoch: self.epoch + 1, expiry: Some(expiry), is_abandoned: false };
+        self.epoch
+    }
+
     /// Lets whoever looks for abandoned turns have it at once. The holder before is fenced.
     fn abandon(&mut self) {
-        self.epoch += 1;
-        self.expiry = Some(Instant::now());
+        *self = Self { epoch: self.epoch + 1, expiry: Some(Instant::now()), is_abandoned: true };
+    }
+
+    /// True past the expiry too, until someone else takes the lease.
+    fn is_held_under(&self, epoch: u64) -> bool {
+        self.expiry.is_some() && !self.is_abandoned && self.epoch == epoch
     }
 }
 

@@ -176,6 +176,15 @@ pub(crate) async fn is_abandoned_by_a_message_that_finds_nobody(stores: &Stores)
     assert_eq!(stores.leases.abandoned(10).await.unwrap(), []);
     appended(stores, append(tenant, session, vec![said("am I heard?")])).await;
     assert_eq!(stores.leases.abandoned(10).await.unwrap(), [Abandoned { tenant, session }]);
+    // Nobody holds it, not even whoever guesses what it is under now.
+    for guess in [epoch, epoch + 1] {
+        let mut stray = append(tenant, session, vec![said("by nobody")]);
+        stray.authority = Authority::Lease { epoch: guess };
+        assert!(matches!(stores.events.append(stray).await, Err(Error::LeaseLost { .. })));
+        assert!(matches!(stores.leases.renew(tenant, session, guess, LONG).await, Err(Error::LeaseLost { .. })));
+        stores.leases.release(tenant, session, guess).await.unwrap();
+        assert_eq!(stores.leases.abandoned(10).await.unwrap(), [Abandoned { tenant, session }]);
+    }
     let next = stores.leases.acquire(tenant, session, "front-1", LONG).await.unwrap().expect("it can be taken");
     assert!(next > epoch);
     assert_eq!(stores.leases.abandoned(10).await.unwrap(), []);

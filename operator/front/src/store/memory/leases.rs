@@ -7,7 +7,7 @@ use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::SessionState;
 use tokio::time::Instant;
 
-use super::{Lease, Memory};
+use super::Memory;
 use crate::error::Error;
 use crate::lease::{Abandoned, LeaseStore};
 
@@ -26,12 +26,10 @@ impl LeaseStore for Memory {
             return Err(Error::SessionTerminated { session_id: session.to_string() });
         }
         let now = Instant::now();
-        if record.lease.expiry.is_some_and(|expiry| expiry > now) {
+        if !record.lease.is_free(now) {
             return Ok(None);
         }
-        record.lease.epoch += 1;
-        record.lease.expiry = Some(now + ttl);
-        Ok(Some(record.lease.epoch))
+        Ok(Some(record.lease.take(now + ttl)))
     }
 
     async fn renew(&self, tenant: TenantId, session: SessionId, epoch: u64, ttl: Duration) -> Result<(), Error> {
@@ -72,12 +70,5 @@ impl LeaseStore for Memory {
             .collect();
         found.sort_by_key(|(expiry, abandoned)| (*expiry, abandoned.tenant, abandoned.session));
         Ok(found.into_iter().map(|(_, abandoned)| abandoned).take(limit as usize).collect())
-    }
-}
-
-impl Lease {
-    /// True past the expiry too, until someone else takes the lease.
-    pub(super) fn is_held_under(&self, epoch: u64) -> bool {
-        self.expiry.is_some() && self.epoch == epoch
     }
 }

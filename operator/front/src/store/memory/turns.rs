@@ -24,18 +24,15 @@ impl TurnStore for Memory {
             return Ok(Begun::Existing { first_seq: used.first_seq });
         }
         let record = state.record(tenant, session)?;
-        let is_held = record.lease.expiry.is_some_and(|expiry| expiry > now);
-        if is_held && record.session.state != SessionState::Terminated {
+        if !record.lease.is_free(now) && record.session.state != SessionState::Terminated {
             return Ok(Begun::Busy);
         }
         let (before, checkpoint) = (record.session.clone(), record.checkpoint.clone());
         match state.append(message)? {
             Appended::Existing { first_seq } => Ok(Begun::Existing { first_seq }),
             Appended::New(events) => {
-                let lease = &mut state.record(tenant, session)?.lease;
-                lease.epoch += 1;
-                lease.expiry = Some(now + ttl);
-                Ok(Begun::New(Box::new(Opened { epoch: lease.epoch, events, session: before, checkpoint })))
+                let epoch = state.record(tenant, session)?.lease.take(now + ttl);
+                Ok(Begun::New(Box::new(Opened { epoch, events, session: before, checkpoint })))
             }
         }
     }

@@ -61,7 +61,7 @@ impl LeaseStore for Postgres {
         let mut tx = self.tenant(tenant).await?;
         let renewed = sqlx::query(
             "update leases set expire_time = clock_timestamp() + $4 * interval '1 microsecond'
-            where tenant_id = $1 and session_id = $2 and epoch = $3 and holder is not null",
+            where tenant_id = $1 and session_id = $2 and epoch = $3 and holder <> ''",
         )
         .bind(tenant.0)
         .bind(session.0)
@@ -86,7 +86,7 @@ impl LeaseStore for Postgres {
                     expire_time = case when waits then clock_timestamp() end,
                     epoch = case when waits then epoch + 1 else epoch end
                 from waiting
-                where tenant_id = $1 and session_id = $2 and epoch = $3 and holder is not null
+                where tenant_id = $1 and session_id = $2 and epoch = $3 and holder <> ''
                 returning 1
             )
             update sessions set lease_epoch = null
