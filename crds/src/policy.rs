@@ -9,10 +9,12 @@ mod expressions;
 mod judge;
 
 use serde::Serialize;
+use serde_json::Value;
 
 pub(crate) use chart::chart;
 pub use judge::{Refusal, Request, judge};
 
+use crate::labels;
 use expressions::{
     ANOTHERS_MODEL, BELONGS_TO_A_TENANT, IMAGE_UNCHANGED, IS_TENANT_NAMESPACE, KEEPS_FINALIZER, KEEPS_TENANT_LABEL,
     MAY_BE_DELETED, NEW_TENANT_NAMESPACE, TENANT_IS_NOT_ENDING,
@@ -84,6 +86,30 @@ pub struct Policy {
 #[serde(rename_all = "camelCase")]
 struct MatchConstraints {
     resource_rules: Vec<ResourceRule>,
+    /// The labels of the object or of what it was, or of the namespace that it is in: what they leave out is not looked at.
+    /// They cost the API server next to nothing, where every expression's look at an object has it converted anew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    object_selector: Option<Selector>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    namespace_selector: Option<Selector>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Selector {
+    match_expressions: [LabelExpression; 1],
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct LabelExpression {
+    key: &'static str,
+    operator: LabelOperator,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+enum LabelOperator {
+    Exists,
+    DoesNotExist,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -120,7 +146,7 @@ pub fn policies(installation: &Installation) -> Vec<Policy> {
         worker_pods(installation),
         tenants(installation),
         sessions(),
-        sources(installation),
+        namespace_reach(installation),
         reach(installation),
     ]
 }
@@ -146,6 +172,7 @@ fn parts(installation: &Installation) -> Policy {
         .on(&["networking.k8s.io"], &["networkpolicies"], &ALL)
         .on(&["policy"], &["poddisruptionbudgets"], &ALL)
         .on(&["rbac.authorization.k8s.io"], &["roles", "rolebindings"], &ALL)
+        .of_objects(LabelOperator::Exists)
         .unless("not-trusted", &installation.is_trusted())
         .demand(
             format!("!({BELONGS_TO_A_TENANT})"),
@@ -174,16 +201,33 @@ fn worker_pods(installation: &Installation) -> Policy {
 }
 
 fn tenants(installation: &Installation) -> Policy {
-    Policy::new("croft-tenants", "A tenant is not deleted by mistake, and not without being taken apart in order.")
-        .on(&["croft.dev"], &["agenttenants"], &["UPDATE", "DELETE"])
-        .demand(
-            MAY_BE_DELETED.to_owned(),
-            "spec.preventDeletion keeps this tenant from being deleted: turn it off first",
-        )
-        .demand(
-            format!("{KEEPS_FINALIZER} || {}", installation.is_trusted()),
-            "the finalizer croft.dev/tenant is taken off by Croft's operator, once all that is the tenant's is gone",
-        )
+    let list = &installation.worker_images;
+    // An entry that ends in a slash is a place, another one is a repository, with any tag or digest.
+    let listed = format!(
+        "{list}.exists(place, object.spec.workers.image == place || object.spec.workers.image.startsWith(\
+         place.endsWith('/') ? place : place + '/') || (!place.endsWith('/') && \
+         (object.spec.workers.image.startsWith(place + ':') || object.spec.workers.image.startsWith(place + '@'))))"
+    );
+    let another = ANOTHERS_MODEL.replace("OPERATORS_NAMESPACE", &installation.namespace);
+    Policy::new(
+        "croft-tenants",
+        "A tenant is not deleted by mistake, nor without being taken apart in order; its own worker image and model come from \
+         where the platform wants them.",
+    )
+    .on(&["croft.dev"], &["agenttenants"], &ALL)
+    .demand(
+        MAY_BE_DELETED.to_owned(),
+        "spec.preventDeletion keeps this tenant from being deleted: turn it off first",
+    )
+    .demand(
+        format!("{KEEPS_FINALIZER} || {}", installation.is_trusted()),
+        "the finalizer croft.dev/tenant is taken off by Croft's operator, once all that is the tenant's is gone",
+    )
+    .demand(
+        format!("object == null || {list}.size() == 0 || {IMAGE_UNCHANGED} || {listed}"),
+        "spec.workers.image comes from none of the places that this platform takes worker images from",
+    )
+    .demand(format!("object == null || !({another})"), "a model is not served in the namespace of Croft itself")
 }
 
 fn sessions() -> Policy {
@@ -199,50 +243,49 @@ fn sessions() -> Policy {
         )
 }
 
-fn sources(installation: &Installation) -> Policy {
-    let list = &installation.worker_images;
-    // An entry that ends in a slash is a place, another one is a repository, with any tag or digest.
-    let listed = format!(
-        "{list}.exists(place, object.spec.workers.image == place || object.spec.workers.image.startsWith(\
-         place.endsWith('/') ? place : place + '/') || (!place.endsWith('/') && \
-         (object.spec.workers.image.startsWith(place + ':') || object.spec.workers.image.startsWith(place + '@'))))"
-    );
-    Policy::new(
-        "croft-tenant-sources",
-        "A tenant's own worker image and model come from where the platform wants them.",
-    )
-    .on(&["croft.dev"], &["agenttenants"], &["CREATE", "UPDATE"])
-    .demand(
-        format!("{list}.size() == 0 || {IMAGE_UNCHANGED} || {listed}"),
-        "spec.workers.image comes from none of the places that this platform takes worker images from",
-    )
-    .demand(
-        format!("!({ANOTHERS_MODEL})").replace("OPERATORS_NAMESPACE", &installation.namespace),
-        "a model is not served in the namespace of Croft itself",
-    )
+const OPERATOR_ONLY: &str = "Croft's operator writes in namespaces of tenants and in its own only";
+
+fn namespace_reach(installation: &Installation) -> Policy {
+    Policy::new("croft-operator-namespaces", "The operator itself makes and changes namespaces of tenants alone.")
+        .on(&[""], &["namespaces"], &ALL)
+        .unless("by-the-operator", &format!("!({})", installation.is_operator()))
+        .demand("request.name.startsWith('tenant-')".to_owned(), OPERATOR_ONLY)
 }
 
+/// Of namespaces that bear a tenant's label nothing is looked at: nobody but the operator may put it there, and it only on those
+/// called after a tenant.
 fn reach(installation: &Installation) -> Policy {
     Policy::new(
         "croft-operator-reach",
         "The operator itself writes in tenants' namespaces and its own, and nowhere else.",
     )
-    .on(&[""], &["namespaces", "configmaps", "limitranges", "resourcequotas", "secrets", "serviceaccounts"], &ALL)
+    .on(&[""], &["configmaps", "limitranges", "resourcequotas", "secrets", "serviceaccounts"], &ALL)
     .on(&[""], &["services", "pods"], &ALL)
     .on(&["apps"], &["deployments"], &ALL)
     .on(&["networking.k8s.io"], &["networkpolicies"], &ALL)
     .on(&["policy"], &["poddisruptionbudgets"], &ALL)
     .on(&["rbac.authorization.k8s.io"], &["roles", "rolebindings"], &ALL)
     .on(&["croft.dev"], &["agentsessions"], &ALL)
+    .in_namespaces(LabelOperator::DoesNotExist)
     .unless("by-the-operator", &format!("!({})", installation.is_operator()))
     .demand(
-        format!(
-            "(request.resource.resource == 'namespaces' ? request.name : request.namespace).startsWith('tenant-') || \
-                 (request.resource.resource != 'namespaces' && request.namespace == {})",
-            installation.namespace
-        ),
-        "Croft's operator writes in namespaces of tenants and in its own only",
+        format!("request.namespace.startsWith('tenant-') || request.namespace == {}", installation.namespace),
+        OPERATOR_ONLY,
     )
+}
+
+impl Selector {
+    fn of_tenants(operator: LabelOperator) -> Self {
+        Self { match_expressions: [LabelExpression { key: labels::TENANT, operator }] }
+    }
+
+    /// Whether an object with these labels is meant.
+    fn matches(&self, object: Option<&Value>) -> bool {
+        let labels = object.map_or(&Value::Null, |object| &object["metadata"]["labels"]);
+        self.match_expressions
+            .iter()
+            .all(|LabelExpression { key, operator }| (*operator == LabelOperator::Exists) != labels[*key].is_null())
+    }
 }
 
 impl Policy {
@@ -252,7 +295,11 @@ impl Policy {
             why,
             // An expression that can't be reckoned refuses. It runs in the API server, so nothing can be down.
             on_failure: "Fail",
-            match_constraints: MatchConstraints { resource_rules: Vec::new() },
+            match_constraints: MatchConstraints {
+                resource_rules: Vec::new(),
+                object_selector: None,
+                namespace_selector: None,
+            },
             match_conditions: Vec::new(),
             validations: Vec::new(),
         }
@@ -265,6 +312,18 @@ impl Policy {
             resources: resources.to_vec(),
             operations: operations.to_vec(),
         });
+        self
+    }
+
+    /// Only what is, was or shall be marked as a tenant's, or what isn't.
+    fn of_objects(mut self, operator: LabelOperator) -> Self {
+        self.match_constraints.object_selector = Some(Selector::of_tenants(operator));
+        self
+    }
+
+    /// Only what is in a namespace that is marked as a tenant's, or in one that isn't.
+    fn in_namespaces(mut self, operator: LabelOperator) -> Self {
+        self.match_constraints.namespace_selector = Some(Selector::of_tenants(operator));
         self
     }
 

@@ -247,12 +247,18 @@ struct Watch<'a> {
 impl Watch<'_> {
     fn tenants(&self) -> Store<AgentTenant> {
         let (changes, sessions) = (self.changes.clone(), Arc::clone(self.session_index));
+        let applied = Arc::clone(self.applied);
         let (api, all) = (Api::all(self.client.clone()), watcher::Config::default());
         mirror::start(self.tasks, "watch-tenants", api, all, move |change: Change<AgentTenant>| {
             let name = change.object().name_any();
             changes.routes.mark(name.clone());
+            if let Change::Gone(gone) = &change {
+                applied.forget(&child_key(&**gone));
+            }
             if let Change::Is { old, new } = change
                 && !old.as_ref().is_some_and(|old| is_status_write(&**old, &*new))
+                // The pass that has set the finalizer is still at it.
+                && !applied.is_echo(&child_key(&*new), new.metadata.resource_version.as_deref())
             {
                 // Sessions that the tenant did not let in may be let in now, and records may have another time to stay.
                 if old.is_some_and(|old| old.metadata.generation != new.metadata.generation) {
@@ -302,9 +308,9 @@ impl Watch<'_> {
         let api = Api::all(self.client.clone());
         // A route is made of these, the tenant and its workers.
         let is_routed = matches!(&*K::kind(&()), "ConfigMap" | "Deployment");
-        // What others report of a part says nothing to a pass, but for how the workers come up and how a namespace goes.
-        let is_reported = matches!(&*K::kind(&()), "Deployment" | "Namespace");
-        Copies::start(self.tasks, task_name, api, config, move |object: &K, fate| {
+        // What others report of these, and often, says nothing to a pass.
+        let tells_status = matches!(&*K::kind(&()), "PodDisruptionBudget" | "ResourceQuota");
+        Copies::start(self.tasks, task_name, api, config, tells_status, move |object: &K, fate| {
             let key = child_key(object);
             // The pass that wrote it knows; another one would find nothing to do.
             let is_echo = fate != Fate::Gone && applied.is_echo(&key, object.meta().resource_version.as_deref());
@@ -315,7 +321,7 @@ impl Watch<'_> {
             if is_routed {
                 changes.routes.mark(tenant.clone());
             }
-            if !is_echo && (fate != Fate::Status || is_reported) {
+            if !is_echo && fate != Fate::Status {
                 changes.tenants.mark(tenant.clone());
             }
         })
@@ -325,7 +331,7 @@ impl Watch<'_> {
         let (changes, index, sessions) = (self.changes.clone(), Arc::clone(index), Arc::clone(self.session_index));
         let api = Api::all(self.client.clone());
         let config = watcher::Config::default().labels(WORKERS);
-        Copies::start(self.tasks, "watch-workers", api, config, move |pod: &Pod, fate| {
+        Copies::start(self.tasks, "watch-workers", api, config, false, move |pod: &Pod, fate| {
             let Some(tenant) = tenant_of(pod) else { return };
             let worker = match fate {
                 Fate::Is | Fate::Status => Worker::read(pod),

@@ -6,6 +6,7 @@ mod deletion;
 mod disruption_budget;
 mod ensure;
 mod fence;
+mod finalizer;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod health;

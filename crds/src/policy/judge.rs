@@ -54,11 +54,20 @@ pub fn judge(policies: &[Policy], request: &Request) -> Vec<Refusal> {
 
 impl Policy {
     fn matches(&self, request: &Request) -> bool {
-        self.match_constraints.resource_rules.iter().any(|rule| {
-            rule.api_groups.contains(&request.group.as_str())
-                && rule.resources.contains(&request.resource.as_str())
-                && rule.operations.contains(&request.operation.as_str())
-        })
+        let constraints = &self.match_constraints;
+        let meant = constraints.object_selector.as_ref().is_none_or(|selector| {
+            // An object that isn't there has no labels that could be missing.
+            [&request.object, &request.old].into_iter().flatten().any(|object| selector.matches(Some(object)))
+        });
+        let within =
+            constraints.namespace_selector.as_ref().is_none_or(|selector| selector.matches(request.namespace.as_ref()));
+        meant
+            && within
+            && constraints.resource_rules.iter().any(|rule| {
+                rule.api_groups.contains(&request.group.as_str())
+                    && rule.resources.contains(&request.resource.as_str())
+                    && rule.operations.contains(&request.operation.as_str())
+            })
     }
 }
 

@@ -22,7 +22,8 @@ use crate::writes::Object;
 pub(crate) enum Fate {
     /// It is new or different.
     Is,
-    /// Nothing but its status is different, if that: a watch that is made anew tells everything again.
+    /// Nothing is different, as when a watch that is made anew tells everything again; or, of kinds whose copies are started so,
+    /// nothing but the status.
     Status,
     /// It is gone; this is what it was.
     Gone,
@@ -31,6 +32,7 @@ pub(crate) enum Fate {
 /// The copies of one kind. Clones share them.
 pub struct Copies<K> {
     shared: Arc<Shared>,
+    tells_status: bool,
     kind: PhantomData<fn() -> K>,
 }
 
@@ -48,7 +50,7 @@ struct Packed {
 
 impl<K> Clone for Copies<K> {
     fn clone(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared), kind: PhantomData }
+        Self { shared: Arc::clone(&self.shared), tells_status: self.tells_status, kind: PhantomData }
     }
 }
 
@@ -57,21 +59,24 @@ impl<K: Object> Copies<K> {
     ///
     /// `on_change` is called after the copy has changed. After a break of the watch it is called for every object there
     /// is, and for those that went meanwhile, so nothing is missed, though something may be told twice.
+    ///
+    /// With `tells_status` a change of nothing but the status is told as such, which takes a look at all of the object.
     pub(crate) fn start(
         tasks: &Tasks,
         task_name: &'static str,
         api: Api<K>,
         config: watcher::Config,
+        tells_status: bool,
         on_change: impl Fn(&K, Fate) + Send + 'static,
     ) -> Self {
-        let copies = Self::empty();
+        let copies = Self::empty(tells_status);
         let (taker, mut listed) = (copies.clone(), HashSet::new());
         super::follow(tasks, task_name, api, config, move |event| taker.take(&event, &mut listed, &on_change));
         copies
     }
 
-    fn empty() -> Self {
-        Self { shared: Arc::default(), kind: PhantomData }
+    fn empty(tells_status: bool) -> Self {
+        Self { shared: Arc::default(), tells_status, kind: PhantomData }
     }
 
     /// Waits until all there are have been copied.
@@ -116,9 +121,13 @@ impl<K: Object> Copies<K> {
 
     fn put(&self, object: &K, on_change: &impl Fn(&K, Fate)) {
         let json = serde_json::to_vec(object).expect("an object of Kubernetes is plain data").into_boxed_slice();
-        let packed = Packed { version: object.resource_version().map(String::into_boxed_str), json: json.clone() };
+        let now = self.tells_status.then(|| but_status(&json));
+        let packed = Packed { version: object.resource_version().map(String::into_boxed_str), json };
         let before = self.shared.objects.write().unwrap_or_else(PoisonError::into_inner).insert(key_of(object), packed);
-        let is_status = before.is_some_and(|before| but_status(&before.json) == but_status(&json));
+        let is_status = before.is_some_and(|before| {
+            before.version.as_deref() == object.meta().resource_version.as_deref()
+                || now.is_some_and(|now| but_status(&before.json) == now)
+        });
         on_change(object, if is_status { Fate::Status } else { Fate::Is });
     }
 
@@ -179,7 +188,7 @@ mod tests {
 
     #[test]
     fn what_went_while_the_watch_was_broken_is_told() {
-        let (copies, told) = (Copies::empty(), RefCell::new(Vec::new()));
+        let (copies, told) = (Copies::empty(true), RefCell::new(Vec::new()));
         let mut listed = HashSet::new();
         let on_change = |object: &ConfigMap, fate| {
             told.borrow_mut().push((object.name_any(), object.resource_version().unwrap_or_default(), fate));
@@ -206,7 +215,7 @@ mod tests {
     #[test]
     fn a_change_of_nothing_but_the_status_is_told_as_such() {
         let told = RefCell::new(Vec::new());
-        let copies = Copies::empty();
+        let copies = Copies::empty(true);
         let take = |version: &str, used: &str, hard: &str| {
             let quota: ResourceQuota = serde_json::from_value(json!({
                 "metadata": { "name": "tenant", "namespace": "tenant-heron", "resourceVersion": version },
@@ -225,7 +234,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_object_comes_back_as_it_was_told_once_all_are_there() {
-        let copies = Copies::empty();
+        let copies = Copies::empty(true);
         let mut listed = HashSet::new();
         copies.take(&InitApply(named("a", "1")), &mut listed, &|_, _| {});
         assert!(!copies.shared.whole.is_cancelled());

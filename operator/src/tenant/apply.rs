@@ -7,12 +7,11 @@ use croft_crds::{AgentTenant, labels};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::ResourceExt as _;
-use serde_json::json;
 
 use super::observe::Observed;
 use super::part::{Failure, Part};
 use super::platform_keys::{self, PlatformKeys};
-use super::{Children, Error, ensure, owners};
+use super::{Children, Error, ensure, finalizer, owners};
 use crate::cluster::{Kept, child_key, is_owned};
 use crate::context::Context;
 use crate::drift;
@@ -23,9 +22,9 @@ use crate::secrets::SecretId;
 /// pod at once, and nobody could see whether its node has heard of it.
 const STOP_SECONDS: u32 = 1;
 
-/// Namespace and fence first, so that there is a fence before there is anything to fence; the workers last, as they mount
-/// what comes before them. What lies between is written at the same time. The first failure, in the order of [`Part`],
-/// ends the pass once all that was begun with it has ended too.
+/// The namespace first, as all else is in it; workers and owners last, so that there is a fence before there is anything to fence,
+/// and as workers mount what comes before them. What lies between is written at the same time. The first failure, in the
+/// order of [`Part`], ends the pass once all that was begun with it has ended too.
 pub(super) async fn apply(
     tenant: &AgentTenant,
     children: Children,
@@ -47,32 +46,34 @@ pub(super) async fn apply(
         workers_service,
         disruption_budget,
     } = children;
-    ensure_finalizer(tenant, context).await?;
+    finalizer::ensure(tenant, context).await?;
     if observed.has_namespace {
         ensure::ensure(namespace, context).await.map_err(Part::Namespace.failed())?;
     } else {
-        ensure::create_namespace(namespace, context).await.map_err(Part::Namespace.failed())?;
+        ensure::create_namespace(tenant, namespace, context).await.map_err(Part::Namespace.failed())?;
     }
-    ensure::ensure(fence, context).await.map_err(Part::Fence.failed())?;
-    let (quota, limit_range, identity, owners, certificate, providers, service, budget) = tokio::join!(
+    let (fence, quota, limit_range, identity, certificate, providers, service, budget) = tokio::join!(
+        ensure::ensure(fence, context),
         ensure::ensure(quota, context),
         ensure::ensure(limit_range, context),
         ensure::ensure(service_account, context),
-        ensure_owners(tenant, owner_role, owner_binding, context),
         ensure::ensure(tls, context),
         ensure_providers(providers, platform_keys.as_ref(), context),
         ensure::ensure(workers_service, context),
         ensure::ensure(disruption_budget, context),
     );
+    fence.map_err(Part::Fence.failed())?;
     quota.map_err(Part::Quota.failed())?;
     limit_range.map_err(Part::LimitRange.failed())?;
     identity.map_err(Part::Identity.failed())?;
-    owners.map_err(Part::Owners.failed())?;
     certificate.map_err(Part::Certificate.failed())?;
     providers.map_err(Part::Providers.failed())?;
     service.map_err(Part::Workers.failed())?;
     budget.map_err(Part::Workers.failed())?;
-    ensure::ensure(workers, context).await.map_err(Part::Workers.failed())?;
+    let (owners, workers) =
+        tokio::join!(ensure_owners(tenant, owner_role, owner_binding, context), ensure::ensure(workers, context));
+    owners.map_err(Part::Owners.failed())?;
+    workers.map_err(Part::Workers.failed())?;
     // Last, as the workers had it mounted until now.
     if platform_keys.is_none() {
         remove_platform_keys(tenant, context).await.map_err(Part::Providers.failed())?;
@@ -110,27 +111,6 @@ async fn ensure_providers(
         Some(keys) => ensure_platform_keys(keys, context).await,
         None => Ok(()),
     }
-}
-
-/// Before anything is made, so that nothing is left when the tenant goes.
-async fn ensure_finalizer(tenant: &AgentTenant, context: &Context) -> Result<(), Error> {
-    let key = child_key(tenant);
-    let version = tenant.resource_version();
-    let is_written = context.cluster.applied.newer_than(&key, version.as_deref()).is_some();
-    // One that is being deleted takes no new finalizer; it may be here because its deletion is prevented.
-    let is_going = tenant.metadata.deletion_timestamp.is_some();
-    if is_going || is_written || tenant.finalizers().iter().any(|finalizer| finalizer == labels::FINALIZER) {
-        return Ok(());
-    }
-    let mut finalizers = tenant.finalizers().to_vec();
-    finalizers.push(labels::FINALIZER.to_owned());
-    // The version keeps us from dropping a finalizer that someone else has just added.
-    let patch = json!({ "metadata": { "finalizers": finalizers, "resourceVersion": version } });
-    let name = tenant.name_any();
-    let written =
-        context.writer.merge::<AgentTenant>(None, &name, &patch).await.map_err(ensure::failed::<AgentTenant>(&name))?;
-    context.cluster.applied.remember(key, written.resource_version.as_deref(), labels::FINALIZER.to_owned());
-    Ok(())
 }
 
 /// Takes away a child that is no longer wanted, if it is there and this tenant's.

@@ -1,21 +1,24 @@
 //! Makes one child be as it shall be, with as little work for the API server as that takes.
 
-use croft_crds::labels;
+use croft_crds::{AgentTenant, labels};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::ResourceExt as _;
 use kube::api::{GetParams, ObjectMeta};
 use kube::core::{PartialObjectMeta, Request};
 use serde_json::json;
 
-use super::Error;
-use crate::cluster::{Kept, child_key};
+use super::{Error, observe};
+use crate::cluster::{Kept, child_key, is_owned};
 use crate::context::Context;
 use crate::writes::Object;
 use crate::{drift, ownership};
 
-/// Creates rather than applies: between our look and our write someone may have made a namespace of that name, and to
-/// apply would be to take it over.
-pub(super) async fn create_namespace(mut namespace: Namespace, context: &Context) -> Result<(), Error> {
+/// Creates rather than applies: someone else may have made a namespace of that name, and to apply would be to take it over.
+pub(super) async fn create_namespace(
+    tenant: &AgentTenant,
+    mut namespace: Namespace,
+    context: &Context,
+) -> Result<(), Error> {
     let hash = stamp(&mut namespace);
     let name = namespace.name_any();
     match context.writer.create(&namespace).await {
@@ -23,7 +26,11 @@ pub(super) async fn create_namespace(mut namespace: Namespace, context: &Context
             remember(&namespace, &created, hash, context);
             Ok(())
         }
-        Err(kube::Error::Api(status)) if status.code == 409 => Err(Error::NamespaceTaken { name }),
+        Err(kube::Error::Api(status)) if status.code == 409 => match observe::namespace(&name, context).await? {
+            Some(found) if !is_owned(&*found, tenant) => Err(Error::NamespaceTaken { name }),
+            // Ours, or gone meanwhile: the next pass looks first.
+            _ => Err(failed::<Namespace>(&name)(kube::Error::Api(status))),
+        },
         Err(source) => Err(failed::<Namespace>(&name)(source)),
     }
 }

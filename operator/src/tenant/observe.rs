@@ -9,7 +9,7 @@ use kube::ResourceExt as _;
 use kube::api::Api;
 
 use super::wanted::{Key, Keys};
-use super::{Error, tls};
+use super::{Error, finalizer, tls};
 use crate::cluster::{is_owned, key_of};
 use crate::context::Context;
 use crate::keyring::Print;
@@ -19,7 +19,8 @@ use crate::worker::Problem;
 /// What was there.
 #[derive(Debug, Default)]
 pub(super) struct Observed {
-    /// The namespace exists and is this tenant's.
+    /// The namespace exists and is this tenant's. Of a tenant that no pass has begun with, nobody has looked beyond the copies: its
+    /// creation will tell.
     pub(super) has_namespace: bool,
     /// The workers' certificate.
     pub(super) tls: Option<Arc<Secret>>,
@@ -40,7 +41,11 @@ impl Observed {
 /// Fails if the namespace is someone else's, or on its way out.
 pub(super) async fn observe(tenant: &AgentTenant, context: &Context) -> Result<Observed, Error> {
     let name = tenant.namespace_name();
-    let namespace = namespace(&name, context).await?;
+    let namespace = if finalizer::is_there(tenant, context) {
+        namespace(&name, context).await?
+    } else {
+        context.cluster.get::<Namespace>(None, &name)
+    };
     if let Some(namespace) = &namespace {
         if !is_owned(&**namespace, tenant) {
             return Err(Error::NamespaceTaken { name });

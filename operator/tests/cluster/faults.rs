@@ -11,6 +11,7 @@ use http::Method;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::ResourceExt as _;
 use kube::api::DeleteParams;
 use serde_json::json;
@@ -85,6 +86,15 @@ async fn a_tenant_without_its_fence_gets_no_workers_and_says_why_and_nothing_loo
     let (name, namespace) = (made.name_any(), made.namespace_name());
     let told = says(&session, &name, "Ready", "False").await;
     assert!(told.contains("NetworkPolicy fence"), "{told}");
+    // Now all but the fence can be made.
+    let everything = fault;
+    let fence = format!("/namespaces/{namespace}/networkpolicies");
+    let fault = session.world.proxy.inject(Method::POST, &fence, What::Answer(500), None);
+    drop(everything);
+    until("the rest is made", async || {
+        session.within::<PodDisruptionBudget>(&namespace).get_opt("workers").await.ok()?.map(drop)
+    })
+    .await;
     let before = fault.hits();
     tokio::time::sleep(Duration::from_secs(3)).await;
     let tries = fault.hits() - before;
