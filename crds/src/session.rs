@@ -3,19 +3,21 @@
 mod agent;
 mod guardrail;
 mod status;
+mod sub_agent;
 
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 pub use agent::{
     AgentLimitsSpec, AgentRoleSpec, AgentSpec, ArgumentMatchSpec, BuiltinToolSpec, McpToolSpec, PermissionRuleSpec,
-    PermissionSpec, ReplaySpec, RoutingSpec, ToolSpec,
+    PermissionSpec, ReplaySpec, RoutingSpec, SubAgentToolSpec, ToolSpec,
 };
 pub use guardrail::{
     GuardrailModeSpec, GuardrailSpec, GuardrailStageSpec, HttpCheckSpec, JsonSchemaCheckSpec, LengthCheckSpec,
     PatternCheckSpec, PersonalDataCheckSpec, PersonalDataKind,
 };
 pub use status::{AgentSessionStatus, SessionPhase, SessionUsageStatus};
+pub use sub_agent::SubAgentSpec;
 
 use crate::is_default;
 

@@ -8,7 +8,7 @@ use croft_proto::v1::execute_step_response::Message as ToFront;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
     ApprovalRequired, ApprovalResolved, ExecuteStepRequest, Grant, GrantRefused, GrantRequest, ModelAttempt,
-    SessionCheckpoint, StepFinished,
+    SessionCheckpoint, StepFinished, SubAgentCall, SubAgentResult,
 };
 use tokio::sync::{oneshot, watch};
 
@@ -32,6 +32,8 @@ pub(crate) struct Link {
     asked: HashSet<String>,
     /// Attempts at models that were sent, by the index of their event.
     attempts: Mutex<Vec<(u64, ModelAttempt)>>,
+    /// Sub-agents that run, by their call.
+    sub_agents: Mutex<HashMap<String, oneshot::Sender<SubAgentResult>>>,
 }
 
 impl Link {
@@ -45,6 +47,7 @@ impl Link {
             decisions: watch::Sender::new(HashMap::new()),
             asked: HashSet::new(),
             attempts: Mutex::default(),
+            sub_agents: Mutex::default(),
         }
     }
 
@@ -73,6 +76,13 @@ impl Link {
                     decisions.insert(decision.approval_id.clone(), decision);
                 }
             }),
+            Some(FromFront::SubAgentResult(result)) => {
+                // To nobody, if its call was given up.
+                let waiting = self.sub_agents().remove(&result.tool_call_id);
+                if let Some(waiting) = waiting {
+                    drop(waiting.send(result));
+                }
+            }
             Some(FromFront::Cancel(cancel)) => self.interrupt.raise(Why::Stop(cancel.stop_reason())),
             // A second start means nothing.
             Some(FromFront::Start(_)) | None => tracing::warn!("the front sent a message that means nothing here"),
@@ -146,6 +156,20 @@ impl Link {
         drop(question);
         // The sender is dropped only by the question itself.
         outcome.unwrap_or_else(|_| Err(GrantRefused::default()))
+    }
+
+    /// Has the front run a sub-agent, and waits for what comes of it. Dropping the future gives it up here; the front ends it with
+    /// the turn.
+    pub(crate) async fn sub_agent(&self, call: SubAgentCall) -> SubAgentResult {
+        let (answer, answered) = oneshot::channel();
+        self.sub_agents().insert(call.tool_call_id.clone(), answer);
+        self.outbox.message(ToFront::SubAgentCall(call)).await;
+        // The sender is dropped only with the step.
+        answered.await.unwrap_or_default()
+    }
+
+    fn sub_agents(&self) -> MutexGuard<'_, HashMap<String, oneshot::Sender<SubAgentResult>>> {
+        self.sub_agents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The decision of a person; it may have come before the question.

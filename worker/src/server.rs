@@ -141,6 +141,16 @@ impl Shared {
         Ok((toolbox, Guardrails::open(agent, &self.http)?))
     }
 
+    /// Fails unless the agents that this one may call can run here, too: better now than in mid turn. Which provider has their models
+    /// is known when they are called.
+    fn check_sub_agents(&self, agent: &AgentSpec) -> Result<(), Refusal> {
+        for sub_agent in &agent.sub_agents {
+            drop(Toolbox::open(sub_agent, &self.builtins, &self.options.mcp_servers, &self.http)?);
+            drop(Guardrails::open(sub_agent, &self.http)?);
+        }
+        Ok(())
+    }
+
     fn accepts(&self) -> Result<(), Refusal> {
         if self.tasks.stopping().is_cancelled() { Err(Refusal::WorkerDraining) } else { Ok(()) }
     }
@@ -163,6 +173,7 @@ impl RuntimeService for RuntimeServer {
         let session = session_id(&id)?;
         let agent = agent.ok_or(Refusal::Malformed { field: "agent" })?;
         shared.check(&tenant, &agent, &provider)?;
+        shared.check_sub_agents(&agent)?;
         shared.sessions.admit(session, agent, provider)?;
         tracing::debug!(%session, "session known");
         let RuntimeOptions { worker, namespace, .. } = shared.options.clone();

@@ -5,6 +5,7 @@ mod calculator;
 mod clock;
 pub(crate) mod mcp;
 mod permission;
+mod sub_agent;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use crate::refusal::Refusal;
 use mcp::{McpServer, Servers};
 pub(crate) use permission::Decision;
 use permission::Rules;
+use sub_agent::SubAgent;
 
 pub use calculator::Calculator;
 pub use clock::Clock;
@@ -91,6 +93,8 @@ pub(crate) struct Entry {
     pub(crate) replay: ReplayClass,
     timeout: Duration,
     schema: jsonschema::Validator,
+    /// The front runs it, within its own time.
+    pub(crate) is_sub_agent: bool,
 }
 
 /// The tools of one agent, by the names that the model sees.
@@ -145,6 +149,7 @@ impl Entry {
         let tool = match &spec.source {
             Some(Source::Builtin(builtin)) => builtins.by_name.get(&builtin.name).cloned(),
             Some(Source::Mcp(mcp)) => Some(servers.tool(mcp, &spec.name).map_err(|problem| unsupported(&problem))?),
+            Some(Source::SubAgent(sub_agent)) => Some(Arc::new(SubAgent::new(&sub_agent.agent)) as Arc<dyn Tool>),
             None => return Err(invalid("it has no source".into())),
         };
         let tool = tool.ok_or_else(|| unsupported("it is not built in"))?;
@@ -163,12 +168,15 @@ impl Entry {
             Ok(0) | Err(_) => TIMEOUT,
             Ok(milliseconds) => Duration::from_millis(milliseconds).min(TIMEOUT_MAX),
         };
+        let is_sub_agent = matches!(spec.source, Some(Source::SubAgent(_)));
         let replay = match spec.replay() {
+            // Asked for again, it is the same run.
+            _ if is_sub_agent => ReplayClass::Idempotent,
             ReplayClass::Unspecified => ReplayClass::Unsafe,
             replay => replay,
         };
         let definition = ToolDefinition { name: spec.name.clone(), description, input_schema };
-        Ok(Self { tool, definition, permission: spec.permission(), replay, timeout, schema })
+        Ok(Self { tool, definition, permission: spec.permission(), replay, timeout, schema, is_sub_agent })
     }
 
     /// The arguments as an object that the schema takes, or a sentence for the model.
@@ -187,7 +195,7 @@ impl Entry {
     /// Makes one call, within the tool's time limit and the bound on results.
     pub(crate) async fn call(&self, invocation: Invocation) -> Result<Vec<ContentBlock>, Error> {
         match tokio::time::timeout(self.timeout, self.tool.call(invocation)).await {
-            Ok(outcome) => outcome.map(|content| content.into_iter().map(shortened).collect()),
+            Ok(outcome) => outcome.map(within_bounds),
             Err(_) => Err(Error(format!("The tool gave no result within {} ms.", self.timeout.as_millis()))),
         }
     }
@@ -196,6 +204,11 @@ impl Entry {
 /// A result of one text.
 pub fn text(text: impl Into<String>) -> Vec<ContentBlock> {
     vec![ContentBlock { block: Some(Block::Text(Text { text: text.into() })) }]
+}
+
+/// What of a result is told: each text up to its bound.
+pub(crate) fn within_bounds(content: Vec<ContentBlock>) -> Vec<ContentBlock> {
+    content.into_iter().map(shortened).collect()
 }
 
 fn shortened(mut block: ContentBlock) -> ContentBlock {

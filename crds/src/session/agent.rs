@@ -4,7 +4,7 @@ use kube::KubeSchema;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use super::GuardrailSpec;
+use super::{GuardrailSpec, SubAgentSpec};
 use crate::is_default;
 
 /// A model, a prompt, tools and limits.
@@ -56,6 +56,11 @@ pub struct AgentSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 2))]
     pub temperature: Option<f64>,
+    /// Agents that tools of this one and of each other may call, by name.
+    #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub sub_agents: Vec<SubAgentSpec>,
 }
 
 /// What may become of the agent's model when a budget of money runs short.
@@ -88,8 +93,8 @@ pub enum AgentRoleSpec {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("has(self.builtin) != has(self.mcp)")
-        .message("a tool comes from exactly one place: set builtin or mcp")
+    validation = Rule::new("[has(self.builtin), has(self.mcp), has(self.subAgent)].filter(set, set).size() == 1")
+        .message("a tool comes from exactly one place: set builtin, mcp or subAgent")
 )]
 pub struct ToolSpec {
     /// The name that the model sees.
@@ -109,6 +114,9 @@ pub struct ToolSpec {
     /// A tool of an MCP server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mcp: Option<McpToolSpec>,
+    /// Another agent, which runs in a session of its own for each call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sub_agent: Option<SubAgentToolSpec>,
     /// What may happen to a call whose outcome is unknown after a crash.
     #[serde(default)]
     pub replay: ReplaySpec,
@@ -119,6 +127,16 @@ pub struct ToolSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 86_400))]
     pub timeout_seconds: Option<u32>,
+}
+
+/// An agent that is called like a tool. A call is a session of its own with one turn, whose answer is the result. It may spend what its
+/// own limits allow, within what is left of its caller's.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct SubAgentToolSpec {
+    /// The name of one of the agent's `subAgents`.
+    #[schemars(length(min = 1, max = 63))]
+    pub agent: String,
 }
 
 /// A tool that the worker has built in.

@@ -129,6 +129,10 @@ impl SessionStore for Gated<dyn SessionStore> {
         self.gate.pass(self.behind.count_open(tenant)).await
     }
 
+    async fn child(&self, tenant: TenantId, parent: SessionId, tool_call_id: &str) -> Result<Option<Session>, Error> {
+        self.gate.pass(self.behind.child(tenant, parent, tool_call_id)).await
+    }
+
     async fn find_created(&self, tenant: TenantId, key: &IdempotencyKey) -> Result<Option<Session>, Error> {
         self.gate.pass(self.behind.find_created(tenant, key)).await
     }

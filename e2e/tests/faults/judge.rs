@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use croft_proto::v1::Role;
+use croft_front::session::store::Filter;
+use croft_proto::id::SessionId;
 use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{Role, SessionState};
 
 use crate::people::Told;
 use crate::tools::Deeds;
@@ -12,16 +14,53 @@ use crate::world::World;
 
 /// All of a conversation after its end, as it is stored.
 pub(crate) async fn record(world: &World, tenant: usize, told: &Told) -> Record {
+    recorded(world, tenant, told.session).await
+}
+
+async fn recorded(world: &World, tenant: usize, session: SessionId) -> Record {
     let of = world.identities[tenant].tenant;
-    let events = world.stores.events.read(of, told.session, 0, 100_000).await.unwrap();
-    let usage = world.stores.usage.list(of, Some(told.session), None, 100_000).await.unwrap();
-    let checkpoint = world.stores.events.checkpoint(of, told.session).await.unwrap();
+    let events = world.stores.events.read(of, session, 0, 100_000).await.unwrap();
+    let usage = world.stores.usage.list(of, Some(session), None, 100_000).await.unwrap();
+    let checkpoint = world.stores.events.checkpoint(of, session).await.unwrap();
     let messages = checkpoint.map(|stored| stored.checkpoint.messages).unwrap_or_default();
     let memory = messages.iter().flat_map(|message| {
         let together = if message.role() == Role::Tool { 1 } else { message.content.len() };
         message.content.chunks(together.max(1)).map(|part| format!("{:?}: {}", message.role(), content(part)))
     });
     Record::new(events, usage, Some(memory.collect()))
+}
+
+/// All of a conversation's sub-agents, and what is wrong with them: each call has one session, which has come to its end.
+pub(crate) async fn children(world: &World, tenant: usize, told: &Told, record: &Record) -> (Vec<Record>, Vec<String>) {
+    let of = world.identities[tenant].tenant;
+    let below = Filter { parent: Some(told.session), ..Filter::default() };
+    let sessions = world.stores.sessions.list(of, &below, None, 1_000).await.unwrap();
+    let (mut records, mut wrong) = (Vec::new(), Vec::new());
+    let mut calls = BTreeSet::new();
+    for session in sessions {
+        let call = session.parent.as_ref().map(|parent| parent.tool_call_id.clone());
+        if session.state != SessionState::Terminated {
+            wrong.push(format!("the sub-agent of call {call:?} is {:?} still", session.state));
+        }
+        let child = recorded(world, tenant, session.id).await;
+        wrong.extend(child.faults().into_iter().map(|fault| format!("the sub-agent of call {call:?}: {fault}")));
+        if !calls.insert(call.clone()) {
+            wrong.push(format!("call {call:?} has two sub-agents"));
+        }
+        records.push(child);
+    }
+    let mut started = BTreeSet::new();
+    for event in &record.events {
+        if let Some(Kind::SubAgentStarted(start)) = &event.kind {
+            if !started.insert(Some(start.tool_call_id.clone())) {
+                wrong.push(format!("the sub-agent of call {} starts twice", start.tool_call_id));
+            }
+        }
+    }
+    if !started.is_subset(&calls) {
+        wrong.push(format!("sub-agents were started for {started:?}, and there are some for {calls:?}"));
+    }
+    (records, wrong)
 }
 
 /// What is wrong with a conversation by itself; empty when nothing is.
@@ -81,7 +120,12 @@ pub(crate) fn misdeeds(records: &[Record], deeds: &Deeds, all_told: bool) -> Vec
             wrong.push(format!("{deed:?} was repeated"));
         }
     }
-    let done: BTreeSet<_> = deeds.iter().map(|deed| format!("{} of {} is done", deed.tool, deed.of)).collect();
+    let mut done: BTreeSet<_> = deeds.iter().map(|deed| format!("{} of {} is done", deed.tool, deed.of)).collect();
+    // A sub-agent's words are its caller's result.
+    done.extend(records.iter().flat_map(|record| &record.turns).flatten().filter_map(|line| match line {
+        Line::Agent(text) => Some(text.clone()),
+        _ => None,
+    }));
     for line in records.iter().flat_map(|record| &record.turns).flatten() {
         if let Line::Result { text, is_error: false, .. } = line
             && !done.contains(text)

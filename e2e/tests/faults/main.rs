@@ -55,13 +55,17 @@ fn play(scenario: u64, seed: u64, plan: Plan) -> Outcome {
         let length = world.chaos.length();
         // What a turn still has to do after its last word, also when its front is lost right then and its lease has to run out.
         tokio::time::sleep(Duration::from_secs(15)).await;
-        let (mut records, mut wrong) = (Vec::new(), Vec::new());
+        let (mut records, mut children, mut wrong) = (Vec::new(), Vec::new(), Vec::new());
         for (tenant, told) in told.iter().enumerate() {
             let record = judge::record(&world, tenant, told).await;
             wrong.extend(judge::faults(&world, tenant, told, &record).await);
+            let (below, faulty) = judge::children(&world, tenant, told, &record).await;
+            children.extend(below);
+            wrong.extend(faulty);
             records.push(record);
         }
-        wrong.extend(judge::misdeeds(&records, &world.deeds, all_told));
+        let all = [&records[..], &children].concat();
+        wrong.extend(judge::misdeeds(&all, &world.deeds, all_told));
         Outcome { length, records, wrong }
     })
 }

@@ -2,7 +2,7 @@
 
 use croft_e2e::client::scripted_agent;
 use croft_proto::v1::tool_spec::Source;
-use croft_proto::v1::{AgentSpec, BuiltinTool, BusyPolicy, Permission, ReplayClass, ToolSpec};
+use croft_proto::v1::{AgentSpec, BuiltinTool, BusyPolicy, Permission, ReplayClass, SubAgentTool, ToolSpec};
 use serde_json::{Value, json};
 
 use crate::dice::Dice;
@@ -56,9 +56,12 @@ fn script(mark: &str, dice: &mut Dice) -> Vec<Value> {
             steps.push(words(&format!("{mark}p{part}"), dice));
         }
         for call in 0..=dice.below(2) {
-            let name = dice.one_of(&["look", "look", "pay", "launch", "ask", "fire"]);
-            let arguments =
-                json!({ "of": format!("{mark}p{part}c{call}"), "takes_ms": dice.one_of(&[0, 0, 20, 1_500]) });
+            let name = dice.one_of(&["look", "look", "pay", "launch", "ask", "fire", "delegate"]);
+            let mark = format!("{mark}p{part}c{call}");
+            let arguments = match name {
+                "delegate" => json!({ "message": json!({ "script": helped(&mark, dice) }).to_string() }),
+                _ => json!({ "of": mark, "takes_ms": dice.one_of(&[0, 0, 20, 1_500]) }),
+            };
             steps.push(json!({ "tool_call": { "name": name, "arguments": arguments } }));
         }
     }
@@ -73,12 +76,24 @@ fn script(mark: &str, dice: &mut Dice) -> Vec<Value> {
     steps
 }
 
+/// What a sub-agent does. Nothing that may not be repeated: then its caller's story would be another.
+fn helped(mark: &str, dice: &mut Dice) -> Vec<Value> {
+    let mut steps = Vec::new();
+    for call in 0..dice.below(3) {
+        let name = dice.one_of(&["look", "pay"]);
+        let arguments = json!({ "of": format!("{mark}h{call}"), "takes_ms": dice.one_of(&[0, 20, 1_500]) });
+        steps.push(json!({ "tool_call": { "name": name, "arguments": arguments } }));
+    }
+    steps.push(words(&format!("{mark}help"), dice));
+    steps
+}
+
 fn words(mark: &str, dice: &mut Dice) -> Value {
     let words: Vec<_> = (0..=dice.below(5)).map(|word| format!("{mark}w{word}")).collect();
     json!({ "text": words.join(" "), "token_delay_ms": dice.one_of(&[0, 0, 7, 400]) })
 }
 
-/// An agent with a tool of each kind.
+/// An agent with a tool of each kind, of which one is another agent.
 pub(crate) fn agent() -> AgentSpec {
     let tool = |name: &str, replay: ReplayClass, permission: Permission| ToolSpec {
         name: name.into(),
@@ -94,5 +109,12 @@ pub(crate) fn agent() -> AgentSpec {
         tool("ask", ReplayClass::Idempotent, Permission::Ask),
         tool("fire", ReplayClass::Unsafe, Permission::Ask),
     ];
-    AgentSpec { tools, ..scripted_agent("sturdy") }
+    let helper = AgentSpec { tools: tools[..2].to_vec(), ..scripted_agent("helper") };
+    let delegate = ToolSpec {
+        name: "delegate".into(),
+        source: Some(Source::SubAgent(SubAgentTool { agent: "helper".into() })),
+        ..ToolSpec::default()
+    };
+    let tools = [tools, vec![delegate]].concat();
+    AgentSpec { tools, sub_agents: vec![helper], ..scripted_agent("sturdy") }
 }

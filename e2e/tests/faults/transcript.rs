@@ -131,10 +131,16 @@ pub(crate) fn differences(calm: &Record, stormy: &Record, excuses: &Excuses) -> 
         match unknown(&calm_turn, &stormy_turn) {
             Some(StopReason::RequiresAction) => {}
             Some(StopReason::WorkerLost) if excuses.worker_losses >= 3 => {}
+            _ if excuses.worker_losses >= 3 && stormy_turn.iter().any(lost_its_sub_agent) => {}
             _ => wrong.push(format!("turn {place} is {stormy_turn:#?} in place of {calm_turn:#?}")),
         }
     }
     wrong
+}
+
+/// A sub-agent may lose as many workers as any turn; its caller is told so, and goes on.
+fn lost_its_sub_agent(line: &Line) -> bool {
+    matches!(line, Line::Result { text, is_error: true, .. } if text.starts_with("The sub-agent was lost with its worker"))
 }
 
 /// What no conversation says that nothing disturbed.

@@ -17,6 +17,7 @@ mod retention;
 mod routing;
 mod slow;
 mod stop;
+mod sub_agents;
 mod tenure;
 mod world;
 

@@ -11,6 +11,7 @@ mod relay;
 mod stage;
 #[path = "../faults/story.rs"]
 mod story;
+mod supersteps;
 #[path = "../faults/transcript.rs"]
 mod transcript;
 

@@ -70,7 +70,10 @@ impl Budget {
         match self.scope {
             Scope::Tenant => true,
             Scope::Agent => self.subject == session.agent.name,
-            Scope::Session => self.subject == session.id.to_string(),
+            Scope::Session => {
+                let above = session.parent.iter().flat_map(|parent| &parent.lineage);
+                self.subject == session.id.to_string() || above.into_iter().any(|above| self.subject == above.session)
+            }
         }
     }
 
@@ -203,6 +206,20 @@ pub fn of_agent(session: &Session) -> Option<Budget> {
         period: Period::Life,
         nano_usd,
         tokens,
+        action: BudgetAction::Block,
+        is_given: true,
+    })
+}
+
+/// What the agents of the sessions above allow those: a sub-agent spends of it, too.
+pub fn of_family(session: &Session) -> impl Iterator<Item = Budget> {
+    let lineage = session.parent.iter().flat_map(|parent| &parent.lineage);
+    lineage.filter(|above| above.nano_usd.is_some() || above.tokens.is_some()).map(|above| Budget {
+        scope: Scope::Session,
+        subject: above.session.clone(),
+        period: Period::Life,
+        nano_usd: above.nano_usd,
+        tokens: above.tokens,
         action: BudgetAction::Block,
         is_given: true,
     })

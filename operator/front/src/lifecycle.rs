@@ -7,9 +7,9 @@ use croft_proto::id::TurnId;
 use croft_proto::v1::lifecycle_service_server::LifecycleService;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    ApprovalResolved, CreateSessionRequest, CreateSessionResponse, GetSessionRequest, GetSessionResponse,
+    ApprovalResolved, CreateSessionRequest, CreateSessionResponse, FamilyUsage, GetSessionRequest, GetSessionResponse,
     InterruptSessionRequest, InterruptSessionResponse, ListSessionsRequest, ListSessionsResponse,
-    ResolveApprovalRequest, ResolveApprovalResponse, SendMessageRequest, SendMessageResponse, SessionEvent,
+    ResolveApprovalRequest, ResolveApprovalResponse, SendMessageRequest, SendMessageResponse, Session, SessionEvent,
     SessionState, StreamEventsRequest, StreamEventsResponse, TerminateSessionRequest, TerminateSessionResponse,
 };
 use futures::{Stream, StreamExt};
@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status};
 
 use crate::audit::Action;
 use crate::core::Core;
+use crate::counters::Amount;
 use crate::door::Door;
 use crate::error::Error;
 use crate::events::log::{Append, Appended, Authority, IdempotencyKey, NewEvent};
@@ -67,7 +68,7 @@ impl Lifecycle {
     /// Stores a message. Its turn begins when what comes back is dropped.
     pub async fn accept(&self, identity: &Identity, request: SendMessageRequest) -> Result<Sent, Error> {
         let resource = format!("sessions/{}", request.session_id);
-        let sent = self.turns.send(identity, request).await;
+        let sent = self.turns.send(identity.tenant, request).await;
         self.audit(identity, "session.send_message", resource, &sent).await;
         sent
     }
@@ -256,7 +257,13 @@ impl LifecycleService for Lifecycle {
     async fn get_session(&self, request: Request<GetSessionRequest>) -> Result<Response<GetSessionResponse>, Status> {
         let identity = self.door.identify(&self.core, &request).await?;
         let session = self.manager.get(&identity, &request.into_inner().session_id).await?;
-        Ok(Response::new(GetSessionResponse { session: Some(session.into()) }))
+        let mut family_usage = None;
+        if !session.agent.sub_agents.is_empty() {
+            let Amount { nano_usd, tokens } = self.core.budgets.spent_by(&session).await?;
+            family_usage = Some(FamilyUsage { cost_nano_usd: nano_usd, tokens });
+        }
+        let session = Session { family_usage, ..session.into() };
+        Ok(Response::new(GetSessionResponse { session: Some(session) }))
     }
 
     async fn list_sessions(

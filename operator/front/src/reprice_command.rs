@@ -161,12 +161,19 @@ async fn write(tx: &mut PgConnection, tenant: Uuid, attempts: &[Attempt]) -> Res
         ), rows_changed as (
             update llm_usage_events u set cost_nano_usd = c.cost from change c
             where u.tenant_id = $1 and u.attempt_id = c.attempt_id
-            returning u.agent, u.create_time, c.more
+            returning u.agent, u.create_time, u.session_id, c.more
         ), counted as (
             insert into usage_counters as k (tenant_id, scope, subject, period, slot, changes, nano_usd, tokens)
             select $1, s.scope, s.subject, p.period, 0, count(*), sum(r.more)::bigint, 0
             from rows_changed r
-            cross join lateral (values ('tenant', ''), ('agent', r.agent)) as s (scope, subject)
+            cross join lateral (
+                select 'tenant' as scope, '' as subject
+                union all select 'agent', r.agent
+                union all
+                select 'session', above.value ->> 'session'
+                from sessions o, jsonb_array_elements(o.lineage) as above
+                where o.tenant_id = $1 and o.session_id = r.session_id
+            ) as s
             cross join lateral unnest(croft_periods(r.create_time)) as p (period)
             group by s.scope, s.subject, p.period
             order by s.scope, s.subject, p.period

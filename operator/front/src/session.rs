@@ -1,6 +1,7 @@
 //! A session: a conversation between a client and an agent, as the front keeps it.
 
 pub mod across;
+pub mod family;
 mod lifetime;
 pub mod manager;
 mod reaper;
@@ -16,6 +17,7 @@ use croft_proto::Timestamp;
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::{self, AgentSpec, SessionState, StopReason, UsageTotals};
 
+use family::Parent;
 pub use reaper::watch_for_sessions_due;
 pub use retention::watch_for_sessions_to_erase;
 
@@ -52,12 +54,19 @@ pub struct Session {
     pub terminate_reason: String,
     pub last_stop_reason: StopReason,
     pub usage: UsageTotals,
+    /// The call that it answers, when it is a sub-agent's.
+    pub parent: Option<Parent>,
 }
 
 impl Session {
     /// A user's message has been taken up by no turn.
     pub fn has_waiting_input(&self) -> bool {
         self.state != SessionState::Terminated && self.newest_input_seq > self.input_seq
+    }
+
+    /// It answers a call of this session's.
+    pub fn is_child_of(&self, session: SessionId) -> bool {
+        self.parent.as_ref().is_some_and(|parent| parent.session == session)
     }
 }
 
@@ -80,6 +89,8 @@ impl From<Session> for v1::Session {
             idle_timeout_ms: session.idle_timeout_ms,
             expire_time: session.expire_time,
             terminate_time: session.terminate_time,
+            parent: session.parent.as_ref().map(Into::into),
+            family_usage: None,
         }
     }
 }

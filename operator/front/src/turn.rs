@@ -9,6 +9,7 @@ mod purse;
 mod recorder;
 mod standing;
 pub mod store;
+mod sub_agents;
 mod takeover;
 
 use std::sync::Arc;
@@ -93,14 +94,14 @@ impl Turns {
     }
 
     /// Stores a message, and starts a turn for it or leaves it to the turn at hand, as the busy policy says.
-    pub async fn send(&self, identity: &Identity, request: SendMessageRequest) -> Result<Sent, Error> {
-        if self.core.tenants.is_stopped(identity.tenant) {
+    pub async fn send(&self, tenant: TenantId, request: SendMessageRequest) -> Result<Sent, Error> {
+        if self.core.tenants.is_stopped(tenant) {
             return Err(Error::TenantStopped);
         }
-        let tenant = self.core.tenants.get(identity.tenant);
-        let limit = tenant.map_or(0, |tenant| tenant.limits.message_bytes_max as usize);
+        let known = self.core.tenants.get(tenant);
+        let limit = known.map_or(0, |tenant| tenant.limits.message_bytes_max as usize);
         validate::message(&request.content, if limit > 0 { limit } else { self.core.options.message_bytes_max })?;
-        let (tenant, session) = (identity.tenant, validate::session_id(&request.session_id)?);
+        let session = validate::session_id(&request.session_id)?;
         let body = SendMessageRequest { idempotency_key: String::new(), ..request.clone() };
         let turn = TurnId::generate();
         let said = Kind::UserMessage(UserMessage { content: request.content.clone() });

@@ -2,7 +2,7 @@
 
 use croft_crds::session::{
     AgentLimitsSpec, AgentRoleSpec, AgentSpec, ArgumentMatchSpec, GuardrailModeSpec, GuardrailSpec, GuardrailStageSpec,
-    PermissionRuleSpec, PermissionSpec, ReplaySpec, RoutingSpec, ToolSpec,
+    PermissionRuleSpec, PermissionSpec, ReplaySpec, RoutingSpec, SubAgentSpec, ToolSpec,
 };
 use croft_crds::tenant::nano_usd;
 use croft_proto::v1;
@@ -22,6 +22,7 @@ pub(super) fn to_proto(agent: &AgentSpec, name: &str) -> v1::AgentSpec {
         fallback_models,
         routing,
         temperature,
+        sub_agents,
     } = agent;
     v1::AgentSpec {
         name: own_name.clone().unwrap_or_else(|| name.to_owned()),
@@ -34,6 +35,35 @@ pub(super) fn to_proto(agent: &AgentSpec, name: &str) -> v1::AgentSpec {
         guardrails: guardrails.iter().map(guardrail).collect(),
         permission_rules: permission_rules.iter().map(permission_rule).collect(),
         routing: (!routing.economy_models.is_empty()).then(|| self::routing(routing)),
+        sub_agents: sub_agents.iter().map(sub_agent).collect(),
+    }
+}
+
+fn sub_agent(agent: &SubAgentSpec) -> v1::AgentSpec {
+    let SubAgentSpec {
+        name,
+        model,
+        system_prompt,
+        tools,
+        guardrails,
+        permission_rules,
+        limits,
+        fallback_models,
+        routing,
+        temperature,
+    } = agent;
+    v1::AgentSpec {
+        name: name.clone(),
+        model: model.clone(),
+        system_prompt: system_prompt.clone(),
+        tools: tools.iter().map(tool).collect(),
+        limits: Some(bounds(limits)),
+        fallback_models: fallback_models.clone(),
+        temperature: *temperature,
+        guardrails: guardrails.iter().map(guardrail).collect(),
+        permission_rules: permission_rules.iter().map(permission_rule).collect(),
+        routing: (!routing.economy_models.is_empty()).then(|| self::routing(routing)),
+        sub_agents: Vec::new(),
     }
 }
 
@@ -48,7 +78,8 @@ fn routing(routing: &RoutingSpec) -> v1::RoutingSpec {
 }
 
 fn tool(tool: &ToolSpec) -> v1::ToolSpec {
-    let ToolSpec { name, description, input_schema, builtin, mcp, replay, permission, timeout_seconds } = tool;
+    let ToolSpec { name, description, input_schema, builtin, mcp, sub_agent, replay, permission, timeout_seconds } =
+        tool;
     let replay = match replay {
         ReplaySpec::Safe => v1::ReplayClass::Safe,
         ReplaySpec::Idempotent => v1::ReplayClass::Idempotent,
@@ -58,11 +89,12 @@ fn tool(tool: &ToolSpec) -> v1::ToolSpec {
     let mcp = mcp
         .as_ref()
         .map(|mcp| Source::Mcp(v1::McpTool { server_url: mcp.server_url.clone(), tool_name: mcp.tool_name.clone() }));
+    let sub_agent = sub_agent.as_ref().map(|called| Source::SubAgent(v1::SubAgentTool { agent: called.agent.clone() }));
     v1::ToolSpec {
         name: name.clone(),
         description: description.clone(),
         input_schema_json: input_schema.as_ref().map(ToString::to_string).unwrap_or_default(),
-        source: builtin.or(mcp),
+        source: builtin.or(mcp).or(sub_agent),
         replay: replay.into(),
         permission: self::permission(*permission).into(),
         timeout_ms: milliseconds(*timeout_seconds),
@@ -172,6 +204,17 @@ mod tests {
                     "name": "book", "mcp": { "serverUrl": "https://tools.example.com/mcp", "toolName": "reserve" },
                     "permission": "ask",
                 },
+                { "name": "look-up", "subAgent": { "agent": "reader" } },
+            ],
+            "subAgents": [
+                {
+                    "name": "reader", "model": "scripted-1", "systemPrompt": "Read.",
+                    "tools": [{ "name": "now", "builtin": { "name": "clock" } }],
+                    "guardrails": [{ "name": "short", "length": { "maxCharacters": 90 } }],
+                    "permissionRules": [{ "tool": "now", "permission": "deny" }],
+                    "limits": { "budgetTokens": 500 }, "fallbackModels": ["other"], "temperature": 0.5,
+                    "routing": { "economyModels": ["cheap"] },
+                },
             ],
             "guardrails": [
                 { "name": "short", "stages": ["Input", "Output"], "length": { "maxCharacters": 900 } },
@@ -205,6 +248,25 @@ mod tests {
                 {
                     "name": "book", "mcp": { "serverUrl": "https://tools.example.com/mcp", "toolName": "reserve" },
                     "replay": "REPLAY_CLASS_UNSAFE", "permission": "PERMISSION_ASK",
+                },
+                {
+                    "name": "look-up", "subAgent": { "agent": "reader" }, "replay": "REPLAY_CLASS_UNSAFE",
+                    "permission": "PERMISSION_ALLOW",
+                },
+            ],
+            "subAgents": [
+                {
+                    "name": "reader", "model": "scripted-1", "systemPrompt": "Read.",
+                    "tools": [
+                        { "name": "now", "builtin": { "name": "clock" }, "replay": "REPLAY_CLASS_UNSAFE",
+                          "permission": "PERMISSION_ALLOW" },
+                    ],
+                    "guardrails": [
+                        { "name": "short", "mode": "GUARDRAIL_MODE_ENFORCE", "length": { "charactersMax": 90 } },
+                    ],
+                    "permissionRules": [{ "tool": "now", "permission": "PERMISSION_DENY" }],
+                    "limits": { "budgetTokens": "500" }, "fallbackModels": ["other"], "temperature": 0.5,
+                    "routing": { "role": "AGENT_ROLE_STANDARD", "economyModels": ["cheap"] },
                 },
             ],
             "routing": { "role": "AGENT_ROLE_BACKGROUND", "economyModels": ["scripted-1"] },

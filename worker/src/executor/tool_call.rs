@@ -2,7 +2,7 @@
 
 use croft_proto::id::SessionId;
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{ApprovalRequired, GuardrailStage, ReplayClass, ToolCall, ToolResult, ToolUse};
+use croft_proto::v1::{ApprovalRequired, GuardrailStage, ReplayClass, SubAgentCall, ToolCall, ToolResult, ToolUse};
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -13,7 +13,7 @@ use super::state::{State, error_result};
 use crate::guardrails::Guardrails;
 use crate::link::Link;
 use crate::metrics::Metrics;
-use crate::tools::{Decision, Entry, Invocation, Toolbox, text};
+use crate::tools::{self, Decision, Entry, Invocation, Toolbox, text};
 
 /// A call with the decision what to do about it.
 pub(super) struct Plan<'toolbox> {
@@ -155,10 +155,15 @@ impl Bench<'_> {
 
     async fn make(&self, entry: &Entry, arguments: Map<String, Value>, call: ToolCall) -> ToolResult {
         let began = Instant::now();
-        let outcome = entry.call(Invocation { arguments, idempotency_key: call.idempotency_key }).await;
-        let (mut content, mut is_error) = match outcome {
-            Ok(content) => (content, false),
-            Err(problem) => (text(problem.to_string()), true),
+        let (mut content, mut is_error) = if entry.is_sub_agent {
+            let ToolCall { tool_call_id, name, arguments_json, .. } = call.clone();
+            let result = self.link.sub_agent(SubAgentCall { tool_call_id, name, arguments_json }).await;
+            (tools::within_bounds(result.content), result.is_error)
+        } else {
+            match entry.call(Invocation { arguments, idempotency_key: call.idempotency_key }).await {
+                Ok(content) => (content, false),
+                Err(problem) => (text(problem.to_string()), true),
+            }
         };
         // A tool's error is its own words too.
         let review = guarding::review(self.guardrails, GuardrailStage::ToolResult, &mut content).await;

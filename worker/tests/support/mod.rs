@@ -21,7 +21,7 @@ use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::tool_spec::Source;
 use croft_proto::v1::{
     AgentSpec, BuiltinTool, ContentBlock, EventStored, ExecuteStepRequest, ExecuteStepResponse, Grant, GrantRequest,
-    InitWorkerSessionRequest, SessionCheckpoint, StepFinished, StepStart, StopReason, Text, ToolSpec,
+    InitWorkerSessionRequest, SessionCheckpoint, StepFinished, StepStart, StopReason, SubAgentCall, Text, ToolSpec,
 };
 use croft_serve::Tasks;
 use croft_worker::tools::{Builtins, Error as ToolError, Invocation, Tool};
@@ -149,6 +149,7 @@ pub struct Heard {
     pub previews: Vec<Kind>,
     pub checkpoints: Vec<SessionCheckpoint>,
     pub grants: Vec<GrantRequest>,
+    pub sub_agents: Vec<SubAgentCall>,
     pub finished: Option<StepFinished>,
 }
 
@@ -194,6 +195,7 @@ impl Front {
                 self.heard.grants.push(request);
             }
             FromWorker::Checkpoint(checkpoint) => self.heard.checkpoints.push(checkpoint),
+            FromWorker::SubAgentCall(call) => self.heard.sub_agents.push(call),
             FromWorker::Finished(finished) => self.heard.finished = Some(finished),
         }
         Ok(Some(message))

@@ -103,7 +103,7 @@ pub(super) async fn replayed(stage: &Stage, times: usize) -> anyhow::Result<Row>
 
 pub(super) async fn session(stores: &Stores, tenant: TenantId) -> anyhow::Result<SessionId> {
     let agent = scripted_agent("bench");
-    let created = SessionCreated { agent: Some(agent.clone()), config_hash: String::new() };
+    let created = SessionCreated { agent: Some(agent.clone()), config_hash: String::new(), parent: None };
     let new = NewSession {
         id: SessionId::generate(),
         tenant,
@@ -116,6 +116,7 @@ pub(super) async fn session(stores: &Stores, tenant: TenantId) -> anyhow::Result
         events: vec![event(Kind::SessionCreated(created))],
         sessions_max: None,
         idempotency_key: None,
+        parent: None,
     };
     match stores.sessions.insert(new).await? {
         Inserted::New { session, .. } => Ok(session.id),

@@ -3,7 +3,7 @@
 use croft_proto::id::SessionId;
 use croft_proto::v1::BudgetAlert;
 
-use super::{Account, Budget, Budgets};
+use super::{Account, Budget, Budgets, Scope};
 use crate::counters::{Amount, Standing};
 
 /// Percent of a limit.
@@ -81,6 +81,11 @@ pub fn reached(budgets: &Budgets, standings: &[Standing], session: SessionId) ->
     let mut alerts = Vec::new();
     for (budget, place) in budgets.iter() {
         let (Some(standing), Some(account)) = (standings.get(place), budgets.accounts.get(place)) else { continue };
+        // A session whose sub-agent reached it is told itself.
+        let told = match account.scope {
+            Scope::Session => account.subject.parse().unwrap_or(session),
+            Scope::Tenant | Scope::Agent => session,
+        };
         for unit in Unit::ALL {
             let Some(limit) = unit.limit(budget) else { continue };
             let spent = unit.amount(&standing.spent);
@@ -91,7 +96,7 @@ pub fn reached(budgets: &Budgets, standings: &[Standing], session: SessionId) ->
                 limit,
                 percent,
                 spent,
-                session,
+                session: told,
             }));
         }
     }

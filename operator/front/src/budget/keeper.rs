@@ -15,8 +15,9 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::alert::{Alert, reached};
+use super::period::Period;
 use super::reservation::{OUTPUT_TOKENS_MIN, Reservation, output_that_fits, tokens_of};
-use super::{Budget, BudgetStore, Budgets, of_agent, of_tenant};
+use super::{Account, Budget, BudgetStore, Budgets, Scope, of_agent, of_family, of_tenant};
 use crate::counters::{Amount, Ask, Bound, Counters, Settlement, Standing, Verdict, Window};
 use crate::error::Error;
 use crate::events::fanout::Hub;
@@ -157,7 +158,8 @@ impl Keeper {
     async fn budgets(&self, session: &Session) -> Result<Budgets, Error> {
         let own = self.tenants.get(session.tenant).and_then(|tenant| of_tenant(&tenant.limits));
         let set = self.set_for(session.tenant).await?;
-        Ok(Budgets::of(session, own.into_iter().chain(of_agent(session)).chain(set.iter().cloned()), &now()))
+        let given = own.into_iter().chain(of_agent(session)).chain(of_family(session));
+        Ok(Budgets::of(session, given.chain(set.iter().cloned()), &now()))
     }
 
     /// Asks for a call's leave, and waits for it for a while where a rate or a slowed-down budget asks it to.
@@ -439,6 +441,15 @@ impl Keeper {
             self.tell(*tenant, alert).await?;
         }
         Ok(untold.len())
+    }
+
+    /// What a session and the sub-agents below it have spent, by the ledger.
+    pub async fn spent_by(&self, session: &Session) -> Result<Amount, Error> {
+        let (subject, period) = (session.id.to_string(), Period::Life.name(&now()));
+        let account = Account { scope: Scope::Session, subject, period };
+        let ledgers = self.store.ledgers(session.tenant, &[account]).await?;
+        let spent = ledgers.first().map(|ledger| Amount { nano_usd: ledger.nano_usd, tokens: ledger.tokens });
+        Ok(spent.unwrap_or_default())
     }
 
     /// What is spent of each budget of the tenant, by the ledger.

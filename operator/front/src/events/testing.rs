@@ -43,6 +43,7 @@ impl Scene {
             expire_time: None,
             sessions_max: None,
             idempotency_key: None,
+            parent: None,
         };
         log.insert(new).await.unwrap();
         Self { log, tenant, session, tasks: Tasks::new() }

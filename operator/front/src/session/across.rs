@@ -22,6 +22,9 @@ pub trait AcrossTenants: Send + Sync {
     /// [`Authority::Overdue`](crate::events::log::Authority::Overdue): it may have been heard from since.
     async fn due(&self, now: Timestamp, limit: u32) -> Result<Vec<(TenantId, SessionId)>, Error>;
 
+    /// Open sessions of sub-agents whose call is over: their parent runs its turn no more. At most `limit`.
+    async fn orphaned(&self, limit: u32) -> Result<Vec<(TenantId, SessionId)>, Error>;
+
     /// Every change that can't be seen yet will have this number or a higher one. Changes with higher numbers may be seen
     /// already, so who reads on from here knows which it has had.
     async fn horizon(&self) -> Result<u64, Error>;

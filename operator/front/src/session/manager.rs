@@ -1,11 +1,13 @@
 //! Opens, shows and ends sessions.
 
 mod ending;
+mod family;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use croft_proto::id::SessionId;
+use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
     AgentSpec, CreateSessionRequest, InitWorkerSessionRequest, ListSessionsRequest, RoutingSpec,
@@ -14,6 +16,7 @@ use croft_proto::v1::{
 };
 use serde::Serialize;
 
+use super::family::Parent;
 use super::lifetime::Lifetime;
 use super::store::{Filter, Inserted, NewSession};
 use super::{Session, snapshot, validate};
@@ -26,6 +29,8 @@ use crate::store::being_removed;
 use crate::tenants::Tenant;
 use crate::turn::now;
 
+pub(crate) use family::CALL_ENDED;
+
 const PAGE_SIZE: u32 = 50;
 const PAGE_SIZE_MAX: i32 = 1_000;
 /// A worker that takes longer than this to take a session is treated as failed, and the session is not made.
@@ -36,6 +41,15 @@ const INIT_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Page {
     pub sessions: Vec<Session>,
     pub next_page_token: String,
+}
+
+/// A session that is about to be opened.
+struct Opening {
+    agent: AgentSpec,
+    labels: BTreeMap<String, String>,
+    lifetime: Lifetime,
+    idempotency_key: Option<IdempotencyKey>,
+    parent: Option<Parent>,
 }
 
 /// The session manager: all that concerns sessions but not their turns.
@@ -64,14 +78,21 @@ impl Manager {
         }
 
         let tenant = self.authorise(identity)?;
-        let Lifetime { idle_timeout_ms, expire_time } = Lifetime::new(&request, &tenant.limits, now())?;
+        let lifetime = Lifetime::new(&request, &tenant.limits, now())?;
         let labels = validate::labels(request.labels)?;
         let agent = self.resolve(request.agent).await?;
+        self.open(&tenant, Opening { agent, labels, lifetime, idempotency_key: key, parent: None }).await
+    }
+
+    /// Snapshot, place, initialise, record.
+    async fn open(&self, tenant: &Tenant, opening: Opening) -> Result<Session, Error> {
+        let Opening { agent, labels, lifetime, idempotency_key, parent } = opening;
+        let Lifetime { idle_timeout_ms, expire_time } = lifetime;
         self.core.limiter.session(tenant.id, &self.core.models.provider_of(&agent.model)).await?;
         let config_hash = snapshot::config_hash(&agent)?;
         let id = SessionId::generate();
         let placement = self.core.router.place(tenant.id, id, None)?;
-        self.initialise(&tenant, &placement, id, &agent).await?;
+        self.initialise(tenant, &placement, id, &agent).await?;
 
         let new = NewSession {
             id,
@@ -81,6 +102,7 @@ impl Manager {
                 event(Kind::SessionCreated(SessionCreated {
                     agent: Some(agent.clone()),
                     config_hash: config_hash.clone(),
+                    parent: parent.as_ref().map(Into::into),
                 })),
                 event(Kind::SessionReady(SessionReady {
                     worker: placement.worker().to_owned(),
@@ -93,7 +115,8 @@ impl Manager {
             idle_timeout_ms,
             expire_time,
             sessions_max: (tenant.limits.sessions_max > 0).then_some(tenant.limits.sessions_max),
-            idempotency_key: key,
+            idempotency_key,
+            parent,
         };
         match self.core.stores.sessions.insert(new).await {
             Ok(Inserted::New { session, events }) => {
@@ -102,18 +125,18 @@ impl Manager {
                 Ok(session)
             }
             Ok(Inserted::Existing(session)) => {
-                self.forget(&tenant, &placement, id, "another request with its idempotency key came first").await;
+                self.forget(tenant, &placement, id, "another request for the same came first").await;
                 Ok(session)
             }
             Err(error) => {
-                self.forget(&tenant, &placement, id, "it could not be recorded").await;
+                self.forget(tenant, &placement, id, "it could not be recorded").await;
                 Err(error)
             }
         }
     }
 
     fn authorise(&self, identity: &Identity) -> Result<Arc<Tenant>, Error> {
-        let tenant = self.tenant(identity)?;
+        let tenant = self.tenant(identity.tenant)?;
         match tenant.admission {
             TenantAdmission::Open | TenantAdmission::Unspecified => Ok(tenant),
             TenantAdmission::Cordoned => Err(Error::TenantClosed { why: "it is cordoned" }),
@@ -123,17 +146,14 @@ impl Manager {
         }
     }
 
-    fn tenant(&self, identity: &Identity) -> Result<Arc<Tenant>, Error> {
+    fn tenant(&self, tenant: TenantId) -> Result<Arc<Tenant>, Error> {
         let unknown = Error::Unauthenticated { problem: "the tenant of this credential does not exist" };
-        self.core.tenants.get(identity.tenant).ok_or(unknown)
+        self.core.tenants.get(tenant).ok_or(unknown)
     }
 
     async fn resolve(&self, agent: Option<AgentSpec>) -> Result<AgentSpec, Error> {
         let agent = validate::agent(agent)?;
-        let own = std::iter::once(("agent.model", &agent.model));
-        let fallbacks = agent.fallback_models.iter().map(|model| ("agent.fallback_models", model));
-        let economy = agent.routing.iter().flat_map(economy_models);
-        let named: Vec<_> = own.chain(fallbacks).chain(economy).collect();
+        let named: Vec<_> = std::iter::once(&agent).chain(&agent.sub_agents).flat_map(models).collect();
         for (field, model) in named {
             if self.core.models.find(model).await.is_err() {
                 return Err(Error::invalid(field, format!("names {model:?}, which the registry does not have")));
@@ -195,7 +215,11 @@ impl Manager {
             token => Some(token.parse().map_err(|_| Error::invalid("page_token", "is not one of ours"))?),
         };
         let states = request.states().filter(|state| *state != SessionState::Unspecified).collect();
-        let filter = Filter { states, labels: validate::labels(request.labels)?, ..Filter::default() };
+        let parent = match request.parent_session_id.as_str() {
+            "" => None,
+            parent => Some(validate::session_id(parent)?),
+        };
+        let filter = Filter { states, labels: validate::labels(request.labels)?, parent, ..Filter::default() };
         // One more than asked tells whether there is a next page.
         let mut sessions = self.core.stores.sessions.list(identity.tenant, &filter, after, limit + 1).await?;
         let more = sessions.len() > limit as usize;
@@ -219,6 +243,13 @@ impl Manager {
         }
         self.get(identity, &request.session_id).await
     }
+}
+
+/// All that an agent names, each with its field.
+fn models(agent: &AgentSpec) -> impl Iterator<Item = (&'static str, &String)> {
+    let own = std::iter::once(("agent.model", &agent.model));
+    let fallbacks = agent.fallback_models.iter().map(|model| ("agent.fallback_models", model));
+    own.chain(fallbacks).chain(agent.routing.iter().flat_map(economy_models))
 }
 
 fn economy_models(routing: &RoutingSpec) -> impl Iterator<Item = (&'static str, &String)> {

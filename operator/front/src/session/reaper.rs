@@ -1,5 +1,5 @@
-//! Ends sessions whose time is up. Every replica looks; whichever is first writes the one event, and the others find the
-//! session ended.
+//! Ends sessions whose time is up, and those of sub-agents that have outlived their call. Every replica looks; whichever is first
+//! writes the one event, and the others find the session ended.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use croft_proto::id::{SessionId, TenantId};
 use futures::{StreamExt, stream};
 
 use super::Session;
-use super::manager::Manager;
+use super::manager::{CALL_ENDED, Manager};
 use crate::audit::Action;
 use crate::core::Core;
 use crate::error::Error;
@@ -36,6 +36,9 @@ pub async fn watch_for_sessions_due(core: Arc<Core>) {
             () = tokio::time::sleep(EVERY) => {}
         }
         while !stopping.is_cancelled() {
+            if let Err(error) = look_for_orphans(&core, &manager).await {
+                tracing::warn!(%error, "sub-agents whose call is over not looked for, trying again");
+            }
             match look(&core, &manager).await {
                 // Where nothing could be ended, another look at once would find the same.
                 Ok(Found { sessions, ended }) if sessions == BATCH as usize && ended > 0 => {}
@@ -69,6 +72,24 @@ async fn look(core: &Core, manager: &Manager) -> Result<Found, Error> {
         .count()
         .await;
     Ok(Found { sessions, ended })
+}
+
+/// Whoever ended their calls was lost before it could end these.
+async fn look_for_orphans(core: &Core, manager: &Manager) -> Result<(), Error> {
+    let orphans = stream::iter(core.stores.across.orphaned(BATCH).await?);
+    orphans
+        .for_each_concurrent(CONCURRENCY, |(tenant, id)| async move {
+            let ended = match core.stores.sessions.get(tenant, id).await {
+                Ok(Some(session)) => manager.end_child(&session, CALL_ENDED).await,
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = ended {
+                tracing::warn!(%tenant, session = %id, %error, "a sub-agent whose call is over not ended, trying again");
+            }
+        })
+        .await;
+    Ok(())
 }
 
 /// True when it was this replica that ended it.

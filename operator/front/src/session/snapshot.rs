@@ -13,9 +13,16 @@ use crate::error::Error;
 /// later version adds changes no hash.
 pub fn config_hash(agent: &AgentSpec) -> Result<String, Error> {
     let mut value = serde_json::to_value(agent).map_err(Error::internal)?;
-    parse_within(&mut value, "tools", "/inputSchemaJson");
-    parse_within(&mut value, "guardrails", "/jsonSchema/schemaJson");
+    parse_schemas(&mut value);
+    for sub_agent in value.get_mut("subAgents").and_then(Value::as_array_mut).into_iter().flatten() {
+        parse_schemas(sub_agent);
+    }
     Ok(hex::encode(canonical_hash(&value)))
+}
+
+fn parse_schemas(agent: &mut Value) {
+    parse_within(agent, "tools", "/inputSchemaJson");
+    parse_within(agent, "guardrails", "/jsonSchema/schemaJson");
 }
 
 /// Puts what a text of JSON says in the text's place, in each item of a list.
@@ -89,6 +96,15 @@ mod tests {
         let other = config_hash(&agent(r#"{ "properties": {"b": {}, "a": {}}, "type": "object" }"#)).unwrap();
         assert_eq!(one, other);
         assert_eq!(one.len(), 64);
+    }
+
+    #[test]
+    fn sub_agents_count_and_the_order_in_their_schemas_does_not() {
+        let over = |schema: &str| AgentSpec { sub_agents: vec![agent(schema)], ..agent("{}") };
+        let one = config_hash(&over(r#"{"type":"object","required":["a"]}"#)).unwrap();
+        assert_eq!(one, config_hash(&over(r#"{ "required": ["a"], "type": "object" }"#)).unwrap());
+        assert_ne!(one, config_hash(&over("{}")).unwrap());
+        assert_ne!(one, config_hash(&agent("{}")).unwrap());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::{AgentSpec, SessionEvent, SessionState};
 
 use super::Session;
+use super::family::Parent;
 use crate::error::Error;
 use crate::events::log::{IdempotencyKey, NewEvent};
 
@@ -28,6 +29,8 @@ pub struct NewSession {
     /// Refuse when the tenant has this many sessions that are not terminated; `None` means no limit.
     pub sessions_max: Option<u32>,
     pub idempotency_key: Option<IdempotencyKey>,
+    /// The call that it answers, when it is a sub-agent's. There is one session for each call.
+    pub parent: Option<Parent>,
 }
 
 /// What [`SessionStore::insert`] did.
@@ -35,7 +38,7 @@ pub struct NewSession {
 pub enum Inserted {
     /// The session and its events are stored.
     New { session: Session, events: Vec<SessionEvent> },
-    /// The idempotency key had made this session before; nothing was stored.
+    /// The idempotency key, or the parent's call, had made this session before; nothing was stored.
     Existing(Session),
 }
 
@@ -48,6 +51,8 @@ pub struct Filter {
     pub labels: BTreeMap<String, String>,
     /// Empty shows all sessions.
     pub ids: Vec<SessionId>,
+    /// Only sub-agents' that this session called.
+    pub parent: Option<SessionId>,
 }
 
 impl Filter {
@@ -64,7 +69,8 @@ pub trait SessionStore: Send + Sync {
     /// Records a new session and its first events, all or nothing.
     ///
     /// Fails with [`Error::SessionLimit`], with [`Error::IdempotencyKeyReused`] when the key came with another body, and
-    /// with [`Error::TenantClosed`] once the tenant's removal has begun: see [`crate::tenants::removal::RemovalStore`].
+    /// with [`Error::TenantClosed`] once the tenant's removal has begun: see [`crate::tenants::removal::RemovalStore`]. A sub-agent's
+    /// session fails with [`Error::SessionTerminated`] once its parent has ended: none is made behind the back of whoever ends them.
     async fn insert(&self, session: NewSession) -> Result<Inserted, Error>;
 
     /// The session, or `None` if this tenant has no such session.
@@ -81,6 +87,9 @@ pub trait SessionStore: Send + Sync {
 
     /// How many sessions of the tenant are not terminated.
     async fn count_open(&self, tenant: TenantId) -> Result<u32, Error>;
+
+    /// The session that answers this call of a parent's, whether or not it has ended.
+    async fn child(&self, tenant: TenantId, parent: SessionId, tool_call_id: &str) -> Result<Option<Session>, Error>;
 
     /// The session that this idempotency key of `CreateSession` made, if it did so within 24 hours with the same body.
     ///

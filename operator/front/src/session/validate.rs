@@ -2,6 +2,7 @@
 
 mod guardrails;
 mod permission_rules;
+mod sub_agents;
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -26,6 +27,13 @@ const REASON_CHARS_MAX: usize = 256;
 /// The agent of a new session.
 pub fn agent(agent: Option<AgentSpec>) -> Result<AgentSpec, Error> {
     let agent = agent.ok_or_else(|| Error::invalid("agent", "is missing"))?;
+    one(&agent)?;
+    sub_agents::sub_agents(&agent)?;
+    Ok(agent)
+}
+
+/// An agent, but for its sub-agents.
+fn one(agent: &AgentSpec) -> Result<(), Error> {
     name("agent.name", &agent.name)?;
     if agent.model.is_empty() {
         return Err(Error::invalid("agent.model", "is empty"));
@@ -36,7 +44,7 @@ pub fn agent(agent: Option<AgentSpec>) -> Result<AgentSpec, Error> {
     if agent.temperature.is_some_and(|temperature| !(0.0..=2.0).contains(&temperature)) {
         return Err(Error::invalid("agent.temperature", "is not between 0 and 2"));
     }
-    tools(&agent)?;
+    tools(agent)?;
     guardrails::guardrails(&agent.guardrails)?;
     permission_rules::permission_rules(&agent.permission_rules)?;
     if agent.routing.as_ref().is_some_and(|routing| routing.economy_models.len() > ECONOMY_MODELS_MAX) {
@@ -45,8 +53,7 @@ pub fn agent(agent: Option<AgentSpec>) -> Result<AgentSpec, Error> {
             format!("has more than {ECONOMY_MODELS_MAX} entries"),
         ));
     }
-    budgets(&agent)?;
-    Ok(agent)
+    budgets(agent)
 }
 
 fn budgets(agent: &AgentSpec) -> Result<(), Error> {
@@ -83,7 +90,7 @@ fn tools(agent: &AgentSpec) -> Result<(), Error> {
                     "is no http:// or https:// address without a name in it",
                 ));
             }
-            Some(Source::Builtin(_) | Source::Mcp(_)) => {}
+            Some(Source::Builtin(_) | Source::Mcp(_) | Source::SubAgent(_)) => {}
         }
         let schema = &tool.input_schema_json;
         if !schema.is_empty() && serde_json::from_str::<serde_json::Map<_, _>>(schema).is_err() {

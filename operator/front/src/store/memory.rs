@@ -48,6 +48,8 @@ struct State {
     /// Changes of any session's state so far.
     changes: u64,
     sessions: BTreeMap<(TenantId, SessionId), Record>,
+    /// The sessions above each sub-agent's. What they used outlives them.
+    lineages: BTreeMap<String, Vec<String>>,
     usage: BTreeMap<(TenantId, String), UsageEvent>,
     audit: BTreeMap<TenantId, Vec<AuditRecord>>,
     api_keys: BTreeMap<String, StoredKey>,

@@ -125,6 +125,7 @@ pub(crate) fn begin(new: &NewSession) -> Result<Session, Error> {
         terminate_reason: String::new(),
         last_stop_reason: StopReason::Unspecified,
         usage: UsageTotals { tokens: Some(TokenUsage::default()), ..UsageTotals::default() },
+        parent: new.parent.clone(),
     };
     change.apply(&mut session);
     session.last_seq = new.events.len() as u64;
@@ -238,6 +239,7 @@ pub(crate) fn kind_name(kind: &Kind) -> Result<&'static str, Error> {
         Kind::Error(_) => "error",
         Kind::StepStarted(_) => "step_started",
         Kind::StepCompleted(_) => "step_completed",
+        Kind::SubAgentStarted(_) => "sub_agent_started",
         Kind::TextDelta(_) | Kind::ThinkingDelta(_) | Kind::ToolArgumentDelta(_) | Kind::Progress(_) | Kind::Gap(_) => {
             return Err(Error::internal(anyhow::anyhow!("an append of an event that is not durable")));
         }

@@ -20,6 +20,7 @@ use super::granted::Granted;
 use super::recorder::Recorder;
 use super::standing::Standing;
 use super::store::Opened;
+use super::sub_agents::{self, SubAgents};
 use crate::core::Core;
 use crate::error::Error;
 use crate::events::fanout::Controls;
@@ -299,6 +300,8 @@ impl Driver {
             }
             placement.worker().clone_into(worker);
         }
+        let (core, session) = (Arc::clone(&self.core), self.session.clone());
+        let sub_agents = SubAgents::new(core, session, input.turn, standing.sub_agents.clone());
         let start = self.start(input, standing, &tenant);
         let exchange = Exchange {
             core: &self.core,
@@ -310,6 +313,7 @@ impl Driver {
             approvals: Approvals::of(&start, input.seq),
             granted: Granted::default(),
             asking: FuturesUnordered::new(),
+            sub_agents,
             is_cut: false,
         };
         match exchange.run(client, start).await? {
@@ -434,6 +438,8 @@ impl Driver {
 
     async fn end(&self, recorder: &mut Recorder, end: End, input: &Input) -> Result<bool, Error> {
         let End { stop_reason, error, checkpoint, last_words } = end;
+        // Before the last word: should this front be lost meanwhile, whoever takes the turn over ends them.
+        sub_agents::end_all(&self.core, &self.session).await?;
         // What was said is remembered, also when no worker is left to say so.
         let (closed, checkpoint) = match checkpoint {
             Some(checkpoint) => (Vec::new(), Some(checkpoint)),

@@ -25,6 +25,7 @@ use super::approvals::{Approvals, PAGE};
 use super::granted::Granted;
 use super::purse::Told;
 use super::recorder::Recorder;
+use super::sub_agents::{Heard, SubAgents};
 use crate::core::Core;
 use crate::error::Error;
 use crate::events::fanout::Controls;
@@ -72,6 +73,7 @@ pub(super) struct Exchange<'turn> {
     pub(super) granted: Granted,
     /// What is being asked of budgets and rates.
     pub(super) asking: FuturesUnordered<BoxFuture<'static, Told>>,
+    pub(super) sub_agents: SubAgents,
     /// The worker is to be told to stop, since a budget is used up.
     pub(super) is_cut: bool,
 }
@@ -155,6 +157,7 @@ impl Exchange<'_> {
                     Ok(None) => return Ok(ended_early(cancelled, Status::unavailable("the stream ended early"))),
                     Err(status) => return Ok(ended_early(cancelled, status)),
                 },
+                heard = self.sub_agents.next() => self.hear(heard, &outgoing).await?,
                 Some(told) = self.asking.next() => self.answer(told, &outgoing).await?,
                 _ = look.tick(), if cancelled.is_none() && self.recorder.purse().is_open() => {
                     let purse = self.recorder.purse().clone();
@@ -213,6 +216,7 @@ impl Exchange<'_> {
                     // Leave stands for no event, so the call may begin while what came before is being stored.
                     self.grant(request, outgoing).await;
                 }
+                Some(FromWorker::SubAgentCall(call)) => self.sub_agents.call(call),
                 Some(FromWorker::Finished(finished)) => {
                     // The end's checkpoint stands for all of it, and takes the place of one that waits here.
                     let last_words = gathered.kinds.into_iter().map(|(_, kind)| kind).collect();
@@ -266,6 +270,21 @@ impl Exchange<'_> {
             if let Some(event_index) = event_index {
                 send(outgoing, ToWorker::EventStored(EventStored { event_index, seq })).await;
             }
+        }
+        Ok(())
+    }
+
+    /// Goes on with a sub-agent that has a session, once people can see that it has; or tells what came of it.
+    async fn hear(&mut self, heard: Heard, outgoing: &mpsc::Sender<ExecuteStepRequest>) -> Result<(), Error> {
+        match heard {
+            Heard::Opened(opened) => {
+                if opened.is_news {
+                    let input_seq = self.input_seq.take();
+                    self.recorder.store(vec![opened.event()], None, input_seq).await?;
+                }
+                self.sub_agents.run(*opened);
+            }
+            Heard::Over(result) => send(outgoing, ToWorker::SubAgentResult(result)).await,
         }
         Ok(())
     }

@@ -39,6 +39,8 @@ pub(super) struct Standing {
     pub(super) decisions: Vec<ApprovalResolved>,
     /// Grants whose attempt is stored.
     pub(super) settled: Vec<String>,
+    /// Calls of sub-agents that have a session.
+    pub(super) sub_agents: Vec<String>,
     /// The turn is over, but for the word that says so.
     pub(super) over: Option<StopReason>,
 }
@@ -65,6 +67,7 @@ impl Standing {
             match kind {
                 Kind::ApprovalRequired(asked) => standing.asked.push(asked.approval_id),
                 Kind::ApprovalResolved(decision) => standing.decisions.push(decision),
+                Kind::SubAgentStarted(started) => standing.sub_agents.push(started.tool_call_id),
                 Kind::StepStarted(_) => standing.over = None,
                 Kind::StepCompleted(step) => {
                     standing.over = Some(step.stop_reason()).filter(|why| *why != StopReason::HandedBack);

@@ -14,7 +14,9 @@ use croft_proto::v1::{SessionIdle, SessionRunning, SessionState};
 use futures::future::join_all;
 use uuid::Uuid;
 
-use super::fixtures::{append, appended, at, event, get, insert, new_session, said, tenant, terminated, two_tenants};
+use super::fixtures::{
+    append, appended, at, event, get, insert, new_child, new_session, said, tenant, terminated, two_tenants,
+};
 
 /// A session created at `at(1)`, with so many seconds to be idle, and to live until then.
 fn timed(tenant: TenantId, idle_seconds: i64, expire_time: Option<Timestamp>) -> NewSession {
@@ -149,4 +151,35 @@ pub(crate) async fn tells_each_change_of_state_from_a_horizon_on(stores: &Stores
     let numbers = stores.across.changed((0, SessionId(Uuid::nil())), 10).await.unwrap();
     assert!(numbers.is_sorted_by_key(|change| (change.number, change.session)));
     assert_eq!(numbers.len(), 2, "each session once, under its last change");
+}
+
+pub(crate) async fn finds_sub_agents_that_have_outlived_their_call(stores: &Stores) {
+    let [ours, theirs] = two_tenants(stores).await;
+    let parent = insert(stores, new_session(ours)).await;
+    let (child, ended) = (new_child(&parent, "a"), new_child(&parent, "b"));
+    let run = async |parent: &Session, turn: TurnId| {
+        let mut run = append(parent.tenant, parent.id, Vec::new());
+        run.events = vec![NewEvent { turn: Some(turn), ..event(Kind::SessionRunning(SessionRunning {})) }];
+        appended(stores, run).await;
+    };
+    let turn = child.parent.as_ref().unwrap().turn;
+    run(&parent, turn).await;
+    let (child, ended) = (insert(stores, child).await, insert(stores, ended).await);
+    put(stores, &ended, 5, vec![terminated("ANSWERED")]).await;
+    let busy = insert(stores, new_session(theirs)).await;
+    run(&busy, turn).await;
+    insert(stores, new_child(&busy, "a")).await;
+    assert_eq!(stores.across.orphaned(10).await.unwrap(), []);
+
+    put(stores, &parent, 6, idle()).await;
+    assert_eq!(stores.across.orphaned(10).await.unwrap(), [(ours, child.id)], "its caller's turn is over");
+    assert_eq!(stores.across.orphaned(0).await.unwrap(), []);
+    run(&parent, TurnId::generate()).await;
+    assert_eq!(stores.across.orphaned(10).await.unwrap(), [(ours, child.id)], "that is another turn");
+    run(&parent, turn).await;
+    assert_eq!(stores.across.orphaned(10).await.unwrap(), []);
+    put(stores, &parent, 7, vec![terminated("done")]).await;
+    assert_eq!(stores.across.orphaned(10).await.unwrap(), [(ours, child.id)], "its caller has ended");
+    put(stores, &child, 8, vec![terminated("CALL_ENDED")]).await;
+    assert_eq!(stores.across.orphaned(10).await.unwrap(), []);
 }

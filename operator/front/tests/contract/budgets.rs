@@ -12,7 +12,9 @@ use croft_front::store::Stores;
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::BudgetAction;
 
-use super::fixtures::{agent, append, appended, at, attempt, event, insert, new_session, session, tenant, two_tenants};
+use super::fixtures::{
+    agent, append, appended, at, attempt, event, insert, new_child, new_session, session, tenant, two_tenants,
+};
 
 fn budget(scope: Scope, subject: &str, period: Period, nano_usd: Option<i64>, tokens: Option<i64>) -> Budget {
     let (subject, action) = (subject.to_owned(), BudgetAction::Throttle);
@@ -96,6 +98,33 @@ pub(crate) async fn adds_up_each_account_as_the_rows_do(stores: &Stores) {
         let expected = Ledger { version: attempts, nano_usd, tokens: 110 * attempts };
         assert_eq!(told, [expected], "{scope:?} {subject} {period}");
     }
+}
+
+pub(crate) async fn counts_what_sub_agents_used_for_all_above_them(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let parent = insert(stores, new_session(tenant)).await;
+    let child = insert(stores, new_child(&parent, "a")).await;
+    let grandchild = insert(stores, new_child(&child, "a")).await;
+    for (session, id, cost) in
+        [(&parent, "p", 1), (&child, "c", 10), (&grandchild, "g", 100), (&grandchild, "h", 1_000)]
+    {
+        // Twice, as whoever is not sure whether it was stored.
+        for _ in 0..2 {
+            appended(stores, append(tenant, session.id, vec![attempt(id, Some(cost))])).await;
+        }
+    }
+    for (session, attempts, nano_usd) in [(&parent, 4, 1_111), (&child, 3, 1_110), (&grandchild, 2, 1_100)] {
+        // `at` counts from 2026-09-21.
+        for period in ["life", "2026-09", "2026-09-21"] {
+            let accounts = [account(Scope::Session, &session.id.to_string(), period)];
+            let told = stores.budgets.ledgers(tenant, &accounts).await.unwrap();
+            let expected = Ledger { version: attempts, nano_usd, tokens: 110 * attempts };
+            assert_eq!(told, [expected], "{period}");
+        }
+    }
+    let told = stores.budgets.ledgers(tenant, &[account(Scope::Tenant, "", "life")]).await.unwrap();
+    assert_eq!(told[0].nano_usd, 1_111, "the tenant pays once");
+    assert_eq!(stores.sessions.get(tenant, parent.id).await.unwrap().unwrap().usage.attempts, 1, "its own are its own");
 }
 
 pub(crate) async fn counts_a_repeated_attempt_once(stores: &Stores) {

@@ -253,6 +253,10 @@ impl SessionStore for Down {
         self.0.count_open(tenant).await
     }
 
+    async fn child(&self, tenant: TenantId, parent: SessionId, call: &str) -> Result<Option<Session>, Error> {
+        self.0.child(tenant, parent, call).await
+    }
+
     async fn find_created(&self, tenant: TenantId, key: &IdempotencyKey) -> Result<Option<Session>, Error> {
         self.0.find_created(tenant, key).await
     }

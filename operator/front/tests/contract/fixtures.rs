@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use croft_front::events::log::{Append, Appended, Authority, IdempotencyKey, NewEvent};
 use croft_front::session::Session;
+use croft_front::session::family::Parent;
 use croft_front::session::store::{Inserted, NewSession};
 use croft_front::store::Stores;
 use croft_proto::Timestamp;
@@ -53,7 +54,7 @@ pub(crate) fn said(text: &str) -> Kind {
 }
 
 pub(crate) fn created() -> Kind {
-    Kind::SessionCreated(SessionCreated { agent: Some(agent("helper")), config_hash: "c0ffee".into() })
+    Kind::SessionCreated(SessionCreated { agent: Some(agent("helper")), config_hash: "c0ffee".into(), parent: None })
 }
 
 pub(crate) fn ready(worker: &str) -> Kind {
@@ -92,7 +93,14 @@ pub(crate) fn new_session(tenant: TenantId) -> NewSession {
         events: vec![event(created()), event(ready("worker-0"))],
         sessions_max: None,
         idempotency_key: None,
+        parent: None,
     }
+}
+
+/// A session that is about to be ready, for a call of this one's.
+pub(crate) fn new_child(parent: &Session, tool_call_id: &str) -> NewSession {
+    let turn = TurnId(uuid::Uuid::from_u128(7));
+    NewSession { parent: Some(Parent::of(parent, turn, tool_call_id)), ..new_session(parent.tenant) }
 }
 
 /// A stored session with two events: created and ready.

@@ -24,7 +24,8 @@ macro_rules! promises {
                 is_refused_for_a_tenant_that_nobody_knows, stops_at_the_limit_whoever_races,
                 frees_a_place_when_one_ends, answers_a_repeated_key_with_the_same_session,
                 makes_one_session_of_concurrent_requests_with_one_key, repeats_a_key_at_the_limit,
-                lists_in_pages_newest_first, filters_by_state_and_labels, bills_attempts_of_the_first_events;
+                lists_in_pages_newest_first, filters_by_state_and_labels, bills_attempts_of_the_first_events,
+                has_one_child_for_each_call_of_a_parent, makes_no_child_of_a_parent_that_has_ended;
             events: keeps_tenants_apart, numbers_without_holes_under_fifty_writers, projects_state,
                 refuses_a_stale_epoch, refuses_a_released_lease, fences_the_turn, ends_the_lease_with_the_session,
                 takes_nothing_after_the_end, takes_nothing_for_unknown_sessions, stores_all_or_nothing,
@@ -45,14 +46,15 @@ macro_rules! promises {
                 adds_to_the_sessions_totals;
             budgets: keeps_tenants_apart, replaces_and_takes_away, adds_up_each_account_as_the_rows_do, counts_a_repeated_attempt_once,
                 knows_nothing_of_what_was_not_spent, tells_of_a_threshold_once, remembers_who_was_not_told,
-                posts_an_alert_once_unless_its_try_failed;
+                posts_an_alert_once_unless_its_try_failed, counts_what_sub_agents_used_for_all_above_them;
             audit: keeps_tenants_apart, numbers_and_chains_each_tenant, keeps_its_chain_under_concurrent_writers,
                 lists_in_pages, finds_an_empty_log_intact;
             keys: finds_what_was_stored, knows_no_other_prefix, refuses_unknown_tenants_and_taken_prefixes;
             models: holds_the_seed;
             across: finds_what_is_due_longest_first, lets_a_running_session_be_idle_for_as_long_as_it_likes,
                 ends_a_session_only_while_it_is_due, fences_the_turn_of_a_session_that_is_too_old,
-                ends_a_session_once_whoever_races, tells_each_change_of_state_from_a_horizon_on;
+                ends_a_session_once_whoever_races, tells_each_change_of_state_from_a_horizon_on,
+                finds_sub_agents_that_have_outlived_their_call;
             removal: shuts_the_door_for_good, shuts_the_door_on_a_tenant_that_nobody_knew,
                 lets_no_session_slip_through, erases_nothing_that_is_not_being_removed,
                 erases_in_batches_and_keeps_the_books, erases_credentials_of_the_tenant_alone;

@@ -10,8 +10,8 @@ use croft_proto::v1::{SessionState, StopReason, TokenUsage, UsageTotals};
 use futures::future::join_all;
 
 use super::fixtures::{
-    append, appended, at, attempt, created, event, get, insert, key, new_session, session, tenant, terminated,
-    two_tenants,
+    append, appended, at, attempt, created, event, get, insert, key, new_child, new_session, session, tenant,
+    terminated, two_tenants,
 };
 
 pub(crate) async fn keeps_tenants_apart(stores: &Stores) {
@@ -190,4 +190,49 @@ pub(crate) async fn bills_attempts_of_the_first_events(stores: &Stores) {
     assert_eq!((session.usage.attempts, session.usage.cost_nano_usd), (1, 5));
     assert_eq!(get(stores, tenant, session.id).await, session);
     assert_eq!(stores.usage.list(tenant, None, None, 10).await.unwrap().len(), 1);
+}
+
+pub(crate) async fn has_one_child_for_each_call_of_a_parent(stores: &Stores) {
+    let [ours, theirs] = two_tenants(stores).await;
+    let parent = insert(stores, new_session(ours)).await;
+    let asked = (0..8).map(|_| stores.sessions.insert(new_child(&parent, "call")));
+    let made: Vec<_> = join_all(asked).await.into_iter().map(Result::unwrap).collect();
+    let ids: Vec<_> = made
+        .iter()
+        .map(|made| match made {
+            Inserted::New { session, .. } => (true, session.id),
+            Inserted::Existing(session) => (false, session.id),
+        })
+        .collect();
+    assert_eq!(ids.iter().filter(|(is_new, _)| *is_new).count(), 1, "{ids:?}");
+    let child = get(stores, ours, ids[0].1).await;
+    assert!(ids.iter().all(|(_, id)| *id == child.id), "{ids:?}");
+    assert_eq!(child.parent, new_child(&parent, "call").parent);
+    let other = insert(stores, new_child(&parent, "another call")).await;
+    let grandchild = insert(stores, new_child(&child, "call")).await;
+    let above: Vec<_> = grandchild.parent.iter().flat_map(|parent| &parent.lineage).collect();
+    assert_eq!(
+        above.iter().map(|above| &above.session).collect::<Vec<_>>(),
+        [&child.id.to_string(), &parent.id.to_string()]
+    );
+
+    assert_eq!(stores.sessions.child(ours, parent.id, "call").await.unwrap(), Some(child.clone()));
+    assert_eq!(stores.sessions.child(ours, parent.id, "no call").await.unwrap(), None);
+    assert_eq!(stores.sessions.child(theirs, parent.id, "call").await.unwrap(), None);
+    let filter = Filter { parent: Some(parent.id), ..Filter::default() };
+    let children = stores.sessions.list(ours, &filter, None, 10).await.unwrap();
+    let mut expected = vec![child.id, other.id];
+    expected.sort_unstable_by(|one, other| other.cmp(one));
+    assert_eq!(children.into_iter().map(|child| child.id).collect::<Vec<_>>(), expected);
+}
+
+pub(crate) async fn makes_no_child_of_a_parent_that_has_ended(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let parent = insert(stores, new_session(tenant)).await;
+    let child = insert(stores, new_child(&parent, "before")).await;
+    appended(stores, append(tenant, parent.id, vec![terminated("done")])).await;
+    let refused = stores.sessions.insert(new_child(&parent, "after")).await;
+    assert!(matches!(refused, Err(Error::SessionTerminated { .. })), "{refused:?}");
+    let found = stores.sessions.insert(new_child(&parent, "before")).await.unwrap();
+    assert_eq!(found, Inserted::Existing(child), "one that was made is there");
 }

@@ -165,6 +165,7 @@ impl Scene {
             expire_time: None,
             sessions_max: None,
             idempotency_key: None,
+            parent: None,
         };
         SessionStore::insert(&*self.store, new).await.unwrap();
         id

@@ -41,6 +41,7 @@ async fn session(scene: &Scene) -> SessionId {
         expire_time: None,
         sessions_max: None,
         idempotency_key: None,
+        parent: None,
     };
     scene.core.stores.sessions.insert(new).await.unwrap();
     id

@@ -200,6 +200,7 @@ pub(crate) fn new_session(tenant: TenantId) -> NewSession {
         events: vec![event(Kind::SessionCreated(SessionCreated::default())), event(Kind::SessionReady(ready))],
         sessions_max: None,
         idempotency_key: None,
+        parent: None,
     }
 }
 

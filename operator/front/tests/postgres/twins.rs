@@ -187,6 +187,7 @@ impl Case {
             expire_time: (sessions_max == Some(3)).then(|| at(15)),
             sessions_max,
             idempotency_key: used.map(|(name, body)| key(&name.to_string(), body)),
+            parent: None,
         }
     }
 
@@ -197,6 +198,7 @@ impl Case {
             states: vec![SessionState::Ready, SessionState::Terminated],
             labels: [("label".to_owned(), "1".to_owned())].into(),
             ids: vec![self.sessions[0], self.sessions[1]],
+            parent: None,
         };
         let by = [UsageDimension::Session, UsageDimension::Model];
         let mut abandoned = stores.leases.abandoned(1_000).await.unwrap();

@@ -28,6 +28,7 @@ impl Manager {
             Ok(Appended::New(events)) => {
                 self.core.hub.publish(session.tenant, session.id, events);
                 self.core.hub.control(session.tenant, session.id, Frame::Terminated);
+                self.end_what_hangs_on(session);
                 Ok(true)
             }
             Ok(Appended::Existing { .. }) | Err(Error::SessionTerminated { .. }) => Ok(false),

@@ -3,10 +3,12 @@
 use async_trait::async_trait;
 use croft_proto::Timestamp;
 use croft_proto::id::{SessionId, TenantId};
+use croft_proto::v1::SessionState;
 
 use super::{Memory, Record, State};
 use crate::error::Error;
 use crate::session::across::{AcrossTenants, Changed};
+use crate::session::family::Parent;
 use crate::store::{projection, time};
 
 #[async_trait]
@@ -17,6 +19,19 @@ impl AcrossTenants for Memory {
         let mut due: Vec<_> = due.map(|(&key, record)| (record.due_time.as_ref().map(time::micros), key)).collect();
         due.sort_unstable();
         Ok(due.into_iter().map(|(_, key)| key).take(limit as usize).collect())
+    }
+
+    async fn orphaned(&self, limit: u32) -> Result<Vec<(TenantId, SessionId)>, Error> {
+        let state = self.lock();
+        let is_over = |tenant: TenantId, parent: &Parent| {
+            let above = state.sessions.get(&(tenant, parent.session)).map(|record| &record.session);
+            above.is_none_or(|above| above.state != SessionState::Running || above.turn_id != parent.turn.to_string())
+        };
+        let orphans = state.sessions.iter().filter(|((tenant, _), Record { session, .. })| {
+            session.state != SessionState::Terminated
+                && session.parent.as_ref().is_some_and(|parent| is_over(*tenant, parent))
+        });
+        Ok(orphans.map(|(key, _)| *key).take(limit as usize).collect())
     }
 
     async fn horizon(&self) -> Result<u64, Error> {

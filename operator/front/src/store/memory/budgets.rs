@@ -1,5 +1,6 @@
 //! Budgets in memory.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -56,7 +57,7 @@ impl BudgetStore for Memory {
         let state = self.lock();
         let rows: Vec<_> = state.usage.iter().filter(|((owner, _), _)| *owner == tenant).map(|(_, row)| row).collect();
         let ledger = |account: &Account| {
-            rows.iter().filter(|row| counts(account, row)).fold(Ledger::default(), |ledger, row| {
+            rows.iter().filter(|row| counts(account, row, &state.lineages)).fold(Ledger::default(), |ledger, row| {
                 let tokens = row.tokens.unwrap_or_default();
                 let input = tokens.input_uncached_tokens + tokens.cache_read_tokens;
                 let written = tokens.cache_write_5m_tokens + tokens.cache_write_1h_tokens;
@@ -131,11 +132,14 @@ impl BudgetStore for Memory {
     }
 }
 
-fn counts(account: &Account, row: &UsageEvent) -> bool {
+fn counts(account: &Account, row: &UsageEvent, lineages: &BTreeMap<String, Vec<String>>) -> bool {
     let is_its = match account.scope {
         Scope::Tenant => true,
         Scope::Agent => account.subject == row.agent,
-        Scope::Session => account.subject == row.session_id,
+        Scope::Session => {
+            let above = lineages.get(&row.session_id);
+            account.subject == row.session_id || above.is_some_and(|above| above.contains(&account.subject))
+        }
     };
     let moment: Timestamp = row.create_time.unwrap_or_default();
     is_its && [Period::Day, Period::Month, Period::Life].iter().any(|period| period.name(&moment) == account.period)

@@ -24,6 +24,15 @@ impl SessionStore for Memory {
         {
             return Ok(Inserted::Existing(existing));
         }
+        if let Some(parent) = &new.parent {
+            if let Some(existing) = state.child(new.tenant, parent.session, &parent.tool_call_id) {
+                return Ok(Inserted::Existing(existing.clone()));
+            }
+            let above = state.sessions.get(&(new.tenant, parent.session));
+            if above.is_none_or(|above| above.session.state == SessionState::Terminated) {
+                return Err(Error::SessionTerminated { session_id: parent.session.to_string() });
+            }
+        }
         if state.removing.contains(&new.tenant) {
             return Err(being_removed());
         }
@@ -50,6 +59,11 @@ impl SessionStore for Memory {
             due_time: None,
             change_number: 0,
         };
+        let above = new.parent.iter().flat_map(|parent| &parent.lineage);
+        let above: Vec<_> = above.map(|ancestor| ancestor.session.clone()).collect();
+        if !above.is_empty() {
+            state.lineages.insert(new.id.to_string(), above);
+        }
         state.sessions.insert((new.tenant, new.id), record);
         state.turned(new.tenant, new.id)?;
         Ok(Inserted::New { session, events })
@@ -73,6 +87,7 @@ impl SessionStore for Memory {
             .filter(|session| after.is_none_or(|after| session.id < after))
             .filter(|session| filter.states.is_empty() || filter.states.contains(&session.state))
             .filter(|session| filter.ids.is_empty() || filter.ids.contains(&session.id))
+            .filter(|session| filter.parent.is_none_or(|parent| session.is_child_of(parent)))
             .filter(|session| filter.labels.iter().all(|(key, value)| session.labels.get(key) == Some(value)))
             .take(limit as usize)
             .cloned()
@@ -81,6 +96,10 @@ impl SessionStore for Memory {
 
     async fn count_open(&self, tenant: TenantId) -> Result<u32, Error> {
         Ok(self.lock().count_open(tenant))
+    }
+
+    async fn child(&self, tenant: TenantId, parent: SessionId, tool_call_id: &str) -> Result<Option<Session>, Error> {
+        Ok(self.lock().child(tenant, parent, tool_call_id).cloned())
     }
 
     async fn find_created(&self, tenant: TenantId, key: &IdempotencyKey) -> Result<Option<Session>, Error> {
@@ -92,6 +111,13 @@ impl State {
     fn sessions_of(&self, tenant: TenantId) -> impl DoubleEndedIterator<Item = &Session> {
         let all = SessionId(uuid::Uuid::nil())..=SessionId(uuid::Uuid::max());
         self.sessions.range((tenant, *all.start())..=(tenant, *all.end())).map(|(_, record)| &record.session)
+    }
+
+    fn child(&self, tenant: TenantId, parent: SessionId, tool_call_id: &str) -> Option<&Session> {
+        let answers = |session: &&Session| {
+            session.parent.as_ref().is_some_and(|of| of.session == parent && of.tool_call_id == tool_call_id)
+        };
+        self.sessions_of(tenant).find(answers)
     }
 
     fn count_open(&self, tenant: TenantId) -> u32 {

@@ -24,6 +24,16 @@ impl AcrossTenants for Postgres {
         rows.iter().map(ids).collect::<Result<_, _>>().map_err(failed)
     }
 
+    async fn orphaned(&self, limit: u32) -> Result<Vec<(TenantId, SessionId)>, Error> {
+        let mut tx = self.nobody().await?;
+        let rows = sqlx::query("select tenant_id, session_id from croft_orphaned_sessions($1)")
+            .bind(i64::from(limit))
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed)?;
+        rows.iter().map(ids).collect::<Result<_, _>>().map_err(failed)
+    }
+
     /// The oldest transaction that still runs: those before it can be seen, or never were.
     async fn horizon(&self) -> Result<u64, Error> {
         let mut tx = self.nobody().await?;

@@ -19,15 +19,16 @@ use crate::budget::{Account, Budget, BudgetStore, Scope};
 use crate::counters::Ledger;
 use crate::error::Error;
 
-/// A session's sums for its life are its totals; for a day or a month, which few ask for, its rows are added up.
+/// A session's own sums for its life are its totals; for a day or a month, which few ask for, its rows are added up. What the sub-agents
+/// below it used is counted apart.
 const LEDGERS: &str = "
     select k.place,
-        case when k.session_id is null then coalesce(c.changes, 0)
+        coalesce(c.changes, 0) + case when k.session_id is null then 0
             when k.period = 'life' then coalesce(s.attempts + s.usage_revisions, 0)
             else coalesce(u.attempts, 0) + coalesce(s.usage_revisions, 0) end as version,
-        case when k.session_id is null then coalesce(c.nano_usd, 0)
+        coalesce(c.nano_usd, 0) + case when k.session_id is null then 0
             when k.period = 'life' then coalesce(s.cost_nano_usd, 0) else coalesce(u.nano_usd, 0) end as nano_usd,
-        case when k.session_id is null then coalesce(c.tokens, 0)
+        coalesce(c.tokens, 0) + case when k.session_id is null then 0
             when k.period = 'life' then coalesce(s.input_uncached_tokens + s.cache_read_tokens + s.cache_write_5m_tokens
                 + s.cache_write_1h_tokens + s.output_tokens, 0)
             else coalesce(u.tokens, 0) end as tokens
@@ -36,7 +37,7 @@ const LEDGERS: &str = "
         select sum(c.changes)::bigint as changes, sum(c.nano_usd)::bigint as nano_usd, sum(c.tokens)::bigint as tokens
         from usage_counters c
         where c.tenant_id = $1 and c.scope = k.scope and c.subject = k.subject and c.period = k.period
-    ) c on k.session_id is null
+    ) c on true
     left join sessions s on s.tenant_id = $1 and s.session_id = k.session_id
     left join lateral (
         select count(*) as attempts, sum(u.cost_nano_usd)::bigint as nano_usd,

@@ -177,8 +177,8 @@ fn each<T>(sessions: &[Session], column: impl Fn(&Session) -> T) -> Vec<T> {
 #[async_trait]
 impl SessionStore for GroupedSessions {
     async fn insert(&self, new: NewSession) -> Result<Inserted, Error> {
-        // A key may turn out to be taken, and should not hold up a group.
-        if new.idempotency_key.is_some() {
+        // A key or a parent's call may turn out to be taken, and should not hold up a group.
+        if new.idempotency_key.is_some() || new.parent.is_some() {
             return self.postgres.insert(new).await;
         }
         self.inserts.store(new.tenant, new).await
@@ -200,6 +200,10 @@ impl SessionStore for GroupedSessions {
 
     async fn count_open(&self, tenant: TenantId) -> Result<u32, Error> {
         self.postgres.count_open(tenant).await
+    }
+
+    async fn child(&self, tenant: TenantId, parent: SessionId, tool_call_id: &str) -> Result<Option<Session>, Error> {
+        self.postgres.child(tenant, parent, tool_call_id).await
     }
 
     async fn find_created(&self, tenant: TenantId, key: &IdempotencyKey) -> Result<Option<Session>, Error> {

@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use croft_proto::id::{SessionId, TenantId};
+use croft_proto::id::{SessionId, TenantId, TurnId};
 use croft_proto::v1::{AgentSpec, ProviderMode, SessionState, StopReason, TokenUsage, UsageEvent, UsageTotals};
 use prost::Message;
 use sqlx::Row;
 use sqlx::error::BoxDynError;
 use sqlx::postgres::PgRow;
+use uuid::Uuid;
 
 use super::time::Time;
 use crate::session::Session;
+use crate::session::family::Parent;
 
 const STATE_PREFIX: &str = "SESSION_STATE_";
 const STOP_REASON_PREFIX: &str = "STOP_REASON_";
@@ -24,7 +26,8 @@ macro_rules! select_session {
         s.create_time, s.update_time, s.last_seq, s.input_seq, s.newest_input_seq, s.turn_id, s.worker,
         s.terminate_reason, s.last_stop_reason, s.attempts, s.unpriced_attempts, s.input_uncached_tokens,
         s.cache_read_tokens, s.cache_write_5m_tokens, s.cache_write_1h_tokens, s.output_tokens, s.reasoning_tokens,
-        s.cost_nano_usd, s.idle_timeout_ms, s.expire_time, s.terminate_time
+        s.cost_nano_usd, s.idle_timeout_ms, s.expire_time, s.terminate_time, s.parent_id, s.parent_turn, s.parent_call,
+        s.lineage::text as lineage
     from sessions s
     join tenants t on t.tenant_id = s.tenant_id
 "
@@ -62,7 +65,18 @@ pub(super) fn session(row: &PgRow) -> Result<Session, sqlx::Error> {
         last_stop_reason: StopReason::from_str_name(&name(STOP_REASON_PREFIX, stop_reason))
             .ok_or_else(|| unreadable(stop_reason))?,
         usage: totals(row)?,
+        parent: parent(row)?,
     })
+}
+
+fn parent(row: &PgRow) -> Result<Option<Parent>, sqlx::Error> {
+    let Some(session) = row.try_get::<Option<Uuid>, _>("parent_id")? else { return Ok(None) };
+    Ok(Some(Parent {
+        session: SessionId(session),
+        turn: TurnId(row.try_get("parent_turn")?),
+        tool_call_id: row.try_get("parent_call")?,
+        lineage: serde_json::from_str(row.try_get("lineage")?).map_err(unreadable)?,
+    }))
 }
 
 /// Columns named as those of the session's totals.

@@ -39,18 +39,24 @@ const INSERT: &str = "
                 use_time = excluded.use_time
             where old.use_time <= now() - interval '24 hours'
         returning 1
+    ), above as (
+        -- Whoever ends the parent waits for this, and then finds its child; or has ended it before, and there is none.
+        select 1 from sessions where tenant_id = $1 and session_id = $26 and state <> 'terminated' for share
     ), made as (
         insert into sessions (
             tenant_id, session_id, state, agent, agent_name, config_hash, labels, create_time, update_time, last_seq,
-            newest_input_seq, turn_id, worker, terminate_reason, last_stop_reason, idle_timeout_ms, expire_time
+            newest_input_seq, turn_id, worker, terminate_reason, last_stop_reason, idle_timeout_ms, expire_time, parent_id,
+            parent_turn, parent_call, lineage
         )
-        select $1, $2, $7, $8, $9, $10, $11::text::jsonb, $12, $13, $14, $15, $16, $17, $18, $19, $24, $25
-        where ($4 is null or exists (select 1 from keyed)) and exists (
+        select $1, $2, $7, $8, $9, $10, $11::text::jsonb, $12, $13, $14, $15, $16, $17, $18, $19, $24, $25, $26, $27, $28,
+            $29::text::jsonb
+        where ($26::uuid is null or exists (select 1 from above)) and ($4 is null or exists (select 1 from keyed)) and exists (
             select 1 from tenants where tenant_id = $1 and remove_time is null
         ) and (
             $6::bigint is null
             or (select coalesce(sum(sessions), 0) from open_sessions where tenant_id = $1) < $6
         )
+        on conflict (tenant_id, parent_id, parent_call) where parent_id is not null do nothing
         returning 1
     ), logged as (
         insert into events (tenant_id, session_id, seq, kind, turn_id, create_time, payload)
@@ -68,7 +74,8 @@ impl SessionStore for Postgres {
         let mut session = projection::begin(&new)?;
         let columns = Columns::of(&new.events)?;
         let mut tx = self.tenant_and(new.tenant, tenant_lock(new.tenant, new.sessions_max.is_some())).await?;
-        let key = new.idempotency_key.as_ref();
+        let (key, parent) = (new.idempotency_key.as_ref(), new.parent.as_ref());
+        let lineage: Vec<_> = parent.iter().flat_map(|parent| &parent.lineage).collect();
         let outcome = sqlx::query(INSERT)
             .bind(new.tenant.0)
             .bind(new.id.0)
@@ -95,6 +102,10 @@ impl SessionStore for Postgres {
             .bind(columns.payloads)
             .bind(session.idle_timeout_ms)
             .bind(session.expire_time.map(Time))
+            .bind(parent.map(|parent| parent.session.0))
+            .bind(parent.map(|parent| parent.turn.0))
+            .bind(parent.map(|parent| parent.tool_call_id.as_str()))
+            .bind(serde_json::to_string(&lineage).map_err(Error::internal)?)
             .fetch_one(&mut *tx)
             .await
             .map_err(|error| if is_foreign_key(&error) { unknown_tenant() } else { failed(error) })?;
@@ -110,6 +121,16 @@ impl SessionStore for Postgres {
             });
         }
         if outcome.get::<i64, _>("made") == 0 {
+            if let Some(parent) = parent {
+                tx.rollback().await.map_err(failed)?;
+                if let Some(existing) = self.child(new.tenant, parent.session, &parent.tool_call_id).await? {
+                    return Ok(Inserted::Existing(existing));
+                }
+                let above = SessionStore::get(self, new.tenant, parent.session).await?;
+                if above.is_none_or(|above| above.state == SessionState::Terminated) {
+                    return Err(Error::SessionTerminated { session_id: parent.session.to_string() });
+                }
+            }
             return Err(not_made(outcome.try_get("removing").map_err(failed)?, new.sessions_max));
         }
         let reported = Reported { session: new.id, agent: &session.agent.name, events: &new.events };
@@ -142,7 +163,7 @@ impl SessionStore for Postgres {
             "{SELECT_SESSION}
             where s.tenant_id = $1 and ($2::uuid is null or s.session_id < $2)
                 and (cardinality($3::text[]) = 0 or s.state = any($3))
-                and s.labels @> $4::text::jsonb and (cardinality($6::uuid[]) = 0 or s.session_id = any($6))
+                and ($7::uuid is null or s.parent_id = $7) and s.labels @> $4::text::jsonb and (cardinality($6::uuid[]) = 0 or s.session_id = any($6))
                 {only_open}
             order by s.session_id desc limit $5"
         )))
@@ -152,6 +173,7 @@ impl SessionStore for Postgres {
         .bind(labels)
         .bind(i64::from(limit))
         .bind(filter.ids.iter().map(|id| id.0).collect::<Vec<_>>())
+        .bind(filter.parent.map(|parent| parent.0))
         .fetch_all(&mut *tx)
         .await
         .map_err(failed)?;
@@ -167,6 +189,20 @@ impl SessionStore for Postgres {
                 .await
                 .map_err(failed)?;
         Ok(u32::try_from(count).unwrap_or(u32::MAX))
+    }
+
+    async fn child(&self, tenant: TenantId, parent: SessionId, tool_call_id: &str) -> Result<Option<Session>, Error> {
+        let mut tx = self.tenant(tenant).await?;
+        let row = sqlx::query(AssertSqlSafe(format!(
+            "{SELECT_SESSION} where s.tenant_id = $1 and s.parent_id = $2 and s.parent_call = $3"
+        )))
+        .bind(tenant.0)
+        .bind(parent.0)
+        .bind(tool_call_id)
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed)?;
+        row.as_ref().map(row::session).transpose().map_err(failed)
     }
 
     async fn find_created(&self, tenant: TenantId, key: &IdempotencyKey) -> Result<Option<Session>, Error> {

@@ -38,7 +38,14 @@ const METER: &str = "
             sum(m.input_uncached_tokens + m.cache_read_tokens + m.cache_write_5m_tokens + m.cache_write_1h_tokens
                 + m.output_tokens)::bigint
         from metered m
-        cross join lateral (values ('tenant', ''), ('agent', m.agent)) as s (scope, subject)
+        cross join lateral (
+            select 'tenant' as scope, '' as subject
+            union all select 'agent', m.agent
+            union all
+            select 'session', above.value ->> 'session'
+            from sessions o, jsonb_array_elements(o.lineage) as above
+            where o.tenant_id = $1 and o.session_id = m.session_id
+        ) as s
         cross join lateral unnest(croft_periods(m.create_time)) as p (period)
         group by s.scope, s.subject, p.period
         -- In one order, so that two transactions don't wait for each other.
