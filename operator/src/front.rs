@@ -94,8 +94,13 @@ impl Front {
         let mut sessions = Vec::new();
         let mut page_token = String::new();
         loop {
-            let request =
-                ListSessionsRequest { page_size: PAGE, page_token, states: states.to_vec(), labels: labels.clone() };
+            let request = ListSessionsRequest {
+                page_size: PAGE,
+                page_token,
+                states: states.to_vec(),
+                labels: labels.clone(),
+                ..ListSessionsRequest::default()
+            };
             let page = self.client().list_sessions(self.request(tenant, request)?).await?.into_inner();
             sessions.extend(page.sessions);
             if page.next_page_token.is_empty() {

@@ -51,10 +51,10 @@ pub(crate) async fn children(world: &World, tenant: usize, told: &Told, record: 
     }
     let mut started = BTreeSet::new();
     for event in &record.events {
-        if let Some(Kind::SubAgentStarted(start)) = &event.kind {
-            if !started.insert(Some(start.tool_call_id.clone())) {
-                wrong.push(format!("the sub-agent of call {} starts twice", start.tool_call_id));
-            }
+        if let Some(Kind::SubAgentStarted(start)) = &event.kind
+            && !started.insert(Some(start.tool_call_id.clone()))
+        {
+            wrong.push(format!("the sub-agent of call {} starts twice", start.tool_call_id));
         }
     }
     if !started.is_subset(&calls) {

@@ -64,7 +64,7 @@ fn play(scenario: u64, seed: u64, plan: Plan) -> Outcome {
             wrong.extend(faulty);
             records.push(record);
         }
-        let all = [&records[..], &children].concat();
+        let all = [records.clone(), children].concat();
         wrong.extend(judge::misdeeds(&all, &world.deeds, all_told));
         Outcome { length, records, wrong }
     })
