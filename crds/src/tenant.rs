@@ -20,7 +20,8 @@ pub use budget::{BudgetSpec, OnExceeded, nano_usd};
 pub use egress::{AllowedPort, AllowedRange, EgressSpec, Protocol, UnusableRange, overlapping, parse_range};
 pub use limits::{LimitsSpec, SessionDefaultsSpec};
 pub use llm::{
-    LlmSpec, ModelServiceSpec, ProviderApi, ProviderName, ProviderSource, ProviderSpec, SecretKeyRef, ServiceScheme,
+    LlmSpec, ModelServiceSpec, ProviderApi, ProviderName, ProviderSource, ProviderSpec, SecretKeyRef, SecretRef,
+    ServiceScheme,
 };
 pub use mcp::McpServerSpec;
 pub use owner::{OwnerKind, OwnerSpec};

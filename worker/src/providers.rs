@@ -36,6 +36,8 @@ struct ServerEntry {
     name: String,
     url: String,
     token_file: Option<PathBuf>,
+    /// In place of `token_file`.
+    user_tokens_folder: Option<PathBuf>,
     /// None means all that the server has.
     #[serde(default)]
     tools: Vec<String>,
@@ -87,7 +89,13 @@ pub(crate) fn mcp_servers(path: Option<&Path>) -> Result<Vec<McpServer>, Mistake
     if !mistakes.is_empty() {
         return Err(Mistakes(mistakes));
     }
-    let server = |ServerEntry { name, url, token_file, tools }| McpServer { name, url, token_file, tools };
+    let server = |ServerEntry { name, url, token_file, user_tokens_folder, tools }| McpServer {
+        name,
+        url,
+        token_file,
+        user_tokens_folder,
+        tools,
+    };
     Ok(file.mcp_servers.into_iter().map(server).collect())
 }
 

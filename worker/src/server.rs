@@ -123,12 +123,13 @@ impl RuntimeServer {
 
 impl Shared {
     /// Fails unless the agent can run here; returns its tools and guardrails.
-    /// `provider` is that of its model, or empty where the front does not say.
+    /// `provider` is that of its model, or empty where the front does not say; `user` is for whom tools are called, if for anyone yet.
     pub(crate) fn check(
         &self,
         tenant: &str,
         agent: &AgentSpec,
         provider: &str,
+        user: &str,
     ) -> Result<(Toolbox, Guardrails), Refusal> {
         if tenant != self.options.tenant {
             return Err(Refusal::WrongTenant);
@@ -137,7 +138,7 @@ impl Shared {
             return Err(Refusal::Malformed { field: "agent.model" });
         }
         providers::check(&self.providers, agent, provider)?;
-        let toolbox = Toolbox::open(agent, &self.builtins, &self.options.mcp_servers, &self.http)?;
+        let toolbox = Toolbox::open(agent, &self.builtins, &self.options.mcp_servers, &self.http, user)?;
         Ok((toolbox, Guardrails::open(agent, &self.http)?))
     }
 
@@ -145,7 +146,7 @@ impl Shared {
     /// is known when they are called.
     fn check_sub_agents(&self, agent: &AgentSpec) -> Result<(), Refusal> {
         for sub_agent in &agent.sub_agents {
-            drop(Toolbox::open(sub_agent, &self.builtins, &self.options.mcp_servers, &self.http)?);
+            drop(Toolbox::open(sub_agent, &self.builtins, &self.options.mcp_servers, &self.http, "")?);
             drop(Guardrails::open(sub_agent, &self.http)?);
         }
         Ok(())
@@ -172,7 +173,7 @@ impl RuntimeService for RuntimeServer {
         shared.accepts()?;
         let session = session_id(&id)?;
         let agent = agent.ok_or(Refusal::Malformed { field: "agent" })?;
-        shared.check(&tenant, &agent, &provider)?;
+        shared.check(&tenant, &agent, &provider, "")?;
         shared.check_sub_agents(&agent)?;
         shared.sessions.admit(session, agent, provider)?;
         tracing::debug!(%session, "session known");

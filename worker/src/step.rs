@@ -71,6 +71,7 @@ impl Step {
             asked_approval_ids,
             decisions,
             settled_grant_ids,
+            user,
         } = start;
         let shared = &self.shared;
         let session = session_id(&id)?;
@@ -82,7 +83,7 @@ impl Step {
         let mut untold = begun.take_untold(&turn_id);
         untold.retain(|attempt| !settled_grant_ids.contains(&attempt.grant_id));
         let agent = agent.unwrap_or_else(|| begun.agent.clone());
-        let (toolbox, guardrails) = shared.check(&tenant, &agent, &begun.provider)?;
+        let (toolbox, guardrails) = shared.check(&tenant, &agent, &begun.provider, &user)?;
         let (state, closed) = State::begin(checkpoint, &turn_id, input, journal);
         if state.is_empty() {
             return Err(Refusal::Malformed { field: "input" });

@@ -104,14 +104,15 @@ pub(crate) struct Toolbox {
 }
 
 impl Toolbox {
-    /// The agent's tools, or why one of them can't run here.
+    /// The agent's tools, called for this user, or why one of them can't run here.
     pub(crate) fn open(
         agent: &AgentSpec,
         builtins: &Builtins,
         servers: &[McpServer],
         client: &HttpClient,
+        user: &str,
     ) -> Result<Self, Refusal> {
-        let mut servers = Servers::new(servers, client);
+        let mut servers = Servers::new(servers, client, user);
         let mut entries = BTreeMap::new();
         for spec in &agent.tools {
             let entry = Entry::open(spec, builtins, &mut servers)?;
@@ -234,7 +235,7 @@ mod tests {
 
     fn open(tools: Vec<ToolSpec>) -> Result<Toolbox, Refusal> {
         let agent = AgentSpec { tools, ..AgentSpec::default() };
-        Toolbox::open(&agent, &Builtins::default(), &[], &HttpClient::default())
+        Toolbox::open(&agent, &Builtins::default(), &[], &HttpClient::default(), "")
     }
 
     fn reason(tools: Vec<ToolSpec>) -> &'static str {

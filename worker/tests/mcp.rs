@@ -10,7 +10,7 @@ use croft_llm::scripted::Scripted;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::tool_spec::Source;
 use croft_proto::v1::{
-    AgentSpec, ArgumentMatch, McpTool, Permission, PermissionRule, StopReason, ToolResult, ToolSpec,
+    AgentSpec, ArgumentMatch, McpTool, Permission, PermissionRule, StepStart, StopReason, ToolResult, ToolSpec,
 };
 use croft_worker::tools::Builtins;
 use croft_worker::{McpServer, RuntimeOptions};
@@ -21,7 +21,13 @@ use support::*;
 const TOKEN: &str = "a-made-up-token";
 
 fn declared(server: &Server) -> McpServer {
-    McpServer { name: "village".into(), url: server.url.clone(), token_file: None, tools: Vec::new() }
+    McpServer {
+        name: "village".into(),
+        url: server.url.clone(),
+        token_file: None,
+        user_tokens_folder: None,
+        tools: Vec::new(),
+    }
 }
 
 async fn worker_of(server: McpServer) -> Worker {
@@ -104,6 +110,50 @@ async fn the_declared_token_goes_to_its_server_and_nowhere_else_and_a_new_one_ne
         assert_eq!(told(&results[0]), (format!("{} characters", "Bearer ".len() + token.len()), false));
         assert_eq!(server.last_authorization().as_deref(), Some(format!("Bearer {token}").as_str()));
         assert!(!format!("{heard:?}").contains(token));
+    }
+}
+
+#[tokio::test]
+async fn each_user_has_a_credential_of_their_own_and_nobody_takes_anothers() {
+    let server = Server::start(Era::Stateless).await;
+    let folder = tempfile::tempdir().unwrap();
+    let both = McpServer {
+        token_file: Some(folder.path().join("the-tenants")),
+        user_tokens_folder: Some(folder.path().to_owned()),
+        ..declared(&server)
+    };
+    for (file, token) in [("the-tenants", TOKEN), ("oidc.corp.ann", "anns-token"), ("oidc.corp.bob", "bobs-token")] {
+        std::fs::write(folder.path().join(file), token).unwrap();
+    }
+    let worker = worker_of(both).await;
+    let agent = agent_with(&server.url);
+    for (user, expected) in [
+        ("oidc/corp/ann", Some("anns-token")),
+        ("oidc/corp/bob", Some("bobs-token")),
+        ("oidc/corp/eve", None),
+        ("", None),
+    ] {
+        let session_id = session();
+        init(&worker.client, &session_id, &agent).await.unwrap();
+        let calls_before = server.calls();
+        let steps = script(&json!([call("whoami", &json!({})), {"text": "Done."}]));
+        let begun = StepStart { user: user.into(), ..start(&session_id, steps) };
+        let heard = Front::open(&worker.client, begun).await.finish().await;
+        assert_eq!(heard.stop_reason(), StopReason::EndTurn);
+        let result = heard.durables.iter().find_map(|kind| match kind {
+            Kind::ToolResult(result) => Some(told(result)),
+            _ => None,
+        });
+        if let Some(token) = expected {
+            assert_eq!(server.last_authorization(), Some(format!("Bearer {token}")));
+            assert!(result.is_some_and(|(_, is_error)| !is_error));
+        } else {
+            let sentence =
+                "The user has no credential of their own for the tool's server village; the call was not made.";
+            assert_eq!(result, Some((sentence.to_owned(), true)));
+            assert_eq!(server.calls(), calls_before, "nothing is sent in another's name");
+        }
+        assert!(!format!("{heard:?}").contains("-token"), "{heard:?}");
     }
 }
 

@@ -201,6 +201,19 @@ impl ModelServiceSpec {
     }
 }
 
+/// A Secret in the tenant's namespace.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretRef {
+    /// The Secret's name.
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"))]
+    #[x_kube(
+        validation = Rule::new("!(self in ['worker-tls', 'platform-keys'])")
+            .message("worker-tls and platform-keys are Croft's own Secrets: put the tokens into one of yours"),
+    )]
+    pub name: String,
+}
+
 /// One key of a Secret.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[serde(rename_all = "camelCase")]

@@ -11,6 +11,7 @@ mod guarded;
 mod hooks;
 mod limits;
 mod nap;
+mod own_credentials;
 mod previews;
 mod requests;
 mod retention;

@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// Stores an event of so many bytes, and shows it, as a turn does.
 async fn publish(world: &World, session_id: &str, bytes: usize) -> u64 {
     let block = Some(Block::Text(Text { text: "x".repeat(bytes) }));
-    let kind = Kind::UserMessage(UserMessage { content: vec![ContentBlock { block }] });
+    let kind = Kind::UserMessage(UserMessage { content: vec![ContentBlock { block }], ..UserMessage::default() });
     let (tenant, session) = (world.tenant(), session_id.parse().unwrap());
     let append = Append {
         tenant,

@@ -26,7 +26,7 @@ use croft_proto::v1::{
 use croft_serve::connections::{Bounds, Connections};
 use croft_serve::{Metrics, Readiness, Tasks};
 use croft_worker::tools::Builtins;
-use croft_worker::{RuntimeOptions, RuntimeServer};
+use croft_worker::{McpServer, RuntimeOptions, RuntimeServer};
 use secrecy::ExposeSecret;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -45,13 +45,15 @@ pub(crate) struct Ground {
     pub(crate) counters: Arc<dyn Counters>,
     pub(crate) limits: TenantLimits,
     pub(crate) options: Options,
+    pub(crate) mcp_servers: Vec<McpServer>,
 }
 
 impl Default for Ground {
     fn default() -> Self {
         let (stores, relay) = (Stores::memory(), Arc::new(MemoryRelay::default()));
         let counters = Arc::new(counters::memory::Memory::default());
-        Self { stores, relay, counters, limits: TenantLimits::default(), options: Options::default() }
+        let (limits, options) = (TenantLimits::default(), Options::default());
+        Self { stores, relay, counters, limits, options, mcp_servers: Vec::new() }
     }
 }
 
@@ -84,12 +86,13 @@ impl World {
     }
 
     pub(crate) async fn on(ground: Ground) -> Self {
-        let Ground { stores, relay, counters, limits, options: front_options } = ground;
+        let Ground { stores, relay, counters, limits, options: front_options, mcp_servers } = ground;
         let tasks = Tasks::new();
         let worker = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let worker_address = worker.local_addr().unwrap();
         let options = RuntimeOptions {
             require_front_certificate: false,
+            mcp_servers,
             ..RuntimeOptions::new("acme", "worker-0", "tenant-acme")
         };
         let providers = Providers::default().with(croft_llm::scripted::Scripted::new());

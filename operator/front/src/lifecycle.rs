@@ -68,7 +68,7 @@ impl Lifecycle {
     /// Stores a message. Its turn begins when what comes back is dropped.
     pub async fn accept(&self, identity: &Identity, request: SendMessageRequest) -> Result<Sent, Error> {
         let resource = format!("sessions/{}", request.session_id);
-        let sent = self.turns.send(identity.tenant, request).await;
+        let sent = self.turns.send(identity.tenant, &identity.actor, request).await;
         self.audit(identity, "session.send_message", resource, &sent).await;
         sent
     }

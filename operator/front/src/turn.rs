@@ -93,8 +93,8 @@ impl Turns {
         Self { manager: Manager::new(Arc::clone(&core)), core }
     }
 
-    /// Stores a message, and starts a turn for it or leaves it to the turn at hand, as the busy policy says.
-    pub async fn send(&self, tenant: TenantId, request: SendMessageRequest) -> Result<Sent, Error> {
+    /// Stores a message, and starts a turn for it or leaves it to the turn at hand, as the busy policy says. `sender` is as in the audit log.
+    pub async fn send(&self, tenant: TenantId, sender: &str, request: SendMessageRequest) -> Result<Sent, Error> {
         if self.core.tenants.is_stopped(tenant) {
             return Err(Error::TenantStopped);
         }
@@ -104,8 +104,9 @@ impl Turns {
         let session = validate::session_id(&request.session_id)?;
         let body = SendMessageRequest { idempotency_key: String::new(), ..request.clone() };
         let turn = TurnId::generate();
-        let said = Kind::UserMessage(UserMessage { content: request.content.clone() });
-        let message = Append {
+        let message = UserMessage { content: request.content.clone(), sender: sender.to_owned() };
+        let said = Kind::UserMessage(message.clone());
+        let append = Append {
             tenant,
             session,
             authority: Authority::Caller,
@@ -114,11 +115,11 @@ impl Turns {
             idempotency_key: idempotency_key(&request.idempotency_key, &body)?,
             input_seq: None,
         };
-        let mut opening = message.clone();
+        let mut opening = append.clone();
         opening.events.push(turn_event(turn, Kind::SessionRunning(SessionRunning {})));
         let begin = Begin { message: opening, holder: self.core.replica.clone(), ttl: self.core.options.lease_ttl };
         match self.core.stores.turns.begin(begin).await? {
-            Begun::Busy => self.send_to_busy(turn, message, request.busy_policy()).await,
+            Begun::Busy => self.send_to_busy(turn, append, request.busy_policy()).await,
             Begun::Existing { first_seq } => {
                 let accepted = self.attach(tenant, session, first_seq).await?;
                 Ok(Sent { tenant, session, accepted, is_new: false, begins: None })
@@ -126,7 +127,7 @@ impl Turns {
             Begun::New(opened) => {
                 let accepted = Accepted { turn, seq: opened.events.first().map_or(0, |event| event.seq) };
                 self.core.hub.publish(tenant, session, opened.events.clone());
-                let driver = driver::Driver::opened(Arc::clone(&self.core), *opened, accepted, request.content);
+                let driver = driver::Driver::opened(Arc::clone(&self.core), *opened, accepted, message);
                 let begins = Some(Begins(Some(driver), Arc::clone(&self.core)));
                 Ok(Sent { tenant, session, accepted, is_new: true, begins })
             }

@@ -85,6 +85,10 @@ pub(crate) fn full() -> AgentTenant {
                     "tokenSecretRef": { "name": "tools", "key": "tickets-token" },
                 },
                 { "name": "maps", "url": "https://maps.example.com/mcp" },
+                {
+                    "name": "mail", "url": "https://mail.example.com/mcp",
+                    "userTokensSecretRef": { "name": "mail-of-people" },
+                },
             ],
             "limits": {
                 "maxSessions": 77, "requestsPerMinute": 88, "tokensPerMinute": 66_000, "maxMessageBytes": 99_000,

@@ -12,6 +12,8 @@ use super::wanted::Wanted;
 pub(crate) const NAME: &str = "providers";
 /// Its one entry.
 pub(crate) const FILE: &str = "providers.json";
+/// Where the workers find users' tokens, a folder an MCP server.
+const USER_TOKENS_FOLDER: &str = "/etc/croft/user-tokens";
 /// Where the workers find keys, a file a provider.
 pub(crate) const KEYS_FOLDER: &str = "/etc/croft/keys";
 
@@ -29,6 +31,8 @@ struct Server<'a> {
     url: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     token_file: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_tokens_folder: Option<String>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     tools: &'a [String],
 }
@@ -64,10 +68,16 @@ pub(crate) fn file(wanted: &Wanted) -> String {
         name: &server.name,
         url: &server.url,
         token_file: server.token_secret_ref.as_ref().map(|_| format!("{KEYS_FOLDER}/{}", token_file(&server.name))),
+        user_tokens_folder: server.user_tokens_secret_ref.as_ref().map(|_| user_tokens_folder(&server.name)),
         tools: &server.tools,
     });
     let file = File { providers: entries.collect(), mcp_servers: servers.collect() };
     serde_json::to_string_pretty(&file).expect("plain data") + "\n"
+}
+
+/// Where the tokens of an MCP server's users lie, a file a user.
+pub(crate) fn user_tokens_folder(server: &str) -> String {
+    format!("{USER_TOKENS_FOLDER}/{server}")
 }
 
 /// What the file with an MCP server's token is called. No provider's name begins so.

@@ -187,6 +187,10 @@ fn mounts(wanted: &Wanted) -> Vec<VolumeMount> {
     if has_keys(wanted) {
         mounts.push(mount("keys", providers::KEYS_FOLDER, true));
     }
+    mounts.extend(
+        user_tokens(wanted)
+            .map(|(server, _)| mount(&user_tokens_volume(server), &providers::user_tokens_folder(server), true)),
+    );
     mounts
 }
 
@@ -213,7 +217,28 @@ fn volumes(wanted: &Wanted) -> Vec<Volume> {
     if has_keys(wanted) {
         volumes.push(Volume { projected: Some(keys(wanted)), ..volume("keys") });
     }
+    // Whole, so that a user who is added needs no new pod; optional, as the keys are.
+    volumes.extend(user_tokens(wanted).map(|(server, secret)| Volume {
+        secret: Some(SecretVolumeSource {
+            secret_name: Some(secret.to_owned()),
+            default_mode: Some(0o440),
+            optional: Some(true),
+            ..SecretVolumeSource::default()
+        }),
+        ..volume(&user_tokens_volume(server))
+    }));
     volumes
+}
+
+/// The MCP servers that take each user's own token, with the Secret that has them.
+fn user_tokens(wanted: &Wanted) -> impl Iterator<Item = (&str, &str)> {
+    let servers = wanted.mcp_servers.iter();
+    servers.filter_map(|server| Some((server.name.as_str(), server.user_tokens_secret_ref.as_ref()?.name.as_str())))
+}
+
+/// A server's name has at most 40 characters, a volume's 63.
+fn user_tokens_volume(server: &str) -> String {
+    format!("user-tokens-{server}")
 }
 
 fn has_keys(wanted: &Wanted) -> bool {

@@ -3,6 +3,7 @@
 //! server can't slip it anything later.
 
 mod connection;
+mod credential;
 mod result;
 
 use std::collections::HashMap;
@@ -26,6 +27,8 @@ pub struct McpServer {
     pub url: String,
     /// Where its bearer token lies; it is read anew for each connection.
     pub token_file: Option<PathBuf>,
+    /// Where each user's own bearer token lies, in a file that is named for them. Then theirs goes there, and no other.
+    pub user_tokens_folder: Option<PathBuf>,
     /// The tools, by the server's names, that agents may use; none means all.
     pub tools: Vec<String>,
 }
@@ -34,13 +37,15 @@ pub struct McpServer {
 pub(super) struct Servers<'a> {
     declared: &'a [McpServer],
     client: &'a HttpClient,
+    /// For whom they are called.
+    user: &'a str,
     /// Tools of one server share a connection.
     connections: HashMap<&'a str, Arc<Connection>>,
 }
 
 impl<'a> Servers<'a> {
-    pub(super) fn new(declared: &'a [McpServer], client: &'a HttpClient) -> Self {
-        Self { declared, client, connections: HashMap::new() }
+    pub(super) fn new(declared: &'a [McpServer], client: &'a HttpClient, user: &'a str) -> Self {
+        Self { declared, client, user, connections: HashMap::new() }
     }
 
     /// The tool that `spec` means, which the model calls `name`. Nothing is connected yet.
@@ -51,11 +56,11 @@ impl<'a> Servers<'a> {
         if !server.tools.is_empty() && !server.tools.iter().any(|allowed| allowed == tool) {
             return Err(format!("{tool:?} is not among the tools of server {} that the tenant may use", server.name));
         }
-        let client = self.client;
+        let (client, user) = (self.client, self.user);
         let connection = self
             .connections
             .entry(&server.name)
-            .or_insert_with(|| Arc::new(Connection::new(server.clone(), client.clone())));
+            .or_insert_with(|| Arc::new(Connection::new(server.clone(), client.clone(), user)));
         Ok(Arc::new(Remote { connection: Arc::clone(connection), tool: tool.to_owned() }))
     }
 }

@@ -145,6 +145,7 @@ fn result() -> NewEvent {
     let text = "a result of a tool, as long as results are when they are short and say what was asked for".to_owned();
     event(Kind::UserMessage(UserMessage {
         content: vec![ContentBlock { block: Some(content_block::Block::Text(Text { text })) }],
+        ..UserMessage::default()
     }))
 }
 

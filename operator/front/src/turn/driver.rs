@@ -7,7 +7,7 @@ use croft_proto::id::TurnId;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
     ContentBlock, InitWorkerSessionRequest, SessionCheckpoint, SessionError, SessionEvent, SessionIdle, SessionRunning,
-    SessionState, StepStart, StopReason,
+    SessionState, StepStart, StopReason, UserMessage,
 };
 use futures::stream::FuturesUnordered;
 use tokio::time::Instant;
@@ -78,6 +78,8 @@ struct Input {
     has_begun: bool,
     seq: u64,
     content: Vec<ContentBlock>,
+    /// Who said it.
+    sender: String,
 }
 
 impl Driver {
@@ -85,9 +87,10 @@ impl Driver {
         Self { core, session, epoch, first: None }
     }
 
-    /// For a turn that was begun with a message of this content.
-    pub(super) fn opened(core: Arc<Core>, opened: Opened, accepted: Accepted, content: Vec<ContentBlock>) -> Self {
-        let input = Input { turn: accepted.turn, has_begun: true, seq: accepted.seq, content };
+    /// For a turn that was begun with this message.
+    pub(super) fn opened(core: Arc<Core>, opened: Opened, accepted: Accepted, message: UserMessage) -> Self {
+        let UserMessage { content, sender } = message;
+        let input = Input { turn: accepted.turn, has_begun: true, seq: accepted.seq, content, sender };
         let is_next = opened.is_next();
         let Opened { epoch, session, checkpoint, .. } = opened;
         Self { core, session, epoch, first: is_next.then_some(First { input, checkpoint }) }
@@ -301,7 +304,7 @@ impl Driver {
             placement.worker().clone_into(worker);
         }
         let (core, session) = (Arc::clone(&self.core), self.session.clone());
-        let sub_agents = SubAgents::new(core, session, input.turn, standing.sub_agents.clone());
+        let sub_agents = SubAgents::new(core, session, (input.turn, &input.sender), standing.sub_agents.clone());
         let start = self.start(input, standing, &tenant);
         let exchange = Exchange {
             core: &self.core,
@@ -433,6 +436,7 @@ impl Driver {
             asked_approval_ids: standing.asked,
             decisions: standing.decisions,
             settled_grant_ids: standing.settled,
+            user: input.sender.clone(),
         }
     }
 
@@ -515,7 +519,8 @@ fn as_input(event: SessionEvent) -> Option<Input> {
     let turn = event.turn_id.parse().ok()?;
     match event.kind {
         Some(Kind::UserMessage(message)) => {
-            Some(Input { turn, has_begun: false, seq: event.seq, content: message.content })
+            let UserMessage { content, sender } = message;
+            Some(Input { turn, has_begun: false, seq: event.seq, content, sender })
         }
         _ => None,
     }

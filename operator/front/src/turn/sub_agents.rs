@@ -64,6 +64,8 @@ pub(super) struct SubAgents {
     core: Arc<Core>,
     session: Session,
     turn: TurnId,
+    /// Who spoke to the caller, and so to whom it calls.
+    sender: String,
     /// Calls whose start is in the log.
     told: HashSet<String>,
     places: Arc<Semaphore>,
@@ -72,9 +74,10 @@ pub(super) struct SubAgents {
 
 impl SubAgents {
     /// `told` are calls of which the log says that they have started.
-    pub(super) fn new(core: Arc<Core>, session: Session, turn: TurnId, told: Vec<String>) -> Self {
+    pub(super) fn new(core: Arc<Core>, session: Session, (turn, sender): (TurnId, &str), told: Vec<String>) -> Self {
         let (told, places) = (told.into_iter().collect(), Arc::new(Semaphore::new(AT_ONCE_MAX)));
-        Self { core, session, turn, told, places, running: FuturesUnordered::new() }
+        let sender = sender.to_owned();
+        Self { core, session, turn, sender, told, places, running: FuturesUnordered::new() }
     }
 
     /// Takes a call of the worker's. Its session is opened first; then [`Self::run`] goes on with it.
@@ -102,11 +105,11 @@ impl SubAgents {
 
     /// Lets a call begin whose start is told.
     pub(super) fn run(&mut self, opened: Opened) {
-        let core = Arc::clone(&self.core);
+        let (core, sender) = (Arc::clone(&self.core), self.sender.clone());
         let Opened { child, call, place, is_news: _ } = opened;
         self.running.push(
             async move {
-                let result = answer(&core, &child, &call).await;
+                let result = answer(&core, &child, &sender, &call).await;
                 drop(place);
                 Heard::Over(result)
             }
@@ -141,9 +144,9 @@ async fn open(core: &Arc<Core>, caller: &Session, turn: TurnId, call: &SubAgentC
 }
 
 /// Says to the sub-agent what it is called with, unless that was said, waits for its answer, and ends its session.
-async fn answer(core: &Arc<Core>, child: &Session, call: &SubAgentCall) -> SubAgentResult {
+async fn answer(core: &Arc<Core>, child: &Session, sender: &str, call: &SubAgentCall) -> SubAgentResult {
     if child.newest_input_seq == 0
-        && let Err(error) = say(core, child, call).await
+        && let Err(error) = say(core, child, sender, call).await
     {
         // Whoever ended it says why in its log.
         if !matches!(error, Error::SessionTerminated { .. }) {
@@ -166,7 +169,7 @@ async fn end(core: &Arc<Core>, child: &Session) {
 }
 
 /// In a task of its own: a turn that has begun must not be dropped half begun with the step of its caller.
-async fn say(core: &Arc<Core>, child: &Session, call: &SubAgentCall) -> Result<(), Error> {
+async fn say(core: &Arc<Core>, child: &Session, sender: &str, call: &SubAgentCall) -> Result<(), Error> {
     let until = Instant::now() + core.options.placement_timeout;
     let request = SendMessageRequest {
         session_id: child.id.to_string(),
@@ -176,7 +179,8 @@ async fn say(core: &Arc<Core>, child: &Session, call: &SubAgentCall) -> Result<(
     };
     loop {
         let (turns, tenant, request) = (Turns::new(Arc::clone(core)), child.tenant, request.clone());
-        let sent = core.tasks.spawn("sub-agent", async move { turns.send(tenant, request).await.map(drop) });
+        let sender = sender.to_owned();
+        let sent = core.tasks.spawn("sub-agent", async move { turns.send(tenant, &sender, request).await.map(drop) });
         match sent.await.map_err(Error::internal)? {
             Err(Error::Unavailable { .. } | Error::RateLimited { .. }) if Instant::now() < until => {
                 tokio::time::sleep(PAUSE).await;

@@ -50,7 +50,10 @@ pub(crate) fn event(kind: Kind) -> NewEvent {
 
 pub(crate) fn said(text: &str) -> Kind {
     let block = content_block::Block::Text(Text { text: text.into() });
-    Kind::UserMessage(UserMessage { content: vec![ContentBlock { block: Some(block) }] })
+    Kind::UserMessage(UserMessage {
+        content: vec![ContentBlock { block: Some(block) }],
+        sender: "api-key/ck_1a2b3c4d".into(),
+    })
 }
 
 pub(crate) fn created() -> Kind {

@@ -241,7 +241,7 @@ fn event(kind: Kind) -> NewEvent {
 
 pub(crate) fn user_message(text: &str) -> Kind {
     let block = Some(Block::Text(Text { text: text.to_owned() }));
-    Kind::UserMessage(UserMessage { content: vec![ContentBlock { block }] })
+    Kind::UserMessage(UserMessage { content: vec![ContentBlock { block }], ..UserMessage::default() })
 }
 
 pub(crate) fn agent_message() -> Kind {

@@ -1,7 +1,5 @@
 //! A connection to one MCP server, for the tools of one step. It is opened by the first call, and again after it broke.
 
-use std::io::ErrorKind;
-use std::path::Path;
 use std::sync::Arc;
 
 use rmcp::model::{CallToolRequestParams, CallToolResponse, CallToolResult, ProtocolVersion, RequestMetaObject};
@@ -10,11 +8,11 @@ use rmcp::transport::StreamableHttpClientTransport;
 use rmcp::transport::common::client_side_sse::NeverRetry;
 use rmcp::transport::streamable_http_client::StreamableHttpClientTransportConfig;
 use rmcp::{RoleClient, model};
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::ExposeSecret as _;
 use serde_json::Value;
 use tokio::sync::Mutex;
 
-use super::McpServer;
+use super::{McpServer, credential};
 use crate::http_client::HttpClient;
 use crate::step::chain;
 use crate::tools::{Error, Invocation};
@@ -32,12 +30,13 @@ const IDEMPOTENCY_KEY: &str = "croft.dev/idempotencyKey";
 pub(super) struct Connection {
     server: McpServer,
     client: HttpClient,
+    user: String,
     running: Mutex<Option<RunningService<RoleClient, model::ClientConfig>>>,
 }
 
 impl Connection {
-    pub(super) fn new(server: McpServer, client: HttpClient) -> Self {
-        Self { server, client, running: Mutex::default() }
+    pub(super) fn new(server: McpServer, client: HttpClient, user: &str) -> Self {
+        Self { server, client, user: user.to_owned(), running: Mutex::default() }
     }
 
     /// Makes one call. The error is a sentence for the model; what went wrong beneath is in the log.
@@ -74,18 +73,14 @@ impl Connection {
     }
 
     async fn open(&self) -> Result<RunningService<RoleClient, model::ClientConfig>, Error> {
-        let McpServer { name, url, token_file, .. } = &self.server;
+        let McpServer { name, url, .. } = &self.server;
         let mut config = StreamableHttpClientTransportConfig::with_uri(url.as_str())
             .max_concurrent_requests(CALLS_MAX)
             .max_sse_event_size(ANSWER_BYTES_MAX)
             .max_json_response_size(ANSWER_BYTES_MAX);
         // A call that broke off is never made again behind our back: whether it may be is its class of replay.
         config.retry_config = Arc::new(NeverRetry::default());
-        if let Some(path) = token_file {
-            let token = token(path).map_err(|problem| {
-                tracing::warn!(server = %name, path = %path.display(), problem, "no token for an MCP server");
-                Error(format!("The credential for the tool's server {name} is not there."))
-            })?;
+        if let Some(token) = credential::of(&self.server, &self.user)? {
             config = config.auth_header(token.expose_secret());
         }
         let unreachable = |error: &dyn std::error::Error| {
@@ -107,17 +102,4 @@ impl Connection {
 fn us() -> model::ClientConfig {
     let us = model::Implementation::new("croft", env!("CARGO_PKG_VERSION"));
     model::ClientConfig::new(model::ClientCapabilities::default(), us)
-}
-
-fn token(path: &Path) -> Result<SecretString, &'static str> {
-    let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
-        ErrorKind::NotFound => "it is not there",
-        _ => "it can't be read",
-    })?;
-    let token = text.trim();
-    // It goes into a header; the parser's own error could quote it.
-    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err("it is not one line of printable ASCII");
-    }
-    Ok(SecretString::from(token))
 }
