@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use secrecy::SecretString;
 
@@ -19,15 +19,13 @@ pub(super) fn of(server: &McpServer, user: &str) -> Result<Option<SecretString>,
     let (path, missing) = if let Some(folder) = &server.user_tokens_folder {
         let missing =
             format!("The user has no credential of their own for the tool's server {name}; the call was not made.");
-        match file_name(user) {
-            Some(file) => (folder.join(file), missing),
-            None => {
-                tracing::warn!(server = %name, user, "no user's token for an MCP server: they have no name that a file can have");
-                return Err(Error(missing));
-            }
-        }
+        let Some(file) = file_name(user) else {
+            tracing::warn!(server = %name, user, "no user's token for an MCP server: no file can have their name");
+            return Err(Error(missing));
+        };
+        (folder.join(file), missing)
     } else if let Some(path) = &server.token_file {
-        (PathBuf::from(path), format!("The credential for the tool's server {name} is not there."))
+        (path.clone(), format!("The credential for the tool's server {name} is not there."))
     } else {
         return Ok(None);
     };
@@ -47,7 +45,9 @@ fn file_name(user: &str) -> Option<String> {
             b'/' => name.push('.'),
             byte if byte.is_ascii_alphanumeric() || byte == b'-' => name.push(char::from(byte)),
             // Writing to a text can't fail.
-            byte => drop(write!(name, "_{byte:02x}")),
+            byte => {
+                let _ = write!(name, "_{byte:02x}");
+            }
         }
     }
     // What begins with a dot is the folder itself, or of whoever mounted it.
