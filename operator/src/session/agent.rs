@@ -22,6 +22,7 @@ pub(super) fn to_proto(agent: &AgentSpec, name: &str) -> v1::AgentSpec {
         fallback_models,
         routing,
         temperature,
+        hedge_after_ms,
     } = agent;
     v1::AgentSpec {
         name: own_name.clone().unwrap_or_else(|| name.to_owned()),
@@ -33,6 +34,7 @@ pub(super) fn to_proto(agent: &AgentSpec, name: &str) -> v1::AgentSpec {
         temperature: *temperature,
         guardrails: guardrails.iter().map(guardrail).collect(),
         permission_rules: permission_rules.iter().map(permission_rule).collect(),
+        hedge_after_ms: hedge_after_ms.unwrap_or(0).into(),
         routing: (!routing.economy_models.is_empty()).then(|| self::routing(routing)),
     }
 }
@@ -190,7 +192,7 @@ mod tests {
                 { "tool": "book", "arguments": [{ "path": "/seats", "pattern": "^[5-9]$" }], "permission": "deny",
                   "message": "At most four." },
             ],
-            "fallbackModels": ["scripted-1"], "temperature": 0.25,
+            "fallbackModels": ["scripted-1"], "temperature": 0.25, "hedgeAfterMs": 1500,
             "routing": { "role": "Background", "economyModels": ["scripted-1"] },
         }))
         .unwrap();
@@ -228,7 +230,7 @@ mod tests {
                 { "tool": "book", "arguments": [{ "path": "/seats", "pattern": "^[5-9]$" }],
                   "permission": "PERMISSION_DENY", "message": "At most four." },
             ],
-            "fallbackModels": ["scripted-1"], "temperature": 0.25,
+            "fallbackModels": ["scripted-1"], "temperature": 0.25, "hedgeAfterMs": "1500",
         }))
         .unwrap();
         assert_eq!(to_proto(&agent, "unused"), expected);

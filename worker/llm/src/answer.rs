@@ -253,8 +253,8 @@ mod tests {
     async fn json_in_place_of_an_event_is_what_it_tells() {
         for (parts, events) in [
             (&["data: 1\n\n", "{\n  \"error\": 1\n}"][..], 1),
-            (&["data: 1\n\n{", "\"a\"", ":[1]}"], 1),
-            (&["[{\"error\":1}]\n"], 0),
+            (&["data: 1\n\n{", "\"a\"", ":[1]}"][..], 1),
+            (&["[{\"error\":1}]\n"][..], 0),
         ] {
             assert_eq!(outcome(parts).await, (events, Class::Overload), "{parts:?}");
         }

@@ -133,7 +133,7 @@ impl answer::Decoder for Decoder {
                 self.count(event.usage, deltas);
             }
             "message_stop" => deltas.push_back(Delta::Stop(self.stop.ok_or_else(|| cut(NAME))?)),
-            "error" => return Err(failure::in_stream(&required(event.error, "error")?)),
+            "error" => return Err(failure::in_stream(&*required(event.error, "error")?)),
             // Pings, and what is yet to come.
             _ => {}
         }
