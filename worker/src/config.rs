@@ -7,6 +7,7 @@ use std::time::Duration;
 use croft_llm::Providers;
 use croft_serve::{Config, Mistakes, ServeArgs, TlsArgs};
 
+use crate::keys::Keys;
 use crate::providers;
 use crate::server::RuntimeOptions;
 
@@ -76,9 +77,9 @@ impl Args {
         })
     }
 
-    /// The providers of the file, and `scripted`. Reads the keys. Fails with a sentence per mistake, none of which
+    /// The providers of the file, and `scripted`, with the keys to follow. Fails with a sentence per mistake, none of which
     /// holds anything of a key.
-    pub fn providers(&self) -> Result<Providers, Mistakes> {
+    pub fn providers(&self) -> Result<(Providers, Keys), Mistakes> {
         providers::open(self.providers.as_deref())
     }
 }

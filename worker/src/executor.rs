@@ -8,6 +8,7 @@ mod chain;
 mod compaction;
 mod failure;
 mod guarding;
+mod hedge;
 mod model_call;
 mod state;
 mod tool_call;
@@ -48,6 +49,8 @@ pub(crate) struct Bounds {
     /// Of the conversation that a model is sent.
     pub(crate) context_tokens_max: u32,
     pub(crate) turn_timeout: Duration,
+    /// After which an answer that has not begun is asked for a second time.
+    pub(crate) hedge_after: Option<Duration>,
 }
 
 impl Bounds {
@@ -61,6 +64,7 @@ impl Bounds {
             output_tokens_max: or(limits.output_tokens_max, OUTPUT_TOKENS_MAX),
             context_tokens_max: or(limits.context_tokens_max, u32::MAX),
             turn_timeout: turn_timeout.map_or(TURN_TIMEOUT, Duration::from_millis),
+            hedge_after: u64::try_from(agent.hedge_after_ms).ok().filter(|after| *after > 0).map(Duration::from_millis),
         }
     }
 }

@@ -6,6 +6,7 @@ mod executor;
 mod guardrails;
 mod http_client;
 mod interrupt;
+mod keys;
 mod link;
 mod metrics;
 mod outbox;
@@ -18,6 +19,7 @@ mod step;
 pub mod tools;
 
 pub use config::Args;
+pub use keys::Keys;
 pub use refusal::Refusal;
 pub use server::{RuntimeOptions, RuntimeServer};
 pub use tools::mcp::McpServer;

@@ -12,7 +12,9 @@ fn main() -> ExitCode {
         let tls = if args.insecure { None } else { Some(TlsFiles::read(&args.tls)?.server()) };
         let program = Program::start("croft-worker", &args.serve).await?;
         let serving = program.readiness.check("grpc");
-        let runtime = RuntimeServer::new(args.options()?, args.providers()?, program.tasks.clone());
+        let (providers, keys) = args.providers()?;
+        keys.spawn(&program.tasks);
+        let runtime = RuntimeServer::new(args.options()?, providers, program.tasks.clone());
         runtime.register(&program.metrics)?;
 
         let health = health::service(&program.readiness, &program.tasks, &["croft.v1.RuntimeService"]).await;

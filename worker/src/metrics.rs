@@ -13,6 +13,7 @@ const FIRST_TOKEN_BUCKETS: [f64; 12] = [0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.
 pub(crate) struct Metrics {
     model_attempts: IntCounterVec,
     fallbacks: IntCounterVec,
+    hedges: IntCounterVec,
     tool_calls: IntCounterVec,
     steps: IntCounterVec,
     guardrail_violations: IntCounterVec,
@@ -41,6 +42,11 @@ impl Default for Metrics {
                 "Models that gave way to the next one of their agent, by why.",
                 &["reason"],
             ),
+            hedges: counter(
+                "croft_worker_model_hedges_total",
+                "Second tries of calls whose answer was slow to begin, by what came of them.",
+                &["outcome"],
+            ),
             tool_calls: counter("croft_worker_tool_calls_total", "Tool calls, by how they ended.", &["outcome"]),
             steps: counter("croft_worker_steps_total", "Steps that ended in order, by why.", &["stop_reason"]),
             guardrail_violations: counter(
@@ -66,6 +72,7 @@ impl Metrics {
     pub(crate) fn register(&self, registry: &Registry) -> prometheus::Result<()> {
         registry.register(Box::new(self.model_attempts.clone()))?;
         registry.register(Box::new(self.fallbacks.clone()))?;
+        registry.register(Box::new(self.hedges.clone()))?;
         registry.register(Box::new(self.tool_calls.clone()))?;
         registry.register(Box::new(self.steps.clone()))?;
         registry.register(Box::new(self.guardrail_violations.clone()))?;
@@ -83,6 +90,11 @@ impl Metrics {
 
     pub(crate) fn fallback(&self, reason: &'static str) {
         self.fallbacks.with_label_values(&[reason]).inc();
+    }
+
+    /// `won`, `lost`, `needless` when the first began while leave was asked for, or `refused`.
+    pub(crate) fn hedge(&self, outcome: &'static str) {
+        self.hedges.with_label_values(&[outcome]).inc();
     }
 
     pub(crate) fn tool_call(&self, outcome: &'static str) {

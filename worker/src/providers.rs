@@ -1,18 +1,18 @@
 //! The model providers of this worker: the file that names them, and which of them a model needs.
 
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use croft_llm::anthropic::{self, Anthropic};
 use croft_llm::gemini::{self, Gemini};
-use croft_llm::{Limits, Providers, Settings, openai, scripted};
+use croft_llm::{ApiKey, Limits, Providers, Settings, openai, scripted};
 use croft_proto::v1::AgentSpec;
 use croft_serve::Mistakes;
 use croft_serve::config::http_url;
 use secrecy::SecretString;
 use serde::Deserialize;
 
+use crate::keys::{self, Keys};
 use crate::refusal::Refusal;
 use crate::step::chain;
 use crate::tools::mcp::McpServer;
@@ -59,19 +59,20 @@ enum Api {
     Chat,
 }
 
-/// The providers that the file at `path` names, and `scripted`. Reads the keys. Fails with a sentence per mistake, none of
-/// which holds anything of a key.
-pub(crate) fn open(path: Option<&Path>) -> Result<Providers, Mistakes> {
+/// The providers that the file at `path` names, and `scripted`, with the keys to follow. Fails with a sentence per mistake,
+/// none of which holds anything of a key.
+pub(crate) fn open(path: Option<&Path>) -> Result<(Providers, Keys), Mistakes> {
     let mut providers = Providers::new().with(scripted::Scripted::new());
-    let Some(path) = path else { return Ok(providers) };
+    let mut keys = Keys::default();
+    let Some(path) = path else { return Ok((providers, keys)) };
     let file = read(path).map_err(|problem| Mistakes(vec![sentence(path, &problem)]))?;
     let mut mistakes = Vec::new();
     for (name, entry) in file.providers {
-        if let Err(problem) = add(&mut providers, &name, entry) {
+        if let Err(problem) = add(&mut providers, &mut keys, &name, entry) {
             mistakes.push(sentence(path, &format!("provider {name}: {problem}")));
         }
     }
-    if mistakes.is_empty() { Ok(providers) } else { Err(Mistakes(mistakes)) }
+    if mistakes.is_empty() { Ok((providers, keys)) } else { Err(Mistakes(mistakes)) }
 }
 
 /// The MCP servers that the file at `path` names. Their tokens are read when they are needed.
@@ -109,60 +110,50 @@ fn read(path: &Path) -> Result<File, String> {
 }
 
 /// Adds the provider of that name; none for `scripted`, which is there already.
-fn add(providers: &mut Providers, name: &str, entry: Entry) -> Result<(), String> {
+fn add(providers: &mut Providers, keys: &mut Keys, name: &str, entry: Entry) -> Result<(), String> {
     if entry.api.is_some() && name != openai::NAME {
         return Err(format!("api is for {} alone", openai::NAME));
     }
     let api = entry.api.unwrap_or(Api::Responses);
+    let settings = |public| settings(keys, name, entry, public);
     let added = match name {
         scripted::NAME => return Ok(()),
-        anthropic::NAME => settings(name, entry, anthropic::BASE_URL)?
-            .map(|settings| Anthropic::new(settings).map(|new| providers.add(new))),
-        openai::NAME => settings(name, entry, openai::BASE_URL)?.map(|settings| match api {
-            Api::Responses => openai::Responses::new(settings).map(|new| providers.add(new)),
-            Api::Chat => openai::Chat::new(settings).map(|new| providers.add(new)),
-        }),
-        gemini::NAME => {
-            settings(name, entry, gemini::BASE_URL)?.map(|settings| Gemini::new(settings).map(|new| providers.add(new)))
+        anthropic::NAME => Anthropic::new(settings(anthropic::BASE_URL)?).map(|new| providers.add(new)),
+        openai::NAME => {
+            let settings = settings(openai::BASE_URL)?;
+            match api {
+                Api::Responses => openai::Responses::new(settings).map(|new| providers.add(new)),
+                Api::Chat => openai::Chat::new(settings).map(|new| providers.add(new)),
+            }
         }
+        gemini::NAME => Gemini::new(settings(gemini::BASE_URL)?).map(|new| providers.add(new)),
         _ => {
             let known = FAMILIES.map(|(_, provider)| provider).join(", ");
             return Err(format!("there is no such provider; there are {known}"));
         }
     };
-    added.transpose().map_err(|error| format!("no TLS client can be made: {}", chain(&error)))?;
-    Ok(())
+    added.map_err(|error| format!("no TLS client can be made: {}", chain(&error)))
 }
 
-/// How to reach a provider; `None` while its key is not there.
-fn settings(name: &str, entry: Entry, public: &str) -> Result<Option<Settings>, String> {
+/// How to reach a provider. One whose key is not there can't be used until it comes: the tenant's others must not wait for it.
+fn settings(keys: &mut Keys, name: &str, entry: Entry, public: &str) -> Result<Settings, String> {
     let Entry { base_url, api_key_file, .. } = entry;
     // Without a key there is only a model of one's own, that asks for none.
     let needs_none = base_url.is_some() && api_key_file.is_none();
     let base_url = base_url.unwrap_or_else(|| public.to_owned());
     let base_url = http_url(&base_url).map_err(|problem| format!("base_url {base_url:?}: {problem}"))?;
-    let found = if needs_none { Some(SecretString::default()) } else { api_key(api_key_file.as_deref())? };
-    let Some(api_key) = found else {
+    let api_key = if needs_none {
+        ApiKey::from(SecretString::default())
+    } else {
+        let path = api_key_file.ok_or("api_key_file is missing")?;
+        let api_key = keys::read(&path)?.map_or_else(ApiKey::missing, ApiKey::from);
+        keys.follow(name, path, api_key.clone());
+        api_key
+    };
+    if !api_key.is_there() {
         tracing::warn!(provider = name, "its key is not there; going on without it");
-        return Ok(None);
-    };
-    Ok(Some(Settings { base_url, api_key, limits: Limits::default() }))
-}
-
-/// `None` where the file is not there: the key may come later, and the tenant's other providers must not wait for it.
-fn api_key(path: Option<&Path>) -> Result<Option<SecretString>, String> {
-    let path = path.ok_or("api_key_file is missing")?;
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(format!("api_key_file {}: {error}", path.display())),
-    };
-    let key = text.trim();
-    // It goes into a header; the parser's own error could quote it.
-    if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(format!("api_key_file {} must hold one line of printable ASCII", path.display()));
     }
-    Ok(Some(SecretString::from(key)))
+    Ok(Settings { base_url, api_key, limits: Limits::default() })
 }
 
 /// Fails early when an agent surely can't be answered: the first turn would end with an error. `told` is the provider of

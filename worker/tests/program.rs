@@ -350,6 +350,93 @@ async fn a_declared_mcp_server_is_called_with_its_token() {
     assert_eq!(server.last_authorization().as_deref(), Some("Bearer sk-ant-of-a-test"));
 }
 
+/// A folder as Kubernetes mounts a Secret: its entries are links through one link, which is exchanged as a whole.
+struct Mounted {
+    folder: TempDir,
+    version: u32,
+}
+
+impl Mounted {
+    fn new(key: &str) -> Self {
+        let mut mounted = Self { folder: TempDir::new().unwrap(), version: 0 };
+        mounted.exchange(key);
+        std::os::unix::fs::symlink("..data/anthropic", mounted.key()).unwrap();
+        mounted
+    }
+
+    fn key(&self) -> PathBuf {
+        self.folder.path().join("anthropic")
+    }
+
+    fn exchange(&mut self, key: &str) {
+        let (old, folder) = (self.version, self.folder.path().to_owned());
+        self.version += 1;
+        let name = |version: u32| format!("..2026_11_25.{version}");
+        std::fs::create_dir(folder.join(name(self.version))).unwrap();
+        file(&folder.join(name(self.version)), "anthropic", key);
+        std::os::unix::fs::symlink(name(self.version), folder.join("..data_tmp")).unwrap();
+        std::fs::rename(folder.join("..data_tmp"), folder.join("..data")).unwrap();
+        if old > 0 {
+            std::fs::remove_dir_all(folder.join(name(old))).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_changes_is_used_by_the_running_worker_and_one_that_is_none_is_not() {
+    let server = MockServer::start().await;
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/llm/tests/golden/anthropic/text.sse");
+    let answer = ResponseTemplate::new(200).set_body_raw(std::fs::read(golden).unwrap(), "text/event-stream");
+    Mock::given(path("/v1/messages")).respond_with(answer).mount(&server).await;
+    let mut mounted = Mounted::new("sk-ant-the-first");
+    let entry = json!({"base_url": server.uri(), "api_key_file": mounted.key()});
+    let mut program = Program::start(Some(json!({"providers": {"anthropic": entry}}))).await;
+    let client = program.front().await;
+    let session_id = session();
+    let agent = AgentSpec { model: "claude-haiku-4-5".into(), ..agent() };
+    init(&client, &session_id, &agent).await.unwrap();
+    // One turn of the session; the key that it was made with.
+    let turn = async || {
+        let mut front = Front::open(&client, start(&session_id, text("hello"))).await;
+        (front.provider, front.model) = ("anthropic".into(), "claude-haiku-4-5".into());
+        assert_eq!(front.finish().await.stop_reason(), StopReason::EndTurn);
+        let requests = server.received_requests().await.unwrap();
+        requests.last().unwrap().headers["x-api-key"].to_str().unwrap().to_owned()
+    };
+    assert_eq!(turn().await, "sk-ant-the-first");
+
+    mounted.exchange("sk-ant-the-second\n");
+    let exchanged = async {
+        while turn().await == "sk-ant-the-first" {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), exchanged).await.expect("the new key is not used");
+    assert_eq!(turn().await, "sk-ant-the-second");
+
+    mounted.exchange("");
+    let mut log = String::new();
+    let told = async {
+        while !log.contains("the old one stays in use") {
+            log += &program.log.next_line().await.unwrap().expect("the program ended early");
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), told).await.expect("nothing is said of the empty key");
+    assert_eq!(turn().await, "sk-ant-the-second");
+    assert!(log.contains("the provider's key has changed") && !log.contains("sk-ant"), "{log}");
+
+    mounted.exchange("sk-ant-the-third");
+    let exchanged = async {
+        while turn().await == "sk-ant-the-second" {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), exchanged).await.expect("a good key is not used after a bad one");
+    assert_eq!(turn().await, "sk-ant-the-third");
+    let (_, metrics) = program.page("/metrics").await;
+    assert!(metrics.contains("croft_worker_sessions 1"), "the session was there all along");
+}
+
 async fn refused(arguments: &[&str]) -> Output {
     let run = command().args(arguments).output();
     tokio::time::timeout(Duration::from_secs(30), run).await.expect("the program goes on").unwrap()

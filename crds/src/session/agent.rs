@@ -61,6 +61,11 @@ pub struct AgentSpec {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub sub_agents: Vec<SubAgentSpec>,
+    /// When an answer has not begun after so many milliseconds, the model is asked a second time, and whichever begins first
+    /// is the answer. The other is given up, and paid for as far as it got. Never if not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 50, max = 120_000))]
+    pub hedge_after_ms: Option<u32>,
 }
 
 /// What may become of the agent's model when a budget of money runs short.

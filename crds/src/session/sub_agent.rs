@@ -54,4 +54,8 @@ pub struct SubAgentSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 2))]
     pub temperature: Option<f64>,
+    /// When an answer has not begun after so many milliseconds, the model is asked a second time, as of an agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 50, max = 120_000))]
+    pub hedge_after_ms: Option<u32>,
 }

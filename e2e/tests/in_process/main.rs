@@ -8,6 +8,7 @@ mod browser;
 mod budgets;
 mod busy;
 mod guarded;
+mod hedging;
 mod hooks;
 mod limits;
 mod nap;

@@ -23,6 +23,7 @@ pub(super) fn to_proto(agent: &AgentSpec, name: &str) -> v1::AgentSpec {
         routing,
         temperature,
         sub_agents,
+        hedge_after_ms,
     } = agent;
     v1::AgentSpec {
         name: own_name.clone().unwrap_or_else(|| name.to_owned()),
@@ -34,6 +35,7 @@ pub(super) fn to_proto(agent: &AgentSpec, name: &str) -> v1::AgentSpec {
         temperature: *temperature,
         guardrails: guardrails.iter().map(guardrail).collect(),
         permission_rules: permission_rules.iter().map(permission_rule).collect(),
+        hedge_after_ms: hedge_after_ms.unwrap_or(0).into(),
         routing: (!routing.economy_models.is_empty()).then(|| self::routing(routing)),
         sub_agents: sub_agents.iter().map(sub_agent).collect(),
     }
@@ -51,6 +53,7 @@ fn sub_agent(agent: &SubAgentSpec) -> v1::AgentSpec {
         fallback_models,
         routing,
         temperature,
+        hedge_after_ms,
     } = agent;
     v1::AgentSpec {
         name: name.clone(),
@@ -63,6 +66,7 @@ fn sub_agent(agent: &SubAgentSpec) -> v1::AgentSpec {
         guardrails: guardrails.iter().map(guardrail).collect(),
         permission_rules: permission_rules.iter().map(permission_rule).collect(),
         routing: (!routing.economy_models.is_empty()).then(|| self::routing(routing)),
+        hedge_after_ms: hedge_after_ms.unwrap_or(0).into(),
         sub_agents: Vec::new(),
     }
 }
@@ -233,7 +237,7 @@ mod tests {
                 { "tool": "book", "arguments": [{ "path": "/seats", "pattern": "^[5-9]$" }], "permission": "deny",
                   "message": "At most four." },
             ],
-            "fallbackModels": ["scripted-1"], "temperature": 0.25,
+            "fallbackModels": ["scripted-1"], "temperature": 0.25, "hedgeAfterMs": 1500,
             "routing": { "role": "Background", "economyModels": ["scripted-1"] },
         }))
         .unwrap();
@@ -290,7 +294,7 @@ mod tests {
                 { "tool": "book", "arguments": [{ "path": "/seats", "pattern": "^[5-9]$" }],
                   "permission": "PERMISSION_DENY", "message": "At most four." },
             ],
-            "fallbackModels": ["scripted-1"], "temperature": 0.25,
+            "fallbackModels": ["scripted-1"], "temperature": 0.25, "hedgeAfterMs": "1500",
         }))
         .unwrap();
         assert_eq!(to_proto(&agent, "unused"), expected);

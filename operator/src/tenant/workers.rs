@@ -35,9 +35,10 @@ pub(crate) fn workers(wanted: &Wanted, issued: &Issued) -> Deployment {
     let selector = wanted.worker_selector();
     let mut pod_labels = wanted.labels();
     pod_labels.extend(selector.clone());
-    // Workers read these at their start, so a change of any is a rollout.
-    let keys: Vec<_> = wanted.providers.iter().map(|provider| Some(&provider.key.as_ref()?.fingerprint)).collect();
-    let config_hash = drift::hash(&(providers::file(wanted), &issued.cert, keys));
+    // Workers read these at their start, so a change of either is a rollout. A key that is exchanged for another is none:
+    // workers see it in its file. One that is gone or can't be a key is, since the file then names its provider no more:
+    // what was taken back must not stay in a worker's memory.
+    let config_hash = drift::hash(&(providers::file(wanted), &issued.cert));
     // One more first, then one less: a rollout never has fewer workers than are wanted. In a quota that is full the new
     // one would never come, and the rollout stand still.
     let (surge, unavailable) = if wanted.workers.surges { (1, 0) } else { (0, 1) };

@@ -4,14 +4,14 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt as _, stream};
+use futures::{Stream, stream};
 use serde_json::Value;
-use sse_stream::{Sse, SseStream};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
-use crate::body::{Limits, watched};
-use crate::delta::Delta;
+use crate::body::{Body, Limits};
+use crate::delta::{Delta, Stop};
 use crate::error::{Class, Error};
+use crate::events::{Events, Next, Problem};
 
 /// How long an answer that is whole may take to say so: some providers tell what was used only after the last word.
 /// At the bound the answer ends with what was told.
@@ -28,14 +28,11 @@ pub(crate) trait Decoder: Send {
     /// What JSON means that comes in place of an event.
     fn failure(body: &Value) -> Error;
 
-    /// The answer is whole, though the provider may have more to tell of it.
-    fn is_whole(&self) -> bool;
-
-    /// Ends an answer that is whole, with [`Delta::Stop`] as the last delta.
-    fn end(&mut self, deltas: &mut VecDeque<Delta>);
-
-    /// [`Delta::Stop`] was added: nothing follows.
-    fn is_over(&self) -> bool;
+    /// Why the answer stopped, once it is whole though the provider may have more to tell of it. A format whose last
+    /// event follows at once has nothing to say here: that event comes to [`Delta::Stop`], after which nothing is read.
+    fn stop(&self) -> Option<Stop> {
+        None
+    }
 }
 
 /// The deltas of a body. `first_token_until` is when output must have begun.
@@ -50,9 +47,17 @@ where
     E: std::error::Error + Send + Sync + 'static,
     D: Decoder + 'static,
 {
-    let events = SseStream::from_bytes_stream(Box::pin(watched(D::PROVIDER, bytes, limits, D::failure)));
-    let answer =
-        Answer { events, decoder, limits, first_token_until, ready: VecDeque::new(), has_output: false, failed: None };
+    let answer = Answer {
+        body: Body::new(D::PROVIDER, bytes, limits),
+        events: Events::new(limits.event_bytes_max),
+        decoder,
+        limits,
+        first_token_until,
+        ready: VecDeque::new(),
+        has_output: false,
+        is_over: false,
+        failed: None,
+    };
     // Boxed, as every delta moves it.
     stream::unfold(Some(Box::new(answer)), |state| async move {
         let mut answer = state?;
@@ -62,7 +67,8 @@ where
     })
 }
 
-struct Answer<Events, D> {
+struct Answer<S, D> {
+    body: Body<S>,
     events: Events,
     decoder: D,
     limits: Limits,
@@ -70,56 +76,72 @@ struct Answer<Events, D> {
     /// Deltas that wait for the listener. One event comes to a few at most.
     ready: VecDeque<Delta>,
     has_output: bool,
+    /// The listener has [`Delta::Stop`].
+    is_over: bool,
     /// What follows the deltas that are ready.
     failed: Option<Error>,
 }
 
-impl<Events, D> Answer<Events, D>
+impl<S, E, D> Answer<S, D>
 where
-    Events: Stream<Item = Result<Sse, sse_stream::Error>> + Unpin,
+    S: Stream<Item = Result<Bytes, E>> + Send + Unpin,
+    E: std::error::Error + Send + Sync + 'static,
     D: Decoder,
 {
     async fn next(&mut self) -> Option<Result<Delta, Error>> {
         loop {
             if let Some(delta) = self.ready.pop_front() {
                 self.has_output |= delta.is_output();
+                self.is_over = matches!(delta, Delta::Stop(_));
                 return Some(Ok(delta));
             }
             if let Some(error) = self.failed.take() {
                 return Some(Err(error));
             }
-            if self.decoder.is_over() {
+            if self.is_over {
                 return None;
             }
-            let heard = match self.event().await {
-                Ok(Some(Sse { data: Some(data), .. })) => self.decoder.event(&data, &mut self.ready),
-                // A name, an id or a pause for reconnecting, and no data.
-                Ok(Some(_)) => Ok(()),
-                Ok(None) => Err(cut(D::PROVIDER)),
-                Err(error) => Err(error),
-            };
-            match heard {
-                Ok(()) => {}
-                // The connection broke, but nothing that matters was lost.
-                Err(error) if self.decoder.is_whole() && is_of_the_transport(error.class) => {
-                    self.decoder.end(&mut self.ready);
-                }
-                Err(error) => self.failed = Some(error),
+            match (self.event().await, self.decoder.stop()) {
+                (Ok(()), _) => {}
+                // The connection broke, or had its time, but nothing that matters was lost.
+                (Err(error), Some(stop)) if is_of_the_transport(error.class) => self.ready.push_back(Delta::Stop(stop)),
+                (Err(error), _) => self.failed = Some(error),
             }
         }
     }
 
-    /// The next event; `None` at the end of the body, or when an answer that is whole has had its time.
-    async fn event(&mut self) -> Result<Option<Sse>, Error> {
-        let next = self.events.next();
-        let next = if self.decoder.is_whole() {
-            timeout(LINGER, next).await.unwrap_or(None)
-        } else if self.has_output {
-            next.await
-        } else {
-            timeout_at(self.first_token_until, next).await.map_err(|_| too_late(D::PROVIDER, self.limits))?
+    /// Decodes the next event. The body's end is an error, as is time that is over.
+    async fn event(&mut self) -> Result<(), Error> {
+        let until = match self.decoder.stop() {
+            Some(_) => Some(Instant::now() + LINGER),
+            None if self.has_output => None,
+            None => Some(self.first_token_until),
         };
-        next.transpose().map_err(|error| broken(D::PROVIDER, error))
+        loop {
+            match self.events.next() {
+                Ok(Next::Data(data)) => return self.decoder.event(data, &mut self.ready),
+                Ok(Next::Json) => {
+                    let begin = self.events.rest();
+                    let told = self.body.told(begin, D::failure);
+                    return Err(in_time(until, told).await.unwrap_or_else(|| too_late(D::PROVIDER, self.limits)));
+                }
+                Ok(Next::Nothing) => {}
+                Err(problem) => return Err(no_events(D::PROVIDER, problem, self.limits)),
+            }
+            let chunk = in_time(until, self.body.chunk()).await;
+            match chunk.unwrap_or_else(|| Err(too_late(D::PROVIDER, self.limits)))? {
+                Some(chunk) => self.events.push(chunk),
+                None => return Err(cut(D::PROVIDER)),
+            }
+        }
+    }
+}
+
+/// What `future` comes to, if it does before `until`.
+async fn in_time<T>(until: Option<Instant>, future: impl Future<Output = T>) -> Option<T> {
+    match until {
+        Some(until) => timeout_at(until, future).await.ok(),
+        None => Some(future.await),
     }
 }
 
@@ -142,13 +164,122 @@ pub(crate) fn senseless(provider: &'static str, error: serde_json::Error) -> Err
     Error::new(provider, Class::Network, "sent an event that makes no sense").because(error)
 }
 
-/// An error of the body keeps its class on the way through the parser.
-fn broken(provider: &'static str, error: sse_stream::Error) -> Error {
-    match error {
-        sse_stream::Error::Body(source) => match source.downcast::<Error>() {
-            Ok(error) => *error,
-            Err(source) => Error::new(provider, Class::Network, "broke the stream off").because(source),
-        },
+/// The failure of a body that is no event stream.
+fn no_events(provider: &'static str, problem: Problem, limits: Limits) -> Error {
+    match problem {
+        Problem::TooLong => {
+            let message = format!("sent an event of more than {} bytes", limits.event_bytes_max);
+            Error::new(provider, Class::Network, message)
+        }
         other => Error::new(provider, Class::Network, "sent what is no event stream").because(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt as _;
+
+    use super::*;
+
+    /// Says what each event holds.
+    struct Echo;
+
+    impl Decoder for Echo {
+        const PROVIDER: &'static str = "test";
+
+        fn event(&mut self, data: &str, deltas: &mut VecDeque<Delta>) -> Result<(), Error> {
+            deltas.push_back(Delta::Text { block: 0, text: data.to_owned() });
+            Ok(())
+        }
+
+        fn failure(body: &Value) -> Error {
+            Error::new("test", Class::Overload, body.to_string())
+        }
+    }
+
+    fn limits() -> Limits {
+        Limits {
+            first_token: Duration::from_secs(9),
+            idle: Duration::from_secs(5),
+            answer: Duration::from_mins(1),
+            event_bytes_max: 16,
+            answer_bytes_max: 100,
+        }
+    }
+
+    fn echoed<S>(bytes: S) -> impl Stream<Item = Result<Delta, Error>>
+    where
+        S: Stream<Item = Result<Bytes, std::io::Error>> + Send + Unpin + 'static,
+    {
+        decoded(bytes, Echo, limits(), Instant::now() + Duration::from_hours(1))
+    }
+
+    fn chunks(chunks: &[&'static str]) -> impl Stream<Item = Result<Bytes, std::io::Error>> + Send + Unpin + use<> {
+        stream::iter(chunks.iter().map(|chunk| Ok(Bytes::from_static(chunk.as_bytes()))).collect::<Vec<_>>())
+    }
+
+    /// How many events came, and the class of the error behind them.
+    async fn outcome(parts: &[&'static str]) -> (usize, Class) {
+        let mut items: Vec<_> = echoed(chunks(parts)).collect().await;
+        let error = items.pop().unwrap().unwrap_err();
+        assert!(items.iter().all(Result::is_ok));
+        (items.len(), error.class)
+    }
+
+    #[tokio::test]
+    async fn small_events_pass_whatever_ends_their_lines() {
+        for parts in [
+            &["data: 12345\n\n", "data: 12345\n\n"][..],
+            &["data: 12345\r\n\r", "\ndata: 12345\r\n\r\n"],
+            &["data: 12345\r\r", "data: 12345\r\r"],
+        ] {
+            assert_eq!(outcome(parts).await, (2, Class::Truncated), "{parts:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_event_over_the_bound_ends_the_stream_even_if_it_comes_in_small_lines() {
+        assert_eq!(outcome(&["data: 1\r\n", "data: 2\r\n", "data: 3\r\n"]).await, (0, Class::Network));
+        assert_eq!(outcome(&["data: 1\n\ndata: 01234567890"]).await, (1, Class::Network));
+    }
+
+    #[tokio::test]
+    async fn an_answer_over_the_bound_ends_the_stream() {
+        assert_eq!(outcome(&["data: 12345\n\n"; 7]).await, (7, Class::Truncated));
+        assert_eq!(outcome(&["data: 12345\n\n"; 8]).await, (7, Class::Network));
+    }
+
+    #[tokio::test]
+    async fn json_in_place_of_an_event_is_what_it_tells() {
+        for (parts, events) in [
+            (&["data: 1\n\n", "{\n  \"error\": 1\n}"][..], 1),
+            (&["data: 1\n\n{", "\"a\"", ":[1]}"][..], 1),
+            (&["[{\"error\":1}]\n"][..], 0),
+        ] {
+            assert_eq!(outcome(parts).await, (events, Class::Overload), "{parts:?}");
+        }
+        assert_eq!(outcome(&["{ is no JSON\n\n"]).await, (0, Class::Network));
+        assert_eq!(outcome(&["data: 1\n", "{\"in\":2}\n"]).await, (0, Class::Network), "within an event it is none");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_ends_the_stream() {
+        let silent = chunks(&["data: 1\n\n"]).chain(stream::pending());
+        let items: Vec<_> = echoed(silent).collect().await;
+        assert_eq!(items.len(), 2);
+        assert_eq!(items[1].as_ref().unwrap_err().class, Class::Timeout);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_never_ends_is_ended() {
+        let endless =
+            stream::repeat_with(|| Ok::<_, std::io::Error>(Bytes::from_static(b":\n\n"))).then(|ping| async {
+                tokio::time::sleep(Duration::from_secs(4)).await;
+                ping
+            });
+        let began = Instant::now();
+        let items: Vec<_> = echoed(Box::pin(endless)).collect().await;
+        assert_eq!(items.last().unwrap().as_ref().unwrap_err().class, Class::Timeout);
+        assert_eq!(began.elapsed(), limits().answer);
     }
 }

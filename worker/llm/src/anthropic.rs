@@ -55,6 +55,10 @@ impl Provider for Anthropic {
         self.wire.account()
     }
 
+    fn has_key(&self) -> bool {
+        self.wire.has_key()
+    }
+
     fn stream(&self, request: Request) -> DeltaStream {
         let url = format!("{}/v1/messages", self.root);
         self.wire.stream(url, move || encode::body(&request), Decoder::default())

@@ -61,6 +61,10 @@ impl Provider for Gemini {
         self.wire.account()
     }
 
+    fn has_key(&self) -> bool {
+        self.wire.has_key()
+    }
+
     fn stream(&self, request: Request) -> DeltaStream {
         let url = self.url(&request.model, "streamGenerateContent?alt=sse");
         let decoder = Decoder::new(request.messages.len());
@@ -79,13 +83,15 @@ impl Provider for Gemini {
 
 #[cfg(test)]
 mod tests {
+    use secrecy::SecretString;
+
     use super::*;
     use crate::body::Limits;
 
     #[test]
     fn a_models_name_does_not_lead_elsewhere() {
-        let settings =
-            Settings { base_url: "https://x.test/v1beta/".into(), api_key: "k".into(), limits: Limits::default() };
+        let (base_url, api_key) = ("https://x.test/v1beta/".into(), SecretString::from("k").into());
+        let settings = Settings { base_url, api_key, limits: Limits::default() };
         let url = Gemini::new(settings).unwrap().url("../files?x=gemini-3.8-flash", "countTokens");
         assert_eq!(url, "https://x.test/v1beta/models/.._files_x_gemini-3.8-flash:countTokens");
     }

@@ -26,6 +26,11 @@ pub trait Provider: Send + Sync {
         0
     }
 
+    /// False until there is a key to call it with.
+    fn has_key(&self) -> bool {
+        true
+    }
+
     /// Whether a failure of one call says something of the next.
     fn fails_together(&self) -> bool {
         true
@@ -65,8 +70,9 @@ impl Providers {
         self.by_name.insert(provider.name(), Arc::new(provider));
     }
 
+    /// The provider of that name, if there is one with a key.
     pub fn get(&self, name: &str) -> Option<Arc<dyn Provider>> {
-        self.by_name.get(name).cloned()
+        self.by_name.get(name).filter(|provider| provider.has_key()).cloned()
     }
 
     /// Who is left alone for a while.

@@ -1,19 +1,18 @@
 //! The HTTP half of an adapter: sends a call, tells an answer from a refusal, and keeps the key out of all that is told.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use jiff::Timestamp;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap};
-use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::answer::{Decoder, decoded, too_late};
 use crate::body::{Limits, REFUSAL_BYTES_MAX};
 use crate::error::{Class, Error};
+use crate::key::{ApiKey, Held};
 use crate::provider::DeltaStream;
 use crate::retry_after::{retry_after, retry_info};
 
@@ -28,8 +27,7 @@ const MESSAGE_CHARACTERS_MAX: usize = 1_000;
 pub struct Settings {
     /// With or without the trailing version, such as `/v1`.
     pub base_url: String,
-    /// An empty one is not sent: a model that is served in the cluster may ask for none.
-    pub api_key: SecretString,
+    pub api_key: ApiKey,
     pub limits: Limits,
 }
 
@@ -45,34 +43,33 @@ pub(crate) struct Manner {
     pub(crate) refused: fn(u16, Option<&Value>) -> Error,
 }
 
-/// A way to one provider with one key.
+/// A way to one provider with one key at a time.
 pub(crate) struct Wire {
     manner: Manner,
     client: reqwest::Client,
-    api_key: SecretString,
+    api_key: ApiKey,
     limits: Limits,
-    account: u64,
 }
-
-/// The next number by which keys are told apart.
-static ACCOUNTS: AtomicU64 = AtomicU64::new(1);
 
 impl Wire {
     /// Fails when no TLS client can be made, for example without any root certificate on the machine.
-    pub(crate) fn new(manner: Manner, api_key: SecretString, limits: Limits) -> Result<Arc<Self>, reqwest::Error> {
+    pub(crate) fn new(manner: Manner, api_key: ApiKey, limits: Limits) -> Result<Arc<Self>, reqwest::Error> {
         let client = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             // Somebody else's server must not be sent the key.
             .redirect(reqwest::redirect::Policy::none())
             .user_agent(concat!("croft/", env!("CARGO_PKG_VERSION")))
             .build()?;
-        let account = ACCOUNTS.fetch_add(1, Ordering::Relaxed);
-        Ok(Arc::new(Self { manner, client, api_key, limits, account }))
+        Ok(Arc::new(Self { manner, client, api_key, limits }))
     }
 
-    /// Tells this key from others, and tells nothing of it.
+    /// Tells the key at hand from others, and tells nothing of it.
     pub(crate) fn account(&self) -> u64 {
-        self.account
+        self.api_key.held().account
+    }
+
+    pub(crate) fn has_key(&self) -> bool {
+        self.api_key.is_there()
     }
 
     /// The answer to one call, made once the stream is polled. `body` is built only then, as it may be large.
@@ -85,30 +82,33 @@ impl Wire {
         let wire = Arc::clone(self);
         let answer = async move {
             let until = Instant::now() + wire.limits.first_token;
-            let opened = timeout_at(until, wire.open(&url, &body())).await;
-            let response =
-                opened.unwrap_or_else(|_| Err(too_late(D::PROVIDER, wire.limits))).map_err(|error| wire.tidy(error))?;
+            let key = wire.api_key.held();
+            let opened = timeout_at(until, wire.open(&url, &body(), &key)).await;
+            let response = opened
+                .unwrap_or_else(|_| Err(too_late(D::PROVIDER, wire.limits)))
+                .map_err(|error| tidy(error, &key))?;
             let bytes = response.bytes_stream().map_err(reqwest::Error::without_url);
-            Ok(decoded(bytes, decoder, wire.limits, until).map_err(move |error| wire.tidy(error)))
+            Ok(decoded(bytes, decoder, wire.limits, until).map_err(move |error| tidy(error, &key)))
         };
         stream::once(answer).try_flatten().boxed()
     }
 
     /// The answer to a small question, as JSON.
     pub(crate) async fn ask(&self, url: &str, body: &Value) -> Result<Value, Error> {
+        let key = self.api_key.held();
         let answer = async {
-            let response = self.send(url, body, "application/json").await?;
+            let response = self.send(url, body, "application/json", &key).await?;
             let read = read(response).await;
             serde_json::from_slice(&read).map_err(|error| {
                 Error::new(self.manner.provider, Class::Network, "gave an answer that is no JSON").because(error)
             })
         };
         let late = || Error::new(self.manner.provider, Class::Timeout, "took too long to answer a small question");
-        timeout(QUESTION_TIMEOUT, answer).await.unwrap_or_else(|_| Err(late())).map_err(|error| self.tidy(error))
+        timeout(QUESTION_TIMEOUT, answer).await.unwrap_or_else(|_| Err(late())).map_err(|error| tidy(error, &key))
     }
 
-    async fn open(&self, url: &str, body: &Value) -> Result<reqwest::Response, Error> {
-        let response = self.send(url, body, "text/event-stream").await?;
+    async fn open(&self, url: &str, body: &Value, key: &Held) -> Result<reqwest::Response, Error> {
+        let response = self.send(url, body, "text/event-stream", key).await?;
         let kind = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
         let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         match kind.as_str() {
@@ -131,12 +131,18 @@ impl Wire {
         Error::new(self.manner.provider, Class::Network, format!("answered with {kind:?} and not with an event stream"))
     }
 
-    async fn send(&self, url: &str, body: &Value, accept: &'static str) -> Result<reqwest::Response, Error> {
+    async fn send(
+        &self,
+        url: &str,
+        body: &Value,
+        accept: &'static str,
+        key: &Held,
+    ) -> Result<reqwest::Response, Error> {
         let mut call = self.client.post(url);
         for (name, value) in self.manner.headers {
             call = call.header(*name, *value);
         }
-        let key = self.api_key.expose_secret();
+        let key = key.expose();
         if !key.is_empty() {
             let (name, before) = self.manner.key_header;
             call = call.header(name, format!("{before}{key}"));
@@ -177,19 +183,19 @@ impl Wire {
         };
         error
     }
+}
 
-    /// A provider's message may be of any length, and may quote what we sent; the key must not go into an event or a log.
-    fn tidy(&self, mut error: Error) -> Error {
-        let key = self.api_key.expose_secret();
-        if !key.is_empty() && error.message.contains(key) {
-            error.message = error.message.replace(key, "***");
-        }
-        if let Some((end, _)) = error.message.char_indices().nth(MESSAGE_CHARACTERS_MAX) {
-            error.message.truncate(end);
-            error.message.push('…');
-        }
-        error
+/// A provider's message may be of any length, and may quote what we sent; the key must not go into an event or a log.
+fn tidy(mut error: Error, key: &Held) -> Error {
+    let key = key.expose();
+    if !key.is_empty() && error.message.contains(key) {
+        error.message = error.message.replace(key, "***");
     }
+    if let Some((end, _)) = error.message.char_indices().nth(MESSAGE_CHARACTERS_MAX) {
+        error.message.truncate(end);
+        error.message.push('…');
+    }
+    error
 }
 
 /// The body of an answer that is no stream, as far as it may be read.
@@ -219,27 +225,26 @@ pub(crate) fn root(base_url: &str, version: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use secrecy::SecretString;
+
     use super::*;
 
-    fn wire() -> Arc<Wire> {
-        let refused = |status: u16, _: Option<&Value>| Error::new("test", Class::Invalid, status.to_string());
-        let manner = Manner { provider: "test", key_header: ("x-key", ""), headers: &[], refused };
-        Wire::new(manner, SecretString::from("sk-very-secret"), Limits::default()).unwrap()
+    fn key() -> ApiKey {
+        ApiKey::from(SecretString::from("sk-very-secret"))
     }
 
     #[test]
     fn debug_and_errors_do_not_show_the_key() {
-        let api_key = SecretString::from("sk-very-secret");
-        let settings = Settings { base_url: String::new(), api_key, limits: Limits::default() };
+        let settings = Settings { base_url: String::new(), api_key: key(), limits: Limits::default() };
         assert!(!format!("{settings:?}").contains("very-secret"));
         let quoted = Error::new("test", Class::Auth, "the key sk-very-secret is wrong");
-        assert_eq!(wire().tidy(quoted).message, "the key *** is wrong");
+        assert_eq!(tidy(quoted, &key().held()).message, "the key *** is wrong");
     }
 
     #[test]
     fn a_message_is_cut_between_characters() {
         let long = Error::new("test", Class::Invalid, "ü".repeat(MESSAGE_CHARACTERS_MAX + 1));
-        let message = wire().tidy(long).message;
+        let message = tidy(long, &key().held()).message;
         assert_eq!(message.chars().count(), MESSAGE_CHARACTERS_MAX + 1);
         assert!(message.ends_with("ü…"));
     }

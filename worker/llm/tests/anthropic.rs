@@ -21,7 +21,7 @@ use wiremock::{Mock, MockServer, ResponseTemplate};
 const KEY: &str = "sk-ant-very-secret";
 
 fn provider(base_url: &str, limits: Limits) -> Anthropic {
-    let settings = Settings { base_url: base_url.into(), api_key: SecretString::from(KEY), limits };
+    let settings = Settings { base_url: base_url.into(), api_key: SecretString::from(KEY).into(), limits };
     Anthropic::new(settings).unwrap()
 }
 
@@ -103,7 +103,8 @@ async fn a_model_that_asks_for_no_key_is_sent_none() {
     let server = MockServer::start().await;
     let answer = ResponseTemplate::new(200).set_body_raw(golden("text"), "text/event-stream; charset=utf-8");
     Mock::given(path("/v1/messages")).respond_with(answer).expect(1).mount(&server).await;
-    let settings = Settings { base_url: server.uri(), api_key: SecretString::default(), limits: Limits::default() };
+    let settings =
+        Settings { base_url: server.uri(), api_key: SecretString::default().into(), limits: Limits::default() };
     let deltas: Vec<_> = Anthropic::new(settings).unwrap().stream(hello()).collect().await;
     assert!(deltas.iter().all(Result::is_ok));
     let requests = server.received_requests().await.unwrap();

@@ -3,55 +3,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper of tests may fail loudly")]
 
+mod recorded;
+
 use std::convert::Infallible;
 use std::time::Duration;
 
 use bytes::Bytes;
 use croft_llm::recorded::Format;
-use croft_llm::{Class, Delta, Error, Limits};
+use croft_llm::{Class, Delta, Limits};
 use futures::{StreamExt as _, stream};
-use proptest::prelude::*;
+use recorded::{Outcome, chunks, golden, outcome, told};
 use tokio::time::Instant;
-
-/// One line a delta, and the class of the error if it ended in one.
-type Outcome = Vec<String>;
-
-fn told(delta: Result<Delta, Error>) -> String {
-    match delta {
-        Ok(delta) => format!("{delta:?}"),
-        Err(error) => format!("error: {} ({})", error.class.as_str(), error.message),
-    }
-}
-
-async fn outcome(format: Format, chunks: Vec<Bytes>) -> Outcome {
-    let bytes = stream::iter(chunks.into_iter().map(Ok::<_, Infallible>));
-    format.deltas(bytes, Limits::default()).map(told).collect().await
-}
-
-/// The streams of this interface with their names.
-fn golden(format: Format) -> Vec<(String, Vec<u8>)> {
-    let folder = format!("{}/tests/golden/{}", env!("CARGO_MANIFEST_DIR"), format.as_str());
-    let mut streams: Vec<_> = std::fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "sse"))
-        .map(|path| (path.file_stem().unwrap().to_string_lossy().into_owned(), std::fs::read(&path).unwrap()))
-        .collect();
-    streams.sort();
-    assert!(streams.len() >= 8, "golden streams of {} are missing", format.as_str());
-    streams
-}
-
-/// The bytes in chunks that end at these offsets.
-fn chunks(whole: &[u8], offsets: &[usize]) -> Vec<Bytes> {
-    let mut begin = 0;
-    let mut chunks = Vec::new();
-    for end in offsets.iter().copied().chain([whole.len()]) {
-        chunks.push(Bytes::copy_from_slice(&whole[begin..end]));
-        begin = end;
-    }
-    chunks
-}
 
 #[tokio::test]
 async fn golden_streams_come_to_these_deltas() {
@@ -113,80 +75,6 @@ async fn a_stream_that_ends_early_gives_what_came_and_then_an_end() {
                 assert_eq!(heard[..], expected[..heard.len()], "{place}");
             }
         }
-    }
-}
-
-fn run<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
-}
-
-/// Bytes that look enough like a stream to get somewhere.
-fn nearly_a_stream() -> impl Strategy<Value = Vec<u8>> {
-    let piece = prop_oneof![
-        prop::collection::vec(any::<u8>(), 0..40),
-        Just(b"data: ".to_vec()),
-        Just(b"event: ".to_vec()),
-        Just(b"\n\n".to_vec()),
-        Just(b"\r".to_vec()),
-        Just(b"data: [DONE]\n\n".to_vec()),
-        Just(b"{\"type\":\"".to_vec()),
-        "data: \\{\"[a-z_]{1,12}\":(null|0|-1|1e99|\"\"|\\[\\]|\\{\\}|\\[\\{\\}\\])\\}\n\n"
-            .prop_map(String::into_bytes),
-    ];
-    prop::collection::vec(piece, 0..30).prop_map(|pieces| pieces.concat())
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
-    #[test]
-    fn a_stream_cut_into_many_pieces_gives_the_same_deltas(
-        format in 0..Format::ALL.len(),
-        pick in any::<prop::sample::Index>(),
-        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..40),
-    ) {
-        let format = Format::ALL[format];
-        let streams = golden(format);
-        let (name, whole) = pick.get(&streams);
-        let mut offsets: Vec<_> = cuts.iter().map(|cut| cut.index(whole.len() + 1)).collect();
-        offsets.sort_unstable();
-        run(async {
-            let expected = outcome(format, chunks(whole, &[])).await;
-            assert_eq!(outcome(format, chunks(whole, &offsets)).await, expected, "{}/{name}", format.as_str());
-        });
-    }
-
-    #[test]
-    fn whatever_bytes_come_each_stream_ends_and_ends_once(bytes in nearly_a_stream()) {
-        for format in Format::ALL {
-            let heard = run(outcome(format, vec![Bytes::copy_from_slice(&bytes)]));
-            let ends = heard.iter().filter(|line| line.starts_with("error: ") || line.starts_with("Stop(")).count();
-            prop_assert_eq!(ends, 1, "{}: {:?}", format.as_str(), heard);
-        }
-    }
-
-    /// A golden stream with a few bytes overwritten: what is left of it still decodes to something with one end.
-    #[test]
-    fn a_garbled_stream_ends_and_ends_once(
-        format in 0..Format::ALL.len(),
-        pick in any::<prop::sample::Index>(),
-        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
-        cut in any::<prop::sample::Index>(),
-    ) {
-        let format = Format::ALL[format];
-        let streams = golden(format);
-        let (name, whole) = pick.get(&streams);
-        let mut garbled = whole.clone();
-        for (place, byte) in &changes {
-            let place = place.index(garbled.len());
-            garbled[place] = *byte;
-        }
-        run(async {
-            let heard = outcome(format, chunks(&garbled, &[])).await;
-            let ends = heard.iter().filter(|line| line.starts_with("error: ") || line.starts_with("Stop(")).count();
-            assert_eq!(ends, 1, "{}/{name}: {heard:?}", format.as_str());
-            let cut = outcome(format, chunks(&garbled, &[cut.index(garbled.len())])).await;
-            assert_eq!(cut, heard, "{}/{name}", format.as_str());
-        });
     }
 }
 

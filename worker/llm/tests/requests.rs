@@ -9,6 +9,7 @@ use croft_proto::v1::content_block::Block;
 use croft_proto::v1::image::Source;
 use croft_proto::v1::{ContentBlock, Image, Message, NativeBlock, Role, Text, Thinking, ToolOutput, ToolUse};
 use futures::StreamExt as _;
+use secrecy::SecretString;
 use serde_json::{Value, json};
 use wiremock::matchers::{any, body_json, method, path};
 use wiremock::{Mock, MockServer, ResponseTemplate};
@@ -74,7 +75,7 @@ fn request(model: &str, extra: Vec<ContentBlock>) -> Request {
 }
 
 fn settings(base_url: &str) -> Settings {
-    Settings { base_url: base_url.into(), api_key: "k".into(), limits: Limits::default() }
+    Settings { base_url: base_url.into(), api_key: SecretString::from("k").into(), limits: Limits::default() }
 }
 
 /// The body that a call is made with.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use croft_llm::{Assembly, Class, Delta, Error, Provider, Request, Stop, breaker, estimate};
+use croft_llm::{Assembly, Class, Delta, DeltaStream, Error, Provider, Request, Stop, breaker, estimate};
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
@@ -20,6 +20,8 @@ use crate::link::Link;
 pub(super) const CANCELLED: &str = "cancelled";
 /// And for one that a guardrail broke off.
 pub(super) const BLOCKED: &str = "guardrail";
+/// And for one that another try of the same call was quicker than.
+const HEDGED: &str = "hedged";
 
 /// An attempt that is over.
 pub(super) struct Attempt<'step> {
@@ -38,6 +40,8 @@ pub(super) enum End {
     Interrupted(Why),
     /// A guardrail refused what it said.
     Blocked,
+    /// Another try of the same call began to answer before it, or made it needless.
+    Hedged,
 }
 
 /// What is seen of an answer before it is whole.
@@ -48,41 +52,106 @@ pub(super) struct Shown<'step> {
     pub(super) arguments: bool,
 }
 
-/// Makes one attempt.
-pub(super) async fn make<'step>(
-    provider: &dyn Provider,
-    request: Request,
-    shown: &Shown<'_>,
-    interrupt: &Interrupt,
-    mut guard: Option<Output<'step>>,
-) -> Attempt<'step> {
-    let input_tokens_estimated = estimate::input_tokens(&request);
-    let began = Instant::now();
-    let mut first_token = None;
-    let mut assembly = Assembly::default();
-    let mut deltas = provider.stream(request);
-    let end = loop {
-        let delta = match interrupt.or(deltas.next()).await {
-            Err(why) => break End::Interrupted(why),
-            Ok(Some(Ok(delta))) => delta,
-            Ok(Some(Err(error))) => break End::Failed(error),
-            Ok(None) => break End::Failed(Error::new(provider.name(), Class::Truncated, "ended its answer early")),
+/// A call that is being made, of which nobody was shown anything yet.
+pub(super) struct Call {
+    provider: &'static str,
+    deltas: DeltaStream,
+    assembly: Assembly,
+    began: Instant,
+    first_token: Option<Duration>,
+    input_tokens_estimated: u32,
+    /// With what the answer begins, or why there will be none.
+    first: Option<Result<Delta, Error>>,
+}
+
+impl Call {
+    pub(super) fn new(provider: &dyn Provider, request: Request) -> Self {
+        Self {
+            provider: provider.name(),
+            input_tokens_estimated: estimate::input_tokens(&request),
+            began: Instant::now(),
+            deltas: provider.stream(request),
+            assembly: Assembly::default(),
+            first_token: None,
+            first: None,
+        }
+    }
+
+    /// Reads until the answer begins or it is clear that there will be none. May be given up and called again.
+    pub(super) async fn begun(&mut self) {
+        while self.first.is_none() {
+            match self.next().await {
+                Ok(delta) if !delta.is_output() && !matches!(delta, Delta::Stop(_)) => self.assembly.push(&delta),
+                first => self.first = Some(first),
+            }
+        }
+    }
+
+    pub(super) fn has_begun(&self) -> bool {
+        matches!(self.first, Some(Ok(_)))
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        matches!(self.first, Some(Err(_)))
+    }
+
+    pub(super) fn input_tokens_estimated(&self) -> u32 {
+        self.input_tokens_estimated
+    }
+
+    async fn next(&mut self) -> Result<Delta, Error> {
+        let ended = || Err(Error::new(self.provider, Class::Truncated, "ended its answer early"));
+        let item = self.deltas.next().await.unwrap_or_else(ended);
+        if item.as_ref().is_ok_and(Delta::is_output) && self.first_token.is_none() {
+            self.first_token = Some(self.began.elapsed());
+        }
+        item
+    }
+
+    /// Reads it to its end, and shows it.
+    pub(super) async fn finish<'step>(
+        mut self,
+        shown: &Shown<'_>,
+        interrupt: &Interrupt,
+        mut guard: Option<Output<'step>>,
+    ) -> Attempt<'step> {
+        let end = loop {
+            let first = self.first.take().map(Ok);
+            let next = match first {
+                Some(first) => first,
+                None => interrupt.or(self.next()).await,
+            };
+            let delta = match next {
+                Err(why) => break End::Interrupted(why),
+                Ok(Err(error)) => break End::Failed(error),
+                Ok(Ok(delta)) => delta,
+            };
+            self.assembly.push(&delta);
+            shown.preview(&delta, &self.assembly, guard.as_mut());
+            if guard.as_ref().is_some_and(Output::is_blocked) {
+                break End::Blocked;
+            }
+            if let Delta::Stop(stop) = delta {
+                break End::Stopped(stop);
+            }
         };
-        if delta.is_output() && first_token.is_none() {
-            first_token = Some(began.elapsed());
+        let mut attempt = self.over(guard, end);
+        attempt.finish(shown, interrupt).await;
+        attempt
+    }
+
+    /// Ends it where it is, unless it has failed by itself.
+    pub(super) fn give_up<'step>(mut self, end: End) -> Attempt<'step> {
+        match self.first.take() {
+            Some(Err(error)) => self.over(None, End::Failed(error)),
+            _ => self.over(None, end),
         }
-        assembly.push(&delta);
-        shown.preview(&delta, &assembly, guard.as_mut());
-        if guard.as_ref().is_some_and(Output::is_blocked) {
-            break End::Blocked;
-        }
-        if let Delta::Stop(stop) = delta {
-            break End::Stopped(stop);
-        }
-    };
-    let mut attempt = Attempt { assembly, guard, end, latency: began.elapsed(), first_token, input_tokens_estimated };
-    attempt.finish(shown, interrupt).await;
-    attempt
+    }
+
+    fn over(self, guard: Option<Output<'_>>, end: End) -> Attempt<'_> {
+        let Self { assembly, began, first_token, input_tokens_estimated, .. } = self;
+        Attempt { assembly, guard, end, latency: began.elapsed(), first_token, input_tokens_estimated }
+    }
 }
 
 impl Shown<'_> {
@@ -119,10 +188,19 @@ impl Shown<'_> {
 impl Attempt<'_> {
     /// One that a breaker prevented.
     pub(super) fn not_made(error: Error) -> Self {
+        Self::without_a_call(End::Failed(error))
+    }
+
+    /// One that there was leave for, and no need.
+    pub(super) fn needless() -> Self {
+        Self::without_a_call(End::Hedged)
+    }
+
+    fn without_a_call(end: End) -> Self {
         Self {
             assembly: Assembly::default(),
             guard: None,
-            end: End::Failed(error),
+            end,
             latency: Duration::ZERO,
             first_token: None,
             input_tokens_estimated: 0,
@@ -167,7 +245,7 @@ impl Attempt<'_> {
         match &self.end {
             End::Stopped(_) => breaker::Outcome::Answered,
             End::Failed(error) => breaker::Outcome::of(error.class, error.retry_after),
-            End::Interrupted(_) | End::Blocked => breaker::Outcome::Unknown,
+            End::Interrupted(_) | End::Blocked | End::Hedged => breaker::Outcome::Unknown,
         }
     }
 
@@ -175,13 +253,14 @@ impl Attempt<'_> {
         self.first_token
     }
 
-    /// The fixed word for how it ended: the neutral reason to stop, `error`, `cancelled`, or `guardrail`.
+    /// The fixed word for how it ended: the neutral reason to stop, `error`, `cancelled`, `guardrail`, or `hedged`.
     pub(super) fn finish_reason(&self) -> &'static str {
         match &self.end {
             End::Stopped(stop) => stop.as_str(),
             End::Failed(_) => "error",
             End::Interrupted(_) => CANCELLED,
             End::Blocked => BLOCKED,
+            End::Hedged => HEDGED,
         }
     }
 
@@ -189,7 +268,7 @@ impl Attempt<'_> {
     pub(super) fn outcome(&self) -> &'static str {
         match &self.end {
             End::Failed(error) if error.was_not_made => "breaker_open",
-            End::Stopped(_) | End::Failed(_) | End::Interrupted(_) | End::Blocked => self.finish_reason(),
+            End::Stopped(_) | End::Failed(_) | End::Interrupted(_) | End::Blocked | End::Hedged => self.finish_reason(),
         }
     }
 
@@ -198,7 +277,7 @@ impl Attempt<'_> {
         let (usage, usage_estimated) = self.usage();
         let error_class = match &self.end {
             End::Failed(error) => error.class.as_str(),
-            End::Stopped(_) | End::Interrupted(_) | End::Blocked => "",
+            End::Stopped(_) | End::Interrupted(_) | End::Blocked | End::Hedged => "",
         };
         ModelAttempt {
             attempt_id: Uuid::now_v7().to_string(),
@@ -230,7 +309,7 @@ impl Attempt<'_> {
             },
             // Refused at the door, or never there: nobody charges for it.
             End::Failed(error) if !opened && error.class != Class::Timeout => (TokenUsage::default(), true),
-            End::Stopped(_) | End::Failed(_) | End::Interrupted(_) | End::Blocked => {
+            End::Stopped(_) | End::Failed(_) | End::Interrupted(_) | End::Blocked | End::Hedged => {
                 (self.assembly.estimated_usage(self.input_tokens_estimated), true)
             }
         }

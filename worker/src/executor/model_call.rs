@@ -7,10 +7,9 @@ use std::time::Duration;
 use croft_llm::{Error, Provider, Request, Stop, carry, estimate};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{AgentMessage, ContentBlock, Grant, GrantRequest, Message, SessionError, StopReason};
-use tracing::Instrument as _;
 use uuid::Uuid;
 
-use super::attempt::{self, Attempt, End};
+use super::attempt::{self, End};
 use super::chain::Cause;
 use super::{Executor, Superstep, compaction, failure};
 use crate::guardrails::Output;
@@ -58,7 +57,7 @@ impl Executor<'_> {
                     return self.unanswered(unanswered).await;
                 }
             };
-            let attempt = self.attempt(&grant, provider.as_ref()).await;
+            let (grant, attempt) = self.attempt(grant, provider.as_ref()).await;
             self.link.attempted(attempt.event(&grant, self.chain.reason())).await;
             self.tell_violations(attempt.guard.as_ref().map_or(&[], Output::violations)).await;
             let error = match attempt.end {
@@ -93,6 +92,8 @@ impl Executor<'_> {
                     self.answer(attempt.text_only(), attempt::BLOCKED, &grant).await;
                     return Superstep::Ended(StopReason::Guardrail);
                 }
+                // The one that is left is never given up.
+                End::Hedged => return Superstep::Ended(StopReason::Error),
                 End::Failed(error) => error,
             };
             tracing::warn!(
@@ -162,6 +163,7 @@ impl Executor<'_> {
             input_tokens_estimated: self.chain.input_tokens.unwrap_or_default().max(estimate),
             output_tokens_max: self.bounds.output_tokens_max,
             takeover: self.chain.takeover(&self.state.messages),
+            hedges: false,
         };
         let asked = tokio::time::timeout(GRANT_TIMEOUT, self.link.grant(request));
         let answer = self.interrupt.or(asked).await.map_err(Refused::Interrupted)?;
@@ -189,37 +191,8 @@ impl Executor<'_> {
         Ok((grant, provider))
     }
 
-    async fn attempt(&self, grant: &Grant, provider: &dyn Provider) -> Attempt<'_> {
-        let output_tokens_max = match grant.output_tokens_max {
-            0 => self.bounds.output_tokens_max,
-            granted => granted.min(self.bounds.output_tokens_max),
-        };
-        let span = tracing::info_span!(
-            "chat",
-            otel.name = format!("chat {}", grant.model),
-            otel.kind = "client",
-            gen_ai.operation.name = "chat",
-            gen_ai.provider.name = %grant.provider,
-            gen_ai.request.model = %grant.model,
-            gen_ai.conversation.id = %self.session,
-            gen_ai.agent.name = %self.agent.name,
-        );
-        let attempt = match self.providers.breakers().admit(provider, &grant.model) {
-            Err(error) => Attempt::not_made(error),
-            Ok(permit) => {
-                let request = self.request(grant, output_tokens_max);
-                let (shown, guard) = (self.shown(), self.guardrails.output());
-                let attempt = attempt::make(provider, request, &shown, self.interrupt, guard).instrument(span).await;
-                permit.ended(attempt.health());
-                attempt
-            }
-        };
-        self.metrics.model_attempt(&grant.provider, &grant.model, attempt.outcome(), attempt.first_token());
-        attempt
-    }
-
     /// The request for the model of `grant`, with nothing in it that only another understands.
-    fn request(&self, grant: &Grant, output_tokens_max: u32) -> Request {
+    pub(super) fn request(&self, grant: &Grant, output_tokens_max: u32) -> Request {
         Request {
             model: grant.model.clone(),
             system: self.agent.system_prompt.clone(),

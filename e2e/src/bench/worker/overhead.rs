@@ -196,7 +196,7 @@ pub(super) async fn turn(mut client: RuntimeServiceClient<Channel>, session_id: 
                     _ => {}
                 }
             }
-            Some(FromWorker::Checkpoint(_) | FromWorker::Finished(_)) | None => {}
+            Some(FromWorker::Checkpoint(_) | FromWorker::Finished(_) | FromWorker::SubAgentCall(_)) | None => {}
         }
     }
     overhead.context("a turn ended without an answer")

@@ -5,6 +5,7 @@ mod permission_rules;
 mod sub_agents;
 
 use std::collections::{BTreeMap, HashSet};
+use std::ops::RangeInclusive;
 
 use croft_proto::id::SessionId;
 use croft_proto::v1::tool_spec::Source;
@@ -19,6 +20,8 @@ const TOOL_NAME_CHARS_MAX: usize = 64;
 /// Each is looked at before each call.
 const ECONOMY_MODELS_MAX: usize = 8;
 const TOOLS_MAX: usize = 128;
+/// Sooner, nearly every call would be made twice; later, it would have failed by itself.
+const HEDGE_AFTER_MS: RangeInclusive<i64> = 50..=120_000;
 const SYSTEM_PROMPT_BYTES_MAX: usize = 256 * 1024;
 const LABELS_MAX: usize = 16;
 const KEY_CHARS_MAX: usize = 255;
@@ -52,6 +55,9 @@ fn one(agent: &AgentSpec) -> Result<(), Error> {
             "agent.routing.economy_models",
             format!("has more than {ECONOMY_MODELS_MAX} entries"),
         ));
+    }
+    if agent.hedge_after_ms != 0 && !HEDGE_AFTER_MS.contains(&agent.hedge_after_ms) {
+        return Err(Error::invalid("agent.hedge_after_ms", "is not 0 and not between 50 and 120000"));
     }
     budgets(agent)
 }
@@ -208,6 +214,9 @@ mod tests {
             (AgentSpec { name: "Upper".into(), ..spec() }, "agent.name"),
             (AgentSpec { model: String::new(), ..spec() }, "agent.model"),
             (AgentSpec { temperature: Some(f64::NAN), ..spec() }, "agent.temperature"),
+            (AgentSpec { hedge_after_ms: 49, ..spec() }, "agent.hedge_after_ms"),
+            (AgentSpec { hedge_after_ms: -1, ..spec() }, "agent.hedge_after_ms"),
+            (AgentSpec { hedge_after_ms: 120_001, ..spec() }, "agent.hedge_after_ms"),
             (AgentSpec { tools: vec![nameless_tool], ..spec() }, "agent.tools[0].name"),
             (AgentSpec { tools: vec![sourceless_tool], ..spec() }, "agent.tools[0].source"),
             (AgentSpec { tools: vec![telling_tool], ..spec() }, "agent.tools[0].mcp.server_url"),

@@ -39,7 +39,7 @@ impl Granted {
             Kind::ToolArgumentDelta(delta) => delta.partial_json.len(),
             _ => 0,
         };
-        // A worker makes one attempt at a time.
+        // A worker makes one attempt at a time. Of two, it tells what came of the one that it gave up first.
         if let Some(open) = self.open.last_mut() {
             open.characters += characters;
         }

@@ -104,6 +104,8 @@ impl Purse {
                 Told::Granted { request, routed, grant }
             }
             Ok(Leave::Limited(error)) => Told::Refused(refused("RATE_LIMIT", error.to_string())),
+            // The call itself goes on: that there is no room for a second one ends nothing.
+            Ok(Leave::Reached(reached)) if request.hedges => Told::Refused(refused("BUDGET", reached.message)),
             Ok(Leave::Reached(reached)) => {
                 let refused = refused("BUDGET", reached.message.clone());
                 self.lock().ended = Some(reached.clone());
@@ -120,10 +122,11 @@ impl Purse {
         }
     }
 
-    /// Which model is to answer, for an agent that lets it be chosen. A model that takes over was chosen already.
+    /// Which model is to answer, for an agent that lets it be chosen. A model that takes over was chosen already, and so was
+    /// that of a call which is made a second time.
     async fn route(&self, request: &GrantRequest, requested: &Arc<Model>) -> Option<Choice> {
         let Session { agent, tenant, .. } = &self.session;
-        if request.takeover.is_some() || agent.routing.is_none() {
+        if request.takeover.is_some() || request.hedges || agent.routing.is_none() {
             return None;
         }
         let pressure = match self.core.budgets.pressure(&self.session).await {
@@ -158,32 +161,34 @@ impl Purse {
             Kind::ToolArgumentDelta(delta) => delta.partial_json.len(),
             _ => 0,
         };
-        // A worker makes one attempt at a time.
+        // A worker makes one attempt at a time. Of two, it tells what came of the one that it gave up first.
         if let Some(running) = self.lock().open.last_mut() {
             running.characters = running.characters.saturating_add(i64::try_from(characters).unwrap_or(i64::MAX));
         }
     }
 
-    /// Says that the running call is running, and looks whether it must be cut.
+    /// Says that the running call is running, or both that are, and looks whether it must be cut.
     pub(super) async fn hold(self) -> Told {
-        let Some(running) = self.lock().open.last().cloned() else { return Told::Nothing };
-        match self.core.budgets.hold(&self.session, &running).await {
-            Ok(Some(reached)) => {
-                let mut state = self.lock();
-                // It may have ended while we looked.
-                let is_running = state.open.iter().any(|open| open.ask.id == running.ask.id);
-                if !is_running || state.ended.is_some() {
-                    return Told::Nothing;
+        let open = self.lock().open.clone();
+        for running in open {
+            match self.core.budgets.hold(&self.session, &running).await {
+                Ok(Some(reached)) => {
+                    let mut state = self.lock();
+                    // It may have ended while we looked.
+                    let is_running = state.open.iter().any(|open| open.ask.id == running.ask.id);
+                    if !is_running || state.ended.is_some() {
+                        continue;
+                    }
+                    state.ended = Some(reached.clone());
+                    return Told::Reached(reached, None);
                 }
-                state.ended = Some(reached.clone());
-                Told::Reached(reached, None)
-            }
-            Ok(None) => Told::Nothing,
-            Err(error) => {
-                tracing::debug!(session = %self.session.id, %error, "a running call was not looked at");
-                Told::Nothing
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::debug!(session = %self.session.id, %error, "a running call was not looked at");
+                }
             }
         }
+        Told::Nothing
     }
 
     /// Why the turn must end with this attempt, if it must.

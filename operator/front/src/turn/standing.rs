@@ -15,6 +15,8 @@ use crate::events::log::StoredCheckpoint;
 
 /// The neutral name of an answer that was broken off from outside.
 const CANCELLED: &str = "cancelled";
+/// The finish reason of an attempt that another try of the same call was quicker than: no answer is from it.
+const HEDGED: &str = "hedged";
 /// What the model is told of a call whose result never came, when the user has gone on.
 const OUTCOME_UNKNOWN: &str = "The outcome of the call is unknown.";
 
@@ -75,7 +77,7 @@ impl Standing {
                 Kind::ModelAttempt(made) => {
                     standing.settled.push(made.grant_id.clone());
                     // Of several, an answer is from the last that went well.
-                    if made.error_class.is_empty() {
+                    if made.error_class.is_empty() && made.finish_reason != HEDGED {
                         attempt = made;
                     }
                 }

@@ -21,9 +21,10 @@ struct Event<'data> {
     #[serde(borrow)]
     delta: Option<Piece<'data>>,
     content_block: Option<Map<String, Value>>,
-    message: Option<Opening>,
-    usage: Option<Usage>,
-    error: Option<Value>,
+    // Boxed, as few events have them and every event moves the room for them.
+    message: Option<Box<Opening>>,
+    usage: Option<Box<Usage>>,
+    error: Option<Box<Value>>,
 }
 
 #[derive(Deserialize)]
@@ -38,7 +39,7 @@ struct Opening {
     id: String,
     #[serde(default)]
     model: String,
-    usage: Option<Usage>,
+    usage: Option<Box<Usage>>,
 }
 
 #[derive(Deserialize)]
@@ -49,7 +50,8 @@ struct Piece<'data> {
     partial_json: Option<String>,
     thinking: Option<String>,
     signature: Option<String>,
-    stop_reason: Option<String>,
+    #[serde(borrow)]
+    stop_reason: Option<Cow<'data, str>>,
 }
 
 /// A snapshot; what it leaves out stands as it was.
@@ -90,7 +92,6 @@ pub(crate) struct Decoder {
     blocks: BTreeMap<u32, Block>,
     usage: TokenUsage,
     stop: Option<Stop>,
-    over: bool,
 }
 
 const EVENTS: [&str; 7] = [
@@ -122,7 +123,7 @@ impl answer::Decoder for Decoder {
             }
             "content_block_stop" => self.close(index(event.index)?, deltas)?,
             "message_start" => {
-                let Opening { id, model, usage } = required(event.message, "message")?;
+                let Opening { id, model, usage } = *required(event.message, "message")?;
                 deltas.push_back(Delta::Opened { response_id: id, model });
                 self.count(usage, deltas);
             }
@@ -131,13 +132,8 @@ impl answer::Decoder for Decoder {
                 self.stop = reason.as_deref().map(stop).or(self.stop);
                 self.count(event.usage, deltas);
             }
-            "message_stop" => {
-                if self.stop.is_none() {
-                    return Err(cut(NAME));
-                }
-                self.end(deltas);
-            }
-            "error" => return Err(failure::in_stream(&required(event.error, "error")?)),
+            "message_stop" => deltas.push_back(Delta::Stop(self.stop.ok_or_else(|| cut(NAME))?)),
+            "error" => return Err(failure::in_stream(&*required(event.error, "error")?)),
             // Pings, and what is yet to come.
             _ => {}
         }
@@ -146,20 +142,6 @@ impl answer::Decoder for Decoder {
 
     fn failure(body: &Value) -> Error {
         failure::of_body(body)
-    }
-
-    /// Only with its last event, which follows the reason to stop at once.
-    fn is_whole(&self) -> bool {
-        self.over
-    }
-
-    fn end(&mut self, deltas: &mut VecDeque<Delta>) {
-        deltas.extend(self.stop.map(Delta::Stop));
-        self.over = true;
-    }
-
-    fn is_over(&self) -> bool {
-        self.over
     }
 }
 
@@ -242,7 +224,7 @@ impl Decoder {
     }
 
     /// Takes in a cumulative snapshot, if there is one: what nobody counted is not nothing.
-    fn count(&mut self, snapshot: Option<Usage>, deltas: &mut VecDeque<Delta>) {
+    fn count(&mut self, snapshot: Option<Box<Usage>>, deltas: &mut VecDeque<Delta>) {
         let Some(snapshot) = snapshot else { return };
         let usage = &mut self.usage;
         let replace = |count: &mut i64, newer: Option<i64>| *count = newer.map_or(*count, |newer| newer.max(0));

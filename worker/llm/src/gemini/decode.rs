@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::{NAME, failure};
 use crate::answer::{self, senseless};
+use crate::blocks::{Blocks, Said};
 use crate::delta::{Delta, Stop};
 use crate::error::{Class, Error};
 
@@ -111,25 +112,20 @@ impl Usage {
     }
 }
 
-/// What the last delta belongs to, when it is no call: a change begins another block.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Said {
-    Text,
-    Thinking,
-}
+/// Of the response's id, what goes into the ids of calls: each of many calls repeats it.
+const RESPONSE_ID_CHARACTERS_MAX: usize = 64;
 
 /// The state of one answer.
 pub(crate) struct Decoder {
     /// Makes ids of calls unique where the API gives none.
     messages: usize,
-    response_id: String,
+    /// The beginning of the response's id.
+    response: String,
     opened: bool,
-    next_block: u32,
-    said: Option<(Said, u32)>,
+    blocks: Blocks,
     calls: u32,
     has_output: bool,
     stop: Option<Stop>,
-    over: bool,
 }
 
 impl answer::Decoder for Decoder {
@@ -148,17 +144,8 @@ impl answer::Decoder for Decoder {
     }
 
     /// The API has no last event: the body ends.
-    fn is_whole(&self) -> bool {
-        self.stop.is_some()
-    }
-
-    fn end(&mut self, deltas: &mut VecDeque<Delta>) {
-        deltas.extend(self.stop.map(Delta::Stop));
-        self.over = true;
-    }
-
-    fn is_over(&self) -> bool {
-        self.over
+    fn stop(&self) -> Option<Stop> {
+        self.stop
     }
 }
 
@@ -167,14 +154,12 @@ impl Decoder {
     pub(crate) fn new(messages: usize) -> Self {
         Self {
             messages,
-            response_id: String::new(),
+            response: String::new(),
             opened: false,
-            next_block: 0,
-            said: None,
+            blocks: Blocks::default(),
             calls: 0,
             has_output: false,
             stop: None,
-            over: false,
         }
     }
 
@@ -184,9 +169,10 @@ impl Decoder {
         }
         if !self.opened {
             self.opened = true;
-            self.response_id = chunk.response_id.unwrap_or_default();
+            let response_id = chunk.response_id.unwrap_or_default();
+            self.response = response_id.chars().take(RESPONSE_ID_CHARACTERS_MAX).collect();
             let model = chunk.model_version.unwrap_or_default();
-            deltas.push_back(Delta::Opened { response_id: self.response_id.clone(), model });
+            deltas.push_back(Delta::Opened { response_id, model });
         }
         // What was used comes before the end, which may be in the same chunk.
         deltas.extend(chunk.usage_metadata.map(|usage| Delta::Usage(usage.neutral())));
@@ -207,55 +193,36 @@ impl Decoder {
         Ok(())
     }
 
-    fn block(&mut self) -> u32 {
-        let block = self.next_block;
-        self.next_block += 1;
-        block
-    }
-
-    fn saying(&mut self, said: Said) -> u32 {
-        match self.said {
-            Some((last, block)) if last == said => block,
-            _ => {
-                let block = self.block();
-                self.said = Some((said, block));
-                block
-            }
-        }
-    }
-
     fn part(&mut self, part: Part, deltas: &mut VecDeque<Delta>) {
         let Part { text, thought, thought_signature, function_call, other } = part;
         let signature = thought_signature.filter(|signature| !signature.is_empty());
         let text = text.filter(|text| !text.is_empty());
         self.has_output |= text.is_some() || function_call.is_some() || !other.is_empty();
         if thought == Some(true) {
-            let block = self.saying(Said::Thinking);
+            let block = self.blocks.saying(Said::Thinking);
             deltas.extend(text.map(|text| Delta::Thinking { block, text }));
             if let Some(signature) = signature {
                 deltas.push_back(Delta::Signature { block, signature });
                 // It is of this part and of none that follows.
-                self.said = None;
+                self.blocks.close();
             }
             return;
         }
         if !other.is_empty() {
-            self.said = None;
             let mut whole = other;
             whole.extend(text.map(|text| ("text".to_owned(), text.into())));
             whole.extend(signature.map(|signature| (SIGNATURE.to_owned(), signature.into())));
-            deltas.push_back(native(self.block(), &Value::Object(whole)));
+            deltas.push_back(native(self.blocks.apart(), &Value::Object(whole)));
             return;
         }
         let is_signed = signature.is_some();
         if let Some(signature) = signature {
-            self.said = None;
-            deltas.push_back(native(self.block(), &json!({ SIGNATURE: signature })));
+            deltas.push_back(native(self.blocks.apart(), &json!({ SIGNATURE: signature })));
         }
         if let Some(text) = text {
-            deltas.push_back(Delta::Text { block: self.saying(Said::Text), text });
+            deltas.push_back(Delta::Text { block: self.blocks.saying(Said::Text), text });
             if is_signed {
-                self.said = None;
+                self.blocks.close();
             }
         }
         if let Some(call) = function_call {
@@ -265,11 +232,10 @@ impl Decoder {
 
     /// Calls come whole.
     fn call(&mut self, call: FunctionCall, deltas: &mut VecDeque<Delta>) {
-        self.said = None;
-        let block = self.block();
+        let block = self.blocks.apart();
         let made = || {
             // The id of the response makes it unique in the conversation, or else how much was said before it.
-            let before = if self.response_id.is_empty() { self.messages.to_string() } else { self.response_id.clone() };
+            let before = if self.response.is_empty() { self.messages.to_string() } else { self.response.clone() };
             format!("call_{before}_{}", self.calls)
         };
         let tool_call_id = call.id.filter(|id| !id.is_empty()).unwrap_or_else(made);

@@ -40,6 +40,10 @@ impl Provider for Chat {
         self.wire.account()
     }
 
+    fn has_key(&self) -> bool {
+        self.wire.has_key()
+    }
+
     fn stream(&self, request: Request) -> DeltaStream {
         let decoder = Decoder::new(request.messages.len());
         self.wire.stream(self.url.clone(), move || encode::body(&request), decoder)

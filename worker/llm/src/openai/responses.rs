@@ -44,6 +44,10 @@ impl Provider for Responses {
         self.wire.account()
     }
 
+    fn has_key(&self) -> bool {
+        self.wire.has_key()
+    }
+
     fn stream(&self, request: Request) -> DeltaStream {
         self.wire.stream(self.url.clone(), move || encode::body(&request), Decoder::default())
     }

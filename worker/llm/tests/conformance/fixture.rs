@@ -51,7 +51,7 @@ pub const FIXTURES: [&dyn Fixture; 5] =
 
 pub fn settings(base_url: &str) -> Settings {
     let limits = Limits { idle: Duration::from_secs(5), ..Limits::default() };
-    Settings { base_url: base_url.into(), api_key: SecretString::from(KEY), limits }
+    Settings { base_url: base_url.into(), api_key: SecretString::from(KEY).into(), limits }
 }
 
 /// A server that answers a well-formed call so.

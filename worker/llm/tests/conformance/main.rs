@@ -244,7 +244,8 @@ async fn a_provider_without_a_key_is_sent_none() {
         let scene = scene(&[Act::Say("hello")], End::Stop(Stop::EndTurn));
         let answer = wiremock::Mock::given(wiremock::matchers::any()).respond_with(stream(fixture.play(&scene)));
         answer.mount(&server).await;
-        let settings = croft_llm::Settings { api_key: secrecy::SecretString::default(), ..settings(&server.uri()) };
+        let settings =
+            croft_llm::Settings { api_key: secrecy::SecretString::default().into(), ..settings(&server.uri()) };
         let deltas: Vec<_> = fixture.open(settings).stream(hello()).collect().await;
         assert!(deltas.iter().all(Result::is_ok), "{name}: {deltas:?}");
         let requests = server.received_requests().await.unwrap();

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::answer::{self, cut, senseless};
+use crate::blocks::{Blocks, Said};
 use crate::delta::{Delta, Stop};
 use crate::error::Error;
 use crate::openai::{NAME, failure};
@@ -104,25 +105,16 @@ struct Call {
     arguments_json: String,
 }
 
-/// What the last delta belongs to, when it is no call: a change begins another block.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Said {
-    Text,
-    Thinking,
-}
-
 /// The state of one answer.
 pub(crate) struct Decoder {
     /// Makes ids of calls unique where the server gives none.
     messages: usize,
     opened: bool,
-    next_block: u32,
-    said: Option<(Said, u32)>,
+    blocks: Blocks,
     /// By the index that their pieces carry: pieces of several interleave.
     calls: BTreeMap<u32, Call>,
     refused: bool,
     stop: Option<Stop>,
-    over: bool,
 }
 
 impl answer::Decoder for Decoder {
@@ -130,10 +122,7 @@ impl answer::Decoder for Decoder {
 
     fn event(&mut self, data: &str, deltas: &mut VecDeque<Delta>) -> Result<(), Error> {
         if data.trim() == DONE {
-            if !self.is_whole() {
-                return Err(cut(NAME));
-            }
-            self.end(deltas);
+            deltas.push_back(Delta::Stop(self.stop.ok_or_else(|| cut(NAME))?));
             return Ok(());
         }
         let chunk: Chunk = serde_json::from_str(data).map_err(|error| senseless(NAME, error))?;
@@ -164,65 +153,29 @@ impl answer::Decoder for Decoder {
     }
 
     /// Usage may follow the reason to stop.
-    fn is_whole(&self) -> bool {
-        self.stop.is_some()
-    }
-
-    fn end(&mut self, deltas: &mut VecDeque<Delta>) {
-        deltas.extend(self.stop.map(Delta::Stop));
-        self.over = true;
-    }
-
-    fn is_over(&self) -> bool {
-        self.over
+    fn stop(&self) -> Option<Stop> {
+        self.stop
     }
 }
 
 impl Decoder {
     /// For the answer to a conversation of so many messages.
     pub(crate) fn new(messages: usize) -> Self {
-        Self {
-            messages,
-            opened: false,
-            next_block: 0,
-            said: None,
-            calls: BTreeMap::new(),
-            refused: false,
-            stop: None,
-            over: false,
-        }
-    }
-
-    fn block(&mut self) -> u32 {
-        let block = self.next_block;
-        self.next_block += 1;
-        block
-    }
-
-    /// The block that text of this sort goes on in.
-    fn saying(&mut self, said: Said) -> u32 {
-        match self.said {
-            Some((last, block)) if last == said => block,
-            _ => {
-                let block = self.block();
-                self.said = Some((said, block));
-                block
-            }
-        }
+        Self { messages, opened: false, blocks: Blocks::default(), calls: BTreeMap::new(), refused: false, stop: None }
     }
 
     fn piece(&mut self, piece: Piece, deltas: &mut VecDeque<Delta>) {
         let given = |text: Option<String>| text.filter(|text| !text.is_empty());
         if let Some(text) = given(piece.reasoning_content).or_else(|| given(piece.reasoning)) {
-            deltas.push_back(Delta::Thinking { block: self.saying(Said::Thinking), text });
+            deltas.push_back(Delta::Thinking { block: self.blocks.saying(Said::Thinking), text });
         }
         if let Some(text) = given(piece.content) {
-            deltas.push_back(Delta::Text { block: self.saying(Said::Text), text });
+            deltas.push_back(Delta::Text { block: self.blocks.saying(Said::Text), text });
         }
         if let Some(text) = given(piece.refusal) {
             // People are told in the model's own words.
             self.refused = true;
-            deltas.push_back(Delta::Text { block: self.saying(Said::Text), text });
+            deltas.push_back(Delta::Text { block: self.blocks.saying(Said::Text), text });
         }
         for piece in piece.tool_calls.unwrap_or_default() {
             self.call(piece, deltas);
@@ -233,8 +186,7 @@ impl Decoder {
         let CallPiece { index, id, function } = piece;
         let (name, arguments) = function.map_or((None, None), |function| (function.name, function.arguments));
         if !self.calls.contains_key(&index) {
-            let block = self.block();
-            self.said = None;
+            let block = self.blocks.apart();
             // Unique in the conversation: no two calls of it have as many messages before them and the same place.
             let made = || format!("call_{}_{index}", self.messages);
             let tool_call_id = id.filter(|id| !id.is_empty()).unwrap_or_else(made);

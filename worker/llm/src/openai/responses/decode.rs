@@ -80,7 +80,6 @@ struct Call {
 
 /// The state of one answer.
 #[derive(Default)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a thing that the answer has had or not, in any combination")]
 pub(crate) struct Decoder {
     opened: bool,
     next_block: u32,
@@ -90,7 +89,6 @@ pub(crate) struct Decoder {
     calls: BTreeMap<u32, Call>,
     called: bool,
     refused: bool,
-    over: bool,
 }
 
 impl answer::Decoder for Decoder {
@@ -152,19 +150,6 @@ impl answer::Decoder for Decoder {
 
     fn failure(body: &Value) -> Error {
         failure::in_stream(body)
-    }
-
-    /// Only with its last event, which tells what was used.
-    fn is_whole(&self) -> bool {
-        self.over
-    }
-
-    fn end(&mut self, _: &mut VecDeque<Delta>) {
-        self.over = true;
-    }
-
-    fn is_over(&self) -> bool {
-        self.over
     }
 }
 
@@ -275,6 +260,5 @@ impl Decoder {
             _ => Stop::EndTurn,
         };
         deltas.push_back(Delta::Stop(stop));
-        self.over = true;
     }
 }
