@@ -1,7 +1,5 @@
 //! What a worker does about tools that are agents: the front runs them.
 
-#![expect(clippy::unwrap_used, reason = "a helper of tests may fail loudly")]
-
 mod support;
 
 use croft_proto::v1::execute_step_request::Message as ToWorker;

@@ -253,10 +253,8 @@ mod tests {
                     "name": "book", "mcp": { "serverUrl": "https://tools.example.com/mcp", "toolName": "reserve" },
                     "replay": "REPLAY_CLASS_UNSAFE", "permission": "PERMISSION_ASK",
                 },
-                {
-                    "name": "look-up", "subAgent": { "agent": "reader" }, "replay": "REPLAY_CLASS_UNSAFE",
-                    "permission": "PERMISSION_ALLOW",
-                },
+                { "name": "look-up", "subAgent": { "agent": "reader" }, "replay": "REPLAY_CLASS_UNSAFE",
+                  "permission": "PERMISSION_ALLOW" },
             ],
             "subAgents": [
                 {

@@ -73,22 +73,22 @@ pub(crate) fn callee(agent: &AgentSpec, tool_name: &str) -> Option<AgentSpec> {
     let tool = agent.tools.iter().find(|tool| tool.name == tool_name)?;
     let name = called_by(tool)?;
     let find = |name: &str| agent.sub_agents.iter().find(|sub_agent| sub_agent.name == name);
-    let mut callee = find(name)?.clone();
+    let mut called = find(name)?.clone();
     let mut wanted = BTreeSet::new();
-    let mut looked_at = VecDeque::from([&callee]);
-    while let Some(caller) = looked_at.pop_front() {
-        for name in caller.tools.iter().filter_map(called_by) {
+    let mut looked_at = VecDeque::from([&called]);
+    while let Some(agent) = looked_at.pop_front() {
+        for name in agent.tools.iter().filter_map(called_by) {
             if wanted.insert(name.to_owned()) {
                 looked_at.extend(find(name));
             }
         }
     }
     let below = agent.sub_agents.iter().filter(|sub_agent| wanted.contains(&sub_agent.name)).cloned().collect();
-    callee.sub_agents = below;
-    let limits = callee.limits.get_or_insert_default();
+    called.sub_agents = below;
+    let limits = called.limits.get_or_insert_default();
     let times = [limits.turn_timeout_ms, tool.timeout_ms];
     limits.turn_timeout_ms = times.into_iter().filter(|time| *time > 0).min().unwrap_or(0);
-    Some(callee)
+    Some(called)
 }
 
 #[cfg(test)]

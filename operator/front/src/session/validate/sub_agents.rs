@@ -44,17 +44,17 @@ fn callees(caller: &Named<'_>, by_name: &HashMap<&str, Named<'_>>) -> Result<(),
     let own = caller.agent.limits.unwrap_or_default();
     for (position, tool) in caller.agent.tools.iter().enumerate() {
         let Some(name) = called_by(tool) else { continue };
-        let Some(callee) = by_name.get(name) else {
+        let Some(target) = by_name.get(name) else {
             let field = format!("{}.tools[{position}].sub_agent.agent", caller.field);
             return Err(Error::invalid(field, format!("names {name:?}, which agent.sub_agents does not have")));
         };
-        let slice = callee.agent.limits.unwrap_or_default();
+        let slice = target.agent.limits.unwrap_or_default();
         for (field, slice, whole) in [
             ("budget_nano_usd", slice.budget_nano_usd, own.budget_nano_usd),
             ("budget_tokens", slice.budget_tokens, own.budget_tokens),
         ] {
             if whole > 0 && slice > whole {
-                let field = format!("{}.limits.{field}", callee.field);
+                let field = format!("{}.limits.{field}", target.field);
                 let problem = format!("is {slice}, and agent {:?}, which calls it, has {whole}", caller.agent.name);
                 return Err(Error::invalid(field, problem));
             }
@@ -70,13 +70,13 @@ fn chains_end<'a>(
     chain: &mut Vec<&'a str>,
 ) -> Result<(), Error> {
     for name in agent.tools.iter().filter_map(called_by) {
-        let Some(callee) = by_name.get(name) else { continue };
+        let Some(target) = by_name.get(name) else { continue };
         chain.push(name);
         if chain.len() > DEPTH_MAX + 1 {
             let problem = format!("calls {}, which is deeper than {DEPTH_MAX} below the first", chain.join(" → "));
             return Err(Error::invalid("agent.sub_agents", problem));
         }
-        chains_end(callee.agent, by_name, chain)?;
+        chains_end(target.agent, by_name, chain)?;
         chain.pop();
     }
     Ok(())
