@@ -122,7 +122,7 @@ async fn a_call_is_a_session_whose_answer_is_the_result() {
     assert_eq!(stop_reason(&events), Some(StopReason::EndTurn), "{events:?}");
     assert_eq!(results(&events), [("it is 42".to_owned(), false)]);
     let [child] = &children(&mut client, &session_id).await[..] else { panic!("one call, one session") };
-    assert_eq!(started(&events), [child.session_id.clone()], "the link is in the caller's log");
+    assert_eq!(started(&events), std::slice::from_ref(&child.session_id), "the link is in the caller's log");
     let parent = child.parent.clone().unwrap();
     assert_eq!(parent.session_id, session_id);
     assert_eq!(parent.turn_id, events[0].turn_id);

@@ -163,7 +163,7 @@ async fn history(stage: &mut Stage, moment: Option<Moment>) -> Record {
             && text.len() == "2026-11-25T12:00:00Z".len()
             && text.ends_with('Z')
         {
-            *text = "a time".to_owned();
+            "a time".clone_into(text);
         }
     }
     record
