@@ -7,6 +7,7 @@ mod bounds;
 mod browser;
 mod budgets;
 mod busy;
+mod first_token;
 mod guarded;
 mod hedging;
 mod hooks;

@@ -202,7 +202,9 @@ impl Driver {
 
     /// Runs one turn to its end, and tells whether the lease went with it, since no message waits.
     async fn turn(&self, input: Input, from: Origin, controls: &mut Controls) -> Result<bool, Error> {
-        let mut recorder = Recorder::new(Arc::clone(&self.core), self.session.clone(), self.epoch, input.turn);
+        let is_fresh = matches!(from, Origin::Beginning(_));
+        let mut recorder =
+            Recorder::new(Arc::clone(&self.core), self.session.clone(), self.epoch, input.turn, is_fresh);
         if !input.has_begun {
             // A message that waited came without it. From here on the turn can be interrupted, and is taken over if we are lost.
             recorder.store(vec![Kind::SessionRunning(SessionRunning {})], None, None).await?;
