@@ -79,8 +79,8 @@ async fn what_is_stored_behind_a_reader_that_gave_up_is_committed() {
         }
         drop(reading);
         appended(&stores, append(tenant, session, vec![said("hello")])).await;
-        let stored: i64 = sqlx::query_scalar("select last_seq from sessions").fetch_one(&mut admin).await.unwrap();
-        assert_eq!(stored, 3 + i64::from(looks), "after {looks} looks");
+        let last_seq: i64 = sqlx::query_scalar("select last_seq from sessions").fetch_one(&mut admin).await.unwrap();
+        assert_eq!(last_seq, 3 + i64::from(looks), "after {looks} looks");
     }
     database.end().await;
 }
