@@ -321,7 +321,8 @@ impl Driver {
             sub_agents,
             is_cut: false,
         };
-        match exchange.run(client, start).await? {
+        // By far the largest part of a turn, and of what a task of one would hold on its stack.
+        match Box::pin(exchange.run(client, start)).await? {
             Outcome::Cancelled(stop_reason) => Ok(Step::Done(End::of(stop_reason))),
             Outcome::Unreached(status) => {
                 worker.clear();
