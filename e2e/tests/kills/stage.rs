@@ -15,6 +15,7 @@ use croft_proto::v1::{TenantAdmission, TenantRoute, WorkerRoute};
 use croft_serve::Tasks;
 use croft_serve::tls::PeerRole;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use tokio::sync::{Mutex, MutexGuard};
 use uuid::Uuid;
 
 use crate::relay::Proxy;
@@ -42,7 +43,11 @@ pub(crate) struct Stage {
     database: String,
     scratch: PathBuf,
     tasks: Tasks,
+    _alone: MutexGuard<'static, ()>,
 }
+
+/// Two stages at a time would wait for each other's processors, and take that for a fault.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
 fn service(variable: &str) -> String {
     std::env::var(variable).unwrap_or_else(|_| {
@@ -102,9 +107,10 @@ async fn migrated(admin: &str) -> Migrated {
 impl Stage {
     pub(crate) async fn set() -> Self {
         croft_serve::tls::install_provider();
+        let alone = ONE_AT_A_TIME.lock().await;
         let (tasks, mut ports, authority) = (Tasks::new(), Ports::default(), Authority::new().unwrap());
         let (admin, redis) = (service("CROFT_TEST_POSTGRES_URL"), service("CROFT_TEST_REDIS_URL"));
-        let scratch = std::env::temp_dir().join(format!("croft-kills-{}", std::process::id()));
+        let scratch = std::env::temp_dir().join(format!("croft-kills-{}", Uuid::now_v7()));
         std::fs::create_dir_all(&scratch).unwrap();
 
         let Migrated { database, owner_url, host } = migrated(&admin).await;
@@ -194,7 +200,7 @@ impl Stage {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         };
-        Self { api_key, fronts, workers, relay, postgres: admin, database, scratch, tasks }
+        Self { api_key, fronts, workers, relay, postgres: admin, database, scratch, tasks, _alone: alone }
     }
 
     /// Clients of each front, on connections of their own.
