@@ -10,6 +10,7 @@ mod busy;
 mod guarded;
 mod hedging;
 mod hooks;
+mod liar;
 mod limits;
 mod nap;
 mod own_credentials;
