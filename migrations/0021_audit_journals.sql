@@ -49,7 +49,8 @@ create function croft_chain(hash bytea, start bytea, payload bytea) returns byte
     return sha256(coalesce(hash, start) || payload);
 create aggregate croft_chained(bytea, bytea) (sfunc = croft_chain, stype = bytea);
 
--- As before, and in half the time: one statement for a batch rather than one for a record.
+-- As before, and in half the time: one statement for a batch rather than one for a record, and what `croft_framed` says without calling
+-- it, which took a third of the rest.
 create or replace function croft_append_audit(tenants uuid[], actors text[], actions text[], resources text[], outcomes text[])
     returns void
     language plpgsql volatile security definer set search_path = public, pg_temp as $$
@@ -68,22 +69,23 @@ begin
         from unnest(tenants, actors, actions, resources, outcomes)
             with ordinality as e (tenant_id, actor, action, resource, outcome, place)
         join audit_heads h on h.tenant_id = e.tenant_id
-    ), added as (
-        insert into audit_log (tenant_id, number, create_time, actor, action, resource, outcome, hash)
-        select g.tenant_id, g.number, made, g.actor, g.action, g.resource, g.outcome, croft_chained(
+    ), chained as materialized (
+        select g.*, croft_chained(
             g.start,
             uuid_send(g.tenant_id)
             || int8send(g.number)
             || int8send((extract(epoch from made) * 1000000)::bigint)
-            || croft_framed(g.actor)
-            || croft_framed(g.action)
-            || croft_framed(g.resource)
-            || croft_framed(g.outcome)
-        ) over (partition by g.tenant_id order by g.number rows unbounded preceding)
+            || int4send(octet_length(convert_to(g.actor, 'UTF8'))) || convert_to(g.actor, 'UTF8')
+            || int4send(octet_length(convert_to(g.action, 'UTF8'))) || convert_to(g.action, 'UTF8')
+            || int4send(octet_length(convert_to(g.resource, 'UTF8'))) || convert_to(g.resource, 'UTF8')
+            || int4send(octet_length(convert_to(g.outcome, 'UTF8'))) || convert_to(g.outcome, 'UTF8')
+        ) over (partition by g.tenant_id order by g.number rows unbounded preceding) as hash
         from given g
-        returning tenant_id, number, hash
+    ), added as (
+        insert into audit_log (tenant_id, number, create_time, actor, action, resource, outcome, hash)
+        select c.tenant_id, c.number, made, c.actor, c.action, c.resource, c.outcome, c.hash from chained c
     ), newest as (
-        select distinct on (a.tenant_id) a.* from added a order by a.tenant_id, a.number desc
+        select distinct on (c.tenant_id) c.tenant_id, c.number, c.hash from chained c order by c.tenant_id, c.number desc
     )
     update audit_heads h set number = n.number, hash = n.hash from newest n where h.tenant_id = n.tenant_id;
 end
