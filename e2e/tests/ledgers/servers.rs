@@ -78,6 +78,8 @@ impl Postgres {
             "-U",
             "croft",
             "--auth=scram-sha-256",
+            "--encoding=UTF8",
+            "--locale=C.UTF-8",
             "--no-sync",
         ]);
         let made = init.output().await.unwrap();
