@@ -108,7 +108,8 @@ impl Stage {
     pub(crate) async fn on(postgres: &str, redis: &str) -> Self {
         croft_serve::tls::install_provider();
         let (tasks, mut ports, authority) = (Tasks::new(), Ports::default(), Authority::new().unwrap());
-        let scratch = std::env::temp_dir().join(format!("croft-kills-{}", std::process::id()));
+        // Of its own, also beside another stage of this process: a front's audit folder belongs to it alone.
+        let scratch = std::env::temp_dir().join(format!("croft-kills-{}", Uuid::new_v4().simple()));
         std::fs::create_dir_all(&scratch).unwrap();
 
         let Migrated { database, owner_url, host } = migrated(postgres).await;
