@@ -11,6 +11,7 @@ mod first_token;
 mod guarded;
 mod hedging;
 mod hooks;
+mod liar;
 mod limits;
 mod nap;
 mod own_credentials;
