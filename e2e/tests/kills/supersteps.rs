@@ -96,7 +96,7 @@ fn agent() -> AgentSpec {
     let look = || tool("look", ReplayClass::Safe);
     let helper = AgentSpec { tools: vec![look()], ..scripted_agent("helper") };
     let ask = ToolSpec {
-        name: "ask".into(),
+        name: "delegate".into(),
         source: Some(Source::SubAgent(SubAgentTool { agent: "helper".into() })),
         ..ToolSpec::default()
     };
@@ -110,7 +110,7 @@ fn script() -> String {
     let helper = json!({"script": [said("let me see"), call("look"), said("it is done")]}).to_string();
     let steps = json!([
         said("one two three"), call("look"), call("pay"),
-        said("four five six"), {"tool_call": {"name": "ask", "arguments": {"message": helper}}},
+        said("four five six"), {"tool_call": {"name": "delegate", "arguments": {"message": helper}}},
         said("seven eight nine"), call("launch"),
         said("good bye now"),
     ]);
