@@ -130,3 +130,28 @@ async fn a_refused_alert_is_posted_again_and_one_that_is_never_taken_is_given_up
     let dead = told[0].get_metric().iter().find(|metric| metric.get_label()[0].value() == "dead").unwrap();
     assert!((dead.get_counter().get_value() - 4.0).abs() < f64::EPSILON, "{told:?}");
 }
+
+/// It takes the connection and says nothing: the next try comes, nobody's turn waits for it, and shutdown neither.
+#[tokio::test]
+async fn a_webhook_that_hangs_holds_up_nobody() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let hook = Hook { url: format!("http://{}/", listener.local_addr().unwrap()), secret: SecretString::from(SECRET) };
+    let options = Options { hook: Some(hook), ..Options::default() };
+    let world = World::on(Ground { options, ..Ground::default() }).await;
+    alert(&world).await;
+    let mut silent = Vec::new();
+    let mut take = async |count: usize| {
+        let taken = async {
+            while silent.len() < count {
+                silent.push(listener.accept().await.unwrap());
+            }
+        };
+        tokio::time::timeout(Duration::from_mins(1), taken).await.expect("it is tried");
+    };
+    take(4).await;
+    let asked = tokio::time::Instant::now();
+    alert(&world).await;
+    assert!(asked.elapsed() < Duration::from_secs(8), "a turn waited for the webhook: {:?}", asked.elapsed());
+    take(5).await;
+    assert_eq!(world.tasks.shutdown(Duration::from_secs(5)).await, 0, "shutdown waited for the webhook");
+}

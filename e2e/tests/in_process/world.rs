@@ -33,6 +33,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Streaming;
 use tonic::transport::Server;
 
+use crate::liar::Liar;
 use crate::nap::Nap;
 
 /// Longer than anything here takes; what it bounds has failed.
@@ -95,7 +96,7 @@ impl World {
             mcp_servers,
             ..RuntimeOptions::new("acme", "worker-0", "tenant-acme")
         };
-        let providers = Providers::default().with(croft_llm::scripted::Scripted::new());
+        let providers = Providers::default().with(croft_llm::scripted::Scripted::new()).with(Liar);
         let builtins = Builtins::default().with("nap", Nap);
         let runtime = RuntimeServer::with_builtins(options, providers, builtins, tasks.clone());
         let routes = Server::builder().add_service(runtime.service());

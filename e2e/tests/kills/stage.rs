@@ -106,14 +106,19 @@ async fn migrated(admin: &str) -> Migrated {
 
 impl Stage {
     pub(crate) async fn set() -> Self {
+        Self::on(&service("CROFT_TEST_POSTGRES_URL"), &service("CROFT_TEST_REDIS_URL")).await
+    }
+
+    /// On a PostgreSQL, by a superuser's URL, and a Redis.
+    pub(crate) async fn on(postgres: &str, redis: &str) -> Self {
         croft_serve::tls::install_provider();
         let alone = ONE_AT_A_TIME.lock().await;
         let (tasks, mut ports, authority) = (Tasks::new(), Ports::default(), Authority::new().unwrap());
-        let (admin, redis) = (service("CROFT_TEST_POSTGRES_URL"), service("CROFT_TEST_REDIS_URL"));
+        // Of its own, also beside another stage of this process: a front's audit folder belongs to it alone.
         let scratch = std::env::temp_dir().join(format!("croft-kills-{}", Uuid::now_v7()));
         std::fs::create_dir_all(&scratch).unwrap();
 
-        let Migrated { database, owner_url, host } = migrated(&admin).await;
+        let Migrated { database, owner_url, host } = migrated(postgres).await;
 
         let redis = redis.strip_prefix("redis://").expect("a Redis URL").trim_end_matches('/');
         let (credentials, behind) = redis.rsplit_once('@').map_or(("", redis), |(user, host)| (user, host));
@@ -182,6 +187,7 @@ impl Stage {
                     format!("--http-addr={http}"),
                     format!("--internal-addr={internal}"),
                     "--lease-ttl-ms=1500".to_owned(),
+                    format!("--audit-folder={}", scratch.join(format!("{name}-audit")).display()),
                 ],
             ]
             .concat();
@@ -200,7 +206,7 @@ impl Stage {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         };
-        Self { api_key, fronts, workers, relay, postgres: admin, database, scratch, tasks, _alone: alone }
+        Self { api_key, fronts, workers, relay, postgres: postgres.to_owned(), database, scratch, tasks, _alone: alone }
     }
 
     /// Clients of each front, on connections of their own.
@@ -219,9 +225,27 @@ impl Stage {
         Self::kill(&mut self.workers[place], "croft-worker", &self.scratch).await;
     }
 
+    /// Kills a front by its process id.
+    pub(crate) async fn end_front(&mut self, place: usize) {
+        Self::end(&mut self.fronts[place]).await;
+    }
+
+    /// Starts one that was killed.
+    pub(crate) async fn run_front(&mut self, place: usize) {
+        Self::run(&mut self.fronts[place], "croft-front", &self.scratch).await;
+    }
+
     async fn kill(pod: &mut Pod, program: &str, scratch: &Path) {
+        Self::end(pod).await;
+        Self::run(pod, program, scratch).await;
+    }
+
+    async fn end(pod: &mut Pod) {
         pod.program.kill().unwrap();
         pod.program.wait().await.unwrap();
+    }
+
+    async fn run(pod: &mut Pod, program: &str, scratch: &Path) {
         let log = scratch.join(format!("{}-{}.log", pod.name, Uuid::now_v7()));
         pod.program = start(&pod.name, program, &pod.environment, &pod.arguments, pod.ops, &log);
         pod.program.ready().await.unwrap();

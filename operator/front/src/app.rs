@@ -63,7 +63,8 @@ pub async fn assemble(parts: Parts, tasks: &Tasks, registry: &prometheus::Regist
     let models = Registry::start(Arc::clone(&stores.models), tasks).await?;
     let authority = tls.as_ref().map(|tls| tls.ca.as_slice());
     let authenticator = Authenticator::new(Arc::clone(&stores.keys), tenants.clone(), authority)?;
-    let counters: Arc<dyn Counters> = Arc::new(Guarded::new(counters, guard::Metrics::register(registry)?));
+    let counters: Arc<dyn Counters> =
+        Arc::new(Guarded::new(counters, options.replicas, guard::Metrics::register(registry)?));
     let (rates, provider_rates) = (options.rates, options.provider_rates.clone());
     let hub = Hub::new(relay, tasks, registry)?;
     let limiter = Limiter::new(Arc::clone(&counters), tenants.clone(), rates, provider_rates, registry)?;

@@ -1,5 +1,6 @@
 //! Who did what. Append-only, with a hash chain for each tenant.
 
+pub mod journal;
 pub mod spool;
 pub mod writer;
 
@@ -9,6 +10,7 @@ use async_trait::async_trait;
 use croft_proto::id::TenantId;
 use croft_proto::v1::{AuditRecord, VerifyAuditLogResponse};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::error::Error;
 
@@ -41,15 +43,46 @@ mod tenant_id {
     }
 }
 
+/// Where in a journal a batch of records begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    pub journal: Uuid,
+    /// From 1.
+    pub first: u64,
+}
+
+impl Place {
+    /// The beginning of a journal that nobody knows.
+    pub fn start() -> Self {
+        Self { journal: Uuid::now_v7(), first: 1 }
+    }
+
+    /// The place behind so many records.
+    #[must_use]
+    pub fn behind(self, records: usize) -> Self {
+        Self { first: self.first + records as u64, ..self }
+    }
+}
+
+/// What an earlier verification came to: this many records, and the hash of the last of them. Kept outside of the database, it finds
+/// out whoever owns the database and wrote a chain anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Known {
+    /// From 1.
+    pub number: u64,
+    pub hash: [u8; 32],
+}
+
 /// The audit log.
 #[async_trait]
 pub trait AuditStore: Send + Sync {
-    /// Records actions in this order, all or none.
-    async fn append(&self, actions: Vec<Action>) -> Result<(), Error>;
+    /// Records actions in this order, all or none, but for those that stand in a journal before what is stored of it already: a
+    /// batch is stored once, however often it is given. The batches of a journal come in its order.
+    async fn append(&self, place: Place, actions: Vec<Action>) -> Result<(), Error>;
 
     /// Records with numbers above `after_number`, oldest first.
     async fn list(&self, tenant: TenantId, after_number: u64, limit: u32) -> Result<Vec<AuditRecord>, Error>;
 
-    /// Recomputes the tenant's chain.
-    async fn verify(&self, tenant: TenantId) -> Result<VerifyAuditLogResponse, Error>;
+    /// Recomputes the tenant's chain, and looks whether it comes by what is known.
+    async fn verify(&self, tenant: TenantId, known: Option<Known>) -> Result<VerifyAuditLogResponse, Error>;
 }

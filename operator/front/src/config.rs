@@ -122,7 +122,10 @@ pub struct Serve {
     /// A file with the rates of each tier at each provider, such as `anthropic: { free: { tokensPerMinute: 20000 } }`
     #[arg(long, env = "CROFT_PROVIDER_RATES_FILE")]
     pub provider_rates_file: Option<PathBuf>,
-    /// A folder in which audit records wait while the database is away; it should outlive the process
+    /// Fronts that there are: while Redis is away, each lets through so great a part of rates and of what is left of budgets
+    #[arg(long, env = "CROFT_REPLICAS", default_value_t = 1)]
+    pub replicas: u32,
+    /// A folder that outlives the process: audit records are there before their callers are answered, and until they are stored
     #[arg(long, env = "CROFT_AUDIT_FOLDER")]
     pub audit_folder: Option<PathBuf>,
     /// Where alerts of budgets are posted, such as `https://alerts.example.com/croft`; none posts nothing
@@ -145,6 +148,7 @@ impl Serve {
             message_bytes_max: self.message_bytes_max,
             placement_timeout: Duration::from_millis(self.placement_timeout_ms),
             streams_per_tenant_max: self.streams_per_tenant_max,
+            replicas: self.replicas,
             audit_folder: self.audit_folder.clone(),
             hook: self.hook(),
             rates: Rates {

@@ -59,6 +59,8 @@ pub struct Options {
     pub retention: Option<Duration>,
     /// Between two looks for sessions that have been kept for long enough.
     pub retention_look_every: Duration,
+    /// Fronts that share rates and budgets while Redis is away.
+    pub replicas: u32,
     /// Where audit records wait while the database is away; none waits in memory.
     pub audit_folder: Option<PathBuf>,
     /// Where alerts of budgets are posted.
@@ -82,6 +84,7 @@ impl Default for Options {
             credential_recheck: Duration::from_secs(30),
             retention: Some(Duration::from_hours(90 * 24)),
             retention_look_every: Duration::from_mins(10),
+            replicas: 1,
             audit_folder: None,
             hook: None,
             rates: Rates::default(),

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use anyhow::ensure;
-use croft_front::audit::Action;
+use croft_front::audit::{Action, Place};
 use croft_front::counters::redis::RedisCounters;
 use croft_front::counters::{Ask, Bound, Counters, Ledger, Settlement, Verdict, Window};
 use croft_front::events::log::{Append, Authority, NewEvent};
@@ -131,9 +131,11 @@ pub(super) async fn rows(stage: &Stage, sessions: usize, seconds: u32) -> anyhow
     let audit = (0..2).map(|_| {
         let (stores, tenants) = (stores.clone(), tenants.clone());
         tasks.spawn("audit-writer", async move {
-            let mut rows = 0_u32;
+            let (mut rows, mut place) = (0_u32, Place::start());
             while Instant::now() < until {
-                stores.audit.append((0..BATCH).map(|number| action(tenants[number % tenants.len()])).collect()).await?;
+                let batch = (0..BATCH).map(|number| action(tenants[number % tenants.len()])).collect();
+                stores.audit.append(place, batch).await?;
+                place = place.behind(BATCH);
                 rows += u32::try_from(BATCH)?;
             }
             anyhow::Ok(rows)
@@ -163,10 +165,10 @@ pub(super) async fn verified(stage: &Stage, records: usize) -> anyhow::Result<Ro
     let tenant = TenantId::generate();
     stores.tenants.upsert(tenant, "verified").await?;
     for _ in 0..records / BATCH {
-        stores.audit.append((0..BATCH).map(|_| action(tenant)).collect()).await?;
+        stores.audit.append(Place::start(), (0..BATCH).map(|_| action(tenant)).collect()).await?;
     }
     let begun = Instant::now();
-    let verdict = stores.audit.verify(tenant).await?;
+    let verdict = stores.audit.verify(tenant, None).await?;
     let took = begun.elapsed().as_secs_f64();
     ensure!(verdict.intact && verdict.records_verified == u64::try_from(records)?, "the log is broken: {verdict:?}");
     ensure!(tasks.shutdown(Duration::from_secs(5)).await == 0, "tasks do not end");

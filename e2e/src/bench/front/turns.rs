@@ -8,7 +8,7 @@ use croft_proto::v1::session_event::Kind;
 use futures::future::try_join_all;
 use tokio::time::Instant;
 
-use super::create::within;
+use super::create::{lateness, within};
 use super::stage::Stage;
 use crate::bench::pace::Pace;
 use crate::bench::row::Row;
@@ -72,14 +72,17 @@ async fn first_token(stage: &Stage, clients: &[Client], per_second: u32, seconds
     let calls = Pace { per_second, count }
         .run(async |number| {
             let number = number as usize;
-            turn(clients[number % clients.len()].clone(), &ids[number % ids.len()]).await
+            let begun = Instant::now();
+            (begun, turn(clients[number % clients.len()].clone(), &ids[number % ids.len()]).await)
         })
         .await;
-    let mut times = Vec::with_capacity(calls.len());
-    for (due, first) in calls {
-        times.push(first? - due);
+    let (mut times, mut late) = (Vec::with_capacity(calls.len()), Vec::with_capacity(calls.len()));
+    for (due, (begun, first)) in calls {
+        late.push(begun - due);
+        times.push(first? - begun);
     }
     Ok(within(Row::times, format!("`SendMessage` → first token, at {per_second} turns/s"), times)
+        .besides(lateness(late))
         .besides(stage.cpu_since(before)?))
 }
 

@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use tokio::fs::{self, File};
 use tokio::io::AsyncWriteExt;
 
-use super::Action;
+use super::{Action, Place, journal};
 
+/// Records of a batch that is made of what a journal held.
+const BATCH_MAX: usize = 500;
 /// Batches that may wait. At the bound no more are taken, and actions wait as they do without a spool.
 const BATCHES_MAX: usize = 100_000;
 const ENDING: &str = "jsonl";
@@ -20,26 +22,40 @@ pub struct Spool {
     next: u64,
     /// The first that is this process's own.
     own: u64,
-    waiting: Vec<u64>,
+    waiting: Vec<Waiting>,
+}
+
+/// A batch. Its file's name says all of this.
+#[derive(Debug, Clone, Copy)]
+struct Waiting {
+    number: u64,
+    place: Place,
 }
 
 impl Spool {
-    /// Makes the folder if it is not there, and finds what an earlier process has left. What was not wholly written is no
-    /// record: whoever wrote it had not been told that it is kept.
+    /// Makes the folder if it is not there, and finds what an earlier process has left: its batches, and behind them what its journal
+    /// holds. What was not wholly written is no record: whoever wrote it had not been told that it is kept.
     pub async fn open(folder: &Path) -> io::Result<Self> {
         fs::create_dir_all(folder).await?;
         let mut entries = fs::read_dir(folder).await?;
         let mut waiting = Vec::new();
         while let Some(entry) = entries.next_entry().await? {
             let path = entry.path();
-            let number = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok());
-            if let Some(number) = number.filter(|_| path.extension().is_some_and(|ending| ending == ENDING)) {
-                waiting.push(number);
-            }
+            waiting.extend(waiting_in(&path));
         }
-        waiting.sort_unstable();
-        let next = waiting.last().map_or(1, |last| last + 1);
-        Ok(Self { folder: folder.to_owned(), next, own: next, waiting })
+        waiting.sort_unstable_by_key(|waiting: &Waiting| waiting.number);
+        let next = waiting.last().map_or(1, |last| last.number + 1);
+        let mut spool = Self { folder: folder.to_owned(), next, own: next, waiting };
+        for journal::Left { path, mut place, actions } in journal::left(folder)? {
+            for batch in actions.chunks(BATCH_MAX) {
+                spool.keep(place, batch).await?;
+                place = place.behind(batch.len());
+            }
+            // Should it stay, its batches are stored once all the same.
+            fs::remove_file(path).await?;
+        }
+        spool.own = spool.next;
+        Ok(spool)
     }
 
     /// Nothing waits.
@@ -48,7 +64,7 @@ impl Spool {
     }
 
     /// Keeps a batch. It is on the disk when this returns.
-    pub async fn keep(&mut self, batch: &[Action]) -> io::Result<()> {
+    pub async fn keep(&mut self, place: Place, batch: &[Action]) -> io::Result<()> {
         if self.waiting.len() >= BATCHES_MAX {
             return Err(io::Error::other(format!("{BATCHES_MAX} batches wait already")));
         }
@@ -61,35 +77,33 @@ impl Spool {
         let mut file = File::create(&unfinished).await?;
         file.write_all(&lines).await?;
         file.sync_all().await?;
-        fs::rename(&unfinished, self.path(self.next)).await?;
+        let waiting = Waiting { number: self.next, place };
+        fs::rename(&unfinished, self.path(waiting)).await?;
         // The name is on the disk when its folder is.
         File::open(&self.folder).await?.sync_all().await?;
-        self.waiting.push(self.next);
+        self.waiting.push(waiting);
         self.next += 1;
         Ok(())
     }
 
     /// The batch that has waited longest comes from an earlier process.
     pub fn is_oldest_inherited(&self) -> bool {
-        self.waiting.first().is_some_and(|number| *number < self.own)
+        self.waiting.first().is_some_and(|waiting| waiting.number < self.own)
     }
 
     /// The batch that has waited longest.
-    pub async fn oldest(&self) -> io::Result<Option<Vec<Action>>> {
-        let Some(number) = self.waiting.first() else { return Ok(None) };
-        let lines = fs::read_to_string(self.path(*number)).await?;
-        lines
-            .lines()
-            .map(|line| serde_json::from_str(line).map_err(io::Error::from))
-            .collect::<io::Result<_>>()
-            .map(Some)
+    pub async fn oldest(&self) -> io::Result<Option<(Place, Vec<Action>)>> {
+        let Some(waiting) = self.waiting.first() else { return Ok(None) };
+        let lines = fs::read_to_string(self.path(*waiting)).await?;
+        let actions = lines.lines().map(|line| serde_json::from_str(line).map_err(io::Error::from));
+        Ok(Some((waiting.place, actions.collect::<io::Result<_>>()?)))
     }
 
     /// It is stored now.
     pub async fn forget_oldest(&mut self) -> io::Result<()> {
         if !self.waiting.is_empty() {
-            let number = self.waiting.remove(0);
-            fs::remove_file(self.path(number)).await?;
+            let waiting = self.waiting.remove(0);
+            fs::remove_file(self.path(waiting)).await?;
         }
         Ok(())
     }
@@ -97,14 +111,23 @@ impl Spool {
     /// It can't be read. Out of the way, it is kept for somebody to look at.
     pub async fn set_oldest_aside(&mut self) -> io::Result<()> {
         if !self.waiting.is_empty() {
-            let number = self.waiting.remove(0);
-            let path = self.path(number);
+            let waiting = self.waiting.remove(0);
+            let path = self.path(waiting);
             fs::rename(&path, path.with_extension("unreadable")).await?;
         }
         Ok(())
     }
 
-    fn path(&self, number: u64) -> PathBuf {
-        self.folder.join(format!("{number:020}.{ENDING}"))
+    fn path(&self, Waiting { number, place }: Waiting) -> PathBuf {
+        let Place { journal, first } = place;
+        self.folder.join(format!("{number:020}.{}.{first}.{ENDING}", journal.simple()))
     }
+}
+
+fn waiting_in(path: &Path) -> Option<Waiting> {
+    let name = path.file_name()?.to_str()?.strip_suffix(ENDING)?.strip_suffix('.')?;
+    let (number, place) = name.split_once('.')?;
+    let (journal, first) = place.split_once('.')?;
+    let place = Place { journal: journal.parse().ok()?, first: first.parse().ok()? };
+    Some(Waiting { number: number.parse().ok()?, place })
 }

@@ -1,5 +1,6 @@
-//! Writes audit records behind the callers' backs, in batches as large as the load makes them. While the store is away they wait on
-//! disk, if there is a place for them, and are replayed in their order when it is back.
+//! Writes audit records behind the callers' backs, in batches as large as the load makes them. Where there is a folder for it, a record
+//! is in a journal there before its caller is answered; while the store is away batches wait there, too, and are replayed in their
+//! order when it is back. What is found in the folder at the start is stored before anything else, each record once.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,8 +12,9 @@ use croft_serve::Tasks;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
+use super::journal::Journal;
 use super::spool::Spool;
-use super::{Action, AuditStore};
+use super::{Action, AuditStore, Place};
 use crate::metrics::Metrics;
 
 /// Records that may wait in memory. At the bound an action waits for room before it is answered: an unaudited action is worse
@@ -24,7 +26,8 @@ const RETRY: Duration = Duration::from_millis(500);
 /// The way into the audit log; cheap to clone.
 #[derive(Clone)]
 pub struct AuditWriter {
-    queue: mpsc::Sender<Action>,
+    queue: mpsc::Sender<(u64, Action)>,
+    journal: Arc<Journal>,
     /// Records that were given to us so far, and those that are stored.
     given: Arc<AtomicU64>,
     stored: watch::Receiver<u64>,
@@ -33,6 +36,7 @@ pub struct AuditWriter {
 /// What writes.
 struct Writing {
     store: Arc<dyn AuditStore>,
+    journal: Arc<Journal>,
     spool: Option<Spool>,
     metrics: Metrics,
     storing: watch::Sender<u64>,
@@ -57,7 +61,8 @@ impl AuditWriter {
         let (queue, mut waiting) = mpsc::channel(QUEUE_MAX);
         let (storing, stored) = watch::channel(0);
         let given: Arc<AtomicU64> = Arc::default();
-        let mut work = Writing { store, spool, metrics, storing };
+        let journal = Arc::new(Journal::new(folder));
+        let mut work = Writing { store, journal: Arc::clone(&journal), spool, metrics, storing };
         let stopping = tasks.stopping();
         tasks.spawn("audit-writer", async move {
             let mut batch = Vec::with_capacity(BATCH_MAX);
@@ -82,15 +87,19 @@ impl AuditWriter {
                 work.write(std::mem::take(&mut batch)).await;
             }
         });
-        Ok(Self { queue, given, stored })
+        Ok(Self { queue, journal, given, stored })
     }
 
     /// Records an action.
     pub async fn record(&self, action: Action) {
         // Before it is in the queue: whoever waits for all records that there are waits for this one too.
         self.given.fetch_add(1, Ordering::SeqCst);
-        if let Err(rejected) = self.queue.send(action).await {
-            tracing::error!(action = %rejected.0.action, resource = rejected.0.resource, "audit record after shutdown");
+        match self.queue.reserve().await {
+            // In the queue they are in the order of their numbers.
+            Ok(room) => self.journal.note(action, |number, action| room.send((number, action))),
+            Err(_) => {
+                tracing::error!(action = %action.action, resource = action.resource, "audit record after shutdown");
+            }
         }
     }
 
@@ -109,13 +118,22 @@ impl Writing {
     }
 
     /// Stores a batch, or keeps it on disk; waits where neither can be done.
-    async fn write(&mut self, batch: Vec<Action>) {
+    async fn write(&mut self, batch: Vec<(u64, Action)>) {
+        let Some(&(first, _)) = batch.first() else { return };
+        let place = Place { journal: self.journal.id(), first };
+        let last = first + batch.len() as u64 - 1;
+        let batch: Vec<_> = batch.into_iter().map(|(_, action)| action).collect();
+        self.store_or_keep(place, &batch).await;
+        self.journal.forget(last);
+    }
+
+    async fn store_or_keep(&mut self, place: Place, batch: &[Action]) {
         // Behind what waits there already, so that the order stays.
-        if !self.has_kept() && self.store(&batch, true).await {
+        if !self.has_kept() && self.store(place, batch, true).await {
             return;
         }
         if let Some(spool) = &mut self.spool {
-            match spool.keep(&batch).await {
+            match spool.keep(place, batch).await {
                 Ok(()) => {
                     self.metrics.audit_kept.inc_by(batch.len() as u64);
                     self.replay().await;
@@ -126,7 +144,7 @@ impl Writing {
         }
         loop {
             self.replay().await;
-            if !self.has_kept() && self.store(&batch, true).await {
+            if !self.has_kept() && self.store(place, batch, true).await {
                 return;
             }
             tokio::time::sleep(RETRY).await;
@@ -134,8 +152,8 @@ impl Writing {
     }
 
     /// `is_given` says that they were given to this process.
-    async fn store(&self, batch: &[Action], is_given: bool) -> bool {
-        match self.store.append(batch.to_vec()).await {
+    async fn store(&self, place: Place, batch: &[Action], is_given: bool) -> bool {
+        match self.store.append(place, batch.to_vec()).await {
             Ok(()) => {
                 let records = batch.len() as u64;
                 self.metrics.audit_records.inc_by(records);
@@ -152,13 +170,13 @@ impl Writing {
         }
     }
 
-    /// Stores what waits on disk, for as long as that works. A batch whose file we could not remove is stored twice: that is
-    /// better than not at all.
+    /// Stores what waits on disk, for as long as that works. A batch whose file we could not remove is given to the store again, which
+    /// knows it.
     async fn replay(&mut self) {
         while let Some(spool) = self.spool.as_ref().filter(|spool| !spool.is_empty()) {
             let is_given = !spool.is_oldest_inherited();
-            let batch = match spool.oldest().await {
-                Ok(Some(batch)) => batch,
+            let (place, batch) = match spool.oldest().await {
+                Ok(Some(oldest)) => oldest,
                 Ok(None) => return,
                 Err(error) => {
                     tracing::error!(%error, "kept audit records can't be read, and are set aside");
@@ -171,7 +189,7 @@ impl Writing {
                     continue;
                 }
             };
-            if !self.store(&batch, is_given).await {
+            if !self.store(place, &batch, is_given).await {
                 return;
             }
             if let Some(spool) = &mut self.spool

@@ -1,8 +1,8 @@
 //! Counters that never stand in the way: shared ones, and this replica's own for as long as the shared ones are away.
 //!
-//! Rates fail open that way: each replica lets through what all of them together should have. Budgets don't: without the shared
-//! counters no bound is taken for known, so that whoever asks brings the ledger's word along, every time. What other replicas have
-//! reserved in the meantime is not seen.
+//! Rates fail open that way: each replica lets through its share of what all of them together should. Budgets don't: without the
+//! shared counters no bound is taken for known, so that whoever asks brings the ledger's word along, every time; and since what
+//! other replicas have reserved in the meantime is not seen, a replica reserves no more than its share of what is left.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,6 +28,8 @@ const BELIEFS_MAX: usize = 100_000;
 pub struct Guarded {
     shared: Arc<dyn Counters>,
     own: Memory,
+    /// That share what there is, this one included.
+    replicas: u32,
     state: Mutex<State>,
     metrics: Metrics,
 }
@@ -64,8 +66,40 @@ struct State {
 }
 
 impl Guarded {
-    pub fn new(shared: Arc<dyn Counters>, metrics: Metrics) -> Self {
-        Self { shared, own: Memory::default(), state: Mutex::default(), metrics }
+    pub fn new(shared: Arc<dyn Counters>, replicas: u32, metrics: Metrics) -> Self {
+        Self { shared, own: Memory::default(), replicas: replicas.max(1), state: Mutex::default(), metrics }
+    }
+
+    /// What this replica may let through by itself.
+    fn share_of(&self, ask: &Ask) -> Ask {
+        let replicas = i64::from(self.replicas);
+        let mut own = ask.clone();
+        for window in &mut own.windows {
+            // Rounded up: a limit of one is not to become none.
+            window.limit = window.limit.saturating_add(replicas - 1) / replicas;
+        }
+        for bound in &mut own.bounds {
+            let spent = bound.ledger.unwrap_or_default();
+            let share = |limit: i64, spent: i64| spent.saturating_add(limit.saturating_sub(spent).max(0) / replicas);
+            bound.nano_usd = bound.nano_usd.map(|limit| share(limit, spent.nano_usd));
+            bound.tokens = bound.tokens.map(|limit| share(limit, spent.tokens));
+        }
+        own
+    }
+
+    async fn admit_alone(&self, ask: &Ask) -> Result<Answer, Error> {
+        let own = self.share_of(ask);
+        let mut answer = self.own.admit(&own).await?;
+        if let Verdict::Spent { bound, standing } = &mut answer.verdict
+            && let (Some(full), Some(share)) = (ask.bounds.get(*bound), own.bounds.get(*bound))
+        {
+            // The others' shares are as good as reserved: who asks for less next must ask for so much less.
+            let others =
+                |full: Option<i64>, share: Option<i64>| full.zip(share).map_or(0, |(full, share)| full - share);
+            standing.reserved.nano_usd += others(full.nano_usd, share.nano_usd);
+            standing.reserved.tokens += others(full.tokens, share.tokens);
+        }
+        Ok(answer)
     }
 
     fn is_resting(&self) -> bool {
@@ -147,7 +181,7 @@ impl Guarded {
 #[async_trait]
 impl Counters for Guarded {
     async fn admit(&self, ask: &Ask) -> Result<Answer, Error> {
-        self.judged(ask, self.shared.admit(ask), async || self.own.admit(ask).await).await
+        self.judged(ask, self.shared.admit(ask), async || self.admit_alone(ask).await).await
     }
 
     async fn hold(&self, ask: &Ask) -> Result<Answer, Error> {

@@ -10,6 +10,7 @@ mod seam;
 mod tests;
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{self, SessionEvent};
 use futures::{Stream, StreamExt, stream};
-use tokio::time::timeout;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::error::Error;
 use crate::events::fanout::{Hub, Item, SubscribeOptions, Subscription};
@@ -103,6 +104,8 @@ impl Place {
             skipped: 0,
             is_running: true,
             has_ended: false,
+            look_at: Instant::now() + LOOK_EVERY,
+            bell: Box::pin(sleep_until(Instant::now() + LOOK_EVERY)),
         }
     }
 }
@@ -143,6 +146,10 @@ struct Follower {
     /// By the events sent so far.
     is_running: bool,
     has_ended: bool,
+    /// When the log is to be looked at, unless something comes before.
+    look_at: Instant,
+    /// Rings then, or before. One timer for all that comes: to set one for each event would cost more than to pass it on.
+    bell: Pin<Box<Sleep>>,
 }
 
 impl Follower {
@@ -246,25 +253,44 @@ impl Follower {
             self.preview(event, after_seq.min(self.last_seq));
             return Ok(());
         }
-        let is_quiet = !self.is_running && self.hub.relay_is_up();
-        let patience = if is_quiet { LOOK_EVERY_IDLE } else { LOOK_EVERY };
-        match timeout(patience, self.subscription.next()).await {
-            Ok(Some(Item::Durable(event))) if event.seq <= self.last_seq => {}
-            Ok(Some(Item::Durable(event))) if event.seq == self.last_seq + 1 => self.ready.push_back(event),
-            Ok(Some(Item::Durable(_) | Item::Resync)) => self.phase = Phase::Filling,
-            Ok(Some(Item::Preview { event, after_seq })) if after_seq > self.last_seq => {
+        match self.hear().await {
+            Some(Item::Durable(event)) if event.seq <= self.last_seq => {}
+            Some(Item::Durable(event)) if event.seq == self.last_seq + 1 => self.ready.push_back(event),
+            Some(Item::Durable(_) | Item::Resync) => self.phase = Phase::Filling,
+            Some(Item::Preview { event, after_seq }) if after_seq > self.last_seq => {
                 self.held = Some((event, after_seq));
                 self.phase = Phase::Filling;
             }
-            Ok(Some(Item::Preview { event, after_seq })) => self.preview(event, after_seq),
-            Ok(Some(Item::Gap { dropped_previews })) => {
+            Some(Item::Preview { event, after_seq }) => self.preview(event, after_seq),
+            Some(Item::Gap { dropped_previews }) => {
                 self.skipped += dropped_previews;
                 self.tell_gap();
             }
-            Ok(Some(Item::Lagged { .. })) => return Err(Error::SlowConsumer { resume_after: self.last_seq }),
-            Ok(None) | Err(_) => self.phase = Phase::Looking,
+            Some(Item::Lagged { .. }) => return Err(Error::SlowConsumer { resume_after: self.last_seq }),
+            None => self.phase = Phase::Looking,
         }
         Ok(())
+    }
+
+    /// What the subscription brings; `None` when it has brought nothing for so long that the log is to be looked at.
+    async fn hear(&mut self) -> Option<Item> {
+        let is_quiet = !self.is_running && self.hub.relay_is_up();
+        self.look_at = Instant::now() + if is_quiet { LOOK_EVERY_IDLE } else { LOOK_EVERY };
+        // It may ring too early, and never too late.
+        if self.bell.deadline() > self.look_at {
+            self.bell.as_mut().reset(self.look_at);
+        }
+        loop {
+            tokio::select! {
+                biased;
+                item = self.subscription.next() => return item,
+                () = &mut self.bell => {}
+            }
+            if Instant::now() >= self.look_at {
+                return None;
+            }
+            self.bell.as_mut().reset(self.look_at);
+        }
     }
 
     fn preview(&mut self, event: SessionEvent, after_seq: u64) {

@@ -41,6 +41,7 @@
 mod connection;
 mod frames;
 mod limiter;
+mod subscriptions;
 
 use std::sync::Arc;
 

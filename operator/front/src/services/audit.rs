@@ -9,8 +9,11 @@ use croft_proto::v1::{
 use tonic::{Request, Response, Status};
 
 use super::page_size;
+use crate::audit::Known;
 use crate::core::Core;
 use crate::door::Door;
+use crate::error::Error;
+use crate::store::chain;
 
 /// The service, on the public port.
 #[derive(Clone)]
@@ -42,6 +45,20 @@ impl AuditService for Audit {
         request: Request<VerifyAuditLogRequest>,
     ) -> Result<Response<VerifyAuditLogResponse>, Status> {
         let identity = Door::Public.identify(&self.core, &request).await?;
-        Ok(Response::new(self.core.stores.audit.verify(identity.tenant).await?))
+        let known = known(&request.into_inner())?;
+        Ok(Response::new(self.core.stores.audit.verify(identity.tenant, known).await?))
+    }
+}
+
+/// What the caller knows of the log.
+fn known(request: &VerifyAuditLogRequest) -> Result<Option<Known>, Error> {
+    let VerifyAuditLogRequest { known_number: number, known_hash } = request;
+    if *number == 0 && known_hash.is_empty() {
+        return Ok(None);
+    }
+    let hash = chain::parse(known_hash).map_err(|_| Error::invalid("known_hash", "is not a SHA-256 in hex"))?;
+    match number {
+        0 => Err(Error::invalid("known_number", "is missing beside known_hash")),
+        number => Ok(Some(Known { number: *number, hash })),
     }
 }

@@ -8,24 +8,41 @@ use croft_proto::v1::{AuditRecord, VerifyAuditLogResponse};
 use sha2::{Digest, Sha256};
 
 use super::time;
+use crate::audit::Known;
 
 /// What the first record follows.
 pub(crate) const START: [u8; 32] = [0; 32];
 
-/// The hash of a record that follows `previous`. Each text is preceded by its length, so that no two records have the
-/// same bytes.
-pub(crate) fn link(tenant: TenantId, previous: &[u8; 32], record: &AuditRecord) -> [u8; 32] {
-    let AuditRecord { number, create_time, actor, action, resource, outcome, hash: _ } = record;
-    let mut hasher = Sha256::new();
-    hasher.update(previous);
-    hasher.update(tenant.0.as_bytes());
-    hasher.update(number.to_be_bytes());
-    hasher.update(create_time.as_ref().map_or(0, time::micros).to_be_bytes());
-    for text in [actor, action, resource, outcome] {
-        hasher.update(u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes());
-        hasher.update(text);
+/// A record as it is hashed.
+pub(crate) struct Link<'a> {
+    pub number: u64,
+    /// Microseconds since 1970.
+    pub micros: i64,
+    /// Actor, action, resource and outcome.
+    pub texts: [&'a str; 4],
+}
+
+impl<'a> Link<'a> {
+    pub(crate) fn of(record: &'a AuditRecord) -> Self {
+        let AuditRecord { number, create_time, actor, action, resource, outcome, hash: _ } = record;
+        let micros = create_time.as_ref().map_or(0, time::micros);
+        Self { number: *number, micros, texts: [actor, action, resource, outcome] }
     }
-    hasher.finalize().into()
+
+    /// The hash of this record when it follows `previous`. Each text is preceded by its length, so that no two records have the
+    /// same bytes.
+    pub(crate) fn after(&self, tenant: TenantId, previous: &[u8; 32]) -> [u8; 32] {
+        let mut hasher = Sha256::new();
+        hasher.update(previous);
+        hasher.update(tenant.0.as_bytes());
+        hasher.update(self.number.to_be_bytes());
+        hasher.update(self.micros.to_be_bytes());
+        for text in self.texts {
+            hasher.update(u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes());
+            hasher.update(text);
+        }
+        hasher.finalize().into()
+    }
 }
 
 /// The bytes of a hash in hex.
@@ -40,17 +57,20 @@ pub(crate) struct Chain {
     tenant: TenantId,
     verified: u64,
     head: [u8; 32],
+    /// What the walk must come by.
+    known: Option<Known>,
 }
 
 impl Chain {
-    pub(crate) fn new(tenant: TenantId) -> Self {
-        Self { tenant, verified: 0, head: START }
+    pub(crate) fn new(tenant: TenantId, known: Option<Known>) -> Self {
+        Self { tenant, verified: 0, head: START, known }
     }
 
-    /// Takes the next record; false if it does not fit, and then the walk is over.
-    pub(crate) fn add(&mut self, record: &AuditRecord) -> bool {
-        let expected = link(self.tenant, &self.head, record);
-        if record.number != self.verified + 1 || record.hash != hex::encode(expected) {
+    /// Takes the next record and the hash that is kept of it; false if it does not fit, and then the walk is over.
+    pub(crate) fn add(&mut self, link: &Link<'_>, hash: &[u8]) -> bool {
+        let expected = link.after(self.tenant, &self.head);
+        let is_known = |known: Known| known.number != link.number || known.hash == expected;
+        if link.number != self.verified + 1 || hash != expected || !self.known.is_none_or(is_known) {
             return false;
         }
         self.verified += 1;
@@ -63,20 +83,18 @@ impl Chain {
         self.verified
     }
 
-    /// The walk ended where the log says that it ends.
+    /// The walk ended where the log says that it ends, and not before what is known.
     pub(crate) fn ends_at(&self, number: u64, hash: &[u8]) -> bool {
-        self.verified == number && self.head == hash
+        self.verified == number && self.head == hash && self.known.is_none_or(|known| known.number <= number)
     }
 
-    pub(crate) fn intact(&self) -> VerifyAuditLogResponse {
-        VerifyAuditLogResponse { intact: true, records_verified: self.verified, first_broken_number: 0 }
-    }
-
-    pub(crate) fn broken(&self) -> VerifyAuditLogResponse {
+    /// What the walk came to, once it is over.
+    pub(crate) fn verdict(&self, intact: bool) -> VerifyAuditLogResponse {
         VerifyAuditLogResponse {
-            intact: false,
+            intact,
             records_verified: self.verified,
-            first_broken_number: self.verified + 1,
+            first_broken_number: if intact { 0 } else { self.verified + 1 },
+            last_hash: if self.verified == 0 { String::new() } else { hex::encode(self.head) },
         }
     }
 }
@@ -96,7 +114,7 @@ mod tests {
         let mut head = START;
         for number in 1..=3 {
             let mut next = record(number, "sessions/1");
-            head = link(tenant, &head, &next);
+            head = Link::of(&next).after(tenant, &head);
             next.hash = hex::encode(head);
             records.push(next);
         }
@@ -104,8 +122,8 @@ mod tests {
     }
 
     fn walk(tenant: TenantId, records: &[AuditRecord]) -> u64 {
-        let mut chain = Chain::new(tenant);
-        let _ = records.iter().all(|record| chain.add(record));
+        let mut chain = Chain::new(tenant, None);
+        let _ = records.iter().all(|record| chain.add(&Link::of(record), &parse(&record.hash).unwrap()));
         chain.verified()
     }
 

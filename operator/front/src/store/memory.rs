@@ -15,7 +15,7 @@ mod turns;
 mod usage;
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use croft_proto::Timestamp;
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::{AuditRecord, SessionEvent, UsageEvent};
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use crate::budget::period::Period;
 use crate::budget::{self, Budget};
@@ -52,6 +53,8 @@ struct State {
     lineages: BTreeMap<String, Vec<String>>,
     usage: BTreeMap<(TenantId, String), UsageEvent>,
     audit: BTreeMap<TenantId, Vec<AuditRecord>>,
+    /// The number behind what is stored of each journal.
+    audit_journals: HashMap<Uuid, u64>,
     api_keys: BTreeMap<String, StoredKey>,
     budgets: BTreeMap<(TenantId, budget::Scope, String, Period), Budget>,
     alerts: Vec<budgets::Found>,

@@ -6,8 +6,10 @@
 mod across;
 mod append;
 mod append_group;
+mod at_once;
 mod audit;
 mod budgets;
+mod doubts;
 mod events;
 mod grouped_log;
 mod grouped_sessions;
@@ -32,10 +34,11 @@ use std::time::Duration;
 use croft_proto::id::{SessionId, TenantId};
 use croft_serve::Tasks;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, PgPool, Transaction};
+use sqlx::{AssertSqlSafe, Connection, PgPool, Transaction};
 
 pub(crate) use models::{add as add_models, apply as apply_models};
 
+use doubts::Doubts;
 use grouped_log::GroupedLog;
 use grouped_sessions::GroupedSessions;
 
@@ -55,6 +58,7 @@ pub struct Postgres {
     pool: PgPool,
     connections_max: u32,
     append_lanes: usize,
+    doubts: Doubts,
 }
 
 impl Postgres {
@@ -62,9 +66,10 @@ impl Postgres {
     ///
     /// Fails with [`Error::Invalid`] when the URL is none, else with [`Error::Unavailable`].
     pub async fn connect(url: &str, connections_max: u32) -> Result<Self, Error> {
-        let pool = connect(url, connections_max)?;
+        let doubts = Doubts::default();
+        let pool = connect(url, connections_max, doubts.clone())?;
         pool.acquire().await.map_err(failed)?;
-        Ok(Self { pool, connections_max, append_lanes: groups::LANES })
+        Ok(Self { pool, connections_max, append_lanes: groups::LANES, doubts })
     }
 
     /// With so many transactions of one tenant that append at a time, at least one: for benchmarks.
@@ -99,6 +104,13 @@ impl Postgres {
         self.begin(format!("begin; set local role croft_request; set local croft.tenant = '{tenant}'; {locks}")).await
     }
 
+    /// As [`Self::tenant_and`], for a statement whose plan is made once a connection: for one that looks rows up by key, to plan takes
+    /// longer than to carry out. See `migrations/0023_one_call.sql`.
+    async fn planned(&self, tenant: TenantId, locks: impl Display) -> Result<Tx, Error> {
+        let once = "set local plan_cache_mode = force_generic_plan; set local enable_seqscan = off";
+        self.tenant_and(tenant, format!("{once}; {locks}")).await
+    }
+
     /// A transaction that holds the locks of those of these sessions that there are. What follows sees all that the last holders
     /// of the locks did. They are taken in the order of the ids, so that two who want several don't wait for each other.
     async fn locking(&self, tenant: TenantId, sessions: impl IntoIterator<Item = SessionId>) -> Result<Tx, Error> {
@@ -107,7 +119,7 @@ impl Postgres {
             "select 1 from sessions where tenant_id = '{tenant}' and session_id in ({}) order by session_id for no key update",
             ids.join(", ")
         );
-        self.tenant_and(tenant, lock).await
+        self.planned(tenant, lock).await
     }
 
     /// A transaction of the request role that sees no tenant, for functions that look across them.
@@ -159,7 +171,7 @@ impl Stores {
 type Tx = Transaction<'static, sqlx::Postgres>;
 
 /// A pool that connects when it is first used.
-fn connect(url: &str, connections_max: u32) -> Result<PgPool, Error> {
+fn connect(url: &str, connections_max: u32, doubts: Doubts) -> Result<PgPool, Error> {
     // The parser's complaint may quote the URL, and with it a password.
     let options = PgConnectOptions::from_str(url).map_err(|_| Error::invalid("the PostgreSQL URL", "can't be read"))?;
     // Compiling a statement takes longer than running any of ours.
@@ -168,6 +180,15 @@ fn connect(url: &str, connections_max: u32) -> Result<PgPool, Error> {
         .max_connections(connections_max)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .test_before_acquire(false)
+        .before_acquire(move |connection, about| {
+            let doubted = doubts.doubt(about.idle_for);
+            Box::pin(async move {
+                if doubted {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
         .connect_lazy_with(options))
 }
 
@@ -219,7 +240,7 @@ mod tests {
 
     #[test]
     fn a_bad_url_is_refused_without_being_quoted() {
-        let error = connect("postgres://croft:hunter2@:port/", 1).unwrap_err();
+        let error = connect("postgres://croft:hunter2@:port/", 1, Doubts::default()).unwrap_err();
         assert!(matches!(error, Error::Invalid { .. }));
         assert!(!format!("{error:?}").contains("hunter2"));
     }

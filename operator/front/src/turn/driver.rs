@@ -202,7 +202,9 @@ impl Driver {
 
     /// Runs one turn to its end, and tells whether the lease went with it, since no message waits.
     async fn turn(&self, input: Input, from: Origin, controls: &mut Controls) -> Result<bool, Error> {
-        let mut recorder = Recorder::new(Arc::clone(&self.core), self.session.clone(), self.epoch, input.turn);
+        let is_fresh = matches!(from, Origin::Beginning(_));
+        let mut recorder =
+            Recorder::new(Arc::clone(&self.core), self.session.clone(), self.epoch, input.turn, is_fresh);
         if !input.has_begun {
             // A message that waited came without it. From here on the turn can be interrupted, and is taken over if we are lost.
             recorder.store(vec![Kind::SessionRunning(SessionRunning {})], None, None).await?;
@@ -319,7 +321,8 @@ impl Driver {
             sub_agents,
             is_cut: false,
         };
-        match exchange.run(client, start).await? {
+        // By far the largest part of a turn, and of what a task of one would hold on its stack.
+        match Box::pin(exchange.run(client, start)).await? {
             Outcome::Cancelled(stop_reason) => Ok(Step::Done(End::of(stop_reason))),
             Outcome::Unreached(status) => {
                 worker.clear();

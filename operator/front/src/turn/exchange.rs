@@ -29,6 +29,7 @@ use super::sub_agents::{Heard, SubAgents};
 use crate::core::Core;
 use crate::error::Error;
 use crate::events::fanout::Controls;
+use crate::events::log::Appended;
 use crate::events::relay::Frame;
 use crate::models::takeover;
 use crate::session::Session;
@@ -138,6 +139,8 @@ impl Exchange<'_> {
             Err(_) => return Ok(Outcome::Cancelled(StopReason::TimeLimit)),
         };
         let mut cancelled: Option<(StopReason, Instant)> = None;
+        // Set anew only when the moment moves: a timer of its own for each token would cost more than the token.
+        let mut cut_off_timer = pin!(tokio::time::sleep_until(self.deadline));
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -146,6 +149,9 @@ impl Exchange<'_> {
                 cancelled = Some((StopReason::Budget, Instant::now() + CANCEL_GRACE));
             }
             let cut_off = cancelled.map_or(self.deadline, |(_, cut_off)| cut_off);
+            if cut_off_timer.deadline() != cut_off {
+                cut_off_timer.as_mut().reset(cut_off);
+            }
             let next_look = self.approvals.next_look();
             tokio::select! {
                 message = incoming.message() => match message {
@@ -175,7 +181,7 @@ impl Exchange<'_> {
                 () = tokio::time::sleep_until(next_look.unwrap_or(cut_off)), if next_look.is_some() => {
                     self.look_for_decisions(&outgoing).await?;
                 }
-                () = tokio::time::sleep_until(cut_off) => {
+                () = &mut cut_off_timer => {
                     if let Some((stop_reason, _)) = cancelled {
                         return Ok(Outcome::Cancelled(stop_reason));
                     }
@@ -199,15 +205,18 @@ impl Exchange<'_> {
         while let Some(response) = next.take() {
             match response.message {
                 Some(FromWorker::Event(step_event)) => {
-                    let Some(kind) = step_event.event.and_then(|event| event.kind) else { continue };
-                    if step_event.event_index == 0 {
-                        // A preview must not overtake what came before it.
-                        self.flush(&mut gathered, outgoing).await?;
-                        self.granted.shown(&kind);
-                        self.recorder.purse().shown(&kind);
-                        self.recorder.preview(kind);
-                    } else {
-                        gathered.event(step_event.event_index, kind);
+                    match step_event.event.and_then(|event| event.kind) {
+                        Some(kind) if step_event.event_index != 0 => gathered.event(step_event.event_index, kind),
+                        Some(preview) if self.may_be_overtaken(&gathered) => {
+                            self.show(preview);
+                            next = self.flush(&mut gathered, incoming, outgoing).await?;
+                        }
+                        Some(preview) => {
+                            // A preview must not overtake what came before it.
+                            next = self.flush(&mut gathered, incoming, outgoing).await?;
+                            self.show(preview);
+                        }
+                        None => {}
                     }
                 }
                 // A newer one may be behind it already, and then stands for all.
@@ -224,54 +233,127 @@ impl Exchange<'_> {
                 }
                 None => {}
             }
+            if next.is_some() {
+                continue;
+            }
             if gathered.is_half() {
                 let rest = tokio::time::timeout(SECOND_HALF_MAX, incoming.message()).await;
                 next = rest.ok().and_then(Result::ok).flatten();
             } else if gathered.kinds.len() < GATHER_MAX {
-                // Only what is there already; an end or an error shows again at the next read.
-                next = incoming.message().now_or_never().and_then(Result::ok).flatten();
+                next = at_hand(incoming);
+            }
+            if next.is_none() {
+                next = self.flush(&mut gathered, incoming, outgoing).await?;
             }
         }
-        self.flush(&mut gathered, outgoing).await?;
         Ok(None)
     }
 
+    /// What the worker told first is that the step has begun, and nothing of the turn was shown: then what it tells next need not
+    /// wait for that to be stored. Where something was, whoever watches must know that what follows begins anew.
+    fn may_be_overtaken(&self, gathered: &Gathered) -> bool {
+        matches!(gathered.kinds.as_slice(), [(_, Kind::StepStarted(_))]) && self.recorder.is_fresh()
+    }
+
+    fn show(&mut self, preview: Kind) {
+        self.granted.shown(&preview);
+        self.recorder.purse().shown(&preview);
+        self.recorder.preview(preview);
+    }
+
+    /// Stores what was gathered. A message of the worker's that came meanwhile and must wait for it is handed back.
     async fn flush(
         &mut self,
         gathered: &mut Gathered,
+        incoming: &mut Streaming<ExecuteStepResponse>,
         outgoing: &mpsc::Sender<ExecuteStepRequest>,
-    ) -> Result<(), Error> {
+    ) -> Result<Option<ExecuteStepResponse>, Error> {
+        let may_be_overtaken = self.may_be_overtaken(gathered);
         let Gathered { mut kinds, checkpoint } = std::mem::take(gathered);
+        if may_be_overtaken {
+            return self.store(kinds, None, Some(incoming), outgoing).await;
+        }
         let mut behind = Vec::new();
         let checkpoint = checkpoint.map(|(checkpoint, stands_for)| {
             behind = kinds.split_off(stands_for);
             checkpoint
         });
         // A checkpoint stands for what came before it and for nothing after it, so its transaction ends with it.
-        self.store(kinds, checkpoint, outgoing).await?;
-        self.store(behind, None, outgoing).await
+        self.store(kinds, checkpoint, None, outgoing).await?;
+        self.store(behind, None, None, outgoing).await
     }
 
     async fn store(
         &mut self,
         kinds: Vec<(Option<u64>, Kind)>,
         checkpoint: Option<SessionCheckpoint>,
+        incoming: Option<&mut Streaming<ExecuteStepResponse>>,
         outgoing: &mpsc::Sender<ExecuteStepRequest>,
-    ) -> Result<(), Error> {
+    ) -> Result<Option<ExecuteStepResponse>, Error> {
         if kinds.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let (indexes, kinds): (Vec<_>, Vec<_>) = kinds.into_iter().unzip();
         self.approvals.note(&kinds);
         self.granted.settle(&kinds);
-        let numbers = self.recorder.store(kinds, checkpoint, self.input_seq.take()).await?;
+        let storing = self.recorder.storing(kinds, checkpoint, self.input_seq.take());
+        let Meanwhile { appended, told, held } = self.meanwhile(storing, incoming, outgoing).await?;
+        let numbers = self.recorder.stored(appended).await?;
         self.is_cut |= self.recorder.purse().has_ended();
         for (event_index, seq) in indexes.into_iter().zip(numbers) {
             if let Some(event_index) = event_index {
                 send(outgoing, ToWorker::EventStored(EventStored { event_index, seq })).await;
             }
         }
-        Ok(())
+        for told in told {
+            self.answer(told, outgoing).await?;
+        }
+        Ok(held)
+    }
+
+    /// While events are being stored, passes leave on, which stands for no event; and, with `incoming`, previews, up to the next
+    /// message that is none.
+    async fn meanwhile(
+        &mut self,
+        storing: impl Future<Output = Result<Appended, Error>>,
+        mut incoming: Option<&mut Streaming<ExecuteStepResponse>>,
+        outgoing: &mpsc::Sender<ExecuteStepRequest>,
+    ) -> Result<Meanwhile, Error> {
+        let (mut told, mut held) = (Vec::new(), None);
+        let mut storing = pin!(storing);
+        loop {
+            tokio::select! {
+                // What is stored by now comes first.
+                biased;
+                appended = &mut storing => return Ok(Meanwhile { appended: appended?, told, held }),
+                // Where there is room: what is being stored must not wait for a worker that does not read.
+                Some(answer) = self.asking.next() => match answer {
+                    Told::Granted { request, routed: None, grant } if outgoing.capacity() > 0 => {
+                        self.granted.give(&request, grant.clone());
+                        send(outgoing, ToWorker::Grant(grant)).await;
+                    }
+                    other => told.push(other),
+                },
+                message = next_of(&mut incoming) => match message {
+                    Some(ExecuteStepResponse { message: Some(FromWorker::GrantRequest(request)) })
+                        if outgoing.capacity() > 0 =>
+                    {
+                        self.grant(request, outgoing).await;
+                    }
+                    Some(ExecuteStepResponse { message: Some(FromWorker::Event(step_event)) })
+                        if step_event.event_index == 0 =>
+                    {
+                        if let Some(kind) = step_event.event.and_then(|event| event.kind) {
+                            self.show(kind);
+                        }
+                    }
+                    message => {
+                        held = message;
+                        incoming = None;
+                    }
+                },
+            }
+        }
     }
 
     /// Goes on with a sub-agent that has a session, once people can see that it has; or tells what came of it.
@@ -378,6 +460,28 @@ impl Exchange<'_> {
         send(outgoing, cancel(stop_reason)).await;
         Ok(Some(stop_reason))
     }
+}
+
+/// What happened while events were being stored.
+struct Meanwhile {
+    appended: Appended,
+    /// What budgets and rates have said, of which an event must be stored first.
+    told: Vec<Told>,
+    /// Of the worker, to be handled next.
+    held: Option<ExecuteStepResponse>,
+}
+
+/// The next message of a stream that is to be read from. An end or an error shows again at the next read.
+async fn next_of(incoming: &mut Option<&mut Streaming<ExecuteStepResponse>>) -> Option<ExecuteStepResponse> {
+    match incoming {
+        Some(incoming) => incoming.message().await.ok().flatten(),
+        None => std::future::pending().await,
+    }
+}
+
+/// Only what is there already. An end or an error shows again at the next read.
+fn at_hand(incoming: &mut Streaming<ExecuteStepResponse>) -> Option<ExecuteStepResponse> {
+    incoming.message().now_or_never().and_then(Result::ok).flatten()
 }
 
 /// The event that tells of a checkpoint.

@@ -66,13 +66,16 @@ pub(super) struct Recorder {
     purse: Purse,
     began: Instant,
     answered: bool,
+    /// Previews of the turn may have been shown, here or by whoever had the turn before.
+    has_shown: bool,
 }
 
 impl Recorder {
-    pub(super) fn new(core: Arc<Core>, session: Session, epoch: u64, turn: TurnId) -> Self {
+    /// `is_fresh` when nothing of the turn can have been shown yet.
+    pub(super) fn new(core: Arc<Core>, session: Session, epoch: u64, turn: TurnId, is_fresh: bool) -> Self {
         let tenant = core.tenants.get(session.tenant);
         let purse = Purse::new(Arc::clone(&core), session.clone());
-        Self { core, session, epoch, turn, tenant, purse, began: Instant::now(), answered: false }
+        Self { core, session, epoch, turn, tenant, purse, began: Instant::now(), answered: false, has_shown: !is_fresh }
     }
 
     /// What the turn may spend.
@@ -92,8 +95,24 @@ impl Recorder {
         checkpoint: Option<SessionCheckpoint>,
         input_seq: Option<u64>,
     ) -> Result<Vec<u64>, Error> {
-        let append = self.append(kinds, checkpoint, input_seq);
-        match self.core.stores.events.append(append).await? {
+        let appended = self.storing(kinds, checkpoint, input_seq).await?;
+        self.stored(appended).await
+    }
+
+    /// The first half of [`Self::store`]. What is shown meanwhile comes before it.
+    pub(super) fn storing(
+        &mut self,
+        kinds: Vec<Kind>,
+        checkpoint: Option<SessionCheckpoint>,
+        input_seq: Option<u64>,
+    ) -> impl Future<Output = Result<Appended, Error>> + Send + use<> {
+        let (append, log) = (self.append(kinds, checkpoint, input_seq), Arc::clone(&self.core.stores.events));
+        async move { log.append(append).await }
+    }
+
+    /// The second half of [`Self::store`].
+    pub(super) async fn stored(&mut self, appended: Appended) -> Result<Vec<u64>, Error> {
+        match appended {
             Appended::New(events) => {
                 let attempts = attempts(&events);
                 let numbers = self.show(events);
@@ -169,6 +188,7 @@ impl Recorder {
 
     /// Shows a preview, which is stored nowhere.
     pub(super) fn preview(&mut self, kind: Kind) {
+        self.has_shown = true;
         self.note_first_token();
         let event = SessionEvent {
             session_id: self.session.id.to_string(),
@@ -179,6 +199,11 @@ impl Recorder {
             kind: Some(kind),
         };
         self.core.hub.publish(self.session.tenant, self.session.id, vec![event]);
+    }
+
+    /// Nobody can have seen a preview of the turn.
+    pub(super) fn is_fresh(&self) -> bool {
+        !self.has_shown
     }
 
     fn elapsed_ms(&self) -> i64 {

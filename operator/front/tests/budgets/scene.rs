@@ -83,7 +83,7 @@ impl Scene {
 
     pub(crate) fn keeper_over(&self, counters: Arc<dyn Counters>, reservation_ttl: Duration) -> Keeper {
         let registry = Registry::new();
-        let counters: Arc<dyn Counters> = Arc::new(Guarded::new(counters, Metrics::register(&registry).unwrap()));
+        let counters: Arc<dyn Counters> = Arc::new(Guarded::new(counters, 1, Metrics::register(&registry).unwrap()));
         let tenants = Tenants::new();
         let limiter =
             Limiter::new(Arc::clone(&counters), tenants.clone(), Rates::default(), ProviderRates::default(), &registry);

@@ -48,7 +48,8 @@ macro_rules! promises {
                 knows_nothing_of_what_was_not_spent, tells_of_a_threshold_once, remembers_who_was_not_told,
                 posts_an_alert_once_unless_its_try_failed, counts_what_sub_agents_used_for_all_above_them;
             audit: keeps_tenants_apart, numbers_and_chains_each_tenant, keeps_its_chain_under_concurrent_writers,
-                lists_in_pages, finds_an_empty_log_intact;
+                lists_in_pages, finds_an_empty_log_intact, comes_by_what_is_known,
+                stores_each_record_of_a_journal_once;
             keys: finds_what_was_stored, knows_no_other_prefix, refuses_unknown_tenants_and_taken_prefixes;
             models: holds_the_seed;
             across: finds_what_is_due_longest_first, lets_a_running_session_be_idle_for_as_long_as_it_likes,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use croft_front::Error;
+use croft_front::audit::Place;
 use croft_front::events::log::NewEvent;
 use croft_front::session::store::{Filter, Inserted};
 use croft_front::store::Stores;
@@ -11,7 +12,7 @@ use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::SessionCheckpoint;
 use futures::future::join_all;
 
-use super::audit::{action, intact};
+use super::audit::{action, intact, verified};
 use super::fixtures::{
     append, appended, at, attempt, insert, key, new_session, said, session, tenant, terminated, two_tenants,
 };
@@ -82,11 +83,11 @@ pub(crate) async fn keeps_tenants_apart(stores: &Stores) {
 
 pub(crate) async fn keeps_the_books(stores: &Stores) {
     let tenant = tenant(stores, "ours").await;
-    stores.audit.append(vec![action(tenant, "sessions/1")]).await.unwrap();
+    stores.audit.append(Place::start(), vec![action(tenant, "sessions/1")]).await.unwrap();
     ended(stores, tenant, at(1)).await;
     assert_eq!(stores.retention.erase_ended(tenant, at(100), 10).await.unwrap(), 1);
     assert_eq!(stores.usage.list(tenant, None, None, 10).await.unwrap().len(), 1);
-    assert_eq!(stores.audit.verify(tenant).await.unwrap(), intact(1));
+    assert_eq!(verified(stores, tenant).await, intact(1));
 }
 
 pub(crate) async fn frees_the_keys_of_what_it_erased(stores: &Stores) {

@@ -14,9 +14,13 @@ use crate::server::Server;
 use crate::{admit, ask, bound, is_granted, known, settle, window};
 
 fn guarded(server: &Server) -> (Guarded, Metrics) {
+    one_of(1, server)
+}
+
+fn one_of(replicas: u32, server: &Server) -> (Guarded, Metrics) {
     let metrics = Metrics::register(&Registry::new()).unwrap();
     let counters = RedisCounters::connect(&server.url(), ANSWER_TIMEOUT).unwrap();
-    (Guarded::new(Arc::new(counters), metrics.clone()), metrics)
+    (Guarded::new(Arc::new(counters), replicas, metrics.clone()), metrics)
 }
 
 #[tokio::test]
@@ -95,4 +99,26 @@ async fn a_redis_that_is_silent_is_not_waited_for() {
         assert!(is_granted(&admit(&guarded, &next()).await));
     }
     assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
+}
+
+#[tokio::test]
+async fn without_redis_replicas_share_what_there_is() {
+    let server = Server::stopped().await;
+    let replicas = [one_of(3, &server).0, one_of(3, &server).0, one_of(3, &server).0];
+    let tenant = TenantId::generate();
+    let mut through = 0;
+    for guarded in replicas.iter().cycle().take(30) {
+        through +=
+            i64::from(is_granted(&admit(guarded, &ask(tenant, vec![window("requests", 7, 60_000)], vec![])).await));
+    }
+    assert_eq!(through, 9, "seven, but for what rounding up adds");
+    // Ninety are left of a hundred: thirty for each, and so much is told to whoever asks for more.
+    let next = |nano_usd| Ask { nano_usd, ..ask(tenant, vec![], vec![known(bound("tenant", 100, None), 1, 10, 0)]) };
+    for guarded in &replicas {
+        assert!(is_granted(&admit(guarded, &next(20)).await));
+        let Verdict::Spent { bound: 0, standing } = admit(guarded, &next(20)).await else { panic!("it has ten") };
+        assert_eq!((standing.spent.nano_usd, standing.reserved.nano_usd), (10, 80));
+        assert!(is_granted(&admit(guarded, &next(10)).await));
+        assert!(!is_granted(&admit(guarded, &next(1)).await));
+    }
 }

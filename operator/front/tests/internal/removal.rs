@@ -80,7 +80,7 @@ async fn an_erased_tenant_leaves_usage_and_audit() {
     let audit = scene.stores.audit.list(scene.heron, 0, 10).await.unwrap();
     let begun = audit.iter().filter(|record| record.action == "tenant.remove").count();
     assert_eq!(begun, 1, "{audit:?}");
-    assert!(scene.stores.audit.verify(scene.heron).await.unwrap().intact);
+    assert!(scene.stores.audit.verify(scene.heron, None).await.unwrap().intact);
 }
 
 #[tokio::test]

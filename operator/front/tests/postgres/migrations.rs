@@ -1,6 +1,7 @@
 //! `croft-front migrate`, and how a front tells whether it has run.
 
 use croft_front::Error;
+use croft_front::audit::Place;
 use croft_front::migrate;
 use croft_front::models::seed::seed;
 use croft_front::session::store::NewSession;
@@ -11,7 +12,7 @@ use croft_serve::Tasks;
 use secrecy::SecretString;
 use uuid::Uuid;
 
-use crate::contract::audit::{action, intact};
+use crate::contract::audit::{action, intact, verified};
 use crate::contract::fixtures::{append, appended, at, attempt, get, insert, new_session, session, tenant, terminated};
 use crate::database::{Database, FRONT_ROLE, OWNER_ROLE, execute};
 
@@ -89,8 +90,8 @@ async fn an_owner_who_is_no_superuser_can_run_them() {
     let timed = NewSession { idle_timeout_ms: 1_000, ..new_session(tenant) };
     let timed = insert(&stores, timed).await.id;
     assert_eq!(stores.across.due(at(999), 10).await.unwrap(), [(tenant, timed)]);
-    stores.audit.append(vec![action(tenant, "sessions/1"); 2]).await.unwrap();
-    assert_eq!(stores.audit.verify(tenant).await.unwrap(), intact(2));
+    stores.audit.append(Place::start(), vec![action(tenant, "sessions/1"); 2]).await.unwrap();
+    assert_eq!(verified(&stores, tenant).await, intact(2));
     // And as the owner, `api-key create` works, while a look without a tenant shows nothing.
     let owner = Postgres::connect(&database.url_of(OWNER_ROLE), 1).await.unwrap();
     assert_eq!(owner.tenant_named("ours").await.unwrap(), Some(tenant));

@@ -6,7 +6,7 @@ use croft_front::store::postgres::Postgres;
 use croft_serve::Tasks;
 use futures::future::join_all;
 
-use crate::contract::fixtures::{append, appended, get, said, session, tenant};
+use crate::contract::fixtures::{self, append, appended, get, said, seqs, session, tenant};
 use crate::database::{Database, FRONT_ROLE, execute};
 
 #[tokio::test]
@@ -34,6 +34,54 @@ async fn connections_that_were_cut_while_idle_are_replaced() {
         get(&stores, tenant, session).await;
     }
     appended(&stores, append(tenant, session, vec![said("still here")])).await;
+    database.end().await;
+}
+
+/// Of a transaction that is one call as well: it is made again where the server has said that it went, and stored once.
+#[tokio::test]
+async fn appends_that_meet_cut_connections_are_stored_once() {
+    let database = Database::migrated().await;
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
+    let tenant = tenant(&stores, "ours").await;
+    let session = session(&stores, tenant).await;
+    join_all((0..8).map(|_| stores.sessions.get(tenant, session))).await;
+
+    let cut = format!(
+        "select pg_terminate_backend(pid) from pg_stat_activity where usename = '{FRONT_ROLE}'
+        and datname = current_database()"
+    );
+    assert!(execute(&mut database.admin().await, &cut).await.unwrap() > 1, "several connections were idle");
+    let events = appended(&stores, append(tenant, session, vec![said("still here")])).await;
+    let opened = fixtures::session(&stores, tenant).await;
+    assert_eq!(seqs(&events), [3]);
+    assert_eq!(get(&stores, tenant, session).await.last_seq, 3);
+    assert_eq!(get(&stores, tenant, opened).await.last_seq, 2);
+    database.end().await;
+}
+
+/// A reader that gives up while its transaction begins leaves it open, and the pool takes the connection back so: once, what was
+/// appended there next was told and never committed.
+#[tokio::test]
+async fn what_is_stored_behind_a_reader_that_gave_up_is_committed() {
+    let database = Database::migrated().await;
+    let postgres = Postgres::connect(&database.url_of(FRONT_ROLE), 1).await.unwrap();
+    let stores = Stores::postgres(&postgres, &Tasks::new());
+    let tenant = tenant(&stores, "ours").await;
+    let session = session(&stores, tenant).await;
+    let mut admin = database.admin().await;
+    for looks in 0..6_u32 {
+        let mut reading = stores.sessions.get(tenant, session);
+        for _ in 0..looks {
+            if futures::poll!(reading.as_mut()).is_ready() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        drop(reading);
+        appended(&stores, append(tenant, session, vec![said("hello")])).await;
+        let last_seq: i64 = sqlx::query_scalar("select last_seq from sessions").fetch_one(&mut admin).await.unwrap();
+        assert_eq!(last_seq, 3 + i64::from(looks), "after {looks} looks");
+    }
     database.end().await;
 }
 

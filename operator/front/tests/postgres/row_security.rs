@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use croft_front::audit::Place;
 use croft_front::store::Stores;
 use croft_proto::id::TenantId;
 use croft_serve::Tasks;
@@ -38,7 +39,7 @@ async fn full(stores: &Stores, database: &Database, tenant: TenantId, prefix: &s
     let mut message = append(tenant, session, vec![said("secret"), attempt("a", Some(1))]);
     message.checkpoint = Some(croft_proto::v1::SessionCheckpoint::default());
     appended(stores, message).await;
-    stores.audit.append(vec![action(tenant, "sessions/1")]).await.unwrap();
+    stores.audit.append(Place::start(), vec![action(tenant, "sessions/1")]).await.unwrap();
     let rest = format!(
         "insert into api_keys values ('{prefix}', '{tenant}', sha256('x'));
         insert into budgets values ('{tenant}', 'tenant', '', 1);

@@ -1,67 +1,221 @@
 //! The audit log only grows, and whoever gets past that is found out.
 
+use croft_front::audit::Place;
 use croft_front::store::Stores;
 use croft_proto::id::TenantId;
-use croft_proto::v1::VerifyAuditLogResponse;
 use croft_serve::Tasks;
+use sqlx::{PgConnection, Row};
 
-use crate::contract::audit::{action, intact};
+use crate::contract::audit::{action, broken_at, intact, known, verified, verified_with};
 use crate::contract::fixtures::two_tenants;
-use crate::database::{Database, FRONT_ROLE, execute};
+use crate::database::{Database, FRONT_ROLE, OWNER_ROLE, execute};
 
-fn broken_at(number: u64) -> VerifyAuditLogResponse {
-    VerifyAuditLogResponse { intact: false, records_verified: number - 1, first_broken_number: number }
-}
+const RECORDS: i64 = 5;
 
 async fn five_records(stores: &Stores) -> TenantId {
     let [ours, theirs] = two_tenants(stores).await;
-    let batch = (1..=5).flat_map(|number| [action(ours, &number.to_string()), action(theirs, "x")]);
-    stores.audit.append(batch.collect()).await.unwrap();
+    let batch = (1..=RECORDS).flat_map(|number| [action(ours, &number.to_string()), action(theirs, "x")]);
+    stores.audit.append(Place::start(), batch.collect()).await.unwrap();
     ours
 }
 
+/// What a connection is refused, with a transaction of its own around it.
+async fn refused(connection: &mut PgConnection, statements: &str) -> String {
+    let outcome = execute(connection, &format!("begin; {statements}")).await;
+    execute(connection, "rollback").await.unwrap();
+    outcome.expect_err(statements).to_string()
+}
+
 #[tokio::test]
-async fn nobody_changes_a_record() {
+async fn the_front_can_only_add_records_and_chooses_no_number_no_time_and_no_hash() {
     let database = Database::migrated().await;
     let stores = Stores::postgres(&database.front().await, &Tasks::new());
     let tenant = five_records(&stores).await;
-    let (mut front, mut owner) = (database.login(FRONT_ROLE).await, database.admin().await);
-    for statement in ["update audit_log set outcome = 'ok'", "delete from audit_log", "truncate audit_log"] {
-        for role in ["croft_request", "croft_writer"] {
-            let attempt = format!("begin; set local role {role}; set local croft.tenant = '{tenant}'; {statement}");
-            let refused = execute(&mut front, &attempt).await.unwrap_err();
-            assert!(refused.to_string().contains("permission denied"), "{role}, {statement}: {refused}");
-            execute(&mut front, "rollback").await.unwrap();
+    let mut front = database.login(FRONT_ROLE).await;
+    let forged = |column: &str, value: &str| {
+        format!(
+            "insert into audit_log (tenant_id, actor, action, resource, outcome, {column})
+            values ('{tenant}', 'a', 'b', 'c', 'd', {value})"
+        )
+    };
+    let attempts = [
+        "update audit_log set outcome = 'ok'".to_owned(),
+        "delete from audit_log".to_owned(),
+        "truncate audit_log".to_owned(),
+        forged("number", "9"),
+        forged("create_time", "now()"),
+        forged("hash", "sha256('x')"),
+        "update audit_heads set number = 4".to_owned(),
+        "delete from audit_heads".to_owned(),
+        format!("insert into audit_heads values ('{tenant}', 9, sha256('x'))"),
+        "alter table audit_log disable trigger only_grows".to_owned(),
+        "alter table audit_log no force row level security".to_owned(),
+        "drop policy one_tenant on audit_log".to_owned(),
+        "set local session_replication_role = replica".to_owned(),
+        "create or replace function audit_log_refuse() returns trigger language plpgsql as 'begin return null; end'"
+            .to_owned(),
+    ];
+    for attempt in &attempts {
+        for role in ["croft_request", "croft_writer", FRONT_ROLE] {
+            let set = format!("set local role {role}; set local croft.tenant = '{tenant}'; {attempt}");
+            let told = refused(&mut front, &set).await;
+            assert!(told.contains("permission denied") || told.contains("must be owner"), "{role}, {attempt}: {told}");
         }
-        let refused = execute(&mut owner, statement).await.unwrap_err();
-        assert!(refused.to_string().contains("the audit log only grows"), "{statement}: {refused}");
     }
-    assert_eq!(stores.audit.verify(tenant).await.unwrap(), intact(5));
+    assert_eq!(verified(&stores, tenant).await, intact(5));
+    database.end().await;
+}
+
+/// The owner of the tables needs to turn off two things before a record changes, and a superuser the trigger alone.
+#[tokio::test]
+async fn the_owner_changes_nothing_either_unless_trigger_and_row_security_are_turned_off() {
+    let database = Database::empty().await;
+    let mut superuser = database.admin().await;
+    execute(&mut superuser, &format!("alter database {} owner to {OWNER_ROLE}", database.name)).await.unwrap();
+    croft_front::migrate::run(&database.url_of(OWNER_ROLE).into(), FRONT_ROLE).await.unwrap();
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
+    let tenant = five_records(&stores).await;
+    let mut owner = database.login(OWNER_ROLE).await;
+    for statement in ["update audit_log set outcome = 'x'", "delete from audit_log", "truncate audit_log"] {
+        for connection in [&mut owner, &mut superuser] {
+            let told = refused(connection, statement).await;
+            assert!(told.contains("the audit log only grows"), "{statement}: {told}");
+        }
+    }
+    let change = format!("update audit_log set outcome = 'x' where number = 2 and tenant_id = '{tenant}'");
+    execute(&mut owner, "alter table audit_log disable trigger only_grows").await.unwrap();
+    assert_eq!(execute(&mut owner, &change).await.unwrap(), 0, "row security is forced on the owner");
+    assert_eq!(verified(&stores, tenant).await, intact(5));
+    execute(&mut owner, "alter table audit_log no force row level security").await.unwrap();
+    assert_eq!(execute(&mut owner, &change).await.unwrap(), 1);
+    assert_eq!(verified(&stores, tenant).await, broken_at(2));
+    database.end().await;
+}
+
+/// The columns of a table and how a value of each is turned into another. Read from the catalog, so that a new one is not forgotten.
+async fn columns(connection: &mut PgConnection, table: &str) -> Vec<(String, String)> {
+    let rows = sqlx::query(
+        "select attname::text, format_type(atttypid, null) from pg_attribute
+        where attrelid = $1::regclass and attnum > 0 and not attisdropped order by attnum",
+    )
+    .bind(table)
+    .fetch_all(connection)
+    .await
+    .unwrap();
+    let another = |name: &str, kind: &str| match kind {
+        "uuid" => "gen_random_uuid()".to_owned(),
+        "bigint" => format!("{name} + 1000"),
+        "text" => format!("{name} || ' '"),
+        "timestamp with time zone" => format!("{name} + interval '1 microsecond'"),
+        "bytea" => format!("set_byte({name}, 31, get_byte({name}, 31) # 1)"),
+        kind => panic!("{table}.{name} is a {kind}: say here how to change one, and see that the hash covers it"),
+    };
+    let changed = |name: String, kind: &str| (name.clone(), another(&name, kind));
+    rows.iter().map(|row| changed(row.get(0), row.get(1))).collect()
+}
+
+/// As a superuser who turns all triggers off.
+async fn tamper(superuser: &mut PgConnection, statements: &str) {
+    execute(superuser, &format!("set session_replication_role = replica; {statements}")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_change_of_any_column_of_any_record_is_found_where_it_was_made() {
+    let database = Database::migrated().await;
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
+    let mut superuser = database.admin().await;
+    let columns = columns(&mut superuser, "audit_log").await;
+    assert!(columns.len() >= 8, "{columns:?}");
+    for (column, changed) in &columns {
+        for number in 1..=RECORDS {
+            let tenant = five_records(&stores).await;
+            let change =
+                format!("update audit_log set {column} = {changed} where number = {number} and tenant_id = '{tenant}'");
+            tamper(&mut superuser, &change).await;
+            assert_eq!(verified(&stores, tenant).await, broken_at(number.unsigned_abs()), "{column} of {number}");
+        }
+    }
     database.end().await;
 }
 
 #[tokio::test]
-async fn a_changed_record_is_found_where_it_was_changed() {
-    // A superuser who turns the triggers off, and what verification says then.
+async fn a_change_of_any_column_of_a_logs_end_is_found() {
+    let database = Database::migrated().await;
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
+    let mut superuser = database.admin().await;
+    for (column, changed) in columns(&mut superuser, "audit_heads").await {
+        let tenant = five_records(&stores).await;
+        tamper(&mut superuser, &format!("update audit_heads set {column} = {changed} where tenant_id = '{tenant}'"))
+            .await;
+        assert_eq!(verified(&stores, tenant).await, broken_at(6), "{column}");
+    }
+    database.end().await;
+}
+
+#[tokio::test]
+async fn a_record_that_is_missing_slipped_in_or_in_anothers_place_is_found() {
+    let swapped = "update audit_log set number = -2 where number = 2 and tenant_id = '$';
+        update audit_log set number = 2 where number = 4 and tenant_id = '$';
+        update audit_log set number = 4 where number = -2 and tenant_id = '$'";
+    let exchanged =
+        "update audit_log a set actor = b.actor, action = b.action, resource = b.resource, outcome = b.outcome,
+            create_time = b.create_time, hash = b.hash
+        from audit_log b where a.tenant_id = '$' and b.tenant_id = '$' and (a.number, b.number) in ((2, 3), (3, 2))";
+    let copied = "insert into audit_log select tenant_id, #, create_time, actor, action, resource, outcome, hash
+        from audit_log where number = 5 and tenant_id = '$'";
     let cases = [
-        ("update audit_log set resource = 'sessions/0' where number = 3 and tenant_id = '$'", 3),
-        ("update audit_log set create_time = create_time + interval '1 microsecond' where number = 1 and tenant_id = '$'", 1),
-        ("update audit_log set hash = sha256('x') where number = 2 and tenant_id = '$'", 2),
-        ("delete from audit_log where number = 4 and tenant_id = '$'", 4),
-        ("delete from audit_log where number = 5 and tenant_id = '$'", 5),
-        ("delete from audit_log where tenant_id = '$'", 1),
-        ("delete from audit_heads where tenant_id = '$'", 6),
-        ("insert into audit_log select tenant_id, 6, create_time, actor, action, resource, outcome, hash from audit_log
-            where number = 5 and tenant_id = '$'; update audit_heads set number = 6 where tenant_id = '$'", 6),
+        ("delete from audit_log where number = 1 and tenant_id = '$'".to_owned(), 1),
+        ("delete from audit_log where number = 4 and tenant_id = '$'".to_owned(), 4),
+        ("delete from audit_log where number = 5 and tenant_id = '$'".to_owned(), 5),
+        ("delete from audit_log where number > 2 and tenant_id = '$'".to_owned(), 3),
+        ("delete from audit_log where tenant_id = '$'".to_owned(), 1),
+        ("delete from audit_heads where tenant_id = '$'".to_owned(), 6),
+        (swapped.to_owned(), 2),
+        (exchanged.to_owned(), 2),
+        (copied.replace('#', "0"), 1),
+        (copied.replace('#', "6"), 6),
+        (copied.replace('#', "6") + "; update audit_heads set number = 6 where tenant_id = '$'", 6),
+        (copied.replace('#', "8"), 6),
+        // Without the key that forbids it: a second record of a number.
+        ("alter table audit_log drop constraint audit_log_pkey; ".to_owned() + &copied.replace('#', "3"), 4),
     ];
     let database = Database::migrated().await;
     let stores = Stores::postgres(&database.front().await, &Tasks::new());
-    let mut admin = database.admin().await;
-    for (statement, number) in cases {
+    let mut superuser = database.admin().await;
+    for (statements, number) in cases {
         let tenant = five_records(&stores).await;
-        let tampering = statement.replace('$', &tenant.to_string());
-        execute(&mut admin, &format!("set session_replication_role = replica; {tampering}")).await.unwrap();
-        assert_eq!(stores.audit.verify(tenant).await.unwrap(), broken_at(number), "{statement}");
+        tamper(&mut superuser, &statements.replace('$', &tenant.to_string())).await;
+        let found = verified(&stores, tenant).await;
+        assert!(!found.intact, "{statements}");
+        // Of two records of one number either may come first.
+        let places = [number, if statements.contains("drop constraint") { number - 1 } else { number }];
+        assert!(places.contains(&found.first_broken_number), "{statements}: {found:?}");
+    }
+    database.end().await;
+}
+
+/// What can't be seen in the database alone, whose owner may write all of it anew: it takes a word that was kept elsewhere.
+#[tokio::test]
+async fn a_log_that_was_cut_or_written_anew_with_its_end_is_found_by_what_is_known() {
+    let cut = "delete from audit_log where number > 3 and tenant_id = '$';
+        update audit_heads set number = 3, hash = (select hash from audit_log where number = 3 and tenant_id = '$')
+        where tenant_id = '$'";
+    let anew =
+        "create temporary table kept on commit drop as select * from audit_log where tenant_id = '$' order by number;
+        delete from audit_log where tenant_id = '$'; delete from audit_heads where tenant_id = '$';
+        select croft_append_audit(array_agg(tenant_id order by number), array_agg(actor order by number),
+            array_agg(action order by number), array_agg(resource order by number),
+            array_agg(case number when 2 then 'denied' else outcome end order by number)) from kept";
+    let nothing = "delete from audit_log where tenant_id = '$'; delete from audit_heads where tenant_id = '$'";
+    let database = Database::migrated().await;
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
+    let mut superuser = database.admin().await;
+    for (statements, left, broken) in [(cut, 3, 4), (anew, 5, 5), (nothing, 0, 1)] {
+        let tenant = five_records(&stores).await;
+        let kept = known(&stores, tenant).await;
+        tamper(&mut superuser, &statements.replace('$', &tenant.to_string())).await;
+        assert_eq!(verified(&stores, tenant).await, intact(left), "{statements}");
+        assert_eq!(verified_with(&stores, tenant, Some(kept)).await, broken_at(broken), "{statements}");
     }
     database.end().await;
 }
@@ -72,10 +226,14 @@ async fn a_long_log_is_verified_in_pages() {
     let stores = Stores::postgres(&database.front().await, &Tasks::new());
     let [ours, _] = two_tenants(&stores).await;
     for _ in 0..4 {
-        stores.audit.append((0..500).map(|number| action(ours, &number.to_string())).collect()).await.unwrap();
+        stores
+            .audit
+            .append(Place::start(), (0..500).map(|number| action(ours, &number.to_string())).collect())
+            .await
+            .unwrap();
     }
-    assert_eq!(stores.audit.verify(ours).await.unwrap(), intact(2_000));
-    stores.audit.append(vec![action(ours, "one more")]).await.unwrap();
-    assert_eq!(stores.audit.verify(ours).await.unwrap(), intact(2_001));
+    assert_eq!(verified(&stores, ours).await, intact(2_000));
+    stores.audit.append(Place::start(), vec![action(ours, "one more")]).await.unwrap();
+    assert_eq!(verified(&stores, ours).await, intact(2_001));
     database.end().await;
 }

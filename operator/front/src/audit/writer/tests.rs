@@ -9,12 +9,16 @@ use prometheus::Registry;
 use tempfile::TempDir;
 
 use super::*;
+use crate::audit::{Known, Place};
 use crate::error::Error;
+use crate::store::memory::Memory;
 
 /// A store that can be taken away, and tells what it was given.
 #[derive(Default)]
 struct Fickle {
     away: AtomicBool,
+    /// It answers nothing any more.
+    hangs: AtomicBool,
     batches: Mutex<Vec<Vec<String>>>,
 }
 
@@ -31,7 +35,10 @@ impl Fickle {
 
 #[async_trait]
 impl AuditStore for Fickle {
-    async fn append(&self, actions: Vec<Action>) -> Result<(), Error> {
+    async fn append(&self, _: Place, actions: Vec<Action>) -> Result<(), Error> {
+        if self.hangs.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
         if self.away.load(Ordering::SeqCst) {
             return Err(Error::unavailable("postgres", anyhow::anyhow!("away")));
         }
@@ -43,7 +50,7 @@ impl AuditStore for Fickle {
         Ok(Vec::new())
     }
 
-    async fn verify(&self, _: TenantId) -> Result<VerifyAuditLogResponse, Error> {
+    async fn verify(&self, _: TenantId, _: Option<Known>) -> Result<VerifyAuditLogResponse, Error> {
         Ok(VerifyAuditLogResponse::default())
     }
 }
@@ -59,8 +66,12 @@ fn action(resource: impl Into<String>) -> Action {
 }
 
 async fn writer(store: &Arc<Fickle>, folder: Option<&TempDir>, tasks: &Tasks) -> AuditWriter {
+    writer_over(Arc::clone(store) as _, folder, tasks).await
+}
+
+async fn writer_over(store: Arc<dyn AuditStore>, folder: Option<&TempDir>, tasks: &Tasks) -> AuditWriter {
     let metrics = Metrics::register(&Registry::new()).unwrap();
-    AuditWriter::start(Arc::clone(store) as _, folder.map(TempDir::path), metrics, tasks).await.unwrap()
+    AuditWriter::start(store, folder.map(TempDir::path), metrics, tasks).await.unwrap()
 }
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -137,17 +148,71 @@ async fn what_an_earlier_process_kept_is_replayed_before_anything_else() {
     assert_eq!(store.records(), ["0", "1", "2", "new"]);
 }
 
+/// As after a `kill -9`: the first writer never comes to store, to keep or to tidy up anything.
+#[tokio::test]
+async fn what_a_killed_process_was_given_is_stored_by_the_next() {
+    let folder = TempDir::new().unwrap();
+    let (stuck, tasks) = (Arc::new(Fickle::default()), Tasks::new());
+    stuck.hangs.store(true, Ordering::SeqCst);
+    let killed = writer(&stuck, Some(&folder), &tasks).await;
+    // In several files of the journal.
+    let long = "r".repeat(400);
+    for number in 0..5_000 {
+        killed.record(action(format!("{number} {long}"))).await;
+    }
+    assert!(std::fs::read_dir(folder.path()).unwrap().count() > 1);
+    // It was killed while it wrote: nobody was answered for this one.
+    let mut last: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    last.sort();
+    let mut file = std::fs::OpenOptions::new().append(true).open(last.last().unwrap()).unwrap();
+    std::io::Write::write_all(&mut file, br#"{"tenant":"0198"#).unwrap();
+
+    let (store, tasks) = (Arc::new(Fickle::default()), Tasks::new());
+    let next = writer(&store, Some(&folder), &tasks).await;
+    next.record(action("new")).await;
+    assert_eq!(next.unwritten(PATIENCE).await, 0);
+    let expected = (0..5_000).map(|number| format!("{number} {long}")).chain(["new".to_owned()]).collect::<Vec<_>>();
+    assert_eq!(store.records(), expected);
+    tasks.shutdown(PATIENCE).await;
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left on the disk");
+}
+
+#[tokio::test]
+async fn what_was_stored_already_is_not_stored_again() {
+    let folder = TempDir::new().unwrap();
+    let (memory, tenant) = (Arc::new(Memory::default()), TenantId::generate());
+    let of_tenant = |resource: &str| Action { tenant, ..action(resource) };
+    // Its process was killed after the store had them, and before it could tell its journal.
+    let journal = Journal::new(Some(folder.path()));
+    let given: Vec<_> = ["1", "2", "3"].map(of_tenant).to_vec();
+    for action in &given {
+        journal.note(action.clone(), |_, _| {});
+    }
+    let place = Place { journal: journal.id(), first: 1 };
+    memory.append(place, given[..2].to_vec()).await.unwrap();
+    drop(journal);
+
+    let tasks = Tasks::new();
+    let next = writer_over(Arc::clone(&memory) as _, Some(&folder), &tasks).await;
+    next.record(of_tenant("4")).await;
+    assert_eq!(next.unwritten(PATIENCE).await, 0);
+    let records = memory.list(tenant, 0, 10).await.unwrap();
+    assert_eq!(records.into_iter().map(|record| record.resource).collect::<Vec<_>>(), ["1", "2", "3", "4"]);
+    tasks.shutdown(PATIENCE).await;
+}
+
 #[tokio::test]
 async fn a_batch_that_cannot_be_read_is_set_aside_and_holds_up_no_other() {
     let folder = TempDir::new().unwrap();
-    std::fs::write(folder.path().join("00000000000000000007.jsonl"), "half a rec").unwrap();
+    std::fs::write(folder.path().join("00000000000000000007.0123456789abcdef0123456789abcdef.1.jsonl"), "half a rec")
+        .unwrap();
     std::fs::write(folder.path().join("00000000000000000008.unfinished"), "half").unwrap();
     let (store, tasks) = (Arc::new(Fickle::default()), Tasks::new());
     let writer = writer(&store, Some(&folder), &tasks).await;
     writer.record(action("whole")).await;
     assert_eq!(writer.unwritten(PATIENCE).await, 0);
     assert_eq!(store.records(), ["whole"]);
-    assert!(folder.path().join("00000000000000000007.unreadable").exists());
+    assert!(folder.path().join("00000000000000000007.0123456789abcdef0123456789abcdef.1.unreadable").exists());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

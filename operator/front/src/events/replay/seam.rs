@@ -9,7 +9,7 @@ use futures::FutureExt;
 use futures::stream::BoxStream;
 use proptest::prelude::*;
 use tokio::sync::mpsc;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::*;
 use crate::events::fanout::{Controls, Options};

@@ -10,13 +10,14 @@ use croft_proto::id::SessionId;
 use croft_proto::v1::SessionEvent;
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, SplitSink, SplitStream};
-use futures::{FutureExt, SinkExt, StreamExt, stream};
+use futures::{FutureExt, SinkExt, StreamExt};
+use prometheus::IntCounter;
 use serde_json::json;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
-use tokio_stream::StreamMap;
 
 use super::frames::{ClientFrame, Ping, ServerFrame, Subscribe, Unsubscribe};
 use super::limiter::{Limiter, Verdict};
+use super::subscriptions::{Said, Subscriptions};
 use crate::error::Error;
 use crate::gateway::failure::log;
 use crate::gateway::metrics::Open;
@@ -27,11 +28,12 @@ use crate::identity::{Identity, Tenure};
 /// Frames of the client that wait to be carried out. At the bound the client is not read from.
 const WAITING_MAX: usize = 16;
 
+/// Events that are written together at most: those that wait already. To write each by itself would cost more than all else that is
+/// done with it. Beyond, they go with the next.
+const TOGETHER_MAX: usize = 64;
+
 /// How long a peer may take to hear why it is closed, and to close in turn.
 const FAREWELL_MAX: Duration = Duration::from_secs(2);
-
-/// A session's events; `None` comes last.
-type Events = BoxStream<'static, Option<Result<SessionEvent, Error>>>;
 
 pub(super) struct Connection {
     shared: Arc<Shared>,
@@ -39,12 +41,13 @@ pub(super) struct Connection {
     outgoing: SplitSink<WebSocket, Message>,
     incoming: SplitStream<WebSocket>,
     state: State,
+    events_sent: IntCounter,
     _open: Open,
 }
 
 /// What the connection is busy with.
 struct State {
-    subscriptions: StreamMap<SessionId, Events>,
+    subscriptions: Subscriptions,
     waiting: VecDeque<ClientFrame>,
     /// The frame that is being carried out.
     current: Option<BoxFuture<'static, Outcome>>,
@@ -73,14 +76,15 @@ impl Connection {
         let (outgoing, incoming) = socket.split();
         let options = &shared.gateway.options;
         let state = State {
-            subscriptions: StreamMap::new(),
+            subscriptions: Subscriptions::default(),
             waiting: VecDeque::new(),
             current: None,
             limiter: Limiter::new(options.frames_per_second, options.frames_at_once),
             heard_at: Instant::now(),
         };
-        let open = shared.gateway.metrics.open("websocket");
-        Self { shared, tenure, outgoing, incoming, state, _open: open }
+        let metrics = &shared.gateway.metrics;
+        let (open, events_sent) = (metrics.open("websocket"), metrics.events_sent.with_label_values(&["websocket"]));
+        Self { shared, tenure, outgoing, incoming, state, events_sent, _open: open }
     }
 
     pub(super) async fn run(mut self) {
@@ -123,9 +127,7 @@ impl Connection {
                     self.state.current = None;
                     self.settle(outcome).await
                 }
-                Some((session, event)) = subscriptions.next(), if !subscriptions.is_empty() => {
-                    self.forward(session, event).await
-                }
+                Some(said) = subscriptions.next() => self.forward(said).await,
                 _ = ticks.tick() => self.sign_of_life(reads).await,
             };
             if let Err(end) = step {
@@ -143,7 +145,7 @@ impl Connection {
         let (shared, identity) = (Arc::clone(&self.shared), self.tenure.identity().clone());
         let is_subscribed = match &frame {
             ClientFrame::Subscribe(Subscribe { session_id, .. }) => {
-                session_id.parse().is_ok_and(|id: SessionId| self.state.subscriptions.contains_key(&id))
+                session_id.parse().is_ok_and(|id: SessionId| self.state.subscriptions.contains(id))
             }
             _ => false,
         };
@@ -160,7 +162,7 @@ impl Connection {
             ClientFrame::Subscribe(subscribe) => subscribed(shared, identity, subscribe).boxed(),
             ClientFrame::Unsubscribe(Unsubscribe { session_id }) => {
                 if let Ok(id) = session_id.parse::<SessionId>() {
-                    self.state.subscriptions.remove(&id);
+                    self.state.subscriptions.remove(id);
                 }
                 ready(ServerFrame::Unsubscribed { session_id })
             }
@@ -225,30 +227,48 @@ impl Connection {
                 let session_id = session.to_string();
                 self.tell(&ServerFrame::Subscribed { session_id: session_id.clone(), since }).await?;
                 let Some(events) = events else { return self.tell(&ServerFrame::Ended { session_id }).await };
-                let events = events.map(Some).chain(stream::once(async { None }));
-                self.state.subscriptions.insert(session, events.boxed());
+                self.state.subscriptions.insert(session, events);
                 Ok(())
             }
         }
     }
 
-    async fn forward(&mut self, session: SessionId, event: Option<Result<SessionEvent, Error>>) -> Result<(), End> {
+    /// Passes on what a session says, and whatever waits behind it.
+    async fn forward(&mut self, first: Said) -> Result<(), End> {
+        let write_timeout = self.shared.gateway.options.write_timeout;
+        let together = async {
+            let (mut next, mut written) = (Some(first), 0);
+            while let Some((session, event)) = next.take() {
+                let frame = self.frame(session, event)?;
+                self.outgoing.feed(text(&frame)?).await.map_err(|_| End::Gone)?;
+                written += 1;
+                if written < TOGETHER_MAX {
+                    next = self.state.subscriptions.waiting();
+                }
+            }
+            self.outgoing.flush().await.map_err(|_| End::Gone)
+        };
+        timeout(write_timeout, together).await.unwrap_or(Err(End::Gone))
+    }
+
+    /// What the client is told of it.
+    fn frame(&mut self, session: SessionId, event: Option<Result<SessionEvent, Error>>) -> Result<ServerFrame, End> {
         match event {
             Some(Ok(event)) => {
-                self.shared.gateway.metrics.events_sent.with_label_values(&["websocket"]).inc();
-                self.tell(&ServerFrame::from(event)).await
+                self.events_sent.inc();
+                Ok(ServerFrame::from(event))
             }
             None => {
-                self.state.subscriptions.remove(&session);
-                self.tell(&ServerFrame::Ended { session_id: session.to_string() }).await
+                self.state.subscriptions.remove(session);
+                Ok(ServerFrame::Ended { session_id: session.to_string() })
             }
             Some(Err(Error::SlowConsumer { resume_after })) => {
                 let reason = json!({ "sessionId": session.to_string(), "since": resume_after.to_string() });
                 Err(End::close(close_code::AGAIN, &reason.to_string()))
             }
             Some(Err(error)) => {
-                self.state.subscriptions.remove(&session);
-                self.tell(&failed(&error, session.to_string())).await
+                self.state.subscriptions.remove(session);
+                Ok(failed(&error, session.to_string()))
             }
         }
     }
@@ -269,13 +289,7 @@ impl Connection {
     }
 
     async fn tell(&mut self, frame: &ServerFrame) -> Result<(), End> {
-        match serde_json::to_string(frame) {
-            Ok(text) => self.write(Message::text(text)).await,
-            Err(error) => {
-                tracing::error!(%error, "a frame can't be written as JSON");
-                Err(End::close(close_code::ERROR, "an internal error"))
-            }
-        }
+        self.write(text(frame)?).await
     }
 
     async fn write(&mut self, message: Message) -> Result<(), End> {
@@ -290,6 +304,13 @@ impl End {
     fn close(code: u16, reason: &str) -> Self {
         Self::Close { code, reason: reason.to_owned() }
     }
+}
+
+fn text(frame: &ServerFrame) -> Result<Message, End> {
+    serde_json::to_string(frame).map(Message::text).map_err(|error| {
+        tracing::error!(%error, "a frame can't be written as JSON");
+        End::close(close_code::ERROR, "an internal error")
+    })
 }
 
 async fn subscribed(shared: Arc<Shared>, identity: Identity, subscribe: Subscribe) -> Outcome {

@@ -5,17 +5,21 @@ use croft_proto::id::TenantId;
 use croft_proto::v1::{AuditRecord, VerifyAuditLogResponse};
 
 use super::Memory;
-use crate::audit::{Action, AuditStore};
+use crate::audit::{Action, AuditStore, Known, Place};
 use crate::error::Error;
-use crate::store::chain::{self, Chain};
+use crate::store::chain::{self, Chain, Link};
 use crate::store::time;
 
 #[async_trait]
 impl AuditStore for Memory {
-    async fn append(&self, actions: Vec<Action>) -> Result<(), Error> {
+    async fn append(&self, place: Place, actions: Vec<Action>) -> Result<(), Error> {
         let now = time::timestamp(jiff::Timestamp::now().as_microsecond());
         let mut state = self.lock();
-        for Action { tenant, actor, action, resource, outcome } in actions {
+        let end = place.behind(actions.len()).first;
+        let next = state.audit_journals.entry(place.journal).or_insert(1);
+        let known = usize::try_from(next.saturating_sub(place.first)).unwrap_or(usize::MAX);
+        *next = end.max(*next);
+        for Action { tenant, actor, action, resource, outcome } in actions.into_iter().skip(known) {
             let records = state.audit.entry(tenant).or_default();
             let mut record = AuditRecord {
                 number: records.len() as u64 + 1,
@@ -30,7 +34,7 @@ impl AuditStore for Memory {
                 Some(last) => chain::parse(&last.hash).map_err(Error::internal)?,
                 None => chain::START,
             };
-            record.hash = hex::encode(chain::link(tenant, &previous, &record));
+            record.hash = hex::encode(Link::of(&record).after(tenant, &previous));
             records.push(record);
         }
         Ok(())
@@ -42,10 +46,17 @@ impl AuditStore for Memory {
         Ok(records.filter(|record| record.number > after_number).take(limit as usize).cloned().collect())
     }
 
-    async fn verify(&self, tenant: TenantId) -> Result<VerifyAuditLogResponse, Error> {
+    async fn verify(&self, tenant: TenantId, known: Option<Known>) -> Result<VerifyAuditLogResponse, Error> {
         let state = self.lock();
-        let mut chain = Chain::new(tenant);
-        let fits = state.audit.get(&tenant).into_iter().flatten().all(|record| chain.add(record));
-        Ok(if fits { chain.intact() } else { chain.broken() })
+        let records = state.audit.get(&tenant).map_or(&[][..], Vec::as_slice);
+        let mut chain = Chain::new(tenant, known);
+        for record in records {
+            let hash = chain::parse(&record.hash).map_err(Error::internal)?;
+            if !chain.add(&Link::of(record), &hash) {
+                return Ok(chain.verdict(false));
+            }
+        }
+        let last = records.last().map(|last| chain::parse(&last.hash)).transpose().map_err(Error::internal)?;
+        Ok(chain.verdict(chain.ends_at(records.len() as u64, &last.unwrap_or(chain::START))))
     }
 }

@@ -57,7 +57,7 @@ const APPEND: &str = concat!(
         where tenant_id = $1 and session_id = $2 and state <> 'terminated'
             and ($13::bigint is null or lease_epoch = $13) and ($22::timestamptz is null or due_time <= $22)
             and ($23::text is null or exists (select 1 from taken))
-        returning last_seq - $3 as base, agent_name, lease_epoch
+        returning last_seq - $3 as base, lease_epoch
     ), forgotten as (
         delete from idempotency_keys
         where (tenant_id, scope, key) in (
@@ -84,7 +84,7 @@ const APPEND: &str = concat!(
         on conflict (tenant_id, session_id) do update
             set seq = excluded.seq, checkpoint = excluded.checkpoint, update_time = now()
     )
-    select n.base, n.agent_name, n.lease_epoch, (select count(*) from keyed) as keyed,
+    select n.base, n.lease_epoch, (select count(*) from keyed) as keyed,
         c.seq as checkpoint_seq, c.checkpoint, s.*
     from numbered n
     left join (
@@ -113,7 +113,7 @@ impl Postgres {
 
         // The order of locks is session, then lease, here as anywhere.
         let mut tx = match &lease {
-            LeaseChange::Keep => self.tenant(tenant).await?,
+            LeaseChange::Keep => self.planned(tenant, "").await?,
             LeaseChange::Take { .. } | LeaseChange::Release => self.locking(tenant, [session]).await?,
         };
         let numbered = sqlx::query(APPEND)
@@ -162,10 +162,9 @@ impl Postgres {
         if fences {
             fence(&mut tx, tenant, session).await?;
         } else if waits {
-            abandon_if_free(&mut tx, tenant, &[session.0]).await?;
+            abandon_if_free(&mut tx, tenant, session).await?;
         }
-        let agent = numbered.try_get("agent_name").map_err(failed)?;
-        usage::meter(&mut tx, tenant, &[Reported { session, agent, events: &events }]).await?;
+        usage::meter(&mut tx, tenant, Reported { session, events: &events }).await?;
         tx.commit().await.map_err(failed)?;
         lease.stored(session, events, &numbered).map_err(failed)
     }
@@ -219,17 +218,14 @@ async fn fence(tx: &mut Tx, tenant: TenantId, session: SessionId) -> Result<(), 
 }
 
 /// A message that comes when nobody holds the lease any more is an abandoned turn from the start, or it would wait for ever if its
-/// sender were lost now. The sessions' locks are ours, so that nobody takes or gives up their leases meanwhile.
-pub(super) async fn abandon_if_free(tx: &mut Tx, tenant: TenantId, sessions: &[Uuid]) -> Result<(), Error> {
-    if sessions.is_empty() {
-        return Ok(());
-    }
+/// sender were lost now. The session's lock is ours, so that nobody takes or gives up its lease meanwhile.
+async fn abandon_if_free(tx: &mut Tx, tenant: TenantId, session: SessionId) -> Result<(), Error> {
     sqlx::query(
         "update leases set epoch = epoch + 1, holder = '', expire_time = clock_timestamp()
-        where tenant_id = $1 and session_id = any($2) and holder is null",
+        where tenant_id = $1 and session_id = $2 and holder is null",
     )
     .bind(tenant.0)
-    .bind(sessions)
+    .bind(session.0)
     .execute(&mut **tx)
     .await
     .map_err(failed)?;

@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::BudgetAction;
 use sqlx::Row;
-use sqlx::postgres::PgRow;
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::Query;
 use uuid::Uuid;
 
 use super::time::Time;
@@ -131,17 +132,12 @@ impl BudgetStore for Postgres {
 
     async fn alert(&self, tenant: TenantId, alert: &Alert) -> Result<bool, Error> {
         let mut tx = self.tenant(tenant).await?;
-        let inserted = sqlx::query(
+        let inserted = of_alert(
             "insert into budget_alerts (tenant_id, scope, subject, period, unit, limit_amount, percent, spent_amount, session_id)
             values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict do nothing",
+            tenant,
+            alert,
         )
-        .bind(tenant.0)
-        .bind(alert.account.scope.as_str())
-        .bind(&alert.account.subject)
-        .bind(&alert.account.period)
-        .bind(alert.unit.as_str())
-        .bind(alert.limit)
-        .bind(alert.percent.cast_signed())
         .bind(alert.spent)
         .bind(alert.session.0)
         .execute(&mut *tx)
@@ -153,18 +149,12 @@ impl BudgetStore for Postgres {
 
     async fn told(&self, tenant: TenantId, alert: &Alert) -> Result<(), Error> {
         let mut tx = self.tenant(tenant).await?;
-        sqlx::query(
+        of_alert(
             "update budget_alerts set tell_time = now()
-            where tenant_id = $1 and scope = $2 and subject = $3 and period = $4 and unit = $5 and limit_amount = $6
-                and percent = $7",
+            where (tenant_id, scope, subject, period, unit, limit_amount, percent) = ($1, $2, $3, $4, $5, $6, $7)",
+            tenant,
+            alert,
         )
-        .bind(tenant.0)
-        .bind(alert.account.scope.as_str())
-        .bind(&alert.account.subject)
-        .bind(&alert.account.period)
-        .bind(alert.unit.as_str())
-        .bind(alert.limit)
-        .bind(alert.percent.cast_signed())
         .execute(&mut *tx)
         .await
         .map_err(failed)?;
@@ -231,18 +221,12 @@ impl BudgetStore for Postgres {
             HookEnd::Again(pause) => (None, Some(pause.as_secs_f64())),
         };
         let mut tx = self.tenant(tenant).await?;
-        sqlx::query(
+        of_alert(
             "update budget_alerts set hook_end = $8, hook_time = now() + make_interval(secs => $9)
-            where tenant_id = $1 and scope = $2 and subject = $3 and period = $4 and unit = $5 and limit_amount = $6
-                and percent = $7",
+            where (tenant_id, scope, subject, period, unit, limit_amount, percent) = ($1, $2, $3, $4, $5, $6, $7)",
+            tenant,
+            alert,
         )
-        .bind(tenant.0)
-        .bind(alert.account.scope.as_str())
-        .bind(&alert.account.subject)
-        .bind(&alert.account.period)
-        .bind(alert.unit.as_str())
-        .bind(alert.limit)
-        .bind(alert.percent.cast_signed())
         .bind(word)
         .bind(pause)
         .execute(&mut *tx)
@@ -250,6 +234,18 @@ impl BudgetStore for Postgres {
         .map_err(failed)?;
         tx.commit().await.map_err(failed)
     }
+}
+
+/// A statement whose first seven arguments are the key of an alert.
+fn of_alert(statement: &'static str, tenant: TenantId, alert: &Alert) -> Query<'static, sqlx::Postgres, PgArguments> {
+    sqlx::query(statement)
+        .bind(tenant.0)
+        .bind(alert.account.scope.as_str())
+        .bind(alert.account.subject.as_str())
+        .bind(alert.account.period.as_str())
+        .bind(alert.unit.as_str())
+        .bind(alert.limit)
+        .bind(alert.percent.cast_signed())
 }
 
 fn budget(row: &PgRow) -> Result<Budget, sqlx::Error> {

@@ -17,6 +17,7 @@ use crate::events::log::{Append, Appended, EventLog, IdempotencyKey, StoredCheck
 /// Appends that come at the same time share transactions.
 pub(in crate::store) struct GroupedLog {
     postgres: Arc<Postgres>,
+    tasks: Tasks,
     appends: Groups<Prepared>,
 }
 
@@ -39,13 +40,17 @@ impl Job for Prepared {
 
 impl GroupedLog {
     pub(in crate::store) fn new(postgres: Arc<Postgres>, tasks: &Tasks) -> Self {
-        Self { appends: Groups::new(Arc::clone(&postgres), tasks), postgres }
+        Self { appends: Groups::new(Arc::clone(&postgres), tasks), tasks: tasks.clone(), postgres }
     }
 
     pub(super) async fn store(&self, prepared: Prepared) -> Result<Stored, Error> {
         // A key may turn out to be taken, and an end takes more locks: neither should hold up a group.
         if prepared.append.idempotency_key.is_some() || prepared.fences() {
-            return self.postgres.append_prepared(prepared).await;
+            // In a task of its own: a caller that goes away while the transaction begins would leave the session locked.
+            let postgres = Arc::clone(&self.postgres);
+            let storing = self.tasks.spawn("store-one", async move { postgres.append_prepared(prepared).await });
+            let lost = |_| Err(Error::unavailable("postgres", anyhow::anyhow!("what stores an append has failed")));
+            return storing.await.unwrap_or_else(lost);
         }
         self.appends.store(prepared.append.tenant, prepared).await
     }

@@ -11,9 +11,10 @@ use sqlx::Row;
 use uuid::Uuid;
 
 use super::append::Columns;
+use super::append_group::all_fail;
 use super::groups::{Groups, Job};
 use super::row::{state_word, stop_reason_word};
-use super::sessions::{not_made, tenant_lock};
+use super::sessions::not_made;
 use super::time::Time;
 use super::usage::{self, Reported};
 use super::{Postgres, failed, signed};
@@ -23,41 +24,11 @@ use crate::session::Session;
 use crate::session::store::{Filter, Inserted, NewSession, SessionStore};
 use crate::store::projection;
 
-/// What `INSERT` does for one session, for all of a group. A place under the limit goes to whoever came first.
-const INSERT_GROUP: &str = "
-    with asked as materialized (
-        select * from unnest(
-            $2::uuid[], $3::text[], $4::bytea[], $5::text[], $6::text[], $7::text[], $8::timestamptz[],
-            $9::timestamptz[], $10::bigint[], $11::bigint[], $12::text[], $13::text[], $14::text[], $15::text[],
-            $16::bigint[], $17::timestamptz[], $18::bigint[]
-        ) with ordinality as asked (
-            session_id, state, agent, agent_name, config_hash, labels, create_time, update_time, last_seq,
-            newest_input_seq, turn_id, worker, terminate_reason, last_stop_reason, idle_timeout_ms, expire_time,
-            sessions_max, place
-        )
-    ), made as (
-        insert into sessions (
-            tenant_id, session_id, state, agent, agent_name, config_hash, labels, create_time, update_time, last_seq,
-            newest_input_seq, turn_id, worker, terminate_reason, last_stop_reason, idle_timeout_ms, expire_time
-        )
-        select $1, session_id, state, agent, agent_name, config_hash, labels::jsonb, create_time, update_time, last_seq,
-            newest_input_seq, turn_id, worker, terminate_reason, last_stop_reason, idle_timeout_ms, expire_time
-        from asked
-        where exists (select 1 from tenants where tenant_id = $1 and remove_time is null) and (
-            sessions_max is null
-            or (select coalesce(sum(sessions), 0) from open_sessions where tenant_id = $1) + place <= sessions_max
-        )
-        returning session_id
-    ), logged as (
-        insert into events (tenant_id, session_id, seq, kind, turn_id, create_time, payload)
-        select $1, new.session_id, new.seq, new.kind, new.turn_id, new.create_time, new.payload
-        from unnest($19::uuid[], $20::bigint[], $21::text[], $22::uuid[], $23::timestamptz[], $24::bytea[])
-            as new (session_id, seq, kind, turn_id, create_time, payload)
-        join made on made.session_id = new.session_id
-    )
-    select array(select session_id from made) as made,
-        (select remove_time is not null from tenants where tenant_id = $1) as removing
-";
+/// What `INSERT` does for one session, for all of a group, and all that its transaction does besides. A place under the limit goes to
+/// whoever came first. See `migrations/0023_one_call.sql`.
+const INSERT_GROUP: &str =
+    "select * from croft_open_sessions($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,
+    $18, $19, $20, $21, $22, $23, $24, $25)";
 
 /// Sessions that are opened at the same time share transactions.
 pub(in crate::store) struct GroupedSessions {
@@ -83,16 +54,17 @@ impl Job for NewSession {
         self.events.len()
     }
 
-    async fn store(postgres: &Postgres, tenant: TenantId, mut group: Vec<Self>) -> Vec<Result<Inserted, Error>> {
-        if group.len() == 1
-            && let Some(single) = group.pop()
-        {
-            return vec![postgres.insert(single).await];
+    async fn store(postgres: &Postgres, tenant: TenantId, group: Vec<Self>) -> Vec<Result<Inserted, Error>> {
+        let uses_models = usage::Columns::of(group.iter().map(|new| Reported { session: new.id, events: &new.events }));
+        if uses_models.is_empty() {
+            match postgres.insert_together(tenant, &group).await {
+                Ok(outcomes) => return outcomes,
+                // Whether they are there nobody knows: another try would find its own.
+                Err(error @ Error::Unavailable { .. }) => return all_fail(error, group.len()),
+                // One of them is such that the database does not have it. The others shall not suffer from it.
+                Err(_) => {}
+            }
         }
-        if let Ok(outcomes) = postgres.insert_together(tenant, &group).await {
-            return outcomes;
-        }
-        // One of them is such that the database does not have it, or the database is away, which each finds by itself.
         let mut outcomes = Vec::with_capacity(group.len());
         for new in group {
             outcomes.push(postgres.insert(new).await);
@@ -102,12 +74,13 @@ impl Job for NewSession {
 }
 
 impl Postgres {
+    /// Of sessions whose events report no usage.
     async fn insert_together(
         &self,
         tenant: TenantId,
         group: &[NewSession],
     ) -> Result<Vec<Result<Inserted, Error>>, Error> {
-        let mut sessions = group.iter().map(projection::begin).collect::<Result<Vec<_>, _>>()?;
+        let sessions = group.iter().map(projection::begin).collect::<Result<Vec<_>, _>>()?;
         let (mut owners, mut numbers, mut events) = (Vec::new(), Vec::new(), Columns::default());
         for new in group {
             let mut columns = Columns::of(&new.events)?;
@@ -118,51 +91,42 @@ impl Postgres {
         let labels = sessions.iter().map(|session| serde_json::to_string(&session.labels));
         let labels = labels.collect::<Result<Vec<_>, _>>().map_err(Error::internal)?;
         let is_limited = group.iter().any(|new| new.sessions_max.is_some());
-        let mut tx = self.tenant_and(tenant, tenant_lock(tenant, is_limited)).await?;
-        let row = sqlx::query(INSERT_GROUP)
-            .bind(tenant.0)
-            .bind(each(&sessions, |session| session.id.0))
-            .bind(each(&sessions, |session| state_word(session.state)))
-            .bind(each(&sessions, |session| session.agent.encode_to_vec()))
-            .bind(each(&sessions, |session| session.agent.name.clone()))
-            .bind(each(&sessions, |session| session.config_hash.clone()))
-            .bind(labels)
-            .bind(each(&sessions, |session| Time(session.create_time)))
-            .bind(each(&sessions, |session| Time(session.update_time)))
-            .bind(each(&sessions, |session| signed(session.last_seq)))
-            .bind(each(&sessions, |session| signed(session.newest_input_seq)))
-            .bind(each(&sessions, |session| session.turn_id.clone()))
-            .bind(each(&sessions, |session| session.worker.clone()))
-            .bind(each(&sessions, |session| session.terminate_reason.clone()))
-            .bind(each(&sessions, |session| stop_reason_word(session.last_stop_reason)))
-            .bind(each(&sessions, |session| session.idle_timeout_ms))
-            .bind(each(&sessions, |session| session.expire_time.map(Time)))
-            .bind(group.iter().map(|new| new.sessions_max.map(i64::from)).collect::<Vec<_>>())
-            .bind(owners)
-            .bind(numbers)
-            .bind(events.kinds)
-            .bind(events.turns)
-            .bind(events.times)
-            .bind(events.payloads)
-            .fetch_one(&mut *tx)
-            .await
-            .map_err(failed)?;
+        let call = || {
+            sqlx::query(INSERT_GROUP)
+                .bind(tenant.0)
+                .bind(each(&sessions, |session| session.id.0))
+                .bind(each(&sessions, |session| state_word(session.state)))
+                .bind(each(&sessions, |session| session.agent.encode_to_vec()))
+                .bind(each(&sessions, |session| session.agent.name.clone()))
+                .bind(each(&sessions, |session| session.config_hash.clone()))
+                .bind(&labels)
+                .bind(each(&sessions, |session| Time(session.create_time)))
+                .bind(each(&sessions, |session| Time(session.update_time)))
+                .bind(each(&sessions, |session| signed(session.last_seq)))
+                .bind(each(&sessions, |session| signed(session.newest_input_seq)))
+                .bind(each(&sessions, |session| session.turn_id.clone()))
+                .bind(each(&sessions, |session| session.worker.clone()))
+                .bind(each(&sessions, |session| session.terminate_reason.clone()))
+                .bind(each(&sessions, |session| stop_reason_word(session.last_stop_reason)))
+                .bind(each(&sessions, |session| session.idle_timeout_ms))
+                .bind(each(&sessions, |session| session.expire_time.map(Time)))
+                .bind(group.iter().map(|new| new.sessions_max.map(i64::from)).collect::<Vec<_>>())
+                .bind(&owners)
+                .bind(&numbers)
+                .bind(&events.kinds)
+                .bind(&events.turns)
+                .bind(&events.times)
+                .bind(&events.payloads)
+                .bind(is_limited)
+        };
+        let rows = self.at_once(call).await?;
+        let row = rows.first().ok_or_else(|| Error::internal(anyhow::anyhow!("no row of what was made")))?;
         let made: Vec<Uuid> = row.try_get("made").map_err(failed)?;
         let made: HashSet<_> = made.into_iter().map(SessionId).collect();
         let removing: Option<bool> = row.try_get("removing").map_err(failed)?;
-        let reported: Vec<_> = group
-            .iter()
-            .filter(|new| made.contains(&new.id))
-            .map(|new| Reported { session: new.id, agent: &new.agent.name, events: &new.events })
-            .collect();
-        let mut totals = usage::meter(&mut tx, tenant, &reported).await?;
-        tx.commit().await.map_err(failed)?;
-        let outcomes = group.iter().zip(sessions.drain(..)).map(|(new, mut session)| {
+        let outcomes = group.iter().zip(sessions).map(|(new, session)| {
             if !made.contains(&new.id) {
                 return Err(not_made(removing, new.sessions_max));
-            }
-            if let Some(totals) = totals.remove(&new.id) {
-                session.usage = totals;
             }
             Ok(Inserted::New { session, events: projection::number(new.id, 1, new.events.clone()) })
         });

@@ -73,7 +73,7 @@ impl SessionStore for Postgres {
     async fn insert(&self, new: NewSession) -> Result<Inserted, Error> {
         let mut session = projection::begin(&new)?;
         let columns = Columns::of(&new.events)?;
-        let mut tx = self.tenant_and(new.tenant, tenant_lock(new.tenant, new.sessions_max.is_some())).await?;
+        let mut tx = self.planned(new.tenant, tenant_lock(new.tenant, new.sessions_max.is_some())).await?;
         let (key, parent) = (new.idempotency_key.as_ref(), new.parent.as_ref());
         let lineage: Vec<_> = parent.iter().flat_map(|parent| &parent.lineage).collect();
         let outcome = sqlx::query(INSERT)
@@ -133,8 +133,8 @@ impl SessionStore for Postgres {
             }
             return Err(not_made(outcome.try_get("removing").map_err(failed)?, new.sessions_max));
         }
-        let reported = Reported { session: new.id, agent: &session.agent.name, events: &new.events };
-        if let Some(totals) = usage::meter(&mut tx, new.tenant, &[reported]).await?.remove(&new.id) {
+        let reported = Reported { session: new.id, events: &new.events };
+        if let Some(totals) = usage::meter(&mut tx, new.tenant, reported).await? {
             session.usage = totals;
         }
         tx.commit().await.map_err(failed)?;
@@ -216,7 +216,7 @@ impl SessionStore for Postgres {
 
 /// Creations under a limit go one by one in a tenant, or group by group, or two could take the last place. The others lock out
 /// no more than the beginning of the tenant's removal.
-pub(super) fn tenant_lock(tenant: TenantId, is_limited: bool) -> String {
+fn tenant_lock(tenant: TenantId, is_limited: bool) -> String {
     let strength = if is_limited { "no key update" } else { "key share" };
     format!("select 1 from tenants where tenant_id = '{tenant}' for {strength}")
 }

@@ -1,13 +1,13 @@
 //! The ledger of usage in Postgres.
 
-use std::collections::HashMap;
-
 use async_trait::async_trait;
 use croft_proto::Timestamp;
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::{UsageDimension, UsageEvent, UsageSummary, UsageTotals};
 use sqlx::{AssertSqlSafe, Row};
+use uuid::Uuid;
 
+use super::at_once::Call;
 use super::time::Time;
 use super::{Postgres, Tx, failed, row};
 use crate::error::Error;
@@ -15,122 +15,76 @@ use crate::events::log::NewEvent;
 use crate::store::projection;
 use crate::usage::UsageStore;
 
-/// Adds the rows that are new to the ledger, and to their sessions' totals.
-const METER: &str = "
-    with metered as (
-        insert into llm_usage_events (
-            tenant_id, session_id, agent, attempt_id, provider, model, input_uncached_tokens, cache_read_tokens,
-            cache_write_5m_tokens, cache_write_1h_tokens, output_tokens, reasoning_tokens, cost_nano_usd, latency_ms,
-            finish_reason, error_class, usage_estimated, create_time, mode
-        )
-        select $1, new.*
-        from unnest(
-            $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::bigint[], $9::bigint[],
-            $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[], $14::bigint[], $15::text[], $16::text[],
-            $17::boolean[], $18::timestamptz[], $19::text[]
-        ) as new
-        on conflict (tenant_id, attempt_id) do nothing
-        returning *
-    ), counted as (
-        insert into usage_counters as c (tenant_id, scope, subject, period, slot, changes, nano_usd, tokens)
-        select $1, s.scope, s.subject, p.period, pg_backend_pid() % 16, count(*),
-            coalesce(sum(m.cost_nano_usd), 0)::bigint,
-            sum(m.input_uncached_tokens + m.cache_read_tokens + m.cache_write_5m_tokens + m.cache_write_1h_tokens
-                + m.output_tokens)::bigint
-        from metered m
-        cross join lateral (
-            select 'tenant' as scope, '' as subject
-            union all select 'agent', m.agent
-            union all
-            select 'session', above.value ->> 'session'
-            from sessions o, jsonb_array_elements(o.lineage) as above
-            where o.tenant_id = $1 and o.session_id = m.session_id
-        ) as s
-        cross join lateral unnest(croft_periods(m.create_time)) as p (period)
-        group by s.scope, s.subject, p.period
-        -- In one order, so that two transactions don't wait for each other.
-        order by s.scope, s.subject, p.period
-        on conflict (tenant_id, scope, subject, period, slot) do update set changes = c.changes + excluded.changes,
-            nano_usd = c.nano_usd + excluded.nano_usd, tokens = c.tokens + excluded.tokens
-    ), total as (
-        select session_id, count(*) as attempts, count(*) filter (where cost_nano_usd is null) as unpriced_attempts,
-            coalesce(sum(input_uncached_tokens), 0)::bigint as input_uncached_tokens,
-            coalesce(sum(cache_read_tokens), 0)::bigint as cache_read_tokens,
-            coalesce(sum(cache_write_5m_tokens), 0)::bigint as cache_write_5m_tokens,
-            coalesce(sum(cache_write_1h_tokens), 0)::bigint as cache_write_1h_tokens,
-            coalesce(sum(output_tokens), 0)::bigint as output_tokens,
-            coalesce(sum(reasoning_tokens), 0)::bigint as reasoning_tokens,
-            coalesce(sum(cost_nano_usd), 0)::bigint as cost_nano_usd
-        from metered group by session_id
-    )
-    update sessions s set
-        attempts = s.attempts + total.attempts,
-        unpriced_attempts = s.unpriced_attempts + total.unpriced_attempts,
-        input_uncached_tokens = s.input_uncached_tokens + total.input_uncached_tokens,
-        cache_read_tokens = s.cache_read_tokens + total.cache_read_tokens,
-        cache_write_5m_tokens = s.cache_write_5m_tokens + total.cache_write_5m_tokens,
-        cache_write_1h_tokens = s.cache_write_1h_tokens + total.cache_write_1h_tokens,
-        output_tokens = s.output_tokens + total.output_tokens,
-        reasoning_tokens = s.reasoning_tokens + total.reasoning_tokens,
-        cost_nano_usd = s.cost_nano_usd + total.cost_nano_usd
-    from total
-    where s.tenant_id = $1 and s.session_id = total.session_id
-    returning s.session_id, s.attempts, s.unpriced_attempts, s.input_uncached_tokens, s.cache_read_tokens, s.cache_write_5m_tokens,
-        s.cache_write_1h_tokens, s.output_tokens, s.reasoning_tokens, s.cost_nano_usd
-";
+/// Adds the rows that are new to the ledger, and to their sessions' totals. See `migrations/0023_one_call.sql`.
+const METER: &str =
+    "select * from croft_meter($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)";
 
 /// Events of one session, of which some may report attempts at models.
 pub(super) struct Reported<'a> {
     pub session: SessionId,
-    pub agent: &'a str,
     pub events: &'a [NewEvent],
 }
 
-/// Writes the usage that these events report, in a transaction that holds the sessions' locks. The new totals of the sessions
-/// that it changed.
-pub(super) async fn meter(
-    tx: &mut Tx,
-    tenant: TenantId,
-    reported: &[Reported<'_>],
-) -> Result<HashMap<SessionId, UsageTotals>, Error> {
-    let mut sessions = Vec::new();
-    let mut rows = Vec::new();
-    for Reported { session, agent, events } in reported {
-        rows.extend(projection::usage_rows(*session, agent, events));
-        sessions.resize(rows.len(), session.0);
+/// What these events report that attempts have used, as `croft_meter` takes it.
+#[derive(Default)]
+pub(super) struct Columns {
+    sessions: Vec<Uuid>,
+    rows: Vec<UsageEvent>,
+}
+
+impl Columns {
+    pub(super) fn of<'a>(reported: impl IntoIterator<Item = Reported<'a>>) -> Self {
+        let mut columns = Self::default();
+        for Reported { session, events } in reported {
+            // The database knows the agent.
+            columns.rows.extend(projection::usage_rows(session, "", events));
+            columns.sessions.resize(columns.rows.len(), session.0);
+        }
+        columns
     }
-    if rows.is_empty() {
-        return Ok(HashMap::new());
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
     }
-    let tokens: Vec<_> = rows.iter().map(|row| row.tokens.unwrap_or_default()).collect();
-    let totals = sqlx::query(METER)
-        .bind(tenant.0)
-        .bind(sessions)
-        .bind(rows.iter().map(|row| row.agent.as_str()).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| row.attempt_id.as_str()).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| row.provider.as_str()).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| row.model.as_str()).collect::<Vec<_>>())
-        .bind(tokens.iter().map(|tokens| tokens.input_uncached_tokens).collect::<Vec<_>>())
-        .bind(tokens.iter().map(|tokens| tokens.cache_read_tokens).collect::<Vec<_>>())
-        .bind(tokens.iter().map(|tokens| tokens.cache_write_5m_tokens).collect::<Vec<_>>())
-        .bind(tokens.iter().map(|tokens| tokens.cache_write_1h_tokens).collect::<Vec<_>>())
-        .bind(tokens.iter().map(|tokens| tokens.output_tokens).collect::<Vec<_>>())
-        .bind(tokens.iter().map(|tokens| tokens.reasoning_tokens).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| row.cost_nano_usd).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| row.latency_ms).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| row.finish_reason.as_str()).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| row.error_class.as_str()).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| row.usage_estimated).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| Time(row.create_time.unwrap_or_default())).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| row::mode_word(row.mode())).collect::<Vec<_>>())
-        .fetch_all(&mut **tx)
+
+    /// The arguments from the sessions of the attempts on.
+    pub(super) fn bind<'q>(&'q self, call: Call<'q>) -> Call<'q> {
+        let rows = &self.rows;
+        let tokens: Vec<_> = rows.iter().map(|row| row.tokens.unwrap_or_default()).collect();
+        call.bind(&self.sessions)
+            .bind(rows.iter().map(|row| row.attempt_id.as_str()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.provider.as_str()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.model.as_str()).collect::<Vec<_>>())
+            .bind(tokens.iter().map(|tokens| tokens.input_uncached_tokens).collect::<Vec<_>>())
+            .bind(tokens.iter().map(|tokens| tokens.cache_read_tokens).collect::<Vec<_>>())
+            .bind(tokens.iter().map(|tokens| tokens.cache_write_5m_tokens).collect::<Vec<_>>())
+            .bind(tokens.iter().map(|tokens| tokens.cache_write_1h_tokens).collect::<Vec<_>>())
+            .bind(tokens.iter().map(|tokens| tokens.output_tokens).collect::<Vec<_>>())
+            .bind(tokens.iter().map(|tokens| tokens.reasoning_tokens).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.cost_nano_usd).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.latency_ms).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.finish_reason.as_str()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.error_class.as_str()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.usage_estimated).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| Time(row.create_time.unwrap_or_default())).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row::mode_word(row.mode())).collect::<Vec<_>>())
+    }
+}
+
+/// Writes the usage that these events report, in a transaction that holds the session's lock. The session's new totals, if that
+/// changed them.
+pub(super) async fn meter(tx: &mut Tx, tenant: TenantId, reported: Reported<'_>) -> Result<Option<UsageTotals>, Error> {
+    let session = reported.session;
+    let columns = Columns::of([reported]);
+    if columns.is_empty() {
+        return Ok(None);
+    }
+    let totals = columns
+        .bind(sqlx::query(METER).bind(tenant.0).bind(vec![session.0]))
+        .fetch_optional(&mut **tx)
         .await
         .map_err(failed)?;
-    totals
-        .iter()
-        .map(|row| Ok((SessionId(row.try_get("session_id")?), row::totals(row)?)))
-        .collect::<Result<_, _>>()
-        .map_err(failed)
+    totals.map(|row| row::totals(&row)).transpose().map_err(failed)
 }
 
 #[async_trait]

@@ -1,0 +1,57 @@
+//! Transactions of one call: a function of the database does all that there is to do, and the server begins and commits by itself.
+
+use futures::TryStreamExt;
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::Query;
+
+use super::{Postgres, failed, was_idle_too_long};
+use crate::error::Error;
+
+/// Ends what somebody has left open, whatever state it is in.
+const END_OF_LEFTOVER: &str = "rollback";
+
+/// A call with its arguments.
+pub(super) type Call<'q> = Query<'q, sqlx::Postgres, PgArguments>;
+
+impl Postgres {
+    /// Calls, and waits for the commit. The rows that it told.
+    ///
+    /// A server that went while the connection was idle says so before anything else, and then nothing was done: the call is made
+    /// again, on the next connection. So it is where somebody gave up while a transaction began: the pool takes the connection back
+    /// with that transaction open, which is ended first. A server that is gone without a word may have committed; then nobody knows, and
+    /// connections that have been idle since are looked at before their next use.
+    pub(super) async fn at_once<'q>(&self, call: impl Fn() -> Call<'q>) -> Result<Vec<PgRow>, Error> {
+        let mut tries = 0;
+        loop {
+            let mut connection = self.pool.acquire().await.map_err(failed)?;
+            let mut rows = Vec::new();
+            let told = call().fetch(&mut *connection).try_for_each(|row| {
+                rows.push(row);
+                futures::future::ready(Ok(()))
+            });
+            let Err(error) = told.await else { return Ok(rows) };
+            tries += 1;
+            if rows.is_empty() && tries <= self.connections_max {
+                if is_left_open(&error) {
+                    sqlx::raw_sql(END_OF_LEFTOVER).execute(&mut *connection).await.map_err(failed)?;
+                    continue;
+                }
+                if matches!(error, sqlx::Error::Database(_)) && was_idle_too_long(&error) {
+                    continue;
+                }
+            }
+            if matches!(error, sqlx::Error::Io(_)) {
+                self.doubts.raise();
+            }
+            return Err(failed(error));
+        }
+    }
+}
+
+/// The connection's transaction is somebody else's, good or broken.
+fn is_left_open(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Database(refusal) => refusal.code().is_some_and(|code| code == "25001" || code == "25P02"),
+        _ => false,
+    }
+}
