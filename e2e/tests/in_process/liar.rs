@@ -111,5 +111,5 @@ async fn a_model_that_nobody_knows_is_refused_before_anything_is_reserved() {
     assert_eq!(world.stored(&known.session_id).await.usage.attempts, 0);
     // Nobody opens another.
     let refused = client.create(agent("liar-modest")).await.unwrap_err();
-    assert_eq!(refused.code(), Code::NotFound, "{refused:?}");
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
 }
