@@ -72,7 +72,8 @@ enum Data {
     Missing,
     /// In the chunk at hand.
     InPlace(Range<usize>),
-    Copied(String),
+    /// Text only when it is told: wherever the network cuts, the first problem must be the same.
+    Copied(Vec<u8>),
 }
 
 /// One line.
@@ -155,7 +156,7 @@ impl Events {
         match &self.told {
             Data::Missing => Ok(Next::Nothing),
             Data::InPlace(place) => text(&self.chunk[place.clone()]).map(Next::Data),
-            Data::Copied(text) => Ok(Next::Data(text)),
+            Data::Copied(data) => text(data).map(Next::Data),
         }
     }
 
@@ -170,7 +171,7 @@ impl Events {
         self.grow(rest.len())?;
         self.line.extend_from_slice(&rest);
         if let Data::InPlace(place) = &self.event.data {
-            self.event.data = Data::Copied(text(&self.chunk[place.clone()])?.to_owned());
+            self.event.data = Data::Copied(self.chunk[place.clone()].to_vec());
         }
         self.chunk = Bytes::new();
         self.read = 0;
@@ -212,11 +213,14 @@ impl Event {
             Line::Data(data) => {
                 let before = match std::mem::take(&mut self.data) {
                     Data::Missing => None,
-                    Data::InPlace(place) => Some(text(&chunk[place])?.to_owned()),
+                    Data::InPlace(place) => Some(chunk[place].to_vec()),
                     Data::Copied(before) => Some(before),
                 };
-                let mut joined = before.map_or_else(String::new, |before| before + "\n");
-                joined.push_str(text(data)?);
+                let mut joined = before.map_or_else(Vec::new, |mut before| {
+                    before.push(b'\n');
+                    before
+                });
+                joined.extend_from_slice(data);
                 self.data = Data::Copied(joined);
                 Ok(false)
             }
@@ -319,6 +323,11 @@ mod tests {
         }
         assert_eq!(read(&[b"data: 1\n\ndata: \xff\n\n"]), ["1", "a line is no text"]);
         assert_eq!(read(&[b"data: \xc3", b"\xbc\n\n"]), ["\u{fc}"]);
+        let two_problems: &[u8] = b"data: \xff\ncolour: red\n\n";
+        for cut in 0..two_problems.len() {
+            let (begin, end) = two_problems.split_at(cut);
+            assert_eq!(read(&[begin, end]), ["a line has no field that there is"], "cut at {cut}");
+        }
     }
 
     const PIECES: &[&[u8]] = &[

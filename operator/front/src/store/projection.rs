@@ -27,7 +27,7 @@ pub(crate) struct Change {
 }
 
 impl Change {
-    /// Fails when there are no events, or one that is not durable: callers owe better.
+    /// Fails when there are no events, one that is not durable, or one after the session's end: callers owe better.
     pub(crate) fn of(events: &[NewEvent]) -> Result<Self, Error> {
         let last = events.last().ok_or_else(|| Error::internal(anyhow::anyhow!("an append without events")))?;
         let mut change = Self {
@@ -41,6 +41,9 @@ impl Change {
         };
         for (place, event) in (1..).zip(events) {
             kind_name(&event.kind)?;
+            if change.terminates() {
+                return Err(Error::internal(anyhow::anyhow!("an append of an event after its session's end")));
+            }
             change.add(place, event);
         }
         Ok(change)

@@ -168,6 +168,12 @@ pub(crate) async fn takes_nothing_after_the_end(stores: &Stores) {
         assert!(matches!(refused, Err(Error::SessionTerminated { .. })), "{refused:?}");
     }
     assert_eq!(get(stores, tenant, session).await.last_seq, 3);
+
+    // Nor in the same append.
+    let other = self::session(stores, tenant).await;
+    let refused = stores.events.append(append(tenant, other, vec![terminated("done"), said("one more thing")])).await;
+    assert!(matches!(refused, Err(Error::Internal { .. })), "{refused:?}");
+    assert_eq!(get(stores, tenant, other).await.last_seq, 2);
 }
 
 pub(crate) async fn takes_nothing_for_unknown_sessions(stores: &Stores) {

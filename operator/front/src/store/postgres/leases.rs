@@ -82,7 +82,7 @@ impl LeaseStore for Postgres {
                 from sessions where tenant_id = $1 and session_id = $2
             ), given as (
                 update leases set
-                    holder = case when waits then holder end,
+                    holder = case when waits then '' end,
                     expire_time = case when waits then clock_timestamp() end,
                     epoch = case when waits then epoch + 1 else epoch end
                 from waiting
