@@ -1,10 +1,12 @@
-//! Under load, fronts, PostgreSQL and Redis are killed by their process id, one after the other. Whatever callers were answered, or saw
-//! of models' attempts, is in the audit log and in the ledger of usage afterwards; and nothing is there that did not happen.
+//! Under load, fronts, PostgreSQL and Redis are killed by their process id, one after the other, or are gone for a minute. Whatever
+//! callers were answered, or saw of models' attempts, is in the audit log and in the ledger of usage afterwards; and nothing is
+//! there that did not happen.
 //!
 //! Needs `make test-services`, for the programs: it starts servers of its own.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod ledger;
 #[path = "../kills/relay.rs"]
 mod relay;
 mod servers;
@@ -12,49 +14,28 @@ mod servers;
 #[expect(dead_code, reason = "other tests need more of it")]
 mod stage;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use croft_e2e::client::{Client, message, scripted_agent};
-use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{
-    AuditRecord, CreateSessionRequest, ListAuditRecordsRequest, ListUsageEventsRequest, SessionEvent,
-    StreamEventsRequest, VerifyAuditLogRequest,
-};
+use croft_e2e::client::{Client, scripted_agent};
+use croft_proto::v1::CreateSessionRequest;
 use futures::future::join_all;
-use serde_json::json;
 use tokio::time::{sleep, timeout};
-use tonic::Status;
+use tonic::Code;
 
+use crate::ledger::{Known, answered, call, compare};
 use crate::servers::{Postgres, Redis};
 use crate::stage::Stage;
 
 const CALLERS: usize = 6;
-/// In each session, one after the other.
-const MESSAGES: usize = 4;
 /// Answers that callers must have got between two kills, so that each strikes a system that works and is under load.
 const BETWEEN: usize = 25;
 /// A system that takes longer than this to work again after a kill does not.
 const PATIENCE: Duration = Duration::from_mins(2);
-
-/// What callers know.
-#[derive(Default)]
-struct Known {
-    /// Sessions that were created, with the messages that were accepted there, and with those that were tried.
-    sessions: BTreeMap<String, Messages>,
-    creations_tried: usize,
-    /// Attempts at models that somebody saw, with their sessions.
-    attempts: BTreeSet<(String, String)>,
-    answers: usize,
-}
-
-#[derive(Default)]
-struct Messages {
-    accepted: usize,
-    tried: usize,
-}
+const A_MINUTE: Duration = Duration::from_mins(1);
+/// Within which a front says that it has no PostgreSQL.
+const REFUSAL_MAX: Duration = Duration::from_secs(10);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_callers_were_answered_is_in_the_tables_whatever_is_killed() {
@@ -83,179 +64,69 @@ async fn what_callers_were_answered_is_in_the_tables_whatever_is_killed() {
         stop.store(true, Ordering::SeqCst);
     };
     tokio::join!(callers, killing);
-    let known = known.into_inner().unwrap();
-
-    let records = audited(&clients[0], &known).await;
-    let mut wrong = Vec::new();
-    let count = |action: &str, resource: &str| {
-        let is_such = |record: &&AuditRecord| record.action == action && record.resource == resource;
-        records.iter().filter(is_such).filter(|record| record.outcome == "ok").count()
-    };
-    for (session, Messages { accepted, tried }) in &known.sessions {
-        let resource = format!("sessions/{session}");
-        if count("session.create", &resource) == 0 {
-            wrong.push(format!("nobody recorded that {session} was created"));
-        }
-        let told = count("session.send_message", &resource);
-        if !(*accepted..=*tried).contains(&told) {
-            wrong.push(format!("{session}: {accepted} messages accepted of {tried} tried, {told} recorded"));
-        }
-    }
-    let created = records.iter().filter(|record| record.action == "session.create" && record.outcome == "ok").count();
-    if created > known.creations_tried {
-        wrong.push(format!("{created} creations recorded of {} tried", known.creations_tried));
-    }
-    let mut stored = BTreeSet::new();
-    for session in known.sessions.keys() {
-        let events = log(&clients[0], session).await;
-        let logged: BTreeSet<_> = attempts(&events).collect();
-        let rows = usage(&clients[0], session).await;
-        let billed: BTreeSet<_> = rows.iter().cloned().collect();
-        if rows.len() != billed.len() || billed != logged {
-            wrong.push(format!("{session}: {} rows of usage, {} attempts in the log", rows.len(), logged.len()));
-        }
-        stored.extend(billed.into_iter().map(|attempt| (session.clone(), attempt)));
-    }
-    for lost in known.attempts.difference(&stored) {
-        wrong.push(format!("attempt {} of {} was seen, and is not in the ledger", lost.1, lost.0));
-    }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    let seen = (known.sessions.len(), known.attempts.len());
-    assert!(seen.0 >= CALLERS && seen.1 >= CALLERS, "{seen:?}: nothing much was tried");
+    compare(&clients[0], &known.into_inner().unwrap(), CALLERS).await;
     stage.strike().await;
     postgres.strike().await;
 }
 
+/// Nobody waits for Redis: turns go on without it. Without PostgreSQL nothing is accepted that could be lost, and nobody is kept
+/// waiting to be told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_minute_without_redis_and_a_minute_without_postgres_lose_nothing() {
+    let (mut postgres, mut redis) = (Postgres::start().await, Redis::start().await);
+    let stage = Stage::on(&postgres.url, &redis.url()).await;
+    let (known, stop) = (Mutex::new(Known::default()), AtomicBool::new(false));
+    let clients = stage.clients();
+    let callers = join_all((0..CALLERS).map(|caller| call(&clients, caller, &known, &stop)));
+    let outages = async {
+        answers(&known).await;
+        redis.kill().await;
+        let (gone, mut intervals) = (Instant::now(), 0);
+        while gone.elapsed() < A_MINUTE {
+            answers(&known).await;
+            intervals += 1;
+        }
+        assert!(intervals > 3, "{intervals} times {BETWEEN} answers in a minute without Redis");
+        redis.run().await;
+        answers(&known).await;
+
+        postgres.kill().await;
+        let gone = Instant::now();
+        // What was on its way may still be told.
+        sleep(REFUSAL_MAX).await;
+        let before = answered(&known);
+        while gone.elapsed() < A_MINUTE {
+            refused(&clients).await;
+            sleep(Duration::from_secs(1)).await;
+        }
+        assert_eq!(answered(&known), before, "something was accepted and stored nowhere");
+        postgres.run().await;
+        answers(&known).await;
+        stop.store(true, Ordering::SeqCst);
+    };
+    tokio::join!(callers, outages);
+    compare(&clients[0], &known.into_inner().unwrap(), CALLERS).await;
+    stage.strike().await;
+    postgres.strike().await;
+}
+
+/// Every front says that it can't, in time, so that its caller comes again.
+async fn refused(clients: &[Client]) {
+    for client in clients {
+        let request = CreateSessionRequest { agent: Some(scripted_agent("ledger")), ..Default::default() };
+        let told = timeout(REFUSAL_MAX, client.clone().lifecycle.create_session(request)).await;
+        let refusal = told.expect("a front without PostgreSQL answers").unwrap_err();
+        assert_eq!(refusal.code(), Code::Unavailable, "{refusal:?}");
+    }
+}
+
 /// Waits until callers have had so many more answers.
 async fn answers(known: &Mutex<Known>) {
-    let now = || known.lock().unwrap().answers;
-    let enough = now() + BETWEEN;
-    let answered = async {
-        while now() < enough {
+    let enough = answered(known) + BETWEEN;
+    let had = async {
+        while answered(known) < enough {
             sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(PATIENCE, answered).await.expect("callers are answered");
-}
-
-/// Opens sessions and talks there until it is told to stop, each call at another front, again where one fails.
-async fn call(clients: &[Client], caller: usize, known: &Mutex<Known>, stop: &AtomicBool) {
-    let mut turn = caller;
-    let mut next = || {
-        turn += 1;
-        clients[turn % clients.len()].clone()
-    };
-    while !stop.load(Ordering::SeqCst) {
-        let key = uuid::Uuid::new_v4().to_string();
-        let session = loop {
-            known.lock().unwrap().creations_tried += 1;
-            let agent = Some(scripted_agent("ledger"));
-            let request = CreateSessionRequest { agent, idempotency_key: key.clone(), ..Default::default() };
-            let created = timeout(Duration::from_secs(10), next().lifecycle.create_session(request)).await;
-            if let Ok(Ok(created)) = created {
-                break created.into_inner().session.unwrap().session_id;
-            }
-            sleep(Duration::from_millis(50)).await;
-        };
-        {
-            let mut known = known.lock().unwrap();
-            known.answers += 1;
-            known.sessions.entry(session.clone()).or_default();
-        }
-        for number in 0..MESSAGES {
-            let key = format!("message {number}");
-            loop {
-                let said = timeout(Duration::from_secs(10), say(next(), &session, &key, known)).await;
-                if matches!(said, Ok(Ok(()))) {
-                    break;
-                }
-                sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
-}
-
-/// Sends a message and reads what follows to the turn's end. Fails where the answer breaks off.
-async fn say(mut client: Client, session: &str, key: &str, known: &Mutex<Known>) -> Result<(), Status> {
-    let script = json!({"script": [{"text": "as was asked", "token_delay_ms": 5}]}).to_string();
-    let mut request = message(session, &script);
-    key.clone_into(&mut request.idempotency_key);
-    known.lock().unwrap().sessions.entry(session.to_owned()).or_default().tried += 1;
-    let mut events = client.lifecycle.send_message(request).await?.into_inner();
-    {
-        let mut known = known.lock().unwrap();
-        known.answers += 1;
-        known.sessions.entry(session.to_owned()).or_default().accepted += 1;
-    }
-    while let Some(response) = events.message().await? {
-        let event = response.event.unwrap();
-        if event.seq == 0 {
-            continue;
-        }
-        let seen: Vec<_> =
-            attempts(std::slice::from_ref(&event)).map(|attempt| (session.to_owned(), attempt)).collect();
-        known.lock().unwrap().attempts.extend(seen);
-        if matches!(event.kind, Some(Kind::SessionIdle(_))) {
-            return Ok(());
-        }
-    }
-    Err(Status::aborted("it broke off"))
-}
-
-fn attempts(events: &[SessionEvent]) -> impl Iterator<Item = String> {
-    events.iter().filter_map(|event| match &event.kind {
-        Some(Kind::ModelAttempt(attempt)) => Some(attempt.attempt_id.clone()),
-        _ => None,
-    })
-}
-
-/// All of the audit log, once it holds what callers know, or does not come to hold it; its chain holds in any case.
-async fn audited(client: &Client, known: &Known) -> Vec<AuditRecord> {
-    let accepted: usize = known.sessions.values().map(|messages| messages.accepted).sum();
-    let mut records: Vec<AuditRecord> = Vec::new();
-    let read = async {
-        loop {
-            let after_number = records.last().map_or(0, |record| record.number);
-            let request = ListAuditRecordsRequest { after_number, page_size: 500 };
-            let page = client.clone().audit.list_audit_records(request).await.unwrap().into_inner().records;
-            let has_more = !page.is_empty();
-            records.extend(page);
-            let sent =
-                records.iter().filter(|record| record.action == "session.send_message" && record.outcome == "ok");
-            if !has_more && sent.count() >= accepted {
-                return;
-            }
-            if !has_more {
-                sleep(Duration::from_millis(100)).await;
-            }
-        }
-    };
-    // What is missing is told by the comparison.
-    let _ = timeout(Duration::from_secs(20), read).await;
-    let verdict = client.clone().audit.verify_audit_log(VerifyAuditLogRequest::default()).await.unwrap().into_inner();
-    assert!(verdict.intact, "{verdict:?}");
-    records
-}
-
-async fn usage(client: &Client, session: &str) -> Vec<String> {
-    let request = ListUsageEventsRequest { session_id: session.to_owned(), page_size: 500, ..Default::default() };
-    let rows = client.clone().usage.list_usage_events(request).await.unwrap().into_inner().usage_events;
-    rows.into_iter().map(|row| row.attempt_id).collect()
-}
-
-/// The session's events up to the end of its last turn.
-async fn log(client: &Client, session: &str) -> Vec<SessionEvent> {
-    let request = StreamEventsRequest { session_id: session.to_owned(), after_seq: 0, durable_only: true };
-    let mut stream = client.clone().lifecycle.stream_events(request).await.unwrap().into_inner();
-    let mut events = Vec::new();
-    // It goes on for as long as the session does.
-    while idles(&events) < MESSAGES {
-        let response = timeout(PATIENCE, stream.message()).await.expect("every turn has ended").unwrap();
-        events.push(response.expect("the session lives").event.unwrap());
-    }
-    events
-}
-
-fn idles(events: &[SessionEvent]) -> usize {
-    events.iter().filter(|event| matches!(event.kind, Some(Kind::SessionIdle(_)))).count()
+    timeout(PATIENCE, had).await.expect("callers are answered");
 }
