@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use croft_serve::Tasks;
-use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::journal::Journal;
 use super::spool::Spool;
@@ -22,6 +23,9 @@ use crate::metrics::Metrics;
 const QUEUE_MAX: usize = 10_000;
 const BATCH_MAX: usize = 500;
 const RETRY: Duration = Duration::from_millis(500);
+/// How long records that are in a journal wait for others. One by one, their transactions would stand in the way of the very calls that
+/// they tell of.
+const GATHER: Duration = Duration::from_millis(50);
 
 /// The way into the audit log; cheap to clone.
 #[derive(Clone)]
@@ -31,6 +35,8 @@ pub struct AuditWriter {
     /// Records that were given to us so far, and those that are stored.
     given: Arc<AtomicU64>,
     stored: watch::Receiver<u64>,
+    /// Somebody waits for what waits.
+    hurry: Arc<Notify>,
 }
 
 /// What writes.
@@ -60,9 +66,10 @@ impl AuditWriter {
         };
         let (queue, mut waiting) = mpsc::channel(QUEUE_MAX);
         let (storing, stored) = watch::channel(0);
-        let given: Arc<AtomicU64> = Arc::default();
+        let (given, hurry): (Arc<AtomicU64>, Arc<Notify>) = Default::default();
         let journal = Arc::new(Journal::new(folder));
         let mut work = Writing { store, journal: Arc::clone(&journal), spool, metrics, storing };
+        let gathering = folder.map(|_| Gathering { hurry: Arc::clone(&hurry), stopping: tasks.stopping() });
         let stopping = tasks.stopping();
         tasks.spawn("audit-writer", async move {
             let mut batch = Vec::with_capacity(BATCH_MAX);
@@ -84,10 +91,13 @@ impl AuditWriter {
                     work.replay().await;
                     return;
                 }
+                if let Some(gathering) = &gathering {
+                    gathering.fill(&mut batch, &mut waiting).await;
+                }
                 work.write(std::mem::take(&mut batch)).await;
             }
         });
-        Ok(Self { queue, journal, given, stored })
+        Ok(Self { queue, journal, given, stored, hurry })
     }
 
     /// Records an action.
@@ -106,9 +116,36 @@ impl AuditWriter {
     /// Waits until all that was recorded before is stored, but not for longer than this; tells how many records are not.
     pub async fn unwritten(&self, patience: Duration) -> u64 {
         let (given, mut stored) = (self.given.load(Ordering::SeqCst), self.stored.clone());
+        self.hurry.notify_one();
         // Either end of the wait is the same to us: the count tells.
         let _ = timeout(patience, stored.wait_for(|stored| *stored >= given)).await;
         given.saturating_sub(*stored.borrow())
+    }
+}
+
+/// Waits for records to be stored together.
+struct Gathering {
+    hurry: Arc<Notify>,
+    stopping: CancellationToken,
+}
+
+impl Gathering {
+    /// Adds what comes until it is time, the batch is full, or somebody waits for it.
+    async fn fill(&self, batch: &mut Vec<(u64, Action)>, waiting: &mut mpsc::Receiver<(u64, Action)>) {
+        let until = Instant::now() + GATHER;
+        while batch.len() < BATCH_MAX {
+            let room = BATCH_MAX - batch.len();
+            tokio::select! {
+                taken = waiting.recv_many(batch, room) => {
+                    if taken == 0 {
+                        return;
+                    }
+                }
+                () = tokio::time::sleep_until(until) => return,
+                () = self.hurry.notified() => return,
+                () = self.stopping.cancelled() => return,
+            }
+        }
     }
 }
 

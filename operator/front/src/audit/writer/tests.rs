@@ -98,6 +98,26 @@ async fn a_single_record_waits_for_no_other() {
     assert_eq!(store.records(), ["alone"]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn records_in_a_journal_wait_for_others_unless_somebody_waits_for_them() {
+    let (store, tasks, folder) = (Arc::new(Fickle::default()), Tasks::new(), TempDir::new().unwrap());
+    let writer = writer(&store, Some(&folder), &tasks).await;
+    for number in 0..10 {
+        writer.record(action(number.to_string())).await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(store.records().is_empty(), "they are on the disk: there is time");
+    tokio::time::sleep(GATHER).await;
+    assert_eq!(writer.unwritten(PATIENCE).await, 0);
+    let sizes: Vec<_> = store.batches.lock().unwrap().iter().map(Vec::len).collect();
+    assert_eq!(sizes, [10]);
+
+    writer.record(action("looked for")).await;
+    let asked = Instant::now();
+    assert_eq!(writer.unwritten(PATIENCE).await, 0);
+    assert!(asked.elapsed() < GATHER, "{:?}", asked.elapsed());
+}
+
 #[tokio::test]
 async fn a_stop_drains_what_waits() {
     let (store, tasks) = (Arc::new(Fickle::default()), Tasks::new());

@@ -15,7 +15,7 @@ use crate::events::log::NewEvent;
 use crate::store::projection;
 use crate::usage::UsageStore;
 
-/// Adds the rows that are new to the ledger, and to their sessions' totals. See `migrations/0023_one_call.sql`.
+/// Adds the rows that are new to the ledger, and to their sessions' totals. See `migrations/0023_one_call.sql` and `0024_by_key.sql`.
 const METER: &str =
     "select * from croft_meter($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)";
 
