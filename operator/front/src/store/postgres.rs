@@ -25,6 +25,7 @@ mod tenants;
 mod time;
 mod turns;
 mod usage;
+mod warm;
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -41,6 +42,7 @@ pub(crate) use models::{add as add_models, apply as apply_models};
 use doubts::Doubts;
 use grouped_log::GroupedLog;
 use grouped_sessions::GroupedSessions;
+use warm::Warm;
 
 use super::Stores;
 use crate::error::Error;
@@ -59,6 +61,7 @@ pub struct Postgres {
     connections_max: u32,
     append_lanes: usize,
     doubts: Doubts,
+    warm: Warm,
 }
 
 impl Postgres {
@@ -69,7 +72,8 @@ impl Postgres {
         let doubts = Doubts::default();
         let pool = connect(url, connections_max, doubts.clone())?;
         pool.acquire().await.map_err(failed)?;
-        Ok(Self { pool, connections_max, append_lanes: groups::LANES, doubts })
+        let warm = Warm::new(pool.clone(), connections_max, doubts.clone());
+        Ok(Self { pool, connections_max, append_lanes: groups::LANES, doubts, warm })
     }
 
     /// With so many transactions of one tenant that append at a time, at least one: for benchmarks.

@@ -23,17 +23,20 @@ impl Postgres {
     pub(super) async fn at_once<'q>(&self, call: impl Fn() -> Call<'q>) -> Result<Vec<PgRow>, Error> {
         let mut tries = 0;
         loop {
-            let mut connection = self.pool.acquire().await.map_err(failed)?;
+            let mut lent = self.warm.acquire().await.map_err(failed)?;
             let mut rows = Vec::new();
-            let told = call().fetch(&mut *connection).try_for_each(|row| {
+            let told = call().fetch(&mut *lent.connection).try_for_each(|row| {
                 rows.push(row);
                 futures::future::ready(Ok(()))
             });
-            let Err(error) = told.await else { return Ok(rows) };
+            let Err(error) = told.await else {
+                self.warm.keep(lent);
+                return Ok(rows);
+            };
             tries += 1;
             if rows.is_empty() && tries <= self.connections_max {
                 if is_left_open(&error) {
-                    sqlx::raw_sql(END_OF_LEFTOVER).execute(&mut *connection).await.map_err(failed)?;
+                    sqlx::raw_sql(END_OF_LEFTOVER).execute(&mut *lent.connection).await.map_err(failed)?;
                     continue;
                 }
                 if matches!(error, sqlx::Error::Database(_)) && was_idle_too_long(&error) {
