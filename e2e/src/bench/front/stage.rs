@@ -228,6 +228,8 @@ async fn start_front(
             format!("--grpc-addr={grpc}"),
             format!("--http-addr={http}"),
             format!("--internal-addr=127.0.0.1:{}", ports.take()?),
+            // As in the chart.
+            format!("--audit-folder={}", place.scratch.join(format!("{name}-audit")).display()),
             // The idle WebSockets are all of one tenant.
             "--streams-per-tenant-max=20000".to_owned(),
         ]);
