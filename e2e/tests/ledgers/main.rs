@@ -16,12 +16,12 @@ mod stage;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use croft_e2e::client::{Client, scripted_agent};
 use croft_proto::v1::CreateSessionRequest;
 use futures::future::join_all;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tonic::Code;
 
 use crate::ledger::{Known, answered, call, compare};

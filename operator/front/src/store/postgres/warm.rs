@@ -11,9 +11,9 @@ use tokio::time::Instant;
 
 use super::doubts::Doubts;
 
-/// Connections that are kept warm, of as many as the pool has: what is kept here nobody else can use.
+/// One in so many of the pool's connections may be kept, and so many at most: nobody else can use them meanwhile.
 const SHARE: u32 = 4;
-const WARM_MAX: u32 = 4;
+const KEPT_MAX: u32 = 4;
 /// How long one may stay away from the pool, which ends those that are old.
 const AWAY_MAX: Duration = Duration::from_mins(1);
 
@@ -22,7 +22,7 @@ const AWAY_MAX: Duration = Duration::from_mins(1);
 pub(super) struct Warm {
     pool: PgPool,
     doubts: Doubts,
-    warm_max: usize,
+    kept_max: usize,
     waiting: Arc<Stack>,
 }
 
@@ -57,8 +57,8 @@ pub(super) struct Lent {
 
 impl Warm {
     pub(super) fn new(pool: PgPool, connections_max: u32, doubts: Doubts) -> Self {
-        let warm_max = (connections_max / SHARE).min(WARM_MAX) as usize;
-        Self { pool, doubts, warm_max, waiting: Arc::default() }
+        let kept_max = (connections_max / SHARE).min(KEPT_MAX) as usize;
+        Self { pool, doubts, kept_max, waiting: Arc::default() }
     }
 
     /// The connection that was used last, or one of the pool's.
@@ -75,7 +75,7 @@ impl Warm {
     pub(super) fn keep(&self, connection: Lent) {
         let now = Instant::now();
         let mut waiting = self.waiting.lock();
-        if waiting.len() < self.warm_max && now - connection.since < AWAY_MAX {
+        if waiting.len() < self.kept_max && now - connection.since < AWAY_MAX {
             waiting.push(Waiting { connection, used_at: now });
         }
     }
@@ -87,6 +87,6 @@ impl Warm {
 
 impl fmt::Debug for Warm {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Warm").field("warm_max", &self.warm_max).finish_non_exhaustive()
+        formatter.debug_struct("Warm").field("kept_max", &self.kept_max).finish_non_exhaustive()
     }
 }
