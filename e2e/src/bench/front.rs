@@ -103,8 +103,8 @@ pub async fn run(place: Place, extent: &FrontExtent, out: &mut impl Write) -> an
         tell(takeover::after_worker_kill(&mut stage, extent.takeovers).await?)?;
     }
     if wanted(Measure::Leave) {
-        tell(metering::leave(&stage, extent.seconds, false).await?)?;
-        tell(metering::leave(&stage, extent.seconds, true).await?)?;
+        tell(metering::leave(&stage, 10_000, extent.seconds, false).await?)?;
+        tell(metering::leave(&stage, 2_500, extent.seconds, true).await?)?;
     }
     if wanted(Measure::Rows) {
         tell(metering::rows(&stage, 256, extent.seconds).await?)?;

@@ -1,330 +1,339 @@
 -- All counters of one tenant, on the clock of this server. See `counters.rs` for what is promised.
 --
 -- KEYS[1]  the root of the tenant's keys, with its id as the hash tag
--- ARGV     verb, id, ttl_ms, nano_usd, tokens, windows, bounds,
---          then for each window: name, limit, span_ms, amount, settles
---          then for each bound: key, limit of nano_usd, limit of tokens, keep_ms, version, nano_usd, tokens of the ledger
---          `-` stands for none
+-- ARGV     verb, numbers, held:<id>, then for each window moments:<name>, then for each bound bound:<key>
+--          The numbers are ttl_ms, nano_usd, tokens (-1 when nobody knows), how many windows,
+--          then for each window: limit, span_ms, amount, 1 if it settles,
+--          then for each bound: limit of nano_usd, limit of tokens, keep_ms, version (-1 for none), nano_usd, tokens of the ledger
+-- answer   a word, now, and what the word needs; a bound is told as it is stored
 --
--- What this costs is its commands, and numbers as text: what belongs together is in one value, read and written once, its numbers
--- packed as doubles.
+-- What this costs is its commands, and what it makes: tables, text, and functions, above all those that refer to locals around them.
+-- So what every call needs is in one hash, which is read by one command and written by one; numbers are packed as doubles; functions
+-- of every call are given what they need, others are made where they are needed; and what runs out is looked for when the first of
+-- it does.
 --
--- <root>:bound:<key>    a bound: version, nano_usd and tokens of the ledger, then those reserved, then 1 if the ledger is to be asked
---                       again, then until when it is kept
--- <root>:window:<name>  a hash, a window's moments in a row: <number> is its millisecond, a<number> its amount, and m says of all of
---                       them: first and last number, sum, first and last millisecond
--- <root>:reservations   what each reservation holds, by id: nano_usd, tokens, how many windows, for each its name and the number of the
---                       moment, then keys of bounds
--- <root>:held           until when each reservation holds
-local root = KEYS[1]
-local held, terms = root .. ':held', root .. ':reservations'
-
+-- <root>:state           a hash, whose fields are
+--   bound:<key>          until when it is kept, version, nano_usd and tokens of the ledger, those reserved, 1 if the ledger is to be
+--                        asked again
+--   moments:<name>       of a window: until when it is kept, number of the first moment in its list, of the first that counts and of
+--                        the last, sum, first and last millisecond of those that count
+--   held:<id>            what a reservation holds, as text: nano_usd, tokens, how many windows, for each its field and the number of
+--                        the moment, then the fields of bounds
+--   due                  when the first reservation runs out, when the first of the other fields does, when the whole hash does
+-- <root>:moments:<name>  a list, a window's moments in their order: millisecond and amount
+-- <root>:running         until when each reservation holds, by its field
+-- <root>:kept            until when each other field is kept
 local call, format, pack, unpacked = redis.call, string.format, struct.pack, struct.unpack
 
-local function text(number) return format('%d', number) end
-
-local clock = call('TIME')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-
-local now_text = text(now)
-local verb, id, ttl = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local nano, tokens = tonumber(ARGV[4]), ARGV[5] ~= '-' and tonumber(ARGV[5]) or nil
-
--- Bounds of this call, and all that were read, by name.
-local bounds, known = {}, {}
-
-local function spent_key(name) return root .. ':bound:' .. name end
-
-local function bound_of(name, line)
-    local bound = { name = name, spent = { 0, 0 }, reserved = { 0, 0 } }
-    known[name] = bound
-    if line then
-        local s, r, is_stale = bound.spent, bound.reserved
-        bound.version, s[1], s[2], r[1], r[2], is_stale, bound.kept = unpacked('ddddddd', line)
-        bound.is_stale = is_stale == 1
+local function read_bound(field, line, now)
+    local kept, version, spent, spent_tokens, reserved, reserved_tokens, is_stale = 0, -1, 0, 0, 0, 0, 0
+    if line and struct.unpack('<d', line) >= now then
+        kept, version, spent, spent_tokens, reserved, reserved_tokens, is_stale = struct.unpack('<ddddddd', line)
     end
-    return bound
+    return { field = field, kept = kept, version = version, spent = spent, spent_tokens = spent_tokens, reserved = reserved,
+        reserved_tokens = reserved_tokens, is_stale = is_stale, keep = 0, limit = 0, limit_tokens = 0, has_changed = false }
 end
 
--- Writes down what has changed of bounds. Those of this call are kept for twice as long as it says, so that not every call must
--- keep them anew.
-local function save()
-    for name, bound in pairs(known) do
-        if bound.has_changed then
-            local keep, s, r = bound.keep, bound.spent, bound.reserved
-            local is_kept = not keep or (bound.kept and bound.kept >= now + keep)
-            if not is_kept then bound.kept = now + 2 * keep end
-            local line = pack('ddddddd', bound.version, s[1], s[2], r[1], r[2], bound.is_stale and 1 or 0, bound.kept)
-            if is_kept then
-                call('SET', spent_key(name), line, 'KEEPTTL')
-            else
-                call('SET', spent_key(name), line, 'PX', text(2 * keep))
-            end
-        end
-    end
+local function bound_line(bound)
+    return struct.pack('<ddddddd', bound.kept, bound.version, bound.spent, bound.spent_tokens, bound.reserved, bound.reserved_tokens,
+        bound.is_stale)
 end
 
-local function window_key(name) return root .. ':window:' .. name end
-
-local function meta(w) return pack('ddddd', w.head, w.tail, w.sum, w.oldest, w.newest) end
-
-local function read_meta(w, line) w.head, w.tail, w.sum, w.oldest, w.newest = unpacked('ddddd', line) end
-
--- The moments from one number to another: their fields, and their milliseconds and amounts in turns.
-local function moments(w, first, last)
-    local fields = {}
-    for number = first, last do
-        fields[#fields + 1] = text(number)
-        fields[#fields + 1] = 'a' .. text(number)
-    end
-    return fields, call('HMGET', w.key, unpack(fields))
+local function window_line(w)
+    return struct.pack('<ddddddd', w.kept, w.first, w.head, w.tail, w.sum, w.oldest, w.newest)
 end
 
--- Gives a reservation up. With `used`, its windows learn what it used; when it was given up by nobody, what its holder may have
--- written to the ledger is not known here, and the bounds are to be asked for anew.
-local function release(id, used, is_forsaken)
-    local line = call('HGET', terms, id)
-    if not line then return end
-    call('HDEL', terms, id)
-    call('ZREM', held, id)
-    local parts = {}
-    for part in string.gmatch(line, '%S+') do parts[#parts + 1] = part end
-    local windows = tonumber(parts[3])
-    for i = 4, used and 3 + 2 * windows or 0, 2 do
-        local w, field, difference = { key = window_key(parts[i]) }, 'a' .. parts[i + 1], used - tonumber(parts[2])
-        local s = call('HMGET', w.key, 'm', field)
-        -- The moment may have left its window.
-        if s[1] and s[2] then
-            read_meta(w, s[1])
-            w.sum = math.max(w.sum + difference, 0)
-            call('HSET', w.key, field, text(math.max(tonumber(s[2]) + difference, 0)), 'm', meta(w))
-        end
-    end
-    for i = 4 + 2 * windows, #parts do
-        local name = parts[i]
-        local bound = known[name] or bound_of(name, call('GET', spent_key(name)))
-        if bound.version then
-            bound.reserved[1] = math.max(bound.reserved[1] - tonumber(parts[1]), 0)
-            bound.reserved[2] = math.max(bound.reserved[2] - tonumber(parts[2]), 0)
-            bound.is_stale = bound.is_stale or is_forsaken
-            bound.has_changed = true
-        end
-    end
-end
-
--- Where a clock that was ahead said until when reservations hold, those who are gone would hold theirs for long: they get as long as
--- one that is made now. Who is still there says so before that.
-local function bring_back()
-    for _, id in ipairs(call('ZRANGEBYSCORE', held, '(' .. text(now + 2 * ttl), '+inf', 'LIMIT', 0, 1000)) do
-        call('ZADD', held, text(now + ttl), id)
-    end
-end
-
--- A few at a time, so that no call pays for all.
-local function expire()
-    for _, id in ipairs(call('ZRANGEBYSCORE', held, '-inf', now, 'LIMIT', 0, 32)) do
-        if call('HEXISTS', terms, id) == 1 then release(id, nil, true) else call('ZREM', held, id) end
-    end
+-- The moments from one number to another.
+local function moments(w, from, to)
+    return redis.call('LRANGE', w.key, string.format('%d', from - w.first), string.format('%d', to - w.first))
 end
 
 -- The clock was set back: what seems to come from the future counts as of now.
-local function set_back(w)
-    local number, is_ahead = w.tail, true
-    while is_ahead and number >= w.head do
-        local fields, s = moments(w, math.max(w.head, number - 99), number)
-        local changes = {}
-        for i = #s - 1, 1, -2 do
-            is_ahead = tonumber(s[i]) > now
-            if not is_ahead then break end
-            changes[#changes + 1] = fields[i]
-            changes[#changes + 1] = now_text
-            number = number - 1
-        end
-        if #changes > 0 then call('HSET', w.key, unpack(changes)) end
-    end
+local function set_back(w, now)
     w.newest, w.has_changed = now, true
-    if number < w.head then w.oldest = now end
+    for last = w.tail, w.head, -100 do
+        local from = math.max(w.head, last - 99)
+        local some = moments(w, from, last)
+        for i = #some, 1, -1 do
+            local millisecond, amount = struct.unpack('<dd', some[i])
+            if millisecond <= now then return end
+            redis.call('LSET', w.key, string.format('%d', from + i - 1 - w.first), struct.pack('<dd', now, amount))
+        end
+    end
+    w.oldest = now
 end
 
--- Reads what is known of a window, and takes out what is too old.
-local function slide(w)
-    w.key = window_key(w.name)
-    local line = call('HGET', w.key, 'm')
-    if line then
-        read_meta(w, line)
-        if w.newest > now then set_back(w) end
-        if w.newest <= now - w.span then
-            call('DEL', w.key)
-            line = nil
+-- Takes out what is too old for the window. Tells whether anything is left; the list may be gone, too, where Redis needed its memory.
+local function slide(w, now)
+    if w.newest > now then set_back(w, now) end
+    local gone, at_a_time = now - w.span, 4
+    if w.newest <= gone then return false end
+    while w.oldest <= gone do
+        local some = moments(w, w.head, w.head + at_a_time - 1)
+        if #some == 0 then return false end
+        for i = 1, #some do
+            local millisecond, amount = struct.unpack('<dd', some[i])
+            w.oldest = millisecond
+            if millisecond > gone then break end
+            w.sum, w.head = w.sum - amount, w.head + 1
         end
-    end
-    if not line then
-        -- Numbers that no moment before had: there is one a millisecond at most.
-        w.head, w.tail, w.sum, w.oldest, w.newest, w.has_changed = now, now - 1, 0, nil, nil, false
-        return
-    end
-    w.before = w.newest
-    local at_a_time = 4
-    while w.oldest <= now - w.span do
-        local fields, s = moments(w, w.head, math.min(w.tail, w.head + at_a_time - 1))
-        local gone = {}
-        for i = 1, #s, 2 do
-            w.oldest = tonumber(s[i])
-            if w.oldest > now - w.span then break end
-            w.sum, w.head = w.sum - tonumber(s[i + 1]), w.head + 1
-            gone[#gone + 1] = fields[i]
-            gone[#gone + 1] = fields[i + 1]
-        end
-        if #gone > 0 then call('HDEL', w.key, unpack(gone)) end
         w.has_changed, at_a_time = true, 500
     end
+    -- Not with every call.
+    if w.head - w.first >= 100 then
+        redis.call('LTRIM', w.key, string.format('%d', w.head - w.first), '-1')
+        w.first = w.head
+    end
+    return true
 end
 
 -- How long until so much has left a window. Looks at its thousand oldest moments; then it is at least so long.
-local function wait(w, excess)
+local function wait(w, excess, now)
     local freed, last = 0, now
-    for first = w.head, math.min(w.tail, w.head + 999), 100 do
-        local _, s = moments(w, first, math.min(w.tail, first + 99))
-        for i = 1, #s, 2 do
-            freed, last = freed + tonumber(s[i + 1]), tonumber(s[i])
+    for from = w.head, math.min(w.tail, w.head + 999), 100 do
+        local some = moments(w, from, math.min(w.tail, from + 99))
+        for i = 1, #some do
+            local millisecond, amount = struct.unpack('<dd', some[i])
+            freed, last = freed + amount, millisecond
             if freed >= excess then return last + w.span - now end
         end
     end
     return last + w.span - now
 end
 
--- The number of the moment that is now.
-local function number_now(w) return text(w.newest == now and w.tail or w.tail + 1) end
+-- What is known.
 
--- Lets an amount through, now.
-local function let_through(w)
-    local number, is_there = number_now(w), w.newest == now
-    w.sum = w.sum + w.amount
-    if is_there then
-        call('HINCRBY', w.key, 'a' .. number, w.amount_text)
-        call('HSET', w.key, 'm', meta(w))
-    else
-        w.tail, w.newest, w.oldest = w.tail + 1, now, w.oldest or now
-        call('HSET', w.key, number, now_text, 'a' .. number, w.amount_text, 'm', meta(w))
+local clock = call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+
+local root, verb, numbers, own = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
+local state, running, kept = root .. ':state', root .. ':running', root .. ':kept'
+local ttl, nano, tokens, windows_count, at = unpacked('<dddd', numbers)
+local bounds_count = #ARGV - 3 - windows_count
+
+local told = call('HMGET', state, 'due', unpack(ARGV, 3))
+local terms = told[2]
+-- When nobody knows, now.
+local first_to_run_out, first_kept, ends, is_due_changed = 0, 0, 0, false
+if told[1] then first_to_run_out, first_kept, ends = unpacked('<ddd', told[1]) end
+
+-- Those of this call, and behind them others that its releases touch.
+local bounds = {}
+at = at + 32 * windows_count
+for i = 1, bounds_count do
+    local place, version, spent, spent_tokens = 3 + windows_count + i, nil, nil, nil
+    local bound = read_bound(ARGV[place], told[place - 1], now)
+    bound.limit, bound.limit_tokens, bound.keep, version, spent, spent_tokens, at = unpacked('<dddddd', numbers, at)
+    -- The newer word of the ledger holds.
+    if version >= 0 and version >= bound.version then
+        bound.version, bound.spent, bound.spent_tokens, bound.is_stale, bound.has_changed = version, spent, spent_tokens, 0, true
     end
-    -- Twice in a span is often enough when it is for two.
-    if not w.before or math.floor(w.before * 2 / w.span) ~= math.floor(now * 2 / w.span) then
-        call('PEXPIRE', w.key, text(2 * w.span + 1000))
-    end
+    bounds[i] = bound
 end
 
-local windows, at = {}, 8
-for i = 1, tonumber(ARGV[6]) do
-    windows[i] = { name = ARGV[at], limit = tonumber(ARGV[at + 1]), span = tonumber(ARGV[at + 2]),
-        amount = tonumber(ARGV[at + 3]), amount_text = ARGV[at + 3], settles = ARGV[at + 4] == '1' }
-    at = at + 5
-end
-local count = tonumber(ARGV[7])
-if count > 0 then
-    local keys = {}
-    for i = 1, count do keys[i] = spent_key(ARGV[at + 7 * (i - 1)]) end
-    for i, line in ipairs(call('MGET', unpack(keys))) do
-        local bound = bound_of(ARGV[at], line)
-        bound.limits, bound.keep = { tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]) }, tonumber(ARGV[at + 3])
-        local version = tonumber(ARGV[at + 4])
-        -- The newer word of the ledger holds.
-        if version and not (bound.version and bound.version > version) then
-            bound.version, bound.is_stale, bound.has_changed = version, false, true
-            bound.spent = { tonumber(ARGV[at + 5]), tonumber(ARGV[at + 6]) }
+-- What is over.
+
+if verb == 'settle' or first_to_run_out <= now or first_kept < now then
+    local function bound_of(field)
+        for _, bound in ipairs(bounds) do
+            if bound.field == field then return bound end
         end
-        bounds[i] = bound
-        at = at + 7
+        local bound = read_bound(field, call('HGET', state, field), now)
+        bounds[#bounds + 1] = bound
+        return bound
     end
-end
 
-local function granted()
-    local answer = { 'granted', now }
-    for _, bound in ipairs(bounds) do
-        -- Kept anew.
-        bound.has_changed = bound.version ~= nil
-        for _, amounts in ipairs({ bound.spent, bound.reserved }) do
-            answer[#answer + 1] = amounts[1]
-            answer[#answer + 1] = amounts[2]
+    -- What an estimate was off by, in the window's moment with this number. The moment may have left its window.
+    local function correct(field, number, difference)
+        local w, line = { key = root .. ':' .. field }, call('HGET', state, field)
+        if not line then return end
+        w.kept, w.first, w.head, w.tail, w.sum, w.oldest, w.newest = unpacked('<ddddddd', line)
+        local place = format('%d', number - w.first)
+        local moment = number >= w.head and number <= w.tail and call('LINDEX', w.key, place)
+        if not moment then return end
+        local millisecond, amount = unpacked('<dd', moment)
+        call('LSET', w.key, place, pack('<dd', millisecond, math.max(amount + difference, 0)))
+        w.sum = math.max(w.sum + difference, 0)
+        call('HSET', state, field, window_line(w))
+    end
+
+    -- Gives a reservation up. With `used`, its windows learn what it used; when it was given up by nobody, what its holder may have
+    -- written to the ledger is not known here, and the bounds are to be asked for anew.
+    local function release(field, line, used, is_forsaken)
+        call('ZREM', running, field)
+        if not line then return end
+        call('HDEL', state, field)
+        local parts = {}
+        for part in string.gmatch(line, '%S+') do parts[#parts + 1] = part end
+        local last_window = 3 + 2 * tonumber(parts[3])
+        for i = 4, used and last_window or 0, 2 do correct(parts[i], tonumber(parts[i + 1]), used - tonumber(parts[2])) end
+        for i = last_window + 1, #parts do
+            local bound = bound_of(parts[i])
+            if bound.version >= 0 then
+                bound.reserved = math.max(bound.reserved - tonumber(parts[1]), 0)
+                bound.reserved_tokens = math.max(bound.reserved_tokens - tonumber(parts[2]), 0)
+                if is_forsaken then bound.is_stale = 1 end
+                bound.has_changed = true
+            end
         end
     end
-    save()
-    return answer
-end
 
-local function slid()
-    for _, w in ipairs(windows) do
-        if w.has_changed then call('HSET', w.key, 'm', meta(w)) end
+    local function first_of(key)
+        return tonumber(call('ZRANGE', key, 0, 0, 'WITHSCORES')[2]) or math.huge
+    end
+
+    if verb == 'settle' then release(own, terms, tokens >= 0 and tokens or nil, false) end
+    -- A few at a time, so that no call pays for all.
+    if first_to_run_out <= now then
+        for _, field in ipairs(call('ZRANGEBYSCORE', running, '-inf', format('%d', now), 'LIMIT', 0, 32)) do
+            release(field, call('HGET', state, field), nil, true)
+            if field == own then terms = false end
+        end
+        first_to_run_out, is_due_changed = first_of(running), true
+    end
+    if first_kept < now then
+        local gone = call('ZRANGEBYSCORE', kept, '-inf', '(' .. format('%d', now), 'LIMIT', 0, 32)
+        if #gone > 0 then
+            call('HDEL', state, unpack(gone))
+            call('ZREM', kept, unpack(gone))
+        end
+        first_kept, is_due_changed = first_of(kept), true
     end
 end
 
-local function refused(answer)
-    save()
-    slid()
-    return answer
+-- What the answer is.
+
+local answer
+if verb ~= 'settle' then
+    for i = 1, bounds_count do
+        if bounds[i].version < 0 or bounds[i].is_stale == 1 then
+            answer = answer or { 'unknown', now }
+            answer[#answer + 1] = i - 1
+        end
+    end
 end
 
-if verb == 'settle' then release(id, tokens, false) end
-expire()
-if verb == 'settle' then return granted() end
-
-local unknown = { 'unknown', now }
-for i, bound in ipairs(bounds) do
-    if not bound.version or bound.is_stale then unknown[#unknown + 1] = i - 1 end
-end
-if #unknown > 2 then return refused(unknown) end
-
--- Its answer may have been lost: it is answered as before.
-local function again()
-    call('ZADD', held, now + ttl, id)
-    slid()
-    return granted()
-end
-
-local line = { ARGV[4], ARGV[5], '0' }
-if verb == 'admit' then
-    local longest, full = -1, nil
-    for i, w in ipairs(windows) do
-        slide(w)
+local windows = {}
+if verb == 'admit' and not answer then
+    local longest = -1
+    at = 33
+    for i = 1, windows_count do
+        local field, line = ARGV[3 + i], told[2 + i]
+        local w = { field = field, key = root .. ':' .. field, limit = 0, span = 0, amount = 0, settles = 0, has_changed = false,
+            kept = 0, first = 0, head = 0, tail = 0, sum = 0, oldest = 0, newest = 0 }
+        w.limit, w.span, w.amount, w.settles, at = unpacked('<dddd', numbers, at)
+        if line then w.kept, w.first, w.head, w.tail, w.sum, w.oldest, w.newest = unpacked('<ddddddd', line) end
+        if not line or not slide(w, now) then
+            call('DEL', w.key)
+            call('HDEL', state, field)
+            -- Numbers that no moment before had: there is one a millisecond at most.
+            w.kept, w.first, w.head, w.tail, w.sum, w.oldest, w.newest, w.has_changed = 0, now, now, now - 1, 0, nil, nil, false
+        end
+        windows[i] = w
         local excess = w.sum + math.min(w.amount, w.limit) - w.limit
         if excess > 0 then
-            local pause = wait(w, excess)
-            if pause > longest then longest, full = pause, i end
+            local pause = wait(w, excess, now)
+            if pause > longest then longest, answer = pause, { 'full', now, i - 1, math.max(pause, 1) } end
         end
     end
-    local answer = full and { 'full', now, full - 1, math.max(longest, 1) }
-    for i, bound in ipairs(bounds) do
-        local spent, reserved, limits = bound.spent, bound.reserved, bound.limits
-        if not answer and ((limits[1] and spent[1] + reserved[1] + nano > limits[1])
-            or (limits[2] and spent[2] + reserved[2] + tokens > limits[2])) then
-            answer = { 'spent', now, i - 1, spent[1], spent[2], reserved[1], reserved[2] }
+    for i = 1, answer and 0 or bounds_count do
+        local bound = bounds[i]
+        if bound.spent + bound.reserved + nano > bound.limit
+            or bound.spent_tokens + bound.reserved_tokens + tokens > bound.limit_tokens then
+            answer = { 'spent', now, i - 1, bound_line(bound) }
+            break
         end
     end
-    if answer then
-        if call('HEXISTS', terms, id) == 1 then return again() end
-        if answer[1] == 'spent' then bring_back() end
-        return refused(answer)
-    end
-    local settling = 0
-    for _, w in ipairs(windows) do
-        if w.settles then
-            settling = settling + 1
-            line[#line + 1] = w.name
-            line[#line + 1] = number_now(w)
+end
+
+-- What is taken. `until_when` is when the reservation runs out, if there is one.
+
+local writes, until_when = {}, nil
+if verb ~= 'settle' and not (answer and answer[1] == 'unknown') then
+    if terms then
+        -- An answer may have been lost: it is given again.
+        answer, until_when = nil, now + ttl
+    elseif answer and answer[1] == 'spent' then
+        -- Where a clock that was ahead said until when reservations hold, those who are gone would hold theirs for long: they get as
+        -- long as one that is made now. Who is still there says so before that.
+        for _, field in ipairs(call('ZRANGEBYSCORE', running, '(' .. format('%d', now + 2 * ttl), '+inf', 'LIMIT', 0, 1000)) do
+            call('ZADD', running, format('%d', now + ttl), field)
+            first_to_run_out, is_due_changed = math.min(first_to_run_out, now + ttl), true
+        end
+    elseif not answer then
+        local settling, settled = 0, ''
+        for i = 1, #windows do
+            local w = windows[i]
+            w.sum, w.has_changed = w.sum + w.amount, true
+            local last = w.newest == now and call('LINDEX', w.key, '-1')
+            if last then
+                local _, amount = unpacked('<dd', last)
+                call('LSET', w.key, '-1', pack('<dd', now, amount + w.amount))
+            else
+                w.tail, w.newest, w.oldest = w.tail + 1, now, w.oldest or now
+                local length = call('RPUSH', w.key, pack('<dd', now, w.amount))
+                -- Redis may have needed the list's memory.
+                if length == 1 then w.first, w.head, w.sum, w.oldest = w.tail, w.tail, w.amount, now end
+            end
+            if w.settles == 1 then settling, settled = settling + 1, settled .. ' ' .. w.field .. ' ' .. format('%d', w.tail) end
+        end
+        if bounds_count > 0 or settling > 0 then
+            for i = 1, bounds_count do
+                local bound = bounds[i]
+                bound.reserved, bound.reserved_tokens = bound.reserved + nano, bound.reserved_tokens + tokens
+            end
+            until_when = now + ttl
+            writes[1] = own
+            writes[2] = format('%d %d %d', nano, tokens, settling) .. settled .. ' ' .. table.concat(ARGV, ' ', 4 + windows_count)
         end
     end
-    line[3] = text(settling)
 end
-if #bounds > 0 or line[3] ~= '0' then
-    for _, bound in ipairs(bounds) do line[#line + 1] = bound.name end
-    if call('HSETNX', terms, id, table.concat(line, ' ')) == 0 then return again() end
-    call('ZADD', held, now + ttl, id)
-    for _, bound in ipairs(bounds) do
-        bound.reserved[1], bound.reserved[2] = bound.reserved[1] + nano, bound.reserved[2] + tokens
+if until_when then
+    call('ZADD', running, format('%d', until_when), own)
+    if until_when < first_to_run_out then first_to_run_out, is_due_changed = until_when, true end
+end
+
+-- What is written down. Each field is kept for twice as long as is asked, so that not every call must keep it anew.
+
+local is_granted = not answer
+answer = answer or { 'granted', now }
+local count, needed, is_kept_anew = #writes, until_when or 0, false
+for i = 1, #bounds do
+    local bound = bounds[i]
+    local is_written = (is_granted or bound.has_changed) and bound.version >= 0
+    if is_written and bound.kept < now + bound.keep then
+        bound.kept, is_kept_anew = now + 2 * bound.keep, true
+        call('ZADD', kept, format('%d', bound.kept), bound.field)
+        first_kept, needed, is_due_changed = math.min(first_kept, bound.kept), math.max(needed, bound.kept), true
     end
-elseif call('HEXISTS', terms, id) == 1 then
-    return again()
+    local line = bound_line(bound)
+    if is_written then
+        writes[count + 1], writes[count + 2] = bound.field, line
+        count = count + 2
+    end
+    if is_granted and i <= bounds_count then answer[2 + i] = line end
 end
-if verb == 'admit' then
-    for _, w in ipairs(windows) do let_through(w) end
+for i = 1, #windows do
+    local w = windows[i]
+    if w.has_changed then
+        if w.newest == now and w.kept < now + w.span then
+            w.kept, is_kept_anew = now + 2 * w.span, true
+            call('ZADD', kept, format('%d', w.kept), w.field)
+            call('PEXPIREAT', w.key, format('%d', w.kept))
+            first_kept, needed, is_due_changed = math.min(first_kept, w.kept), math.max(needed, w.kept), true
+        end
+        writes[count + 1], writes[count + 2] = w.field, window_line(w)
+        count = count + 2
+    end
 end
-return granted()
+if ends < needed then ends, is_due_changed, is_kept_anew = 2 * needed - now, true, true end
+if is_due_changed then
+    writes[count + 1], writes[count + 2] = 'due', pack('<ddd', first_to_run_out, first_kept, ends)
+    count = count + 2
+end
+if count > 0 then call('HSET', state, unpack(writes)) end
+if is_kept_anew then
+    call('PEXPIREAT', state, format('%d', ends))
+    call('PEXPIREAT', kept, format('%d', ends))
+end
+return answer

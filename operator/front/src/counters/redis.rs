@@ -4,14 +4,19 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use ::redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use ::redis::{Client, Script, Value};
+use ::redis::{Client, FromRedisValue, Script, Value};
 use async_trait::async_trait;
 
-use super::{Amount, Answer, Ask, Bound, Counters, LARGEST, Settlement, Standing, Verdict, Window};
+use super::{Amount, Answer, Ask, Bound, Counters, LARGEST, Ledger, Settlement, Standing, Verdict, Window};
 use crate::error::Error;
 
 /// How long Redis may take to answer. It is on the path of every call, and there is a way without it: see [`super::guard`].
 pub const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// What the script takes for no number at all.
+const NONE: f64 = -1.0;
+/// That a stored bound consists of.
+const BOUND_NUMBERS: usize = 7;
 
 static SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("counters.lua")));
 
@@ -33,14 +38,28 @@ impl RedisCounters {
         Ok(Self { connection: client.get_connection_manager_lazy(config).map_err(down)? })
     }
 
-    async fn ask(&self, verb: &str, ask: &Ask) -> Result<Answer, Error> {
-        let mut call = SCRIPT.key(root(ask.tenant));
-        call.arg(verb).arg(&ask.id).arg(millis(ask.ttl)).arg(clamped(ask.nano_usd)).arg(clamped(ask.tokens));
-        call.arg(ask.windows.len()).arg(ask.bounds.len());
-        for Window { name, limit, span, amount, settles } in &ask.windows {
-            call.arg(name).arg(clamped(*limit)).arg(millis(*span)).arg(clamped(*amount)).arg(u8::from(*settles));
+    async fn call(&self, verb: &str, ask: &Ask, tokens: f64) -> Result<Answer, Error> {
+        let Ask { tenant, id, ttl, nano_usd, tokens: _, windows, bounds } = ask;
+        let mut numbers = vec![millis(*ttl), number(*nano_usd), tokens, count(windows.len())];
+        for Window { name: _, limit, span, amount, settles } in windows {
+            numbers.extend([number(*limit), millis(*span), number(*amount), f64::from(u8::from(*settles))]);
         }
-        add(&mut call, &ask.bounds);
+        for Bound { key: _, nano_usd, tokens, keep, ledger } in bounds {
+            numbers.extend([nano_usd.map_or(f64::INFINITY, number), tokens.map_or(f64::INFINITY, number)]);
+            numbers.push(millis(*keep));
+            numbers.extend(match ledger {
+                Some(Ledger { version, nano_usd, tokens }) => [number(*version), number(*nano_usd), number(*tokens)],
+                None => [NONE; 3],
+            });
+        }
+        let mut call = SCRIPT.key(format!("croft:{{{tenant}}}"));
+        call.arg(verb).arg(packed(&numbers)).arg(format!("held:{id}"));
+        for window in windows {
+            call.arg(format!("moments:{}", window.name));
+        }
+        for bound in bounds {
+            call.arg(format!("bound:{}", bound.key));
+        }
         let told: Vec<Value> = call.invoke_async(&mut self.connection.clone()).await.map_err(down)?;
         read(told)
     }
@@ -49,88 +68,81 @@ impl RedisCounters {
 #[async_trait]
 impl Counters for RedisCounters {
     async fn admit(&self, ask: &Ask) -> Result<Answer, Error> {
-        self.ask("admit", ask).await
+        self.call("admit", ask, number(ask.tokens)).await
     }
 
     async fn hold(&self, ask: &Ask) -> Result<Answer, Error> {
-        self.ask("hold", ask).await
+        self.call("hold", ask, number(ask.tokens)).await
     }
 
     async fn settle(&self, settlement: &Settlement) -> Result<Vec<Standing>, Error> {
-        let mut call = SCRIPT.key(root(settlement.tenant));
-        call.arg("settle").arg(&settlement.id).arg(0).arg(0);
-        match settlement.tokens {
-            Some(tokens) => call.arg(clamped(tokens)),
-            None => call.arg("-"),
-        };
-        call.arg(0).arg(settlement.bounds.len());
-        add(&mut call, &settlement.bounds);
-        let told: Vec<Value> = call.invoke_async(&mut self.connection.clone()).await.map_err(down)?;
-        match read(told)?.verdict {
+        let Settlement { tenant, id, tokens, bounds } = settlement.clone();
+        let ask = Ask { tenant, id, ttl: Duration::ZERO, nano_usd: 0, tokens: 0, windows: Vec::new(), bounds };
+        match self.call("settle", &ask, tokens.map_or(NONE, number)).await?.verdict {
             Verdict::Granted(standings) => Ok(standings),
             _ => Err(nonsense()),
         }
     }
 }
 
-fn add(call: &mut ::redis::ScriptInvocation<'_>, bounds: &[Bound]) {
-    fn or_dash(call: &mut ::redis::ScriptInvocation<'_>, number: Option<i64>) {
-        match number {
-            Some(number) => call.arg(clamped(number)),
-            None => call.arg("-"),
-        };
-    }
-    for Bound { key, nano_usd, tokens, keep, ledger } in bounds {
-        call.arg(key);
-        or_dash(call, *nano_usd);
-        or_dash(call, *tokens);
-        call.arg(millis(*keep));
-        or_dash(call, ledger.map(|ledger| ledger.version));
-        or_dash(call, ledger.map(|ledger| ledger.nano_usd));
-        or_dash(call, ledger.map(|ledger| ledger.tokens));
-    }
-}
-
 fn read(told: Vec<Value>) -> Result<Answer, Error> {
     let mut told = told.into_iter();
-    let word: String = told.next().and_then(|word| ::redis::from_redis_value(word).ok()).ok_or_else(nonsense)?;
-    let numbers: Vec<i64> = told.map(::redis::from_redis_value).collect::<Result<_, _>>().map_err(down)?;
-    let (at_ms, numbers) = numbers.split_first().ok_or_else(nonsense)?;
-    let place = |number: i64| usize::try_from(number).map_err(|_| nonsense());
-    let verdict = match (word.as_str(), numbers) {
-        ("granted", standings) => Verdict::Granted(standings.chunks_exact(4).map(standing).collect()),
-        ("unknown", places) => Verdict::Unknown(places.iter().map(|at| place(*at)).collect::<Result<_, _>>()?),
-        ("full", [window, pause]) => {
-            let retry_after = Duration::from_millis(u64::try_from(*pause).unwrap_or(1));
-            Verdict::Full { window: place(*window)?, retry_after }
+    let word: String = next(&mut told)?;
+    let at_ms = next(&mut told)?;
+    let verdict = match word.as_str() {
+        "granted" => Verdict::Granted(told.map(standing).collect::<Result<_, _>>()?),
+        "unknown" => Verdict::Unknown(told.map(::redis::from_redis_value).collect::<Result<_, _>>().map_err(down)?),
+        "full" => {
+            let (window, pause) = (next(&mut told)?, next(&mut told)?);
+            Verdict::Full { window, retry_after: Duration::from_millis(pause) }
         }
-        ("spent", [bound, numbers @ ..]) if numbers.len() == 4 => {
-            Verdict::Spent { bound: place(*bound)?, standing: standing(numbers) }
+        "spent" => {
+            let bound = next(&mut told)?;
+            Verdict::Spent { bound, standing: standing(told.next().ok_or_else(nonsense)?)? }
         }
         _ => return Err(nonsense()),
     };
-    Ok(Answer { at_ms: *at_ms, verdict })
+    Ok(Answer { at_ms, verdict })
 }
 
-/// Four numbers, in the order of the script.
-fn standing(numbers: &[i64]) -> Standing {
-    let amount = |at: usize| Amount {
-        nano_usd: numbers.get(at).copied().unwrap_or_default(),
-        tokens: numbers.get(at + 1).copied().unwrap_or_default(),
-    };
-    Standing { spent: amount(0), reserved: amount(2) }
+fn next<T: FromRedisValue>(told: &mut impl Iterator<Item = Value>) -> Result<T, Error> {
+    ::redis::from_redis_value(told.next().ok_or_else(nonsense)?).map_err(down)
 }
 
-fn root(tenant: croft_proto::id::TenantId) -> String {
-    format!("croft:{{{tenant}}}")
+/// A bound as the script stores it: behind two other numbers, what is spent and what is reserved.
+fn standing(told: Value) -> Result<Standing, Error> {
+    let Value::BulkString(line) = told else { return Err(nonsense()) };
+    let amount = |at: usize| Amount { nano_usd: number_at(&line, at), tokens: number_at(&line, at + 1) };
+    if line.len() != BOUND_NUMBERS * size_of::<f64>() {
+        return Err(nonsense());
+    }
+    Ok(Standing { spent: amount(2), reserved: amount(4) })
 }
 
-fn clamped(number: i64) -> i64 {
-    number.clamp(0, LARGEST)
+fn packed(numbers: &[f64]) -> Vec<u8> {
+    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
 }
 
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX / 4).clamp(1, LARGEST.unsigned_abs() / 1_000)
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the script counts in whole numbers, and its sums are a few times LARGEST"
+)]
+fn number_at(line: &[u8], at: usize) -> i64 {
+    let bytes = line.chunks_exact(size_of::<f64>()).nth(at).and_then(|bytes| bytes.try_into().ok());
+    bytes.map_or(0, |bytes| f64::from_le_bytes(bytes) as i64)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "up to LARGEST there is none")]
+fn number(number: i64) -> f64 {
+    number.clamp(0, LARGEST) as f64
+}
+
+fn count(count: usize) -> f64 {
+    number(i64::try_from(count).unwrap_or(LARGEST))
+}
+
+fn millis(duration: Duration) -> f64 {
+    number(i64::try_from(duration.as_millis()).unwrap_or(LARGEST).clamp(1, LARGEST / 1_000))
 }
 
 fn down(error: impl Into<anyhow::Error>) -> Error {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use croft_front::counters::{Ask, Counters, Verdict};
+use croft_front::counters::{Ask, Bound, Counters, Verdict, Window};
 use croft_proto::id::TenantId;
 use redis::aio::MultiplexedConnection;
 use redis::{Client, cmd};
@@ -21,6 +21,31 @@ async fn keys(connection: &mut MultiplexedConnection, tenant: TenantId) -> Vec<S
     keys
 }
 
+/// The numbers of a line of the tenant's state.
+async fn numbers(connection: &mut MultiplexedConnection, tenant: TenantId, field: &str) -> Vec<f64> {
+    let state = format!("croft:{{{tenant}}}:state");
+    let line: Vec<u8> = cmd("HGET").arg(state).arg(field).query_async(connection).await.unwrap();
+    line.chunks_exact(8).map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap())).collect()
+}
+
+async fn write(connection: &mut MultiplexedConnection, tenant: TenantId, field: &str, numbers: Vec<f64>) {
+    let state = format!("croft:{{{tenant}}}:state");
+    let _: () = cmd("HSET").arg(state).arg(field).arg(packed(numbers)).query_async(connection).await.unwrap();
+}
+
+fn packed(numbers: Vec<f64>) -> Vec<u8> {
+    numbers.into_iter().flat_map(f64::to_le_bytes).collect()
+}
+
+/// As another clock would have written down when a reservation runs out.
+async fn runs_out(connection: &mut MultiplexedConnection, ask: &Ask, millisecond: f64) {
+    let (running, field) = (format!("croft:{{{}}}:running", ask.tenant), format!("held:{}", ask.id));
+    let _: () = cmd("ZADD").arg(running).arg(millisecond).arg(field).query_async(connection).await.unwrap();
+    let mut due = numbers(connection, ask.tenant, "due").await;
+    due[0] = millisecond;
+    write(connection, ask.tenant, "due", due).await;
+}
+
 #[tokio::test]
 async fn keys_begin_with_the_tenant_and_go_by_themselves() {
     let (counters, tenant) = (in_redis(), TenantId::generate());
@@ -28,19 +53,71 @@ async fn keys_begin_with_the_tenant_and_go_by_themselves() {
     let ask = ask(tenant, vec![window("requests", 5, 50)], vec![known(bound("tenant::2026-11", 100, None), 1, 0, 0)]);
     assert!(is_granted(&admit(&*counters, &ask).await));
     let root = format!("croft:{{{tenant}}}");
-    let kept = ["bound:tenant::2026-11", "held", "reservations", "window:requests"];
+    let kept = ["kept", "moments:requests", "running", "state"];
     assert_eq!(keys(&mut connection, tenant).await, kept.map(|key| format!("{root}:{key}")));
-    for key in ["window:requests", "bound:tenant::2026-11"] {
+    for key in ["kept", "moments:requests", "state"] {
         let left: i64 = cmd("PTTL").arg(format!("{root}:{key}")).query_async(&mut connection).await.unwrap();
         assert!(left > 0, "{key} is kept for ever");
     }
     settle(&*counters, &ask, None, vec![]).await;
     let gone = async {
-        while keys(&mut connection, tenant).await.iter().any(|key| !key.contains(":bound:")) {
+        while keys(&mut connection, tenant).await != ["kept", "state"].map(|key| format!("{root}:{key}")) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
     tokio::time::timeout(Duration::from_secs(10), gone).await.expect("nothing but the copy of the ledger is left");
+}
+
+/// Each session has a bound of its own, and most sessions are never heard of again.
+#[tokio::test]
+async fn what_is_kept_no_longer_goes_while_others_go_on() {
+    let (counters, tenant) = (in_redis(), TenantId::generate());
+    let mut connection = connection(&url()).await;
+    let windows = || vec![window("requests", 1_000_000, 50)];
+    for session in 0..200 {
+        let key = format!("session:{session}:life");
+        let keep = Duration::from_millis(20);
+        let gone = ask(tenant, windows(), vec![Bound { keep, ..known(bound(&key, 100, None), 1, 0, 0) }]);
+        assert!(is_granted(&admit(&*counters, &gone).await));
+        settle(&*counters, &gone, None, vec![]).await;
+    }
+    let state = format!("croft:{{{tenant}}}:state");
+    let others = async {
+        loop {
+            assert!(is_granted(&admit(&*counters, &ask(tenant, windows(), vec![])).await));
+            let mut fields: Vec<String> = cmd("HKEYS").arg(&state).query_async(&mut connection).await.unwrap();
+            fields.sort();
+            if fields == ["due", "moments:requests"] {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), others).await.expect("the state is of what is in use");
+}
+
+#[tokio::test]
+async fn a_window_whose_memory_redis_needed_begins_anew() {
+    let (counters, tenant) = (in_redis(), TenantId::generate());
+    let mut connection = connection(&url()).await;
+    let estimated = || {
+        let tokens = Window { settles: true, ..window("tokens", 5, 600_000) };
+        Ask { tokens: 1, ..ask(tenant, vec![tokens], vec![]) }
+    };
+    let asks = [estimated(), estimated(), estimated()];
+    for ask in &asks {
+        assert!(is_granted(&admit(&*counters, ask).await));
+    }
+    let list = format!("croft:{{{tenant}}}:moments:tokens");
+    let _: () = cmd("DEL").arg(list).query_async(&mut connection).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    for room in [true, true, true, true, true, false] {
+        assert_eq!(is_granted(&admit(&*counters, &estimated()).await), room);
+    }
+    for ask in &asks {
+        settle(&*counters, ask, Some(0), vec![]).await;
+    }
+    assert!(!is_granted(&admit(&*counters, &estimated()).await), "what is gone gives nothing back");
 }
 
 #[tokio::test]
@@ -49,17 +126,14 @@ async fn moments_from_the_future_count_as_of_now() {
     let mut connection = connection(&url()).await;
     let next = || ask(tenant, vec![window("requests", 3, 100)], vec![]);
     assert!(is_granted(&admit(&*counters, &next()).await));
-    // As a clock that was an hour ahead leaves it, with one moment of that time: first and last number, sum, first and last moment.
-    let key = format!("croft:{{{tenant}}}:window:requests");
-    let told: Vec<u8> = cmd("HGET").arg(&key).arg("m").query_async(&mut connection).await.unwrap();
-    let mut told: Vec<_> = told.chunks_exact(8).map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap())).collect();
-    let (next_number, ahead) = (told[1] + 1.0, 9_000_000_000_000_i64);
-    (told[1], told[2], told[4]) = (next_number, told[2] + 2.0, 9e12);
-    let meta: Vec<u8> = told.into_iter().flat_map(f64::to_le_bytes).collect();
-    let (moment, amount) = (format!("{next_number}"), format!("a{next_number}"));
-    let mut write = cmd("HSET");
-    write.arg(&key).arg(moment).arg(ahead).arg(amount).arg(2).arg("m").arg(meta);
-    let _: () = write.query_async(&mut connection).await.unwrap();
+    // As a clock that was ahead leaves it, with one moment of that time. A window is until when it is kept, first number in the list,
+    // first that counts and last, sum, first and last moment.
+    let ahead = 9e12;
+    let mut told = numbers(&mut connection, tenant, "moments:requests").await;
+    (told[3], told[4], told[6]) = (told[3] + 1.0, told[4] + 2.0, ahead);
+    write(&mut connection, tenant, "moments:requests", told).await;
+    let (list, moment) = (format!("croft:{{{tenant}}}:moments:requests"), packed(vec![ahead, 2.0]));
+    let _: () = cmd("RPUSH").arg(list).arg(moment).query_async(&mut connection).await.unwrap();
     let refused = admit(&*counters, &next()).await;
     let Verdict::Full { retry_after, .. } = refused else { panic!("they count: {refused:?}") };
     assert!(retry_after <= Duration::from_millis(100), "and no longer than others: {retry_after:?}");
@@ -80,10 +154,8 @@ async fn reservations_do_not_outlive_a_clock_that_was_ahead() {
     let gone = next(100);
     assert!(is_granted(&admit(&*counters, &gone).await));
     // As it stands there when the clock was an hour ahead.
-    let (now, _): (i64, i64) = cmd("TIME").query_async(&mut connection).await.unwrap();
-    let held = format!("croft:{{{tenant}}}:held");
-    let _: () =
-        cmd("ZADD").arg(&held).arg((now + 3_600) * 1_000).arg(&gone.id).query_async(&mut connection).await.unwrap();
+    let (now, _): (f64, f64) = cmd("TIME").query_async(&mut connection).await.unwrap();
+    runs_out(&mut connection, &gone, (now + 3_600.0) * 1_000.0).await;
     assert!(matches!(admit(&*counters, &next(100)).await, Verdict::Spent { .. }));
     let granted = async {
         while !is_granted(&admit(&*counters, &next(100)).await) {
@@ -101,8 +173,7 @@ async fn a_clock_that_jumps_ahead_costs_nobody_who_is_there_a_reservation() {
     let ledger = || vec![known(bound("tenant", 20, None), 1, 0, 0)];
     let running = ask(tenant, vec![], ledger());
     assert!(is_granted(&admit(&*counters, &running).await));
-    let held = format!("croft:{{{tenant}}}:held");
-    let _: () = cmd("ZADD").arg(&held).arg(1).arg(&running.id).query_async(&mut connection).await.unwrap();
+    runs_out(&mut connection, &running, 1.0).await;
     let other = ask(tenant, vec![], vec![bound("tenant", 20, None)]);
     assert_eq!(admit(&*counters, &other).await, Verdict::Unknown(vec![0]), "the ledger is asked what became of it");
     assert!(is_granted(&counters.hold(&running).await.unwrap().verdict));
