@@ -56,6 +56,7 @@ where
         decoder,
         limits,
         first_token_until,
+        waits: false,
         waits_until: None,
         ready: VecDeque::new(),
         has_output: false,
@@ -115,8 +116,10 @@ struct Answer<S, D> {
     decoder: D,
     limits: Limits,
     first_token_until: Instant,
-    /// By when the next event must come, if by any time; known once it is waited for.
-    waits_until: Option<Option<Instant>>,
+    /// Bytes of the next event are waited for.
+    waits: bool,
+    /// By when that must be over, if by any time.
+    waits_until: Option<Instant>,
     /// Deltas that wait for the listener. One event comes to a few at most.
     ready: VecDeque<Delta>,
     has_output: bool,
@@ -159,7 +162,7 @@ where
                 Ok(Next::Nothing | Next::Json) => return AtHand::Nothing,
                 Err(problem) => Err(no_events(D::PROVIDER, problem, self.limits)),
             };
-            self.waits_until = None;
+            self.waits = false;
             if let Err(error) = event {
                 self.fail(error);
             }
@@ -168,11 +171,14 @@ where
 
     /// Takes in more of the body. Its end is a failure, as is time that is over.
     async fn read(&mut self) {
-        let until = *self.waits_until.get_or_insert_with(|| match self.decoder.stop() {
-            Some(_) => Some(Instant::now() + LINGER),
-            None if self.has_output => None,
-            None => Some(self.first_token_until),
-        });
+        if !std::mem::replace(&mut self.waits, true) {
+            self.waits_until = match self.decoder.stop() {
+                Some(_) => Some(Instant::now() + LINGER),
+                None if self.has_output => None,
+                None => Some(self.first_token_until),
+            };
+        }
+        let until = self.waits_until;
         let late = || too_late(D::PROVIDER, self.limits);
         let read = if matches!(self.events.next(), Ok(Next::Json)) {
             let told = self.body.told(self.events.rest(), D::failure);

@@ -147,7 +147,7 @@ impl<'data> Quick<'data> {
     #[inline]
     fn run(&mut self) -> Option<(&'data str, u8)> {
         let rest = &self.data[self.at..];
-        let length = rest.bytes().position(|byte| byte == b'"' || byte == b'\\' || byte < b' ')?;
+        let length = plain_bytes(rest.as_bytes())?;
         self.at += length + 1;
         Some((&rest[..length], rest.as_bytes()[length]))
     }
@@ -169,6 +169,25 @@ impl<'data> Quick<'data> {
         self.at += 1;
         Some(character)
     }
+}
+
+/// How many bytes there are before the first that ends a string, escapes, or may not stand in one; `None` if there is none.
+/// Eight at a time, as strings are most of an event.
+fn plain_bytes(bytes: &[u8]) -> Option<usize> {
+    const ONES: u64 = u64::MAX / 255;
+    // The top bit of each byte that is less than `bound`, which has none: exact for the lowest such byte, which is the one that counts.
+    let less = |word: u64, bound: u8| word.wrapping_sub(ONES * u64::from(bound)) & !word & (ONES << 7);
+    let equal = |word: u64, byte: u8| less(word ^ (ONES * u64::from(byte)), 1);
+    let (words, _) = bytes.as_chunks::<8>();
+    for (number, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
+        let found = less(word, b' ') | equal(word, b'"') | equal(word, b'\\');
+        if found != 0 {
+            return Some(number * 8 + found.trailing_zeros() as usize / 8);
+        }
+    }
+    let begin = words.len() * 8;
+    bytes[begin..].iter().position(|&byte| byte == b'"' || byte == b'\\' || byte < b' ').map(|place| begin + place)
 }
 
 /// Puts a value in its place. A key that comes twice is declined.
@@ -239,6 +258,20 @@ mod tests {
         }
         let deep = "[".repeat(9) + &"]".repeat(9);
         assert_eq!(skipped(&deep), None);
+    }
+
+    #[test]
+    fn a_string_goes_to_the_first_byte_that_is_not_plain() {
+        for length in 0..20 {
+            for end in [b'"', b'\\', b'\n', 0, 0x1f] {
+                for other in *b"a !#[]\x7f\x80\xa2\xdc\xff" {
+                    let mut bytes = vec![other; length];
+                    assert_eq!(plain_bytes(&bytes), None);
+                    bytes.extend([end, end, b'"', other]);
+                    assert_eq!(plain_bytes(&bytes), Some(length), "{length} times {other} and {end}");
+                }
+            }
+        }
     }
 
     #[test]
