@@ -78,7 +78,8 @@ impl Step {
         if turn_id.is_empty() {
             return Err(Refusal::Malformed { field: "turn_id" });
         }
-        Span::current().record("tenant", &tenant).record("session", &id);
+        // Together, as the log writes all of a span's fields anew with each record of one.
+        tracing::record_all!(Span::current(), tenant = tenant.as_str(), session = id.as_str());
         let mut begun = shared.sessions.begin(session, epoch, self.interrupt.clone()).await?;
         let mut untold = begun.take_untold(&turn_id);
         untold.retain(|attempt| !settled_grant_ids.contains(&attempt.grant_id));

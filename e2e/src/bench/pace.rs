@@ -18,17 +18,22 @@ impl Pace {
     /// say when a call was due, so that time spent waiting for a turn counts too.
     pub async fn run<T>(self, act: impl AsyncFn(u32) -> T) -> Vec<(Instant, T)> {
         let begun = Instant::now();
-        let calls: FuturesUnordered<_> = (0..self.count)
-            .map(|number| {
-                let due = begun + Duration::from_secs(1) * number / self.per_second;
-                let act = &act;
-                async move {
-                    tokio::time::sleep_until(due).await;
-                    (due, act(number).await)
+        let (mut calls, mut made) = (FuturesUnordered::new(), Vec::new());
+        for number in 0..self.count {
+            let due = begun + Duration::from_secs(1) * number / self.per_second;
+            // Each is begun at its moment: to make all of them before would take the time of the first ones.
+            loop {
+                tokio::select! {
+                    biased;
+                    () = tokio::time::sleep_until(due) => break,
+                    Some(call) = calls.next(), if !calls.is_empty() => made.push(call),
                 }
-            })
-            .collect();
-        calls.collect().await
+            }
+            let call = act(number);
+            calls.push(async move { (due, call.await) });
+        }
+        made.extend(calls.collect::<Vec<_>>().await);
+        made
     }
 }
 

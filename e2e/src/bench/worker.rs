@@ -2,6 +2,7 @@
 //! the time that a provider takes, what a session takes in it, and how soon it goes on with another's.
 
 pub mod decode;
+pub mod hops;
 pub mod idle;
 pub mod overhead;
 pub mod provider;

@@ -1,10 +1,13 @@
 //! A streamed answer as deltas: what the providers' decoders have in common.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{Stream, stream};
+use futures::Stream;
+use futures::future::BoxFuture;
 use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
 
@@ -53,18 +56,58 @@ where
         decoder,
         limits,
         first_token_until,
+        waits: false,
+        waits_until: None,
         ready: VecDeque::new(),
         has_output: false,
         is_over: false,
         failed: None,
     };
-    // Boxed, as every delta moves it.
-    stream::unfold(Some(Box::new(answer)), |state| async move {
-        let mut answer = state?;
-        let item = answer.next().await?;
-        let next = item.is_ok().then_some(answer);
-        Some((item, next))
-    })
+    Deltas { answer: Some(Box::new(answer)), reading: None }
+}
+
+/// An answer as a stream. Most deltas are at hand already: only what waits for bytes is a future, one for each piece of the body.
+struct Deltas<S, D> {
+    /// Unless it is being read, or has ended.
+    answer: Option<Box<Answer<S, D>>>,
+    reading: Option<BoxFuture<'static, Box<Answer<S, D>>>>,
+}
+
+impl<S, E, D> Stream for Deltas<S, D>
+where
+    S: Stream<Item = Result<Bytes, E>> + Send + Unpin + 'static,
+    E: std::error::Error + Send + Sync + 'static,
+    D: Decoder + 'static,
+{
+    type Item = Result<Delta, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Delta, Error>>> {
+        let Self { answer, reading } = &mut *self;
+        loop {
+            if let Some(future) = reading {
+                *answer = Some(ready!(future.as_mut().poll(context)));
+                *reading = None;
+            }
+            let Some(at_hand) = answer.as_mut().map(|answer| answer.at_hand()) else { return Poll::Ready(None) };
+            match at_hand {
+                AtHand::Delta(delta) => return Poll::Ready(Some(Ok(delta))),
+                AtHand::Failed(error) => {
+                    *answer = None;
+                    return Poll::Ready(Some(Err(error)));
+                }
+                AtHand::Over => *answer = None,
+                AtHand::Nothing => {
+                    *reading = answer.take().map(|mut answer| {
+                        let read = async move {
+                            answer.read().await;
+                            answer
+                        };
+                        Box::pin(read) as BoxFuture<'static, _>
+                    });
+                }
+            }
+        }
+    }
 }
 
 struct Answer<S, D> {
@@ -73,6 +116,10 @@ struct Answer<S, D> {
     decoder: D,
     limits: Limits,
     first_token_until: Instant,
+    /// Bytes of the next event are waited for.
+    waits: bool,
+    /// By when that must be over, if by any time.
+    waits_until: Option<Instant>,
     /// Deltas that wait for the listener. One event comes to a few at most.
     ready: VecDeque<Delta>,
     has_output: bool,
@@ -82,57 +129,75 @@ struct Answer<S, D> {
     failed: Option<Error>,
 }
 
+/// What an answer has without waiting.
+enum AtHand {
+    Delta(Delta),
+    Failed(Error),
+    Over,
+    /// More of the body must come first.
+    Nothing,
+}
+
 impl<S, E, D> Answer<S, D>
 where
     S: Stream<Item = Result<Bytes, E>> + Send + Unpin,
     E: std::error::Error + Send + Sync + 'static,
     D: Decoder,
 {
-    async fn next(&mut self) -> Option<Result<Delta, Error>> {
+    fn at_hand(&mut self) -> AtHand {
         loop {
             if let Some(delta) = self.ready.pop_front() {
                 self.has_output |= delta.is_output();
                 self.is_over = matches!(delta, Delta::Stop(_));
-                return Some(Ok(delta));
+                return AtHand::Delta(delta);
             }
             if let Some(error) = self.failed.take() {
-                return Some(Err(error));
+                return AtHand::Failed(error);
             }
             if self.is_over {
-                return None;
+                return AtHand::Over;
             }
-            match (self.event().await, self.decoder.stop()) {
-                (Ok(()), _) => {}
-                // The connection broke, or had its time, but nothing that matters was lost.
-                (Err(error), Some(stop)) if is_of_the_transport(error.class) => self.ready.push_back(Delta::Stop(stop)),
-                (Err(error), _) => self.failed = Some(error),
+            let event = match self.events.next() {
+                Ok(Next::Data(data)) => self.decoder.event(data, &mut self.ready),
+                Ok(Next::Nothing | Next::Json) => return AtHand::Nothing,
+                Err(problem) => Err(no_events(D::PROVIDER, problem, self.limits)),
+            };
+            self.waits = false;
+            if let Err(error) = event {
+                self.fail(error);
             }
         }
     }
 
-    /// Decodes the next event. The body's end is an error, as is time that is over.
-    async fn event(&mut self) -> Result<(), Error> {
-        let until = match self.decoder.stop() {
-            Some(_) => Some(Instant::now() + LINGER),
-            None if self.has_output => None,
-            None => Some(self.first_token_until),
+    /// Takes in more of the body. Its end is a failure, as is time that is over.
+    async fn read(&mut self) {
+        if !std::mem::replace(&mut self.waits, true) {
+            self.waits_until = match self.decoder.stop() {
+                Some(_) => Some(Instant::now() + LINGER),
+                None if self.has_output => None,
+                None => Some(self.first_token_until),
+            };
+        }
+        let until = self.waits_until;
+        let late = || too_late(D::PROVIDER, self.limits);
+        let read = if matches!(self.events.next(), Ok(Next::Json)) {
+            let told = self.body.told(self.events.rest(), D::failure);
+            Err(in_time(until, told).await.unwrap_or_else(late))
+        } else {
+            in_time(until, self.body.chunk()).await.unwrap_or_else(|| Err(late()))
         };
-        loop {
-            match self.events.next() {
-                Ok(Next::Data(data)) => return self.decoder.event(data, &mut self.ready),
-                Ok(Next::Json) => {
-                    let begin = self.events.rest();
-                    let told = self.body.told(begin, D::failure);
-                    return Err(in_time(until, told).await.unwrap_or_else(|| too_late(D::PROVIDER, self.limits)));
-                }
-                Ok(Next::Nothing) => {}
-                Err(problem) => return Err(no_events(D::PROVIDER, problem, self.limits)),
-            }
-            let chunk = in_time(until, self.body.chunk()).await;
-            match chunk.unwrap_or_else(|| Err(too_late(D::PROVIDER, self.limits)))? {
-                Some(chunk) => self.events.push(chunk),
-                None => return Err(cut(D::PROVIDER)),
-            }
+        match read {
+            Ok(Some(chunk)) => self.events.push(chunk),
+            Ok(None) => self.fail(cut(D::PROVIDER)),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    fn fail(&mut self, error: Error) {
+        match self.decoder.stop() {
+            // The connection broke, or had its time, but nothing that matters was lost.
+            Some(stop) if is_of_the_transport(error.class) => self.ready.push_back(Delta::Stop(stop)),
+            _ => self.failed = Some(error),
         }
     }
 }
@@ -177,7 +242,7 @@ fn no_events(provider: &'static str, problem: Problem, limits: Limits) -> Error 
 
 #[cfg(test)]
 mod tests {
-    use futures::StreamExt as _;
+    use futures::{StreamExt as _, stream};
 
     use super::*;
 

@@ -233,11 +233,14 @@ impl<'line> Line<'line> {
         if line.is_empty() {
             return Ok(Self::Blank);
         }
+        // Nearly every one.
+        if let Some(value) = line.strip_prefix(b"data:") {
+            return Ok(Self::Data(value.strip_prefix(b" ").unwrap_or(value)));
+        }
         let colon = memchr(b':', line).ok_or(Problem::Line)?;
         let value = &line[colon + 1..];
         let value = value.strip_prefix(b" ").unwrap_or(value);
         match &line[..colon] {
-            b"data" => Ok(Self::Data(value)),
             b"event" => text(value).map(|_| Self::Name),
             // The format says so.
             b"id" if value.contains(&0) => Ok(Self::Comment),

@@ -21,6 +21,7 @@ pub mod gemini;
 mod key;
 pub mod openai;
 mod provider;
+mod quick;
 pub mod recorded;
 mod request;
 pub mod retry;

@@ -1,10 +1,11 @@
 //! The HTTP half of an adapter: sends a call, tells an answer from a refusal, and keeps the key out of all that is told.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use jiff::Timestamp;
+use reqwest::Url;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap};
 use serde_json::Value;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -49,6 +50,8 @@ pub(crate) struct Wire {
     client: reqwest::Client,
     api_key: ApiKey,
     limits: Limits,
+    /// Where the last call went, as text and understood: most go to the same place, and to understand it takes a while.
+    address: Mutex<Option<(String, Url)>>,
 }
 
 impl Wire {
@@ -60,7 +63,7 @@ impl Wire {
             .redirect(reqwest::redirect::Policy::none())
             .user_agent(concat!("croft/", env!("CARGO_PKG_VERSION")))
             .build()?;
-        Ok(Arc::new(Self { manner, client, api_key, limits }))
+        Ok(Arc::new(Self { manner, client, api_key, limits, address: Mutex::default() }))
     }
 
     /// Tells the key at hand from others, and tells nothing of it.
@@ -138,7 +141,11 @@ impl Wire {
         accept: &'static str,
         key: &Held,
     ) -> Result<reqwest::Response, Error> {
-        let mut call = self.client.post(url);
+        let mut call = match self.address(url) {
+            Some(address) => self.client.post(address),
+            // The call says what is wrong with it.
+            None => self.client.post(url),
+        };
         for (name, value) in self.manner.headers {
             call = call.header(*name, *value);
         }
@@ -160,6 +167,19 @@ impl Wire {
         let status = response.status().as_u16();
         let headers = response.headers().clone();
         Err(self.refused(status, &headers, &read(response).await))
+    }
+
+    fn address(&self, url: &str) -> Option<Url> {
+        // No code that holds the lock can leave it half changed.
+        let mut last = self.address.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((text, address)) = &*last
+            && text == url
+        {
+            return Some(address.clone());
+        }
+        let address = Url::parse(url).ok()?;
+        *last = Some((url.to_owned(), address.clone()));
+        Some(address)
     }
 
     fn unreachable(&self, error: reqwest::Error) -> Error {

@@ -4,7 +4,7 @@ use croft_proto::v1::runtime_service_client::RuntimeServiceClient;
 use tonic::transport::Endpoint;
 
 use super::Place;
-use super::overhead::{provider, session, turn, worker};
+use super::overhead::{OTHER_CORE, provider, session, turn, worker};
 use crate::bench::load::megabytes;
 use crate::bench::pace::Pace;
 use crate::bench::row::Row;
@@ -15,7 +15,7 @@ const BYTES_MAX: u64 = 30 * 1024;
 const PER_SECOND: u32 = 400;
 
 pub(super) async fn sessions(place: &Place) -> anyhow::Result<Row> {
-    let (_provider, provider_address) = provider().await?;
+    let (_provider, provider_address) = provider(OTHER_CORE).await?;
     let (worker, grpc) = worker(place, "worker-idle", provider_address, SESSIONS).await?;
     let client = RuntimeServiceClient::new(Endpoint::from_shared(format!("http://{grpc}"))?.connect().await?);
     // What turns take anyway is taken before: connections, buffers, code.

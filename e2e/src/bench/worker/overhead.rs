@@ -2,13 +2,14 @@
 //!
 //! The harness plays the front, over plaintext on loopback. The provider is a process of its own and says when it was asked
 //! and when it began to answer; all clocks are the machine's one. The rest is the worker's: gRPC in and out, building the
-//! request, HTTP, server-sent events, JSON, and the turn.
+//! request, HTTP, server-sent events, JSON, and the turn. The worker has a core of its own, harness and provider share another.
+//! The four ways between these cores are in the time too: what two bare round trips take is told beside.
 
 use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use croft_proto::id::SessionId;
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::execute_step_request::Message as ToWorker;
@@ -27,7 +28,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
 use super::provider::{moments, now};
-use super::{Place, WorkerExtent};
+use super::{Place, WorkerExtent, hops};
 use crate::bench::load::megabytes;
 use crate::bench::pace::Pace;
 use crate::bench::process::Program;
@@ -35,6 +36,10 @@ use crate::bench::row::Row;
 use crate::bench::samples::Samples;
 
 pub(super) const TENANT: &str = "bench";
+/// The worker's alone.
+pub(super) const WORKER_CORE: &str = "0";
+/// Of everyone else.
+pub(super) const OTHER_CORE: &str = "1";
 const P50_MAX: Duration = Duration::from_micros(300);
 const P99_MAX: Duration = Duration::from_millis(1);
 /// Sessions that the requests go round.
@@ -42,8 +47,9 @@ const SESSIONS: u32 = 500;
 
 /// At each rate.
 pub(super) async fn all(place: &Place, extent: &WorkerExtent) -> anyhow::Result<Vec<Row>> {
-    let (_provider, provider_address) = provider().await?;
+    let (_provider, provider_address) = provider(OTHER_CORE).await?;
     let (worker, grpc) = worker(place, "worker", provider_address, 2 * SESSIONS).await?;
+    stay_on_the_other_core().await?;
     let client = RuntimeServiceClient::new(Endpoint::from_shared(format!("http://{grpc}"))?.connect().await?);
     let mut sessions = Vec::new();
     for _ in 0..SESSIONS {
@@ -51,21 +57,33 @@ pub(super) async fn all(place: &Place, extent: &WorkerExtent) -> anyhow::Result<
     }
     let mut rows = Vec::new();
     for &rate in &extent.rates {
+        rows.push(hops::at(rate).await?);
         rows.push(at(&worker, &client, &sessions, rate, extent.seconds).await?);
     }
     Ok(rows)
 }
 
-/// This very program, as a provider.
-pub(super) async fn provider() -> anyhow::Result<(Child, SocketAddr)> {
+/// This very program, as a provider on that core.
+pub(super) async fn provider(core: &str) -> anyhow::Result<(Child, SocketAddr)> {
     let own = std::env::current_exe()?;
-    let mut child = Command::new(own).arg("provider").stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
+    let mut command = Command::new("taskset");
+    command.args(["--cpu-list", core]).arg(own).arg("provider");
+    let mut child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
     let printed = child.stdout.take().context("it prints nothing")?;
     let line = BufReader::new(printed).lines().next_line().await?.context("the provider has ended")?;
     Ok((child, line.parse()?))
 }
 
-/// The worker, on one core.
+/// Keeps this process off the worker's core from now on.
+async fn stay_on_the_other_core() -> anyhow::Result<()> {
+    let own = std::process::id().to_string();
+    let mut command = Command::new("taskset");
+    command.args(["--all-tasks", "--cpu-list", "--pid", OTHER_CORE]).arg(own).stdout(Stdio::null());
+    ensure!(command.status().await?.success(), "cannot move to core {OTHER_CORE}: the machine must have two");
+    Ok(())
+}
+
+/// The worker, on a core of its own.
 pub(super) async fn worker(
     place: &Place,
     name: &str,
@@ -81,7 +99,7 @@ pub(super) async fn worker(
     let free = || anyhow::Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?);
     let (grpc, ops) = (free()?, free()?);
     let mut command = Command::new("taskset");
-    command.env_clear().args(["--cpu-list", "0"]).arg(place.programs.join("croft-worker")).args([
+    command.env_clear().args(["--cpu-list", WORKER_CORE]).arg(place.programs.join("croft-worker")).args([
         format!("--tenant={TENANT}"),
         "--worker-name=worker-0".to_owned(),
         format!("--grpc-addr={grpc}"),

@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
 use super::Place;
-use super::overhead::{TENANT, provider, session, text, worker};
+use super::overhead::{OTHER_CORE, TENANT, provider, session, text, worker};
 use crate::bench::load::megabytes;
 use crate::bench::row::Row;
 use crate::bench::samples::Samples;
@@ -27,7 +27,7 @@ const CHARACTERS: usize = 5_300;
 const REACH: Duration = Duration::from_millis(50);
 
 pub(super) async fn checkpoint(place: &Place) -> anyhow::Result<Row> {
-    let (_provider, provider_address) = provider().await?;
+    let (_provider, provider_address) = provider(OTHER_CORE).await?;
     let (_worker, grpc) = worker(place, "worker-restore", provider_address, 2 * TIMES).await?;
     // As a front does, it speaks to the worker over one connection.
     let channel = Endpoint::from_shared(format!("http://{grpc}"))?.connect().await?;

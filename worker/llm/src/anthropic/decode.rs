@@ -11,6 +11,7 @@ use super::{NAME, failure};
 use crate::answer::{self, cut, senseless};
 use crate::delta::{Delta, Stop};
 use crate::error::{Class, Error};
+use crate::quick::{Quick, once};
 
 /// All events in one: told apart by hand, since an enum with its tag inside costs a copy of each event.
 #[derive(Deserialize)]
@@ -42,7 +43,7 @@ struct Opening {
     usage: Option<Box<Usage>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Piece<'data> {
     #[serde(borrow, rename = "type", default)]
     kind: Cow<'data, str>,
@@ -52,6 +53,39 @@ struct Piece<'data> {
     signature: Option<String>,
     #[serde(borrow)]
     stop_reason: Option<Cow<'data, str>>,
+}
+
+impl<'data> Piece<'data> {
+    /// The piece that nearly every event is, with its block; `None` for all others.
+    fn read(data: &'data str) -> Option<(u32, Self)> {
+        let (mut kind, mut index, mut piece) = (None, None, None);
+        let mut quick = Quick::new(data);
+        quick.object(|quick, key| match key {
+            "type" => once(&mut kind, quick.plain().filter(|kind| *kind == "content_block_delta")?),
+            "index" => once(&mut index, quick.number()?),
+            "delta" => once(&mut piece, Self::within(quick)?),
+            "content_block" | "message" | "usage" | "error" => None,
+            _ => quick.skip(),
+        })?;
+        quick.end()?;
+        kind?;
+        Some((index?, piece?))
+    }
+
+    fn within(quick: &mut Quick<'data>) -> Option<Self> {
+        let (mut kind, mut piece) = (None, Self::default());
+        quick.object(|quick, key| match key {
+            "type" => once(&mut kind, quick.plain()?),
+            "text" => once(&mut piece.text, quick.text()?),
+            "partial_json" => once(&mut piece.partial_json, quick.text()?),
+            "thinking" => once(&mut piece.thinking, quick.text()?),
+            "signature" => once(&mut piece.signature, quick.text()?),
+            "stop_reason" => None,
+            _ => quick.skip(),
+        })?;
+        piece.kind = Cow::Borrowed(kind.unwrap_or_default());
+        Some(piece)
+    }
 }
 
 /// A snapshot; what it leaves out stands as it was.
@@ -108,6 +142,9 @@ impl answer::Decoder for Decoder {
     const PROVIDER: &'static str = NAME;
 
     fn event(&mut self, data: &str, deltas: &mut VecDeque<Delta>) -> Result<(), Error> {
+        if let Some((block, piece)) = Piece::read(data) {
+            return self.piece(block, piece, deltas);
+        }
         let event: Event<'_> = match serde_json::from_str(data) {
             Ok(event) => event,
             Err(error) => {
@@ -277,4 +314,26 @@ fn required<T>(field: Option<T>, name: &str) -> Result<T, Error> {
 
 fn out_of_order(block: u32) -> Error {
     Error::new(NAME, Class::Network, format!("sent a piece of block {block}, which is not open"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_read_in_place_and_nothing_else_is() {
+        let piece = r#"{"type":"content_block_delta","index":2,"delta":{"type":"text_delta","text":"a\nb"}}"#;
+        let (block, read) = Piece::read(piece).unwrap();
+        assert_eq!((block, &*read.kind, read.text.as_deref()), (2, "text_delta", Some("a\nb")));
+        for other in [
+            r#"{"type":"message_stop"}"#,
+            r#"{"type":"content_block_stop","index":2}"#,
+            r#"{"type":"content_block_delta","delta":{"type":"text_delta","text":"a"}}"#,
+            r#"{"type":"content_block_delta","index":2,"index":2,"delta":{"type":"text_delta","text":"a"}}"#,
+            r#"{"type":"content_block_delta","index":2,"delta":{"type":"text_delta","text":null}}"#,
+            r#"{"type":"content_block_delta","index":2,"delta":{"stop_reason":"end_turn"}}"#,
+        ] {
+            assert!(Piece::read(other).is_none(), "{other}");
+        }
+    }
 }

@@ -11,6 +11,7 @@ use crate::answer::{self, senseless};
 use crate::blocks::{Blocks, Said};
 use crate::delta::{Delta, Stop};
 use crate::error::{Class, Error};
+use crate::quick::{Quick, once};
 
 /// The field of a part that must come back on the same part.
 pub(super) const SIGNATURE: &str = "thoughtSignature";
@@ -84,7 +85,7 @@ struct Feedback {
     block_reason: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[expect(clippy::struct_field_names, reason = "they are called as on the wire")]
 struct Usage {
@@ -112,6 +113,63 @@ impl Usage {
     }
 }
 
+/// A chunk that is nothing but a text, as nearly all are.
+struct Plain {
+    text: String,
+    usage: Option<Usage>,
+}
+
+impl Plain {
+    /// `None` for all other chunks.
+    fn read(data: &str) -> Option<Self> {
+        let (mut text, mut usage) = (None, None);
+        let mut quick = Quick::new(data);
+        quick.object(|quick, key| match key {
+            "candidates" => quick.array(|quick| once(&mut text, Self::candidate(quick)?)),
+            "usageMetadata" => once(&mut usage, Usage::read(quick)?),
+            "modelVersion" | "responseId" => quick.plain().map(drop),
+            "promptFeedback" | "error" => None,
+            _ => quick.skip(),
+        })?;
+        quick.end()?;
+        Some(Self { text: text?, usage })
+    }
+
+    fn candidate(quick: &mut Quick<'_>) -> Option<String> {
+        let mut text = None;
+        quick.object(|quick, key| match key {
+            "index" => quick.number().filter(|index| *index == 0).map(drop),
+            "content" => quick.object(|quick, key| match key {
+                "parts" => quick.array(|quick| {
+                    quick.object(|quick, key| match key {
+                        "text" => once(&mut text, quick.text()?),
+                        _ => None,
+                    })
+                }),
+                _ => quick.skip(),
+            }),
+            "finishReason" | "finishMessage" => None,
+            _ => quick.skip(),
+        })?;
+        text
+    }
+}
+
+impl Usage {
+    fn read(quick: &mut Quick<'_>) -> Option<Self> {
+        let mut usage = Self::default();
+        quick.object(|quick, key| match key {
+            "promptTokenCount" => once(&mut usage.prompt_token_count, quick.number()?.into()),
+            "cachedContentTokenCount" => once(&mut usage.cached_content_token_count, quick.number()?.into()),
+            "candidatesTokenCount" => once(&mut usage.candidates_token_count, quick.number()?.into()),
+            "thoughtsTokenCount" => once(&mut usage.thoughts_token_count, quick.number()?.into()),
+            "toolUsePromptTokenCount" => once(&mut usage.tool_use_prompt_token_count, quick.number()?.into()),
+            _ => quick.skip(),
+        })?;
+        Some(usage)
+    }
+}
+
 /// Of the response's id, what goes into the ids of calls: each of many calls repeats it.
 const RESPONSE_ID_CHARACTERS_MAX: usize = 64;
 
@@ -132,6 +190,15 @@ impl answer::Decoder for Decoder {
     const PROVIDER: &'static str = NAME;
 
     fn event(&mut self, data: &str, deltas: &mut VecDeque<Delta>) -> Result<(), Error> {
+        // The first one opens the answer, with more than a text.
+        if let Some(Plain { text, usage }) = Some(data).filter(|_| self.opened).and_then(Plain::read) {
+            deltas.extend(usage.map(|usage| Delta::Usage(usage.neutral())));
+            if !text.is_empty() {
+                self.has_output = true;
+                deltas.push_back(Delta::Text { block: self.blocks.saying(Said::Text), text });
+            }
+            return Ok(());
+        }
         if let Ok(chunk) = serde_json::from_str::<Chunk<NeutralPart>>(data) {
             return self.chunk(chunk, deltas);
         }
@@ -269,4 +336,29 @@ impl Decoder {
 
 fn native(block: u32, whole: &Value) -> Delta {
     Delta::Native { block, native: NativeBlock { provider: NAME.to_owned(), json: whole.to_string() } }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_read_in_place_and_nothing_else_is() {
+        let content = r#"{"parts":[{"text":"a\nb"}],"role":"model"}"#;
+        let text =
+            format!(r#"{{"candidates":[{{"content":{content},"index":0}}],"usageMetadata":{{"promptTokenCount":8}}}}"#);
+        let read = Plain::read(&text).unwrap();
+        assert_eq!((&*read.text, read.usage.unwrap().prompt_token_count), ("a\nb", Some(8)));
+        for other in [
+            r#"{"candidates":[]}"#,
+            r#"{"candidates":[{"content":{"parts":[{"text":"a"}]},"index":1}]}"#,
+            r#"{"candidates":[{"content":{"parts":[{"text":"a"}]},"finishReason":"STOP"}]}"#,
+            r#"{"candidates":[{"content":{"parts":[{"text":"a"},{"text":"b"}]}}]}"#,
+            r#"{"candidates":[{"content":{"parts":[{"text":"a","thought":true}]}}]}"#,
+            r#"{"candidates":[{"content":{"parts":[{"text":"a"}]}}],"promptFeedback":{}}"#,
+            r#"{"candidates":[{"content":{"parts":[{"text":"a"}]}}],"error":{}}"#,
+        ] {
+            assert!(Plain::read(other).is_none(), "{other}");
+        }
+    }
 }

@@ -11,6 +11,7 @@ use crate::blocks::{Blocks, Said};
 use crate::delta::{Delta, Stop};
 use crate::error::Error;
 use crate::openai::{NAME, failure};
+use crate::quick::{Quick, once};
 
 /// In place of the data of the last event.
 const DONE: &str = "[DONE]";
@@ -125,6 +126,12 @@ impl answer::Decoder for Decoder {
             deltas.push_back(Delta::Stop(self.stop.ok_or_else(|| cut(NAME))?));
             return Ok(());
         }
+        // The first one opens the answer, with more than a text.
+        if let Some(text) = Some(data).filter(|_| self.opened).and_then(said) {
+            let text = Some(text).filter(|text| !text.is_empty());
+            deltas.extend(text.map(|text| Delta::Text { block: self.blocks.saying(Said::Text), text }));
+            return Ok(());
+        }
         let chunk: Chunk = serde_json::from_str(data).map_err(|error| senseless(NAME, error))?;
         if let Some(error) = &chunk.error {
             return Err(failure::in_stream(error));
@@ -156,6 +163,38 @@ impl answer::Decoder for Decoder {
     fn stop(&self) -> Option<Stop> {
         self.stop
     }
+}
+
+/// The text that is all of a chunk, as of nearly every one; `None` for all others.
+fn said(data: &str) -> Option<String> {
+    let (mut choices, mut choice) = (None, None);
+    let mut quick = Quick::new(data);
+    quick.object(|quick, key| match key {
+        "id" | "model" => quick.plain().map(drop),
+        "choices" => {
+            once(&mut choices, ())?;
+            quick.array(|quick| once(&mut choice, said_in_choice(quick)?))
+        }
+        "usage" | "error" => quick.null(),
+        _ => quick.skip(),
+    })?;
+    quick.end()?;
+    choice
+}
+
+fn said_in_choice(quick: &mut Quick<'_>) -> Option<String> {
+    let (mut index, mut text) = (None, None);
+    quick.object(|quick, key| match key {
+        "index" => once(&mut index, quick.number().filter(|index| *index == 0)?),
+        "delta" => quick.object(|quick, key| match key {
+            "content" => once(&mut text, quick.text()?),
+            "refusal" | "reasoning_content" | "reasoning" | "tool_calls" => quick.null(),
+            _ => quick.skip(),
+        }),
+        "finish_reason" => quick.null(),
+        _ => quick.skip(),
+    })?;
+    text
 }
 
 impl Decoder {
@@ -222,6 +261,29 @@ impl Decoder {
                 let arguments_json = if arguments_json.is_empty() { "{}".to_owned() } else { arguments_json };
                 deltas.push_back(Delta::ToolCallStopped { block, arguments_json });
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_read_in_place_and_nothing_else_is() {
+        let text = r#"{"id":"c","model":"m","choices":[{"index":0,"delta":{"content":"a\nb"},"finish_reason":null}],"usage":null}"#;
+        assert_eq!(said(text).as_deref(), Some("a\nb"));
+        for other in [
+            r#"{"id":"c","choices":[],"usage":null}"#,
+            r#"{"id":"c","choices":[{"index":1,"delta":{"content":"a"}}]}"#,
+            r#"{"id":"c","choices":[{"index":0,"delta":{"content":"a"},"finish_reason":"stop"}]}"#,
+            r#"{"id":"c","choices":[{"index":0,"delta":{"content":"a","tool_calls":[]}}]}"#,
+            r#"{"id":"c","choices":[{"index":0,"delta":{"content":"a"}},{"index":0,"delta":{"content":"b"}}]}"#,
+            r#"{"id":"c","choices":[{"index":0,"delta":{"content":"a"}}],"usage":{"prompt_tokens":1}}"#,
+            r#"{"id":"c","choices":[{"index":0,"delta":{"content":"a"}}],"error":{}}"#,
+            r#"{"id":7,"choices":[{"index":0,"delta":{"content":"a"}}]}"#,
+        ] {
+            assert_eq!(said(other), None, "{other}");
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::delta::{Delta, Stop};
 use crate::error::{Class, Error};
 use crate::openai::chat::Usage;
 use crate::openai::{NAME, failure};
+use crate::quick::{Quick, once};
 
 /// All events in one: told apart by hand, since an enum with its tag inside costs a copy of each event.
 #[derive(Deserialize)]
@@ -95,6 +96,10 @@ impl answer::Decoder for Decoder {
     const PROVIDER: &'static str = NAME;
 
     fn event(&mut self, data: &str, deltas: &mut VecDeque<Delta>) -> Result<(), Error> {
+        if let Some((item, part, text)) = said(data) {
+            self.text(item, part, Sort::Text, Some(text), deltas);
+            return Ok(());
+        }
         let event: Event<'_> = match serde_json::from_str(data) {
             Ok(event) => event,
             Err(error) => {
@@ -151,6 +156,24 @@ impl answer::Decoder for Decoder {
     fn failure(body: &Value) -> Error {
         failure::in_stream(body)
     }
+}
+
+/// The text that nearly every event is a piece of, with its item and part; `None` for all others.
+fn said(data: &str) -> Option<(u32, u32, String)> {
+    let (mut kind, mut item, mut part, mut summary, mut text) = (None, None, None, None, None);
+    let mut quick = Quick::new(data);
+    quick.object(|quick, key| match key {
+        "type" => once(&mut kind, quick.plain().filter(|kind| *kind == "response.output_text.delta")?),
+        "output_index" => once(&mut item, quick.number()?),
+        "content_index" => once(&mut part, quick.number()?),
+        "summary_index" => once(&mut summary, quick.number()?),
+        "delta" => once(&mut text, quick.text()?),
+        "item" | "response" => None,
+        _ => quick.skip(),
+    })?;
+    quick.end()?;
+    kind?;
+    Some((item.unwrap_or_default(), part.max(summary).unwrap_or_default(), text?))
 }
 
 fn is_known(kind: &str) -> bool {
@@ -260,5 +283,25 @@ impl Decoder {
             _ => Stop::EndTurn,
         };
         deltas.push_back(Delta::Stop(stop));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_read_in_place_and_nothing_else_is() {
+        let text =
+            r#"{"type":"response.output_text.delta","output_index":1,"content_index":2,"delta":"a\nb","logprobs":[]}"#;
+        assert_eq!(said(text), Some((1, 2, "a\nb".to_owned())));
+        for other in [
+            r#"{"type":"response.output_text.done","output_index":1,"content_index":2,"text":"a"}"#,
+            r#"{"type":"response.refusal.delta","output_index":1,"content_index":2,"delta":"a"}"#,
+            r#"{"type":"response.output_text.delta","output_index":1,"content_index":2}"#,
+            r#"{"type":"response.output_text.delta","output_index":1,"delta":"a","item":{}}"#,
+        ] {
+            assert_eq!(said(other), None, "{other}");
+        }
     }
 }
