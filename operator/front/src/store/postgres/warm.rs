@@ -74,14 +74,24 @@ impl Warm {
     /// Keeps one on which all went well.
     pub(super) fn keep(&self, connection: Lent) {
         let now = Instant::now();
+        let is_short = self.is_short();
         let mut waiting = self.waiting.lock();
-        if waiting.len() < self.kept_max && now - connection.since < AWAY_MAX {
+        if !is_short && waiting.len() < self.kept_max && now - connection.since < AWAY_MAX {
             waiting.push(Waiting { connection, used_at: now });
         }
     }
 
+    /// Others may wait for a connection: then nobody overtakes them, and none is kept from them.
+    fn is_short(&self) -> bool {
+        self.pool.num_idle() == 0
+    }
+
     fn take(&self) -> Option<Waiting> {
-        self.waiting.lock().pop()
+        let mut waiting = self.waiting.lock();
+        if self.is_short() {
+            waiting.clear();
+        }
+        waiting.pop()
     }
 }
 
