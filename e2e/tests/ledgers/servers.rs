@@ -9,6 +9,7 @@ use sqlx::{Connection as _, PgConnection};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
+use uuid::Uuid;
 
 const LONG: Duration = Duration::from_mins(1);
 const PASSWORD: &str = "croft-test";
@@ -63,7 +64,7 @@ pub(crate) struct Postgres {
 impl Postgres {
     pub(crate) async fn start() -> Self {
         let (programs, owner) = (postgres_programs(), postgres_user().await);
-        let folder = std::env::temp_dir().join(format!("croft-ledgers-{}-postgres", std::process::id()));
+        let folder = std::env::temp_dir().join(format!("croft-ledgers-{}", Uuid::now_v7()));
         std::fs::create_dir_all(&folder).unwrap();
         let password = folder.join("password");
         std::fs::write(&password, PASSWORD).unwrap();
