@@ -6,6 +6,7 @@
 pub mod alert;
 pub mod keeper;
 pub mod period;
+mod queue;
 pub mod reservation;
 pub mod webhook;
 
@@ -17,7 +18,7 @@ use croft_proto::Timestamp;
 use croft_proto::id::TenantId;
 use croft_proto::v1::{AgentLimits, BudgetAction, TenantLimits};
 
-use crate::counters::{Bound, Ledger};
+use crate::counters::{Amount, Bound, Ledger, Standing};
 use crate::error::Error;
 use crate::session::Session;
 use alert::Alert;
@@ -157,25 +158,39 @@ impl Budgets {
 
     /// One for each account, with the narrowest of its hard limits.
     pub fn bounds(&self) -> Vec<Bound> {
-        let mut bounds: Vec<_> = self
-            .accounts
-            .iter()
-            .map(|account| Bound { key: account.key(), nano_usd: None, tokens: None, keep: KEEP, ledger: None })
-            .collect();
-        let narrower = |one: Option<i64>, other: Option<i64>| one.into_iter().chain(other).min();
-        for (budget, place) in self.iter().filter(|(budget, _)| budget.is_hard()) {
-            if let Some(bound) = bounds.get_mut(place) {
-                bound.nano_usd = narrower(bound.nano_usd, budget.nano_usd);
-                bound.tokens = narrower(bound.tokens, budget.tokens);
-            }
+        let bound = |(place, account): (usize, &Account)| {
+            let (nano_usd, tokens) = self.limits(place);
+            Bound { key: account.key(), nano_usd, tokens, keep: KEEP, ledger: None }
+        };
+        self.accounts.iter().enumerate().map(bound).collect()
+    }
+
+    /// What an account's limits leave where so much of it is taken; without a limit, all there is.
+    pub fn left(&self, place: usize, taken: Standing) -> Amount {
+        let Standing { spent, reserved } = taken;
+        let (nano_usd, tokens) = self.limits(place);
+        let left = |limit: Option<i64>, spent: i64, reserved: i64| {
+            limit.map_or(i64::MAX, |limit| limit.saturating_sub(spent).saturating_sub(reserved))
+        };
+        Amount {
+            nano_usd: left(nano_usd, spent.nano_usd, reserved.nano_usd),
+            tokens: left(tokens, spent.tokens, reserved.tokens),
         }
-        bounds
+    }
+
+    /// The narrowest hard limits of an account, of money and of tokens.
+    fn limits(&self, place: usize) -> (Option<i64>, Option<i64>) {
+        let hard = || self.hard(place);
+        (hard().filter_map(|budget| budget.nano_usd).min(), hard().filter_map(|budget| budget.tokens).min())
+    }
+
+    fn hard(&self, place: usize) -> impl Iterator<Item = &Budget> {
+        self.iter().filter(move |(budget, at)| *at == place && budget.is_hard()).map(|(budget, _)| budget)
     }
 
     /// The narrowest hard budget of an account: the one that refused.
     pub fn hard_of(&self, place: usize) -> Option<&Budget> {
-        let hard = self.iter().filter(|(budget, at)| *at == place && budget.is_hard());
-        hard.min_by_key(|(budget, _)| budget.nano_usd.unwrap_or(i64::MAX)).map(|(budget, _)| budget)
+        self.hard(place).min_by_key(|budget| budget.nano_usd.unwrap_or(i64::MAX))
     }
 }
 

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::alert::{Alert, reached};
 use super::period::Period;
+use super::queue::{Head, Queues};
 use super::reservation::{OUTPUT_TOKENS_MIN, Reservation, output_that_fits, tokens_of};
 use super::{Account, Budget, BudgetStore, Budgets, Scope, of_agent, of_family, of_tenant};
 use crate::counters::{Amount, Ask, Bound, Counters, Settlement, Standing, Verdict, Window};
@@ -30,8 +31,6 @@ use crate::turn::now;
 
 /// How long a reservation outlives the last word of its holder, as a rule: see [`Keeper::hold`].
 pub const RESERVATION_TTL: Duration = Duration::from_secs(30);
-/// How long a call may wait for its rate before it is refused. Workers wait for thirty seconds.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// A call of which a used-up budget says that it be slowed down comes one in so long.
 const THROTTLED_TO: Duration = Duration::from_secs(5);
 /// How old what is known of a tenant's budgets may be. One that is set here is known here at once.
@@ -52,6 +51,8 @@ pub struct Wish {
     pub model: Arc<Model>,
     pub input_tokens: i64,
     pub output_tokens_max: i64,
+    /// How long it may wait for a rate, or for room that running calls hold, before it is refused.
+    pub patience: Duration,
 }
 
 /// The answer to a [`Wish`].
@@ -75,6 +76,7 @@ pub struct Keeper {
     models: registry::Registry,
     hub: Hub,
     reservation_ttl: Duration,
+    queues: Queues,
     set: Cache<TenantId, Arc<Vec<Budget>>>,
     standings: Cache<(TenantId, String), Standing>,
     alerted: Cache<(TenantId, String), ()>,
@@ -102,6 +104,8 @@ struct Metrics {
     /// By percent.
     alerts: IntCounterVec,
     waits: IntCounter,
+    /// Not for a rate.
+    room_waits: IntCounter,
 }
 
 impl Metrics {
@@ -116,7 +120,10 @@ impl Metrics {
         registry.register(Box::new(alerts.clone()))?;
         let waits = IntCounter::new("croft_grant_waits_total", "Model calls that waited for a rate")?;
         registry.register(Box::new(waits.clone()))?;
-        Ok(Self { refusals, cuts, alerts, waits })
+        let room_waits =
+            IntCounter::new("croft_budget_waits_total", "Model calls that waited for room in a budget which running calls held")?;
+        registry.register(Box::new(room_waits.clone()))?;
+        Ok(Self { refusals, cuts, alerts, waits, room_waits })
     }
 }
 
@@ -133,6 +140,7 @@ impl Keeper {
             models,
             hub,
             reservation_ttl,
+            queues: Queues::default(),
             set: Cache::builder().max_capacity(REMEMBERED_MAX).time_to_live(BUDGETS_FRESH).build(),
             standings: Cache::new(REMEMBERED_MAX),
             alerted: Cache::new(REMEMBERED_MAX),
@@ -162,19 +170,21 @@ impl Keeper {
         Ok(Budgets::of(session, given.chain(set.iter().cloned()), &now()))
     }
 
-    /// Asks for a call's leave, and waits for it for a while where a rate or a slowed-down budget asks it to.
+    /// Asks for a call's leave, and waits for it for a while where a rate or a slowed-down budget asks it to, or where calls that are
+    /// running hold what it needs.
     pub async fn leave(&self, wish: Wish) -> Result<Leave, Error> {
         let budgets = self.budgets(&wish.session).await?;
         let quote = self.models.quote(&wish.model, wish.input_tokens, now().seconds);
         if let Some(reached) = self.unpriced(&wish, quote, &budgets) {
             return Ok(Leave::Reached(reached));
         }
-        let give_up_at = Instant::now() + PATIENCE;
+        let give_up_at = Instant::now() + wish.patience;
         let mut output = wish.output_tokens_max.max(1);
         let mut clipped_by = None;
         let mut unread = BTreeSet::new();
         let id = Uuid::now_v7().to_string();
         let mut rounds = 0;
+        let mut head: Option<Head> = None;
         loop {
             let tenant = wish.session.tenant;
             let tokens = wish.input_tokens.saturating_add(output);
@@ -207,20 +217,25 @@ impl Keeper {
                 }
                 Verdict::Spent { bound, standing } => {
                     let budget = budgets.hard_of(bound).cloned();
-                    let fits = budgets.bounds().get(bound).map_or(0, |bound| {
-                        let left = |limit: Option<i64>, spent: i64, reserved: i64| {
-                            limit.map_or(i64::MAX, |limit| limit.saturating_sub(spent).saturating_sub(reserved))
-                        };
-                        let Standing { spent, reserved } = standing;
-                        let left = Amount {
-                            nano_usd: left(bound.nano_usd, spent.nano_usd, reserved.nano_usd),
-                            tokens: left(bound.tokens, spent.tokens, reserved.tokens),
-                        };
+                    let room_beside = |reserved| {
+                        let left = budgets.left(bound, Standing { reserved, ..standing });
                         output_that_fits(left, quote, wish.input_tokens)
-                    });
-                    if fits >= OUTPUT_TOKENS_MIN.min(wish.output_tokens_max) && fits < output && rounds < ROUNDS_MAX {
+                    };
+                    let enough = OUTPUT_TOKENS_MIN.min(wish.output_tokens_max);
+                    let fits = room_beside(standing.reserved);
+                    if fits >= enough && fits < output && rounds < ROUNDS_MAX {
                         (output, clipped_by) = (fits, budget);
                         continue;
+                    }
+                    if room_beside(Amount::default()) >= enough {
+                        if head.is_none() && !wish.patience.is_zero() {
+                            self.metrics.room_waits.inc();
+                        }
+                        head = self.queues.wait(tenant, &budgets.accounts[bound].key(), head, give_up_at).await;
+                        if head.is_some() {
+                            (output, clipped_by, rounds) = (wish.output_tokens_max.max(1), None, 0);
+                            continue;
+                        }
                     }
                     return Ok(Leave::Reached(self.refused(budget.as_ref())));
                 }
@@ -371,6 +386,9 @@ impl Keeper {
             }
         };
         self.remember(tenant, budgets, &standings).await;
+        for account in &budgets.accounts {
+            self.queues.settled(tenant, account.key()).await;
+        }
         for alert in reached(budgets, &standings, session.id) {
             self.alert(tenant, &alert).await;
         }

@@ -139,6 +139,7 @@ impl Postgres {
     /// A connection that went away while it was idle shows it here, where nothing has happened yet: the next one is tried. At
     /// worst all of them are stale, and the last try is on a new one. Testing each before use would cost a round trip.
     async fn begin(&self, statements: String) -> Result<Tx, Error> {
+        self.warm.give_way();
         let mut stale = 0;
         loop {
             match self.pool.begin_with(AssertSqlSafe(statements.as_str())).await {

@@ -2,6 +2,7 @@
 //! of it. What is left open when the turn ends is given back.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use croft_proto::Timestamp;
 use croft_proto::v1::session_event::Kind;
@@ -17,6 +18,8 @@ use crate::session::Session;
 
 /// How long a grant is good for.
 const GRANT_TTL_SECONDS: i64 = 600;
+/// How long a call may wait for leave before it is refused. Workers wait for thirty seconds.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Output that a worker asks for when it names no bound.
 const OUTPUT_TOKENS_DEFAULT: u32 = 4_096;
 
@@ -87,6 +90,8 @@ impl Purse {
             model: Arc::clone(&model),
             input_tokens: i64::from(request.input_tokens_estimated),
             output_tokens_max: i64::from(output),
+            // A second call is made to be quick, or not at all.
+            patience: if request.hedges { Duration::ZERO } else { PATIENCE },
         };
         match self.core.budgets.leave(wish).await {
             Ok(Leave::Granted(reservation)) => {

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use croft_front::budget::keeper::Leave;
+use croft_front::budget::keeper::{Leave, Wish};
 use croft_front::counters::Amount;
 use croft_proto::v1::BudgetAction;
 use croft_proto::v1::session_event::Kind;
-use futures::future::join_all;
+use futures::future::{join, join_all};
 use futures::{StreamExt, stream};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -47,7 +47,60 @@ async fn of_a_thousand_calls_at_once_exactly_those_are_served_that_fit() {
     scene.set(101 * COST, BudgetAction::Block).await;
     let another = scene.keeper(LONG);
     assert!(granted(another.leave(scene.wish(0)).await.unwrap()).is_some());
-    assert!(granted(another.leave(scene.wish(0)).await.unwrap()).is_none());
+    assert!(granted(another.leave(scene.hasty_wish(0)).await.unwrap()).is_none());
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_the_ledger_counts_and_that_is_reserved_still_keeps_nobody_out() {
+    let scene = Scene::new(3).await;
+    scene.set(3 * COST, BudgetAction::Block).await;
+    let [here, there] = [scene.keeper(LONG), scene.keeper(LONG)];
+    let first = granted(here.leave(scene.wish(0)).await.unwrap()).unwrap();
+    let second = granted(there.leave(scene.wish(1)).await.unwrap()).unwrap();
+    let first_attempt = scene.used(&scene.sessions[0], &first, OUTPUT).await;
+    let second_attempt = scene.used(&scene.sessions[1], &second, OUTPUT).await;
+    // It brings the counter the ledger's word, in which the second is.
+    here.settle(&scene.sessions[0], &first, Some(&first_attempt)).await;
+    let counter = scene.counter().await.expect("it is known");
+    assert_eq!((counter.spent.nano_usd, counter.reserved.nano_usd), (2 * COST, COST), "the second counts twice");
+    assert!(granted(here.leave(scene.hasty_wish(2)).await.unwrap()).is_none());
+
+    let settled = async {
+        sleep(Duration::from_millis(100)).await;
+        there.settle(&scene.sessions[1], &second, Some(&second_attempt)).await;
+    };
+    let (leave, ()) = join(here.leave(scene.wish(2)), settled).await;
+    assert!(granted(leave.unwrap()).is_some(), "two of three are spent");
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_waits_for_room_as_long_as_running_calls_may_leave_it_and_no_longer_than_its_patience() {
+    let scene = Scene::new(2).await;
+    scene.set(2 * COST, BudgetAction::Block).await;
+    let keeper = scene.keeper(LONG);
+    let short = |session| Wish { patience: Duration::from_millis(200), ..scene.wish(session) };
+    let first = granted(keeper.leave(scene.wish(0)).await.unwrap()).unwrap();
+    let second = granted(keeper.leave(scene.wish(0)).await.unwrap()).unwrap();
+    assert!(granted(keeper.leave(short(1)).await.unwrap()).is_none(), "nobody settles");
+
+    let waits = keeper.leave(scene.wish(1));
+    tokio::pin!(waits);
+    assert!(timeout(Duration::from_millis(300), &mut waits).await.is_err(), "they may leave some");
+    keeper.settle(&scene.sessions[0], &second, None).await;
+    let third = granted(timeout(LONG, waits).await.expect("it is over").unwrap()).expect("there is room");
+    assert_eq!((third.output_tokens_max, &third.clipped_by), (OUTPUT, &None));
+
+    let waits = keeper.leave(scene.wish(1));
+    let both_are_over = async {
+        for (session, reservation) in [(0, &first), (1, &third)] {
+            let attempt = scene.used(&scene.sessions[session], reservation, OUTPUT).await;
+            keeper.settle(&scene.sessions[session], reservation, Some(&attempt)).await;
+        }
+    };
+    let (refused, ()) = timeout(Duration::from_secs(15), join(waits, both_are_over)).await.expect("what is spent is not waited for");
+    assert!(granted(refused.unwrap()).is_none());
     scene.end().await;
 }
 

@@ -119,7 +119,13 @@ impl Scene {
             model: Arc::clone(&self.model),
             input_tokens: INPUT,
             output_tokens_max: OUTPUT,
+            patience: Duration::from_secs(20),
         }
+    }
+
+    /// One that waits for nothing.
+    pub(crate) fn hasty_wish(&self, session: usize) -> Wish {
+        Wish { patience: Duration::ZERO, ..self.wish(session) }
     }
 
     /// Writes what a call used into the ledger, as a turn does.

@@ -10,6 +10,7 @@ mod groups;
 mod idempotency;
 mod migrations;
 mod outage;
+mod pool;
 mod reprice;
 mod row_security;
 mod tampering;

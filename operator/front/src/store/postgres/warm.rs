@@ -81,17 +81,21 @@ impl Warm {
         }
     }
 
+    /// For whoever is about to take one of the pool's: when it has none that rests, those that are kept go back to it.
+    pub(super) fn give_way(&self) {
+        if self.is_short() {
+            self.waiting.lock().clear();
+        }
+    }
+
     /// Others may wait for a connection: then nobody overtakes them, and none is kept from them.
     fn is_short(&self) -> bool {
         self.pool.num_idle() == 0
     }
 
     fn take(&self) -> Option<Waiting> {
-        let mut waiting = self.waiting.lock();
-        if self.is_short() {
-            waiting.clear();
-        }
-        waiting.pop()
+        self.give_way();
+        self.waiting.lock().pop()
     }
 }
 
