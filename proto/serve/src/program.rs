@@ -8,7 +8,7 @@ use anyhow::Context;
 
 use crate::shutdown::{self, Signals};
 use crate::trace::Telemetry;
-use crate::{Config, Metrics, Mistakes, Readiness, ServeArgs, Tasks, config, grpc, health, log, tls};
+use crate::{Check, Config, Metrics, Mistakes, Readiness, ServeArgs, Tasks, config, grpc, health, log, tls};
 
 /// How long the page of metrics and probes may take to close after everything else has.
 const BACKSTAGE_GRACE: Duration = Duration::from_secs(1);
@@ -28,6 +28,8 @@ pub struct Program {
     backstage: Tasks,
     telemetry: Telemetry,
     signals: Signals,
+    /// Objects until all parts are made: those that have checks of their own may not have said so yet.
+    start: Check,
 }
 
 impl Program {
@@ -39,6 +41,8 @@ impl Program {
         log::install(&args.log, telemetry.tracer())?;
         let (tasks, readiness, metrics) = (Tasks::new(), Readiness::new(), Metrics::new(name)?);
         tasks.register(&metrics)?;
+        let start = readiness.check("start");
+        start.not_ready("still starting");
         let signals = Signals::listen().context("cannot listen for signals")?;
 
         let listener = grpc::bind(args.metrics_addr, "--metrics-addr (CROFT_METRICS_ADDR)").await?;
@@ -53,7 +57,7 @@ impl Program {
         }));
         tracing::info!(program = name, version = env!("CARGO_PKG_VERSION"), %ops_addr, "started");
         let grace = args.shutdown_grace();
-        Ok(Self { tasks, readiness, metrics, name, grace, ops_addr, backstage, telemetry, signals })
+        Ok(Self { tasks, readiness, metrics, name, grace, ops_addr, backstage, telemetry, signals, start })
     }
 
     /// Where `/metrics`, `/healthz` and `/readyz` are.
@@ -61,9 +65,10 @@ impl Program {
         self.ops_addr
     }
 
-    /// Waits for SIGTERM or SIGINT, or for the end of a vital task, then shuts down in order. A second signal ends the
+    /// The program's parts are there: it is ready when they are. Waits for SIGTERM or SIGINT, or for the end of a vital task, then shuts down in order. A second signal ends the
     /// process at once. Fails when it was a vital task.
     pub async fn run_until_shutdown(mut self) -> anyhow::Result<()> {
+        self.start.ready();
         let failed = tokio::select! {
             _ = self.signals.next() => false,
             () = self.tasks.failed() => true,

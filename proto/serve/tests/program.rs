@@ -27,6 +27,9 @@ struct Args {
     tls: TlsArgs,
     #[arg(long, env = "CROFT_SESSIONS_MAX", default_value_t = 1)]
     sessions_max: u32,
+    /// It makes its parts when this file is gone
+    #[arg(long)]
+    start_behind: Option<PathBuf>,
     /// Work that has begun ends when this file is gone
     #[arg(long)]
     busy_while: Option<PathBuf>,
@@ -53,6 +56,7 @@ async fn program(args: Args) -> anyhow::Result<()> {
         TlsFiles::read(&args.tls)?;
     }
     let program = Program::start("croft-test", &args.serve).await?;
+    gone(args.start_behind.as_ref()).await;
     if args.fail {
         program.tasks.spawn_vital("server", async { anyhow::bail!("on purpose") });
     }
@@ -63,22 +67,27 @@ async fn program(args: Args) -> anyhow::Result<()> {
     drop(program.tasks.spawn("work", async move {
         check.ready();
         stopping.cancelled().await;
-        while args.busy_while.as_ref().is_some_and(|file| file.exists()) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        gone(args.busy_while.as_ref()).await;
     }));
     program.run_until_shutdown().await
+}
+
+async fn gone(file: Option<&PathBuf>) {
+    while file.is_some_and(|file| file.exists()) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 fn main() -> ExitCode {
     if std::env::var_os(ROLE).is_some() {
         return croft_serve::run(program);
     }
-    let tests: [(&str, fn()); 9] = [
+    let tests: [(&str, fn()); 10] = [
         ("mistakes_end_in_2_with_a_sentence_each", mistakes_end_in_2_with_a_sentence_each),
         ("unusable_tls_files_end_in_2_too", unusable_tls_files_end_in_2_too),
         ("a_taken_address_is_named_with_its_flag", a_taken_address_is_named_with_its_flag),
         ("pages_tell_how_it_is", pages_tell_how_it_is),
+        ("it_is_not_ready_before_its_parts_are_there", it_is_not_ready_before_its_parts_are_there),
         ("a_signal_drains_what_has_begun", a_signal_drains_what_has_begun),
         ("the_grace_has_an_end", the_grace_has_an_end),
         ("a_second_signal_ends_it_at_once", a_second_signal_ends_it_at_once),
@@ -214,6 +223,17 @@ fn pages_tell_how_it_is() {
     assert_eq!(code, 200);
     assert!(page.contains("croft_build_info{program=\"croft-test\""), "{page}");
     assert!(page.contains("croft_tasks_running{task=\"work\"} 1"), "{page}");
+    running.signal("TERM");
+    assert_eq!(running.end().0, Some(0));
+}
+
+fn it_is_not_ready_before_its_parts_are_there() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let running = Running::start(&["--start-behind", file.path().to_str().unwrap()]);
+    running.wait_for("/healthz", 200, "ok\n");
+    assert_eq!(running.get("/readyz"), Some((503, "start: still starting\n".to_owned())));
+    drop(file);
+    running.wait_for("/readyz", 200, "ok\n");
     running.signal("TERM");
     assert_eq!(running.end().0, Some(0));
 }

@@ -213,6 +213,11 @@ impl Hub {
         &self.shared.metrics
     }
 
+    /// For what is done on behalf of those who watch.
+    pub(crate) fn tasks(&self) -> &Tasks {
+        &self.shared.tasks
+    }
+
     /// Starts the pump if there is none, and waits for it to have asked the relay.
     async fn listen(&self, key: Key, joined: Joined, is_turn: bool) -> Listener {
         let Joined { id, mut asked, pump } = joined;

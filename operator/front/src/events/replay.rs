@@ -19,14 +19,17 @@ use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{self, SessionEvent};
 use futures::{Stream, StreamExt, stream};
 use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::Error;
 use crate::events::fanout::{Hub, Item, SubscribeOptions, Subscription};
 use crate::events::log::EventLog;
 use crate::turn::now;
 
-/// Events that are read at a time. While a page is read none is sent, so that few large ones are quicker.
+/// Events that are read at a time. Of a long history the next page is read while one is sent.
 const PAGE: u32 = 1_000;
+/// The first page is small: until it is there, nothing can be sent.
+const FIRST_PAGE: u32 = 100;
 /// How long a quiet subscription waits before it looks at the log: while a turn is running or the relay is down, and
 /// otherwise. An open stream of an idle session must cost next to nothing.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -97,6 +100,7 @@ impl Place {
             options,
             subscription,
             ready: VecDeque::new(),
+            ahead: None,
             held: None,
             phase,
             last_seq: after_seq,
@@ -134,6 +138,8 @@ struct Follower {
     subscription: Subscription,
     /// Read from the log, to be sent next.
     ready: VecDeque<SessionEvent>,
+    /// The page of history behind those, as far as it has come.
+    ahead: Option<AbortOnDropHandle<Result<Vec<SessionEvent>, Error>>>,
     /// A preview that came before an event it follows.
     held: Option<(SessionEvent, u64)>,
     phase: Phase,
@@ -159,10 +165,8 @@ impl Follower {
 
     /// The first page, and with it the event that the caller has already: it may be the one that ended the session.
     async fn read_first(&mut self) -> Result<(), Error> {
-        if self.last_seq == 0 {
-            return self.read().await;
-        }
-        let page = self.events.read(self.tenant, self.session, self.last_seq - 1, PAGE + 1).await?;
+        let after_seq = self.last_seq.saturating_sub(1);
+        let page = self.events.read(self.tenant, self.session, after_seq, FIRST_PAGE + 1).await?;
         if page.is_empty() {
             return Err(self.erased());
         }
@@ -171,12 +175,15 @@ impl Follower {
             self.has_ended = matches!(kind, Kind::SessionTerminated(_));
             self.is_running = !is_rest(kind);
         }
-        self.take_page(page, PAGE + 1);
+        self.take_page(page, FIRST_PAGE + 1);
         Ok(())
     }
 
     async fn read(&mut self) -> Result<(), Error> {
-        let page = self.events.read(self.tenant, self.session, self.last_seq, PAGE).await?;
+        let page = match self.ahead.take() {
+            Some(ahead) => ahead.await.map_err(Error::internal)??,
+            None => self.events.read(self.tenant, self.session, self.last_seq, PAGE).await?,
+        };
         if page.is_empty() && self.phase == Phase::History && !self.is_there().await? {
             return Err(self.erased());
         }
@@ -199,6 +206,11 @@ impl Follower {
         let is_last = page.len() < limit as usize;
         let last_seq = self.last_seq;
         self.ready.extend(page.into_iter().filter(|event| event.seq > last_seq));
+        if let (Phase::History, false, Some(last)) = (self.phase, is_last, self.ready.back()) {
+            let (events, tenant, session, after_seq) = (Arc::clone(&self.events), self.tenant, self.session, last.seq);
+            let read = async move { events.read(tenant, session, after_seq, PAGE).await };
+            self.ahead = Some(AbortOnDropHandle::new(self.hub.tasks().spawn("replay-page", read)));
+        }
         if self.phase != Phase::History {
             self.hub.metrics().filled.inc_by(self.ready.len() as u64);
         }

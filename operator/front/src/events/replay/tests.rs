@@ -1,8 +1,9 @@
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use futures::FutureExt;
 use futures::stream::BoxStream;
+use tokio::task::yield_now;
 use tokio::time::Instant;
 
 use super::*;
@@ -30,6 +31,15 @@ struct Moody {
     scene: Arc<Scene>,
     is_down: AtomicBool,
     is_erased: AtomicBool,
+    /// How often it was read.
+    reads: AtomicUsize,
+}
+
+impl Moody {
+    fn new(scene: &Arc<Scene>) -> Arc<Self> {
+        let scene = Arc::clone(scene);
+        Arc::new(Self { scene, is_down: false.into(), is_erased: false.into(), reads: 0.into() })
+    }
 }
 
 #[async_trait]
@@ -54,6 +64,7 @@ impl EventLog for Moody {
         after_seq: u64,
         limit: u32,
     ) -> Result<Vec<SessionEvent>, Error> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
         if self.is_down.load(Ordering::Relaxed) {
             return Err(Error::unavailable("postgres", anyhow::anyhow!("connection refused")));
         }
@@ -77,7 +88,7 @@ async fn a_reader_whose_session_is_erased_is_told_so() {
         scene.append(user_message()).await;
     }
     scene.append(terminated()).await;
-    let log = Arc::new(Moody { scene: Arc::clone(&scene), is_down: false.into(), is_erased: false.into() });
+    let log = Moody::new(&scene);
     let follow_from = async |after_seq| follow(log.clone(), &hub, scene.tenant, scene.session, after_seq, false).await;
     let mut events = follow_from(0).await.unwrap().boxed();
     for expected in 1..=10 {
@@ -92,10 +103,33 @@ async fn a_reader_whose_session_is_erased_is_told_so() {
         }
     };
     assert!(matches!(told, Error::SessionNotFound { .. }), "{told:?}");
-    assert_eq!(last_seq, u64::from(PAGE), "what was read already was shown");
+    assert_eq!(last_seq, u64::from(FIRST_PAGE) + 1, "what was read already was shown");
     assert!(events.next().await.is_none());
     // And who comes back finds nothing.
     assert!(matches!(follow_from(last_seq).await.err(), Some(Error::SessionNotFound { .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_next_page_is_read_while_one_is_sent_and_no_other() {
+    let scene = Arc::new(Scene::new().await);
+    let hub = scene.hub(Arc::new(MemoryRelay::default()), Options::default());
+    for _ in 0..FIRST_PAGE + 2 * PAGE {
+        scene.append(user_message()).await;
+    }
+    let log = Moody::new(&scene);
+    let mut events = follow(log.clone(), &hub, scene.tenant, scene.session, 0, false).await.unwrap().boxed();
+    assert_eq!(next_number(&mut events).await, 1);
+    for _ in 0..10 {
+        yield_now().await;
+    }
+    assert_eq!(log.reads.load(Ordering::Relaxed), 2);
+    for expected in 2..=u64::from(FIRST_PAGE) + 2 {
+        assert_eq!(next_number(&mut events).await, expected);
+    }
+    for _ in 0..10 {
+        yield_now().await;
+    }
+    assert_eq!(log.reads.load(Ordering::Relaxed), 3);
 }
 
 #[tokio::test(start_paused = true)]
@@ -262,11 +296,7 @@ async fn dropped_previews_are_told_and_durable_only_readers_hear_of_neither() {
 async fn a_log_that_is_down_matters_only_when_something_is_missing() {
     let scene = Arc::new(Scene::new().await);
     let hub = scene.hub(Arc::new(MemoryRelay::default()), Options::default());
-    let log = Arc::new(Moody {
-        scene: Arc::clone(&scene),
-        is_down: AtomicBool::new(false),
-        is_erased: AtomicBool::new(false),
-    });
+    let log = Moody::new(&scene);
     let mut events = follow(log.clone(), &hub, scene.tenant, scene.session, 0, false).await.unwrap().boxed();
     assert_eq!(next_number(&mut events).await, 1);
     log.is_down.store(true, Ordering::Relaxed);

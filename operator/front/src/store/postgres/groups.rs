@@ -17,7 +17,7 @@ use crate::error::Error;
 
 /// Transactions of one tenant at a time: while one waits for the disk, another is being worked on. More of them would make smaller
 /// groups. See BENCHMARKS.md.
-pub(super) const LANES: usize = 4;
+pub(super) const LANES: usize = 2;
 /// Jobs, and events, in one transaction; what is beyond waits for the next. One job may have more events.
 const JOBS_MAX: usize = 256;
 const EVENTS_MAX: usize = 4_096;
