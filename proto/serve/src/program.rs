@@ -41,12 +41,12 @@ impl Program {
         log::install(&args.log, telemetry.tracer())?;
         let (tasks, readiness, metrics) = (Tasks::new(), Readiness::new(), Metrics::new(name)?);
         tasks.register(&metrics)?;
-        let start = readiness.check("start");
-        start.not_ready("still starting");
         let signals = Signals::listen().context("cannot listen for signals")?;
 
         let listener = grpc::bind(args.metrics_addr, "--metrics-addr (CROFT_METRICS_ADDR)").await?;
         let ops_addr = listener.local_addr()?;
+        let start = readiness.check("start");
+        start.not_ready("still starting");
         let backstage = Tasks::new();
         let routes = health::routes(&readiness).merge(metrics.routes());
         let closing = backstage.stopping().cancelled_owned();
