@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod approvals;
+mod behind_end;
 mod bounds;
 mod browser;
 mod budgets;

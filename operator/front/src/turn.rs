@@ -2,6 +2,7 @@
 
 mod approvals;
 mod between;
+mod charge;
 mod driver;
 mod exchange;
 mod granted;

@@ -7,6 +7,7 @@ use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::{UsageDimension, UsageEvent, UsageSummary};
 
 use crate::error::Error;
+use crate::events::log::NewEvent;
 
 /// The ledger of usage, for reading.
 #[async_trait]
@@ -28,4 +29,9 @@ pub trait UsageStore: Send + Sync {
         end: Option<Timestamp>,
         group_by: &[UsageDimension],
     ) -> Result<Vec<UsageSummary>, Error>;
+
+    /// Adds rows for what these events of a session report, as storing them would, where they can't be stored any more: the session
+    /// has ended, and its provider charges all the same. Attempts that the ledger has are passed over. A session that was erased
+    /// meanwhile has no rows added.
+    async fn add_behind_end(&self, tenant: TenantId, session: SessionId, events: &[NewEvent]) -> Result<(), Error>;
 }

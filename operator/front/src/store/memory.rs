@@ -31,6 +31,7 @@ use crate::error::Error;
 use crate::events::log::{IdempotencyKey, StoredCheckpoint};
 use crate::identity::api_key::StoredKey;
 use crate::session::Session;
+use crate::store::projection;
 
 /// How long an idempotency key is remembered.
 const KEY_WINDOW: Duration = Duration::from_hours(24);
@@ -143,6 +144,16 @@ impl State {
         self.used_keys.retain(|_, used| used.use_time.elapsed() < KEY_WINDOW);
         let used = UsedKey { body_hash: key.body_hash, session, first_seq, use_time: Instant::now() };
         self.used_keys.insert((tenant, scope, key.key), used);
+    }
+
+    /// Adds the usage that is new, to the session's totals, too.
+    fn meter_for(&mut self, tenant: TenantId, session: SessionId, rows: Vec<UsageEvent>) -> Result<(), Error> {
+        let added = self.meter(tenant, rows);
+        let record = self.record(tenant, session)?;
+        for row in added {
+            projection::add_usage(&mut record.session.usage, &row);
+        }
+        Ok(())
     }
 
     /// Adds the usage that is new, and tells which rows those were.

@@ -112,7 +112,13 @@ impl Gathered {
 impl Exchange<'_> {
     /// Runs the step to its end. An error is one of the front's own: the store is away, or the lease is lost.
     pub(super) async fn run(mut self, worker: WorkerClient, start: StepStart) -> Result<Outcome, Error> {
-        let outcome = self.talk(worker, start).await?;
+        let outcome = self.talk(worker, start).await;
+        if let Err(Error::SessionTerminated { .. }) = &outcome {
+            // Nobody listens any more to what came of the calls that are running.
+            let lost = self.granted.lost();
+            self.recorder.charge_behind_end(lost).await;
+        }
+        let outcome = outcome?;
         if matches!(outcome, Outcome::Finished { .. }) {
             return Ok(outcome);
         }

@@ -7,6 +7,7 @@ use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{ModelAttempt, ProviderMode, SessionCheckpoint, SessionEvent, StopReason, TokenUsage};
 use tokio::time::Instant;
 
+use super::charge::Charge;
 use super::now;
 use super::purse::Purse;
 use super::store::Ended;
@@ -106,8 +107,12 @@ impl Recorder {
         checkpoint: Option<SessionCheckpoint>,
         input_seq: Option<u64>,
     ) -> impl Future<Output = Result<Appended, Error>> + Send + use<> {
-        let (append, log) = (self.append(kinds, checkpoint, input_seq), Arc::clone(&self.core.stores.events));
-        async move { log.append(append).await }
+        let append = self.append(kinds, checkpoint, input_seq);
+        let (log, charge) = (Arc::clone(&self.core.stores.events), self.charge_of(&append));
+        async move {
+            let appended = log.append(append).await;
+            Charge::unless_stored(charge, appended).await
+        }
     }
 
     /// The second half of [`Self::store`].
@@ -131,12 +136,26 @@ impl Recorder {
         input_seq: u64,
     ) -> Result<bool, Error> {
         let append = self.append(kinds, checkpoint, Some(input_seq));
-        let Ended { events, released } = self.core.stores.turns.end(append).await?;
+        let charge = self.charge_of(&append);
+        let ended = self.core.stores.turns.end(append).await;
+        let Ended { events, released } = Charge::unless_stored(charge, ended).await?;
         let attempts = attempts(&events);
         self.show(events);
         self.purse.settle(&attempts).await;
         self.purse.close().await;
         Ok(released)
+    }
+
+    /// Accounts for these attempts in a session that has ended.
+    pub(super) async fn charge_behind_end(&mut self, attempts: Vec<Kind>) {
+        let append = self.append(attempts, None, None);
+        if let Some(charge) = self.charge_of(&append) {
+            charge.make().await;
+        }
+    }
+
+    fn charge_of(&self, append: &Append) -> Option<Charge> {
+        Charge::of(append, &self.core, &self.purse)
     }
 
     fn append(&mut self, kinds: Vec<Kind>, checkpoint: Option<SessionCheckpoint>, input_seq: Option<u64>) -> Append {

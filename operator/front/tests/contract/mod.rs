@@ -43,7 +43,7 @@ macro_rules! promises {
             numbering: holds_whatever_is_given_up_refused_or_repeated;
             usage: keeps_tenants_apart, counts_an_attempt_once, tells_unknown_prices, tells_whose_account_answered, lists_newest_first_in_pages,
                 summarizes_by_each_dimension, totals_nothing_without_rows, takes_no_negative_tokens,
-                adds_to_the_sessions_totals;
+                adds_to_the_sessions_totals, adds_what_an_ended_session_used;
             budgets: keeps_tenants_apart, replaces_and_takes_away, adds_up_each_account_as_the_rows_do, counts_a_repeated_attempt_once,
                 knows_nothing_of_what_was_not_spent, tells_of_a_threshold_once, remembers_who_was_not_told,
                 posts_an_alert_once_unless_its_try_failed, counts_what_sub_agents_used_for_all_above_them;

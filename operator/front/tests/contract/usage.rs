@@ -1,13 +1,14 @@
 //! What every ledger of usage promises.
 
+use croft_front::budget::{Account, Scope};
 use croft_front::events::log::NewEvent;
 use croft_front::store::Stores;
-use croft_proto::id::TenantId;
+use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{ModelAttempt, ProviderMode, TokenUsage, UsageDimension, UsageTotals};
 
 use super::fixtures::{
-    agent, append, appended, at, attempt, event, get, insert, new_session, session, tenant, two_tenants,
+    agent, append, appended, at, attempt, event, get, insert, new_session, session, tenant, terminated, two_tenants,
 };
 
 const DAY: i64 = 24 * 60 * 60;
@@ -179,4 +180,28 @@ pub(crate) async fn adds_to_the_sessions_totals(stores: &Stores) {
     };
     assert_eq!(usage, UsageTotals { attempts: 2, tokens: Some(twice), cost_nano_usd: 22, unpriced_attempts: 0 });
     assert_eq!(stores.usage.summarize(tenant, None, None, &[]).await.unwrap()[0].totals, Some(usage));
+}
+
+pub(crate) async fn adds_what_an_ended_session_used(stores: &Stores) {
+    let [ours, theirs] = two_tenants(stores).await;
+    let session = session(stores, ours).await;
+    appended(stores, append(ours, session, vec![attempt("a", Some(3))])).await;
+    appended(stores, append(ours, session, vec![terminated("enough")])).await;
+    let late = [event(attempt("a", Some(9))), event(terminated("again")), event(attempt("b", Some(4)))];
+    for _ in 0..2 {
+        stores.usage.add_behind_end(ours, session, &late).await.unwrap();
+    }
+    // Whose session it isn't, and nobody's.
+    stores.usage.add_behind_end(theirs, session, &late).await.unwrap();
+    stores.usage.add_behind_end(ours, SessionId::generate(), &[event(attempt("c", Some(1)))]).await.unwrap();
+
+    let rows = stores.usage.list(ours, None, None, 10).await.unwrap();
+    let told: Vec<_> = rows.iter().map(|row| (&*row.attempt_id, row.cost_nano_usd, &*row.agent)).collect();
+    assert_eq!(told, [("b", Some(4), "helper"), ("a", Some(3), "helper")]);
+    assert_eq!(stores.usage.list(theirs, None, None, 10).await.unwrap(), []);
+    let now = get(stores, ours, session).await;
+    assert_eq!((now.usage.attempts, now.usage.cost_nano_usd, now.last_seq), (2, 7, 4), "its log is closed");
+    assert_eq!(now.terminate_reason, "enough");
+    let account = Account { scope: Scope::Agent, subject: "helper".into(), period: "life".into() };
+    assert_eq!(stores.budgets.ledgers(ours, &[account]).await.unwrap()[0].nano_usd, 7, "budgets count it");
 }

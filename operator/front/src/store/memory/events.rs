@@ -89,11 +89,7 @@ impl State {
         if turned {
             self.turned(tenant, session)?;
         }
-        let added = self.meter(tenant, rows);
-        let record = self.record(tenant, session)?;
-        for row in added {
-            projection::add_usage(&mut record.session.usage, &row);
-        }
+        self.meter_for(tenant, session, rows)?;
         if let Some(key) = idempotency_key {
             self.remember(tenant, Scope::Send(session), key, session, first_seq);
         }

@@ -10,6 +10,7 @@ use croft_proto::v1::{TokenUsage, UsageDimension, UsageEvent, UsageSummary, Usag
 
 use super::{Memory, State};
 use crate::error::Error;
+use crate::events::log::NewEvent;
 use crate::store::{projection, time};
 use crate::usage::UsageStore;
 
@@ -62,6 +63,15 @@ impl UsageStore for Memory {
             projection::add_usage(groups.entry(keys).or_insert_with(no_usage), row);
         }
         Ok(groups.into_iter().map(|(keys, totals)| UsageSummary { keys, totals: Some(totals) }).collect())
+    }
+
+    async fn add_behind_end(&self, tenant: TenantId, session: SessionId, events: &[NewEvent]) -> Result<(), Error> {
+        let mut state = self.lock();
+        let agent = match state.record(tenant, session) {
+            Ok(record) => record.session.agent.name.clone(),
+            Err(_) => return Ok(()),
+        };
+        state.meter_for(tenant, session, projection::usage_rows(session, &agent, events))
     }
 }
 

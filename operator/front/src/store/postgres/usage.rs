@@ -157,6 +157,12 @@ impl UsageStore for Postgres {
             .collect::<Result<_, _>>()
             .map_err(failed)
     }
+
+    async fn add_behind_end(&self, tenant: TenantId, session: SessionId, events: &[NewEvent]) -> Result<(), Error> {
+        let mut tx = self.locking(tenant, [session]).await?;
+        meter(&mut tx, tenant, Reported { session, events }).await?;
+        tx.commit().await.map_err(failed)
+    }
 }
 
 /// What a row's value in this dimension is. The collation is that of bytes, so that every store orders alike.

@@ -1,0 +1,96 @@
+//! What a session's calls use when the session ends in the midst of them is paid for, although its log takes nothing any more.
+
+use croft_e2e::client::{message, scripted_agent};
+use croft_front::events::log::{Append, Authority, NewEvent};
+use croft_front::session::Session;
+use croft_proto::Timestamp;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{
+    Budget, BudgetAction, BudgetPeriod, BudgetScope, SendMessageResponse, SessionState, SessionTerminated,
+    SetBudgetRequest, TerminateSessionRequest,
+};
+use tonic::Streaming;
+
+use crate::world::World;
+
+const SLOW: &str = r#"{"script": [{"text": "a b c d e f g h i j k l m n o p", "token_delay_ms": 100}]}"#;
+const ENDLESS: &str = r#"{"script": [{"text": "word "}, {"delay_ms": 600000}]}"#;
+
+/// A session whose model has begun to talk.
+async fn talking(world: &World, script: &str) -> (String, Streaming<SendMessageResponse>) {
+    let mut client = world.client();
+    let session = client.create(scripted_agent("talker")).await.unwrap();
+    let mut events = client.lifecycle.send_message(message(&session.session_id, script)).await.unwrap().into_inner();
+    while !matches!(events.message().await.unwrap().unwrap().event.unwrap().kind, Some(Kind::TextDelta(_))) {}
+    (session.session_id, events)
+}
+
+/// Ends the session without a word to the front that runs its turn, as another does while the relay is away.
+async fn end_unheard(world: &World, session_id: &str) {
+    let kind = Kind::SessionTerminated(SessionTerminated { reason: "enough".into() });
+    let append = Append {
+        tenant: world.tenant(),
+        session: session_id.parse().unwrap(),
+        authority: Authority::Fence,
+        events: vec![NewEvent { kind, turn: None, elapsed_ms: 0, create_time: Timestamp::default() }],
+        checkpoint: None,
+        idempotency_key: None,
+        input_seq: None,
+    };
+    world.core.stores.events.append(append).await.unwrap();
+}
+
+/// The session once its call is paid for.
+async fn paid(world: &World, session_id: &str) -> Session {
+    let session = world.wait_for(session_id, |session| session.usage.attempts > 0).await;
+    assert_eq!((session.state, session.usage.attempts), (SessionState::Terminated, 1));
+    let tokens = session.usage.tokens.unwrap();
+    assert!(tokens.input_uncached_tokens > 0 && tokens.output_tokens > 0, "{tokens:?}");
+    assert!(session.usage.cost_nano_usd > 0);
+    let rows = world.core.stores.usage.list(world.tenant(), Some(session.id), None, 10).await.unwrap();
+    assert_eq!(rows.len(), 1, "{rows:?}");
+    let log = world.core.stores.events.read(world.tenant(), session.id, 0, 100).await.unwrap();
+    assert!(matches!(log.last().unwrap().kind, Some(Kind::SessionTerminated(_))), "its end is the end");
+    session
+}
+
+#[tokio::test]
+async fn a_call_that_is_stopped_by_the_end_is_paid_for_as_its_worker_tells() {
+    let world = World::start().await;
+    let (session_id, _events) = talking(&world, ENDLESS).await;
+    let end = TerminateSessionRequest { session_id: session_id.clone(), reason: "enough".into() };
+    world.client().lifecycle.terminate_session(end).await.unwrap();
+    paid(&world, &session_id).await;
+}
+
+#[tokio::test]
+async fn a_call_that_ends_behind_an_end_that_nobody_heard_of_is_paid_for() {
+    let world = World::start().await;
+    let (session_id, _events) = talking(&world, SLOW).await;
+    end_unheard(&world, &session_id).await;
+    paid(&world, &session_id).await;
+}
+
+#[tokio::test]
+async fn a_call_whose_end_nobody_waits_for_is_paid_for_as_far_as_it_was_shown() {
+    let world = World::start().await;
+    let mut client = world.client();
+    let budget = |limit_tokens| SetBudgetRequest {
+        budget: Some(Budget {
+            scope: BudgetScope::Agent.into(),
+            subject: "talker".into(),
+            period: BudgetPeriod::Life.into(),
+            limit_tokens: Some(limit_tokens),
+            action: BudgetAction::Block.into(),
+            ..Budget::default()
+        }),
+    };
+    client.budgets.set_budget(budget(1_000_000)).await.unwrap();
+    let (session_id, _events) = talking(&world, ENDLESS).await;
+    end_unheard(&world, &session_id).await;
+    // That the call is to be cut is an event, which shows that the session has ended.
+    client.budgets.set_budget(budget(1)).await.unwrap();
+    let session = paid(&world, &session_id).await;
+    let rows = world.core.stores.usage.list(world.tenant(), Some(session.id), None, 10).await.unwrap();
+    assert_eq!((rows[0].finish_reason.as_str(), rows[0].usage_estimated), ("lost", true));
+}

@@ -1,0 +1,61 @@
+//! What attempts used in a session that has ended meanwhile. Its log takes nothing any more, so no event tells of them; their providers
+//! charge all the same, and so does the ledger.
+
+use std::sync::Arc;
+
+use croft_proto::id::{SessionId, TenantId};
+use croft_proto::v1::ModelAttempt;
+use croft_proto::v1::session_event::Kind;
+
+use super::purse::Purse;
+use crate::core::Core;
+use crate::error::Error;
+use crate::events::log::{Append, NewEvent};
+
+/// The attempts among events that are to be stored.
+pub(super) struct Charge {
+    core: Arc<Core>,
+    tenant: TenantId,
+    session: SessionId,
+    purse: Purse,
+    events: Vec<NewEvent>,
+}
+
+impl Charge {
+    /// `None` when there are no attempts.
+    pub(super) fn of(append: &Append, core: &Arc<Core>, purse: &Purse) -> Option<Self> {
+        let is_attempt = |event: &&NewEvent| matches!(event.kind, Kind::ModelAttempt(_));
+        let events: Vec<_> = append.events.iter().filter(is_attempt).cloned().collect();
+        let (tenant, session) = (append.tenant, append.session);
+        (!events.is_empty()).then(|| Self { core: Arc::clone(core), tenant, session, purse: purse.clone(), events })
+    }
+
+    /// Passes on how the storing went. Where the session's end stood in its way, the attempts are accounted for first.
+    pub(super) async fn unless_stored<T>(charge: Option<Self>, outcome: Result<T, Error>) -> Result<T, Error> {
+        if let (Some(charge), Err(Error::SessionTerminated { .. })) = (charge, &outcome) {
+            charge.make().await;
+        }
+        outcome
+    }
+
+    /// Adds the attempts to the ledger, and settles their reservations.
+    pub(super) async fn make(self) {
+        let Self { core, tenant, session, purse, events } = self;
+        let added = core.stores.usage.add_behind_end(tenant, session, &events).await;
+        let attempts: Vec<_> = events.into_iter().filter_map(as_attempt).collect();
+        match added {
+            Ok(()) => purse.settle(&attempts).await,
+            Err(error) => {
+                let error = format!("{:#}", anyhow::Error::from(error));
+                tracing::error!(%tenant, %session, error, ?attempts, "what an ended session used is not in the ledger");
+            }
+        }
+    }
+}
+
+fn as_attempt(event: NewEvent) -> Option<ModelAttempt> {
+    match event.kind {
+        Kind::ModelAttempt(attempt) => Some(attempt),
+        _ => None,
+    }
+}
