@@ -61,7 +61,7 @@ async fn at_rate(stage: &Stage, tenant: &Tenant, per_second: u32, seconds: u32) 
         .besides(stage.cpu_since(before)?))
 }
 
-/// By how much the harness's own timer, which has a grain of a millisecond, and its own work made calls later than they were due.
+/// By how much the harness's own work made calls later than they were due.
 /// Their times begin when they are made; were this much, what a slow front does to those who wait would not show.
 pub(super) fn lateness(late: Vec<Duration>) -> String {
     let late: Samples = late.into_iter().collect();

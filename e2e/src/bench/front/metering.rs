@@ -44,7 +44,7 @@ pub(super) async fn leave(stage: &Stage, per_second: u32, seconds: u32, settled:
     let calls = Pace { per_second, count: per_second * seconds }
         .run(async |number| {
             let tenant = tenants[number as usize % tenants.len()];
-            // From the moment at which it is made: the timer that makes it has a grain of a millisecond.
+            // From the moment at which it is made.
             let begun = Instant::now();
             leave_of(&counters, tenant, number, false, settled).await.map(|()| begun.elapsed())
         })

@@ -120,8 +120,10 @@ impl Metrics {
         registry.register(Box::new(alerts.clone()))?;
         let waits = IntCounter::new("croft_grant_waits_total", "Model calls that waited for a rate")?;
         registry.register(Box::new(waits.clone()))?;
-        let room_waits =
-            IntCounter::new("croft_budget_waits_total", "Model calls that waited for room in a budget which running calls held")?;
+        let room_waits = IntCounter::new(
+            "croft_budget_waits_total",
+            "Model calls that waited for room in a budget which running calls held",
+        )?;
         registry.register(Box::new(room_waits.clone()))?;
         Ok(Self { refusals, cuts, alerts, waits, room_waits })
     }

@@ -33,7 +33,8 @@ impl Charge {
     /// Passes on how the storing went. Where the session's end stood in its way, the attempts are accounted for first.
     pub(super) async fn unless_stored<T>(charge: Option<Self>, outcome: Result<T, Error>) -> Result<T, Error> {
         if let (Some(charge), Err(Error::SessionTerminated { .. })) = (charge, &outcome) {
-            charge.make().await;
+            // Seldom, and larger than all that comes before it.
+            Box::pin(charge.make()).await;
         }
         outcome
     }

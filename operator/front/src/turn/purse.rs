@@ -27,7 +27,7 @@ const OUTPUT_TOKENS_DEFAULT: u32 = 4_096;
 #[derive(Clone)]
 pub(super) struct Purse {
     core: Arc<Core>,
-    session: Session,
+    session: Arc<Session>,
     state: Arc<Mutex<State>>,
 }
 
@@ -53,7 +53,7 @@ pub(super) enum Told {
 
 impl Purse {
     pub(super) fn new(core: Arc<Core>, session: Session) -> Self {
-        Self { core, session, state: Arc::default() }
+        Self { core, session: Arc::new(session), state: Arc::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -86,7 +86,7 @@ impl Purse {
         let model = choice.map_or(model, |choice| choice.model);
         let output = if request.output_tokens_max == 0 { OUTPUT_TOKENS_DEFAULT } else { request.output_tokens_max };
         let wish = Wish {
-            session: self.session.clone(),
+            session: (*self.session).clone(),
             model: Arc::clone(&model),
             input_tokens: i64::from(request.input_tokens_estimated),
             output_tokens_max: i64::from(output),
@@ -130,7 +130,7 @@ impl Purse {
     /// Which model is to answer, for an agent that lets it be chosen. A model that takes over was chosen already, and so was
     /// that of a call which is made a second time.
     async fn route(&self, request: &GrantRequest, requested: &Arc<Model>) -> Option<Choice> {
-        let Session { agent, tenant, .. } = &self.session;
+        let Session { agent, tenant, .. } = &*self.session;
         if request.takeover.is_some() || request.hedges || agent.routing.is_none() {
             return None;
         }

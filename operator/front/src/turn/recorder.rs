@@ -150,7 +150,7 @@ impl Recorder {
     pub(super) async fn charge_behind_end(&mut self, attempts: Vec<Kind>) {
         let append = self.append(attempts, None, None);
         if let Some(charge) = self.charge_of(&append) {
-            charge.make().await;
+            Box::pin(charge.make()).await;
         }
     }
 

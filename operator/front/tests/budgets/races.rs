@@ -99,7 +99,8 @@ async fn a_call_waits_for_room_as_long_as_running_calls_may_leave_it_and_no_long
             keeper.settle(&scene.sessions[session], reservation, Some(&attempt)).await;
         }
     };
-    let (refused, ()) = timeout(Duration::from_secs(15), join(waits, both_are_over)).await.expect("what is spent is not waited for");
+    let (refused, ()) =
+        timeout(Duration::from_secs(15), join(waits, both_are_over)).await.expect("what is spent is not waited for");
     assert!(granted(refused.unwrap()).is_none());
     scene.end().await;
 }

@@ -72,9 +72,9 @@ impl Ground {
             "select count(*) from pg_stat_activity
             where datname = current_database() and pid <> pg_backend_pid() and query like '%croft_append%'",
         )
-            .fetch_one(&mut self.database.admin().await)
-            .await
-            .unwrap()
+        .fetch_one(&mut self.database.admin().await)
+        .await
+        .unwrap()
     }
 }
 
