@@ -175,11 +175,7 @@ impl Keeper {
     /// Asks for a call's leave, and waits for it for a while where a rate or a slowed-down budget asks it to, or where calls that are
     /// running hold what it needs.
     pub async fn leave(&self, wish: Wish) -> Result<Leave, Error> {
-        let budgets = self.budgets(&wish.session).await?;
-        let quote = self.models.quote(&wish.model, wish.input_tokens, now().seconds);
-        if let Some(reached) = self.unpriced(&wish, quote, &budgets) {
-            return Ok(Leave::Reached(reached));
-        }
+        let tenant = wish.session.tenant;
         let give_up_at = Instant::now() + wish.patience;
         let mut output = wish.output_tokens_max.max(1);
         let mut clipped_by = None;
@@ -188,13 +184,20 @@ impl Keeper {
         let mut rounds = 0;
         let mut head: Option<Head> = None;
         loop {
-            let tenant = wish.session.tenant;
+            // As they are by now: who waits goes on when one is raised.
+            let budgets = self.budgets(&wish.session).await?;
+            let quote = self.models.quote(&wish.model, wish.input_tokens, now().seconds);
+            if let Some(reached) = self.unpriced(&wish, quote, &budgets) {
+                return Ok(Leave::Reached(reached));
+            }
             let tokens = wish.input_tokens.saturating_add(output);
             let limits = self.limiter.of_model_call(tenant, &wish.model.provider, tokens);
             let throttles = self.throttles(tenant, &budgets).await;
             let windows: Vec<_> = limits.windows.iter().cloned().chain(throttles).collect();
             let mut bounds = budgets.bounds();
-            self.read(tenant, &budgets, &mut bounds, &unread).await?;
+            let places = (0..).zip(&budgets.accounts).filter(|(_, account)| unread.contains(*account));
+            let places = places.map(|(place, _)| place).collect();
+            self.read(tenant, &budgets, &mut bounds, &places).await?;
             let nano_usd = quote.map_or(0, |quote| quote.nano_usd(wish.input_tokens, output));
             let ask = Ask { tenant, id: id.clone(), ttl: self.reservation_ttl, nano_usd, tokens, windows, bounds };
             if ask.windows.is_empty() && ask.bounds.is_empty() {
@@ -206,7 +209,9 @@ impl Keeper {
                     self.remember(tenant, &budgets, &standings).await;
                     return Ok(granted(ask, budgets, quote, &wish, output, clipped_by));
                 }
-                Verdict::Unknown(places) if rounds < ROUNDS_MAX => unread.extend(places),
+                Verdict::Unknown(places) if rounds < ROUNDS_MAX => {
+                    unread.extend(places.iter().filter_map(|place| budgets.accounts.get(*place)).cloned());
+                }
                 Verdict::Full { window, retry_after } => {
                     let error = limits.refusal(window, retry_after);
                     if Instant::now() + retry_after > give_up_at {
@@ -214,6 +219,8 @@ impl Keeper {
                         return Ok(Leave::Limited(error));
                     }
                     self.metrics.waits.inc();
+                    // Who waits for a rate keeps nobody from a budget's room.
+                    head = None;
                     tokio::time::sleep(retry_after).await;
                     rounds = 0;
                 }

@@ -105,6 +105,21 @@ async fn a_call_waits_for_room_as_long_as_running_calls_may_leave_it_and_no_long
     scene.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_waits_for_room_goes_on_when_the_budget_is_raised() {
+    let scene = Scene::new(1).await;
+    scene.set(COST, BudgetAction::Block).await;
+    let keeper = scene.keeper(LONG);
+    assert!(granted(keeper.leave(scene.wish(0)).await.unwrap()).is_some());
+    let waits = keeper.leave(scene.wish(0));
+    tokio::pin!(waits);
+    assert!(timeout(Duration::from_millis(300), &mut waits).await.is_err(), "the first may leave some");
+    scene.set(2 * COST, BudgetAction::Block).await;
+    let leave = timeout(Duration::from_secs(15), waits).await.expect("it is known within 3 s").unwrap();
+    assert!(granted(leave).is_some());
+    scene.end().await;
+}
+
 /// What a call does once it has leave.
 #[derive(Debug, Clone, Copy)]
 enum Fate {
