@@ -91,7 +91,7 @@ async fn each_part_that_is_away_is_named_and_the_program_lives() {
     for (name, pem) in [("tls.crt", &front.cert), ("tls.key", &front.key), ("ca.crt", &front.ca)] {
         std::fs::write(folder.path().join(name), pem).unwrap();
     }
-    let mut operator = Operator::start(free_port(), operator).await;
+    let mut operator = Operator::start(operator).await;
 
     let url = database.url_of(FRONT_ROLE);
     let (before, host) = url.split_once('@').unwrap();

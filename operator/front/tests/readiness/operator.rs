@@ -35,8 +35,9 @@ pub(crate) struct Operator {
 }
 
 impl Operator {
-    pub(crate) async fn start(port: u16, tls: TlsFiles) -> Self {
-        let mut operator = Self { port, tls, tasks: Tasks::new() };
+    /// At a port of the system's choice, which it keeps.
+    pub(crate) async fn start(tls: TlsFiles) -> Self {
+        let mut operator = Self { port: 0, tls, tasks: Tasks::new() };
         operator.start_again().await;
         operator
     }
@@ -48,6 +49,7 @@ impl Operator {
     pub(crate) async fn start_again(&mut self) {
         self.tasks = Tasks::new();
         let listener = TcpListener::bind(("127.0.0.1", self.port)).await.unwrap();
+        self.port = listener.local_addr().unwrap().port();
         let mut server = Server::builder().tls_config(self.tls.server()).unwrap();
         let routes = server.add_service(RouteServiceServer::new(Routes(self.tasks.clone())));
         let stopping = self.tasks.stopping().cancelled_owned();
