@@ -7,6 +7,7 @@ use croft_front::store::postgres::Postgres;
 use croft_proto::id::{SessionId, TenantId};
 use croft_serve::Tasks;
 use futures::future::join_all;
+use sqlx::PgConnection;
 use tokio::time::timeout;
 
 use crate::contract::fixtures::{append, appended, said, session, tenant};
@@ -41,11 +42,11 @@ impl Ground {
     }
 
     async fn while_held<T>(&self, reads: u32, then: impl Future<Output = T>) -> T {
-        let mut lock = self.database.admin().await;
+        let (mut lock, mut observer) = (self.database.admin().await, self.database.admin().await);
         execute(&mut lock, "begin; lock table budgets in access exclusive mode").await.unwrap();
         let held = async {
-            while self.waiting_for_the_lock().await < i64::from(reads) {
-                tokio::task::yield_now().await;
+            while waiting_for_the_lock(&mut observer).await < i64::from(reads) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
             }
             let done = then.await;
             execute(&mut lock, "rollback").await.unwrap();
@@ -53,13 +54,6 @@ impl Ground {
         };
         let read = |_| async { self.stores.budgets.list(self.tenant).await.unwrap() };
         tokio::join!(held, join_all((0..reads).map(read))).0
-    }
-
-    async fn waiting_for_the_lock(&self) -> i64 {
-        sqlx::query_scalar("select count(*) from pg_locks where relation = 'budgets'::regclass and not granted")
-            .fetch_one(&mut self.database.admin().await)
-            .await
-            .unwrap()
     }
 
     async fn say(&self) {
@@ -76,6 +70,16 @@ impl Ground {
         .await
         .unwrap()
     }
+}
+
+async fn waiting_for_the_lock(observer: &mut PgConnection) -> i64 {
+    sqlx::query_scalar(
+        "select count(*) from pg_locks l join pg_database d on d.oid = l.database
+        where d.datname = current_database() and l.relation = 'budgets'::regclass and not l.granted",
+    )
+    .fetch_one(observer)
+    .await
+    .unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
