@@ -9,7 +9,7 @@ use croft_proto::v1::{UsageDimension, UsageEvent, UsageSummary};
 use crate::error::Error;
 use crate::events::log::NewEvent;
 
-/// The ledger of usage, for reading.
+/// The ledger of usage. What events report is added where they are stored; here it is read, and added where they can't be.
 #[async_trait]
 pub trait UsageStore: Send + Sync {
     /// Rows, newest first, that come after `after` (an attempt id) in that order; of one session or of all.

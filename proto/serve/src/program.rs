@@ -65,8 +65,8 @@ impl Program {
         self.ops_addr
     }
 
-    /// The program's parts are there: it is ready when they are. Waits for SIGTERM or SIGINT, or for the end of a vital task, then shuts down in order. A second signal ends the
-    /// process at once. Fails when it was a vital task.
+    /// Call it when all parts are made: from here on the program is ready when they are. Waits for SIGTERM or SIGINT, or for the
+    /// end of a vital task, then shuts down in order. A second signal ends the process at once. Fails when it was a vital task.
     pub async fn run_until_shutdown(mut self) -> anyhow::Result<()> {
         self.start.ready();
         let failed = tokio::select! {

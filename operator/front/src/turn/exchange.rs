@@ -110,7 +110,8 @@ impl Gathered {
 }
 
 impl Exchange<'_> {
-    /// Runs the step to its end. An error is one of the front's own: the store is away, or the lease is lost.
+    /// Runs the step to its end. An error is one of the front's own: the store is away, the lease is lost, or the session
+    /// has ended.
     pub(super) async fn run(mut self, worker: WorkerClient, start: StepStart) -> Result<Outcome, Error> {
         let outcome = self.talk(worker, start).await;
         if let Err(Error::SessionTerminated { .. }) = &outcome {
