@@ -209,8 +209,9 @@ impl RuntimeService for RuntimeServer {
     ) -> Result<Response<RuntimeServiceTerminateSessionResponse>, Status> {
         let RuntimeServiceTerminateSessionRequest { session_id: id, reason } = request.into_inner();
         let session = session_id(&id)?;
-        let found = self.shared.sessions.terminate(session);
-        tracing::debug!(%session, reason, found, "session forgotten");
-        Ok(Response::new(RuntimeServiceTerminateSessionResponse { found }))
+        let untold = self.shared.sessions.terminate(session).await;
+        let (found, untold_attempts) = (untold.is_some(), untold.unwrap_or_default());
+        tracing::debug!(%session, reason, found, untold = untold_attempts.len(), "session forgotten");
+        Ok(Response::new(RuntimeServiceTerminateSessionResponse { found, untold_attempts }))
     }
 }

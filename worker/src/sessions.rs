@@ -14,6 +14,9 @@ use tokio_util::sync::CancellationToken;
 use crate::interrupt::{Interrupt, Why};
 use crate::refusal::Refusal;
 
+/// For how long the end of a session waits for the end of its step, which is quick unless it hangs.
+const END_WAIT: Duration = Duration::from_secs(2);
+
 /// Clones share the sessions.
 #[derive(Clone)]
 pub(crate) struct Sessions {
@@ -129,15 +132,23 @@ impl Sessions {
         held.get(&session).map(|held| held.checkpoint.clone()).ok_or(Refusal::SessionUnknown)
     }
 
-    /// Ends what runs and forgets the session. Whether it was known.
-    pub(crate) fn terminate(&self, session: SessionId) -> bool {
+    /// Ends what runs and forgets the session. `None` if it was not known; otherwise its attempts at models that are not known to be
+    /// stored, among them those of a step that ends within [`END_WAIT`].
+    pub(crate) async fn terminate(&self, session: SessionId) -> Option<Vec<ModelAttempt>> {
+        let running = self.shared.lock().get(&session)?.running.clone();
+        if let Some(running) = running {
+            running.interrupt.raise(Why::Stop(StopReason::Terminated));
+            // One that hangs on a front which hears nothing is not waited for.
+            drop(tokio::time::timeout(END_WAIT, running.ended.cancelled()).await);
+        }
         let mut held = self.shared.lock();
-        let Some(gone) = held.remove(&session) else { return false };
+        let gone = held.remove(&session)?;
         self.shared.count(&held);
+        // Another front may have begun one meanwhile.
         if let Some(running) = gone.running {
             running.interrupt.raise(Why::Stop(StopReason::Terminated));
         }
-        true
+        Some(gone.untold.attempts)
     }
 }
 

@@ -10,8 +10,8 @@ use std::time::Duration;
 use croft_proto::v1::execute_step_request::Message as ToWorker;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    AgentSpec, ApprovalResolved, JournalledToolCall, Message, Permission, ReplayClass, Role, SessionCheckpoint,
-    StepStart, StopReason, ToolCall, ToolResult, ToolSpec,
+    AgentSpec, ApprovalResolved, JournalledToolCall, Message, Permission, ReplayClass, Role,
+    RuntimeServiceTerminateSessionRequest, SessionCheckpoint, StepStart, StopReason, ToolCall, ToolResult, ToolSpec,
 };
 use serde_json::{Value, json};
 use support::*;
@@ -431,6 +431,31 @@ async fn an_attempt_of_a_turn_that_went_on_elsewhere_is_not_told_in_another() {
     let next = StepStart { epoch: 2, turn_id: "turn-2".into(), ..start(&session_id, quick) };
     let heard = Front::open(&worker.client, next).await.finish().await;
     assert_eq!(heard.story(), ["started", "attempt", "message", "completed"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_nobody_heard_of_is_told_to_whoever_ends_the_session() {
+    let (worker, session_id) = (worker().await, session());
+    init(&worker.client, &session_id, &agent()).await.unwrap();
+    // The first is stored before its tool is called.
+    let steps = json!([
+        {"tool_call": {"name": "clock", "arguments": {}}}, {"text": "slow words to say", "token_delay_ms": 400}
+    ]);
+    let mut front = Front::open(&worker.client, start(&session_id, script(&steps))).await;
+    front.until_event(|kind| matches!(kind, Kind::TextDelta(_))).await;
+    assert_eq!(front.heard.grants.len(), 2);
+    drop(front);
+    let request = RuntimeServiceTerminateSessionRequest { session_id, reason: "enough".into() };
+    let mut told = Vec::new();
+    for _ in 0..2 {
+        let ended = worker.client.clone().terminate_session(request.clone()).await.unwrap().into_inner();
+        told.push((ended.found, ended.untold_attempts));
+    }
+    let [(true, attempts), (false, none)] = &told[..] else { panic!("{told:?}") };
+    let [attempt] = &attempts[..] else { panic!("{told:?}") };
+    assert_eq!((&*attempt.attempt_id, &*attempt.finish_reason), ("grant-1", "cancelled"));
+    assert!(attempt.usage.unwrap().output_tokens > 0);
+    assert!(none.is_empty());
 }
 
 #[tokio::test(start_paused = true)]

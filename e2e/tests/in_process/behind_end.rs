@@ -4,11 +4,18 @@ use croft_e2e::client::{message, scripted_agent};
 use croft_front::events::log::{Append, Authority, NewEvent};
 use croft_front::session::Session;
 use croft_proto::Timestamp;
+use croft_proto::id::TurnId;
+use croft_proto::v1::content_block::Block;
+use croft_proto::v1::execute_step_request::Message as FromFront;
+use croft_proto::v1::execute_step_response::Message as ToFront;
+use croft_proto::v1::runtime_service_client::RuntimeServiceClient;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    Budget, BudgetAction, BudgetPeriod, BudgetScope, SendMessageResponse, SessionState, SessionTerminated,
-    SetBudgetRequest, TerminateSessionRequest,
+    Budget, BudgetAction, BudgetPeriod, BudgetScope, ContentBlock, ExecuteStepRequest, Grant, SendMessageResponse,
+    SessionState, SessionTerminated, SetBudgetRequest, StepStart, TerminateSessionRequest, Text,
 };
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use crate::world::World;
@@ -93,4 +100,45 @@ async fn a_call_whose_end_nobody_waits_for_is_paid_for_as_far_as_it_was_shown() 
     let session = paid(&world, &session_id).await;
     let rows = world.core.stores.usage.list(world.tenant(), Some(session.id), None, 10).await.unwrap();
     assert_eq!((rows[0].finish_reason.as_str(), rows[0].usage_estimated), ("lost", true));
+}
+
+/// A front that makes a call at the worker, and is lost in the midst of it.
+async fn lost_in_mid_call(world: &World, session_id: &str) {
+    let mut worker = RuntimeServiceClient::connect(format!("http://{}", world.worker())).await.unwrap();
+    let (requests, receiver) = mpsc::channel(8);
+    let text = ContentBlock { block: Some(Block::Text(Text { text: ENDLESS.into() })) };
+    let start = StepStart {
+        session_id: session_id.to_owned(),
+        turn_id: TurnId::generate().to_string(),
+        tenant: "acme".into(),
+        epoch: 1,
+        input: vec![text],
+        ..StepStart::default()
+    };
+    let send = |message| requests.send(ExecuteStepRequest { message: Some(message) });
+    send(FromFront::Start(start)).await.unwrap();
+    let mut heard = worker.execute_step(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+    loop {
+        match heard.message().await.unwrap().unwrap().message.unwrap() {
+            ToFront::GrantRequest(asked) => {
+                let (provider, model) = ("scripted".into(), asked.model);
+                let (request_id, grant_id) = (asked.request_id, TurnId::generate().to_string());
+                let grant = Grant { request_id, grant_id, provider, model, ..Grant::default() };
+                send(FromFront::Grant(grant)).await.unwrap();
+            }
+            ToFront::Event(told) if told.event_index == 0 => break,
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_call_whose_front_is_lost_is_paid_for_once_another_ends_the_session() {
+    let world = World::start().await;
+    let mut client = world.client();
+    let session_id = client.create(scripted_agent("orphan")).await.unwrap().session_id;
+    lost_in_mid_call(&world, &session_id).await;
+    let end = TerminateSessionRequest { session_id: session_id.clone(), reason: "enough".into() };
+    client.lifecycle.terminate_session(end).await.unwrap();
+    paid(&world, &session_id).await;
 }

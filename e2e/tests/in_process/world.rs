@@ -176,6 +176,11 @@ impl World {
         Client::new(&self.grpc.to_string(), &self.stranger_key).unwrap()
     }
 
+    /// The address of its worker.
+    pub(crate) fn worker(&self) -> String {
+        self.route.lock().unwrap().workers[0].address.clone()
+    }
+
     /// Changes the route of the tenant `acme`, as the operator does.
     pub(crate) fn reroute(&self, change: impl FnOnce(&mut TenantRoute)) {
         let mut route = self.route.lock().unwrap();

@@ -10,7 +10,6 @@ use croft_proto::v1::{
 };
 use futures::StreamExt as _;
 use tokio::time::Instant;
-use uuid::Uuid;
 
 use crate::guardrails::Output;
 use crate::interrupt::{Interrupt, Why};
@@ -280,7 +279,8 @@ impl Attempt<'_> {
             End::Stopped(_) | End::Interrupted(_) | End::Blocked | End::Hedged => "",
         };
         ModelAttempt {
-            attempt_id: Uuid::now_v7().to_string(),
+            // Leave is for one attempt, so that whoever tells of it, and however often, names the same.
+            attempt_id: grant.grant_id.clone(),
             grant_id: grant.grant_id.clone(),
             provider: grant.provider.clone(),
             model: grant.model.clone(),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    AgentSpec, CreateSessionRequest, InitWorkerSessionRequest, ListSessionsRequest, RoutingSpec,
+    AgentSpec, CreateSessionRequest, InitWorkerSessionRequest, ListSessionsRequest, ModelAttempt, RoutingSpec,
     RuntimeServiceTerminateSessionRequest, SessionCreated, SessionReady, SessionState, TenantAdmission,
     TerminateSessionRequest,
 };
@@ -186,15 +186,17 @@ impl Manager {
         }
     }
 
-    /// Tells a worker to forget a session, which it does by itself too, later, if this fails.
-    async fn forget(&self, tenant: &Tenant, placement: &Placement, id: SessionId, reason: &str) {
-        let Ok(mut worker) = self.core.workers.client(tenant, placement) else { return };
+    /// Tells a worker to forget a session, which it does by itself too, later, if this fails. Returns the attempts at models that it
+    /// knows of and nobody else may.
+    async fn forget(&self, tenant: &Tenant, placement: &Placement, id: SessionId, reason: &str) -> Vec<ModelAttempt> {
+        let Ok(mut worker) = self.core.workers.client(tenant, placement) else { return Vec::new() };
         let request = RuntimeServiceTerminateSessionRequest { session_id: id.to_string(), reason: reason.to_owned() };
         match tokio::time::timeout(INIT_TIMEOUT, worker.terminate_session(request)).await {
-            Ok(Ok(_)) => {}
+            Ok(Ok(response)) => return response.into_inner().untold_attempts,
             Ok(Err(status)) => tracing::debug!(session = %id, code = ?status.code(), "worker not told to forget"),
             Err(_) => tracing::debug!(session = %id, "worker not told to forget in time"),
         }
+        Vec::new()
     }
 
     /// A session of the caller's tenant.

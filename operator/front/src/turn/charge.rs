@@ -3,14 +3,25 @@
 
 use std::sync::Arc;
 
-use croft_proto::id::{SessionId, TenantId};
+use croft_proto::id::{SessionId, TenantId, TurnId};
 use croft_proto::v1::ModelAttempt;
 use croft_proto::v1::session_event::Kind;
 
 use super::purse::Purse;
+use super::recorder::Recorder;
 use crate::core::Core;
 use crate::error::Error;
 use crate::events::log::{Append, NewEvent};
+use crate::session::Session;
+
+/// Accounts for attempts of which a worker tells when its session has ended: the front that they were made for was lost before it
+/// heard of them. One that it had heard of counts once, since it has the same id. What is reserved for them goes by itself.
+pub(crate) async fn charge_behind_end(core: &Arc<Core>, session: Session, attempts: Vec<ModelAttempt>) {
+    // Of no event, so any turn will do for one that nobody knows.
+    let turn = session.turn_id.parse().unwrap_or_else(|_| TurnId::generate());
+    let mut recorder = Recorder::new(Arc::clone(core), session, 0, turn, false);
+    recorder.charge_behind_end(attempts.into_iter().map(Kind::ModelAttempt).collect()).await;
+}
 
 /// The attempts among events that are to be stored.
 pub(super) struct Charge {

@@ -4,7 +4,6 @@
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{Grant, GrantRequest, ModelAttempt, TokenUsage};
 use tokio::time::Instant;
-use uuid::Uuid;
 
 /// How many characters make a token, where nobody has counted.
 const CHARACTERS_A_TOKEN: usize = 4;
@@ -69,7 +68,8 @@ impl Open {
             ..TokenUsage::default()
         };
         ModelAttempt {
-            attempt_id: Uuid::now_v7().to_string(),
+            // As its worker names it: should it be heard of after all, it counts once.
+            attempt_id: self.grant.grant_id.clone(),
             grant_id: self.grant.grant_id,
             provider: self.grant.provider,
             model: self.grant.model,

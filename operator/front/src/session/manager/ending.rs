@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::events::log::{Append, Appended, Authority};
 use crate::events::relay::Frame;
 use crate::session::Session;
+use crate::turn;
 
 impl Manager {
     /// Ends a session. The event fences the running turn in the same transaction, so nothing follows it, and of all that
@@ -36,14 +37,15 @@ impl Manager {
         }
     }
 
-    /// Lets the session's worker forget it, in a task of its own: nobody's answer depends on the worker, which may be gone.
+    /// Lets the session's worker forget it, in a task of its own: nobody's answer depends on the worker, which may be gone. What it
+    /// alone knows to have been used is paid for.
     pub(crate) fn release_worker(&self, session: &Session, reason: &str) {
-        let (manager, reason) = (self.clone(), reason.to_owned());
-        let (tenant, id, worker) = (session.tenant, session.id, session.worker.clone());
+        let (manager, session, reason) = (self.clone(), session.clone(), reason.to_owned());
         self.core.tasks.spawn("release-worker", async move {
-            let Some(tenant) = manager.core.tenants.get(tenant) else { return };
-            let Ok(placement) = manager.core.router.locate(tenant.id, &worker) else { return };
-            manager.forget(&tenant, &placement, id, &reason).await;
+            let Some(tenant) = manager.core.tenants.get(session.tenant) else { return };
+            let Ok(placement) = manager.core.router.locate(tenant.id, &session.worker) else { return };
+            let untold = manager.forget(&tenant, &placement, session.id, &reason).await;
+            turn::charge_behind_end(&manager.core, session, untold).await;
         });
     }
 }
