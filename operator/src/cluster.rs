@@ -22,7 +22,7 @@ use kube::{Client, Resource, ResourceExt as _};
 use tokio::sync::OnceCell;
 
 use crate::marks::Marks;
-use crate::mirror::{self, Change, Copies, Fate};
+use crate::mirror::{self, Change, Copies, Fate, StatusChange};
 use crate::recent::Recent;
 use crate::session::Bereaved;
 use crate::tenant::PLATFORM_KEYS;
@@ -309,8 +309,11 @@ impl Watch<'_> {
         // A route is made of these, the tenant and its workers.
         let is_routed = matches!(&*K::kind(&()), "ConfigMap" | "Deployment");
         // What others report of these, and often, says nothing to a pass.
-        let tells_status = matches!(&*K::kind(&()), "PodDisruptionBudget" | "ResourceQuota");
-        Copies::start(self.tasks, task_name, api, config, tells_status, move |object: &K, fate| {
+        let status_change = match &*K::kind(&()) {
+            "PodDisruptionBudget" | "ResourceQuota" => StatusChange::Apart,
+            _ => StatusChange::AsAny,
+        };
+        Copies::start(self.tasks, task_name, api, config, status_change, move |object: &K, fate| {
             let key = child_key(object);
             // The pass that wrote it knows; another one would find nothing to do.
             let is_echo = fate != Fate::Gone && applied.is_echo(&key, object.meta().resource_version.as_deref());
@@ -331,7 +334,7 @@ impl Watch<'_> {
         let (changes, index, sessions) = (self.changes.clone(), Arc::clone(index), Arc::clone(self.session_index));
         let api = Api::all(self.client.clone());
         let config = watcher::Config::default().labels(WORKERS);
-        Copies::start(self.tasks, "watch-workers", api, config, false, move |pod: &Pod, fate| {
+        Copies::start(self.tasks, "watch-workers", api, config, StatusChange::AsAny, move |pod: &Pod, fate| {
             let Some(tenant) = tenant_of(pod) else { return };
             let worker = match fate {
                 Fate::Is | Fate::Status => Worker::read(pod),

@@ -17,7 +17,7 @@ use croft_serve::Tasks;
 
 use crate::ownership;
 
-pub(crate) use copies::{Copies, Fate};
+pub(crate) use copies::{Copies, Fate, StatusChange};
 
 /// A watch that is silent for longer is made anew, as some other part of the network may have dropped it unheard. The next
 /// one goes on where it was.

@@ -39,75 +39,83 @@ const REFUSAL_MAX: Duration = Duration::from_secs(10);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_callers_were_answered_is_in_the_tables_whatever_is_killed() {
-    let (mut postgres, mut redis) = (Postgres::start().await, Redis::start().await);
-    let mut stage = Stage::on(&postgres.url, &redis.url()).await;
-    let (known, stop) = (Mutex::new(Known::default()), AtomicBool::new(false));
-    let clients = stage.clients();
-    let callers = join_all((0..CALLERS).map(|caller| call(&clients, caller, &known, &stop)));
-    let killing = async {
+    under_load(async |scene, _, known| {
+        let Scene { postgres, redis, stage } = scene;
         for _ in 0..2 {
-            answers(&known).await;
+            answers(known).await;
             stage.kill_front(0).await;
-            answers(&known).await;
+            answers(known).await;
             postgres.kill().await;
             // Long enough that records wait on the fronts' disks, where a front is killed beside them.
             sleep(Duration::from_secs(1)).await;
             stage.end_front(1).await;
             postgres.run().await;
             stage.run_front(1).await;
-            answers(&known).await;
+            answers(known).await;
             redis.kill().await;
-            answers(&known).await;
+            answers(known).await;
             redis.run().await;
         }
-        answers(&known).await;
-        stop.store(true, Ordering::SeqCst);
-    };
-    tokio::join!(callers, killing);
-    compare(&clients[0], &known.into_inner().unwrap(), CALLERS).await;
-    stage.strike().await;
-    postgres.strike().await;
+    })
+    .await;
 }
 
 /// Nobody waits for Redis: turns go on without it. Without PostgreSQL nothing is accepted that could be lost, and nobody is kept
 /// waiting to be told.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_minute_without_redis_and_a_minute_without_postgres_lose_nothing() {
-    let (mut postgres, mut redis) = (Postgres::start().await, Redis::start().await);
-    let stage = Stage::on(&postgres.url, &redis.url()).await;
-    let (known, stop) = (Mutex::new(Known::default()), AtomicBool::new(false));
-    let clients = stage.clients();
-    let callers = join_all((0..CALLERS).map(|caller| call(&clients, caller, &known, &stop)));
-    let outages = async {
-        answers(&known).await;
+    under_load(async |scene, clients, known| {
+        let Scene { postgres, redis, .. } = scene;
+        answers(known).await;
         redis.kill().await;
         let (gone, mut intervals) = (Instant::now(), 0);
         while gone.elapsed() < A_MINUTE {
-            answers(&known).await;
+            answers(known).await;
             intervals += 1;
         }
         assert!(intervals > 3, "{intervals} times {BETWEEN} answers in a minute without Redis");
         redis.run().await;
-        answers(&known).await;
+        answers(known).await;
 
         postgres.kill().await;
         let gone = Instant::now();
         // What was on its way may still be told.
         sleep(REFUSAL_MAX).await;
-        let before = answered(&known);
+        let before = answered(known);
         while gone.elapsed() < A_MINUTE {
-            refused(&clients).await;
+            refused(clients).await;
             sleep(Duration::from_secs(1)).await;
         }
-        assert_eq!(answered(&known), before, "something was accepted and stored nowhere");
+        assert_eq!(answered(known), before, "something was accepted and stored nowhere");
         postgres.run().await;
+    })
+    .await;
+}
+
+/// What can be killed.
+struct Scene {
+    postgres: Postgres,
+    redis: Redis,
+    stage: Stage,
+}
+
+/// Lets something happen while callers call, waits until they are answered after it, and compares what they know with what is stored.
+async fn under_load(happen: impl AsyncFnOnce(&mut Scene, &[Client], &Mutex<Known>)) {
+    let (postgres, redis) = (Postgres::start().await, Redis::start().await);
+    let stage = Stage::on(&postgres.url, &redis.url()).await;
+    let (known, stop) = (Mutex::new(Known::default()), AtomicBool::new(false));
+    let clients = stage.clients();
+    let mut scene = Scene { postgres, redis, stage };
+    let callers = join_all((0..CALLERS).map(|caller| call(&clients, caller, &known, &stop)));
+    let happening = async {
+        happen(&mut scene, &clients, &known).await;
         answers(&known).await;
         stop.store(true, Ordering::SeqCst);
     };
-    tokio::join!(callers, outages);
+    tokio::join!(callers, happening);
     compare(&clients[0], &known.into_inner().unwrap(), CALLERS).await;
-    stage.strike().await;
-    postgres.strike().await;
+    scene.stage.strike().await;
+    scene.postgres.strike().await;
 }
 
 /// Every front says that it can't, in time, so that its caller comes again.

@@ -29,10 +29,19 @@ pub(crate) enum Fate {
     Gone,
 }
 
+/// How a change of nothing but an object's status is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StatusChange {
+    /// As any other.
+    AsAny,
+    /// As [`Fate::Status`], which takes a look at all of the object.
+    Apart,
+}
+
 /// The copies of one kind. Clones share them.
 pub struct Copies<K> {
     shared: Arc<Shared>,
-    tells_status: bool,
+    status_change: StatusChange,
     kind: PhantomData<fn() -> K>,
 }
 
@@ -50,7 +59,7 @@ struct Packed {
 
 impl<K> Clone for Copies<K> {
     fn clone(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared), tells_status: self.tells_status, kind: PhantomData }
+        Self { shared: Arc::clone(&self.shared), status_change: self.status_change, kind: PhantomData }
     }
 }
 
@@ -59,24 +68,22 @@ impl<K: Object> Copies<K> {
     ///
     /// `on_change` is called after the copy has changed. After a break of the watch it is called for every object there
     /// is, and for those that went meanwhile, so nothing is missed, though something may be told twice.
-    ///
-    /// With `tells_status` a change of nothing but the status is told as such, which takes a look at all of the object.
     pub(crate) fn start(
         tasks: &Tasks,
         task_name: &'static str,
         api: Api<K>,
         config: watcher::Config,
-        tells_status: bool,
+        status_change: StatusChange,
         on_change: impl Fn(&K, Fate) + Send + 'static,
     ) -> Self {
-        let copies = Self::empty(tells_status);
+        let copies = Self::empty(status_change);
         let (taker, mut listed) = (copies.clone(), HashSet::new());
         super::follow(tasks, task_name, api, config, move |event| taker.take(&event, &mut listed, &on_change));
         copies
     }
 
-    fn empty(tells_status: bool) -> Self {
-        Self { shared: Arc::default(), tells_status, kind: PhantomData }
+    fn empty(status_change: StatusChange) -> Self {
+        Self { shared: Arc::default(), status_change, kind: PhantomData }
     }
 
     /// Waits until all there are have been copied.
@@ -121,7 +128,7 @@ impl<K: Object> Copies<K> {
 
     fn put(&self, object: &K, on_change: &impl Fn(&K, Fate)) {
         let json = serde_json::to_vec(object).expect("an object of Kubernetes is plain data").into_boxed_slice();
-        let now = self.tells_status.then(|| but_status(&json));
+        let now = (self.status_change == StatusChange::Apart).then(|| but_status(&json));
         let packed = Packed { version: object.resource_version().map(String::into_boxed_str), json };
         let before = self.shared.objects.write().unwrap_or_else(PoisonError::into_inner).insert(key_of(object), packed);
         let is_status = before.is_some_and(|before| {
@@ -188,7 +195,7 @@ mod tests {
 
     #[test]
     fn what_went_while_the_watch_was_broken_is_told() {
-        let (copies, told) = (Copies::empty(true), RefCell::new(Vec::new()));
+        let (copies, told) = (Copies::empty(StatusChange::Apart), RefCell::new(Vec::new()));
         let mut listed = HashSet::new();
         let on_change = |object: &ConfigMap, fate| {
             told.borrow_mut().push((object.name_any(), object.resource_version().unwrap_or_default(), fate));
@@ -215,7 +222,7 @@ mod tests {
     #[test]
     fn a_change_of_nothing_but_the_status_is_told_as_such() {
         let told = RefCell::new(Vec::new());
-        let copies = Copies::empty(true);
+        let copies = Copies::empty(StatusChange::Apart);
         let take = |version: &str, used: &str, hard: &str| {
             let quota: ResourceQuota = serde_json::from_value(json!({
                 "metadata": { "name": "tenant", "namespace": "tenant-heron", "resourceVersion": version },
@@ -234,7 +241,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_object_comes_back_as_it_was_told_once_all_are_there() {
-        let copies = Copies::empty(true);
+        let copies = Copies::empty(StatusChange::Apart);
         let mut listed = HashSet::new();
         copies.take(&InitApply(named("a", "1")), &mut listed, &|_, _| {});
         assert!(!copies.shared.whole.is_cancelled());

@@ -148,7 +148,8 @@ impl State {
 
     /// Adds the usage that is new, to the session's totals, too.
     fn meter_for(&mut self, tenant: TenantId, session: SessionId, rows: Vec<UsageEvent>) -> Result<(), Error> {
-        let added = self.meter(tenant, rows);
+        let agent = self.record(tenant, session)?.session.agent.name.clone();
+        let added = self.meter(tenant, &agent, rows);
         let record = self.record(tenant, session)?;
         for row in added {
             projection::add_usage(&mut record.session.usage, &row);
@@ -156,10 +157,11 @@ impl State {
         Ok(())
     }
 
-    /// Adds the usage that is new, and tells which rows those were.
-    fn meter(&mut self, tenant: TenantId, rows: Vec<UsageEvent>) -> Vec<UsageEvent> {
+    /// Adds an agent's usage that is new, and tells which rows those were.
+    fn meter(&mut self, tenant: TenantId, agent: &str, rows: Vec<UsageEvent>) -> Vec<UsageEvent> {
         let mut added = Vec::with_capacity(rows.len());
-        for row in rows {
+        for mut row in rows {
+            agent.clone_into(&mut row.agent);
             if let Entry::Vacant(vacant) = self.usage.entry((tenant, row.attempt_id.clone())) {
                 vacant.insert(row.clone());
                 added.push(row);

@@ -163,23 +163,24 @@ pub(crate) fn number(session: SessionId, first_seq: u64, events: Vec<NewEvent>) 
         .collect()
 }
 
-/// The usage rows that these events ask for. A worker's negative counts are taken for 0: they would pay for others.
-pub(crate) fn usage_rows(session: SessionId, agent: &str, events: &[NewEvent]) -> Vec<UsageEvent> {
+/// The usage rows that these events ask for, but for the agent, which the store knows. A worker's negative counts are taken for 0: they
+/// would pay for others.
+pub(crate) fn usage_rows(session: SessionId, events: &[NewEvent]) -> Vec<UsageEvent> {
     events
         .iter()
         .filter_map(|event| match &event.kind {
-            Kind::ModelAttempt(attempt) => Some(usage_row(session, agent, attempt, &event.create_time)),
+            Kind::ModelAttempt(attempt) => Some(usage_row(session, attempt, &event.create_time)),
             _ => None,
         })
         .collect()
 }
 
-fn usage_row(session: SessionId, agent: &str, attempt: &ModelAttempt, create_time: &Timestamp) -> UsageEvent {
+fn usage_row(session: SessionId, attempt: &ModelAttempt, create_time: &Timestamp) -> UsageEvent {
     let tokens = attempt.usage.unwrap_or_default();
     UsageEvent {
         attempt_id: attempt.attempt_id.clone(),
         session_id: session.to_string(),
-        agent: agent.to_owned(),
+        agent: String::new(),
         provider: attempt.provider.clone(),
         model: attempt.model.clone(),
         tokens: Some(TokenUsage {

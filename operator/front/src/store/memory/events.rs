@@ -82,7 +82,7 @@ impl State {
         if let Some(checkpoint) = checkpoint {
             record.checkpoint = Some(StoredCheckpoint { checkpoint, seq: record.session.last_seq });
         }
-        let rows = projection::usage_rows(session, &record.session.agent.name, &events);
+        let rows = projection::usage_rows(session, &events);
         let numbered = projection::number(session, first_seq, events);
         record.events.extend(numbered.iter().cloned());
 

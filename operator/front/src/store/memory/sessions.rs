@@ -44,7 +44,7 @@ impl SessionStore for Memory {
         if state.sessions.contains_key(&(new.tenant, new.id)) {
             return Err(Error::internal(anyhow::anyhow!("session {} exists", new.id)));
         }
-        for row in state.meter(new.tenant, projection::usage_rows(new.id, &new.agent.name, &new.events)) {
+        for row in state.meter(new.tenant, &new.agent.name, projection::usage_rows(new.id, &new.events)) {
             projection::add_usage(&mut session.usage, &row);
         }
         let events = projection::number(new.id, 1, new.events);

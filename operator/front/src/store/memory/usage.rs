@@ -67,11 +67,10 @@ impl UsageStore for Memory {
 
     async fn add_behind_end(&self, tenant: TenantId, session: SessionId, events: &[NewEvent]) -> Result<(), Error> {
         let mut state = self.lock();
-        let agent = match state.record(tenant, session) {
-            Ok(record) => record.session.agent.name.clone(),
-            Err(_) => return Ok(()),
-        };
-        state.meter_for(tenant, session, projection::usage_rows(session, &agent, events))
+        if state.record(tenant, session).is_err() {
+            return Ok(());
+        }
+        state.meter_for(tenant, session, projection::usage_rows(session, events))
     }
 }
 

@@ -36,8 +36,7 @@ impl Columns {
     pub(super) fn of<'a>(reported: impl IntoIterator<Item = Reported<'a>>) -> Self {
         let mut columns = Self::default();
         for Reported { session, events } in reported {
-            // The database knows the agent.
-            columns.rows.extend(projection::usage_rows(session, "", events));
+            columns.rows.extend(projection::usage_rows(session, events));
             columns.sessions.resize(columns.rows.len(), session.0);
         }
         columns
