@@ -65,6 +65,9 @@ pub struct Serve {
     pub tls: TlsArgs,
     #[command(flatten)]
     pub identity: IdentityArgs,
+    /// How long replicas take to begin anew, each at a moment of its own, once their certificate is renewed, in seconds
+    #[arg(long, env = "CROFT_RENEWAL_SPREAD_SECONDS", default_value_t = 3_600)]
+    pub renewal_spread_seconds: u64,
     /// URL of the database, with the front's own role: `postgres://croft_front:…@host:5432/croft`
     #[arg(long, env = "CROFT_POSTGRES_URL", hide_env_values = true, value_parser = postgres_url)]
     pub postgres_url: SecretString,

@@ -32,6 +32,8 @@ pub async fn serve(config: Serve) -> anyhow::Result<()> {
     let identity = config.identity.read().map_err(|mistakes| anyhow::anyhow!(mistakes.join(" ")))?;
     let program = Program::start("croft-front", &config.program).await?;
     let (tasks, readiness, registry) = (&program.tasks, &program.readiness, program.metrics.registry());
+    let spread = Duration::from_secs(config.renewal_spread_seconds);
+    tasks.spawn_vital("certificate", tls.clone().until_renewed(config.tls.clone(), spread, tasks.stopping()));
 
     let postgres = Postgres::connect(config.postgres_url.expose_secret(), config.postgres_connections_max)
         .await

@@ -12,6 +12,7 @@ use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
 use crate::{Mistakes, TlsArgs};
 
 mod peer;
+mod renewal;
 
 pub use peer::{PeerRole, only, peer_role};
 
@@ -25,7 +26,7 @@ pub fn install_provider() {
 }
 
 /// A certificate with its key, and the authority that peers must come from, as PEM.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct TlsFiles {
     pub cert: Vec<u8>,
     pub key: Vec<u8>,
@@ -111,8 +112,12 @@ fn belong_together(cert: &[u8], key: &[u8]) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use rcgen::{CertificateParams, KeyPair};
     use tempfile::TempDir;
+    use tokio::time::Instant;
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
 
@@ -126,6 +131,55 @@ mod tests {
         std::fs::write(&tls_key, key.serialize_pem()).unwrap();
         std::fs::write(&tls_ca, cert.pem()).unwrap();
         (folder, TlsArgs { tls_cert, tls_key, tls_ca })
+    }
+
+    /// Puts another usable set into the place of these.
+    fn renew(args: &TlsArgs) {
+        let (_folder, other) = files();
+        for (from, to) in
+            [(other.tls_cert, &args.tls_cert), (other.tls_key, &args.tls_key), (other.tls_ca, &args.tls_ca)]
+        {
+            std::fs::copy(from, to).unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_program_goes_on_until_its_files_are_another_usable_set() {
+        let (_folder, args) = files();
+        let (day, stopping) = (Duration::from_hours(24), CancellationToken::new());
+        let read = TlsFiles::read(&args).unwrap();
+        let mut task = tokio::spawn(read.until_renewed(args.clone(), Duration::ZERO, stopping.clone()));
+        assert!(tokio::time::timeout(day, &mut task).await.is_err(), "nothing has changed");
+
+        let key = std::fs::read(&args.tls_key).unwrap();
+        std::fs::write(&args.tls_key, "half").unwrap();
+        assert!(tokio::time::timeout(day, &mut task).await.is_err(), "not usable");
+        std::fs::write(&args.tls_key, key).unwrap();
+
+        renew(&args);
+        let told = task.await.unwrap().unwrap_err().to_string();
+        assert!(told.contains("renewed"), "{told}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn replicas_begin_anew_at_moments_of_their_own_or_with_their_shutdown() {
+        let (_folder, args) = files();
+        let (hour, stopping) = (Duration::from_hours(1), CancellationToken::new());
+        let read = TlsFiles::read(&args).unwrap();
+        renew(&args);
+        let began = Instant::now();
+        let ends = (0..16).map(|_| {
+            let task = read.clone().until_renewed(args.clone(), hour, stopping.clone());
+            async move { (task.await.is_err(), began.elapsed()) }
+        });
+        let ends = futures::future::join_all(ends).await;
+        let grain = Duration::from_secs(10);
+        assert!(ends.iter().all(|(failed, after)| *failed && *after <= hour + grain), "{ends:?}");
+        let moments: HashSet<_> = ends.iter().map(|(_, after)| after.as_secs() / 10).collect();
+        assert!(moments.len() > 8, "{moments:?}");
+
+        stopping.cancel();
+        read.until_renewed(args, hour, stopping).await.unwrap();
     }
 
     fn mistakes(args: &TlsArgs) -> Vec<String> {

@@ -16,14 +16,15 @@ mod operator;
 mod server;
 
 use std::net::SocketAddr;
-use std::process::Stdio;
+use std::path::Path;
 use std::time::Duration;
 
 use authority::Authority;
 use croft_serve::tls::PeerRole;
 use database::{Database, FRONT_ROLE, execute};
 use serde_json::Value;
-use tokio::process::Command;
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
 
 use crate::link::Link;
 use crate::operator::Operator;
@@ -82,43 +83,69 @@ async fn until_only(ports: [u16; 2], part: &str) {
         .await;
 }
 
-#[tokio::test]
-async fn each_part_that_is_away_is_named_and_the_program_lives() {
-    let database = Database::migrated().await;
-    let (mut redis, folder) = (Server::start().await, tempfile::tempdir().unwrap());
-    let ca = Authority::new();
-    let (front, operator) = (ca.front(), ca.issue(&PeerRole::Operator, &["localhost"]));
-    for (name, pem) in [("tls.crt", &front.cert), ("tls.key", &front.key), ("ca.crt", &front.ca)] {
-        std::fs::write(folder.path().join(name), pem).unwrap();
-    }
-    let mut operator = Operator::start(operator).await;
+/// The program, with a certificate of its own.
+struct Front {
+    /// Of the metrics, and of HTTP.
+    ports: [u16; 2],
+    folder: TempDir,
+    process: Child,
+}
 
-    let url = database.url_of(FRONT_ROLE);
-    let (before, host) = url.split_once('@').unwrap();
-    let (host, name) = host.split_once('/').unwrap();
-    let link = Link::to(host.parse::<SocketAddr>().expect("CROFT_TEST_POSTGRES_URL names an address")).await;
-    let ports = [free_port(), free_port()];
-    let file = |name: &str| folder.path().join(name).display().to_string();
-    let _running = Command::new(env!("CARGO_BIN_EXE_croft-front"))
-        .args([
+impl Front {
+    fn start(ca: &Authority, postgres_url: &str, redis: &Server, operator_port: u16) -> Self {
+        let (ports, folder) = ([free_port(), free_port()], tempfile::tempdir().unwrap());
+        let file = |name: &str| folder.path().join(name).display().to_string();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_croft-front"));
+        command.args([
             "serve".to_owned(),
             format!("--metrics-addr=127.0.0.1:{}", ports[0]),
             format!("--http-addr=127.0.0.1:{}", ports[1]),
             "--grpc-addr=127.0.0.1:0".to_owned(),
             "--internal-addr=127.0.0.1:0".to_owned(),
-            format!("--postgres-url={before}@{}/{name}", link.address()),
+            format!("--postgres-url={postgres_url}"),
             format!("--redis-url={}", redis.url()),
-            format!("--operator-url=https://localhost:{}", operator.port()),
+            format!("--operator-url=https://localhost:{operator_port}"),
             format!("--tls-cert={}", file("tls.crt")),
             format!("--tls-key={}", file("tls.key")),
             format!("--tls-ca={}", file("ca.crt")),
-        ])
-        .env_clear()
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
+            "--renewal-spread-seconds=0".to_owned(),
+        ]);
+        write_certificate(ca, folder.path());
+        let log = std::fs::File::create(folder.path().join("log")).unwrap();
+        let errors = log.try_clone().unwrap();
+        let process = command.env_clear().stdout(log).stderr(errors).kill_on_drop(true).spawn().unwrap();
+        Self { ports, folder, process }
+    }
+
+    fn renew(&self, ca: &Authority) {
+        write_certificate(ca, self.folder.path());
+    }
+
+    /// Its log.
+    async fn told(&self) -> String {
+        tokio::fs::read_to_string(self.folder.path().join("log")).await.unwrap()
+    }
+}
+
+fn write_certificate(ca: &Authority, folder: &Path) {
+    let issued = ca.front();
+    for (name, pem) in [("tls.crt", &issued.cert), ("tls.key", &issued.key), ("ca.crt", &issued.ca)] {
+        std::fs::write(folder.join(name), pem).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn each_part_that_is_away_is_named_and_the_program_lives() {
+    let database = Database::migrated().await;
+    let (mut redis, ca) = (Server::start().await, Authority::new());
+    let mut operator = Operator::start(ca.issue(&PeerRole::Operator, &["localhost"])).await;
+
+    let url = database.url_of(FRONT_ROLE);
+    let (before, host) = url.split_once('@').unwrap();
+    let (host, name) = host.split_once('/').unwrap();
+    let link = Link::to(host.parse::<SocketAddr>().expect("CROFT_TEST_POSTGRES_URL names an address")).await;
+    let front = Front::start(&ca, &format!("{before}@{}/{name}", link.address()), &redis, operator.port());
+    let ports = front.ports;
     until_ready(ports, "all is there").await;
 
     redis.kill().await;
@@ -150,34 +177,27 @@ async fn each_part_that_is_away_is_named_and_the_program_lives() {
 #[tokio::test]
 async fn a_front_that_never_heard_of_tenants_is_not_ready() {
     let (database, redis) = (Database::migrated().await, Server::start().await);
-    let folder = tempfile::tempdir().unwrap();
-    let front = Authority::new().front();
-    for (name, pem) in [("tls.crt", &front.cert), ("tls.key", &front.key), ("ca.crt", &front.ca)] {
-        std::fs::write(folder.path().join(name), pem).unwrap();
-    }
-    let ports = [free_port(), free_port()];
-    let file = |name: &str| folder.path().join(name).display().to_string();
-    let _running = Command::new(env!("CARGO_BIN_EXE_croft-front"))
-        .args([
-            "serve".to_owned(),
-            format!("--metrics-addr=127.0.0.1:{}", ports[0]),
-            format!("--http-addr=127.0.0.1:{}", ports[1]),
-            "--grpc-addr=127.0.0.1:0".to_owned(),
-            "--internal-addr=127.0.0.1:0".to_owned(),
-            format!("--postgres-url={}", database.url_of(FRONT_ROLE)),
-            format!("--redis-url={}", redis.url()),
-            // Nobody is there.
-            "--operator-url=https://localhost:1".to_owned(),
-            format!("--tls-cert={}", file("tls.crt")),
-            format!("--tls-key={}", file("tls.key")),
-            format!("--tls-ca={}", file("ca.crt")),
-        ])
-        .env_clear()
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    until_only(ports, "routes").await;
+    // Nobody is there.
+    let operator_port = 1;
+    let front = Front::start(&Authority::new(), &database.url_of(FRONT_ROLE), &redis, operator_port);
+    until_only(front.ports, "routes").await;
+    database.end().await;
+}
+
+#[tokio::test]
+async fn a_front_whose_certificate_is_renewed_ends_in_order_to_begin_anew() {
+    let (database, redis, ca) = (Database::migrated().await, Server::start().await, Authority::new());
+    let operator = Operator::start(ca.issue(&PeerRole::Operator, &["localhost"])).await;
+    let mut front = Front::start(&ca, &database.url_of(FRONT_ROLE), &redis, operator.port());
+    until_ready(front.ports, "all is there").await;
+    front.renew(&ca);
+    let ended = tokio::time::timeout(PATIENCE, front.process.wait()).await.expect("it ends").unwrap();
+    assert_eq!(ended.code(), Some(1));
+    let told = front.told().await;
+    assert!(told.contains("the certificate was renewed"), "{told}");
+    assert!(told.contains("\"stopped\""), "not in order: {told}");
+
+    let front = Front::start(&ca, &database.url_of(FRONT_ROLE), &redis, operator.port());
+    until_ready(front.ports, "it began anew").await;
     database.end().await;
 }
