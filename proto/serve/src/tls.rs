@@ -148,7 +148,7 @@ mod tests {
         let (_folder, args) = files();
         let (day, stopping) = (Duration::from_hours(24), CancellationToken::new());
         let read = TlsFiles::read(&args).unwrap();
-        let mut task = tokio::spawn(read.until_renewed(args.clone(), Duration::ZERO, stopping.clone()));
+        let mut task = std::pin::pin!(read.until_renewed(args.clone(), Duration::ZERO, stopping.clone()));
         assert!(tokio::time::timeout(day, &mut task).await.is_err(), "nothing has changed");
 
         let key = std::fs::read(&args.tls_key).unwrap();
@@ -157,7 +157,7 @@ mod tests {
         std::fs::write(&args.tls_key, key).unwrap();
 
         renew(&args);
-        let told = task.await.unwrap().unwrap_err().to_string();
+        let told = task.await.unwrap_err().to_string();
         assert!(told.contains("renewed"), "{told}");
     }
 

@@ -59,7 +59,7 @@ impl TlsFiles {
 }
 
 fn moment_within(spread: Duration) -> Duration {
+    let milliseconds = u64::try_from(spread.as_millis()).unwrap_or(u64::MAX);
     // Its keys are random, which is all that is asked here.
-    let random = RandomState::new().hash_one(0_u8) as f64 / u64::MAX as f64;
-    spread.mul_f64(random)
+    Duration::from_millis(RandomState::new().hash_one(0_u8) % milliseconds.saturating_add(1))
 }
