@@ -14,8 +14,8 @@ use crate::error::Error;
 use crate::events::log::{Append, NewEvent};
 use crate::session::Session;
 
-/// Accounts for attempts of which a worker tells when its session has ended: the front that they were made for was lost before it
-/// heard of them. One that it had heard of counts once, since it has the same id. What is reserved for them goes by itself.
+/// Accounts for attempts of which a worker tells when its session has ended: the front that they were made for may have been lost
+/// before it heard of them. One that is stored already counts once, since it has the same id. What is reserved for them goes by itself.
 pub(crate) async fn charge_behind_end(core: &Arc<Core>, session: Session, attempts: Vec<ModelAttempt>) {
     // Of no event, so any turn will do for one that nobody knows.
     let turn = session.turn_id.parse().unwrap_or_else(|_| TurnId::generate());
