@@ -11,6 +11,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let encoded = descriptors.encode_to_vec();
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("croft.v1.descriptors.bin"), &encoded)?;
+    let methods: Vec<_> = descriptors
+        .file
+        .iter()
+        .flat_map(|file| file.service.iter().map(move |service| (file.package(), service)))
+        .flat_map(|(package, service)| {
+            service.method.iter().map(move |method| (package, service.name(), method.name()))
+        })
+        .map(|(package, service, method)| format!("{package}.{service}/{method}"))
+        .collect();
+    std::fs::write(out.join("croft.v1.methods.rs"), format!("&{methods:?}"))?;
 
     tonic_prost_build::configure()
         .bytes(".croft.v1.Image.data")

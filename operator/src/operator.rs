@@ -78,7 +78,7 @@ pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> a
     let listener = grpc::bind(args.routes_addr, "--routes-addr (CROFT_ROUTES_ADDR)").await?;
     let started = Started { routes_addr: listener.local_addr()? };
     let served = GrpcRoutes::new(Routes::server(Arc::clone(&table), tasks.stopping()));
-    grpc::serve("routes", listener, Some(tls.server()), served, tasks, &program.metrics)?;
+    grpc::serve("routes", listener, Some(tls.server()), served, croft_proto::METHODS, tasks, &program.metrics)?;
     drop(tasks.spawn(
         "route-table",
         routes::follow(Arc::clone(&cluster), Arc::clone(&settings.tiers), table, tasks.stopping()),

@@ -12,6 +12,9 @@ pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/croft.v1.serde.rs"));
 }
 
+/// The calls of `croft.v1`, each as in its path: `croft.v1.LifecycleService/CreateSession`.
+pub const METHODS: &[&str] = include!(concat!(env!("OUT_DIR"), "/croft.v1.methods.rs"));
+
 /// The descriptors of `croft.v1`, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/croft.v1.descriptors.bin"));
 

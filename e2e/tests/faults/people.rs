@@ -158,7 +158,7 @@ async fn approve(world: &World, tenant: usize, session: SessionId, approval_id: 
         approved: true,
         ..ResolveApprovalRequest::default()
     };
-    insist(world, "approve", async |front| match front.lifecycle.answer(identity, &request).await {
+    insist(world, "approve", async |front| match front.lifecycle.answer(identity, request.clone()).await {
         // Its first word arrived, and the answer did not.
         Err(Error::ApprovalNotPending { .. }) => Ok(()),
         answer => answer,

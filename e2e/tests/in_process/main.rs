@@ -10,6 +10,7 @@ mod budgets;
 mod busy;
 mod first_token;
 mod guarded;
+mod hang_up;
 mod hedging;
 mod hooks;
 mod liar;

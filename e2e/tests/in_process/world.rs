@@ -221,7 +221,7 @@ async fn serve(parts: Parts, tasks: &Tasks) -> (Arc<Core>, SocketAddr, SocketAdd
     let (grpc, http) = (public.local_addr().unwrap(), web.local_addr().unwrap());
     let routes = public_routes(&core, &readiness, true).await.unwrap();
     let for_browsers = routes.clone();
-    croft_serve::grpc::serve("front", public, None, routes, tasks, &metrics).unwrap();
+    croft_serve::grpc::serve("front", public, None, routes, croft_proto::METHODS, tasks, &metrics).unwrap();
     let web = Connections::new(web, "http", Bounds::default(), &metrics);
     gateway::serve(web, &core, for_browsers, Vec::new(), &readiness, metrics.registry()).unwrap();
     (core, grpc, http)

@@ -184,7 +184,7 @@ impl Budgets {
         (hard().filter_map(|budget| budget.nano_usd).min(), hard().filter_map(|budget| budget.tokens).min())
     }
 
-    fn hard(&self, place: usize) -> impl Iterator<Item = &Budget> {
+    pub(crate) fn hard(&self, place: usize) -> impl Iterator<Item = &Budget> {
         self.iter().filter(move |(budget, at)| *at == place && budget.is_hard()).map(|(budget, _)| budget)
     }
 

@@ -11,6 +11,7 @@ use croft_serve::tls::{PeerRole, peer_role};
 use secrecy::SecretString;
 use tonic::{Request, Status};
 
+use crate::acts;
 use crate::core::Core;
 use crate::error::Error;
 use crate::identity::{Call, Identity, Tenure};
@@ -34,7 +35,7 @@ impl Door {
             },
             Self::Internal => core.authenticator.authenticate_operator(operators_token(request)?)?,
         };
-        identity.may::<C>()?;
+        acts::allow::<C>(core, &identity).await?;
         Ok(identity)
     }
 

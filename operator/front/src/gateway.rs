@@ -65,21 +65,18 @@ pub trait Calls: Send + Sync {
 #[async_trait]
 impl Calls for Lifecycle {
     async fn send_message(&self, identity: &Identity, request: SendMessageRequest) -> Result<u64, Error> {
-        identity.may::<SendMessageRequest>()?;
-        self.limit(identity).await?;
+        self.admit::<SendMessageRequest>(identity).await?;
         Ok(self.accept(identity, request).await?.accepted.seq)
     }
 
     async fn interrupt(&self, identity: &Identity, session_id: &str) -> Result<bool, Error> {
-        identity.may::<InterruptSessionRequest>()?;
-        self.limit(identity).await?;
+        self.admit::<InterruptSessionRequest>(identity).await?;
         Self::interrupt(self, identity, session_id).await
     }
 
     async fn resolve_approval(&self, identity: &Identity, request: ResolveApprovalRequest) -> Result<(), Error> {
-        identity.may::<ResolveApprovalRequest>()?;
-        self.limit(identity).await?;
-        Self::answer(self, identity, &request).await
+        self.admit::<ResolveApprovalRequest>(identity).await?;
+        Self::answer(self, identity, request).await
     }
 }
 

@@ -3,6 +3,7 @@
 //! It owns sessions, their event logs and leases; streams to clients; and drives each turn against a worker. It holds no
 //! Kubernetes credential and no provider key.
 
+mod acts;
 pub mod api_key_command;
 pub mod app;
 pub mod audit;

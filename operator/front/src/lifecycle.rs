@@ -15,7 +15,7 @@ use croft_proto::v1::{
 use futures::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
-use crate::audit::Action;
+use crate::acts::{self, Act};
 use crate::core::Core;
 use crate::counters::Amount;
 use crate::door::Door;
@@ -24,7 +24,7 @@ use crate::events::log::{Append, Appended, Authority, IdempotencyKey, NewEvent};
 use crate::events::relay::Frame;
 use crate::events::replay;
 use crate::events::tenured::tenured;
-use crate::identity::{Identity, Tenure};
+use crate::identity::{Call, Identity, Tenure};
 use crate::session::manager::Manager;
 use crate::session::validate;
 use crate::turn::{Accepted, Sent, Turns, ends_turn, now};
@@ -48,36 +48,28 @@ impl Lifecycle {
         Self { manager: Manager::new(Arc::clone(&core)), turns: Turns::new(Arc::clone(&core)), core, door }
     }
 
-    async fn audit<T>(&self, identity: &Identity, action: &'static str, resource: String, result: &Result<T, Error>) {
-        let outcome = match result {
-            Ok(_) => "ok",
-            Err(error) => error.reason(),
-        };
-        let (tenant, actor) = (identity.tenant, identity.actor.clone());
-        self.core
-            .audit
-            .record(Action { tenant, actor, action: action.into(), resource, outcome: outcome.into() })
-            .await;
-    }
-
-    /// A call that came in by no door that limits it.
-    pub async fn limit(&self, identity: &Identity) -> Result<(), Error> {
+    /// A call that came in by no door that looks at it: the caller has a role for it, and the tenant's rate has room.
+    pub async fn admit<C: Call>(&self, identity: &Identity) -> Result<(), Error> {
+        acts::allow::<C>(&self.core, identity).await?;
         self.core.limiter.request(identity.tenant).await
     }
 
     /// Stores a message. Its turn begins when what comes back is dropped.
     pub async fn accept(&self, identity: &Identity, request: SendMessageRequest) -> Result<Sent, Error> {
-        let resource = format!("sessions/{}", request.session_id);
-        let sent = self.turns.send(identity.tenant, &identity.actor, request).await;
-        self.audit(identity, "session.send_message", resource, &sent).await;
-        sent
+        let act = Act::of::<SendMessageRequest>(identity, resource(&request.session_id));
+        let (turns, tenant, sender) = (self.turns.clone(), identity.tenant, identity.actor.clone());
+        let work = async move {
+            validate::clients_key(&request.idempotency_key)?;
+            turns.send(tenant, &sender, request).await
+        };
+        act.carry_out(&self.core, work).await
     }
 
     /// Stops the running turn. False when there is none.
     pub async fn interrupt(&self, identity: &Identity, session_id: &str) -> Result<bool, Error> {
-        let interrupted = self.turns.interrupt(identity, session_id).await;
-        self.audit(identity, "session.interrupt", format!("sessions/{session_id}"), &interrupted).await;
-        interrupted
+        let act = Act::of::<InterruptSessionRequest>(identity, resource(session_id));
+        let (turns, identity, id) = (self.turns.clone(), identity.clone(), session_id.to_owned());
+        act.carry_out(&self.core, async move { turns.interrupt(&identity, &id).await }).await
     }
 
     /// Stores a message and streams its turn.
@@ -126,10 +118,10 @@ impl Lifecycle {
     }
 
     /// Answers an approval that a turn waits for.
-    pub async fn answer(&self, identity: &Identity, request: &ResolveApprovalRequest) -> Result<(), Error> {
-        let resolved = self.resolve(identity, request).await;
-        self.audit(identity, "approval.resolve", format!("sessions/{}", request.session_id), &resolved).await;
-        resolved
+    pub async fn answer(&self, identity: &Identity, request: ResolveApprovalRequest) -> Result<(), Error> {
+        let act = Act::of::<ResolveApprovalRequest>(identity, resource(&request.session_id));
+        let (lifecycle, identity) = (self.clone(), identity.clone());
+        act.carry_out(&self.core, async move { lifecycle.resolve(&identity, &request).await }).await
     }
 
     /// Ends a stream that was cut by shutdown, and none that ended by itself.
@@ -205,6 +197,11 @@ impl Lifecycle {
     }
 }
 
+/// What a call on a session is recorded with.
+fn resource(session_id: &str) -> String {
+    format!("sessions/{session_id}")
+}
+
 /// Cuts a session's events down to one turn. It is over with the turn's last event, whenever the next one comes.
 fn one_turn(
     events: impl Stream<Item = Result<SessionEvent, Error>> + Send + 'static,
@@ -236,11 +233,18 @@ impl LifecycleService for Lifecycle {
         request: Request<CreateSessionRequest>,
     ) -> Result<Response<CreateSessionResponse>, Status> {
         let identity = self.door.identify(&self.core, &request).await?;
-        let created = self.manager.create(&identity, request.into_inner()).await;
-        let resource =
-            created.as_ref().map_or_else(|_| "sessions".to_owned(), |session| format!("sessions/{}", session.id));
-        self.audit(&identity, "session.create", resource, &created).await;
-        Ok(Response::new(CreateSessionResponse { session: Some(created?.into()) }))
+        let act = Act::of::<CreateSessionRequest>(&identity, "sessions");
+        let (manager, door, request) = (self.manager.clone(), self.door, request.into_inner());
+        let work = async move {
+            if door == Door::Public {
+                validate::clients_key(&request.idempotency_key)?;
+                validate::clients_labels(request.labels.keys())?;
+            }
+            manager.create(&identity, request).await
+        };
+        let created =
+            act.carry_out_and_name(&self.core, work, |created| Some(resource(&created.id.to_string()))).await?;
+        Ok(Response::new(CreateSessionResponse { session: Some(created.into()) }))
     }
 
     async fn send_message(
@@ -282,10 +286,10 @@ impl LifecycleService for Lifecycle {
     ) -> Result<Response<TerminateSessionResponse>, Status> {
         let identity = self.door.identify(&self.core, &request).await?;
         let request = request.into_inner();
-        let resource = format!("sessions/{}", request.session_id.chars().take(64).collect::<String>());
-        let terminated = self.manager.terminate(&identity, request).await;
-        self.audit(&identity, "session.terminate", resource, &terminated).await;
-        Ok(Response::new(TerminateSessionResponse { session: Some(terminated?.into()) }))
+        let act = Act::of::<TerminateSessionRequest>(&identity, resource(&request.session_id));
+        let manager = self.manager.clone();
+        let terminated = act.carry_out(&self.core, async move { manager.terminate(&identity, request).await }).await?;
+        Ok(Response::new(TerminateSessionResponse { session: Some(terminated.into()) }))
     }
 
     async fn stream_events(
@@ -327,7 +331,7 @@ impl LifecycleService for Lifecycle {
         request: Request<ResolveApprovalRequest>,
     ) -> Result<Response<ResolveApprovalResponse>, Status> {
         let identity = self.door.identify(&self.core, &request).await?;
-        self.answer(&identity, request.get_ref()).await?;
+        self.answer(&identity, request.into_inner()).await?;
         Ok(Response::new(ResolveApprovalResponse {}))
     }
 }

@@ -22,6 +22,8 @@ pub struct Metrics {
     pub unpriced_attempts: IntCounter,
     pub audit_records: IntCounter,
     pub audit_failures: IntCounter,
+    /// Records that were set aside.
+    pub audit_refused: IntCounter,
     /// Records that waited on disk.
     pub audit_kept: IntCounter,
 }
@@ -60,6 +62,7 @@ impl Metrics {
             unpriced_attempts: counter("croft_unpriced_attempts_total", "Model attempts whose price is unknown")?,
             audit_records: counter("croft_audit_records_total", "Audit records stored")?,
             audit_kept: counter("croft_audit_kept_total", "Audit records that waited on disk for the database")?,
+            audit_refused: counter("croft_audit_refused_total", "Audit records that the database refused for good")?,
             audit_failures: counter("croft_audit_write_failures_total", "Tries to store audit records that failed")?,
         })
     }

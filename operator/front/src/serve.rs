@@ -77,9 +77,9 @@ pub async fn serve(config: Serve) -> anyhow::Result<()> {
     let routes = public_routes(&core, readiness, config.reflection).await?;
     let for_browsers = routes.clone();
     let public = Connections::new(public, "grpc", config.bounds(), &program.metrics);
-    grpc::serve_within(public, "grpc", None, routes, tasks, &program.metrics)?;
+    grpc::serve_within(public, "grpc", None, routes, croft_proto::METHODS, tasks, &program.metrics)?;
     let routes = internal_routes(&core, readiness).await;
-    grpc::serve("grpc-internal", internal, Some(tls.server()), routes, tasks, &program.metrics)?;
+    grpc::serve("grpc-internal", internal, Some(tls.server()), routes, croft_proto::METHODS, tasks, &program.metrics)?;
     let http = Connections::new(http, "http", config.bounds(), &program.metrics);
     gateway::serve(http, &core, for_browsers, config.allowed_origins.clone(), readiness, registry)?;
     program.run_until_shutdown().await

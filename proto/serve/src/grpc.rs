@@ -40,10 +40,12 @@ pub fn serve(
     listener: TcpListener,
     tls: Option<ServerTlsConfig>,
     routes: Routes,
+    methods: &'static [&'static str],
     tasks: &Tasks,
     metrics: &Metrics,
 ) -> anyhow::Result<()> {
-    serve_within(Connections::new(listener, name, Bounds::default(), metrics), name, tls, routes, tasks, metrics)
+    let connections = Connections::new(listener, name, Bounds::default(), metrics);
+    serve_within(connections, name, tls, routes, methods, tasks, metrics)
 }
 
 /// As [`serve`], within bounds of the caller's own.
@@ -52,6 +54,7 @@ pub fn serve_within(
     name: &'static str,
     tls: Option<ServerTlsConfig>,
     routes: Routes,
+    methods: &'static [&'static str],
     tasks: &Tasks,
     metrics: &Metrics,
 ) -> anyhow::Result<()> {
@@ -61,7 +64,7 @@ pub fn serve_within(
     if let Some(tls) = tls {
         server = server.tls_config(tls.timeout(TLS_HANDSHAKE_TIMEOUT))?;
     }
-    let server = server.layer(RpcLayer::new(metrics)).add_routes(routes);
+    let server = server.layer(RpcLayer::new(metrics, methods)).add_routes(routes);
     let stopping = tasks.stopping();
     tasks.spawn_vital(name, async move {
         server.serve_with_incoming_shutdown(connections.into_stream(), stopping.cancelled_owned()).await?;

@@ -13,11 +13,17 @@ use tokio_util::task::TaskTracker;
 
 use crate::Metrics;
 
+/// What the last tasks have for themselves once all others are done, or were given up.
+const LAST_GRACE: Duration = Duration::from_secs(2);
+
 /// The tasks of one program, or of one part of it. Clones share them.
 #[derive(Clone, Default)]
 pub struct Tasks {
     tracker: TaskTracker,
     stopping: CancellationToken,
+    /// Those that clear up behind the others, and when they may.
+    last: TaskTracker,
+    ending: CancellationToken,
     failed: CancellationToken,
     ledger: Arc<Ledger>,
 }
@@ -38,8 +44,24 @@ impl Tasks {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
+        self.spawn_into(&self.tracker, name, future)
+    }
+
+    /// Like [`Tasks::spawn`], for a task that others need until they end: it watches [`Tasks::ending`] rather than [`Tasks::stopping`].
+    pub fn spawn_last<F>(&self, name: &'static str, future: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        drop(self.spawn_into(&self.last, name, future));
+    }
+
+    fn spawn_into<F>(&self, tracker: &TaskTracker, name: &'static str, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
         let entry = Entry::new(name, Arc::clone(&self.ledger));
-        let owned = self.tracker.track_future(async move {
+        let owned = tracker.track_future(async move {
             let _entry = entry;
             future.await
         });
@@ -67,18 +89,26 @@ impl Tasks {
         self.stopping.clone()
     }
 
+    /// Cancelled at a shutdown when all but the last tasks have ended or were given up: what is left is to clear up behind them.
+    pub fn ending(&self) -> CancellationToken {
+        self.ending.clone()
+    }
+
     /// Resolves when a vital task has ended too early.
     pub async fn failed(&self) {
         self.failed.cancelled().await;
     }
 
-    /// Stops intake and waits for all tasks, `grace` at most. Returns how many are left running then, after a log line
-    /// that names them.
+    /// Stops intake and waits for all tasks, `grace` at most, and then for the last ones, two seconds at most. Returns how many are left
+    /// running then, after a log line that names them.
     pub async fn shutdown(&self, grace: Duration) -> usize {
         self.stopping.cancel();
         self.tracker.close();
         let drained = tokio::time::timeout(grace, self.tracker.wait()).await.is_ok();
-        if drained {
+        self.ending.cancel();
+        self.last.close();
+        let cleared = tokio::time::timeout(LAST_GRACE, self.last.wait()).await.is_ok();
+        if drained && cleared {
             return 0;
         }
         let left = self.ledger.running().clone();
@@ -174,6 +204,31 @@ mod tests {
     use super::*;
 
     const LONG: Duration = Duration::from_mins(1);
+
+    /// Also behind one that never ends.
+    #[tokio::test(start_paused = true)]
+    async fn the_last_tasks_end_behind_all_others() {
+        for endless in [false, true] {
+            let tasks = Tasks::new();
+            let (stopping, ending) = (tasks.stopping(), tasks.ending());
+            let order = Arc::new(Mutex::new(Vec::new()));
+            let (first, second) = (Arc::clone(&order), Arc::clone(&order));
+            drop(tasks.spawn("work", async move {
+                stopping.cancelled().await;
+                tokio::time::sleep(LONG).await;
+                first.lock().unwrap().push("work");
+                if endless {
+                    std::future::pending::<()>().await;
+                }
+            }));
+            tasks.spawn_last("clearing", async move {
+                ending.cancelled().await;
+                second.lock().unwrap().push("clearing");
+            });
+            assert_eq!(tasks.shutdown(2 * LONG).await, usize::from(endless));
+            assert_eq!(*order.lock().unwrap(), ["work", "clearing"]);
+        }
+    }
 
     #[tokio::test]
     async fn a_task_that_ends_when_intake_stops_is_waited_for() {

@@ -118,6 +118,12 @@ impl Spool {
         Ok(())
     }
 
+    /// The store refuses this one. As a dead letter, it is kept for somebody to look at.
+    pub async fn set_aside(&self, place: Place, action: &Action) -> io::Result<()> {
+        let Place { journal, first } = place;
+        fs::write(self.folder.join(format!("{}.{first}.refused", journal.simple())), serde_json::to_vec(action)?).await
+    }
+
     fn path(&self, Waiting { number, place }: Waiting) -> PathBuf {
         let Place { journal, first } = place;
         self.folder.join(format!("{number:020}.{}.{first}.{ENDING}", journal.simple()))

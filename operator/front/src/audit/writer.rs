@@ -1,6 +1,7 @@
 //! Writes audit records behind the callers' backs, in batches as large as the load makes them. Where there is a folder for it, a record
 //! is in a journal there before its caller is answered; while the store is away batches wait there, too, and are replayed in their
-//! order when it is back. What is found in the folder at the start is stored before anything else, each record once.
+//! order when it is back. What is found in the folder at the start is stored before anything else, each record once. A record that the
+//! store refuses for good stands in nobody's way: it is set aside in the folder.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::journal::Journal;
 use super::spool::Spool;
 use super::{Action, AuditStore, Place};
+use crate::error::Error;
 use crate::metrics::Metrics;
 
 /// Records that may wait in memory. At the bound an action waits for room before it is answered: an unaudited action is worse
@@ -49,7 +51,7 @@ struct Writing {
 }
 
 impl AuditWriter {
-    /// Starts the writer. It ends at shutdown, once every other owner of this handle is gone or the tasks are stopping and the
+    /// Starts the writer. It ends at shutdown, once every other owner of this handle is gone or all that may act has ended, and the
     /// queue is empty. What waits in the folder is replayed first. Fails when the folder can't be used.
     pub async fn start(
         store: Arc<dyn AuditStore>,
@@ -70,8 +72,9 @@ impl AuditWriter {
         let journal = Arc::new(Journal::new(folder));
         let mut work = Writing { store, journal: Arc::clone(&journal), spool, metrics, storing };
         let gathering = folder.map(|_| Gathering { hurry: Arc::clone(&hurry), stopping: tasks.stopping() });
-        let stopping = tasks.stopping();
-        tasks.spawn("audit-writer", async move {
+        // Calls and turns that are being drained still act.
+        let ending = tasks.ending();
+        tasks.spawn_last("audit-writer", async move {
             let mut batch = Vec::with_capacity(BATCH_MAX);
             loop {
                 let taken = tokio::select! {
@@ -80,8 +83,7 @@ impl AuditWriter {
                         work.replay().await;
                         continue;
                     }
-                    () = stopping.cancelled(), if waiting.is_empty() => {
-                        // Calls that are being drained may still act: the channel closes behind them.
+                    () = ending.cancelled(), if waiting.is_empty() => {
                         waiting.close();
                         waiting.recv_many(&mut batch, BATCH_MAX).await
                     }
@@ -106,7 +108,7 @@ impl AuditWriter {
         self.given.fetch_add(1, Ordering::SeqCst);
         match self.queue.reserve().await {
             // In the queue they are in the order of their numbers.
-            Ok(room) => self.journal.note(action, |number, action| room.send((number, action))),
+            Ok(room) => self.journal.note(action.plain(), |number, action| room.send((number, action))),
             Err(_) => {
                 tracing::error!(action = %action.action, resource = action.resource, "audit record after shutdown");
             }
@@ -188,22 +190,41 @@ impl Writing {
         }
     }
 
-    /// `is_given` says that they were given to this process.
+    /// Stores a batch, but for what the store refuses for good; false if it has to be tried again. `is_given` says that they were given to
+    /// this process.
     async fn store(&self, place: Place, batch: &[Action], is_given: bool) -> bool {
+        let records = batch.len() as u64;
         match self.store.append(place, batch.to_vec()).await {
-            Ok(()) => {
-                let records = batch.len() as u64;
-                self.metrics.audit_records.inc_by(records);
-                if is_given {
-                    self.storing.send_modify(|stored| *stored += records);
+            Ok(()) => self.metrics.audit_records.inc_by(records),
+            Err(Error::Invalid { problem, .. }) => match batch {
+                [action] => self.set_aside(place, action, &problem).await,
+                _ => {
+                    // Which one it is, halves tell.
+                    let (before, behind) = batch.split_at(batch.len() / 2);
+                    return Box::pin(self.store(place, before, is_given)).await
+                        && Box::pin(self.store(place.behind(before.len()), behind, is_given)).await;
                 }
-                true
-            }
+            },
             Err(error) => {
                 self.metrics.audit_failures.inc();
-                tracing::warn!(%error, records = batch.len(), "audit records not stored, trying again");
-                false
+                tracing::warn!(%error, records, "audit records not stored, trying again");
+                return false;
             }
+        }
+        if is_given {
+            self.storing.send_modify(|stored| *stored += records);
+        }
+        true
+    }
+
+    /// A dead letter.
+    async fn set_aside(&self, place: Place, action: &Action, problem: &str) {
+        self.metrics.audit_refused.inc();
+        tracing::error!(problem, action = %action.action, "an audit record is refused by the store, and is set aside");
+        if let Some(spool) = &self.spool
+            && let Err(error) = spool.set_aside(place, action).await
+        {
+            tracing::error!(%error, ?action, "an audit record can't be set aside");
         }
     }
 

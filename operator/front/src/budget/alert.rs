@@ -1,4 +1,5 @@
-//! Thresholds of budgets, which are told of once each: to the session whose attempt reached them, as a durable event.
+//! Thresholds of budgets, which are told of once each: to the session whose attempt reached them, as a durable event, or whose call was
+//! refused.
 
 use croft_proto::id::SessionId;
 use croft_proto::v1::BudgetAlert;
@@ -57,6 +58,15 @@ pub struct Alert {
 }
 
 impl Alert {
+    fn of(account: &Account, unit: Unit, limit: i64, percent: u32, spent: i64, session: SessionId) -> Self {
+        // A session whose sub-agent reached it is told itself.
+        let session = match account.scope {
+            Scope::Session => account.subject.parse().unwrap_or(session),
+            Scope::Tenant | Scope::Agent => session,
+        };
+        Self { account: account.clone(), unit, limit, percent, spent, session }
+    }
+
     /// As an event.
     pub fn event(&self) -> BudgetAlert {
         BudgetAlert {
@@ -81,23 +91,29 @@ pub fn reached(budgets: &Budgets, standings: &[Standing], session: SessionId) ->
     let mut alerts = Vec::new();
     for (budget, place) in budgets.iter() {
         let (Some(standing), Some(account)) = (standings.get(place), budgets.accounts.get(place)) else { continue };
-        // A session whose sub-agent reached it is told itself.
-        let told = match account.scope {
-            Scope::Session => account.subject.parse().unwrap_or(session),
-            Scope::Tenant | Scope::Agent => session,
-        };
         for unit in Unit::ALL {
             let Some(limit) = unit.limit(budget) else { continue };
             let spent = unit.amount(&standing.spent);
             let is_reached = |percent: &u32| i128::from(spent) * 100 >= i128::from(limit) * i128::from(*percent);
-            alerts.extend(THRESHOLDS.into_iter().filter(is_reached).map(|percent| Alert {
-                account: account.clone(),
-                unit,
-                limit,
-                percent,
-                spent,
-                session: told,
-            }));
+            let percents = THRESHOLDS.into_iter().filter(is_reached);
+            alerts.extend(percents.map(|percent| Alert::of(account, unit, limit, percent, spent, session)));
+        }
+    }
+    alerts
+}
+
+/// All thresholds of the hard limits of an account that have no room for a call of so much, though nothing is reserved: what is left will
+/// never be spent, and who waits for the last percent would never hear of it.
+pub fn exhausted(budgets: &Budgets, place: usize, spent: &Amount, call: &Amount, session: SessionId) -> Vec<Alert> {
+    let mut alerts = Vec::new();
+    let Some(account) = budgets.accounts.get(place) else { return alerts };
+    for budget in budgets.hard(place) {
+        for unit in Unit::ALL {
+            let Some(limit) = unit.limit(budget) else { continue };
+            let spent = unit.amount(spent);
+            if spent.saturating_add(unit.amount(call)) > limit {
+                alerts.extend(THRESHOLDS.map(|percent| Alert::of(account, unit, limit, percent, spent, session)));
+            }
         }
     }
     alerts

@@ -1,12 +1,13 @@
 //! Keeps budgets: gives leave for model calls against them and against the tenant's rates, settles what the calls came to, and tells
 //! of thresholds.
 
+mod alerts;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use croft_proto::id::TenantId;
-use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{BudgetAction, BudgetReached, Model, ModelAttempt};
 use croft_serve::Tasks;
 use moka::future::Cache;
@@ -14,7 +15,7 @@ use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::alert::{Alert, reached};
+use super::alert::{exhausted, reached};
 use super::period::Period;
 use super::queue::{Head, Queues};
 use super::reservation::{OUTPUT_TOKENS_MIN, Reservation, output_that_fits, tokens_of};
@@ -22,10 +23,10 @@ use super::{Account, Budget, BudgetStore, Budgets, Scope, of_agent, of_family, o
 use crate::counters::{Amount, Ask, Bound, Counters, Settlement, Standing, Verdict, Window};
 use crate::error::Error;
 use crate::events::fanout::Hub;
-use crate::events::log::{Append, Appended, Authority, EventLog, IdempotencyKey, NewEvent};
+use crate::events::log::EventLog;
 use crate::limits::Limiter;
 use crate::models::registry::{self, Quote};
-use crate::session::{Session, snapshot};
+use crate::session::Session;
 use crate::tenants::Tenants;
 use crate::turn::now;
 
@@ -39,10 +40,6 @@ const BUDGETS_FRESH: Duration = Duration::from_secs(3);
 const REMEMBERED_MAX: u64 = 50_000;
 /// Rounds of asking the counters: for the ledger's word, and for less output. At the bound there is no leave.
 const ROUNDS_MAX: usize = 8;
-/// Between two looks for alerts that nobody was told of, and how old those are at least.
-const LOOK_EVERY: Duration = Duration::from_secs(30);
-const UNTOLD_FOR: Duration = Duration::from_secs(10);
-const UNTOLD_MAX: u32 = 100;
 
 /// What a call wants to use.
 #[derive(Debug, Clone)]
@@ -236,7 +233,15 @@ impl Keeper {
                         (output, clipped_by) = (fits, budget);
                         continue;
                     }
-                    if room_beside(Amount::default()) >= enough {
+                    if room_beside(Amount::default()) < enough {
+                        let call = Amount {
+                            nano_usd: quote.map_or(0, |quote| quote.nano_usd(wish.input_tokens, enough)),
+                            tokens: wish.input_tokens.saturating_add(enough),
+                        };
+                        for alert in exhausted(&budgets, bound, &standing.spent, &call, wish.session.id) {
+                            self.alert(tenant, &alert).await;
+                        }
+                    } else {
                         if head.is_none() && !wish.patience.is_zero() {
                             self.metrics.room_waits.inc();
                         }
@@ -401,73 +406,6 @@ impl Keeper {
         for alert in reached(budgets, &standings, session.id) {
             self.alert(tenant, &alert).await;
         }
-    }
-
-    /// Tells of a threshold unless that was done before.
-    async fn alert(&self, tenant: TenantId, alert: &Alert) {
-        let key = (tenant, alert.key());
-        if self.alerted.contains_key(&key) {
-            return;
-        }
-        let outcome = async {
-            if self.store.alert(tenant, alert).await? {
-                self.metrics.alerts.with_label_values(&[&alert.percent.to_string()]).inc();
-                self.tell(tenant, alert).await?;
-            }
-            Ok::<_, Error>(())
-        };
-        match outcome.await {
-            Ok(()) => self.alerted.insert(key, ()).await,
-            Err(error) => tracing::warn!(%tenant, %error, alert = alert.key(), "an alert is told of later"),
-        }
-    }
-
-    /// Stores the alert's event, once: its name is its idempotency key.
-    async fn tell(&self, tenant: TenantId, alert: &Alert) -> Result<(), Error> {
-        let key = alert.key();
-        let append = Append {
-            tenant,
-            session: alert.session,
-            authority: Authority::Caller,
-            events: vec![NewEvent {
-                kind: Kind::BudgetAlert(alert.event()),
-                turn: None,
-                elapsed_ms: 0,
-                create_time: now(),
-            }],
-            checkpoint: None,
-            idempotency_key: Some(IdempotencyKey { body_hash: snapshot::canonical_hash(&key.clone().into()), key }),
-            input_seq: None,
-        };
-        match self.events.append(append).await {
-            Ok(Appended::New(events)) => self.hub.publish(tenant, alert.session, events),
-            // Whoever tried before us has come so far. Where the session has ended, nobody is left to be told.
-            Ok(Appended::Existing { .. }) | Err(Error::SessionTerminated { .. } | Error::SessionNotFound { .. }) => {}
-            Err(error) => return Err(error),
-        }
-        self.store.told(tenant, alert).await
-    }
-
-    async fn tell_what_is_untold(self, tasks: Tasks) {
-        let stopping = tasks.stopping();
-        loop {
-            tokio::select! {
-                () = stopping.cancelled() => return,
-                () = tokio::time::sleep(LOOK_EVERY) => {}
-            }
-            if let Err(error) = self.tell_untold(UNTOLD_FOR).await {
-                tracing::warn!(%error, "alerts that nobody was told of are looked for again");
-            }
-        }
-    }
-
-    /// Tells of alerts that whoever found them did not tell of for so long. How many there were.
-    pub async fn tell_untold(&self, older_than: Duration) -> Result<usize, Error> {
-        let untold = self.store.untold(older_than, UNTOLD_MAX).await?;
-        for (tenant, alert) in &untold {
-            self.tell(*tenant, alert).await?;
-        }
-        Ok(untold.len())
     }
 
     /// What a session and the sub-agents below it have spent, by the ledger.

@@ -114,14 +114,26 @@ pub trait Call {
     const PERMISSION: Permission;
     /// What the caller does, for the refusal.
     const ACTION: &'static str;
+    /// What it is called in the audit log, if it changes something.
+    const AUDITED: Option<&'static str>;
 }
 
 macro_rules! calls {
-    ($($request:ty: $permission:ident, $action:literal;)*) => {
+    ($($request:ty: $permission:ident, $action:literal $(as $audited:literal)?;)*) => {
         $(impl Call for $request {
             const PERMISSION: Permission = Permission::$permission;
             const ACTION: &'static str = $action;
+            const AUDITED: Option<&'static str> = audited!($($audited)?);
         })*
+    };
+}
+
+macro_rules! audited {
+    () => {
+        None
+    };
+    ($word:literal) => {
+        Some($word)
     };
 }
 
@@ -136,13 +148,13 @@ calls! {
     RecommendModelsRequest: Read, "reading models";
     SummarizeUsageRequest: Read, "reading usage";
     ListBudgetsRequest: Read, "reading budgets";
-    CreateSessionRequest: Work, "creating sessions";
-    SendMessageRequest: Work, "sending messages";
-    InterruptSessionRequest: Work, "interrupting sessions";
-    ResolveApprovalRequest: Work, "resolving approvals";
-    TerminateSessionRequest: Work, "terminating sessions";
-    SetBudgetRequest: Manage, "setting budgets";
-    DeleteBudgetRequest: Manage, "setting budgets";
+    CreateSessionRequest: Work, "creating sessions" as "session.create";
+    SendMessageRequest: Work, "sending messages" as "session.send_message";
+    InterruptSessionRequest: Work, "interrupting sessions" as "session.interrupt";
+    ResolveApprovalRequest: Work, "resolving approvals" as "approval.resolve";
+    TerminateSessionRequest: Work, "terminating sessions" as "session.terminate";
+    SetBudgetRequest: Manage, "setting budgets" as "budget.set";
+    DeleteBudgetRequest: Manage, "setting budgets" as "budget.delete";
     ListAuditRecordsRequest: Audit, "reading the audit log";
     VerifyAuditLogRequest: Audit, "verifying the audit log";
 }

@@ -9,7 +9,7 @@ use croft_proto::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use crate::audit::Action;
+use crate::acts::Act;
 use crate::budget::period::Period;
 use crate::budget::{Budget, Scope};
 use crate::core::Core;
@@ -55,16 +55,6 @@ impl Budgets {
         let found = self.core.stores.budgets.delete(identity.tenant, scope, &request.subject, period).await?;
         self.core.budgets.forget(identity.tenant).await;
         Ok(found)
-    }
-
-    async fn audit<T>(&self, identity: &Identity, action: &'static str, subject: &str, result: &Result<T, Error>) {
-        let outcome = result.as_ref().map_or_else(Error::reason, |_| "ok");
-        let resource = format!("budgets/{}", subject.chars().take(64).collect::<String>());
-        let (tenant, actor) = (identity.tenant, identity.actor.clone());
-        self.core
-            .audit
-            .record(Action { tenant, actor, action: action.into(), resource, outcome: outcome.into() })
-            .await;
     }
 }
 
@@ -166,9 +156,10 @@ impl BudgetService for Budgets {
         let identity = Door::Public.identify(&self.core, &request).await?;
         let request = request.into_inner();
         let subject = request.budget.as_ref().map(|budget| budget.subject.clone()).unwrap_or_default();
-        let set = self.set(&identity, request).await;
-        self.audit(&identity, "budget.set", &subject, &set).await;
-        Ok(Response::new(SetBudgetResponse { budget: Some(set?) }))
+        let act = Act::of::<SetBudgetRequest>(&identity, format!("budgets/{subject}"));
+        let budgets = self.clone();
+        let set = act.carry_out(&self.core, async move { budgets.set(&identity, request).await }).await?;
+        Ok(Response::new(SetBudgetResponse { budget: Some(set) }))
     }
 
     async fn delete_budget(
@@ -177,8 +168,9 @@ impl BudgetService for Budgets {
     ) -> Result<Response<DeleteBudgetResponse>, Status> {
         let identity = Door::Public.identify(&self.core, &request).await?;
         let request = request.into_inner();
-        let deleted = self.delete(&identity, &request).await;
-        self.audit(&identity, "budget.delete", &request.subject, &deleted).await;
-        Ok(Response::new(DeleteBudgetResponse { found: deleted? }))
+        let act = Act::of::<DeleteBudgetRequest>(&identity, format!("budgets/{}", request.subject));
+        let budgets = self.clone();
+        let found = act.carry_out(&self.core, async move { budgets.delete(&identity, &request).await }).await?;
+        Ok(Response::new(DeleteBudgetResponse { found }))
     }
 }

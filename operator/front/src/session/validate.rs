@@ -25,6 +25,10 @@ const HEDGE_AFTER_MS: RangeInclusive<i64> = 50..=120_000;
 const SYSTEM_PROMPT_BYTES_MAX: usize = 256 * 1024;
 const LABELS_MAX: usize = 16;
 const KEY_CHARS_MAX: usize = 255;
+/// What the labels of Croft's own begin with.
+const OWN_LABELS: &str = "croft.dev/";
+/// What the idempotency keys of Croft's own begin with: sessions of AgentSessions, answers of approvals, alerts of budgets.
+const OWN_KEYS: [&str; 3] = ["agentsession/", "approval/", "budget-alert/"];
 const REASON_CHARS_MAX: usize = 256;
 
 /// The agent of a new session.
@@ -127,14 +131,36 @@ pub fn labels(labels: impl IntoIterator<Item = (String, String)>) -> Result<BTre
         if key.is_empty() || key.len() > NAME_CHARS_MAX || value.len() > NAME_CHARS_MAX {
             return Err(Error::invalid("labels", "has a key or value that is empty or longer than 63 characters"));
         }
+        if key.chars().chain(value.chars()).any(char::is_control) {
+            return Err(Error::invalid("labels", "has a key or value with a control character"));
+        }
     }
     Ok(labels)
+}
+
+/// Labels of a session that a client makes. By its own, Croft knows which sessions are whose.
+pub fn clients_labels<'a>(keys: impl IntoIterator<Item = &'a String>) -> Result<(), Error> {
+    match keys.into_iter().find(|key| key.starts_with(OWN_LABELS)) {
+        Some(_) => Err(Error::invalid("labels", format!("has a key of {OWN_LABELS}, which are Croft's own"))),
+        None => Ok(()),
+    }
+}
+
+/// An idempotency key of a client's. One of Croft's own in its place would keep what Croft does with it from being done.
+pub fn clients_key(key: &str) -> Result<(), Error> {
+    match OWN_KEYS.into_iter().find(|own| key.starts_with(own)) {
+        Some(own) => Err(Error::invalid("idempotency_key", format!("begins with {own}, as Croft's own do"))),
+        None => Ok(()),
+    }
 }
 
 /// An idempotency key, or `None` when there is none.
 pub fn idempotency_key(key: &str) -> Result<Option<&str>, Error> {
     if key.len() > KEY_CHARS_MAX {
         return Err(Error::invalid("idempotency_key", format!("is longer than {KEY_CHARS_MAX} characters")));
+    }
+    if key.contains(char::is_control) {
+        return Err(Error::invalid("idempotency_key", "has a control character"));
     }
     Ok((!key.is_empty()).then_some(key))
 }
@@ -242,5 +268,22 @@ mod tests {
     fn what_is_no_id_is_a_session_that_does_not_exist() {
         assert!(matches!(session_id("nonsense"), Err(Error::SessionNotFound { .. })));
         assert_eq!(field_of(session_id("")), "session_id");
+    }
+
+    #[test]
+    fn what_is_crofts_own_is_no_clients() {
+        for (key, fits) in [("mine", true), ("agentsession/1", false), ("approval/1", false), ("budget-alert/1", false)]
+        {
+            assert_eq!(clients_key(key).is_ok(), fits, "{key}");
+        }
+        assert!(clients_labels([&"croft.dev".to_owned(), &"team".to_owned()]).is_ok());
+        assert_eq!(field_of(clients_labels([&"croft.dev/agentsession-uid".to_owned()])), "labels");
+    }
+
+    #[test]
+    fn nothing_that_is_stored_as_text_has_a_control_character() {
+        assert_eq!(field_of(labels([("a\0".to_owned(), "b".to_owned())])), "labels");
+        assert_eq!(field_of(labels([("a".to_owned(), "b\n".to_owned())])), "labels");
+        assert_eq!(field_of(idempotency_key("a\0")), "idempotency_key");
     }
 }

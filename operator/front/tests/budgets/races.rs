@@ -14,7 +14,7 @@ use proptest::test_runner::{Config, TestRunner};
 use tokio::runtime::Runtime;
 use tokio::time::{sleep, timeout};
 
-use crate::scene::{COST, OUTPUT, Scene, granted};
+use crate::scene::{COST, INPUT, OUTPUT, Scene, granted};
 
 const LONG: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_millis(300);
@@ -195,6 +195,40 @@ fn reserves_settles_expiries_and_crashes_keep_within_the_ledger() {
     }
 }
 
+/// The percents that the sessions were told of, of a budget of so much.
+async fn alerts(scene: &Scene, limit: i64) -> Vec<u32> {
+    let mut told = Vec::new();
+    for session in &scene.sessions {
+        for event in scene.stores.events.read(scene.tenant, session.id, 0, 1_000).await.unwrap() {
+            if let Some(Kind::BudgetAlert(alert)) = event.kind {
+                assert_eq!((alert.scope.as_str(), alert.period.as_str()), ("tenant", "life"));
+                assert_eq!((alert.unit.as_str(), alert.limit), ("nano_usd", limit));
+                told.push(alert.percent);
+            }
+        }
+    }
+    told.sort_unstable();
+    told
+}
+
+/// The front that stored the attempt died before it told of anything, and what is left will never be spent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_refused_is_told_of_all_thresholds_that_nobody_told_of() {
+    let scene = Scene::new(1).await;
+    let limit = COST + INPUT;
+    scene.set(limit, BudgetAction::Block).await;
+    let lost = granted(scene.keeper(Duration::from_millis(1)).leave(scene.wish(0)).await.unwrap()).unwrap();
+    scene.used(&scene.sessions[0], &lost, OUTPUT).await;
+    assert_eq!(alerts(&scene, limit).await, [0_u32; 0]);
+    let keeper = scene.keeper(LONG);
+    // The lost one's reservation has run out: it is the ledger that refuses.
+    for _ in 0..2 {
+        assert!(granted(keeper.leave(scene.hasty_wish(0)).await.unwrap()).is_none());
+        assert_eq!(alerts(&scene, limit).await, [50, 80, 90, 100]);
+    }
+    scene.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_threshold_is_told_of_once_whoever_passes_it() {
     let scene = Scene::new(5).await;
@@ -211,18 +245,7 @@ async fn each_threshold_is_told_of_once_whoever_passes_it() {
         }
     });
     join_all(calls).await;
-    let mut told = Vec::new();
-    for session in &scene.sessions {
-        for event in scene.stores.events.read(scene.tenant, session.id, 0, 1_000).await.unwrap() {
-            if let Some(Kind::BudgetAlert(alert)) = event.kind {
-                assert_eq!((alert.scope.as_str(), alert.period.as_str()), ("tenant", "life"));
-                assert_eq!((alert.unit.as_str(), alert.limit), ("nano_usd", 10 * COST));
-                told.push(alert.percent);
-            }
-        }
-    }
-    told.sort_unstable();
-    assert_eq!(told, [50, 80, 90, 100]);
+    assert_eq!(alerts(&scene, 10 * COST).await, [50, 80, 90, 100]);
     assert_eq!(replicas[0].tell_untold(Duration::ZERO).await.unwrap(), 0, "nothing is left to be told");
     scene.end().await;
 }

@@ -1,9 +1,16 @@
 //! The audit log only grows, and whoever gets past that is found out.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use croft_front::Error;
 use croft_front::audit::Place;
+use croft_front::audit::writer::AuditWriter;
+use croft_front::metrics::Metrics;
 use croft_front::store::Stores;
 use croft_proto::id::TenantId;
 use croft_serve::Tasks;
+use prometheus::Registry;
 use sqlx::{PgConnection, Row};
 
 use crate::contract::audit::{action, broken_at, intact, known, verified, verified_with};
@@ -24,6 +31,29 @@ async fn refused(connection: &mut PgConnection, statements: &str) -> String {
     let outcome = execute(connection, &format!("begin; {statements}")).await;
     execute(connection, "rollback").await.unwrap();
     outcome.expect_err(statements).to_string()
+}
+
+/// A call is recorded also where its caller made up a name that is none: PostgreSQL has no text with a zero in it.
+#[tokio::test]
+async fn a_name_that_the_database_does_not_take_holds_up_no_record() {
+    let database = Database::migrated().await;
+    let tasks = Tasks::new();
+    let stores = Stores::postgres(&database.front().await, &tasks);
+    let [ours, theirs] = two_tenants(&stores).await;
+    let raw = stores.audit.append(Place::start(), vec![action(ours, "sessions/\0")]).await;
+    assert!(matches!(raw, Err(Error::Invalid { .. })), "{raw:?}");
+    let metrics = Metrics::register(&Registry::new()).unwrap();
+    let writer = AuditWriter::start(Arc::clone(&stores.audit), None, metrics, &tasks).await.unwrap();
+    writer.record(action(ours, "sessions/\0")).await;
+    writer.record(action(theirs, "sessions/1")).await;
+    assert_eq!(writer.unwritten(Duration::from_secs(20)).await, 0);
+    for (tenant, expected) in [(ours, "sessions/\u{fffd}"), (theirs, "sessions/1")] {
+        let records = stores.audit.list(tenant, 0, 10).await.unwrap();
+        assert_eq!(records.iter().map(|record| &*record.resource).collect::<Vec<_>>(), [expected]);
+    }
+    drop(writer);
+    assert_eq!(tasks.shutdown(Duration::from_secs(20)).await, 0);
+    database.end().await;
 }
 
 #[tokio::test]

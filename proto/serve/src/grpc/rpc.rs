@@ -19,7 +19,7 @@ use crate::metrics::RpcMetrics;
 /// Probes come every few seconds and say nothing about the work.
 const UNSEEN: &str = "grpc.health.v1.Health";
 
-/// What stands for a method that the server hasn't got: its name is the caller's invention and has no bound.
+/// What stands for a method that nobody has heard of, whatever it is answered: its name is the caller's invention and has no bound.
 const UNKNOWN: &str = "unknown";
 
 /// Wraps a server, or routes, to see its calls. The span is called `rpc` and has empty fields `tenant` and `session`,
@@ -27,12 +27,13 @@ const UNKNOWN: &str = "unknown";
 #[derive(Clone)]
 pub struct RpcLayer {
     metrics: RpcMetrics,
+    methods: &'static [&'static str],
 }
 
 impl RpcLayer {
-    /// Counts into `metrics`; several servers of one program may share them.
-    pub fn new(metrics: &Metrics) -> Self {
-        Self { metrics: metrics.rpc().clone() }
+    /// Counts these `methods`, each named as in its path, into `metrics`; several servers of one program may share them.
+    pub fn new(metrics: &Metrics, methods: &'static [&'static str]) -> Self {
+        Self { metrics: metrics.rpc().clone(), methods }
     }
 }
 
@@ -40,7 +41,7 @@ impl<S> Layer<S> for RpcLayer {
     type Service = RpcService<S>;
 
     fn layer(&self, inner: S) -> RpcService<S> {
-        RpcService { inner, metrics: self.metrics.clone() }
+        RpcService { inner, metrics: self.metrics.clone(), methods: self.methods }
     }
 }
 
@@ -49,6 +50,7 @@ impl<S> Layer<S> for RpcLayer {
 pub struct RpcService<S> {
     inner: S,
     metrics: RpcMetrics,
+    methods: &'static [&'static str],
 }
 
 impl<S, B, R> Service<Request<B>> for RpcService<S>
@@ -65,7 +67,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let Some(mut call) = Call::begin(&request, &self.metrics) else {
+        let Some(mut call) = Call::begin(&request, &self.metrics, self.methods) else {
             let answer = self.inner.call(request);
             return Box::pin(async move { Ok(answer.await?.map(|inner| RpcBody { inner, call: None })) });
         };
@@ -83,8 +85,8 @@ where
 
 /// A call that is going on. Dropped before its end, it has been cancelled.
 struct Call {
-    service: String,
-    method: String,
+    service: &'static str,
+    method: &'static str,
     begun: Instant,
     span: Span,
     metrics: RpcMetrics,
@@ -93,12 +95,13 @@ struct Call {
 
 impl Call {
     /// `None` for calls that aren't looked at.
-    fn begin<B>(request: &Request<B>, metrics: &RpcMetrics) -> Option<Self> {
+    fn begin<B>(request: &Request<B>, metrics: &RpcMetrics, methods: &'static [&'static str]) -> Option<Self> {
         let path = request.uri().path().trim_start_matches('/');
-        let (service, method) = path.split_once('/').unwrap_or((path, ""));
-        if service == UNSEEN {
+        if path.split_once('/').is_some_and(|(service, _)| service == UNSEEN) {
             return None;
         }
+        let path = methods.iter().find(|known| **known == path).copied().unwrap_or(UNKNOWN);
+        let (service, method) = path.split_once('/').unwrap_or((UNKNOWN, UNKNOWN));
         let span = tracing::info_span!(
             "rpc",
             otel.name = path,
@@ -114,7 +117,6 @@ impl Call {
         let caller = MetadataMap::from_headers(request.headers().clone());
         // An error means that spans aren't exported.
         let _ = span.set_parent(crate::trace::extract_from(&caller));
-        let (service, method) = (service.to_owned(), method.to_owned());
         Some(Self { service, method, begun: Instant::now(), span, metrics: metrics.clone(), ended: false })
     }
 
@@ -122,10 +124,8 @@ impl Call {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
-        let known = code != Code::Unimplemented;
-        let (service, method) = if known { (&*self.service, &*self.method) } else { (UNKNOWN, UNKNOWN) };
         let name = format!("{code:?}");
-        let labels = [service, method, &name];
+        let labels = [self.service, self.method, &name];
         let seconds = self.begun.elapsed().as_secs_f64();
         self.metrics.requests.with_label_values(&labels).inc();
         self.metrics.duration.with_label_values(&labels).observe(seconds);

@@ -15,6 +15,9 @@ use tonic::service::{Routes, RoutesBuilder};
 use tonic::transport::{Channel, Endpoint, ServerTlsConfig};
 use tonic::{Request, Response, Status};
 
+/// What the collector can be asked.
+const METHODS: &[&str] = &["opentelemetry.proto.collector.trace.v1.TraceService/Export"];
+
 #[derive(Clone)]
 pub(crate) struct Collector {
     pub(crate) callers: Arc<Mutex<Vec<Option<PeerRole>>>>,
@@ -97,7 +100,7 @@ impl Running {
         let listener = grpc::bind("127.0.0.1:0".parse().unwrap(), "the test").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let connections = Connections::new(listener, "test-grpc", bounds, &metrics);
-        grpc::serve_within(connections, "test-grpc", tls, routes, &tasks, &metrics).unwrap();
+        grpc::serve_within(connections, "test-grpc", tls, routes, METHODS, &tasks, &metrics).unwrap();
         Self { addr, tasks, metrics }
     }
 

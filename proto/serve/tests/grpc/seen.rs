@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
+use axum::http::Request;
 use croft_serve::{Metrics, Readiness, Tasks, health};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
-use tonic::Code;
+use tonic::body::Body;
 use tonic::service::Routes;
+use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
+use tower::ServiceExt;
 
 use crate::collector::{Collector, Running, nothing, something, with_health};
 
@@ -58,15 +61,22 @@ async fn a_call_that_its_caller_leaves_is_counted_as_cancelled() {
     counted(&server.metrics, "Export", "Cancelled", "1").await;
 }
 
+/// Whatever it is answered: a server that looks at credentials first never says that it hasn't got the method.
 #[tokio::test]
-async fn a_name_that_the_server_has_not_got_makes_no_series() {
+async fn a_name_that_its_caller_made_up_makes_no_series() {
+    let refuse = || async { Status::unauthenticated("who is it?").into_http::<Body>() };
     let health = health::service(&Readiness::new(), &Tasks::new(), &[]).await;
-    let server = Running::start(Routes::new(health), None).await;
-    let mut client = TraceServiceClient::new(server.channel().await);
-    assert_eq!(client.export(something()).await.unwrap_err().code(), Code::Unimplemented);
-    counted(&server.metrics, "unknown", "Unimplemented", "1").await;
+    let guarded = Routes::from(Routes::new(health).into_axum_router().fallback(refuse));
+    let server = Running::start(guarded, None).await;
+    let channel = server.channel().await;
+    for path in ["/croft.v1.LifecycleService/Nonsense", "/nonsense/Export", "/nonsense"] {
+        let request = Request::post(path).header("content-type", "application/grpc").body(Body::empty()).unwrap();
+        let answer = channel.clone().oneshot(request).await.unwrap();
+        assert_eq!(answer.headers().get("grpc-status").unwrap(), "16", "UNAUTHENTICATED");
+    }
+    counted(&server.metrics, "unknown", "Unauthenticated", "3").await;
     let text = server.metrics.text().unwrap();
-    assert!(!text.contains("TraceService"), "{text}");
+    assert!(!text.contains("onsense"), "{text}");
 }
 
 #[tokio::test]

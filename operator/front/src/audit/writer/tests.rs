@@ -13,6 +13,9 @@ use crate::audit::{Known, Place};
 use crate::error::Error;
 use crate::store::memory::Memory;
 
+/// A resource whose records the store does not take, now or later.
+const REFUSED: &str = "refused";
+
 /// A store that can be taken away, and tells what it was given.
 #[derive(Default)]
 struct Fickle {
@@ -41,6 +44,9 @@ impl AuditStore for Fickle {
         }
         if self.away.load(Ordering::SeqCst) {
             return Err(Error::unavailable("postgres", anyhow::anyhow!("away")));
+        }
+        if actions.iter().any(|action| action.resource == REFUSED) {
+            return Err(Error::invalid("records", "are not to its taste"));
         }
         self.batches.lock().unwrap().push(actions.into_iter().map(|action| action.resource).collect());
         Ok(())
@@ -137,6 +143,46 @@ async fn a_stop_drains_what_waits() {
     }
     assert_eq!(tasks.shutdown(PATIENCE).await, 0);
     assert_eq!(store.records(), (0..2_000).map(|number| number.to_string()).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn what_a_call_that_is_being_drained_does_is_recorded() {
+    let (store, tasks) = (Arc::new(Fickle::default()), Tasks::new());
+    let writer = writer(&store, None, &tasks).await;
+    let stopping = tasks.stopping();
+    drop(tasks.spawn("call", async move {
+        stopping.cancelled().await;
+        // By then the writer has seen that nothing waits.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        writer.record(action("late")).await;
+    }));
+    assert_eq!(tasks.shutdown(PATIENCE).await, 0);
+    assert_eq!(store.records(), ["late"]);
+}
+
+/// Found by whoever calls with a name that the database does not take: it held up all records behind it, of all tenants.
+#[tokio::test]
+async fn a_record_that_is_refused_for_good_stands_in_nobodys_way() {
+    for away_at_first in [false, true] {
+        let (store, tasks, folder) = (Arc::new(Fickle::default()), Tasks::new(), TempDir::new().unwrap());
+        let writer = writer(&store, Some(&folder), &tasks).await;
+        store.go_away(away_at_first);
+        let names = (0..40).map(|number| if number % 13 == 7 { REFUSED.to_owned() } else { number.to_string() });
+        for name in names.clone() {
+            writer.record(action(name)).await;
+        }
+        store.go_away(false);
+        assert_eq!(writer.unwritten(PATIENCE).await, 0);
+        assert_eq!(store.records(), names.filter(|name| name != REFUSED).collect::<Vec<_>>(), "in their order");
+        let set_aside = || std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path());
+        let mut set_aside = set_aside().filter(|path| path.extension().is_some_and(|ending| ending == "refused"));
+        let letter = std::fs::read_to_string(set_aside.next().expect("a dead letter")).unwrap();
+        assert!(letter.contains("session.create"), "{letter}");
+        assert_eq!(set_aside.count(), 2);
+        assert_eq!(tasks.shutdown(PATIENCE).await, 0);
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Sub-agents: each a whole agent, called by tools that exist, in chains that end, with no more to spend than their callers.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use croft_proto::v1::AgentSpec;
 
@@ -36,7 +36,7 @@ pub(super) fn sub_agents(agent: &AgentSpec) -> Result<(), Error> {
     for caller in std::iter::once(&top).chain(by_name.values()) {
         callees(caller, &by_name)?;
     }
-    chains_end(agent, &by_name, &mut vec![&agent.name])
+    chains_end(agent, &by_name, &mut vec![&agent.name], &mut HashSet::new())
 }
 
 /// Whom an agent calls.
@@ -63,20 +63,25 @@ fn callees(caller: &Named<'_>, by_name: &HashMap<&str, Named<'_>>) -> Result<(),
     Ok(())
 }
 
-/// Follows every chain of calls. A ring is a chain without end.
+/// Follows every chain of calls. A ring is a chain without end. An agent that was `followed` at a depth needs no
+/// other look there: chains branch at each tool, and would be as many as there are tools to the power of their depth.
 fn chains_end<'a>(
     agent: &'a AgentSpec,
     by_name: &HashMap<&str, Named<'a>>,
     chain: &mut Vec<&'a str>,
+    followed: &mut HashSet<(&'a str, usize)>,
 ) -> Result<(), Error> {
-    for name in agent.tools.iter().filter_map(called_by) {
+    let names: BTreeSet<_> = agent.tools.iter().filter_map(called_by).collect();
+    for name in names {
         let Some(target) = by_name.get(name) else { continue };
         chain.push(name);
         if chain.len() > DEPTH_MAX + 1 {
             let problem = format!("calls {}, which is deeper than {DEPTH_MAX} below the first", chain.join(" → "));
             return Err(Error::invalid("agent.sub_agents", problem));
         }
-        chains_end(target.agent, by_name, chain)?;
+        if followed.insert((name, chain.len())) {
+            chains_end(target.agent, by_name, chain, followed)?;
+        }
         chain.pop();
     }
     Ok(())
@@ -149,5 +154,22 @@ mod tests {
         for (agent, expected) in cases {
             assert_eq!(refusal(&agent), expected);
         }
+    }
+
+    /// Every chain by itself would be 128⁴ of them.
+    #[test]
+    fn chains_that_branch_at_every_tool_are_followed_in_no_time() {
+        let all_to = |name: &str, callee: &str| {
+            let mut agent = caller(name, &[callee; 128]);
+            for (position, tool) in agent.tools.iter_mut().enumerate() {
+                tool.name = format!("ask-{position}");
+            }
+            agent
+        };
+        let sub_agents = vec![all_to("a", "b"), all_to("b", "c"), all_to("c", "d"), caller("d", &[])];
+        let agent = AgentSpec { sub_agents, ..all_to("top", "a") };
+        let begun = std::time::Instant::now();
+        assert_eq!(refusal(&agent), "");
+        assert!(begun.elapsed() < std::time::Duration::from_secs(5));
     }
 }

@@ -14,7 +14,8 @@ use crate::error::Error;
 use crate::store::chain::{self, Chain, Link};
 use crate::store::time::micros;
 
-/// Records that a verification reads by one statement, which the server gives ten seconds.
+/// Records that a verification reads by one statement, which the server gives ten seconds. A page is a range of numbers: one that
+/// ends by a count of rows may be found by sorting all that is left of the log, page after page.
 const PAGE: i64 = 20_000;
 
 #[async_trait]
@@ -34,7 +35,7 @@ impl AuditStore for Postgres {
             .bind(actions.iter().map(|action| &*action.outcome).collect::<Vec<_>>())
             .execute(&mut *tx)
             .await
-            .map_err(failed)?;
+            .map_err(refused)?;
         tx.commit().await.map_err(failed)
     }
 
@@ -68,28 +69,40 @@ impl AuditStore for Postgres {
             return Ok(chain.verdict(false));
         }
         loop {
+            let after = signed(chain.verified());
             // The rows are hashed while the next ones are on their way.
             let mut rows = sqlx::query(
                 "select number, create_time, actor, action, resource, outcome, hash from audit_log
-                where tenant_id = $1 and number > $2 and number <= $3 order by number limit $4",
+                where tenant_id = $1 and number > $2 and number <= $3 order by number",
             )
             .bind(tenant.0)
-            .bind(signed(chain.verified()))
-            .bind(newest)
-            .bind(PAGE)
+            .bind(after)
+            .bind(newest.min(after.saturating_add(PAGE)))
             .fetch(&mut *tx);
-            let mut seen = 0;
             while let Some(row) = rows.try_next().await.map_err(failed)? {
-                seen += 1;
                 if !fits(&mut chain, &row).map_err(failed)? {
                     return Ok(chain.verdict(false));
                 }
             }
-            if seen < PAGE {
+            // Either that was all, or a whole page is missing.
+            if signed(chain.verified()) == after || signed(chain.verified()) == newest {
                 break;
             }
         }
         Ok(chain.verdict(newest == number && chain.ends_at(number.cast_unsigned(), hash)))
+    }
+}
+
+/// Whether it is the records that are at fault: data exceptions and what is too large, by
+/// <https://www.postgresql.org/docs/15/errcodes-appendix.html>.
+fn refused(error: sqlx::Error) -> Error {
+    match &error {
+        sqlx::Error::Database(refusal)
+            if refusal.code().is_some_and(|code| code.starts_with("22") || code.starts_with("54")) =>
+        {
+            Error::invalid("records", refusal.message())
+        }
+        _ => failed(error),
     }
 }
 

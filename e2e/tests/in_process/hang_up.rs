@@ -1,0 +1,149 @@
+//! A caller who hangs up in the midst of a call has done it all, or nothing: what was stored is told, carried on and recorded.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use croft_e2e::client::{message, scripted_agent};
+use croft_front::Error;
+use croft_front::events::log::{Append, Appended, EventLog, IdempotencyKey, StoredCheckpoint};
+use croft_front::store::Stores;
+use croft_front::turn::store::{Begin, Begun, Ended, TurnStore};
+use croft_proto::id::{SessionId, TenantId};
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{AuditRecord, GetSessionRequest, SendMessageRequest, SessionEvent, TerminateSessionRequest};
+use tokio::sync::Semaphore;
+use tokio::time::{Duration, timeout};
+
+use crate::world::{Ground, World, read_all};
+
+const ENDLESS: &str = r#"{"script": [{"text": "word "}, {"delay_ms": 600000}]}"#;
+
+/// Where answers are held back.
+#[derive(Clone)]
+struct Gate {
+    /// How many were, since somebody looked.
+    held: Arc<Semaphore>,
+    /// How many may go.
+    answers: Arc<Semaphore>,
+}
+
+impl Gate {
+    fn new() -> Self {
+        Self { held: Arc::new(Semaphore::new(0)), answers: Arc::new(Semaphore::new(0)) }
+    }
+
+    async fn pass(&self) {
+        self.held.add_permits(1);
+        self.answers.acquire().await.unwrap().forget();
+    }
+
+    /// Until one is held back.
+    async fn held(&self) {
+        self.held.acquire().await.unwrap().forget();
+    }
+}
+
+/// A log that stores the end of a session, and does not say so yet.
+struct HeldLog(Arc<dyn EventLog>, Gate);
+
+#[async_trait]
+impl EventLog for HeldLog {
+    async fn append(&self, append: Append) -> Result<Appended, Error> {
+        let ends = append.events.iter().any(|event| matches!(event.kind, Kind::SessionTerminated(_)));
+        let appended = self.0.append(append).await;
+        if ends {
+            self.1.pass().await;
+        }
+        appended
+    }
+
+    async fn find_sent(&self, tenant: TenantId, id: SessionId, key: &IdempotencyKey) -> Result<Option<u64>, Error> {
+        self.0.find_sent(tenant, id, key).await
+    }
+
+    async fn read(&self, tenant: TenantId, id: SessionId, after: u64, limit: u32) -> Result<Vec<SessionEvent>, Error> {
+        self.0.read(tenant, id, after, limit).await
+    }
+
+    async fn checkpoint(&self, tenant: TenantId, id: SessionId) -> Result<Option<StoredCheckpoint>, Error> {
+        self.0.checkpoint(tenant, id).await
+    }
+}
+
+/// The same with the beginning of a turn.
+struct HeldTurns(Arc<dyn TurnStore>, Gate);
+
+#[async_trait]
+impl TurnStore for HeldTurns {
+    async fn begin(&self, begin: Begin) -> Result<Begun, Error> {
+        let begun = self.0.begin(begin).await;
+        self.1.pass().await;
+        begun
+    }
+
+    async fn end(&self, last: Append) -> Result<Ended, Error> {
+        self.0.end(last).await
+    }
+}
+
+/// Waits for a record of this action on the session.
+async fn recorded(world: &World, action: &str, session_id: &str) -> AuditRecord {
+    let look = async {
+        loop {
+            let records = world.core.stores.audit.list(world.tenant(), 0, 100).await.unwrap();
+            let named = |record: &AuditRecord| record.action == action && record.resource.ends_with(session_id);
+            if let Some(record) = records.into_iter().find(named) {
+                return record;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    timeout(Duration::from_secs(20), look).await.expect("nobody recorded it")
+}
+
+#[tokio::test]
+async fn who_hangs_up_on_the_end_of_a_session_has_ended_it_and_its_turn() {
+    let (mut stores, gate) = (Stores::memory(), Gate::new());
+    stores.events = Arc::new(HeldLog(stores.events, gate.clone()));
+    let world = World::on(Ground { stores, ..Ground::default() }).await;
+    let mut client = world.client();
+    let session_id = client.create(scripted_agent("left")).await.unwrap().session_id;
+    let mut turn = client.lifecycle.send_message(message(&session_id, ENDLESS)).await.unwrap().into_inner();
+    while !matches!(turn.message().await.unwrap().unwrap().event.unwrap().kind, Some(Kind::TextDelta(_))) {}
+
+    let mut leaver = world.client();
+    let request = TerminateSessionRequest { session_id: session_id.clone(), ..TerminateSessionRequest::default() };
+    tokio::select! {
+        _ = leaver.lifecycle.terminate_session(request) => panic!("its answer is held back"),
+        () = gate.held() => {}
+    }
+    // On the same connection behind the hanging up, so that the front has noticed.
+    leaver.lifecycle.get_session(GetSessionRequest { session_id: session_id.clone() }).await.unwrap();
+    gate.answers.add_permits(1);
+    let events = timeout(Duration::from_secs(1), read_all(turn)).await.expect("its turn goes on");
+    assert!(matches!(events.last().unwrap().kind, Some(Kind::SessionTerminated(_))), "{events:?}");
+    assert_eq!(recorded(&world, "session.terminate", &session_id).await.outcome, "ok");
+    let session = world.wait_for(&session_id, |session| session.usage.attempts > 0).await;
+    assert_eq!(session.usage.attempts, 1, "what its call used is paid for");
+}
+
+#[tokio::test]
+async fn who_hangs_up_on_a_message_has_sent_it_and_it_is_answered() {
+    let (mut stores, gate) = (Stores::memory(), Gate::new());
+    stores.turns = Arc::new(HeldTurns(stores.turns, gate.clone()));
+    let world = World::on(Ground { stores, ..Ground::default() }).await;
+    let mut client = world.client();
+    let session_id = client.create(scripted_agent("left")).await.unwrap().session_id;
+    let script = r#"{"script": [{"text": "done"}]}"#;
+    let request = SendMessageRequest { idempotency_key: "once".into(), ..message(&session_id, script) };
+    tokio::select! {
+        _ = client.lifecycle.send_message(request) => panic!("its answer is held back"),
+        () = gate.held() => {}
+    }
+    client.lifecycle.get_session(GetSessionRequest { session_id: session_id.clone() }).await.unwrap();
+    gate.answers.add_permits(1);
+    assert_eq!(recorded(&world, "session.send_message", &session_id).await.outcome, "ok");
+    // Within less than the time in which another front would have taken the turn over.
+    let answered = world.wait_for(&session_id, |session| session.usage.attempts > 0);
+    timeout(Duration::from_secs(5), answered).await.expect("its turn does not begin");
+}
