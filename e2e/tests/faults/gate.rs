@@ -188,6 +188,10 @@ impl LeaseStore for Gated<dyn LeaseStore> {
         self.gate.pass(self.behind.release(tenant, session, epoch)).await
     }
 
+    async fn abandon(&self, tenant: TenantId, session: SessionId, epoch: u64) -> Result<(), Error> {
+        self.gate.pass(self.behind.abandon(tenant, session, epoch)).await
+    }
+
     async fn abandoned(&self, limit: u32) -> Result<Vec<Abandoned>, Error> {
         self.gate.alive().await;
         self.behind.abandoned(limit).await

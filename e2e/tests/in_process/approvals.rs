@@ -4,8 +4,8 @@ use croft_e2e::client::{Client, message, scripted_agent};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::tool_spec::Source;
 use croft_proto::v1::{
-    AgentSpec, BuiltinTool, InterruptSessionRequest, Permission, ReplayClass, ResolveApprovalRequest,
-    SendMessageResponse, StopReason, ToolSpec,
+    AgentLimits, AgentSpec, BuiltinTool, InterruptSessionRequest, Permission, ReplayClass, ResolveApprovalRequest,
+    SendMessageResponse, SessionState, StopReason, ToolSpec,
 };
 use futures::future::join_all;
 use tonic::{Code, Streaming};
@@ -75,4 +75,69 @@ async fn an_approval_that_comes_after_its_call_is_over_is_refused() {
     let late = client.lifecycle.resolve_approval(yes).await.unwrap_err();
     assert_eq!(late.code(), Code::FailedPrecondition, "{late:?}");
     assert_eq!(world.stored(&session_id).await.last_seq, before.last_seq);
+}
+
+/// A session whose turn has ended with its question open, as people may take longer than a turn.
+async fn asked_in_vain(world: &World, client: &mut Client) -> (String, String) {
+    let agent = AgentSpec { limits: Some(AgentLimits { turn_timeout_ms: 500, ..Default::default() }), ..cautious() };
+    let session_id = client.create(agent).await.unwrap().session_id;
+    let (approval_id, events) = asked(client, &session_id).await;
+    assert_eq!(stop_reason(&read_all(events).await), Some(StopReason::RequiresAction));
+    world.wait_for(&session_id, |session| session.state == SessionState::Idle).await;
+    (session_id, approval_id)
+}
+
+/// A yes at minute eleven was taken, told to all who watched, recorded as done, and nothing came of it.
+#[tokio::test]
+async fn an_answer_to_a_turn_that_is_over_begins_the_next() {
+    for approved in [true, false] {
+        let world = World::start().await;
+        let mut client = world.client();
+        let (session_id, approval_id) = asked_in_vain(&world, &mut client).await;
+        let before = world.stored(&session_id).await.last_seq;
+        let answer = ResolveApprovalRequest {
+            session_id: session_id.clone(),
+            approval_id,
+            approved,
+            message: "as I say".into(),
+        };
+        client.lifecycle.resolve_approval(answer.clone()).await.unwrap();
+        let again = client.lifecycle.resolve_approval(answer).await.unwrap_err();
+        assert_eq!(again.code(), Code::FailedPrecondition, "the first word counts");
+        let session = world
+            .wait_for(&session_id, |session| session.state == SessionState::Idle && session.last_seq > before + 3)
+            .await;
+        let log = world.core.stores.events.read(world.tenant(), session.id, before, 100).await.unwrap();
+        assert_eq!(stop_reason(&log), Some(StopReason::EndTurn), "{log:?}");
+        let Some(Kind::UserMessage(opening)) = &log[0].kind else { panic!("{log:?}") };
+        let first = world.core.stores.events.read(world.tenant(), session.id, 2, 1).await.unwrap();
+        let Some(Kind::UserMessage(asker)) = &first[0].kind else { panic!("{first:?}") };
+        assert_eq!(
+            (opening.content.len(), &opening.sender),
+            (0, &asker.sender),
+            "it runs for whoever it ran for before"
+        );
+        let results: Vec<_> = log
+            .iter()
+            .filter_map(|event| match &event.kind {
+                Some(Kind::ToolResult(result)) => Some(result),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(results.len(), 1, "{log:?}");
+        assert_eq!(results[0].is_error, !approved, "{results:?}");
+        assert_eq!(format!("{results:?}").contains("as I say"), !approved, "the model is told why");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_behind_another_message_is_refused() {
+    let world = World::start().await;
+    let mut client = world.client();
+    let (session_id, approval_id) = asked_in_vain(&world, &mut client).await;
+    let script = r#"{"script": [{"text": "done"}]}"#;
+    let events = client.lifecycle.send_message(message(&session_id, script)).await.unwrap().into_inner();
+    assert_eq!(stop_reason(&read_all(events).await), Some(StopReason::EndTurn));
+    let yes = ResolveApprovalRequest { session_id, approval_id, approved: true, ..Default::default() };
+    assert_eq!(client.lifecycle.resolve_approval(yes).await.unwrap_err().code(), Code::FailedPrecondition);
 }

@@ -20,6 +20,7 @@ use croft_proto::v1::{
     SessionState, StopReason, TerminateSessionRequest,
 };
 use futures::future::join_all;
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tonic::{Code, Streaming};
@@ -161,6 +162,28 @@ async fn an_interrupt_that_comes_before_the_turn_listens_is_not_lost() {
     assert_eq!(stop_reason(&rest), Some(StopReason::Interrupted), "{rest:?}");
 }
 
+/// A worker's node that died a moment ago takes connections, by what a front can see, and answers nothing.
+#[tokio::test]
+async fn a_turn_whose_worker_does_not_answer_can_be_interrupted() {
+    let silence = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = silence.local_addr().unwrap().to_string();
+    // The session's own worker, and another that has to be told of the session first.
+    for worker in ["worker-0", "worker-1"] {
+        let world = World::start().await;
+        let mut client = world.client();
+        let session_id = client.create(scripted_agent("cut-off")).await.unwrap().session_id;
+        world.reroute(|route| {
+            worker.clone_into(&mut route.workers[0].name);
+            route.workers[0].address.clone_from(&address);
+        });
+        let turn = send(&mut client, message(&session_id, QUICK)).await;
+        let (_connection, _) = silence.accept().await.unwrap();
+        assert!(interrupt(&mut client, &session_id).await);
+        let rest = within_a_second(read_all(turn)).await;
+        assert_eq!(stop_reason(&rest), Some(StopReason::Interrupted), "{rest:?}");
+    }
+}
+
 /// A log that takes its time to store, as a busy database.
 struct SlowLog(Arc<dyn EventLog>);
 
@@ -200,6 +223,10 @@ impl LeaseStore for SlowLeases {
     async fn release(&self, tenant: TenantId, session: SessionId, epoch: u64) -> Result<(), Error> {
         tokio::time::sleep(Duration::from_millis(20)).await;
         self.0.release(tenant, session, epoch).await
+    }
+
+    async fn abandon(&self, tenant: TenantId, session: SessionId, epoch: u64) -> Result<(), Error> {
+        self.0.abandon(tenant, session, epoch).await
     }
 
     async fn abandoned(&self, limit: u32) -> Result<Vec<Abandoned>, Error> {

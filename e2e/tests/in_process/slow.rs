@@ -6,7 +6,9 @@ use croft_e2e::client::{message, scripted_agent};
 use croft_front::events::log::{Append, Appended, Authority, NewEvent};
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{ContentBlock, StreamEventsRequest, Text, UserMessage};
+use croft_proto::v1::{ContentBlock, SessionState, StopReason, StreamEventsRequest, Text, UserMessage};
+use croft_serve::Tasks;
+use tokio::time::timeout;
 use tonic::Code;
 use tonic_types::StatusExt;
 
@@ -73,6 +75,28 @@ async fn a_caller_that_stops_reading_is_told_where_to_go_on_and_slows_nobody() {
         let next = tokio::time::timeout(PATIENCE, rest.message()).await.expect("a hole").unwrap().unwrap();
         assert_eq!(next.event.unwrap().seq, expected);
     }
+}
+
+/// Its turns need not wait for their leases to run out, which takes ten seconds.
+#[tokio::test]
+async fn a_front_that_goes_before_its_turns_are_over_leaves_them_to_another_at_once() {
+    let (world, theirs) = (World::start().await, Tasks::new());
+    let mut client = world.client_of_a_front_with(&theirs).await;
+    let session_id = client.create(scripted_agent("long")).await.unwrap().session_id;
+    let script = r#"{"script": [{"text": "a b c d e f g h i j k l m n o p q r s t", "token_delay_ms": 100}]}"#;
+    let mut turn = client.lifecycle.send_message(message(&session_id, script)).await.unwrap().into_inner();
+    while !matches!(turn.message().await.unwrap().unwrap().event.unwrap().kind, Some(Kind::TextDelta(_))) {}
+    assert!(theirs.shutdown(Duration::from_millis(50)).await > 0, "the turn is not over");
+    let taken_over = async {
+        while world.core.metrics.takeovers.get() == 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    timeout(world.core.options.lease_ttl / 2, taken_over).await.expect("its lease is waited for");
+    let session = world.wait_for(&session_id, |session| session.state == SessionState::Idle).await;
+    let log = world.core.stores.events.read(world.tenant(), session.id, 0, 100).await.unwrap();
+    let Some(Kind::SessionIdle(idle)) = &log.last().unwrap().kind else { panic!("{log:?}") };
+    assert_eq!(idle.stop_reason(), StopReason::EndTurn);
 }
 
 #[tokio::test]

@@ -150,6 +150,11 @@ impl World {
 
     /// A client of another replica, which shares all but its process.
     pub(crate) async fn client_of_another_front(&self) -> Client {
+        self.client_of_a_front_with(&self.tasks).await
+    }
+
+    /// The same, of one that can be shut down by itself.
+    pub(crate) async fn client_of_a_front_with(&self, tasks: &Tasks) -> Client {
         let parts = Parts {
             replica: "front-1".into(),
             stores: self.core.stores.clone(),
@@ -159,7 +164,7 @@ impl World {
             tls: None,
             options: self.core.options.clone(),
         };
-        let (_, grpc, _) = serve(parts, &self.tasks).await;
+        let (_, grpc, _) = serve(parts, tasks).await;
         Client::new(&grpc.to_string(), &self.api_key).unwrap()
     }
 

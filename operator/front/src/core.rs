@@ -18,6 +18,7 @@ use crate::routing::Router;
 use crate::seats::Seats;
 use crate::store::Stores;
 use crate::tenants::Tenants;
+use crate::turn::held::Held;
 use crate::worker_client::WorkerPool;
 
 /// The parts, wired.
@@ -32,6 +33,8 @@ pub struct Core {
     pub models: Registry,
     pub authenticator: Authenticator,
     pub seats: Seats,
+    /// Turns that run here.
+    pub held: Held,
     pub limiter: Limiter,
     pub budgets: Keeper,
     pub audit: AuditWriter,

@@ -36,6 +36,10 @@ pub trait LeaseStore: Send + Sync {
     /// but abandoned from now on.
     async fn release(&self, tenant: TenantId, session: SessionId, epoch: u64) -> Result<(), Error>;
 
+    /// Leaves a turn that is not over to whoever looks next. Nothing more is stored under the epoch. Leaving one that is lost is not an
+    /// error.
+    async fn abandon(&self, tenant: TenantId, session: SessionId, epoch: u64) -> Result<(), Error>;
+
     /// Sessions of all tenants whose lease ran out without release, or which have a message that waits and nobody to take it
     /// up, at most `limit`, longest first. Tells ids alone.
     async fn abandoned(&self, limit: u32) -> Result<Vec<Abandoned>, Error>;

@@ -5,12 +5,11 @@ use std::sync::Arc;
 
 use croft_proto::id::TurnId;
 use croft_proto::v1::lifecycle_service_server::LifecycleService;
-use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    ApprovalResolved, CreateSessionRequest, CreateSessionResponse, FamilyUsage, GetSessionRequest, GetSessionResponse,
+    CreateSessionRequest, CreateSessionResponse, FamilyUsage, GetSessionRequest, GetSessionResponse,
     InterruptSessionRequest, InterruptSessionResponse, ListSessionsRequest, ListSessionsResponse,
     ResolveApprovalRequest, ResolveApprovalResponse, SendMessageRequest, SendMessageResponse, Session, SessionEvent,
-    SessionState, StreamEventsRequest, StreamEventsResponse, TerminateSessionRequest, TerminateSessionResponse,
+    StreamEventsRequest, StreamEventsResponse, TerminateSessionRequest, TerminateSessionResponse,
 };
 use futures::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
@@ -20,19 +19,14 @@ use crate::core::Core;
 use crate::counters::Amount;
 use crate::door::Door;
 use crate::error::Error;
-use crate::events::log::{Append, Appended, Authority, IdempotencyKey, NewEvent};
-use crate::events::relay::Frame;
 use crate::events::replay;
 use crate::events::tenured::tenured;
 use crate::identity::{Call, Identity, Tenure};
 use crate::session::manager::Manager;
 use crate::session::validate;
-use crate::turn::{Accepted, Sent, Turns, ends_turn, now};
+use crate::turn::{Accepted, Sent, Turns, ends_turn};
 
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-/// Events that are read at a time while looking for a pending approval.
-const PAGE: u32 = 500;
 
 /// The service behind one door: the public port or the operator's.
 #[derive(Clone)]
@@ -120,8 +114,8 @@ impl Lifecycle {
     /// Answers an approval that a turn waits for.
     pub async fn answer(&self, identity: &Identity, request: ResolveApprovalRequest) -> Result<(), Error> {
         let act = Act::of::<ResolveApprovalRequest>(identity, resource(&request.session_id));
-        let (lifecycle, identity) = (self.clone(), identity.clone());
-        act.carry_out(&self.core, async move { lifecycle.resolve(&identity, &request).await }).await
+        let (turns, identity) = (self.turns.clone(), identity.clone());
+        act.carry_out(&self.core, async move { turns.answer(&identity, request).await }).await
     }
 
     /// Ends a stream that was cut by shutdown, and none that ended by itself.
@@ -129,71 +123,6 @@ impl Lifecycle {
         let stopping = self.core.tasks.stopping();
         futures::stream::once(async move { Err(error) })
             .take_while(move |_| std::future::ready(stopping.is_cancelled()))
-    }
-
-    async fn resolve(&self, identity: &Identity, request: &ResolveApprovalRequest) -> Result<(), Error> {
-        if self.core.tenants.is_stopped(identity.tenant) {
-            return Err(Error::TenantStopped);
-        }
-        let session = self.manager.get(identity, &request.session_id).await?;
-        let pending = Error::ApprovalNotPending { approval_id: request.approval_id.chars().take(64).collect() };
-        if session.state == SessionState::Terminated || session.input_seq == 0 {
-            return Err(pending);
-        }
-        let (mut after, mut asked, mut call) = (session.input_seq - 1, None, String::new());
-        loop {
-            let events = self.core.stores.events.read(session.tenant, session.id, after, PAGE).await?;
-            let Some(last) = events.last() else { break };
-            after = last.seq;
-            for event in events {
-                match &event.kind {
-                    Some(Kind::ApprovalRequired(required)) if required.approval_id == request.approval_id => {
-                        asked = event.turn_id.parse::<TurnId>().ok();
-                        call.clone_from(&required.tool_call_id);
-                    }
-                    // The call is over, with or without an answer: a turn that was interrupted waits for none.
-                    Some(Kind::ToolResult(result)) if result.tool_call_id == call => asked = None,
-                    Some(Kind::ApprovalResolved(resolved)) if resolved.approval_id == request.approval_id => {
-                        asked = None;
-                    }
-                    _ => {}
-                }
-            }
-        }
-        let Some(turn) = asked else { return Err(pending) };
-        let resolved = ApprovalResolved {
-            approval_id: request.approval_id.clone(),
-            approved: request.approved,
-            message: request.message.clone(),
-        };
-        let append = Append {
-            tenant: session.tenant,
-            session: session.id,
-            authority: Authority::Caller,
-            events: vec![NewEvent {
-                kind: Kind::ApprovalResolved(resolved),
-                turn: Some(turn),
-                elapsed_ms: 0,
-                create_time: now(),
-            }],
-            checkpoint: None,
-            // Two people may decide at the same time, and one of them may say no: the first word counts.
-            idempotency_key: Some(IdempotencyKey {
-                key: format!("approval/{}", request.approval_id),
-                body_hash: <[u8; 32]>::default(),
-            }),
-            input_seq: None,
-        };
-        match self.core.stores.events.append(append).await {
-            Ok(Appended::New(events)) => {
-                let seq = events.first().map_or(0, |event| event.seq);
-                self.core.hub.publish(session.tenant, session.id, events);
-                self.core.hub.control(session.tenant, session.id, Frame::ApprovalResolved { seq });
-                Ok(())
-            }
-            Ok(Appended::Existing { .. }) | Err(Error::IdempotencyKeyReused) => Err(pending),
-            Err(error) => Err(error),
-        }
     }
 }
 

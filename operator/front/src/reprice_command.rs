@@ -68,6 +68,11 @@ pub async fn reprice(postgres_url: &SecretString, choice: Choice) -> anyhow::Res
         .context("cannot reach PostgreSQL at --postgres-url (CROFT_POSTGRES_URL)")?;
     let registry = Registry::of(postgres.load().await?);
     let mut admin = PgConnection::connect(postgres_url.expose_secret()).await.context("cannot reach PostgreSQL")?;
+    // Each writes what it found less than it should be: two at a time would both do so. The lock goes with the connection.
+    sqlx::query("select pg_advisory_lock(hashtext('croft-front reprice'))")
+        .execute(&mut admin)
+        .await
+        .context("cannot wait for others that reprice")?;
     let tenants: Vec<Uuid> = sqlx::query_scalar("select tenant_id from tenants order by tenant_id")
         .fetch_all(&mut admin)
         .await
@@ -95,7 +100,7 @@ async fn batch(
     sqlx::query("select set_config('croft.tenant', $1, true)").bind(tenant.to_string()).execute(&mut *tx).await?;
     let rows = sqlx::query(
         "select attempt_id, session_id, model, input_uncached_tokens, cache_read_tokens, cache_write_5m_tokens,
-            cache_write_1h_tokens, output_tokens, cost_nano_usd, extract(epoch from create_time)::bigint as seconds,
+            cache_write_1h_tokens, output_tokens, cost_nano_usd, floor(extract(epoch from create_time))::bigint as seconds,
             (extract(epoch from create_time) * 1000000)::bigint as micros
         from llm_usage_events
         where tenant_id = $1 and ($2 or cost_nano_usd is null)

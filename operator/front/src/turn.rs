@@ -1,11 +1,13 @@
 //! A turn: what follows one user message, driven against a worker in a task of its own. The caller may go away, the turn goes on.
 
+mod answers;
 mod approvals;
 mod between;
 mod charge;
 mod driver;
 mod exchange;
 mod granted;
+pub mod held;
 mod purse;
 mod recorder;
 mod standing;

@@ -5,6 +5,7 @@ use croft_proto::Timestamp;
 use croft_proto::id::{SessionId, TenantId, TurnId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{SessionCheckpoint, SessionEvent};
+use prost::Message;
 
 use crate::error::Error;
 
@@ -66,6 +67,15 @@ pub struct Append {
     pub input_seq: Option<u64>,
 }
 
+/// Bytes of events, as they are stored, at which a page ends. It has at least one event, however large.
+pub const PAGE_BYTES: u32 = 4 << 20;
+
+/// Whether nothing stood behind a page when it was read.
+pub fn is_last_page(page: &[SessionEvent], limit: u32) -> bool {
+    // As they are told they are a little larger than as they are stored: at worst an empty page is read behind the last one.
+    page.len() < limit as usize && page.iter().map(SessionEvent::encoded_len).sum::<usize>() < PAGE_BYTES as usize
+}
+
 /// What [`EventLog::append`] did.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Appended {
@@ -104,7 +114,8 @@ pub trait EventLog: Send + Sync {
     async fn find_sent(&self, tenant: TenantId, session: SessionId, key: &IdempotencyKey)
     -> Result<Option<u64>, Error>;
 
-    /// Events with numbers above `after_seq`, in order, at most `limit`. None for a session that the tenant doesn't have.
+    /// Events with numbers above `after_seq`, in order, at most `limit`, and no more once they have [`PAGE_BYTES`]: see [`is_last_page`].
+    /// None for a session that the tenant doesn't have.
     async fn read(
         &self,
         tenant: TenantId,

@@ -23,7 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::Error;
 use crate::events::fanout::{Hub, Item, SubscribeOptions, Subscription};
-use crate::events::log::EventLog;
+use crate::events::log::{EventLog, is_last_page};
 use crate::turn::now;
 
 /// Events that are read at a time. Of a long history the next page is read while one is sent.
@@ -203,7 +203,7 @@ impl Follower {
     }
 
     fn take_page(&mut self, page: Vec<SessionEvent>, limit: u32) {
-        let is_last = page.len() < limit as usize;
+        let is_last = is_last_page(&page, limit);
         let last_seq = self.last_seq;
         self.ready.extend(page.into_iter().filter(|event| event.seq > last_seq));
         if let (Phase::History, false, Some(last)) = (self.phase, is_last, self.ready.back()) {

@@ -34,7 +34,7 @@ pub(crate) use family::CALL_ENDED;
 const PAGE_SIZE: u32 = 50;
 const PAGE_SIZE_MAX: i32 = 1_000;
 /// A worker that takes longer than this to take a session is treated as failed, and the session is not made.
-const INIT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const INIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A page of sessions and the token of the next one.
 #[derive(Debug)]

@@ -23,6 +23,8 @@ const TOOLS_MAX: usize = 128;
 /// Sooner, nearly every call would be made twice; later, it would have failed by itself.
 const HEDGE_AFTER_MS: RangeInclusive<i64> = 50..=120_000;
 const SYSTEM_PROMPT_BYTES_MAX: usize = 256 * 1024;
+/// Of the whole agent, with its sub-agents: it is part of each answer that shows the session.
+const AGENT_BYTES_MAX: usize = 1024 * 1024;
 const LABELS_MAX: usize = 16;
 const KEY_CHARS_MAX: usize = 255;
 /// What the labels of Croft's own begin with.
@@ -34,6 +36,10 @@ const REASON_CHARS_MAX: usize = 256;
 /// The agent of a new session.
 pub fn agent(agent: Option<AgentSpec>) -> Result<AgentSpec, Error> {
     let agent = agent.ok_or_else(|| Error::invalid("agent", "is missing"))?;
+    let bytes = agent.encoded_len();
+    if bytes > AGENT_BYTES_MAX {
+        return Err(Error::invalid("agent", format!("has {bytes} bytes, and {AGENT_BYTES_MAX} is the limit")));
+    }
     one(&agent)?;
     sub_agents::sub_agents(&agent)?;
     Ok(agent)

@@ -10,8 +10,9 @@ use croft_proto::v1::{
     SessionState, StepStart, StopReason, UserMessage,
 };
 use futures::stream::FuturesUnordered;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
 
 use super::Accepted;
 use super::approvals::Approvals;
@@ -24,9 +25,10 @@ use super::sub_agents::{self, SubAgents};
 use crate::core::Core;
 use crate::error::Error;
 use crate::events::fanout::Controls;
-use crate::events::log::StoredCheckpoint;
+use crate::events::log::{StoredCheckpoint, is_last_page};
 use crate::events::relay::Frame;
 use crate::session::Session;
+use crate::session::manager::INIT_TIMEOUT;
 use crate::tenants::Tenant;
 use crate::worker_error;
 
@@ -125,6 +127,7 @@ impl Driver {
     /// Runs turns while the lease is renewed beside them. The epoch of a new lease, if a message came as this one was given up.
     async fn under_lease(&mut self) -> Result<Option<u64>, Error> {
         let lost = CancellationToken::new();
+        let _hold = self.core.held.hold(self.session.tenant, self.session.id, self.epoch);
         let first = self.first.take();
         let beat = heartbeat(Arc::clone(&self.core), self.session.clone(), self.epoch, lost.clone());
         let heartbeat = self.core.tasks.spawn("lease-heartbeat", beat);
@@ -300,7 +303,12 @@ impl Driver {
                 agent: Some(self.session.agent.clone()),
                 provider: self.core.models.provider_of(&self.session.agent.model),
             };
-            if let Err(status) = client.clone().init_worker_session(request).await {
+            let mut reached = client.clone();
+            let known = tokio::select! {
+                known = timeout(INIT_TIMEOUT, reached.init_worker_session(request)) => known,
+                stop_reason = told_to_stop(input.turn, controls) => return Ok(Step::Done(End::of(stop_reason))),
+            };
+            if let Err(status) = known.unwrap_or_else(|_| Err(Status::deadline_exceeded("it does not answer"))) {
                 return Ok(self.refused(&tenant, placement.worker(), &status).unreached());
             }
             placement.worker().clone_into(worker);
@@ -328,7 +336,7 @@ impl Driver {
                 worker.clear();
                 let step = self.refused(&tenant, placement.worker(), &status);
                 // One that has forgotten the session is there, and is told of it at once.
-                Ok(if status.code() == tonic::Code::NotFound { step } else { step.unreached() })
+                Ok(if status.code() == Code::NotFound { step } else { step.unreached() })
             }
             Outcome::WorkerLost(status) => {
                 // Whatever worker comes next does not know the session.
@@ -354,15 +362,15 @@ impl Driver {
         }
     }
 
-    fn refused(&self, tenant: &Tenant, worker: &str, status: &tonic::Status) -> Step {
+    fn refused(&self, tenant: &Tenant, worker: &str, status: &Status) -> Step {
         let error = worker_error::from_status(status);
         match error {
-            Error::WorkerRefused { .. } if status.code() != tonic::Code::ResourceExhausted => {
+            Error::WorkerRefused { .. } if status.code() != Code::ResourceExhausted => {
                 Step::Done(End::failed(StopReason::Error, session_error(&error)))
             }
             _ => {
                 // An unknown session is no fault of the worker's: it has been restarted.
-                if status.code() != tonic::Code::NotFound {
+                if status.code() != Code::NotFound {
                     self.core.router.report_failure(tenant.id, worker);
                 }
                 Step::Lost(session_error(&error))
@@ -408,7 +416,7 @@ impl Driver {
         let (mut after, mut events) = (input.seq, Vec::new());
         loop {
             let page = self.core.stores.events.read(tenant, id, after, PAGE).await?;
-            let is_last = page.len() < PAGE as usize;
+            let is_last = is_last_page(&page, PAGE);
             after = page.last().map_or(after, |event| event.seq);
             events.extend(page);
             if is_last {
@@ -503,12 +511,19 @@ impl Step {
 
 /// Waits a little before the next try. Why the turn is to stop, if it is told so meanwhile.
 async fn pause(turn: TurnId, controls: &mut Controls) -> Option<StopReason> {
-    tokio::select! {
-        () = tokio::time::sleep(PLACEMENT_PAUSE) => None,
-        Some(frame) = controls.recv() => match frame {
-            Frame::Interrupt { turn: meant } if meant.is_none_or(|meant| meant == turn) => Some(StopReason::Interrupted),
-            Frame::Terminated => Some(StopReason::Terminated),
-            Frame::Interrupt { .. } | Frame::ApprovalResolved { .. } | Frame::Events(_) | Frame::Listening => None,
+    timeout(PLACEMENT_PAUSE, told_to_stop(turn, controls)).await.ok()
+}
+
+/// Until somebody stops a turn that no worker runs yet. Other words are nothing to it: what was decided meanwhile, the log tells.
+async fn told_to_stop(turn: TurnId, controls: &mut Controls) -> StopReason {
+    loop {
+        match controls.recv().await {
+            Some(Frame::Interrupt { turn: meant }) if meant.is_none_or(|meant| meant == turn) => {
+                return StopReason::Interrupted;
+            }
+            Some(Frame::Terminated) => return StopReason::Terminated,
+            Some(_) => {}
+            None => std::future::pending().await,
         }
     }
 }

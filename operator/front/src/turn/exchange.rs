@@ -136,9 +136,18 @@ impl Exchange<'_> {
         let (core, tenant) = (self.core, self.session.tenant);
         let mut stopped = pin!(core.tenants.stopped(tenant));
         let opening = tokio::time::timeout_at(self.deadline, worker.execute_step(ReceiverStream::new(requests)));
-        let opened = tokio::select! {
-            opened = opening => opened,
-            () = &mut stopped => return Ok(Outcome::Cancelled(StopReason::Interrupted)),
+        let mut opening = pin!(opening);
+        // A worker that was lost a moment ago is not found out at once.
+        let opened = loop {
+            tokio::select! {
+                opened = &mut opening => break opened,
+                () = &mut stopped => return Ok(Outcome::Cancelled(StopReason::Interrupted)),
+                Some(frame) = self.controls.recv() => {
+                    if let Some(stop_reason) = self.control(frame, &outgoing).await? {
+                        return Ok(Outcome::Cancelled(stop_reason));
+                    }
+                }
+            }
         };
         let mut incoming = match opened {
             Ok(Ok(response)) => response.into_inner(),

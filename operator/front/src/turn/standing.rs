@@ -145,6 +145,12 @@ impl Standing {
     /// The user's word comes after the results of what an older turn had left open.
     fn take_input(&mut self) {
         if self.input.is_empty() {
+            // A turn without words of the user's, which a person's answer began.
+            if let Some(checkpoint) = self.checkpoint.as_mut().filter(|checkpoint| checkpoint.turn_id != self.turn) {
+                checkpoint.turn_id.clone_from(&self.turn);
+                (checkpoint.model_calls, checkpoint.tool_calls) = (0, 0);
+                checkpoint.finish_reason.clear();
+            }
             return;
         }
         self.settle(true);

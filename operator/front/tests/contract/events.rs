@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use croft_front::Error;
-use croft_front::events::log::{Appended, Authority, NewEvent, StoredCheckpoint};
+use croft_front::events::log::{Appended, Authority, NewEvent, PAGE_BYTES, StoredCheckpoint, is_last_page};
 use croft_front::store::Stores;
 use croft_proto::Timestamp;
 use croft_proto::id::{SessionId, TenantId, TurnId};
@@ -277,6 +277,28 @@ pub(crate) async fn reads_in_pages(stores: &Stores) {
     assert_eq!(read(4, 2).await, found[2..]);
     assert_eq!(read(5, 2).await, []);
     assert_eq!(read(u64::MAX, 2).await, []);
+}
+
+/// Events may be megabytes, and hundreds of them more than a replica has.
+pub(crate) async fn reads_no_more_than_fits_a_page(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let session = session(stores, tenant).await;
+    let (large, huge) = ("x".repeat(PAGE_BYTES as usize * 2 / 5), "x".repeat(PAGE_BYTES as usize * 3 / 2));
+    for text in [&large, &large, &large, &huge, "small", &large] {
+        appended(stores, append(tenant, session, vec![said(text)])).await;
+    }
+    let (mut after, mut pages) = (2, Vec::new());
+    loop {
+        let page = stores.events.read(tenant, session, after, 100).await.unwrap();
+        let is_last = is_last_page(&page, 100);
+        after = page.last().map_or(after, |event| event.seq);
+        pages.push(page.iter().map(|event| event.seq).collect::<Vec<_>>());
+        if is_last {
+            break;
+        }
+    }
+    // One that begins below the bound is in it.
+    assert_eq!(pages, [vec![3, 4, 5], vec![6], vec![7, 8]]);
 }
 
 pub(crate) async fn replaces_the_checkpoint(stores: &Stores) {

@@ -178,6 +178,25 @@ pub(crate) async fn is_abandoned_by_a_message_that_finds_nobody(stores: &Stores)
     assert_eq!(stores.leases.abandoned(10).await.unwrap(), []);
 }
 
+/// In mid turn, with nothing that waits.
+pub(crate) async fn is_abandoned_by_a_holder_that_goes(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let session = session(stores, tenant).await;
+    let lease = Abandoned { tenant, session };
+    let lost = stores.leases.acquire(tenant, session, "front-0", LONG).await.unwrap().unwrap();
+    stores.leases.abandon(tenant, session, lost).await.unwrap();
+    assert_eq!(stores.leases.abandoned(10).await.unwrap(), [lease]);
+    is_nobodys(stores, lease, lost).await;
+    let next = stores.leases.acquire(tenant, session, "front-1", LONG).await.unwrap().expect("it can be taken");
+    assert!(next > lost);
+    // One that is another's by now stays the other's, and one that was given up stays free.
+    stores.leases.abandon(tenant, session, lost).await.unwrap();
+    stores.leases.renew(tenant, session, next, LONG).await.unwrap();
+    stores.leases.release(tenant, session, next).await.unwrap();
+    stores.leases.abandon(tenant, session, next).await.unwrap();
+    assert_eq!(stores.leases.abandoned(10).await.unwrap(), []);
+}
+
 /// Nobody holds it, not even whoever guesses what it is under now.
 async fn is_nobodys(stores: &Stores, lease: Abandoned, epoch: u64) {
     let Abandoned { tenant, session } = lease;

@@ -30,12 +30,12 @@ macro_rules! promises {
                 refuses_a_stale_epoch, refuses_a_released_lease, fences_the_turn, ends_the_lease_with_the_session,
                 takes_nothing_after_the_end, takes_nothing_for_unknown_sessions, stores_all_or_nothing,
                 takes_no_previews, answers_a_repeated_key_with_the_same_number, keeps_keys_apart_by_session,
-                appends_once_for_concurrent_requests_with_one_key, reads_in_pages, replaces_the_checkpoint,
+                appends_once_for_concurrent_requests_with_one_key, reads_in_pages, reads_no_more_than_fits_a_page, replaces_the_checkpoint,
                 remembers_what_input_was_taken_up;
             leases: keeps_tenants_apart, has_one_holder, grows_its_epoch, passes_on_when_it_runs_out,
                 renews_while_it_is_held, survives_a_late_heartbeat, finds_abandoned_ones_longest_first,
                 has_one_winner_of_many, refuses_sessions_that_cannot_run, is_abandoned_when_given_up_while_a_message_waits,
-                is_abandoned_by_a_message_that_finds_nobody;
+                is_abandoned_by_a_message_that_finds_nobody, is_abandoned_by_a_holder_that_goes;
             turns: keeps_tenants_apart, begins_with_lease_and_message_together, brings_the_newest_checkpoint_along,
                 stores_nothing_while_someone_holds_the_lease, has_one_winner_of_many, refuses_sessions_that_cannot_run,
                 answers_a_repeated_key_without_taking_the_lease, gives_the_lease_up_with_the_last_word,

@@ -64,6 +64,37 @@ async fn what_was_not_priced_is_priced_once_and_everything_adds_up() {
     database.end().await;
 }
 
+/// Two jobs that overlap. Each used to add what it had found missing.
+#[tokio::test]
+async fn two_at_the_same_time_count_nothing_twice() {
+    let database = Database::migrated().await;
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
+    let [ours, _] = two_tenants(&stores).await;
+    let first = session(&stores, ours).await;
+    appended(&stores, append(ours, first, vec![attempt("a", None), attempt("b", None)])).await;
+    let mut admin = database.admin().await;
+    execute(&mut admin, "update prices set effective_from = '2020-01-01' where model_id = 'scripted-1'").await.unwrap();
+
+    // Both are under way before either can write.
+    execute(&mut admin, "begin; lock table sessions in exclusive mode").await.unwrap();
+    let (url, mut watcher) = (database.admin_url(), database.admin().await);
+    let held_back = async {
+        let waiting =
+            "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+        while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut watcher).await.unwrap() < 2 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        execute(&mut admin, "commit").await.unwrap();
+    };
+    let both = futures::future::join(reprice(&url, Choice::default()), reprice(&url, Choice::default()));
+    let ((one, other), ()) = tokio::join!(both, held_back);
+    assert_eq!(one.unwrap().difference_nano_usd + other.unwrap().difference_nano_usd, 2 * COST);
+    assert_eq!(get(&stores, ours, first).await.usage.cost_nano_usd, 2 * COST);
+    let account = Account { scope: Scope::Tenant, subject: String::new(), period: "life".into() };
+    assert_eq!(stores.budgets.ledgers(ours, &[account]).await.unwrap()[0].nano_usd, 2 * COST);
+    database.end().await;
+}
+
 #[tokio::test]
 async fn a_price_that_is_gone_makes_nothing_unknown() {
     let database = Database::migrated().await;

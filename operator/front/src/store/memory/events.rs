@@ -3,10 +3,11 @@
 use async_trait::async_trait;
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::{SessionEvent, SessionState};
+use prost::Message;
 
 use super::{Memory, Record, Scope, State};
 use crate::error::Error;
-use crate::events::log::{Append, Appended, Authority, EventLog, IdempotencyKey, StoredCheckpoint};
+use crate::events::log::{Append, Appended, Authority, EventLog, IdempotencyKey, PAGE_BYTES, StoredCheckpoint};
 use crate::store::projection::{self, Change};
 
 #[async_trait]
@@ -45,7 +46,13 @@ impl EventLog for Memory {
         let Some(record) = state.sessions.get(&(tenant, session)) else { return Ok(Vec::new()) };
         // Numbers are contiguous from 1, so the number before an event is its index.
         let start = usize::try_from(after_seq).unwrap_or(usize::MAX).min(record.events.len());
-        Ok(record.events[start..].iter().take(limit as usize).cloned().collect())
+        let mut bytes = 0;
+        let fits = |event: &&SessionEvent| {
+            let before = bytes;
+            bytes += event.encoded_len();
+            before < PAGE_BYTES as usize
+        };
+        Ok(record.events[start..].iter().take(limit as usize).take_while(fits).cloned().collect())
     }
 
     async fn checkpoint(&self, tenant: TenantId, session: SessionId) -> Result<Option<StoredCheckpoint>, Error> {

@@ -58,6 +58,16 @@ impl LeaseStore for Memory {
         Ok(())
     }
 
+    async fn abandon(&self, tenant: TenantId, session: SessionId, epoch: u64) -> Result<(), Error> {
+        let mut state = self.lock();
+        if let Ok(record) = state.record(tenant, session)
+            && record.lease.is_held_under(epoch)
+        {
+            record.lease.abandon();
+        }
+        Ok(())
+    }
+
     async fn abandoned(&self, limit: u32) -> Result<Vec<Abandoned>, Error> {
         let (state, now) = (self.lock(), Instant::now());
         let mut found: Vec<_> = state

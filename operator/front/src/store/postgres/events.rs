@@ -11,7 +11,7 @@ use super::append::{Prepared, scope};
 use super::row::unreadable;
 use super::{Postgres, failed, sessions, signed};
 use crate::error::Error;
-use crate::events::log::{Append, Appended, EventLog, IdempotencyKey, StoredCheckpoint};
+use crate::events::log::{Append, Appended, EventLog, IdempotencyKey, PAGE_BYTES, StoredCheckpoint};
 
 #[async_trait]
 impl EventLog for Postgres {
@@ -39,12 +39,19 @@ impl EventLog for Postgres {
     ) -> Result<Vec<SessionEvent>, Error> {
         let mut tx = self.tenant(tenant).await?;
         let rows = sqlx::query(
-            "select seq, payload from events where tenant_id = $1 and session_id = $2 and seq > $3 order by seq limit $4",
+            "select seq, payload from (
+                select seq, payload,
+                    sum(octet_length(payload)) over (order by seq rows unbounded preceding) - octet_length(payload) as before
+                from events where tenant_id = $1 and session_id = $2 and seq > $3
+                order by seq limit $4
+            ) page
+            where before < $5 order by seq",
         )
         .bind(tenant.0)
         .bind(session.0)
         .bind(signed(after_seq))
         .bind(i64::from(limit))
+        .bind(i64::from(PAGE_BYTES))
         .fetch_all(&mut *tx)
         .await
         .map_err(failed)?;

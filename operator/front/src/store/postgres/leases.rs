@@ -101,6 +101,26 @@ impl LeaseStore for Postgres {
         tx.commit().await.map_err(failed)
     }
 
+    async fn abandon(&self, tenant: TenantId, session: SessionId, epoch: u64) -> Result<(), Error> {
+        let mut tx = self.locking(tenant, [session]).await?;
+        sqlx::query(
+            "with given as (
+                update leases set holder = '', expire_time = clock_timestamp(), epoch = epoch + 1
+                where tenant_id = $1 and session_id = $2 and epoch = $3 and holder <> ''
+                returning 1
+            )
+            update sessions set lease_epoch = null
+            where tenant_id = $1 and session_id = $2 and exists (select 1 from given)",
+        )
+        .bind(tenant.0)
+        .bind(session.0)
+        .bind(signed(epoch))
+        .execute(&mut *tx)
+        .await
+        .map_err(failed)?;
+        tx.commit().await.map_err(failed)
+    }
+
     async fn abandoned(&self, limit: u32) -> Result<Vec<Abandoned>, Error> {
         let mut tx = self.nobody().await?;
         let rows = sqlx::query("select tenant_id, session_id from croft_abandoned_leases($1)")
