@@ -4,6 +4,7 @@
 
 mod attempt;
 mod branch;
+mod call_ids;
 mod chain;
 mod compaction;
 mod failure;

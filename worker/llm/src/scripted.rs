@@ -154,7 +154,7 @@ impl Player {
                 self.words(&text, Duration::from_millis(step.token_delay_ms.unwrap_or_default())).await?;
             }
             if let Some(call) = step.tool_call {
-                // Unique in the conversation: no two calls of it have as many messages before them and the same place.
+                // No two calls of a conversation that is sent whole have as many messages before them and the same place.
                 let tool_call_id = format!("call_{}_{index}", request.messages.len());
                 self.tool_call(tool_call_id, call).await?;
                 stop = Stop::ToolUse;

@@ -11,6 +11,7 @@ use croft_proto::v1::{
 use futures::StreamExt as _;
 use tokio::time::Instant;
 
+use super::call_ids::CallIds;
 use crate::guardrails::Output;
 use crate::interrupt::{Interrupt, Why};
 use crate::link::Link;
@@ -113,6 +114,7 @@ impl Call {
         shown: &Shown<'_>,
         interrupt: &Interrupt,
         mut guard: Option<Output<'step>>,
+        mut ids: CallIds<'_>,
     ) -> Attempt<'step> {
         let end = loop {
             let first = self.first.take().map(Ok);
@@ -120,11 +122,12 @@ impl Call {
                 Some(first) => first,
                 None => interrupt.or(self.next()).await,
             };
-            let delta = match next {
+            let mut delta = match next {
                 Err(why) => break End::Interrupted(why),
                 Ok(Err(error)) => break End::Failed(error),
                 Ok(Ok(delta)) => delta,
             };
+            ids.settle(&mut delta);
             self.assembly.push(&delta);
             shown.preview(&delta, &self.assembly, guard.as_mut());
             if guard.as_ref().is_some_and(Output::is_blocked) {

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::Executor;
 use super::attempt::{Attempt, Call, End};
+use super::call_ids::CallIds;
 
 /// How long the front may think about a second call. What the first one says meanwhile waits, so that it is known whether there
 /// is leave; at the bound there is none.
@@ -138,8 +139,8 @@ impl Executor<'_> {
 
     async fn finish(&self, going_on: Try) -> (Grant, Attempt<'_>) {
         let Try { grant, permit, span, call } = going_on;
-        let (shown, guard) = (self.shown(), self.guardrails.output());
-        let attempt = call.finish(&shown, self.interrupt, guard).instrument(span).await;
+        let (shown, guard, ids) = (self.shown(), self.guardrails.output(), CallIds::new(&self.state.messages));
+        let attempt = call.finish(&shown, self.interrupt, guard, ids).instrument(span).await;
         permit.ended(attempt.health());
         self.count(&grant, &attempt);
         (grant, attempt)

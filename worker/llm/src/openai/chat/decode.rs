@@ -108,7 +108,7 @@ struct Call {
 
 /// The state of one answer.
 pub(crate) struct Decoder {
-    /// Makes ids of calls unique where the server gives none.
+    /// Tells calls of different answers apart where the server gives no ids.
     messages: usize,
     opened: bool,
     blocks: Blocks,
@@ -226,7 +226,7 @@ impl Decoder {
         let (name, arguments) = function.map_or((None, None), |function| (function.name, function.arguments));
         if !self.calls.contains_key(&index) {
             let block = self.blocks.apart();
-            // Unique in the conversation: no two calls of it have as many messages before them and the same place.
+            // No two calls of a conversation that is sent whole have as many messages before them and the same place.
             let made = || format!("call_{}_{index}", self.messages);
             let tool_call_id = id.filter(|id| !id.is_empty()).unwrap_or_else(made);
             deltas.push_back(Delta::ToolCallStarted { block, tool_call_id, name: name.unwrap_or_default() });

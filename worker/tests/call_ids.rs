@@ -1,0 +1,192 @@
+//! The ids of tool calls: whatever a provider gives, no two calls of a session share one, since approvals, keys of idempotency
+//! and sub-agents hang on them.
+
+#![expect(clippy::unwrap_used, reason = "a helper of tests may fail loudly")]
+
+mod support;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex};
+
+use croft_llm::openai::Chat;
+use croft_llm::{Delta, DeltaStream, Limits, Provider, Providers, Request, Settings, Stop};
+use croft_proto::v1::content_block::Block;
+use croft_proto::v1::execute_step_request::Message as ToWorker;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{
+    AgentLimits, AgentSpec, ApprovalResolved, Permission, StepStart, StopReason, ToolCall, ToolSpec,
+};
+use croft_worker::tools::Builtins;
+use futures::{StreamExt as _, stream};
+use secrecy::SecretString;
+use serde_json::{Value, json};
+use support::*;
+use wiremock::matchers::path;
+use wiremock::{Mock, MockServer, ResponseTemplate};
+
+/// The body of an answer of Chat Completions.
+fn streamed(delta: &Value, finish_reason: &str) -> ResponseTemplate {
+    let chunk = |delta: &Value, finish_reason: Option<&str>| json!({"id": "c", "model": "m", "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]});
+    let (said, ended) = (chunk(delta, None), chunk(&json!({}), Some(finish_reason)));
+    let body = format!("data: {said}\n\ndata: {ended}\n\ndata: [DONE]\n\n");
+    ResponseTemplate::new(200).set_body_raw(body, "text/event-stream")
+}
+
+/// A server that asks for the spade so often, without an id, and then has done.
+async fn without_ids(calls: u64) -> MockServer {
+    let server = MockServer::start().await;
+    let call = json!({"tool_calls": [{"index": 0, "function": {"name": "spade", "arguments": "{\"depth\":1}"}}]});
+    for (answer, times) in [(streamed(&call, "tool_calls"), calls), (streamed(&json!({"content": "done"}), "stop"), 1)]
+    {
+        Mock::given(path("/v1/chat/completions")).respond_with(answer).up_to_n_times(times).mount(&server).await;
+    }
+    server
+}
+
+fn chat(server: &MockServer) -> Chat {
+    let api_key = SecretString::from("sk-of-nobody").into();
+    Chat::new(Settings { base_url: server.uri(), api_key, limits: Limits::default() }).unwrap()
+}
+
+/// So little room that each call but the first is asked for with equally few messages.
+fn narrow(agent: AgentSpec) -> AgentSpec {
+    let limits = AgentLimits { context_tokens_max: 1, ..AgentLimits::default() };
+    AgentSpec { limits: Some(limits), ..agent }
+}
+
+fn agent() -> AgentSpec {
+    AgentSpec { model: "m".into(), tools: vec![builtin("spade")], ..support::agent() }
+}
+
+async fn worker(provider: impl Provider + 'static, spade: &Spade) -> Worker {
+    let builtins = Builtins::default().with("spade", spade.clone());
+    worker_with(options(), Providers::new().with(provider), builtins).await
+}
+
+fn calls(heard: &Heard) -> Vec<ToolCall> {
+    let call = |kind: &Kind| match kind {
+        Kind::ToolCall(call) => Some(call.clone()),
+        _ => None,
+    };
+    heard.durables.iter().filter_map(call).collect()
+}
+
+#[tokio::test]
+async fn a_yes_to_one_call_is_none_to_another_though_the_endpoint_tells_them_not_apart() {
+    let server = without_ids(3).await;
+    let spade = Spade::default();
+    let worker = worker(chat(&server), &spade).await;
+    let asks = ToolSpec { permission: Permission::Ask.into(), ..builtin("spade") };
+    let agent = narrow(AgentSpec { tools: vec![asks], ..agent() });
+    let session_id = session();
+    init(&worker.client, &session_id, &agent).await.unwrap();
+    let mut front = Front::open(&worker.client, start(&session_id, text("dig"))).await;
+    (front.provider, front.model) = ("openai".into(), "m".into());
+    let mut approval_ids = BTreeSet::new();
+    for approved in [true, true, false] {
+        let asked = front.until_event(|kind| matches!(kind, Kind::ApprovalRequired(_))).await;
+        let Kind::ApprovalRequired(asked) = asked else { panic!() };
+        approval_ids.insert(asked.approval_id.clone());
+        let resolved = ApprovalResolved { approval_id: asked.approval_id, approved, ..ApprovalResolved::default() };
+        front.send(ToWorker::ApprovalResolved(resolved)).await;
+    }
+    let heard = front.finish().await;
+    assert_eq!((heard.stop_reason(), spade.digs()), (StopReason::EndTurn, 2), "the third was denied");
+    assert_eq!(approval_ids.len(), 3);
+    let keys: BTreeSet<_> = calls(&heard).into_iter().map(|call| call.idempotency_key).collect();
+    assert_eq!(keys.len(), 2);
+}
+
+/// A provider that gives these ids to its calls, an answer's in one, and then has done.
+#[derive(Clone)]
+struct Naming {
+    ids: Arc<Mutex<VecDeque<&'static [&'static str]>>>,
+    requests: Arc<Mutex<Vec<Request>>>,
+}
+
+impl Naming {
+    fn new(ids: impl IntoIterator<Item = &'static [&'static str]>) -> Self {
+        Self { ids: Arc::new(Mutex::new(ids.into_iter().collect())), requests: Arc::default() }
+    }
+}
+
+impl Provider for Naming {
+    fn name(&self) -> &'static str {
+        "naming"
+    }
+
+    fn stream(&self, request: Request) -> DeltaStream {
+        self.requests.lock().unwrap().push(request);
+        let ids = self.ids.lock().unwrap().pop_front().unwrap_or_default();
+        let mut deltas = vec![Delta::Opened { response_id: "r".into(), model: "m".into() }];
+        for (block, id) in (0..).zip(ids) {
+            let arguments_json = json!({"depth": block}).to_string();
+            deltas.push(Delta::ToolCallStarted { block, tool_call_id: (*id).into(), name: "spade".into() });
+            deltas.push(Delta::ToolArguments { block, partial_json: arguments_json.clone() });
+            deltas.push(Delta::ToolCallStopped { block, arguments_json });
+        }
+        deltas.push(Delta::Stop(if ids.is_empty() { Stop::EndTurn } else { Stop::ToolUse }));
+        stream::iter(deltas.into_iter().map(Ok)).boxed()
+    }
+}
+
+async fn naming(naming: &Naming, start: StepStart, agent: &AgentSpec) -> Heard {
+    let worker = worker(naming.clone(), &Spade::default()).await;
+    init(&worker.client, &start.session_id, agent).await.unwrap();
+    let mut front = Front::open(&worker.client, start).await;
+    (front.provider, front.model) = ("naming".into(), "m".into());
+    front.finish().await
+}
+
+const REPEATED: [&[&str]; 3] = [&["a", "", "a"], &["a", "b"], &["b", ""]];
+
+#[tokio::test(start_paused = true)]
+async fn ids_that_are_missing_or_come_again_are_given_anew_and_all_that_hangs_on_them_agrees() {
+    let agent = agent();
+    let provider = Naming::new(REPEATED);
+    let heard = naming(&provider, start(&session(), text("dig")), &agent).await;
+    let ids: Vec<_> = calls(&heard).into_iter().map(|call| call.tool_call_id).collect();
+    assert_eq!((ids.len(), ids.iter().collect::<BTreeSet<_>>().len()), (7, 7), "{ids:?}");
+    assert!(ids.iter().all(|id| !id.is_empty()));
+    assert_eq!((ids[0].as_str(), ids[4].as_str()), ("a", "b"), "one that is new stays");
+
+    let shown = heard.previews.iter().filter_map(|kind| match kind {
+        Kind::ToolArgumentDelta(delta) => Some(delta.tool_call_id.clone()),
+        _ => None,
+    });
+    assert_eq!(shown.collect::<Vec<_>>(), ids, "what is seen of a call is of that call");
+    // What the provider is sent: each call with its own result.
+    let last = provider.requests.lock().unwrap().pop().unwrap();
+    let blocks = last.messages.iter().flat_map(|message| &message.content);
+    let (mut called, mut answered) = (Vec::new(), Vec::new());
+    for block in blocks {
+        match &block.block {
+            Some(Block::ToolUse(call)) => called.push(call.tool_call_id.clone()),
+            Some(Block::ToolOutput(output)) => answered.push(output.tool_call_id.clone()),
+            _ => {}
+        }
+    }
+    assert_eq!((&called, &answered), (&ids, &ids));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_asks_again_from_a_checkpoint_comes_to_the_same_ids_and_a_later_turn_to_others() {
+    let agent = agent();
+    let session_id = session();
+    let first = naming(&Naming::new(REPEATED), start(&session_id, text("dig")), &agent).await;
+    // After the first answer and its results.
+    let checkpoint = Some(first.checkpoints[1].clone());
+    let again = StepStart { checkpoint, ..start(&session_id, Vec::new()) };
+    let again = naming(&Naming::new(REPEATED[1..].iter().copied()), again, &agent).await;
+    assert_eq!(calls(&again), calls(&first)[3..]);
+
+    let next = StepStart {
+        turn_id: "turn-2".into(),
+        checkpoint: Some(first.checkpoint()),
+        ..start(&session_id, text("dig on"))
+    };
+    let next = naming(&Naming::new(REPEATED), next, &agent).await;
+    let all = calls(&first).into_iter().chain(calls(&next));
+    let keys: BTreeSet<_> = all.map(|call| (call.tool_call_id, call.idempotency_key)).collect();
+    assert_eq!(keys.len(), 14);
+}
