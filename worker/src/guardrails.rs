@@ -109,8 +109,30 @@ impl Guardrails {
 
     /// Checks texts that belong together, and replaces in them what is to be replaced.
     pub(crate) async fn review(&self, stage: GuardrailStage, texts: &mut [&mut String]) -> Review {
+        self.review_by(|_| true, stage, texts).await
+    }
+
+    /// Checks once more what was said before, as it was said, by what says the same of it each time.
+    pub(crate) async fn review_again(&self, stage: GuardrailStage, texts: &mut [&mut String]) -> Review {
+        self.review_by(|check| !matches!(check, Check::Http(_)), stage, texts).await
+    }
+
+    /// Checks what the model thinks while it comes to its answer. It is of no shape, and what was kept secret is not looked at.
+    pub(crate) async fn review_thinking(&self, text: &mut String) -> Review {
+        if text.is_empty() {
+            return Review::default();
+        }
+        self.review_by(|check| !matches!(check, Check::Schema(_)), GuardrailStage::Output, &mut [text]).await
+    }
+
+    async fn review_by(
+        &self,
+        looks: impl Fn(&Check) -> bool,
+        stage: GuardrailStage,
+        texts: &mut [&mut String],
+    ) -> Review {
         let mut review = Review::default();
-        for guard in self.at(stage) {
+        for guard in self.at(stage).filter(|guard| looks(&guard.check)) {
             let mut verdicts = Vec::new();
             if guard.redacts() {
                 for text in texts.iter_mut() {
@@ -140,6 +162,10 @@ impl Guardrails {
         let Ok(mut arguments) = serde_json::from_str::<Value>(arguments_json) else {
             return self.review(stage, &mut [arguments_json]).await;
         };
+        if self.at(stage).next().is_some() {
+            // As it was understood: of a key that is there twice the text has more to say than what the checks see.
+            *arguments_json = arguments.to_string();
+        }
         let mut review = Review::default();
         for guard in self.at(stage) {
             let verdict = match &guard.check {

@@ -8,8 +8,8 @@ use croft_proto::v1::content_block::Block;
 use croft_proto::v1::guardrail_spec::Check;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    AgentSpec, GuardrailMode, GuardrailSpec, GuardrailStage, GuardrailViolation, HttpCheck, LengthCheck, Message,
-    PatternCheck, PersonalDataCheck, Role, SessionCheckpoint, StopReason,
+    AgentSpec, GuardrailMode, GuardrailSpec, GuardrailStage, GuardrailViolation, HttpCheck, JsonSchemaCheck,
+    LengthCheck, Message, PatternCheck, PersonalDataCheck, Role, SessionCheckpoint, StopReason,
 };
 use serde_json::json;
 use support::*;
@@ -187,6 +187,55 @@ async fn a_worker_that_goes_on_makes_no_call_whose_arguments_were_withheld() {
     assert_eq!((spade.digs(), heard.stop_reason()), (0, StopReason::EndTurn));
 }
 
+/// The check saw the last value of a key, and the rest of the system the text with all of them.
+#[tokio::test(start_paused = true)]
+async fn arguments_with_a_repeated_key_reach_nobody_but_as_they_were_checked() {
+    let (worker, spade) = with_spade().await;
+    let hidden = r#"{"depth":"project heron","depth":1}"#;
+    let steps = json!([{"tool_call": {"name": "spade", "arguments": hidden}}, {"text": "Done."}]);
+    for mode in [GuardrailMode::Enforce, GuardrailMode::Shadow] {
+        let mut agent = guarded(GuardrailStage::ToolArguments, denied("heron"));
+        agent.guardrails[0].mode = mode.into();
+        let heard = turn(&worker, &agent, script(&steps)).await;
+        assert_eq!(heard.stop_reason(), StopReason::EndTurn);
+        // The script itself is the user's.
+        let told: Vec<_> = heard.durables.iter().map(|kind| format!("{kind:?}")).collect();
+        assert!(!told.concat().contains("heron"), "{told:?}");
+        let answers = heard.checkpoint().messages.into_iter().filter(|message| message.role() == Role::Assistant);
+        assert!(!format!("{:?}", answers.collect::<Vec<_>>()).contains("heron"));
+    }
+    assert_eq!(spade.digs(), 2);
+}
+
+fn object() -> Check {
+    Check::JsonSchema(JsonSchemaCheck { schema_json: json!({"type": "object"}).to_string() })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shape_is_asked_of_the_answer_and_not_of_what_leads_to_it() {
+    let (worker, spade) = with_spade().await;
+    let agent = guarded(GuardrailStage::Output, object());
+    let dig = json!({"tool_call": {"name": "spade", "arguments": {"depth": 1}}});
+    let steps = json!([
+        {"thinking": "I dig first"}, dig,
+        {"text": "Let me see."}, dig,
+        {"text": "{\"day\":1}"}
+    ]);
+    let heard = turn(&worker, &agent, script(&steps)).await;
+    assert_eq!((spade.digs(), heard.stop_reason()), (2, StopReason::EndTurn));
+    assert_eq!(violations(&heard), []);
+    let answer = r#"{"day":1}"#;
+    assert_eq!((said(&heard).as_str(), shown(&heard).as_str()), (answer, answer), "what has not the shape is left out");
+    let messages = heard.checkpoint().messages;
+    let thinks =
+        |message: &Message| message.content.iter().any(|block| matches!(block.block, Some(Block::Thinking(_))));
+    assert!(thinks(&messages[1]), "{messages:?}");
+
+    let heard = turn(&worker, &agent, script(&json!([dig, {"text": "day 1"}]))).await;
+    assert_eq!((violations(&heard), heard.stop_reason()), (vec![violation("output", "schema")], StopReason::Guardrail));
+    assert!(said(&heard).is_empty() && shown(&heard).is_empty());
+}
+
 /// As a front puts a conversation together from its log: with the input as the user sent it.
 #[tokio::test(start_paused = true)]
 async fn input_that_a_front_brings_back_is_guarded_again() {
@@ -206,6 +255,34 @@ async fn input_that_a_front_brings_back_is_guarded_again() {
     assert_eq!(heard.stop_reason(), StopReason::EndTurn);
     let said: Vec<_> = heard.checkpoint().messages.iter().map(|message| texts(&message.content)).collect();
     assert_eq!(said, ["I am [email]", "and me?", "You said: and me?"]);
+}
+
+/// The worker was lost after the first answer, and the turn ended with no other.
+#[tokio::test(start_paused = true)]
+async fn input_of_an_earlier_turn_that_a_front_brings_back_is_guarded_again() {
+    let worker = worker().await;
+    let mut agent = AgentSpec { tools: Vec::new(), ..guarded(GuardrailStage::Input, redacting()) };
+    agent.guardrails.push(GuardrailSpec {
+        name: "words".into(),
+        ..guarded(GuardrailStage::Input, denied("sesame")).guardrails.remove(0)
+    });
+    let session_id = session();
+    init(&worker.client, &session_id, &agent).await.unwrap();
+    let message = |role: Role, said: &str| Message { role: role.into(), content: text(said), ..Message::default() };
+    // The second was refused when it came; nobody has answered it.
+    let messages = vec![
+        message(Role::User, "I am jo@doe.example"),
+        message(Role::Assistant, "Hello."),
+        message(Role::User, "open sesame"),
+        message(Role::User, "my card is 4111 1111 1111 1111"),
+        message(Role::Assistant, "Thank you."),
+    ];
+    let mut start = start(&session_id, text("and me?"));
+    start.checkpoint = Some(SessionCheckpoint { messages, turn_id: "turn-0".into(), ..SessionCheckpoint::default() });
+    let heard = Front::open(&worker.client, start).await.finish().await;
+    assert_eq!(heard.story(), ["started", "attempt", "message", "completed"], "it was told when it came");
+    let said: Vec<_> = heard.checkpoint().messages.iter().map(|message| texts(&message.content)).collect();
+    assert_eq!(said, ["I am [email]", "Hello.", "my card is [card]", "Thank you.", "and me?", "You said: and me?"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -265,6 +342,21 @@ async fn a_server_is_asked_about_the_whole_text_and_its_word_counts() {
     let heard = turn(&worker, &asks(&server, true), text("bad morning")).await;
     assert_eq!((said(&heard).as_str(), shown(&heard).as_str()), ("", ""));
     assert_eq!((violations(&heard), heard.stop_reason()), (vec![violation("output", "http")], StopReason::Guardrail));
+}
+
+#[tokio::test]
+async fn a_server_is_not_asked_about_what_was_not_said() {
+    let server = MockServer::start().await;
+    let question = json!({"guardrail": "strict", "stage": "output", "text": "Done."});
+    let yes = ResponseTemplate::new(200).set_body_json(json!({"allowed": true}));
+    // Any other question has no answer, which refuses.
+    Mock::given(body_json(question)).respond_with(yes).expect(1).mount(&server).await;
+    let (worker, spade) = with_spade().await;
+    let agent = AgentSpec { tools: vec![builtin("spade")], ..asks(&server, false) };
+    let steps = json!([{"tool_call": {"name": "spade", "arguments": {"depth": 1}}}, {"text": "Done."}]);
+    let heard = turn(&worker, &agent, script(&steps)).await;
+    assert_eq!((said(&heard).as_str(), heard.stop_reason(), spade.digs()), ("Done.", StopReason::EndTurn, 1));
+    assert_eq!(violations(&heard), []);
 }
 
 #[tokio::test]

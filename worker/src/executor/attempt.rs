@@ -211,8 +211,13 @@ impl Attempt<'_> {
 
     /// Lets the guards judge an answer that is whole.
     async fn finish(&mut self, shown: &Shown<'_>, interrupt: &Interrupt) {
-        let (End::Stopped(_), Some(guard)) = (&self.end, &mut self.guard) else { return };
-        match interrupt.or(guard.finish()).await {
+        let (End::Stopped(stop), Some(guard)) = (&self.end, &mut self.guard) else { return };
+        let calls = match stop {
+            // None of them will be made.
+            Stop::MaxTokens | Stop::ContextFull | Stop::Refusal => false,
+            Stop::EndTurn | Stop::ToolUse | Stop::BadToolCall | Stop::Pause => !self.assembly.calls().is_empty(),
+        };
+        match interrupt.or(guard.finish(calls)).await {
             Ok(rest) => shown.text(rest),
             Err(why) => return self.end = End::Interrupted(why),
         }

@@ -21,8 +21,8 @@ impl Executor<'_> {
     /// Checks the user's words since the model's last answer: the newest, and those before it which no turn came to answer.
     /// What is refused is taken out of the conversation, so that no later turn brings it before the model either.
     ///
-    /// A turn that goes on after its first answer may have its input as the user sent it, where the front had to put the
-    /// conversation together from its log. What is to be replaced in it is replaced again; all else was told and done.
+    /// The input of this turn, and of any before it, may be there as the user sent it, where the front had to put the
+    /// conversation together from its log. What is to be replaced in it is replaced again; it was told when it came.
     pub(super) async fn guard_input(&mut self) -> Result<Option<StopReason>, Why> {
         let Some(newest) = self.state.messages.iter().rposition(|message| message.role() == Role::User) else {
             return Ok(None);
@@ -33,8 +33,9 @@ impl Executor<'_> {
         loop {
             let asked = review(self.guardrails, GuardrailStage::Input, &mut self.state.messages[place].content);
             let review = self.interrupt.or(asked).await?;
-            let is_refused = review.blocked_by.is_some() && !is_answered;
-            if is_refused || (place == newest && !is_answered) {
+            // One that was answered itself had passed.
+            let is_refused = review.blocked_by.is_some() && (!is_answered || place < newest);
+            if !is_answered && (is_refused || place == newest) {
                 self.tell_violations(&review.violations).await;
             }
             if is_refused {
@@ -44,9 +45,27 @@ impl Executor<'_> {
                 }
             }
             if place == 0 || self.state.messages[place - 1].role() != Role::User {
-                return Ok(ended);
+                break;
             }
             place -= 1;
+        }
+        self.guard_again(place).await;
+        Ok(ended)
+    }
+
+    /// Does to the user's words before this place what was done when they came, should a front have brought them back. No
+    /// server is asked about them a second time.
+    async fn guard_again(&mut self, before: usize) {
+        for place in (0..before).rev() {
+            if self.state.messages[place].role() != Role::User {
+                continue;
+            }
+            let is_answered = self.state.messages.get(place + 1).is_some_and(|next| next.role() != Role::User);
+            let mut texts = texts(&mut self.state.messages[place].content);
+            let review = self.guardrails.review_again(GuardrailStage::Input, &mut texts).await;
+            if review.blocked_by.is_some() && !is_answered {
+                self.state.messages.remove(place);
+            }
         }
     }
 
@@ -66,9 +85,7 @@ impl Executor<'_> {
         for mut block in content.drain(..) {
             let keeps = match &mut block.block {
                 Some(Block::Thinking(thinking)) => {
-                    let mut texts = [&mut thinking.text];
-                    let asked = self.guardrails.review(GuardrailStage::Output, &mut texts);
-                    match self.interrupt.or(asked).await {
+                    match self.interrupt.or(self.guardrails.review_thinking(&mut thinking.text)).await {
                         Ok(review) => {
                             self.tell_violations(&review.violations).await;
                             // Signed text can't be changed.
@@ -105,14 +122,18 @@ impl Executor<'_> {
 
 /// Checks the texts of something that was said.
 pub(super) async fn review(guardrails: &Guardrails, stage: GuardrailStage, content: &mut [ContentBlock]) -> Review {
-    let mut texts: Vec<&mut String> = content
+    let mut texts = texts(content);
+    if texts.is_empty() { Review::default() } else { guardrails.review(stage, &mut texts).await }
+}
+
+fn texts(content: &mut [ContentBlock]) -> Vec<&mut String> {
+    content
         .iter_mut()
         .filter_map(|block| match &mut block.block {
             Some(Block::Text(text)) => Some(&mut text.text),
             _ => None,
         })
-        .collect();
-    if texts.is_empty() { Review::default() } else { guardrails.review(stage, &mut texts).await }
+        .collect()
 }
 
 /// Tells of what was found, in events and metrics.

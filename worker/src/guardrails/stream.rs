@@ -63,15 +63,16 @@ impl<'guards> Output<'guards> {
         passing
     }
 
-    /// The answer is whole: judges what is still held back, and returns what of it is let through.
-    pub(crate) async fn finish(&mut self) -> String {
+    /// The answer is whole: judges what is still held back, and returns what of it is let through. `calls` says that it calls
+    /// tools, and so is not the one that the turn comes to.
+    pub(crate) async fn finish(&mut self, calls: bool) -> String {
         let mut passing = String::new();
         for filter in &mut self.filters {
             let (passed, found) = filter.push(&passing);
             passing = passed;
             self.blocked |= filter.tell(found, &mut self.violations);
             if !self.blocked {
-                let (rest, found) = filter.finish().await;
+                let (rest, found) = filter.finish(calls).await;
                 passing.push_str(&rest);
                 self.blocked |= filter.tell(found, &mut self.violations);
             }
@@ -137,14 +138,20 @@ impl<'guards> Filter<'guards> {
         }
     }
 
-    async fn finish(&mut self) -> (String, Option<Found>) {
+    async fn finish(&mut self, calls: bool) -> (String, Option<Found>) {
+        // Of a shape is what the turn comes to. What leads there may be said if it has the shape too, and is left out if not.
+        let excuses = calls && matches!(self.guard.check, Check::Schema(_));
         match &mut self.hold {
+            // What was not said is not judged.
+            Hold::Nothing { seen: said } | Hold::Everything { held: said } if said.is_empty() => (String::new(), None),
+            Hold::Nothing { .. } if excuses => (String::new(), None),
             Hold::Nothing { seen } => (String::new(), self.guard.verdict(STAGE, seen).await.found()),
             Hold::Count { .. } => (String::new(), None),
             Hold::Window(_) => self.advance(true),
             Hold::Everything { held } => match self.guard.verdict(STAGE, held).await {
                 Verdict::Passed => (std::mem::take(held), None),
                 Verdict::Replaced(text) => (text, Some(Found::Replaced)),
+                Verdict::Refused(_) if excuses => (String::new(), None),
                 Verdict::Refused(reason) => (String::new(), Some(Found::Refused(reason))),
             },
         }

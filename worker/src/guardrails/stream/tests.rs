@@ -30,7 +30,7 @@ fn redacting() -> CheckSpec {
 fn streamed(guardrails: &Guardrails, pieces: &[&str]) -> (String, String, bool) {
     let mut output = guardrails.output().unwrap();
     let before: String = pieces.iter().map(|piece| output.push(piece)).collect();
-    let end = futures::executor::block_on(output.finish());
+    let end = futures::executor::block_on(output.finish(false));
     assert_eq!(output.released(), format!("{before}{end}"));
     (before, end, output.is_blocked())
 }
@@ -87,7 +87,7 @@ fn a_shadow_holds_nothing_back_and_tells() {
     let mut output = guardrails.output().unwrap();
     let text = "open sesame, jo@doe.example";
     assert_eq!(output.push(text), text);
-    assert_eq!(futures::executor::block_on(output.finish()), "");
+    assert_eq!(futures::executor::block_on(output.finish(false)), "");
     let told: Vec<_> =
         output.violations().iter().map(|told| (told.reason.as_str(), told.blocked, told.redacted)).collect();
     assert_eq!((told, output.is_blocked()), (vec![("pattern", false, false), ("personal_data", false, false)], false));
