@@ -264,6 +264,44 @@ async fn what_people_were_asked_and_have_decided_before_a_loss_holds_after_it() 
     assert_eq!((heard.stop_reason(), spade.digs()), (StopReason::EndTurn, 1));
 }
 
+/// It was held until the calls before it were over, and with it the only word that it had been made.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_done_while_another_waits_for_a_person_is_not_in_doubt_after_a_loss() {
+    let spade = Spade::default();
+    let (worker, agent) = worker_with_spade(&spade).await;
+    let asks = ToolSpec { permission: Permission::Ask.into(), ..builtin("clock") };
+    let once = ToolSpec { replay: ReplayClass::Unsafe.into(), ..builtin("spade") };
+    let agent = AgentSpec { tools: vec![asks, once], ..agent };
+    let session_id = session();
+    init(&worker.client, &session_id, &agent).await.unwrap();
+    let steps = json!([{"tool_call": {"name": "clock", "arguments": {}}}, dig(1), {"text": "done"}]);
+    let mut front = Front::open(&worker.client, start(&session_id, script(&steps))).await;
+    let began = tokio::time::Instant::now();
+    let told = front.until_event(|kind| matches!(kind, Kind::ToolResult(_))).await;
+    let Kind::ToolResult(result) = told else { panic!() };
+    assert!(began.elapsed() < Duration::from_secs(1), "the turn's end would tell it, too");
+    assert_eq!((texts(&result.content).as_str(), spade.digs()), ("dug 1", 1));
+    let call = |kind: &Kind| match kind {
+        Kind::ToolCall(call) => Some(call.clone()),
+        _ => None,
+    };
+    let heard = front.heard.clone();
+    drop(front);
+    let approval_id = approval_id(&heard);
+    let journal = vec![JournalledToolCall { call: heard.durables.iter().find_map(call), result: Some(result.clone()) }];
+    let yes = ApprovalResolved { approval_id: approval_id.clone(), approved: true, ..Default::default() };
+    let start = StepStart {
+        asked_approval_ids: vec![approval_id],
+        decisions: vec![yes],
+        ..resumed(&session_id, heard.checkpoints.last().unwrap().clone(), journal)
+    };
+    let heard = elsewhere(&spade, &agent, start).await;
+    assert_eq!(heard.story(), ["started", "call", "result", "attempt", "message", "completed"]);
+    assert_eq!((heard.stop_reason(), spade.digs()), (StopReason::EndTurn, 1));
+    let outputs = heard.checkpoint().messages[2].content.iter().map(|block| format!("{block:?}")).collect::<Vec<_>>();
+    assert!(outputs.len() == 2 && outputs[1].contains("dug 1"), "in the order of the calls: {outputs:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn input_that_the_checkpoint_already_holds_is_not_added_again() {
     let broken = Broken::new(ReplayClass::Safe).await;

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +12,8 @@ use croft_proto::v1::content_block::Block;
 use croft_proto::v1::execute_step_request::Message as ToWorker;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    AgentLimits, AgentSpec, ApprovalRequired, ApprovalResolved, EventStored, Permission, ReplayClass, StepCancel,
-    StopReason, ToolCall, ToolResult, ToolSpec,
+    AgentLimits, AgentSpec, ApprovalRequired, ApprovalResolved, ContentBlock, EventStored, Permission, ReplayClass,
+    StepCancel, StopReason, ToolCall, ToolOutput, ToolResult, ToolSpec,
 };
 use serde_json::{Value, json};
 use support::*;
@@ -39,8 +40,25 @@ fn results(heard: &Heard) -> Vec<ToolResult> {
     heard.durables.iter().filter_map(result).collect()
 }
 
+/// The results as the model sees them: in the order of its calls.
+fn outputs(heard: &Heard) -> Vec<ToolOutput> {
+    let output = |block: ContentBlock| match block.block {
+        Some(Block::ToolOutput(output)) => Some(output),
+        _ => None,
+    };
+    heard.checkpoint().messages.into_iter().flat_map(|message| message.content).filter_map(output).collect()
+}
+
+/// Of a turn whose calls are all over: what is told of each is what the model sees of it.
 fn result_texts(heard: &Heard) -> Vec<String> {
-    results(heard).iter().map(|result| texts(&result.content)).collect()
+    let outputs = outputs(heard);
+    let told: HashMap<_, _> = results(heard).into_iter().map(|result| (result.tool_call_id.clone(), result)).collect();
+    assert_eq!(told.len(), outputs.len());
+    for output in &outputs {
+        let told = &told[&output.tool_call_id];
+        assert_eq!((&told.content, told.is_error), (&output.content, output.is_error));
+    }
+    outputs.iter().map(|output| texts(&output.content)).collect()
 }
 
 fn with_permission(agent: &AgentSpec, permission: Permission) -> AgentSpec {
@@ -98,7 +116,7 @@ async fn a_call_is_made_only_once_its_event_is_stored() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_run_at_a_time_and_their_results_come_in_the_models_order() {
+async fn calls_run_at_a_time_and_the_model_sees_their_results_in_its_order() {
     let (worker, agent) = worker_with_spade(&Spade::default()).await;
     let nap = |sleep_ms: u32| json!({"tool_call": {"name": "clock", "arguments": {"sleep_ms": sleep_ms}}});
     let began = Instant::now();
@@ -106,10 +124,10 @@ async fn calls_run_at_a_time_and_their_results_come_in_the_models_order() {
     let heard = begun(&worker, &agent, steps).await.finish().await;
     assert!(began.elapsed() < Duration::from_millis(3_500), "not one after the other");
     let asked: Vec<_> = calls(&heard).into_iter().map(|call| call.tool_call_id).collect();
-    let answered: Vec<_> = results(&heard).into_iter().map(|result| result.tool_call_id).collect();
+    let answered: Vec<_> = outputs(&heard).into_iter().map(|output| output.tool_call_id).collect();
     assert_eq!(asked, answered);
     let durations: Vec<_> = results(&heard).iter().map(|result| result.duration_ms / 1_000).collect();
-    assert_eq!(durations, [3, 1, 2]);
+    assert_eq!(durations, [1, 2, 3], "each is told when it is there");
 }
 
 #[tokio::test(start_paused = true)]
@@ -261,7 +279,7 @@ async fn an_interrupt_in_mid_tool_keeps_what_is_done_and_ends_the_rest() {
     let heard = front.finish().await;
     assert!(began.elapsed() < Duration::from_millis(500));
     assert_eq!(heard.stop_reason(), StopReason::Interrupted);
-    let outcomes: Vec<_> = results(&heard).iter().map(|result| result.is_error).collect();
+    let outcomes: Vec<_> = outputs(&heard).iter().map(|output| output.is_error).collect();
     assert_eq!(outcomes, [false, true, false]);
     assert!(result_texts(&heard)[1].contains("may have taken effect"));
     assert_eq!(heard.checkpoint().messages.last().unwrap().content.len(), 3, "no call stays open");

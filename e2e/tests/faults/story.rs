@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use croft_proto::v1::StopReason;
 
-use crate::transcript::Line;
+use crate::transcript::{Line, stretches};
 
 /// Calls that may not be repeated.
 const UNSAFE: [&str; 2] = ["launch", "fire"];
@@ -15,7 +15,7 @@ pub(crate) fn faults(turns: &[Vec<Line>]) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut left_open = 0;
     for (number, turn) in turns.iter().enumerate() {
-        let closed = turn.iter().filter(|line| matches!(line, Line::Result { place: None, .. })).count();
+        let closed = turn.iter().filter(|line| closes(line)).count();
         if closed != left_open {
             wrong.push(format!("turn {number} closes {closed} calls of the {left_open} left open: {turn:#?}"));
         }
@@ -27,8 +27,12 @@ pub(crate) fn faults(turns: &[Vec<Line>]) -> Vec<String> {
 
 /// Calls that the model asked for and that have no result, at the end of a turn.
 fn open_calls(turn: &[Line]) -> usize {
-    let asked_for: usize = turn.iter().map(|line| if let Line::Agent(said) = line { calls_in(said) } else { 0 }).sum();
-    asked_for - turn.iter().filter(|line| matches!(line, Line::Result { place: Some(_), .. })).count()
+    asked_for(turn) - turn.iter().filter(|line| matches!(line, Line::Result { place: Some(_), .. })).count()
+}
+
+/// Calls that the model asked for.
+fn asked_for(turn: &[Line]) -> usize {
+    turn.iter().map(|line| if let Line::Agent(said) = line { calls_in(said) } else { 0 }).sum()
 }
 
 /// As `transcript::content` writes them.
@@ -67,11 +71,9 @@ fn disorder(turn: &[Line]) -> Option<String> {
                     && !done.contains(place)
                     && called.insert(*place)
             }
-            // In the model's order; one that was never made failed.
+            // Whichever is done first; one that was never made failed.
             Line::Result { place: Some(place), is_error, .. } => {
-                (*is_error || called.contains(place))
-                    && done.last().is_none_or(|last| last < place)
-                    && done.insert(*place)
+                (*is_error || called.contains(place)) && done.insert(*place)
             }
             Line::Result { place: None, is_error, .. } => *is_error,
             Line::Asked { place: None, .. } | Line::Decided { place: None, .. } => false,
@@ -105,20 +107,33 @@ fn disorder(turn: &[Line]) -> Option<String> {
     }
 }
 
+/// The result of a call that an earlier turn left open.
+fn closes(line: &Line) -> bool {
+    matches!(line, Line::Result { place: None, .. })
+}
+
 /// How what the model remembers differs from what the log says was said, if it does.
 pub(crate) fn misremembered(turns: &[Vec<Line>], memory: &[String]) -> Option<String> {
     let mut said = Vec::new();
-    for turn in turns {
-        let result = |line: &Line| match line {
-            Line::Result { text, .. } => Some(format!("Tool: <= {text}>")),
-            _ => None,
+    for (number, turn) in turns.iter().enumerate() {
+        let mut turn: Vec<_> = turn.iter().filter(|line| !closes(line)).cloned().collect();
+        // What the next turn closes stands among the results of its own answer.
+        let has_result = |place: &usize| {
+            turn.iter().any(|line| matches!(line, Line::Result { place: Some(done), .. } if done == place))
         };
-        let closes = |line: &&Line| matches!(line, Line::Result { place: None, .. });
-        said.extend(turn.iter().filter(closes).filter_map(result));
-        said.extend(turn.iter().filter(|line| !closes(line)).filter_map(|line| match line {
+        let open: Vec<_> = (0..asked_for(&turn)).filter(|place| !has_result(place)).collect();
+        let closing = turns.get(number + 1).into_iter().flatten().filter(|line| closes(line));
+        for (place, line) in open.into_iter().zip(closing) {
+            if let Line::Result { text, is_error, .. } = line.clone() {
+                turn.push(Line::Result { place: Some(place), text, is_error });
+            }
+        }
+        // The model sees the results of its calls in its own order.
+        said.extend(stretches(&turn).concat().iter().filter_map(|line| match line {
             Line::User(text) => Some(format!("User: {text}")),
             Line::Agent(text) => Some(format!("Assistant: {text}")),
-            line => result(line),
+            Line::Result { text, .. } => Some(format!("Tool: <= {text}>")),
+            _ => None,
         }));
     }
     let mut memory = memory.to_vec();

@@ -184,7 +184,7 @@ fn unknown(calm: &[Line], stormy: &[Line]) -> Option<StopReason> {
 
 /// A turn from one word of the user or the model to the next. In between, what happens to one call comes in an order that
 /// `story::faults` looks after; when a person decides, and which of several tools is done first, is theirs.
-fn stretches(lines: &[Line]) -> Vec<Vec<Line>> {
+pub(crate) fn stretches(lines: &[Line]) -> Vec<Vec<Line>> {
     let mut stretches: Vec<Vec<Line>> = Vec::new();
     for line in lines {
         match stretches.last_mut() {

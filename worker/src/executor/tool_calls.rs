@@ -1,5 +1,5 @@
-//! The superstep that makes the model's tool calls, all at a time. Their results come in the model's order, whichever
-//! tool is done first.
+//! The superstep that makes the model's tool calls, all at a time. Each result is told when it is there, so that it is stored while
+//! other calls run or wait for people; the model sees them in its own order.
 
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{StopReason, ToolCall, ToolResult};
@@ -73,8 +73,8 @@ impl Executor<'_> {
         asked
     }
 
-    /// Fills the slots until all calls are over, or the step is ended from outside. A result is told as soon as all
-    /// before it are.
+    /// Fills the slots until all calls are over, or the step is ended from outside. A result is told at once: whoever is lost
+    /// later, nobody need ask whether the call was made.
     async fn gather(
         &self,
         slots: &mut [Slot],
@@ -85,9 +85,7 @@ impl Executor<'_> {
                 Ok(None) => return None,
                 Ok(Some((place, outcome))) => {
                     slots[place].outcome = Some(outcome);
-                    for slot in slots.iter_mut().take_while(|slot| slot.outcome.is_some()) {
-                        slot.tell(self.link).await;
-                    }
+                    slots[place].tell(self.link).await;
                 }
                 Err(why) => {
                     // What is done is done.
