@@ -31,6 +31,7 @@ use crate::link::Link;
 use crate::metrics::Metrics;
 use crate::sessions::Begun;
 use crate::tools::Toolbox;
+pub(crate) use attempt::unused;
 use branch::Next;
 pub(crate) use chain::Chain;
 pub(crate) use state::State;
@@ -131,6 +132,9 @@ impl Executor<'_> {
         let stays_open = matches!(stop_reason, StopReason::HandedBack | StopReason::RequiresAction);
         if !stays_open {
             self.close_open_calls("The call was not made: the turn ended before.").await;
+        }
+        while let Some(grant) = self.link.take_unused() {
+            self.link.attempted(unused(&grant)).await;
         }
         self.metrics.step_ended(stop_reason);
         self.link.event(Kind::StepCompleted(StepCompleted { stop_reason: stop_reason.into() })).await;

@@ -10,7 +10,7 @@ use croft_proto::v1::{
     ApprovalRequired, ApprovalResolved, ExecuteStepRequest, Grant, GrantRefused, GrantRequest, ModelAttempt,
     SessionCheckpoint, StepFinished, SubAgentCall, SubAgentResult,
 };
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::interrupt::{Interrupt, Why};
 use crate::outbox::Outbox;
@@ -18,6 +18,10 @@ use crate::outbox::Outbox;
 /// Decisions on approvals that are kept for a call which has not asked yet. At the bound further ones are ignored; the
 /// front tells them again when it is asked.
 const DECISIONS_MAX: usize = 256;
+
+/// Leave that nobody waits for any more and that is not told of yet. At the bound further leave is forgotten: the front takes it
+/// back with the turn's end.
+const UNUSED_MAX: usize = 64;
 
 /// One step's talk with the front.
 pub(crate) struct Link {
@@ -34,6 +38,10 @@ pub(crate) struct Link {
     attempts: Mutex<Vec<(u64, ModelAttempt)>>,
     /// Sub-agents that run, by their call.
     sub_agents: Mutex<HashMap<String, oneshot::Sender<SubAgentResult>>>,
+    /// Leave that came after its question was given up.
+    unused: Mutex<Vec<Grant>>,
+    /// Some came.
+    left_over: Notify,
 }
 
 impl Link {
@@ -48,6 +56,8 @@ impl Link {
             asked: HashSet::new(),
             attempts: Mutex::default(),
             sub_agents: Mutex::default(),
+            unused: Mutex::default(),
+            left_over: Notify::new(),
         }
     }
 
@@ -62,8 +72,14 @@ impl Link {
     /// Takes in what the front says.
     pub(crate) fn hear(&self, request: ExecuteStepRequest) {
         match request.message {
-            Some(FromFront::Grant(grant)) => self.answer(&grant.request_id.clone(), Ok(grant)),
-            Some(FromFront::GrantRefused(refused)) => self.answer(&refused.request_id.clone(), Err(refused)),
+            Some(FromFront::Grant(grant)) => self.granted(grant),
+            Some(FromFront::GrantRefused(refused)) => {
+                // To nobody, if its question was given up.
+                let asked = self.grants().remove(&refused.request_id);
+                if let Some(asked) = asked {
+                    drop(asked.send(Err(refused)));
+                }
+            }
             Some(FromFront::EventStored(stored)) => {
                 self.stored.send_if_modified(|newest| {
                     let newer = stored.event_index > *newest;
@@ -89,11 +105,38 @@ impl Link {
         }
     }
 
-    fn answer(&self, request_id: &str, answer: Result<Grant, GrantRefused>) {
-        // An answer to nobody is one that came after its question was given up.
-        if let Some(asked) = self.grants().remove(request_id) {
-            drop(asked.send(answer));
+    fn granted(&self, grant: Grant) {
+        let asked = self.grants().remove(&grant.request_id);
+        let to_nobody = match asked {
+            Some(asked) => asked.send(Ok(grant)).err(),
+            None => Some(Ok(grant)),
+        };
+        let Some(Ok(grant)) = to_nobody else { return };
+        let mut unused = self.unused();
+        if unused.len() < UNUSED_MAX {
+            unused.push(grant);
+            self.left_over.notify_one();
         }
+    }
+
+    /// Leave that came when nobody waited for it any more, if there is some of which nothing was told.
+    pub(crate) fn take_unused(&self) -> Option<Grant> {
+        self.unused().pop()
+    }
+
+    /// The next such leave.
+    pub(crate) async fn next_unused(&self) -> Grant {
+        loop {
+            if let Some(grant) = self.take_unused() {
+                return grant;
+            }
+            self.left_over.notified().await;
+        }
+    }
+
+    fn unused(&self) -> MutexGuard<'_, Vec<Grant>> {
+        // As with `grants`.
+        self.unused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends a durable event, and returns its index.

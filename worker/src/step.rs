@@ -8,7 +8,7 @@ use croft_proto::v1::{ExecuteStepRequest, StepStart, StepStarted, StopReason};
 use tonic::{Status, Streaming};
 use tracing::Span;
 
-use crate::executor::{Bounds, Chain, Executor, State};
+use crate::executor::{Bounds, Chain, Executor, State, unused};
 use crate::interrupt::{Interrupt, Why};
 use crate::link::Link;
 use crate::outbox::Outbox;
@@ -137,6 +137,12 @@ impl Step {
             self.interrupt.raise(Why::HungUp);
             std::future::pending::<()>().await;
         };
+        let left_over = async {
+            loop {
+                let grant = link.next_unused().await;
+                link.attempted(unused(&grant)).await;
+            }
+        };
         let late = async {
             tokio::time::sleep(turn_timeout).await;
             self.interrupt.raise(Why::Stop(StopReason::TimeLimit));
@@ -148,7 +154,7 @@ impl Step {
             self.interrupt.raise(Why::Stop(StopReason::HandedBack));
             std::future::pending::<()>().await;
         };
-        tokio::join!(listening, late, drained);
+        tokio::join!(listening, left_over, late, drained);
     }
 }
 

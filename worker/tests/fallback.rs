@@ -55,7 +55,7 @@ impl Provider for Canned {
         let mut answers = self.answers.lock().unwrap();
         let answer = match answers.pop_front() {
             Some(answer) if answers.is_empty() => {
-                let again = answer.iter().map(copy).collect();
+                let again = copies(&answer);
                 answers.push_front(again);
                 answer
             }
@@ -75,6 +75,10 @@ fn copy(delta: &Result<Delta, Error>) -> Result<Delta, Error> {
         Ok(delta) => Ok(delta.clone()),
         Err(error) => Err(Error::new(error.provider, error.class, error.message.clone())),
     }
+}
+
+fn copies(answer: &Answer) -> Answer {
+    answer.iter().map(copy).collect()
 }
 
 fn fails(class: Class) -> Answer {
@@ -227,10 +231,68 @@ async fn a_model_whose_provider_is_not_there_gives_way_too() {
     let c = Canned::new("c", [says("noon")]);
     let heard = turn(&worker(&[&c]).await, &agent(), &[]).await;
     assert_eq!(heard.stop_reason(), StopReason::EndTurn);
-    assert_eq!(course(&heard), [("c", "", "error")]);
+    // The front must hear of all leave, also where no call is made.
+    assert_eq!(course(&heard), [("a", "auth", ""), ("b", "auth", "error"), ("c", "", "error")]);
+    assert!(attempts(&heard)[..2].iter().all(|attempt| attempt.usage == Some(TokenUsage::default())));
 
     let heard = turn(&worker(&[]).await, &agent(), &[]).await;
     assert_eq!((heard.stop_reason(), told(&heard)), (StopReason::Error, vec!["PROVIDER_MISSING".to_owned()]));
+}
+
+/// A turn at a front that lets `cheap` answer for `own` unless it is told not to, or, if it is an older one, even then.
+async fn routed(worker: &Worker, agent: &AgentSpec, listens: bool) -> Heard {
+    let session_id = session();
+    init(&worker.client, &session_id, agent).await.unwrap();
+    let mut front = Front::open(&worker.client, start(&session_id, text("hello"))).await;
+    front.grants = false;
+    while let Some(message) = front.next().await.unwrap() {
+        let FromWorker::GrantRequest(request) = message else { continue };
+        let is_routed = request.model == "own" && !(listens && request.as_asked);
+        let model = if is_routed { "cheap".to_owned() } else { request.model.clone() };
+        let grant = Grant { provider: model.clone(), model, routed: is_routed, ..front.grant(&request) };
+        front.send(ToWorker::Grant(grant)).await;
+    }
+    front.heard
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_that_was_chosen_to_save_and_can_not_answer_gives_way_to_the_agents_own() {
+    let alone = AgentSpec { model: "own".into(), ..support::agent() };
+    let with_next = AgentSpec { fallback_models: vec!["b".into()], ..alone.clone() };
+    let down = [fails(Class::Auth), fails(Class::Context), stops("", Stop::ContextFull), stops("No.", Stop::Refusal)];
+    for (answer, agent) in down.into_iter().flat_map(|down| [(copies(&down), &alone), (down, &with_next)]) {
+        let calls = vec![
+            Ok(opened()),
+            Ok(Delta::ToolCallStarted { block: 0, tool_call_id: "one".into(), name: "clock".into() }),
+            Ok(Delta::ToolCallStopped { block: 0, arguments_json: "{}".into() }),
+            Ok(Delta::Stop(Stop::ToolUse)),
+        ];
+        let (cheap, own) = (Canned::new("cheap", [answer]), Canned::new("own", [calls, says("noon")]));
+        let heard = routed(&worker(&[&cheap, &own]).await, agent, true).await;
+        assert_eq!(heard.stop_reason(), StopReason::EndTurn);
+        assert_eq!(said(&heard).last(), Some(&("noon".to_owned(), "own".to_owned())));
+        assert!(told(&heard).is_empty(), "nobody need know");
+        let asked: Vec<_> = heard.grants.iter().map(|request| (request.model.as_str(), request.as_asked)).collect();
+        assert_eq!(asked, [("own", false), ("own", true), ("own", true)], "it is left alone for the rest of the turn");
+        assert_eq!(cheap.calls(), 1);
+        let reasons: Vec<_> = course(&heard).into_iter().map(|(model, _, reason)| (model, reason)).collect();
+        assert_eq!(reasons, [("cheap", ""), ("own", ""), ("own", "")]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_whose_provider_is_not_there_gives_way_to_the_agents_own_and_an_older_front_is_asked_once() {
+    let own = Canned::new("own", [says("noon")]);
+    let agent = AgentSpec { model: "own".into(), ..support::agent() };
+    let heard = routed(&worker(&[&own]).await, &agent, true).await;
+    assert_eq!(
+        (heard.stop_reason(), course(&heard)),
+        (StopReason::EndTurn, vec![("cheap", "auth", ""), ("own", "", "")])
+    );
+
+    let heard = routed(&worker(&[&own]).await, &agent, false).await;
+    assert_eq!((heard.stop_reason(), heard.grants.len()), (StopReason::Error, 2));
+    assert_eq!(told(&heard), ["PROVIDER_MISSING"]);
 }
 
 #[tokio::test(start_paused = true)]

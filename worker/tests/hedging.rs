@@ -7,6 +7,7 @@ mod support;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use croft_llm::{Class, Delta, DeltaStream, Error, Provider, Providers, Request, Stop};
 use croft_proto::v1::execute_step_request::Message as ToWorker;
@@ -234,13 +235,38 @@ async fn a_refused_second_try_ends_nothing_and_one_that_is_needless_is_told() {
     }
 }
 
+/// The front took longer than the worker waits. Until the turn's end it held what the call might have cost.
+#[tokio::test(start_paused = true)]
+async fn leave_that_comes_when_nobody_waits_for_it_is_told_as_not_used_while_the_call_goes_on() {
+    let first = gate(0);
+    let slow = Slow::new([Way::Says("first", Arc::clone(&first))]);
+    let mut front = open(&slow, &agent()).await;
+    front.until(|message| matches!(message, FromWorker::GrantRequest(_))).await;
+    front.grants = false;
+    let asked = front.until(|message| matches!(message, FromWorker::GrantRequest(_))).await;
+    let FromWorker::GrantRequest(request) = asked else { panic!() };
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    front.send(ToWorker::Grant(front.grant(&request))).await;
+    let told = front.until_event(|kind| matches!(kind, Kind::ModelAttempt(_))).await;
+    let Kind::ModelAttempt(unused) = told else { panic!() };
+    assert_eq!(
+        (&*unused.finish_reason, &*unused.grant_id, unused.usage),
+        ("hedged", "grant-2", Some(TokenUsage::default()))
+    );
+    first.add_permits(1);
+    let heard = front.finish().await;
+    assert_eq!((heard.stop_reason(), answer(&heard).as_str(), slow.calls()), (StopReason::EndTurn, "first", 1));
+    let told: Vec<_> = attempts(&heard).into_iter().map(|made| &*made.finish_reason).collect();
+    assert_eq!(told, ["hedged", "end_turn"]);
+}
+
 #[tokio::test]
 async fn nobody_is_asked_twice_unless_the_agent_says_so() {
     let first = gate(0);
     let slow = Slow::new([Way::Says("first", Arc::clone(&first))]);
     let mut front = open(&slow, &AgentSpec { hedge_after_ms: 0, ..agent() }).await;
     front.until(|message| matches!(message, FromWorker::GrantRequest(_))).await;
-    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
     first.add_permits(1);
     let heard = front.finish().await;
     assert_eq!((answer(&heard).as_str(), heard.grants.len(), attempts(&heard).len()), ("first", 1, 1));

@@ -3,8 +3,9 @@
 use croft_e2e::client::{Client, message, scripted_agent};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    AgentRole, AgentSpec, Budget, BudgetAction, BudgetPeriod, BudgetScope, ExportUsageRequest, ModelRouted,
-    RecommendModelsRequest, RoutingSpec, SessionEvent, SetBudgetRequest, SummarizeUsageRequest, UsageDimension,
+    AgentRole, AgentSpec, Budget, BudgetAction, BudgetPeriod, BudgetScope, ExportUsageRequest, Model, ModelRouted,
+    ProviderMode, ProviderRoute, RecommendModelsRequest, RoutingSpec, SessionEvent, SetBudgetRequest,
+    SummarizeUsageRequest, UsageDimension,
 };
 use tonic::Code;
 
@@ -89,6 +90,40 @@ async fn near_its_budget_an_agent_is_answered_by_a_cheaper_model_unless_it_is_cr
     };
     let refused = client.create(unknown).await.unwrap_err();
     assert!(refused.message().starts_with("agent.routing.economy_models"), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_cheaper_model_that_can_not_answer_gives_way_to_the_agents_own() {
+    let world = World::start().await;
+    let dear = (*world.core.models.get("scripted-1").unwrap()).clone();
+    let mut cheap = Model { model_id: "elsewhere-0".into(), provider: "elsewhere".into(), ..dear.clone() };
+    cheap.aliases.clear();
+    for price in &mut cheap.prices {
+        (price.input_usd, price.output_usd) = ("0.1".into(), "0.1".into());
+    }
+    world.core.models.replace(vec![dear, cheap]);
+    // The tenant has a key for it, and the worker that runs has none yet.
+    world.reroute(|route| {
+        route.providers = vec![ProviderRoute { name: "elsewhere".into(), mode: ProviderMode::TenantKey.into() }];
+    });
+    let mut client = world.client();
+    let routing = RoutingSpec { role: AgentRole::Standard.into(), economy_models: vec!["elsewhere-0".into()] };
+    let session = client.create(AgentSpec { routing: Some(routing), ..scripted_agent("saver") }).await.unwrap();
+    limit(&mut client, "saver", 1).await;
+    // Until something is spent there is nothing to save.
+    say(&mut client, &session.session_id).await;
+    let events = say(&mut client, &session.session_id).await;
+    let (mut chosen, mut attempts) = (Vec::new(), Vec::new());
+    for event in &events {
+        match &event.kind {
+            Some(Kind::ModelRouted(told)) => chosen.push(told.chosen_model.as_str()),
+            Some(Kind::ModelAttempt(attempt)) => attempts.push((attempt.model.as_str(), attempt.error_class.as_str())),
+            _ => {}
+        }
+    }
+    assert_eq!(chosen, ["elsewhere-0", "scripted-1"], "{events:?}");
+    assert_eq!(attempts, [("elsewhere-0", "auth"), ("scripted-1", "")]);
+    assert!(events.iter().any(|event| matches!(event.kind, Some(Kind::AgentMessage(_)))));
 }
 
 #[tokio::test]

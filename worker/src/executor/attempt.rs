@@ -187,8 +187,14 @@ impl Shown<'_> {
         }
     }
 }
+
+/// What is told of leave that nobody waited for any more: until the front hears of it, it holds what the call might cost.
+pub(crate) fn unused(grant: &Grant) -> ModelAttempt {
+    Attempt::needless().event(grant, "")
+}
+
 impl Attempt<'_> {
-    /// One that a breaker prevented.
+    /// One that a breaker prevented, or for which there is no way to the provider.
     pub(super) fn not_made(error: Error) -> Self {
         Self::without_a_call(End::Failed(error))
     }

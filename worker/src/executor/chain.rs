@@ -59,6 +59,8 @@ pub(crate) struct Chain {
     has_tools: bool,
     /// From which model, and why, the one at hand took over.
     taken_over: Option<(String, Cause)>,
+    /// One that the front chose in place of the one at hand could not answer: it is to choose none any more in this turn.
+    as_asked: bool,
     /// What the failed model's own provider counted in the conversation that did not fit it.
     pub(super) input_tokens: Option<u32>,
 }
@@ -70,6 +72,7 @@ impl Chain {
             rest: agent.fallback_models.clone().into_iter(),
             has_tools: !agent.tools.is_empty(),
             taken_over: None,
+            as_asked: false,
             input_tokens: None,
         }
     }
@@ -97,6 +100,17 @@ impl Chain {
         let Some(next) = self.rest.next() else { return false };
         self.model = next;
         true
+    }
+
+    /// No other model is to be chosen for the one at hand.
+    pub(super) fn as_asked(&self) -> bool {
+        self.as_asked
+    }
+
+    /// The one that was chosen for the one at hand could not answer. False where that was known: then the front chooses all the
+    /// same, and to ask it again would not end.
+    pub(super) fn insist(&mut self) -> bool {
+        !std::mem::replace(&mut self.as_asked, true)
     }
 
     /// Why another model than the agent's own is at hand; empty when it isn't.

@@ -93,6 +93,7 @@ impl Executor<'_> {
             output_tokens_max: self.bounds.output_tokens_max,
             takeover: None,
             hedges: true,
+            as_asked: false,
         };
         let asked = tokio::time::timeout(LEAVE_TIMEOUT, self.link.grant(request));
         self.interrupt.or(asked).await.ok()?.ok()?.ok()
@@ -151,7 +152,7 @@ impl Executor<'_> {
     }
 
     /// Tells of an attempt that is not the answer.
-    async fn tell(&self, grant: &Grant, attempt: &Attempt<'_>) {
+    pub(super) async fn tell(&self, grant: &Grant, attempt: &Attempt<'_>) {
         self.count(grant, attempt);
         self.link.attempted(attempt.event(grant, self.chain.reason())).await;
     }

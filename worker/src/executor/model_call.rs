@@ -4,12 +4,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use croft_llm::{Error, Provider, Request, Stop, carry, estimate};
+use croft_llm::{Class, Error, Provider, Request, Stop, carry, estimate};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{AgentMessage, ContentBlock, Grant, GrantRequest, Message, SessionError, StopReason};
 use uuid::Uuid;
 
-use super::attempt::{self, End};
+use super::attempt::{self, Attempt, End};
 use super::chain::Cause;
 use super::{Executor, Superstep, compaction, failure};
 use crate::guardrails::Output;
@@ -21,8 +21,11 @@ const GRANT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Why no attempt is made.
 enum Refused {
     Ended(StopReason, Option<SessionError>),
-    /// Of this model; another may do.
-    Unusable(Option<SessionError>),
+    /// Of this model; another may do. `routed` says that the front chose it in place of the one asked for.
+    Unusable {
+        error: Option<SessionError>,
+        routed: bool,
+    },
     Interrupted(Why),
 }
 
@@ -46,11 +49,13 @@ impl Executor<'_> {
                 }
                 Err(Refused::Interrupted(why)) => return Superstep::Interrupted(why),
                 Err(Refused::Ended(stop_reason, error)) => return self.failed(stop_reason, error).await,
-                Err(Refused::Unusable(error)) => {
+                Err(Refused::Unusable { error, routed }) => {
                     // The first failure is what people should hear of, unless there was none.
                     let took_over = !self.chain.reason().is_empty();
                     unanswered = unanswered.or(error.map(Unanswered::Unusable));
-                    if if took_over { self.chain.skip() } else { self.hop(Cause::Error) } {
+                    let another =
+                        if took_over && !routed { self.chain.skip() } else { self.gives_way(routed, Cause::Error) };
+                    if another {
                         schedule = self.retry.start();
                         continue;
                     }
@@ -67,9 +72,9 @@ impl Executor<'_> {
                         Stop::MaxTokens | Stop::ContextFull | Stop::Refusal => attempt.text_only(),
                         Stop::EndTurn | Stop::ToolUse | Stop::BadToolCall | Stop::Pause => attempt.content(),
                     };
-                    if let Some(cause) = Cause::of_stop(stop).filter(|_| self.chain.has_next()) {
+                    if let Some(cause) = Cause::of_stop(stop).filter(|_| self.may_give_way(grant.routed)) {
                         self.count_for(cause, &grant, provider.as_ref()).await;
-                        self.hop(cause);
+                        self.gives_way(grant.routed, cause);
                         unanswered = Some(Unanswered::Stopped { stop, content, grant });
                         schedule = self.retry.start();
                         continue;
@@ -101,13 +106,14 @@ impl Executor<'_> {
                 error = %crate::step::chain(&error), "model attempt failed"
             );
             // Nobody waits for a breaker while there is another model to ask.
-            let again = if error.was_not_made && self.chain.has_next() { None } else { schedule.after(&error) };
+            let waits = !error.was_not_made || !self.may_give_way(grant.routed);
+            let again = if waits { schedule.after(&error) } else { None };
             let Some(delay) = again else {
                 let cause = Cause::of_error(error.class);
                 self.count_for(cause, &grant, provider.as_ref()).await;
                 unanswered = Some(Unanswered::Failed(error));
                 let fits_shorter = |executor: &mut Self| executor.compact(&grant.provider, &grant.model);
-                if self.hop(cause) || (cause == Cause::Context && fits_shorter(self)) {
+                if self.gives_way(grant.routed, cause) || (cause == Cause::Context && fits_shorter(self)) {
                     schedule = self.retry.start();
                     continue;
                 }
@@ -128,8 +134,14 @@ impl Executor<'_> {
         StopReason::HandedBack
     }
 
-    fn hop(&mut self, cause: Cause) -> bool {
-        let hops = self.chain.hop(cause);
+    /// There is a model to ask in place of the one that leave was given for.
+    fn may_give_way(&self, routed: bool) -> bool {
+        self.chain.has_next() || (routed && !self.chain.as_asked())
+    }
+
+    /// Lets another model take over: the agent's own from one that was chosen in its place, or else the next of the agent's.
+    fn gives_way(&mut self, routed: bool, cause: Cause) -> bool {
+        let hops = (routed && self.chain.insist()) || self.chain.hop(cause);
         if hops {
             self.metrics.fallback(cause.as_str());
             tracing::info!(model = self.chain.model(), cause = cause.as_str(), "another model takes over");
@@ -164,14 +176,17 @@ impl Executor<'_> {
             output_tokens_max: self.bounds.output_tokens_max,
             takeover: self.chain.takeover(&self.state.messages),
             hedges: false,
+            as_asked: self.chain.as_asked(),
         };
         let asked = tokio::time::timeout(GRANT_TIMEOUT, self.link.grant(request));
         let answer = self.interrupt.or(asked).await.map_err(Refused::Interrupted)?;
         let grant = match answer {
             Ok(Ok(grant)) => grant,
-            Ok(Err(refused)) if refused.reason == "MODEL_UNFIT" => return Err(Refused::Unusable(None)),
+            Ok(Err(refused)) if refused.reason == "MODEL_UNFIT" => {
+                return Err(Refused::Unusable { error: None, routed: false });
+            }
             Ok(Err(refused)) if refused.reason == "MODEL_UNKNOWN" => {
-                return Err(Refused::Unusable(failure::refused(refused).1));
+                return Err(Refused::Unusable { error: failure::refused(refused).1, routed: false });
             }
             Ok(Err(refused)) => {
                 let (stop_reason, error) = failure::refused(refused);
@@ -184,9 +199,12 @@ impl Executor<'_> {
             }
         };
         let Some(provider) = self.providers.get(&grant.provider) else {
+            // The front must hear of every grant.
+            let missing = Error::new("worker", Class::Auth, "there is no way to the provider");
+            self.tell(&grant, &Attempt::not_made(missing)).await;
             let message = format!("model {} needs provider {}, which is not configured", grant.model, grant.provider);
             let error = SessionError { reason: "PROVIDER_MISSING".to_owned(), message, retryable: false };
-            return Err(Refused::Unusable(Some(error)));
+            return Err(Refused::Unusable { error: Some(error), routed: grant.routed });
         };
         Ok((grant, provider))
     }

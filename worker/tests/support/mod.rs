@@ -209,6 +209,7 @@ impl Front {
             model: self.model.clone(),
             output_tokens_max: request.output_tokens_max,
             expire_time: None,
+            routed: false,
         }
     }
 

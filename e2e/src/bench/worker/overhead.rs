@@ -188,6 +188,7 @@ pub(super) async fn turn(mut client: RuntimeServiceClient<Channel>, session_id: 
                     model: request.model,
                     output_tokens_max: request.output_tokens_max,
                     expire_time: None,
+                    routed: false,
                 };
                 send(ToWorker::Grant(grant)).await?;
             }

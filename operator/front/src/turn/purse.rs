@@ -83,6 +83,7 @@ impl Purse {
         }
         let choice = self.route(&request, &model).await;
         let routed = choice.as_ref().map(|choice| choice.event(&model));
+        let is_routed = choice.as_ref().is_some_and(|choice| choice.model.model_id != model.model_id);
         let model = choice.map_or(model, |choice| choice.model);
         let output = if request.output_tokens_max == 0 { OUTPUT_TOKENS_DEFAULT } else { request.output_tokens_max };
         let wish = Wish {
@@ -104,6 +105,7 @@ impl Purse {
                     model: model.model_id.clone(),
                     output_tokens_max: if is_clipped { fits } else { request.output_tokens_max },
                     expire_time: Some(Timestamp { seconds: now().seconds + GRANT_TTL_SECONDS, nanos: 0 }),
+                    routed: is_routed,
                 };
                 self.lock().open.push(*reservation);
                 Told::Granted { request, routed, grant }
@@ -133,6 +135,10 @@ impl Purse {
         let Session { agent, tenant, .. } = &*self.session;
         if request.takeover.is_some() || request.hedges || agent.routing.is_none() {
             return None;
+        }
+        if request.as_asked {
+            let reason = "a cheaper one that was chosen in this turn could not answer".to_owned();
+            return Some(Choice { model: Arc::clone(requested), reason });
         }
         let pressure = match self.core.budgets.pressure(&self.session).await {
             Ok(pressure) => pressure,
