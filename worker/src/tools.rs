@@ -17,6 +17,7 @@ use croft_proto::v1::content_block::Block;
 use croft_proto::v1::tool_spec::Source;
 use croft_proto::v1::{AgentSpec, ContentBlock, Permission, ReplayClass, Text, ToolSpec};
 use serde_json::{Map, Value};
+use tracing::Instrument as _;
 
 use crate::http_client::HttpClient;
 use crate::refusal::Refusal;
@@ -195,7 +196,14 @@ impl Entry {
 
     /// Makes one call, within the tool's time limit and the bound on results.
     pub(crate) async fn call(&self, invocation: Invocation) -> Result<Vec<ContentBlock>, Error> {
-        match tokio::time::timeout(self.timeout, self.tool.call(invocation)).await {
+        let span = tracing::info_span!(
+            "execute_tool",
+            otel.name = format!("execute_tool {}", self.definition.name),
+            gen_ai.operation.name = "execute_tool",
+            gen_ai.tool.name = %self.definition.name,
+        );
+        let call = tokio::time::timeout(self.timeout, self.tool.call(invocation));
+        match call.instrument(span).await {
             Ok(outcome) => outcome.map(within_bounds),
             Err(_) => Err(Error(format!("The tool gave no result within {} ms.", self.timeout.as_millis()))),
         }

@@ -10,7 +10,8 @@ use croft_llm::scripted::Scripted;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::tool_spec::Source;
 use croft_proto::v1::{
-    AgentSpec, ArgumentMatch, McpTool, Permission, PermissionRule, StepStart, StopReason, ToolResult, ToolSpec,
+    AgentSpec, ArgumentMatch, McpTool, Permission, PermissionRule, StepStart, StopReason, ToolCall, ToolResult,
+    ToolSpec,
 };
 use croft_worker::tools::Builtins;
 use croft_worker::{McpServer, RuntimeOptions};
@@ -49,16 +50,24 @@ fn call(name: &str, arguments: &Value) -> Value {
     json!({"tool_call": {"name": name, "arguments": arguments}})
 }
 
-/// One turn in which the model makes these calls at once.
+/// One turn in which the model makes these calls at once, and their results in its order.
 async fn called(worker: &Worker, agent: &AgentSpec, calls: &[Value]) -> (Vec<ToolResult>, Heard) {
     let steps: Vec<Value> = calls.iter().cloned().chain([json!({"text": "Done."})]).collect();
     let heard = turn(worker, agent, script(&json!(steps))).await;
     assert_eq!(heard.stop_reason(), StopReason::EndTurn);
-    let result = |kind: &Kind| match kind {
-        Kind::ToolResult(result) => Some(result.clone()),
-        _ => None,
+    let of_call = |call: &ToolCall| {
+        let results = heard.durables.iter().filter_map(|kind| match kind {
+            Kind::ToolResult(result) if result.tool_call_id == call.tool_call_id => Some(result.clone()),
+            _ => None,
+        });
+        results.last()
     };
-    (heard.durables.iter().filter_map(result).collect(), heard)
+    let calls = heard.durables.iter().filter_map(|kind| match kind {
+        Kind::ToolCall(call) => Some(call),
+        _ => None,
+    });
+    let results = calls.filter_map(of_call).collect();
+    (results, heard)
 }
 
 fn told(result: &ToolResult) -> (String, bool) {
@@ -66,7 +75,7 @@ fn told(result: &ToolResult) -> (String, bool) {
 }
 
 #[tokio::test]
-async fn calls_run_side_by_side_and_their_results_come_in_the_models_order() {
+async fn calls_run_side_by_side_and_each_has_its_own_result() {
     let server = Server::start(Era::Stateless).await;
     let worker = worker_of(declared(&server)).await;
     let calls: Vec<_> =

@@ -105,6 +105,10 @@ async fn a_turn_streams_to_a_page_token_by_token() {
     let mut call = Call::begin(http, key, "CreateSession", &create).await;
     let session_id = call.message::<CreateSessionResponse>().await.session.unwrap().session_id;
     assert!(call.trailers().await.contains("grpc-status:0"));
+    let counted =
+        r#"croft_grpc_requests_total{code="Ok",method="CreateSession",service="croft.v1.LifecycleService"} 1"#;
+    let metrics = world.metrics.text().unwrap();
+    assert!(metrics.contains(counted), "{metrics}");
 
     // Slow enough for a page that is shown a token too late to notice.
     let script = r#"{"script": [{"text": "one two three", "token_delay_ms": 150}]}"#;

@@ -25,6 +25,7 @@ mod slow;
 mod stop;
 mod sub_agents;
 mod tenure;
+mod trace;
 mod world;
 
 use croft_e2e::client::{message, scripted_agent};

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use croft_e2e::client::Client;
-use croft_front::app::{Parts, assemble, public_routes};
+use croft_front::app::{Parts, assemble, public_routes, seen};
 use croft_front::core::{Core, Options};
 use croft_front::counters::{self, Counters};
 use croft_front::events::relay::Relay;
@@ -29,12 +29,12 @@ use croft_worker::tools::Builtins;
 use croft_worker::{McpServer, RuntimeOptions, RuntimeServer};
 use secrecy::ExposeSecret;
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Streaming;
-use tonic::transport::Server;
+use tonic::service::Routes;
 
 use crate::liar::Liar;
 use crate::nap::Nap;
+use crate::trace::Trace;
 
 /// Longer than anything here takes; what it bounds has failed.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -64,6 +64,8 @@ pub(crate) struct World {
     /// Its ports.
     pub(crate) grpc: SocketAddr,
     pub(crate) http: SocketAddr,
+    /// Of the front.
+    pub(crate) metrics: Metrics,
     relay: Arc<dyn Relay>,
     counters: Arc<dyn Counters>,
     pub(crate) api_key: String,
@@ -97,10 +99,10 @@ impl World {
             ..RuntimeOptions::new("acme", "worker-0", "tenant-acme")
         };
         let providers = Providers::default().with(croft_llm::scripted::Scripted::new()).with(Liar);
-        let builtins = Builtins::default().with("nap", Nap);
+        let builtins = Builtins::default().with("nap", Nap).with("trace", Trace);
         let runtime = RuntimeServer::with_builtins(options, providers, builtins, tasks.clone());
-        let routes = Server::builder().add_service(runtime.service());
-        tasks.spawn("worker", routes.serve_with_incoming(TcpListenerStream::new(worker)));
+        let (routes, metrics) = (Routes::new(runtime.service()), Metrics::new("croft-worker").unwrap());
+        croft_serve::grpc::serve("worker", worker, None, routes, croft_proto::METHODS, &tasks, &metrics).unwrap();
 
         let tenants = Tenants::new();
         let mut routes = Vec::new();
@@ -143,9 +145,20 @@ impl World {
             tls: None,
             options: front_options,
         };
-        let (core, grpc, http) = serve(parts, &tasks).await;
+        let (core, grpc, http, metrics) = serve(parts, &tasks).await;
         let stranger_key = api_keys.pop().unwrap();
-        Self { core, grpc, http, relay, counters, api_key: api_keys.pop().unwrap(), stranger_key, tasks, route }
+        Self {
+            core,
+            grpc,
+            http,
+            metrics,
+            relay,
+            counters,
+            api_key: api_keys.pop().unwrap(),
+            stranger_key,
+            tasks,
+            route,
+        }
     }
 
     /// A client of another replica, which shares all but its process.
@@ -164,7 +177,7 @@ impl World {
             tls: None,
             options: self.core.options.clone(),
         };
-        let (_, grpc, _) = serve(parts, tasks).await;
+        let (_, grpc, _, _) = serve(parts, tasks).await;
         Client::new(&grpc.to_string(), &self.api_key).unwrap()
     }
 
@@ -218,18 +231,18 @@ impl World {
 }
 
 /// Serves a front on ports of its own, as its program does.
-async fn serve(parts: Parts, tasks: &Tasks) -> (Arc<Core>, SocketAddr, SocketAddr) {
+async fn serve(parts: Parts, tasks: &Tasks) -> (Arc<Core>, SocketAddr, SocketAddr, Metrics) {
     let (metrics, readiness) = (Metrics::new("croft-front").unwrap(), Readiness::new());
     let core = assemble(parts, tasks, metrics.registry()).await.unwrap();
     let public = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let web = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (grpc, http) = (public.local_addr().unwrap(), web.local_addr().unwrap());
     let routes = public_routes(&core, &readiness, true).await.unwrap();
-    let for_browsers = routes.clone();
+    let for_browsers = seen(routes.clone(), &metrics);
     croft_serve::grpc::serve("front", public, None, routes, croft_proto::METHODS, tasks, &metrics).unwrap();
     let web = Connections::new(web, "http", Bounds::default(), &metrics);
     gateway::serve(web, &core, for_browsers, Vec::new(), &readiness, metrics.registry()).unwrap();
-    (core, grpc, http)
+    (core, grpc, http, metrics)
 }
 
 pub(crate) async fn read_all(mut events: Streaming<SendMessageResponse>) -> Vec<SessionEvent> {

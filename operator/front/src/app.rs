@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use axum::middleware::from_fn_with_state;
-use croft_proto::DESCRIPTORS;
 use croft_proto::v1::audit_service_server::AuditServiceServer;
 use croft_proto::v1::budget_service_server::BudgetServiceServer;
 use croft_proto::v1::lifecycle_service_server::LifecycleServiceServer;
 use croft_proto::v1::model_registry_service_server::ModelRegistryServiceServer;
 use croft_proto::v1::tenant_service_server::TenantServiceServer;
 use croft_proto::v1::usage_service_server::UsageServiceServer;
+use croft_proto::{DESCRIPTORS, METHODS};
+use croft_serve::grpc::RpcLayer;
 use croft_serve::tls::TlsFiles;
 use croft_serve::{Readiness, Tasks, health};
 use tonic::service::Routes;
@@ -125,6 +126,11 @@ pub async fn public_routes(core: &Arc<Core>, readiness: &Readiness, reflection: 
     }
     let guarded = from_fn_with_state(Arc::clone(core), door::guard);
     Ok(Routes::from(routes.into_axum_router().route_layer(guarded)))
+}
+
+/// Services for a server that sees to no calls itself: each is traced and counted as it is at the clients' port.
+pub fn seen(routes: Routes, metrics: &croft_serve::Metrics) -> Routes {
+    Routes::from(routes.into_axum_router().layer(RpcLayer::new(metrics, METHODS)))
 }
 
 /// The services on the operator's port.

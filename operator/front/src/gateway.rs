@@ -30,7 +30,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use croft_proto::v1::{InterruptSessionRequest, ResolveApprovalRequest, SendMessageRequest};
 use croft_serve::connections::Connections;
-use croft_serve::{Readiness, Tasks, http};
+use croft_serve::{Readiness, Tasks, http, trace};
 use prometheus::Registry;
 use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -180,9 +180,11 @@ pub fn router(gateway: Gateway) -> Router {
         .route("/v1/sessions/{session_id}/events", get(sse::events))
         .route("/v1/ws", get(ws::upgrade))
         // Tokens may be in the query, so that the path is all that is ever shown.
-        .layer(TraceLayer::new_for_http().make_span_with(
-            |request: &Request| tracing::info_span!("http", method = %request.method(), path = request.uri().path()),
-        ))
+        .layer(TraceLayer::new_for_http().make_span_with(|request: &Request| {
+            let span = tracing::info_span!("http", method = %request.method(), path = request.uri().path());
+            trace::adopt(&span, request.headers());
+            span
+        }))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .fallback(browser::elsewhere)

@@ -9,7 +9,7 @@ use croft_serve::tls::TlsFiles;
 use croft_serve::{Check, Program, Tasks, grpc};
 use secrecy::ExposeSecret;
 
-use crate::app::{Parts, assemble, internal_routes, public_routes};
+use crate::app::{Parts, assemble, internal_routes, public_routes, seen};
 use crate::config::Serve;
 use crate::core::Options;
 use crate::counters::redis::{ANSWER_TIMEOUT, RedisCounters};
@@ -75,7 +75,7 @@ pub async fn serve(config: Serve) -> anyhow::Result<()> {
     let internal = grpc::bind(config.internal_addr, "--internal-addr (CROFT_INTERNAL_ADDR)").await?;
     let http = grpc::bind(config.http_addr, "--http-addr (CROFT_HTTP_ADDR)").await?;
     let routes = public_routes(&core, readiness, config.reflection).await?;
-    let for_browsers = routes.clone();
+    let for_browsers = seen(routes.clone(), &program.metrics);
     let public = Connections::new(public, "grpc", config.bounds(), &program.metrics);
     grpc::serve_within(public, "grpc", None, routes, croft_proto::METHODS, tasks, &program.metrics)?;
     let routes = internal_routes(&core, readiness).await;

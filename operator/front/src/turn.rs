@@ -23,6 +23,8 @@ use croft_proto::id::{SessionId, TenantId, TurnId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{BusyPolicy, SendMessageRequest, SessionEvent, SessionRunning, SessionState, UserMessage};
 
+use tracing::Instrument as _;
+
 use crate::core::Core;
 use crate::error::Error;
 use crate::events::log::{Append, Appended, Authority, NewEvent};
@@ -68,7 +70,9 @@ struct Begins(Option<driver::Driver>, Arc<Core>);
 impl Drop for Begins {
     fn drop(&mut self) {
         if let Some(driver) = self.0.take() {
-            self.1.tasks.spawn("turn", driver.run());
+            // In the trace of the message that begins it, which goes on to the worker and beyond.
+            let span = driver.span();
+            self.1.tasks.spawn("turn", driver.run().instrument(span));
         }
     }
 }

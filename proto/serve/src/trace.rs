@@ -1,5 +1,8 @@
 //! One trace across programs: W3C `traceparent` over gRPC metadata, and spans sent by OTLP when a collector is named.
 
+use std::collections::HashMap;
+
+use axum::http::HeaderMap;
 use opentelemetry::Context;
 use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
 use opentelemetry::trace::TracerProvider;
@@ -14,6 +17,20 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 /// Writes the current span's `traceparent` into the metadata of a call about to be made.
 pub fn inject(metadata: &mut MetadataMap) {
     TraceContextPropagator::new().inject_context(&tracing::Span::current().context(), &mut Outgoing(metadata));
+}
+
+/// The current span's `traceparent`, for calls that aren't gRPC: <https://www.w3.org/TR/trace-context/>. `None` outside any span, and where
+/// nothing makes trace ids.
+pub fn traceparent() -> Option<String> {
+    let mut carrier = HashMap::new();
+    TraceContextPropagator::new().inject_context(&tracing::Span::current().context(), &mut carrier);
+    carrier.remove("traceparent")
+}
+
+/// Makes the span a child of the caller's, if these headers of a call name one.
+pub fn adopt(span: &tracing::Span, headers: &HeaderMap) {
+    // An error means that spans aren't exported.
+    let _ = span.set_parent(extract_from(&MetadataMap::from_headers(headers.clone())));
 }
 
 /// [`inject`] as a client's interceptor: `Client::with_interceptor(channel, trace::propagate)`.
@@ -128,6 +145,7 @@ mod tests {
         let own = span.context().span().span_context().span_id();
         assert_eq!(sent, format!("00-0af7651916cd43dd8448eb211c80319c-{own}-01"));
         assert_ne!(own.to_string(), "b7ad6b7169203331");
+        assert_eq!(span.in_scope(traceparent).as_deref(), Some(sent));
     }
 
     #[test]
@@ -135,5 +153,6 @@ mod tests {
         let mut metadata = MetadataMap::new();
         inject(&mut metadata);
         assert!(metadata.is_empty());
+        assert_eq!(traceparent(), None);
     }
 }

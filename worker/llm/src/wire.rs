@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use croft_serve::trace;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use jiff::Timestamp;
 use reqwest::Url;
@@ -17,6 +18,8 @@ use crate::key::{ApiKey, Held};
 use crate::provider::DeltaStream;
 use crate::retry_after::{retry_after, retry_info};
 
+/// By which a server of one's own goes on with the trace: <https://www.w3.org/TR/trace-context/>.
+const TRACEPARENT: &str = "traceparent";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a small question, such as one for a count of tokens, may take. At the bound: [`Class::Timeout`].
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
@@ -148,6 +151,9 @@ impl Wire {
         };
         for (name, value) in self.manner.headers {
             call = call.header(*name, *value);
+        }
+        if let Some(traceparent) = trace::traceparent() {
+            call = call.header(TRACEPARENT, traceparent);
         }
         let key = key.expose();
         if !key.is_empty() {

@@ -47,6 +47,7 @@ pub(crate) struct Server {
 struct Heard {
     authorization: Mutex<Option<String>>,
     idempotency_keys: Mutex<Vec<String>>,
+    traceparents: Mutex<Vec<String>>,
     running: AtomicUsize,
     at_once: AtomicUsize,
     calls: watch::Sender<usize>,
@@ -93,6 +94,11 @@ impl Server {
 
     pub(crate) fn last_authorization(&self) -> Option<String> {
         self.heard.authorization.lock().unwrap().clone()
+    }
+
+    /// The traces that its calls belonged to.
+    pub(crate) fn traceparents(&self) -> Vec<String> {
+        self.heard.traceparents.lock().unwrap().clone()
     }
 
     pub(crate) fn idempotency_keys(&self) -> Vec<String> {
@@ -150,6 +156,9 @@ impl ServerHandler for Handler {
         heard.authorization.lock().unwrap().clone_from(&authorization);
         if let Some(key) = context.meta.get("croft.dev/idempotencyKey").and_then(Value::as_str) {
             heard.idempotency_keys.lock().unwrap().push(key.to_owned());
+        }
+        if let Some(traceparent) = context.meta.get("traceparent").and_then(Value::as_str) {
+            heard.traceparents.lock().unwrap().push(traceparent.to_owned());
         }
         let arguments = request.arguments.unwrap_or_default();
         let number = |name: &str| arguments.get(name).and_then(Value::as_u64).unwrap_or_default();

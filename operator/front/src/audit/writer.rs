@@ -196,15 +196,15 @@ impl Writing {
         let records = batch.len() as u64;
         match self.store.append(place, batch.to_vec()).await {
             Ok(()) => self.metrics.audit_records.inc_by(records),
-            Err(Error::Invalid { problem, .. }) => match batch {
-                [action] => self.set_aside(place, action, &problem).await,
-                _ => {
+            Err(Error::Invalid { problem, .. }) => {
+                let [action] = batch else {
                     // Which one it is, halves tell.
                     let (before, behind) = batch.split_at(batch.len() / 2);
                     return Box::pin(self.store(place, before, is_given)).await
                         && Box::pin(self.store(place.behind(before.len()), behind, is_given)).await;
-                }
-            },
+                };
+                self.set_aside(place, action, &problem).await;
+            }
             Err(error) => {
                 self.metrics.audit_failures.inc();
                 tracing::warn!(%error, records, "audit records not stored, trying again");

@@ -13,6 +13,7 @@ use futures::stream::FuturesUnordered;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
+use tracing::Span;
 
 use super::Accepted;
 use super::approvals::Approvals;
@@ -96,6 +97,20 @@ impl Driver {
         let is_next = opened.is_next();
         let Opened { epoch, session, checkpoint, .. } = opened;
         Self { core, session, epoch, first: is_next.then_some(First { input, checkpoint }) }
+    }
+
+    /// A span for all of that, under the current one: <https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-agent-spans/>.
+    pub(super) fn span(&self) -> Span {
+        let Session { id, tenant, agent, .. } = &self.session;
+        tracing::info_span!(
+            "invoke_agent",
+            otel.name = format!("invoke_agent {}", agent.name),
+            gen_ai.operation.name = "invoke_agent",
+            gen_ai.agent.name = %agent.name,
+            gen_ai.conversation.id = %id,
+            tenant = %tenant,
+            session = %id,
+        )
     }
 
     /// Runs until no message waits, then gives the lease up. At any error of the store, or when the lease is lost,

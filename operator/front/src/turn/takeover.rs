@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tracing::Instrument as _;
+
 use super::driver::Driver;
 use crate::core::Core;
 use crate::error::Error;
@@ -42,7 +44,9 @@ async fn take_over(core: &Arc<Core>, Abandoned { tenant, session }: Abandoned) -
         Some(found) => {
             tracing::info!(%tenant, %session, epoch, "took over a turn");
             core.metrics.takeovers.inc();
-            core.tasks.spawn("turn", Driver::new(Arc::clone(core), found, epoch).run());
+            let driver = Driver::new(Arc::clone(core), found, epoch);
+            let span = driver.span();
+            core.tasks.spawn("turn", driver.run().instrument(span));
             Ok(())
         }
         None => core.stores.leases.release(tenant, session, epoch).await,

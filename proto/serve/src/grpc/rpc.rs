@@ -8,10 +8,8 @@ use axum::http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame};
 use tokio::time::Instant;
 use tonic::Code;
-use tonic::metadata::MetadataMap;
 use tower::{Layer, Service};
 use tracing::{Instrument, Span};
-use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use crate::Metrics;
 use crate::metrics::RpcMetrics;
@@ -114,9 +112,7 @@ impl Call {
             tenant = tracing::field::Empty,
             session = tracing::field::Empty,
         );
-        let caller = MetadataMap::from_headers(request.headers().clone());
-        // An error means that spans aren't exported.
-        let _ = span.set_parent(crate::trace::extract_from(&caller));
+        crate::trace::adopt(&span, request.headers());
         Some(Self { service, method, begun: Instant::now(), span, metrics: metrics.clone(), ended: false })
     }
 

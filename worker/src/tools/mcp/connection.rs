@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use croft_serve::trace;
 use rmcp::model::{CallToolRequestParams, CallToolResponse, CallToolResult, ProtocolVersion, RequestMetaObject};
 use rmcp::service::{ClientLifecycleMode, ClientServiceExt as _, Peer, RunningService, ServiceError};
 use rmcp::transport::StreamableHttpClientTransport;
@@ -25,6 +26,8 @@ const CALLS_MAX: usize = 64;
 const MESSAGE_CHARACTERS_MAX: usize = 1_000;
 /// Where a server finds the key that is the same on every try of a call.
 const IDEMPOTENCY_KEY: &str = "croft.dev/idempotencyKey";
+/// And the trace that the call belongs to, as MCP has it (SEP-414).
+const TRACEPARENT: &str = "traceparent";
 
 /// See the module.
 pub(super) struct Connection {
@@ -45,6 +48,9 @@ impl Connection {
         let peer = self.peer().await?;
         let mut meta = RequestMetaObject::new();
         meta.insert(IDEMPOTENCY_KEY.to_owned(), Value::String(invocation.idempotency_key));
+        if let Some(traceparent) = trace::traceparent() {
+            meta.insert(TRACEPARENT.to_owned(), Value::String(traceparent));
+        }
         let mut call = CallToolRequestParams::new(tool.to_owned()).with_arguments(invocation.arguments);
         call.meta = Some(meta);
         match peer.call_tool_once(call).await {

@@ -99,7 +99,10 @@ fn within(place: &str, error: Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use croft_proto::v1::AgentLimits;
+    use tokio::time::Instant;
 
     use super::*;
     use crate::session::family::tests::caller;
@@ -168,8 +171,8 @@ mod tests {
         };
         let sub_agents = vec![all_to("a", "b"), all_to("b", "c"), all_to("c", "d"), caller("d", &[])];
         let agent = AgentSpec { sub_agents, ..all_to("top", "a") };
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         assert_eq!(refusal(&agent), "");
-        assert!(begun.elapsed() < std::time::Duration::from_secs(5));
+        assert!(begun.elapsed() < Duration::from_secs(5));
     }
 }
