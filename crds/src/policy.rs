@@ -16,8 +16,9 @@ pub use judge::{Refusal, Request, judge};
 
 use crate::labels;
 use expressions::{
-    ANOTHERS_MODEL, BELONGS_TO_A_TENANT, IMAGE_UNCHANGED, IS_TENANT_NAMESPACE, KEEPS_FINALIZER, KEEPS_TENANT_LABEL,
-    MAY_BE_DELETED, NEW_TENANT_NAMESPACE, TENANT_IS_NOT_ENDING,
+    ANOTHERS_MODEL, BELONGS_TO_A_TENANT, DELETION_STANDS, IMAGE_UNCHANGED, IS_TENANT_NAMESPACE, KEEPS_FINALIZER,
+    KEEPS_TENANT_LABEL, MAKES_WORKERS, MAY_BE_DELETED, NEW_TENANT_NAMESPACE, TAKEN_APART_IN_ORDER,
+    TENANT_IS_NOT_ENDING,
 };
 
 /// What the expressions must know of an installation, each as CEL text.
@@ -144,6 +145,8 @@ pub fn policies(installation: &Installation) -> Vec<Policy> {
         parts(installation),
         scale(installation),
         worker_pods(installation),
+        worker_templates(installation),
+        fences(installation),
         tenants(installation),
         sessions(),
         namespace_reach(installation),
@@ -200,6 +203,39 @@ fn worker_pods(installation: &Installation) -> Policy {
         )
 }
 
+/// The pods themselves are made by the cluster's own controllers, who are trusted.
+fn worker_templates(installation: &Installation) -> Policy {
+    Policy::new(
+        "croft-worker-templates",
+        "Nothing but the operator's Deployment makes pods that pass for a tenant's workers.",
+    )
+    .on(&["apps"], &["deployments", "replicasets", "statefulsets", "daemonsets"], &["CREATE", "UPDATE"])
+    .on(&["batch"], &["jobs", "cronjobs"], &["CREATE", "UPDATE"])
+    .on(&[""], &["replicationcontrollers"], &["CREATE", "UPDATE"])
+    .in_namespaces(LabelOperator::Exists)
+    .unless("not-trusted", &installation.is_trusted())
+    .demand(
+        format!("!({MAKES_WORKERS})"),
+        "pods with the label croft.dev/tenant are made by Croft's operator alone: give the template another label",
+    )
+}
+
+/// Network policies add up: what one lets through, no other holds. Those of two widespread networks do so too.
+fn fences(installation: &Installation) -> Policy {
+    Policy::new(
+        "croft-fences",
+        "No second network policy opens what a tenant's fence holds. To take one away is nobody's harm.",
+    )
+    .on(&["networking.k8s.io", "crd.projectcalico.org"], &["networkpolicies"], &["CREATE", "UPDATE"])
+    .on(&["cilium.io"], &["ciliumnetworkpolicies"], &["CREATE", "UPDATE"])
+    .in_namespaces(LabelOperator::Exists)
+    .unless("not-trusted", &installation.is_trusted())
+    .demand(
+        "false".to_owned(),
+        "the fence of a tenant's namespace is Croft's: list ranges in spec.egress.allow of the AgentTenant instead",
+    )
+}
+
 fn tenants(installation: &Installation) -> Policy {
     let list = &installation.worker_images;
     // An entry that ends in a slash is a place, another one is a repository, with any tag or digest.
@@ -218,6 +254,14 @@ fn tenants(installation: &Installation) -> Policy {
     .demand(
         MAY_BE_DELETED.to_owned(),
         "spec.preventDeletion keeps this tenant from being deleted: turn it off first",
+    )
+    .demand(
+        TAKEN_APART_IN_ORDER.to_owned(),
+        "a tenant is taken apart in order, by Croft's operator: delete it with the propagation policy Background",
+    )
+    .demand(
+        DELETION_STANDS.to_owned(),
+        "this tenant is being deleted already: spec.preventDeletion comes too late to keep it",
     )
     .demand(
         format!("{KEEPS_FINALIZER} || {}", installation.is_trusted()),

@@ -26,6 +26,7 @@ mod service_account;
 mod snapshots;
 mod spending;
 mod status;
+mod stop;
 mod tier;
 pub(crate) mod tls;
 mod wanted;
@@ -44,6 +45,7 @@ use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::runtime::controller::Action;
 
 pub(crate) use bounds::{budget, limits, session_defaults, sessions_per_worker};
+pub(crate) use deletion::is_going;
 pub(crate) use health::workers_problem;
 pub use platform::PlatformProviders;
 pub(crate) use platform_keys::NAME as PLATFORM_KEYS;
@@ -116,10 +118,11 @@ impl PassError for Error {
 /// Brings one tenant one step closer to its spec. Safe to repeat, safe to interrupt.
 pub async fn reconcile(tenant: Arc<AgentTenant>, context: Arc<Context>) -> Result<Action, Error> {
     // While its deletion is prevented a tenant is kept up as any other.
-    if tenant.metadata.deletion_timestamp.is_some() && !tenant.spec.prevent_deletion {
+    if is_going(&tenant, &report::current(&tenant, &context)) {
         return deletion::step(&tenant, &context).await;
     }
     let pass = async {
+        stop::stop(&tenant, &context).await?;
         let observed = observe::observe(&tenant, &context).await?;
         let children = plan(&tenant, &observed, &context)?;
         Box::pin(apply::apply(&tenant, children, &observed, &context)).await?;

@@ -24,6 +24,27 @@ pub(super) const KEEPS_FINALIZER: &str = "request.operation != 'UPDATE' || !has(
      !('croft.dev/tenant' in oldObject.metadata.finalizers) || \
      (has(object.metadata.finalizers) && 'croft.dev/tenant' in object.metadata.finalizers)";
 
+/// Nothing is deleted, or its parts are left to the operator and the cluster: with `Foreground` all of them would go at once, the
+/// fence under running workers, and with `Orphan` none. What a finalizer asks for counts as what the deletion asks for.
+pub(super) const TAKEN_APART_IN_ORDER: &str = "(request.operation != 'DELETE' || \
+     ((!has(request.options.propagationPolicy) || request.options.propagationPolicy == 'Background') && \
+     (!has(request.options.orphanDependents) || !request.options.orphanDependents))) && \
+     (object == null || !has(object.metadata.finalizers) || object.metadata.finalizers.all(finalizer, \
+     !(finalizer in ['orphan', 'foregroundDeletion']) || \
+     (oldObject != null && has(oldObject.metadata.finalizers) && finalizer in oldObject.metadata.finalizers)))";
+
+/// Of what is deleted already the deletion is not prevented anew.
+pub(super) const DELETION_STANDS: &str = "request.operation != 'UPDATE' || !has(oldObject.metadata.deletionTimestamp) || \
+     !has(object.spec.preventDeletion) || !object.spec.preventDeletion || \
+     (has(oldObject.spec.preventDeletion) && oldObject.spec.preventDeletion)";
+
+/// The pods that it makes would be marked as a tenant's workers.
+pub(super) const MAKES_WORKERS: &str = "(has(object.spec.template) && has(object.spec.template.metadata) && \
+     has(object.spec.template.metadata.labels) && 'croft.dev/tenant' in object.spec.template.metadata.labels) || \
+     (has(object.spec.jobTemplate) && has(object.spec.jobTemplate.spec.template.metadata) && \
+     has(object.spec.jobTemplate.spec.template.metadata.labels) && \
+     'croft.dev/tenant' in object.spec.jobTemplate.spec.template.metadata.labels)";
+
 /// The namespace is marked by the operator, who alone may do so.
 pub(super) const IS_TENANT_NAMESPACE: &str =
     "has(namespaceObject.metadata.labels) && 'croft.dev/tenant' in namespaceObject.metadata.labels";

@@ -21,6 +21,8 @@ pub struct Request {
     pub object: Option<Value>,
     /// As it is; none on CREATE.
     pub old: Option<Value>,
+    /// What becomes of the object's parts, as a DELETE says it: `Background`, `Foreground`, `Orphan`, or nothing.
+    pub propagation: Option<String>,
     /// The namespace that it is in, if it is in one.
     pub namespace: Option<Value>,
 }
@@ -85,6 +87,10 @@ impl Request {
             "namespace": text("namespace"),
             "resource": { "group": self.group, "resource": self.resource },
             "userInfo": { "username": self.user, "groups": self.groups },
+            "options": match &self.propagation {
+                Some(propagation) => json!({ "kind": "DeleteOptions", "propagationPolicy": propagation }),
+                None => json!({}),
+            },
         });
         let variables = [
             ("request", Some(&request)),

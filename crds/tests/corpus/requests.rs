@@ -37,6 +37,7 @@ fn read(mut case: Map<String, Value>) -> Asked {
     let (group, resource) = resource(&kind);
     let (user, groups) = who(&text(case.remove("who")).expect("someone"));
     let says = text(case.remove("says"));
+    let propagation = text(case.remove("parts"));
     assert!(case.is_empty(), "a case has more than is read: {case:?}");
     let request = Request {
         user: user.to_owned(),
@@ -51,6 +52,7 @@ fn read(mut case: Map<String, Value>) -> Asked {
         resource: resource.to_owned(),
         object: make,
         old: was,
+        propagation,
         namespace: namespace.as_deref().map(namespace_object),
     };
     Asked { says, request }
@@ -86,6 +88,10 @@ fn resource(kind: &str) -> (&'static str, &'static str) {
         "Pod" => ("", "pods"),
         "NetworkPolicy" => ("networking.k8s.io", "networkpolicies"),
         "Scale" => ("apps", "deployments/scale"),
+        "Deployment" => ("apps", "deployments"),
+        "StatefulSet" => ("apps", "statefulsets"),
+        "Job" => ("batch", "jobs"),
+        "CronJob" => ("batch", "cronjobs"),
         "Role" => ("rbac.authorization.k8s.io", "roles"),
         "AgentTenant" => ("croft.dev", "agenttenants"),
         "AgentSession" => ("croft.dev", "agentsessions"),
@@ -97,7 +103,7 @@ fn resource(kind: &str) -> (&'static str, &'static str) {
 fn whole(short: &Value, namespace: Option<&str>) -> Value {
     let mut object = short.as_object().expect("an object").clone();
     let mut metadata = Map::new();
-    for field in ["name", "generateName", "labels", "finalizers"] {
+    for field in ["name", "generateName", "labels", "finalizers", "deletionTimestamp"] {
         if let Some(value) = object.remove(field) {
             metadata.insert(field.to_owned(), value);
         }
@@ -110,15 +116,37 @@ fn whole(short: &Value, namespace: Option<&str>) -> Value {
         "NetworkPolicy" => "networking.k8s.io/v1",
         "Role" => "rbac.authorization.k8s.io/v1",
         "Scale" => "autoscaling/v1",
+        "Deployment" | "StatefulSet" => "apps/v1",
+        "Job" | "CronJob" => "batch/v1",
         _ => "v1",
     };
     object.insert("apiVersion".to_owned(), version.into());
     object.insert("metadata".to_owned(), metadata.into());
-    if object["kind"] == "Pod" {
-        object.insert(
-            "spec".to_owned(),
-            json!({ "containers": [{ "name": "c", "image": "registry.example.com/none" }] }),
-        );
+    let kind = object["kind"].as_str().expect("a kind").to_owned();
+    let pod = json!({ "containers": [{ "name": "c", "image": "registry.example.com/none" }] });
+    if kind == "Pod" {
+        object.insert("spec".to_owned(), pod);
+    } else if let Some(labels) = object.remove("podLabels") {
+        object.insert("spec".to_owned(), makes_pods(&kind, &labels, pod));
     }
     object.into()
+}
+
+/// The spec of what makes pods with these labels.
+fn makes_pods(kind: &str, labels: &Value, mut pod: Value) -> Value {
+    if ["Job", "CronJob"].contains(&kind) {
+        pod["restartPolicy"] = "Never".into();
+        let job = json!({ "template": { "metadata": { "labels": labels }, "spec": pod } });
+        return if kind == "Job" { job } else { json!({ "schedule": "0 4 * * *", "jobTemplate": { "spec": job } }) };
+    }
+    let mut all = labels.clone();
+    all["app"] = "anything".into();
+    let mut spec = json!({
+        "selector": { "matchLabels": { "app": "anything" } },
+        "template": { "metadata": { "labels": all }, "spec": pod },
+    });
+    if kind == "StatefulSet" {
+        spec["serviceName"] = "anything".into();
+    }
+    spec
 }

@@ -1,7 +1,7 @@
 //! What a front is told of one tenant.
 
-use croft_crds::AgentTenant;
 use croft_crds::tenant::{OnExceeded, ProviderSource, nano_usd};
+use croft_crds::{AgentTenant, AgentTenantStatus};
 use croft_proto::v1::{
     BudgetAction, ProviderMode, ProviderRoute, TenantAdmission, TenantLimits, TenantRoute, WorkerRoute,
 };
@@ -11,7 +11,8 @@ use kube::ResourceExt as _;
 
 use crate::cluster::{Cluster, is_owned};
 use crate::tenant::{
-    PROVIDERS, Tiers, WORKERS, budget, limits, provider_names, session_defaults, sessions_per_worker, workers_problem,
+    PROVIDERS, Tiers, WORKERS, budget, is_going, limits, provider_names, session_defaults, sessions_per_worker,
+    workers_problem,
 };
 use crate::worker::Worker;
 
@@ -78,7 +79,7 @@ fn usable(tenant: &AgentTenant, names: &[String]) -> Vec<ProviderRoute> {
 }
 
 fn admission(tenant: &AgentTenant) -> TenantAdmission {
-    if tenant.metadata.deletion_timestamp.is_some() && !tenant.spec.prevent_deletion {
+    if is_going(tenant, tenant.status.as_ref().unwrap_or(&AgentTenantStatus::default())) {
         TenantAdmission::Terminating
     } else if tenant.spec.emergency_stop {
         TenantAdmission::Stopped

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use croft_crds::{AgentTenant, labels};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::ResourceExt as _;
 
@@ -17,10 +17,6 @@ use crate::context::Context;
 use crate::drift;
 use crate::keyring::{Print, Prints};
 use crate::secrets::SecretId;
-
-/// How long workers have to end in an emergency. One second rather than none: with none the API server would forget the
-/// pod at once, and nobody could see whether its node has heard of it.
-const STOP_SECONDS: u32 = 1;
 
 /// The namespace first, as all else is in it; workers and owners last, so that there is a fence before there is anything to fence,
 /// and as workers mount what comes before them. What lies between is written at the same time. The first failure, in the
@@ -77,9 +73,6 @@ pub(super) async fn apply(
     // Last, as the workers had it mounted until now.
     if platform_keys.is_none() {
         remove_platform_keys(tenant, context).await.map_err(Part::Providers.failed())?;
-    }
-    if tenant.spec.emergency_stop {
-        stop_workers(tenant, context).await.map_err(Part::Workers.failed())?;
     }
     Ok(())
 }
@@ -174,17 +167,4 @@ async fn remove_platform_keys(tenant: &AgentTenant, context: &Context) -> Result
     };
     let deleted = context.writer.delete::<Secret>(Some(&id.0), &id.1, &live.uid().unwrap_or_default()).await;
     deleted.map_err(|source| Error::Delete { kind: "Secret".to_owned(), name: id.1, source })
-}
-
-/// The Deployment, which wants none now, would give them their usual time.
-async fn stop_workers(tenant: &AgentTenant, context: &Context) -> Result<(), Error> {
-    let namespace = tenant.namespace_name();
-    for worker in context.cluster.workers(&tenant.name_any()) {
-        if worker.ends_within_seconds.is_some_and(|seconds| seconds <= STOP_SECONDS.into()) {
-            continue;
-        }
-        let stopped = context.writer.delete_within::<Pod>(Some(&namespace), &worker.name, STOP_SECONDS).await;
-        stopped.map_err(|source| Error::Delete { kind: "Pod".to_owned(), name: worker.name.clone(), source })?;
-    }
-    Ok(())
 }

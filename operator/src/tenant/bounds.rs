@@ -51,6 +51,17 @@ pub(crate) fn worker_requests(tenant: &AgentTenant, tiers: &Tiers) -> Resources 
     }
 }
 
+/// What of a worker's requests is above its limit, of which one may be the tenant's and one its tier's. The API server takes no such
+/// pod.
+pub(crate) fn request_problem(tenant: &AgentTenant, tiers: &Tiers) -> Option<String> {
+    let (requests, limits) = (worker_requests(tenant, tiers), worker_limits(tenant, tiers));
+    let above = |field, request: &Quantity, limit: &Quantity| {
+        let told = || format!("{field} {request} is more than a worker may use, {limit}");
+        (request.nanos()? > limit.nanos()?).then(told)
+    };
+    above("cpuRequest", &requests.cpu, &limits.cpu).or_else(|| above("memoryRequest", &requests.memory, &limits.memory))
+}
+
 /// Workers that this tenant shall have.
 pub(crate) fn replicas(tenant: &AgentTenant, tiers: &Tiers) -> i32 {
     if tenant.spec.suspend || tenant.spec.emergency_stop {
@@ -155,6 +166,18 @@ mod tests {
         tenant.spec.workers.resources.cpu_limit = Some("20m".into());
         let requests = worker_requests(&tenant, &Tiers::default());
         assert_eq!((requests.cpu.as_str(), requests.memory.as_str()), ("20m", "128Mi"));
+    }
+
+    #[test]
+    fn a_request_above_the_tiers_limit_is_named() {
+        let mut tenant = fixtures::minimal();
+        assert_eq!(request_problem(&tenant, &Tiers::default()), None);
+        tenant.spec.workers.resources.memory_request = Some("513Mi".into());
+        let told = "memoryRequest 513Mi is more than a worker may use, 512Mi";
+        assert_eq!(request_problem(&tenant, &Tiers::default()).as_deref(), Some(told));
+        tenant.spec.workers.resources.cpu_request = Some("1001m".into());
+        let told = "cpuRequest 1001m is more than a worker may use, 1";
+        assert_eq!(request_problem(&tenant, &Tiers::default()).as_deref(), Some(told));
     }
 
     #[test]

@@ -4,15 +4,17 @@
 use std::time::Duration;
 
 use croft_crds::tenant::DeletionPolicy;
-use croft_crds::{AgentTenant, labels};
+use croft_crds::{AgentTenant, AgentTenantStatus, labels};
 use croft_proto::v1::{RemovalPolicy, RemovalStep, RemoveTenantResponse};
 use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt as _;
 use kube::api::Api;
 use kube::runtime::controller::Action;
 use serde_json::json;
 use tonic::Status;
 
+use super::status::{PREVENTED, REMOVED};
 use super::{Error, report};
 use crate::cluster::is_owned;
 use crate::context::Context;
@@ -33,9 +35,21 @@ enum Removal {
     },
 }
 
+/// Whether the tenant, whose status this is, is being taken away. Nothing prevents a removal that has begun: the fronts have ended
+/// sessions then, and take nothing of such a tenant again.
+pub(crate) fn is_going(tenant: &AgentTenant, status: &AgentTenantStatus) -> bool {
+    tenant.metadata.deletion_timestamp.is_some() && (!tenant.spec.prevent_deletion || begun(status).is_some())
+}
+
+/// What was told of the removal, once it has begun.
+fn begun(status: &AgentTenantStatus) -> Option<&Condition> {
+    status.conditions.iter().find(|condition| condition.type_ == REMOVED && condition.reason != PREVENTED)
+}
+
 /// Goes as far as it can now. The routes have told the fronts already that the tenant takes nothing new.
 ///
-/// What the fronts have to do may take until a deadline. Then the namespace goes all the same, and with it workers and
+/// What the fronts have to do may take until a deadline, which counts from when they were first asked: the deletion may be older, by
+/// as long as it was prevented or no operator was there. Then the namespace goes all the same, and with it workers and
 /// keys: a tenant must not run for ever because a front is away. One that shall be erased stays as an object until the
 /// fronts have done it, as nobody else would remember to.
 pub(super) async fn step(tenant: &AgentTenant, context: &Context) -> Result<Action, Error> {
@@ -46,15 +60,23 @@ pub(super) async fn step(tenant: &AgentTenant, context: &Context) -> Result<Acti
     let namespaces: Api<Namespace> = Api::all(context.client.clone());
     let what = || format!("namespace {name}");
     let namespace = namespaces.get_opt(&name).await.map_err(|source| Error::Read { what: what(), source })?;
-    let namespace = namespace.filter(|namespace| is_owned(namespace, tenant));
-    let told = report::removal_told(tenant, context);
-    let is_removed = told.as_deref() == Some("DeletingNamespace");
+    let status = report::current(tenant, context);
+    let namespace = namespace.filter(|namespace| is_ours(namespace, tenant, &status));
+    let begun = match begun(&status) {
+        Some(begun) => Begun { told: begun.reason.clone(), at: begun.last_transition_time.0.as_second() },
+        None => {
+            let message = "the fronts are asked to end its sessions".to_owned();
+            report::report_removal(tenant, "RemovalBegun", message, context).await?;
+            Begun { told: "RemovalBegun".to_owned(), at: context.now() }
+        }
+    };
+    let is_removed = begun.told == "DeletingNamespace";
     let is_going = namespace.as_ref().is_some_and(|namespace| namespace.metadata.deletion_timestamp.is_some());
-    if is_going && (is_removed || told.as_deref() == Some("PastDeadline")) {
+    if is_going && is_removed {
         return Ok(Action::requeue(SOON));
     }
     let removal = if is_removed { Removal::Done } else { removal(tenant, context).await };
-    let is_late = is_late(tenant, context);
+    let is_late = context.now() - begun.at >= context.settings.removal_max_seconds;
     let (reason, message) = match (removal, namespace.is_some()) {
         (Removal::Done, true) => ("DeletingNamespace", "the namespace is being deleted".to_owned()),
         (Removal::Waiting { reason, message }, _) if !is_late => {
@@ -77,12 +99,26 @@ pub(super) async fn step(tenant: &AgentTenant, context: &Context) -> Result<Acti
         deleted.map_err(|source| Error::Delete { kind: "Namespace".to_owned(), name: name.clone(), source })?;
     }
     report::report_removal(tenant, reason, message, context).await?;
-    Ok(Action::requeue(SOON))
+    // The end of the namespace wakes us too.
+    Ok(Action::requeue(if reason == "PastDeadline" { LATER } else { SOON }))
 }
 
-fn is_late(tenant: &AgentTenant, context: &Context) -> bool {
-    let deleted_at = tenant.metadata.deletion_timestamp.as_ref().map_or(0, |time| time.0.as_second());
-    context.now() - deleted_at >= context.settings.removal_max_seconds
+/// A removal under way.
+struct Begun {
+    told: String,
+    /// When the fronts were first asked, in seconds since 1970.
+    at: i64,
+}
+
+/// Whether the namespace was made for this very tenant, also if its owner was taken off it since, as a deletion does that leaves
+/// parts behind. Of a namespace that is someone else's the tenant's status says nothing.
+fn is_ours(namespace: &Namespace, tenant: &AgentTenant, status: &AgentTenantStatus) -> bool {
+    let is_left_behind = || {
+        namespace.owner_references().is_empty()
+            && namespace.labels().get(labels::TENANT) == Some(&tenant.name_any())
+            && status.namespace.as_deref() == Some(&*tenant.namespace_name())
+    };
+    is_owned(namespace, tenant) || is_left_behind()
 }
 
 /// Has the fronts take one step.
@@ -134,6 +170,46 @@ async fn finish(tenant: &AgentTenant, context: &Context) -> Result<Action, Error
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tenant::fixtures;
+
+    #[test]
+    fn a_deletion_is_prevented_only_until_its_removal_has_begun() {
+        let mut tenant = fixtures::minimal();
+        let told = |reason: &str| AgentTenantStatus {
+            conditions: serde_json::from_value(json!([{
+                "type": "Removed", "status": "False", "reason": reason, "message": "",
+                "lastTransitionTime": "2026-01-01T00:00:00Z",
+            }]))
+            .unwrap(),
+            ..AgentTenantStatus::default()
+        };
+        assert!(!is_going(&tenant, &AgentTenantStatus::default()));
+        tenant.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+        assert!(is_going(&tenant, &AgentTenantStatus::default()));
+        tenant.spec.prevent_deletion = true;
+        assert!(!is_going(&tenant, &AgentTenantStatus::default()));
+        assert!(!is_going(&tenant, &told("DeletionPrevented")));
+        assert!(is_going(&tenant, &told("EndingSessions")));
+    }
+
+    #[test]
+    fn only_a_namespace_that_was_made_for_the_tenant_goes_with_it() {
+        let tenant = fixtures::minimal();
+        let namespace = |owners: serde_json::Value, label: &str| -> Namespace {
+            serde_json::from_value(json!({ "metadata": {
+                "name": "tenant-egret", "ownerReferences": owners, "labels": { "croft.dev/tenant": label },
+            } }))
+            .unwrap()
+        };
+        let owner = |uid: &str| json!([{ "apiVersion": "v1", "kind": "AgentTenant", "name": "egret", "uid": uid }]);
+        let told = AgentTenantStatus { namespace: Some("tenant-egret".into()), ..AgentTenantStatus::default() };
+        let nothing = AgentTenantStatus::default();
+        assert!(is_ours(&namespace(owner(&tenant.uid().unwrap()), "egret"), &tenant, &nothing));
+        assert!(is_ours(&namespace(json!([]), "egret"), &tenant, &told));
+        assert!(!is_ours(&namespace(json!([]), "egret"), &tenant, &nothing), "it was never this tenant's");
+        assert!(!is_ours(&namespace(json!([]), "heron"), &tenant, &told));
+        assert!(!is_ours(&namespace(owner("another"), "egret"), &tenant, &told));
+    }
 
     #[test]
     fn each_step_says_what_is_left() {

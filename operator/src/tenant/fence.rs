@@ -11,6 +11,7 @@ use k8s_openapi::api::networking::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::api::ObjectMeta;
 
 use super::wanted::Wanted;
 use super::workers::GRPC_PORT;
@@ -32,16 +33,31 @@ const NOT_PUBLIC_IPV4: [&str; 11] = [
 /// Global unicast is all of `2000::/3`; these two wrap IPv4 addresses, private ones too.
 const NOT_PUBLIC_IPV6: [&str; 2] = ["2001::/32", "2002::/16"];
 
+/// What the network policy is called.
+pub(crate) const NAME: &str = "fence";
+
 /// See it with `kubectl -n tenant-acme get networkpolicy fence -o yaml`.
 pub(crate) fn fence(wanted: &Wanted) -> NetworkPolicy {
-    let rules = || {
-        let egress = [to_dns(), to_public_internet()].into_iter().chain(to_listed(wanted)).chain(to_models(wanted));
-        (vec![from_front(wanted)], egress.collect())
-    };
-    // Both directions are named below, so without a rule both are shut.
-    let (ingress, egress) = if wanted.is_stopped { (Vec::new(), Vec::new()) } else { rules() };
+    if wanted.is_stopped {
+        return shut(wanted.child_meta(NAME));
+    }
+    let egress = [to_dns(), to_public_internet()].into_iter().chain(to_listed(wanted)).chain(to_models(wanted));
+    with_rules(wanted.child_meta(NAME), vec![from_front(wanted)], egress.collect())
+}
+
+/// As it is in an emergency.
+pub(crate) fn shut(metadata: ObjectMeta) -> NetworkPolicy {
+    with_rules(metadata, Vec::new(), Vec::new())
+}
+
+/// Both directions are named, so without a rule both are shut.
+fn with_rules(
+    metadata: ObjectMeta,
+    ingress: Vec<NetworkPolicyIngressRule>,
+    egress: Vec<NetworkPolicyEgressRule>,
+) -> NetworkPolicy {
     NetworkPolicy {
-        metadata: wanted.child_meta("fence"),
+        metadata,
         spec: Some(NetworkPolicySpec {
             pod_selector: Some(LabelSelector::default()), // every pod in the namespace
             policy_types: Some(vec!["Ingress".to_owned(), "Egress".to_owned()]),

@@ -1,7 +1,7 @@
 //! The words that a tenant's conditions give as reasons. Each leads to an entry of `docs/runbook.md`.
 
 /// Every word that there is, in the order of the runbook.
-pub(crate) const ALL: [&str; 45] = [
+pub(crate) const ALL: [&str; 46] = [
     // All is well, or will be.
     "AllWell",
     "Applied",
@@ -45,6 +45,7 @@ pub(crate) const ALL: [&str; 45] = [
     // A tenant's end.
     "Terminating",
     "DeletionPrevented",
+    "RemovalBegun",
     "EndingSessions",
     "Draining",
     "Erasing",

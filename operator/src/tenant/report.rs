@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::observe::Observed;
 use super::part::Failure;
-use super::status::{Facts, REMOVED, status};
+use super::status::{Facts, PREVENTED, REMOVED, status};
 use super::{Error, reason, workers};
 use crate::context::Context;
 use crate::events::{News, turns};
@@ -49,6 +49,8 @@ pub(super) async fn report_removal(
     let mut status = before.clone();
     status.phase = Some(TenantPhase::Terminating);
     status.observed_generation = tenant.metadata.generation;
+    // The removal's time counts from its beginning, and not from when it was put off.
+    status.conditions.retain(|condition| condition.type_ != REMOVED || condition.reason != PREVENTED);
     let now = Time(context.timestamp());
     let going = Verdict { kind: "Ready", holds: Some(false), reason: "Terminating", message: message.clone() };
     condition::set(&mut status.conditions, going, tenant.metadata.generation, &now);
@@ -57,14 +59,8 @@ pub(super) async fn report_removal(
     write(tenant, &before, status, context).await
 }
 
-/// How far the tenant's removal was when it was last told.
-pub(super) fn removal_told(tenant: &AgentTenant, context: &Context) -> Option<String> {
-    let status = current(tenant, context);
-    status.conditions.into_iter().find(|condition| condition.type_ == REMOVED).map(|condition| condition.reason)
-}
-
 /// The status as we last wrote it, if the copy of the tenant can't have it yet.
-fn current(tenant: &AgentTenant, context: &Context) -> AgentTenantStatus {
+pub(super) fn current(tenant: &AgentTenant, context: &Context) -> AgentTenantStatus {
     let version = tenant.resource_version();
     context
         .tenant_statuses

@@ -6,7 +6,7 @@ use croft_crds::{AgentTenant, AgentTenantStatus};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::bounds::{limits, quota_problem, replicas};
+use super::bounds::{budget, limits, quota_problem, replicas};
 use super::observe::Observed;
 use super::part::{Failure, Part};
 use super::tier::Tiers;
@@ -17,6 +17,8 @@ use crate::worker::{Problem, Worker};
 
 /// The condition that is there only while a tenant is being deleted.
 pub(super) const REMOVED: &str = "Removed";
+/// Its reason until the removal begins.
+pub(super) const PREVENTED: &str = "DeletionPrevented";
 
 /// All that a status is made of.
 pub(super) struct Facts<'a> {
@@ -48,12 +50,16 @@ pub(super) fn status(facts: &Facts<'_>) -> AgentTenantStatus {
     verdicts.push(workers_ready(tenant, workers, &rollout));
     verdicts.extend(providers_ready(tenant, outcome));
     verdicts.insert(0, ready(&verdicts));
-    verdicts.extend(spending::within_budget(tenant, facts.tiers, told_or_before(facts).as_ref()));
+    let budget_untold = budget_untold(facts);
+    if !budget_untold {
+        verdicts.extend(spending::within_budget(tenant, facts.tiers, told_or_before(facts).as_ref()));
+    }
     verdicts.extend(prevented(tenant));
     let mut conditions = before.conditions.clone();
     conditions.retain(|condition| {
         verdicts.iter().any(|verdict| verdict.kind == condition.type_)
             || Part::ALL.iter().any(|part| part.condition() == condition.type_)
+            || budget_untold && condition.type_ == spending::KIND
     });
     for verdict in verdicts {
         condition::set(&mut conditions, verdict, tenant.metadata.generation, facts.now);
@@ -90,7 +96,16 @@ fn spend(facts: &Facts<'_>) -> SpendStatus {
     told.or_else(|| facts.before.spend.clone()).unwrap_or_else(|| totals::nothing_spent(facts.now.0))
 }
 
-/// As with [`sessions`]. Of tokens no status keeps a count: none is known then.
+/// Whether what was said of the budget before is the last that is known. Of tokens no status keeps a count, so until the fronts
+/// have told this replica, a budget of tokens would read as unspent.
+fn budget_untold(facts: &Facts<'_>) -> bool {
+    let Facts { tenant, before, tiers, total, .. } = facts;
+    total.is_none()
+        && budget(tenant, tiers).monthly_tokens.is_some()
+        && before.conditions.iter().any(|condition| condition.type_ == spending::KIND)
+}
+
+/// As with [`sessions`].
 fn told_or_before(facts: &Facts<'_>) -> Option<Total> {
     let before = facts.before.spend.clone().map(|spend| Total { sessions_open: 0, spend, tokens: 0 });
     facts.total.clone().or(before)
@@ -176,7 +191,7 @@ fn prevented(tenant: &AgentTenant) -> Option<Verdict> {
     tenant.metadata.deletion_timestamp.is_some().then(|| Verdict {
         kind: REMOVED,
         holds: Some(false),
-        reason: "DeletionPrevented",
+        reason: PREVENTED,
         message: "it was deleted while spec.preventDeletion is on: it goes when that is off".to_owned(),
     })
 }
@@ -281,6 +296,31 @@ mod tests {
         assert_eq!(status.phase, Some(TenantPhase::Degraded));
         assert_eq!(condition(&status, "Ready").reason, "Starting");
         assert_eq!(told(&tenant, Ok(&observed), None).phase, Some(TenantPhase::Pending));
+    }
+
+    #[test]
+    fn a_budget_of_tokens_that_is_spent_stays_so_until_the_fronts_have_told_of_it() {
+        let (tenant, observed) = (fixtures::full(), Observed::default());
+        let (now, tiers) = (Time("2026-01-01T00:00:00Z".parse().unwrap()), Tiers::default());
+        let status_of = |before: &AgentTenantStatus, tenant: &AgentTenant, tokens: Option<i64>| {
+            let spend = SpendStatus { month: "2026-01".into(), usd: "0.00".into(), unpriced_attempts: 0 };
+            let total = tokens.map(|tokens| Total { sessions_open: 0, spend, tokens });
+            let outcome = Ok(&observed);
+            status(&Facts { tenant, before, outcome, deployment: None, pods: &[], total, tiers: &tiers, now: &now })
+        };
+        let new = status_of(&AgentTenantStatus::default(), &tenant, None);
+        assert_eq!(condition(&new, "WithinBudget").reason, "BudgetAmple", "a new tenant has spent nothing");
+        let spent = status_of(&new, &tenant, Some(1_000_000));
+        assert_eq!(condition(&spent, "WithinBudget").reason, "BudgetSpent");
+        let untold = status_of(&spent, &tenant, None);
+        assert_eq!(condition(&untold, "WithinBudget"), condition(&spent, "WithinBudget"));
+        let mut unbounded = tenant.clone();
+        unbounded.spec.budget = Default::default();
+        let unbounded = status_of(&spent, &unbounded, None);
+        assert!(
+            unbounded.conditions.iter().all(|condition| condition.type_ != "WithinBudget"),
+            "no budget, no word of it"
+        );
     }
 
     #[test]

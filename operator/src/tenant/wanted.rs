@@ -123,14 +123,14 @@ impl Wanted {
         if let Some((one, other)) = overlapping(&spec.egress.allow) {
             return Err(Error::Spec { field: "egress.allow", problem: format!("{one} and {other} overlap") });
         }
-        let owner = tenant
-            .owner_reference()
-            .ok_or(Error::Spec { field: "metadata.uid", problem: "the API server has given it none".to_owned() })?;
+        if let Some(problem) = bounds::request_problem(tenant, tiers) {
+            return Err(Error::Spec { field: "workers.resources", problem });
+        }
         let fits = bounds::quota_problem(tenant, tiers).is_none();
         Ok(Self {
             name: tenant.name_any(),
             namespace: tenant.namespace_name(),
-            owner,
+            owner: owner(tenant)?,
             quota: bounds::quota(tenant, tiers),
             workers: Workers {
                 replicas: if fits { bounds::replicas(tenant, tiers) } else { 0 },
@@ -155,9 +155,7 @@ impl Wanted {
 
     /// The labels of everything that belongs to this tenant.
     pub(crate) fn labels(&self) -> BTreeMap<String, String> {
-        [(labels::TENANT, self.name.as_str()), (labels::MANAGED_BY, labels::MANAGED_BY_CROFT), (labels::NAME, "croft")]
-            .map(|(label, value)| (label.to_owned(), value.to_owned()))
-            .into()
+        labels_of(&self.name)
     }
 
     /// The labels by which worker pods are found. They never change: a Deployment's selector can't.
@@ -169,14 +167,34 @@ impl Wanted {
 
     /// For a child called `name` in the tenant's namespace.
     pub(crate) fn child_meta(&self, name: &str) -> ObjectMeta {
-        ObjectMeta {
-            name: Some(name.to_owned()),
-            namespace: Some(self.namespace.clone()),
-            labels: Some(self.labels()),
-            owner_references: Some(vec![self.owner.clone()]),
-            ..ObjectMeta::default()
-        }
+        meta_of(&self.name, self.owner.clone(), name)
     }
+}
+
+/// [`Wanted::child_meta`] of a tenant whose spec may be unusable. Fails for one that was never stored.
+pub(super) fn child_meta(tenant: &AgentTenant, name: &str) -> Result<ObjectMeta, Error> {
+    Ok(meta_of(&tenant.name_any(), owner(tenant)?, name))
+}
+
+fn owner(tenant: &AgentTenant) -> Result<OwnerReference, Error> {
+    let problem = || "the API server has given it none".to_owned();
+    tenant.owner_reference().ok_or_else(|| Error::Spec { field: "metadata.uid", problem: problem() })
+}
+
+fn meta_of(tenant: &str, owner: OwnerReference, name: &str) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name.to_owned()),
+        namespace: Some(labels::tenant_namespace(tenant)),
+        labels: Some(labels_of(tenant)),
+        owner_references: Some(vec![owner]),
+        ..ObjectMeta::default()
+    }
+}
+
+fn labels_of(tenant: &str) -> BTreeMap<String, String> {
+    [(labels::TENANT, tenant), (labels::MANAGED_BY, labels::MANAGED_BY_CROFT), (labels::NAME, "croft")]
+        .map(|(label, value)| (label.to_owned(), value.to_owned()))
+        .into()
 }
 
 /// `None` while its key is not there.

@@ -79,7 +79,13 @@ async fn judged(session: &Session, request: &Request) -> Result<Value, String> {
     let someone = Some((request.user.as_str(), request.groups.as_slice()));
     match (&request.old, &request.object) {
         (None, Some(object)) => session.ask(Method::POST, &all, object, someone).await,
-        (Some(_), None) => session.ask(Method::DELETE, &one, &Value::Null, someone).await,
+        (Some(_), None) => {
+            // With a body the API server reads nothing from the query.
+            let options = json!({
+                "apiVersion": "v1", "kind": "DeleteOptions", "dryRun": ["All"], "propagationPolicy": request.propagation,
+            });
+            session.ask(Method::DELETE, &one, &options, someone).await
+        }
         (_, Some(object)) => {
             let live = session.ask(Method::GET, &one, &Value::Null, None).await?;
             let mut wanted = live.clone();
@@ -107,6 +113,17 @@ async fn store(session: &Session, request: &Request) {
     let all = all_like(old, &request.resource);
     // A pod is refused until its namespace has a ServiceAccount.
     until("it is stored", async || session.ask(Method::POST, &all, old, None).await).await;
+    if is_going(old) {
+        session
+            .ask(Method::DELETE, &just(old, &request.resource), &Value::Null, None)
+            .await
+            .expect("it can be deleted");
+    }
+}
+
+/// What is deleted already and held by a finalizer.
+fn is_going(object: &Value) -> bool {
+    !object["metadata"]["deletionTimestamp"].is_null()
 }
 
 /// Deletes what [`store`] stored, once the policies are gone.
@@ -116,6 +133,9 @@ async fn forget(session: &Session, request: &Request) {
     let unfinished = json!({ "metadata": { "finalizers": null } });
     // It takes the API server a moment to forget a policy, too.
     until("it lets go", async || session.ask(Method::PATCH, &one, &unfinished, None).await).await;
+    if is_going(old) {
+        return;
+    }
     until("it is deleted", async || session.ask(Method::DELETE, &one, &Value::Null, None).await).await;
 }
 

@@ -3,9 +3,10 @@
 use croft_crds::AgentTenant;
 use croft_crds::tenant::TenantPhase;
 use croft_proto::v1::{RemovalStep, Session as FrontSession, SessionState};
-use k8s_openapi::api::core::v1::Namespace;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::ResourceExt as _;
-use kube::api::DeleteParams;
+use kube::api::{DeleteParams, PostParams, PropagationPolicy};
 use serde_json::json;
 
 use crate::front::Removal;
@@ -123,5 +124,83 @@ async fn a_prevented_deletion_waits_and_the_tenant_goes_on() {
     let calls = session.world.front.calls(&name);
     assert!(calls.iter().all(|call| !call.starts_with("remove")), "{calls:?}");
     session.merge(&session.all::<AgentTenant>(), &name, json!({ "spec": { "preventDeletion": false } })).await;
+    gone(&session, &name).await;
+}
+
+/// Where the chart's policies are, such a deletion is refused. Without them the namespace is left with no owner.
+#[tokio::test]
+async fn parts_that_a_deletion_leaves_to_nobody_are_taken_away_all_the_same() {
+    let session = World::shared().await;
+    let made = session.settled_tenant("orphaning", json!({})).await;
+    let (name, namespace) = (made.name_any(), made.namespace_name());
+    session.world.front.hold_removal(&name, Some(Removal::At(RemovalStep::EndingSessions, 1)));
+    let orphaning = DeleteParams { propagation_policy: Some(PropagationPolicy::Orphan), ..DeleteParams::default() };
+    session.all::<AgentTenant>().delete(&name, &orphaning).await.expect("it can be deleted");
+    let namespaces = session.all::<Namespace>();
+    until("the namespace has no owner", async || {
+        namespaces.get(&namespace).await.ok()?.owner_references().is_empty().then_some(())
+    })
+    .await;
+    session.world.front.hold_removal(&name, None);
+    gone(&session, &name).await;
+    assert!(namespaces.get_opt(&namespace).await.unwrap().is_none(), "workers and keys are gone with it");
+}
+
+#[tokio::test]
+async fn the_fronts_have_their_time_from_when_they_are_asked_and_not_from_the_deletion() {
+    let session = World::shared().await;
+    let made = session.settled_tenant("released", json!({ "preventDeletion": true })).await;
+    let name = made.name_any();
+    session.world.front.hold_removal(&name, Some(Removal::At(RemovalStep::EndingSessions, 2)));
+    delete(&session, &name).await;
+    removed(&session, &name, "False DeletionPrevented").await;
+    // As long as the fronts may take in these tests.
+    until("it was deleted long ago", async || {
+        let tenant: AgentTenant = session.all().get(&name).await.ok()?;
+        let deleted_at = tenant.metadata.deletion_timestamp?.0;
+        (Timestamp::now().duration_since(deleted_at) > SignedDuration::from_secs(9)).then_some(())
+    })
+    .await;
+    session.merge(&session.all::<AgentTenant>(), &name, json!({ "spec": { "preventDeletion": false } })).await;
+    let told = until("the fronts have answered", async || {
+        let tenant: AgentTenant = session.all().get(&name).await.ok()?;
+        let told = condition(&tenant, "Removed")?;
+        let waits = ["False DeletionPrevented", "False RemovalBegun"].iter().any(|reason| told.starts_with(reason));
+        (!waits).then_some(told)
+    })
+    .await;
+    assert_eq!(told, "False EndingSessions: 2 sessions have not ended");
+    session.world.front.hold_removal(&name, None);
+    gone(&session, &name).await;
+}
+
+#[tokio::test]
+async fn a_removal_that_has_begun_is_not_halted() {
+    let session = World::shared().await;
+    let made = session.settled_tenant("begun", json!({})).await;
+    let name = made.name_any();
+    session.world.front.hold_removal(&name, Some(Removal::At(RemovalStep::EndingSessions, 1)));
+    delete(&session, &name).await;
+    removed(&session, &name, "False EndingSessions").await;
+    // Where the chart's policies are, this is refused. The front takes nothing of a tenant any more that it began to remove.
+    session.merge(&session.all::<AgentTenant>(), &name, json!({ "spec": { "preventDeletion": true } })).await;
+    session.world.front.hold_removal(&name, None);
+    gone(&session, &name).await;
+}
+
+#[tokio::test]
+async fn fronts_that_come_back_end_the_sessions_of_a_tenant_whose_namespace_is_going() {
+    let session = World::shared().await;
+    let made = session.settled_tenant("late", json!({})).await;
+    let (name, namespace) = (made.name_any(), made.namespace_name());
+    let maps = session.within::<ConfigMap>(&namespace);
+    let held = json!({ "metadata": { "name": "held", "finalizers": ["croft.dev/a-test-holds-it"] } });
+    maps.create(&PostParams::default(), &serde_json::from_value(held).unwrap()).await.unwrap();
+    session.world.front.hold_removal(&name, Some(Removal::Away));
+    delete(&session, &name).await;
+    removed(&session, &name, "False PastDeadline").await;
+    session.world.front.hold_removal(&name, None);
+    removed(&session, &name, "False DeletingNamespace").await;
+    session.merge(&maps, "held", json!({ "metadata": { "finalizers": null } })).await;
     gone(&session, &name).await;
 }

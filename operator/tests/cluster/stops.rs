@@ -78,6 +78,51 @@ async fn an_emergency_stop_shuts_the_fence_and_gives_workers_no_time() {
     .await;
 }
 
+/// A request above the limit that the tier gives is refused by the API server, in a Deployment and in a LimitRange.
+fn unusable() -> serde_json::Value {
+    json!({ "spec": { "workers": { "resources": { "cpuRequest": "2" } } } })
+}
+
+#[tokio::test]
+async fn a_tenant_whose_parts_cant_be_applied_is_stopped_all_the_same() {
+    let session = World::shared().await;
+    let made = session.settled_tenant("unruly", json!({ "workers": { "replicas": 2 } })).await;
+    let (name, namespace) = (made.name_any(), made.namespace_name());
+    for (number, pod) in kubelet::pods(&session, &namespace, 2).await.iter().enumerate() {
+        kubelet::set(&session, pod, kubelet::ready(&format!("10.1.0.{}", 51 + number))).await;
+    }
+    when(&session, &name, "Ready", "True").await;
+    let tenants = session.all::<AgentTenant>();
+    session.merge(&tenants, &name, unusable()).await;
+    when(&session, &name, "Applied", "False").await;
+    session.merge(&tenants, &name, json!({ "spec": { "emergencyStop": true } })).await;
+    kubelet::pods(&session, &namespace, 0).await;
+    let fence: NetworkPolicy = session.within(&namespace).get("fence").await.unwrap();
+    let spec = fence.spec.unwrap();
+    assert_eq!((spec.ingress.unwrap_or_default().len(), spec.egress.unwrap_or_default().len()), (0, 0));
+    let told = when(&session, &name, "WorkersReady", "False Stopped").await;
+    let expected =
+        "False SpecNotUsable: spec.workers.resources is not usable: cpuRequest 2 is more than a worker may use, 1";
+    assert_eq!(condition(&told, "Applied").as_deref(), Some(expected));
+}
+
+#[tokio::test]
+async fn a_tenant_whose_parts_cant_be_applied_is_suspended_all_the_same() {
+    let session = World::shared().await;
+    let made = session.settled_tenant("sluggish", json!({ "workers": { "replicas": 2 } })).await;
+    let (name, namespace) = (made.name_any(), made.namespace_name());
+    kubelet::pods(&session, &namespace, 2).await;
+    let tenants = session.all::<AgentTenant>();
+    session.merge(&tenants, &name, unusable()).await;
+    when(&session, &name, "Applied", "False").await;
+    session.merge(&tenants, &name, json!({ "spec": { "suspend": true } })).await;
+    kubelet::pods(&session, &namespace, 0).await;
+    when(&session, &name, "WorkersReady", "False Suspended").await;
+    let mended = json!({ "spec": { "suspend": false, "workers": { "resources": { "cpuRequest": null } } } });
+    session.merge(&tenants, &name, mended).await;
+    kubelet::pods(&session, &namespace, 2).await;
+}
+
 #[tokio::test]
 async fn a_quota_that_no_worker_fits_into_is_named_and_nothing_is_tried() {
     let session = World::shared().await;

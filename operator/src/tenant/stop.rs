@@ -1,0 +1,62 @@
+//! Stops the workers of a tenant that is suspended or stopped, before anything else of it is looked at: whatever of the rest can't be
+//! read, planned or applied must not keep them running.
+
+use croft_crds::AgentTenant;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use kube::ResourceExt as _;
+use serde_json::json;
+
+use super::part::{Failure, Part};
+use super::{Error, ensure, fence, wanted, workers};
+use crate::cluster::is_owned;
+use crate::context::Context;
+
+/// How long workers have to end in an emergency. One second rather than none: with none the API server would forget the
+/// pod at once, and nobody could see whether its node has heard of it.
+const STOP_SECONDS: u32 = 1;
+
+/// Shuts the fence in an emergency and takes the workers away; neither waits for the other, nor is kept from by its failure. The rest
+/// of the pass then finds both as it wants them.
+pub(super) async fn stop(tenant: &AgentTenant, context: &Context) -> Result<(), Failure> {
+    let is_stopped = tenant.spec.emergency_stop;
+    let namespace = context.cluster.get::<Namespace>(None, &tenant.namespace_name());
+    let has_namespace = namespace.is_some_and(|namespace| is_owned(&*namespace, tenant));
+    if !has_namespace || !(is_stopped || tenant.spec.suspend) {
+        return Ok(());
+    }
+    let shut = async { if is_stopped { shut_fence(tenant, context).await } else { Ok(()) } };
+    let (fence, workers) = tokio::join!(shut, take_workers(tenant, context));
+    fence.map_err(Part::Fence.failed())?;
+    workers.map_err(Part::Workers.failed())
+}
+
+async fn shut_fence(tenant: &AgentTenant, context: &Context) -> Result<(), Error> {
+    ensure::ensure(fence::shut(wanted::child_meta(tenant, fence::NAME)?), context).await
+}
+
+/// First no new ones are made, and in an emergency those that are there then go: their Deployment would give them their usual time.
+async fn take_workers(tenant: &AgentTenant, context: &Context) -> Result<(), Error> {
+    let namespace = tenant.namespace_name();
+    let live = context.cluster.get::<Deployment>(Some(&namespace), workers::NAME);
+    if let Some(live) = live.filter(|live| is_owned(&**live, tenant))
+        && live.spec.as_ref().and_then(|spec| spec.replicas) != Some(0)
+    {
+        let none = json!({ "metadata": { "uid": live.uid() }, "spec": { "replicas": 0 } });
+        let scaled = context.writer.merge::<Deployment>(Some(&namespace), workers::NAME, &none).await;
+        scaled.map_err(ensure::failed::<Deployment>(workers::NAME))?;
+    }
+    if tenant.spec.emergency_stop { stop_workers(tenant, context).await } else { Ok(()) }
+}
+
+async fn stop_workers(tenant: &AgentTenant, context: &Context) -> Result<(), Error> {
+    let namespace = tenant.namespace_name();
+    for worker in context.cluster.workers(&tenant.name_any()) {
+        if worker.ends_within_seconds.is_some_and(|seconds| seconds <= STOP_SECONDS.into()) {
+            continue;
+        }
+        let stopped = context.writer.delete_within::<Pod>(Some(&namespace), &worker.name, STOP_SECONDS).await;
+        stopped.map_err(|source| Error::Delete { kind: "Pod".to_owned(), name: worker.name.clone(), source })?;
+    }
+    Ok(())
+}
