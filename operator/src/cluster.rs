@@ -25,7 +25,7 @@ use crate::marks::Marks;
 use crate::mirror::{self, Change, Copies, Fate, StatusChange};
 use crate::recent::Recent;
 use crate::session::Bereaved;
-use crate::tenant::PLATFORM_KEYS;
+use crate::tenant::{PLATFORM_KEYS, PULL_CREDENTIALS};
 use crate::worker::{Worker, tenant_of};
 use crate::writes::Object;
 
@@ -140,8 +140,8 @@ impl Cluster {
             roles: watch.children("watch-roles"),
             role_bindings: watch.children("watch-role-bindings"),
             config_maps: watch.children("watch-config-maps"),
-            // Keys that the platform lends are not copied here; see [`crate::secrets`].
-            secrets: watch.children_but("watch-secrets", PLATFORM_KEYS),
+            // What the platform lends is not copied here; see [`crate::secrets`].
+            secrets: watch.children_but("watch-secrets", &[PLATFORM_KEYS, PULL_CREDENTIALS]),
             deployments: watch.children("watch-deployments"),
             services: watch.children("watch-services"),
             budgets: watch.children("watch-disruption-budgets"),
@@ -298,9 +298,9 @@ impl Watch<'_> {
         self.children_where(task_name, watcher::Config::default().labels(CHILDREN))
     }
 
-    fn children_but<K: Object>(&self, task_name: &'static str, name: &str) -> Copies<K> {
-        let but = format!("metadata.name!={name}");
-        self.children_where(task_name, watcher::Config::default().labels(CHILDREN).fields(&but))
+    fn children_but<K: Object>(&self, task_name: &'static str, names: &[&str]) -> Copies<K> {
+        let but: Vec<_> = names.iter().map(|name| format!("metadata.name!={name}")).collect();
+        self.children_where(task_name, watcher::Config::default().labels(CHILDREN).fields(&but.join(",")))
     }
 
     fn children_where<K: Object>(&self, task_name: &'static str, config: watcher::Config) -> Copies<K> {

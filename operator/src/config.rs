@@ -11,7 +11,7 @@ use croft_serve::{Config, ServeArgs};
 use crate::controller::Limits;
 use crate::leader::Election;
 use crate::settings_file;
-use crate::tenant::{PlatformProviders, Settings, Tiers};
+use crate::tenant::{PlatformProviders, Settings, Surroundings, Tiers};
 
 /// Gives each AgentTenant its fenced namespace with workers, each AgentSession its session, and each front its routes.
 #[derive(Debug, Clone, clap::Parser)]
@@ -38,12 +38,19 @@ pub struct Args {
     #[arg(long, env = "CROFT_WORKER_IMAGE_PULL_POLICY", default_value = "IfNotPresent",
           value_parser = ["Always", "IfNotPresent", "Never"])]
     pub worker_image_pull_policy: String,
+    /// Secrets of the operator's namespace, of the type kubernetes.io/dockerconfigjson, with which nodes pull workers' images: each
+    /// tenant's namespace gets a copy
+    #[arg(long, env = "CROFT_WORKER_PULL_SECRETS", value_delimiter = ',', value_name = "NAME,…")]
+    pub worker_pull_secrets: Vec<String>,
     /// YAML file with what each tier gives a tenant, its fields called as in a tenant's spec; built-in values if not set
     #[arg(long, env = "CROFT_TIERS", value_name = "FILE")]
     pub tiers: Option<PathBuf>,
     /// YAML file with the model providers whose keys the platform lends to tenants, and where those lie
     #[arg(long, env = "CROFT_PLATFORM_PROVIDERS", value_name = "FILE")]
     pub platform_providers: Option<PathBuf>,
+    /// YAML file with public ranges that every tenant's fence closes too, and with the servers that workers ask for names
+    #[arg(long, env = "CROFT_FENCE", value_name = "FILE")]
+    pub fence: Option<PathBuf>,
     /// How long the fronts may take to end a deleted tenant's sessions and put its records in order, in seconds; then its
     /// namespace goes all the same
     #[arg(long, env = "CROFT_TENANT_REMOVAL_SECONDS", default_value_t = 300)]
@@ -81,6 +88,7 @@ impl Config for Args {
         at_least(self.lease_seconds, 5, "--lease-seconds (CROFT_LEASE_SECONDS)");
         mistakes.extend(self.read_tiers().err().unwrap_or_default());
         mistakes.extend(self.read_platform_providers().err().unwrap_or_default());
+        mistakes.extend(self.read_surroundings().err().unwrap_or_default());
         mistakes
     }
 }
@@ -101,8 +109,10 @@ impl Args {
             namespace: self.namespace.clone(),
             worker_image: self.worker_image.clone(),
             worker_image_pull_policy: self.worker_image_pull_policy.clone(),
+            worker_pull_secrets: self.worker_pull_secrets.clone(),
             tiers: Arc::new(self.read_tiers()?),
             platform: Arc::new(self.read_platform_providers()?),
+            surroundings: Arc::new(self.read_surroundings()?),
             removal_max_seconds: self.tenant_removal_seconds.into(),
         })
     }
@@ -116,6 +126,11 @@ impl Args {
         let Some(path) = &self.platform_providers else { return Ok(PlatformProviders::default()) };
         let flag = "--platform-providers (CROFT_PLATFORM_PROVIDERS)";
         settings_file::read(path, flag, PlatformProviders::parse)
+    }
+
+    fn read_surroundings(&self) -> Result<Surroundings, Vec<String>> {
+        let Some(path) = &self.fence else { return Ok(Surroundings::default()) };
+        settings_file::read(path, "--fence (CROFT_FENCE)", Surroundings::parse)
     }
 
     /// The front's internal port.

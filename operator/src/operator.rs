@@ -69,7 +69,7 @@ pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> a
 
     let settings = args.settings().map_err(|mistakes| anyhow::anyhow!(mistakes.join(" ")))?;
     let cluster = Arc::new(Cluster::start(&client, tasks));
-    let secrets = Secrets::start(&client, &cluster, Arc::clone(&settings.platform), &args.namespace, tasks);
+    let secrets = Secrets::start(&client, &cluster, settings.clone(), tasks);
     let keyring = Keyring::new(client.clone(), secrets, &authority);
     let (events, waiting) = Events::new(metrics.clone());
     let written = waiting.write(Arc::new(writer.clone()), args.identity.clone(), tasks.stopping());

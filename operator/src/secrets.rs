@@ -1,4 +1,4 @@
-//! Which Secrets there are that may hold provider keys, by version and without their contents: those of tenants'
+//! Which Secrets there are that may hold provider keys or credentials for registries, by version and without their contents: those of tenants'
 //! namespaces and of the operator's own. A change wakes the tenants that it matters to.
 
 use std::collections::{HashMap, HashSet};
@@ -17,10 +17,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Cluster, key_of};
 use crate::mirror;
-use crate::tenant::{PLATFORM_KEYS, PlatformProviders};
+use crate::tenant::{PLATFORM_KEYS, PULL_CREDENTIALS, Settings};
 
 /// Neither holds a provider's key, and a cluster may have thousands.
 const OTHERS: &str = "type!=helm.sh/release.v1,type!=kubernetes.io/service-account-token";
+
+/// What the operator copies into tenants' namespaces out of Secrets of its own.
+const COPIES: [&str; 2] = [PLATFORM_KEYS, PULL_CREDENTIALS];
 
 /// A Secret's namespace and name.
 pub(crate) type SecretId = (String, String);
@@ -41,14 +44,8 @@ struct Known {
 
 impl Secrets {
     /// Starts the watch; it runs until shutdown.
-    pub fn start(
-        client: &Client,
-        cluster: &Arc<Cluster>,
-        platform: Arc<PlatformProviders>,
-        namespace: &str,
-        tasks: &Tasks,
-    ) -> Arc<Self> {
-        let secrets = Arc::new(Self::new(namespace));
+    pub fn start(client: &Client, cluster: &Arc<Cluster>, settings: Settings, tasks: &Tasks) -> Arc<Self> {
+        let secrets = Arc::new(Self::new(&settings.namespace));
         let api: Api<PartialObjectMeta<Secret>> = Api::all(client.clone());
         let events = watcher(api, watcher::Config::default().fields(OTHERS).timeout(mirror::SILENCE_MAX_SECONDS))
             .backoff(mirror::again());
@@ -60,7 +57,7 @@ impl Secrets {
                 match event {
                     Ok(event) => {
                         for id in followed.take(event, &mut listed) {
-                            followed.tell(&id, &cluster, &platform);
+                            followed.tell(&id, &cluster, &settings);
                         }
                     }
                     Err(error) => {
@@ -138,7 +135,7 @@ impl Secrets {
         }
         let version = secret.resource_version().unwrap_or_default();
         secret.managed_fields_mut().clear();
-        let own = (id.1 == PLATFORM_KEYS).then(|| Arc::new(secret));
+        let own = COPIES.contains(&id.1.as_str()).then(|| Arc::new(secret));
         let before = known.insert(id.clone(), Known { version: version.clone(), own });
         if before.is_some_and(|before| before.version == version) { Vec::new() } else { vec![id] }
     }
@@ -147,13 +144,15 @@ impl Secrets {
         *namespace == self.namespace || namespace.starts_with("tenant-")
     }
 
-    fn tell(&self, id: &SecretId, cluster: &Cluster, platform: &PlatformProviders) {
+    fn tell(&self, id: &SecretId, cluster: &Cluster, settings: &Settings) {
         let (namespace, name) = id;
-        if name == PLATFORM_KEYS && self.version(id).is_none() {
+        if COPIES.contains(&name.as_str()) && self.version(id).is_none() {
             cluster.applied.forget(&key_of::<Secret>(namespace, name));
         }
-        if *namespace == self.namespace && platform.lies_in(name) {
-            for tenant in cluster.tenants.state().iter().filter(|tenant| borrows(tenant)) {
+        if *namespace == self.namespace {
+            let (is_lent, pulls) = (settings.platform.lies_in(name), settings.worker_pull_secrets.contains(name));
+            let concerns = |tenant: &AgentTenant| pulls || is_lent && borrows(tenant);
+            for tenant in cluster.tenants.state().iter().filter(|tenant| concerns(tenant)) {
                 cluster.changes.tenants.mark(tenant.name_any());
             }
         }
@@ -175,7 +174,7 @@ fn borrows(tenant: &AgentTenant) -> bool {
 
 fn refers_to(tenant: &AgentTenant, secret: &str) -> bool {
     let mut references = tenant.spec.llm.providers.iter().filter_map(|provider| provider.api_key_secret_ref.as_ref());
-    secret == PLATFORM_KEYS || references.any(|reference| reference.name == secret)
+    COPIES.contains(&secret) || references.any(|reference| reference.name == secret)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod agent;
 pub(crate) mod endings;
 pub(crate) mod follow;
 mod known;
+mod refusal;
 mod retire;
 mod status;
 mod told;
@@ -23,7 +24,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::ResourceExt as _;
 use kube::api::Api;
 use kube::runtime::controller::Action;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use crate::cluster::is_owned;
 use crate::context::Context;
@@ -34,10 +35,14 @@ pub(crate) use endings::Ending;
 use endings::Why;
 use known::Known;
 use status::{Summary, Written};
+use told::Declared;
 pub use told::Told;
 
 /// A session that the front has recorded and not placed yet is looked at again soon.
 const NOT_PLACED: Duration = Duration::from_millis(500);
+
+/// Before a session is tried again that the tenant's workers lack something for. Each try counts against the tenant's rates.
+const STILL_LACKING: Duration = Duration::from_mins(5);
 
 /// Why a pass could not do all of its work.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +69,7 @@ impl PassError for Error {
 
     fn retry(&self) -> Retry {
         match self {
+            Self::Front { source, .. } if refusal::is_lack(source) => Retry::After(STILL_LACKING),
             Self::Read { .. } | Self::Front { .. } | Self::Status(_) | Self::Delete(_) => Retry::Backoff,
         }
     }
@@ -123,8 +129,7 @@ async fn step(
     current: &AgentSessionStatus,
     context: &Context,
 ) -> Result<Option<Summary>, Error> {
-    let uid = session.uid().unwrap_or_default();
-    let known = context.told.of(&uid).filter(|known| !is_older(known, current));
+    let known = context.told.of(&Declared::is(session)).filter(|known| !is_older(known, current));
     let session_id = current.session_id.as_deref().or(known.as_ref().map(|known| known.session_id.as_str()));
     match (session.spec.terminate, session_id) {
         (true, session_id) => {
@@ -151,7 +156,7 @@ async fn step(
         },
         (false, None) => match context.front.create(tenant, request(session)).await {
             Ok(created) => Ok(Some(Summary::of(&created))),
-            Err(status) if is_final(&status) => {
+            Err(status) if refusal::is_final(&status) => {
                 Ok(Some(Summary::failed("AgentRefused", format!("the front refuses it: {}", status.message()))))
             }
             Err(status) => Err(refused("CreateSession", status)),
@@ -167,11 +172,6 @@ fn is_older(known: &Known, current: &AgentSessionStatus) -> bool {
 
 fn refused(call: &'static str, source: Status) -> Error {
     Error::Front { call, source: Box::new(source) }
-}
-
-/// Whether the same request would be refused again: the agent can't be edited, so there is no use in trying.
-fn is_final(status: &Status) -> bool {
-    matches!(status.code(), Code::InvalidArgument | Code::NotFound | Code::OutOfRange | Code::Unimplemented)
 }
 
 /// The key is the object's UID: however often a pass is repeated, the object has one session.
@@ -242,15 +242,5 @@ mod tests {
         assert!(!is_older(&known("0190", 7), &current));
         assert!(is_older(&known("0190", 6), &current));
         assert!(is_older(&known("0191", 9), &current));
-    }
-
-    #[test]
-    fn only_what_can_never_be_taken_is_given_up() {
-        for code in [Code::InvalidArgument, Code::NotFound] {
-            assert!(is_final(&Status::new(code, "")));
-        }
-        for code in [Code::Unavailable, Code::ResourceExhausted, Code::Internal, Code::FailedPrecondition] {
-            assert!(!is_final(&Status::new(code, "")));
-        }
     }
 }

@@ -18,6 +18,7 @@ mod part;
 mod platform;
 mod platform_keys;
 mod providers;
+mod pull_credentials;
 mod quota;
 pub(crate) mod reason;
 mod report;
@@ -27,6 +28,7 @@ mod snapshots;
 mod spending;
 mod status;
 mod stop;
+mod surroundings;
 mod tier;
 pub(crate) mod tls;
 mod wanted;
@@ -50,6 +52,8 @@ pub(crate) use health::workers_problem;
 pub use platform::PlatformProviders;
 pub(crate) use platform_keys::NAME as PLATFORM_KEYS;
 pub(crate) use providers::{NAME as PROVIDERS, names as provider_names};
+pub(crate) use pull_credentials::NAME as PULL_CREDENTIALS;
+pub use surroundings::Surroundings;
 pub use tier::Tiers;
 pub use wanted::Settings;
 pub(crate) use workers::{GRPC_PORT, NAME as WORKERS};
@@ -61,6 +65,7 @@ use crate::controller::{PassError, Retry};
 use observe::Observed;
 use part::Failure;
 use platform_keys::PlatformKeys;
+use pull_credentials::PullCredentials;
 use wanted::Wanted;
 
 /// Looks again at a tenant that nothing happened to.
@@ -146,6 +151,7 @@ struct Children {
     owner_binding: Option<RoleBinding>,
     providers: ConfigMap,
     platform_keys: Option<PlatformKeys>,
+    pull_credentials: Option<PullCredentials>,
     tls: Secret,
     workers: Deployment,
     workers_service: Service,
@@ -165,6 +171,7 @@ fn plan(tenant: &AgentTenant, observed: &Observed, context: &Context) -> Result<
         owner_binding: owners::role_binding(&wanted),
         providers: providers::providers(&wanted),
         platform_keys: platform_keys::platform_keys(&wanted),
+        pull_credentials: pull_credentials::pull_credentials(&wanted, &observed.pull_sources),
         tls: tls::tls(&wanted, &context.authority, &issued),
         workers: workers::workers(&wanted, &issued),
         workers_service: workers_service::workers_service(&wanted),

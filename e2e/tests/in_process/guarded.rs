@@ -71,6 +71,6 @@ async fn a_guardrail_that_can_not_be_made_is_refused_by_the_call() {
     assert_eq!(violations[0].field, "agent.guardrails[0].name");
     let agent = AgentSpec { guardrails: vec![guardrail("words", denied("("))], ..scripted_agent("guarded") };
     let refused = client.create(agent).await.unwrap_err();
-    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
     assert_eq!(refused.get_error_details().error_info().unwrap().metadata["worker_reason"], "GUARDRAIL_INVALID");
 }

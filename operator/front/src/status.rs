@@ -61,6 +61,8 @@ fn code(error: &Error) -> Code {
         | Error::TenantStopped => Code::FailedPrecondition,
         Error::WorkerRefused { reason, .. } => match reason.as_str() {
             "WORKER_FULL" => Code::ResourceExhausted,
+            // No worker would ever take it. What one lacks may come: a provider, a tool server.
+            reason if reason == "MALFORMED" || reason.ends_with("_INVALID") => Code::InvalidArgument,
             _ => Code::FailedPrecondition,
         },
         Error::SessionBusy { .. } | Error::LeaseLost { .. } => Code::Aborted,
@@ -114,6 +116,22 @@ mod tests {
         let details = status.get_error_details();
         assert_eq!(details.bad_request().unwrap().field_violations[0].field, "agent.model");
         assert_eq!(details.error_info().unwrap().metadata["field"], "agent.model");
+    }
+
+    #[test]
+    fn what_no_worker_would_ever_take_is_an_invalid_argument() {
+        let code = |reason: &str| {
+            let status = Status::from(Error::WorkerRefused { reason: reason.to_owned(), message: String::new() });
+            assert_eq!(status.get_error_details().error_info().unwrap().metadata["worker_reason"], reason);
+            status.code()
+        };
+        for reason in ["MALFORMED", "TOOL_INVALID", "PERMISSION_RULE_INVALID", "GUARDRAIL_INVALID"] {
+            assert_eq!(code(reason), Code::InvalidArgument, "{reason}");
+        }
+        for reason in ["PROVIDER_MISSING", "TOOL_UNSUPPORTED", "WORKER_REFUSED"] {
+            assert_eq!(code(reason), Code::FailedPrecondition, "{reason}");
+        }
+        assert_eq!(code("WORKER_FULL"), Code::ResourceExhausted);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use futures::stream::FuturesUnordered;
 use kube::api::Api;
 use tokio_util::sync::CancellationToken;
 
+use super::told::Declared;
 use super::{Error, refused};
 use crate::context::Context;
 use crate::controller::{Backoff, chain};
@@ -93,8 +94,9 @@ pub(crate) async fn run(context: Arc<Context>, stopping: CancellationToken) {
 
 fn take_bereaved(bereaved: Bereaved, context: &Context) {
     let Bereaved { namespace, uid, session_id } = bereaved;
-    let known = context.told.of(&uid);
-    context.told.forget(&uid);
+    let declared = Declared { namespace: namespace.clone(), uid };
+    let known = context.told.of(&declared);
+    context.told.forget(&declared);
     if known.as_ref().is_some_and(|known| !known.is_open()) {
         return;
     }

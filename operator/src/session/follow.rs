@@ -8,15 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use croft_proto::v1::{WatchSessionsResponse, WatchedSession};
-use kube::ResourceExt as _;
 use kube::runtime::reflector::ObjectRef;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::endings::{Ending, Why};
-use super::known::{Known, object_name, object_uid};
+use super::known::{Known, object_name};
 use super::status;
+use super::told::Declared;
 use crate::context::Context;
 use crate::controller::Backoff;
 use crate::token::TenantRef;
@@ -61,7 +61,7 @@ async fn follow(context: &Context, interval: Duration) -> Status {
 /// What the first messages of a stream have named so far.
 #[derive(Default)]
 struct Picture {
-    objects: HashSet<String>,
+    objects: HashSet<Declared>,
     tenants: HashSet<String>,
 }
 
@@ -74,9 +74,9 @@ fn take(response: WatchSessionsResponse, picture: &mut Option<Picture>, context:
         context.totals.tell(&totals);
     }
     for watched in sessions {
-        let Some(uid) = take_session(&watched, context) else { continue };
+        let Some(declared) = take_session(&watched, context) else { continue };
         if let Some(picture) = picture {
-            picture.objects.insert(uid);
+            picture.objects.insert(declared);
         }
     }
     if synced && let Some(picture) = picture.take() {
@@ -84,33 +84,35 @@ fn take(response: WatchSessionsResponse, picture: &mut Option<Picture>, context:
     }
 }
 
-/// The UID of the object that it was made for.
-fn take_session(watched: &WatchedSession, context: &Context) -> Option<String> {
+/// The object that it was made for; none if that is another tenant's. Labels are a client's to choose, where a front lets it: they
+/// make no session of one tenant that of another's object.
+fn take_session(watched: &WatchedSession, context: &Context) -> Option<Declared> {
     let session = watched.session.as_ref()?;
-    let uid = object_uid(session)?;
+    let declared = Declared::of(session)?;
     let known = Known::of(session);
     let ending = |why| Ending {
         tenant: TenantRef { name: session.tenant.clone(), id: watched.tenant_id.clone() },
         session_id: session.session_id.clone(),
         why,
     };
-    match context.cluster.session_by_uid(uid) {
+    match context.cluster.session_by_uid(&declared.uid) {
+        Some(object) if Declared::is(&object) != declared => return None,
         Some(object) => {
             if object.spec.terminate && known.is_open() {
                 context.endings.mark(ending(Why::Terminate));
             }
-            let is_news = context.told.tell(uid, &known);
+            let is_news = context.told.tell(&declared, &known);
             if is_news && status::would_change(&object, &known, context) {
                 context.cluster.changes.sessions.mark(ObjectRef::from_obj(&*object));
             }
         }
         None if known.is_open() => {
             let name = object_name(session).unwrap_or_default().to_owned();
-            context.endings.mark(ending(Why::Orphan { name, uid: uid.to_owned() }));
+            context.endings.mark(ending(Why::Orphan { name, uid: declared.uid.clone() }));
         }
         None => {}
     }
-    Some(uid.to_owned())
+    Some(declared)
 }
 
 /// What the picture doesn't name, the fronts don't have, or it ended long ago.
@@ -118,8 +120,7 @@ fn complete(picture: &Picture, context: &Context) {
     context.told.complete(&picture.objects);
     context.totals.complete(&picture.tenants);
     for object in context.cluster.sessions.state() {
-        let is_named = picture.objects.contains(object.uid().as_deref().unwrap_or_default());
-        if !is_named && status::awaits_word(&object, context) {
+        if !picture.objects.contains(&Declared::is(&object)) && status::awaits_word(&object, context) {
             context.cluster.changes.sessions.mark(ObjectRef::from_obj(&*object));
         }
     }

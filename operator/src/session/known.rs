@@ -37,11 +37,6 @@ impl Known {
     }
 }
 
-/// The UID of the AgentSession that a session was made for.
-pub(super) fn object_uid(session: &Session) -> Option<&str> {
-    session.labels.get(labels::AGENT_SESSION_UID).map(String::as_str)
-}
-
 /// The name of the AgentSession that a session was made for.
 pub(super) fn object_name(session: &Session) -> Option<&str> {
     session.labels.get(labels::AGENT_SESSION_NAME).map(String::as_str)

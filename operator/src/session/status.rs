@@ -9,10 +9,11 @@ use croft_proto::v1::{Session, SessionState};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 use serde_json::json;
-use tonic::Code;
+use tonic::{Code, Status};
 
-use super::Error;
 use super::known::Known;
+use super::told::Declared;
+use super::{Error, refusal};
 use crate::context::Context;
 
 /// Numbers alone (events, usage, the time of the last one) are not worth a write more often than this.
@@ -80,15 +81,13 @@ impl Summary {
     pub(super) fn waiting(error: &Error) -> Self {
         let (reason, message) = match error {
             Error::Front { source, .. } if source.message().is_empty() => {
-                (front_reason(source.code()), format!("the front answers {:?}", source.code()))
+                (front_reason(source), format!("the front answers {:?}", source.code()))
             }
             // tonic tells of a front that can't be reached with the text of whatever failed below.
             Error::Front { source, .. } if std::error::Error::source(&**source).is_some() => {
                 ("FrontUnavailable", "the front can't be reached".to_owned())
             }
-            Error::Front { source, .. } => {
-                (front_reason(source.code()), format!("the front answers: {}", source.message()))
-            }
+            Error::Front { source, .. } => (front_reason(source), format!("the front answers: {}", source.message())),
             Error::Read { .. } | Error::Status(_) | Error::Delete(_) => ("ClusterUnavailable", error.to_string()),
         };
         Self { phase: SessionPhase::Pending, reason, message, known: None }
@@ -127,9 +126,10 @@ impl Summary {
 }
 
 /// The fixed word for what stands between the object and its session.
-fn front_reason(code: Code) -> &'static str {
-    match code {
+fn front_reason(status: &Status) -> &'static str {
+    match status.code() {
         Code::ResourceExhausted => "LimitReached",
+        Code::FailedPrecondition if refusal::is_lack(status) => "WorkersLack",
         Code::FailedPrecondition => "TenantNotOpen",
         Code::Unauthenticated | Code::PermissionDenied => "OperatorRefused",
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => "FrontUnavailable",
@@ -169,9 +169,9 @@ pub(super) async fn write(session: &AgentSession, summary: Summary, context: &Co
     if status == before {
         return Ok(Written::Now(Box::new(status)));
     }
-    let uid = session.uid().unwrap_or_default();
+    let (uid, declared) = (session.uid().unwrap_or_default(), Declared::is(session));
     if differ_in_numbers(&status, &before)
-        && let Some(ago) = context.told.written_ago(&uid)
+        && let Some(ago) = context.told.written_ago(&declared)
         && let Some(left) = NUMBERS_EVERY.checked_sub(ago)
     {
         return Ok(Written::Later(left));
@@ -181,7 +181,7 @@ pub(super) async fn write(session: &AgentSession, summary: Summary, context: &Co
     match context.writer.merge_status::<AgentSession>(namespace.as_deref(), &name, &patch).await {
         Ok(written) if written.uid.as_ref() == Some(&uid) => {
             context.session_statuses.remember(uid.clone(), written.resource_version.as_deref(), status.clone());
-            context.told.wrote(&uid);
+            context.told.wrote(&declared);
             Ok(Written::Now(Box::new(status)))
         }
         // Deleted meanwhile; one of the same name has its own pass, which puts its status right.
@@ -297,22 +297,25 @@ mod tests {
     #[test]
     fn every_obstacle_has_its_entry_in_the_runbook() {
         let runbook = include_str!("../../../docs/runbook.md");
-        let codes = (0..17).map(|code| front_reason(Code::from(code)));
-        for reason in codes.chain(["ClusterUnavailable", "AgentRefused", "NoTenant", "Lost"]) {
+        let codes = (0..17).map(|code| front_reason(&Status::new(Code::from(code), "")));
+        for reason in codes.chain(["WorkersLack", "ClusterUnavailable", "AgentRefused", "NoTenant", "Lost"]) {
             assert!(runbook.lines().any(|line| line == format!("### {reason}")), "{reason}");
         }
     }
 
     #[test]
     fn every_obstacle_has_its_word() {
-        let refused = |code, message: &str| Error::Front {
-            call: "CreateSession",
-            source: Box::new(tonic::Status::new(code, message)),
-        };
+        let refused =
+            |code, message: &str| Error::Front { call: "CreateSession", source: Box::new(Status::new(code, message)) };
         for (error, reason, message) in [
             (refused(Code::Unavailable, "no worker"), "FrontUnavailable", "the front answers: no worker"),
             (refused(Code::ResourceExhausted, "full"), "LimitReached", "the front answers: full"),
             (refused(Code::FailedPrecondition, "it is cordoned"), "TenantNotOpen", "the front answers: it is cordoned"),
+            (
+                Error::Front { call: "CreateSession", source: Box::new(refusal::tests::by_worker("PROVIDER_MISSING")) },
+                "WorkersLack",
+                "the front answers: refused",
+            ),
             (refused(Code::PermissionDenied, ""), "OperatorRefused", "the front answers PermissionDenied"),
         ] {
             let summary = Summary::waiting(&error);

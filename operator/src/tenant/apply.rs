@@ -11,6 +11,7 @@ use kube::ResourceExt as _;
 use super::observe::Observed;
 use super::part::{Failure, Part};
 use super::platform_keys::{self, PlatformKeys};
+use super::pull_credentials::{self, PullCredentials};
 use super::{Children, Error, ensure, finalizer, owners};
 use crate::cluster::{Kept, child_key, is_owned};
 use crate::context::Context;
@@ -37,6 +38,7 @@ pub(super) async fn apply(
         owner_binding,
         providers,
         platform_keys,
+        pull_credentials,
         tls,
         workers,
         workers_service,
@@ -48,13 +50,14 @@ pub(super) async fn apply(
     } else {
         ensure::create_namespace(tenant, namespace, context).await.map_err(Part::Namespace.failed())?;
     }
-    let (fence, quota, limit_range, identity, certificate, providers, service, budget) = tokio::join!(
+    let (fence, quota, limit_range, identity, certificate, providers, pull, service, budget) = tokio::join!(
         ensure::ensure(fence, context),
         ensure::ensure(quota, context),
         ensure::ensure(limit_range, context),
         ensure::ensure(service_account, context),
         ensure::ensure(tls, context),
         ensure_providers(providers, platform_keys.as_ref(), context),
+        ensure_pull_credentials(pull_credentials.as_ref(), context),
         ensure::ensure(workers_service, context),
         ensure::ensure(disruption_budget, context),
     );
@@ -64,6 +67,7 @@ pub(super) async fn apply(
     identity.map_err(Part::Identity.failed())?;
     certificate.map_err(Part::Certificate.failed())?;
     providers.map_err(Part::Providers.failed())?;
+    pull.map_err(Part::Workers.failed())?;
     service.map_err(Part::Workers.failed())?;
     budget.map_err(Part::Workers.failed())?;
     let (owners, workers) =
@@ -72,7 +76,10 @@ pub(super) async fn apply(
     workers.map_err(Part::Workers.failed())?;
     // Last, as the workers had it mounted until now.
     if platform_keys.is_none() {
-        remove_platform_keys(tenant, context).await.map_err(Part::Providers.failed())?;
+        remove_copy(tenant, platform_keys::NAME, context).await.map_err(Part::Providers.failed())?;
+    }
+    if pull_credentials.is_none() {
+        remove_copy(tenant, pull_credentials::NAME, context).await.map_err(Part::Workers.failed())?;
     }
     Ok(())
 }
@@ -160,8 +167,41 @@ async fn ensure_platform_keys(wanted: &PlatformKeys, context: &Context) -> Resul
     Ok(())
 }
 
-async fn remove_platform_keys(tenant: &AgentTenant, context: &Context) -> Result<(), Error> {
-    let id: SecretId = (tenant.namespace_name(), platform_keys::NAME.to_owned());
+/// Like [`ensure::ensure`], but compares the sources' versions. What is in the copy is not looked at: nobody but the operator may
+/// change it.
+async fn ensure_pull_credentials(wanted: Option<&PullCredentials>, context: &Context) -> Result<(), Error> {
+    let Some(PullCredentials { secret, sources }) = wanted else { return Ok(()) };
+    let mut secret = secret.clone();
+    let id: SecretId = (secret.namespace().unwrap_or_default(), pull_credentials::NAME.to_owned());
+    let hash = drift::hash(&(&secret, sources));
+    secret.annotations_mut().insert(labels::APPLIED_HASH.to_owned(), hash.clone());
+    let live = context.keyring.secrets().own(&id);
+    let version = live.as_ref().and_then(|live| live.resource_version());
+    let as_wanted = match context.cluster.applied.newer_than(&child_key(&secret), version.as_deref()) {
+        Some(applied) => applied == hash,
+        None => live.is_some_and(|live| drift::covers(&live.metadata, &secret.metadata)),
+    };
+    if as_wanted {
+        return Ok(());
+    }
+    let mut found = Vec::new();
+    for source in sources.keys() {
+        let from = (context.settings.namespace.clone(), source.clone());
+        let read = context.keyring.value(&from, pull_credentials::ENTRY).await;
+        let failed = |error| Error::Read { what: "the platform's pull secrets".to_owned(), source: error };
+        found.extend(read.map_err(failed)?);
+    }
+    let filled = pull_credentials::filled(&secret, &found);
+    let applied = context.writer.apply(&filled).await;
+    platform_keys::wipe(filled);
+    let applied = applied.map_err(ensure::failed::<Secret>(pull_credentials::NAME))?;
+    ensure::remember(&secret, &applied, hash, context);
+    Ok(())
+}
+
+/// Takes away what was copied from the platform's Secrets, and of which no copy is kept here.
+async fn remove_copy(tenant: &AgentTenant, name: &str, context: &Context) -> Result<(), Error> {
+    let id: SecretId = (tenant.namespace_name(), name.to_owned());
     let Some(live) = context.keyring.secrets().own(&id).filter(|live| is_owned(&**live, tenant)) else {
         return Ok(());
     };

@@ -62,13 +62,12 @@ pub(super) async fn step(tenant: &AgentTenant, context: &Context) -> Result<Acti
     let namespace = namespaces.get_opt(&name).await.map_err(|source| Error::Read { what: what(), source })?;
     let status = report::current(tenant, context);
     let namespace = namespace.filter(|namespace| is_ours(namespace, tenant, &status));
-    let begun = match begun(&status) {
-        Some(begun) => Begun { told: begun.reason.clone(), at: begun.last_transition_time.0.as_second() },
-        None => {
-            let message = "the fronts are asked to end its sessions".to_owned();
-            report::report_removal(tenant, "RemovalBegun", message, context).await?;
-            Begun { told: "RemovalBegun".to_owned(), at: context.now() }
-        }
+    let begun = if let Some(begun) = begun(&status) {
+        Begun { told: begun.reason.clone(), at: begun.last_transition_time.0.as_second() }
+    } else {
+        let message = "the fronts are asked to end its sessions".to_owned();
+        report::report_removal(tenant, "RemovalBegun", message, context).await?;
+        Begun { told: "RemovalBegun".to_owned(), at: context.now() }
     };
     let is_removed = begun.told == "DeletingNamespace";
     let is_going = namespace.as_ref().is_some_and(|namespace| namespace.metadata.deletion_timestamp.is_some());

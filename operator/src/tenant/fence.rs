@@ -13,6 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::ObjectMeta;
 
+use super::surroundings::{DnsServer, Surroundings};
 use super::wanted::Wanted;
 use super::workers::GRPC_PORT;
 
@@ -30,6 +31,7 @@ const NOT_PUBLIC_IPV4: [&str; 11] = [
     "224.0.0.0/4",      // multicast
     "240.0.0.0/4",      // reserved, and broadcast
 ];
+const DNS_PORT: i32 = 53;
 /// Global unicast is all of `2000::/3`; these two wrap IPv4 addresses, private ones too.
 const NOT_PUBLIC_IPV6: [&str; 2] = ["2001::/32", "2002::/16"];
 
@@ -41,8 +43,11 @@ pub(crate) fn fence(wanted: &Wanted) -> NetworkPolicy {
     if wanted.is_stopped {
         return shut(wanted.child_meta(NAME));
     }
-    let egress = [to_dns(), to_public_internet()].into_iter().chain(to_listed(wanted)).chain(to_models(wanted));
-    with_rules(wanted.child_meta(NAME), vec![from_front(wanted)], egress.collect())
+    let mut egress = to_dns(&wanted.surroundings);
+    egress.push(to_public_internet(&wanted.surroundings));
+    egress.extend(to_listed(wanted));
+    egress.extend(to_models(wanted));
+    with_rules(wanted.child_meta(NAME), vec![from_front(wanted)], egress)
 }
 
 /// As it is in an emergency.
@@ -79,19 +84,33 @@ fn from_front(wanted: &Wanted) -> NetworkPolicyIngressRule {
     }
 }
 
-fn to_dns() -> NetworkPolicyEgressRule {
-    let dns = BTreeMap::from([("k8s-app".to_owned(), "kube-dns".to_owned())]);
-    NetworkPolicyEgressRule {
-        to: Some(vec![pods_in("kube-system", dns)]),
-        ports: Some(vec![port("UDP", 53), port("TCP", 53)]),
+/// The cluster's own servers, where the platform names no others; a rule each, as each may have a port of its own.
+fn to_dns(surroundings: &Surroundings) -> Vec<NetworkPolicyEgressRule> {
+    if surroundings.dns.is_empty() {
+        let own = BTreeMap::from([("k8s-app".to_owned(), "kube-dns".to_owned())]);
+        return vec![dns_at(pods_in("kube-system", own), DNS_PORT)];
     }
+    let rule = |server: &DnsServer| {
+        let peer = match &server.cidr {
+            Some(cidr) => range(cidr, &[]),
+            None => pods_in(server.namespace.as_deref().unwrap_or_default(), server.pod_labels.clone()),
+        };
+        dns_at(peer, server.port.map_or(DNS_PORT, i32::from))
+    };
+    surroundings.dns.iter().map(rule).collect()
 }
 
-fn to_public_internet() -> NetworkPolicyEgressRule {
-    NetworkPolicyEgressRule {
-        to: Some(vec![range("0.0.0.0/0", &NOT_PUBLIC_IPV4), range("2000::/3", &NOT_PUBLIC_IPV6)]),
-        ports: None,
-    }
+fn dns_at(peer: NetworkPolicyPeer, at: i32) -> NetworkPolicyEgressRule {
+    NetworkPolicyEgressRule { to: Some(vec![peer]), ports: Some(vec![port("UDP", at), port("TCP", at)]) }
+}
+
+fn to_public_internet(surroundings: &Surroundings) -> NetworkPolicyEgressRule {
+    let closed = |is_ipv6: bool| {
+        surroundings.closed.iter().map(String::as_str).filter(move |cidr| cidr.contains(':') == is_ipv6)
+    };
+    let ipv4: Vec<_> = NOT_PUBLIC_IPV4.into_iter().chain(closed(false)).collect();
+    let ipv6: Vec<_> = NOT_PUBLIC_IPV6.into_iter().chain(closed(true)).collect();
+    NetworkPolicyEgressRule { to: Some(vec![range("0.0.0.0/0", &ipv4), range("2000::/3", &ipv6)]), ports: None }
 }
 
 /// A rule a range: to Kubernetes an empty `to` means "anywhere", so no ranges must build no rule.
@@ -149,6 +168,8 @@ fn port(protocol: &str, port: i32) -> NetworkPolicyPort {
 #[cfg(test)]
 mod tests {
     use std::net::IpAddr;
+
+    use croft_crds::AgentTenant;
 
     use super::*;
     use crate::tenant::fixtures;
@@ -242,7 +263,10 @@ mod tests {
 
     #[test]
     fn no_listed_ranges_opens_nothing_extra() {
-        assert_eq!(spec_of(&[]).egress, Some(vec![to_dns(), to_public_internet()]));
+        let around = Surroundings::default();
+        let egress = [to_dns(&around), vec![to_public_internet(&around)]].concat();
+        assert_eq!(egress.len(), 2);
+        assert_eq!(spec_of(&[]).egress, Some(egress));
     }
 
     #[test]
@@ -289,8 +313,37 @@ mod tests {
     }
 
     #[test]
+    fn what_the_platform_closes_is_closed_until_a_tenant_lists_it() {
+        let mut settings = fixtures::settings();
+        settings.surroundings = Surroundings::parse("closed: [203.0.113.0/24, '2a01:4f8::/32']").unwrap().into();
+        let mut tenant = fixtures::minimal();
+        let spec =
+            |tenant: &AgentTenant| fence(&Wanted::parse(tenant, &fixtures::keys(), &settings).unwrap()).spec.unwrap();
+        let before = spec(&tenant);
+        for closed in ["203.0.113.7", "2a01:4f8::7", "10.0.0.1"] {
+            assert!(!lets_out(&before, closed), "{closed} must be closed");
+        }
+        assert!(lets_out(&before, "203.0.114.7") && lets_out(&before, "2a01:4f9::7"));
+        tenant.spec.egress.allow = vec![AllowedRange { cidr: "203.0.113.7/32".to_owned(), ports: Vec::new() }];
+        assert!(lets_out(&spec(&tenant), "203.0.113.7") && !lets_out(&spec(&tenant), "203.0.113.8"));
+    }
+
+    #[test]
+    fn names_are_asked_for_where_the_platform_says_and_nowhere_else() {
+        let named = "dns: [{ cidr: 169.254.20.10/32 }, \
+                     { namespace: openshift-dns, podLabels: { dns: default }, port: 5353 }]";
+        let rules = to_dns(&Surroundings::parse(named).unwrap());
+        assert_eq!(rules.len(), 2);
+        assert_eq!(rules[0].to, Some(vec![range("169.254.20.10/32", &[])]));
+        assert_eq!(rules[0].ports, Some(vec![port("UDP", 53), port("TCP", 53)]));
+        let pods = BTreeMap::from([("dns".to_owned(), "default".to_owned())]);
+        assert_eq!(rules[1].to, Some(vec![pods_in("openshift-dns", pods)]));
+        assert_eq!(rules[1].ports, Some(vec![port("UDP", 5353), port("TCP", 5353)]));
+    }
+
+    #[test]
     fn dns_is_the_clusters_own_and_nothing_but_dns() {
-        let dns = to_dns();
+        let dns = to_dns(&Surroundings::default()).pop().unwrap();
         assert_eq!(dns.ports, Some(vec![port("UDP", 53), port("TCP", 53)]));
         let peer = &dns.to.unwrap()[0];
         assert!(peer.pod_selector.is_some() && peer.namespace_selector.is_some() && peer.ip_block.is_none());

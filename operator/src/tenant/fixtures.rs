@@ -18,8 +18,10 @@ pub(crate) fn settings() -> Settings {
         namespace: "croft-test-system".to_owned(),
         worker_image: "registry.example.com/croft/worker:7".to_owned(),
         worker_image_pull_policy: "IfNotPresent".to_owned(),
+        worker_pull_secrets: vec!["registry".to_owned()],
         tiers: Arc::new(Tiers::default()),
         platform: Arc::new(PlatformProviders::parse(platform).expect("it is one")),
+        surroundings: Arc::default(),
         removal_max_seconds: 600,
     }
 }

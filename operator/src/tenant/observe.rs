@@ -1,5 +1,6 @@
 //! What a pass reads before it decides. Nearly all of it is in the warm copies.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use croft_crds::AgentTenant;
@@ -26,6 +27,8 @@ pub(super) struct Observed {
     pub(super) tls: Option<Arc<Secret>>,
     /// What was found of each provider's key.
     pub(super) keys: Keys,
+    /// Which of the platform's pull secrets are there, with the version of each.
+    pub(super) pull_sources: BTreeMap<String, String>,
 }
 
 impl Observed {
@@ -55,7 +58,15 @@ pub(super) async fn observe(tenant: &AgentTenant, context: &Context) -> Result<O
         }
     }
     let tls = if namespace.is_some() { tls_secret(&name, context).await? } else { None };
-    Ok(Observed { has_namespace: namespace.is_some(), tls, keys: keys(tenant, context).await? })
+    let keys = keys(tenant, context).await?;
+    Ok(Observed { has_namespace: namespace.is_some(), tls, keys, pull_sources: pull_sources(context) })
+}
+
+fn pull_sources(context: &Context) -> BTreeMap<String, String> {
+    let names = context.settings.worker_pull_secrets.iter();
+    let version =
+        |name: &String| context.keyring.secrets().version(&(context.settings.namespace.clone(), name.clone()));
+    names.filter_map(|name| Some((name.clone(), version(name)?))).collect()
 }
 
 /// The namespace of that name, whoever made it. One that isn't labelled as ours is not in the copies, so the API server

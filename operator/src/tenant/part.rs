@@ -17,7 +17,7 @@ pub(crate) enum Part {
     Certificate,
     /// The workers' list of providers, and the platform's keys among theirs.
     Providers,
-    /// The Deployment, its Service and its PodDisruptionBudget.
+    /// The Deployment, its Service and its PodDisruptionBudget, and what its image is pulled with.
     Workers,
 }
 

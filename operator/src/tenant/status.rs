@@ -229,7 +229,7 @@ fn phase(
 
 #[cfg(test)]
 mod tests {
-    use croft_crds::tenant::ProviderName;
+    use croft_crds::tenant::{BudgetSpec, ProviderName};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
     use serde_json::json;
 
@@ -315,7 +315,7 @@ mod tests {
         let untold = status_of(&spent, &tenant, None);
         assert_eq!(condition(&untold, "WithinBudget"), condition(&spent, "WithinBudget"));
         let mut unbounded = tenant.clone();
-        unbounded.spec.budget = Default::default();
+        unbounded.spec.budget = BudgetSpec::default();
         let unbounded = status_of(&spent, &unbounded, None);
         assert!(
             unbounded.conditions.iter().all(|condition| condition.type_ != "WithinBudget"),

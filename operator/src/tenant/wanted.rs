@@ -16,6 +16,7 @@ use kube::api::ObjectMeta;
 
 use super::bounds::{self, Quota, Resources};
 use super::platform::PlatformProviders;
+use super::surroundings::Surroundings;
 use super::tier::Tiers;
 use super::{Error, platform_keys};
 use crate::keyring::Fingerprint;
@@ -28,8 +29,11 @@ pub struct Settings {
     pub namespace: String,
     pub worker_image: String,
     pub worker_image_pull_policy: String,
+    /// Secrets of the operator's namespace with which nodes pull workers' images.
+    pub worker_pull_secrets: Vec<String>,
     pub tiers: Arc<Tiers>,
     pub platform: Arc<PlatformProviders>,
+    pub surroundings: Arc<Surroundings>,
     /// How long the end of a deleted tenant's sessions and the draining of its records may take, in seconds.
     pub removal_max_seconds: i64,
 }
@@ -65,6 +69,7 @@ pub(crate) struct Wanted {
     pub(crate) owners: Vec<OwnerSpec>,
     /// Where the fronts are.
     pub(crate) front_namespace: String,
+    pub(crate) surroundings: Arc<Surroundings>,
 }
 
 #[derive(Debug, Clone)]
@@ -95,6 +100,8 @@ pub(crate) struct Workers {
     pub(crate) surges: bool,
     pub(crate) image: String,
     pub(crate) image_pull_policy: String,
+    /// The platform has credentials for registries.
+    pub(crate) has_pull_credentials: bool,
     pub(crate) requests: Resources,
     pub(crate) limits: Resources,
     pub(crate) sessions_per_worker: u32,
@@ -137,6 +144,7 @@ impl Wanted {
                 surges: bounds::has_room_to_surge(tenant, tiers),
                 image: spec.workers.image.clone().unwrap_or_else(|| settings.worker_image.clone()),
                 image_pull_policy: settings.worker_image_pull_policy.clone(),
+                has_pull_credentials: !settings.worker_pull_secrets.is_empty(),
                 requests: bounds::worker_requests(tenant, tiers),
                 limits: bounds::worker_limits(tenant, tiers),
                 sessions_per_worker: bounds::sessions_per_worker(tenant, tiers),
@@ -150,6 +158,7 @@ impl Wanted {
             mcp_servers: spec.mcp_servers.clone(),
             owners: spec.owners.clone(),
             front_namespace: settings.namespace.clone(),
+            surroundings: Arc::clone(&settings.surroundings),
         })
     }
 

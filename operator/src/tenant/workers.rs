@@ -6,16 +6,16 @@ use croft_crds::labels;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
 use k8s_openapi::api::core::v1::{
     Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource,
-    HTTPGetAction, KeyToPath, ObjectFieldSelector, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
-    ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecretProjection, SecretVolumeSource, SecurityContext,
-    TopologySpreadConstraint, Volume, VolumeMount, VolumeProjection,
+    HTTPGetAction, KeyToPath, LocalObjectReference, ObjectFieldSelector, PodSecurityContext, PodSpec, PodTemplateSpec,
+    Probe, ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecretProjection, SecretVolumeSource,
+    SecurityContext, TopologySpreadConstraint, Volume, VolumeMount, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::ObjectMeta;
 
 use super::wanted::Wanted;
-use super::{providers, service_account, tls};
+use super::{providers, pull_credentials, service_account, tls};
 use crate::certificate::Issued;
 use crate::drift;
 
@@ -86,6 +86,11 @@ fn pod(wanted: &Wanted) -> PodSpec {
             seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), ..SeccompProfile::default() }),
             ..PodSecurityContext::default()
         }),
+        // Named in the pod rather than in its ServiceAccount, so that pods that wait for an image are made anew when it comes.
+        image_pull_secrets: wanted
+            .workers
+            .has_pull_credentials
+            .then(|| vec![LocalObjectReference { name: pull_credentials::NAME.to_owned() }]),
         node_selector: (!wanted.workers.node_selector.is_empty()).then(|| wanted.workers.node_selector.clone()),
         tolerations: (!wanted.workers.tolerations.is_empty()).then(|| wanted.workers.tolerations.clone()),
         topology_spread_constraints: Some(vec![TopologySpreadConstraint {

@@ -22,6 +22,7 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::transport::Server;
 use tonic::{Code, Request, Response, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
 
 /// Clones share all sessions.
 #[derive(Clone)]
@@ -41,7 +42,7 @@ struct Inner {
     /// What `RemoveTenant` answers to a tenant instead.
     removals: HashMap<String, Removal>,
     /// What `CreateSession` answers to a tenant instead.
-    refusals: HashMap<String, (Code, &'static str)>,
+    refusals: HashMap<String, Status>,
     /// The UID of each tenant that the operator's tokens have named, by name.
     tenant_ids: HashMap<String, String>,
     /// What a tenant has used in the month, by UID.
@@ -107,9 +108,17 @@ impl FakeFront {
     /// Answers `CreateSession` like this from now on; `None` takes sessions again.
     pub(crate) fn refuse(&self, tenant: &str, answer: Option<(Code, &'static str)>) {
         match answer {
-            Some(answer) => self.inner().refusals.insert(tenant.to_owned(), answer),
+            Some((code, message)) => self.inner().refusals.insert(tenant.to_owned(), Status::new(code, message)),
             None => self.inner().refusals.remove(tenant),
         };
+    }
+
+    /// Answers `CreateSession` as the front does when the worker refuses for this reason.
+    pub(crate) fn refuse_as_worker(&self, tenant: &str, reason: &str) {
+        let metadata = HashMap::from([("worker_reason".to_owned(), reason.to_owned())]);
+        let details = ErrorDetails::with_error_info("WORKER_REFUSED", "croft.dev", metadata);
+        let answer = Status::with_error_details(Code::FailedPrecondition, "the worker refused the session", details);
+        self.inner().refusals.insert(tenant.to_owned(), answer);
     }
 
     /// Lets the removal of a tenant come no further; `None` lets it go on.
@@ -211,8 +220,8 @@ impl LifecycleService for FakeFront {
         let request = request.into_inner();
         let mut inner = self.inner();
         inner.calls.push(format!("create {} {}", caller.tenant, request.idempotency_key));
-        if let Some((code, message)) = inner.refusals.get(&caller.tenant) {
-            return Err(Status::new(*code, *message));
+        if let Some(answer) = inner.refusals.get(&caller.tenant) {
+            return Err(answer.clone());
         }
         inner.asked.insert(request.idempotency_key.clone(), request.clone());
         if let Some(session_id) = inner.by_key.get(&request.idempotency_key) {

@@ -11,6 +11,7 @@ mod owners;
 mod program;
 mod providers;
 mod proxy;
+mod pulls;
 mod removal;
 mod routes;
 mod rules;

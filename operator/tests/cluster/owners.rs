@@ -1,11 +1,12 @@
-//! What a tenant's owners may do in the cluster: the table of `kubectl auth can-i`, asked of a real API server.
+//! What a tenant's owners and the platform's people may do in the cluster: the table of `kubectl auth can-i`, asked of a real API server.
 
 use croft_crds::AgentTenant;
 use k8s_openapi::api::authorization::v1::SubjectAccessReview;
-use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use kube::ResourceExt as _;
-use kube::api::PostParams;
-use serde_json::json;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use serde::Deserialize as _;
+use serde_json::{Value, json};
 
 use crate::world::{Session, World, until};
 
@@ -123,4 +124,92 @@ async fn an_owner_who_is_one_no_more_may_nothing_and_leaves_no_role() {
         (!can(&session, ADA, "list", "agentsessions", &namespace).await).then_some(())
     })
     .await;
+}
+
+/// The chart's roles for people, with what Helm would fill in left out: labels that no rule looks at.
+fn roles_of_the_chart() -> Vec<Value> {
+    let template = include_str!("../../../charts/croft/templates/people.yaml");
+    let text = template.replace("{{- include \"croft.labels\" . | nindent 4 }}", "");
+    assert!(!text.contains("{{"), "Helm fills in more than this test knows of");
+    let roles = serde_yaml::Deserializer::from_str(&text).map(|role| Value::deserialize(role).expect("it is YAML"));
+    roles.collect()
+}
+
+const VERA: Who = Who("vera@example.com", &[]);
+const ED: Who = Who("ed@example.com", &[]);
+const ADAM: Who = Who("adam@example.com", &[]);
+const PAT: Who = Who("pat@example.com", &[]);
+
+/// Each word is who may: v(iew), e(dit) and a(dmin) of the tenant's namespace, p(latform admin) of the cluster.
+#[tokio::test]
+async fn kubernetes_own_roles_and_the_platform_admins_reach_as_far_as_the_chart_says() {
+    let session = World::shared().await;
+    let made = session.settled_tenant("peopled", json!({})).await;
+    let other = session.settled_tenant("unpeopled", json!({})).await;
+    let (own, others) = (made.namespace_name(), other.namespace_name());
+    let roles = session.all::<ClusterRole>();
+    for role in roles_of_the_chart() {
+        let name = role["metadata"]["name"].as_str().expect("it has a name").to_owned();
+        roles.patch(&name, &PatchParams::apply("croft-test").force(), &Patch::Apply(&role)).await.expect("it is taken");
+    }
+    let subject = |who: Who| json!([{ "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": who.0 }]);
+    let role = |name: &str| json!({ "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name });
+    for (who, name) in [(VERA, "view"), (ED, "edit"), (ADAM, "admin")] {
+        let binding = json!({ "metadata": { "name": name }, "roleRef": role(name), "subjects": subject(who) });
+        let binding: RoleBinding = serde_json::from_value(binding).expect("it is one");
+        session.within(&own).create(&PostParams::default(), &binding).await.expect("it can be bound");
+    }
+    let platform = json!({
+        "metadata": { "name": own, "labels": { crate::world::TEST_LABEL: "true" } },
+        "roleRef": role("croft-platform-admin"), "subjects": subject(PAT),
+    });
+    let platform: ClusterRoleBinding = serde_json::from_value(platform).expect("it is one");
+    let bindings = session.all::<ClusterRoleBinding>();
+    bindings.create(&PostParams::default(), &platform).await.expect("it can be bound");
+    until("the API server has heard of the bindings, and the roles are added up", async || {
+        let all = can(&session, ADAM, "deletecollection", "agentsessions", &own).await
+            && can(&session, ED, "create", "agentsessions", &own).await
+            && can(&session, VERA, "get", "agentsessions", &own).await
+            && can(&session, PAT, "create", "agenttenants", "").await;
+        all.then_some(())
+    })
+    .await;
+
+    let mut wrong = Vec::new();
+    for (verb, resource, namespace, may) in [
+        ("get", "agentsessions", own.as_str(), "veap"),
+        ("list", "agentsessions", &own, "veap"),
+        ("watch", "agentsessions", &own, "veap"),
+        ("get", "agentsessions/status", &own, "veap"),
+        ("create", "agentsessions", &own, "eap"),
+        ("update", "agentsessions", &own, "eap"),
+        ("patch", "agentsessions", &own, "eap"),
+        ("delete", "agentsessions", &own, "eap"),
+        ("deletecollection", "agentsessions", &own, "ap"),
+        ("patch", "agentsessions/status", &own, ""),
+        ("update", "agentsessions/status", &own, ""),
+        ("get", "agentsessions", &others, "p"),
+        ("create", "agentsessions", &others, "p"),
+        ("list", "agentsessions", "", "p"),
+        ("get", "agenttenants", "", "p"),
+        ("list", "agenttenants", "", "p"),
+        ("create", "agenttenants", "", "p"),
+        ("patch", "agenttenants", "", "p"),
+        ("delete", "agenttenants", "", "p"),
+        ("get", "agenttenants/status", "", "p"),
+        ("patch", "agenttenants/status", "", ""),
+        ("update", "agenttenants/finalizers", "", ""),
+        ("get", "secrets", &others, ""),
+        ("create", "pods", &others, ""),
+        ("delete", "namespaces", "", ""),
+    ] {
+        for (letter, who) in [('v', VERA), ('e', ED), ('a', ADAM), ('p', PAT)] {
+            let expected = may.contains(letter);
+            if can(&session, who, verb, resource, namespace).await != expected {
+                wrong.push(format!("{} {verb} {resource} in {namespace:?} must be {expected}", who.0));
+            }
+        }
+    }
+    bindings.delete(&own, &DeleteParams::default()).await.expect("it can be taken back");
+    assert_eq!(wrong, [""; 0]);
 }

@@ -292,6 +292,40 @@ async fn a_session_whose_object_went_unseen_is_found_and_ended_and_the_others_ar
 }
 
 #[tokio::test]
+async fn a_session_of_another_tenant_is_not_taken_for_the_objects_own() {
+    let session = World::alone().await;
+    let [ours, theirs] =
+        [session.settled_tenant("ours", json!({})).await, session.settled_tenant("theirs", json!({})).await];
+    let namespace = ours.namespace_name();
+    let declared = session.declare(&namespace, "talk", spec()).await;
+    let objects = session.within::<AgentSession>(&namespace);
+    let own = in_phase(&objects, "talk", SessionPhase::Ready).await.session_id.unwrap();
+    let told = session.world.front.told();
+    let labels = HashMap::from([("croft.dev/agentsession-uid".to_owned(), declared.uid().unwrap())]);
+    for (number, state) in [SessionState::Idle, SessionState::Terminated].into_iter().enumerate() {
+        session.world.front.add(croft_proto::v1::Session {
+            session_id: format!("{}-{number}", theirs.name_any()),
+            tenant: theirs.name_any(),
+            state: state.into(),
+            last_seq: 99,
+            labels: labels.clone(),
+            ..croft_proto::v1::Session::default()
+        });
+    }
+    heard(&session, told).await;
+    session.world.front.change(&own, |session| session.state = SessionState::Running.into());
+    let status = in_phase(&objects, "talk", SessionPhase::Running).await;
+    assert_eq!((status.session_id, status.last_seq), (Some(own.clone()), Some(2)));
+    let calls = session.world.front.calls(&theirs.name_any());
+    assert!(calls.iter().all(|call| !call.starts_with("terminate")), "{calls:?}");
+
+    // Nor does a picture that names theirs alone keep ours from being missed.
+    session.world.front.forget(&own);
+    session.world.front.cut_watches();
+    in_phase(&objects, "talk", SessionPhase::Failed).await;
+}
+
+#[tokio::test]
 async fn a_session_outside_a_tenants_namespace_fails_with_a_sentence() {
     let session = World::shared().await;
     let objects = session.within::<AgentSession>(&session.world.namespace);
@@ -330,6 +364,33 @@ async fn an_agent_that_no_front_would_take_is_given_up() {
     let status = in_phase(&objects, "talk", SessionPhase::Failed).await;
     assert_eq!(status.message.as_deref(), Some("the front refuses it: there is no model scripted-0"));
     assert_eq!(session.world.front.calls(&name).iter().filter(|call| call.starts_with("create")).count(), 1);
+}
+
+#[tokio::test]
+async fn what_the_workers_lack_is_told_and_not_tried_again_and_again() {
+    let session = World::shared().await;
+    let tenant = session.settled_tenant("lacking", json!({ "workers": { "replicas": 1 } })).await;
+    let (name, namespace) = (tenant.name_any(), tenant.namespace_name());
+    session.world.front.refuse_as_worker(&name, "PROVIDER_MISSING");
+    session.declare(&namespace, "talk", spec()).await;
+    let objects = session.within::<AgentSession>(&namespace);
+    let status = in_phase(&objects, "talk", SessionPhase::Pending).await;
+    assert_eq!(status.conditions[0].reason, "WorkersLack");
+    let creates = || session.world.front.calls(&name).iter().filter(|call| call.starts_with("create")).count();
+    // One that is only busy is tried often meanwhile.
+    let busy = session.settled_tenant("busy", json!({})).await;
+    session.world.front.refuse(&busy.name_any(), Some((Code::Unavailable, "no worker is ready yet")));
+    session.declare(&busy.namespace_name(), "talk", spec()).await;
+    until("the other is tried often", async || {
+        let calls = session.world.front.calls(&busy.name_any());
+        (calls.iter().filter(|call| call.starts_with("create")).count() >= 4).then_some(())
+    })
+    .await;
+    assert_eq!(creates(), 1);
+    session.world.front.refuse(&name, None);
+    let pods = kubelet::pods(&session, &namespace, 1).await;
+    kubelet::set(&session, &pods[0], kubelet::ready("10.1.0.12")).await;
+    in_phase(&objects, "talk", SessionPhase::Ready).await;
 }
 
 #[tokio::test]

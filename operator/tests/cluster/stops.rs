@@ -78,7 +78,7 @@ async fn an_emergency_stop_shuts_the_fence_and_gives_workers_no_time() {
     .await;
 }
 
-/// A request above the limit that the tier gives is refused by the API server, in a Deployment and in a LimitRange.
+/// A request above the limit that the tier gives is refused by the API server, in a Deployment and in a `LimitRange`.
 fn unusable() -> serde_json::Value {
     json!({ "spec": { "workers": { "resources": { "cpuRequest": "2" } } } })
 }

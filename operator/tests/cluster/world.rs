@@ -264,6 +264,7 @@ async fn start() -> (World, Program) {
         "--tenant-totals-ms=500",
         "--reconcile-deadline-ms=8000",
         "--tenant-removal-seconds=8",
+        "--worker-pull-secrets=registry",
         "--log=warn",
         &format!("--platform-providers={}", providers.display()),
         &format!("--namespace={namespace}"),

@@ -17,6 +17,7 @@ use crate::error::Error;
 const REFRESH: Duration = Duration::from_mins(1);
 /// A name that is not known costs one look at the store in so long, however many ask for it.
 const LOAD_AT_MOST_EVERY: Duration = Duration::from_secs(5);
+const ABSENT_MAX: u64 = 1_000;
 
 /// All models, cheap to clone. Refreshed every minute; when the store is away, what was known stays.
 #[derive(Clone, Default)]
@@ -30,6 +31,8 @@ pub struct Registry {
 struct Source {
     store: Arc<dyn ModelStore>,
     loads: Cache<(), ()>,
+    /// Names that a look did not find, for as long as the look stands. One that has no room here is asked for again.
+    absent: Cache<String, ()>,
 }
 
 #[derive(Default)]
@@ -42,7 +45,8 @@ impl Registry {
     /// Loads the registry and keeps it fresh.
     pub async fn start(store: Arc<dyn ModelStore>, tasks: &Tasks) -> Result<Self, Error> {
         let loads = Cache::builder().max_capacity(1).time_to_live(LOAD_AT_MOST_EVERY).build();
-        let source = Some(Source { store: Arc::clone(&store), loads });
+        let absent = Cache::builder().max_capacity(ABSENT_MAX).time_to_live(LOAD_AT_MOST_EVERY).build();
+        let source = Some(Source { store: Arc::clone(&store), loads, absent });
         let registry = Self { source, ..Self::default() };
         registry.replace(store.load().await?);
         let (refreshed, stopping) = (registry.clone(), tasks.stopping());
@@ -86,15 +90,28 @@ impl Registry {
         known.by_name.get(name).cloned().ok_or_else(|| Error::ModelNotFound { model: name.to_owned() })
     }
 
-    /// The model of this id or alias; one that is not known may have been added a moment ago. Callers at the same time share one look.
+    /// The model of this id or alias; one that is not known may have been added a moment ago. Callers at the same time share one
+    /// look. Fails with [`Error::ModelNotFound`] only for a name that was looked for, and with [`Error::Unavailable`] while nobody
+    /// can tell: the store is away, or was looked at for another name a moment ago.
     pub async fn find(&self, name: &str) -> Result<Arc<Model>, Error> {
-        if let (Err(_), Some(Source { store, loads })) = (self.get(name), &self.source) {
-            let load = async { store.load().await.map(|models| self.replace(models)) };
-            if let Err(error) = loads.try_get_with((), load).await {
+        let (Err(unknown), Some(Source { store, loads, absent })) = (self.get(name), &self.source) else {
+            return self.get(name);
+        };
+        let load = async { store.load().await.map(|models| self.replace(models)) };
+        let look = match loads.entry(()).or_try_insert_with(load).await {
+            Ok(look) => look,
+            Err(error) => {
                 tracing::warn!(%error, "models not looked for, the known ones stand");
+                return Err(untold(Duration::from_secs(1)));
             }
+        };
+        if let Ok(found) = self.get(name) {
+            return Ok(found);
         }
-        self.get(name)
+        if look.is_fresh() {
+            absent.insert(name.to_owned(), ()).await;
+        }
+        if absent.contains_key(name) { Err(unknown) } else { Err(untold(LOAD_AT_MOST_EVERY)) }
     }
 
     /// The provider of that model; empty when there is no such model.
@@ -159,6 +176,10 @@ impl Quote {
         }
         if self.output.is_zero() { i64::MAX } else { (left / self.output).floor().to_i64().unwrap_or(i64::MAX) }
     }
+}
+
+fn untold(retry_after: Duration) -> Error {
+    Error::Unavailable { part: "the registry of models", retry_after, source: None }
 }
 
 fn prompt_tokens(usage: &TokenUsage) -> i64 {
@@ -289,6 +310,38 @@ mod tests {
             assert!(registry.find("nothing").await.is_err());
         }
         assert_eq!(store.0.load(std::sync::atomic::Ordering::SeqCst), 2, "one at the start, one for all of them");
+    }
+
+    #[tokio::test]
+    async fn a_name_that_was_not_looked_for_is_not_said_to_be_unknown() {
+        let (store, tasks) = (Arc::new(Counted::default()), Tasks::new());
+        let registry = Registry::start(Arc::clone(&store) as _, &tasks).await.unwrap();
+        for _ in 0..2 {
+            assert!(matches!(registry.find("nothing").await, Err(Error::ModelNotFound { .. })));
+        }
+        let other = registry.find("added just now").await;
+        assert!(matches!(other, Err(Error::Unavailable { retry_after: LOAD_AT_MOST_EVERY, .. })), "{other:?}");
+    }
+
+    #[tokio::test]
+    async fn a_store_that_is_away_makes_no_model_unknown() {
+        #[derive(Default)]
+        struct Away(std::sync::atomic::AtomicBool);
+
+        #[async_trait::async_trait]
+        impl ModelStore for Away {
+            async fn load(&self) -> Result<Vec<Model>, Error> {
+                if self.0.swap(true, std::sync::atomic::Ordering::SeqCst) {
+                    return Err(Error::unavailable("postgres", anyhow::anyhow!("connection refused")));
+                }
+                Ok(vec![Model { model_id: "known".into(), ..Model::default() }])
+            }
+        }
+
+        let (store, tasks) = (Arc::new(Away::default()), Tasks::new());
+        let registry = Registry::start(store as _, &tasks).await.unwrap();
+        assert!(registry.find("known").await.is_ok());
+        assert!(matches!(registry.find("new").await, Err(Error::Unavailable { .. })));
     }
 
     #[test]

@@ -155,8 +155,11 @@ impl Manager {
         let agent = validate::agent(agent)?;
         let named: Vec<_> = std::iter::once(&agent).chain(&agent.sub_agents).flat_map(models).collect();
         for (field, model) in named {
-            if self.core.models.find(model).await.is_err() {
-                return Err(Error::invalid(field, format!("names {model:?}, which the registry does not have")));
+            match self.core.models.find(model).await {
+                Err(Error::ModelNotFound { .. }) => {
+                    return Err(Error::invalid(field, format!("names {model:?}, which the registry does not have")));
+                }
+                found => drop(found?),
             }
         }
         Ok(agent)

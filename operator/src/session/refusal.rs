@@ -1,0 +1,51 @@
+//! What a front's refusal means for a declared session: never, not as things are, or not now.
+
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+/// Whether the same request would be refused again: the agent can't be edited, so there is no use in trying.
+pub(super) fn is_final(status: &Status) -> bool {
+    matches!(status.code(), Code::InvalidArgument | Code::NotFound | Code::OutOfRange | Code::Unimplemented)
+}
+
+/// Whether the tenant's workers lack what the agent needs, such as a provider or a declared tool server. Only an edit of the tenant
+/// changes that, and workers that come of it wake the session.
+pub(super) fn is_lack(status: &Status) -> bool {
+    let details = status.get_error_details();
+    let worker_reason = details.error_info().and_then(|info| info.metadata.get("worker_reason"));
+    worker_reason.is_some_and(|reason| ["PROVIDER_MISSING", "TOOL_UNSUPPORTED"].contains(&reason.as_str()))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::collections::HashMap;
+
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+
+    /// As the front tells of a worker's refusal.
+    pub(crate) fn by_worker(reason: &str) -> Status {
+        let metadata = HashMap::from([("worker_reason".to_owned(), reason.to_owned())]);
+        let details = ErrorDetails::with_error_info("WORKER_REFUSED", "croft.dev", metadata);
+        Status::with_error_details(Code::FailedPrecondition, "refused", details)
+    }
+
+    #[test]
+    fn only_what_can_never_be_taken_is_given_up() {
+        for code in [Code::InvalidArgument, Code::NotFound] {
+            assert!(is_final(&Status::new(code, "")));
+        }
+        for code in [Code::Unavailable, Code::ResourceExhausted, Code::Internal, Code::FailedPrecondition] {
+            assert!(!is_final(&Status::new(code, "")));
+        }
+    }
+
+    #[test]
+    fn what_the_workers_lack_is_known_by_the_workers_own_reason() {
+        for (reason, lacks) in [("PROVIDER_MISSING", true), ("TOOL_UNSUPPORTED", true), ("TENANT_MISMATCH", false)] {
+            assert_eq!(is_lack(&by_worker(reason)), lacks, "{reason}");
+        }
+        assert!(!is_lack(&Status::failed_precondition("it is cordoned")));
+    }
+}
