@@ -122,12 +122,14 @@ impl PassError for Error {
 
 /// Brings one tenant one step closer to its spec. Safe to repeat, safe to interrupt.
 pub async fn reconcile(tenant: Arc<AgentTenant>, context: Arc<Context>) -> Result<Action, Error> {
+    let stopped = stop::stop(&tenant, &context).await;
     // While its deletion is prevented a tenant is kept up as any other.
     if is_going(&tenant, &report::current(&tenant, &context)) {
-        return deletion::step(&tenant, &context).await;
+        let action = deletion::step(&tenant, &context).await?;
+        return stopped.map(|()| action).map_err(|failure| failure.error);
     }
     let pass = async {
-        stop::stop(&tenant, &context).await?;
+        stopped?;
         let observed = observe::observe(&tenant, &context).await?;
         let children = plan(&tenant, &observed, &context)?;
         Box::pin(apply::apply(&tenant, children, &observed, &context)).await?;

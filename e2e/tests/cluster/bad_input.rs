@@ -91,6 +91,10 @@ async fn nobody_meddles_with_what_the_operator_keeps() {
         (&["-n", "tenant-demo", "delete", "secret", "worker-tls"], kept),
         (&["-n", "tenant-demo", "scale", "deployment/workers", "--replicas=0"], "only Croft's operator scales"),
         (&["-n", "tenant-demo", "annotate", "resourcequota", "--all", "mine=yes"], kept),
+        (
+            &["delete", "agenttenant", "demo", "--cascade=foreground", "--dry-run=server"],
+            "a tenant is taken apart in order",
+        ),
     ] {
         let (done, said) = system.kubectl_tries(attempt).await.unwrap();
         assert!(!done && said.contains(sentence), "{attempt:?}: {said}");

@@ -8,6 +8,13 @@ pub(super) fn is_final(status: &Status) -> bool {
     matches!(status.code(), Code::InvalidArgument | Code::NotFound | Code::OutOfRange | Code::Unimplemented)
 }
 
+/// Whether it is the tenant that takes nothing now. A front that says no reason means that.
+pub(super) fn is_closed(status: &Status) -> bool {
+    let details = status.get_error_details();
+    let reason = details.error_info().map(|info| info.reason.as_str());
+    status.code() == Code::FailedPrecondition && reason.is_none_or(|reason| reason.starts_with("TENANT_"))
+}
+
 /// Whether the tenant's workers lack what the agent needs, such as a provider or a declared tool server. Only an edit of the tenant
 /// changes that, and workers that come of it wake the session.
 pub(super) fn is_lack(status: &Status) -> bool {
@@ -39,6 +46,17 @@ pub(super) mod tests {
         for code in [Code::Unavailable, Code::ResourceExhausted, Code::Internal, Code::FailedPrecondition] {
             assert!(!is_final(&Status::new(code, "")));
         }
+    }
+
+    #[test]
+    fn only_a_tenant_that_takes_nothing_is_told_as_not_open() {
+        let of = |reason: &str| {
+            let details = ErrorDetails::with_error_info(reason, "croft.dev", HashMap::new());
+            Status::with_error_details(Code::FailedPrecondition, "refused", details)
+        };
+        assert!(is_closed(&of("TENANT_CLOSED")) && is_closed(&of("TENANT_STOPPED")));
+        assert!(is_closed(&Status::failed_precondition("it is cordoned")));
+        assert!(!is_closed(&of("IDEMPOTENCY_KEY_REUSED")) && !is_closed(&by_worker("PROVIDER_MISSING")));
     }
 
     #[test]

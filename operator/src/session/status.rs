@@ -129,8 +129,8 @@ impl Summary {
 fn front_reason(status: &Status) -> &'static str {
     match status.code() {
         Code::ResourceExhausted => "LimitReached",
-        Code::FailedPrecondition if refusal::is_lack(status) => "WorkersLack",
-        Code::FailedPrecondition => "TenantNotOpen",
+        _ if refusal::is_lack(status) => "WorkersLack",
+        _ if refusal::is_closed(status) => "TenantNotOpen",
         Code::Unauthenticated | Code::PermissionDenied => "OperatorRefused",
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => "FrontUnavailable",
         _ => "FrontFailed",

@@ -1,9 +1,10 @@
 //! Stops the workers of a tenant that is suspended or stopped, before anything else of it is looked at: whatever of the rest can't be
-//! read, planned or applied must not keep them running.
+//! read, planned or applied must not keep them running, nor the end of its sessions while it is being removed.
 
 use croft_crds::AgentTenant;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::ResourceExt as _;
 use serde_json::json;
 
@@ -21,11 +22,14 @@ const STOP_SECONDS: u32 = 1;
 pub(super) async fn stop(tenant: &AgentTenant, context: &Context) -> Result<(), Failure> {
     let is_stopped = tenant.spec.emergency_stop;
     let namespace = context.cluster.get::<Namespace>(None, &tenant.namespace_name());
-    let has_namespace = namespace.is_some_and(|namespace| is_owned(&*namespace, tenant));
-    if !has_namespace || !(is_stopped || tenant.spec.suspend) {
+    let Some(namespace) = namespace.filter(|namespace| is_owned(&**namespace, tenant)) else { return Ok(()) };
+    if !(is_stopped || tenant.spec.suspend) {
         return Ok(());
     }
-    let shut = async { if is_stopped { shut_fence(tenant, context).await } else { Ok(()) } };
+    // In a namespace that is going nothing can be made any more, and a fence goes after the pods.
+    let has_fence = || context.cluster.get::<NetworkPolicy>(Some(&namespace.name_any()), fence::NAME).is_some();
+    let shuts = is_stopped && (namespace.metadata.deletion_timestamp.is_none() || has_fence());
+    let shut = async { if shuts { shut_fence(tenant, context).await } else { Ok(()) } };
     let (fence, workers) = tokio::join!(shut, take_workers(tenant, context));
     fence.map_err(Part::Fence.failed())?;
     workers.map_err(Part::Workers.failed())

@@ -204,3 +204,20 @@ async fn fronts_that_come_back_end_the_sessions_of_a_tenant_whose_namespace_is_g
     session.merge(&maps, "held", json!({ "metadata": { "finalizers": null } })).await;
     gone(&session, &name).await;
 }
+
+#[tokio::test]
+async fn a_tenant_that_is_being_removed_can_still_be_stopped() {
+    let session = World::shared().await;
+    let made = session.settled_tenant("halted", json!({ "workers": { "replicas": 1 } })).await;
+    let (name, namespace) = (made.name_any(), made.namespace_name());
+    kubelet::pods(&session, &namespace, 1).await;
+    session.world.front.hold_removal(&name, Some(Removal::At(RemovalStep::EndingSessions, 1)));
+    delete(&session, &name).await;
+    removed(&session, &name, "False EndingSessions").await;
+    session.merge(&session.all::<AgentTenant>(), &name, json!({ "spec": { "emergencyStop": true } })).await;
+    kubelet::pods(&session, &namespace, 0).await;
+    let told = removed(&session, &name, "False").await;
+    assert_eq!(told, "False EndingSessions: 1 sessions have not ended", "that is not what takes them away");
+    session.world.front.hold_removal(&name, None);
+    gone(&session, &name).await;
+}
