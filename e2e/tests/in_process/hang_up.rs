@@ -76,9 +76,9 @@ struct HeldTurns(Arc<dyn TurnStore>, Gate);
 #[async_trait]
 impl TurnStore for HeldTurns {
     async fn begin(&self, begin: Begin) -> Result<Begun, Error> {
-        let begun = self.0.begin(begin).await;
+        let outcome = self.0.begin(begin).await;
         self.1.pass().await;
-        begun
+        outcome
     }
 
     async fn end(&self, last: Append) -> Result<Ended, Error> {
