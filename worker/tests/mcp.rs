@@ -56,11 +56,11 @@ async fn called(worker: &Worker, agent: &AgentSpec, calls: &[Value]) -> (Vec<Too
     let heard = turn(worker, agent, script(&json!(steps))).await;
     assert_eq!(heard.stop_reason(), StopReason::EndTurn);
     let of_call = |call: &ToolCall| {
-        let results = heard.durables.iter().filter_map(|kind| match kind {
+        let mut results = heard.durables.iter().filter_map(|kind| match kind {
             Kind::ToolResult(result) if result.tool_call_id == call.tool_call_id => Some(result.clone()),
             _ => None,
         });
-        results.last()
+        results.next_back()
     };
     let calls = heard.durables.iter().filter_map(|kind| match kind {
         Kind::ToolCall(call) => Some(call),

@@ -36,6 +36,29 @@ async fn calls_beyond_the_tenants_rate_are_refused_with_when_to_come_back() {
     assert_eq!(refused.code(), Code::ResourceExhausted);
 }
 
+/// Whoever opens streams without end costs as much as who calls.
+#[tokio::test]
+async fn streams_of_a_browser_that_are_opened_beyond_the_rate_are_refused() {
+    let limits = TenantLimits { requests_per_minute: 3, ..TenantLimits::default() };
+    let world = World::with_limits(limits).await;
+    let session = world.client().create(scripted_agent("watched")).await.unwrap();
+    let http = reqwest::Client::new();
+    let open = async |path: &str| {
+        let call = http.get(format!("http://{}{path}", world.http)).bearer_auth(&world.api_key);
+        call.send().await.unwrap()
+    };
+    let events = format!("/v1/sessions/{}/events", session.session_id);
+    assert_eq!(open(&events).await.status(), 200);
+    // A WebSocket that its opener thinks better of.
+    assert_eq!(open("/v1/ws").await.status(), 426);
+    for path in [&*events, "/v1/ws"] {
+        let refused = open(path).await;
+        assert_eq!(refused.status(), 429);
+        assert!(refused.headers().contains_key("retry-after"), "{refused:?}");
+        assert!(refused.text().await.unwrap().contains("RATE_LIMITED"));
+    }
+}
+
 #[tokio::test]
 async fn sessions_beyond_a_rate_are_refused_before_a_worker_hears_of_them() {
     let options = Options {

@@ -52,6 +52,9 @@ use crate::session::store::SessionStore;
 /// What a WebSocket client can do besides watching.
 #[async_trait]
 pub trait Calls: Send + Sync {
+    /// A call that opens a stream, before anything is done for it. Fails with [`Error::RateLimited`].
+    async fn limit(&self, identity: &Identity) -> Result<(), Error>;
+
     /// Stores a message, and leaves its turn to run. Returns the message's number.
     async fn send_message(&self, identity: &Identity, request: SendMessageRequest) -> Result<u64, Error>;
 
@@ -64,6 +67,10 @@ pub trait Calls: Send + Sync {
 
 #[async_trait]
 impl Calls for Lifecycle {
+    async fn limit(&self, identity: &Identity) -> Result<(), Error> {
+        Self::limit(self, identity).await
+    }
+
     async fn send_message(&self, identity: &Identity, request: SendMessageRequest) -> Result<u64, Error> {
         self.admit::<SendMessageRequest>(identity).await?;
         Ok(self.accept(identity, request).await?.accepted.seq)

@@ -45,6 +45,11 @@ impl Lifecycle {
     /// A call that came in by no door that looks at it: the caller has a role for it, and the tenant's rate has room.
     pub async fn admit<C: Call>(&self, identity: &Identity) -> Result<(), Error> {
         acts::allow::<C>(&self.core, identity).await?;
+        self.limit(identity).await
+    }
+
+    /// The tenant's rate has room.
+    pub async fn limit(&self, identity: &Identity) -> Result<(), Error> {
         self.core.limiter.request(identity.tenant).await
     }
 

@@ -30,11 +30,12 @@ impl Credential {
         token.map(|token| Self { token: token.into() }).ok_or(missing)
     }
 
-    /// Whose it is, and for how long.
+    /// Whose it is, and for how long. To open a stream is a call of the tenant's, which has so many in a minute.
     pub(super) async fn admit<C: Call>(self, shared: &Shared) -> Result<Tenure, Error> {
-        let Gateway { authenticator, options, .. } = &shared.gateway;
+        let Gateway { authenticator, calls, options, .. } = &shared.gateway;
         let identity = authenticator.authenticate_bearer(self.token.expose_secret()).await?;
         identity.may::<C>()?;
+        calls.limit(&identity).await?;
         Ok(Tenure::of_token(authenticator.clone(), identity, self.token, options.recheck_every))
     }
 }

@@ -67,6 +67,10 @@ pub(crate) struct RecordedCalls {
 
 #[async_trait]
 impl Calls for RecordedCalls {
+    async fn limit(&self, _: &Identity) -> Result<(), Error> {
+        Ok(())
+    }
+
     async fn send_message(&self, identity: &Identity, request: SendMessageRequest) -> Result<u64, Error> {
         if request.content.is_empty() {
             return Err(Error::invalid("content", "is empty"));
