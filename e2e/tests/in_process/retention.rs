@@ -1,49 +1,97 @@
 //! A session that ended long ago is erased by any front, and is from then on as one that never was; its bill stays.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use croft_e2e::client::{message, scripted_agent};
+use croft_front::Error;
 use croft_front::core::Options;
 use croft_front::events::log::{Append, Authority, NewEvent};
+use croft_front::session::retention::RetentionStore;
+use croft_front::store::Stores;
 use croft_proto::Timestamp;
-use croft_proto::id::SessionId;
+use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{GetSessionRequest, ListUsageEventsRequest, SessionTerminated, StreamEventsRequest};
 use tonic::Code;
 
 use crate::world::{Ground, World, read_all};
 
-#[tokio::test]
-async fn a_session_is_erased_when_its_time_is_up_and_no_sooner() {
-    let options = Options {
+/// Ends a session so long ago.
+async fn ended(world: &World, session_id: &str, hours_ago: i64) {
+    let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_secs()).unwrap();
+    let ended = NewEvent {
+        kind: Kind::SessionTerminated(SessionTerminated::default()),
+        turn: None,
+        elapsed_ms: 0,
+        create_time: Timestamp { seconds: now - hours_ago * 3_600, nanos: 0 },
+    };
+    let append = Append {
+        tenant: world.tenant(),
+        session: session_id.parse().unwrap(),
+        authority: Authority::Fence,
+        events: vec![ended],
+        checkpoint: None,
+        idempotency_key: None,
+        input_seq: None,
+    };
+    world.core.stores.events.append(append).await.unwrap();
+}
+
+fn soon() -> Options {
+    Options {
         retention: Some(Duration::from_hours(24)),
         retention_look_every: Duration::from_millis(20),
         ..Options::default()
+    }
+}
+
+/// A store in which more than two sessions take longer than a statement may.
+struct Slow(Arc<dyn RetentionStore>);
+
+#[async_trait]
+impl RetentionStore for Slow {
+    async fn erase_ended(&self, tenant: TenantId, before: Timestamp, sessions_max: u32) -> Result<u64, Error> {
+        if sessions_max > 2 {
+            return Err(Error::unavailable(
+                "postgres",
+                anyhow::anyhow!("canceling statement due to statement timeout"),
+            ));
+        }
+        self.0.erase_ended(tenant, before, sessions_max).await
+    }
+}
+
+/// Each look began with the same sessions, and failed again.
+#[tokio::test]
+async fn sessions_that_take_too_long_together_are_erased_a_few_at_a_time() {
+    let mut stores = Stores::memory();
+    stores.retention = Arc::new(Slow(stores.retention));
+    let world = World::on(Ground { stores, options: soon(), ..Ground::default() }).await;
+    let mut client = world.client();
+    for _ in 0..5 {
+        let session_id = client.create(scripted_agent("old")).await.unwrap().session_id;
+        ended(&world, &session_id, 25).await;
+    }
+    let erased = async {
+        while world.core.metrics.sessions_erased.get() < 5 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     };
-    let world = World::on(Ground { options, ..Ground::default() }).await;
+    tokio::time::timeout(Duration::from_secs(30), erased).await.expect("they are kept for ever");
+}
+
+#[tokio::test]
+async fn a_session_is_erased_when_its_time_is_up_and_no_sooner() {
+    let world = World::on(Ground { options: soon(), ..Ground::default() }).await;
     let mut client = world.client();
     let mut ids = Vec::new();
-    let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_secs()).unwrap();
     for hours_ago in [25, 23] {
         let session_id = client.create(scripted_agent("old")).await.unwrap().session_id;
         let turn = client.lifecycle.send_message(message(&session_id, r#"{"script": [{"text": "hi"}]}"#)).await;
         read_all(turn.unwrap().into_inner()).await;
-        let ended = NewEvent {
-            kind: Kind::SessionTerminated(SessionTerminated::default()),
-            turn: None,
-            elapsed_ms: 0,
-            create_time: Timestamp { seconds: now - hours_ago * 3_600, nanos: 0 },
-        };
-        let append = Append {
-            tenant: world.tenant(),
-            session: session_id.parse().unwrap(),
-            authority: Authority::Fence,
-            events: vec![ended],
-            checkpoint: None,
-            idempotency_key: None,
-            input_seq: None,
-        };
-        world.core.stores.events.append(append).await.unwrap();
+        ended(&world, &session_id, hours_ago).await;
         ids.push(session_id);
     }
     let get = |id: &str| GetSessionRequest { session_id: id.to_owned() };

@@ -3,6 +3,7 @@
 pub mod memory;
 pub mod postgres;
 
+pub(crate) mod batch;
 pub(crate) mod chain;
 pub(crate) mod projection;
 pub(crate) mod time;

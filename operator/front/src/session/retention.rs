@@ -12,6 +12,7 @@ use croft_proto::id::TenantId;
 use crate::audit::Action;
 use crate::core::Core;
 use crate::error::Error;
+use crate::store::batch::Batch;
 use crate::store::time;
 use crate::tenants::Tenant;
 use crate::turn::now;
@@ -51,11 +52,12 @@ pub async fn watch_for_sessions_to_erase(core: Arc<Core>) {
 async fn erase(core: &Core, tenant: &Tenant, retention: Duration) -> Result<(), Error> {
     let kept = i64::try_from(retention.as_micros()).unwrap_or(i64::MAX);
     let before = time::timestamp(time::micros(&now()).saturating_sub(kept));
-    let mut erased = 0;
+    let (mut erased, mut batch) = (0, Batch::of(BATCH));
     let outcome = loop {
-        match core.stores.retention.erase_ended(tenant.id, before, BATCH).await {
+        match core.stores.retention.erase_ended(tenant.id, before, batch.size()).await {
             Ok(0) => break Ok(()),
             Ok(sessions) => erased += sessions,
+            Err(error) if batch.halves_for(&error) => {}
             Err(error) => break Err(error),
         }
         if core.tasks.stopping().is_cancelled() {

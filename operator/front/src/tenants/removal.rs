@@ -20,6 +20,7 @@ use crate::events::log::Authority;
 use crate::identity::Identity;
 use crate::session::manager::Manager;
 use crate::session::store::Filter;
+use crate::store::batch::Batch;
 
 /// How long one call works; then it tells what is left. A single batch may take it a little further.
 const CALL_MAX: Duration = Duration::from_secs(2);
@@ -118,9 +119,13 @@ impl Removal {
 
     /// Tells how many rows are left.
     async fn erase(&self, identity: &Identity, until: Instant) -> Result<u64, Error> {
-        let (removal, mut erased_any) = (&self.core.stores.removal, false);
+        let (removal, mut erased_any, mut batch) = (&self.core.stores.removal, false, Batch::of(ROWS_BATCH));
         loop {
-            let erased = removal.erase_sessions(identity.tenant, ROWS_BATCH).await?;
+            let erased = match removal.erase_sessions(identity.tenant, batch.size()).await {
+                Ok(erased) => erased,
+                Err(error) if batch.halves_for(&error) => continue,
+                Err(error) => return Err(error),
+            };
             if erased == 0 {
                 if erased_any {
                     self.audit(identity, "tenant.erase").await;
