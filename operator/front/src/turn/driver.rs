@@ -311,7 +311,8 @@ impl Driver {
             Ok(client) => client,
             Err(error) => return Ok(Step::Lost(session_error(&error))),
         };
-        if placement.worker() != worker.as_str() {
+        let is_told = placement.worker() != worker.as_str();
+        if is_told {
             let request = InitWorkerSessionRequest {
                 session_id: self.session.id.to_string(),
                 tenant: tenant.name.clone(),
@@ -350,8 +351,13 @@ impl Driver {
             Outcome::Unreached(status) => {
                 worker.clear();
                 let step = self.refused(&tenant, placement.worker(), &status);
-                // One that has forgotten the session is there, and is told of it at once.
-                Ok(if status.code() == Code::NotFound { step } else { step.unreached() })
+                Ok(match (status.code(), step) {
+                    // One that has forgotten the session is there, and is told of it at once. That is no loss, but of one that
+                    // forgets what it was told a moment ago nothing is to be had.
+                    (Code::NotFound, Step::Lost(_)) if !is_told => Step::Again,
+                    (Code::NotFound, step) => step,
+                    (_, step) => step.unreached(),
+                })
             }
             Outcome::WorkerLost(status) => {
                 // Whatever worker comes next does not know the session.
