@@ -144,9 +144,9 @@ impl Link {
         self.outbox.event(&self.turn_id, kind).await
     }
 
-    /// Asks people for an approval, unless they were asked before.
+    /// Asks people for an approval, unless they were asked before in this turn, or have decided: then an older one asked.
     pub(crate) async fn ask(&self, approval: ApprovalRequired) {
-        if !self.asked.contains(&approval.approval_id) {
+        if !self.asked.contains(&approval.approval_id) && self.decided(&approval.approval_id).is_none() {
             self.event(Kind::ApprovalRequired(approval)).await;
         }
     }

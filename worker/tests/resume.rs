@@ -62,7 +62,7 @@ impl Broken {
     }
 
     fn journal(&self, result: Option<ToolResult>) -> Vec<JournalledToolCall> {
-        vec![JournalledToolCall { call: Some(self.call.clone()), result }]
+        vec![JournalledToolCall { call: Some(self.call.clone()), result, times_begun: 1 }]
     }
 
     async fn go_on(&self, spade: &Spade, result: Option<ToolResult>) -> Heard {
@@ -162,7 +162,7 @@ async fn a_call_that_people_allowed_is_asked_about_anew_when_its_outcome_is_unkn
     let start = StepStart {
         asked_approval_ids: vec![asked.approval_id.clone()],
         decisions: vec![yes],
-        ..resumed(&session_id, checkpoint, vec![JournalledToolCall { call: Some(call), result: None }])
+        ..resumed(&session_id, checkpoint, vec![JournalledToolCall { call: Some(call), result: None, times_begun: 1 }])
     };
     let heard = elsewhere(&spade, &agent, start).await;
     assert_eq!(heard.story(), ["started", "approval", "completed"]);
@@ -288,7 +288,11 @@ async fn a_call_that_is_done_while_another_waits_for_a_person_is_not_in_doubt_af
     let heard = front.heard.clone();
     drop(front);
     let approval_id = approval_id(&heard);
-    let journal = vec![JournalledToolCall { call: heard.durables.iter().find_map(call), result: Some(result.clone()) }];
+    let journal = vec![JournalledToolCall {
+        call: heard.durables.iter().find_map(call),
+        result: Some(result.clone()),
+        times_begun: 1,
+    }];
     let yes = ApprovalResolved { approval_id: approval_id.clone(), approved: true, ..Default::default() };
     let start = StepStart {
         asked_approval_ids: vec![approval_id],

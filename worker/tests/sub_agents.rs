@@ -94,7 +94,7 @@ async fn another_worker_asks_for_the_same_call_and_nobody_else() {
     drop(front);
 
     init(&other.client, &session_id, &delegating()).await.unwrap();
-    let journal = vec![JournalledToolCall { call: begun, result: None }];
+    let journal = vec![JournalledToolCall { call: begun, result: None, times_begun: 1 }];
     let resumed = StepStart { checkpoint, journal, epoch: 2, ..start(&session_id, Vec::new()) };
     let mut front = Front::open(&other.client, resumed).await;
     assert_eq!(asked(&mut front).await, call);

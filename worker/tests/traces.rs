@@ -1,7 +1,5 @@
 //! What a tool's server is told of the trace. By itself, as it makes trace ids in the whole process.
 
-#![expect(clippy::unwrap_used, reason = "a helper of tests may fail loudly")]
-
 mod mcp_server;
 mod support;
 

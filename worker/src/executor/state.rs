@@ -41,10 +41,7 @@ impl State {
     ) -> (Self, Vec<ToolResult>) {
         let checkpoint = checkpoint.unwrap_or_default();
         let same_turn = checkpoint.turn_id == turn_id;
-        let journalled = checkpoint.journal.into_iter().chain(journal);
-        let journal = journalled
-            .filter_map(|entry| entry.call.as_ref().map(|call| call.tool_call_id.clone()).map(|id| (id, entry)))
-            .collect();
+        let journal = journal_of(checkpoint.journal.into_iter().chain(journal));
         let mut state = Self {
             messages: checkpoint.messages,
             superstep: checkpoint.superstep,
@@ -134,9 +131,17 @@ impl State {
         self.journal.get(tool_call_id)
     }
 
-    /// The call was begun, and its outcome is not known.
-    pub(super) fn begun(&mut self, call: ToolCall) {
-        self.journal.insert(call.tool_call_id.clone(), JournalledToolCall { call: Some(call), result: None });
+    /// The call was begun for so many times, and the last outcome is not known.
+    pub(super) fn begun(&mut self, call: ToolCall, times_begun: u32) {
+        let id = call.tool_call_id.clone();
+        self.journal.insert(id, JournalledToolCall { call: Some(call), result: None, times_begun });
+    }
+
+    /// A result that joins the conversation later, together with those of the other calls.
+    pub(super) fn came(&mut self, call: ToolCall, result: ToolResult) {
+        let entry = self.journal.entry(call.tool_call_id.clone()).or_default();
+        entry.call = Some(call);
+        entry.result = Some(result);
     }
 
     /// Ends every open call: with its journalled result, or else with an error. Returns the results that are news.
@@ -157,6 +162,20 @@ impl State {
         self.took(&all);
         news
     }
+}
+
+/// By call; of several entries the last one counts.
+fn journal_of(entries: impl Iterator<Item = JournalledToolCall>) -> HashMap<String, JournalledToolCall> {
+    let mut journal: HashMap<String, JournalledToolCall> = HashMap::new();
+    for mut entry in entries {
+        let Some(id) = journalled_id(&entry).map(ToOwned::to_owned) else { continue };
+        if let Some(older) = journal.get(&id) {
+            // It was told again since, also where a front did not count.
+            entry.times_begun = entry.times_begun.max(older.times_begun.max(1) + 1);
+        }
+        journal.insert(id, entry);
+    }
+    journal
 }
 
 fn journalled_id(entry: &JournalledToolCall) -> Option<&str> {

@@ -2,7 +2,9 @@
 
 use croft_proto::id::SessionId;
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{ApprovalRequired, GuardrailStage, ReplayClass, SubAgentCall, ToolCall, ToolResult, ToolUse};
+use croft_proto::v1::{
+    ApprovalRequired, ApprovalResolved, GuardrailStage, ReplayClass, SubAgentCall, ToolCall, ToolResult, ToolUse,
+};
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -15,11 +17,17 @@ use crate::link::Link;
 use crate::metrics::Metrics;
 use crate::tools::{self, Decision, Entry, Invocation, Toolbox, text};
 
+const DENIED: &str = "A person denied this call";
+const NOT_REPEATED: &str =
+    "The call was begun and its outcome is unknown. A person decided that the call is not to be repeated";
+
 /// A call with the decision what to do about it.
 pub(super) struct Plan<'toolbox> {
     pub(super) call: ToolCall,
-    /// Its `ToolCall` event is stored already.
-    pub(super) journalled: bool,
+    /// How often its `ToolCall` event is stored already.
+    pub(super) times_begun: u32,
+    /// People were asked about it in this turn or the one before, and have decided.
+    pub(super) is_decided: bool,
     pub(super) todo: Todo<'toolbox>,
 }
 
@@ -36,12 +44,30 @@ pub(super) enum Todo<'toolbox> {
     },
     /// It was begun by someone who was lost, and may have taken effect: a person must decide.
     AskWhetherToRepeat,
+    /// A person decided that it is made once more.
+    Repeat { entry: &'toolbox Entry, arguments: Map<String, Value> },
+    /// A person decided that it is not; the model is told so.
+    Leave(String),
 }
 
 impl Plan<'_> {
     /// A person must say yes before the call is made.
     pub(super) fn asks(&self) -> bool {
         matches!(self.todo, Todo::Make { ask: Some(_), .. })
+    }
+
+    /// Its `ToolCall` event is told before anything else is done about it.
+    pub(super) fn is_told_at_once(&self) -> bool {
+        match &self.todo {
+            Todo::Make { ask: None, .. } | Todo::Refuse(_) => self.times_begun == 0,
+            Todo::Repeat { .. } => true,
+            Todo::Make { ask: Some(_), .. } | Todo::Known(_) | Todo::AskWhetherToRepeat | Todo::Leave(_) => false,
+        }
+    }
+
+    /// What is asked of people before it is made once more.
+    pub(super) fn repeat(&self) -> Question {
+        Question::Repeat { times_begun: self.times_begun }
     }
 }
 
@@ -52,20 +78,25 @@ pub(super) enum Outcome {
     Held,
 }
 
-/// Decides about one open call. No I/O.
+/// Decides about one open call, by what people have decided so far. No I/O.
 pub(super) fn plan<'toolbox>(
     call: &ToolUse,
     toolbox: &'toolbox Toolbox,
     state: &State,
     session: SessionId,
+    link: &Link,
 ) -> Plan<'toolbox> {
     let entry = toolbox.get(&call.name);
     let journalled = state.journalled(&call.tool_call_id);
     let begun = journalled.and_then(|entry| entry.call.clone());
+    let times_begun = journalled.map_or(0, |entry| entry.times_begun.max(1));
+    let question = if begun.is_some() { Question::Repeat { times_begun } } else { Question::Make };
+    let decision = link.decided(&question.id(session, &call.tool_call_id));
+    let is_decided = decision.is_some();
     let todo = if let Some(result) = journalled.and_then(|entry| entry.result.clone()) {
         Todo::Known(result)
     } else {
-        todo(call, toolbox, entry, begun.as_ref())
+        todo(call, toolbox, entry, begun.as_ref().map(|begun| (begun, decision)))
     };
     let replay = entry.map_or(ReplayClass::Unsafe, |entry| entry.replay);
     let fresh = || ToolCall {
@@ -75,14 +106,14 @@ pub(super) fn plan<'toolbox>(
         arguments_json: call.arguments_json.clone(),
         replay: replay.into(),
     };
-    Plan { journalled: begun.is_some(), call: begun.unwrap_or_else(fresh), todo }
+    Plan { call: begun.unwrap_or_else(fresh), times_begun, is_decided, todo }
 }
 
 fn todo<'toolbox>(
     call: &ToolUse,
     toolbox: &'toolbox Toolbox,
     entry: Option<&'toolbox Entry>,
-    begun: Option<&ToolCall>,
+    begun: Option<(&ToolCall, Option<ApprovalResolved>)>,
 ) -> Todo<'toolbox> {
     let Some(entry) = entry else {
         return Todo::Refuse(format!("There is no tool {:?}.", call.name));
@@ -99,11 +130,15 @@ fn todo<'toolbox>(
         Decision::Ask(reason) => Some(reason),
         Decision::Deny(reason) => return Todo::Refuse(reason),
     };
-    let Some(begun) = begun else { return Todo::Make { entry, arguments, ask } };
+    let Some((begun, decision)) = begun else { return Todo::Make { entry, arguments, ask } };
     match begun.replay() {
         // A person has been asked, if one had to be, before it was begun.
         ReplayClass::Safe | ReplayClass::Idempotent => Todo::Make { entry, arguments, ask: None },
-        ReplayClass::Unsafe | ReplayClass::Unspecified => Todo::AskWhetherToRepeat,
+        ReplayClass::Unsafe | ReplayClass::Unspecified => match decision {
+            None => Todo::AskWhetherToRepeat,
+            Some(decision) if decision.approved => Todo::Repeat { entry, arguments },
+            Some(decision) => Todo::Leave(said(NOT_REPEATED, &decision.message)),
+        },
     }
 }
 
@@ -121,15 +156,20 @@ impl Bench<'_> {
     ///
     /// `journalled_as` is the index of the call's own event, where it is under way to the store.
     pub(super) async fn carry_out(&self, plan: Plan<'_>, mut journalled_as: Option<u64>) -> Outcome {
-        let Plan { call, journalled: _, todo } = plan;
+        let Plan { call, todo, times_begun: _, is_decided: _ } = plan;
         let (entry, arguments, ask) = match todo {
             Todo::Known(result) => return Outcome::Done(result),
             Todo::Refuse(problem) => {
                 self.metrics.tool_call("refused");
                 return Outcome::Done(error_result(&call.tool_call_id, &problem));
             }
-            // Handled before any call is made.
+            Todo::Leave(problem) => {
+                self.metrics.tool_call("denied");
+                return Outcome::Done(error_result(&call.tool_call_id, &problem));
+            }
+            // It is left out of those that are carried out.
             Todo::AskWhetherToRepeat => return Outcome::Held,
+            Todo::Repeat { entry, arguments } => (entry, arguments, None),
             Todo::Make { entry, arguments, ask } => (entry, arguments, ask),
         };
         if let Some(reason) = ask {
@@ -143,7 +183,7 @@ impl Bench<'_> {
             };
             if !decision.approved {
                 self.metrics.tool_call("denied");
-                return Outcome::Done(error_result(&call.tool_call_id, &denied(&decision.message)));
+                return Outcome::Done(error_result(&call.tool_call_id, &said(DENIED, &decision.message)));
             }
             journalled_as = Some(self.link.event(Kind::ToolCall(call.clone())).await);
         }
@@ -183,16 +223,18 @@ impl Bench<'_> {
 pub(super) enum Question {
     /// Before it is made.
     Make,
-    /// After it was begun and nobody knows what came of it. Not the same question: a yes to the other is none to this.
-    Repeat,
+    /// After it was begun so many times and nobody knows what came of the last. Not the same question: a yes to the other is none to
+    /// this, and one to the second time none to the third.
+    Repeat { times_begun: u32 },
 }
 
 impl Question {
     /// The same whoever asks, so that an answer is good after a restart.
     pub(super) fn id(self, session: SessionId, tool_call_id: &str) -> String {
         let about = match self {
-            Self::Make => "approval",
-            Self::Repeat => "repeat",
+            Self::Make => "approval".to_owned(),
+            Self::Repeat { times_begun: 0 | 1 } => "repeat".to_owned(),
+            Self::Repeat { times_begun } => format!("repeat-{times_begun}"),
         };
         Uuid::new_v5(&session.0, format!("{about}/{tool_call_id}").as_bytes()).to_string()
     }
@@ -212,10 +254,7 @@ fn idempotency_key(session: SessionId, tool_call_id: &str) -> String {
     Uuid::new_v5(&session.0, format!("call/{tool_call_id}").as_bytes()).to_string()
 }
 
-fn denied(message: &str) -> String {
-    if message.is_empty() {
-        "A person denied this call.".to_owned()
-    } else {
-        format!("A person denied this call: {message}")
-    }
+/// What a person decided, and the reason that they gave, if any.
+fn said(decision: &str, message: &str) -> String {
+    if message.is_empty() { format!("{decision}.") } else { format!("{decision}: {message}") }
 }

@@ -19,6 +19,8 @@ const REPEAT: &str = "The call was begun, its outcome is unknown, and to repeat 
 /// A call's place in the model's answer, and what came of it.
 struct Slot {
     call: ToolCall,
+    /// How often it was begun, this time included.
+    times_begun: u32,
     /// The question to a person, where one is asked before the call is made.
     approval_id: Option<String>,
     outcome: Option<Outcome>,
@@ -28,12 +30,23 @@ struct Slot {
 
 impl Executor<'_> {
     pub(super) async fn tool_calls(&mut self) -> Superstep {
-        let calls = self.state.open_calls();
-        let plans: Vec<_> =
-            calls.iter().map(|call| tool_call::plan(call, self.toolbox, &self.state, self.session)).collect();
-        if self.ask_whether_to_repeat(&plans).await {
-            return Superstep::Ended(StopReason::RequiresAction);
+        loop {
+            let (toolbox, calls) = (self.toolbox, self.state.open_calls());
+            let plan = |call| tool_call::plan(call, toolbox, &self.state, self.session, self.link);
+            let (doubtful, mut plans): (Vec<_>, Vec<_>) =
+                calls.iter().map(plan).partition(|plan| matches!(plan.todo, Todo::AskWhetherToRepeat));
+            if !doubtful.is_empty() {
+                // Whoever decided meant this turn: what they said holds in no later one.
+                plans.retain(|plan| plan.is_decided && !matches!(plan.todo, Todo::Known(_)));
+            }
+            let (slots, interrupted) = self.carry_out(plans).await;
+            if let Some(superstep) = self.conclude(slots, interrupted, &doubtful).await {
+                return superstep;
+            }
         }
+    }
+
+    async fn carry_out(&self, plans: Vec<Plan<'_>>) -> (Vec<Slot>, Option<Why>) {
         let bench = Bench {
             link: self.link,
             metrics: self.metrics,
@@ -44,33 +57,24 @@ impl Executor<'_> {
         let running = FuturesUnordered::new();
         let mut slots = Vec::with_capacity(plans.len());
         for (place, plan) in plans.into_iter().enumerate() {
-            let ask = plan.asks();
+            let is_told_at_once = plan.is_told_at_once();
             slots.push(Slot {
                 call: plan.call.clone(),
-                approval_id: ask.then(|| Question::Make.id(self.session, &plan.call.tool_call_id)),
+                times_begun: plan.times_begun + u32::from(is_told_at_once || plan.asks()),
+                approval_id: plan.asks().then(|| Question::Make.id(self.session, &plan.call.tool_call_id)),
                 outcome: None,
                 told: matches!(plan.todo, Todo::Known(_)),
             });
             // Journalled in the model's order before anything is made; one that needs a person's yes only after it.
             let mut index = None;
-            if !ask && !plan.journalled {
+            if is_told_at_once {
                 index = Some(self.link.event(Kind::ToolCall(plan.call.clone())).await);
             }
             let bench = &bench;
             running.push(async move { (place, bench.carry_out(plan, index).await) });
         }
         let interrupted = self.gather(&mut slots, running).await;
-        self.conclude(slots, interrupted).await
-    }
-
-    /// True when there are calls that a lost worker began and that may not be repeated; people are asked about them.
-    async fn ask_whether_to_repeat(&self, plans: &[Plan<'_>]) -> bool {
-        let mut asked = false;
-        for plan in plans.iter().filter(|plan| matches!(plan.todo, Todo::AskWhetherToRepeat)) {
-            self.link.ask(Question::Repeat.about(self.session, &plan.call, REPEAT)).await;
-            asked = true;
-        }
-        asked
+        (slots, interrupted)
     }
 
     /// Fills the slots until all calls are over, or the step is ended from outside. A result is told at once: whoever is lost
@@ -98,10 +102,16 @@ impl Executor<'_> {
         }
     }
 
-    /// Takes the results into the state, with an error for each call that was cut off.
-    async fn conclude(&mut self, mut slots: Vec<Slot>, interrupted: Option<Why>) -> Superstep {
+    /// Takes the results into the state, with an error for each call that was cut off. Of doubtful calls people are asked, which ends
+    /// the turn; `None` when they have decided meanwhile.
+    async fn conclude(
+        &mut self,
+        mut slots: Vec<Slot>,
+        interrupted: Option<Why>,
+        doubtful: &[Plan<'_>],
+    ) -> Option<Superstep> {
         if interrupted == Some(Why::HungUp) {
-            return Superstep::Interrupted(Why::HungUp);
+            return Some(Superstep::Interrupted(Why::HungUp));
         }
         for slot in &mut slots {
             if slot.outcome.is_none() {
@@ -116,13 +126,16 @@ impl Executor<'_> {
                     (true, StopReason::TimeLimit | StopReason::HandedBack) => Outcome::Held,
                     (true, _) => error(NOT_APPROVED),
                     (false, StopReason::HandedBack) => {
-                        self.state.begun(slot.call.clone());
+                        self.state.begun(slot.call.clone(), slot.times_begun);
                         Outcome::Held
                     }
                     (false, _) => error(INTERRUPTED),
                 });
             }
             slot.tell(self.link).await;
+        }
+        if !doubtful.is_empty() {
+            return self.leave_to_people(slots, interrupted, doubtful).await;
         }
         let held = slots.iter().any(|slot| matches!(slot.outcome, Some(Outcome::Held)));
         let results: Vec<ToolResult> = slots
@@ -134,12 +147,42 @@ impl Executor<'_> {
             .collect();
         self.state.tool_calls = self.state.tool_calls.saturating_add(u32::try_from(results.len()).unwrap_or(u32::MAX));
         self.state.took(&results);
-        match interrupted {
+        Some(match interrupted {
             Some(Why::Stop(StopReason::TimeLimit)) if held => Superstep::Ended(StopReason::RequiresAction),
             Some(why) => Superstep::Interrupted(why),
             None if held => Superstep::Ended(StopReason::HandedBack),
             None => Superstep::ToolsRun,
+        })
+    }
+
+    /// Asks people about calls that a lost worker began and that may not be repeated by themselves.
+    async fn leave_to_people(
+        &mut self,
+        slots: Vec<Slot>,
+        interrupted: Option<Why>,
+        doubtful: &[Plan<'_>],
+    ) -> Option<Superstep> {
+        for slot in slots {
+            // Until all calls have results it is journalled: the model sees them together, in its own order.
+            if let Some(Outcome::Done(result)) = slot.outcome {
+                self.state.came(slot.call, result);
+            }
         }
+        match interrupted {
+            None | Some(Why::Stop(StopReason::TimeLimit)) => {}
+            Some(why) => return Some(Superstep::Interrupted(why)),
+        }
+        let is_decided = |plan: &Plan<'_>| {
+            let approval_id = plan.repeat().id(self.session, &plan.call.tool_call_id);
+            self.link.decided(&approval_id).is_some()
+        };
+        if interrupted.is_none() && doubtful.iter().any(is_decided) {
+            return None;
+        }
+        for plan in doubtful {
+            self.link.ask(plan.repeat().about(self.session, &plan.call, REPEAT)).await;
+        }
+        Some(Superstep::Ended(StopReason::RequiresAction))
     }
 }
 

@@ -188,10 +188,17 @@ impl Standing {
         checkpoint.messages.push(Message { role: Role::Tool.into(), content, ..Message::default() });
     }
 
+    /// Told again, it was begun again: a person's yes to that is a yes to no further time.
     fn begun(&mut self, call: ToolCall) {
-        if !self.journal.iter().any(|entry| is_of(entry, &call.tool_call_id)) {
-            self.journal.push(JournalledToolCall { call: Some(call), result: None });
+        let before = |entry: &JournalledToolCall| entry.times_begun.max(1);
+        if let Some(entry) = self.journal.iter_mut().find(|entry| is_of(entry, &call.tool_call_id)) {
+            entry.times_begun = before(entry) + 1;
+            return;
         }
+        let older = self.checkpoint.as_ref().map_or(&[][..], |checkpoint| &checkpoint.journal);
+        let older = older.iter().rfind(|entry| is_of(entry, &call.tool_call_id));
+        let times_begun = older.map_or(0, before) + 1;
+        self.journal.push(JournalledToolCall { call: Some(call), result: None, times_begun });
     }
 
     /// Also of calls that were never begun: denied, refused, or closed since the user went on.
@@ -209,7 +216,7 @@ impl Standing {
                 arguments_json: asked.arguments_json,
                 ..ToolCall::default()
             };
-            self.journal.push(JournalledToolCall { call: Some(call), result: Some(result) });
+            self.journal.push(JournalledToolCall { call: Some(call), result: Some(result), times_begun: 0 });
         }
     }
 }
@@ -328,6 +335,23 @@ mod tests {
         let checkpoint = answered.checkpoint.unwrap();
         assert_eq!(roles(&checkpoint), [Role::User, Role::Assistant, Role::Tool, Role::User, Role::Assistant]);
         assert_eq!((checkpoint.model_calls, checkpoint.tool_calls), (1, 0), "what an older turn did counts for it");
+    }
+
+    /// A person's yes to the second time was a yes to the third, should that worker be lost too.
+    #[test]
+    fn a_call_that_is_told_again_is_counted_also_where_an_older_turn_began_it() {
+        let times = |scene: Scene| scene.standing().journal.remove(0).times_begun;
+        let in_this_turn = || Scene::new(None).answer("tool_use", vec![call("a")]).then(begun("a"));
+        assert_eq!((times(in_this_turn()), times(in_this_turn().then(begun("a")))), (1, 2));
+        for (before, after) in [(0, 2), (1, 2), (2, 3)] {
+            let Some(Kind::ToolCall(call)) = Some(begun("old")) else { panic!() };
+            let entry = JournalledToolCall { call: Some(call), result: None, times_begun: before };
+            let older = SessionCheckpoint { journal: vec![entry], ..left_open() };
+            let standing = Scene::new(Some(older)).then(begun("old")).standing();
+            assert_eq!(standing.journal[0].times_begun, after);
+            let (_, left) = standing.left(false);
+            assert_eq!(left.unwrap().journal.last().unwrap().times_begun, after, "the next turn knows");
+        }
     }
 
     #[test]
