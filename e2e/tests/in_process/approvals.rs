@@ -1,12 +1,15 @@
 //! What people are asked, and may still answer.
 
+use std::time::Duration;
+
 use croft_e2e::client::{Client, message, scripted_agent};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::tool_spec::Source;
 use croft_proto::v1::{
     AgentLimits, AgentSpec, BuiltinTool, InterruptSessionRequest, Permission, ReplayClass, ResolveApprovalRequest,
-    SendMessageResponse, SessionState, StopReason, ToolSpec,
+    SendMessageResponse, SessionEvent, SessionState, StopReason, ToolSpec,
 };
+use croft_serve::Tasks;
 use futures::future::join_all;
 use tonic::{Code, Streaming};
 
@@ -117,6 +120,7 @@ async fn an_answer_to_a_turn_that_is_over_begins_the_next() {
             (0, &asker.sender),
             "it runs for whoever it ran for before"
         );
+        assert_eq!(questions(&log), Vec::<String>::new(), "what is decided is not asked again");
         let results: Vec<_> = log
             .iter()
             .filter_map(|event| match &event.kind {
@@ -128,6 +132,63 @@ async fn an_answer_to_a_turn_that_is_over_begins_the_next() {
         assert_eq!(results[0].is_error, !approved, "{results:?}");
         assert_eq!(format!("{results:?}").contains("as I say"), !approved, "the model is told why");
     }
+}
+
+fn questions(log: &[SessionEvent]) -> Vec<String> {
+    let question = |event: &SessionEvent| match &event.kind {
+        Some(Kind::ApprovalRequired(asked)) => Some(asked.approval_id.clone()),
+        _ => None,
+    };
+    log.iter().filter_map(question).collect()
+}
+
+/// The answer was stored, and the worker asked the same question again, which nobody could answer a second time.
+#[tokio::test]
+async fn a_yes_has_a_call_repeated_whose_outcome_is_unknown() {
+    let (world, theirs) = (World::start().await, Tasks::new());
+    let mut client = world.client_of_a_front_with(&theirs).await;
+    let mut once = cautious();
+    once.tools[0].set_permission(Permission::Allow);
+    once.tools[0].set_replay(ReplayClass::Unsafe);
+    let session_id = client.create(once).await.unwrap().session_id;
+    let script = r#"{"script": [{"tool_call": {"name": "clock", "arguments": {"sleep_ms": 2000}}}, {"text": "done"}]}"#;
+    let mut turn = client.lifecycle.send_message(message(&session_id, script)).await.unwrap().into_inner();
+    while !matches!(turn.message().await.unwrap().unwrap().event.unwrap().kind, Some(Kind::ToolCall(_))) {}
+    // Whoever takes the turn over hangs up on the worker that makes the call.
+    assert!(theirs.shutdown(Duration::from_millis(50)).await > 0, "the turn is not over");
+    let session = world.wait_for(&session_id, |session| session.state == SessionState::Idle).await;
+    let log = world.core.stores.events.read(world.tenant(), session.id, 0, 100).await.unwrap();
+    assert_eq!(stop_reason(&log), Some(StopReason::RequiresAction), "{log:?}");
+    let [approval_id] = &questions(&log)[..] else { panic!("{log:?}") };
+    let yes = ResolveApprovalRequest {
+        session_id: session_id.clone(),
+        approval_id: approval_id.clone(),
+        approved: true,
+        ..Default::default()
+    };
+    world.client().lifecycle.resolve_approval(yes).await.unwrap();
+    let before = session.last_seq;
+    let session = world
+        .wait_for(&session_id, |session| session.state == SessionState::Idle && session.last_seq > before + 3)
+        .await;
+    let rest = world.core.stores.events.read(world.tenant(), session.id, before, 100).await.unwrap();
+    assert_eq!((stop_reason(&rest), questions(&rest)), (Some(StopReason::EndTurn), Vec::new()), "{rest:?}");
+    let calls = [&log, &rest].map(|log| {
+        let call = |event: &SessionEvent| match &event.kind {
+            Some(Kind::ToolCall(call)) => Some(call.clone()),
+            _ => None,
+        };
+        log.iter().filter_map(call).collect::<Vec<_>>()
+    });
+    assert_eq!((calls[0].len(), &calls[0]), (1, &calls[1]), "it is told once more, under its key");
+    let results: Vec<_> = rest
+        .iter()
+        .filter_map(|event| match &event.kind {
+            Some(Kind::ToolResult(result)) => Some(result.is_error),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(results, [false]);
 }
 
 #[tokio::test]
