@@ -168,18 +168,27 @@ impl Executor<'_> {
                 self.state.came(slot.call, result);
             }
         }
-        match interrupted {
-            None | Some(Why::Stop(StopReason::TimeLimit)) => {}
-            Some(why) => return Some(Superstep::Interrupted(why)),
-        }
-        let is_decided = |plan: &Plan<'_>| {
+        let (decided, open): (Vec<_>, Vec<_>) = doubtful.iter().partition(|plan| {
             let approval_id = plan.repeat().id(self.session, &plan.call.tool_call_id);
             self.link.decided(&approval_id).is_some()
-        };
-        if interrupted.is_none() && doubtful.iter().any(is_decided) {
-            return None;
+        });
+        match interrupted {
+            None if decided.is_empty() => {}
+            None => return None,
+            Some(Why::Stop(StopReason::TimeLimit)) => {
+                // What they said came too late to be done, and can't be said again.
+                for plan in decided {
+                    let result = error_result(&plan.call.tool_call_id, INTERRUPTED);
+                    self.link.event(Kind::ToolResult(result.clone())).await;
+                    self.state.came(plan.call.clone(), result);
+                }
+                if open.is_empty() {
+                    return interrupted.map(Superstep::Interrupted);
+                }
+            }
+            Some(why) => return Some(Superstep::Interrupted(why)),
         }
-        for plan in doubtful {
+        for plan in open {
             self.link.ask(plan.repeat().about(self.session, &plan.call, REPEAT)).await;
         }
         Some(Superstep::Ended(StopReason::RequiresAction))
