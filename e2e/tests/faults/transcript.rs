@@ -55,11 +55,9 @@ impl Record {
         Self { turns: turns(&events), events, usage, memory }
     }
 
-    /// Somebody ended the session while a turn was running.
-    fn ends_in_mid_turn(&self) -> bool {
-        let kinds = || self.events.iter().filter_map(|event| event.kind.as_ref());
-        let last = kinds().rfind(|kind| matches!(kind, Kind::SessionRunning(_) | Kind::SessionIdle(_)));
-        matches!(last, Some(Kind::SessionRunning(_))) && matches!(kinds().next_back(), Some(Kind::SessionTerminated(_)))
+    /// Nothing can be added to the log any more.
+    fn is_over(&self) -> bool {
+        matches!(self.events.last().and_then(|event| event.kind.as_ref()), Some(Kind::SessionTerminated(_)))
     }
 
     /// What is wrong with it by itself; empty when nothing is.
@@ -79,8 +77,8 @@ impl Record {
         }
         let billed: BTreeMap<_, _> =
             self.usage.iter().map(|row| (row.attempt_id.clone(), row.tokens.unwrap_or_default())).collect();
-        // A log that is over takes nothing any more; what was still being used when it ended is paid for without a word in it.
-        let may_be_silent = |id: &String| self.ends_in_mid_turn() && !attempts.contains_key(id);
+        // A log that is over takes nothing any more: what a worker alone knew of by then is paid for without a word in it.
+        let may_be_silent = |id: &String| self.is_over() && !attempts.contains_key(id);
         let told: BTreeMap<_, _> =
             billed.iter().filter(|(id, _)| !may_be_silent(id)).map(|(id, usage)| (id.clone(), *usage)).collect();
         if billed.len() != self.usage.len() || told != attempts {
