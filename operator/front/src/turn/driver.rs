@@ -352,17 +352,20 @@ impl Driver {
                 worker.clear();
                 let step = self.refused(&tenant, placement.worker(), &status);
                 Ok(match (status.code(), step) {
-                    // One that has forgotten the session is there, and is told of it at once. That is no loss, but of one that
-                    // forgets what it was told a moment ago nothing is to be had.
+                    // One that has forgotten the session is there, and is told of it at once. That is no loss; of one that forgets
+                    // what it was told a moment ago nothing is had for now.
                     (Code::NotFound, Step::Lost(_)) if !is_told => Step::Again,
-                    (Code::NotFound, step) => step,
                     (_, step) => step.unreached(),
                 })
             }
             Outcome::WorkerLost(status) => {
                 // Whatever worker comes next does not know the session.
                 worker.clear();
-                Ok(self.refused(&tenant, placement.worker(), &status))
+                Ok(match (status.code(), self.refused(&tenant, placement.worker(), &status)) {
+                    // It is there, and says that it has forgotten the session: no loss either.
+                    (Code::NotFound, Step::Lost(_)) if !is_told => Step::Again,
+                    (_, step) => step,
+                })
             }
             Outcome::Finished { finished, mut last_words } if finished.stop_reason() == StopReason::HandedBack => {
                 self.core.router.report_failure(tenant.id, placement.worker());
