@@ -325,7 +325,7 @@ impl Driver {
                 stop_reason = told_to_stop(input.turn, controls) => return Ok(Step::Done(End::of(stop_reason))),
             };
             if let Err(status) = known.unwrap_or_else(|_| Err(Status::deadline_exceeded("it does not answer"))) {
-                return Ok(self.refused(&tenant, placement.worker(), &status).unreached());
+                return Ok(self.refused(&tenant, placement.worker(), &status, is_told).unreached());
             }
             placement.worker().clone_into(worker);
         }
@@ -350,22 +350,12 @@ impl Driver {
             Outcome::Cancelled(stop_reason) => Ok(Step::Done(End::of(stop_reason))),
             Outcome::Unreached(status) => {
                 worker.clear();
-                let step = self.refused(&tenant, placement.worker(), &status);
-                Ok(match (status.code(), step) {
-                    // One that has forgotten the session is there, and is told of it at once. That is no loss; of one that forgets
-                    // what it was told a moment ago nothing is had for now.
-                    (Code::NotFound, Step::Lost(_)) if !is_told => Step::Again,
-                    (_, step) => step.unreached(),
-                })
+                Ok(self.refused(&tenant, placement.worker(), &status, is_told).unreached())
             }
             Outcome::WorkerLost(status) => {
                 // Whatever worker comes next does not know the session.
                 worker.clear();
-                Ok(match (status.code(), self.refused(&tenant, placement.worker(), &status)) {
-                    // It is there, and says that it has forgotten the session: no loss either.
-                    (Code::NotFound, Step::Lost(_)) if !is_told => Step::Again,
-                    (_, step) => step,
-                })
+                Ok(self.refused(&tenant, placement.worker(), &status, is_told))
             }
             Outcome::Finished { finished, mut last_words } if finished.stop_reason() == StopReason::HandedBack => {
                 self.core.router.report_failure(tenant.id, placement.worker());
@@ -386,12 +376,15 @@ impl Driver {
         }
     }
 
-    fn refused(&self, tenant: &Tenant, worker: &str, status: &Status) -> Step {
+    fn refused(&self, tenant: &Tenant, worker: &str, status: &Status, is_told: bool) -> Step {
         let error = worker_error::from_status(status);
         match error {
             Error::WorkerRefused { .. } if status.code() != Code::ResourceExhausted => {
                 Step::Done(End::failed(StopReason::Error, session_error(&error)))
             }
+            // It is there, and has forgotten the session: it is told of it at once, and not lost. Of one that forgets what it was told
+            // in this very step nothing is had for now.
+            _ if status.code() == Code::NotFound && !is_told => Step::Again,
             _ => {
                 // An unknown session is no fault of the worker's: it has been restarted.
                 if status.code() != Code::NotFound {

@@ -75,50 +75,32 @@ impl LeaseStore for Postgres {
     }
 
     async fn release(&self, tenant: TenantId, session: SessionId, epoch: u64) -> Result<(), Error> {
-        let mut tx = self.locking(tenant, [session]).await?;
-        sqlx::query(
-            "with waiting as (
-                select newest_input_seq > input_seq and state <> 'terminated' as waits
-                from sessions where tenant_id = $1 and session_id = $2
-            ), given as (
-                update leases set
-                    holder = case when waits then '' end,
-                    expire_time = case when waits then clock_timestamp() end,
-                    epoch = case when waits then epoch + 1 else epoch end
-                from waiting
-                where tenant_id = $1 and session_id = $2 and epoch = $3 and holder <> ''
-                returning 1
-            )
-            update sessions set lease_epoch = null
-            where tenant_id = $1 and session_id = $2 and exists (select 1 from given)",
+        let statement = "with waiting as (
+            select newest_input_seq > input_seq and state <> 'terminated' as waits
+            from sessions where tenant_id = $1 and session_id = $2
+        ), given as (
+            update leases set
+                holder = case when waits then '' end,
+                expire_time = case when waits then clock_timestamp() end,
+                epoch = case when waits then epoch + 1 else epoch end
+            from waiting
+            where tenant_id = $1 and session_id = $2 and epoch = $3 and holder <> ''
+            returning 1
         )
-        .bind(tenant.0)
-        .bind(session.0)
-        .bind(signed(epoch))
-        .execute(&mut *tx)
-        .await
-        .map_err(failed)?;
-        tx.commit().await.map_err(failed)
+        update sessions set lease_epoch = null
+        where tenant_id = $1 and session_id = $2 and exists (select 1 from given)";
+        self.give_up(tenant, session, epoch, statement).await
     }
 
     async fn abandon(&self, tenant: TenantId, session: SessionId, epoch: u64) -> Result<(), Error> {
-        let mut tx = self.locking(tenant, [session]).await?;
-        sqlx::query(
-            "with given as (
-                update leases set holder = '', expire_time = clock_timestamp(), epoch = epoch + 1
-                where tenant_id = $1 and session_id = $2 and epoch = $3 and holder <> ''
-                returning 1
-            )
-            update sessions set lease_epoch = null
-            where tenant_id = $1 and session_id = $2 and exists (select 1 from given)",
+        let statement = "with given as (
+            update leases set holder = '', expire_time = clock_timestamp(), epoch = epoch + 1
+            where tenant_id = $1 and session_id = $2 and epoch = $3 and holder <> ''
+            returning 1
         )
-        .bind(tenant.0)
-        .bind(session.0)
-        .bind(signed(epoch))
-        .execute(&mut *tx)
-        .await
-        .map_err(failed)?;
-        tx.commit().await.map_err(failed)
+        update sessions set lease_epoch = null
+        where tenant_id = $1 and session_id = $2 and exists (select 1 from given)";
+        self.give_up(tenant, session, epoch, statement).await
     }
 
     async fn abandoned(&self, limit: u32) -> Result<Vec<Abandoned>, Error> {
@@ -135,6 +117,27 @@ impl LeaseStore for Postgres {
             })
             .collect::<Result<_, _>>()
             .map_err(failed)
+    }
+}
+
+impl Postgres {
+    /// Changes a lease that is held under this epoch, with its session locked.
+    async fn give_up(
+        &self,
+        tenant: TenantId,
+        session: SessionId,
+        epoch: u64,
+        statement: &'static str,
+    ) -> Result<(), Error> {
+        let mut tx = self.locking(tenant, [session]).await?;
+        sqlx::query(statement)
+            .bind(tenant.0)
+            .bind(session.0)
+            .bind(signed(epoch))
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        tx.commit().await.map_err(failed)
     }
 }
 
