@@ -3,7 +3,25 @@
 use std::collections::HashSet;
 
 use crate::v1::content_block::Block;
-use crate::v1::{Message, Role, ToolUse};
+use crate::v1::{Message, Role, SessionError, ToolUse};
+
+/// Bytes of one message between a front and a worker. A checkpoint holds the whole conversation, images and all.
+pub const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Bytes of a conversation that may go on. What the next superstep adds must fit into a message with it.
+pub const BYTES_MAX: usize = MESSAGE_BYTES_MAX / 2;
+
+/// What people are told of a conversation of so many bytes that may not go on.
+pub fn too_large(bytes: usize) -> Option<SessionError> {
+    (bytes > BYTES_MAX).then(|| SessionError {
+        reason: "CONVERSATION_TOO_LARGE".to_owned(),
+        message: format!(
+            "the conversation has {} MiB, of which {} can go on: open another session",
+            bytes.div_ceil(1024 * 1024),
+            BYTES_MAX / 1024 / 1024
+        ),
+        retryable: false,
+    })
+}
 
 /// The calls of the model's last message that have no result, in its order. None once the user has spoken after it.
 pub fn open_calls(messages: &[Message]) -> Vec<ToolUse> {

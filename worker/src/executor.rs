@@ -18,11 +18,13 @@ mod tool_calls;
 use std::time::Duration;
 
 use croft_llm::{Providers, Stop, retry};
+use croft_proto::conversation;
 use croft_proto::id::SessionId;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
     AgentLimits, AgentSpec, ModelAttempt, StepCompleted, StepFinished, StepStarted, StopReason, ToolResult,
 };
+use prost::Message as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::guardrails::Guardrails;
@@ -166,26 +168,31 @@ impl Executor<'_> {
                 Next::Tools => self.tool_calls().await,
                 Next::End(stop_reason) => Superstep::Ended(stop_reason),
             };
-            next = match superstep {
-                Superstep::Answered(stop) => {
-                    self.superstep_done().await;
-                    branch::after_answer(&self.state, &self.bounds, stop)
-                }
-                Superstep::ToolsRun => {
-                    self.superstep_done().await;
-                    branch::resume(&self.state, &self.bounds)
-                }
+            let after = match superstep {
+                Superstep::Answered(stop) => branch::after_answer(&self.state, &self.bounds, stop),
+                Superstep::ToolsRun => branch::resume(&self.state, &self.bounds),
                 Superstep::Ended(stop_reason) => return End::Told(stop_reason),
                 Superstep::Interrupted(why) => return end_of(why),
+            };
+            let too_large = conversation::too_large(self.superstep_done().await);
+            next = match (after, too_large) {
+                (Next::Model | Next::Tools, Some(error)) => {
+                    self.link.event(Kind::Error(error)).await;
+                    Next::End(StopReason::ContextFull)
+                }
+                (after, _) => after,
             };
         }
     }
 
-    async fn superstep_done(&mut self) {
+    /// The size of what was kept, in bytes.
+    async fn superstep_done(&mut self) -> usize {
         self.state.superstep += 1;
         let checkpoint = self.state.checkpoint();
         self.begun.keep(&checkpoint);
+        let bytes = checkpoint.encoded_len();
         self.link.checkpoint(checkpoint).await;
+        bytes
     }
 
     /// Gives every call that has no result an error for one, since providers refuse a conversation with open calls.

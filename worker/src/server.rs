@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use croft_llm::{Providers, retry};
+use croft_proto::conversation::MESSAGE_BYTES_MAX;
 use croft_proto::id::SessionId;
 use croft_proto::v1::runtime_service_server::{RuntimeService, RuntimeServiceServer};
 use croft_proto::v1::{
@@ -30,9 +31,6 @@ use crate::sessions::Sessions;
 use crate::step::Step;
 use crate::tools::mcp::McpServer;
 use crate::tools::{Builtins, Toolbox};
-
-/// A checkpoint holds the whole conversation, images and all. Larger messages are refused.
-const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// What one worker is.
 #[derive(Debug, Clone)]

@@ -7,11 +7,13 @@ mod support;
 use std::time::Duration;
 
 use croft_llm::Class;
+use croft_proto::conversation;
 use croft_proto::v1::execute_step_request::Message as ToWorker;
 use croft_proto::v1::execute_step_response::Message as FromWorker;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    AgentLimits, AgentSpec, GrantRefused, ModelAttempt, Role, SessionError, StepCancel, StepStart, StopReason,
+    AgentLimits, AgentSpec, GrantRefused, ModelAttempt, Role, SessionCheckpoint, SessionError, StepCancel, StepStart,
+    StopReason,
 };
 use serde_json::json;
 use support::*;
@@ -399,4 +401,33 @@ async fn the_model_hears_the_whole_conversation_and_the_agents_spec() {
     let names: Vec<_> = requests[0].tools.iter().map(|tool| tool.name.as_str()).collect();
     assert_eq!(names, ["calculator", "clock"]);
     assert_eq!(requests[1].messages.len(), 3);
+}
+
+/// It must fit a message to whoever goes on with it.
+#[tokio::test(start_paused = true)]
+async fn a_conversation_that_grows_too_large_goes_no_further() {
+    let worker = worker().await;
+    let mut checkpoint = turn(&worker, &agent(), text("hello")).await.checkpoint();
+    checkpoint.messages[0].content = text(&"x".repeat(conversation::BYTES_MAX - 10_000));
+    let talk = |checkpoint: &SessionCheckpoint| {
+        let (checkpoint, session_id) = (Some(checkpoint.clone()), session());
+        let input = script(&json!([clock_call(), {"text": "done"}]));
+        let client = worker.client.clone();
+        async move {
+            init(&client, &session_id, &agent()).await.unwrap();
+            let start = StepStart { checkpoint, turn_id: "turn-2".into(), ..start(&session_id, input) };
+            Front::open(&client, start).await.finish().await
+        }
+    };
+    assert_eq!(message(&talk(&checkpoint).await), "done", "there is room");
+    checkpoint.messages[0].content = text(&"x".repeat(conversation::BYTES_MAX));
+    let heard = talk(&checkpoint).await;
+    assert_eq!(heard.stop_reason(), StopReason::ContextFull);
+    assert_eq!(
+        heard.story(),
+        ["started", "attempt", "message", "error", "result", "completed"],
+        "the call was not made"
+    );
+    assert_eq!(error(&heard).reason, "CONVERSATION_TOO_LARGE");
+    assert!(error(&heard).message.contains("has 33 MiB, of which 32"), "{}", error(&heard).message);
 }

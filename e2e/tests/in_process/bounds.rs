@@ -6,13 +6,13 @@ use croft_e2e::client::{message, scripted_agent};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
     AgentLimits, AgentSpec, CreateSessionRequest, ListUsageEventsRequest, ProviderMode, ProviderRoute, SessionState,
-    StreamEventsRequest, TenantLimits,
+    StopReason, StreamEventsRequest, TenantLimits,
 };
 use tokio::time::Instant;
 use tonic::Code;
 use tonic_types::StatusExt;
 
-use crate::world::{World, read_all};
+use crate::world::{World, read_all, stop_reason};
 
 fn asked(idle_timeout_ms: i64, lifetime_ms: i64) -> CreateSessionRequest {
     let agent = Some(scripted_agent("timed"));
@@ -122,4 +122,30 @@ async fn usage_says_whose_account_answered() {
     let usage = ListUsageEventsRequest { session_id: session.session_id, ..ListUsageEventsRequest::default() };
     let usage = client.usage.list_usage_events(usage).await.unwrap().into_inner().usage_events;
     assert_eq!(usage.iter().map(croft_proto::v1::UsageEvent::mode).collect::<Vec<_>>(), expected);
+}
+
+/// Workers could not even be sent it, which was taken for their loss.
+#[tokio::test]
+async fn a_conversation_that_no_worker_takes_is_refused_by_name() {
+    let world = World::start().await;
+    let mut client = world.client();
+    let session = client.create(scripted_agent("hoarder")).await.unwrap();
+    let large = "x".repeat(1_000_000);
+    let mut turns = 0;
+    let last = loop {
+        let sent = client.lifecycle.send_message(message(&session.session_id, &large)).await.unwrap();
+        let events = read_all(sent.into_inner()).await;
+        match stop_reason(&events) {
+            Some(StopReason::EndTurn) => turns += 1,
+            _ => break events,
+        }
+    };
+    assert_eq!(stop_reason(&last), Some(StopReason::ContextFull));
+    assert!((30..=33).contains(&turns), "{turns} messages of a million bytes went into 32 MiB");
+    let error = last.iter().find_map(|event| match &event.kind {
+        Some(Kind::Error(error)) => Some(error),
+        _ => None,
+    });
+    assert_eq!(error.unwrap().reason, "CONVERSATION_TOO_LARGE");
+    assert_eq!(world.stored(&session.session_id).await.state, SessionState::Idle, "it can be read, and ended");
 }

@@ -4,7 +4,7 @@ use croft_e2e::client::{Client, message, scripted_agent};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
     AgentLimits, Budget, BudgetAction, BudgetPeriod, BudgetScope, DeleteBudgetRequest, ListBudgetsRequest,
-    SessionEvent, SetBudgetRequest, StopReason, TenantLimits,
+    ListUsageEventsRequest, SessionEvent, SetBudgetRequest, StopReason, TenantLimits, UsageEvent,
 };
 use tonic::Code;
 
@@ -164,6 +164,31 @@ async fn a_model_without_a_price_is_not_called_on_a_budget_of_money() {
     let events = say(&mut client, &session.session_id, "hello").await;
     assert_eq!(stop_reason(&events), Some(StopReason::Budget));
     assert!(reached(&events)[0].1.contains("price of model scripted-1 is not known"), "{events:?}");
+}
+
+/// The provider decides how it serves a call; without a price for that nobody knows what the call cost.
+#[tokio::test]
+async fn a_call_costs_what_its_service_tier_costs_and_nothing_is_made_up() {
+    let world = World::start().await;
+    let mut client = world.client();
+    let session = client.create(scripted_agent("urgent")).await.unwrap();
+    for tier in ["", r#"{"service_tier":"priority"},"#, r#"{"service_tier":"unheard-of"},"#] {
+        let events =
+            say(&mut client, &session.session_id, &format!(r#"{{"script":[{tier}{{"text":"one two"}}]}}"#)).await;
+        assert_eq!(stop_reason(&events), Some(StopReason::EndTurn));
+    }
+    let request =
+        ListUsageEventsRequest { session_id: session.session_id.clone(), ..ListUsageEventsRequest::default() };
+    let mut rows = client.usage.list_usage_events(request).await.unwrap().into_inner().usage_events;
+    rows.reverse();
+    let at = |row: &UsageEvent, input: i64, output: i64| {
+        let tokens = row.tokens.unwrap();
+        Some(tokens.input_uncached_tokens * input + tokens.output_tokens * output)
+    };
+    assert_eq!((&*rows[0].service_tier, rows[0].cost_nano_usd), ("", at(&rows[0], 1_000, 5_000)));
+    assert_eq!((&*rows[1].service_tier, rows[1].cost_nano_usd), ("priority", at(&rows[1], 2_000, 10_000)));
+    assert_eq!((&*rows[2].service_tier, rows[2].cost_nano_usd), ("unheard-of", None));
+    assert_eq!(world.stored(&session.session_id).await.usage.unpriced_attempts, 1);
 }
 
 #[tokio::test]

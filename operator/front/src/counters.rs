@@ -126,11 +126,11 @@ pub trait Counters: Send + Sync {
     /// Takes an amount in each window and a reservation in each bound, or does nothing.
     async fn admit(&self, ask: &Ask) -> Result<Answer, Error>;
 
-    /// Says that a granted ask is still running, and takes its reservation again should it be gone. Answers
-    /// [`Verdict::Granted`] or [`Verdict::Unknown`].
+    /// Says that a granted ask is still running, and takes its reservation again should it be gone; also in bounds that it did not
+    /// have when it was granted. Answers [`Verdict::Granted`] or [`Verdict::Unknown`].
     async fn hold(&self, ask: &Ask) -> Result<Answer, Error>;
 
-    /// Gives the reservation up, if it is still there, and takes the ledger's word over. Safe to repeat. The standings are in the
-    /// order of the bounds.
+    /// Gives the reservation up, if it is still there, and takes the ledger's word over. Of its bounds that the settlement does not
+    /// tell the ledger's word of, that is asked for anew. Safe to repeat. The standings are in the order of the bounds.
     async fn settle(&self, settlement: &Settlement) -> Result<Vec<Standing>, Error>;
 }

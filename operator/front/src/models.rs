@@ -14,6 +14,6 @@ use crate::error::Error;
 /// Where models and prices are kept; the same for all tenants.
 #[async_trait]
 pub trait ModelStore: Send + Sync {
-    /// All models, with all their prices in the order of `effective_from`, then of `above_input_tokens`.
+    /// All models, with all their prices in the order of `service_tier`, then of `effective_from`, then of `above_input_tokens`.
     async fn load(&self) -> Result<Vec<Model>, Error>;
 }

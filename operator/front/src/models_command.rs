@@ -37,6 +37,10 @@ pub fn parse(text: &str) -> anyhow::Result<Vec<Model>> {
             if price.effective_from.is_none() || price.source.is_empty() {
                 bail!("a price of {name} lacks its effectiveFrom or its source");
             }
+            let tier = &price.service_tier;
+            if *tier != tier.to_ascii_lowercase() || ["standard", "default"].contains(&tier.as_str()) {
+                bail!("serviceTier {tier:?} in a price of {name}: it is in lower case, and left out for the standard");
+            }
             let optional = [&price.cache_read_usd, &price.cache_write_5m_usd, &price.cache_write_1h_usd];
             let given = optional.into_iter().filter(|usd| !usd.is_empty());
             for usd in [&price.input_usd, &price.output_usd].into_iter().chain(given) {
@@ -78,6 +82,8 @@ mod tests {
             (GOOD.replace("source: contract", "source: ''"), "effectiveFrom or its source"),
             (GOOD.replace("\"0.8\"", "\"-1\""), "no amount of dollars"),
             (GOOD.replace("\"0.8\"", "much"), "no amount of dollars"),
+            (GOOD.replace("source:", "serviceTier: Flex, source:"), "in lower case"),
+            (GOOD.replace("source:", "serviceTier: default, source:"), "left out for the standard"),
             ("{}".to_owned(), "sequence"),
         ] {
             let error = format!("{:#}", parse(&bad).unwrap_err());

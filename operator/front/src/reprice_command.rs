@@ -99,7 +99,7 @@ async fn batch(
     let mut tx = admin.begin().await?;
     sqlx::query("select set_config('croft.tenant', $1, true)").bind(tenant.to_string()).execute(&mut *tx).await?;
     let rows = sqlx::query(
-        "select attempt_id, session_id, model, input_uncached_tokens, cache_read_tokens, cache_write_5m_tokens,
+        "select attempt_id, session_id, model, service_tier, input_uncached_tokens, cache_read_tokens, cache_write_5m_tokens,
             cache_write_1h_tokens, output_tokens, cost_nano_usd, floor(extract(epoch from create_time))::bigint as seconds,
             (extract(epoch from create_time) * 1000000)::bigint as micros
         from llm_usage_events
@@ -126,7 +126,12 @@ async fn batch(
             output_tokens: row.try_get("output_tokens")?,
             ..TokenUsage::default()
         };
-        let attempt = ModelAttempt { model: row.try_get("model")?, usage: Some(usage), ..ModelAttempt::default() };
+        let attempt = ModelAttempt {
+            model: row.try_get("model")?,
+            usage: Some(usage),
+            service_tier: row.try_get("service_tier")?,
+            ..ModelAttempt::default()
+        };
         attempts.push(Attempt {
             id: row.try_get("attempt_id")?,
             session: row.try_get("session_id")?,

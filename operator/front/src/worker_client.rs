@@ -8,6 +8,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use croft_proto::conversation::MESSAGE_BYTES_MAX;
 use croft_proto::id::TenantId;
 use croft_proto::v1::runtime_service_client::RuntimeServiceClient;
 use croft_serve::tls::TlsFiles;
@@ -28,8 +29,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Together with the timeout: a pod that died without a word is noticed within 5 s, also in mid turn.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
-/// A checkpoint holds the whole conversation, images and all.
-const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// At the bound the connection that was used longest ago leaves the pool; calls that run on it go on.
 const CHANNELS_MAX: usize = 4096;
 const IDLE_MAX: Duration = Duration::from_mins(5);

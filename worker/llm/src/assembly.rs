@@ -15,6 +15,8 @@ pub struct Assembly {
     /// The last snapshot the provider told.
     pub usage: Option<TokenUsage>,
     pub stop: Option<Stop>,
+    /// How the provider serves the call; empty for its standard.
+    pub service_tier: String,
     /// Empty until the provider took the call.
     pub response_id: String,
 }
@@ -79,6 +81,7 @@ impl Assembly {
                 self.blocks.insert(*block, Part::Native(native.clone()));
             }
             Delta::Usage(usage) => self.usage = Some(*usage),
+            Delta::ServiceTier(tier) => self.service_tier.clone_from(tier),
             Delta::Stop(stop) => self.stop = Some(*stop),
         }
     }

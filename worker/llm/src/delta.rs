@@ -52,6 +52,9 @@ pub enum Delta {
     },
     /// All that was used so far: it replaces what was told before.
     Usage(TokenUsage),
+    /// How the provider serves the call, which is part of what it costs: its word in lower case, empty for its standard. It
+    /// replaces what was told before.
+    ServiceTier(String),
     /// The end of an answer that is whole. Nothing follows.
     Stop(Stop),
 }
@@ -60,7 +63,7 @@ impl Delta {
     /// The model began to answer: this is what "first token" means.
     pub fn is_output(&self) -> bool {
         match self {
-            Self::Opened { .. } | Self::Usage(_) | Self::Stop(_) => false,
+            Self::Opened { .. } | Self::Usage(_) | Self::ServiceTier(_) | Self::Stop(_) => false,
             Self::Text { .. }
             | Self::Thinking { .. }
             | Self::Signature { .. }

@@ -28,6 +28,7 @@ pub mod retry;
 pub mod retry_after;
 pub mod scripted;
 mod status;
+mod tier;
 mod wire;
 
 pub use assembly::{Assembly, RequestedCall};

@@ -2,7 +2,7 @@
 //!
 //! When the text of the last user message is a JSON object with a key `script`, its steps are played: `{"text":"…"}`,
 //! `{"text":"…","token_delay_ms":n}`, `{"thinking":"…"}`, `{"tool_call":{"name":"…","arguments":{…}}}`,
-//! `{"delay_ms":n}`, `{"stop":"max_tokens"}`, `{"error":{"class":"overload","message":"…"}}`. After tool results the
+//! `{"delay_ms":n}`, `{"stop":"max_tokens"}`, `{"service_tier":"priority"}`, `{"error":{"class":"overload","message":"…"}}`. After tool results the
 //! script goes on behind the tool calls. Anything else is answered by a short text that repeats what was heard. Usage
 //! is reckoned, not counted.
 
@@ -140,9 +140,13 @@ impl Player {
                 return self.fail(failed(failure)).await;
             }
             // Opened late, so that an error as the first step is a call that was refused.
-            if !opened && (step.text.is_some() || step.thinking.is_some() || step.tool_call.is_some()) {
+            let says = step.text.is_some() || step.thinking.is_some() || step.tool_call.is_some();
+            if !opened && (says || step.service_tier.is_some()) {
                 self.open(&request.model).await?;
                 opened = true;
+            }
+            if let Some(tier) = step.service_tier {
+                self.send(Delta::ServiceTier(tier)).await?;
             }
             if let Some(text) = step.thinking {
                 self.output_characters += text.chars().count();

@@ -125,6 +125,7 @@ fn said(delta: &Delta) -> usize {
         Delta::ToolArguments { partial_json, .. } => partial_json.len(),
         Delta::ToolCallStopped { arguments_json, .. } => arguments_json.len(),
         Delta::Native { native, .. } => native.json.len(),
+        Delta::ServiceTier(tier) => tier.len(),
         Delta::Usage(_) | Delta::Stop(_) => 0,
     }
 }

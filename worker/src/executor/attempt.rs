@@ -183,6 +183,7 @@ impl Shown<'_> {
             | Delta::ToolCallStopped { .. }
             | Delta::Native { .. }
             | Delta::Usage(_)
+            | Delta::ServiceTier(_)
             | Delta::Stop(_) => {}
         }
     }
@@ -309,6 +310,7 @@ impl Attempt<'_> {
             response_id: self.assembly.response_id.clone(),
             // The front knows who pays.
             mode: ProviderMode::Unspecified.into(),
+            service_tier: self.assembly.service_tier.clone(),
         }
     }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use croft_llm::scripted::Scripted;
 use croft_llm::{Class, Delta, DeltaStream, Provider, Providers, Request, retry};
+use croft_proto::conversation::MESSAGE_BYTES_MAX;
 use croft_proto::id::SessionId;
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::execute_step_request::Message as ToWorker;
@@ -61,7 +62,7 @@ pub async fn worker() -> Worker {
 pub async fn worker_with(options: RuntimeOptions, providers: Providers, builtins: Builtins) -> Worker {
     let tasks = Tasks::new();
     let server = RuntimeServer::with_builtins(options, providers, builtins, tasks.clone());
-    let client = RuntimeServiceClient::new(serve(&server, &tasks).await);
+    let client = RuntimeServiceClient::new(serve(&server, &tasks).await).max_decoding_message_size(MESSAGE_BYTES_MAX);
     Worker { client, server, tasks }
 }
 

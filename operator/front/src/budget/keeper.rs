@@ -350,10 +350,13 @@ impl Keeper {
     }
 
     /// Says that a call is still running, and looks whether what it and others have spent by now passes a budget as it stands
-    /// now: then it is to be cut.
-    pub async fn hold(&self, session: &Session, reservation: &Reservation) -> Result<Option<BudgetReached>, Error> {
+    /// now: then it is to be cut. Its reservation is of the budgets that hold for it now, be it that another day has begun.
+    pub async fn hold(&self, session: &Session, reservation: &mut Reservation) -> Result<Option<BudgetReached>, Error> {
         let budgets = self.budgets(session).await?;
         let mut bounds = budgets.bounds();
+        if bounds.is_empty() && reservation.ask.windows.iter().all(|window| !window.settles) {
+            return Ok(None);
+        }
         let mut rounds = 0;
         let standings = loop {
             let ask = Ask { bounds: bounds.clone(), windows: Vec::new(), ..reservation.ask.clone() };
@@ -367,6 +370,7 @@ impl Keeper {
                 _ => return Ok(None),
             }
         };
+        reservation.hold_of(&budgets);
         let so_far = reservation.so_far();
         let passes = |place: usize| {
             let (bound, spent) = (&bounds[place], standings.get(place).copied().unwrap_or_default().spent);

@@ -29,6 +29,12 @@ pub struct Reservation {
 }
 
 impl Reservation {
+    /// It is of these budgets from now on.
+    pub(super) fn hold_of(&mut self, budgets: &Budgets) {
+        self.ask.bounds = budgets.bounds();
+        self.budgets.clone_from(budgets);
+    }
+
     /// What the call may have cost by now.
     pub fn so_far(&self) -> Amount {
         let output = self.characters / CHARACTERS_A_TOKEN;

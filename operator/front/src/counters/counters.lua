@@ -31,7 +31,8 @@ local function read_bound(field, line, now)
         kept, version, spent, spent_tokens, reserved, reserved_tokens, is_stale = struct.unpack('<ddddddd', line)
     end
     return { field = field, kept = kept, version = version, spent = spent, spent_tokens = spent_tokens, reserved = reserved,
-        reserved_tokens = reserved_tokens, is_stale = is_stale, keep = 0, limit = 0, limit_tokens = 0, has_changed = false }
+        reserved_tokens = reserved_tokens, is_stale = is_stale, keep = 0, limit = 0, limit_tokens = 0, is_told = false,
+        has_changed = false }
 end
 
 local function bound_line(bound)
@@ -125,6 +126,7 @@ for i = 1, bounds_count do
     local bound = read_bound(ARGV[place], told[place - 1], now)
     bound.limit, bound.limit_tokens, bound.keep, version, spent, spent_tokens, at = unpacked('<dddddd', numbers, at)
     -- The newer word of the ledger holds.
+    bound.is_told = version >= 0
     if version >= 0 and version >= bound.version then
         bound.version, bound.spent, bound.spent_tokens, bound.is_stale, bound.has_changed = version, spent, spent_tokens, 0, true
     end
@@ -157,8 +159,8 @@ if verb == 'settle' or first_to_run_out <= now or first_kept < now then
         call('HSET', state, field, window_line(w))
     end
 
-    -- Gives a reservation up. With `used`, its windows learn what it used; when it was given up by nobody, what its holder may have
-    -- written to the ledger is not known here, and the bounds are to be asked for anew.
+    -- Gives a reservation up. With `used`, its windows learn what it used. What its holder may have written to the ledger is not known
+    -- here, but for bounds of which this very call tells the ledger's word: the others are to be asked for anew.
     local function release(field, line, used, is_forsaken)
         call('ZREM', running, field)
         if not line then return end
@@ -172,7 +174,7 @@ if verb == 'settle' or first_to_run_out <= now or first_kept < now then
             if bound.version >= 0 then
                 bound.reserved = math.max(bound.reserved - tonumber(parts[1]), 0)
                 bound.reserved_tokens = math.max(bound.reserved_tokens - tonumber(parts[2]), 0)
-                if is_forsaken then bound.is_stale = 1 end
+                if is_forsaken or not bound.is_told then bound.is_stale = 1 end
                 bound.has_changed = true
             end
         end
@@ -251,8 +253,20 @@ end
 local writes, until_when = {}, nil
 if verb ~= 'settle' and not (answer and answer[1] == 'unknown') then
     if terms then
-        -- An answer may have been lost: it is given again.
+        -- An answer may have been lost: it is given again. What holds for the call only since then, as another day has begun or a budget
+        -- was set, holds its reservation as well.
         answer, until_when = nil, now + ttl
+        local held, since = terms .. ' ', ''
+        local held_nano, held_tokens = string.match(terms, '^(%S+) (%S+)')
+        for i = 1, bounds_count do
+            local bound = bounds[i]
+            if not string.find(held, ' ' .. bound.field .. ' ', 1, true) then
+                bound.reserved = bound.reserved + tonumber(held_nano)
+                bound.reserved_tokens = bound.reserved_tokens + tonumber(held_tokens)
+                since = since .. ' ' .. bound.field
+            end
+        end
+        if since ~= '' then writes[1], writes[2] = own, terms .. since end
     elseif answer and answer[1] == 'spent' then
         -- Where a clock that was ahead said until when reservations hold, those who are gone would hold theirs for long: they get as
         -- long as one that is made now. Who is still there says so before that.

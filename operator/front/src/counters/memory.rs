@@ -82,7 +82,8 @@ impl Counters for Memory {
         let now = self.now_ms();
         let mut tenants = self.lock();
         let tenant = tenants.entry(settlement.tenant).or_default();
-        tenant.release(&settlement.id, settlement.tokens, false);
+        let told: Vec<_> = settlement.bounds.iter().filter(|bound| bound.ledger.is_some()).collect();
+        tenant.release(&settlement.id, settlement.tokens, &told);
         tenant.begin(&settlement.bounds, now);
         Ok(tenant.standings(&settlement.bounds))
     }
@@ -104,7 +105,7 @@ impl Tenant {
         let gone: Vec<_> =
             self.held.iter().filter(|(_, held)| held.until_ms <= now).map(|(id, _)| id.clone()).collect();
         for id in gone {
-            self.release(&id, None, true);
+            self.release(&id, None, &[]);
         }
         if self.spent.len() > BOUNDS_MAX {
             self.spent.retain(|_, spent| spent.standing.reserved != Amount::default());
@@ -163,7 +164,15 @@ impl Tenant {
         if !unknown.is_empty() {
             return Some(Verdict::Unknown(unknown));
         }
-        self.held.get_mut(&ask.id)?.until_ms = now + millis(ask.ttl);
+        let held = self.held.get_mut(&ask.id)?;
+        held.until_ms = now + millis(ask.ttl);
+        // What holds for the call only since it was granted.
+        for bound in ask.bounds.iter().filter(|bound| !held.bounds.contains(&bound.key)).collect::<Vec<_>>() {
+            let reserved = &mut self.spent.entry(bound.key.clone()).or_default().standing.reserved;
+            reserved.nano_usd += held.amount.nano_usd;
+            reserved.tokens += held.amount.tokens;
+            held.bounds.push(bound.key.clone());
+        }
         Some(Verdict::Granted(self.standings(&ask.bounds)))
     }
 
@@ -181,7 +190,8 @@ impl Tenant {
         Verdict::Granted(self.standings(&ask.bounds))
     }
 
-    fn release(&mut self, id: &str, tokens: Option<i64>, forsaken: bool) {
+    /// `told` are the bounds of which the ledger's word is known since.
+    fn release(&mut self, id: &str, tokens: Option<i64>, told: &[&Bound]) {
         let Some(Held { amount, windows, bounds, .. }) = self.held.remove(id) else { return };
         if let Some(tokens) = tokens {
             for (name, moment) in windows {
@@ -195,7 +205,7 @@ impl Tenant {
                 let reserved = &mut spent.standing.reserved;
                 reserved.nano_usd = (reserved.nano_usd - amount.nano_usd).max(0);
                 reserved.tokens = (reserved.tokens - amount.tokens).max(0);
-                spent.stale |= forsaken;
+                spent.stale |= !told.iter().any(|bound| bound.key == key);
             }
         }
     }

@@ -18,6 +18,8 @@ const REFRESH: Duration = Duration::from_mins(1);
 /// A name that is not known costs one look at the store in so long, however many ask for it.
 const LOAD_AT_MOST_EVERY: Duration = Duration::from_secs(5);
 const ABSENT_MAX: u64 = 1_000;
+/// How a provider serves a call of which nothing else is known.
+const STANDARD: &str = "";
 
 /// All models, cheap to clone. Refreshed every minute; when the store is away, what was known stays.
 #[derive(Clone, Default)]
@@ -125,11 +127,11 @@ impl Registry {
         known.models.iter().filter(|model| provider.is_empty() || model.provider == provider).cloned().collect()
     }
 
-    /// What a call with so much input costs at this time (seconds since 1970). Input is taken to be written to a cache where
-    /// that is dearer. `None` when no price is known.
+    /// What a call with so much input costs at this time (seconds since 1970). It is taken to be served as the provider's standard, and
+    /// its input to be written to a cache where that is dearer. `None` when no price is known.
     pub fn quote(&self, model: &Model, input_tokens: i64, at_seconds: i64) -> Option<Quote> {
         let usage = TokenUsage { input_uncached_tokens: input_tokens, ..TokenUsage::default() };
-        let price = price_at(&model.prices, &usage, at_seconds)?;
+        let price = price_at(&model.prices, &usage, STANDARD, at_seconds)?;
         // A dollar for a million tokens is a thousand billionths for one.
         let nano = |usd: &str| usd.parse::<Decimal>().ok().map(|usd| usd * Decimal::from(1_000));
         let input = nano(&price.input_usd)?.max(nano(&price.cache_write_5m_usd).unwrap_or_default());
@@ -142,14 +144,15 @@ impl Registry {
         let usage = totals.tokens.unwrap_or_default();
         let input_uncached_tokens = prompt_tokens(&usage) / totals.attempts.max(1);
         let average = TokenUsage { input_uncached_tokens, ..TokenUsage::default() };
-        price_at(&model.prices, &average, at_seconds).and_then(|price| cost(price, &usage))
+        price_at(&model.prices, &average, STANDARD, at_seconds).and_then(|price| cost(price, &usage))
     }
 
-    /// What an attempt cost at this time (seconds since 1970), in billionths of a US dollar; `None` when no price is known.
+    /// What an attempt cost at this time (seconds since 1970), in billionths of a US dollar; `None` when no price is known, be it for
+    /// the way in which the provider served it.
     pub fn cost_nano_usd(&self, attempt: &ModelAttempt, at_seconds: i64) -> Option<i64> {
         let model = self.get(&attempt.model).ok()?;
         let usage = attempt.usage.unwrap_or_default();
-        price_at(&model.prices, &usage, at_seconds).and_then(|price| cost(price, &usage))
+        price_at(&model.prices, &usage, &attempt.service_tier, at_seconds).and_then(|price| cost(price, &usage))
     }
 }
 
@@ -186,12 +189,17 @@ fn prompt_tokens(usage: &TokenUsage) -> i64 {
     usage.input_uncached_tokens + usage.cache_read_tokens + usage.cache_write_5m_tokens + usage.cache_write_1h_tokens
 }
 
-/// The newest price in effect whose tier the whole prompt reaches: a request moves tier as a whole.
-fn price_at<'a>(prices: &'a [ModelPrice], usage: &TokenUsage, at_seconds: i64) -> Option<&'a ModelPrice> {
+/// Of those for a service tier, the newest price in effect whose size of prompt the whole prompt reaches: a request moves as a whole.
+fn price_at<'a>(
+    prices: &'a [ModelPrice],
+    usage: &TokenUsage,
+    service_tier: &str,
+    at_seconds: i64,
+) -> Option<&'a ModelPrice> {
     let since = |price: &ModelPrice| price.effective_from.as_ref().map_or(0, |time| time.seconds);
-    let newest = prices.iter().map(since).filter(|since| *since <= at_seconds).max()?;
-    prices
-        .iter()
+    let of_tier = || prices.iter().filter(|price| price.service_tier == service_tier);
+    let newest = of_tier().map(since).filter(|since| *since <= at_seconds).max()?;
+    of_tier()
         .filter(|price| since(price) == newest)
         .filter(|price| price.above_input_tokens == 0 || prompt_tokens(usage) > price.above_input_tokens)
         .max_by_key(|price| price.above_input_tokens)
@@ -262,6 +270,29 @@ mod tests {
     fn a_long_prompt_moves_the_whole_request_to_its_tier() {
         assert_eq!(registry().cost_nano_usd(&attempt(100_000, 0), 150), Some(10_000_000));
         assert_eq!(registry().cost_nano_usd(&attempt(100_001, 0), 150), Some(50_000_500));
+    }
+
+    #[test]
+    fn a_service_tier_has_prices_of_its_own_and_without_any_the_cost_is_unknown() {
+        let registry = Registry::of(vec![Model {
+            model_id: "tiny".into(),
+            prices: vec![
+                price(100, 0, "1", "1"),
+                ModelPrice { service_tier: "priority".into(), ..price(100, 0, "2", "2") },
+                ModelPrice { service_tier: "priority".into(), ..price(100, 100_000, "4", "4") },
+                // Dated apart: a later word on one of them says nothing of the other.
+                price(200, 0, "3", "3"),
+            ],
+            ..Model::default()
+        }]);
+        let cost = |tier: &str, input, at| {
+            let served = ModelAttempt { service_tier: tier.into(), ..attempt(input, 0) };
+            registry.cost_nano_usd(&served, at)
+        };
+        assert_eq!([cost("", 1_000, 150), cost("", 1_000, 250)], [Some(1_000_000), Some(3_000_000)]);
+        assert_eq!([cost("priority", 1_000, 150), cost("priority", 1_000, 250)], [Some(2_000_000); 2]);
+        assert_eq!(cost("priority", 100_001, 250), Some(400_004_000));
+        assert_eq!([cost("priority", 1_000, 99), cost("flex", 1_000, 250)], [None; 2]);
     }
 
     #[test]

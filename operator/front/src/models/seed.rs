@@ -35,9 +35,14 @@ mod tests {
         for model in &models {
             assert!(!model.provider.is_empty(), "{}", model.model_id);
             assert!(model.prices.is_sorted_by_key(|price| {
-                (price.effective_from.expect("dated").seconds, price.above_input_tokens)
+                let since = price.effective_from.expect("dated").seconds;
+                (price.service_tier.clone(), since, price.above_input_tokens)
             }));
-            assert!(model.prices.iter().any(|price| price.above_input_tokens == 0), "{}", model.model_id);
+            assert!(
+                model.prices.iter().any(|price| price.above_input_tokens == 0 && price.service_tier.is_empty()),
+                "{}",
+                model.model_id
+            );
             for price in &model.prices {
                 assert!(!price.source.is_empty(), "{}", model.model_id);
                 for usd in [&price.input_usd, &price.output_usd] {

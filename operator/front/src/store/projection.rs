@@ -201,6 +201,7 @@ fn usage_row(session: SessionId, attempt: &ModelAttempt, create_time: &Timestamp
             ProviderMode::Unspecified => ProviderMode::Platform.into(),
             known => known.into(),
         },
+        service_tier: attempt.service_tier.clone(),
     }
 }
 

@@ -1,42 +1,34 @@
 //! Drives a session's turns under one lease, one after the other, until no message waits.
 
+mod step;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use croft_proto::id::TurnId;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    ContentBlock, InitWorkerSessionRequest, SessionCheckpoint, SessionError, SessionEvent, SessionIdle, SessionRunning,
-    SessionState, StepStart, StopReason, UserMessage,
+    ContentBlock, SessionCheckpoint, SessionError, SessionEvent, SessionIdle, SessionRunning, SessionState, StopReason,
+    UserMessage,
 };
-use futures::stream::FuturesUnordered;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status};
 use tracing::Span;
 
 use super::Accepted;
-use super::approvals::Approvals;
-use super::exchange::{Exchange, Outcome, checkpoint_taken};
-use super::granted::Granted;
 use super::recorder::Recorder;
 use super::standing::Standing;
 use super::store::Opened;
-use super::sub_agents::{self, SubAgents};
+use super::sub_agents;
 use crate::core::Core;
 use crate::error::Error;
 use crate::events::fanout::Controls;
 use crate::events::log::{StoredCheckpoint, is_last_page};
-use crate::events::relay::Frame;
 use crate::session::Session;
-use crate::session::manager::INIT_TIMEOUT;
-use crate::tenants::Tenant;
-use crate::worker_error;
+use step::{Course, Origin, Step, pause};
 
 /// Events that are read at a time while looking for messages and for what is stored of a turn.
 const PAGE: u32 = 500;
-/// Between two tries to find a worker.
-const PLACEMENT_PAUSE: Duration = Duration::from_millis(100);
 /// Workers that one turn may lose before it ends. After each loss it goes on from what is stored.
 const WORKERS_MAX: u32 = 3;
 /// How long a step may go on in a tenant that has been stopped. The exchange tells the worker at once and needs a little less.
@@ -55,23 +47,6 @@ pub(super) struct Driver {
 struct First {
     input: Input,
     checkpoint: Option<StoredCheckpoint>,
-}
-
-/// Where a step goes on from.
-enum Origin {
-    /// The turn has just begun: from the newest checkpoint there was, with nothing journalled since.
-    Beginning(Option<StoredCheckpoint>),
-    /// From whatever is stored by now.
-    Store,
-}
-
-/// What one step of a turn leaves to the next.
-struct Course {
-    worker: String,
-    from: Origin,
-    /// Not taken up yet.
-    input_seq: Option<u64>,
-    deadline: Instant,
 }
 
 /// A user's message that no turn has answered.
@@ -285,147 +260,6 @@ impl Driver {
         end
     }
 
-    async fn step(
-        &self,
-        input: &Input,
-        course: &mut Course,
-        recorder: &mut Recorder,
-        controls: &mut Controls,
-    ) -> Result<Step, Error> {
-        let standing = match std::mem::replace(&mut course.from, Origin::Store) {
-            Origin::Beginning(newest) => Standing::of(newest, input.turn, &input.content, []),
-            Origin::Store => self.standing(input, &[]).await?,
-        };
-        if let Some(stop_reason) = standing.over {
-            return Ok(Step::Done(End::of(stop_reason)));
-        }
-        let worker = &mut course.worker;
-        let (tenant, placement) = match self.place(worker, input.turn, controls).await {
-            Ok(placed) => placed,
-            Err(Unplaced::Stopped(stop_reason)) => return Ok(Step::Done(End::of(stop_reason))),
-            Err(Unplaced::Nowhere(error)) => {
-                return Ok(Step::Done(End::failed(StopReason::WorkerLost, session_error(&error))));
-            }
-        };
-        let client = match self.core.workers.client(&tenant, &placement) {
-            Ok(client) => client,
-            Err(error) => return Ok(Step::Lost(session_error(&error))),
-        };
-        let is_told = placement.worker() != worker.as_str();
-        if is_told {
-            let request = InitWorkerSessionRequest {
-                session_id: self.session.id.to_string(),
-                tenant: tenant.name.clone(),
-                agent: Some(self.session.agent.clone()),
-                provider: self.core.models.provider_of(&self.session.agent.model),
-            };
-            let mut reached = client.clone();
-            let known = tokio::select! {
-                known = timeout(INIT_TIMEOUT, reached.init_worker_session(request)) => known,
-                stop_reason = told_to_stop(input.turn, controls) => return Ok(Step::Done(End::of(stop_reason))),
-            };
-            if let Err(status) = known.unwrap_or_else(|_| Err(Status::deadline_exceeded("it does not answer"))) {
-                return Ok(self.refused(&tenant, placement.worker(), &status, is_told).unreached());
-            }
-            placement.worker().clone_into(worker);
-        }
-        let (core, session) = (Arc::clone(&self.core), self.session.clone());
-        let sub_agents = SubAgents::new(core, session, (input.turn, &input.sender), standing.sub_agents.clone());
-        let start = self.start(input, standing, &tenant);
-        let exchange = Exchange {
-            core: &self.core,
-            session: &self.session,
-            recorder: &mut *recorder,
-            controls,
-            input_seq: &mut course.input_seq,
-            deadline: course.deadline,
-            approvals: Approvals::of(&start, input.seq),
-            granted: Granted::default(),
-            asking: FuturesUnordered::new(),
-            sub_agents,
-            is_cut: false,
-        };
-        // By far the largest part of a turn, and of what a task of one would hold on its stack.
-        match Box::pin(exchange.run(client, start)).await? {
-            Outcome::Cancelled(stop_reason) => Ok(Step::Done(End::of(stop_reason))),
-            Outcome::Unreached(status) => {
-                worker.clear();
-                Ok(self.refused(&tenant, placement.worker(), &status, is_told).unreached())
-            }
-            Outcome::WorkerLost(status) => {
-                // Whatever worker comes next does not know the session.
-                worker.clear();
-                Ok(self.refused(&tenant, placement.worker(), &status, is_told))
-            }
-            Outcome::Finished { finished, mut last_words } if finished.stop_reason() == StopReason::HandedBack => {
-                self.core.router.report_failure(tenant.id, placement.worker());
-                worker.clear();
-                if let Some(checkpoint) = &finished.checkpoint {
-                    last_words.push(Kind::CheckpointTaken(checkpoint_taken(checkpoint)));
-                }
-                if !last_words.is_empty() {
-                    recorder.store(last_words, finished.checkpoint, course.input_seq.take()).await?;
-                }
-                Ok(Step::Again)
-            }
-            Outcome::Finished { finished, last_words } => Ok(Step::Done(End {
-                checkpoint: finished.checkpoint.clone(),
-                last_words,
-                ..End::of(finished.stop_reason())
-            })),
-        }
-    }
-
-    fn refused(&self, tenant: &Tenant, worker: &str, status: &Status, is_told: bool) -> Step {
-        let error = worker_error::from_status(status);
-        match error {
-            Error::WorkerRefused { .. } if status.code() != Code::ResourceExhausted => {
-                Step::Done(End::failed(StopReason::Error, session_error(&error)))
-            }
-            // It is there, and has forgotten the session: it is told of it at once, and not lost. Of one that forgets what it was told
-            // in this very step nothing is had for now.
-            _ if status.code() == Code::NotFound && !is_told => Step::Again,
-            _ => {
-                // An unknown session is no fault of the worker's: it has been restarted.
-                if status.code() != Code::NotFound {
-                    self.core.router.report_failure(tenant.id, worker);
-                }
-                Step::Lost(session_error(&error))
-            }
-        }
-    }
-
-    /// Looks for a worker, for a while: one that was killed is replaced within seconds.
-    async fn place(
-        &self,
-        preferred: &str,
-        turn: TurnId,
-        controls: &mut Controls,
-    ) -> Result<(Arc<Tenant>, crate::routing::Placement), Unplaced> {
-        let until = Instant::now() + self.core.options.placement_timeout;
-        let preferred = Some(preferred).filter(|worker| !worker.is_empty());
-        loop {
-            let unknown = || Error::NoWorker { why: "its tenant is gone".to_owned() };
-            let placed = match self.core.tenants.get(self.session.tenant) {
-                None => Err(unknown()),
-                Some(tenant) => {
-                    self.core.router.place(tenant.id, self.session.id, preferred).map(|placement| (tenant, placement))
-                }
-            };
-            match placed {
-                Ok(placed) => return Ok(placed),
-                Err(error) if Instant::now() >= until => return Err(Unplaced::Nowhere(error)),
-                Err(_) => {}
-            }
-            if self.core.tenants.is_stopped(self.session.tenant) {
-                return Err(Unplaced::Stopped(StopReason::Interrupted));
-            }
-            if let Some(stop_reason) = pause(turn, controls).await {
-                return Err(Unplaced::Stopped(stop_reason));
-            }
-        }
-    }
-
     /// What is stored of the turn, and behind it what the worker told last, which is not stored yet.
     async fn standing(&self, input: &Input, last_words: &[Kind]) -> Result<Standing, Error> {
         let (tenant, id) = (self.session.tenant, self.session.id);
@@ -447,24 +281,6 @@ impl Driver {
                 let events = events.into_iter().chain(last_words.iter().map(unstored));
                 return Ok(Standing::of(stored, input.turn, &input.content, events));
             }
-        }
-    }
-
-    /// What the worker needs to begin, or to go on where another was lost.
-    fn start(&self, input: &Input, standing: Standing, tenant: &Tenant) -> StepStart {
-        StepStart {
-            session_id: self.session.id.to_string(),
-            turn_id: input.turn.to_string(),
-            tenant: tenant.name.clone(),
-            epoch: self.epoch,
-            agent: Some(self.session.agent.clone()),
-            checkpoint: standing.checkpoint,
-            input: standing.input,
-            journal: standing.journal,
-            asked_approval_ids: standing.asked,
-            decisions: standing.decisions,
-            settled_grant_ids: standing.settled,
-            user: input.sender.clone(),
         }
     }
 
@@ -505,49 +321,6 @@ impl End {
     fn failed(stop_reason: StopReason, error: SessionError) -> Self {
         Self { error: Some(error), ..Self::of(stop_reason) }
     }
-}
-
-/// How a step left the turn.
-enum Step {
-    Done(End),
-    /// On another worker, from the checkpoint that was handed back.
-    Again,
-    Lost(SessionError),
-    /// Nothing was heard of the worker at all.
-    Unreached(SessionError),
-}
-
-impl Step {
-    fn unreached(self) -> Self {
-        match self {
-            Self::Lost(error) => Self::Unreached(error),
-            other => other,
-        }
-    }
-}
-
-/// Waits a little before the next try. Why the turn is to stop, if it is told so meanwhile.
-async fn pause(turn: TurnId, controls: &mut Controls) -> Option<StopReason> {
-    timeout(PLACEMENT_PAUSE, told_to_stop(turn, controls)).await.ok()
-}
-
-/// Until somebody stops a turn that no worker runs yet. Other words are nothing to it: what was decided meanwhile, the log tells.
-async fn told_to_stop(turn: TurnId, controls: &mut Controls) -> StopReason {
-    loop {
-        match controls.recv().await {
-            Some(Frame::Interrupt { turn: meant }) if meant.is_none_or(|meant| meant == turn) => {
-                return StopReason::Interrupted;
-            }
-            Some(Frame::Terminated) => return StopReason::Terminated,
-            Some(_) => {}
-            None => std::future::pending().await,
-        }
-    }
-}
-
-enum Unplaced {
-    Stopped(StopReason),
-    Nowhere(Error),
 }
 
 fn as_input(event: SessionEvent) -> Option<Input> {

@@ -62,7 +62,7 @@ impl Purse {
 
     /// A call is running, as far as is known here.
     pub(super) fn is_open(&self) -> bool {
-        self.lock().open.iter().any(|reservation| !reservation.budgets.is_empty())
+        !self.lock().open.is_empty()
     }
 
     /// No more may be spent in this turn.
@@ -181,13 +181,15 @@ impl Purse {
     /// Says that the running call is running, or both that are, and looks whether it must be cut.
     pub(super) async fn hold(self) -> Told {
         let open = self.lock().open.clone();
-        for running in open {
-            match self.core.budgets.hold(&self.session, &running).await {
+        for mut running in open {
+            let held = self.core.budgets.hold(&self.session, &mut running).await;
+            let mut state = self.lock();
+            // It may have ended while we looked.
+            let Some(open) = state.open.iter_mut().find(|open| open.ask.id == running.ask.id) else { continue };
+            (open.ask.bounds, open.budgets) = (running.ask.bounds, running.budgets);
+            match held {
                 Ok(Some(reached)) => {
-                    let mut state = self.lock();
-                    // It may have ended while we looked.
-                    let is_running = state.open.iter().any(|open| open.ask.id == running.ask.id);
-                    if !is_running || state.ended.is_some() {
+                    if state.ended.is_some() {
                         continue;
                     }
                     state.ended = Some(reached.clone());

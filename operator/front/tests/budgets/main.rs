@@ -9,4 +9,5 @@ mod database;
 #[expect(dead_code, reason = "other tests need more of it")]
 mod fixtures;
 mod races;
+mod running;
 mod scene;

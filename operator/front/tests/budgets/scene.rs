@@ -50,7 +50,7 @@ fn url() -> String {
 }
 
 /// Past any load of the machine.
-fn redis() -> RedisCounters {
+pub(crate) fn redis() -> RedisCounters {
     RedisCounters::connect(&url(), Duration::from_secs(20)).unwrap()
 }
 

@@ -70,6 +70,20 @@ pub(crate) async fn tells_whose_account_answered(stores: &Stores) {
     assert_eq!(told, [Platform, Platform, TenantKey, TenantEndpoint, InCluster]);
 }
 
+pub(crate) async fn tells_how_it_was_served(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    // In an append of its own, and with the opening of a session.
+    let session = session(stores, tenant).await;
+    let served = |id, tier: &str| ModelAttempt { service_tier: tier.into(), ..of(id, "openai", "gpt-6.1-sol", 1) };
+    let attempts = [served("a", ""), served("b", "flex")];
+    appended(stores, append(tenant, session, attempts.map(Kind::ModelAttempt).into())).await;
+    used(stores, tenant, "helper", 9, served("c", "priority")).await;
+    let rows = stores.usage.list(tenant, None, None, 10).await.unwrap();
+    let mut told: Vec<_> = rows.iter().map(|row| (&*row.attempt_id, &*row.service_tier)).collect();
+    told.sort_unstable();
+    assert_eq!(told, [("a", ""), ("b", "flex"), ("c", "priority")]);
+}
+
 /// One attempt in a session of its own.
 async fn used(stores: &Stores, tenant: TenantId, agent_name: &str, seconds: i64, attempt: ModelAttempt) -> String {
     let mut new = new_session(tenant);

@@ -97,6 +97,38 @@ pub(crate) async fn takes_a_lost_reservation_again(counters: &dyn Counters) {
     assert_eq!(counters.hold(&unread).await.unwrap().verdict, Verdict::Unknown(vec![0]));
 }
 
+/// As when a day has begun since, or a budget was set.
+pub(crate) async fn extends_a_reservation_to_what_holds_since(counters: &dyn Counters) {
+    let tenant = TenantId::generate();
+    let running = ask(tenant, vec![], vec![known(bound("yesterday", 10, None), 1, 0, 0)]);
+    assert!(is_granted(&admit(counters, &running).await));
+    let held = Ask { bounds: vec![known(bound("today", 15, None), 1, 0, 0)], ..running.clone() };
+    for _ in 0..2 {
+        let told = counters.hold(&held).await.unwrap().verdict;
+        assert_eq!(told, Verdict::Granted(vec![standing((0, 0), (10, 100))]), "and no more however often it is said");
+    }
+    let next = ask(tenant, vec![], vec![bound("today", 15, None)]);
+    assert!(matches!(admit(counters, &next).await, Verdict::Spent { .. }));
+    let told = settle(counters, &running, Some(7), vec![known(bound("today", 15, None), 2, 4, 7)]).await;
+    assert_eq!(told, [standing((4, 7), (0, 0))], "it is given back there, too");
+    assert!(is_granted(&admit(counters, &next).await));
+    let late = ask(tenant, vec![], vec![known(bound("yesterday", 10, None), 2, 0, 0)]);
+    assert_eq!(admit(counters, &late).await, Verdict::Granted(vec![standing((0, 0), (10, 100))]));
+}
+
+pub(crate) async fn asks_the_ledger_again_of_what_a_settlement_did_not_tell(counters: &dyn Counters) {
+    let tenant = TenantId::generate();
+    let both = |version, spent| ["a", "b"].map(|key| known(bound(key, 100, None), version, spent, 0)).to_vec();
+    let running = ask(tenant, vec![], both(1, 0));
+    assert!(is_granted(&admit(counters, &running).await));
+    let told =
+        settle(counters, &running, None, vec![known(bound("a", 100, None), 2, 9, 0), bound("b", 100, None)]).await;
+    assert_eq!(told, [standing((9, 0), (0, 0)), standing((0, 0), (0, 0))]);
+    let next = ask(tenant, vec![], vec![bound("a", 100, None), bound("b", 100, None)]);
+    assert_eq!(admit(counters, &next).await, Verdict::Unknown(vec![1]), "what the call cost is not in it");
+    assert!(is_granted(&admit(counters, &Ask { bounds: both(2, 9), ..next }).await));
+}
+
 pub(crate) async fn settles_twice_as_once(counters: &dyn Counters) {
     let tenant = TenantId::generate();
     let bounds = vec![known(bound("tenant", 100, None), 1, 0, 0)];

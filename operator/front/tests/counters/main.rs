@@ -60,7 +60,8 @@ promises! {
         is_exact_whoever_races, takes_nothing_when_a_bound_has_no_room;
     bounds: asks_for_the_ledger_first, reserves_until_there_is_no_room, gives_a_settled_reservation_back,
         believes_the_newer_word_of_the_ledger, forsakes_who_is_silent_and_asks_the_ledger_again, holds_what_is_spoken_for,
-        takes_a_lost_reservation_again, settles_twice_as_once, stays_below_a_limit_that_was_lowered,
+        takes_a_lost_reservation_again, extends_a_reservation_to_what_holds_since,
+        asks_the_ledger_again_of_what_a_settlement_did_not_tell, settles_twice_as_once, stays_below_a_limit_that_was_lowered,
         goes_on_when_the_limit_is_raised, counts_money_and_tokens_apart, reserves_all_or_nothing,
         keeps_tenants_budgets_apart, gives_a_reservation_of_nothing_back, counts_beyond_what_floats_hold;
 }

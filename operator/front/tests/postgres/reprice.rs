@@ -1,9 +1,11 @@
 //! `croft-front reprice`: the ledger, the sessions and the sums of budgets change together.
 
 use croft_front::budget::{Account, Scope};
+use croft_front::models_command;
 use croft_front::reprice_command::{Choice, Repriced, reprice};
 use croft_front::store::Stores;
-use croft_proto::v1::UsageDimension;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{ModelAttempt, UsageDimension};
 use croft_serve::Tasks;
 
 use crate::contract::fixtures::{append, appended, attempt, get, session, two_tenants};
@@ -92,6 +94,33 @@ async fn two_at_the_same_time_count_nothing_twice() {
     assert_eq!(get(&stores, ours, first).await.usage.cost_nano_usd, 2 * COST);
     let account = Account { scope: Scope::Tenant, subject: String::new(), period: "life".into() };
     assert_eq!(stores.budgets.ledgers(ours, &[account]).await.unwrap()[0].nano_usd, 2 * COST);
+    database.end().await;
+}
+
+#[tokio::test]
+async fn an_attempt_is_priced_by_how_it_was_served() {
+    let database = Database::migrated().await;
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
+    let [ours, _] = two_tenants(&stores).await;
+    let first = session(&stores, ours).await;
+    let attempts = [("a", ""), ("b", "priority"), ("c", "flex")].map(|(id, tier)| {
+        let Kind::ModelAttempt(made) = attempt(id, None) else { unreachable!() };
+        Kind::ModelAttempt(ModelAttempt { service_tier: tier.into(), ..made })
+    });
+    appended(&stores, append(ours, first, attempts.into())).await;
+    let told = reprice(&database.admin_url(), Choice::default()).await.unwrap();
+    assert_eq!(told, Repriced { looked_at: 3, changed: 2, unpriced: 1, difference_nano_usd: COST + 2 * COST });
+
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let flex =
+        "[{modelId: scripted-1, provider: scripted, prices: [{serviceTier: flex, effectiveFrom: '2020-01-01T00:00:00Z',
+        inputUsd: '0.5', outputUsd: '2.5', source: ours}]}]";
+    std::fs::write(file.path(), flex).unwrap();
+    for _ in 0..2 {
+        models_command::apply(file.path(), &database.admin_url()).await.unwrap();
+    }
+    let told = reprice(&database.admin_url(), Choice::default()).await.unwrap();
+    assert_eq!(told, Repriced { looked_at: 1, changed: 1, unpriced: 0, difference_nano_usd: COST / 2 });
     database.end().await;
 }
 

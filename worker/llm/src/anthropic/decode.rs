@@ -12,6 +12,7 @@ use crate::answer::{self, cut, senseless};
 use crate::delta::{Delta, Stop};
 use crate::error::{Class, Error};
 use crate::quick::{Quick, once};
+use crate::tier;
 
 /// All events in one: told apart by hand, since an enum with its tag inside costs a copy of each event.
 #[derive(Deserialize)]
@@ -97,6 +98,9 @@ struct Usage {
     cache_creation: Option<CacheCreation>,
     output_tokens: Option<i64>,
     output_tokens_details: Option<OutputDetails>,
+    service_tier: Option<String>,
+    /// `fast` is charged by prices of its own, as a tier is.
+    speed: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -125,6 +129,7 @@ enum Block {
 pub(crate) struct Decoder {
     blocks: BTreeMap<u32, Block>,
     usage: TokenUsage,
+    tier: tier::Told,
     stop: Option<Stop>,
 }
 
@@ -282,6 +287,8 @@ impl Decoder {
             (None, None) => {}
         }
         deltas.push_back(Delta::Usage(self.usage));
+        let speed = snapshot.speed.filter(|speed| speed == "fast");
+        deltas.extend(self.tier.take(speed.or(snapshot.service_tier).as_deref()));
     }
 }
 

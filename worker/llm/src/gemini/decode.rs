@@ -12,6 +12,7 @@ use crate::blocks::{Blocks, Said};
 use crate::delta::{Delta, Stop};
 use crate::error::{Class, Error};
 use crate::quick::{Quick, once};
+use crate::tier;
 
 /// The field of a part that must come back on the same part.
 pub(super) const SIGNATURE: &str = "thoughtSignature";
@@ -87,13 +88,13 @@ struct Feedback {
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[expect(clippy::struct_field_names, reason = "they are called as on the wire")]
 struct Usage {
     prompt_token_count: Option<i64>,
     cached_content_token_count: Option<i64>,
     candidates_token_count: Option<i64>,
     thoughts_token_count: Option<i64>,
     tool_use_prompt_token_count: Option<i64>,
+    service_tier: Option<String>,
 }
 
 impl Usage {
@@ -164,6 +165,7 @@ impl Usage {
             "candidatesTokenCount" => once(&mut usage.candidates_token_count, quick.number()?.into()),
             "thoughtsTokenCount" => once(&mut usage.thoughts_token_count, quick.number()?.into()),
             "toolUsePromptTokenCount" => once(&mut usage.tool_use_prompt_token_count, quick.number()?.into()),
+            "serviceTier" => once(&mut usage.service_tier, quick.text()?),
             _ => quick.skip(),
         })?;
         Some(usage)
@@ -183,6 +185,7 @@ pub(crate) struct Decoder {
     blocks: Blocks,
     calls: u32,
     has_output: bool,
+    tier: tier::Told,
     stop: Option<Stop>,
 }
 
@@ -192,7 +195,7 @@ impl answer::Decoder for Decoder {
     fn event(&mut self, data: &str, deltas: &mut VecDeque<Delta>) -> Result<(), Error> {
         // The first one opens the answer, with more than a text.
         if let Some(Plain { text, usage }) = Some(data).filter(|_| self.opened).and_then(Plain::read) {
-            deltas.extend(usage.map(|usage| Delta::Usage(usage.neutral())));
+            self.used(usage, deltas);
             if !text.is_empty() {
                 self.has_output = true;
                 deltas.push_back(Delta::Text { block: self.blocks.saying(Said::Text), text });
@@ -226,6 +229,7 @@ impl Decoder {
             blocks: Blocks::default(),
             calls: 0,
             has_output: false,
+            tier: tier::Told::default(),
             stop: None,
         }
     }
@@ -242,7 +246,7 @@ impl Decoder {
             deltas.push_back(Delta::Opened { response_id, model });
         }
         // What was used comes before the end, which may be in the same chunk.
-        deltas.extend(chunk.usage_metadata.map(|usage| Delta::Usage(usage.neutral())));
+        self.used(chunk.usage_metadata, deltas);
         if let Some(reason) = chunk.prompt_feedback.and_then(|feedback| feedback.block_reason) {
             tracing::debug!(block_reason = reason, "the prompt was blocked");
             self.stop = Some(Stop::Refusal);
@@ -258,6 +262,12 @@ impl Decoder {
             }
         }
         Ok(())
+    }
+
+    fn used(&mut self, usage: Option<Usage>, deltas: &mut VecDeque<Delta>) {
+        let Some(usage) = usage else { return };
+        deltas.extend(self.tier.take(usage.service_tier.as_deref()));
+        deltas.push_back(Delta::Usage(usage.neutral()));
     }
 
     fn part(&mut self, part: Part, deltas: &mut VecDeque<Delta>) {

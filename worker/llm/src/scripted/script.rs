@@ -13,6 +13,8 @@ pub(super) struct Step {
     pub thinking: Option<String>,
     pub tool_call: Option<ToolCall>,
     pub error: Option<Failure>,
+    /// How the call is said to be served.
+    pub service_tier: Option<String>,
     /// Ends the answer with this reason in place of the natural one.
     pub stop: Option<StopWord>,
     /// A pause by itself.

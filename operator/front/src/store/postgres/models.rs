@@ -25,8 +25,15 @@ impl ModelStore for Postgres {
         .map_err(failed)?;
         let prices = sqlx::query(
             "select model_id, effective_from, above_input_tokens, input_usd::text, cache_read_usd::text,
-                cache_write_5m_usd::text, cache_write_1h_usd::text, output_usd::text, source
-            from prices order by model_id, effective_from, above_input_tokens",
+                cache_write_5m_usd::text, cache_write_1h_usd::text, output_usd::text, source, service_tier
+            from (
+                select '' as service_tier, * from prices
+                union all
+                select service_tier, model_id, effective_from, above_input_tokens, input_usd, cache_read_usd, cache_write_5m_usd,
+                    cache_write_1h_usd, output_usd, source
+                from service_tier_prices
+            ) as all_prices
+            order by model_id, service_tier, effective_from, above_input_tokens",
         )
         .fetch_all(&mut *tx)
         .await
@@ -73,35 +80,39 @@ fn price(row: &PgRow) -> Result<ModelPrice, sqlx::Error> {
         cache_write_1h_usd: usd("cache_write_1h_usd")?,
         output_usd: usd("output_usd")?,
         source: row.try_get("source")?,
+        service_tier: row.try_get("service_tier")?,
     })
+}
+
+/// What becomes of a model or a price that is there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Known {
+    Stays,
+    IsReplaced,
 }
 
 /// Adds the models and prices that are not there, and changes none.
 pub(crate) async fn add(connection: &mut PgConnection, models: &[Model]) -> Result<(), sqlx::Error> {
-    write(connection, models, "on conflict do nothing", "on conflict do nothing").await
+    write(connection, models, Known::Stays).await
 }
 
 /// Adds models and prices, in the place of those that are there.
 pub(crate) async fn apply(connection: &mut PgConnection, models: &[Model]) -> Result<(), sqlx::Error> {
-    let on_model = "on conflict (model_id) do update set provider = excluded.provider, aliases = excluded.aliases,
-        tools = excluded.tools, images = excluded.images, thinking = excluded.thinking,
-        context_tokens_max = excluded.context_tokens_max, output_tokens_max = excluded.output_tokens_max";
-    let on_price =
-        "on conflict (model_id, effective_from, above_input_tokens) do update set input_usd = excluded.input_usd,
-        cache_read_usd = excluded.cache_read_usd, cache_write_5m_usd = excluded.cache_write_5m_usd,
-        cache_write_1h_usd = excluded.cache_write_1h_usd, output_usd = excluded.output_usd, source = excluded.source";
-    write(connection, models, on_model, on_price).await
+    write(connection, models, Known::IsReplaced).await
 }
 
-async fn write(
-    connection: &mut PgConnection,
-    models: &[Model],
-    on_model: &str,
-    on_price: &str,
-) -> Result<(), sqlx::Error> {
+async fn write(connection: &mut PgConnection, models: &[Model], known: Known) -> Result<(), sqlx::Error> {
+    let on_conflict = match known {
+        Known::Stays => "on conflict do nothing",
+        Known::IsReplaced => {
+            "on conflict (model_id) do update set provider = excluded.provider, aliases = excluded.aliases,
+                tools = excluded.tools, images = excluded.images, thinking = excluded.thinking,
+                context_tokens_max = excluded.context_tokens_max, output_tokens_max = excluded.output_tokens_max"
+        }
+    };
     for model in models {
         let can = model.capabilities.unwrap_or_default();
-        sqlx::query(AssertSqlSafe(format!("insert into models values ($1, $2, $3, $4, $5, $6, $7, $8) {on_model}")))
+        sqlx::query(AssertSqlSafe(format!("insert into models values ($1, $2, $3, $4, $5, $6, $7, $8) {on_conflict}")))
             .bind(&model.model_id)
             .bind(&model.provider)
             .bind(&model.aliases)
@@ -113,24 +124,49 @@ async fn write(
             .execute(&mut *connection)
             .await?;
         for price in &model.prices {
-            let usd = |text: &String| (!text.is_empty()).then(|| text.clone());
-            sqlx::query(AssertSqlSafe(format!(
-                "insert into prices values ($1, $2, $3, $4::text::numeric, $5::text::numeric, $6::text::numeric,
-                    $7::text::numeric, $8::text::numeric, $9)
-                {on_price}"
-            )))
-            .bind(&model.model_id)
-            .bind(Time(price.effective_from.unwrap_or_default()))
-            .bind(price.above_input_tokens)
-            .bind(&price.input_usd)
-            .bind(usd(&price.cache_read_usd))
-            .bind(usd(&price.cache_write_5m_usd))
-            .bind(usd(&price.cache_write_1h_usd))
-            .bind(&price.output_usd)
-            .bind(&price.source)
-            .execute(&mut *connection)
-            .await?;
+            write_price(connection, &model.model_id, price, known).await?;
         }
     }
     Ok(())
+}
+
+async fn write_price(
+    connection: &mut PgConnection,
+    model_id: &str,
+    price: &ModelPrice,
+    known: Known,
+) -> Result<(), sqlx::Error> {
+    // Those of a tier have a table of their own: see `migrations/0026_service_tiers.sql`.
+    let (table, tier, value) = match price.service_tier.as_str() {
+        "" => ("prices", "", ""),
+        _ => ("service_tier_prices", ", service_tier", ", $10"),
+    };
+    let on_conflict = match known {
+        Known::Stays => "on conflict do nothing".to_owned(),
+        Known::IsReplaced => format!(
+            "on conflict (model_id, effective_from, above_input_tokens{tier}) do update set input_usd = excluded.input_usd,
+                cache_read_usd = excluded.cache_read_usd, cache_write_5m_usd = excluded.cache_write_5m_usd,
+                cache_write_1h_usd = excluded.cache_write_1h_usd, output_usd = excluded.output_usd, source = excluded.source"
+        ),
+    };
+    let sql = format!(
+        "insert into {table} (model_id, effective_from, above_input_tokens, input_usd, cache_read_usd, cache_write_5m_usd,
+            cache_write_1h_usd, output_usd, source{tier})
+        values ($1, $2, $3, $4::text::numeric, $5::text::numeric, $6::text::numeric, $7::text::numeric, $8::text::numeric,
+            $9{value})
+        {on_conflict}"
+    );
+    let usd = |text: &String| (!text.is_empty()).then(|| text.clone());
+    let insert = sqlx::query(AssertSqlSafe(sql))
+        .bind(model_id)
+        .bind(Time(price.effective_from.unwrap_or_default()))
+        .bind(price.above_input_tokens)
+        .bind(&price.input_usd)
+        .bind(usd(&price.cache_read_usd))
+        .bind(usd(&price.cache_write_5m_usd))
+        .bind(usd(&price.cache_write_1h_usd))
+        .bind(&price.output_usd)
+        .bind(&price.source);
+    let insert = if tier.is_empty() { insert } else { insert.bind(&price.service_tier) };
+    insert.execute(connection).await.map(drop)
 }

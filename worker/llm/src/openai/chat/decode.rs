@@ -12,6 +12,7 @@ use crate::delta::{Delta, Stop};
 use crate::error::Error;
 use crate::openai::{NAME, failure};
 use crate::quick::{Quick, once};
+use crate::tier;
 
 /// In place of the data of the last event.
 const DONE: &str = "[DONE]";
@@ -22,6 +23,7 @@ struct Chunk {
     model: Option<String>,
     choices: Option<Vec<Choice>>,
     usage: Option<Usage>,
+    service_tier: Option<String>,
     error: Option<Value>,
 }
 
@@ -115,6 +117,7 @@ pub(crate) struct Decoder {
     /// By the index that their pieces carry: pieces of several interleave.
     calls: BTreeMap<u32, Call>,
     refused: bool,
+    tier: tier::Told,
     stop: Option<Stop>,
 }
 
@@ -141,6 +144,9 @@ impl answer::Decoder for Decoder {
             self.opened = true;
             let (response_id, model) = (chunk.id.unwrap_or_default(), chunk.model.unwrap_or_default());
             deltas.push_back(Delta::Opened { response_id, model });
+        }
+        if self.opened {
+            deltas.extend(self.tier.take(chunk.service_tier.as_deref()));
         }
         // We ask for one choice.
         for choice in choices.into_iter().filter(|choice| choice.index == 0) {
@@ -200,7 +206,15 @@ fn said_in_choice(quick: &mut Quick<'_>) -> Option<String> {
 impl Decoder {
     /// For the answer to a conversation of so many messages.
     pub(crate) fn new(messages: usize) -> Self {
-        Self { messages, opened: false, blocks: Blocks::default(), calls: BTreeMap::new(), refused: false, stop: None }
+        Self {
+            messages,
+            opened: false,
+            blocks: Blocks::default(),
+            calls: BTreeMap::new(),
+            refused: false,
+            tier: tier::Told::default(),
+            stop: None,
+        }
     }
 
     fn piece(&mut self, piece: Piece, deltas: &mut VecDeque<Delta>) {

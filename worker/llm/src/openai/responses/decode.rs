@@ -13,6 +13,7 @@ use crate::error::{Class, Error};
 use crate::openai::chat::Usage;
 use crate::openai::{NAME, failure};
 use crate::quick::{Quick, once};
+use crate::tier;
 
 /// All events in one: told apart by hand, since an enum with its tag inside costs a copy of each event.
 #[derive(Deserialize)]
@@ -58,6 +59,8 @@ struct Response {
     #[serde(default)]
     model: String,
     usage: Option<Usage>,
+    /// What was asked for at first, and how it was served in the last event.
+    service_tier: Option<String>,
     error: Option<Value>,
     incomplete_details: Option<Incomplete>,
 }
@@ -90,6 +93,7 @@ pub(crate) struct Decoder {
     calls: BTreeMap<u32, Call>,
     called: bool,
     refused: bool,
+    tier: tier::Told,
 }
 
 impl answer::Decoder for Decoder {
@@ -268,12 +272,13 @@ impl Decoder {
     }
 
     fn close(&mut self, kind: &str, response: Option<Response>, deltas: &mut VecDeque<Delta>) {
-        let (usage, reason) = match response {
-            Some(Response { usage, incomplete_details, .. }) => {
-                (usage, incomplete_details.map(|details| details.reason).unwrap_or_default())
+        let (usage, tier, reason) = match response {
+            Some(Response { usage, service_tier, incomplete_details, .. }) => {
+                (usage, service_tier, incomplete_details.map(|details| details.reason).unwrap_or_default())
             }
-            None => (None, String::new()),
+            None => (None, None, String::new()),
         };
+        deltas.extend(self.tier.take(tier.as_deref()));
         deltas.extend(usage.map(|usage| Delta::Usage(usage.neutral())));
         let stop = match (kind, reason.as_str()) {
             ("response.incomplete", "content_filter") => Stop::Refusal,

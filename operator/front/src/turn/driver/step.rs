@@ -1,0 +1,256 @@
+//! One step of a turn: a worker is found and told what it needs, and the talk with it is had to its end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use croft_proto::conversation;
+use croft_proto::id::TurnId;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{InitWorkerSessionRequest, SessionError, StepStart, StopReason};
+use futures::stream::FuturesUnordered;
+use prost::Message as _;
+use tokio::time::{Instant, timeout};
+use tonic::{Code, Status};
+
+use super::{Driver, End, Input, session_error};
+use crate::error::Error;
+use crate::events::fanout::Controls;
+use crate::events::log::StoredCheckpoint;
+use crate::events::relay::Frame;
+use crate::routing::Placement;
+use crate::session::manager::INIT_TIMEOUT;
+use crate::tenants::Tenant;
+use crate::turn::approvals::Approvals;
+use crate::turn::exchange::{Exchange, Outcome, checkpoint_taken};
+use crate::turn::granted::Granted;
+use crate::turn::recorder::Recorder;
+use crate::turn::standing::Standing;
+use crate::turn::sub_agents::SubAgents;
+use crate::worker_error;
+
+/// Between two tries to find a worker.
+const PLACEMENT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Where a step goes on from.
+pub(super) enum Origin {
+    /// The turn has just begun: from the newest checkpoint there was, with nothing journalled since.
+    Beginning(Option<StoredCheckpoint>),
+    /// From whatever is stored by now.
+    Store,
+}
+
+/// What one step of a turn leaves to the next.
+pub(super) struct Course {
+    pub(super) worker: String,
+    pub(super) from: Origin,
+    /// Not taken up yet.
+    pub(super) input_seq: Option<u64>,
+    pub(super) deadline: Instant,
+}
+
+impl Driver {
+    pub(super) async fn step(
+        &self,
+        input: &Input,
+        course: &mut Course,
+        recorder: &mut Recorder,
+        controls: &mut Controls,
+    ) -> Result<Step, Error> {
+        let standing = match std::mem::replace(&mut course.from, Origin::Store) {
+            Origin::Beginning(newest) => Standing::of(newest, input.turn, &input.content, []),
+            Origin::Store => self.standing(input, &[]).await?,
+        };
+        if let Some(stop_reason) = standing.over {
+            return Ok(Step::Done(End::of(stop_reason)));
+        }
+        let worker = &mut course.worker;
+        let (tenant, placement) = match self.place(worker, input.turn, controls).await {
+            Ok(placed) => placed,
+            Err(Unplaced::Stopped(stop_reason)) => return Ok(Step::Done(End::of(stop_reason))),
+            Err(Unplaced::Nowhere(error)) => {
+                return Ok(Step::Done(End::failed(StopReason::WorkerLost, session_error(&error))));
+            }
+        };
+        let client = match self.core.workers.client(&tenant, &placement) {
+            Ok(client) => client,
+            Err(error) => return Ok(Step::Lost(session_error(&error))),
+        };
+        let is_told = placement.worker() != worker.as_str();
+        if is_told {
+            let request = InitWorkerSessionRequest {
+                session_id: self.session.id.to_string(),
+                tenant: tenant.name.clone(),
+                agent: Some(self.session.agent.clone()),
+                provider: self.core.models.provider_of(&self.session.agent.model),
+            };
+            let mut reached = client.clone();
+            let known = tokio::select! {
+                known = timeout(INIT_TIMEOUT, reached.init_worker_session(request)) => known,
+                stop_reason = told_to_stop(input.turn, controls) => return Ok(Step::Done(End::of(stop_reason))),
+            };
+            if let Err(status) = known.unwrap_or_else(|_| Err(Status::deadline_exceeded("it does not answer"))) {
+                return Ok(self.refused(&tenant, placement.worker(), &status, is_told).unreached());
+            }
+            placement.worker().clone_into(worker);
+        }
+        let (core, session) = (Arc::clone(&self.core), self.session.clone());
+        let sub_agents = SubAgents::new(core, session, (input.turn, &input.sender), standing.sub_agents.clone());
+        let start = self.start(input, standing, &tenant);
+        if let Some(error) = conversation::too_large(start.encoded_len()) {
+            return Ok(Step::Done(End::failed(StopReason::ContextFull, error)));
+        }
+        let exchange = Exchange {
+            core: &self.core,
+            session: &self.session,
+            recorder: &mut *recorder,
+            controls,
+            input_seq: &mut course.input_seq,
+            deadline: course.deadline,
+            approvals: Approvals::of(&start, input.seq),
+            granted: Granted::default(),
+            asking: FuturesUnordered::new(),
+            sub_agents,
+            is_cut: false,
+        };
+        // By far the largest part of a turn, and of what a task of one would hold on its stack.
+        match Box::pin(exchange.run(client, start)).await? {
+            Outcome::Cancelled(stop_reason) => Ok(Step::Done(End::of(stop_reason))),
+            Outcome::Unreached(status) => {
+                worker.clear();
+                Ok(self.refused(&tenant, placement.worker(), &status, is_told).unreached())
+            }
+            Outcome::WorkerLost(status) => {
+                // Whatever worker comes next does not know the session.
+                worker.clear();
+                Ok(self.refused(&tenant, placement.worker(), &status, is_told))
+            }
+            Outcome::Finished { finished, mut last_words } if finished.stop_reason() == StopReason::HandedBack => {
+                self.core.router.report_failure(tenant.id, placement.worker());
+                worker.clear();
+                if let Some(checkpoint) = &finished.checkpoint {
+                    last_words.push(Kind::CheckpointTaken(checkpoint_taken(checkpoint)));
+                }
+                if !last_words.is_empty() {
+                    recorder.store(last_words, finished.checkpoint, course.input_seq.take()).await?;
+                }
+                Ok(Step::Again)
+            }
+            Outcome::Finished { finished, last_words } => Ok(Step::Done(End {
+                checkpoint: finished.checkpoint.clone(),
+                last_words,
+                ..End::of(finished.stop_reason())
+            })),
+        }
+    }
+
+    fn refused(&self, tenant: &Tenant, worker: &str, status: &Status, is_told: bool) -> Step {
+        let error = worker_error::from_status(status);
+        match error {
+            Error::WorkerRefused { .. } if status.code() != Code::ResourceExhausted => {
+                Step::Done(End::failed(StopReason::Error, session_error(&error)))
+            }
+            // It is there, and has forgotten the session: it is told of it at once, and not lost. Of one that forgets what it was told
+            // in this very step nothing is had for now.
+            _ if status.code() == Code::NotFound && !is_told => Step::Again,
+            _ => {
+                // An unknown session is no fault of the worker's: it has been restarted.
+                if status.code() != Code::NotFound {
+                    self.core.router.report_failure(tenant.id, worker);
+                }
+                Step::Lost(session_error(&error))
+            }
+        }
+    }
+
+    /// Looks for a worker, for a while: one that was killed is replaced within seconds.
+    async fn place(
+        &self,
+        preferred: &str,
+        turn: TurnId,
+        controls: &mut Controls,
+    ) -> Result<(Arc<Tenant>, Placement), Unplaced> {
+        let until = Instant::now() + self.core.options.placement_timeout;
+        let preferred = Some(preferred).filter(|worker| !worker.is_empty());
+        loop {
+            let unknown = || Error::NoWorker { why: "its tenant is gone".to_owned() };
+            let placed = match self.core.tenants.get(self.session.tenant) {
+                None => Err(unknown()),
+                Some(tenant) => {
+                    self.core.router.place(tenant.id, self.session.id, preferred).map(|placement| (tenant, placement))
+                }
+            };
+            match placed {
+                Ok(placed) => return Ok(placed),
+                Err(error) if Instant::now() >= until => return Err(Unplaced::Nowhere(error)),
+                Err(_) => {}
+            }
+            if self.core.tenants.is_stopped(self.session.tenant) {
+                return Err(Unplaced::Stopped(StopReason::Interrupted));
+            }
+            if let Some(stop_reason) = pause(turn, controls).await {
+                return Err(Unplaced::Stopped(stop_reason));
+            }
+        }
+    }
+
+    /// What the worker needs to begin, or to go on where another was lost.
+    fn start(&self, input: &Input, standing: Standing, tenant: &Tenant) -> StepStart {
+        StepStart {
+            session_id: self.session.id.to_string(),
+            turn_id: input.turn.to_string(),
+            tenant: tenant.name.clone(),
+            epoch: self.epoch,
+            agent: Some(self.session.agent.clone()),
+            checkpoint: standing.checkpoint,
+            input: standing.input,
+            journal: standing.journal,
+            asked_approval_ids: standing.asked,
+            decisions: standing.decisions,
+            settled_grant_ids: standing.settled,
+            user: input.sender.clone(),
+        }
+    }
+}
+
+/// How a step left the turn.
+pub(super) enum Step {
+    Done(End),
+    /// On another worker, from the checkpoint that was handed back.
+    Again,
+    Lost(SessionError),
+    /// Nothing was heard of the worker at all.
+    Unreached(SessionError),
+}
+
+impl Step {
+    fn unreached(self) -> Self {
+        match self {
+            Self::Lost(error) => Self::Unreached(error),
+            other => other,
+        }
+    }
+}
+
+/// Waits a little before the next try. Why the turn is to stop, if it is told so meanwhile.
+pub(super) async fn pause(turn: TurnId, controls: &mut Controls) -> Option<StopReason> {
+    timeout(PLACEMENT_PAUSE, told_to_stop(turn, controls)).await.ok()
+}
+
+/// Until somebody stops a turn that no worker runs yet. Other words are nothing to it: what was decided meanwhile, the log tells.
+async fn told_to_stop(turn: TurnId, controls: &mut Controls) -> StopReason {
+    loop {
+        match controls.recv().await {
+            Some(Frame::Interrupt { turn: meant }) if meant.is_none_or(|meant| meant == turn) => {
+                return StopReason::Interrupted;
+            }
+            Some(Frame::Terminated) => return StopReason::Terminated,
+            Some(_) => {}
+            None => std::future::pending().await,
+        }
+    }
+}
+
+enum Unplaced {
+    Stopped(StopReason),
+    Nowhere(Error),
+}
