@@ -11,6 +11,7 @@ pub mod front;
 pub mod kubelet;
 pub mod launch;
 pub mod load;
+pub mod metronome;
 pub mod operator;
 pub mod pace;
 pub mod process;

@@ -1,12 +1,10 @@
 //! Load at a rate, whatever becomes of it.
 
-use std::thread;
-use std::time::Duration;
-
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::time::Instant;
+
+use super::metronome::Metronome;
 
 /// So many a second, for so long.
 #[derive(Debug, Clone, Copy)]
@@ -19,7 +17,7 @@ impl Pace {
     /// Calls `act` at its moments, each with its number. What is slow delays nothing that comes after it: the answers
     /// say when a call was due, so that time spent waiting for a turn counts too.
     pub async fn run<T>(self, act: impl AsyncFn(u32) -> T) -> Vec<(Instant, T)> {
-        let mut moments = self.moments();
+        let mut moments = Metronome::start().ticks(self.per_second, self.count);
         let (mut calls, mut made) = (FuturesUnordered::new(), Vec::new());
         loop {
             // Each is begun at its moment: to make all of them before would take the time of the first ones.
@@ -36,27 +34,12 @@ impl Pace {
         made.extend(calls.collect::<Vec<_>>().await);
         made
     }
-
-    /// Each call's number at the moment at which it is due. A thread tells: the runtime's timers have a grain of a millisecond, by
-    /// which ten calls of ten thousand a second would come at once.
-    fn moments(self) -> UnboundedReceiver<(u32, Instant)> {
-        let (tell, moments) = mpsc::unbounded_channel();
-        let begun = Instant::now();
-        thread::spawn(move || {
-            for number in 0..self.count {
-                let due = begun + Duration::from_secs(1) * number / self.per_second;
-                thread::sleep(due.saturating_duration_since(Instant::now()));
-                if tell.send((number, due)).is_err() {
-                    return;
-                }
-            }
-        });
-        moments
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[tokio::test]

@@ -180,8 +180,13 @@ impl LeaseStore for Gated<dyn LeaseStore> {
         self.gate.pass(self.behind.acquire(tenant, session, holder, ttl)).await
     }
 
-    async fn renew(&self, tenant: TenantId, session: SessionId, epoch: u64, ttl: Duration) -> Result<(), Error> {
-        self.gate.pass(self.behind.renew(tenant, session, epoch, ttl)).await
+    async fn renew_all(
+        &self,
+        tenant: TenantId,
+        leases: &[(SessionId, u64)],
+        ttl: Duration,
+    ) -> Result<Vec<SessionId>, Error> {
+        self.gate.pass(self.behind.renew_all(tenant, leases, ttl)).await
     }
 
     async fn release(&self, tenant: TenantId, session: SessionId, epoch: u64) -> Result<(), Error> {

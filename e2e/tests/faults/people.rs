@@ -1,5 +1,6 @@
 //! Those who use the system: one talks, one reads, one approves. They try again, at any front, until they are heard.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use futures::StreamExt as _;
 use tokio::sync::watch;
 
 use crate::scenario::{Said, agent};
+use crate::transcript::is_answer;
 use crate::world::World;
 
 /// What came of one conversation.
@@ -100,7 +102,7 @@ async fn read(
     seen: &Mutex<Vec<SessionEvent>>,
 ) {
     let of = world.identities[tenant].tenant;
-    let (mut last_seq, mut asked) = (0, Vec::<String>::new());
+    let (mut last_seq, mut asked, mut answers) = (0, Vec::<String>::new(), BTreeSet::new());
     loop {
         let (front, lost) = (world.front().await, world.chaos.readers_lost());
         let log = Arc::clone(&front.core.stores.events);
@@ -124,7 +126,11 @@ async fn read(
                     }
                     _ => None,
                 };
-                if matches!(event.kind, Some(Kind::SessionIdle(_))) {
+                if is_answer(&event) {
+                    answers.insert(event.turn_id.clone());
+                }
+                // The end of a turn that answers no message is told besides.
+                if matches!(event.kind, Some(Kind::SessionIdle(_))) && !answers.contains(&event.turn_id) {
                     progress.send_modify(|answered| *answered += 1);
                 }
                 seen.lock().unwrap().push(event);

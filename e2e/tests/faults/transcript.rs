@@ -216,12 +216,27 @@ pub(crate) fn stretches(lines: &[Line]) -> Vec<Vec<Line>> {
     stretches
 }
 
+/// The message of a turn that begins with a person's answer: to a question of the turn before, which ended meanwhile.
+pub(crate) fn is_answer(event: &SessionEvent) -> bool {
+    matches!(&event.kind, Some(Kind::UserMessage(message)) if message.content.is_empty())
+}
+
 fn turns(events: &[SessionEvent]) -> Vec<Vec<Line>> {
-    let mut order = Vec::new();
+    let mut order: Vec<&str> = Vec::new();
     let mut turns: BTreeMap<&str, (Vec<Line>, Vec<&str>)> = BTreeMap::new();
     let mut questions: BTreeMap<&str, Option<usize>> = BTreeMap::new();
+    // Turns that go on with another one.
+    let mut sequels: BTreeMap<&str, &str> = BTreeMap::new();
     for event in events.iter().filter(|event| !event.turn_id.is_empty()) {
-        let turn = event.turn_id.as_str();
+        let own = event.turn_id.as_str();
+        if let Some(before) = order.last().filter(|_| is_answer(event)) {
+            sequels.insert(own, before);
+            if let Some((lines, _)) = turns.get_mut(before) {
+                lines.retain(|line| *line != Line::Idle(StopReason::RequiresAction));
+            }
+            continue;
+        }
+        let turn = *sequels.get(own).unwrap_or(&own);
         if !turns.contains_key(turn) {
             order.push(turn);
         }
@@ -248,11 +263,14 @@ fn turns(events: &[SessionEvent]) -> Vec<Vec<Line>> {
             }),
             Kind::ApprovalRequired(asked) => {
                 questions.insert(&asked.approval_id, place(&asked.tool_call_id));
-                Some(Line::Asked {
+                let line = Line::Asked {
                     place: place(&asked.tool_call_id),
                     tool: asked.tool_name.clone(),
                     of_unknown: asked.reason.contains("its outcome is unknown"),
-                })
+                };
+                // What nobody has decided stands, and a turn that goes on says so.
+                let is_repeated = own != turn && lines.contains(&line);
+                (!is_repeated).then_some(line)
             }
             Kind::ApprovalResolved(decided) => Some(Line::Decided {
                 place: *questions.get(decided.approval_id.as_str()).expect("somebody asked"),

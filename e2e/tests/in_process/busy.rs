@@ -216,8 +216,13 @@ impl LeaseStore for SlowLeases {
         self.0.acquire(t, s, holder, ttl).await
     }
 
-    async fn renew(&self, tenant: TenantId, session: SessionId, epoch: u64, ttl: Duration) -> Result<(), Error> {
-        self.0.renew(tenant, session, epoch, ttl).await
+    async fn renew_all(
+        &self,
+        t: TenantId,
+        leases: &[(SessionId, u64)],
+        ttl: Duration,
+    ) -> Result<Vec<SessionId>, Error> {
+        self.0.renew_all(t, leases, ttl).await
     }
 
     async fn release(&self, tenant: TenantId, session: SessionId, epoch: u64) -> Result<(), Error> {

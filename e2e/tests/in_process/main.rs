@@ -11,6 +11,7 @@ mod busy;
 mod first_token;
 mod guarded;
 mod hang_up;
+mod heartbeats;
 mod hedging;
 mod hooks;
 mod liar;

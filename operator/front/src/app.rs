@@ -35,7 +35,7 @@ use crate::services::{Audit, Budgets, Models, Tenants as TenantsService, Usage};
 use crate::session::{watch_for_sessions_due, watch_for_sessions_to_erase};
 use crate::store::Stores;
 use crate::tenants::Tenants;
-use crate::turn::held::{Held, leave_turns_behind};
+use crate::turn::held::{Held, keep_leases, leave_turns_behind};
 use crate::turn::watch_for_abandoned_turns;
 use crate::worker_client::WorkerPool;
 
@@ -103,6 +103,7 @@ pub async fn assemble(parts: Parts, tasks: &Tasks, registry: &prometheus::Regist
         let poster = Poster::new(Arc::clone(&core.stores.budgets), hook, registry)?;
         drop(tasks.spawn("alert-hooks", poster.run(tasks.clone())));
     }
+    tasks.spawn_last("lease-heartbeat", keep_leases(Arc::clone(&core)));
     tasks.spawn_last("turns-left", leave_turns_behind(Arc::clone(&core)));
     tasks.spawn("turn-takeover", watch_for_abandoned_turns(Arc::clone(&core)));
     tasks.spawn("session-reaper", watch_for_sessions_due(Arc::clone(&core)));

@@ -29,8 +29,19 @@ pub trait LeaseStore: Send + Sync {
         ttl: Duration,
     ) -> Result<Option<u64>, Error>;
 
-    /// Holds the lease for `ttl` more. Fails with [`Error::LeaseLost`] when the epoch has moved on, or the lease was released.
-    async fn renew(&self, tenant: TenantId, session: SessionId, epoch: u64, ttl: Duration) -> Result<(), Error>;
+    /// Holds leases for `ttl` more, each under its epoch. Those of them that are lost: the epoch has moved on, or the lease was released.
+    async fn renew_all(
+        &self,
+        tenant: TenantId,
+        leases: &[(SessionId, u64)],
+        ttl: Duration,
+    ) -> Result<Vec<SessionId>, Error>;
+
+    /// As [`Self::renew_all`] of one. Fails with [`Error::LeaseLost`] when it is lost.
+    async fn renew(&self, tenant: TenantId, session: SessionId, epoch: u64, ttl: Duration) -> Result<(), Error> {
+        let lost = self.renew_all(tenant, &[(session, epoch)], ttl).await?;
+        if lost.is_empty() { Ok(()) } else { Err(Error::LeaseLost { epoch }) }
+    }
 
     /// Gives the lease up. Giving up one that is lost is not an error. While a user's message waits, the lease is not free
     /// but abandoned from now on.

@@ -18,6 +18,7 @@ use futures::future::try_join_all;
 use redis::aio::MultiplexedConnection;
 use tokio::time::Instant;
 
+use super::create;
 use super::log::session;
 use super::stage::Stage;
 use crate::bench::load;
@@ -33,28 +34,23 @@ const BATCH: usize = 500;
 /// Leave for model calls of a hundred tenants: two windows and three budgets each, in one call of Redis. With `settled`, each is
 /// settled as soon as it was granted, which is another call. A Redis that does not keep up is an outcome.
 pub(super) async fn leave(stage: &Stage, per_second: u32, seconds: u32, settled: bool) -> anyhow::Result<Row> {
-    let counters = RedisCounters::connect(&stage.place.redis_url, Duration::from_secs(5))?;
-    let tenants: Vec<_> = (0..100).map(|_| TenantId::generate()).collect();
-    for tenant in &tenants {
-        leave_of(&counters, *tenant, u32::MAX, true, false).await?;
-    }
-    let redis = redis::Client::open(&*stage.place.redis_url)?;
+    let redis_url = stage.place.redis_url.clone();
+    let pace = Pace { per_second, count: per_second * seconds };
+    let redis = redis::Client::open(&*redis_url)?;
     let mut redis = redis.get_multiplexed_async_connection().await?;
-    let before = (load::of(std::process::id())?.cpu, scripts(&mut redis).await?);
-    let calls = Pace { per_second, count: per_second * seconds }
-        .run(async |number| {
-            let tenant = tenants[number as usize % tenants.len()];
-            // From the moment at which it is made.
-            let begun = Instant::now();
-            leave_of(&counters, tenant, number, false, settled).await.map(|()| begun.elapsed())
-        })
-        .await;
-    let used = load::of(std::process::id())?.cpu.saturating_sub(before.0).as_secs_f64();
+    // One thread, which is all that the calls need: what wakes another costs as much as a call.
+    let measured = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(leaves(&redis_url, pace, settled))
+    });
+    let Leaves { calls, used, begun } = measured.await??;
     let ran = scripts(&mut redis).await?;
-    let each = (ran.microseconds - before.1.microseconds) / (ran.calls - before.1.calls).max(1.0);
+    let each = (ran.microseconds - begun.microseconds) / (ran.calls - begun.calls).max(1.0);
     let count = calls.len();
-    let (mut times, mut failure, mut failures) = (Vec::with_capacity(count), None, 0);
-    for (_, call) in calls {
+    let (mut times, mut late) = (Vec::with_capacity(count), Vec::with_capacity(count));
+    let (mut failure, mut failures) = (None, 0);
+    for (lateness, call) in calls {
+        late.push(lateness);
         match call {
             Ok(taken) => times.push(taken),
             Err(error) => {
@@ -73,8 +69,41 @@ pub(super) async fn leave(stage: &Stage, per_second: u32, seconds: u32, settled:
         None => Row::times(measure, times.into_iter().collect()).p99_within(Duration::from_millis(1)),
     };
     Ok(row
+        .besides(create::lateness(late))
         .besides(format!("a script takes Redis {each:.0} µs"))
-        .besides(format!("CPU seconds of {seconds}: the harness {used:.1}")))
+        .besides(format!("CPU seconds of {seconds}: the harness {:.1}", used.as_secs_f64())))
+}
+
+/// What came of many calls.
+struct Leaves {
+    /// By how much each was made later than it was due, and how long it took.
+    calls: Vec<(Duration, anyhow::Result<Duration>)>,
+    /// Processor time of this program.
+    used: Duration,
+    /// What Redis said before.
+    begun: Scripts,
+}
+
+async fn leaves(redis_url: &str, pace: Pace, settled: bool) -> anyhow::Result<Leaves> {
+    let counters = RedisCounters::connect(redis_url, Duration::from_secs(5))?;
+    let tenants: Vec<_> = (0..100).map(|_| TenantId::generate()).collect();
+    for tenant in &tenants {
+        leave_of(&counters, *tenant, u32::MAX, true, false).await?;
+    }
+    let mut redis = redis::Client::open(redis_url)?.get_multiplexed_async_connection().await?;
+    let (cpu, begun) = (load::of(std::process::id())?.cpu, scripts(&mut redis).await?);
+    let calls = pace
+        .run(async |number| {
+            let tenant = tenants[number as usize % tenants.len()];
+            // From the moment at which it is made.
+            let begun = Instant::now();
+            let call = leave_of(&counters, tenant, number, false, settled).await.map(|()| begun.elapsed());
+            (begun, call)
+        })
+        .await;
+    let used = load::of(std::process::id())?.cpu.saturating_sub(cpu);
+    let calls = calls.into_iter().map(|(due, (begun, call))| (begun - due, call)).collect();
+    Ok(Leaves { calls, used, begun })
 }
 
 /// What Redis says of its scripts.
@@ -126,7 +155,10 @@ async fn leave_of(
     let verdict = counters.admit(&ask).await?.verdict;
     ensure!(matches!(verdict, Verdict::Granted(_)), "there is room, and the answer is {verdict:?}");
     if settled {
-        counters.settle(&Settlement { tenant, id: ask.id, tokens: Some(1_500), bounds: ask.bounds }).await?;
+        // With the ledger's word, as whoever settles has it.
+        let told = Some(Ledger { version: 1, nano_usd: 1, tokens: 1 });
+        let bounds = ask.bounds.into_iter().map(|bound| Bound { ledger: told, ..bound }).collect();
+        counters.settle(&Settlement { tenant, id: ask.id, tokens: Some(1_500), bounds }).await?;
     }
     Ok(())
 }

@@ -5,14 +5,15 @@
 
 use std::net::SocketAddr;
 use std::sync::OnceLock;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use croft_serve::Tasks;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
+
+use crate::bench::metronome::Metronome;
 
 /// Tokens of one answer.
 pub(super) const PER_SECOND: u32 = 50;
@@ -34,13 +35,13 @@ pub(super) fn moments(text: &str) -> impl Iterator<Item = u64> {
 pub(super) async fn serve(tasks: &Tasks) -> anyhow::Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
-    let (stopping, tasks_of_calls) = (tasks.stopping(), tasks.clone());
+    let (stopping, tasks_of_calls, metronome) = (tasks.stopping(), tasks.clone(), Metronome::start());
     let accepting = async move {
         while let Ok((call, _)) = listener.accept().await {
-            let stopping = tasks_of_calls.stopping();
+            let (stopping, metronome) = (tasks_of_calls.stopping(), metronome.clone());
             // A caller that hangs up ends its call.
             drop(tasks_of_calls.spawn("provider-call", async move {
-                drop(stopping.run_until_cancelled(answer(call)).await);
+                drop(stopping.run_until_cancelled(answer(call, &metronome)).await);
             }));
         }
     };
@@ -48,7 +49,7 @@ pub(super) async fn serve(tasks: &Tasks) -> anyhow::Result<SocketAddr> {
     Ok(address)
 }
 
-async fn answer(mut call: TcpStream) -> anyhow::Result<()> {
+async fn answer(mut call: TcpStream, metronome: &Metronome) -> anyhow::Result<()> {
     call.set_nodelay(true)?;
     let request = read(&mut call).await?;
     let asked = request.rsplit_once("previews=").map(|(_, rest)| rest);
@@ -64,12 +65,9 @@ async fn answer(mut call: TcpStream) -> anyhow::Result<()> {
     start += &event("message_start", &json!({ "message": message }));
     start += &event("content_block_start", &json!({ "index": 0, "content_block": { "type": "text", "text": "" } }));
     call.write_all(start.as_bytes()).await?;
-    let mut ticks = tokio::time::interval(Duration::from_secs(1) / PER_SECOND);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    for _ in 0..previews {
-        ticks.tick().await;
-        let delta = json!({ "type": "text_delta", "text": format!("{} ", now()) });
-        call.write_all(event("content_block_delta", &json!({ "index": 0, "delta": delta })).as_bytes()).await?;
+    let mut ticks = metronome.ticks(PER_SECOND, previews);
+    while ticks.recv().await.is_some() {
+        call.write_all(token(now()).as_bytes()).await?;
     }
     let mut end = event("content_block_stop", &json!({ "index": 0 }));
     let stop = json!({ "delta": { "stop_reason": "end_turn", "stop_sequence": null }, "usage": { "output_tokens": previews } });
@@ -98,6 +96,13 @@ async fn read(call: &mut TcpStream) -> anyhow::Result<String> {
     }
 }
 
+/// As [`event`] would write it. Of these there are many, and whatever this program does takes from what it measures.
+fn token(sent: u64) -> String {
+    format!(
+        "event: content_block_delta\ndata: {{\"type\":\"content_block_delta\",\"index\":0,\"delta\":{{\"type\":\"text_delta\",\"text\":\"{sent} \"}}}}\n\n"
+    )
+}
+
 fn event(kind: &str, data: &Value) -> String {
     let mut data = data.clone();
     data["type"] = kind.into();
@@ -107,6 +112,14 @@ fn event(kind: &str, data: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_token_is_an_event_like_any_other() {
+        let delta = json!({ "type": "text_delta", "text": "7 " });
+        let read =
+            |event: String| -> Value { serde_json::from_str(event.split_once("data: ").unwrap().1.trim()).unwrap() };
+        assert_eq!(read(token(7)), read(event("content_block_delta", &json!({ "index": 0, "delta": delta }))));
+    }
 
     #[test]
     fn a_piece_of_an_answer_may_hold_several_moments() {

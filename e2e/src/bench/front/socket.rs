@@ -6,9 +6,9 @@ use anyhow::{Context as _, bail};
 use futures::{SinkExt as _, StreamExt as _};
 use serde_json::Value;
 use tokio::net::TcpStream;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 /// Frames of JSON both ways.
@@ -32,9 +32,14 @@ impl Socket {
 
     /// The next frame. Pings are answered on the way.
     pub(super) async fn hear(&mut self) -> anyhow::Result<Value> {
+        Ok(serde_json::from_str(&self.hear_text().await?)?)
+    }
+
+    /// The next frame, unread.
+    pub(super) async fn hear_text(&mut self) -> anyhow::Result<Utf8Bytes> {
         loop {
             match self.0.next().await.context("the WebSocket has ended")?? {
-                Message::Text(text) => return Ok(serde_json::from_str(&text)?),
+                Message::Text(text) => return Ok(text),
                 Message::Ping(_) | Message::Pong(_) => {}
                 other => bail!("no frame of text: {other:?}"),
             }

@@ -160,7 +160,9 @@ struct Follower {
 
 impl Follower {
     fn stream(self) -> impl Stream<Item = Result<SessionEvent, Error>> + Send + use<> {
-        stream::unfold(self, |mut follower| async move { follower.next().await.map(|next| (next, follower)) })
+        // Boxed, as it is moved with each event.
+        let follower = Box::new(self);
+        stream::unfold(follower, |mut follower| async move { follower.next().await.map(|next| (next, follower)) })
     }
 
     /// The first page, and with it the event that the caller has already: it may be the one that ended the session.

@@ -12,7 +12,6 @@ use croft_proto::v1::{
     UserMessage,
 };
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
 use super::Accepted;
@@ -116,17 +115,13 @@ impl Driver {
 
     /// Runs turns while the lease is renewed beside them. The epoch of a new lease, if a message came as this one was given up.
     async fn under_lease(&mut self) -> Result<Option<u64>, Error> {
-        let lost = CancellationToken::new();
-        let _hold = self.core.held.hold(self.session.tenant, self.session.id, self.epoch);
+        let Session { tenant, id, .. } = self.session;
+        let hold = self.core.held.hold(tenant, id, self.epoch, self.core.options.lease_ttl);
         let first = self.first.take();
-        let beat = heartbeat(Arc::clone(&self.core), self.session.clone(), self.epoch, lost.clone());
-        let heartbeat = self.core.tasks.spawn("lease-heartbeat", beat);
-        let outcome = tokio::select! {
+        tokio::select! {
             outcome = self.turns(first) => outcome,
-            () = lost.cancelled() => Err(Error::LeaseLost { epoch: self.epoch }),
-        };
-        heartbeat.abort();
-        outcome
+            () = hold.lost() => Err(Error::LeaseLost { epoch: self.epoch }),
+        }
     }
 
     async fn turns(&self, first: Option<First>) -> Result<Option<u64>, Error> {
@@ -339,22 +334,5 @@ fn session_error(error: &Error) -> SessionError {
         reason: error.reason().to_owned(),
         message: error.to_string(),
         retryable: matches!(error, Error::WorkerLost { .. } | Error::NoWorker { .. }),
-    }
-}
-
-/// Apart from the work, so that a slow step is not taken for a dead front.
-async fn heartbeat(core: Arc<Core>, session: Session, epoch: u64, lost: CancellationToken) {
-    let ttl = core.options.lease_ttl;
-    let mut good_until = Instant::now() + ttl;
-    loop {
-        tokio::time::sleep(ttl / 3).await;
-        let asked = Instant::now();
-        match core.stores.leases.renew(session.tenant, session.id, epoch, ttl).await {
-            Ok(()) => good_until = asked + ttl,
-            Err(Error::LeaseLost { .. }) => return lost.cancel(),
-            // The store is away: ours for as long as the last renewal said, and no longer.
-            Err(_) if Instant::now() >= good_until => return lost.cancel(),
-            Err(error) => tracing::warn!(session = %session.id, %error, "lease not renewed, trying again"),
-        }
     }
 }

@@ -1,34 +1,87 @@
-//! The leases of turns that run here. None has to run out when this replica goes in order before its turns are over.
+//! The leases of turns that run here. They are renewed apart from the work, so that a slow step is not taken for a dead front, and
+//! together, as a turn that is running shall cost the store next to nothing. None has to run out when this replica goes in order before
+//! its turns are over.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use croft_proto::id::{SessionId, TenantId};
 use futures::{StreamExt, stream};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 
 use crate::core::Core;
 
-/// Leases that are left at the same time: as many as the store has connections for.
+/// Calls of the store at the same time: half of the connections that it has.
 const AT_A_TIME: usize = 8;
+/// Leases that are renewed by one call. Their rows are locked together.
+const TOGETHER_MAX: usize = 500;
 
 type Turn = (TenantId, SessionId);
 
-/// Which they are, with their epochs.
+/// Which they are.
 #[derive(Debug, Clone, Default)]
 pub struct Held {
-    leases: Arc<Mutex<HashMap<Turn, u64>>>,
+    leases: Arc<Mutex<HashMap<Turn, Lease>>>,
 }
 
+#[derive(Debug)]
+struct Lease {
+    epoch: u64,
+    /// What the last renewal said.
+    good_until: Instant,
+    lost: CancellationToken,
+}
+
+/// Leases of one tenant, with their epochs.
+type Batch = (TenantId, Vec<(SessionId, u64)>);
+
 impl Held {
-    /// Until what comes back is dropped, a lease is held.
-    pub(super) fn hold(&self, tenant: TenantId, session: SessionId, epoch: u64) -> Hold {
-        self.lock().insert((tenant, session), epoch);
-        Hold { held: self.clone(), turn: (tenant, session), epoch }
+    /// Until what comes back is dropped, a lease is held, which is good for `ttl` from now on.
+    pub(super) fn hold(&self, tenant: TenantId, session: SessionId, epoch: u64, ttl: Duration) -> Hold {
+        let (turn, lost) = ((tenant, session), CancellationToken::new());
+        self.lock().insert(turn, Lease { epoch, good_until: Instant::now() + ttl, lost: lost.clone() });
+        Hold { held: self.clone(), turn, epoch, lost }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Turn, u64>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Turn, Lease>> {
         // No code that holds the lock can leave the map half changed.
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All of them.
+    fn batches(&self) -> Vec<Batch> {
+        let mut by_tenant: HashMap<TenantId, Vec<(SessionId, u64)>> = HashMap::new();
+        for ((tenant, session), lease) in &*self.lock() {
+            by_tenant.entry(*tenant).or_default().push((*session, lease.epoch));
+        }
+        let cut = |(tenant, leases): (TenantId, Vec<_>)| {
+            leases.chunks(TOGETHER_MAX).map(|some| (tenant, some.to_vec())).collect::<Vec<_>>()
+        };
+        by_tenant.into_iter().flat_map(cut).collect()
+    }
+
+    /// These are good until then, but for those that are lost.
+    fn renewed(&self, (tenant, leases): Batch, lost: &[SessionId], good_until: Instant) {
+        let mut held = self.lock();
+        for (session, epoch) in leases {
+            // Another of the same session may have come since.
+            let Some(lease) = held.get_mut(&(tenant, session)).filter(|lease| lease.epoch == epoch) else { continue };
+            if lost.contains(&session) {
+                lease.lost.cancel();
+            } else {
+                lease.good_until = good_until;
+            }
+        }
+    }
+
+    /// Those that nobody could renew are ours for as long as the last renewal said, and no longer.
+    fn give_up_what_ran_out(&self) {
+        let now = Instant::now();
+        for lease in self.lock().values().filter(|lease| lease.good_until <= now) {
+            lease.lost.cancel();
+        }
     }
 }
 
@@ -36,15 +89,51 @@ pub(super) struct Hold {
     held: Held,
     turn: Turn,
     epoch: u64,
+    lost: CancellationToken,
+}
+
+impl Hold {
+    /// Until the lease is somebody else's.
+    pub(super) async fn lost(&self) {
+        self.lost.cancelled().await;
+    }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
         let mut leases = self.held.lock();
-        // Another of the same session may have come since.
-        if leases.get(&self.turn) == Some(&self.epoch) {
+        if leases.get(&self.turn).is_some_and(|lease| lease.epoch == self.epoch) {
             leases.remove(&self.turn);
         }
+    }
+}
+
+/// Renews all leases that are held here, three times in the life of one, until this replica is gone.
+pub async fn keep_leases(core: Arc<Core>) {
+    let (ttl, ending) = (core.options.lease_ttl, core.tasks.ending());
+    let mut round_at = Instant::now();
+    loop {
+        round_at += ttl / 3;
+        tokio::select! {
+            () = ending.cancelled() => return,
+            () = tokio::time::sleep_until(round_at) => {}
+        }
+        let renewals =
+            stream::iter(core.held.batches()).for_each_concurrent(AT_A_TIME, |batch| renew(&core, batch, ttl));
+        // A store that hangs keeps the others of a round, but not the rounds.
+        if timeout(ttl / 3, renewals).await.is_err() {
+            tracing::warn!("leases were not renewed in time, trying again");
+            round_at = Instant::now();
+        }
+        core.held.give_up_what_ran_out();
+    }
+}
+
+async fn renew(core: &Core, batch: Batch, ttl: Duration) {
+    let asked = Instant::now();
+    match core.stores.leases.renew_all(batch.0, &batch.1, ttl).await {
+        Ok(lost) => core.held.renewed(batch, &lost, asked + ttl),
+        Err(error) => tracing::warn!(tenant = %batch.0, %error, "leases not renewed, trying again"),
     }
 }
 
@@ -52,7 +141,7 @@ impl Drop for Hold {
 pub async fn leave_turns_behind(core: Arc<Core>) {
     core.tasks.ending().cancelled().await;
     let left: Vec<_> = core.held.lock().drain().collect();
-    let leave = left.into_iter().map(|((tenant, session), epoch)| {
+    let leave = left.into_iter().map(|((tenant, session), Lease { epoch, .. })| {
         let leases = Arc::clone(&core.stores.leases);
         async move {
             match leases.abandon(tenant, session, epoch).await {

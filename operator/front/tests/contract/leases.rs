@@ -86,6 +86,31 @@ pub(crate) async fn passes_on_when_it_runs_out(stores: &Stores) {
     assert!(matches!(late, Err(Error::LeaseLost { epoch }) if epoch == first));
 }
 
+pub(crate) async fn renews_many_at_once_and_tells_of_those_that_are_lost(stores: &Stores) {
+    let [ours, theirs] = two_tenants(stores).await;
+    let mut leases = Vec::new();
+    for _ in 0..5 {
+        let session = session(stores, ours).await;
+        let epoch = stores.leases.acquire(ours, session, "front-0", SHORT).await.unwrap().unwrap();
+        leases.push((session, epoch));
+    }
+    stores.leases.release(ours, leases[1].0, leases[1].1).await.unwrap();
+    leases[3].1 += 1;
+    let foreign = session(stores, theirs).await;
+    let epoch = stores.leases.acquire(theirs, foreign, "front-0", SHORT).await.unwrap().unwrap();
+    leases.push((foreign, epoch));
+    leases.push((SessionId::generate(), 1));
+    let lost = stores.leases.renew_all(ours, &leases, LONG).await.unwrap();
+    assert_eq!(lost, [1, 3, 5, 6].map(|place: usize| leases[place].0));
+    tokio::time::sleep(SHORT * 2).await;
+    // What was renewed is held, and nothing else is.
+    for (place, taken) in [(0, false), (1, true), (2, false), (3, true), (4, false)] {
+        let acquired = stores.leases.acquire(ours, leases[place].0, "front-1", LONG).await.unwrap();
+        assert_eq!(acquired.is_some(), taken, "{place}");
+    }
+    assert_eq!(stores.leases.renew_all(ours, &[], LONG).await.unwrap(), []);
+}
+
 pub(crate) async fn renews_while_it_is_held(stores: &Stores) {
     let tenant = tenant(stores, "ours").await;
     let session = session(stores, tenant).await;

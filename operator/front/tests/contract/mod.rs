@@ -33,6 +33,7 @@ macro_rules! promises {
                 appends_once_for_concurrent_requests_with_one_key, reads_in_pages, reads_no_more_than_fits_a_page, replaces_the_checkpoint,
                 remembers_what_input_was_taken_up;
             leases: keeps_tenants_apart, has_one_holder, grows_its_epoch, passes_on_when_it_runs_out,
+                renews_many_at_once_and_tells_of_those_that_are_lost,
                 renews_while_it_is_held, survives_a_late_heartbeat, finds_abandoned_ones_longest_first,
                 has_one_winner_of_many, refuses_sessions_that_cannot_run, is_abandoned_when_given_up_while_a_message_waits,
                 is_abandoned_by_a_message_that_finds_nobody, is_abandoned_by_a_holder_that_goes;

@@ -32,16 +32,21 @@ impl LeaseStore for Memory {
         Ok(Some(record.lease.take(now + ttl)))
     }
 
-    async fn renew(&self, tenant: TenantId, session: SessionId, epoch: u64, ttl: Duration) -> Result<(), Error> {
+    async fn renew_all(
+        &self,
+        tenant: TenantId,
+        leases: &[(SessionId, u64)],
+        ttl: Duration,
+    ) -> Result<Vec<SessionId>, Error> {
         let mut state = self.lock();
-        let lease = state.record(tenant, session).map(|record| &mut record.lease);
-        match lease {
-            Ok(lease) if lease.is_held_under(epoch) => {
-                lease.expiry = Some(Instant::now() + ttl);
-                Ok(())
+        let mut lost = Vec::new();
+        for (session, epoch) in leases {
+            match state.record(tenant, *session).map(|record| &mut record.lease) {
+                Ok(lease) if lease.is_held_under(*epoch) => lease.expiry = Some(Instant::now() + ttl),
+                _ => lost.push(*session),
             }
-            _ => Err(Error::LeaseLost { epoch }),
         }
+        Ok(lost)
     }
 
     async fn release(&self, tenant: TenantId, session: SessionId, epoch: u64) -> Result<(), Error> {

@@ -3,11 +3,13 @@
 //! Whatever changes who may append takes the session's lock first, as an append does, and repeats the epoch on the
 //! session's row. A heartbeat changes neither, and so waits for no append.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use croft_proto::id::{SessionId, TenantId};
 use sqlx::Row;
+use uuid::Uuid;
 
 use super::{Postgres, failed, signed};
 use crate::error::Error;
@@ -57,21 +59,36 @@ impl LeaseStore for Postgres {
         Ok(epoch.map(i64::cast_unsigned))
     }
 
-    async fn renew(&self, tenant: TenantId, session: SessionId, epoch: u64, ttl: Duration) -> Result<(), Error> {
+    async fn renew_all(
+        &self,
+        tenant: TenantId,
+        leases: &[(SessionId, u64)],
+        ttl: Duration,
+    ) -> Result<Vec<SessionId>, Error> {
         let mut tx = self.tenant(tenant).await?;
-        let renewed = sqlx::query(
-            "update leases set expire_time = clock_timestamp() + $4 * interval '1 microsecond'
-            where tenant_id = $1 and session_id = $2 and epoch = $3 and holder <> ''",
+        // In the order of the ids, as whoever else wants several.
+        let renewed: Vec<Uuid> = sqlx::query_scalar(
+            "with ours as (
+                select l.session_id
+                from unnest($2::uuid[], $3::bigint[]) as wanted (session_id, epoch)
+                join leases l on l.tenant_id = $1 and l.session_id = wanted.session_id and l.epoch = wanted.epoch
+                where l.holder <> ''
+                order by l.session_id for no key update of l
+            )
+            update leases l set expire_time = clock_timestamp() + $4 * interval '1 microsecond'
+            from ours where l.tenant_id = $1 and l.session_id = ours.session_id
+            returning l.session_id",
         )
         .bind(tenant.0)
-        .bind(session.0)
-        .bind(signed(epoch))
+        .bind(leases.iter().map(|(session, _)| session.0).collect::<Vec<_>>())
+        .bind(leases.iter().map(|(_, epoch)| signed(*epoch)).collect::<Vec<_>>())
         .bind(micros(ttl))
-        .execute(&mut *tx)
+        .fetch_all(&mut *tx)
         .await
         .map_err(failed)?;
         tx.commit().await.map_err(failed)?;
-        if renewed.rows_affected() == 1 { Ok(()) } else { Err(Error::LeaseLost { epoch }) }
+        let renewed: HashSet<_> = renewed.into_iter().map(SessionId).collect();
+        Ok(leases.iter().map(|(session, _)| *session).filter(|session| !renewed.contains(session)).collect())
     }
 
     async fn release(&self, tenant: TenantId, session: SessionId, epoch: u64) -> Result<(), Error> {
