@@ -19,6 +19,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use super::row::Row;
+use metering::Settled;
 use stage::{Place, Stage};
 
 /// How much is measured.
@@ -103,8 +104,16 @@ pub async fn run(place: Place, extent: &FrontExtent, out: &mut impl Write) -> an
         tell(takeover::after_worker_kill(&mut stage, extent.takeovers).await?)?;
     }
     if wanted(Measure::Leave) {
-        tell(metering::leave(&stage, 10_000, extent.seconds, false).await?)?;
-        tell(metering::leave(&stage, 2_500, extent.seconds, true).await?)?;
+        tell(metering::leave(&stage, 10_000, extent.seconds, Settled::No).await?)?;
+        tell(metering::leave(&stage, 2_500, extent.seconds, Settled::Yes).await?)?;
+        // Counters need no file: what they hold is compared with the ledger when they come back empty.
+        metering::keep_file(&stage, false).await?;
+        tell(
+            metering::leave(&stage, 10_000, extent.seconds, Settled::No)
+                .await?
+                .besides("Redis keeps no file of appends"),
+        )?;
+        metering::keep_file(&stage, true).await?;
     }
     if wanted(Measure::Rows) {
         tell(metering::rows(&stage, 256, extent.seconds).await?)?;

@@ -7,7 +7,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
 
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::Instant;
 
 /// A thread that keeps the time for many. It ends with the last of its users and their ticks.
@@ -16,6 +16,9 @@ pub struct Metronome {
     join: Sender<Beat>,
 }
 
+/// What is done at a tick, with its number and the moment at which it was due. False ends it.
+type Act = Box<dyn FnMut(u32, Instant) -> bool + Send>;
+
 /// The next tick of somebody: they are in the order in which they are due.
 struct Beat {
     due: Instant,
@@ -23,7 +26,7 @@ struct Beat {
     begun: Instant,
     per_second: u32,
     count: u32,
-    tell: UnboundedSender<(u32, Instant)>,
+    act: Act,
 }
 
 impl Metronome {
@@ -36,12 +39,18 @@ impl Metronome {
     /// So many ticks, at a rate, from now on: each with its number, at the moment at which it is due.
     pub fn ticks(&self, per_second: u32, count: u32) -> UnboundedReceiver<(u32, Instant)> {
         let (tell, ticks) = unbounded_channel();
+        // One that is not listened to any more ends.
+        self.each(per_second, count, move |number, due| tell.send((number, due)).is_ok());
+        ticks
+    }
+
+    /// Does something at each of so many ticks, on the thread itself: to wake another one for it may cost more than it does. Short, then.
+    pub fn each(&self, per_second: u32, count: u32, act: impl FnMut(u32, Instant) -> bool + Send + 'static) {
         let begun = Instant::now();
         if count > 0 {
             // The thread is there for as long as this is.
-            let _ = self.join.send(Beat { due: begun, number: 0, begun, per_second, count, tell });
+            let _ = self.join.send(Beat { due: begun, number: 0, begun, per_second, count, act: Box::new(act) });
         }
-        ticks
     }
 }
 
@@ -65,13 +74,12 @@ fn keep_time(joining: &Receiver<Beat>) {
         }
         while let Some(Reverse(beat)) = beats.peek()
             && beat.due <= Instant::now()
-            && let Some(Reverse(beat)) = beats.pop()
+            && let Some(Reverse(mut beat)) = beats.pop()
         {
-            // One that is not listened to any more is dropped.
-            if beat.tell.send((beat.number, beat.due)).is_ok() && beat.number + 1 < beat.count {
-                let number = beat.number + 1;
-                let due = beat.begun + Duration::from_secs(1) * number / beat.per_second;
-                beats.push(Reverse(Beat { due, number, ..beat }));
+            if (beat.act)(beat.number, beat.due) && beat.number + 1 < beat.count {
+                beat.number += 1;
+                beat.due = beat.begun + Duration::from_secs(1) * beat.number / beat.per_second;
+                beats.push(Reverse(beat));
             }
         }
     }

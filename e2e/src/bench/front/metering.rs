@@ -31,9 +31,23 @@ const CONNECTIONS: u32 = 16;
 /// What an audit writer stores at a time.
 const BATCH: usize = 500;
 
-/// Leave for model calls of a hundred tenants: two windows and three budgets each, in one call of Redis. With `settled`, each is
-/// settled as soon as it was granted, which is another call. A Redis that does not keep up is an outcome.
-pub(super) async fn leave(stage: &Stage, per_second: u32, seconds: u32, settled: bool) -> anyhow::Result<Row> {
+/// Whether leave is settled as soon as it was granted, which is another call of Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Settled {
+    No,
+    Yes,
+}
+
+/// Whether Redis writes each change to a file, as it does from the start.
+pub(super) async fn keep_file(stage: &Stage, keeps: bool) -> anyhow::Result<()> {
+    let mut redis = redis::Client::open(&*stage.place.redis_url)?.get_multiplexed_async_connection().await?;
+    let value = if keeps { "yes" } else { "no" };
+    Ok(redis::cmd("CONFIG").arg(&["SET", "appendonly", value]).query_async(&mut redis).await?)
+}
+
+/// Leave for model calls of a hundred tenants: two windows and three budgets each, in one call of Redis. A Redis that does not keep up
+/// is an outcome.
+pub(super) async fn leave(stage: &Stage, per_second: u32, seconds: u32, settled: Settled) -> anyhow::Result<Row> {
     let redis_url = stage.place.redis_url.clone();
     let pace = Pace { per_second, count: per_second * seconds };
     let redis = redis::Client::open(&*redis_url)?;
@@ -59,13 +73,16 @@ pub(super) async fn leave(stage: &Stage, per_second: u32, seconds: u32, settled:
             }
         }
     }
-    let what = if settled { "and its settlement, two calls" } else { "one call" };
+    let what = match settled {
+        Settled::Yes => "and its settlement, two calls",
+        Settled::No => "one call",
+    };
     let measure = format!("leave for a model call at {per_second}/s: 2 windows, 3 budgets, {what} of Redis");
     let row = match failure {
         Some(error) => Row::value(measure, format!("{failures} of {count} failed"))
             .reach("none fails", false)
             .besides(format!("the first: {error:#}")),
-        None if settled => Row::times(measure, times.into_iter().collect()),
+        None if settled == Settled::Yes => Row::times(measure, times.into_iter().collect()),
         None => Row::times(measure, times.into_iter().collect()).p99_within(Duration::from_millis(1)),
     };
     Ok(row
@@ -84,11 +101,11 @@ struct Leaves {
     begun: Scripts,
 }
 
-async fn leaves(redis_url: &str, pace: Pace, settled: bool) -> anyhow::Result<Leaves> {
+async fn leaves(redis_url: &str, pace: Pace, settled: Settled) -> anyhow::Result<Leaves> {
     let counters = RedisCounters::connect(redis_url, Duration::from_secs(5))?;
     let tenants: Vec<_> = (0..100).map(|_| TenantId::generate()).collect();
     for tenant in &tenants {
-        leave_of(&counters, *tenant, u32::MAX, true, false).await?;
+        leave_of(&counters, *tenant, u32::MAX, true, Settled::No).await?;
     }
     let mut redis = redis::Client::open(redis_url)?.get_multiplexed_async_connection().await?;
     let (cpu, begun) = (load::of(std::process::id())?.cpu, scripts(&mut redis).await?);
@@ -127,7 +144,7 @@ async fn leave_of(
     tenant: TenantId,
     number: u32,
     with_ledger: bool,
-    settled: bool,
+    settled: Settled,
 ) -> anyhow::Result<()> {
     let window = |name: &str, amount, settles| Window {
         name: name.to_owned(),
@@ -154,7 +171,7 @@ async fn leave_of(
     };
     let verdict = counters.admit(&ask).await?.verdict;
     ensure!(matches!(verdict, Verdict::Granted(_)), "there is room, and the answer is {verdict:?}");
-    if settled {
+    if settled == Settled::Yes {
         // With the ledger's word, as whoever settles has it.
         let told = Some(Ledger { version: 1, nano_usd: 1, tokens: 1 });
         let bounds = ask.bounds.into_iter().map(|bound| Bound { ledger: told, ..bound }).collect();

@@ -3,7 +3,9 @@
 //! It speaks the Anthropic Messages API, as much of it as a streamed answer needs. A message that contains `previews=100`
 //! is answered with so many tokens, at the rate of [`PER_SECOND`].
 
+use std::io::Write as _;
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::sync::OnceLock;
 
 use anyhow::Context as _;
@@ -11,6 +13,7 @@ use croft_serve::Tasks;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::bench::metronome::Metronome;
@@ -65,10 +68,22 @@ async fn answer(mut call: TcpStream, metronome: &Metronome) -> anyhow::Result<()
     start += &event("message_start", &json!({ "message": message }));
     start += &event("content_block_start", &json!({ "index": 0, "content_block": { "type": "text", "text": "" } }));
     call.write_all(start.as_bytes()).await?;
-    let mut ticks = metronome.ticks(PER_SECOND, previews);
-    while ticks.recv().await.is_some() {
-        call.write_all(token(now()).as_bytes()).await?;
-    }
+    // A copy of the socket, which does not block either.
+    let mut socket = std::net::TcpStream::from(call.as_fd().try_clone_to_owned()?);
+    let (tell, all_told) = oneshot::channel();
+    let mut tell = Some(tell);
+    metronome.each(PER_SECOND, previews, move |number, _| {
+        let written = socket.write_all(token(now()).as_bytes()).is_ok();
+        if written
+            && number + 1 == previews
+            && let Some(tell) = tell.take()
+        {
+            // Nobody is there any more: then there is nothing more to do.
+            let _ = tell.send(());
+        }
+        written
+    });
+    all_told.await.context("a worker does not take its tokens")?;
     let mut end = event("content_block_stop", &json!({ "index": 0 }));
     let stop = json!({ "delta": { "stop_reason": "end_turn", "stop_sequence": null }, "usage": { "output_tokens": previews } });
     end += &event("message_delta", &stop);
