@@ -2,9 +2,9 @@
 //!
 //! When the text of the last user message is a JSON object with a key `script`, its steps are played: `{"text":"…"}`,
 //! `{"text":"…","token_delay_ms":n}`, `{"thinking":"…"}`, `{"tool_call":{"name":"…","arguments":{…}}}`,
-//! `{"delay_ms":n}`, `{"stop":"max_tokens"}`, `{"service_tier":"priority"}`, `{"error":{"class":"overload","message":"…"}}`. After tool results the
-//! script goes on behind the tool calls. Anything else is answered by a short text that repeats what was heard. Usage
-//! is reckoned, not counted.
+//! `{"delay_ms":n}`, `{"stop":"max_tokens"}`, `{"service_tier":"priority"}`,
+//! `{"error":{"class":"overload","message":"…"}}`. After tool results the script goes on behind the tool calls. Anything
+//! else is answered by a short text that repeats what was heard. Usage is reckoned, not counted.
 
 mod script;
 

@@ -370,7 +370,7 @@ impl Keeper {
                 _ => return Ok(None),
             }
         };
-        reservation.hold_of(&budgets);
+        reservation.budgets.clone_from(&budgets);
         let so_far = reservation.so_far();
         let passes = |place: usize| {
             let (bound, spent) = (&bounds[place], standings.get(place).copied().unwrap_or_default().spent);
@@ -386,7 +386,7 @@ impl Keeper {
     /// could not be done is made up for when the reservation runs out.
     pub async fn settle(&self, session: &Session, reservation: &Reservation, attempt: Option<&ModelAttempt>) {
         let (tenant, budgets) = (session.tenant, &reservation.budgets);
-        if reservation.ask.windows.is_empty() && reservation.ask.bounds.is_empty() {
+        if reservation.ask.windows.is_empty() && budgets.is_empty() {
             return;
         }
         let mut bounds = budgets.bounds();

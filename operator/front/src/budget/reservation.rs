@@ -17,6 +17,7 @@ pub const OUTPUT_TOKENS_MIN: i64 = 64;
 pub struct Reservation {
     /// As it was granted: its id is the grant's.
     pub ask: Ask,
+    /// That hold for the call, as far as it was looked at last.
     pub budgets: Budgets,
     /// `None` when the price is unknown.
     pub quote: Option<Quote>,
@@ -29,12 +30,6 @@ pub struct Reservation {
 }
 
 impl Reservation {
-    /// It is of these budgets from now on.
-    pub(super) fn hold_of(&mut self, budgets: &Budgets) {
-        self.ask.bounds = budgets.bounds();
-        self.budgets.clone_from(budgets);
-    }
-
     /// What the call may have cost by now.
     pub fn so_far(&self) -> Amount {
         let output = self.characters / CHARACTERS_A_TOKEN;

@@ -159,8 +159,9 @@ if verb == 'settle' or first_to_run_out <= now or first_kept < now then
         call('HSET', state, field, window_line(w))
     end
 
-    -- Gives a reservation up. With `used`, its windows learn what it used. What its holder may have written to the ledger is not known
-    -- here, but for bounds of which this very call tells the ledger's word: the others are to be asked for anew.
+    -- Gives a reservation up. With `used`, its windows learn what it used. Where its holder may have written to the ledger what is not
+    -- known here, the bounds are to be asked for anew: all of them when it was given up by nobody, and those of which a settlement
+    -- does not tell the ledger's word.
     local function release(field, line, used, is_forsaken)
         call('ZREM', running, field)
         if not line then return end

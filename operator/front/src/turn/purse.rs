@@ -186,7 +186,7 @@ impl Purse {
             let mut state = self.lock();
             // It may have ended while we looked.
             let Some(open) = state.open.iter_mut().find(|open| open.ask.id == running.ask.id) else { continue };
-            (open.ask.bounds, open.budgets) = (running.ask.bounds, running.budgets);
+            open.budgets = running.budgets;
             match held {
                 Ok(Some(reached)) => {
                     if state.ended.is_some() {
