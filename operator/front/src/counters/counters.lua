@@ -12,6 +12,10 @@
 -- of every call are given what they need, others are made where they are needed; and what runs out is looked for when the first of
 -- it does.
 --
+-- Windows are written to replicas, and to no file: they are of the last minute, which a Redis that begins anew from its file has
+-- missed, and they would be near half of what that file grows by. What is found of them there is as it was when the file was last
+-- written in whole, and slides.
+--
 -- <root>:state           a hash, whose fields are
 --   bound:<key>          until when it is kept, version, nano_usd and tokens of the ledger, those reserved, 1 if the ledger is to be
 --                        asked again
@@ -38,6 +42,15 @@ end
 local function bound_line(bound)
     return struct.pack('<ddddddd', bound.kept, bound.version, bound.spent, bound.spent_tokens, bound.reserved, bound.reserved_tokens,
         bound.is_stale)
+end
+
+-- For what is written of windows. Ends with `to_all`.
+local function to_replicas()
+    redis.set_repl(redis.REPL_REPLICA)
+end
+
+local function to_all()
+    redis.set_repl(redis.REPL_ALL)
 end
 
 local function window_line(w)
@@ -154,9 +167,11 @@ if verb == 'settle' or first_to_run_out <= now or first_kept < now then
         local moment = number >= w.head and number <= w.tail and call('LINDEX', w.key, place)
         if not moment then return end
         local millisecond, amount = unpacked('<dd', moment)
-        call('LSET', w.key, place, pack('<dd', millisecond, math.max(amount + difference, 0)))
         w.sum = math.max(w.sum + difference, 0)
+        to_replicas()
+        call('LSET', w.key, place, pack('<dd', millisecond, math.max(amount + difference, 0)))
         call('HSET', state, field, window_line(w))
+        to_all()
     end
 
     -- Gives a reservation up. With `used`, its windows learn what it used. Where its holder may have written to the ledger what is not
@@ -218,6 +233,7 @@ end
 
 local windows = {}
 if verb == 'admit' and not answer then
+    if windows_count > 0 then to_replicas() end
     local longest = -1
     at = 33
     for i = 1, windows_count do
@@ -239,6 +255,7 @@ if verb == 'admit' and not answer then
             if pause > longest then longest, answer = pause, { 'full', now, i - 1, math.max(pause, 1) } end
         end
     end
+    if windows_count > 0 then to_all() end
     for i = 1, answer and 0 or bounds_count do
         local bound = bounds[i]
         if bound.spent + bound.reserved + nano > bound.limit
@@ -277,6 +294,7 @@ if verb ~= 'settle' and not (answer and answer[1] == 'unknown') then
         end
     elseif not answer then
         local settling, settled = 0, ''
+        if #windows > 0 then to_replicas() end
         for i = 1, #windows do
             local w = windows[i]
             w.sum, w.has_changed = w.sum + w.amount, true
@@ -292,6 +310,7 @@ if verb ~= 'settle' and not (answer and answer[1] == 'unknown') then
             end
             if w.settles == 1 then settling, settled = settling + 1, settled .. ' ' .. w.field .. ' ' .. format('%d', w.tail) end
         end
+        if #windows > 0 then to_all() end
         if bounds_count > 0 or settling > 0 then
             for i = 1, bounds_count do
                 local bound = bounds[i]
@@ -328,6 +347,7 @@ for i = 1, #bounds do
     end
     if is_granted and i <= bounds_count then answer[2 + i] = line end
 end
+local lines, lines_count = {}, 0
 for i = 1, #windows do
     local w = windows[i]
     if w.has_changed then
@@ -337,9 +357,14 @@ for i = 1, #windows do
             call('PEXPIREAT', w.key, format('%d', w.kept))
             first_kept, needed, is_due_changed = math.min(first_kept, w.kept), math.max(needed, w.kept), true
         end
-        writes[count + 1], writes[count + 2] = w.field, window_line(w)
-        count = count + 2
+        lines[lines_count + 1], lines[lines_count + 2] = w.field, window_line(w)
+        lines_count = lines_count + 2
     end
+end
+if lines_count > 0 then
+    to_replicas()
+    call('HSET', state, unpack(lines))
+    to_all()
 end
 if ends < needed then ends, is_due_changed, is_kept_anew = 2 * needed - now, true, true end
 if is_due_changed then

@@ -198,3 +198,38 @@ async fn a_flush_is_made_up_for_by_the_ledger_and_by_who_still_runs() {
     let third = Ask { id: "third".into(), ..next };
     assert!(matches!(admit(&counters, &third).await, Verdict::Spent { .. }), "ten are spent, and twenty reserved");
 }
+
+#[tokio::test]
+async fn a_redis_that_begins_anew_from_its_file_knows_of_reservations_and_of_no_rates() {
+    let mut server = Server::start().await;
+    let mut connection = connection(&server.url()).await;
+    for command in [&["SET", "appendonly", "yes"][..], &["REWRITE"]] {
+        let _: () = cmd("CONFIG").arg(command).query_async(&mut connection).await.unwrap();
+    }
+    server.kill().await;
+    server.run().await;
+    let counters = RedisCounters::connect(&server.url(), Duration::from_secs(20)).unwrap();
+    let tenant = TenantId::generate();
+    let wish = |nano_usd| Ask {
+        nano_usd,
+        ..ask(tenant, vec![window("requests", 1, 60_000)], vec![bound("tenant::2026-11", 100, None)])
+    };
+    let first = Ask { bounds: vec![known(bound("tenant::2026-11", 100, None), 1, 0, 0)], ..wish(60) };
+    assert!(is_granted(&admit(&counters, &first).await));
+    assert!(matches!(admit(&counters, &wish(1)).await, Verdict::Full { .. }));
+    server.kill().await;
+    server.run().await;
+    // The first to be asked finds out that its connection is gone.
+    let verdict = async {
+        loop {
+            if let Ok(answer) = counters.admit(&wish(60)).await {
+                break answer.verdict;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let verdict = tokio::time::timeout(Duration::from_secs(20), verdict).await.unwrap();
+    assert!(matches!(verdict, Verdict::Spent { bound: 0, .. }), "sixty are reserved: {verdict:?}");
+    assert!(is_granted(&admit(&counters, &wish(40)).await), "and the minute before is forgotten");
+    assert!(matches!(admit(&counters, &wish(0)).await, Verdict::Full { .. }), "of the new one nothing is");
+}

@@ -27,17 +27,20 @@ impl Server {
     /// A server that does not run yet, on a port that was free a moment ago.
     pub(crate) async fn stopped() -> Self {
         let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
-        Self { port, folder: tempfile::tempdir().unwrap(), process: None }
+        let folder = tempfile::tempdir().unwrap();
+        let settings = format!("bind 127.0.0.1\nport {port}\nsave \"\"\ndir {}\n", folder.path().display());
+        std::fs::write(folder.path().join("redis.conf"), settings).unwrap();
+        Self { port, folder, process: None }
     }
 
     pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
+    /// With its settings of before, where it was told to write them down.
     pub(crate) async fn run(&mut self) {
         let process = Command::new("redis-server")
-            .args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--save", "", "--dir"])
-            .arg(self.folder.path())
+            .arg(self.folder.path().join("redis.conf"))
             .stdout(Stdio::null())
             .kill_on_drop(true)
             .spawn()
