@@ -72,6 +72,7 @@ impl Step {
             decisions,
             settled_grant_ids,
             user,
+            asked_for,
         } = start;
         let shared = &self.shared;
         let session = session_id(&id)?;
@@ -90,7 +91,8 @@ impl Step {
             return Err(Refusal::Malformed { field: "input" });
         }
         let link = Link::new(turn_id.clone(), self.outbox.clone(), self.interrupt.clone())
-            .with_approvals(asked_approval_ids, decisions);
+            .with_approvals(asked_approval_ids, decisions)
+            .with_asked_for(asked_for);
         let bounds = Bounds::of(&agent);
         let executor = Executor {
             link: &link,

@@ -18,6 +18,7 @@ use crate::routing::Router;
 use crate::seats::Seats;
 use crate::store::Stores;
 use crate::tenants::Tenants;
+use crate::turn::ahead::ToolWeights;
 use crate::turn::held::Held;
 use crate::worker_client::WorkerPool;
 
@@ -35,6 +36,7 @@ pub struct Core {
     pub seats: Seats,
     /// Turns that run here.
     pub held: Held,
+    pub tool_weights: ToolWeights,
     pub limiter: Limiter,
     pub budgets: Keeper,
     pub audit: AuditWriter,

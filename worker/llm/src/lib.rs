@@ -15,7 +15,6 @@ pub mod breaker;
 pub mod carry;
 mod delta;
 mod error;
-pub mod estimate;
 mod events;
 pub mod gemini;
 mod key;

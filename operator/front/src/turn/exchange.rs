@@ -77,6 +77,8 @@ pub(super) struct Exchange<'turn> {
     pub(super) sub_agents: SubAgents,
     /// The worker is to be told to stop, since a budget is used up.
     pub(super) is_cut: bool,
+    /// It has said something. Before its first word it makes no call, whatever leave it has.
+    pub(super) is_heard: bool,
 }
 
 /// What came from the worker and is not stored yet.
@@ -116,22 +118,33 @@ impl Exchange<'_> {
         let outcome = self.talk(worker, start).await;
         if let Err(Error::SessionTerminated { .. }) = &outcome {
             // Nobody listens any more to what came of the calls that are running.
-            let lost = self.granted.lost();
+            let lost = self.lost().await;
             self.recorder.charge_behind_end(lost).await;
         }
         let outcome = outcome?;
         if matches!(outcome, Outcome::Finished { .. }) {
             return Ok(outcome);
         }
-        let lost = self.granted.lost();
+        let lost = self.lost().await;
         if !lost.is_empty() {
             self.recorder.store(lost, None, self.input_seq.take()).await?;
         }
         Ok(outcome)
     }
 
-    async fn talk(&mut self, mut worker: WorkerClient, start: StepStart) -> Result<Outcome, Error> {
+    /// The attempts of which nobody will tell any more. Leave that no worker has heard of is given back.
+    async fn lost(&mut self) -> Vec<Kind> {
+        if self.is_heard {
+            return self.granted.lost();
+        }
+        self.granted = Granted::default();
+        self.recorder.purse().close().await;
+        Vec::new()
+    }
+
+    async fn talk(&mut self, mut worker: WorkerClient, mut start: StepStart) -> Result<Outcome, Error> {
         let (outgoing, requests) = mpsc::channel(OUTGOING_MAX);
+        start.asked_for = start.asked_for.filter(|request| self.ask_ahead(request));
         send(&outgoing, ToWorker::Start(start)).await;
         let (core, tenant) = (self.core, self.session.tenant);
         let mut stopped = pin!(core.tenants.stopped(tenant));
@@ -142,6 +155,7 @@ impl Exchange<'_> {
             tokio::select! {
                 opened = &mut opening => break opened,
                 () = &mut stopped => return Ok(Outcome::Cancelled(StopReason::Interrupted)),
+                Some(told) = self.asking.next() => self.answer(told, &outgoing).await?,
                 Some(frame) = self.controls.recv() => {
                     if let Some(stop_reason) = self.control(frame, &outgoing).await? {
                         return Ok(Outcome::Cancelled(stop_reason));
@@ -172,6 +186,7 @@ impl Exchange<'_> {
             tokio::select! {
                 message = incoming.message() => match message {
                     Ok(Some(message)) => {
+                        self.is_heard = true;
                         if let Some(finished) = self.take(message, &mut incoming, &outgoing).await? {
                             return Ok(finished);
                         }
@@ -387,8 +402,17 @@ impl Exchange<'_> {
         Ok(())
     }
 
+    /// Asks budgets and rates in the worker's place, unless the model is not known: of that the worker is to hear.
+    fn ask_ahead(&self, request: &GrantRequest) -> bool {
+        let Ok(model) = self.core.models.get(&request.model) else { return false };
+        let purse = self.recorder.purse().clone();
+        self.asking.push(purse.leave_ahead(request.clone(), model).boxed());
+        true
+    }
+
     /// Refuses leave at once, or asks budgets and rates for it.
     async fn grant(&mut self, request: GrantRequest, outgoing: &mpsc::Sender<ExecuteStepRequest>) {
+        self.core.tool_weights.learn(self.session, &request);
         let refused = match self.core.models.get(&request.model) {
             Ok(model) => {
                 let Some(refused) = self.unfit(&model, &request) else {

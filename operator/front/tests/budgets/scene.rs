@@ -120,6 +120,7 @@ impl Scene {
             input_tokens: INPUT,
             output_tokens_max: OUTPUT,
             patience: Duration::from_secs(20),
+            is_ahead: false,
         }
     }
 
@@ -176,6 +177,6 @@ impl Scene {
 pub(crate) fn granted(leave: Leave) -> Option<Reservation> {
     match leave {
         Leave::Granted(reservation) => Some(*reservation),
-        Leave::Limited(_) | Leave::Reached(_) => None,
+        Leave::Limited(_) | Leave::Reached(_) | Leave::Untold => None,
     }
 }
