@@ -3,6 +3,7 @@
 //! Nothing here is taken on trust: times are those at which a watch of the harness's own saw a thing, writes are counted
 //! in the API server's audit log, processor time and memory come from `/proc`.
 
+pub mod alone;
 pub mod api;
 pub mod arrivals;
 pub mod audit;

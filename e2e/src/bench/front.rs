@@ -18,6 +18,7 @@ pub mod turns;
 use std::io::Write;
 use std::time::Duration;
 
+use super::alone::alone;
 use super::row::Row;
 use metering::Settled;
 use stage::{Place, Stage};
@@ -75,12 +76,12 @@ pub async fn run(place: Place, extent: &FrontExtent, out: &mut impl Write) -> an
         tell(sockets::idle(&stage, extent.sockets).await?)?;
     }
     if wanted(Measure::Create) {
-        for row in create::all(&stage, extent.seconds).await? {
+        for row in alone(create::all(&stage, extent.seconds))? {
             tell(row)?;
         }
     }
     if wanted(Measure::Turns) {
-        for row in turns::all(&stage, extent.seconds).await? {
+        for row in alone(turns::all(&stage, extent.seconds))? {
             tell(row)?;
         }
     }

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use super::create;
 use super::log::session;
 use super::stage::Stage;
+use crate::bench::alone::alone;
 use crate::bench::load;
 use crate::bench::pace::Pace;
 use crate::bench::row::Row;
@@ -48,16 +49,11 @@ pub(super) async fn keep_file(stage: &Stage, keeps: bool) -> anyhow::Result<()> 
 /// Leave for model calls of a hundred tenants: two windows and three budgets each, in one call of Redis. A Redis that does not keep up
 /// is an outcome.
 pub(super) async fn leave(stage: &Stage, per_second: u32, seconds: u32, settled: Settled) -> anyhow::Result<Row> {
-    let redis_url = stage.place.redis_url.clone();
+    let redis_url = &*stage.place.redis_url;
     let pace = Pace { per_second, count: per_second * seconds };
-    let redis = redis::Client::open(&*redis_url)?;
+    let redis = redis::Client::open(redis_url)?;
     let mut redis = redis.get_multiplexed_async_connection().await?;
-    // One thread, which is all that the calls need: what wakes another costs as much as a call.
-    let measured = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(leaves(&redis_url, pace, settled))
-    });
-    let Leaves { calls, used, begun } = measured.await??;
+    let Leaves { calls, used, begun } = alone(leaves(redis_url, pace, settled))?;
     let ran = scripts(&mut redis).await?;
     let each = (ran.microseconds - begun.microseconds) / (ran.calls - begun.calls).max(1.0);
     let count = calls.len();

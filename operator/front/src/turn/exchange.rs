@@ -88,14 +88,19 @@ struct Gathered {
     kinds: Vec<(Option<u64>, Kind)>,
     /// The newest, and how many of `kinds` it stands for.
     checkpoint: Option<(SessionCheckpoint, usize)>,
+    /// All that there is of it is that the step has begun, and nothing of the turn was shown before: then what the worker tells next
+    /// need not wait for that to be stored. Where something was, whoever watches must know that what follows begins anew.
+    may_be_overtaken: bool,
 }
 
 impl Gathered {
-    fn event(&mut self, event_index: u64, kind: Kind) {
+    fn event(&mut self, event_index: u64, kind: Kind, is_fresh: bool) {
+        self.may_be_overtaken = is_fresh && self.kinds.is_empty() && matches!(kind, Kind::StepStarted(_));
         self.kinds.push((Some(event_index), kind));
     }
 
     fn checkpoint(&mut self, checkpoint: SessionCheckpoint) {
+        self.may_be_overtaken = false;
         self.kinds.push((None, Kind::CheckpointTaken(checkpoint_taken(&checkpoint))));
         self.checkpoint = Some((checkpoint, self.kinds.len()));
     }
@@ -237,11 +242,10 @@ impl Exchange<'_> {
             match response.message {
                 Some(FromWorker::Event(step_event)) => {
                     match step_event.event.and_then(|event| event.kind) {
-                        Some(kind) if step_event.event_index != 0 => gathered.event(step_event.event_index, kind),
-                        Some(preview) if self.may_be_overtaken(&gathered) => {
-                            self.show(preview);
-                            next = self.flush(&mut gathered, incoming, outgoing).await?;
+                        Some(kind) if step_event.event_index != 0 => {
+                            gathered.event(step_event.event_index, kind, self.recorder.is_fresh());
                         }
+                        Some(preview) if gathered.may_be_overtaken => self.show(preview),
                         Some(preview) => {
                             // A preview must not overtake what came before it.
                             next = self.flush(&mut gathered, incoming, outgoing).await?;
@@ -280,12 +284,6 @@ impl Exchange<'_> {
         Ok(None)
     }
 
-    /// What the worker told first is that the step has begun, and nothing of the turn was shown: then what it tells next need not
-    /// wait for that to be stored. Where something was, whoever watches must know that what follows begins anew.
-    fn may_be_overtaken(&self, gathered: &Gathered) -> bool {
-        matches!(gathered.kinds.as_slice(), [(_, Kind::StepStarted(_))]) && self.recorder.is_fresh()
-    }
-
     fn show(&mut self, preview: Kind) {
         self.granted.shown(&preview);
         self.recorder.purse().shown(&preview);
@@ -299,8 +297,7 @@ impl Exchange<'_> {
         incoming: &mut Streaming<ExecuteStepResponse>,
         outgoing: &mpsc::Sender<ExecuteStepRequest>,
     ) -> Result<Option<ExecuteStepResponse>, Error> {
-        let may_be_overtaken = self.may_be_overtaken(gathered);
-        let Gathered { mut kinds, checkpoint } = std::mem::take(gathered);
+        let Gathered { mut kinds, checkpoint, may_be_overtaken } = std::mem::take(gathered);
         if may_be_overtaken {
             return self.store(kinds, None, Some(incoming), outgoing).await;
         }
