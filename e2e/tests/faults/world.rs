@@ -199,6 +199,10 @@ impl World {
     fn kill_worker(self: &Arc<Self>, restarts: bool) {
         let gone = {
             let mut workers = self.workers.lock().unwrap();
+            if workers.is_empty() {
+                // The last was killed a moment ago, and none has come in its place.
+                return;
+            }
             let place = usize::try_from(self.chaos.roll(workers.len() as u64)).expect("a place among few");
             workers.remove(place)
         };

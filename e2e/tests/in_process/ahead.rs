@@ -40,7 +40,7 @@ impl RuntimeService for Listener {
         &self,
         _: Request<InitWorkerSessionRequest>,
     ) -> Result<Response<InitWorkerSessionResponse>, Status> {
-        Ok(Response::new(Default::default()))
+        Ok(Response::new(InitWorkerSessionResponse::default()))
     }
 
     async fn execute_step(
@@ -79,14 +79,14 @@ impl RuntimeService for Listener {
     }
 
     async fn checkpoint(&self, _: Request<CheckpointRequest>) -> Result<Response<CheckpointResponse>, Status> {
-        Ok(Response::new(Default::default()))
+        Ok(Response::new(CheckpointResponse::default()))
     }
 
     async fn terminate_session(
         &self,
         _: Request<RuntimeServiceTerminateSessionRequest>,
     ) -> Result<Response<RuntimeServiceTerminateSessionResponse>, Status> {
-        Ok(Response::new(Default::default()))
+        Ok(Response::new(RuntimeServiceTerminateSessionResponse::default()))
     }
 }
 
@@ -97,7 +97,7 @@ async fn listened_to(world: &World) -> mpsc::UnboundedReceiver<(StepStart, Grant
     let address = listener.local_addr().unwrap();
     let service = RuntimeServiceServer::new(Listener { heard, tasks: world.tasks.clone() });
     let server = Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener));
-    drop(world.tasks.spawn_last("listener", async { server.await.unwrap() }));
+    world.tasks.spawn_last("listener", async { server.await.unwrap() });
     world.reroute(|route| {
         route.workers[0].name = "listener".into();
         route.workers[0].address = address.to_string();
