@@ -105,6 +105,7 @@ pub async fn run(place: Place, extent: &FrontExtent, out: &mut impl Write) -> an
         tell(takeover::after_worker_kill(&mut stage, extent.takeovers).await?)?;
     }
     if wanted(Measure::Leave) {
+        tell(metering::bare(&stage, 10_000, extent.seconds)?)?;
         tell(metering::leave(&stage, 10_000, extent.seconds, Settled::No).await?)?;
         tell(metering::leave(&stage, 2_500, extent.seconds, Settled::Yes).await?)?;
         // Counters need no file: what they hold is compared with the ledger when they come back empty.

@@ -7,10 +7,11 @@ use croft_proto::v1::runtime_service_client::RuntimeServiceClient;
 use croft_proto::v1::runtime_service_server::{RuntimeService, RuntimeServiceServer};
 use croft_proto::v1::tool_spec::Source;
 use croft_proto::v1::{
-    AgentSpec, BuiltinTool, CheckpointRequest, CheckpointResponse, ExecuteStepRequest, ExecuteStepResponse, Grant,
-    GrantRequest, GuardrailSpec, InitWorkerSessionRequest, InitWorkerSessionResponse, LengthCheck, Message, Role,
-    RuntimeServiceTerminateSessionRequest, RuntimeServiceTerminateSessionResponse, SessionCheckpoint, StepFinished,
-    StepStart, StopReason, ToolSpec, guardrail_spec,
+    AgentLimits, AgentSpec, Budget, BudgetAction, BudgetPeriod, BudgetScope, BuiltinTool, CheckpointRequest,
+    CheckpointResponse, ExecuteStepRequest, ExecuteStepResponse, Grant, GrantRequest, GuardrailSpec,
+    InitWorkerSessionRequest, InitWorkerSessionResponse, LengthCheck, Message, Role,
+    RuntimeServiceTerminateSessionRequest, RuntimeServiceTerminateSessionResponse, SessionCheckpoint, SetBudgetRequest,
+    StepFinished, StepStart, StopReason, ToolSpec, guardrail_spec,
 };
 use croft_serve::Tasks;
 use futures::StreamExt as _;
@@ -169,7 +170,18 @@ async fn does_not_come_where_a_guard_may_end_the_turn_before() {
 async fn is_given_back_when_the_worker_does_not_know_the_session() {
     let world = World::start().await;
     let mut client = world.client();
-    let session = client.create(scripted_agent("forgotten")).await.unwrap();
+    // There is room for one call at a time.
+    let budget = Budget {
+        scope: BudgetScope::Agent.into(),
+        subject: "forgotten".into(),
+        period: BudgetPeriod::Life.into(),
+        limit_tokens: Some(150),
+        action: BudgetAction::Block.into(),
+        ..Budget::default()
+    };
+    client.budgets.set_budget(SetBudgetRequest { budget: Some(budget) }).await.unwrap();
+    let limits = Some(AgentLimits { output_tokens_max: 100, ..AgentLimits::default() });
+    let session = client.create(AgentSpec { limits, ..scripted_agent("forgotten") }).await.unwrap();
     say(&mut client, &session.session_id, "hello").await;
     let mut worker = RuntimeServiceClient::connect(format!("http://{}", world.worker())).await.unwrap();
     let forget = RuntimeServiceTerminateSessionRequest { session_id: session.session_id.clone(), ..Default::default() };

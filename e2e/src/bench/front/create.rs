@@ -26,7 +26,7 @@ pub(super) async fn all(stage: &Stage, seconds: u32) -> anyhow::Result<Vec<Row>>
     Ok(rows)
 }
 
-async fn clients(stage: &Stage, tenant: &Tenant) -> anyhow::Result<Vec<Client>> {
+pub(super) async fn clients(stage: &Stage, tenant: &Tenant) -> anyhow::Result<Vec<Client>> {
     let mut clients = Vec::new();
     for _ in 0..4 {
         clients.push(stage.client_of(&stage.front, tenant).await?);

@@ -87,6 +87,22 @@ pub(super) async fn leave(stage: &Stage, per_second: u32, seconds: u32, settled:
         .besides(format!("CPU seconds of {seconds}: the harness {:.1}", used.as_secs_f64())))
 }
 
+/// What the least call of Redis costs at such a rate, made and answered in the same way: the rest of leave is Croft's.
+pub(super) fn bare(stage: &Stage, per_second: u32, seconds: u32) -> anyhow::Result<Row> {
+    let pace = Pace { per_second, count: per_second * seconds };
+    let calls = alone(async {
+        let redis = redis::Client::open(&*stage.place.redis_url)?.get_multiplexed_async_connection().await?;
+        let call = async |_| {
+            let (mut redis, begun) = (redis.clone(), Instant::now());
+            let answer: redis::RedisResult<()> = redis::cmd("PING").query_async(&mut redis).await;
+            answer.map(|()| begun.elapsed())
+        };
+        Ok(pace.run(call).await)
+    })?;
+    let times = calls.into_iter().map(|(_, call)| call).collect::<Result<_, _>>()?;
+    Ok(Row::times(format!("a bare `PING` of Redis at {per_second}/s"), times))
+}
+
 /// What came of many calls.
 struct Leaves {
     /// By how much each was made later than it was due, and how long it took.

@@ -54,7 +54,8 @@ pub struct Front {
 pub struct Stage {
     pub place: Place,
     pub tasks: Tasks,
-    /// Sessions of the first tenant have no limit to be counted against, those of the second have. The third has two workers.
+    /// Sessions of the first tenant have no limit to be counted against, and its model calls neither rate nor budget; the second's have.
+    /// The third has two workers.
     pub tenants: [Tenant; 3],
     pub front: Front,
     front_tls: PathBuf,
@@ -108,6 +109,8 @@ impl Stage {
                 });
             }
             let id = TenantId::generate();
+            // Of tokens, where there is a limit at all.
+            let plenty = if sessions_max > 0 { 1_000_000_000_000 } else { 0 };
             told.push(TenantRoute {
                 tenant_id: id.to_string(),
                 name: name.to_owned(),
@@ -117,6 +120,8 @@ impl Stage {
                 limits: Some(TenantLimits {
                     sessions_max,
                     requests_per_minute: 100_000_000,
+                    tokens_per_minute: plenty,
+                    monthly_budget_tokens: plenty,
                     ..TenantLimits::default()
                 }),
                 tier: "enterprise".to_owned(),

@@ -8,8 +8,8 @@ use croft_proto::v1::session_event::Kind;
 use futures::future::try_join_all;
 use tokio::time::Instant;
 
-use super::create::{lateness, within};
-use super::stage::Stage;
+use super::create::{self, lateness, within};
+use super::stage::{Stage, Tenant};
 use crate::bench::pace::Pace;
 use crate::bench::row::Row;
 use crate::client::{Client, message, scripted_agent};
@@ -21,12 +21,15 @@ const AT_A_TIME: usize = 32;
 /// Sessions that each of them goes round.
 const SESSIONS_EACH: usize = 8;
 
-/// At a rate, and as many as possible.
+/// At a rate, without and with limits of the tenant's, and as many as possible.
 pub(super) async fn all(stage: &Stage, seconds: u32) -> anyhow::Result<Vec<Row>> {
-    let clients = stage.clients(4).await?;
+    let [open, limited] = [&stage.tenants[0], &stage.tenants[1]];
+    let clients = create::clients(stage, open).await?;
+    let clients_of_limited = create::clients(stage, limited).await?;
     Ok(vec![
-        first_token(stage, &clients, 20, seconds).await?,
-        first_token(stage, &clients, 100, seconds).await?,
+        first_token(stage, open, &clients, 20, seconds).await?,
+        first_token(stage, open, &clients, 100, seconds).await?,
+        first_token(stage, limited, &clients_of_limited, 100, seconds).await?,
         sustained(stage, &clients, seconds).await?,
     ])
 }
@@ -59,7 +62,13 @@ async fn turn(mut client: Client, session_id: &str) -> anyhow::Result<Instant> {
     bail!("a stream ended before its turn")
 }
 
-async fn first_token(stage: &Stage, clients: &[Client], per_second: u32, seconds: u32) -> anyhow::Result<Row> {
+async fn first_token(
+    stage: &Stage,
+    tenant: &Tenant,
+    clients: &[Client],
+    per_second: u32,
+    seconds: u32,
+) -> anyhow::Result<Row> {
     let count = per_second * seconds;
     // A session has a turn a second at most: none is busy when its next message comes.
     let ids = sessions(clients, per_second as usize).await?;
@@ -81,9 +90,8 @@ async fn first_token(stage: &Stage, clients: &[Client], per_second: u32, seconds
         late.push(begun - due);
         times.push(first? - begun);
     }
-    Ok(within(Row::times, format!("`SendMessage` → first token, at {per_second} turns/s"), times)
-        .besides(lateness(late))
-        .besides(stage.cpu_since(before)?))
+    let measure = format!("`SendMessage` → first token, at {per_second} turns/s, tenant `{}`", tenant.name);
+    Ok(within(Row::times, measure, times).besides(lateness(late)).besides(stage.cpu_since(before)?))
 }
 
 async fn sustained(stage: &Stage, clients: &[Client], seconds: u32) -> anyhow::Result<Row> {

@@ -143,6 +143,8 @@ impl Exchange<'_> {
             return self.granted.lost();
         }
         self.granted = Granted::default();
+        // What is being asked is waited for, which is not long: nobody else would know what came of it.
+        while self.asking.next().await.is_some() {}
         self.recorder.purse().close().await;
         Vec::new()
     }
