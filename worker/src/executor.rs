@@ -135,8 +135,6 @@ impl Executor<'_> {
         if !stays_open {
             self.close_open_calls("The call was not made: the turn ended before.").await;
         }
-        // Where the turn came to no call.
-        drop(self.link.asked_for());
         while let Some(grant) = self.link.take_unused() {
             self.link.attempted(unused(&grant)).await;
         }

@@ -23,17 +23,12 @@ const DECISIONS_MAX: usize = 256;
 /// back with the turn's end.
 const UNUSED_MAX: usize = 64;
 
-/// What the front says to a question for leave.
-type Answer = Result<Grant, GrantRefused>;
-
 /// One step's talk with the front.
 pub(crate) struct Link {
     turn_id: String,
     outbox: Outbox,
     interrupt: Interrupt,
-    grants: Mutex<HashMap<String, oneshot::Sender<Answer>>>,
-    /// What the front asked for in our place, until it is taken up.
-    asked_for: Mutex<Option<(GrantRequest, oneshot::Receiver<Answer>)>>,
+    grants: Mutex<HashMap<String, oneshot::Sender<Result<Grant, GrantRefused>>>>,
     /// The highest index that is stored. The front stores in order, so all before it are stored too.
     stored: watch::Sender<u64>,
     decisions: watch::Sender<HashMap<String, ApprovalResolved>>,
@@ -56,7 +51,6 @@ impl Link {
             outbox,
             interrupt,
             grants: Mutex::default(),
-            asked_for: Mutex::default(),
             stored: watch::Sender::new(0),
             decisions: watch::Sender::new(HashMap::new()),
             asked: HashSet::new(),
@@ -72,16 +66,6 @@ impl Link {
         self.asked = asked.into_iter().collect();
         let decisions = decisions.into_iter().map(|decision| (decision.approval_id.clone(), decision));
         self.decisions = watch::Sender::new(decisions.collect());
-        self
-    }
-
-    /// With the question for leave that the front asks itself.
-    pub(crate) fn with_asked_for(self, request: Option<GrantRequest>) -> Self {
-        if let Some(request) = request {
-            let (answer, answered) = oneshot::channel();
-            self.grants().insert(request.request_id.clone(), answer);
-            *self.asked_for.lock().unwrap_or_else(PoisonError::into_inner) = Some((request, answered));
-        }
         self
     }
 
@@ -127,12 +111,7 @@ impl Link {
             Some(asked) => asked.send(Ok(grant)).err(),
             None => Some(Ok(grant)),
         };
-        if let Some(Ok(grant)) = to_nobody {
-            self.leave_over(grant);
-        }
-    }
-
-    fn leave_over(&self, grant: Grant) {
+        let Some(Ok(grant)) = to_nobody else { return };
         let mut unused = self.unused();
         if unused.len() < UNUSED_MAX {
             unused.push(grant);
@@ -211,21 +190,15 @@ impl Link {
     }
 
     /// Asks for leave to call a model. Dropping the future withdraws the question.
-    pub(crate) async fn grant(&self, request: GrantRequest) -> Answer {
+    pub(crate) async fn grant(&self, request: GrantRequest) -> Result<Grant, GrantRefused> {
         let (answer, answered) = oneshot::channel();
-        let question = Question { link: self, request_id: request.request_id.clone(), answered };
+        let question = Question { link: self, request_id: request.request_id.clone() };
         self.grants().insert(request.request_id.clone(), answer);
         self.outbox.message(ToFront::GrantRequest(request)).await;
-        question.answer().await
-    }
-
-    /// The question for leave that the front asked in our place, once, and the answer to it. Dropping that withdraws the question.
-    pub(crate) fn asked_for(&self) -> Option<(GrantRequest, impl Future<Output = Answer>)> {
-        let asked_for = self.asked_for.lock().unwrap_or_else(PoisonError::into_inner).take();
-        asked_for.map(|(request, answered)| {
-            let question = Question { link: self, request_id: request.request_id.clone(), answered };
-            (request, question.answer())
-        })
+        let outcome = answered.await;
+        drop(question);
+        // The sender is dropped only by the question itself.
+        outcome.unwrap_or_else(|_| Err(GrantRefused::default()))
     }
 
     /// Has the front run a sub-agent, and waits for what comes of it. Dropping the future gives it up here; the front ends it with
@@ -254,7 +227,7 @@ impl Link {
         self.decisions.borrow().get(approval_id).cloned()
     }
 
-    fn grants(&self) -> MutexGuard<'_, HashMap<String, oneshot::Sender<Answer>>> {
+    fn grants(&self) -> MutexGuard<'_, HashMap<String, oneshot::Sender<Result<Grant, GrantRefused>>>> {
         // No code that holds the lock can leave the map half changed.
         self.grants.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -264,23 +237,10 @@ impl Link {
 struct Question<'link> {
     link: &'link Link,
     request_id: String,
-    answered: oneshot::Receiver<Answer>,
-}
-
-impl Question<'_> {
-    async fn answer(mut self) -> Answer {
-        // The sender is dropped only with the question itself.
-        (&mut self.answered).await.unwrap_or_else(|_| Err(GrantRefused::default()))
-    }
 }
 
 impl Drop for Question<'_> {
     fn drop(&mut self) {
         self.link.grants().remove(&self.request_id);
-        // It may have been answered, and nobody have looked. What comes from here on is left over by whoever brings it.
-        self.answered.close();
-        if let Ok(Ok(grant)) = self.answered.try_recv() {
-            self.link.leave_over(grant);
-        }
     }
 }

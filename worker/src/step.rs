@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use croft_proto::v1::execute_step_request::Message;
 use croft_proto::v1::{ExecuteStepRequest, StepStart, StepStarted, StopReason};
-use futures::FutureExt as _;
 use tonic::{Status, Streaming};
 use tracing::Span;
 
@@ -59,7 +58,7 @@ impl Step {
         }
     }
 
-    async fn turn(&self, start: StepStart, mut incoming: Streaming<ExecuteStepRequest>) -> Result<(), Refusal> {
+    async fn turn(&self, start: StepStart, incoming: Streaming<ExecuteStepRequest>) -> Result<(), Refusal> {
         let StepStart {
             session_id: id,
             turn_id,
@@ -73,7 +72,6 @@ impl Step {
             decisions,
             settled_grant_ids,
             user,
-            asked_for,
         } = start;
         let shared = &self.shared;
         let session = session_id(&id)?;
@@ -92,12 +90,7 @@ impl Step {
             return Err(Refusal::Malformed { field: "input" });
         }
         let link = Link::new(turn_id.clone(), self.outbox.clone(), self.interrupt.clone())
-            .with_approvals(asked_approval_ids, decisions)
-            .with_asked_for(asked_for);
-        // Leave that came with the start: what the model says at once then goes to the front together with the word that it was asked.
-        while let Some(Ok(Some(request))) = incoming.message().now_or_never() {
-            link.hear(request);
-        }
+            .with_approvals(asked_approval_ids, decisions);
         let bounds = Bounds::of(&agent);
         let executor = Executor {
             link: &link,

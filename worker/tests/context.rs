@@ -7,8 +7,7 @@ mod support;
 use std::sync::{Arc, Mutex};
 
 use croft_llm::scripted::Scripted;
-use croft_llm::{Class, DeltaStream, Provider, Providers, Request};
-use croft_proto::estimate;
+use croft_llm::{Class, DeltaStream, Provider, Providers, Request, estimate};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{AgentLimits, AgentSpec, Message, Role, SessionCheckpoint, StopReason};
 use croft_worker::tools::Builtins;

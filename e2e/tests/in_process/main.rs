@@ -2,7 +2,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-mod ahead;
 mod approvals;
 mod behind_end;
 mod bounds;

@@ -35,7 +35,6 @@ use crate::services::{Audit, Budgets, Models, Tenants as TenantsService, Usage};
 use crate::session::{watch_for_sessions_due, watch_for_sessions_to_erase};
 use crate::store::Stores;
 use crate::tenants::Tenants;
-use crate::turn::ahead::ToolWeights;
 use crate::turn::held::{Held, keep_leases, leave_turns_behind};
 use crate::turn::watch_for_abandoned_turns;
 use crate::worker_client::WorkerPool;
@@ -90,7 +89,6 @@ pub async fn assemble(parts: Parts, tasks: &Tasks, registry: &prometheus::Regist
         limiter,
         budgets: Keeper::start(budgets, tasks, registry)?,
         seats: Seats::new(options.streams_per_tenant_max),
-        tool_weights: ToolWeights::default(),
         authenticator: authenticator.with_issuers(&options.identity, tasks, registry)?,
         audit: AuditWriter::start(Arc::clone(&stores.audit), options.audit_folder.as_deref(), metrics.clone(), tasks)
             .await?,

@@ -18,7 +18,6 @@ use crate::routing::Router;
 use crate::seats::Seats;
 use crate::store::Stores;
 use crate::tenants::Tenants;
-use crate::turn::ahead::ToolWeights;
 use crate::turn::held::Held;
 use crate::worker_client::WorkerPool;
 
@@ -36,7 +35,6 @@ pub struct Core {
     pub seats: Seats,
     /// Turns that run here.
     pub held: Held,
-    pub tool_weights: ToolWeights,
     pub limiter: Limiter,
     pub budgets: Keeper,
     pub audit: AuditWriter,

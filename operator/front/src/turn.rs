@@ -1,6 +1,5 @@
 //! A turn: what follows one user message, driven against a worker in a task of its own. The caller may go away, the turn goes on.
 
-pub mod ahead;
 mod answers;
 mod approvals;
 mod between;

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use croft_proto::estimate;
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::{ContentBlock, NativeBlock, Text, Thinking, TokenUsage, ToolUse};
 
 use crate::delta::{Delta, Stop};
+use crate::estimate;
 
 /// An answer under construction.
 #[derive(Debug, Clone, Default)]

@@ -15,6 +15,7 @@ pub mod breaker;
 pub mod carry;
 mod delta;
 mod error;
+pub mod estimate;
 mod events;
 pub mod gemini;
 mod key;

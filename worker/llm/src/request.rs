@@ -1,6 +1,5 @@
 //! What we ask of a model, in no provider's terms.
 
-use croft_proto::estimate;
 use croft_proto::v1::Message;
 use serde_json::Value;
 
@@ -16,20 +15,6 @@ pub struct Request {
     pub tools: Vec<ToolDefinition>,
     pub output_tokens_max: u32,
     pub temperature: Option<f64>,
-}
-
-impl Request {
-    /// What it weighs in tokens, as far as that can be told without its provider.
-    pub fn input_tokens_estimated(&self) -> u32 {
-        let contents = self.messages.iter().map(|message| message.content.as_slice());
-        estimate::input_tokens(&self.system, self.tools_characters(), contents)
-    }
-
-    /// What the definitions of its tools weigh, in characters.
-    pub fn tools_characters(&self) -> usize {
-        let tools = self.tools.iter();
-        tools.map(|tool| tool.name.len() + tool.description.len() + tool.input_schema.to_string().len()).sum()
-    }
 }
 
 /// A tool as the model sees it.

@@ -10,13 +10,13 @@ mod script;
 
 use std::time::Duration;
 
-use croft_proto::estimate;
 use croft_proto::v1::TokenUsage;
 use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::mpsc;
 
 use crate::delta::{Delta, Stop};
 use crate::error::{Class, Error};
+use crate::estimate;
 use crate::provider::{DeltaStream, Provider};
 use crate::request::Request;
 use script::{Arguments, Failure, Part, Step, StopWord};
@@ -65,7 +65,7 @@ impl Provider for Scripted {
 struct Gone;
 
 async fn play(request: Request, deltas: mpsc::Sender<Result<Delta, Error>>) {
-    let mut player = Player { input_tokens: request.input_tokens_estimated(), output_characters: 0, block: 0, deltas };
+    let mut player = Player { input_tokens: estimate::input_tokens(&request), output_characters: 0, block: 0, deltas };
     let outcome = match script::part(&request.messages) {
         Err(error) => player.fail(Error::new(NAME, Class::Invalid, format!("the script has a mistake: {error}"))).await,
         Ok(Part::Echo(heard)) => player.echo(&heard, &request.model).await,

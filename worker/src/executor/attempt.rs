@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use croft_llm::{Assembly, Class, Delta, DeltaStream, Error, Provider, Request, Stop, breaker};
+use croft_llm::{Assembly, Class, Delta, DeltaStream, Error, Provider, Request, Stop, breaker, estimate};
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
@@ -68,7 +68,7 @@ impl Call {
     pub(super) fn new(provider: &dyn Provider, request: Request) -> Self {
         Self {
             provider: provider.name(),
-            input_tokens_estimated: request.input_tokens_estimated(),
+            input_tokens_estimated: estimate::input_tokens(&request),
             began: Instant::now(),
             deltas: provider.stream(request),
             assembly: Assembly::default(),

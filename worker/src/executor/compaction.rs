@@ -4,7 +4,7 @@
 //! What goes first is whole exchanges, the oldest first; then, within the newest, the oldest answers with the results of
 //! their calls. A call and its result go together or not at all, and the user's newest words always stay.
 
-use croft_proto::estimate;
+use croft_llm::estimate;
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{ContentBlock, Message, Progress, Role, Text};

@@ -91,8 +91,9 @@ impl Executor<'_> {
             model,
             input_tokens_estimated,
             output_tokens_max: self.bounds.output_tokens_max,
+            takeover: None,
             hedges: true,
-            ..GrantRequest::default()
+            as_asked: false,
         };
         let asked = tokio::time::timeout(LEAVE_TIMEOUT, self.link.grant(request));
         self.interrupt.or(asked).await.ok()?.ok()?.ok()

@@ -4,11 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use croft_llm::{Class, Error, Provider, Request, Stop, carry};
+use croft_llm::{Class, Error, Provider, Request, Stop, carry, estimate};
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{
-    AgentMessage, ContentBlock, Grant, GrantRefused, GrantRequest, Message, SessionError, StopReason,
-};
+use croft_proto::v1::{AgentMessage, ContentBlock, Grant, GrantRequest, Message, SessionError, StopReason};
 use uuid::Uuid;
 
 use super::attempt::{self, Attempt, End};
@@ -19,9 +17,6 @@ use crate::interrupt::Why;
 
 /// How long the front may think about a grant. At the bound the turn ends with an error.
 const GRANT_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// The reason of a refusal that decides nothing: what the front asked for in our place did not fit.
-const ASK: &str = "ASK";
 
 /// Why no attempt is made.
 enum Refused {
@@ -173,17 +168,17 @@ impl Executor<'_> {
     async fn leave(&self) -> Result<(Grant, Arc<dyn Provider>), Refused> {
         let model = self.chain.model().to_owned();
         let unsent = self.request(&Grant { model: model.clone(), ..Grant::default() }, 0);
+        let estimate = estimate::input_tokens(&unsent);
         let request = GrantRequest {
             request_id: Uuid::now_v7().to_string(),
             model,
-            input_tokens_estimated: self.chain.input_tokens.unwrap_or_default().max(unsent.input_tokens_estimated()),
+            input_tokens_estimated: self.chain.input_tokens.unwrap_or_default().max(estimate),
             output_tokens_max: self.bounds.output_tokens_max,
             takeover: self.chain.takeover(&self.state.messages),
             hedges: false,
             as_asked: self.chain.as_asked(),
-            tools_characters: unsent.tools_characters().try_into().unwrap_or(u32::MAX),
         };
-        let asked = tokio::time::timeout(GRANT_TIMEOUT, self.ask(request));
+        let asked = tokio::time::timeout(GRANT_TIMEOUT, self.link.grant(request));
         let answer = self.interrupt.or(asked).await.map_err(Refused::Interrupted)?;
         let grant = match answer {
             Ok(Ok(grant)) => grant,
@@ -212,19 +207,6 @@ impl Executor<'_> {
             return Err(Refused::Unusable { error: Some(error), routed: grant.routed });
         };
         Ok((grant, provider))
-    }
-
-    /// The front may have asked in our place already.
-    async fn ask(&self, request: GrantRequest) -> Result<Grant, GrantRefused> {
-        if let Some((asked_for, answer)) = self.link.asked_for()
-            && covers(&asked_for, &request)
-        {
-            match answer.await {
-                Err(refused) if refused.reason == ASK => {}
-                answer => return answer,
-            }
-        }
-        self.link.grant(request).await
     }
 
     /// The request for the model of `grant`, with nothing in it that only another understands.
@@ -277,14 +259,4 @@ impl Executor<'_> {
         }
         Superstep::Ended(stop_reason)
     }
-}
-
-/// Leave for the one is leave for the other.
-fn covers(asked_for: &GrantRequest, request: &GrantRequest) -> bool {
-    let GrantRequest { model, input_tokens_estimated, output_tokens_max, takeover, as_asked, .. } = request;
-    let is_plain = takeover.is_none() && !as_asked;
-    is_plain
-        && asked_for.model == *model
-        && asked_for.output_tokens_max == *output_tokens_max
-        && asked_for.input_tokens_estimated >= *input_tokens_estimated
 }

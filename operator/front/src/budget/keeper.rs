@@ -50,8 +50,6 @@ pub struct Wish {
     pub output_tokens_max: i64,
     /// How long it may wait for a rate, or for room that running calls hold, before it is refused.
     pub patience: Duration,
-    /// Nobody has asked yet. Where there is no leave as things are, nobody is told, and nothing is waited for.
-    pub is_ahead: bool,
 }
 
 /// The answer to a [`Wish`].
@@ -62,8 +60,6 @@ pub enum Leave {
     Limited(Error),
     /// A budget is used up, or may be: why, for the session's people.
     Reached(BudgetReached),
-    /// There is none as things are, for a wish that was ahead.
-    Untold,
 }
 
 /// See the module; cheap to clone.
@@ -188,11 +184,7 @@ impl Keeper {
             // As they are by now: who waits goes on when one is raised.
             let budgets = self.budgets(&wish.session).await?;
             let quote = self.models.quote(&wish.model, wish.input_tokens, now().seconds);
-            if let Some(reached) = unpriced(&wish, quote, &budgets) {
-                if wish.is_ahead {
-                    return Ok(Leave::Untold);
-                }
-                self.metrics.refusals.with_label_values(&[&reached.scope]).inc();
+            if let Some(reached) = self.unpriced(&wish, quote, &budgets) {
                 return Ok(Leave::Reached(reached));
             }
             let tokens = wish.input_tokens.saturating_add(output);
@@ -217,7 +209,6 @@ impl Keeper {
                 Verdict::Unknown(places) if rounds < ROUNDS_MAX => {
                     unread.extend(places.iter().filter_map(|place| budgets.accounts.get(*place)).cloned());
                 }
-                Verdict::Full { .. } | Verdict::Spent { .. } if wish.is_ahead => return Ok(Leave::Untold),
                 Verdict::Full { window, retry_after } => {
                     let error = limits.refusal(window, retry_after);
                     if Instant::now() + retry_after > give_up_at {
@@ -287,6 +278,24 @@ impl Keeper {
             tightest = tightest.max(Some(u32::try_from(percent).unwrap_or(u32::MAX)));
         }
         Ok(tightest)
+    }
+
+    /// What must be known of a price that isn't, before money may be spent by it.
+    fn unpriced(&self, wish: &Wish, quote: Option<Quote>, budgets: &Budgets) -> Option<BudgetReached> {
+        let budget = budgets.hard_money()?;
+        let message = if quote.is_none() {
+            format!(
+                "the price of model {} is not known, and {} must not be passed",
+                wish.model.model_id,
+                budget.described()
+            )
+        } else if wish.session.usage.unpriced_attempts > 0 {
+            format!("the session used a model whose price is not known, and {} must not be passed", budget.described())
+        } else {
+            return None;
+        };
+        self.metrics.refusals.with_label_values(&[budget.scope.as_str()]).inc();
+        Some(BudgetReached { scope: budget.scope.as_str().to_owned(), message })
     }
 
     fn refused(&self, budget: Option<&Budget>) -> BudgetReached {
@@ -421,23 +430,6 @@ impl Keeper {
         let spent = ledgers.into_iter().map(|ledger| Amount { nano_usd: ledger.nano_usd, tokens: ledger.tokens });
         Ok(all.into_iter().zip(spent).collect())
     }
-}
-
-/// What must be known of a price that isn't, before money may be spent by it.
-fn unpriced(wish: &Wish, quote: Option<Quote>, budgets: &Budgets) -> Option<BudgetReached> {
-    let budget = budgets.hard_money()?;
-    let message = if quote.is_none() {
-        format!(
-            "the price of model {} is not known, and {} must not be passed",
-            wish.model.model_id,
-            budget.described()
-        )
-    } else if wish.session.usage.unpriced_attempts > 0 {
-        format!("the session used a model whose price is not known, and {} must not be passed", budget.described())
-    } else {
-        return None;
-    };
-    Some(BudgetReached { scope: budget.scope.as_str().to_owned(), message })
 }
 
 fn granted(

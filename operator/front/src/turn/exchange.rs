@@ -77,8 +77,6 @@ pub(super) struct Exchange<'turn> {
     pub(super) sub_agents: SubAgents,
     /// The worker is to be told to stop, since a budget is used up.
     pub(super) is_cut: bool,
-    /// It has said something. Before its first word it makes no call, whatever leave it has.
-    pub(super) is_heard: bool,
 }
 
 /// What came from the worker and is not stored yet.
@@ -88,19 +86,14 @@ struct Gathered {
     kinds: Vec<(Option<u64>, Kind)>,
     /// The newest, and how many of `kinds` it stands for.
     checkpoint: Option<(SessionCheckpoint, usize)>,
-    /// All that there is of it is that the step has begun, and nothing of the turn was shown before: then what the worker tells next
-    /// need not wait for that to be stored. Where something was, whoever watches must know that what follows begins anew.
-    may_be_overtaken: bool,
 }
 
 impl Gathered {
-    fn event(&mut self, event_index: u64, kind: Kind, is_fresh: bool) {
-        self.may_be_overtaken = is_fresh && self.kinds.is_empty() && matches!(kind, Kind::StepStarted(_));
+    fn event(&mut self, event_index: u64, kind: Kind) {
         self.kinds.push((Some(event_index), kind));
     }
 
     fn checkpoint(&mut self, checkpoint: SessionCheckpoint) {
-        self.may_be_overtaken = false;
         self.kinds.push((None, Kind::CheckpointTaken(checkpoint_taken(&checkpoint))));
         self.checkpoint = Some((checkpoint, self.kinds.len()));
     }
@@ -123,35 +116,22 @@ impl Exchange<'_> {
         let outcome = self.talk(worker, start).await;
         if let Err(Error::SessionTerminated { .. }) = &outcome {
             // Nobody listens any more to what came of the calls that are running.
-            let lost = self.lost().await;
+            let lost = self.granted.lost();
             self.recorder.charge_behind_end(lost).await;
         }
         let outcome = outcome?;
         if matches!(outcome, Outcome::Finished { .. }) {
             return Ok(outcome);
         }
-        let lost = self.lost().await;
+        let lost = self.granted.lost();
         if !lost.is_empty() {
             self.recorder.store(lost, None, self.input_seq.take()).await?;
         }
         Ok(outcome)
     }
 
-    /// The attempts of which nobody will tell any more. Leave that no worker has heard of is given back.
-    async fn lost(&mut self) -> Vec<Kind> {
-        if self.is_heard {
-            return self.granted.lost();
-        }
-        self.granted = Granted::default();
-        // What is being asked is waited for, which is not long: nobody else would know what came of it.
-        while self.asking.next().await.is_some() {}
-        self.recorder.purse().close().await;
-        Vec::new()
-    }
-
-    async fn talk(&mut self, mut worker: WorkerClient, mut start: StepStart) -> Result<Outcome, Error> {
+    async fn talk(&mut self, mut worker: WorkerClient, start: StepStart) -> Result<Outcome, Error> {
         let (outgoing, requests) = mpsc::channel(OUTGOING_MAX);
-        start.asked_for = start.asked_for.filter(|request| self.ask_ahead(request));
         send(&outgoing, ToWorker::Start(start)).await;
         let (core, tenant) = (self.core, self.session.tenant);
         let mut stopped = pin!(core.tenants.stopped(tenant));
@@ -162,7 +142,6 @@ impl Exchange<'_> {
             tokio::select! {
                 opened = &mut opening => break opened,
                 () = &mut stopped => return Ok(Outcome::Cancelled(StopReason::Interrupted)),
-                Some(told) = self.asking.next() => self.answer(told, &outgoing).await?,
                 Some(frame) = self.controls.recv() => {
                     if let Some(stop_reason) = self.control(frame, &outgoing).await? {
                         return Ok(Outcome::Cancelled(stop_reason));
@@ -193,7 +172,6 @@ impl Exchange<'_> {
             tokio::select! {
                 message = incoming.message() => match message {
                     Ok(Some(message)) => {
-                        self.is_heard = true;
                         if let Some(finished) = self.take(message, &mut incoming, &outgoing).await? {
                             return Ok(finished);
                         }
@@ -244,10 +222,11 @@ impl Exchange<'_> {
             match response.message {
                 Some(FromWorker::Event(step_event)) => {
                     match step_event.event.and_then(|event| event.kind) {
-                        Some(kind) if step_event.event_index != 0 => {
-                            gathered.event(step_event.event_index, kind, self.recorder.is_fresh());
+                        Some(kind) if step_event.event_index != 0 => gathered.event(step_event.event_index, kind),
+                        Some(preview) if self.may_be_overtaken(&gathered) => {
+                            self.show(preview);
+                            next = self.flush(&mut gathered, incoming, outgoing).await?;
                         }
-                        Some(preview) if gathered.may_be_overtaken => self.show(preview),
                         Some(preview) => {
                             // A preview must not overtake what came before it.
                             next = self.flush(&mut gathered, incoming, outgoing).await?;
@@ -286,6 +265,12 @@ impl Exchange<'_> {
         Ok(None)
     }
 
+    /// What the worker told first is that the step has begun, and nothing of the turn was shown: then what it tells next need not
+    /// wait for that to be stored. Where something was, whoever watches must know that what follows begins anew.
+    fn may_be_overtaken(&self, gathered: &Gathered) -> bool {
+        matches!(gathered.kinds.as_slice(), [(_, Kind::StepStarted(_))]) && self.recorder.is_fresh()
+    }
+
     fn show(&mut self, preview: Kind) {
         self.granted.shown(&preview);
         self.recorder.purse().shown(&preview);
@@ -299,7 +284,8 @@ impl Exchange<'_> {
         incoming: &mut Streaming<ExecuteStepResponse>,
         outgoing: &mpsc::Sender<ExecuteStepRequest>,
     ) -> Result<Option<ExecuteStepResponse>, Error> {
-        let Gathered { mut kinds, checkpoint, may_be_overtaken } = std::mem::take(gathered);
+        let may_be_overtaken = self.may_be_overtaken(gathered);
+        let Gathered { mut kinds, checkpoint } = std::mem::take(gathered);
         if may_be_overtaken {
             return self.store(kinds, None, Some(incoming), outgoing).await;
         }
@@ -401,17 +387,8 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    /// Asks budgets and rates in the worker's place, unless the model is not known: of that the worker is to hear.
-    fn ask_ahead(&self, request: &GrantRequest) -> bool {
-        let Ok(model) = self.core.models.get(&request.model) else { return false };
-        let purse = self.recorder.purse().clone();
-        self.asking.push(purse.leave_ahead(request.clone(), model).boxed());
-        true
-    }
-
     /// Refuses leave at once, or asks budgets and rates for it.
     async fn grant(&mut self, request: GrantRequest, outgoing: &mpsc::Sender<ExecuteStepRequest>) {
-        self.core.tool_weights.learn(self.session, &request);
         let refused = match self.core.models.get(&request.model) {
             Ok(model) => {
                 let Some(refused) = self.unfit(&model, &request) else {

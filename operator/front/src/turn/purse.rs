@@ -8,7 +8,6 @@ use croft_proto::Timestamp;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{BudgetReached, Grant, GrantRefused, GrantRequest, Model, ModelAttempt, ModelRouted};
 
-use super::ahead::ASK;
 use super::now;
 use crate::budget::keeper::{Leave, Wish};
 use crate::budget::reservation::Reservation;
@@ -21,11 +20,8 @@ use crate::session::Session;
 const GRANT_TTL_SECONDS: i64 = 600;
 /// How long a call may wait for leave before it is refused. Workers wait for thirty seconds.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Output that a worker asks for when it names no bound, and when its agent does not.
-pub(super) const OUTPUT_TOKENS_DEFAULT: u32 = 4_096;
-
-/// What is said of leave that was asked for ahead and is not there.
-const UNDECIDED: &str = "nothing is decided";
+/// Output that a worker asks for when it names no bound.
+const OUTPUT_TOKENS_DEFAULT: u32 = 4_096;
 
 /// The purse of one turn. Clones share it.
 #[derive(Clone)]
@@ -74,18 +70,6 @@ impl Purse {
         self.lock().ended.is_some()
     }
 
-    /// Asks for leave in the worker's place: it is there as things are, or the worker is to ask.
-    pub(super) async fn leave_ahead(self, request: GrantRequest, model: Arc<Model>) -> Told {
-        let wish = Wish { is_ahead: true, ..self.wish(&request, &model) };
-        // Of what went wrong the worker's own question tells.
-        if let Ok(Leave::Granted(reservation)) = self.core.budgets.leave(wish).await {
-            let grant = self.grant(&request, &model, *reservation);
-            return Told::Granted { request, routed: None, grant };
-        }
-        let GrantRequest { request_id, .. } = request;
-        Told::Refused(GrantRefused { request_id, reason: ASK.to_owned(), message: UNDECIDED.to_owned() })
-    }
-
     /// Asks for leave to call a model, and waits for it.
     pub(super) async fn leave(self, request: GrantRequest, model: Arc<Model>) -> Told {
         let refused = |reason: &str, message: String| GrantRefused {
@@ -101,12 +85,31 @@ impl Purse {
         let routed = choice.as_ref().map(|choice| choice.event(&model));
         let is_routed = choice.as_ref().is_some_and(|choice| choice.model.model_id != model.model_id);
         let model = choice.map_or(model, |choice| choice.model);
-        match self.core.budgets.leave(self.wish(&request, &model)).await {
+        let output = if request.output_tokens_max == 0 { OUTPUT_TOKENS_DEFAULT } else { request.output_tokens_max };
+        let wish = Wish {
+            session: (*self.session).clone(),
+            model: Arc::clone(&model),
+            input_tokens: i64::from(request.input_tokens_estimated),
+            output_tokens_max: i64::from(output),
+            // A second call is made to be quick, or not at all.
+            patience: if request.hedges { Duration::ZERO } else { PATIENCE },
+        };
+        match self.core.budgets.leave(wish).await {
             Ok(Leave::Granted(reservation)) => {
-                let grant = Grant { routed: is_routed, ..self.grant(&request, &model, *reservation) };
+                let is_clipped = reservation.clipped_by.is_some();
+                let fits = u32::try_from(reservation.output_tokens_max).unwrap_or(output);
+                let grant = Grant {
+                    request_id: request.request_id.clone(),
+                    grant_id: reservation.ask.id.clone(),
+                    provider: model.provider.clone(),
+                    model: model.model_id.clone(),
+                    output_tokens_max: if is_clipped { fits } else { request.output_tokens_max },
+                    expire_time: Some(Timestamp { seconds: now().seconds + GRANT_TTL_SECONDS, nanos: 0 }),
+                    routed: is_routed,
+                };
+                self.lock().open.push(*reservation);
                 Told::Granted { request, routed, grant }
             }
-            Ok(Leave::Untold) => Told::Refused(refused(ASK, UNDECIDED.to_owned())),
             Ok(Leave::Limited(error)) => Told::Refused(refused("RATE_LIMIT", error.to_string())),
             // The call itself goes on: that there is no room for a second one ends nothing.
             Ok(Leave::Reached(reached)) if request.hedges => Told::Refused(refused("BUDGET", reached.message)),
@@ -124,35 +127,6 @@ impl Purse {
                 Told::Refused(refused("RATE_LIMIT", message))
             }
         }
-    }
-
-    fn wish(&self, request: &GrantRequest, model: &Arc<Model>) -> Wish {
-        Wish {
-            session: (*self.session).clone(),
-            model: Arc::clone(model),
-            input_tokens: i64::from(request.input_tokens_estimated),
-            output_tokens_max: i64::from(output_asked_for(request)),
-            // A second call is made to be quick, or not at all.
-            patience: if request.hedges { Duration::ZERO } else { PATIENCE },
-            is_ahead: false,
-        }
-    }
-
-    /// The reservation is kept until it is settled.
-    fn grant(&self, request: &GrantRequest, model: &Model, reservation: Reservation) -> Grant {
-        let is_clipped = reservation.clipped_by.is_some();
-        let fits = u32::try_from(reservation.output_tokens_max).unwrap_or(output_asked_for(request));
-        let grant = Grant {
-            request_id: request.request_id.clone(),
-            grant_id: reservation.ask.id.clone(),
-            provider: model.provider.clone(),
-            model: model.model_id.clone(),
-            output_tokens_max: if is_clipped { fits } else { request.output_tokens_max },
-            expire_time: Some(Timestamp { seconds: now().seconds + GRANT_TTL_SECONDS, nanos: 0 }),
-            routed: false,
-        };
-        self.lock().open.push(reservation);
-        grant
     }
 
     /// Which model is to answer, for an agent that lets it be chosen. A model that takes over was chosen already, and so was
@@ -262,12 +236,5 @@ impl Purse {
         for reservation in open {
             self.core.budgets.settle(&self.session, &reservation, None).await;
         }
-    }
-}
-
-fn output_asked_for(request: &GrantRequest) -> u32 {
-    match request.output_tokens_max {
-        0 => OUTPUT_TOKENS_DEFAULT,
-        asked_for => asked_for,
     }
 }

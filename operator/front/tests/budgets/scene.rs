@@ -120,7 +120,6 @@ impl Scene {
             input_tokens: INPUT,
             output_tokens_max: OUTPUT,
             patience: Duration::from_secs(20),
-            is_ahead: false,
         }
     }
 
@@ -177,6 +176,6 @@ impl Scene {
 pub(crate) fn granted(leave: Leave) -> Option<Reservation> {
     match leave {
         Leave::Granted(reservation) => Some(*reservation),
-        Leave::Limited(_) | Leave::Reached(_) | Leave::Untold => None,
+        Leave::Limited(_) | Leave::Reached(_) => None,
     }
 }

@@ -20,7 +20,6 @@ use crate::events::relay::Frame;
 use crate::routing::Placement;
 use crate::session::manager::INIT_TIMEOUT;
 use crate::tenants::Tenant;
-use crate::turn::ahead;
 use crate::turn::approvals::Approvals;
 use crate::turn::exchange::{Exchange, Outcome, checkpoint_taken};
 use crate::turn::granted::Granted;
@@ -57,7 +56,6 @@ impl Driver {
         recorder: &mut Recorder,
         controls: &mut Controls,
     ) -> Result<Step, Error> {
-        let is_beginning = matches!(course.from, Origin::Beginning(_));
         let standing = match std::mem::replace(&mut course.from, Origin::Store) {
             Origin::Beginning(newest) => Standing::of(newest, input.turn, &input.content, []),
             Origin::Store => self.standing(input, &[]).await?,
@@ -97,10 +95,7 @@ impl Driver {
         }
         let (core, session) = (Arc::clone(&self.core), self.session.clone());
         let sub_agents = SubAgents::new(core, session, (input.turn, &input.sender), standing.sub_agents.clone());
-        let mut start = self.start(input, standing, &tenant);
-        if is_beginning {
-            start.asked_for = ahead::request(&self.session, &start, &self.core.tool_weights);
-        }
+        let start = self.start(input, standing, &tenant);
         if let Some(error) = conversation::too_large(start.encoded_len()) {
             return Ok(Step::Done(End::failed(StopReason::ContextFull, error)));
         }
@@ -116,7 +111,6 @@ impl Driver {
             asking: FuturesUnordered::new(),
             sub_agents,
             is_cut: false,
-            is_heard: false,
         };
         // By far the largest part of a turn, and of what a task of one would hold on its stack.
         match Box::pin(exchange.run(client, start)).await? {
@@ -214,7 +208,6 @@ impl Driver {
             decisions: standing.decisions,
             settled_grant_ids: standing.settled,
             user: input.sender.clone(),
-            asked_for: None,
         }
     }
 }

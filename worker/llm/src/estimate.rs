@@ -1,7 +1,9 @@
 //! Token counts reckoned from text, for when no provider counted: before a call, and after one that broke off.
 
-use crate::v1::content_block::Block;
-use crate::v1::{ContentBlock, Message};
+use croft_proto::v1::content_block::Block;
+use croft_proto::v1::{ContentBlock, Message};
+
+use crate::request::Request;
 
 /// What an image is reckoned at; providers charge about this for a picture of a usual size.
 const IMAGE_TOKENS: usize = 1_600;
@@ -13,19 +15,23 @@ pub fn tokens(characters: usize) -> u32 {
     u32::try_from(characters.div_ceil(CHARACTERS_A_TOKEN)).unwrap_or(u32::MAX)
 }
 
-/// The input tokens of messages alone.
-pub fn conversation_tokens(messages: &[Message]) -> u32 {
-    tokens(messages.iter().map(|message| content_characters(&message.content)).sum())
+/// The input tokens of a whole request.
+pub fn input_tokens(request: &Request) -> u32 {
+    let tools: usize = request
+        .tools
+        .iter()
+        .map(|tool| tool.name.len() + tool.description.len() + tool.input_schema.to_string().len())
+        .sum();
+    tokens(request.system.chars().count() + tools + request.messages.iter().map(message_characters).sum::<usize>())
 }
 
-/// The input tokens of a whole request, whose tools weigh so much.
-pub fn input_tokens<'content>(
-    system_prompt: &str,
-    tools_characters: usize,
-    contents: impl IntoIterator<Item = &'content [ContentBlock]>,
-) -> u32 {
-    let contents: usize = contents.into_iter().map(content_characters).sum();
-    tokens(system_prompt.chars().count() + tools_characters + contents)
+/// The input tokens of messages alone.
+pub fn conversation_tokens(messages: &[Message]) -> u32 {
+    tokens(messages.iter().map(message_characters).sum())
+}
+
+fn message_characters(message: &Message) -> usize {
+    content_characters(&message.content)
 }
 
 /// The characters that blocks weigh; an image weighs what it would as text.
