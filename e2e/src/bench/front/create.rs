@@ -9,8 +9,10 @@ use super::stage::{Stage, Tenant};
 use crate::bench::pace::Pace;
 use crate::bench::row::Row;
 use crate::bench::samples::{Samples, human};
-use crate::client::{Client, scripted_agent};
+use crate::client::scripted_agent;
 
+/// Connections that calls go by in turns.
+pub(super) const CONNECTIONS: usize = 4;
 const P50: Duration = Duration::from_millis(3);
 const P99: Duration = Duration::from_millis(10);
 /// Calls under way at a time while as many sessions as possible are opened.
@@ -26,16 +28,8 @@ pub(super) async fn all(stage: &Stage, seconds: u32) -> anyhow::Result<Vec<Row>>
     Ok(rows)
 }
 
-pub(super) async fn clients(stage: &Stage, tenant: &Tenant) -> anyhow::Result<Vec<Client>> {
-    let mut clients = Vec::new();
-    for _ in 0..4 {
-        clients.push(stage.client_of(&stage.front, tenant).await?);
-    }
-    Ok(clients)
-}
-
 async fn at_rate(stage: &Stage, tenant: &Tenant, per_second: u32, seconds: u32) -> anyhow::Result<Row> {
-    let clients = clients(stage, tenant).await?;
+    let clients = stage.clients_of(tenant, CONNECTIONS).await?;
     // Each of the front's connections to the database plans a statement when it first runs it.
     try_join_all((0..AT_A_TIME * 8).map(|number| {
         let mut client = clients[number % clients.len()].clone();
@@ -76,7 +70,7 @@ pub(super) fn within(row: impl Fn(String, Samples) -> Row, measure: String, time
 }
 
 async fn sustained(stage: &Stage, tenant: &Tenant, seconds: u32) -> anyhow::Result<Row> {
-    let clients = clients(stage, tenant).await?;
+    let clients = stage.clients_of(tenant, CONNECTIONS).await?;
     let (before, begun) = (stage.cpu()?, Instant::now());
     let until = begun + Duration::from_secs(seconds.into());
     let callers = (0..AT_A_TIME).map(|number| {

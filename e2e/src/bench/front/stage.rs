@@ -160,11 +160,11 @@ impl Stage {
         Client::over(channel, &tenant.api_key)
     }
 
-    /// Several, so that no connection's own order holds anything up.
-    pub async fn clients(&self, count: usize) -> anyhow::Result<Vec<Client>> {
+    /// Several of a tenant, so that no connection's own order holds anything up.
+    pub async fn clients_of(&self, tenant: &Tenant, count: usize) -> anyhow::Result<Vec<Client>> {
         let mut clients = Vec::with_capacity(count);
         for _ in 0..count {
-            clients.push(self.client().await?);
+            clients.push(self.client_of(&self.front, tenant).await?);
         }
         Ok(clients)
     }

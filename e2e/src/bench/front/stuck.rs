@@ -25,7 +25,7 @@ const FLAT: u64 = 4_000_000;
 
 /// Lets sessions talk to subscribers that never read, and looks at the front's memory in the middle and at the end.
 pub(super) async fn subscribers(stage: &Stage, seconds: u32) -> anyhow::Result<Row> {
-    let clients = stage.clients(SESSIONS).await?;
+    let clients = stage.clients_of(&stage.tenants[0], SESSIONS).await?;
     let (mut ids, mut sockets, mut streams) = (Vec::new(), Vec::new(), Vec::new());
     for client in &clients {
         ids.push(client.clone().create(scripted_agent("bench")).await?.session_id);

@@ -8,7 +8,7 @@ use croft_proto::v1::session_event::Kind;
 use futures::future::try_join_all;
 use tokio::time::Instant;
 
-use super::create::{self, lateness, within};
+use super::create::{CONNECTIONS, lateness, within};
 use super::stage::{Stage, Tenant};
 use crate::bench::pace::Pace;
 use crate::bench::row::Row;
@@ -24,8 +24,8 @@ const SESSIONS_EACH: usize = 8;
 /// At a rate, without and with limits of the tenant's, and as many as possible.
 pub(super) async fn all(stage: &Stage, seconds: u32) -> anyhow::Result<Vec<Row>> {
     let [open, limited] = [&stage.tenants[0], &stage.tenants[1]];
-    let clients = create::clients(stage, open).await?;
-    let clients_of_limited = create::clients(stage, limited).await?;
+    let clients = stage.clients_of(open, CONNECTIONS).await?;
+    let clients_of_limited = stage.clients_of(limited, CONNECTIONS).await?;
     Ok(vec![
         first_token(stage, open, &clients, 20, seconds).await?,
         first_token(stage, open, &clients, 100, seconds).await?,
