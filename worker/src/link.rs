@@ -111,7 +111,12 @@ impl Link {
             Some(asked) => asked.send(Ok(grant)).err(),
             None => Some(Ok(grant)),
         };
-        let Some(Ok(grant)) = to_nobody else { return };
+        if let Some(Ok(grant)) = to_nobody {
+            self.leave_over(grant);
+        }
+    }
+
+    fn leave_over(&self, grant: Grant) {
         let mut unused = self.unused();
         if unused.len() < UNUSED_MAX {
             unused.push(grant);
@@ -192,13 +197,11 @@ impl Link {
     /// Asks for leave to call a model. Dropping the future withdraws the question.
     pub(crate) async fn grant(&self, request: GrantRequest) -> Result<Grant, GrantRefused> {
         let (answer, answered) = oneshot::channel();
-        let question = Question { link: self, request_id: request.request_id.clone() };
+        let mut question = Question { link: self, request_id: request.request_id.clone(), answered };
         self.grants().insert(request.request_id.clone(), answer);
         self.outbox.message(ToFront::GrantRequest(request)).await;
-        let outcome = answered.await;
-        drop(question);
         // The sender is dropped only by the question itself.
-        outcome.unwrap_or_else(|_| Err(GrantRefused::default()))
+        (&mut question.answered).await.unwrap_or_else(|_| Err(GrantRefused::default()))
     }
 
     /// Has the front run a sub-agent, and waits for what comes of it. Dropping the future gives it up here; the front ends it with
@@ -237,10 +240,44 @@ impl Link {
 struct Question<'link> {
     link: &'link Link,
     request_id: String,
+    answered: oneshot::Receiver<Result<Grant, GrantRefused>>,
 }
 
 impl Drop for Question<'_> {
     fn drop(&mut self) {
         self.link.grants().remove(&self.request_id);
+        // Leave may have come that nobody has looked at; what comes from now on, its sender finds out about.
+        self.answered.close();
+        if let Ok(Ok(grant)) = self.answered.try_recv() {
+            self.link.leave_over(grant);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use croft_proto::v1::execute_step_request::Message;
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn leave_that_comes_as_its_question_is_given_up_is_left_over() {
+        let link = Link::new("turn".into(), Outbox::default(), Interrupt::default());
+        let asked = || GrantRequest { request_id: "a question".into(), ..GrantRequest::default() };
+        let grant = Grant { request_id: "a question".into(), grant_id: "leave".into(), ..Grant::default() };
+        let granted = || ExecuteStepRequest { message: Some(Message::Grant(grant.clone())) };
+
+        let mut question = Box::pin(link.grant(asked()));
+        assert!((&mut question).now_or_never().is_none());
+        link.hear(granted());
+        drop(question);
+        assert_eq!(link.take_unused().as_ref(), Some(&grant), "it came, and was not looked at");
+
+        let mut question = Box::pin(link.grant(asked()));
+        assert!((&mut question).now_or_never().is_none());
+        link.hear(granted());
+        assert_eq!(question.await.as_ref(), Ok(&grant));
+        assert_eq!(link.take_unused(), None, "it was taken");
     }
 }

@@ -4,6 +4,7 @@
 //! once that is in the ledger. What is spent is always the ledger's word: see [`crate::counters`].
 
 pub mod alert;
+mod asked;
 pub mod keeper;
 pub mod period;
 mod queue;

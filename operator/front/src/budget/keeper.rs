@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::alert::{exhausted, reached};
+use super::asked::Asked;
 use super::period::Period;
 use super::queue::{Head, Queues};
 use super::reservation::{OUTPUT_TOKENS_MIN, Reservation, output_that_fits, tokens_of};
@@ -77,6 +78,7 @@ pub struct Keeper {
     set: Cache<TenantId, Arc<Vec<Budget>>>,
     standings: Cache<(TenantId, String), Standing>,
     alerted: Cache<(TenantId, String), ()>,
+    tasks: Tasks,
     metrics: Metrics,
 }
 
@@ -143,6 +145,7 @@ impl Keeper {
             set: Cache::builder().max_capacity(REMEMBERED_MAX).time_to_live(BUDGETS_FRESH).build(),
             standings: Cache::new(REMEMBERED_MAX),
             alerted: Cache::new(REMEMBERED_MAX),
+            tasks: tasks.clone(),
             metrics: Metrics::register(registry)?,
         };
         drop(tasks.spawn("budget-alerts", keeper.clone().tell_what_is_untold(tasks.clone())));
@@ -201,11 +204,14 @@ impl Keeper {
                 return Ok(granted(ask, budgets, quote, &wish, output, None));
             }
             rounds += 1;
-            match self.counters.admit(&ask).await?.verdict {
-                Verdict::Granted(standings) => {
-                    self.remember(tenant, &budgets, &standings).await;
-                    return Ok(granted(ask, budgets, quote, &wish, output, clipped_by));
-                }
+            let asked = Asked::new(self, tenant, &id, &budgets.accounts);
+            let verdict = self.counters.admit(&ask).await?.verdict;
+            if let Verdict::Granted(standings) = &verdict {
+                self.remember(tenant, &budgets, standings).await;
+            }
+            asked.answered();
+            match verdict {
+                Verdict::Granted(_) => return Ok(granted(ask, budgets, quote, &wish, output, clipped_by)),
                 Verdict::Unknown(places) if rounds < ROUNDS_MAX => {
                     unread.extend(places.iter().filter_map(|place| budgets.accounts.get(*place)).cloned());
                 }
@@ -410,6 +416,22 @@ impl Keeper {
         for alert in reached(budgets, &standings, session.id) {
             self.alert(tenant, &alert).await;
         }
+    }
+
+    /// Settles what may have been granted and nobody knows of, in a task of its own, and wakes who waits for its room.
+    pub(super) fn give_back(&self, settlement: Settlement, accounts: Vec<Account>) {
+        let keeper = self.clone();
+        let settling = async move {
+            let tenant = settlement.tenant;
+            if let Err(error) = keeper.counters.settle(&settlement).await {
+                tracing::debug!(%tenant, %error, "leave that nobody took is not given back: it runs out");
+                return;
+            }
+            for account in accounts {
+                keeper.queues.settled(tenant, account.key()).await;
+            }
+        };
+        drop(self.tasks.spawn("leave-given-back", settling));
     }
 
     /// What a session and the sub-agents below it have spent, by the ledger.

@@ -8,6 +8,7 @@ mod database;
 #[path = "../contract/fixtures.rs"]
 #[expect(dead_code, reason = "other tests need more of it")]
 mod fixtures;
+mod given_up;
 mod races;
 mod running;
 mod scene;
