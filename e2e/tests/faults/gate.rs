@@ -11,7 +11,7 @@ use croft_front::events::relay::memory::MemoryRelay;
 use croft_front::events::relay::{Envelope, Relay};
 use croft_front::lease::{Abandoned, LeaseStore};
 use croft_front::session::Session;
-use croft_front::session::store::{Filter, Inserted, NewSession, SessionStore};
+use croft_front::session::store::{Filter, Inserted, NewSession, Page, SessionStore};
 use croft_front::store::Stores;
 use croft_front::turn::store::{Begin, Begun, Ended, TurnStore};
 use croft_proto::id::{SessionId, TenantId};
@@ -121,7 +121,7 @@ impl SessionStore for Gated<dyn SessionStore> {
         filter: &Filter,
         after: Option<SessionId>,
         limit: u32,
-    ) -> Result<Vec<Session>, Error> {
+    ) -> Result<Page, Error> {
         self.gate.pass(self.behind.list(tenant, filter, after, limit)).await
     }
 

@@ -34,7 +34,7 @@ async fn recorded(world: &World, tenant: usize, session: SessionId) -> Record {
 pub(crate) async fn children(world: &World, tenant: usize, told: &Told, record: &Record) -> (Vec<Record>, Vec<String>) {
     let of = world.identities[tenant].tenant;
     let below = Filter { parent: Some(told.session), ..Filter::default() };
-    let sessions = world.stores.sessions.list(of, &below, None, 1_000).await.unwrap();
+    let sessions = world.stores.sessions.list(of, &below, None, 1_000).await.unwrap().sessions;
     let (mut records, mut wrong) = (Vec::new(), Vec::new());
     let mut calls = BTreeSet::new();
     for session in sessions {

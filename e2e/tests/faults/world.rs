@@ -250,7 +250,7 @@ impl World {
         let mut picture = String::new();
         for identity in &self.identities {
             let filter = croft_front::session::store::Filter::default();
-            for session in self.stores.sessions.list(identity.tenant, &filter, None, 10).await.unwrap() {
+            for session in self.stores.sessions.list(identity.tenant, &filter, None, 10).await.unwrap().sessions {
                 let events = self.stores.events.read(identity.tenant, session.id, 0, 10_000).await.unwrap();
                 let tail: Vec<_> = events.iter().rev().take(12).map(|event| format!("{:?}", event.kind)).collect();
                 let state = (session.state, session.input_seq, session.newest_input_seq, session.turn_id);

@@ -210,8 +210,9 @@ impl LifecycleService for Lifecycle {
     ) -> Result<Response<ListSessionsResponse>, Status> {
         let identity = self.door.identify(&self.core, &request).await?;
         let page = self.manager.list(&identity, request.into_inner()).await?;
+        let next_page_token = page.next().map(|last| last.to_string()).unwrap_or_default();
         let sessions = page.sessions.into_iter().map(Into::into).collect();
-        Ok(Response::new(ListSessionsResponse { sessions, next_page_token: page.next_page_token }))
+        Ok(Response::new(ListSessionsResponse { sessions, next_page_token }))
     }
 
     async fn terminate_session(

@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use super::family::Parent;
 use super::lifetime::Lifetime;
-use super::store::{Filter, Inserted, NewSession};
+use super::store::{Filter, Inserted, NewSession, Page};
 use super::{Session, snapshot, validate};
 use crate::core::Core;
 use crate::error::Error;
@@ -35,13 +35,6 @@ const PAGE_SIZE: u32 = 50;
 const PAGE_SIZE_MAX: i32 = 1_000;
 /// A worker that takes longer than this to take a session is treated as failed, and the session is not made.
 pub(crate) const INIT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// A page of sessions and the token of the next one.
-#[derive(Debug)]
-pub struct Page {
-    pub sessions: Vec<Session>,
-    pub next_page_token: String,
-}
 
 /// A session that is about to be opened.
 struct Opening {
@@ -225,15 +218,7 @@ impl Manager {
             parent => Some(validate::session_id(parent)?),
         };
         let filter = Filter { states, labels: validate::labels(request.labels)?, parent, ..Filter::default() };
-        // One more than asked tells whether there is a next page.
-        let mut sessions = self.core.stores.sessions.list(identity.tenant, &filter, after, limit + 1).await?;
-        let more = sessions.len() > limit as usize;
-        sessions.truncate(limit as usize);
-        let next_page_token = match sessions.last() {
-            Some(last) if more => last.id.to_string(),
-            _ => String::new(),
-        };
-        Ok(Page { sessions, next_page_token })
+        self.core.stores.sessions.list(identity.tenant, &filter, after, limit).await
     }
 
     /// Ends a session, and tells how it ended, whoever ended it.

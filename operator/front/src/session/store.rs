@@ -42,6 +42,25 @@ pub enum Inserted {
     Existing(Session),
 }
 
+/// Bytes of agents and labels at which a page of sessions ends: an agent is large, and so may be all of a thousand. With one more of the
+/// largest, and all that sessions have besides, a page is still below the 4 MiB that a gRPC client takes unless it was told otherwise.
+pub const PAGE_BYTES: u32 = 1 << 20;
+
+/// A page of sessions.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Page {
+    pub sessions: Vec<Session>,
+    /// There are others behind it.
+    pub more: bool,
+}
+
+impl Page {
+    /// Behind which the next page begins, if there is one.
+    pub fn next(&self) -> Option<SessionId> {
+        self.sessions.last().filter(|_| self.more).map(|last| last.id)
+    }
+}
+
 /// Which sessions a list shows.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Filter {
@@ -76,14 +95,15 @@ pub trait SessionStore: Send + Sync {
     /// The session, or `None` if this tenant has no such session.
     async fn get(&self, tenant: TenantId, id: SessionId) -> Result<Option<Session>, Error>;
 
-    /// Sessions, newest first (by id, which is a UUID of version 7), that come after `after` in that order; at most `limit`.
+    /// Sessions, newest first (by id, which is a UUID of version 7), that come after `after` in that order; at most `limit`, and no more
+    /// once they have [`PAGE_BYTES`].
     async fn list(
         &self,
         tenant: TenantId,
         filter: &Filter,
         after: Option<SessionId>,
         limit: u32,
-    ) -> Result<Vec<Session>, Error>;
+    ) -> Result<Page, Error>;
 
     /// How many sessions of the tenant are not terminated.
     async fn count_open(&self, tenant: TenantId) -> Result<u32, Error>;

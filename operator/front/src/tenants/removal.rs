@@ -109,7 +109,7 @@ impl Removal {
             }
             // No word to their workers, which go too: a turn that runs is told to stop all the same.
             let batch = sessions.list(tenant, &filter, None, SESSIONS_BATCH).await?;
-            stream::iter(batch)
+            stream::iter(batch.sessions)
                 .map(|session| async move { self.manager.end(&session, Authority::Fence, REASON).await })
                 .buffer_unordered(CONCURRENCY)
                 .try_for_each(|_| std::future::ready(Ok(())))

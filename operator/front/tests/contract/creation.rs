@@ -16,7 +16,7 @@ use croft_front::events::relay::memory::MemoryRelay;
 use croft_front::identity::{Identity, Role};
 use croft_front::session::Session;
 use croft_front::session::manager::Manager;
-use croft_front::session::store::{Filter, Inserted, NewSession, SessionStore};
+use croft_front::session::store::{Filter, Inserted, NewSession, Page, SessionStore};
 use croft_front::store::Stores;
 use croft_front::tenants::Tenants;
 use croft_proto::id::{SessionId, TenantId};
@@ -166,7 +166,7 @@ impl Scene {
     async fn assert_nothing_is_left(&self, what: &str) {
         let sessions = &self.core.stores.sessions;
         let before = sessions.list(self.tenant, &Filter::default(), None, 10).await.unwrap();
-        assert_eq!(before, [], "after {what}");
+        assert_eq!(before, Page::default(), "after {what}");
         assert_eq!(sessions.count_open(self.tenant).await.unwrap(), 0, "after {what}");
         let forgotten = async {
             while !self.worker.knows().is_empty() {
@@ -245,7 +245,7 @@ impl SessionStore for Down {
         filter: &Filter,
         after: Option<SessionId>,
         limit: u32,
-    ) -> Result<Vec<Session>, Error> {
+    ) -> Result<Page, Error> {
         self.0.list(tenant, filter, after, limit).await
     }
 

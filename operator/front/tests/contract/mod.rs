@@ -24,7 +24,7 @@ macro_rules! promises {
                 is_refused_for_a_tenant_that_nobody_knows, stops_at_the_limit_whoever_races,
                 frees_a_place_when_one_ends, answers_a_repeated_key_with_the_same_session,
                 makes_one_session_of_concurrent_requests_with_one_key, repeats_a_key_at_the_limit,
-                lists_in_pages_newest_first, filters_by_state_and_labels, bills_attempts_of_the_first_events,
+                lists_in_pages_newest_first, lists_no_more_than_fits_a_page, filters_by_state_and_labels, bills_attempts_of_the_first_events,
                 has_one_child_for_each_call_of_a_parent, makes_no_child_of_a_parent_that_has_ended;
             events: keeps_tenants_apart, numbers_without_holes_under_fifty_writers, projects_state,
                 refuses_a_stale_epoch, refuses_a_released_lease, fences_the_turn, ends_the_lease_with_the_session,

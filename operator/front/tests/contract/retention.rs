@@ -35,7 +35,7 @@ async fn ended(stores: &Stores, tenant: TenantId, end: Timestamp) -> SessionId {
 }
 
 async fn listed(stores: &Stores, tenant: TenantId) -> Vec<SessionId> {
-    let sessions = stores.sessions.list(tenant, &Filter::default(), None, 100).await.unwrap();
+    let sessions = stores.sessions.list(tenant, &Filter::default(), None, 100).await.unwrap().sessions;
     sessions.into_iter().map(|session| session.id).collect()
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use croft_front::Error;
-use croft_front::session::store::{Filter, Inserted};
+use croft_front::session::store::{Filter, Inserted, PAGE_BYTES};
 use croft_front::store::Stores;
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::{SessionState, StopReason, TokenUsage, UsageTotals};
@@ -21,7 +21,7 @@ pub(crate) async fn keeps_tenants_apart(stores: &Stores) {
     let session = insert(stores, new).await;
 
     assert_eq!(stores.sessions.get(theirs, session.id).await.unwrap(), None);
-    assert_eq!(stores.sessions.list(theirs, &Filter::default(), None, 10).await.unwrap(), []);
+    assert_eq!(stores.sessions.list(theirs, &Filter::default(), None, 10).await.unwrap().sessions, []);
     assert_eq!(stores.sessions.count_open(theirs).await.unwrap(), 0);
     assert_eq!(stores.sessions.find_created(theirs, &key("once", 1)).await.unwrap(), None);
     assert_eq!(stores.sessions.get(ours, session.id).await.unwrap(), Some(session));
@@ -147,14 +147,41 @@ pub(crate) async fn lists_in_pages_newest_first(stores: &Stores) {
     }
     ids.reverse();
     let page = async |after, limit| {
-        let sessions = stores.sessions.list(ours, &Filter::default(), after, limit).await.unwrap();
-        sessions.into_iter().map(|session| session.id).collect::<Vec<_>>()
+        let page = stores.sessions.list(ours, &Filter::default(), after, limit).await.unwrap();
+        let next = page.next();
+        (page.sessions.into_iter().map(|session| session.id).collect::<Vec<_>>(), next)
     };
-    assert_eq!(page(None, 2).await, ids[..2]);
-    assert_eq!(page(Some(ids[1]), 2).await, ids[2..4]);
-    assert_eq!(page(Some(ids[3]), 2).await, ids[4..]);
-    assert_eq!(page(Some(ids[4]), 2).await, []);
-    assert_eq!(page(None, 100).await, ids);
+    assert_eq!(page(None, 2).await, (ids[..2].to_vec(), Some(ids[1])));
+    assert_eq!(page(Some(ids[1]), 2).await, (ids[2..4].to_vec(), Some(ids[3])));
+    assert_eq!(page(Some(ids[2]), 2).await, (ids[3..].to_vec(), None), "none is behind a page that is full");
+    assert_eq!(page(Some(ids[3]), 2).await, (ids[4..].to_vec(), None));
+    assert_eq!(page(Some(ids[4]), 2).await, (vec![], None));
+    assert_eq!(page(None, 100).await, (ids, None));
+}
+
+pub(crate) async fn lists_no_more_than_fits_a_page(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let large = |bytes: usize| {
+        let mut new = new_session(tenant);
+        new.agent.system_prompt = "x".repeat(bytes);
+        new
+    };
+    let mut ids = Vec::new();
+    // From the newest on, three begin before the page is full, one fills a page alone, and the last one is small.
+    for bytes in [0, PAGE_BYTES as usize, 400_000, 400_000, 400_000] {
+        ids.push(insert(stores, large(bytes)).await.id);
+    }
+    ids.reverse();
+    let (mut pages, mut after) = (Vec::new(), None);
+    loop {
+        let page = stores.sessions.list(tenant, &Filter::default(), after, 100).await.unwrap();
+        after = page.next();
+        pages.push(page.sessions.into_iter().map(|session| session.id).collect::<Vec<_>>());
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(pages, [&ids[..3], &ids[3..4], &ids[4..]]);
 }
 
 pub(crate) async fn filters_by_state_and_labels(stores: &Stores) {
@@ -172,7 +199,7 @@ pub(crate) async fn filters_by_state_and_labels(stores: &Stores) {
     let found = async |states: &[SessionState], labels: &[(&str, &str)]| {
         let labels = labels.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
         let filter = Filter { states: states.to_vec(), labels, ..Filter::default() };
-        let sessions = stores.sessions.list(tenant, &filter, None, 10).await.unwrap();
+        let sessions = stores.sessions.list(tenant, &filter, None, 10).await.unwrap().sessions;
         sessions.into_iter().map(|session| session.id).collect::<Vec<_>>()
     };
     assert_eq!(found(&[], &[("team", "red")]).await, [big_red, red]);
@@ -220,7 +247,7 @@ pub(crate) async fn has_one_child_for_each_call_of_a_parent(stores: &Stores) {
     assert_eq!(stores.sessions.child(ours, parent.id, "no call").await.unwrap(), None);
     assert_eq!(stores.sessions.child(theirs, parent.id, "call").await.unwrap(), None);
     let filter = Filter { parent: Some(parent.id), ..Filter::default() };
-    let children = stores.sessions.list(ours, &filter, None, 10).await.unwrap();
+    let children = stores.sessions.list(ours, &filter, None, 10).await.unwrap().sessions;
     let mut expected = vec![child.id, other.id];
     expected.sort_unstable_by(|one, other| other.cmp(one));
     assert_eq!(children.into_iter().map(|child| child.id).collect::<Vec<_>>(), expected);

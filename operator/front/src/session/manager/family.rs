@@ -107,13 +107,20 @@ impl Manager {
                 return Ok(());
             }
             let open = Filter { parent: Some(parent.id), ..Filter::open() };
-            let children = self.core.stores.sessions.list(parent.tenant, &open, None, PAGE).await?;
-            let ended: Vec<_> = stream::iter(children)
-                .map(|child| async move { self.end_child(&child, CALL_ENDED).await })
-                .buffer_unordered(CONCURRENCY)
-                .collect()
-                .await;
-            ended.into_iter().collect()
+            let (mut outcome, mut after) = (Ok(()), None);
+            loop {
+                let page = self.core.stores.sessions.list(parent.tenant, &open, after, PAGE).await?;
+                after = page.next();
+                let ended: Vec<_> = stream::iter(page.sessions)
+                    .map(|child| async move { self.end_child(&child, CALL_ENDED).await })
+                    .buffer_unordered(CONCURRENCY)
+                    .collect()
+                    .await;
+                outcome = ended.into_iter().fold(outcome, Result::and);
+                if after.is_none() {
+                    return outcome;
+                }
+            }
         }
         .boxed()
     }

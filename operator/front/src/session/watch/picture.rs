@@ -29,16 +29,7 @@ impl Picture {
     /// All that are open, and the totals.
     pub(super) async fn of_open(core: &Core, tenant: TenantId, month_start: Timestamp) -> Result<Self, Error> {
         let filter = Filter { states: Filter::open().states, ..declared() };
-        let (mut sessions, mut after) = (Vec::new(), None);
-        loop {
-            let page = core.stores.sessions.list(tenant, &filter, after, PAGE).await?;
-            after = page.last().map(|session| session.id);
-            let is_last = page.len() < PAGE as usize;
-            sessions.extend(page.into_iter().map(told));
-            if is_last {
-                break;
-            }
-        }
+        let sessions = listed(core, tenant, &filter).await?;
         let totals = Some(totals(core, tenant, month_start).await?);
         Ok(Self { tenant, sessions, totals })
     }
@@ -53,9 +44,7 @@ impl Picture {
         let ids: Vec<_> = ids.iter().copied().collect();
         let mut sessions = Vec::new();
         for ids in ids.chunks(PAGE as usize) {
-            let filter = Filter { ids: ids.to_vec(), ..declared() };
-            let page = core.stores.sessions.list(tenant, &filter, None, PAGE).await?;
-            sessions.extend(page.into_iter().map(told));
+            sessions.extend(listed(core, tenant, &Filter { ids: ids.to_vec(), ..declared() }).await?);
         }
         let totals = match month_start {
             Some(month_start) => Some(totals(core, tenant, month_start).await?),
@@ -84,6 +73,18 @@ impl Picture {
 fn declared() -> Filter {
     let (key, value) = SOURCE;
     Filter { labels: [(key.to_owned(), value.to_owned())].into(), ..Filter::default() }
+}
+
+async fn listed(core: &Core, tenant: TenantId, filter: &Filter) -> Result<Vec<v1::Session>, Error> {
+    let (mut sessions, mut after) = (Vec::new(), None);
+    loop {
+        let page = core.stores.sessions.list(tenant, filter, after, PAGE).await?;
+        after = page.next();
+        sessions.extend(page.sessions.into_iter().map(told));
+        if after.is_none() {
+            return Ok(sessions);
+        }
+    }
 }
 
 /// Without the agent, which may be large and never changes.

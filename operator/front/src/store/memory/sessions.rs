@@ -3,12 +3,13 @@
 use async_trait::async_trait;
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::SessionState;
+use prost::Message as _;
 
 use super::{Lease, Memory, Record, Scope, State};
 use crate::error::Error;
 use crate::events::log::IdempotencyKey;
 use crate::session::Session;
-use crate::session::store::{Filter, Inserted, NewSession, SessionStore};
+use crate::session::store::{Filter, Inserted, NewSession, PAGE_BYTES, Page, SessionStore};
 use crate::store::{being_removed, projection, unknown_tenant};
 
 #[async_trait]
@@ -79,9 +80,9 @@ impl SessionStore for Memory {
         filter: &Filter,
         after: Option<SessionId>,
         limit: u32,
-    ) -> Result<Vec<Session>, Error> {
+    ) -> Result<Page, Error> {
         let state = self.lock();
-        Ok(state
+        let mut found = state
             .sessions_of(tenant)
             .rev()
             .filter(|session| after.is_none_or(|after| session.id < after))
@@ -89,9 +90,18 @@ impl SessionStore for Memory {
             .filter(|session| filter.ids.is_empty() || filter.ids.contains(&session.id))
             .filter(|session| filter.parent.is_none_or(|parent| session.is_child_of(parent)))
             .filter(|session| filter.labels.iter().all(|(key, value)| session.labels.get(key) == Some(value)))
-            .take(limit as usize)
-            .cloned()
-            .collect())
+            .peekable();
+        let (mut page, mut bytes) = (Page::default(), 0);
+        while page.sessions.len() < limit as usize
+            && bytes < PAGE_BYTES as usize
+            && let Some(session) = found.next()
+        {
+            let labels = session.labels.iter().map(|(key, value)| key.len() + value.len());
+            bytes += session.agent.encoded_len() + labels.sum::<usize>();
+            page.sessions.push(session.clone());
+        }
+        page.more = found.peek().is_some();
+        Ok(page)
     }
 
     async fn count_open(&self, tenant: TenantId) -> Result<u32, Error> {

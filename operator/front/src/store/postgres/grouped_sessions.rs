@@ -21,7 +21,7 @@ use super::{Postgres, failed, signed};
 use crate::error::Error;
 use crate::events::log::IdempotencyKey;
 use crate::session::Session;
-use crate::session::store::{Filter, Inserted, NewSession, SessionStore};
+use crate::session::store::{Filter, Inserted, NewSession, Page, SessionStore};
 use crate::store::projection;
 
 /// What `INSERT` does for one session, for all of a group, and all that its transaction does besides. A place under the limit goes to
@@ -158,7 +158,7 @@ impl SessionStore for GroupedSessions {
         filter: &Filter,
         after: Option<SessionId>,
         limit: u32,
-    ) -> Result<Vec<Session>, Error> {
+    ) -> Result<Page, Error> {
         SessionStore::list(&*self.postgres, tenant, filter, after, limit).await
     }
 

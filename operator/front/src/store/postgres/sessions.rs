@@ -14,7 +14,7 @@ use super::{Postgres, Tx, failed, is_foreign_key, signed};
 use crate::error::Error;
 use crate::events::log::IdempotencyKey;
 use crate::session::Session;
-use crate::session::store::{Filter, Inserted, NewSession, SessionStore};
+use crate::session::store::{Filter, Inserted, NewSession, PAGE_BYTES, Page, SessionStore};
 use crate::store::{being_removed, projection, unknown_tenant};
 
 /// The scope of keys of `CreateSession`.
@@ -152,7 +152,7 @@ impl SessionStore for Postgres {
         filter: &Filter,
         after: Option<SessionId>,
         limit: u32,
-    ) -> Result<Vec<Session>, Error> {
+    ) -> Result<Page, Error> {
         let states: Vec<_> = filter.states.iter().copied().map(state_word).collect();
         let labels = serde_json::to_string(&filter.labels).map_err(Error::internal)?;
         // Said in words, so that the index of open sessions serves where it can.
@@ -160,12 +160,24 @@ impl SessionStore for Postgres {
         let only_open = if only_open { "and s.state <> 'terminated'" } else { "" };
         let mut tx = self.tenant(tenant).await?;
         let rows = sqlx::query(AssertSqlSafe(format!(
-            "{SELECT_SESSION}
-            where s.tenant_id = $1 and ($2::uuid is null or s.session_id < $2)
-                and (cardinality($3::text[]) = 0 or s.state = any($3))
-                and ($7::uuid is null or s.parent_id = $7) and s.labels @> $4::text::jsonb and (cardinality($6::uuid[]) = 0 or s.session_id = any($6))
-                {only_open}
-            order by s.session_id desc limit $5"
+            "with page as (
+                select session_id, row_number() over places as place, count(*) over () as found,
+                    sum(bytes) over places - bytes as before
+                from (
+                    select s.session_id, octet_length(s.agent) + octet_length(s.labels::text) as bytes
+                    from sessions s
+                    where s.tenant_id = $1 and ($2::uuid is null or s.session_id < $2)
+                        and (cardinality($3::text[]) = 0 or s.state = any($3))
+                        and ($7::uuid is null or s.parent_id = $7) and s.labels @> $4::text::jsonb
+                        and (cardinality($6::uuid[]) = 0 or s.session_id = any($6)) {only_open}
+                    order by s.session_id desc limit $5 + 1
+                ) as found
+                window places as (order by session_id desc rows unbounded preceding)
+            )
+            select p.found, s.* from page p
+            join ({SELECT_SESSION} where s.tenant_id = $1) s on s.session_id = p.session_id
+            where p.place <= $5 and p.before < $8
+            order by p.place"
         )))
         .bind(tenant.0)
         .bind(after.map(|after| after.0))
@@ -174,10 +186,13 @@ impl SessionStore for Postgres {
         .bind(i64::from(limit))
         .bind(filter.ids.iter().map(|id| id.0).collect::<Vec<_>>())
         .bind(filter.parent.map(|parent| parent.0))
+        .bind(i64::from(PAGE_BYTES))
         .fetch_all(&mut *tx)
         .await
         .map_err(failed)?;
-        rows.iter().map(row::session).collect::<Result<_, _>>().map_err(failed)
+        let found = rows.first().map_or(Ok(0), |row| row.try_get::<i64, _>("found")).map_err(failed)?;
+        let sessions = rows.iter().map(row::session).collect::<Result<Vec<_>, _>>().map_err(failed)?;
+        Ok(Page { more: i64::try_from(sessions.len()).is_ok_and(|shown| shown < found), sessions })
     }
 
     async fn count_open(&self, tenant: TenantId) -> Result<u32, Error> {
