@@ -1,14 +1,19 @@
 //! A tenant's rates hold at the clients' port, over the whole path.
 
+use std::time::Duration;
+
 use croft_e2e::client::{message, scripted_agent};
 use croft_front::core::Options;
 use croft_front::limits::SPAN;
 use croft_front::limits::rates::{ProviderRates, Rates};
-use croft_proto::v1::{ListModelsRequest, TenantLimits};
+use croft_proto::v1::{AuditRecord, ListModelsRequest, StreamEventsRequest, TenantLimits};
+use tokio::time::timeout;
 use tonic::Code;
 use tonic_types::StatusExt;
 
 use crate::world::{Ground, World, read_all};
+
+const SOON: Duration = Duration::from_secs(20);
 
 #[tokio::test]
 async fn calls_beyond_the_tenants_rate_are_refused_with_when_to_come_back() {
@@ -34,6 +39,50 @@ async fn calls_beyond_the_tenants_rate_are_refused_with_when_to_come_back() {
     let mut elsewhere = world.client_of_another_front().await;
     let refused = elsewhere.models.list_models(ListModelsRequest::default()).await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted);
+}
+
+/// The stream that is one too many would show a turn: its message is not taken, and that somebody tried is recorded.
+#[tokio::test]
+async fn a_message_whose_stream_is_one_too_many_is_refused_and_recorded() {
+    let options = Options { streams_per_tenant_max: 1, ..Options::default() };
+    let world = World::on(Ground { options, ..Ground::default() }).await;
+    let mut client = world.client();
+    let session_id = client.create(scripted_agent("watched")).await.unwrap().session_id;
+    let watch = StreamEventsRequest { session_id: session_id.clone(), ..StreamEventsRequest::default() };
+    let mut watching = client.lifecycle.stream_events(watch).await.unwrap().into_inner();
+    watching.message().await.unwrap().unwrap();
+    let before = world.stored(&session_id).await.last_seq;
+    let refused = client.lifecycle.send_message(message(&session_id, "hello")).await.unwrap_err();
+    assert_eq!(refused.get_error_details().error_info().unwrap().reason, "STREAM_LIMIT");
+    recorded(&world, "session.send_message", &session_id, "STREAM_LIMIT").await;
+    drop(watching);
+    let refused = async {
+        loop {
+            let refused = client.lifecycle.send_message(message("no session", "hello")).await.unwrap_err();
+            if refused.code() == Code::NotFound {
+                return;
+            }
+        }
+    };
+    timeout(SOON, refused).await.expect("there is room again");
+    recorded(&world, "session.send_message", "no session", "SESSION_NOT_FOUND").await;
+    assert_eq!(world.stored(&session_id).await.last_seq, before);
+}
+
+/// Waits for a record of this action on the session that ended so.
+async fn recorded(world: &World, action: &str, session_id: &str, outcome: &str) {
+    let look = async {
+        loop {
+            let records = world.core.stores.audit.list(world.tenant(), 0, 1_000).await.unwrap();
+            let resource = format!("sessions/{session_id}");
+            let is_it = |record: &AuditRecord| record.action == action && record.resource == resource;
+            if records.iter().any(|record| is_it(record) && record.outcome == outcome) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    timeout(SOON, look).await.expect("nobody recorded it");
 }
 
 /// Whoever opens streams without end costs as much as who calls.

@@ -49,6 +49,12 @@ impl Act {
         };
         core.tasks.spawn("act", task.in_current_span()).await.map_err(Error::internal)?
     }
+
+    /// It was refused before anything was done. Passes the error on.
+    pub(crate) async fn refused(self, core: &Core, error: Error) -> Error {
+        record(core, self.identity, self.action, self.resource, Some(&error)).await;
+        error
+    }
 }
 
 /// Fails with [`Error::Forbidden`] if no role of the caller's allows this call; where it would change something, the try is recorded.

@@ -88,7 +88,10 @@ impl Lifecycle {
         request: SendMessageRequest,
     ) -> Result<impl Stream<Item = Result<SessionEvent, Error>> + Send + 'static, Error> {
         // First, or a message would be stored whose turn nobody may see.
-        let seat = self.core.seats.take(tenure.identity().tenant)?;
+        let seat = match self.core.seats.take(tenure.identity().tenant) {
+            Ok(seat) => seat,
+            Err(error) => return Err(self.refused(tenure.identity(), &request, error).await),
+        };
         let (after_seq, events) = self.open(tenure.identity(), request).await?;
         Ok(tenured(events, after_seq, tenure, seat))
     }
@@ -99,7 +102,10 @@ impl Lifecycle {
         identity: &Identity,
         request: SendMessageRequest,
     ) -> Result<(u64, impl Stream<Item = Result<SessionEvent, Error>> + Send + use<>), Error> {
-        let (tenant, id) = (identity.tenant, validate::session_id(&request.session_id)?);
+        let (tenant, id) = match validate::session_id(&request.session_id) {
+            Ok(id) => (identity.tenant, id),
+            Err(error) => return Err(self.refused(identity, &request, error).await),
+        };
         // The place is taken first, and the relay is asked for it while the message is being stored: whatever happens from then on
         // is seen, the message itself included.
         let (place, sent) =
@@ -114,6 +120,12 @@ impl Lifecycle {
         };
         sent.begin();
         Ok((seq - 1, one_turn(events, turn)))
+    }
+
+    /// Records that a message was not taken, and passes on why.
+    async fn refused(&self, identity: &Identity, request: &SendMessageRequest, error: Error) -> Error {
+        let act = Act::of::<SendMessageRequest>(identity, resource(&request.session_id));
+        act.refused(&self.core, error).await
     }
 
     /// Answers an approval that a turn waits for.
