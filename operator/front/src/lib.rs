@@ -23,6 +23,7 @@ pub mod metrics;
 pub mod migrate;
 pub mod models;
 pub mod models_command;
+mod plain;
 pub mod reprice_command;
 pub mod routing;
 pub mod seats;

@@ -10,6 +10,7 @@ use croft_proto::v1::{
 use super::time;
 use crate::error::Error;
 use crate::events::log::NewEvent;
+use crate::plain::plain;
 use crate::session::Session;
 use crate::session::store::NewSession;
 
@@ -69,7 +70,7 @@ impl Change {
                 self.terminate_reason = Some(terminated.reason.clone());
             }
             Kind::UserMessage(_) => self.newest_input = Some(place),
-            Kind::StepStarted(started) => self.worker = Some(started.worker.clone()),
+            Kind::StepStarted(started) => self.worker = Some(plain(started.worker.clone())),
             _ => {}
         }
     }
@@ -164,7 +165,7 @@ pub(crate) fn number(session: SessionId, first_seq: u64, events: Vec<NewEvent>) 
 }
 
 /// The usage rows that these events ask for, but for the agent, which the store knows. A worker's negative counts are taken for 0: they
-/// would pay for others.
+/// would pay for others. Its texts are stored plainly, or one that the database does not take would be a way to use models for nothing.
 pub(crate) fn usage_rows(session: SessionId, events: &[NewEvent]) -> Vec<UsageEvent> {
     events
         .iter()
@@ -178,11 +179,11 @@ pub(crate) fn usage_rows(session: SessionId, events: &[NewEvent]) -> Vec<UsageEv
 fn usage_row(session: SessionId, attempt: &ModelAttempt, create_time: &Timestamp) -> UsageEvent {
     let tokens = attempt.usage.unwrap_or_default();
     UsageEvent {
-        attempt_id: attempt.attempt_id.clone(),
+        attempt_id: plain(attempt.attempt_id.clone()),
         session_id: session.to_string(),
         agent: String::new(),
-        provider: attempt.provider.clone(),
-        model: attempt.model.clone(),
+        provider: plain(attempt.provider.clone()),
+        model: plain(attempt.model.clone()),
         tokens: Some(TokenUsage {
             input_uncached_tokens: tokens.input_uncached_tokens.max(0),
             cache_read_tokens: tokens.cache_read_tokens.max(0),
@@ -193,15 +194,15 @@ fn usage_row(session: SessionId, attempt: &ModelAttempt, create_time: &Timestamp
         }),
         cost_nano_usd: attempt.cost_nano_usd.map(|cost| cost.max(0)),
         latency_ms: attempt.latency_ms.max(0),
-        finish_reason: attempt.finish_reason.clone(),
-        error_class: attempt.error_class.clone(),
+        finish_reason: plain(attempt.finish_reason.clone()),
+        error_class: plain(attempt.error_class.clone()),
         create_time: Some(time::stored(create_time)),
         usage_estimated: attempt.usage_estimated,
         mode: match attempt.mode() {
             ProviderMode::Unspecified => ProviderMode::Platform.into(),
             known => known.into(),
         },
-        service_tier: attempt.service_tier.clone(),
+        service_tier: plain(attempt.service_tier.clone()),
     }
 }
 

@@ -5,7 +5,7 @@ use croft_front::events::log::NewEvent;
 use croft_front::store::Stores;
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{ModelAttempt, ProviderMode, TokenUsage, UsageDimension, UsageTotals};
+use croft_proto::v1::{ModelAttempt, ProviderMode, StepStarted, TokenUsage, UsageDimension, UsageTotals};
 
 use super::fixtures::{
     agent, append, appended, at, attempt, event, get, insert, new_session, session, tenant, terminated, two_tenants,
@@ -40,6 +40,33 @@ pub(crate) async fn counts_an_attempt_once(stores: &Stores) {
     assert_eq!((usage.attempts, usage.cost_nano_usd), (2, 8));
     assert_eq!(get(stores, tenant, second).await.usage.attempts, 0);
     assert_eq!(get(stores, tenant, first).await.last_seq, 6, "the events are all there");
+}
+
+pub(crate) async fn takes_what_a_worker_makes_up(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let session = session(stores, tenant).await;
+    let (zero, long) = ("a\0b", "x".repeat(5_000));
+    let attempt = ModelAttempt {
+        attempt_id: long.clone(),
+        provider: zero.into(),
+        model: long.clone(),
+        finish_reason: zero.into(),
+        error_class: long,
+        service_tier: zero.into(),
+        cost_nano_usd: Some(5),
+        ..ModelAttempt::default()
+    };
+    let started = StepStarted { worker: zero.into(), ..StepStarted::default() };
+    let events = vec![Kind::StepStarted(started), Kind::ModelAttempt(attempt)];
+    appended(stores, append(tenant, session, events)).await;
+
+    let rows = stores.usage.list(tenant, None, None, 10).await.unwrap();
+    let [row] = &rows[..] else { panic!("{rows:?}") };
+    let (plain, cut) = ("a\u{fffd}b", "x".repeat(512));
+    assert_eq!((&*row.attempt_id, &*row.model, &*row.error_class), (&*cut, &*cut, &*cut));
+    assert_eq!((&*row.provider, &*row.finish_reason, &*row.service_tier), (plain, plain, plain));
+    let session = get(stores, tenant, session).await;
+    assert_eq!((&*session.worker, session.usage.cost_nano_usd), (plain, 5));
 }
 
 pub(crate) async fn tells_unknown_prices(stores: &Stores) {
