@@ -78,7 +78,8 @@ async fn the_platforms_and_the_agents_budgets_hold_too() {
     let session = client.create(agent).await.unwrap();
     let events = say(&mut client, &session.session_id, "a text of more than five tokens, surely so").await;
     assert_eq!(stop_reason(&events), Some(StopReason::Budget));
-    assert_eq!(reached(&events), [("session".into(), "the session's budget is used up".into())]);
+    let told = format!("the budget of session {} is used up", session.session_id);
+    assert_eq!(reached(&events), [("session".into(), told)]);
     assert_eq!(world.stored(&session.session_id).await.usage.attempts, 0, "the model was never called");
 
     let rich = client.create(scripted_agent("rich")).await.unwrap();
@@ -112,7 +113,8 @@ async fn a_running_answer_is_cut_when_its_budget_is_lowered_below_it() {
         seen.push(event);
     }
     assert_eq!(stop_reason(&seen), Some(StopReason::Budget), "{:?}", seen.last());
-    assert_eq!(reached(&seen), [("session".into(), "the session's budget is used up".into())]);
+    let told = format!("the budget of session {} is used up", session.session_id);
+    assert_eq!(reached(&seen), [("session".into(), told)]);
     assert!(shown < 200, "{shown} pieces were shown");
     // What was said until then is kept and paid for.
     let usage = world.stored(&session.session_id).await.usage;

@@ -185,8 +185,10 @@ async fn what_a_sub_agent_spends_is_its_callers() {
     let session_id = client.create(agent).await.unwrap().session_id;
     let call = ask("reader", &json!([{"text": "a few words"}]));
     let events = say(&mut client, &session_id, &json!([call.clone(), {"text": "never mind"}])).await;
-    let told = "The sub-agent was stopped: its budget is used up (the session's budget is used up).";
-    assert_eq!(results(&events), [(told.to_owned(), true)]);
+    let [child] = &children(&mut client, &session_id).await[..] else { panic!("one call, one session") };
+    let told =
+        format!("The sub-agent was stopped at a budget (the budget of session {} is used up).", child.session_id);
+    assert_eq!(results(&events), [(told, true)]);
     assert_eq!(stop_reason(&events), Some(StopReason::EndTurn), "the caller has its own, and goes on");
 
     // What is left of the caller's: its sub-agent alone would need several times as much.
@@ -198,7 +200,8 @@ async fn what_a_sub_agent_spends_is_its_callers() {
         (0..20).flat_map(|_| [look.clone(), json!({"text": "once more, to see how late it is"})]).collect();
     let events = say(&mut client, &session_id, &json!([ask("reader", &json!(long)), {"text": "?"}])).await;
     let [(told, true)] = &results(&events)[..] else { panic!("{events:?}") };
-    assert!(told.starts_with("The sub-agent was stopped: its budget is used up"), "{told}");
+    let whose = format!("The sub-agent was stopped at a budget (the budget of session {session_id} is used up).");
+    assert!(told.starts_with(&whose), "its caller's: {told}");
     assert_eq!(stop_reason(&events), Some(StopReason::Budget), "{events:?}");
     let family = get(&mut client, &session_id).await.family_usage.unwrap();
     assert!((3_000..=6_000).contains(&family.tokens), "{family:?}");

@@ -89,7 +89,7 @@ impl Budget {
         let whose = match self.scope {
             Scope::Tenant => "the tenant's budget".to_owned(),
             Scope::Agent => format!("the budget of agent {}", self.subject),
-            Scope::Session => "the session's budget".to_owned(),
+            Scope::Session => format!("the budget of session {}", self.subject),
         };
         match self.period {
             Period::Day => format!("{whose} for the day"),

@@ -303,7 +303,7 @@ fn ended(stop_reason: StopReason) -> &'static str {
         StopReason::ContextFull => "was stopped: its conversation no longer fits its model",
         StopReason::Interrupted => "was interrupted",
         StopReason::Terminated => "was ended",
-        StopReason::Budget => "was stopped: its budget is used up",
+        StopReason::Budget => "was stopped at a budget",
         StopReason::RequiresAction => "was stopped: a person must decide first",
         StopReason::WorkerLost => "was lost with its worker",
         StopReason::Guardrail => "was stopped by a guardrail",
@@ -371,7 +371,7 @@ mod tests {
             (vec![user(), idle(StopReason::EndTurn)], "The sub-agent ended without a word."),
             (
                 vec![user(), said("so far"), idle(StopReason::Budget)],
-                "The sub-agent was stopped: its budget is used up. Until then it had said: so far",
+                "The sub-agent was stopped at a budget. Until then it had said: so far",
             ),
             (
                 vec![user(), trouble, idle(StopReason::WorkerLost)],
