@@ -15,9 +15,9 @@ use tokio::sync::{Notify, oneshot, watch};
 use crate::interrupt::{Interrupt, Why};
 use crate::outbox::Outbox;
 
-/// Decisions on approvals that are kept for a call which has not asked yet. At the bound further ones are ignored; the
-/// front tells them again when it is asked.
-const DECISIONS_MAX: usize = 256;
+/// Decisions on approvals that are kept for a turn, each of one of its calls: more than people make in any. At the bound further ones are
+/// ignored, and the calls that ask for them wait until the turn's time is over.
+const DECISIONS_MAX: usize = 16_384;
 
 /// Leave that nobody waits for any more and that is not told of yet. At the bound further leave is forgotten: the front takes it
 /// back with the turn's end.

@@ -200,9 +200,9 @@ async fn nonsense_is_no_budget() {
     for (field, request) in [
         ("budget.limit_tokens", budget(BudgetScope::Tenant, "", -1)),
         ("budget.limit_tokens", budget(BudgetScope::Tenant, "", i64::MAX)),
-        ("budget.subject", budget(BudgetScope::Tenant, "somebody", 1)),
-        ("budget.subject", budget(BudgetScope::Session, "nonsense", 1)),
-        ("budget.subject", budget(BudgetScope::Agent, "", 1)),
+        ("subject", budget(BudgetScope::Tenant, "somebody", 1)),
+        ("subject", budget(BudgetScope::Session, "nonsense", 1)),
+        ("subject", budget(BudgetScope::Agent, "", 1)),
         ("scope", budget(BudgetScope::Unspecified, "", 1)),
         ("budget", SetBudgetRequest::default()),
     ] {

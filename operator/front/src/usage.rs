@@ -9,6 +9,9 @@ use croft_proto::v1::{UsageDimension, UsageEvent, UsageSummary};
 use crate::error::Error;
 use crate::events::log::NewEvent;
 
+/// Groups of which a summary tells at most: those of a hundred thousand sessions would fill a front's memory, and no client takes them.
+pub const GROUPS_MAX: usize = 10_000;
+
 /// The ledger of usage. What events report is added where they are stored; here it is read, and added where they can't be.
 #[async_trait]
 pub trait UsageStore: Send + Sync {
@@ -21,7 +24,8 @@ pub trait UsageStore: Send + Sync {
         limit: u32,
     ) -> Result<Vec<UsageEvent>, Error>;
 
-    /// Totals of rows in `[start, end)`, one for each combination of the dimensions' values, ordered by them.
+    /// Totals of rows in `[start, end)`, one for each combination of the dimensions' values, ordered by them. At most one more than
+    /// [`GROUPS_MAX`], which says that there are too many.
     async fn summarize(
         &self,
         tenant: TenantId,

@@ -30,9 +30,9 @@ pub struct Reservation {
 }
 
 impl Reservation {
-    /// What the call may have cost by now.
+    /// What the call may have cost by now: no more than what was reserved for it, however many characters its tokens have.
     pub fn so_far(&self) -> Amount {
-        let output = self.characters / CHARACTERS_A_TOKEN;
+        let output = (self.characters / CHARACTERS_A_TOKEN).min(self.output_tokens_max);
         Amount {
             nano_usd: self.quote.map_or(0, |quote| quote.nano_usd(self.input_tokens, output)),
             tokens: self.input_tokens.saturating_add(output),

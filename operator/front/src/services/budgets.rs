@@ -52,7 +52,8 @@ impl Budgets {
 
     async fn delete(&self, identity: &Identity, request: &DeleteBudgetRequest) -> Result<bool, Error> {
         let (scope, period) = (scope(request.scope())?, period(request.period())?);
-        let found = self.core.stores.budgets.delete(identity.tenant, scope, &request.subject, period).await?;
+        let subject = subject(scope, &request.subject)?;
+        let found = self.core.stores.budgets.delete(identity.tenant, scope, &subject, period).await?;
         self.core.budgets.forget(identity.tenant).await;
         Ok(found)
     }
@@ -60,19 +61,7 @@ impl Budgets {
 
 fn parse(budget: &v1::Budget) -> Result<Budget, Error> {
     let scope = scope(budget.scope())?;
-    match scope {
-        Scope::Tenant if !budget.subject.is_empty() => {
-            return Err(Error::invalid("budget.subject", "must be empty: it is the tenant's"));
-        }
-        Scope::Agent if budget.subject.is_empty() || budget.subject.len() > 63 => {
-            return Err(Error::invalid("budget.subject", "must be an agent's name"));
-        }
-        Scope::Session => {
-            validate::session_id(&budget.subject)
-                .map_err(|_| Error::invalid("budget.subject", "is no session's id"))?;
-        }
-        Scope::Tenant | Scope::Agent => {}
-    }
+    let subject = subject(scope, &budget.subject)?;
     for (field, limit) in
         [("budget.limit_nano_usd", budget.limit_nano_usd), ("budget.limit_tokens", budget.limit_tokens)]
     {
@@ -89,13 +78,26 @@ fn parse(budget: &v1::Budget) -> Result<Budget, Error> {
     };
     Ok(Budget {
         scope,
-        subject: budget.subject.clone(),
+        subject,
         period: period(budget.period())?,
         nano_usd: budget.limit_nano_usd,
         tokens: budget.limit_tokens,
         action,
         is_given: false,
     })
+}
+
+/// Whom the budget is for, in the words in which calls are asked whether it holds for them: an id may be written in several ways.
+fn subject(scope: Scope, subject: &str) -> Result<String, Error> {
+    match scope {
+        Scope::Tenant if subject.is_empty() => Ok(String::new()),
+        Scope::Tenant => Err(Error::invalid("subject", "must be empty: it is the tenant's")),
+        Scope::Agent => validate::name("subject", subject).map(|()| subject.to_owned()),
+        Scope::Session => match validate::session_id(subject) {
+            Ok(id) => Ok(id.to_string()),
+            Err(_) => Err(Error::invalid("subject", "is no session's id")),
+        },
+    }
 }
 
 fn scope(scope: BudgetScope) -> Result<Scope, Error> {

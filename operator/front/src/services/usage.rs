@@ -19,6 +19,7 @@ use crate::core::Core;
 use crate::door::Door;
 use crate::error::Error;
 use crate::session::validate;
+use crate::usage::GROUPS_MAX;
 
 /// The service, on the public port.
 #[derive(Clone)]
@@ -68,8 +69,15 @@ impl UsageService for Usage {
         if group_by.contains(&UsageDimension::Unspecified) {
             return Err(Error::invalid("group_by", "has an unknown dimension").into());
         }
+        if (1..group_by.len()).any(|place| group_by[..place].contains(&group_by[place])) {
+            return Err(Error::invalid("group_by", "has a dimension twice").into());
+        }
         let usage = &self.core.stores.usage;
         let summaries = usage.summarize(identity.tenant, request.start_time, request.end_time, &group_by).await?;
+        if summaries.len() > GROUPS_MAX {
+            let problem = format!("comes to more than {GROUPS_MAX} groups: ask for a shorter time or fewer dimensions");
+            return Err(Error::invalid("group_by", problem).into());
+        }
         Ok(Response::new(SummarizeUsageResponse { summaries }))
     }
 

@@ -1,6 +1,7 @@
 //! Ends sessions whose time is up, and those of sub-agents that have outlived their call. Every replica looks; whichever is first
 //! writes the one event, and the others find the session ended.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,15 +31,17 @@ const LIFETIME: &str = "LIFETIME";
 /// Looks for sessions that are due until shutdown.
 pub async fn watch_for_sessions_due(core: Arc<Core>) {
     let (stopping, manager) = (core.tasks.stopping(), Manager::new(Arc::clone(&core)));
+    let mut orphans = HashSet::new();
     loop {
         tokio::select! {
             () = stopping.cancelled() => return,
             () = tokio::time::sleep(EVERY) => {}
         }
+        match look_for_orphans(&core, &manager, &orphans).await {
+            Ok(found) => orphans = found,
+            Err(error) => tracing::warn!(%error, "sub-agents whose call is over not looked for, trying again"),
+        }
         while !stopping.is_cancelled() {
-            if let Err(error) = look_for_orphans(&core, &manager).await {
-                tracing::warn!(%error, "sub-agents whose call is over not looked for, trying again");
-            }
             match look(&core, &manager).await {
                 // Where nothing could be ended, another look at once would find the same.
                 Ok(Found { sessions, ended }) if sessions == BATCH as usize && ended > 0 => {}
@@ -74,10 +77,16 @@ async fn look(core: &Core, manager: &Manager) -> Result<Found, Error> {
     Ok(Found { sessions, ended })
 }
 
-/// Whoever ended their calls was lost before it could end these.
-async fn look_for_orphans(core: &Core, manager: &Manager) -> Result<(), Error> {
-    let orphans = stream::iter(core.stores.across.orphaned(BATCH).await?);
-    orphans
+/// Whoever ended their calls was lost before it could end these. Only those that the look before has found too: a turn that was broken off
+/// is not the session's at hand for a moment, when a message comes before it is gone on with, and its calls are not over. Tells who was
+/// found.
+async fn look_for_orphans(
+    core: &Core,
+    manager: &Manager,
+    before: &HashSet<(TenantId, SessionId)>,
+) -> Result<HashSet<(TenantId, SessionId)>, Error> {
+    let found: HashSet<_> = core.stores.across.orphaned(BATCH).await?.into_iter().collect();
+    stream::iter(found.intersection(before).copied())
         .for_each_concurrent(CONCURRENCY, |(tenant, id)| async move {
             let ended = match core.stores.sessions.get(tenant, id).await {
                 Ok(Some(session)) => manager.end_child(&session, CALL_ENDED).await,
@@ -89,7 +98,7 @@ async fn look_for_orphans(core: &Core, manager: &Manager) -> Result<(), Error> {
             }
         })
         .await;
-    Ok(())
+    Ok(found)
 }
 
 /// True when it was this replica that ended it.

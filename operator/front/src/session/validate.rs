@@ -119,7 +119,8 @@ fn tools(agent: &AgentSpec) -> Result<(), Error> {
     Ok(())
 }
 
-fn name(field: &str, text: &str) -> Result<(), Error> {
+/// An agent's name.
+pub fn name(field: &str, text: &str) -> Result<(), Error> {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if text.is_empty() || text.len() > NAME_CHARS_MAX || !text.chars().all(fits) {
         return Err(Error::invalid(field, "is not 1 to 63 of a-z 0-9 -"));

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use croft_proto::id::{SessionId, TenantId, TurnId};
 use croft_proto::v1::SessionState;
+use tokio::time::Instant;
 
 use super::Turns;
 use crate::error::Error;
@@ -11,6 +12,12 @@ use crate::events::relay::Frame;
 
 /// When a turn is told again to stop. It may have begun a moment ago, or be on its way to another replica, and not listen yet.
 const TELL_AGAIN_MS: [u64; 4] = [50, 100, 200, 400];
+/// And then, until it stops: its front may have been lost, and whoever takes it over listens once its lease has run out; or the relay is
+/// away, and comes back.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+/// So many lease times, and so much more for the relay to come back.
+const TELL_FOR_LEASES: u32 = 3;
+const TELL_FOR_RELAY: Duration = Duration::from_secs(15);
 
 impl Turns {
     /// The turn that is running as the session is stored now.
@@ -19,16 +26,24 @@ impl Turns {
         Ok(now.filter(|now| now.state == SessionState::Running).and_then(|now| now.turn_id.parse().ok()))
     }
 
-    /// Tells a turn to stop, wherever it runs, until it does: at once, and for a while again in a task of its own.
+    /// Tells a turn to stop, wherever it runs, until it does: at once, and for a while again in a task of its own. What nobody has heard
+    /// of by the end of that, or when this front goes, is forgotten.
     pub(super) fn stop(&self, tenant: TenantId, session: SessionId, turn: TurnId) {
         let turns = self.clone();
         let tell = move |turns: &Self| {
             turns.core.hub.control(tenant, session, Frame::Interrupt { turn: Some(turn) });
         };
         tell(self);
+        let (stopping, patience) =
+            (self.core.tasks.stopping(), TELL_FOR_LEASES * self.core.options.lease_ttl + TELL_FOR_RELAY);
         self.core.tasks.spawn("interrupt", async move {
-            for pause in TELL_AGAIN_MS {
-                tokio::time::sleep(Duration::from_millis(pause)).await;
+            let until = Instant::now() + patience;
+            let pauses = TELL_AGAIN_MS.into_iter().map(Duration::from_millis).chain(std::iter::repeat(TELL_EVERY));
+            for pause in pauses.take_while(|_| Instant::now() < until) {
+                tokio::select! {
+                    () = stopping.cancelled(), if pause >= TELL_EVERY => return,
+                    () = tokio::time::sleep(pause) => {}
+                }
                 match turns.at_hand(tenant, session).await {
                     Ok(Some(at_hand)) if at_hand == turn => tell(&turns),
                     Ok(_) => return,

@@ -32,15 +32,9 @@ impl Granted {
 
     /// A piece of the answer was shown.
     pub(super) fn shown(&mut self, preview: &Kind) {
-        let characters = match preview {
-            Kind::TextDelta(delta) => delta.text.len(),
-            Kind::ThinkingDelta(delta) => delta.text.len(),
-            Kind::ToolArgumentDelta(delta) => delta.partial_json.len(),
-            _ => 0,
-        };
         // A worker makes one attempt at a time. Of two, it tells what came of the one that it gave up first.
         if let Some(open) = self.open.last_mut() {
-            open.characters += characters;
+            open.characters += characters(preview);
         }
     }
 
@@ -57,6 +51,17 @@ impl Granted {
     pub(super) fn lost(&mut self) -> Vec<Kind> {
         self.open.drain(..).map(|open| Kind::ModelAttempt(open.attempt())).collect()
     }
+}
+
+/// How many characters of an answer a preview has.
+pub(super) fn characters(preview: &Kind) -> usize {
+    let text = match preview {
+        Kind::TextDelta(delta) => &delta.text,
+        Kind::ThinkingDelta(delta) => &delta.text,
+        Kind::ToolArgumentDelta(delta) => &delta.partial_json,
+        _ => return 0,
+    };
+    text.chars().count()
 }
 
 impl Open {
@@ -100,7 +105,7 @@ mod tests {
         given(&mut granted, "told");
         granted.settle(&[Kind::ModelAttempt(ModelAttempt { grant_id: "told".into(), ..ModelAttempt::default() })]);
         given(&mut granted, "lost");
-        granted.shown(&Kind::TextDelta(TextDelta { text: "nine char".into() }));
+        granted.shown(&Kind::TextDelta(TextDelta { text: "neun é, ü".into() }));
         let lost = granted.lost();
         let [Kind::ModelAttempt(attempt)] = &lost[..] else { panic!("{lost:?}") };
         let usage = attempt.usage.unwrap();

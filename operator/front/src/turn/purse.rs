@@ -8,6 +8,7 @@ use croft_proto::Timestamp;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{BudgetReached, Grant, GrantRefused, GrantRequest, Model, ModelAttempt, ModelRouted};
 
+use super::granted::characters;
 use super::now;
 use crate::budget::keeper::{Leave, Wish};
 use crate::budget::reservation::Reservation;
@@ -166,15 +167,10 @@ impl Purse {
 
     /// A piece of the answer was shown.
     pub(super) fn shown(&self, preview: &Kind) {
-        let characters = match preview {
-            Kind::TextDelta(delta) => delta.text.len(),
-            Kind::ThinkingDelta(delta) => delta.text.len(),
-            Kind::ToolArgumentDelta(delta) => delta.partial_json.len(),
-            _ => 0,
-        };
+        let characters = i64::try_from(characters(preview)).unwrap_or(i64::MAX);
         // A worker makes one attempt at a time. Of two, it tells what came of the one that it gave up first.
         if let Some(running) = self.lock().open.last_mut() {
-            running.characters = running.characters.saturating_add(i64::try_from(characters).unwrap_or(i64::MAX));
+            running.characters = running.characters.saturating_add(characters);
         }
     }
 
@@ -183,25 +179,39 @@ impl Purse {
         let open = self.lock().open.clone();
         for mut running in open {
             let held = self.core.budgets.hold(&self.session, &mut running).await;
-            let mut state = self.lock();
-            // It may have ended while we looked.
-            let Some(open) = state.open.iter_mut().find(|open| open.ask.id == running.ask.id) else { continue };
-            open.budgets = running.budgets;
-            match held {
-                Ok(Some(reached)) => {
-                    if state.ended.is_some() {
-                        continue;
-                    }
-                    state.ended = Some(reached.clone());
-                    return Told::Reached(reached, None);
-                }
-                Ok(None) => {}
-                Err(error) => {
-                    tracing::debug!(session = %self.session.id, %error, "a running call was not looked at");
-                }
+            let reached = held.unwrap_or_else(|error| {
+                tracing::debug!(session = %self.session.id, %error, "a running call was not looked at");
+                None
+            });
+            if !self.is_still_open(&running) {
+                // It was settled while we looked, and our word may have come behind that: then its reservation was taken again.
+                self.core.budgets.settle(&self.session, &running, None).await;
+            } else if let Some(reached) = reached
+                && self.ends(&reached)
+            {
+                return Told::Reached(reached, None);
             }
         }
         Told::Nothing
+    }
+
+    /// Whether the call has not been settled. Then the budgets that hold for it are those that were looked at now.
+    fn is_still_open(&self, running: &Reservation) -> bool {
+        let mut state = self.lock();
+        let open = state.open.iter_mut().find(|open| open.ask.id == running.ask.id);
+        let is_open = open.is_some();
+        if let Some(open) = open {
+            open.budgets.clone_from(&running.budgets);
+        }
+        is_open
+    }
+
+    /// No more may be spent in this turn, for this reason; false when there is another one already.
+    fn ends(&self, reached: &BudgetReached) -> bool {
+        let mut state = self.lock();
+        let is_first = state.ended.is_none();
+        state.ended.get_or_insert_with(|| reached.clone());
+        is_first
     }
 
     /// Why the turn must end with this attempt, if it must.

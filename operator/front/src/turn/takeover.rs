@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::{StreamExt as _, stream};
 use tracing::Instrument as _;
 
 use super::driver::Driver;
@@ -12,8 +13,9 @@ use crate::lease::Abandoned;
 
 /// Between two looks; a turn waits for its lease to run out and for at most this.
 const EVERY: Duration = Duration::from_secs(1);
-/// Turns that one look takes over at most; the next look takes more.
-const BATCH: u32 = 20;
+/// Turns that one look finds at most; there is another look at once while there are as many.
+const BATCH: u32 = 100;
+const CONCURRENCY: usize = 8;
 
 /// Looks for abandoned turns until shutdown.
 pub async fn watch_for_abandoned_turns(core: Arc<Core>) {
@@ -23,22 +25,48 @@ pub async fn watch_for_abandoned_turns(core: Arc<Core>) {
             () = stopping.cancelled() => return,
             () = tokio::time::sleep(EVERY) => {}
         }
-        match core.stores.leases.abandoned(BATCH).await {
-            Ok(abandoned) => {
-                for turn in abandoned {
-                    if let Err(error) = take_over(&core, turn).await {
-                        tracing::warn!(session = %turn.session, %error, "turn not taken over, trying again");
-                    }
+        // Whoever does not know the tenants yet has no worker for anybody.
+        while core.tenants.synced() && !stopping.is_cancelled() {
+            match look(&core).await {
+                // Where none could be had, others are at it, or another look at once would find the same.
+                Ok(Found { turns, taken }) if turns == BATCH as usize && taken > 0 => {}
+                Ok(_) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "abandoned turns not looked for, trying again");
+                    break;
                 }
             }
-            Err(error) => tracing::warn!(%error, "abandoned turns not looked for, trying again"),
         }
     }
 }
 
-async fn take_over(core: &Arc<Core>, Abandoned { tenant, session }: Abandoned) -> Result<(), Error> {
+/// What one look came to.
+struct Found {
+    turns: usize,
+    taken: usize,
+}
+
+async fn look(core: &Arc<Core>) -> Result<Found, Error> {
+    let abandoned = core.stores.leases.abandoned(BATCH).await?;
+    let turns = abandoned.len();
+    let taken = stream::iter(abandoned)
+        .map(|turn| async move {
+            take_over(core, turn).await.unwrap_or_else(|error| {
+                tracing::warn!(session = %turn.session, %error, "turn not taken over, trying again");
+                false
+            })
+        })
+        .buffer_unordered(CONCURRENCY)
+        .filter(|taken| std::future::ready(*taken))
+        .count()
+        .await;
+    Ok(Found { turns, taken })
+}
+
+/// False when another has it.
+async fn take_over(core: &Arc<Core>, Abandoned { tenant, session }: Abandoned) -> Result<bool, Error> {
     let Some(epoch) = core.stores.leases.acquire(tenant, session, &core.replica, core.options.lease_ttl).await? else {
-        return Ok(());
+        return Ok(false);
     };
     match core.stores.sessions.get(tenant, session).await? {
         Some(found) => {
@@ -47,8 +75,8 @@ async fn take_over(core: &Arc<Core>, Abandoned { tenant, session }: Abandoned) -
             let driver = Driver::new(Arc::clone(core), found, epoch);
             let span = driver.span();
             core.tasks.spawn("turn", driver.run().instrument(span));
-            Ok(())
         }
-        None => core.stores.leases.release(tenant, session, epoch).await,
+        None => core.stores.leases.release(tenant, session, epoch).await?,
     }
+    Ok(true)
 }

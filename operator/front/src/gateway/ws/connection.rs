@@ -13,7 +13,7 @@ use futures::stream::{BoxStream, SplitSink, SplitStream};
 use futures::{FutureExt, SinkExt, StreamExt};
 use prometheus::IntCounter;
 use serde_json::json;
-use tokio::time::{Instant, MissedTickBehavior, timeout};
+use tokio::time::{Instant, MissedTickBehavior, sleep, timeout};
 
 use super::frames::{ClientFrame, Ping, ServerFrame, Subscribe, Unsubscribe};
 use super::limiter::{Limiter, Verdict};
@@ -31,6 +31,8 @@ const WAITING_MAX: usize = 16;
 /// Events that are written together at most: those that wait already. To write each by itself would cost more than all else that is
 /// done with it. Beyond, they go with the next.
 const TOGETHER_MAX: usize = 64;
+/// And until they have so many bytes, which a slow line takes a while for. Meanwhile nothing is read.
+const TOGETHER_BYTES_MAX: usize = 256 * 1024;
 
 /// How long a peer may take to hear why it is closed, and to close in turn.
 const FAREWELL_MAX: Duration = Duration::from_secs(2);
@@ -67,7 +69,9 @@ enum End {
         code: u16,
         reason: String,
     },
-    /// The peer closed it, or is not there any more.
+    /// The peer closed it, and is to hear that we have heard.
+    Closed,
+    /// The peer is not there any more.
     Gone,
 }
 
@@ -91,22 +95,31 @@ impl Connection {
         let end = self.talk().await;
         let code = match &end {
             End::Close { code, .. } => *code,
-            End::Gone => 0,
+            End::Closed | End::Gone => 0,
         };
         self.shared.gateway.metrics.closes.with_label_values(&[code.to_string().as_str()]).inc();
         let Self { mut outgoing, mut incoming, tenure, .. } = self;
         let tenant = tenure.identity().tenant_name.as_str();
-        if let End::Close { code, reason } = end {
-            tracing::debug!(tenant, code, reason, "closing a WebSocket");
-            let close = Message::Close(Some(CloseFrame { code, reason: Utf8Bytes::from(reason) }));
-            // The peer must see why, so it gets a moment to answer before the connection goes.
-            let farewell = async {
-                outgoing.send(close).await?;
-                while let Some(Ok(_)) = incoming.next().await {}
-                Ok::<(), axum::Error>(())
-            };
-            let _ = timeout(FAREWELL_MAX, farewell).await;
-        }
+        let farewell = async {
+            match end {
+                End::Close { code, reason } => {
+                    tracing::debug!(tenant, code, reason, "closing a WebSocket");
+                    let close = Message::Close(Some(CloseFrame { code, reason: Utf8Bytes::from(reason) }));
+                    // The peer must see why, so it gets a moment to answer before the connection goes.
+                    outgoing.send(close).await?;
+                    while let Some(Ok(_)) = incoming.next().await {}
+                    if code == close_code::SIZE {
+                        // Nothing can be read behind such a frame, and to hang up on what is still being sent takes our word with it.
+                        sleep(FAREWELL_MAX).await;
+                    }
+                    Ok(())
+                }
+                // The answer is there already, and not written yet.
+                End::Closed => outgoing.flush().await,
+                End::Gone => Ok::<(), axum::Error>(()),
+            }
+        };
+        let _ = timeout(FAREWELL_MAX, farewell).await;
     }
 
     async fn talk(&mut self) -> End {
@@ -204,7 +217,8 @@ impl Connection {
             Some(Err(error)) if is_too_large(&error) => {
                 return Err(End::close(close_code::SIZE, "a frame is at most 1 MiB"));
             }
-            Some(Ok(Message::Close(_)) | Err(_)) | None => return Err(End::Gone),
+            Some(Ok(Message::Close(_))) => return Err(End::Closed),
+            Some(Err(_)) | None => return Err(End::Gone),
         };
         match self.state.limiter.judge() {
             Verdict::Take => {}
@@ -235,20 +249,16 @@ impl Connection {
 
     /// Passes on what a session says, and whatever waits behind it.
     async fn forward(&mut self, first: Said) -> Result<(), End> {
-        let write_timeout = self.shared.gateway.options.write_timeout;
-        let together = async {
-            let (mut next, mut written) = (Some(first), 0);
-            while let Some((session, event)) = next.take() {
-                let frame = self.frame(session, event)?;
-                self.outgoing.feed(text(&frame)?).await.map_err(|_| End::Gone)?;
-                written += 1;
-                if written < TOGETHER_MAX {
-                    next = self.state.subscriptions.waiting();
-                }
+        let (mut next, mut written, mut bytes) = (Some(first), 0, 0);
+        while let Some((session, event)) = next.take() {
+            let text = json(&self.frame(session, event)?)?;
+            (written, bytes) = (written + 1, bytes + text.len());
+            self.in_time(async |outgoing| outgoing.feed(Message::text(text)).await).await?;
+            if written < TOGETHER_MAX && bytes < TOGETHER_BYTES_MAX {
+                next = self.state.subscriptions.waiting();
             }
-            self.outgoing.flush().await.map_err(|_| End::Gone)
-        };
-        timeout(write_timeout, together).await.unwrap_or(Err(End::Gone))
+        }
+        self.in_time(async |outgoing| outgoing.flush().await).await
     }
 
     /// What the client is told of it.
@@ -278,7 +288,9 @@ impl Connection {
         let silence_max = self.shared.gateway.options.keep_alive * 2;
         // While the peer is not read from, its silence is ours.
         if reads && self.state.heard_at.elapsed() > silence_max {
-            return Err(End::Gone);
+            // It may have answered while we wrote, which is not read yet.
+            let Some(message) = self.incoming.next().now_or_never() else { return Err(End::Gone) };
+            self.hear(message).await?;
         }
         self.write(Message::Ping(Vec::new().into())).await
     }
@@ -289,11 +301,19 @@ impl Connection {
     }
 
     async fn tell(&mut self, frame: &ServerFrame) -> Result<(), End> {
-        self.write(text(frame)?).await
+        self.write(Message::text(json(frame)?)).await
     }
 
     async fn write(&mut self, message: Message) -> Result<(), End> {
-        match timeout(self.shared.gateway.options.write_timeout, self.outgoing.send(message)).await {
+        self.in_time(async |outgoing| outgoing.send(message).await).await
+    }
+
+    /// Hangs up on a peer that takes too long for one frame.
+    async fn in_time(
+        &mut self,
+        write: impl AsyncFnOnce(&mut SplitSink<WebSocket, Message>) -> Result<(), axum::Error>,
+    ) -> Result<(), End> {
+        match timeout(self.shared.gateway.options.write_timeout, write(&mut self.outgoing)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) | Err(_) => Err(End::Gone),
         }
@@ -306,8 +326,8 @@ impl End {
     }
 }
 
-fn text(frame: &ServerFrame) -> Result<Message, End> {
-    serde_json::to_string(frame).map(Message::text).map_err(|error| {
+fn json(frame: &ServerFrame) -> Result<String, End> {
+    serde_json::to_string(frame).map_err(|error| {
         tracing::error!(%error, "a frame can't be written as JSON");
         End::close(close_code::ERROR, "an internal error")
     })

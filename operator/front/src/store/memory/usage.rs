@@ -12,7 +12,7 @@ use super::{Memory, State};
 use crate::error::Error;
 use crate::events::log::NewEvent;
 use crate::store::{projection, time};
-use crate::usage::UsageStore;
+use crate::usage::{GROUPS_MAX, UsageStore};
 
 #[async_trait]
 impl UsageStore for Memory {
@@ -62,7 +62,11 @@ impl UsageStore for Memory {
             let keys = group_by.iter().map(|dimension| value(row, *dimension)).collect::<Result<_, _>>()?;
             projection::add_usage(groups.entry(keys).or_insert_with(no_usage), row);
         }
-        Ok(groups.into_iter().map(|(keys, totals)| UsageSummary { keys, totals: Some(totals) }).collect())
+        Ok(groups
+            .into_iter()
+            .take(GROUPS_MAX + 1)
+            .map(|(keys, totals)| UsageSummary { keys, totals: Some(totals) })
+            .collect())
     }
 
     async fn add_behind_end(&self, tenant: TenantId, session: SessionId, events: &[NewEvent]) -> Result<(), Error> {

@@ -33,12 +33,13 @@ const INSERT_GROUP: &str =
 /// Sessions that are opened at the same time share transactions.
 pub(in crate::store) struct GroupedSessions {
     postgres: Arc<Postgres>,
+    tasks: Tasks,
     inserts: Groups<NewSession>,
 }
 
 impl GroupedSessions {
     pub(in crate::store) fn new(postgres: Arc<Postgres>, tasks: &Tasks) -> Self {
-        Self { inserts: Groups::new(Arc::clone(&postgres), tasks), postgres }
+        Self { inserts: Groups::new(Arc::clone(&postgres), tasks), tasks: tasks.clone(), postgres }
     }
 }
 
@@ -143,7 +144,11 @@ impl SessionStore for GroupedSessions {
     async fn insert(&self, new: NewSession) -> Result<Inserted, Error> {
         // A key or a parent's call may turn out to be taken, and should not hold up a group.
         if new.idempotency_key.is_some() || new.parent.is_some() {
-            return self.postgres.insert(new).await;
+            // In a task of its own: a turn that is cut off while the transaction begins would leave the tenant locked.
+            let postgres = Arc::clone(&self.postgres);
+            let storing = self.tasks.spawn("store-one", async move { postgres.insert(new).await });
+            let lost = |_| Err(Error::unavailable("postgres", anyhow::anyhow!("what stores a session has failed")));
+            return storing.await.unwrap_or_else(lost);
         }
         self.inserts.store(new.tenant, new).await
     }

@@ -13,7 +13,7 @@ use super::{Postgres, Tx, failed, row};
 use crate::error::Error;
 use crate::events::log::NewEvent;
 use crate::store::projection;
-use crate::usage::UsageStore;
+use crate::usage::{GROUPS_MAX, UsageStore};
 
 /// Adds the rows that are new to the ledger, and to their sessions' totals. See `migrations/0023_one_call.sql`, `0024_by_key.sql` and
 /// `0026_service_tiers.sql`.
@@ -129,7 +129,10 @@ impl UsageStore for Postgres {
     ) -> Result<Vec<UsageSummary>, Error> {
         let keys = group_by.iter().copied().map(expression).collect::<Result<Vec<_>, _>>()?.join(", ");
         // Without a dimension there is one total, even of nothing.
-        let grouping = if group_by.is_empty() { "" } else { "group by keys order by keys" };
+        let grouping = match group_by {
+            [] => String::new(),
+            _ => format!("group by keys order by keys limit {}", GROUPS_MAX + 1),
+        };
         let mut tx = self.tenant(tenant).await?;
         let rows = sqlx::query(AssertSqlSafe(format!(
             "select array[{keys}]::text[] as keys, count(*) as attempts,
