@@ -91,6 +91,24 @@ async fn the_platforms_and_the_agents_budgets_hold_too() {
     assert!(budgets[0].by_platform && budgets[0].spent_tokens > 0, "{budgets:?}");
 }
 
+/// An id may be written in several ways.
+#[tokio::test]
+async fn a_budget_holds_for_its_session_however_its_id_is_written() {
+    let world = World::start().await;
+    let mut client = world.client();
+    let session_id = client.create(scripted_agent("spender")).await.unwrap().session_id;
+    let written = session_id.to_uppercase();
+    let set = client.budgets.set_budget(budget(BudgetScope::Session, &written, 1)).await.unwrap().into_inner();
+    assert_eq!(set.budget.unwrap().subject, session_id);
+    let events = say(&mut client, &session_id, "hello").await;
+    assert_eq!(stop_reason(&events), Some(StopReason::Budget));
+    let (scope, period) = (BudgetScope::Session.into(), BudgetPeriod::Life.into());
+    let taken_away = DeleteBudgetRequest { scope, subject: session_id.replace('-', ""), period };
+    client.budgets.delete_budget(taken_away).await.unwrap();
+    let events = say(&mut client, &session_id, "hello").await;
+    assert_eq!(stop_reason(&events), Some(StopReason::EndTurn));
+}
+
 #[tokio::test]
 async fn a_running_answer_is_cut_when_its_budget_is_lowered_below_it() {
     let world = World::start().await;

@@ -16,6 +16,7 @@ mod hedging;
 mod hooks;
 mod liar;
 mod limits;
+mod lost_front;
 mod nap;
 mod own_credentials;
 mod previews;

@@ -181,6 +181,20 @@ impl World {
         Client::new(&grpc.to_string(), &self.api_key).unwrap()
     }
 
+    /// Another replica, which knows these tenants.
+    pub(crate) async fn another_front(&self, tenants: Tenants) {
+        let parts = Parts {
+            replica: "front-2".into(),
+            stores: self.core.stores.clone(),
+            relay: Arc::clone(&self.relay),
+            counters: Arc::clone(&self.counters),
+            tenants,
+            tls: None,
+            options: self.core.options.clone(),
+        };
+        serve(parts, &self.tasks).await;
+    }
+
     /// The tenant `acme`.
     pub(crate) fn tenant(&self) -> TenantId {
         self.core.tenants.by_name("acme").unwrap().id

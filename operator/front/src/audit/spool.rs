@@ -32,6 +32,12 @@ struct Waiting {
     place: Place,
 }
 
+/// Whether what is wrong with a batch will be wrong with it at the next look as well, as it is with no file that can't be opened for now.
+pub fn is_for_good(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
+    matches!(error.kind(), InvalidData | NotFound | UnexpectedEof)
+}
+
 impl Spool {
     /// Makes the folder if it is not there, and finds what an earlier process has left: its batches, and behind them what its journal
     /// holds. What was not wholly written is no record: whoever wrote it had not been told that it is kept.

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::journal::Journal;
-use super::spool::Spool;
+use super::spool::{self, Spool};
 use super::{Action, AuditStore, Place};
 use crate::error::Error;
 use crate::metrics::Metrics;
@@ -105,10 +105,13 @@ impl AuditWriter {
     /// Records an action.
     pub async fn record(&self, action: Action) {
         // Before it is in the queue: whoever waits for all records that there are waits for this one too.
-        self.given.fetch_add(1, Ordering::SeqCst);
+        let giving = Giving::new(&self.given);
         match self.queue.reserve().await {
-            // In the queue they are in the order of their numbers.
-            Ok(room) => self.journal.note(action.plain(), |number, action| room.send((number, action))),
+            Ok(room) => {
+                giving.done();
+                // In the queue they are in the order of their numbers.
+                self.journal.note(action.plain(), |number, action| room.send((number, action)));
+            }
             Err(_) => {
                 tracing::error!(action = %action.action, resource = action.resource, "audit record after shutdown");
             }
@@ -122,6 +125,31 @@ impl AuditWriter {
         // Either end of the wait is the same to us: the count tells.
         let _ = timeout(patience, stored.wait_for(|stored| *stored >= given)).await;
         given.saturating_sub(*stored.borrow())
+    }
+}
+
+/// A record that is being given. Its caller may go away before there is room for it: then it is not waited for.
+struct Giving<'writer> {
+    given: &'writer AtomicU64,
+    is_done: bool,
+}
+
+impl<'writer> Giving<'writer> {
+    fn new(given: &'writer AtomicU64) -> Self {
+        given.fetch_add(1, Ordering::SeqCst);
+        Self { given, is_done: false }
+    }
+
+    fn done(mut self) {
+        self.is_done = true;
+    }
+}
+
+impl Drop for Giving<'_> {
+    fn drop(&mut self) {
+        if !self.is_done {
+            self.given.fetch_sub(1, Ordering::SeqCst);
+        }
     }
 }
 
@@ -236,6 +264,10 @@ impl Writing {
             let (place, batch) = match spool.oldest().await {
                 Ok(Some(oldest)) => oldest,
                 Ok(None) => return,
+                Err(error) if !spool::is_for_good(&error) => {
+                    tracing::error!(%error, "kept audit records can't be read, trying again");
+                    return;
+                }
                 Err(error) => {
                     tracing::error!(%error, "kept audit records can't be read, and are set aside");
                     if let Some(spool) = &mut self.spool

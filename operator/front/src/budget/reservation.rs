@@ -73,3 +73,37 @@ pub fn output_that_fits(left: Amount, quote: Option<Quote>, input_tokens: i64) -
     let by_money = quote.map_or(i64::MAX, |quote| quote.output_for(left.nano_usd, input_tokens));
     by_tokens.min(by_money)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use croft_proto::id::TenantId;
+
+    use super::*;
+
+    #[test]
+    fn a_call_has_used_no_more_than_it_was_given_however_long_its_tokens_are() {
+        let ask = Ask {
+            tenant: TenantId::generate(),
+            id: "a call".into(),
+            ttl: Duration::from_secs(1),
+            nano_usd: 0,
+            tokens: 0,
+            windows: Vec::new(),
+            bounds: Vec::new(),
+        };
+        let of = |characters| Reservation {
+            ask: ask.clone(),
+            budgets: Budgets::default(),
+            quote: None,
+            input_tokens: 10,
+            output_tokens_max: 100,
+            clipped_by: None,
+            characters,
+        };
+        for (characters, tokens) in [(0, 10), (200, 60), (400, 110), (1_000, 110)] {
+            assert_eq!(of(characters).so_far().tokens, tokens, "{characters}");
+        }
+    }
+}

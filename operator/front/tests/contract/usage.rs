@@ -3,6 +3,7 @@
 use croft_front::budget::{Account, Scope};
 use croft_front::events::log::NewEvent;
 use croft_front::store::Stores;
+use croft_front::usage::GROUPS_MAX;
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{ModelAttempt, ProviderMode, StepStarted, TokenUsage, UsageDimension, UsageTotals};
@@ -67,6 +68,24 @@ pub(crate) async fn takes_what_a_worker_makes_up(stores: &Stores) {
     assert_eq!((&*row.provider, &*row.finish_reason, &*row.service_tier), (plain, plain, plain));
     let session = get(stores, tenant, session).await;
     assert_eq!((&*session.worker, session.usage.cost_nano_usd), (plain, 5));
+}
+
+pub(crate) async fn tells_of_no_more_groups_than_fit_an_answer(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let session = session(stores, tenant).await;
+    let attempts: Vec<_> = (0..GROUPS_MAX + 2)
+        .map(|number| {
+            let (attempt_id, model) = (format!("attempt-{number}"), format!("model-{number}"));
+            Kind::ModelAttempt(ModelAttempt { attempt_id, model, ..ModelAttempt::default() })
+        })
+        .collect();
+    for some in attempts.chunks(2_000) {
+        appended(stores, append(tenant, session, some.to_vec())).await;
+    }
+    let groups = stores.usage.summarize(tenant, None, None, &[UsageDimension::Model]).await.unwrap();
+    assert_eq!(groups.len(), GROUPS_MAX + 1);
+    let total = stores.usage.summarize(tenant, None, None, &[UsageDimension::Agent]).await.unwrap();
+    assert_eq!(total[0].totals.unwrap().attempts, i64::try_from(GROUPS_MAX + 2).unwrap());
 }
 
 pub(crate) async fn tells_unknown_prices(stores: &Stores) {

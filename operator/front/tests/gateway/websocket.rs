@@ -11,7 +11,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
-use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, connect_async_with_config};
 
@@ -213,6 +214,18 @@ async fn an_approval_is_answered_over_the_same_connection() {
     assert_eq!((answered[0].approved, answered[0].message.as_str()), (false, "not today"));
     client.say(json!({ "approve": { "sessionId": session_id } })).await;
     assert_eq!(reason(&client.hear().await), "APPROVAL_NOT_PENDING");
+}
+
+#[tokio::test]
+async fn who_closes_the_connection_is_answered() {
+    let scene = Scene::new().await;
+    let replica = scene.replica().await;
+    let mut client = Client::connect(&scene, &replica).await;
+    let close = CloseFrame { code: CloseCode::Normal, reason: "done".into() };
+    client.socket.close(Some(close)).await.unwrap();
+    let (code, reason, _) = client.hear_close().await;
+    assert_eq!((code, reason.as_str()), (1000, "done"));
+    assert!(client.socket.next().await.is_none(), "an orderly end");
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use croft_front::Error;
 use croft_front::events::log::{Append, Appended, Authority};
 use croft_front::store::Stores;
 use croft_proto::id::SessionId;
-use croft_proto::v1::StepStarted;
+use croft_proto::v1::SessionReady;
 use croft_proto::v1::session_event::Kind;
 use croft_serve::Tasks;
 use futures::future::join_all;
@@ -60,7 +60,7 @@ async fn one_that_cannot_be_stored_takes_no_other_with_it() {
         0 => append(
             tenant,
             *session,
-            vec![Kind::StepStarted(StepStarted { worker: "w\0".into(), ..Default::default() })],
+            vec![Kind::SessionReady(SessionReady { worker: "w\0".into(), ..Default::default() })],
         ),
         1 => Append { authority: Authority::Lease { epoch: 7 }, ..append(tenant, *session, vec![said("stale")]) },
         2 => append(tenant, SessionId::generate(), vec![said("nobody")]),

@@ -7,6 +7,7 @@
 mod contract;
 mod database;
 mod groups;
+mod hooks;
 mod idempotency;
 mod migrations;
 mod outage;

@@ -1,12 +1,17 @@
 //! What a front says while its database is away, and afterwards.
 
+use std::time::Duration;
+
 use croft_front::Error;
+use croft_front::session::store::{Inserted, NewSession};
 use croft_front::store::Stores;
 use croft_front::store::postgres::Postgres;
 use croft_serve::Tasks;
 use futures::future::join_all;
 
-use crate::contract::fixtures::{self, append, appended, get, said, seqs, session, tenant};
+use crate::contract::fixtures::{
+    self, append, appended, get, insert, new_child, new_session, said, seqs, session, tenant,
+};
 use crate::database::{Database, FRONT_ROLE, execute};
 
 #[tokio::test]
@@ -82,6 +87,35 @@ async fn what_is_stored_behind_a_reader_that_gave_up_is_committed() {
         let last_seq: i64 = sqlx::query_scalar("select last_seq from sessions").fetch_one(&mut admin).await.unwrap();
         assert_eq!(last_seq, 3 + i64::from(looks), "after {looks} looks");
     }
+    database.end().await;
+}
+
+/// A turn that is cut off while it opens a sub-agent's session: its transaction has begun, and waits for the tenant's row.
+#[tokio::test]
+async fn who_gives_up_opening_a_session_leaves_its_tenant_open_to_others() {
+    let database = Database::migrated().await;
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
+    let tenant = tenant(&stores, "ours").await;
+    let parent = insert(&stores, new_session(tenant)).await;
+    let (mut admin, mut watch) = (database.admin().await, database.admin().await);
+    execute(&mut admin, "begin; select from tenants for update").await.unwrap();
+    let limited = |new: NewSession| NewSession { sessions_max: Some(10), ..new };
+    let mut opening = stores.sessions.insert(limited(new_child(&parent, "call")));
+    let waits = async {
+        let waiting =
+            "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+        while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut watch).await.unwrap() == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        _ = &mut opening => panic!("the row is locked"),
+        () = waits => {}
+    }
+    drop(opening);
+    execute(&mut admin, "rollback").await.unwrap();
+    let next = stores.sessions.insert(limited(new_session(tenant)));
+    assert!(matches!(next.await, Ok(Inserted::New { .. })), "nobody holds the row");
     database.end().await;
 }
 

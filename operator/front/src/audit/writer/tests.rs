@@ -291,6 +291,52 @@ async fn a_batch_that_cannot_be_read_is_set_aside_and_holds_up_no_other() {
     assert!(folder.path().join("00000000000000000007.0123456789abcdef0123456789abcdef.1.unreadable").exists());
 }
 
+/// As where a process has all files open that it may have.
+#[tokio::test]
+async fn a_batch_that_cannot_be_read_for_now_is_stored_later_and_in_its_order() {
+    let (store, tasks, folder) = (Arc::new(Fickle::default()), Tasks::new(), TempDir::new().unwrap());
+    let writer = writer(&store, Some(&folder), &tasks).await;
+    store.go_away(true);
+    writer.record(action("kept")).await;
+    let kept = async {
+        loop {
+            let mut files = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path());
+            if let Some(path) = files.find(|path| path.to_str().unwrap().ends_with(".1.jsonl")) {
+                return path;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let kept = tokio::time::timeout(PATIENCE, kept).await.expect("it is kept");
+    let elsewhere = TempDir::new().unwrap();
+    std::fs::rename(&kept, elsewhere.path().join("kept")).unwrap();
+    std::fs::create_dir(&kept).unwrap();
+    store.go_away(false);
+    writer.record(action("behind")).await;
+    assert_eq!(writer.unwritten(2 * RETRY).await, 2, "nothing goes before it");
+    std::fs::remove_dir(&kept).unwrap();
+    std::fs::copy(elsewhere.path().join("kept"), &kept).unwrap();
+    assert_eq!(writer.unwritten(PATIENCE).await, 0);
+    assert_eq!(store.records(), ["kept", "behind"]);
+}
+
+#[tokio::test]
+async fn who_goes_away_before_there_is_room_is_not_waited_for() {
+    let (store, tasks) = (Arc::new(Fickle::default()), Tasks::new());
+    store.hangs.store(true, Ordering::SeqCst);
+    let writer = writer(&store, None, &tasks).await;
+    let fill = async {
+        loop {
+            writer.record(action("waits")).await;
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(2), fill).await.is_err(), "the queue is full in the end");
+    let (given, room) = (writer.given.load(Ordering::SeqCst), writer.queue.capacity());
+    assert_eq!(room, 0);
+    assert!(tokio::time::timeout(Duration::from_millis(50), writer.record(action("gone"))).await.is_err());
+    assert_eq!(writer.given.load(Ordering::SeqCst), given);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writers_at_the_same_time_lose_nothing() {
     let (store, tasks, folder) = (Arc::new(Fickle::default()), Tasks::new(), TempDir::new().unwrap());

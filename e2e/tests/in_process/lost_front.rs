@@ -1,0 +1,65 @@
+//! Turns whose front has been lost: another takes them over, if it can, and hears of what was said meanwhile.
+
+use std::time::{Duration, SystemTime};
+
+use croft_e2e::client::{message, scripted_agent};
+use croft_front::core::Options;
+use croft_front::events::log::{Append, Authority, NewEvent};
+use croft_front::tenants::Tenants;
+use croft_front::turn::store::{Begin, Begun};
+use croft_proto::Timestamp;
+use croft_proto::id::TurnId;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{InterruptSessionRequest, SessionRunning, SessionState, StopReason, UserMessage};
+
+use crate::world::{Ground, World};
+
+const ENDLESS: &str = r#"{"script": [{"text": "word "}, {"delay_ms": 600000}]}"#;
+
+/// A turn that a front has begun, which has gone since: its lease runs out after so long.
+async fn left_behind(world: &World, text: &str, ttl: Duration) -> String {
+    let session_id = world.client().create(scripted_agent("left")).await.unwrap().session_id;
+    let turn = TurnId::generate();
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let create_time = Timestamp { seconds: i64::try_from(since.as_secs()).unwrap(), nanos: 0 };
+    let said = UserMessage { content: message(&session_id, text).content, sender: "somebody".into() };
+    let kinds = [Kind::UserMessage(said), Kind::SessionRunning(SessionRunning {})];
+    let message = Append {
+        tenant: world.tenant(),
+        session: session_id.parse().unwrap(),
+        authority: Authority::Caller,
+        events: kinds.map(|kind| NewEvent { kind, turn: Some(turn), elapsed_ms: 0, create_time }).into(),
+        checkpoint: None,
+        idempotency_key: None,
+        input_seq: None,
+    };
+    let begun = world.core.stores.turns.begin(Begin { message, holder: "a lost front".into(), ttl }).await.unwrap();
+    assert!(matches!(begun, Begun::New(_)));
+    session_id
+}
+
+#[tokio::test]
+async fn an_interrupt_while_a_turn_is_nobodys_reaches_whoever_takes_it_over() {
+    let world = World::start().await;
+    let session_id = left_behind(&world, ENDLESS, Duration::from_secs(2)).await;
+    let request = InterruptSessionRequest { session_id: session_id.clone() };
+    assert!(world.client().lifecycle.interrupt_session(request).await.unwrap().into_inner().interrupted);
+    let ended = world.wait_for(&session_id, |session| session.state == SessionState::Idle).await;
+    assert_eq!(ended.last_stop_reason, StopReason::Interrupted);
+}
+
+/// As after a restart of everything, where the operator comes last. Such a front knows of no worker at all.
+#[tokio::test]
+async fn a_front_that_does_not_know_the_tenants_yet_takes_no_turn_over() {
+    let options = Options { placement_timeout: Duration::from_millis(100), ..Options::default() };
+    let world = World::on(Ground { options, ..Ground::default() }).await;
+    world.another_front(Tenants::new()).await;
+    let mut sessions = Vec::new();
+    for _ in 0..20 {
+        sessions.push(left_behind(&world, "hello", Duration::from_millis(50)).await);
+    }
+    for session_id in sessions {
+        let ended = world.wait_for(&session_id, |session| session.state == SessionState::Idle).await;
+        assert_eq!(ended.last_stop_reason, StopReason::EndTurn);
+    }
+}
