@@ -272,10 +272,15 @@ fn turns(events: &[SessionEvent]) -> Vec<Vec<Line>> {
                 let is_repeated = own != turn && lines.contains(&line);
                 (!is_repeated).then_some(line)
             }
-            Kind::ApprovalResolved(decided) => Some(Line::Decided {
-                place: *questions.get(decided.approval_id.as_str()).expect("somebody asked"),
-                approved: decided.approved,
-            }),
+            Kind::ApprovalResolved(decided) => {
+                let line = Line::Decided {
+                    place: *questions.get(decided.approval_id.as_str()).expect("somebody asked"),
+                    approved: decided.approved,
+                };
+                // The turn before had not heard of it when it came to its end.
+                let is_repeated = own != turn && lines.contains(&line);
+                (!is_repeated).then_some(line)
+            }
             Kind::Error(error) => Some(Line::Failed { reason: error.reason.clone() }),
             Kind::SessionIdle(idle) => Some(Line::Idle(idle.stop_reason())),
             _ => None,

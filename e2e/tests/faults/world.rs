@@ -16,7 +16,7 @@ use croft_front::tenants::Tenants;
 use croft_llm::{Providers, retry};
 use croft_proto::id::TenantId;
 use croft_proto::v1::watch_routes_response::Change;
-use croft_proto::v1::{RouteDelta, TenantAdmission, TenantRoute, WatchRoutesResponse, WorkerRoute};
+use croft_proto::v1::{RouteSnapshot, TenantAdmission, TenantRoute, WatchRoutesResponse, WorkerRoute};
 use croft_serve::Tasks;
 use croft_worker::{RuntimeOptions, RuntimeServer};
 use futures::StreamExt as _;
@@ -175,8 +175,8 @@ impl World {
             tier: "standard".into(),
             ..TenantRoute::default()
         });
-        let delta = RouteDelta { upserts: routes.collect(), removed_tenant_ids: Vec::new() };
-        self.tenants.apply(WatchRoutesResponse { version: 1, change: Some(Change::Delta(delta)) });
+        let snapshot = RouteSnapshot { tenants: routes.collect() };
+        self.tenants.apply(WatchRoutesResponse { version: 1, change: Some(Change::Snapshot(snapshot)) });
     }
 
     async fn bring_about(self: Arc<Self>, mut faults: mpsc::UnboundedReceiver<Fault>) {

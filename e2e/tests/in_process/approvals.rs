@@ -1,8 +1,17 @@
 //! What people are asked, and may still answer.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use croft_e2e::client::{Client, message, scripted_agent};
+use croft_front::Error;
+use croft_front::events::log::{Append, Appended, EventLog, IdempotencyKey, StoredCheckpoint};
+use croft_front::session::Session;
+use croft_front::store::Stores;
+use croft_front::turn::store::{Begin, Begun, Ended, TurnStore};
+use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::tool_spec::Source;
 use croft_proto::v1::{
@@ -11,9 +20,10 @@ use croft_proto::v1::{
 };
 use croft_serve::Tasks;
 use futures::future::join_all;
+use tokio::sync::Notify;
 use tonic::{Code, Streaming};
 
-use crate::world::{World, read_all, stop_reason};
+use crate::world::{Ground, World, read_all, stop_reason};
 
 fn cautious() -> AgentSpec {
     let clock = ToolSpec {
@@ -131,6 +141,115 @@ async fn an_answer_to_a_turn_that_is_over_begins_the_next() {
         assert_eq!(results.len(), 1, "{log:?}");
         assert_eq!(results[0].is_error, !approved, "{results:?}");
         assert_eq!(format!("{results:?}").contains("as I say"), !approved, "the model is told why");
+    }
+}
+
+/// Where something in a turn's life is held up for once, until somebody lets it go on.
+#[derive(Clone, Default)]
+struct Gate {
+    is_reached: Arc<Notify>,
+    goes_on: Arc<Notify>,
+    is_open: Arc<AtomicBool>,
+}
+
+impl Gate {
+    async fn pass(&self) {
+        if !self.is_open.swap(true, Ordering::SeqCst) {
+            self.is_reached.notify_one();
+            self.goes_on.notified().await;
+        }
+    }
+}
+
+/// Holds up the end of a turn.
+struct LateEnd(Arc<dyn TurnStore>, Gate);
+
+#[async_trait]
+impl TurnStore for LateEnd {
+    async fn begin(&self, begin: Begin) -> Result<Begun, Error> {
+        self.0.begin(begin).await
+    }
+
+    async fn end(&self, last: Append) -> Result<Ended, Error> {
+        self.1.pass().await;
+        self.0.end(last).await
+    }
+}
+
+/// Holds up what a person decides.
+struct LateWord(Arc<dyn EventLog>, Gate);
+
+#[async_trait]
+impl EventLog for LateWord {
+    async fn append(&self, append: Append) -> Result<Appended, Error> {
+        if append.events.iter().any(|event| matches!(event.kind, Kind::ApprovalResolved(_))) {
+            self.1.pass().await;
+        }
+        self.0.append(append).await
+    }
+
+    async fn find_sent(&self, tenant: TenantId, id: SessionId, key: &IdempotencyKey) -> Result<Option<u64>, Error> {
+        self.0.find_sent(tenant, id, key).await
+    }
+
+    async fn read(&self, tenant: TenantId, id: SessionId, after: u64, limit: u32) -> Result<Vec<SessionEvent>, Error> {
+        self.0.read(tenant, id, after, limit).await
+    }
+
+    async fn checkpoint(&self, tenant: TenantId, id: SessionId) -> Result<Option<StoredCheckpoint>, Error> {
+        self.0.checkpoint(tenant, id).await
+    }
+}
+
+/// The turn's time is over, and the person decides in that moment: just before the turn's last word is stored, or just behind it. Either
+/// was taken, told to all who watched, and nothing came of it.
+#[tokio::test]
+async fn an_answer_while_its_turn_ends_has_its_effect() {
+    for is_before in [true, false] {
+        let (mut stores, ends, answer) = (Stores::memory(), Gate::default(), Gate::default());
+        stores.turns = Arc::new(LateEnd(stores.turns, ends.clone()));
+        stores.events = Arc::new(LateWord(stores.events, answer.clone()));
+        let world = World::on(Ground { stores, ..Ground::default() }).await;
+        let mut client = world.client();
+        let agent =
+            AgentSpec { limits: Some(AgentLimits { turn_timeout_ms: 500, ..Default::default() }), ..cautious() };
+        let session_id = client.create(agent).await.unwrap().session_id;
+        let (approval_id, events) = asked(&mut client, &session_id).await;
+        let yes = ResolveApprovalRequest {
+            session_id: session_id.clone(),
+            approval_id,
+            approved: true,
+            ..Default::default()
+        };
+        let answering = async {
+            if is_before {
+                ends.is_reached.notified().await;
+                answer.is_open.store(true, Ordering::SeqCst);
+            }
+            client.lifecycle.resolve_approval(yes).await.unwrap();
+            ends.goes_on.notify_one();
+        };
+        let ending = async {
+            if !is_before {
+                answer.is_reached.notified().await;
+                ends.is_reached.notified().await;
+                ends.goes_on.notify_one();
+                world.wait_for(&session_id, |session| session.state == SessionState::Idle).await;
+                answer.goes_on.notify_one();
+            }
+        };
+        tokio::join!(answering, ending);
+        assert_eq!(stop_reason(&read_all(events).await), Some(StopReason::RequiresAction), "{is_before}");
+        let done =
+            |session: &Session| session.state == SessionState::Idle && session.last_stop_reason == StopReason::EndTurn;
+        let session = world.wait_for(&session_id, done).await;
+        let log = world.core.stores.events.read(world.tenant(), session.id, 0, 100).await.unwrap();
+        let results = log.iter().filter_map(|event| match &event.kind {
+            Some(Kind::ToolResult(result)) => Some(result.is_error),
+            _ => None,
+        });
+        assert_eq!(results.collect::<Vec<_>>(), [false], "the call was made: {log:?}");
+        assert_eq!(questions(&log).len(), 1, "nobody is asked again");
     }
 }
 

@@ -28,6 +28,8 @@ pub enum Authority {
     Lease { epoch: u64 },
     /// Anyone of the tenant, beside whatever turn is running: a user's message, the resolution of an approval.
     Caller,
+    /// As a caller, while this turn runs: a word to it; refused with [`Error::SessionBusy`] when it is over, or not at hand.
+    During { turn: TurnId },
     /// As a caller, and the lease's epoch moves on, so that the turn at hand can write nothing more: termination.
     Fence,
     /// As [`Self::Fence`], of a session whose time is up as of then; refused with [`Error::SessionBusy`] when it is not, since

@@ -1,6 +1,7 @@
 //! What people answer, to a turn that waits for it or to one that ended with its question open: then the answer begins the next turn.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use croft_proto::id::TurnId;
 use croft_proto::v1::session_event::Kind;
@@ -11,6 +12,7 @@ use croft_proto::v1::{
 use super::driver::Driver;
 use super::store::{Begin, Begun};
 use super::{Begins, Turns, turn_event};
+use crate::core::Core;
 use crate::error::Error;
 use crate::events::log::{Append, Appended, Authority, IdempotencyKey};
 use crate::events::relay::Frame;
@@ -19,6 +21,9 @@ use crate::session::Session;
 
 /// Events that are read at a time while looking for a question.
 const PAGE: u32 = 500;
+/// Looks at a question whose turn is over when it is told, or not at hand, as it is being gone on with at another front.
+const LOOKS_MAX: u32 = 20;
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// A question that is open.
 struct Question {
@@ -38,37 +43,44 @@ impl Turns {
         if self.core.tenants.is_stopped(identity.tenant) {
             return Err(Error::TenantStopped);
         }
-        let session = self.manager.get(identity, &request.session_id).await?;
         let pending = || Error::ApprovalNotPending { approval_id: request.approval_id.chars().take(64).collect() };
-        let Some(question) = self.open_question(&session, &request.approval_id).await? else { return Err(pending()) };
-        let resolved = ApprovalResolved {
-            approval_id: request.approval_id.clone(),
-            approved: request.approved,
-            message: request.message.clone(),
-        };
-        let append = Append {
-            tenant: session.tenant,
-            session: session.id,
-            authority: Authority::Caller,
-            events: vec![turn_event(question.turn, Kind::ApprovalResolved(resolved.clone()))],
-            checkpoint: None,
-            // Two people may decide at the same time, and one of them may say no: the first word counts.
-            idempotency_key: Some(IdempotencyKey {
-                key: format!("approval/{}", request.approval_id),
-                body_hash: <[u8; 32]>::default(),
-            }),
-            input_seq: None,
-        };
-        let answered = if question.is_waited_for {
-            self.tell_the_turn(append).await
-        } else {
-            self.begin_the_next(append, question.sender, resolved).await
-        };
-        match answered {
-            Ok(true) => Ok(()),
-            Ok(false) | Err(Error::IdempotencyKeyReused) => Err(pending()),
-            Err(error) => Err(error),
+        for _ in 0..LOOKS_MAX {
+            let session = self.manager.get(identity, &request.session_id).await?;
+            let Some(question) = self.open_question(&session, &request.approval_id).await? else {
+                return Err(pending());
+            };
+            let resolved = ApprovalResolved {
+                approval_id: request.approval_id.clone(),
+                approved: request.approved,
+                message: request.message.clone(),
+            };
+            let append = Append {
+                tenant: session.tenant,
+                session: session.id,
+                authority: Authority::During { turn: question.turn },
+                events: vec![turn_event(question.turn, Kind::ApprovalResolved(resolved.clone()))],
+                checkpoint: None,
+                // Two people may decide at the same time, and one of them may say no: the first word counts.
+                idempotency_key: Some(IdempotencyKey {
+                    key: format!("approval/{}", request.approval_id),
+                    body_hash: <[u8; 32]>::default(),
+                }),
+                input_seq: None,
+            };
+            let answered = if question.is_waited_for {
+                self.tell_the_turn(append).await
+            } else {
+                begin_the_next(&self.core, append, question.sender, vec![resolved]).await
+            };
+            match answered {
+                Ok(true) => return Ok(()),
+                Ok(false) | Err(Error::IdempotencyKeyReused) => return Err(pending()),
+                // It has ended since we looked, or is not at hand for the moment.
+                Err(Error::SessionBusy { .. }) => tokio::time::sleep(LOOK_AGAIN).await,
+                Err(error) => return Err(error),
+            }
         }
+        Err(Error::SessionBusy { session_id: request.session_id })
     }
 
     async fn open_question(&self, session: &Session, approval_id: &str) -> Result<Option<Question>, Error> {
@@ -117,24 +129,87 @@ impl Turns {
         self.core.hub.control(tenant, session, Frame::ApprovalResolved { seq });
         Ok(true)
     }
+}
 
-    /// A turn without words of the user's, for whoever the last one ran. False when somebody has answered before, or another turn runs.
-    async fn begin_the_next(&self, answer: Append, sender: String, resolved: ApprovalResolved) -> Result<bool, Error> {
-        let (tenant, session, turn) = (answer.tenant, answer.session, TurnId::generate());
-        let kinds = [
-            Kind::UserMessage(UserMessage { content: Vec::new(), sender }),
-            Kind::SessionRunning(SessionRunning {}),
-            Kind::ApprovalResolved(resolved),
-        ];
-        let message = Append { events: kinds.map(|kind| turn_event(turn, kind)).into(), ..answer };
-        let begin = Begin { message, holder: self.core.replica.clone(), ttl: self.core.options.lease_ttl };
-        let Begun::New(opened) = self.core.stores.turns.begin(begin).await? else { return Ok(false) };
-        self.core.hub.publish(tenant, session, opened.events.clone());
-        // What was decided is in the log, from which the driver goes on.
-        let driver = Driver::new(Arc::clone(&self.core), opened.session, opened.epoch);
-        drop(Begins(Some(driver), Arc::clone(&self.core)));
-        Ok(true)
+/// A turn without words of the user's, for whoever the last one ran. False when somebody has answered before, or another turn runs.
+async fn begin_the_next(
+    core: &Arc<Core>,
+    answer: Append,
+    sender: String,
+    resolved: Vec<ApprovalResolved>,
+) -> Result<bool, Error> {
+    let (tenant, session, turn) = (answer.tenant, answer.session, TurnId::generate());
+    let opening =
+        [Kind::UserMessage(UserMessage { content: Vec::new(), sender }), Kind::SessionRunning(SessionRunning {})];
+    let kinds = opening.into_iter().chain(resolved.into_iter().map(Kind::ApprovalResolved));
+    let events = kinds.map(|kind| turn_event(turn, kind)).collect();
+    let message = Append { authority: Authority::Caller, events, ..answer };
+    let begin = Begin { message, holder: core.replica.clone(), ttl: core.options.lease_ttl };
+    let Begun::New(opened) = core.stores.turns.begin(begin).await? else { return Ok(false) };
+    core.hub.publish(tenant, session, opened.events.clone());
+    // What was decided is in the log, from which the driver goes on.
+    let driver = Driver::new(Arc::clone(core), opened.session, opened.epoch);
+    drop(Begins(Some(driver), Arc::clone(core)));
+    Ok(true)
+}
+
+/// Goes on with what people have decided while a turn came to its end that left it to them: they were told that it counts, and the turn
+/// has not heard of it. Who says something after that end begins the next turn by themselves.
+pub(super) async fn go_on(
+    core: &Arc<Core>,
+    session: &Session,
+    turn: TurnId,
+    input_seq: u64,
+    sender: &str,
+) -> Result<(), Error> {
+    let unheard = unheard(core, session, turn, input_seq).await?;
+    if unheard.is_empty() {
+        return Ok(());
     }
+    let next = Append {
+        tenant: session.tenant,
+        session: session.id,
+        authority: Authority::Caller,
+        events: Vec::new(),
+        checkpoint: None,
+        idempotency_key: None,
+        input_seq: None,
+    };
+    // Where another turn runs by now, it closes what was open.
+    begin_the_next(core, next, sender.to_owned(), unheard).await.map(drop)
+}
+
+/// Decisions about calls of this turn that were made, and came to nothing.
+async fn unheard(core: &Core, session: &Session, turn: TurnId, input_seq: u64) -> Result<Vec<ApprovalResolved>, Error> {
+    let turn = turn.to_string();
+    let mut after = input_seq;
+    // By call, its newest question and the answer.
+    let mut questions: Vec<(String, String, Option<ApprovalResolved>)> = Vec::new();
+    loop {
+        let events = core.stores.events.read(session.tenant, session.id, after, PAGE).await?;
+        let Some(last) = events.last() else { break };
+        after = last.seq;
+        for event in events.into_iter().filter(|event| event.turn_id == turn) {
+            match event.kind {
+                Some(Kind::ApprovalRequired(asked)) => {
+                    questions.retain(|(call, ..)| *call != asked.tool_call_id);
+                    questions.push((asked.tool_call_id, asked.approval_id, None));
+                }
+                Some(Kind::ApprovalResolved(resolved)) => {
+                    if let Some((.., answer)) = questions.iter_mut().find(|(_, id, _)| *id == resolved.approval_id) {
+                        *answer = Some(resolved);
+                    }
+                }
+                // It was heard of.
+                Some(Kind::ToolCall(called)) => {
+                    questions.retain(|(call, _, answer)| *call != called.tool_call_id || answer.is_none());
+                }
+                Some(Kind::ToolResult(result)) => questions.retain(|(call, ..)| *call != result.tool_call_id),
+                _ => {}
+            }
+        }
+    }
+    Ok(questions.into_iter().filter_map(|(.., answer)| answer).collect())
 }
 
 fn is_about(question: Option<&Question>, tool_call_id: &str) -> bool {

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tracing::Span;
 
 use super::Accepted;
+use super::answers;
 use super::recorder::Recorder;
 use super::standing::Standing;
 use super::store::Opened;
@@ -295,6 +296,9 @@ impl Driver {
         kinds.push(Kind::SessionIdle(SessionIdle { stop_reason: stop_reason.into() }));
         let released = recorder.end(kinds, checkpoint, input.seq).await?;
         self.core.metrics.turns.with_label_values(&[stop_reason.as_str_name()]).inc();
+        if released && stop_reason == StopReason::RequiresAction {
+            answers::go_on(&self.core, &self.session, input.turn, input.seq, &input.sender).await?;
+        }
         Ok(released)
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use croft_front::Error;
-use croft_front::events::log::{Appended, Authority, NewEvent, PAGE_BYTES, StoredCheckpoint, is_last_page};
+use croft_front::events::log::{Append, Appended, Authority, NewEvent, PAGE_BYTES, StoredCheckpoint, is_last_page};
 use croft_front::store::Stores;
 use croft_proto::Timestamp;
 use croft_proto::id::{SessionId, TenantId, TurnId};
@@ -93,6 +93,32 @@ pub(crate) async fn projects_state(stores: &Stores) {
     let ended = put(vec![in_turn(turn, terminated("enough"))]).await;
     assert_eq!((ended.state, &*ended.terminate_reason), (SessionState::Terminated, "enough"));
     assert_eq!((ended.turn_id, ended.last_seq), (turn.to_string(), 8));
+}
+
+pub(crate) async fn takes_a_word_to_a_turn_while_it_runs(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let session = session(stores, tenant).await;
+    let (turn, another) = (TurnId::generate(), TurnId::generate());
+    let of_turn = |kind| {
+        let mut of_turn = append(tenant, session, vec![kind]);
+        of_turn.events[0].turn = Some(turn);
+        of_turn
+    };
+    let word = |turn| Append { authority: Authority::During { turn }, ..append(tenant, session, vec![said("yes")]) };
+    let is_refused = async |turn| matches!(stores.events.append(word(turn)).await, Err(Error::SessionBusy { .. }));
+    assert!(is_refused(turn).await, "it has not begun");
+    appended(stores, of_turn(Kind::SessionRunning(SessionRunning {}))).await;
+    appended(stores, word(turn)).await;
+    let keyed = Append { idempotency_key: Some(key("once", 1)), ..word(turn) };
+    appended(stores, keyed.clone()).await;
+    assert!(is_refused(another).await);
+    appended(stores, of_turn(Kind::SessionIdle(SessionIdle::default()))).await;
+    assert!(is_refused(turn).await, "it is over");
+    let again = stores.events.append(keyed).await.unwrap();
+    assert!(matches!(again, Appended::Existing { .. }), "what was said in time stays so: {again:?}");
+    let nobodys = Append { session: SessionId::generate(), ..word(turn) };
+    assert!(matches!(stores.events.append(nobodys).await, Err(Error::SessionNotFound { .. })));
+    assert_eq!(get(stores, tenant, session).await.last_seq, 6);
 }
 
 pub(crate) async fn refuses_a_stale_epoch(stores: &Stores) {

@@ -27,7 +27,7 @@ macro_rules! promises {
                 lists_in_pages_newest_first, lists_no_more_than_fits_a_page, filters_by_state_and_labels, bills_attempts_of_the_first_events,
                 has_one_child_for_each_call_of_a_parent, makes_no_child_of_a_parent_that_has_ended;
             events: keeps_tenants_apart, numbers_without_holes_under_fifty_writers, projects_state,
-                refuses_a_stale_epoch, refuses_a_released_lease, fences_the_turn, ends_the_lease_with_the_session,
+                refuses_a_stale_epoch, refuses_a_released_lease, takes_a_word_to_a_turn_while_it_runs, fences_the_turn, ends_the_lease_with_the_session,
                 takes_nothing_after_the_end, takes_nothing_for_unknown_sessions, stores_all_or_nothing,
                 takes_no_previews, answers_a_repeated_key_with_the_same_number, keeps_keys_apart_by_session,
                 appends_once_for_concurrent_requests_with_one_key, reads_in_pages, reads_no_more_than_fits_a_page, replaces_the_checkpoint,

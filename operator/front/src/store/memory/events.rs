@@ -1,7 +1,7 @@
 //! The event log in memory.
 
 use async_trait::async_trait;
-use croft_proto::id::{SessionId, TenantId};
+use croft_proto::id::{SessionId, TenantId, TurnId};
 use croft_proto::v1::{SessionEvent, SessionState};
 use prost::Message;
 
@@ -105,6 +105,10 @@ impl State {
 }
 
 impl Record {
+    fn runs(&self, turn: TurnId) -> bool {
+        self.session.state == SessionState::Running && self.session.turn_id == turn.to_string()
+    }
+
     fn admit(&self, authority: Authority) -> Result<(), Error> {
         if self.session.state == SessionState::Terminated {
             return Err(Error::SessionTerminated { session_id: self.session.id.to_string() });
@@ -114,7 +118,14 @@ impl Record {
             Authority::Overdue { as_of } if !self.is_due(&as_of) => {
                 Err(Error::SessionBusy { session_id: self.session.id.to_string() })
             }
-            Authority::Lease { .. } | Authority::Caller | Authority::Fence | Authority::Overdue { .. } => Ok(()),
+            Authority::During { turn } if !self.runs(turn) => {
+                Err(Error::SessionBusy { session_id: self.session.id.to_string() })
+            }
+            Authority::Lease { .. }
+            | Authority::Caller
+            | Authority::During { .. }
+            | Authority::Fence
+            | Authority::Overdue { .. } => Ok(()),
         }
     }
 }

@@ -57,6 +57,7 @@ const APPEND: &str = concat!(
         where tenant_id = $1 and session_id = $2 and state <> 'terminated'
             and ($13::bigint is null or lease_epoch = $13) and ($22::timestamptz is null or due_time <= $22)
             and ($23::text is null or exists (select 1 from taken))
+            and ($26::text is null or (state = 'running' and turn_id = $26))
         returning last_seq - $3 as base, lease_epoch
     ), forgotten as (
         delete from idempotency_keys
@@ -104,10 +105,11 @@ impl Postgres {
         let Prepared { append, change, columns, lease } = prepared;
         let Append { tenant, session, authority, events, checkpoint, idempotency_key, input_seq } = append;
         let fences = authority.fences() || change.terminates();
-        let (epoch, as_of) = match authority {
-            Authority::Lease { epoch } => (Some(signed(epoch)), None),
-            Authority::Overdue { as_of } => (None, Some(Time(as_of))),
-            Authority::Caller | Authority::Fence => (None, None),
+        let (epoch, as_of, during) = match authority {
+            Authority::Lease { epoch } => (Some(signed(epoch)), None, None),
+            Authority::Overdue { as_of } => (None, Some(Time(as_of)), None),
+            Authority::During { turn } => (None, None, Some(turn.to_string())),
+            Authority::Caller | Authority::Fence => (None, None, None),
         };
         let (key, scope) = (idempotency_key.as_ref(), scope(session));
 
@@ -142,6 +144,7 @@ impl Postgres {
             .bind(lease.holder())
             .bind(lease.ttl_micros())
             .bind(lease.releases())
+            .bind(during)
             .fetch_optional(&mut *tx)
             .await
             .map_err(failed)?;
@@ -197,7 +200,7 @@ pub(super) async fn refused(
         (Some("terminated"), _) => Error::SessionTerminated { session_id },
         (Some(_), _) if matches!(lease, LeaseChange::Take { .. }) => return Ok(Stored::Busy),
         (Some(_), Authority::Lease { epoch }) => Error::LeaseLost { epoch },
-        (Some(_), Authority::Overdue { .. }) => Error::SessionBusy { session_id },
+        (Some(_), Authority::Overdue { .. } | Authority::During { .. }) => Error::SessionBusy { session_id },
         (Some(state), Authority::Caller | Authority::Fence) => {
             Error::internal(anyhow::anyhow!("a {state} session took no events"))
         }
@@ -256,6 +259,12 @@ impl Prepared {
     pub(super) fn may_wait(&self) -> bool {
         let begins = matches!(self.lease, LeaseChange::Take { .. });
         self.append.authority == Authority::Caller && self.change.newest_input.is_some() && !begins
+    }
+
+    /// Never part of a group: a key may turn out to be taken, an end takes more locks, and a turn may be over.
+    pub(super) fn stands_alone(&self) -> bool {
+        let is_to_a_turn = matches!(self.append.authority, Authority::During { .. });
+        self.append.idempotency_key.is_some() || self.fences() || is_to_a_turn
     }
 
     /// Ends the turn at hand as well.

@@ -61,8 +61,8 @@ impl Columns {
         self.update_times.push(Time(change.update_time));
         self.epochs.push(match append.authority {
             Authority::Lease { epoch } => Some(signed(epoch)),
-            // What fences is never part of a group.
-            Authority::Caller | Authority::Fence | Authority::Overdue { .. } => None,
+            // The others are never part of a group.
+            Authority::Caller | Authority::During { .. } | Authority::Fence | Authority::Overdue { .. } => None,
         });
         self.checkpoints.push(append.checkpoint.as_ref().map(prost::Message::encode_to_vec));
         self.holders.push(lease.holder().map(str::to_owned));

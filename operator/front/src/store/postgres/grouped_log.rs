@@ -44,8 +44,7 @@ impl GroupedLog {
     }
 
     pub(super) async fn store(&self, prepared: Prepared) -> Result<Stored, Error> {
-        // A key may turn out to be taken, and an end takes more locks: neither should hold up a group.
-        if prepared.append.idempotency_key.is_some() || prepared.fences() {
+        if prepared.stands_alone() {
             // In a task of its own: a caller that goes away while the transaction begins would leave the session locked.
             let postgres = Arc::clone(&self.postgres);
             let storing = self.tasks.spawn("store-one", async move { postgres.append_prepared(prepared).await });
