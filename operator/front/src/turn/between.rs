@@ -1,4 +1,4 @@
-//! The moments around the beginning of a turn, in which it runs and does not listen yet.
+//! The moments in which a turn runs and does not listen: around its beginning, and while it is nobody's.
 
 use std::time::Duration;
 
