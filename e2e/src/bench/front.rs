@@ -39,7 +39,7 @@ pub struct FrontExtent {
     #[arg(long, default_value_t = 10_000)]
     pub sockets: u32,
     /// Turns whose front is killed
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 100)]
     pub takeovers: usize,
     /// Measures to take, by name, if not all
     #[arg(long, value_delimiter = ',')]
