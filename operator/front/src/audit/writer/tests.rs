@@ -1,3 +1,4 @@
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
@@ -291,6 +292,21 @@ async fn a_batch_that_cannot_be_read_is_set_aside_and_holds_up_no_other() {
     assert!(folder.path().join("00000000000000000007.0123456789abcdef0123456789abcdef.1.unreadable").exists());
 }
 
+/// Waits until the batch that begins with this record is kept, and tells where.
+async fn kept(folder: &TempDir, first: u64) -> PathBuf {
+    let ending = format!(".{first}.jsonl");
+    let look = async {
+        loop {
+            let mut files = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path());
+            if let Some(path) = files.find(|path| path.to_str().unwrap().ends_with(&ending)) {
+                return path;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, look).await.expect("it is not kept")
+}
+
 /// As where a process has all files open that it may have.
 #[tokio::test]
 async fn a_batch_that_cannot_be_read_for_now_is_stored_later_and_in_its_order() {
@@ -298,24 +314,17 @@ async fn a_batch_that_cannot_be_read_for_now_is_stored_later_and_in_its_order() 
     let writer = writer(&store, Some(&folder), &tasks).await;
     store.go_away(true);
     writer.record(action("kept")).await;
-    let kept = async {
-        loop {
-            let mut files = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path());
-            if let Some(path) = files.find(|path| path.to_str().unwrap().ends_with(".1.jsonl")) {
-                return path;
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    let kept = tokio::time::timeout(PATIENCE, kept).await.expect("it is kept");
+    let first = kept(&folder, 1).await;
     let elsewhere = TempDir::new().unwrap();
-    std::fs::rename(&kept, elsewhere.path().join("kept")).unwrap();
-    std::fs::create_dir(&kept).unwrap();
-    store.go_away(false);
+    std::fs::rename(&first, elsewhere.path().join("kept")).unwrap();
+    std::fs::create_dir(&first).unwrap();
+    // Once this one is kept, no look at the other is under way from before.
     writer.record(action("behind")).await;
+    kept(&folder, 2).await;
+    store.go_away(false);
     assert_eq!(writer.unwritten(2 * RETRY).await, 2, "nothing goes before it");
-    std::fs::remove_dir(&kept).unwrap();
-    std::fs::copy(elsewhere.path().join("kept"), &kept).unwrap();
+    std::fs::remove_dir(&first).unwrap();
+    std::fs::copy(elsewhere.path().join("kept"), &first).unwrap();
     assert_eq!(writer.unwritten(PATIENCE).await, 0);
     assert_eq!(store.records(), ["kept", "behind"]);
 }
