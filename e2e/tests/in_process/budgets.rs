@@ -1,6 +1,8 @@
 //! Budgets over the whole path: a call is refused, clipped or cut at them, and goes on when they are raised.
 
 use croft_e2e::client::{Client, message, scripted_agent};
+use croft_front::budget;
+use croft_front::budget::period::Period;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
     AgentLimits, Budget, BudgetAction, BudgetPeriod, BudgetScope, DeleteBudgetRequest, ListBudgetsRequest,
@@ -102,7 +104,23 @@ async fn a_budget_holds_for_its_session_however_its_id_is_written() {
     assert_eq!(set.budget.unwrap().subject, session_id);
     let events = say(&mut client, &session_id, "hello").await;
     assert_eq!(stop_reason(&events), Some(StopReason::Budget));
+    // As it was stored before ids were brought into one form.
+    let old = budget::Budget {
+        scope: budget::Scope::Session,
+        subject: written.clone(),
+        period: Period::Life,
+        nano_usd: None,
+        tokens: Some(1),
+        action: BudgetAction::Block,
+        is_given: false,
+    };
+    world.core.stores.budgets.put(world.tenant(), &old).await.unwrap();
     let (scope, period) = (BudgetScope::Session.into(), BudgetPeriod::Life.into());
+    let old = DeleteBudgetRequest { scope, subject: written, period };
+    client.budgets.delete_budget(old).await.unwrap();
+    let left = client.budgets.list_budgets(ListBudgetsRequest {}).await.unwrap().into_inner().budgets;
+    assert!(left.is_empty(), "{left:?}");
+    client.budgets.set_budget(budget(BudgetScope::Session, &session_id, 1)).await.unwrap();
     let taken_away = DeleteBudgetRequest { scope, subject: session_id.replace('-', ""), period };
     client.budgets.delete_budget(taken_away).await.unwrap();
     let events = say(&mut client, &session_id, "hello").await;

@@ -1,5 +1,6 @@
 //! `BudgetService`.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use croft_proto::v1::budget_service_server::BudgetService;
@@ -52,8 +53,13 @@ impl Budgets {
 
     async fn delete(&self, identity: &Identity, request: &DeleteBudgetRequest) -> Result<bool, Error> {
         let (scope, period) = (scope(request.scope())?, period(request.period())?);
-        let subject = subject(scope, &request.subject)?;
-        let found = self.core.stores.budgets.delete(identity.tenant, scope, &subject, period).await?;
+        // One that was set before subjects were brought into one form is stored as it was written.
+        let mut subjects = BTreeSet::from([request.subject.clone()]);
+        subjects.extend(subject(scope, &request.subject));
+        let mut found = false;
+        for subject in subjects {
+            found |= self.core.stores.budgets.delete(identity.tenant, scope, &subject, period).await?;
+        }
         self.core.budgets.forget(identity.tenant).await;
         Ok(found)
     }
