@@ -8,8 +8,9 @@ use super::yaml;
 /// One write that someone asks for.
 #[derive(Debug, Clone)]
 pub(crate) struct Asked {
-    /// The sentence of the policy that must refuse it; none if it must be taken.
-    pub(crate) says: Option<String>,
+    /// The sentences of the policies that must refuse it; none if it must be taken. The API server tells one of them:
+    /// which, depends on the order in which it came to hold the policies.
+    pub(crate) says: Vec<String>,
     pub(crate) request: Request,
 }
 
@@ -36,7 +37,10 @@ fn read(mut case: Map<String, Value>) -> Asked {
     let kind = was.as_ref().or(make.as_ref()).expect("an object")["kind"].as_str().expect("a kind").to_owned();
     let (group, resource) = resource(&kind);
     let (user, groups) = who(&text(case.remove("who")).expect("someone"));
-    let says = text(case.remove("says"));
+    let says = match case.remove("says") {
+        Some(Value::Array(sentences)) => sentences.into_iter().filter_map(|sentence| text(Some(sentence))).collect(),
+        sentence => text(sentence).into_iter().collect(),
+    };
     let propagation = text(case.remove("parts"));
     assert!(case.is_empty(), "a case has more than is read: {case:?}");
     let request = Request {
