@@ -54,23 +54,13 @@ impl Turns {
                 approved: request.approved,
                 message: request.message.clone(),
             };
-            let append = Append {
-                tenant: session.tenant,
-                session: session.id,
-                authority: Authority::During { turn: question.turn },
-                events: vec![turn_event(question.turn, Kind::ApprovalResolved(resolved.clone()))],
-                checkpoint: None,
-                // Two people may decide at the same time, and one of them may say no: the first word counts.
-                idempotency_key: Some(IdempotencyKey {
-                    key: format!("approval/{}", request.approval_id),
-                    body_hash: <[u8; 32]>::default(),
-                }),
-                input_seq: None,
-            };
+            // Two people may decide at the same time, and one of them may say no: the first word counts.
+            let once =
+                IdempotencyKey { key: format!("approval/{}", request.approval_id), body_hash: <[u8; 32]>::default() };
             let answered = if question.is_waited_for {
-                self.tell_the_turn(append).await
+                self.tell_the_turn(&session, question.turn, resolved, once).await
             } else {
-                begin_the_next(&self.core, append, question.sender, vec![resolved]).await
+                begin_the_next(&self.core, &session, question.sender, vec![resolved], Some(once)).await
             };
             match answered {
                 Ok(true) => return Ok(()),
@@ -121,8 +111,23 @@ impl Turns {
     }
 
     /// False when somebody has answered before.
-    async fn tell_the_turn(&self, append: Append) -> Result<bool, Error> {
-        let (tenant, session) = (append.tenant, append.session);
+    async fn tell_the_turn(
+        &self,
+        session: &Session,
+        turn: TurnId,
+        resolved: ApprovalResolved,
+        once: IdempotencyKey,
+    ) -> Result<bool, Error> {
+        let (tenant, session) = (session.tenant, session.id);
+        let append = Append {
+            tenant,
+            session,
+            authority: Authority::During { turn },
+            events: vec![turn_event(turn, Kind::ApprovalResolved(resolved))],
+            checkpoint: None,
+            idempotency_key: Some(once),
+            input_seq: None,
+        };
         let Appended::New(events) = self.core.stores.events.append(append).await? else { return Ok(false) };
         let seq = events.first().map_or(0, |event| event.seq);
         self.core.hub.publish(tenant, session, events);
@@ -134,16 +139,24 @@ impl Turns {
 /// A turn without words of the user's, for whoever the last one ran. False when somebody has answered before, or another turn runs.
 async fn begin_the_next(
     core: &Arc<Core>,
-    answer: Append,
+    session: &Session,
     sender: String,
     resolved: Vec<ApprovalResolved>,
+    once: Option<IdempotencyKey>,
 ) -> Result<bool, Error> {
-    let (tenant, session, turn) = (answer.tenant, answer.session, TurnId::generate());
+    let (tenant, session, turn) = (session.tenant, session.id, TurnId::generate());
     let opening =
         [Kind::UserMessage(UserMessage { content: Vec::new(), sender }), Kind::SessionRunning(SessionRunning {})];
     let kinds = opening.into_iter().chain(resolved.into_iter().map(Kind::ApprovalResolved));
-    let events = kinds.map(|kind| turn_event(turn, kind)).collect();
-    let message = Append { authority: Authority::Caller, events, ..answer };
+    let message = Append {
+        tenant,
+        session,
+        authority: Authority::Caller,
+        events: kinds.map(|kind| turn_event(turn, kind)).collect(),
+        checkpoint: None,
+        idempotency_key: once,
+        input_seq: None,
+    };
     let begin = Begin { message, holder: core.replica.clone(), ttl: core.options.lease_ttl };
     let Begun::New(opened) = core.stores.turns.begin(begin).await? else { return Ok(false) };
     core.hub.publish(tenant, session, opened.events.clone());
@@ -166,17 +179,8 @@ pub(super) async fn go_on(
     if unheard.is_empty() {
         return Ok(());
     }
-    let next = Append {
-        tenant: session.tenant,
-        session: session.id,
-        authority: Authority::Caller,
-        events: Vec::new(),
-        checkpoint: None,
-        idempotency_key: None,
-        input_seq: None,
-    };
     // Where another turn runs by now, it closes what was open.
-    begin_the_next(core, next, sender.to_owned(), unheard).await.map(drop)
+    begin_the_next(core, session, sender.to_owned(), unheard, None).await.map(drop)
 }
 
 /// Decisions about calls of this turn that were made, and came to nothing.
