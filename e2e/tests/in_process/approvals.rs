@@ -7,11 +7,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use croft_e2e::client::{Client, message, scripted_agent};
 use croft_front::Error;
-use croft_front::events::log::{Append, Appended, EventLog, IdempotencyKey, StoredCheckpoint};
+use croft_front::events::log::Append;
 use croft_front::session::Session;
 use croft_front::store::Stores;
 use croft_front::turn::store::{Begin, Begun, Ended, TurnStore};
-use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::tool_spec::Source;
 use croft_proto::v1::{
@@ -19,10 +18,12 @@ use croft_proto::v1::{
     SendMessageResponse, SessionEvent, SessionState, StopReason, ToolSpec,
 };
 use croft_serve::Tasks;
+use futures::FutureExt as _;
 use futures::future::join_all;
 use tokio::sync::Notify;
 use tonic::{Code, Streaming};
 
+use crate::paused_log::paused;
 use crate::world::{Ground, World, read_all, stop_reason};
 
 fn cautious() -> AgentSpec {
@@ -176,31 +177,6 @@ impl TurnStore for LateEnd {
     }
 }
 
-/// Holds up what a person decides.
-struct LateWord(Arc<dyn EventLog>, Gate);
-
-#[async_trait]
-impl EventLog for LateWord {
-    async fn append(&self, append: Append) -> Result<Appended, Error> {
-        if append.events.iter().any(|event| matches!(event.kind, Kind::ApprovalResolved(_))) {
-            self.1.pass().await;
-        }
-        self.0.append(append).await
-    }
-
-    async fn find_sent(&self, tenant: TenantId, id: SessionId, key: &IdempotencyKey) -> Result<Option<u64>, Error> {
-        self.0.find_sent(tenant, id, key).await
-    }
-
-    async fn read(&self, tenant: TenantId, id: SessionId, after: u64, limit: u32) -> Result<Vec<SessionEvent>, Error> {
-        self.0.read(tenant, id, after, limit).await
-    }
-
-    async fn checkpoint(&self, tenant: TenantId, id: SessionId) -> Result<Option<StoredCheckpoint>, Error> {
-        self.0.checkpoint(tenant, id).await
-    }
-}
-
 /// The turn's time is over, and the person decides in that moment: just before the turn's last word is stored, or just behind it. Either
 /// was taken, told to all who watched, and nothing came of it.
 #[tokio::test]
@@ -208,7 +184,16 @@ async fn an_answer_while_its_turn_ends_has_its_effect() {
     for is_before in [true, false] {
         let (mut stores, ends, answer) = (Stores::memory(), Gate::default(), Gate::default());
         stores.turns = Arc::new(LateEnd(stores.turns, ends.clone()));
-        stores.events = Arc::new(LateWord(stores.events, answer.clone()));
+        let held = answer.clone();
+        stores.events = paused(stores.events, move |moment| {
+            let (decides, held) = (moment.appends(|kind| matches!(kind, Kind::ApprovalResolved(_))), held.clone());
+            async move {
+                if decides {
+                    held.pass().await;
+                }
+            }
+            .boxed()
+        });
         let world = World::on(Ground { stores, ..Ground::default() }).await;
         let mut client = world.client();
         let agent =

@@ -8,7 +8,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use croft_e2e::client::{Client, message, scripted_agent};
 use croft_front::Error;
-use croft_front::events::log::{Append, Appended, EventLog, IdempotencyKey, StoredCheckpoint};
 use croft_front::events::relay::memory::MemoryRelay;
 use croft_front::events::relay::{Envelope, Relay};
 use croft_front::lease::{Abandoned, LeaseStore};
@@ -19,7 +18,8 @@ use croft_proto::v1::{
     AgentSpec, BusyPolicy, InterruptSessionRequest, SendMessageRequest, SendMessageResponse, SessionEvent,
     SessionState, StopReason, TerminateSessionRequest,
 };
-use futures::future::join_all;
+use futures::FutureExt as _;
+use futures::future::{self, join_all};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -27,6 +27,7 @@ use tonic::{Code, Streaming};
 use tonic_types::StatusExt;
 
 use crate::nap;
+use crate::paused_log::{Moment, paused};
 use crate::world::{Ground, World, names, read_all, stop_reason};
 
 /// The first token comes after half a second, the last one after half a minute.
@@ -184,30 +185,7 @@ async fn a_turn_whose_worker_does_not_answer_can_be_interrupted() {
     }
 }
 
-/// A log that takes its time to store, as a busy database.
-struct SlowLog(Arc<dyn EventLog>);
-
-#[async_trait]
-impl EventLog for SlowLog {
-    async fn append(&self, append: Append) -> Result<Appended, Error> {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        self.0.append(append).await
-    }
-
-    async fn find_sent(&self, tenant: TenantId, id: SessionId, key: &IdempotencyKey) -> Result<Option<u64>, Error> {
-        self.0.find_sent(tenant, id, key).await
-    }
-
-    async fn read(&self, tenant: TenantId, id: SessionId, after: u64, limit: u32) -> Result<Vec<SessionEvent>, Error> {
-        self.0.read(tenant, id, after, limit).await
-    }
-
-    async fn checkpoint(&self, tenant: TenantId, id: SessionId) -> Result<Option<StoredCheckpoint>, Error> {
-        self.0.checkpoint(tenant, id).await
-    }
-}
-
-/// And leases that are given up late.
+/// Leases that are given up late.
 struct SlowLeases(Arc<dyn LeaseStore>);
 
 #[async_trait]
@@ -239,9 +217,13 @@ impl LeaseStore for SlowLeases {
     }
 }
 
+/// Where it takes its time to store anything, as with a busy database.
 async fn slow_world() -> World {
     let mut stores = Stores::memory();
-    stores.events = Arc::new(SlowLog(stores.events));
+    stores.events = paused(stores.events, |moment| match moment {
+        Moment::Appends(_) => tokio::time::sleep(Duration::from_millis(20)).boxed(),
+        _ => future::ready(()).boxed(),
+    });
     stores.leases = Arc::new(SlowLeases(stores.leases));
     World::on(Ground { stores, ..Ground::default() }).await
 }

@@ -2,51 +2,30 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use croft_e2e::client::{message, scripted_agent};
-use croft_front::Error;
-use croft_front::events::log::{Append, Appended, EventLog, IdempotencyKey, StoredCheckpoint};
 use croft_front::store::Stores;
-use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{SessionEvent, StopReason};
+use futures::FutureExt as _;
 use tokio::sync::Semaphore;
 
+use crate::paused_log::paused;
 use crate::world::{Ground, World, names, read_all, stop_reason};
-
-/// A log that stores no step's beginning until it is let.
-struct HeldLog {
-    log: Arc<dyn EventLog>,
-    let_go: Arc<Semaphore>,
-}
-
-#[async_trait]
-impl EventLog for HeldLog {
-    async fn append(&self, append: Append) -> Result<Appended, Error> {
-        if append.events.iter().any(|event| matches!(event.kind, Kind::StepStarted(_))) {
-            drop(self.let_go.acquire().await);
-        }
-        self.log.append(append).await
-    }
-
-    async fn find_sent(&self, tenant: TenantId, id: SessionId, key: &IdempotencyKey) -> Result<Option<u64>, Error> {
-        self.log.find_sent(tenant, id, key).await
-    }
-
-    async fn read(&self, tenant: TenantId, id: SessionId, after: u64, limit: u32) -> Result<Vec<SessionEvent>, Error> {
-        self.log.read(tenant, id, after, limit).await
-    }
-
-    async fn checkpoint(&self, tenant: TenantId, id: SessionId) -> Result<Option<StoredCheckpoint>, Error> {
-        self.log.checkpoint(tenant, id).await
-    }
-}
 
 #[tokio::test]
 async fn the_first_token_does_not_wait_until_the_steps_beginning_is_stored() {
     let let_go = Arc::new(Semaphore::new(0));
     let mut stores = Stores::memory();
-    stores.events = Arc::new(HeldLog { log: stores.events, let_go: Arc::clone(&let_go) });
+    let stores_it = Arc::clone(&let_go);
+    stores.events = paused(stores.events, move |moment| {
+        let (begins, let_go) = (moment.appends(|kind| matches!(kind, Kind::StepStarted(_))), Arc::clone(&stores_it));
+        async move {
+            if begins {
+                drop(let_go.acquire().await);
+            }
+        }
+        .boxed()
+    });
     let world = World::on(Ground { stores, ..Ground::default() }).await;
     let mut client = world.client();
     let session = client.create(scripted_agent("quick")).await.unwrap();

@@ -5,15 +5,16 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use croft_e2e::client::{message, scripted_agent};
 use croft_front::Error;
-use croft_front::events::log::{Append, Appended, EventLog, IdempotencyKey, StoredCheckpoint};
+use croft_front::events::log::Append;
 use croft_front::store::Stores;
 use croft_front::turn::store::{Begin, Begun, Ended, TurnStore};
-use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{AuditRecord, GetSessionRequest, SendMessageRequest, SessionEvent, TerminateSessionRequest};
+use croft_proto::v1::{AuditRecord, GetSessionRequest, SendMessageRequest, TerminateSessionRequest};
+use futures::FutureExt as _;
 use tokio::sync::Semaphore;
 use tokio::time::{Duration, timeout};
 
+use crate::paused_log::paused;
 use crate::world::{Ground, World, read_all};
 
 const ENDLESS: &str = r#"{"script": [{"text": "word "}, {"delay_ms": 600000}]}"#;
@@ -43,34 +44,7 @@ impl Gate {
     }
 }
 
-/// A log that stores the end of a session, and does not say so yet.
-struct HeldLog(Arc<dyn EventLog>, Gate);
-
-#[async_trait]
-impl EventLog for HeldLog {
-    async fn append(&self, append: Append) -> Result<Appended, Error> {
-        let ends = append.events.iter().any(|event| matches!(event.kind, Kind::SessionTerminated(_)));
-        let appended = self.0.append(append).await;
-        if ends {
-            self.1.pass().await;
-        }
-        appended
-    }
-
-    async fn find_sent(&self, tenant: TenantId, id: SessionId, key: &IdempotencyKey) -> Result<Option<u64>, Error> {
-        self.0.find_sent(tenant, id, key).await
-    }
-
-    async fn read(&self, tenant: TenantId, id: SessionId, after: u64, limit: u32) -> Result<Vec<SessionEvent>, Error> {
-        self.0.read(tenant, id, after, limit).await
-    }
-
-    async fn checkpoint(&self, tenant: TenantId, id: SessionId) -> Result<Option<StoredCheckpoint>, Error> {
-        self.0.checkpoint(tenant, id).await
-    }
-}
-
-/// The same with the beginning of a turn.
+/// Stores the beginning of a turn, and does not say so yet.
 struct HeldTurns(Arc<dyn TurnStore>, Gate);
 
 #[async_trait]
@@ -104,7 +78,16 @@ async fn recorded(world: &World, action: &str, session_id: &str) -> AuditRecord 
 #[tokio::test]
 async fn who_hangs_up_on_the_end_of_a_session_has_ended_it_and_its_turn() {
     let (mut stores, gate) = (Stores::memory(), Gate::new());
-    stores.events = Arc::new(HeldLog(stores.events, gate.clone()));
+    let answers = gate.clone();
+    stores.events = paused(stores.events, move |moment| {
+        let (ends, answers) = (moment.appended(|kind| matches!(kind, Kind::SessionTerminated(_))), answers.clone());
+        async move {
+            if ends {
+                answers.pass().await;
+            }
+        }
+        .boxed()
+    });
     let world = World::on(Ground { stores, ..Ground::default() }).await;
     let mut client = world.client();
     let session_id = client.create(scripted_agent("left")).await.unwrap().session_id;

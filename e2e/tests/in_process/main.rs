@@ -19,6 +19,7 @@ mod limits;
 mod lost_front;
 mod nap;
 mod own_credentials;
+mod paused_log;
 mod previews;
 mod requests;
 mod retention;

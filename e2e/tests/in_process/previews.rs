@@ -5,18 +5,15 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use croft_e2e::client::{message, scripted_agent};
-use croft_front::Error;
 use croft_front::door::Door;
-use croft_front::events::log::{Append, Appended, EventLog, IdempotencyKey, StoredCheckpoint};
 use croft_front::lifecycle::Lifecycle;
 use croft_front::store::Stores;
-use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{SessionEvent, SessionState, StopReason, TenantLimits};
-use futures::{StreamExt, TryStreamExt};
+use futures::{FutureExt as _, StreamExt, TryStreamExt, future};
 
+use crate::paused_log::{Moment, paused};
 use crate::world::{World, read_all, stop_reason};
 
 const ANSWER: &str = "one two three four five six seven";
@@ -88,36 +85,15 @@ tokio::task_local! {
     static SLOW: ();
 }
 
-/// A log that takes its time for some, and none for the turns: as a database may on a busy machine.
-struct SlowLog(Arc<dyn EventLog>);
-
-#[async_trait]
-impl EventLog for SlowLog {
-    async fn append(&self, append: Append) -> Result<Appended, Error> {
-        self.0.append(append).await
-    }
-
-    async fn find_sent(&self, tenant: TenantId, id: SessionId, key: &IdempotencyKey) -> Result<Option<u64>, Error> {
-        self.0.find_sent(tenant, id, key).await
-    }
-
-    async fn read(&self, tenant: TenantId, id: SessionId, after: u64, limit: u32) -> Result<Vec<SessionEvent>, Error> {
-        if SLOW.try_with(|()| ()).is_ok() {
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        }
-        self.0.read(tenant, id, after, limit).await
-    }
-
-    async fn checkpoint(&self, tenant: TenantId, id: SessionId) -> Result<Option<StoredCheckpoint>, Error> {
-        self.0.checkpoint(tenant, id).await
-    }
-}
-
 /// A turn that is over before its caller has read the log leaves nothing but its end to be seen.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_preview_is_shown_however_slow_the_log_is() {
     let mut stores = Stores::memory();
-    stores.events = Arc::new(SlowLog(stores.events));
+    // It takes its time for some, and none for the turns: as a database may on a busy machine.
+    stores.events = paused(stores.events, |moment| match moment {
+        Moment::Reads if SLOW.try_with(|()| ()).is_ok() => tokio::time::sleep(Duration::from_millis(500)).boxed(),
+        _ => future::ready(()).boxed(),
+    });
     let world = World::over(stores, TenantLimits::default()).await;
     let session = world.client().create(scripted_agent("quick")).await.unwrap();
     let lifecycle = Lifecycle::new(Arc::clone(&world.core), Door::Public);
