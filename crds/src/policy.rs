@@ -17,7 +17,7 @@ pub use judge::{Refusal, Request, judge};
 use crate::labels;
 use expressions::{
     ANOTHERS_MODEL, BELONGS_TO_A_TENANT, DELETION_STANDS, IMAGE_UNCHANGED, IS_TENANT_NAMESPACE, KEEPS_FINALIZER,
-    KEEPS_TENANT_LABEL, MAKES_WORKERS, MAY_BE_DELETED, NEW_TENANT_NAMESPACE, TAKEN_APART_IN_ORDER,
+    KEEPS_TENANT_LABEL, MAKES_WORKERS, MAY_BE_DELETED, MODELS_UNCHANGED, NEW_TENANT_NAMESPACE, TAKEN_APART_IN_ORDER,
     TENANT_IS_NOT_ENDING,
 };
 
@@ -271,7 +271,7 @@ fn tenants(installation: &Installation) -> Policy {
         format!("object == null || {list}.size() == 0 || {IMAGE_UNCHANGED} || {listed}"),
         "spec.workers.image comes from none of the places that this platform takes worker images from",
     )
-    .demand(format!("object == null || !({another})"), "a model is not served in the namespace of Croft itself")
+    .demand(format!("object == null || ({MODELS_UNCHANGED}) || !({another})"), "a model is not served in the namespace of Croft itself")
 }
 
 fn sessions() -> Policy {

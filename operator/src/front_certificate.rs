@@ -18,12 +18,21 @@ const SECRET: &str = "croft-front-tls";
 /// Also how soon a deleted or garbled Secret is made again.
 const CHECK_EVERY: Duration = Duration::from_secs(30);
 
+/// A request that is never answered must not be the last look.
+const ENSURE_MAX: Duration = Duration::from_secs(10);
+
 /// Looks after the Secret for ever.
 pub(crate) async fn keep(context: Arc<Context>) {
     loop {
-        if let Err(error) = ensure(&context).await {
-            let error = crate::controller::chain(&error);
-            tracing::warn!(error, secret = SECRET, "cannot keep the fronts' certificate");
+        match tokio::time::timeout(ENSURE_MAX, ensure(&context)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                let error = crate::controller::chain(&error);
+                tracing::warn!(error, secret = SECRET, "cannot keep the fronts' certificate");
+            }
+            Err(_) => {
+                tracing::warn!(secret = SECRET, "cannot keep the fronts' certificate: the API server does not answer")
+            }
         }
         tokio::time::sleep(CHECK_EVERY).await;
     }

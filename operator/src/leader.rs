@@ -24,6 +24,8 @@ const DRAIN_MAX: Duration = Duration::from_secs(1);
 const TAKE_MAX: Duration = Duration::from_secs(3);
 /// How long it may take to give it back; after that it is left to run out.
 const RELEASE_MAX: Duration = Duration::from_secs(2);
+/// After somebody else was quicker.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Between two tries that failed.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 
@@ -116,8 +118,8 @@ impl Election {
             standby.free().await;
             match tokio::time::timeout(TAKE_MAX, self.take(client.clone())).await {
                 Ok(Ok(Some(manager))) if fence.is_open() => return manager,
-                // Someone was quicker, which the watch tells.
-                Ok(Ok(_)) | Err(_) => {}
+                // Someone was quicker, which the watch tells. Where it tells of nobody, asking without a pause would help nobody.
+                Ok(Ok(_)) | Err(_) => tokio::time::sleep(LOOK_AGAIN).await,
                 Ok(Err(error)) => {
                     tracing::warn!(%error, "cannot take the Lease");
                     tokio::time::sleep(TRY_AGAIN).await;

@@ -58,6 +58,10 @@ pub(super) const IMAGE_UNCHANGED: &str = "!has(object.spec.workers) || !has(obje
      (oldObject != null && has(oldObject.spec.workers) && has(oldObject.spec.workers.image) && \
      oldObject.spec.workers.image == object.spec.workers.image)";
 
+/// The models are as they were: a rule that is newer than a tenant must never keep anyone from stopping or deleting it.
+pub(super) const MODELS_UNCHANGED: &str =
+    "oldObject != null && has(oldObject.spec.llm) && has(object.spec.llm) && oldObject.spec.llm == object.spec.llm";
+
 /// A model in the cluster is looked for where Croft itself runs.
 pub(super) const ANOTHERS_MODEL: &str = "has(object.spec.llm) && has(object.spec.llm.providers) && \
      object.spec.llm.providers.exists(provider, has(provider.service) && provider.service.namespace == OPERATORS_NAMESPACE)";

@@ -208,8 +208,8 @@ pub struct SecretRef {
     /// The Secret's name.
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"))]
     #[x_kube(
-        validation = Rule::new("!(self in ['worker-tls', 'platform-keys'])")
-            .message("worker-tls and platform-keys are Croft's own Secrets: put the tokens into one of yours"),
+        validation = Rule::new("!(self in ['worker-tls', 'platform-keys', 'pull-credentials'])")
+            .message("worker-tls, platform-keys and pull-credentials are Croft's own Secrets: put the tokens into one of yours"),
     )]
     pub name: String,
 }
@@ -221,8 +221,8 @@ pub struct SecretKeyRef {
     /// The Secret's name.
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"))]
     #[x_kube(
-        validation = Rule::new("!(self in ['worker-tls', 'platform-keys'])")
-            .message("worker-tls and platform-keys are Croft's own Secrets: put the key into one of yours"),
+        validation = Rule::new("!(self in ['worker-tls', 'platform-keys', 'pull-credentials'])")
+            .message("worker-tls, platform-keys and pull-credentials are Croft's own Secrets: put the key into one of yours"),
     )]
     pub name: String,
     /// The key within it.

@@ -1,5 +1,8 @@
-//! Waits for the Lease to be free: released, gone, or not renewed for as long as it lasts.
+//! Waits for the Lease to be free: released, gone, not renewed for as long as it lasts, or our own from before a restart.
 //!
+//! Our own is given back first, as from someone who let it run out: whoever holds a Lease and never took it is not told by
+//! kube-lease-manager that it leads, and would wait for itself for ever. A container that is started again in its pod has the name that
+//! it had.
 //! A watch tells of a release at once; kube-lease-manager would look again only at the Lease's end. That end is judged by
 //! the time that has passed here since the Lease last changed, as clocks of two machines may differ.
 
@@ -92,24 +95,22 @@ impl Standby {
         }
     }
 
-    /// `None` if it is free, or our own from before a restart.
+    /// `None` if it is free.
     fn held(&self, lease: &Lease, before: Option<&Held>) -> Option<Held> {
         let spec = lease.spec.as_ref()?;
         let holder = spec.holder_identity.as_deref().filter(|holder| !holder.is_empty())?;
-        if holder == self.identity {
-            return None;
-        }
         let version = lease.resource_version().unwrap_or_default();
         // A list after a broken watch tells the same again, which prolongs nothing.
         if let Some(before) = before.filter(|before| before.version == version) {
             return Some(before.clone());
         }
         let seconds = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
-        let duration = seconds.map_or(self.duration, Duration::from_secs);
+        let is_own = holder == self.identity;
+        let duration = if is_own { Duration::ZERO } else { seconds.map_or(self.duration, Duration::from_secs) };
         Some(Held { version, runs_out: Instant::now() + duration })
     }
 
-    /// Takes the Lease from a holder that has let it run out, unless it was renewed at the last moment. Says whether the
+    /// Takes the Lease from a holder that has let it run out, or from ourselves before a restart, unless it was renewed at the last moment. Says whether the
     /// Lease is free.
     async fn release(&self, version: &str) -> bool {
         let nobodys = json!({
@@ -179,10 +180,13 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_lease_that_nobody_has_made_or_that_is_ours_is_free() {
+    async fn a_lease_that_nobody_has_made_is_free_and_our_own_is_given_back() {
         assert_eq!(seconds_until_free(vec![(0, Event::Init), (0, Event::InitDone)], false).await, 0);
         let own = vec![(0, Event::Init), (0, Event::InitApply(lease("1", Some("heron"))))];
-        assert_eq!(seconds_until_free(own, false).await, 0);
+        assert_eq!(seconds_until_free(own, true).await, 0);
+        // It is tried again until it is given back.
+        let refused = vec![(0, Event::Apply(lease("1", Some("heron")))), (4, Event::Apply(lease("2", None)))];
+        assert_eq!(seconds_until_free(refused, false).await, 4);
         let deleted = vec![(0, Event::Apply(lease("1", Some("egret")))), (2, Event::Delete(lease("2", Some("egret"))))];
         assert_eq!(seconds_until_free(deleted, false).await, 2);
     }

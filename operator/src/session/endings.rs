@@ -109,6 +109,10 @@ fn take_bereaved(bereaved: Bereaved, context: &Context) {
 
 async fn end(ending: &Ending, context: &Context) -> Result<(), Error> {
     let Ending { tenant, session_id, why } = ending;
+    // A tenant that is gone has had all of its sessions ended, and the fronts know of none of that name.
+    if context.cluster.tenant(&tenant.name).is_none_or(|there| TenantRef::from(&*there) != *tenant) {
+        return Ok(());
+    }
     if let Why::Orphan { name, uid } = why
         && !is_gone(&tenant.name, name, uid, context).await?
     {

@@ -74,7 +74,9 @@ pub(super) async fn step(tenant: &AgentTenant, context: &Context) -> Result<Acti
     if is_going && is_removed {
         return Ok(Action::requeue(SOON));
     }
-    let removal = if is_removed { Removal::Done } else { removal(tenant, context).await };
+    // Who wants it erased may have said so while the namespace was going, and the fronts done with it before.
+    let is_kept = tenant.spec.deletion_policy == DeletionPolicy::Archive;
+    let removal = if is_removed && is_kept { Removal::Done } else { removal(tenant, context).await };
     let is_late = context.now() - begun.at >= context.settings.removal_max_seconds;
     let (reason, message) = match (removal, namespace.is_some()) {
         (Removal::Done, true) => ("DeletingNamespace", "the namespace is being deleted".to_owned()),

@@ -283,6 +283,9 @@ impl LifecycleService for FakeFront {
         let request = request.into_inner();
         let mut inner = self.inner();
         inner.calls.push(format!("terminate {} {}", caller.tenant, request.session_id));
+        if matches!(inner.removals.get(&caller.tenant), Some(Removal::Away)) {
+            return Err(Status::unavailable("no front answers"));
+        }
         let session = inner.sessions.get_mut(&request.session_id).filter(|session| session.tenant == caller.tenant);
         let session = session.ok_or_else(|| Status::not_found("no such session"))?;
         session.state = SessionState::Terminated.into();

@@ -116,6 +116,21 @@ async fn a_leader_that_crashes_is_followed_when_its_lease_has_run_out() {
     assert!(!first.fence.is_open(), "never two");
 }
 
+/// A container that is killed is started again in its pod, under the same name; there may be no other replica.
+#[tokio::test]
+async fn a_leader_that_crashes_leads_again_under_its_own_name() {
+    let session = World::shared().await;
+    let (namespace, config, tasks) = (namespace(&session).await, kube_config().await, Tasks::new());
+    let first = Replica::start(&config, &namespace, "only", LONG_LEASE, Work::GoesOn, &tasks);
+    first.leads().await;
+    first.task.abort();
+    let again = Replica::start(&config, &namespace, "only", LONG_LEASE, Work::Ends, &tasks);
+    again.leads().await;
+    assert_eq!(holder(&session, &namespace).await.as_deref(), Some("only"));
+    again.stopping.cancel();
+    again.ended().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_leader_that_is_cut_off_stops_to_write_before_another_begins() {
     let session = World::shared().await;

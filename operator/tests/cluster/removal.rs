@@ -1,7 +1,10 @@
 //! A tenant's end: what the fronts do first, how far it is, and what happens when they don't.
 
-use croft_crds::AgentTenant;
+use std::time::Duration;
+
+use croft_crds::session::SessionPhase;
 use croft_crds::tenant::TenantPhase;
+use croft_crds::{AgentSession, AgentTenant};
 use croft_proto::v1::{RemovalStep, Session as FrontSession, SessionState};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
@@ -83,13 +86,24 @@ async fn each_step_is_told_while_it_lasts() {
 async fn fronts_that_stay_away_hold_up_a_removal_only_so_long() {
     let session = World::shared().await;
     let made = session.settled_tenant("forsaken", json!({})).await;
-    let name = made.name_any();
+    let (name, namespace) = (made.name_any(), made.namespace_name());
+    session.declare(&namespace, "talk", json!({ "agent": { "model": "scripted-1" } })).await;
+    until("the session is open", async || {
+        let talk: AgentSession = session.within(&namespace).get("talk").await.ok()?;
+        (talk.status?.phase? == SessionPhase::Ready).then_some(())
+    })
+    .await;
     session.world.front.hold_removal(&name, Some(Removal::Away));
     delete(&session, &name).await;
     let told = removed(&session, &name, "False FrontAway").await;
     assert_eq!(told, "False FrontAway: the front answers Unavailable");
     gone(&session, &name).await;
-    assert!(session.all::<Namespace>().get_opt(&made.namespace_name()).await.unwrap().is_none());
+    assert!(session.all::<Namespace>().get_opt(&namespace).await.unwrap().is_none());
+    // Fronts that come back know of no such tenant; its sessions' ends must not be asked for until they do.
+    let asked = || session.world.front.calls(&name).iter().filter(|call| call.starts_with("terminate")).count();
+    let before = asked();
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert!(asked() <= before + 1, "one may have been under way");
 }
 
 #[tokio::test]
@@ -202,6 +216,25 @@ async fn fronts_that_come_back_end_the_sessions_of_a_tenant_whose_namespace_is_g
     session.world.front.hold_removal(&name, None);
     removed(&session, &name, "False DeletingNamespace").await;
     session.merge(&maps, "held", json!({ "metadata": { "finalizers": null } })).await;
+    gone(&session, &name).await;
+}
+
+/// It was archived, and somebody saw in time that it should have been erased.
+#[tokio::test]
+async fn a_tenant_that_shall_be_erased_after_all_is_erased() {
+    let session = World::shared().await;
+    let made = session.settled_tenant("regretted", json!({})).await;
+    let (name, namespace) = (made.name_any(), made.namespace_name());
+    let maps = session.within::<ConfigMap>(&namespace);
+    let held = json!({ "metadata": { "name": "held", "finalizers": ["croft.dev/a-test-holds-it"] } });
+    maps.create(&PostParams::default(), &serde_json::from_value(held).unwrap()).await.unwrap();
+    delete(&session, &name).await;
+    removed(&session, &name, "False DeletingNamespace").await;
+    session.world.front.hold_removal(&name, Some(Removal::At(RemovalStep::Erasing, 3)));
+    session.merge(&session.all::<AgentTenant>(), &name, json!({ "spec": { "deletionPolicy": "Erase" } })).await;
+    session.merge(&maps, "held", json!({ "metadata": { "finalizers": null } })).await;
+    assert_eq!(removed(&session, &name, "False Erasing").await, "False Erasing: 3 rows are not erased yet");
+    session.world.front.hold_removal(&name, None);
     gone(&session, &name).await;
 }
 
