@@ -31,7 +31,7 @@ pub(crate) async fn keep(context: Arc<Context>) {
                 tracing::warn!(error, secret = SECRET, "cannot keep the fronts' certificate");
             }
             Err(_) => {
-                tracing::warn!(secret = SECRET, "cannot keep the fronts' certificate: the API server does not answer")
+                tracing::warn!(secret = SECRET, "cannot keep the fronts' certificate: the API server does not answer");
             }
         }
         tokio::time::sleep(CHECK_EVERY).await;

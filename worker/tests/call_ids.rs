@@ -190,3 +190,23 @@ async fn whoever_asks_again_from_a_checkpoint_comes_to_the_same_ids_and_a_later_
     let keys: BTreeSet<_> = all.map(|call| (call.tool_call_id, call.idempotency_key)).collect();
     assert_eq!(keys.len(), 14);
 }
+
+const UNPORTABLE: [&[&str]; 1] = [&[
+    "functions.search:0",
+    "a-call_of-sixty-four-bytes-which-is-just-as-many-as-may-be-given",
+    "a-call_of-sixty-five-bytes-which-is-one-more-than-there-may-be-of",
+]];
+
+#[tokio::test(start_paused = true)]
+async fn ids_that_another_provider_would_refuse_are_given_anew_before_anyone_sees_them() {
+    assert_eq!((UNPORTABLE[0][1].len(), UNPORTABLE[0][2].len()), (64, 65));
+    let agent = agent();
+    let heard = naming(&Naming::new(UNPORTABLE), start(&session(), text("dig")), &agent).await;
+    let ids: Vec<_> = calls(&heard).into_iter().map(|call| call.tool_call_id).collect();
+    assert_eq!(ids, ["call_1_0", UNPORTABLE[0][1], "call_1_2"]);
+    let shown = heard.previews.iter().filter_map(|kind| match kind {
+        Kind::ToolArgumentDelta(delta) => Some(delta.tool_call_id.clone()),
+        _ => None,
+    });
+    assert_eq!(shown.collect::<Vec<_>>(), ids);
+}

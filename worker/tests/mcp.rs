@@ -1,8 +1,11 @@
 //! Tools of a real MCP server, in this process on loopback.
 
+#![expect(clippy::unwrap_used, reason = "a helper of tests may fail loudly")]
+
 mod mcp_server;
 mod support;
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use croft_llm::Providers;
@@ -13,11 +16,14 @@ use croft_proto::v1::{
     AgentSpec, ArgumentMatch, McpTool, Permission, PermissionRule, StepStart, StopReason, ToolCall, ToolResult,
     ToolSpec,
 };
+use croft_serve::log;
+use croft_serve::trace::Telemetry;
 use croft_worker::tools::Builtins;
 use croft_worker::{McpServer, RuntimeOptions};
 use mcp_server::{Era, Server};
 use serde_json::{Value, json};
 use support::*;
+use wiremock::{Mock, MockServer, ResponseTemplate};
 
 const TOKEN: &str = "a-made-up-token";
 
@@ -70,6 +76,26 @@ async fn called(worker: &Worker, agent: &AgentSpec, calls: &[Value]) -> (Vec<Too
     (results, heard)
 }
 
+/// What was logged. Clones share it.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 fn told(result: &ToolResult) -> (String, bool) {
     (texts(&result.content), result.is_error)
 }
@@ -120,6 +146,60 @@ async fn the_declared_token_goes_to_its_server_and_nowhere_else_and_a_new_one_ne
         assert_eq!(server.last_authorization().as_deref(), Some(format!("Bearer {token}").as_str()));
         assert!(!format!("{heard:?}").contains(token));
     }
+}
+
+#[tokio::test]
+async fn a_token_that_the_server_repeats_is_in_no_event_and_the_model_does_not_see_it() {
+    let server = Server::start(Era::Stateless).await;
+    let folder = tempfile::tempdir().unwrap();
+    let token_file = folder.path().join("mcp-village");
+    std::fs::write(&token_file, TOKEN).unwrap();
+    let worker = worker_of(McpServer { token_file: Some(token_file), ..declared(&server) }).await;
+    let names = ["echo", "confess", "describe", "rebuff"];
+    let agent = AgentSpec { tools: names.map(|name| tool(&server.url, name)).into(), ..agent() };
+    let (results, heard) = called(&worker, &agent, &names.map(|name| call(name, &json!({})))).await;
+    let told: Vec<_> = results.iter().map(told).collect();
+    let (rebuffed, told) = told.split_last().unwrap();
+    let expected = [
+        ("You sent Bearer ***.".to_owned(), false),
+        ("Bearer ***".to_owned(), true),
+        (r#"{"authorization":"Bearer ***"}"#.to_owned(), false),
+    ];
+    assert_eq!(told, expected);
+    assert!(rebuffed.0.ends_with("xBearer ***") && rebuffed.1, "{rebuffed:?}");
+    assert_eq!(server.last_authorization(), Some(format!("Bearer {TOKEN}")));
+    assert!(!format!("{heard:?}").contains("a-made"), "{heard:?}");
+}
+
+#[tokio::test]
+async fn a_token_that_a_refusal_at_the_door_repeats_is_not_in_the_log() {
+    let written = Log::default();
+    let telemetry = Telemetry::start("croft-test", None).unwrap();
+    let writer = written.clone();
+    // What the library itself logs is not ours to word.
+    let lines = log::subscriber("croft_worker=info", telemetry.tracer(), move || writer.clone()).unwrap();
+    let _logging = tracing::subscriber::set_default(lines);
+    let server = MockServer::start().await;
+    let refusal = ResponseTemplate::new(401).set_body_string(format!("Bearer {TOKEN} is a stranger."));
+    Mock::given(wiremock::matchers::any()).respond_with(refusal).mount(&server).await;
+    let folder = tempfile::tempdir().unwrap();
+    let token_file = folder.path().join("mcp-village");
+    std::fs::write(&token_file, TOKEN).unwrap();
+    let village = McpServer {
+        name: "village".into(),
+        url: format!("{}/mcp", server.uri()),
+        token_file: Some(token_file),
+        user_tokens_folder: None,
+        tools: Vec::new(),
+    };
+    let agent = agent_with(&village.url);
+    let worker = worker_of(village).await;
+    let (results, _) = called(&worker, &agent, &[call("add", &json!({"a": 1, "b": 1}))]).await;
+    let sentence = "The tool's server village can't be reached; the call was not made.";
+    assert_eq!(told(&results[0]), (sentence.into(), true));
+    let text = written.text();
+    assert!(text.contains("Bearer *** is a stranger."), "{text}");
+    assert!(!text.contains(TOKEN), "{text}");
 }
 
 #[tokio::test]

@@ -31,8 +31,9 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            first_token: Duration::from_mins(2),
-            idle: Duration::from_mins(1),
+            // Models that hide what they think show nothing for minutes, and some gateways send no ping meanwhile.
+            first_token: Duration::from_mins(5),
+            idle: Duration::from_mins(5),
             answer: Duration::from_mins(30), // a model that thinks hard takes a good part of it
             event_bytes_max: 8 * 1024 * 1024, // as much as one event with a large tool result may have
             answer_bytes_max: 64 * 1024 * 1024,

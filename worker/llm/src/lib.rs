@@ -29,6 +29,7 @@ pub mod retry_after;
 pub mod scripted;
 mod status;
 mod tier;
+mod tool_name;
 mod wire;
 
 pub use assembly::{Assembly, RequestedCall};

@@ -57,12 +57,18 @@ impl Schedule {
         if !error.is_retryable() {
             return None;
         }
-        let delay = self.delays.next()?;
+        let delay = self.again()?;
         match error.retry_after {
             Some(asked) if asked > self.retry_after_max => None,
             Some(asked) => Some(asked.max(delay)),
             None => Some(delay),
         }
+    }
+
+    /// How long to wait before the next attempt where the one before was no error and yet came to nothing; `None` when there
+    /// must be none.
+    pub fn again(&mut self) -> Option<Duration> {
+        self.delays.next()
     }
 }
 

@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 use wiremock::matchers::{any, body_json, method, path};
 use wiremock::{Mock, MockServer, ResponseTemplate};
 
+type Open = fn(Settings) -> Box<dyn Provider>;
+
 fn block(block: Block) -> ContentBlock {
     ContentBlock { block: Some(block) }
 }
@@ -79,7 +81,7 @@ fn settings(base_url: &str) -> Settings {
 }
 
 /// The body that a call is made with.
-async fn sent(open: fn(Settings) -> Box<dyn Provider>, request: Request) -> Value {
+async fn sent(open: Open, request: Request) -> Value {
     let server = MockServer::start().await;
     Mock::given(any()).respond_with(ResponseTemplate::new(400)).mount(&server).await;
     let deltas: Vec<_> = open(settings(&server.uri())).stream(request).collect().await;
@@ -208,9 +210,96 @@ async fn a_call_of_another_model_has_a_stand_in_for_its_signature_where_one_is_d
     }
 }
 
+/// A conversation of these messages and nothing else.
+fn of(messages: Vec<(Role, Vec<ContentBlock>)>) -> Request {
+    let message = |(role, content): (Role, _)| Message { role: role.into(), content, ..Message::default() };
+    let messages = messages.into_iter().map(message).collect();
+    Request { model: "model-x".into(), messages, output_tokens_max: 99, ..Request::default() }
+}
+
+fn output(id: &str, content: Vec<ContentBlock>) -> ContentBlock {
+    block(Block::ToolOutput(ToolOutput { tool_call_id: id.into(), content, is_error: false }))
+}
+
+/// Chat Completions refuses a user's word between the results of one answer.
+#[tokio::test]
+async fn pictures_of_results_that_came_in_two_messages_follow_behind_the_last() {
+    let data = || picture(Source::Data(vec![1, 2, 3].into()));
+    let request = of(vec![
+        (Role::User, vec![text("what time?")]),
+        (Role::Assistant, vec![call("a", "{}"), call("b", "{}")]),
+        (Role::Tool, vec![output("a", vec![text("noon"), data()])]),
+        (Role::Tool, vec![output("b", vec![text("late"), data()])]),
+    ]);
+    let body = sent(|settings| Box::new(Chat::new(settings).unwrap()), request).await;
+    let messages = body["messages"].as_array().unwrap();
+    let roles: Vec<_> = messages.iter().map(|message| message["role"].as_str().unwrap()).collect();
+    assert_eq!(roles, ["user", "assistant", "tool", "tool", "user"]);
+    assert_eq!(messages[4]["content"].as_array().unwrap().len(), 2, "{body}");
+}
+
+#[tokio::test]
+async fn a_text_of_white_space_alone_is_kept_from_anthropic() {
+    let request = of(vec![
+        (Role::User, vec![text("what time?")]),
+        (Role::Assistant, vec![text("\n\n"), call("a", "{}")]),
+        (Role::Tool, vec![output("a", vec![text(" \n")])]),
+    ]);
+    let body = sent(|settings| Box::new(anthropic::Anthropic::new(settings).unwrap()), request).await;
+    let used = json!({"type": "tool_use", "id": "a", "name": "clock", "input": {}});
+    assert_eq!(body["messages"][1]["content"], json!([used]));
+    assert_eq!(body["messages"][2]["content"][0]["content"], json!([]));
+}
+
+#[tokio::test]
+async fn a_tool_name_that_a_model_made_up_goes_back_as_one_that_is_not_refused() {
+    // And where it stands in what each interface is sent.
+    let cases: [(Open, &[&str]); 4] = [
+        (
+            |settings| Box::new(Chat::new(settings).unwrap()),
+            &[
+                "/messages/1/tool_calls/0/function/name",
+                "/messages/1/tool_calls/1/function/name",
+                "/messages/1/tool_calls/2/function/name",
+            ],
+        ),
+        (|settings| Box::new(Responses::new(settings).unwrap()), &["/input/1/name", "/input/2/name", "/input/3/name"]),
+        (
+            |settings| Box::new(anthropic::Anthropic::new(settings).unwrap()),
+            &["/messages/1/content/0/name", "/messages/1/content/1/name", "/messages/1/content/2/name"],
+        ),
+        (
+            |settings| Box::new(Gemini::new(settings).unwrap()),
+            &[
+                "/contents/1/parts/0/functionCall/name",
+                "/contents/1/parts/1/functionCall/name",
+                "/contents/1/parts/2/functionCall/name",
+                "/contents/2/parts/0/functionResponse/name",
+                "/contents/2/parts/1/functionResponse/name",
+                "/contents/2/parts/2/functionResponse/name",
+            ],
+        ),
+    ];
+    let called = |id: &str, name: &str| {
+        let (tool_call_id, name, arguments_json) = (id.into(), name.into(), "{}".into());
+        block(Block::ToolUse(ToolUse { tool_call_id, name, arguments_json }))
+    };
+    let long = "x".repeat(65);
+    let expected = ["multi_tool_use_parallel", "unknown", &long[..64]];
+    for (open, places) in cases {
+        let request = of(vec![
+            (Role::User, vec![text("what time?")]),
+            (Role::Assistant, vec![called("a", "multi_tool_use.parallel"), called("b", ""), called("c", &long)]),
+            (Role::Tool, ["a", "b", "c"].map(|id| output(id, vec![text("no such tool")])).into()),
+        ]);
+        let body = sent(open, request).await;
+        let names: Vec<_> = places.iter().map(|place| body.pointer(place).unwrap()).collect();
+        assert!(names.iter().zip(expected.iter().cycle()).all(|(name, expected)| name == expected), "{body}");
+    }
+}
+
 #[tokio::test]
 async fn tokens_are_counted_where_that_is_offered() {
-    type Open = fn(Settings) -> Box<dyn Provider>;
     let cases: [(Open, &str, Value, &str); 3] = [
         (
             |settings| Box::new(anthropic::Anthropic::new(settings).unwrap()),

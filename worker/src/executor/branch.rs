@@ -42,6 +42,7 @@ pub(super) fn after_answer(state: &State, bounds: &Bounds, stop: Stop) -> Next {
         // Some providers say "end" with calls beside it.
         Stop::EndTurn | Stop::ToolUse | Stop::BadToolCall if wants_tools => tools(state, bounds),
         Stop::EndTurn | Stop::ToolUse => Next::End(StopReason::EndTurn),
+        // The model is asked again in place of such an answer, so that only an older checkpoint holds one.
         Stop::BadToolCall => Next::End(StopReason::Error),
         Stop::MaxTokens => Next::End(StopReason::MaxTokens),
         Stop::ContextFull => Next::End(StopReason::ContextFull),

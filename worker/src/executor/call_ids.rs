@@ -1,10 +1,14 @@
 //! The ids of an answer's calls. A person's yes, the key by which a tool knows a call again and a sub-agent's session hang on
 //! them, so that no two calls of a session may share one. Providers promise less: some give none, some begin anew with each
-//! answer, and what an adapter makes up goes by the part of the conversation that was sent.
+//! answer, and what an adapter makes up goes by the part of the conversation that was sent. And some give such as
+//! `functions.search:0`, for which another that takes over would refuse the conversation.
 
 use croft_llm::Delta;
 use croft_proto::v1::Message;
 use croft_proto::v1::content_block::Block;
+
+/// Of an id that any provider takes back.
+const BYTES_MAX: usize = 64;
 
 /// See the module.
 pub(super) struct CallIds<'state> {
@@ -19,17 +23,18 @@ impl<'state> CallIds<'state> {
         Self { messages, given: Vec::new() }
     }
 
-    /// Gives a call that begins another id if its own is none, or another call's. It depends on nothing but the conversation
-    /// and the answer, so that whoever asks again from the same checkpoint comes to the same one.
+    /// Gives a call that begins another id if its own is none, another call's, or one that not every provider takes back. It
+    /// depends on nothing but the conversation and the answer, so that whoever asks again from the same checkpoint comes to
+    /// the same one.
     pub(super) fn settle(&mut self, delta: &mut Delta) {
         let Delta::ToolCallStarted { tool_call_id, .. } = delta else { return };
-        if tool_call_id.is_empty() || self.is_taken(tool_call_id) {
+        if !is_portable(tool_call_id) || self.is_taken(tool_call_id) {
             *tool_call_id = self.fresh();
         }
         self.given.push(tool_call_id.clone());
     }
 
-    /// Of letters, digits and `_` alone, and short: some providers take no others back.
+    /// Portable by itself.
     fn fresh(&self) -> String {
         let made = format!("call_{}_{}", self.messages.len(), self.given.len());
         let mut id = made.clone();
@@ -47,4 +52,10 @@ impl<'state> CallIds<'state> {
         self.given.iter().any(|given| given == id)
             || blocks.any(|block| matches!(&block.block, Some(Block::ToolUse(call)) if call.tool_call_id == id))
     }
+}
+
+/// Any provider takes it back: Anthropic none with other characters, OpenAI none that is longer.
+fn is_portable(id: &str) -> bool {
+    let of_alphabet = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    !id.is_empty() && id.len() <= BYTES_MAX && id.bytes().all(of_alphabet)
 }

@@ -1,10 +1,75 @@
 //! What a failed model call means for the turn.
 
-use croft_llm::{Class, Error};
+use std::time::Duration;
+
+use croft_llm::retry::Schedule;
+use croft_llm::{Class, Error, Stop};
 use croft_proto::v1::{GrantRefused, SessionError, StopReason};
 
-/// The reason that the turn ends with.
-pub(super) fn stop_reason(class: Class) -> StopReason {
+use super::chain::Cause;
+
+/// Why nothing came of an attempt.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    #[error(transparent)]
+    Call(Error),
+    /// The provider answered, so that it is no error of its own. Another answer may do better.
+    #[error("{provider} could make no sense of the tool call that the model wrote")]
+    BadToolCall { provider: &'static str },
+}
+
+impl Failure {
+    /// The fixed word for logs.
+    pub(super) fn as_str(&self) -> &'static str {
+        match self {
+            Self::Call(error) => error.class.as_str(),
+            Self::BadToolCall { .. } => Stop::BadToolCall.as_str(),
+        }
+    }
+
+    /// No call was made: a breaker is open.
+    pub(super) fn was_not_made(&self) -> bool {
+        match self {
+            Self::Call(error) => error.was_not_made,
+            Self::BadToolCall { .. } => false,
+        }
+    }
+
+    /// How long to wait before the next attempt; `None` when there must be none.
+    pub(super) fn again(&self, schedule: &mut Schedule) -> Option<Duration> {
+        match self {
+            Self::Call(error) => schedule.after(error),
+            Self::BadToolCall { .. } => schedule.again(),
+        }
+    }
+
+    /// Why another model takes over.
+    pub(super) fn cause(&self) -> Cause {
+        match self {
+            Self::Call(error) => Cause::of_error(error.class),
+            Self::BadToolCall { .. } => Cause::Error,
+        }
+    }
+
+    /// The reason that the turn ends with.
+    pub(super) fn stop_reason(&self) -> StopReason {
+        match self {
+            Self::Call(error) => stop_reason(error.class),
+            Self::BadToolCall { .. } => StopReason::Error,
+        }
+    }
+
+    /// What the session's people are told.
+    pub(super) fn session_error(&self) -> SessionError {
+        let (reason, retryable) = match self {
+            Self::Call(error) => (reason(error.class), error.is_retryable()),
+            Self::BadToolCall { .. } => ("MODEL_BAD_TOOL_CALL", true),
+        };
+        SessionError { reason: reason.into(), message: self.to_string(), retryable }
+    }
+}
+
+fn stop_reason(class: Class) -> StopReason {
     match class {
         Class::Context => StopReason::ContextFull,
         Class::Content => StopReason::Refusal,
@@ -19,9 +84,8 @@ pub(super) fn stop_reason(class: Class) -> StopReason {
     }
 }
 
-/// What the session's people are told.
-pub(super) fn session_error(error: &Error) -> SessionError {
-    let reason = match error.class {
+fn reason(class: Class) -> &'static str {
+    match class {
         Class::Rate => "MODEL_RATE_LIMITED",
         Class::Quota => "MODEL_QUOTA_SPENT",
         Class::Overload => "MODEL_OVERLOADED",
@@ -32,8 +96,7 @@ pub(super) fn session_error(error: &Error) -> SessionError {
         Class::Timeout => "MODEL_TIMEOUT",
         Class::Network => "MODEL_UNREACHABLE",
         Class::Truncated => "MODEL_ANSWER_TRUNCATED",
-    };
-    SessionError { reason: reason.into(), message: error.to_string(), retryable: error.is_retryable() }
+    }
 }
 
 /// What a refused grant means: the reason, and what people are told unless the front has told them of the budget

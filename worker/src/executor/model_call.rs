@@ -11,7 +11,8 @@ use uuid::Uuid;
 
 use super::attempt::{self, Attempt, End};
 use super::chain::Cause;
-use super::{Executor, Superstep, compaction, failure};
+use super::failure::{self, Failure};
+use super::{Executor, Superstep, compaction};
 use crate::guardrails::Output;
 use crate::interrupt::Why;
 
@@ -32,7 +33,7 @@ enum Refused {
 /// What a model came to that another may do better. It is told if none can.
 enum Unanswered {
     Stopped { stop: Stop, content: Vec<ContentBlock>, grant: Grant },
-    Failed(Error),
+    Failed(Failure),
     Unusable(SessionError),
 }
 
@@ -65,7 +66,12 @@ impl Executor<'_> {
             let (grant, attempt) = self.attempt(grant, provider.as_ref()).await;
             self.link.attempted(attempt.event(&grant, self.chain.reason())).await;
             self.tell_violations(attempt.guard.as_ref().map_or(&[], Output::violations)).await;
-            let error = match attempt.end {
+            let failure = match attempt.end {
+                // What it said led up to a call that never came, and does not stay. Whole calls beside it are made all the
+                // same: the model goes on from their results.
+                End::Stopped(Stop::BadToolCall) if attempt.assembly.calls().is_empty() => {
+                    Failure::BadToolCall { provider: provider.name() }
+                }
                 End::Stopped(stop) => {
                     let content = match stop {
                         // The last call may be cut, and none of them will be made: without results they may not stay.
@@ -99,19 +105,19 @@ impl Executor<'_> {
                 }
                 // The one that is left is never given up.
                 End::Hedged => return Superstep::Ended(StopReason::Error),
-                End::Failed(error) => error,
+                End::Failed(error) => Failure::Call(error),
             };
             tracing::warn!(
-                provider = %grant.provider, model = %grant.model, class = error.class.as_str(),
-                error = %crate::step::chain(&error), "model attempt failed"
+                provider = %grant.provider, model = %grant.model, class = failure.as_str(),
+                error = %crate::step::chain(&failure), "model attempt failed"
             );
             // Nobody waits for a breaker while there is another model to ask.
-            let waits = !error.was_not_made || !self.may_give_way(grant.routed);
-            let again = if waits { schedule.after(&error) } else { None };
+            let waits = !failure.was_not_made() || !self.may_give_way(grant.routed);
+            let again = if waits { failure.again(&mut schedule) } else { None };
             let Some(delay) = again else {
-                let cause = Cause::of_error(error.class);
+                let cause = failure.cause();
                 self.count_for(cause, &grant, provider.as_ref()).await;
-                unanswered = Some(Unanswered::Failed(error));
+                unanswered = Some(Unanswered::Failed(failure));
                 let fits_shorter = |executor: &mut Self| executor.compact(&grant.provider, &grant.model);
                 if self.gives_way(grant.routed, cause) || (cause == Cause::Context && fits_shorter(self)) {
                     schedule = self.retry.start();
@@ -244,9 +250,8 @@ impl Executor<'_> {
                 self.answer(content, stop.as_str(), &grant).await;
                 Superstep::Answered(stop)
             }
-            Some(Unanswered::Failed(error)) => {
-                let told = failure::session_error(&error);
-                self.failed(failure::stop_reason(error.class), Some(told)).await
+            Some(Unanswered::Failed(failure)) => {
+                self.failed(failure.stop_reason(), Some(failure.session_error())).await
             }
             Some(Unanswered::Unusable(error)) => self.failed(StopReason::Error, Some(error)).await,
             None => self.failed(StopReason::Error, None).await,

@@ -1,6 +1,7 @@
 //! A scanner in JSON: it sees texts as they are meant, not as they are escaped, and what it replaces leaves JSON behind.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 
 use serde_json::{Map, Value};
 
@@ -48,16 +49,39 @@ pub(super) fn redact(value: &mut Value, scanner: &dyn Scanner) -> bool {
         }
         Value::Object(fields) => {
             let mut found = false;
-            let mut replaced = Map::with_capacity(fields.len());
+            let mut renamed = Vec::new();
             for (key, mut value) in std::mem::take(fields) {
                 found |= redact(&mut value, scanner);
-                let new_key = redacted(scanner, &key);
-                found |= matches!(new_key, Cow::Owned(_));
-                replaced.insert(new_key.into_owned(), value);
+                let new_key = match redacted(scanner, &key) {
+                    Cow::Borrowed(_) => None,
+                    Cow::Owned(new_key) => Some(new_key),
+                };
+                if let Some(new_key) = new_key {
+                    renamed.push((new_key, value));
+                } else {
+                    fields.insert(key, value);
+                }
             }
-            *fields = replaced;
+            found |= !renamed.is_empty();
+            rename(renamed, fields);
             found
         }
         Value::Null | Value::Bool(_) => false,
+    }
+}
+
+/// Adds entries whose keys were replaced. Two keys may come to the same, or to one that is there: each but the first then
+/// counts on, since none of the values may be lost.
+fn rename(renamed: Vec<(String, Value)>, fields: &mut Map<String, Value>) {
+    let mut counts: HashMap<String, u64> = HashMap::new();
+    for (key, value) in renamed {
+        let count = counts.entry(key.clone()).or_insert(1);
+        let mut free = key.clone();
+        // Ends, as the fields do.
+        while fields.contains_key(&free) {
+            *count += 1;
+            free = format!("{key}_{count}");
+        }
+        fields.insert(free, value);
     }
 }

@@ -79,3 +79,12 @@ async fn arguments_are_looked_through_as_they_are_meant_and_stay_json() {
     let mut broken = r#"{"say":"sesame"#.to_owned();
     assert_eq!(guardrails.review_arguments(&mut broken).await.blocked_by.as_deref(), Some("words"));
 }
+
+#[tokio::test]
+async fn keys_that_become_equal_lose_none_of_their_values() {
+    let guardrails = open(vec![spec("people", redacting())]).unwrap();
+    let mut arguments = r#"{"jo@doe.example":1,"al@doe.example":2,"[email]":3}"#.to_owned();
+    let review = guardrails.review_arguments(&mut arguments).await;
+    assert_eq!(arguments, r#"{"[email]":3,"[email]_2":2,"[email]_3":1}"#);
+    assert!(review.violations[0].redacted);
+}

@@ -171,9 +171,27 @@ impl ServerHandler for Handler {
             "fail" => Ok(CallToolResult::error(vec![ContentBlock::text("The well is dry.")])),
             // How long it is, and not what it is: the result goes to the model.
             "whoami" => Ok(text(format!("{} characters", authorization.unwrap_or_default().len()))),
+            // These give away what must be kept out of what is told of them.
+            "echo" => Ok(text(format!("You sent {}.", authorization.unwrap_or_default()))),
+            "confess" => Ok(CallToolResult::error(vec![ContentBlock::text(authorization.unwrap_or_default())])),
+            "describe" => Ok(described(&authorization.unwrap_or_default())),
+            "rebuff" => Err(ErrorData::invalid_params(rebuff(&authorization.unwrap_or_default()), None)),
             other => Err(ErrorData::invalid_params(format!("no tool {other}"), None)),
         };
         heard.running.fetch_sub(1, Ordering::SeqCst);
         result.map(CallToolResponse::Complete)
     }
+}
+
+/// Only as structure, which stands in for text.
+fn described(authorization: &str) -> CallToolResult {
+    let mut result = CallToolResult::structured(serde_json::json!({ "authorization": authorization }));
+    result.content.clear();
+    result
+}
+
+/// So long that a cut to a thousand characters goes through the credential.
+fn rebuff(authorization: &str) -> String {
+    let padding = "x".repeat(1_000 - "Bearer ".len() - 8);
+    format!("{padding}{authorization}")
 }

@@ -12,6 +12,7 @@ use moka::future::Cache;
 use secrecy::SecretString;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+use tokio::sync::Semaphore;
 
 use super::NEEDED;
 use super::role::Role;
@@ -28,6 +29,8 @@ const MISSING_TTL: Duration = Duration::from_secs(5);
 /// Keys, and apart from them prefixes that are none, so that guessing pushes no key out. At the bound the ones used
 /// least are asked for again.
 const CACHED_MAX: u64 = 10_000;
+/// Looks into the store at a time.
+const LOOKS_MAX: usize = 4;
 
 /// An API key as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +90,8 @@ pub(super) struct ApiKeys {
     store: Arc<dyn KeyStore>,
     found: Cache<String, Arc<StoredKey>>,
     missing: Cache<String, ()>,
+    /// Looks for keys that are not at hand, whoever asks: who makes up keys must not have all of the store's connections.
+    looks: Arc<Semaphore>,
 }
 
 /// Why a look-up brought no key.
@@ -99,7 +104,7 @@ impl ApiKeys {
     pub(super) fn new(store: Arc<dyn KeyStore>) -> Self {
         let found = Cache::builder().max_capacity(CACHED_MAX).time_to_live(FOUND_TTL).build();
         let missing = Cache::builder().max_capacity(CACHED_MAX).time_to_live(MISSING_TTL).build();
-        Self { store, found, missing }
+        Self { store, found, missing, looks: Arc::new(Semaphore::new(LOOKS_MAX)) }
     }
 
     /// The key that the token is.
@@ -118,6 +123,7 @@ impl ApiKeys {
         }
         // Calls that come together ask the store once.
         let found = self.found.try_get_with_by_ref(prefix, async {
+            let _look = self.looks.acquire().await;
             match self.store.find(prefix).await {
                 Ok(Some(key)) => Ok(Arc::new(key)),
                 Ok(None) => Err(Miss::Unknown),
@@ -162,6 +168,8 @@ mod tests {
     struct Keys {
         key: Mutex<Option<StoredKey>>,
         asked: AtomicUsize,
+        asking: AtomicUsize,
+        asking_most: AtomicUsize,
         is_down: bool,
     }
 
@@ -174,7 +182,10 @@ mod tests {
 
         async fn find(&self, prefix: &str) -> Result<Option<StoredKey>, Error> {
             self.asked.fetch_add(1, Ordering::Relaxed);
+            let asking = self.asking.fetch_add(1, Ordering::Relaxed) + 1;
+            self.asking_most.fetch_max(asking, Ordering::Relaxed);
             tokio::task::yield_now().await;
+            self.asking.fetch_sub(1, Ordering::Relaxed);
             if self.is_down {
                 return Err(Error::unavailable("postgres", anyhow::anyhow!("connection refused")));
             }
@@ -232,6 +243,20 @@ mod tests {
             assert!(is_refused(&keys.verify(unknown.expose_secret()).await));
         }
         assert_eq!(store.asked.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn who_makes_up_keys_has_few_looked_for_at_a_time() {
+        let store = Arc::new(Keys::default());
+        let keys = ApiKeys::new(Arc::clone(&store) as _);
+        let guesses = (0..100).map(|number| format!("ck_{number:08x}_{}", "A".repeat(SECRET_CHARS)));
+        let outcomes = futures::future::join_all(guesses.map(|guess| {
+            let keys = keys.clone();
+            async move { keys.verify(&guess).await }
+        }));
+        assert!(outcomes.await.iter().all(is_refused));
+        assert_eq!(store.asked.load(Ordering::Relaxed), 100);
+        assert_eq!(store.asking_most.load(Ordering::Relaxed), LOOKS_MAX);
     }
 
     #[tokio::test]

@@ -53,6 +53,7 @@ impl Budgets {
 
     async fn delete(&self, identity: &Identity, request: &DeleteBudgetRequest) -> Result<bool, Error> {
         let (scope, period) = (scope(request.scope())?, period(request.period())?);
+        validate::printable("subject", &request.subject)?;
         // One that was set before subjects were brought into one form is stored as it was written.
         let mut subjects = BTreeSet::from([request.subject.clone()]);
         subjects.extend(subject(scope, &request.subject));

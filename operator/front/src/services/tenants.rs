@@ -53,7 +53,10 @@ impl TenantService for Tenants {
         request: Request<RemoveTenantRequest>,
     ) -> Result<Response<RemoveTenantResponse>, Status> {
         let identity = door::for_removal(&self.core, &request)?;
-        let Progress { step, left } = self.removal.go_on(&identity, request.into_inner().policy()).await?;
+        let (removal, policy) = (self.removal.clone(), request.into_inner().policy());
+        // In a task of its own: what has been done is recorded though the operator's patience ends meanwhile.
+        let task = self.core.tasks.spawn("removal", async move { removal.go_on(&identity, policy).await });
+        let Progress { step, left } = task.await.map_err(Error::internal)??;
         let left = i64::try_from(left).unwrap_or(i64::MAX);
         Ok(Response::new(RemoveTenantResponse { step: step.into(), left }))
     }

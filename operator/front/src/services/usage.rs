@@ -48,6 +48,7 @@ impl UsageService for Usage {
             text => Some(validate::session_id(text)?),
         };
         let limit = page_size(request.page_size)?;
+        validate::printable("page_token", &request.page_token)?;
         let after = Some(request.page_token.as_str()).filter(|token| !token.is_empty());
         let mut usage_events = self.core.stores.usage.list(identity.tenant, session, after, limit + 1).await?;
         let more = usage_events.len() > limit as usize;
@@ -72,6 +73,8 @@ impl UsageService for Usage {
         if (1..group_by.len()).any(|place| group_by[..place].contains(&group_by[place])) {
             return Err(Error::invalid("group_by", "has a dimension twice").into());
         }
+        validate::time("start_time", request.start_time)?;
+        validate::time("end_time", request.end_time)?;
         let usage = &self.core.stores.usage;
         let summaries = usage.summarize(identity.tenant, request.start_time, request.end_time, &group_by).await?;
         if summaries.len() > GROUPS_MAX {
@@ -87,6 +90,8 @@ impl UsageService for Usage {
     ) -> Result<Response<Self::ExportUsageStream>, Status> {
         let identity = Door::Public.identify(&self.core, &request).await?;
         let ExportUsageRequest { start_time, end_time } = request.into_inner();
+        validate::time("start_time", start_time)?;
+        validate::time("end_time", end_time)?;
         let span = [start_time, end_time].map(|time| time.map(|time| (time.seconds, time.nanos)));
         let export = Export { core: Arc::clone(&self.core), tenant: identity.tenant, span, after: None };
         let pieces = stream::try_unfold(Some(export), |export| async move {

@@ -3,7 +3,7 @@
 mod ending;
 mod family;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -212,7 +212,9 @@ impl Manager {
             "" => None,
             token => Some(token.parse().map_err(|_| Error::invalid("page_token", "is not one of ours"))?),
         };
-        let states = request.states().filter(|state| *state != SessionState::Unspecified).collect();
+        let named: BTreeSet<_> = request.states.iter().copied().collect();
+        let states = named.into_iter().filter_map(|state| SessionState::try_from(state).ok());
+        let states = states.filter(|state| *state != SessionState::Unspecified).collect();
         let parent = match request.parent_session_id.as_str() {
             "" => None,
             parent => Some(validate::session_id(parent)?),

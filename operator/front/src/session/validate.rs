@@ -7,6 +7,7 @@ mod sub_agents;
 use std::collections::{BTreeMap, HashSet};
 use std::ops::RangeInclusive;
 
+use croft_proto::Timestamp;
 use croft_proto::id::SessionId;
 use croft_proto::v1::tool_spec::Source;
 use croft_proto::v1::{AgentSpec, ContentBlock, content_block};
@@ -32,6 +33,11 @@ const OWN_LABELS: &str = "croft.dev/";
 /// What the idempotency keys of Croft's own begin with: sessions of AgentSessions, answers of approvals, alerts of budgets.
 const OWN_KEYS: [&str; 3] = ["agentsession/", "approval/", "budget-alert/"];
 const REASON_CHARS_MAX: usize = 256;
+/// The model reads it, and everybody who follows the session.
+const APPROVAL_CHARS_MAX: usize = 4096;
+/// 0001-01-01T00:00:00Z and 9999-12-31T23:59:59Z, as `google.protobuf.Timestamp` has it.
+const SECONDS_MIN: i64 = -62_135_596_800;
+const SECONDS_MAX: i64 = 253_402_300_799;
 
 /// The agent of a new session.
 pub fn agent(agent: Option<AgentSpec>) -> Result<AgentSpec, Error> {
@@ -202,11 +208,39 @@ pub fn session_id(text: &str) -> Result<SessionId, Error> {
     text.parse().map_err(|_| Error::SessionNotFound { session_id: text.chars().take(64).collect() })
 }
 
+/// What a person says to a decision.
+pub fn approval_message(text: &str) -> Result<(), Error> {
+    if text.chars().count() > APPROVAL_CHARS_MAX {
+        return Err(Error::invalid("message", format!("is longer than {APPROVAL_CHARS_MAX} characters")));
+    }
+    Ok(())
+}
+
+/// Text that a database takes.
+pub fn printable(field: &str, text: &str) -> Result<(), Error> {
+    if text.contains('\0') {
+        return Err(Error::invalid(field, "has a NUL character"));
+    }
+    Ok(())
+}
+
+/// A time of the protobuf format: from the year 1 to the year 9999.
+pub fn time(field: &str, time: Option<Timestamp>) -> Result<(), Error> {
+    let fits = |time: Timestamp| {
+        (SECONDS_MIN..=SECONDS_MAX).contains(&time.seconds) && (0..1_000_000_000).contains(&time.nanos)
+    };
+    if time.is_some_and(|time| !fits(time)) {
+        return Err(Error::invalid(field, "is no time between the years 1 and 9999"));
+    }
+    Ok(())
+}
+
 /// Why a session is terminated.
 pub fn terminate_reason(text: &str) -> Result<String, Error> {
     if text.chars().count() > REASON_CHARS_MAX {
         return Err(Error::invalid("reason", format!("is longer than {REASON_CHARS_MAX} characters")));
     }
+    printable("reason", text)?;
     Ok(if text.is_empty() { "requested".to_owned() } else { text.to_owned() })
 }
 
@@ -292,5 +326,26 @@ mod tests {
         assert_eq!(field_of(labels([("a\0".to_owned(), "b".to_owned())])), "labels");
         assert_eq!(field_of(labels([("a".to_owned(), "b\n".to_owned())])), "labels");
         assert_eq!(field_of(idempotency_key("a\0")), "idempotency_key");
+        assert_eq!(field_of(terminate_reason("a\0")), "reason");
+        assert_eq!(field_of(printable("page_token", "a\0")), "page_token");
+    }
+
+    #[test]
+    fn what_a_person_says_to_a_decision_is_short() {
+        approval_message(&"ü".repeat(APPROVAL_CHARS_MAX)).unwrap();
+        assert_eq!(field_of(approval_message(&"x".repeat(APPROVAL_CHARS_MAX + 1))), "message");
+    }
+
+    #[test]
+    fn a_time_is_one_that_the_protobuf_format_has() {
+        let at = |seconds, nanos| time("end_time", Some(Timestamp { seconds, nanos }));
+        for (seconds, nanos) in [(SECONDS_MIN, 0), (0, 0), (SECONDS_MAX, 999_999_999)] {
+            at(seconds, nanos).unwrap();
+        }
+        time("end_time", None).unwrap();
+        for (seconds, nanos) in [(SECONDS_MIN - 1, 0), (SECONDS_MAX + 1, 0), (i64::MAX, 0), (0, -1), (0, 1_000_000_000)]
+        {
+            assert_eq!(field_of(at(seconds, nanos)), "end_time", "{seconds} {nanos}");
+        }
     }
 }

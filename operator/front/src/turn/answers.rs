@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::events::log::{Append, Appended, Authority, IdempotencyKey};
 use crate::events::relay::Frame;
 use crate::identity::Identity;
-use crate::session::Session;
+use crate::session::{Session, validate};
 
 /// Events that are read at a time while looking for a question.
 const PAGE: u32 = 500;
@@ -43,6 +43,7 @@ impl Turns {
         if self.core.tenants.is_stopped(identity.tenant) {
             return Err(Error::TenantStopped);
         }
+        validate::approval_message(&request.message)?;
         let pending = || Error::ApprovalNotPending { approval_id: request.approval_id.chars().take(64).collect() };
         for _ in 0..LOOKS_MAX {
             let session = self.manager.get(identity, &request.session_id).await?;

@@ -1,10 +1,14 @@
 //! `RemoveTenant`, call by call; and sessions whose time is up, at two fronts at once.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use croft_front::Error;
 use croft_front::identity::api_key;
 use croft_front::session::store::{Filter, NewSession};
+use croft_front::tenants::removal::RemovalStore;
+use croft_proto::id::TenantId;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{RemovalPolicy, RemovalStep, RemoveTenantRequest, RemoveTenantResponse, SessionState};
 use tokio::time::timeout;
@@ -81,6 +85,73 @@ async fn an_erased_tenant_leaves_usage_and_audit() {
     let begun = audit.iter().filter(|record| record.action == "tenant.remove").count();
     assert_eq!(begun, 1, "{audit:?}");
     assert!(scene.stores.audit.verify(scene.heron, None).await.unwrap().intact);
+}
+
+/// A database that is busy, and answers when the work is done already.
+struct Slow {
+    removal: Arc<dyn RemovalStore>,
+    begins_for: Duration,
+    erases_for: Duration,
+}
+
+#[async_trait]
+impl RemovalStore for Slow {
+    async fn begin(&self, tenant: TenantId, name: &str) -> Result<bool, Error> {
+        let begun = self.removal.begin(tenant, name).await;
+        tokio::time::sleep(self.begins_for).await;
+        begun
+    }
+
+    async fn erase_credentials(&self, tenant: TenantId) -> Result<u64, Error> {
+        self.removal.erase_credentials(tenant).await
+    }
+
+    async fn erase_sessions(&self, tenant: TenantId, rows_max: u32) -> Result<u64, Error> {
+        let erased = self.removal.erase_sessions(tenant, rows_max).await;
+        tokio::time::sleep(self.erases_for).await;
+        erased
+    }
+
+    async fn count_rows(&self, tenant: TenantId, rows_max: u32) -> Result<u64, Error> {
+        self.removal.count_rows(tenant, rows_max).await
+    }
+}
+
+async fn recorded(scene: &Scene, front: &Front) -> Vec<String> {
+    front.core.audit.unwritten(PATIENCE).await;
+    let audit = scene.stores.audit.list(scene.heron, 0, 10).await.unwrap();
+    audit.into_iter().map(|record| record.action).collect()
+}
+
+/// The last rows went when the call's time was over, and the next call found none to tell of.
+#[tokio::test]
+async fn an_erasure_that_takes_all_of_a_calls_time_is_recorded() {
+    let mut scene = Scene::new().await;
+    scene.stores.removal = Arc::new(Slow {
+        removal: Arc::clone(&scene.stores.removal),
+        begins_for: Duration::ZERO,
+        erases_for: Duration::from_millis(2100),
+    });
+    let front = scene.front("front-0").await;
+    scene.session(scene.heron, false).await;
+    removed(&scene, &front, RemovalPolicy::Erase).await;
+    assert_eq!(recorded(&scene, &front).await, ["tenant.remove", "tenant.erase"]);
+}
+
+/// The operator gave up while the beginning was being stored, and no later call was the first.
+#[tokio::test]
+async fn a_removal_whose_caller_goes_away_meanwhile_is_recorded() {
+    let mut scene = Scene::new().await;
+    scene.stores.removal = Arc::new(Slow {
+        removal: Arc::clone(&scene.stores.removal),
+        begins_for: Duration::from_millis(300),
+        erases_for: Duration::ZERO,
+    });
+    let front = scene.front("front-0").await;
+    let impatient = timeout(Duration::from_millis(150), remove(&scene, &front, RemovalPolicy::Archive)).await;
+    assert!(impatient.is_err(), "it gave up");
+    removed(&scene, &front, RemovalPolicy::Archive).await;
+    assert_eq!(recorded(&scene, &front).await, ["tenant.remove"]);
 }
 
 #[tokio::test]

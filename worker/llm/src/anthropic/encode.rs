@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::NAME;
 use crate::arguments::arguments;
 use crate::request::Request;
+use crate::tool_name::tool_name;
 
 pub(super) fn body(request: &Request) -> Value {
     let mut body = count(request);
@@ -56,10 +57,11 @@ fn messages(messages: &[Message]) -> Vec<Value> {
     turns.into_iter().map(|(role, content)| json!({"role": role, "content": content})).collect()
 }
 
-/// `None` for what the API would refuse: empty texts, thinking without proof, and blocks of other providers.
+/// `None` for what the API would refuse: texts of nothing but white space, thinking without proof, and blocks of other
+/// providers.
 fn block(block: &ContentBlock) -> Option<Value> {
     match block.block.as_ref()? {
-        Block::Text(text) if text.text.is_empty() => None,
+        Block::Text(text) if text.text.trim().is_empty() => None,
         Block::Text(text) => Some(json!({"type": "text", "text": text.text})),
         Block::Image(image) => image_block(image),
         Block::Thinking(Thinking { redacted_data, .. }) if !redacted_data.is_empty() => {
@@ -72,7 +74,7 @@ fn block(block: &ContentBlock) -> Option<Value> {
         Block::ToolUse(call) => Some(json!({
             "type": "tool_use",
             "id": call.tool_call_id,
-            "name": call.name,
+            "name": tool_name(&call.name),
             "input": arguments(&call.arguments_json),
         })),
         Block::ToolOutput(output) => Some(json!({

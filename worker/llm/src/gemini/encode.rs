@@ -13,6 +13,7 @@ use super::NAME;
 use super::decode::SIGNATURE;
 use crate::arguments::arguments;
 use crate::request::Request;
+use crate::tool_name::tool_name;
 
 /// Gemini 3 refuses a call that lacks its signature. This in its place stands for a call that another model made.
 /// <https://ai.google.dev/gemini-api/docs/thought-signatures>
@@ -99,8 +100,8 @@ fn models(message: &Message, demands_signatures: bool) -> Vec<Value> {
             }
             Block::ToolUse(call) => {
                 calls += 1;
-                let function =
-                    json!({"id": call.tool_call_id, "name": call.name, "args": arguments(&call.arguments_json)});
+                let (name, args) = (tool_name(&call.name), arguments(&call.arguments_json));
+                let function = json!({"id": call.tool_call_id, "name": name, "args": args});
                 let mut part = json!({"functionCall": function});
                 // Of parallel calls only the first carries one.
                 if demands_signatures && calls == 1 && signature.is_none() {
@@ -168,7 +169,7 @@ fn response(output: &ToolOutput, names: &HashMap<&str, &str>) -> Value {
     });
     let text = texts.collect::<Vec<_>>().join("\n");
     let key = if output.is_error { "error" } else { "output" };
-    let name = names.get(id).copied().unwrap_or_default();
+    let name = tool_name(names.get(id).copied().unwrap_or_default());
     json!({"functionResponse": {"id": id, "name": name, "response": {key: text}}})
 }
 

@@ -1,10 +1,13 @@
 //! Providers that misbehave: whatever one does, the call ends with one error of a fitting class, within the bounds on time
 //! and memory.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
-use croft_llm::{Class, Delta, Error, Limits, Settings};
-use futures::StreamExt as _;
+use bytes::Bytes;
+use croft_llm::recorded::Format;
+use croft_llm::{Class, Delta, Error, Limits, Settings, Stop};
+use futures::{Stream, StreamExt as _, stream};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -99,6 +102,69 @@ async fn silence_at_the_door_and_after_it() {
             let (_, error, _) = at(fixture, async |socket| silent(socket, &before).await).await;
             assert_eq!(error.class, Class::Timeout, "{}: {error}", fixture.name());
             assert!(began.elapsed() >= LIMITS.idle, "{}", fixture.name());
+        }
+    }
+}
+
+/// What comes first of a stream, what a while later, and so on.
+fn paced(pieces: Vec<(Duration, Bytes)>) -> impl Stream<Item = Result<Bytes, Infallible>> + Send + Unpin + 'static {
+    let paced = stream::iter(pieces).then(|(pause, bytes)| async move {
+        tokio::time::sleep(pause).await;
+        Ok(bytes)
+    });
+    Box::pin(paced)
+}
+
+/// A model that reasons for so long, and shows nothing of it.
+const REASONING: Duration = Duration::from_secs(150);
+
+/// The clock stands still while a socket is waited for, so the bodies come without one.
+#[tokio::test(start_paused = true)]
+async fn a_model_that_reasons_in_silence_is_heard_out() {
+    let ping_interval = Duration::from_secs(15);
+    let pings = REASONING.as_secs() / ping_interval.as_secs();
+    let keepalive = Bytes::from_static(b": keepalive\n\n");
+    let pinged = vec![(ping_interval, keepalive); usize::try_from(pings).unwrap()];
+    let silent = vec![(REASONING, Bytes::from_static(b"\n"))];
+    for (fixture, format) in remote().zip(Format::ALL) {
+        let body = fixture.play(&scene(&[Act::Say("At last.")], End::Stop(Stop::EndTurn)));
+        let (opening, rest) = body.split_at(body.find("\n\n").unwrap() + 2);
+        for meanwhile in [&pinged, &silent] {
+            let mut pieces = vec![(Duration::ZERO, Bytes::copy_from_slice(opening.as_bytes()))];
+            pieces.extend_from_slice(meanwhile);
+            pieces.push((Duration::ZERO, Bytes::copy_from_slice(rest.as_bytes())));
+            let began = Instant::now();
+            let mut deltas = format.deltas(paced(pieces), Limits::default());
+            let first = deltas.next().await;
+            assert!(matches!(first, Some(Ok(Delta::Opened { .. }))), "{}: {first:?}", fixture.name());
+            assert_eq!(began.elapsed(), Duration::ZERO, "{}", fixture.name());
+            let mut output_after = None;
+            let mut last = None;
+            while let Some(delta) = deltas.next().await {
+                if delta.as_ref().is_ok_and(Delta::is_output) {
+                    output_after.get_or_insert(began.elapsed());
+                }
+                last = Some(delta);
+            }
+            assert!(matches!(last, Some(Ok(Delta::Stop(Stop::EndTurn)))), "{}: {last:?}", fixture.name());
+            assert_eq!(output_after, Some(REASONING), "{}", fixture.name());
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_that_is_silent_for_too_long_is_given_up() {
+    let limits = Limits::default();
+    for (fixture, format) in remote().zip(Format::ALL) {
+        let body = fixture.play(&scene(&[Act::Say("I was")], End::Cut));
+        let opening = &body[..body.find("\n\n").unwrap() + 2];
+        for (before, bound) in [("", limits.first_token), (opening, limits.idle), (&body, limits.idle)] {
+            let before = stream::iter([Ok::<_, Infallible>(Bytes::copy_from_slice(before.as_bytes()))]);
+            let began = Instant::now();
+            let deltas: Vec<_> = format.deltas(before.chain(stream::pending()), limits).collect().await;
+            let error = deltas.last().unwrap().as_ref().unwrap_err();
+            assert_eq!(error.class, Class::Timeout, "{}: {error}", fixture.name());
+            assert_eq!(began.elapsed(), bound, "{}: {error}", fixture.name());
         }
     }
 }

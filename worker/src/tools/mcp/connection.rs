@@ -1,5 +1,7 @@
 //! A connection to one MCP server, for the tools of one step. It is opened by the first call, and again after it broke.
 
+mod blot;
+
 use std::sync::Arc;
 
 use croft_serve::trace;
@@ -15,8 +17,8 @@ use tokio::sync::Mutex;
 
 use super::{McpServer, credential};
 use crate::http_client::HttpClient;
-use crate::step::chain;
 use crate::tools::{Error, Invocation};
+use blot::Blot;
 
 /// Bytes of one answer. A larger one is not read to its end, and the model is told so.
 const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -34,7 +36,13 @@ pub(super) struct Connection {
     server: McpServer,
     client: HttpClient,
     user: String,
-    running: Mutex<Option<RunningService<RoleClient, model::ClientConfig>>>,
+    running: Mutex<Option<Running>>,
+}
+
+/// A connection that was opened, and what keeps the credential of it out of what is told.
+struct Running {
+    service: RunningService<RoleClient, model::ClientConfig>,
+    blot: Blot,
 }
 
 impl Connection {
@@ -45,7 +53,7 @@ impl Connection {
     /// Makes one call. The error is a sentence for the model; what went wrong beneath is in the log.
     pub(super) async fn call(&self, tool: &str, invocation: Invocation) -> Result<CallToolResult, Error> {
         let name = &self.server.name;
-        let peer = self.peer().await?;
+        let (peer, blot) = self.peer().await?;
         let mut meta = RequestMetaObject::new();
         meta.insert(IDEMPOTENCY_KEY.to_owned(), Value::String(invocation.idempotency_key));
         if let Some(traceparent) = trace::traceparent() {
@@ -54,31 +62,37 @@ impl Connection {
         let mut call = CallToolRequestParams::new(tool.to_owned()).with_arguments(invocation.arguments);
         call.meta = Some(meta);
         match peer.call_tool_once(call).await {
-            Ok(CallToolResponse::Complete(result)) => Ok(result),
+            Ok(CallToolResponse::Complete(mut result)) => {
+                blot.result(&mut result);
+                Ok(result)
+            }
             Ok(_) => Err(Error(format!("The tool of server {name} asks for more than a call can give it."))),
             Err(ServiceError::McpError(refused)) => {
-                let said: String = refused.message.chars().take(MESSAGE_CHARACTERS_MAX).collect();
+                let mut message = refused.message.into_owned();
+                // Before the cut, which may be in the midst of the credential.
+                blot.text(&mut message);
+                let said: String = message.chars().take(MESSAGE_CHARACTERS_MAX).collect();
                 Err(Error(format!("The tool's server {name} refused the call: {said}")))
             }
             Err(error) => {
-                tracing::warn!(server = %name, tool, error = %chain(&error), "an MCP call failed");
+                tracing::warn!(server = %name, tool, error = %blot.error(&error), "an MCP call failed");
                 let problem = "broke off, or gave no usable answer within 4 MiB; the call may have taken effect";
                 Err(Error(format!("The tool's server {name} {problem}.")))
             }
         }
     }
 
-    async fn peer(&self) -> Result<Peer<RoleClient>, Error> {
+    async fn peer(&self) -> Result<(Peer<RoleClient>, Blot), Error> {
         let mut running = self.running.lock().await;
-        if let Some(service) = running.as_ref().filter(|service| !service.is_closed() && !service.is_transport_closed())
-        {
-            return Ok(service.peer().clone());
+        let is_open = |Running { service, .. }: &&Running| !service.is_closed() && !service.is_transport_closed();
+        if let Some(Running { service, blot }) = running.as_ref().filter(is_open) {
+            return Ok((service.peer().clone(), blot.clone()));
         }
-        let opened = self.open().await?;
-        Ok(running.insert(opened).peer().clone())
+        let Running { service, blot } = running.insert(self.open().await?);
+        Ok((service.peer().clone(), blot.clone()))
     }
 
-    async fn open(&self) -> Result<RunningService<RoleClient, model::ClientConfig>, Error> {
+    async fn open(&self) -> Result<Running, Error> {
         let McpServer { name, url, .. } = &self.server;
         let mut config = StreamableHttpClientTransportConfig::with_uri(url.as_str())
             .max_concurrent_requests(CALLS_MAX)
@@ -86,11 +100,13 @@ impl Connection {
             .max_json_response_size(ANSWER_BYTES_MAX);
         // A call that broke off is never made again behind our back: whether it may be is its class of replay.
         config.retry_config = Arc::new(NeverRetry::default());
-        if let Some(token) = credential::of(&self.server, &self.user)? {
+        let token = credential::of(&self.server, &self.user)?;
+        let blot = Blot::new(token.as_ref());
+        if let Some(token) = token {
             config = config.auth_header(token.expose_secret());
         }
         let unreachable = |error: &dyn std::error::Error| {
-            tracing::warn!(server = %name, error = %chain(error), "an MCP server can't be reached");
+            tracing::warn!(server = %name, error = %blot.error(error), "an MCP server can't be reached");
             Error(format!("The tool's server {name} can't be reached; the call was not made."))
         };
         let client = self.client.get().map_err(|error| unreachable(&error))?;
@@ -100,7 +116,8 @@ impl Connection {
             preferred_versions: vec![ProtocolVersion::V_2026_07_28],
             legacy_version: Some(ProtocolVersion::LATEST_WITH_INITIALIZE),
         };
-        us().serve_with_lifecycle(transport, lifecycle).await.map_err(|error| unreachable(&error))
+        let service = us().serve_with_lifecycle(transport, lifecycle).await.map_err(|error| unreachable(&error))?;
+        Ok(Running { service, blot })
     }
 }
 

@@ -9,13 +9,16 @@ use serde_json::{Value, json};
 
 use crate::arguments::arguments;
 use crate::request::Request;
+use crate::tool_name::tool_name;
 
 pub(super) fn body(request: &Request) -> Value {
     let mut messages = Vec::new();
     if !request.system.is_empty() {
         messages.push(json!({"role": "system", "content": request.system}));
     }
-    request.messages.iter().for_each(|message| add(message, &mut messages));
+    // The results of one answer may come in several messages, and nothing may stand between them.
+    let runs = request.messages.chunk_by(|one, next| one.role() == Role::Tool && next.role() == Role::Tool);
+    runs.for_each(|run| add(run, &mut messages));
     let mut body = json!({
         "model": request.model,
         "messages": messages,
@@ -40,12 +43,15 @@ pub(super) fn body(request: &Request) -> Value {
     body
 }
 
-fn add(message: &Message, messages: &mut Vec<Value>) {
-    match message.role() {
-        Role::Assistant => messages.extend(assistant(&message.content)),
+/// A message, or a run of messages with results.
+fn add(run: &[Message], messages: &mut Vec<Value>) {
+    let Some(first) = run.first() else { return };
+    let content = || run.iter().flat_map(|message| &message.content);
+    match first.role() {
+        Role::Assistant => messages.extend(assistant(&first.content)),
         Role::User | Role::Tool | Role::Unspecified => {
             // Results come first: they answer what was called right before.
-            let outputs = message.content.iter().filter_map(|block| match &block.block {
+            let outputs = content().filter_map(|block| match &block.block {
                 Some(Block::ToolOutput(output)) => Some(output),
                 _ => None,
             });
@@ -56,7 +62,7 @@ fn add(message: &Message, messages: &mut Vec<Value>) {
                 pictures.extend(output.content.iter().filter_map(part));
             }
             pictures.retain(|part| part["type"] == "image_url");
-            let said = message.content.iter().filter_map(part);
+            let said = content().filter_map(part);
             let content: Vec<_> = pictures.into_iter().chain(said).collect();
             if !content.is_empty() {
                 messages.push(json!({"role": "user", "content": content}));
@@ -89,7 +95,8 @@ fn assistant(content: &[ContentBlock]) -> Option<Value> {
 
 fn tool_call(call: &ToolUse) -> Value {
     let arguments = Value::Object(arguments(&call.arguments_json)).to_string();
-    json!({"id": call.tool_call_id, "type": "function", "function": {"name": call.name, "arguments": arguments}})
+    let function = json!({"name": tool_name(&call.name), "arguments": arguments});
+    json!({"id": call.tool_call_id, "type": "function", "function": function})
 }
 
 /// The text of a result. That it tells of an error must be said in words, as there is no other place for it.

@@ -8,6 +8,7 @@ use crate::arguments::arguments;
 use crate::openai::NAME;
 use crate::openai::chat::url;
 use crate::request::Request;
+use crate::tool_name::tool_name;
 
 pub(super) fn body(request: &Request) -> Value {
     let mut body = count(request);
@@ -83,7 +84,7 @@ fn items(message: &Message) -> Vec<Value> {
                 items.push(json!({
                     "type": "function_call",
                     "call_id": call.tool_call_id,
-                    "name": call.name,
+                    "name": tool_name(&call.name),
                     "arguments": arguments,
                 }));
             }
