@@ -1,12 +1,23 @@
 //! A stream lasts for as long as the credential that it was opened with, and the turn for longer.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use croft_e2e::client::{message, scripted_agent};
+use croft_front::Error;
 use croft_front::core::Options;
+use croft_front::events::log::NewEvent;
+use croft_front::store::Stores;
+use croft_front::usage::UsageStore;
+use croft_proto::Timestamp;
+use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::watch_routes_response::Change;
-use croft_proto::v1::{RouteDelta, SessionState, StreamEventsRequest, WatchRoutesResponse};
+use croft_proto::v1::{
+    ExportUsageRequest, RouteDelta, SessionState, StreamEventsRequest, UsageDimension, UsageEvent, UsageSummary,
+    WatchRoutesResponse,
+};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
@@ -67,4 +78,66 @@ async fn streams_end_with_their_credential_and_the_turn_goes_on() {
     };
     tokio::time::timeout(Duration::from_secs(30), rested).await.expect("the turn went with its caller");
     assert!(get().await.unwrap().unwrap().last_seq > last_seq, "nothing happened after the stream had ended");
+}
+
+/// A ledger that has no end.
+struct Endless(Arc<dyn UsageStore>);
+
+#[async_trait]
+impl UsageStore for Endless {
+    async fn list(
+        &self,
+        _: TenantId,
+        _: Option<SessionId>,
+        _: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<UsageEvent>, Error> {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        Ok(vec![UsageEvent::default(); limit as usize])
+    }
+
+    async fn summarize(
+        &self,
+        tenant: TenantId,
+        start: Option<Timestamp>,
+        end: Option<Timestamp>,
+        group_by: &[UsageDimension],
+    ) -> Result<Vec<UsageSummary>, Error> {
+        self.0.summarize(tenant, start, end, group_by).await
+    }
+
+    async fn add_behind_end(&self, tenant: TenantId, session: SessionId, events: &[NewEvent]) -> Result<(), Error> {
+        self.0.add_behind_end(tenant, session, events).await
+    }
+}
+
+#[tokio::test]
+async fn an_export_ends_with_its_credential_and_has_a_seat_until_then() {
+    let mut stores = Stores::memory();
+    stores.usage = Arc::new(Endless(stores.usage));
+    let options = Options { credential_recheck: Duration::from_millis(50), ..Options::default() };
+    let world = World::on(Ground { stores, options, ..Ground::default() }).await;
+    let tenant = world.tenant();
+    let mut export = world.client().usage.export_usage(ExportUsageRequest::default()).await.unwrap().into_inner();
+    export.message().await.unwrap().expect("a piece");
+    assert_eq!(world.core.seats.of(tenant), 1);
+    let gone = Change::Delta(RouteDelta { upserts: Vec::new(), removed_tenant_ids: vec![tenant.to_string()] });
+    world.core.tenants.apply(WatchRoutesResponse { version: 3, change: Some(gone) });
+    let ended = async {
+        loop {
+            match export.message().await {
+                Ok(piece) => assert!(piece.is_some(), "the ledger has no end"),
+                Err(status) => break status,
+            }
+        }
+    };
+    let ended = tokio::time::timeout(Duration::from_secs(30), ended).await.expect("it ends");
+    assert_eq!(ended.code(), Code::Unauthenticated, "{ended:?}");
+    drop(export);
+    let freed = async {
+        while world.core.seats.of(tenant) > 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), freed).await.expect("its seat is free");
 }

@@ -25,6 +25,7 @@ use crate::door::{self, Door};
 use crate::events::fanout::Hub;
 use crate::events::relay::Relay;
 use crate::identity::Authenticator;
+use crate::intake::Intake;
 use crate::lifecycle::Lifecycle;
 use crate::limits::Limiter;
 use crate::metrics::Metrics;
@@ -88,6 +89,7 @@ pub async fn assemble(parts: Parts, tasks: &Tasks, registry: &prometheus::Regist
         held: Held::default(),
         limiter,
         budgets: Keeper::start(budgets, tasks, registry)?,
+        intake: Intake::default(),
         seats: Seats::new(options.streams_per_tenant_max),
         authenticator: authenticator.with_issuers(&options.identity, tasks, registry)?,
         audit: AuditWriter::start(Arc::clone(&stores.audit), options.audit_folder.as_deref(), metrics.clone(), tasks)

@@ -10,6 +10,7 @@ use crate::budget::keeper::Keeper;
 use crate::budget::webhook::Hook;
 use crate::events::fanout::Hub;
 use crate::identity::{self, Authenticator};
+use crate::intake::Intake;
 use crate::limits::Limiter;
 use crate::limits::rates::{ProviderRates, Rates};
 use crate::metrics::Metrics;
@@ -33,6 +34,7 @@ pub struct Core {
     pub models: Registry,
     pub authenticator: Authenticator,
     pub seats: Seats,
+    pub(crate) intake: Intake,
     /// Turns that run here.
     pub held: Held,
     pub limiter: Limiter,

@@ -53,7 +53,8 @@ impl Door {
 }
 
 /// Stands before the calls of the clients' port: a call without a valid credential is answered before its message is read, so that
-/// only tenants can have the front hold large ones, and so is one beyond the tenant's rate. Health and reflection ask nobody who he is.
+/// only tenants can have the front hold large ones, and so is one beyond the tenant's rate. Nor is one decoded
+/// that takes too much room: see [`Intake`](crate::intake::Intake). Health and reflection ask nobody who he is.
 pub(crate) async fn guard(State(core): State<Arc<Core>>, mut request: HttpRequest, next: Next) -> Response {
     if request.uri().path().starts_with("/croft.") {
         let identified = match bearer(request.headers()) {
@@ -68,6 +69,12 @@ pub(crate) async fn guard(State(core): State<Arc<Core>>, mut request: HttpReques
             Ok(identity) => drop(request.extensions_mut().insert(identity)),
             Err(error) => return Status::from(error).into_http(),
         }
+        // All calls of clients have one message to say.
+        let (head, body) = request.into_parts();
+        return match core.intake.read(body).await {
+            Ok((body, _held)) => next.run(HttpRequest::from_parts(head, body)).await,
+            Err(refused) => refused.into_http(),
+        };
     }
     next.run(request).await
 }

@@ -16,6 +16,7 @@ pub mod error;
 pub mod events;
 pub mod gateway;
 pub mod identity;
+mod intake;
 pub mod lease;
 pub mod lifecycle;
 pub mod limits;

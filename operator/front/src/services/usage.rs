@@ -11,13 +11,16 @@ use croft_proto::v1::{
     ExportUsageRequest, ExportUsageResponse, ListUsageEventsRequest, ListUsageEventsResponse, SummarizeUsageRequest,
     SummarizeUsageResponse, UsageDimension,
 };
-use futures::{Stream, stream};
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, Stream, stream};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::page_size;
 use crate::core::Core;
 use crate::door::Door;
 use crate::error::Error;
+use crate::seats::Seat;
 use crate::session::validate;
 use crate::usage::GROUPS_MAX;
 
@@ -88,19 +91,42 @@ impl UsageService for Usage {
         &self,
         request: Request<ExportUsageRequest>,
     ) -> Result<Response<Self::ExportUsageStream>, Status> {
-        let identity = Door::Public.identify(&self.core, &request).await?;
+        let tenure = Door::Public.admit(&self.core, &request).await?;
+        let tenant = tenure.identity().tenant;
         let ExportUsageRequest { start_time, end_time } = request.into_inner();
         validate::time("start_time", start_time)?;
         validate::time("end_time", end_time)?;
         let span = [start_time, end_time].map(|time| time.map(|time| (time.seconds, time.nanos)));
-        let export = Export { core: Arc::clone(&self.core), tenant: identity.tenant, span, after: None };
-        let pieces = stream::try_unfold(Some(export), |export| async move {
-            match export {
-                Some(export) => export.piece().await.map_err(Status::from),
-                None => Ok(None),
-            }
+        let seat = self.core.seats.take(tenant)?;
+        let export = Export { core: Arc::clone(&self.core), tenant, span, after: None };
+        let leave = Leave { ended: tenure.ended().boxed(), stopping: self.core.tasks.stopping(), _seat: seat };
+        let pieces = stream::try_unfold((Some(export), leave), |(export, mut leave)| async move {
+            let Some(export) = export else { return Ok(None) };
+            let piece = leave.lasts(export.piece()).await?;
+            Ok::<_, Status>(piece.map(|(piece, rest)| (piece, (rest, leave))))
         });
         Ok(Response::new(Box::pin(pieces)))
+    }
+}
+
+/// What an export needs to go on: its credential, this replica, and a seat among the tenant's streams.
+struct Leave {
+    ended: BoxFuture<'static, ()>,
+    stopping: CancellationToken,
+    _seat: Seat,
+}
+
+impl Leave {
+    /// What `work` comes to, unless there is no leave for it any more.
+    async fn lasts<T>(&mut self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        tokio::select! {
+            biased;
+            () = &mut self.ended => Err(Error::Unauthenticated { problem: "the credential that the export was begun with is good no more" }),
+            () = self.stopping.cancelled() => {
+                Err(Error::unavailable("this replica", anyhow::anyhow!("it is shutting down")))
+            }
+            outcome = work => outcome,
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use croft_front::app::MESSAGE_BYTES_CEILING;
 use croft_front::identity::Role;
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::lifecycle_service_client::LifecycleServiceClient;
-use croft_proto::v1::{ContentBlock, ListSessionsRequest, SendMessageRequest, Text};
+use croft_proto::v1::{AgentSpec, ContentBlock, CreateSessionRequest, ListSessionsRequest, SendMessageRequest, Text};
 use serde_json::{Value, json};
 use tokio_tungstenite::connect_async;
 use tokio_tungstenite::tungstenite;
@@ -79,4 +79,16 @@ async fn nobody_without_a_credential_has_a_message_read() {
     let key = scene.api_key(Role::User).await;
     let refused = calls.send_message(with_token(huge(), &key)).await.unwrap_err();
     assert_eq!(refused.code(), Code::OutOfRange, "{refused:?}");
+}
+
+/// Two bytes on the wire are some hundreds as a value: a small request took more memory than a front has.
+#[tokio::test]
+async fn a_request_of_many_parts_is_refused_before_anybody_looks_at_it() {
+    let scene = Scene::new().await;
+    let agent = AgentSpec { sub_agents: vec![AgentSpec::default(); 100_000], ..AgentSpec::default() };
+    let request = CreateSessionRequest { agent: Some(agent), ..CreateSessionRequest::default() };
+    let key = scene.api_key(Role::Viewer).await;
+    let mut calls = LifecycleServiceClient::new(scene.channel());
+    let refused = calls.create_session(with_token(request, &key)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "a viewer is refused for another reason: {refused:?}");
 }
