@@ -3,6 +3,7 @@
 //! Every message also has the protobuf JSON mapping through serde, which is what WebSocket and SSE clients see.
 
 pub mod conversation;
+pub mod estimate;
 pub mod id;
 
 /// `croft.v1`, as generated.

@@ -11,6 +11,7 @@ mod failure;
 mod guarding;
 mod hedge;
 mod model_call;
+mod room;
 mod state;
 mod tool_call;
 mod tool_calls;

@@ -30,6 +30,7 @@ use crate::lifecycle::Lifecycle;
 use crate::limits::Limiter;
 use crate::metrics::Metrics;
 use crate::models::registry::Registry;
+use crate::reads::Reads;
 use crate::routing::Router;
 use crate::seats::Seats;
 use crate::services::{Audit, Budgets, Models, Tenants as TenantsService, Usage};
@@ -90,6 +91,7 @@ pub async fn assemble(parts: Parts, tasks: &Tasks, registry: &prometheus::Regist
         limiter,
         budgets: Keeper::start(budgets, tasks, registry)?,
         intake: Intake::default(),
+        reads: Reads::default(),
         seats: Seats::new(options.streams_per_tenant_max),
         authenticator: authenticator.with_issuers(&options.identity, tasks, registry)?,
         audit: AuditWriter::start(Arc::clone(&stores.audit), options.audit_folder.as_deref(), metrics.clone(), tasks)

@@ -15,6 +15,7 @@ use crate::limits::Limiter;
 use crate::limits::rates::{ProviderRates, Rates};
 use crate::metrics::Metrics;
 use crate::models::registry::Registry;
+use crate::reads::Reads;
 use crate::routing::Router;
 use crate::seats::Seats;
 use crate::store::Stores;
@@ -35,6 +36,7 @@ pub struct Core {
     pub authenticator: Authenticator,
     pub seats: Seats,
     pub(crate) intake: Intake,
+    pub(crate) reads: Reads,
     /// Turns that run here.
     pub held: Held,
     pub limiter: Limiter,

@@ -25,6 +25,7 @@ pub mod migrate;
 pub mod models;
 pub mod models_command;
 mod plain;
+mod reads;
 pub mod reprice_command;
 pub mod routing;
 pub mod seats;

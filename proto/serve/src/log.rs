@@ -7,7 +7,8 @@ use opentelemetry_sdk::trace::SdkTracer;
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
-use tracing::{Event, Subscriber};
+use tracing::{Event, Metadata, Subscriber};
+use tracing_subscriber::filter::{FilterExt as _, filter_fn};
 use tracing_subscriber::fmt::format::{JsonFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormattedFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
@@ -27,6 +28,13 @@ pub fn install(filter: &str, tracer: SdkTracer) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Libraries whose lines quote what peers say, which may be a credential that they were sent.
+const QUOTING: [&str; 1] = ["rmcp"];
+
+fn quotes_nobody(metadata: &Metadata<'_>) -> bool {
+    !QUOTING.iter().any(|library| metadata.target().starts_with(library))
+}
+
 /// What [`install`] installs, with another place to write to.
 ///
 /// `filter` decides on log lines only. Spans of level info and above make trace ids and are exported whatever it says.
@@ -38,13 +46,13 @@ where
         .fmt_fields(JsonFields::new())
         .event_format(JsonLine)
         .with_writer(writer)
-        .with_filter(EnvFilter::try_new(filter)?);
+        .with_filter(EnvFilter::try_new(filter)?.and(filter_fn(quotes_nobody)));
     let spans = tracing_opentelemetry::layer()
         .with_tracer(tracer)
         .with_location(false)
         .with_threads(false)
         .with_tracked_inactivity(false)
-        .with_filter(LevelFilter::INFO);
+        .with_filter(LevelFilter::INFO.and(filter_fn(quotes_nobody)));
     Ok(tracing_subscriber::registry().with(spans).with(lines))
 }
 
@@ -174,6 +182,16 @@ mod tests {
         tracing::subscriber::with_default(subscriber, body);
         let bytes = lines.0.lock().unwrap().clone();
         String::from_utf8(bytes).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_library_that_quotes_its_peers_says_nothing() {
+        let lines = logged("trace", || {
+            tracing::error!(target: "rmcp::transport", "the server said: a-made-up-token");
+            tracing::error!("ours");
+        });
+        let [line] = &lines[..] else { panic!("{lines:?}") };
+        assert_eq!(line["message"], "ours");
     }
 
     #[test]

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use croft_proto::estimate::tokens;
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::{ContentBlock, NativeBlock, Text, Thinking, TokenUsage, ToolUse};
 
 use crate::delta::{Delta, Stop};
-use crate::estimate;
+use crate::estimate::content_weight;
 
 /// An answer under construction.
 #[derive(Debug, Clone, Default)]
@@ -153,7 +154,7 @@ impl Assembly {
         let mut usage = self
             .usage
             .unwrap_or(TokenUsage { input_uncached_tokens: i64::from(input_tokens), ..TokenUsage::default() });
-        let received = estimate::tokens(estimate::content_characters(&self.content()));
+        let received = tokens(content_weight(&self.content()));
         usage.output_tokens = usage.output_tokens.max(i64::from(received));
         usage
     }

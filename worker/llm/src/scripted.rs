@@ -10,6 +10,7 @@ mod script;
 
 use std::time::Duration;
 
+use croft_proto::estimate::{tokens, weight};
 use croft_proto::v1::TokenUsage;
 use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::mpsc;
@@ -65,7 +66,7 @@ impl Provider for Scripted {
 struct Gone;
 
 async fn play(request: Request, deltas: mpsc::Sender<Result<Delta, Error>>) {
-    let mut player = Player { input_tokens: estimate::input_tokens(&request), output_characters: 0, block: 0, deltas };
+    let mut player = Player { input_tokens: estimate::input_tokens(&request), output_weight: 0, block: 0, deltas };
     let outcome = match script::part(&request.messages) {
         Err(error) => player.fail(Error::new(NAME, Class::Invalid, format!("the script has a mistake: {error}"))).await,
         Ok(Part::Echo(heard)) => player.echo(&heard, &request.model).await,
@@ -78,7 +79,7 @@ async fn play(request: Request, deltas: mpsc::Sender<Result<Delta, Error>>) {
 
 struct Player {
     input_tokens: u32,
-    output_characters: usize,
+    output_weight: usize,
     /// The number of the next block.
     block: u32,
     deltas: mpsc::Sender<Result<Delta, Error>>,
@@ -107,7 +108,7 @@ impl Player {
     fn usage(&self) -> TokenUsage {
         TokenUsage {
             input_uncached_tokens: i64::from(self.input_tokens),
-            output_tokens: i64::from(estimate::tokens(self.output_characters)),
+            output_tokens: i64::from(tokens(self.output_weight)),
             ..TokenUsage::default()
         }
     }
@@ -124,7 +125,7 @@ impl Player {
     async fn words(&mut self, text: &str, delay: Duration) -> Result<(), Gone> {
         for word in text.split_inclusive(char::is_whitespace) {
             pause(delay).await;
-            self.output_characters += word.chars().count();
+            self.output_weight += weight(word);
             self.send(Delta::Text { block: self.block, text: word.into() }).await?;
         }
         self.block += 1;
@@ -149,7 +150,7 @@ impl Player {
                 self.send(Delta::ServiceTier(tier)).await?;
             }
             if let Some(text) = step.thinking {
-                self.output_characters += text.chars().count();
+                self.output_weight += weight(&text);
                 self.send(Delta::Thinking { block: self.block, text }).await?;
                 self.send(Delta::Signature { block: self.block, signature: "scripted".into() }).await?;
                 self.block += 1;
@@ -184,7 +185,7 @@ impl Player {
             Arguments::Object(object) => serde_json::Value::Object(object).to_string(),
             Arguments::Raw(text) => text,
         };
-        self.output_characters += arguments_json.chars().count();
+        self.output_weight += weight(&arguments_json);
         self.send(Delta::ToolCallStarted { block, tool_call_id, name: call.name }).await?;
         self.send(Delta::ToolArguments { block, partial_json: arguments_json.clone() }).await?;
         self.send(Delta::ToolCallStopped { block, arguments_json }).await?;

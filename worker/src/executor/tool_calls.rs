@@ -6,6 +6,7 @@ use croft_proto::v1::{StopReason, ToolCall, ToolResult};
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 
+use super::room::Room;
 use super::state::error_result;
 use super::tool_call::{self, Bench, Outcome, Plan, Question, Todo};
 use super::{Executor, Superstep};
@@ -84,17 +85,18 @@ impl Executor<'_> {
         slots: &mut [Slot],
         mut running: FuturesUnordered<impl Future<Output = (usize, Outcome)>>,
     ) -> Option<Why> {
+        let mut room = Room::of_a_superstep();
         loop {
             match self.interrupt.or(running.next()).await {
                 Ok(None) => return None,
                 Ok(Some((place, outcome))) => {
-                    slots[place].outcome = Some(outcome);
+                    slots[place].came(outcome, &mut room);
                     slots[place].tell(self.link).await;
                 }
                 Err(why) => {
                     // What is done is done.
                     while let Some(Some((place, outcome))) = running.next().now_or_never() {
-                        slots[place].outcome = Some(outcome);
+                        slots[place].came(outcome, &mut room);
                     }
                     return Some(why);
                 }
@@ -196,6 +198,13 @@ impl Executor<'_> {
 }
 
 impl Slot {
+    fn came(&mut self, outcome: Outcome, room: &mut Room) {
+        self.outcome = Some(match outcome {
+            Outcome::Done(result) => Outcome::Done(room.take(result, self.told)),
+            Outcome::Held => Outcome::Held,
+        });
+    }
+
     async fn tell(&mut self, link: &Link) {
         if let Some(Outcome::Done(result)) = &self.outcome
             && !self.told

@@ -469,7 +469,7 @@ fn granted(
         input_tokens: wish.input_tokens,
         output_tokens_max,
         clipped_by,
-        characters: 0,
+        weight: 0,
     }))
 }
 

@@ -1,5 +1,6 @@
 //! What one model call may cost at most, and what it is settled to.
 
+use croft_proto::estimate;
 use croft_proto::v1::{BudgetReached, ModelAttempt, TokenUsage};
 
 use super::keeper::reached_event;
@@ -7,8 +8,6 @@ use super::{Budget, Budgets};
 use crate::counters::{Amount, Ask};
 use crate::models::registry::Quote;
 
-/// How many characters make a token, where nobody has counted.
-const CHARACTERS_A_TOKEN: i64 = 4;
 /// Tokens of output below which a call is not worth making: a budget that has room for fewer is used up.
 pub const OUTPUT_TOKENS_MIN: i64 = 64;
 
@@ -25,14 +24,14 @@ pub struct Reservation {
     pub output_tokens_max: i64,
     /// The budget that left no room for as much output as was asked for.
     pub clipped_by: Option<Budget>,
-    /// Of the answer so far, as it was shown.
-    pub characters: i64,
+    /// Of the answer so far, as it was shown: see [`estimate`].
+    pub weight: usize,
 }
 
 impl Reservation {
-    /// What the call may have cost by now: no more than what was reserved for it, however many characters its tokens have.
+    /// What the call may have cost by now: no more than what was reserved for it, however much its answer weighs.
     pub fn so_far(&self) -> Amount {
-        let output = (self.characters / CHARACTERS_A_TOKEN).min(self.output_tokens_max);
+        let output = i64::try_from(self.weight / estimate::TOKEN).unwrap_or(i64::MAX).min(self.output_tokens_max);
         Amount {
             nano_usd: self.quote.map_or(0, |quote| quote.nano_usd(self.input_tokens, output)),
             tokens: self.input_tokens.saturating_add(output),
@@ -93,17 +92,17 @@ mod tests {
             windows: Vec::new(),
             bounds: Vec::new(),
         };
-        let of = |characters| Reservation {
+        let of = |weight| Reservation {
             ask: ask.clone(),
             budgets: Budgets::default(),
             quote: None,
             input_tokens: 10,
             output_tokens_max: 100,
             clipped_by: None,
-            characters,
+            weight,
         };
-        for (characters, tokens) in [(0, 10), (200, 60), (400, 110), (1_000, 110)] {
-            assert_eq!(of(characters).so_far().tokens, tokens, "{characters}");
+        for (weight, tokens) in [(0, 10), (200, 60), (400, 110), (1_000, 110)] {
+            assert_eq!(of(weight).so_far().tokens, tokens, "{weight}");
         }
     }
 }

@@ -36,7 +36,11 @@ impl AuditService for Audit {
         let identity = Door::Public.identify(&self.core, &request).await?;
         let request = request.into_inner();
         let limit = page_size(request.page_size)?;
-        let records = self.core.stores.audit.list(identity.tenant, request.after_number, limit).await?;
+        let records = self
+            .core
+            .reads
+            .one(identity.tenant, self.core.stores.audit.list(identity.tenant, request.after_number, limit))
+            .await?;
         Ok(Response::new(ListAuditRecordsResponse { records }))
     }
 
@@ -46,7 +50,8 @@ impl AuditService for Audit {
     ) -> Result<Response<VerifyAuditLogResponse>, Status> {
         let identity = Door::Public.identify(&self.core, &request).await?;
         let known = known(&request.into_inner())?;
-        Ok(Response::new(self.core.stores.audit.verify(identity.tenant, known).await?))
+        let look = self.core.stores.audit.verify(identity.tenant, known);
+        Ok(Response::new(self.core.reads.one(identity.tenant, look).await?))
     }
 }
 

@@ -57,7 +57,8 @@ impl ModelRegistryService for Models {
         let days = i64::from(if days == 0 { DAYS } else { days });
         let start = Timestamp { seconds: now().seconds - days * 24 * 60 * 60, nanos: 0 };
         let (usage, by) = (&self.core.stores.usage, [UsageDimension::Agent, UsageDimension::Model]);
-        let used = usage.summarize(identity.tenant, Some(start), None, &by).await?;
+        let used =
+            self.core.reads.one(identity.tenant, usage.summarize(identity.tenant, Some(start), None, &by)).await?;
         let recommendations = recommend(&self.core.models, &by_model(used, &agent), now().seconds);
         Ok(Response::new(RecommendModelsResponse { recommendations }))
     }

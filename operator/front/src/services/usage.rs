@@ -53,7 +53,11 @@ impl UsageService for Usage {
         let limit = page_size(request.page_size)?;
         validate::printable("page_token", &request.page_token)?;
         let after = Some(request.page_token.as_str()).filter(|token| !token.is_empty());
-        let mut usage_events = self.core.stores.usage.list(identity.tenant, session, after, limit + 1).await?;
+        let mut usage_events = self
+            .core
+            .reads
+            .one(identity.tenant, self.core.stores.usage.list(identity.tenant, session, after, limit + 1))
+            .await?;
         let more = usage_events.len() > limit as usize;
         usage_events.truncate(limit as usize);
         let next_page_token = match usage_events.last() {
@@ -79,7 +83,8 @@ impl UsageService for Usage {
         validate::time("start_time", request.start_time)?;
         validate::time("end_time", request.end_time)?;
         let usage = &self.core.stores.usage;
-        let summaries = usage.summarize(identity.tenant, request.start_time, request.end_time, &group_by).await?;
+        let look = usage.summarize(identity.tenant, request.start_time, request.end_time, &group_by);
+        let summaries = self.core.reads.one(identity.tenant, look).await?;
         if summaries.len() > GROUPS_MAX {
             let problem = format!("comes to more than {GROUPS_MAX} groups: ask for a shorter time or fewer dimensions");
             return Err(Error::invalid("group_by", problem).into());
@@ -147,7 +152,11 @@ impl Export {
     /// The next piece, and what comes behind it.
     async fn piece(mut self) -> Result<Option<(ExportUsageResponse, Option<Self>)>, Error> {
         let is_first = self.after.is_none();
-        let rows = self.core.stores.usage.list(self.tenant, None, self.after.as_deref(), PIECE).await?;
+        let rows = self
+            .core
+            .reads
+            .one(self.tenant, self.core.stores.usage.list(self.tenant, None, self.after.as_deref(), PIECE))
+            .await?;
         let mut text = if is_first { csv::HEAD.to_owned() } else { String::new() };
         let mut is_last = rows.len() < PIECE as usize;
         self.after = rows.last().map(|row| row.attempt_id.clone()).or(self.after);

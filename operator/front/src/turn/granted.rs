@@ -1,12 +1,11 @@
 //! Grants that are out: leave to call a model was given, and what came of it has not been told. When the worker is lost, what it used is
 //! reckoned, since its provider charges for it all the same.
 
+use croft_proto::estimate;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{Grant, GrantRequest, ModelAttempt, TokenUsage};
 use tokio::time::Instant;
 
-/// How many characters make a token, where nobody has counted.
-const CHARACTERS_A_TOKEN: usize = 4;
 /// The fixed word for an attempt whose worker was lost.
 const LOST: &str = "lost";
 
@@ -20,21 +19,21 @@ struct Open {
     grant: Grant,
     given: Instant,
     input_tokens_estimated: u32,
-    /// Of its answer, as far as it was shown.
-    characters: usize,
+    /// Of its answer, as far as it was shown: see [`estimate`].
+    weight: usize,
 }
 
 impl Granted {
     pub(super) fn give(&mut self, request: &GrantRequest, grant: Grant) {
         let input_tokens_estimated = request.input_tokens_estimated;
-        self.open.push(Open { grant, given: Instant::now(), input_tokens_estimated, characters: 0 });
+        self.open.push(Open { grant, given: Instant::now(), input_tokens_estimated, weight: 0 });
     }
 
     /// A piece of the answer was shown.
     pub(super) fn shown(&mut self, preview: &Kind) {
         // A worker makes one attempt at a time. Of two, it tells what came of the one that it gave up first.
         if let Some(open) = self.open.last_mut() {
-            open.characters += characters(preview);
+            open.weight += weight(preview);
         }
     }
 
@@ -53,20 +52,20 @@ impl Granted {
     }
 }
 
-/// How many characters of an answer a preview has.
-pub(super) fn characters(preview: &Kind) -> usize {
+/// What a preview shows of an answer, as texts are weighed.
+pub(super) fn weight(preview: &Kind) -> usize {
     let text = match preview {
         Kind::TextDelta(delta) => &delta.text,
         Kind::ThinkingDelta(delta) => &delta.text,
         Kind::ToolArgumentDelta(delta) => &delta.partial_json,
         _ => return 0,
     };
-    text.chars().count()
+    estimate::weight(text)
 }
 
 impl Open {
     fn attempt(self) -> ModelAttempt {
-        let output_tokens = i64::try_from(self.characters.div_ceil(CHARACTERS_A_TOKEN)).unwrap_or(i64::MAX);
+        let output_tokens = i64::from(estimate::tokens(self.weight));
         let usage = TokenUsage {
             input_uncached_tokens: i64::from(self.input_tokens_estimated),
             output_tokens,

@@ -8,7 +8,7 @@ use croft_proto::Timestamp;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{BudgetReached, Grant, GrantRefused, GrantRequest, Model, ModelAttempt, ModelRouted};
 
-use super::granted::characters;
+use super::granted::weight;
 use super::now;
 use crate::budget::keeper::{Leave, Wish};
 use crate::budget::reservation::Reservation;
@@ -167,10 +167,10 @@ impl Purse {
 
     /// A piece of the answer was shown.
     pub(super) fn shown(&self, preview: &Kind) {
-        let characters = i64::try_from(characters(preview)).unwrap_or(i64::MAX);
+        let weight = weight(preview);
         // A worker makes one attempt at a time. Of two, it tells what came of the one that it gave up first.
         if let Some(running) = self.lock().open.last_mut() {
-            running.characters = running.characters.saturating_add(characters);
+            running.weight = running.weight.saturating_add(weight);
         }
     }
 
