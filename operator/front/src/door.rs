@@ -65,13 +65,15 @@ pub(crate) async fn guard(State(core): State<Arc<Core>>, mut request: HttpReques
             Ok(identity) => core.limiter.request(identity.tenant).await.map(|()| identity),
             Err(error) => Err(error),
         };
-        match identified {
-            Ok(identity) => drop(request.extensions_mut().insert(identity)),
+        let identity = match identified {
+            Ok(identity) => identity,
             Err(error) => return Status::from(error).into_http(),
-        }
+        };
+        let tenant = identity.tenant;
+        request.extensions_mut().insert(identity);
         // All calls of clients have one message to say.
         let (head, body) = request.into_parts();
-        return match core.intake.read(body).await {
+        return match core.intake.read(tenant, body).await {
             Ok((body, _held)) => next.run(HttpRequest::from_parts(head, body)).await,
             Err(refused) => refused.into_http(),
         };

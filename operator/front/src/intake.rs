@@ -4,48 +4,70 @@
 //! could take all memory there is, and with it every tenant's streams, before anyone could look at the value.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
+use croft_proto::id::TenantId;
 use futures::StreamExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
+use tokio::time::timeout;
 use tonic::Status;
 
 use crate::app::MESSAGE_BYTES_CEILING;
 use crate::error::Error;
+use crate::shares::Shares;
 
-/// Of all clients' requests that are being read, decoded or carried out.
+/// Of all clients' requests that are being read, decoded or carried out, and of one tenant's.
 const HELD_BYTES_MAX: usize = 64 * 1024 * 1024;
+const TENANT_BYTES_MAX: usize = 24 * 1024 * 1024;
 /// Requests of fewer bytes are not reckoned: they are as many as the rates allow.
 const SMALL_BYTES: usize = 16 * 1024;
-/// What says before each message of gRPC how long it is.
+/// From a request's head to its end.
+const READ_MAX: Duration = Duration::from_mins(1);
+/// What says before each message of gRPC how long it is: a flag, and the length.
 const PREFIX_BYTES: usize = 5;
 /// Messages, texts and lists within one request. The largest that anyone means, an agent with all its tools, has some thousands.
 const PARTS_MAX: usize = 65_536;
-/// What is nested deeper is taken as one part; decoding refuses it before it comes to much.
-const DEPTH_MAX: usize = 32;
+/// Decoding goes no deeper.
+const DEPTH_MAX: usize = 100;
 
 /// Reads requests. Clones share their room.
 #[derive(Debug, Clone)]
 pub(crate) struct Intake {
     room: Arc<Semaphore>,
+    shares: Shares,
 }
 
-/// Keeps a request's room until it is dropped.
+/// Keeps a request's room until it is dropped: the tenant's, and all tenants'.
 pub(crate) struct Held {
-    _room: Option<OwnedSemaphorePermit>,
+    _room: Option<[OwnedSemaphorePermit; 2]>,
 }
 
 impl Default for Intake {
     fn default() -> Self {
-        Self { room: Arc::new(Semaphore::new(HELD_BYTES_MAX)) }
+        Self { room: Arc::new(Semaphore::new(HELD_BYTES_MAX)), shares: Shares::of(TENANT_BYTES_MAX) }
     }
 }
 
 impl Intake {
-    /// The request's one message, whole. Refused with `OUT_OF_RANGE` when it is larger than any may be, as [`Error::Invalid`] when it has
-    /// too many parts, and as [`Error::Unavailable`] while too much is held already.
-    pub(crate) async fn read(&self, body: Body) -> Result<(Body, Held), Status> {
-        let (mut chunks, mut read, mut room) = (body.into_data_stream(), Vec::new(), None::<OwnedSemaphorePermit>);
+    /// A tenant's request, whole: its one message. Refused with `OUT_OF_RANGE` when it is larger than any may be, with `DEADLINE_EXCEEDED`
+    /// when it takes too long to come, as [`Error::Invalid`] when it has too many parts, and as [`Error::Unavailable`] while too much is
+    /// held already.
+    pub(crate) async fn read(&self, tenant: TenantId, body: Body) -> Result<(Body, Held), Status> {
+        let late = |_| Status::deadline_exceeded(format!("the request did not come within {} s", READ_MAX.as_secs()));
+        let (read, held) = timeout(READ_MAX, self.whole(tenant, body)).await.map_err(late)??;
+        let message = read.get(PREFIX_BYTES..).unwrap_or_default();
+        let length = read.get(1..PREFIX_BYTES).and_then(|length| length.try_into().ok()).map_or(0, u32::from_be_bytes);
+        let message = message.get(..usize::try_from(length).unwrap_or(usize::MAX)).unwrap_or(message);
+        if parts(message, 0) > PARTS_MAX {
+            return Err(Error::invalid("request", format!("has more than {PARTS_MAX} parts")).into());
+        }
+        Ok((Body::from(read), held))
+    }
+
+    async fn whole(&self, tenant: TenantId, body: Body) -> Result<(Vec<u8>, Held), Status> {
+        let (mut chunks, mut read) = (body.into_data_stream(), Vec::new());
+        let mut room: Option<[OwnedSemaphorePermit; 2]> = None;
         while let Some(chunk) = chunks.next().await {
             let chunk = chunk.map_err(|error| Status::cancelled(format!("the request broke off: {error}")))?;
             read.extend_from_slice(&chunk);
@@ -53,53 +75,76 @@ impl Intake {
                 return Err(Status::out_of_range(format!("the request is larger than {MESSAGE_BYTES_CEILING} bytes")));
             }
             if read.len() > SMALL_BYTES {
-                let held = room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-                let more = self.take(read.len() - held)?;
+                let held = room.as_ref().map_or(0, |[own, _]| own.num_permits());
+                let [own, all] = self.take(tenant, read.len() - held)?;
                 match &mut room {
-                    Some(room) => room.merge(more),
-                    None => room = Some(more),
+                    Some([tenants, everybodys]) => {
+                        tenants.merge(own);
+                        everybodys.merge(all);
+                    }
+                    None => room = Some([own, all]),
                 }
             }
         }
-        if parts(read.get(PREFIX_BYTES..).unwrap_or_default(), 0).is_some_and(|parts| parts > PARTS_MAX) {
-            return Err(Error::invalid("request", format!("has more than {PARTS_MAX} parts")).into());
-        }
-        Ok((Body::from(read), Held { _room: room }))
+        Ok((read, Held { _room: room }))
     }
 
-    fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Status> {
+    fn take(&self, tenant: TenantId, bytes: usize) -> Result<[OwnedSemaphorePermit; 2], Status> {
         let full = |_: TryAcquireError| {
-            Error::unavailable("the intake", anyhow::anyhow!("{HELD_BYTES_MAX} bytes of requests are held already"))
+            let problem = anyhow::anyhow!(
+                "{TENANT_BYTES_MAX} bytes of the tenant's requests, or {HELD_BYTES_MAX} of all, are held already"
+            );
+            Error::unavailable("the intake", problem)
         };
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        Ok(Arc::clone(&self.room).try_acquire_many_owned(bytes).map_err(full)?)
+        let own = self.shares.of_tenant(tenant).try_acquire_many_owned(bytes).map_err(full)?;
+        let all = Arc::clone(&self.room).try_acquire_many_owned(bytes).map_err(full)?;
+        Ok([own, all])
     }
 }
 
-/// How many parts a message has, with those within its parts; a few more than [`PARTS_MAX`] stand for any number. `None` for what is no
-/// message: a text, or an image. One that can be read as a message is taken for one.
-fn parts(mut bytes: &[u8], depth: usize) -> Option<usize> {
+/// How many parts a message has, with those within its parts; a few more than [`PARTS_MAX`] stand for any number. Where it is no message,
+/// a text or an image, or one that breaks off, those before that place: decoding makes them all before it comes to it. What is within
+/// a group counts as beside it.
+fn parts(mut bytes: &[u8], depth: usize) -> usize {
     let mut found = 0;
-    while !bytes.is_empty() && found <= PARTS_MAX {
-        let tag = varint(&mut bytes)?;
-        match (tag >> 3, tag & 7) {
-            (0, _) => return None,
-            (_, 0) => drop(varint(&mut bytes)?),
-            (_, 1) => bytes = bytes.get(8..)?,
-            (_, 5) => bytes = bytes.get(4..)?,
-            (_, 2) => {
-                let length = usize::try_from(varint(&mut bytes)?).ok()?;
-                let (part, rest) = bytes.split_at_checked(length)?;
-                bytes = rest;
-                found += 1;
-                if depth < DEPTH_MAX {
-                    found += parts(part, depth + 1).unwrap_or(0);
-                }
+    while found <= PARTS_MAX
+        && let Some(field) = next(&mut bytes)
+    {
+        if let Field::Part(part) = field {
+            found += 1;
+            if depth < DEPTH_MAX {
+                found += parts(part, depth + 1);
             }
-            _ => return None,
         }
     }
-    Some(found)
+    found
+}
+
+/// A field of a message.
+enum Field<'bytes> {
+    Part(&'bytes [u8]),
+    /// A number, or where a group begins or ends.
+    Other,
+}
+
+/// Takes one field off the front. `None` at the end, and where no field is.
+fn next<'bytes>(bytes: &mut &'bytes [u8]) -> Option<Field<'bytes>> {
+    let tag = varint(bytes)?;
+    match tag & 7 {
+        0 => drop(varint(bytes)?),
+        1 => *bytes = bytes.get(8..)?,
+        2 => {
+            let length = usize::try_from(varint(bytes)?).ok()?;
+            let (part, rest) = bytes.split_at_checked(length)?;
+            *bytes = rest;
+            return Some(Field::Part(part));
+        }
+        3 | 4 => {}
+        5 => *bytes = bytes.get(4..)?,
+        _ => return None,
+    }
+    Some(Field::Other)
 }
 
 /// Takes one off the front.
@@ -118,6 +163,7 @@ fn varint(bytes: &mut &[u8]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use axum::body::Bytes;
     use croft_proto::v1::content_block::Block;
     use croft_proto::v1::image::Source;
     use croft_proto::v1::{AgentSpec, ContentBlock, CreateSessionRequest, Image, SendMessageRequest, Text, ToolSpec};
@@ -134,7 +180,11 @@ mod tests {
     }
 
     async fn read(intake: &Intake, bytes: Vec<u8>) -> Result<(Vec<u8>, Held), Status> {
-        let (body, held) = intake.read(Body::from(bytes)).await?;
+        read_of(intake, TenantId::generate(), bytes).await
+    }
+
+    async fn read_of(intake: &Intake, tenant: TenantId, bytes: Vec<u8>) -> Result<(Vec<u8>, Held), Status> {
+        let (body, held) = intake.read(tenant, Body::from(bytes)).await?;
         Ok((axum::body::to_bytes(body, usize::MAX).await.unwrap().to_vec(), held))
     }
 
@@ -170,19 +220,49 @@ mod tests {
         // 22,000 of two parts and one around them.
         let twin = AgentSpec { sub_agents: empty(2), ..AgentSpec::default() };
         let nested = agent(AgentSpec { sub_agents: vec![twin; 22_000], ..AgentSpec::default() });
-        for request in [framed(&many), framed(&nested)] {
+        // What decoding meets before it comes to the mistake, or passes over, is made all the same.
+        let with = |before: &[u8], after: &[u8]| {
+            let message = [before, &many.encode_to_vec(), after].concat();
+            let mut bytes = vec![0];
+            bytes.extend(u32::try_from(message.len()).unwrap().to_be_bytes());
+            [bytes, message].concat()
+        };
+        let mut deep = AgentSpec { sub_agents: empty(PARTS_MAX + 1), ..AgentSpec::default() };
+        for _ in 0..60 {
+            deep = AgentSpec { sub_agents: vec![deep], ..AgentSpec::default() };
+        }
+        let requests = [
+            framed(&many),
+            framed(&nested),
+            framed(&agent(deep)),
+            with(b"\xfb\x07\xfc\x07", b""),
+            with(b"", b"\x00"),
+            with(b"", b"\x0f"),
+            [framed(&many), framed(&CreateSessionRequest::default())].concat(),
+        ];
+        for request in requests {
             assert!(request.len() < 256 * 1024, "it takes {} bytes", request.len());
             let refused = read(&Intake::default(), request).await.err().expect("it is refused");
             assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_does_not_come_is_not_waited_for() {
+        let body = Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>());
+        let refused = Intake::default().read(TenantId::generate(), body).await.err().expect("it never ends");
+        assert_eq!(refused.code(), Code::DeadlineExceeded, "{refused:?}");
+    }
+
     #[tokio::test]
     async fn so_much_is_held_at_a_time_and_no_more() {
         let intake = Intake::default();
         let large = framed(&said(Block::Text(Text { text: "x".repeat(MESSAGE_BYTES_CEILING - 100) })));
-        let mut held = Vec::new();
-        for _ in 0..HELD_BYTES_MAX / MESSAGE_BYTES_CEILING {
+        let (one, mut held) = (TenantId::generate(), Vec::new());
+        held.push(read_of(&intake, one, large.clone()).await.unwrap().1);
+        let refused = read_of(&intake, one, large.clone()).await.err().expect("the tenant has no room");
+        assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+        for _ in 1..HELD_BYTES_MAX / MESSAGE_BYTES_CEILING {
             held.push(read(&intake, large.clone()).await.unwrap().1);
         }
         let refused = read(&intake, large.clone()).await.err().expect("there is no room");
@@ -195,18 +275,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message_has_no_parts() {
-        for bytes in [
-            &b"\x0a"[..],
-            b"\x0a\x05ab",
-            b"\x08",
-            b"\x00\x01",
-            b"\x0b",
-            b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
-        ] {
-            assert_eq!(parts(bytes, 0), None, "{bytes:?}");
+    fn what_is_no_message_has_the_parts_before_the_mistake() {
+        for bytes in [&b""[..], b"\x0a", b"\x0a\x05ab", b"\x08", b"\x0e\x0a\x00", &[0xff; 11]] {
+            assert_eq!(parts(bytes, 0), 0, "{bytes:?}");
         }
-        assert_eq!(parts(b"", 0), Some(0));
-        assert_eq!(parts(b"\x08\x01\x0a\x00\x12\x02\x0a\x00", 0), Some(3));
+        assert_eq!(parts(b"\x08\x01\x0a\x00\x12\x02\x0a\x00", 0), 3);
+        assert_eq!(parts(b"\x0a\x00\x12\x03\x0a\x00\x0f\x0f\x0a\x00", 0), 3);
+        assert_eq!(parts(b"\x0b\x0a\x00\x0c\x0a\x00", 0), 2, "one is within a group");
     }
 }

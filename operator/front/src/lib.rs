@@ -32,6 +32,7 @@ pub mod seats;
 pub mod serve;
 pub mod services;
 pub mod session;
+mod shares;
 pub mod status;
 pub mod store;
 mod sync;

@@ -1,7 +1,6 @@
 //! Long looks into the database: no tenant's may keep the others, or the leases of turns that run, from their connections.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use croft_proto::id::TenantId;
@@ -9,6 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use crate::error::Error;
+use crate::shares::Shares;
 
 /// Of one tenant at a time; more wait for their turn.
 const TENANT_MAX: usize = 2;
@@ -21,13 +21,12 @@ const WAIT_MAX: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub(crate) struct Reads {
     all: Arc<Semaphore>,
-    /// Of tenants that look, or wait to.
-    of_tenants: Arc<Mutex<HashMap<TenantId, Weak<Semaphore>>>>,
+    shares: Shares,
 }
 
 impl Default for Reads {
     fn default() -> Self {
-        Self { all: Arc::new(Semaphore::new(ALL_MAX)), of_tenants: Arc::default() }
+        Self { all: Arc::new(Semaphore::new(ALL_MAX)), shares: Shares::of(TENANT_MAX) }
     }
 }
 
@@ -38,30 +37,28 @@ impl Reads {
         tenant: TenantId,
         look: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
-        let own = self.of_tenant(tenant);
-        let (_own, _all) = timeout(WAIT_MAX, self.turn(own)).await.map_err(|_| {
+        let _turn = timeout(WAIT_MAX, self.turn(tenant)).await.map_err(|_| {
             let problem = anyhow::anyhow!("{TENANT_MAX} long looks of the tenant, or {ALL_MAX} of all, are under way");
             Error::unavailable("postgres", problem)
         })??;
         look.await
     }
 
-    /// The tenant's own first, so that who waits for that keeps nobody else waiting.
-    async fn turn(&self, own: Arc<Semaphore>) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit), Error> {
-        let own = own.acquire_owned().await.map_err(Error::internal)?;
-        let all = Arc::clone(&self.all).acquire_owned().await.map_err(Error::internal)?;
-        Ok((own, all))
+    /// As [`Self::one`], of what has begun to be told already: it waits for as long as it takes.
+    pub(crate) async fn next<T>(
+        &self,
+        tenant: TenantId,
+        look: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let _turn = self.turn(tenant).await?;
+        look.await
     }
 
-    fn of_tenant(&self, tenant: TenantId) -> Arc<Semaphore> {
-        let mut of_tenants = self.of_tenants.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(there) = of_tenants.get(&tenant).and_then(Weak::upgrade) {
-            return there;
-        }
-        of_tenants.retain(|_, there| there.strong_count() > 0);
-        let made = Arc::new(Semaphore::new(TENANT_MAX));
-        of_tenants.insert(tenant, Arc::downgrade(&made));
-        made
+    /// The tenant's own first, so that who waits for that keeps nobody else waiting.
+    async fn turn(&self, tenant: TenantId) -> Result<[OwnedSemaphorePermit; 2], Error> {
+        let own = self.shares.of_tenant(tenant).acquire_owned().await.map_err(Error::internal)?;
+        let all = Arc::clone(&self.all).acquire_owned().await.map_err(Error::internal)?;
+        Ok([own, all])
     }
 }
 
@@ -94,6 +91,8 @@ mod tests {
         assert_eq!(most.load(Ordering::Relaxed), TENANT_MAX);
         let refused = looks.iter().filter(|look| matches!(look, Err(Error::Unavailable { .. }))).count();
         assert_eq!((looks.len() - refused, begun.elapsed().as_secs()), (12, 6), "those that begin within five seconds");
+        let told = join_all((0..20).map(|_| reads.next(crowd, look()))).await;
+        assert!(told.iter().all(Result::is_ok), "what has begun to be told is told to its end");
     }
 
     #[tokio::test(start_paused = true)]
@@ -108,8 +107,5 @@ mod tests {
         let looks = join_all((0..20).map(|_| reads.one(TenantId::generate(), look()))).await;
         assert!(looks.iter().all(Result::is_ok));
         assert_eq!(most.load(Ordering::Relaxed), ALL_MAX);
-        // Nobody looks any more; whoever comes next clears away what is left of the others.
-        reads.one(TenantId::generate(), std::future::ready(Ok(()))).await.unwrap();
-        assert_eq!(reads.of_tenants.lock().unwrap().len(), 1);
     }
 }

@@ -17,7 +17,7 @@ use kube::{Client, ResourceExt as _};
 use serde_json::json;
 use tokio::time::{Instant, sleep_until};
 
-use super::LEASE;
+use super::{LEASE, RELEASE_MAX};
 use crate::mirror;
 use crate::writes::FIELD_MANAGER;
 
@@ -118,9 +118,15 @@ impl Standby {
             "spec": { "holderIdentity": null, "acquireTime": null, "renewTime": null, "leaseDurationSeconds": null },
         });
         let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-        match self.leases.patch(LEASE, &parameters, &Patch::Merge(nobodys)).await {
-            Ok(_) => true,
-            Err(error) => {
+        let nobodys = Patch::Merge(nobodys);
+        // This client waits for as long as a watch may be silent.
+        match tokio::time::timeout(RELEASE_MAX, self.leases.patch(LEASE, &parameters, &nobodys)).await {
+            Ok(Ok(_)) => true,
+            Err(_) => {
+                tracing::info!("the Lease has run out, and the API server does not answer to that");
+                false
+            }
+            Ok(Err(error)) => {
                 tracing::info!(
                     error = &error as &dyn std::error::Error,
                     "the Lease has run out and can't be freed yet"

@@ -152,11 +152,9 @@ impl Export {
     /// The next piece, and what comes behind it.
     async fn piece(mut self) -> Result<Option<(ExportUsageResponse, Option<Self>)>, Error> {
         let is_first = self.after.is_none();
-        let rows = self
-            .core
-            .reads
-            .one(self.tenant, self.core.stores.usage.list(self.tenant, None, self.after.as_deref(), PIECE))
-            .await?;
+        let look = self.core.stores.usage.list(self.tenant, None, self.after.as_deref(), PIECE);
+        let reads = &self.core.reads;
+        let rows = if is_first { reads.one(self.tenant, look).await? } else { reads.next(self.tenant, look).await? };
         let mut text = if is_first { csv::HEAD.to_owned() } else { String::new() };
         let mut is_last = rows.len() < PIECE as usize;
         self.after = rows.last().map(|row| row.attempt_id.clone()).or(self.after);
