@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use croft_e2e::client::{message, scripted_agent};
 use croft_front::Error;
+use croft_front::core::Options;
 use croft_front::events::log::Append;
 use croft_front::store::Stores;
 use croft_front::turn::store::{Begin, Begun, Ended, TurnStore};
@@ -13,6 +14,7 @@ use croft_proto::v1::{AuditRecord, GetSessionRequest, SendMessageRequest, Termin
 use futures::FutureExt as _;
 use tokio::sync::Semaphore;
 use tokio::time::{Duration, timeout};
+use tonic::Code;
 
 use crate::paused_log::paused;
 use crate::world::{Ground, World, read_all};
@@ -129,4 +131,33 @@ async fn who_hangs_up_on_a_message_has_sent_it_and_it_is_answered() {
     // Within less than the time in which another front would have taken the turn over.
     let answered = world.wait_for(&session_id, |session| session.usage.attempts > 0);
     timeout(Duration::from_secs(5), answered).await.expect("its turn does not begin");
+}
+
+#[tokio::test]
+async fn what_somebody_left_behind_counts_for_as_long_as_it_is_worked_on() {
+    const LARGE: usize = 13 << 20;
+    let (mut stores, gate) = (Stores::memory(), Gate::new());
+    stores.turns = Arc::new(HeldTurns(stores.turns, gate.clone()));
+    let options = Options { message_bytes_max: 2 * LARGE, ..Options::default() };
+    let world = World::on(Ground { stores, options, ..Ground::default() }).await;
+    let mut client = world.client();
+    let session_id = client.create(scripted_agent("left")).await.unwrap().session_id;
+    let large = message(&session_id, &"x".repeat(LARGE));
+    tokio::select! {
+        answer = client.lifecycle.send_message(large.clone()) => panic!("its answer is held back: {answer:?}"),
+        () = gate.held() => {}
+    }
+    // On the same connection behind the hanging up, so that the front has noticed.
+    client.lifecycle.get_session(GetSessionRequest { session_id: session_id.clone() }).await.unwrap();
+    let refused = tokio::select! {
+        answer = client.lifecycle.send_message(large.clone()) => answer.expect_err("two are more than a tenant's share"),
+        () = gate.held() => panic!("two are held at a time"),
+    };
+    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+
+    gate.answers.add_permits(2);
+    assert_eq!(recorded(&world, "session.send_message", &session_id).await.outcome, "ok");
+    let next = client.create(scripted_agent("next")).await.unwrap().session_id;
+    let large = SendMessageRequest { session_id: next, ..large };
+    client.lifecycle.send_message(large).await.expect("its room has been given back");
 }

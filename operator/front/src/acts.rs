@@ -8,6 +8,7 @@ use crate::audit::Action;
 use crate::core::Core;
 use crate::error::Error;
 use crate::identity::{Call, Identity};
+use crate::intake::Held;
 
 /// Something that a caller is about to change.
 pub(crate) struct Act {
@@ -39,8 +40,9 @@ impl Act {
         work: impl Future<Output = Result<T, Error>> + Send + 'static,
         name: impl FnOnce(&T) -> Option<String> + Send + 'static,
     ) -> Result<T, Error> {
-        let recorder = Arc::clone(core);
+        let (recorder, held) = (Arc::clone(core), Held::current());
         let task = async move {
+            let _held = held;
             let result = work.await;
             let Self { identity, action, resource } = self;
             let resource = result.as_ref().ok().and_then(name).unwrap_or(resource);

@@ -12,6 +12,7 @@ use axum::body::Body;
 use croft_proto::id::TenantId;
 use futures::StreamExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
+use tokio::task_local;
 use tokio::time::timeout;
 use tonic::Status;
 
@@ -44,9 +45,26 @@ pub(crate) struct Intake {
 /// Of the tenant's, and of all tenants'.
 type Room = Option<[OwnedSemaphorePermit; 2]>;
 
-/// Keeps a request's room until it is dropped.
+/// Keeps a request's room until the last clone of it is dropped.
+#[derive(Clone)]
 pub(crate) struct Held {
-    _room: Room,
+    _room: Arc<Room>,
+}
+
+task_local! {
+    static HELD: Held;
+}
+
+impl Held {
+    /// The room of the request that is being answered here, for work that goes on with it when nobody waits for the answer any more.
+    pub(crate) fn current() -> Option<Self> {
+        HELD.try_with(Self::clone).ok()
+    }
+
+    /// Keeps it while the request is answered.
+    pub(crate) async fn answering<T>(self, answer: impl Future<Output = T>) -> T {
+        HELD.scope(self, answer).await
+    }
 }
 
 impl Default for Intake {
@@ -71,7 +89,7 @@ impl Intake {
             None => 0,
         };
         self.reckon(tenant, parts * PART_BYTES, &mut room)?;
-        Ok((Body::from(read), Held { _room: room }))
+        Ok((Body::from(read), Held { _room: Arc::new(room) }))
     }
 
     async fn whole(&self, tenant: TenantId, body: Body) -> Result<(Vec<u8>, Room), Status> {

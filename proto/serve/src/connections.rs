@@ -28,6 +28,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 pub struct Bounds {
     /// At the bound a new connection is closed as soon as it is made, so that its owner goes elsewhere.
     pub connections_max: usize,
+    /// Calls of one HTTP/2 connection at a time. At the bound its owner waits with the next:
+    /// <https://datatracker.ietf.org/doc/html/rfc9113#section-5.1.2>.
+    pub streams_max: u32,
     /// One that has not begun to say what it wants is hung up on.
     pub first_bytes_timeout: Duration,
     /// From the end of one HTTP/1 request to the whole head of the next. Proxies keep idle connections for a minute; where we
@@ -42,6 +45,7 @@ impl Default for Bounds {
     fn default() -> Self {
         Self {
             connections_max: 16_384,
+            streams_max: 4_096,
             first_bytes_timeout: Duration::from_secs(10),
             head_timeout: Duration::from_secs(75),
             peer_timeout: Duration::from_secs(30),

@@ -59,8 +59,12 @@ pub fn serve_within(
     metrics: &Metrics,
 ) -> anyhow::Result<()> {
     // A connection that has been silent for this long is asked for a sign of life, and hung up on after as long again.
-    let silence = Some(connections.bounds().peer_timeout * 2 / 3);
-    let mut server = Server::builder().http2_keepalive_interval(silence).http2_keepalive_timeout(silence);
+    let Bounds { peer_timeout, streams_max, .. } = connections.bounds();
+    let silence = Some(peer_timeout * 2 / 3);
+    let mut server = Server::builder()
+        .max_concurrent_streams(streams_max)
+        .http2_keepalive_interval(silence)
+        .http2_keepalive_timeout(silence);
     if let Some(tls) = tls {
         server = server.tls_config(tls.timeout(TLS_HANDSHAKE_TIMEOUT))?;
     }

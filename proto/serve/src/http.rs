@@ -43,6 +43,7 @@ async fn attend(connection: Connection, routes: Router, bounds: Bounds, stopping
     builder
         .http2()
         .timer(TokioTimer::new())
+        .max_concurrent_streams(bounds.streams_max)
         .keep_alive_interval(bounds.peer_timeout)
         .keep_alive_timeout(bounds.peer_timeout);
     let answering = builder.serve_connection_with_upgrades(TokioIo::new(connection), TowerToHyperService::new(routes));

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use croft_proto::id::TenantId;
 use croft_proto::v1::{RemovalPolicy, RemovalStep};
 use futures::{StreamExt, TryStreamExt, stream};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::audit::Action;
 use crate::core::Core;
@@ -20,6 +20,7 @@ use crate::events::log::Authority;
 use crate::identity::Identity;
 use crate::session::manager::Manager;
 use crate::session::store::Filter;
+use crate::shares::Shares;
 use crate::store::batch::Batch;
 
 /// How long one call works; then it tells what is left. A single batch may take it a little further.
@@ -65,15 +66,21 @@ pub struct Progress {
 pub struct Removal {
     core: Arc<Core>,
     manager: Manager,
+    /// One call at a time of each tenant's.
+    at_work: Shares,
 }
 
 impl Removal {
     pub fn new(core: Arc<Core>) -> Self {
-        Self { manager: Manager::new(Arc::clone(&core)), core }
+        Self { manager: Manager::new(Arc::clone(&core)), core, at_work: Shares::of(1) }
     }
 
-    /// Goes on with the removal for a while.
+    /// Goes on with the removal for a while, behind an earlier call whose caller did not wait for it.
     pub async fn go_on(&self, identity: &Identity, policy: RemovalPolicy) -> Result<Progress, Error> {
+        let _alone = timeout(CALL_MAX, self.at_work.of_tenant(identity.tenant).acquire_owned())
+            .await
+            .map_err(|_| Error::unavailable("the tenant's removal", anyhow::anyhow!("an earlier call is at it still")))?
+            .map_err(Error::internal)?;
         let (tenant, until) = (identity.tenant, Instant::now() + CALL_MAX);
         let removal = &self.core.stores.removal;
         if removal.begin(tenant, &identity.tenant_name).await? {

@@ -11,7 +11,7 @@ use croft_front::tenants::removal::RemovalStore;
 use croft_proto::id::TenantId;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{RemovalPolicy, RemovalStep, RemoveTenantRequest, RemoveTenantResponse, SessionState};
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
 use tokio::time::timeout;
 
 use crate::scene::{Front, PATIENCE, Scene, new_session};
@@ -94,11 +94,13 @@ struct Slow {
     begins_for: Duration,
     erases_for: Duration,
     begins: Arc<Notify>,
+    alone: Mutex<()>,
 }
 
 #[async_trait]
 impl RemovalStore for Slow {
     async fn begin(&self, tenant: TenantId, name: &str) -> Result<bool, Error> {
+        let _alone = self.alone.try_lock().expect("an earlier call is over");
         let begun = self.removal.begin(tenant, name).await;
         self.begins.notify_one();
         tokio::time::sleep(self.begins_for).await;
@@ -135,6 +137,7 @@ async fn an_erasure_that_takes_all_of_a_calls_time_is_recorded() {
         begins_for: Duration::ZERO,
         erases_for: Duration::from_millis(2100),
         begins: Arc::default(),
+        alone: Mutex::default(),
     });
     let front = scene.front("front-0").await;
     scene.session(scene.heron, false).await;
@@ -142,7 +145,7 @@ async fn an_erasure_that_takes_all_of_a_calls_time_is_recorded() {
     assert_eq!(recorded(&scene, &front).await, ["tenant.remove", "tenant.erase"]);
 }
 
-/// The operator gave up while the beginning was being stored, and no later call was the first.
+/// The operator gave up while the beginning was being stored, and no later call was the first. Nor was any carried out beside it.
 #[tokio::test]
 async fn a_removal_whose_caller_goes_away_meanwhile_is_recorded() {
     let (mut scene, begins) = (Scene::new().await, Arc::new(Notify::new()));
@@ -151,6 +154,7 @@ async fn a_removal_whose_caller_goes_away_meanwhile_is_recorded() {
         begins_for: Duration::from_millis(500),
         erases_for: Duration::ZERO,
         begins: Arc::clone(&begins),
+        alone: Mutex::default(),
     });
     let front = scene.front("front-0").await;
     tokio::select! {

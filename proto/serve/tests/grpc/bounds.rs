@@ -1,4 +1,4 @@
-//! A port takes so many connections, waits for none that says nothing, and keeps none whose peer is not there any more.
+//! A port takes so many connections and calls of each, waits for none that says nothing, and keeps none whose peer is not there any more.
 
 use std::time::Duration;
 
@@ -81,6 +81,26 @@ async fn a_caller_that_vanished_without_a_word_gives_its_place_back() {
     // Nothing that reaches this socket is kept, or acknowledged.
     SockRef::from(&gone).attach_filter(&[SockFilter::new(0x06, 0, 0, 0)]).unwrap();
     counted(&server, 0).await;
+}
+
+#[tokio::test]
+async fn a_connection_is_told_of_how_many_calls_it_may_have_at_a_time() {
+    let server = Running::within(Bounds::default(), Collector::new().routes(), None).await;
+    let mut caller = TcpStream::connect(server.addr).await.unwrap();
+    caller.write_all(PREFACE).await.unwrap();
+    assert_eq!(streams_max(&mut caller).await, Some(4_096));
+}
+
+/// What the server's settings, its first frame, say of `MAX_CONCURRENT_STREAMS`: RFC 9113, sections 4.1 and 6.5.
+async fn streams_max(caller: &mut TcpStream) -> Option<u32> {
+    let mut head = [0; 9];
+    caller.read_exact(&mut head).await.unwrap();
+    let [a, b, c, kind, ..] = head;
+    assert_eq!(kind, 4, "the first frame has the settings");
+    let mut settings = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+    caller.read_exact(&mut settings).await.unwrap();
+    let found = settings.as_chunks::<6>().0.iter().find(|[_, id, ..]| *id == 3);
+    found.map(|[_, _, value @ ..]| u32::from_be_bytes(*value))
 }
 
 #[tokio::test]
