@@ -1,9 +1,14 @@
 //! What the worker counts, beside what every gRPC server counts.
 
+mod breakers;
+
 use std::time::Duration;
 
+use croft_llm::{Class, Providers};
 use croft_proto::v1::StopReason;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+
+use breakers::BreakerMetrics;
 
 /// Seconds: from a cached small model to one that thinks first.
 const FIRST_TOKEN_BUCKETS: [f64; 12] = [0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
@@ -12,6 +17,8 @@ const FIRST_TOKEN_BUCKETS: [f64; 12] = [0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.
 #[derive(Clone)]
 pub(crate) struct Metrics {
     model_attempts: IntCounterVec,
+    model_errors: IntCounterVec,
+    model_retries: IntCounterVec,
     fallbacks: IntCounterVec,
     hedges: IntCounterVec,
     tool_calls: IntCounterVec,
@@ -36,6 +43,16 @@ impl Default for Metrics {
                 "croft_worker_model_attempts_total",
                 "Attempts at a model, by how they ended.",
                 &["provider", "model", "outcome"],
+            ),
+            model_errors: counter(
+                "croft_worker_model_errors_total",
+                "Attempts at a model that failed, by the class of the error.",
+                &["provider", "class"],
+            ),
+            model_retries: counter(
+                "croft_worker_model_retries_total",
+                "Further attempts at the same model, by what the one before came to.",
+                &["provider", "reason"],
             ),
             fallbacks: counter(
                 "croft_worker_model_fallbacks_total",
@@ -68,9 +85,12 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Shows them in `registry`.
-    pub(crate) fn register(&self, registry: &Registry) -> prometheus::Result<()> {
+    /// Shows them in `registry`, with the breakers of `providers`.
+    pub(crate) fn register(&self, registry: &Registry, providers: &Providers) -> prometheus::Result<()> {
+        registry.register(Box::new(BreakerMetrics::new(providers)))?;
         registry.register(Box::new(self.model_attempts.clone()))?;
+        registry.register(Box::new(self.model_errors.clone()))?;
+        registry.register(Box::new(self.model_retries.clone()))?;
         registry.register(Box::new(self.fallbacks.clone()))?;
         registry.register(Box::new(self.hedges.clone()))?;
         registry.register(Box::new(self.tool_calls.clone()))?;
@@ -86,6 +106,15 @@ impl Metrics {
         if let Some(first_token) = first_token {
             self.first_token.observe(first_token.as_secs_f64());
         }
+    }
+
+    pub(crate) fn model_error(&self, provider: &str, class: Class) {
+        self.model_errors.with_label_values(&[provider, class.as_str()]).inc();
+    }
+
+    /// `reason` is the class of an error, or `bad_tool_call`.
+    pub(crate) fn model_retry(&self, provider: &str, reason: &'static str) {
+        self.model_retries.with_label_values(&[provider, reason]).inc();
     }
 
     pub(crate) fn fallback(&self, reason: &'static str) {

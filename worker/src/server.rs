@@ -107,7 +107,7 @@ impl RuntimeServer {
 
     /// Shows the worker's counters among `metrics`.
     pub fn register(&self, metrics: &croft_serve::Metrics) -> prometheus::Result<()> {
-        self.shared.metrics.register(metrics.registry())
+        self.shared.metrics.register(metrics.registry(), &self.shared.providers)
     }
 
     /// What to add to a gRPC server, over any transport.

@@ -8,13 +8,15 @@ mod support;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 
+use croft_llm::anthropic::Anthropic;
 use croft_llm::openai::Chat;
 use croft_llm::{Delta, DeltaStream, Limits, Provider, Providers, Request, Settings, Stop};
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::execute_step_request::Message as ToWorker;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    AgentLimits, AgentSpec, ApprovalResolved, Permission, StepStart, StopReason, ToolCall, ToolSpec,
+    AgentLimits, AgentSpec, ApprovalResolved, ContentBlock, Message, Permission, Role, SessionCheckpoint, StepStart,
+    StopReason, ToolCall, ToolOutput, ToolSpec, ToolUse,
 };
 use croft_worker::tools::Builtins;
 use futures::{StreamExt as _, stream};
@@ -22,7 +24,7 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 use support::*;
 use wiremock::matchers::path;
-use wiremock::{Mock, MockServer, ResponseTemplate};
+use wiremock::{Mock, MockServer, Respond, ResponseTemplate};
 
 /// The body of an answer of Chat Completions.
 fn streamed(delta: &Value, finish_reason: &str) -> ResponseTemplate {
@@ -209,4 +211,68 @@ async fn ids_that_another_provider_would_refuse_are_given_anew_before_anyone_see
         _ => None,
     });
     assert_eq!(shown.collect::<Vec<_>>(), ids);
+}
+
+/// Takes an id in the characters that Anthropic does, once, and results for such calls alone.
+struct Strict;
+
+impl Respond for Strict {
+    fn respond(&self, request: &wiremock::Request) -> ResponseTemplate {
+        let body: Value = request.body_json().unwrap();
+        let blocks =
+            body["messages"].as_array().unwrap().iter().flat_map(|message| message["content"].as_array().unwrap());
+        let (mut called, mut answered) = (Vec::new(), Vec::new());
+        for block in blocks {
+            called.extend(block.get("id").and_then(Value::as_str));
+            answered.extend(block.get("tool_use_id").and_then(Value::as_str));
+        }
+        let is_of_alphabet = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+        let is_good = |id: &&str| !id.is_empty() && id.bytes().all(is_of_alphabet);
+        let are_distinct = called.iter().collect::<BTreeSet<_>>().len() == called.len();
+        if called != answered || !are_distinct || !called.iter().all(is_good) {
+            let error = json!({"type": "invalid_request_error", "message": "tool_use.id: String should match pattern"});
+            return ResponseTemplate::new(400).set_body_json(json!({"type": "error", "error": error}));
+        }
+        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/llm/tests/golden/anthropic/text.sse");
+        ResponseTemplate::new(200).set_body_raw(std::fs::read(golden).unwrap(), "text/event-stream")
+    }
+}
+
+#[tokio::test]
+async fn a_conversation_of_an_older_release_goes_on_at_a_provider_that_refuses_its_ids() {
+    let server = MockServer::start().await;
+    Mock::given(path("/v1/messages")).respond_with(Strict).mount(&server).await;
+    let settings =
+        Settings { base_url: server.uri(), api_key: SecretString::from("sk-ant").into(), limits: Limits::default() };
+    let worker = worker(Anthropic::new(settings).unwrap(), &Spade::default()).await;
+    let block = |block| ContentBlock { block: Some(block) };
+    let message = |role: Role, content| Message { role: role.into(), content, ..Message::default() };
+    let mut messages = vec![message(Role::User, text("dig"))];
+    for ids in [["functions.spade:0", ""], ["functions.spade:0", "toolu_2"]] {
+        let (name, arguments_json) = ("spade".to_owned(), "{}".to_owned());
+        let call = |tool_call_id: &str| ToolUse {
+            tool_call_id: tool_call_id.into(),
+            name: name.clone(),
+            arguments_json: arguments_json.clone(),
+        };
+        let output = |tool_call_id: &str| ToolOutput {
+            tool_call_id: tool_call_id.into(),
+            content: text("dug"),
+            is_error: false,
+        };
+        messages.push(message(Role::Assistant, ids.map(|id| block(Block::ToolUse(call(id)))).into()));
+        messages.push(message(Role::Tool, ids.map(|id| block(Block::ToolOutput(output(id)))).into()));
+    }
+    let checkpoint =
+        SessionCheckpoint { messages: messages.clone(), turn_id: "turn-1".into(), ..SessionCheckpoint::default() };
+    let agent = AgentSpec { model: "claude-haiku-4-5".into(), ..agent() };
+    let session_id = session();
+    init(&worker.client, &session_id, &agent).await.unwrap();
+    let start =
+        StepStart { checkpoint: Some(checkpoint), turn_id: "turn-2".into(), ..start(&session_id, text("and now?")) };
+    let mut front = Front::open(&worker.client, start).await;
+    (front.provider, front.model) = ("anthropic".into(), agent.model.clone());
+    let heard = front.finish().await;
+    assert_eq!(heard.stop_reason(), StopReason::EndTurn, "{:?}", heard.durables);
+    assert_eq!(heard.checkpoint().messages[..messages.len()], messages[..], "what is stored stays as it was");
 }

@@ -180,7 +180,12 @@ async fn the_front_runs_a_turn_at_the_programs_port() {
     let (status, _) = program.page("/readyz").await;
     assert_eq!(status, 200);
     let (_, metrics) = program.page("/metrics").await;
-    for name in ["croft_worker_model_attempts_total", "croft_worker_sessions 1", "croft_grpc_requests_total"] {
+    for name in [
+        "croft_worker_model_attempts_total",
+        r#"croft_worker_model_breaker_open{provider="scripted"} 0"#,
+        "croft_worker_sessions 1",
+        "croft_grpc_requests_total",
+    ] {
         assert!(metrics.contains(name), "{name} is missing in\n{metrics}");
     }
 }

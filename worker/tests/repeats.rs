@@ -7,13 +7,15 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
+use croft_proto::v1::content_block::Block;
 use croft_proto::v1::execute_step_request::Message as ToWorker;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    AgentSpec, ApprovalResolved, JournalledToolCall, Permission, ReplayClass, SessionCheckpoint, StepStart, StopReason,
-    ToolCall, ToolSpec,
+    AgentSpec, ApprovalResolved, ContentBlock, JournalledToolCall, Permission, ReplayClass, SessionCheckpoint,
+    StepStart, StopReason, ToolCall, ToolResult, ToolSpec,
 };
 use croft_worker::RuntimeOptions;
+use prost::Message as _;
 use serde_json::{Value, json};
 use support::*;
 use tokio::sync::Semaphore;
@@ -239,6 +241,58 @@ async fn an_answer_that_comes_while_another_call_is_repeated_counts_in_the_same_
     let heard = front.finish().await;
     assert_eq!((heard.stop_reason(), garden.depths()), (StopReason::EndTurn, vec![json!(1), json!(2)]));
     assert_eq!(asked(&heard), Vec::<String>::new());
+}
+
+/// More than half of what the results of one superstep may take.
+const LARGE_BYTES: usize = 13 * 1024 * 1024;
+
+/// Whether the picture came, in the order of the last results that the model was shown.
+fn pictures(checkpoint: &SessionCheckpoint) -> Vec<bool> {
+    let has_picture =
+        |block: &ContentBlock| matches!(&block.block, Some(Block::ToolOutput(output)) if output.content.len() == 2);
+    checkpoint.messages[2].content.iter().map(has_picture).collect()
+}
+
+/// What stands in the journal is in the checkpoint beside the conversation, and must fit a message with it.
+#[tokio::test(start_paused = true)]
+async fn results_of_a_lost_worker_take_their_room_while_people_are_asked_about_other_calls() {
+    let (mut garden, doubt) = Garden::in_doubt(&json!([dig(1), dig(2), dig(3), {"text": "done"}])).await;
+    garden.spade.picture_bytes = LARGE_BYTES;
+    // One call had its result told before the worker was lost.
+    let mut checkpoint = doubt.checkpoint();
+    let call = checkpoint.journal[0].call.clone().unwrap();
+    let content = [text("dug 1"), vec![picture(LARGE_BYTES)]].concat();
+    let result = ToolResult { tool_call_id: call.tool_call_id.clone(), content, ..ToolResult::default() };
+    let journal = vec![JournalledToolCall { call: Some(call), result: Some(result), times_begun: 1 }];
+    checkpoint.journal.remove(0);
+    let questions = asked(&doubt);
+    let start =
+        StepStart { checkpoint: Some(checkpoint), journal, ..garden.turn("turn-2", &[says(&questions[1], true)]) };
+    let part = garden.goes_on(start).await;
+    assert_eq!((part.stop_reason(), garden.depths()), (StopReason::RequiresAction, vec![json!(2)]));
+    let bytes = part.checkpoint().encoded_len();
+    assert!(bytes < 2 * LARGE_BYTES, "{bytes} bytes");
+
+    let heard = garden.answered(&part, "turn-3", &[says(&questions[2], true)]).await;
+    assert_eq!((heard.stop_reason(), garden.depths()), (StopReason::EndTurn, vec![json!(2), json!(3)]));
+    assert_eq!(pictures(&heard.checkpoint()), [true, false, false], "what was told stays");
+    let outputs = outputs(&heard.checkpoints[0]);
+    assert!(outputs[1..].iter().all(|output| output.contains("its result is left out")), "{:?}", &outputs[1..]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn results_of_calls_that_are_repeated_one_after_another_share_the_room_of_one_superstep() {
+    let (mut garden, doubt) = Garden::in_doubt(&json!([dig(1), dig(2), {"text": "done"}])).await;
+    let gate = Arc::new(Semaphore::new(0));
+    (garden.spade.gate, garden.spade.picture_bytes) = (Some(Arc::clone(&gate)), LARGE_BYTES);
+    let worker = garden.worker(&garden.spade).await;
+    let front = garden.repeats(&worker, &doubt).await;
+    front.send(ToWorker::ApprovalResolved(says(&asked(&doubt)[1], true))).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    gate.add_permits(2);
+    let heard = front.finish().await;
+    assert_eq!((heard.stop_reason(), garden.spade.digs()), (StopReason::EndTurn, 2));
+    assert_eq!(pictures(&heard.checkpoint()), [true, false]);
 }
 
 /// The yes holds in one turn: left for the next, it could never be given again.

@@ -1,6 +1,7 @@
 //! Who did what. Append-only, with a hash chain for each tenant.
 
 pub mod journal;
+pub mod lag;
 pub mod spool;
 pub mod writer;
 

@@ -1,6 +1,8 @@
 //! The front's own instruments; what every program has is croft-serve's.
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+
+use crate::audit::lag::Lag;
 
 /// Instruments of sessions and turns. No label carries a tenant or a session: their number has no bound.
 #[derive(Clone)]
@@ -13,7 +15,10 @@ pub struct Metrics {
     /// By stop reason.
     pub turns: IntCounterVec,
     pub turns_running: IntGauge,
-    /// From SendMessage to the first preview or agent message, in seconds.
+    /// What comes before a turn's first token, in seconds: `accept`, from SendMessage until the message is stored; and from there
+    /// until a worker was chosen that knows the session, `place`, and until it said its first word, `ready`.
+    pub turn_stages: HistogramVec,
+    /// From a turn's beginning to its first preview or agent message, in seconds.
     pub first_token: Histogram,
     pub events_stored: IntCounter,
     pub lease_losses: IntCounter,
@@ -26,6 +31,7 @@ pub struct Metrics {
     pub audit_refused: IntCounter,
     /// Records that waited on disk.
     pub audit_kept: IntCounter,
+    pub audit_lag: Lag,
 }
 
 impl Metrics {
@@ -45,22 +51,30 @@ impl Metrics {
         let turns_running = IntGauge::new("croft_turns_running", "Turns that this replica drives")?;
         registry.register(Box::new(turns_running.clone()))?;
         let buckets = vec![0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+        let stages = HistogramOpts::new("croft_turn_stage_seconds", "What comes before a turn's first token, by stage");
+        let turn_stages = HistogramVec::new(stages.buckets(buckets.clone()), &["stage"])?;
+        registry.register(Box::new(turn_stages.clone()))?;
         let first_token = Histogram::with_opts(
-            HistogramOpts::new("croft_first_token_seconds", "From SendMessage to the first token").buckets(buckets),
+            HistogramOpts::new("croft_first_token_seconds", "From a turn's beginning to its first token")
+                .buckets(buckets),
         )?;
         registry.register(Box::new(first_token.clone()))?;
+        let audit_lag = Lag::default();
+        registry.register(Box::new(audit_lag.clone()))?;
         Ok(Self {
             sessions_created: counter("croft_sessions_created_total", "Sessions created")?,
             sessions_expired,
             sessions_erased: counter("croft_sessions_erased_total", "Ended sessions that were kept for long enough")?,
             turns,
             turns_running,
+            turn_stages,
             first_token,
             events_stored: counter("croft_events_stored_total", "Durable events stored by turns")?,
             lease_losses: counter("croft_lease_losses_total", "Turns that found their lease taken over")?,
             takeovers: counter("croft_turn_takeovers_total", "Turns taken over from a replica that went silent")?,
             unpriced_attempts: counter("croft_unpriced_attempts_total", "Model attempts whose price is unknown")?,
             audit_records: counter("croft_audit_records_total", "Audit records stored")?,
+            audit_lag,
             audit_kept: counter("croft_audit_kept_total", "Audit records that waited on disk for the database")?,
             audit_refused: counter("croft_audit_refused_total", "Audit records that the database refused for good")?,
             audit_failures: counter("croft_audit_write_failures_total", "Tries to store audit records that failed")?,

@@ -23,6 +23,7 @@ use croft_proto::id::{SessionId, TenantId, TurnId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{BusyPolicy, SendMessageRequest, SessionEvent, SessionRunning, SessionState, UserMessage};
 
+use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use crate::core::Core;
@@ -106,7 +107,7 @@ impl Turns {
         if self.core.tenants.is_stopped(tenant) {
             return Err(Error::TenantStopped);
         }
-        let known = self.core.tenants.get(tenant);
+        let (asked, known) = (Instant::now(), self.core.tenants.get(tenant));
         let limit = known.map_or(0, |tenant| tenant.limits.message_bytes_max as usize);
         validate::message(&request.content, if limit > 0 { limit } else { self.core.options.message_bytes_max })?;
         let session = validate::session_id(&request.session_id)?;
@@ -133,6 +134,8 @@ impl Turns {
                 Ok(Sent { tenant, session, accepted, is_new: false, begins: None })
             }
             Begun::New(opened) => {
+                let took = asked.elapsed().as_secs_f64();
+                self.core.metrics.turn_stages.with_label_values(&["accept"]).observe(took);
                 let accepted = Accepted { turn, seq: opened.events.first().map_or(0, |event| event.seq) };
                 self.core.hub.publish(tenant, session, opened.events.clone());
                 let driver = driver::Driver::opened(Arc::clone(&self.core), *opened, accepted, message);

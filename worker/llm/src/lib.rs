@@ -29,6 +29,7 @@ pub mod retry_after;
 pub mod scripted;
 mod status;
 mod tier;
+pub mod tool_call_ids;
 mod tool_name;
 mod wire;
 

@@ -298,6 +298,56 @@ async fn a_tool_name_that_a_model_made_up_goes_back_as_one_that_is_not_refused()
     }
 }
 
+/// The ids in a body, in its order: of calls, and of results.
+fn ids(body: &Value) -> (Vec<String>, Vec<String>) {
+    let (mut calls, mut results) = (Vec::new(), Vec::new());
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let id = |value: Option<&Value>| value.map(|id| id.as_str().unwrap().to_owned());
+    for message in list(&body["messages"]) {
+        calls.extend(list(&message["tool_calls"]).iter().filter_map(|call| id(call.get("id"))));
+        results.extend(id(message.get("tool_call_id")));
+        for block in list(&message["content"]) {
+            calls.extend(id(block.get("id")));
+            results.extend(id(block.get("tool_use_id")));
+        }
+    }
+    for item in list(&body["input"]) {
+        let of_its_kind = if item["type"] == "function_call" { &mut calls } else { &mut results };
+        of_its_kind.extend(id(item.get("call_id")));
+    }
+    for part in list(&body["contents"]).iter().flat_map(|content| list(&content["parts"])) {
+        calls.extend(id(part.pointer("/functionCall/id")));
+        results.extend(id(part.pointer("/functionResponse/id")));
+    }
+    (calls, results)
+}
+
+#[tokio::test]
+async fn ids_of_calls_that_an_older_release_left_go_back_as_ones_that_are_not_refused() {
+    let long = "x".repeat(65);
+    let shorter = "y".repeat(41);
+    let answers = [vec!["toolu_1", "functions.search:0", ""], vec!["functions.search:0", &long, &shorter]];
+    let mut messages = vec![(Role::User, vec![text("what time?")])];
+    for ids in &answers {
+        messages.push((Role::Assistant, ids.iter().map(|id| call(id, "{}")).collect()));
+        messages.push((Role::Tool, ids.iter().map(|id| output(id, vec![text("noon")])).collect()));
+    }
+    let usual = ["toolu_1", "functions_search_0", "call", "functions_search_0_2", &long[..64], &shorter];
+    let narrow = ["toolu_1", "functions_search_0", "call", "functions_search_0_2", &long[..40], &shorter[..40]];
+    let cases: [(Open, [&str; 6]); 4] = [
+        (|settings| Box::new(Chat::new(settings).unwrap()), narrow),
+        (|settings| Box::new(Responses::new(settings).unwrap()), usual),
+        (|settings| Box::new(anthropic::Anthropic::new(settings).unwrap()), usual),
+        (|settings| Box::new(Gemini::new(settings).unwrap()), usual),
+    ];
+    for (open, expected) in cases {
+        let body = sent(open, of(messages.clone())).await;
+        let (calls, results) = ids(&body);
+        assert_eq!(calls, expected, "{body}");
+        assert_eq!(results, expected, "each result goes with its call: {body}");
+    }
+}
+
 #[tokio::test]
 async fn tokens_are_counted_where_that_is_offered() {
     let cases: [(Open, &str, Value, &str); 3] = [

@@ -286,6 +286,14 @@ impl Attempt<'_> {
         }
     }
 
+    /// What kind of failure it was, if a call was made and failed.
+    pub(super) fn error_class(&self) -> Option<Class> {
+        match &self.end {
+            End::Failed(error) if !error.was_not_made => Some(error.class),
+            End::Stopped(_) | End::Failed(_) | End::Interrupted(_) | End::Blocked | End::Hedged => None,
+        }
+    }
+
     /// The event that reports it. `fallback_reason` says why it was made at another model than the agent's own.
     pub(super) fn event(&self, grant: &Grant, fallback_reason: &str) -> ModelAttempt {
         let (usage, usage_estimated) = self.usage();

@@ -4,11 +4,9 @@
 //! `functions.search:0`, for which another that takes over would refuse the conversation.
 
 use croft_llm::Delta;
+use croft_llm::tool_call_ids::{BYTES_MAX, is_portable};
 use croft_proto::v1::Message;
 use croft_proto::v1::content_block::Block;
-
-/// Of an id that any provider takes back.
-const BYTES_MAX: usize = 64;
 
 /// See the module.
 pub(super) struct CallIds<'state> {
@@ -28,7 +26,7 @@ impl<'state> CallIds<'state> {
     /// the same one.
     pub(super) fn settle(&mut self, delta: &mut Delta) {
         let Delta::ToolCallStarted { tool_call_id, .. } = delta else { return };
-        if !is_portable(tool_call_id) || self.is_taken(tool_call_id) {
+        if !is_portable(tool_call_id, BYTES_MAX) || self.is_taken(tool_call_id) {
             *tool_call_id = self.fresh();
         }
         self.given.push(tool_call_id.clone());
@@ -52,10 +50,4 @@ impl<'state> CallIds<'state> {
         self.given.iter().any(|given| given == id)
             || blocks.any(|block| matches!(&block.block, Some(Block::ToolUse(call)) if call.tool_call_id == id))
     }
-}
-
-/// Any provider takes it back: Anthropic none with other characters, OpenAI none that is longer.
-fn is_portable(id: &str) -> bool {
-    let of_alphabet = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
-    !id.is_empty() && id.len() <= BYTES_MAX && id.bytes().all(of_alphabet)
 }

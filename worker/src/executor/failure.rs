@@ -19,7 +19,7 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    /// The fixed word for logs.
+    /// The fixed word for logs and metrics.
     pub(super) fn as_str(&self) -> &'static str {
         match self {
             Self::Call(error) => error.class.as_str(),

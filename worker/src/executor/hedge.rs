@@ -149,6 +149,9 @@ impl Executor<'_> {
 
     fn count(&self, grant: &Grant, attempt: &Attempt<'_>) {
         self.metrics.model_attempt(&grant.provider, &grant.model, attempt.outcome(), attempt.first_token());
+        if let Some(class) = attempt.error_class() {
+            self.metrics.model_error(&grant.provider, class);
+        }
     }
 
     /// Tells of an attempt that is not the answer.

@@ -131,6 +131,7 @@ impl Executor<'_> {
                 () = self.draining.cancelled() => return Superstep::Ended(self.hand_back()),
                 () = tokio::time::sleep(delay) => {}
             }
+            self.metrics.model_retry(&grant.provider, failure.as_str());
         }
     }
 

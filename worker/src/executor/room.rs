@@ -20,13 +20,16 @@ pub(super) struct Room {
 }
 
 impl Room {
-    pub(super) fn of_a_superstep() -> Self {
-        Self { bytes: RESULTS_BYTES_MAX }
+    /// What is left beside results that the superstep has already: of a worker that was lost, or of calls that were made
+    /// before people were asked about others. They are told, and stay as they are.
+    pub(super) fn beside<'state>(known: impl IntoIterator<Item = &'state ToolResult>) -> Self {
+        let taken: usize = known.into_iter().map(ToolResult::encoded_len).sum();
+        Self { bytes: RESULTS_BYTES_MAX.saturating_sub(taken) }
     }
 
-    /// The result as the model may have it. One that is told of already stays as it is.
-    pub(super) fn take(&mut self, mut result: ToolResult, is_told: bool) -> ToolResult {
-        if !is_told && result.encoded_len() > self.bytes {
+    /// A new result as the model may have it.
+    pub(super) fn take(&mut self, mut result: ToolResult) -> ToolResult {
+        if result.encoded_len() > self.bytes {
             result.content = tools::text(LEFT_OUT);
         }
         self.bytes = self.bytes.saturating_sub(result.encoded_len());
@@ -53,20 +56,20 @@ mod tests {
     #[test]
     fn what_comes_to_more_than_a_message_holds_is_left_out_and_small_results_are_not() {
         const RESULT_BYTES: usize = 2 * 1024 * 1024;
-        let mut room = Room::of_a_superstep();
-        let taken: Vec<_> = (0..100).map(|_| room.take(result(RESULT_BYTES), false)).collect();
+        let mut room = Room::beside([]);
+        let taken: Vec<_> = (0..100).map(|_| room.take(result(RESULT_BYTES))).collect();
         let left_out = taken.iter().filter(|result| is_left_out(result)).count();
         assert!((80..100).contains(&left_out), "{left_out} of them");
         let bytes: usize = taken.iter().map(ToolResult::encoded_len).sum();
         assert!(bytes <= RESULTS_BYTES_MAX, "{bytes} bytes");
-        assert!(!is_left_out(&room.take(result(1000), false)));
+        assert!(!is_left_out(&room.take(result(1000))));
     }
 
     #[test]
-    fn what_was_told_of_is_never_changed_and_takes_its_room() {
-        let mut room = Room::of_a_superstep();
-        assert!(!is_left_out(&room.take(result(RESULTS_BYTES_MAX + 1), true)));
-        assert!(is_left_out(&room.take(result(1000), false)));
-        assert!(!is_left_out(&room.take(result(1000), true)));
+    fn what_the_superstep_has_already_takes_its_room_however_much_it_is() {
+        for (known_bytes, has_room) in [(RESULTS_BYTES_MAX / 4, true), (RESULTS_BYTES_MAX / 2, false)] {
+            let mut room = Room::beside(&[result(known_bytes), result(known_bytes)]);
+            assert_eq!(!is_left_out(&room.take(result(1000))), has_room);
+        }
     }
 }

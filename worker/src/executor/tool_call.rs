@@ -65,6 +65,16 @@ impl Plan<'_> {
         }
     }
 
+    /// Its result, if it is in the journal.
+    pub(super) fn known(&self) -> Option<&ToolResult> {
+        match &self.todo {
+            Todo::Known(result) => Some(result),
+            Todo::Refuse(_) | Todo::Make { .. } | Todo::AskWhetherToRepeat | Todo::Repeat { .. } | Todo::Leave(_) => {
+                None
+            }
+        }
+    }
+
     /// What is asked of people before it is made once more.
     pub(super) fn repeat(&self) -> Question {
         Question::Repeat { times_begun: self.times_begun }

@@ -36,18 +36,20 @@ impl Executor<'_> {
             let plan = |call| tool_call::plan(call, toolbox, &self.state, self.session, self.link);
             let (doubtful, mut plans): (Vec<_>, Vec<_>) =
                 calls.iter().map(plan).partition(|plan| matches!(plan.todo, Todo::AskWhetherToRepeat));
+            // Those that are known take their room although they come into the conversation later.
+            let room = Room::beside(plans.iter().filter_map(Plan::known));
             if !doubtful.is_empty() {
                 // Whoever decided meant this turn: what they said holds in no later one.
-                plans.retain(|plan| plan.is_decided && !matches!(plan.todo, Todo::Known(_)));
+                plans.retain(|plan| plan.is_decided && plan.known().is_none());
             }
-            let (slots, interrupted) = self.carry_out(plans).await;
+            let (slots, interrupted) = self.carry_out(plans, room).await;
             if let Some(superstep) = self.conclude(slots, interrupted, &doubtful).await {
                 return superstep;
             }
         }
     }
 
-    async fn carry_out(&self, plans: Vec<Plan<'_>>) -> (Vec<Slot>, Option<Why>) {
+    async fn carry_out(&self, plans: Vec<Plan<'_>>, room: Room) -> (Vec<Slot>, Option<Why>) {
         let bench = Bench {
             link: self.link,
             metrics: self.metrics,
@@ -64,7 +66,7 @@ impl Executor<'_> {
                 times_begun: plan.times_begun + u32::from(is_told_at_once || plan.asks()),
                 approval_id: plan.asks().then(|| Question::Make.id(self.session, &plan.call.tool_call_id)),
                 outcome: None,
-                told: matches!(plan.todo, Todo::Known(_)),
+                told: plan.known().is_some(),
             });
             // Journalled in the model's order before anything is made; one that needs a person's yes only after it.
             let mut index = None;
@@ -74,7 +76,7 @@ impl Executor<'_> {
             let bench = &bench;
             running.push(async move { (place, bench.carry_out(plan, index).await) });
         }
-        let interrupted = self.gather(&mut slots, running).await;
+        let interrupted = self.gather(&mut slots, running, room).await;
         (slots, interrupted)
     }
 
@@ -84,8 +86,8 @@ impl Executor<'_> {
         &self,
         slots: &mut [Slot],
         mut running: FuturesUnordered<impl Future<Output = (usize, Outcome)>>,
+        mut room: Room,
     ) -> Option<Why> {
-        let mut room = Room::of_a_superstep();
         loop {
             match self.interrupt.or(running.next()).await {
                 Ok(None) => return None,
@@ -200,8 +202,8 @@ impl Executor<'_> {
 impl Slot {
     fn came(&mut self, outcome: Outcome, room: &mut Room) {
         self.outcome = Some(match outcome {
-            Outcome::Done(result) => Outcome::Done(room.take(result, self.told)),
-            Outcome::Held => Outcome::Held,
+            Outcome::Done(result) if !self.told => Outcome::Done(room.take(result)),
+            known_or_held => known_or_held,
         });
     }
 

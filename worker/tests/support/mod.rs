@@ -17,12 +17,14 @@ use croft_proto::id::SessionId;
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::execute_step_request::Message as ToWorker;
 use croft_proto::v1::execute_step_response::Message as FromWorker;
+use croft_proto::v1::image;
 use croft_proto::v1::runtime_service_client::RuntimeServiceClient;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::tool_spec::Source;
 use croft_proto::v1::{
     AgentSpec, BuiltinTool, ContentBlock, EventStored, ExecuteStepRequest, ExecuteStepResponse, Grant, GrantRequest,
-    InitWorkerSessionRequest, SessionCheckpoint, StepFinished, StepStart, StopReason, SubAgentCall, Text, ToolSpec,
+    Image, InitWorkerSessionRequest, SessionCheckpoint, StepFinished, StepStart, StopReason, SubAgentCall, Text,
+    ToolSpec,
 };
 use croft_serve::Tasks;
 use croft_worker::tools::{Builtins, Error as ToolError, Invocation, Tool};
@@ -347,6 +349,8 @@ pub struct Spade {
     pub digs: Arc<Mutex<Vec<Invocation>>>,
     pub gate: Option<Arc<Semaphore>>,
     pub breaks: bool,
+    /// Of a picture that each dig brings up besides.
+    pub picture_bytes: usize,
 }
 
 impl Spade {
@@ -374,8 +378,17 @@ impl Tool for Spade {
         if self.breaks {
             return Err(ToolError("The spade broke.".into()));
         }
-        Ok(text(&format!("dug {depth}")))
+        let mut content = text(&format!("dug {depth}"));
+        if self.picture_bytes > 0 {
+            content.push(picture(self.picture_bytes));
+        }
+        Ok(content)
     }
+}
+
+pub fn picture(bytes: usize) -> ContentBlock {
+    let source = Some(image::Source::Data(vec![7; bytes].into()));
+    ContentBlock { block: Some(Block::Image(Image { media_type: "image/png".into(), source })) }
 }
 
 /// A worker with a spade, and an agent that has it.

@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::journal::Journal;
+use super::lag::Lag;
 use super::spool::{self, Spool};
 use super::{Action, AuditStore, Place};
 use crate::error::Error;
@@ -37,6 +38,7 @@ pub struct AuditWriter {
     /// Records that were given to us so far, and those that are stored.
     given: Arc<AtomicU64>,
     stored: watch::Receiver<u64>,
+    lag: Lag,
     /// Somebody waits for what waits.
     hurry: Arc<Notify>,
 }
@@ -69,7 +71,7 @@ impl AuditWriter {
         let (queue, mut waiting) = mpsc::channel(QUEUE_MAX);
         let (storing, stored) = watch::channel(0);
         let (given, hurry): (Arc<AtomicU64>, Arc<Notify>) = Default::default();
-        let journal = Arc::new(Journal::new(folder));
+        let (journal, lag) = (Arc::new(Journal::new(folder)), metrics.audit_lag.clone());
         let mut work = Writing { store, journal: Arc::clone(&journal), spool, metrics, storing };
         let gathering = folder.map(|_| Gathering { hurry: Arc::clone(&hurry), stopping: tasks.stopping() });
         // Calls and turns that are being drained still act.
@@ -99,7 +101,7 @@ impl AuditWriter {
                 work.write(std::mem::take(&mut batch)).await;
             }
         });
-        Ok(Self { queue, journal, given, stored, hurry })
+        Ok(Self { queue, journal, given, stored, lag, hurry })
     }
 
     /// Records an action.
@@ -110,7 +112,10 @@ impl AuditWriter {
             Ok(room) => {
                 giving.done();
                 // In the queue they are in the order of their numbers.
-                self.journal.note(action.plain(), |number, action| room.send((number, action)));
+                self.journal.note(action.plain(), |number, action| {
+                    self.lag.given(number);
+                    room.send((number, action));
+                });
             }
             Err(_) => {
                 tracing::error!(action = %action.action, resource = action.resource, "audit record after shutdown");
@@ -241,6 +246,7 @@ impl Writing {
         }
         if is_given {
             self.storing.send_modify(|stored| *stored += records);
+            self.metrics.audit_lag.stored(records);
         }
         true
     }

@@ -49,7 +49,11 @@ pub async fn follow(
     after_seq: u64,
     durable_only: bool,
 ) -> Result<impl Stream<Item = Result<SessionEvent, Error>> + Send + use<>, Error> {
-    place(hub, tenant, session, durable_only).await.follow(events, after_seq).await
+    let following = place(hub, tenant, session, durable_only).await.follow(events, after_seq).await?;
+    if after_seq > 0 {
+        hub.metrics().resumes.inc();
+    }
+    Ok(following)
 }
 
 /// A place to watch from: what happens from now on is seen, whenever it is followed.

@@ -24,7 +24,7 @@ use tonic::{Status, Streaming};
 use super::approvals::{Approvals, PAGE};
 use super::granted::Granted;
 use super::purse::Told;
-use super::recorder::Recorder;
+use super::recorder::{Recorder, Stage};
 use super::sub_agents::{Heard, SubAgents};
 use crate::core::Core;
 use crate::error::Error;
@@ -218,6 +218,7 @@ impl Exchange<'_> {
     ) -> Result<Option<Outcome>, Error> {
         let mut gathered = Gathered::default();
         let mut next = Some(first);
+        self.recorder.reach(Stage::Ready);
         while let Some(response) = next.take() {
             match response.message {
                 Some(FromWorker::Event(step_event)) => {

@@ -56,6 +56,16 @@ fn sensible(usage: &mut TokenUsage) -> bool {
     changed
 }
 
+/// How far a turn has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Stage {
+    /// A worker was chosen that knows the session.
+    Placed,
+    /// It has said its first word.
+    Ready,
+    FirstToken,
+}
+
 /// Writes for one turn.
 pub(super) struct Recorder {
     core: Arc<Core>,
@@ -66,7 +76,8 @@ pub(super) struct Recorder {
     tenant: Option<Arc<Tenant>>,
     purse: Purse,
     began: Instant,
-    answered: bool,
+    /// Later ones may come first, where a turn goes on at another worker.
+    reached: Option<Stage>,
     /// Previews of the turn may have been shown, here or by whoever had the turn before.
     has_shown: bool,
 }
@@ -76,7 +87,7 @@ impl Recorder {
     pub(super) fn new(core: Arc<Core>, session: Session, epoch: u64, turn: TurnId, is_fresh: bool) -> Self {
         let tenant = core.tenants.get(session.tenant);
         let purse = Purse::new(Arc::clone(&core), session.clone());
-        Self { core, session, epoch, turn, tenant, purse, began: Instant::now(), answered: false, has_shown: !is_fresh }
+        Self { core, session, epoch, turn, tenant, purse, began: Instant::now(), reached: None, has_shown: !is_fresh }
     }
 
     /// What the turn may spend.
@@ -160,7 +171,7 @@ impl Recorder {
 
     fn append(&mut self, kinds: Vec<Kind>, checkpoint: Option<SessionCheckpoint>, input_seq: Option<u64>) -> Append {
         if kinds.iter().any(|kind| matches!(kind, Kind::AgentMessage(_))) {
-            self.note_first_token();
+            self.reach(Stage::FirstToken);
         }
         let (elapsed_ms, create_time) = (self.elapsed_ms(), now());
         let kinds = self.ended_by_budget(kinds.into_iter().map(|kind| self.priced(kind)).collect());
@@ -208,7 +219,7 @@ impl Recorder {
     /// Shows a preview, which is stored nowhere.
     pub(super) fn preview(&mut self, kind: Kind) {
         self.has_shown = true;
-        self.note_first_token();
+        self.reach(Stage::FirstToken);
         let event = SessionEvent {
             session_id: self.session.id.to_string(),
             seq: 0,
@@ -229,9 +240,17 @@ impl Recorder {
         i64::try_from(self.began.elapsed().as_millis()).unwrap_or(i64::MAX)
     }
 
-    fn note_first_token(&mut self) {
-        if !std::mem::replace(&mut self.answered, true) {
-            self.core.metrics.first_token.observe(self.began.elapsed().as_secs_f64());
+    /// Measures when the turn came so far for the first time.
+    pub(super) fn reach(&mut self, stage: Stage) {
+        if self.reached >= Some(stage) {
+            return;
+        }
+        self.reached = Some(stage);
+        let (metrics, took) = (&self.core.metrics, self.began.elapsed().as_secs_f64());
+        match stage {
+            Stage::Placed => metrics.turn_stages.with_label_values(&["place"]).observe(took),
+            Stage::Ready => metrics.turn_stages.with_label_values(&["ready"]).observe(took),
+            Stage::FirstToken => metrics.first_token.observe(took),
         }
     }
 

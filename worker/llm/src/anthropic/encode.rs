@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::NAME;
 use crate::arguments::arguments;
 use crate::request::Request;
+use crate::tool_call_ids::{BYTES_MAX, portable};
 use crate::tool_name::tool_name;
 
 pub(super) fn body(request: &Request) -> Value {
@@ -24,7 +25,7 @@ pub(super) fn body(request: &Request) -> Value {
 
 /// The part of it that is counted, as `POST /v1/messages/count_tokens` takes it.
 pub(super) fn count(request: &Request) -> Value {
-    let mut body = json!({"model": request.model, "messages": messages(&request.messages)});
+    let mut body = json!({"model": request.model, "messages": messages(&portable(&request.messages, BYTES_MAX))});
     if !request.system.is_empty() {
         body["system"] = request.system.clone().into();
     }

@@ -1,6 +1,6 @@
 //! The breakers of one worker.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,7 +32,14 @@ pub struct Breakers {
 #[derive(Default)]
 struct Shared {
     policy: Policy,
-    held: Mutex<HashMap<Key, Held>>,
+    held: Mutex<All>,
+}
+
+#[derive(Default)]
+struct All {
+    by_key: HashMap<Key, Held>,
+    /// How often one of a provider's opened, those included that are forgotten since.
+    opened: BTreeMap<&'static str, u64>,
 }
 
 struct Held {
@@ -58,9 +65,10 @@ impl Breakers {
 
     fn admit_key(&self, key: Key) -> Result<Permit, Error> {
         let now = Instant::now();
-        let mut held = self.shared.lock();
+        let mut all = self.shared.lock();
+        let held = &mut all.by_key;
         if held.len() >= BREAKERS_MAX && !held.contains_key(&key) {
-            make_room(&mut held);
+            make_room(held);
         }
         let entry = held
             .entry(key.clone())
@@ -77,9 +85,19 @@ impl Breakers {
     /// The state of each breaker that is not closed.
     pub fn troubled(&self) -> Vec<(Key, State)> {
         let now = Instant::now();
-        let held = self.shared.lock();
-        let states = held.iter().map(|(key, held)| (key.clone(), held.breaker.state(now)));
+        let all = self.shared.lock();
+        let states = all.by_key.iter().map(|(key, held)| (key.clone(), held.breaker.state(now)));
         states.filter(|(_, state)| *state != State::Closed).collect()
+    }
+
+    /// Whether a breaker of the provider is open, so that no call of its model goes through. One that lets a trial through is not.
+    pub fn is_open(&self, provider: &str) -> bool {
+        self.troubled().iter().any(|(key, state)| key.provider == provider && *state == State::Open)
+    }
+
+    /// How often a breaker of the provider opened, be it since calls failed or since a trial did.
+    pub fn opened(&self, provider: &str) -> u64 {
+        self.shared.lock().opened.get(provider).copied().unwrap_or_default()
     }
 }
 
@@ -98,9 +116,20 @@ fn make_room(held: &mut HashMap<Key, Held>) {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Held>> {
-        // No code that holds the lock can leave the map half changed.
+    fn lock(&self) -> MutexGuard<'_, All> {
+        // No code that holds the lock can leave the maps half changed.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl All {
+    fn ended(&mut self, key: &Key, pass: Pass, outcome: Outcome, now: Instant) {
+        let Some(Held { breaker, .. }) = self.by_key.get_mut(key) else { return };
+        let before = breaker.state(now);
+        breaker.ended(pass, outcome, now);
+        if before != State::Open && breaker.state(now) == State::Open {
+            *self.opened.entry(key.provider).or_default() += 1;
+        }
     }
 }
 
@@ -123,10 +152,8 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if let Some(pass) = self.pass
-            && let Some(held) = self.shared.lock().get_mut(&self.key)
-        {
-            held.breaker.ended(pass, self.outcome, Instant::now());
+        if let Some(pass) = self.pass {
+            self.shared.lock().ended(&self.key, pass, self.outcome, Instant::now());
         }
     }
 }
@@ -170,6 +197,25 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn each_time_that_one_opens_counts_for_its_provider_also_when_it_is_forgotten() {
+        let breakers = Breakers::default();
+        assert_eq!((breakers.is_open("test"), breakers.opened("test")), (false, 0));
+        for model in ["rose", "leek"] {
+            for _ in 0..5 {
+                fail(&breakers, &key(model, 1));
+            }
+        }
+        assert_eq!((breakers.is_open("test"), breakers.opened("test")), (true, 2));
+        assert_eq!((breakers.is_open("another"), breakers.opened("another")), (false, 0));
+        tokio::time::advance(Policy::default().open).await;
+        assert!(!breakers.is_open("test"), "a trial may go through");
+        fail(&breakers, &key("rose", 1));
+        assert_eq!((breakers.is_open("test"), breakers.opened("test")), (true, 3));
+        breakers.shared.lock().by_key.clear();
+        assert_eq!((breakers.is_open("test"), breakers.opened("test")), (false, 3));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn their_number_is_bounded_and_trouble_is_remembered_longest() {
         let breakers = Breakers::default();
         for _ in 0..5 {
@@ -178,7 +224,7 @@ mod tests {
         for number in 0..2 * BREAKERS_MAX as u64 {
             drop(breakers.admit_key(key("leek", number)));
         }
-        assert!(breakers.shared.lock().len() <= BREAKERS_MAX);
+        assert!(breakers.shared.lock().by_key.len() <= BREAKERS_MAX);
         assert!(breakers.admit_key(key("rose", 0)).is_err());
     }
 }

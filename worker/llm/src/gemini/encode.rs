@@ -13,6 +13,7 @@ use super::NAME;
 use super::decode::SIGNATURE;
 use crate::arguments::arguments;
 use crate::request::Request;
+use crate::tool_call_ids::{BYTES_MAX, portable};
 use crate::tool_name::tool_name;
 
 /// Gemini 3 refuses a call that lacks its signature. This in its place stands for a call that another model made.
@@ -56,10 +57,11 @@ fn content(request: &Request) -> Value {
 
 /// The API knows two roles; results of tools are the user's. Neighbours of one role become one content.
 fn contents(request: &Request) -> Vec<Value> {
-    let names = names(&request.messages);
+    let messages = portable(&request.messages, BYTES_MAX);
+    let names = names(&messages);
     let demands_signatures = request.model.starts_with("gemini-3");
     let mut turns: Vec<(&'static str, Vec<Value>)> = Vec::new();
-    for message in &request.messages {
+    for message in messages.iter() {
         let (role, parts) = match message.role() {
             Role::Assistant => ("model", models(message, demands_signatures)),
             Role::User | Role::Tool | Role::Unspecified => ("user", users(message, &names)),

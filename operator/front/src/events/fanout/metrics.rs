@@ -17,6 +17,8 @@ pub struct Metrics {
     pub(crate) relay_up: IntGauge,
     pub(crate) slow_subscribers: IntCounter,
     pub(crate) gaps: IntCounter,
+    /// Streams that were opened behind an event.
+    pub(crate) resumes: IntCounter,
     /// Events that a live subscriber had to read from the log.
     pub(crate) filled: IntCounter,
     pub(crate) stale_previews: IntCounter,
@@ -51,6 +53,7 @@ impl Metrics {
             relay_up: gauge("croft_event_relay_up", "1 while the last call of the relay went well")?,
             slow_subscribers: counter("croft_event_slow_subscribers_total", "Streams ended as they were too slow")?,
             gaps: counter("croft_event_gaps_total", "Gap notices that were sent")?,
+            resumes: counter("croft_event_resumes_total", "Streams that went on behind an event")?,
             filled: counter("croft_event_filled_total", "Live events that came from the log, not the relay")?,
             stale_previews: counter("croft_event_stale_previews_total", "Previews that came after their event")?,
             controls_dropped: counter("croft_event_controls_dropped_total", "Controls that a turn had no room for")?,

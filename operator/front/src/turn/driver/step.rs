@@ -23,7 +23,7 @@ use crate::tenants::Tenant;
 use crate::turn::approvals::Approvals;
 use crate::turn::exchange::{Exchange, Outcome, checkpoint_taken};
 use crate::turn::granted::Granted;
-use crate::turn::recorder::Recorder;
+use crate::turn::recorder::{Recorder, Stage};
 use crate::turn::standing::Standing;
 use crate::turn::sub_agents::SubAgents;
 use crate::worker_error;
@@ -93,6 +93,7 @@ impl Driver {
             }
             placement.worker().clone_into(worker);
         }
+        recorder.reach(Stage::Placed);
         let (core, session) = (Arc::clone(&self.core), self.session.clone());
         let sub_agents = SubAgents::new(core, session, (input.turn, &input.sender), standing.sub_agents.clone());
         let start = self.start(input, standing, &tenant);

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::arguments::arguments;
 use crate::request::Request;
+use crate::tool_call_ids::{CHAT_BYTES_MAX, portable};
 use crate::tool_name::tool_name;
 
 pub(super) fn body(request: &Request) -> Value {
@@ -17,7 +18,8 @@ pub(super) fn body(request: &Request) -> Value {
         messages.push(json!({"role": "system", "content": request.system}));
     }
     // The results of one answer may come in several messages, and nothing may stand between them.
-    let runs = request.messages.chunk_by(|one, next| one.role() == Role::Tool && next.role() == Role::Tool);
+    let conversation = portable(&request.messages, CHAT_BYTES_MAX);
+    let runs = conversation.chunk_by(|one, next| one.role() == Role::Tool && next.role() == Role::Tool);
     runs.for_each(|run| add(run, &mut messages));
     let mut body = json!({
         "model": request.model,

@@ -8,6 +8,7 @@ use crate::arguments::arguments;
 use crate::openai::NAME;
 use crate::openai::chat::url;
 use crate::request::Request;
+use crate::tool_call_ids::{BYTES_MAX, portable};
 use crate::tool_name::tool_name;
 
 pub(super) fn body(request: &Request) -> Value {
@@ -24,7 +25,7 @@ pub(super) fn body(request: &Request) -> Value {
 
 /// The part of it that is counted, as `POST /v1/responses/input_tokens` takes it.
 pub(super) fn count(request: &Request) -> Value {
-    let input: Vec<_> = request.messages.iter().flat_map(items).collect();
+    let input: Vec<_> = portable(&request.messages, BYTES_MAX).iter().flat_map(items).collect();
     let mut body = json!({"model": request.model, "input": input});
     if !request.system.is_empty() {
         body["instructions"] = request.system.clone().into();

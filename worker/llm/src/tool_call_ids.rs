@@ -1,0 +1,224 @@
+//! The ids of tool calls on their way back to a model.
+//!
+//! Those that a worker takes in are good, but what stands in a conversation already need not be: an older release, a client or a
+//! server with ways of its own may have written `functions.search:0`, nothing at all, or the same id for two calls. A provider
+//! that refuses one would refuse the conversation with every request from then on.
+
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use croft_proto::v1::Message;
+use croft_proto::v1::content_block::Block;
+
+/// OpenAI's Responses refuse longer ones (`string_above_max_length`).
+pub const BYTES_MAX: usize = 64;
+/// And Chat Completions these.
+pub(crate) const CHAT_BYTES_MAX: usize = 40;
+/// Stands for no id at all.
+const UNKNOWN: &str = "call";
+
+/// Whether every interface whose ids have at most so many bytes takes it back: Anthropic takes `a-z A-Z 0-9 _ -` and no other.
+pub fn is_portable(id: &str, bytes_max: usize) -> bool {
+    !id.is_empty() && id.len() <= bytes_max && id.chars().all(is_of_alphabet)
+}
+
+fn is_of_alphabet(character: char) -> bool {
+    character.is_ascii_alphanumeric() || matches!(character, '_' | '-')
+}
+
+/// The conversation with ids that providers take, each for one call and its results alone. One that is good already stays, so
+/// that what a provider has cached still fits. Another becomes one by what comes before it, so that a conversation which goes
+/// on begins as it did.
+pub(crate) fn portable(messages: &[Message], bytes_max: usize) -> Cow<'_, [Message]> {
+    if are_good(messages, bytes_max) {
+        return Cow::Borrowed(messages);
+    }
+    let mut ids = Ids::new(messages, bytes_max);
+    let mut messages = messages.to_vec();
+    for block in messages.iter_mut().flat_map(|message| &mut message.content) {
+        match &mut block.block {
+            Some(Block::ToolUse(call)) => call.tool_call_id = ids.of_call(&call.tool_call_id),
+            Some(Block::ToolOutput(output)) => output.tool_call_id = ids.of_result(&output.tool_call_id),
+            _ => {}
+        }
+    }
+    Cow::Owned(messages)
+}
+
+fn are_good(messages: &[Message], bytes_max: usize) -> bool {
+    let mut called = HashSet::new();
+    messages.iter().flat_map(|message| &message.content).all(|block| match &block.block {
+        Some(Block::ToolUse(call)) => {
+            is_portable(&call.tool_call_id, bytes_max) && called.insert(call.tool_call_id.as_str())
+        }
+        Some(Block::ToolOutput(output)) => is_portable(&output.tool_call_id, bytes_max),
+        _ => true,
+    })
+}
+
+/// What became of the ids so far.
+struct Ids {
+    bytes_max: usize,
+    /// Good ones of all the conversation, and what stands for others: nothing else may stand for these.
+    taken: HashSet<String>,
+    /// By the id as it was.
+    calls: HashMap<String, Calls>,
+    /// The last number behind what stands for several, by what they begin with.
+    numbers: HashMap<String, u64>,
+}
+
+/// The calls that had one id, each by what stands for it now.
+#[derive(Default)]
+struct Calls {
+    /// Without a result so far, the oldest first: results come in the order of their calls.
+    open: VecDeque<String>,
+    last: String,
+}
+
+impl Ids {
+    fn new(messages: &[Message], bytes_max: usize) -> Self {
+        let ids = messages.iter().flat_map(|message| &message.content).filter_map(|block| match &block.block {
+            Some(Block::ToolUse(call)) => Some(&call.tool_call_id),
+            Some(Block::ToolOutput(output)) => Some(&output.tool_call_id),
+            _ => None,
+        });
+        let taken = ids.filter(|id| is_portable(id, bytes_max)).cloned().collect();
+        Self { bytes_max, taken, calls: HashMap::new(), numbers: HashMap::new() }
+    }
+
+    fn of_call(&mut self, id: &str) -> String {
+        let is_good = is_portable(id, self.bytes_max) && !self.calls.contains_key(id);
+        let sent = if is_good { id.to_owned() } else { self.stand_in(id) };
+        let calls = self.calls.entry(id.to_owned()).or_default();
+        calls.open.push_back(sent.clone());
+        calls.last.clone_from(&sent);
+        sent
+    }
+
+    fn of_result(&mut self, id: &str) -> String {
+        match self.calls.get_mut(id) {
+            Some(calls) => calls.open.pop_front().unwrap_or_else(|| calls.last.clone()),
+            // Its call is not there.
+            None if is_portable(id, self.bytes_max) => id.to_owned(),
+            None => self.stand_in(id),
+        }
+    }
+
+    fn stand_in(&mut self, id: &str) -> String {
+        let safe = |character| if is_of_alphabet(character) { character } else { '_' };
+        let begins = match id {
+            "" => UNKNOWN.to_owned(),
+            _ => id.chars().take(self.bytes_max).map(safe).collect(),
+        };
+        let mut sent = begins.clone();
+        let number = self.numbers.entry(begins.clone()).or_insert(1);
+        // Ends, as the conversation does.
+        while !self.taken.insert(sent.clone()) {
+            *number += 1;
+            let ending = format!("_{number}");
+            let room = self.bytes_max.saturating_sub(ending.len());
+            sent = begins.chars().take(room).chain(ending.chars()).collect();
+        }
+        sent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use croft_proto::v1::{ContentBlock, Role, ToolOutput, ToolUse};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn message(role: Role, blocks: impl Iterator<Item = Block>) -> Message {
+        let content = blocks.map(|block| ContentBlock { block: Some(block) }).collect();
+        Message { role: role.into(), content, ..Message::default() }
+    }
+
+    /// Answers with calls of these ids, each with its results.
+    fn conversation(answers: &[Vec<String>]) -> Vec<Message> {
+        let call = |id: &String| Block::ToolUse(ToolUse { tool_call_id: id.clone(), ..ToolUse::default() });
+        let output = |id: &String| Block::ToolOutput(ToolOutput { tool_call_id: id.clone(), ..ToolOutput::default() });
+        let exchange = |ids: &Vec<String>| {
+            [message(Role::Assistant, ids.iter().map(call)), message(Role::Tool, ids.iter().map(output))]
+        };
+        answers.iter().flat_map(exchange).collect()
+    }
+
+    /// The ids that are sent, of calls and of results.
+    fn sent(answers: &[Vec<String>]) -> (Vec<String>, Vec<String>) {
+        let (mut calls, mut results) = (Vec::new(), Vec::new());
+        let messages = conversation(answers);
+        for block in portable(&messages, BYTES_MAX).iter().flat_map(|message| &message.content) {
+            match &block.block {
+                Some(Block::ToolUse(call)) => calls.push(call.tool_call_id.clone()),
+                Some(Block::ToolOutput(output)) => results.push(output.tool_call_id.clone()),
+                _ => {}
+            }
+        }
+        (calls, results)
+    }
+
+    fn answer(ids: &[&str]) -> Vec<String> {
+        ids.iter().map(|id| (*id).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_good_id_stays_and_another_becomes_one_that_no_other_call_has() {
+        let (just, over) = ("x".repeat(BYTES_MAX), "x".repeat(BYTES_MAX + 1));
+        let cut = format!("{}_2", "x".repeat(BYTES_MAX - 2));
+        for (before, after) in [
+            (vec![answer(&["toolu_1", "call-2"])], vec!["toolu_1", "call-2"]),
+            (vec![answer(&["functions.search:0"])], vec!["functions_search_0"]),
+            (vec![answer(&["a.b", "a:b"]), answer(&["a_b", "a b"])], vec!["a_b_2", "a_b_3", "a_b", "a_b_4"]),
+            (vec![answer(&["käse"]), answer(&[""]), answer(&[""])], vec!["k_se", "call", "call_2"]),
+            (vec![answer(&[&over, &just])], vec![&cut, &just]),
+            // An endpoint that begins anew with each answer, and one that gives all calls the same.
+            (vec![answer(&["0", "1"]), answer(&["0"])], vec!["0", "1", "0_2"]),
+            (vec![answer(&["c", "c"])], vec!["c", "c_2"]),
+        ] {
+            let (calls, results) = sent(&before);
+            assert_eq!(calls, after, "{before:?}");
+            assert_eq!(results, after, "each result goes with its call: {before:?}");
+        }
+    }
+
+    #[test]
+    fn a_conversation_with_good_ids_is_not_even_copied() {
+        let messages = conversation(&[answer(&["toolu_1", "call-2"]), answer(&["call_3"])]);
+        assert!(matches!(portable(&messages, BYTES_MAX), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn a_result_without_its_call_has_a_good_id_of_its_own() {
+        let messages = conversation(&[answer(&["a.b", "fine"])]);
+        let outputs = portable(&messages[1..], BYTES_MAX).into_owned();
+        let expected = conversation(&[answer(&["a_b", "fine"])]);
+        assert_eq!(outputs, expected[1..]);
+    }
+
+    fn id() -> impl Strategy<Value = String> {
+        prop_oneof!["[ab.:_]{0,3}", "[ab.]_[2-4]", "x{63,66}", "x{38}[.:_][x.]{23,26}", Just("call_2".to_owned())]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_ids_are_no_two_calls_share_one_and_what_went_before_stays(
+            answers in prop::collection::vec(prop::collection::vec(id(), 1..4), 1..6),
+        ) {
+            let (calls, results) = sent(&answers);
+            prop_assert_eq!(&calls, &results);
+            prop_assert!(calls.iter().all(|id| is_portable(id, BYTES_MAX)), "{:?}", calls);
+            let distinct: HashSet<_> = calls.iter().collect();
+            prop_assert_eq!(distinct.len(), calls.len(), "{:?}", calls);
+            let mut seen = HashSet::new();
+            for (before, after) in answers.iter().flatten().zip(&calls) {
+                let is_good = is_portable(before, BYTES_MAX) && seen.insert(before);
+                prop_assert!(!is_good || before == after, "{} became {}", before, after);
+            }
+            prop_assert_eq!(&sent(&answers).0, &calls, "it is the same each time");
+            let more = [answers, vec![answer(&["later.on", "later:on"])]].concat();
+            prop_assert_eq!(&sent(&more).0[..calls.len()], &calls[..]);
+        }
+    }
+}
