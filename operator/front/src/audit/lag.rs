@@ -63,6 +63,12 @@ impl Lag {
         }
     }
 
+    /// Records that are not stored.
+    pub fn waiting(&self) -> u64 {
+        let state = self.lock();
+        state.given.saturating_sub(state.stored)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -74,9 +80,8 @@ impl Collector for Lag {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
+        self.waiting.set(i64::try_from(self.waiting()).unwrap_or(i64::MAX));
         let state = self.lock();
-        let waiting = state.given.saturating_sub(state.stored);
-        self.waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
         self.seconds.set(state.came.front().map_or(0.0, |(_, came)| came.elapsed().as_secs_f64()));
         [self.seconds.collect(), self.waiting.collect()].concat()
     }

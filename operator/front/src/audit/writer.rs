@@ -245,8 +245,8 @@ impl Writing {
             }
         }
         if is_given {
-            self.storing.send_modify(|stored| *stored += records);
             self.metrics.audit_lag.stored(records);
+            self.storing.send_modify(|stored| *stored += records);
         }
         true
     }

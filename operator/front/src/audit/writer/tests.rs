@@ -115,6 +115,21 @@ async fn a_single_record_waits_for_no_other() {
     assert_eq!(store.records(), ["alone"]);
 }
 
+#[tokio::test]
+async fn records_that_wait_are_told_as_a_lag() {
+    let (store, tasks, folder) = (Arc::new(Fickle::default()), Tasks::new(), TempDir::new().unwrap());
+    store.go_away(true);
+    let writer = writer(&store, Some(&folder), &tasks).await;
+    for number in 0..3 {
+        writer.record(action(number.to_string())).await;
+    }
+    assert_eq!(writer.unwritten(Duration::ZERO).await, 3);
+    assert_eq!(writer.lag.waiting(), 3);
+    store.go_away(false);
+    assert_eq!(writer.unwritten(PATIENCE).await, 0);
+    assert_eq!(writer.lag.waiting(), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn records_in_a_journal_wait_for_others_unless_somebody_waits_for_them() {
     let (store, tasks, folder) = (Arc::new(Fickle::default()), Tasks::new(), TempDir::new().unwrap());
