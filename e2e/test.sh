@@ -15,17 +15,23 @@ trap 'exit 130' INT TERM
 formatted() { cargo fmt --all --check; }
 proto_lint() { (cd proto && ../target/croft/bin/buf lint); }
 chart_lint() {
+    local everything=(--set "monitoring.podMonitor.enabled=true,monitoring.rules.enabled=true,monitoring.dashboards.enabled=true")
     target/croft/bin/helm lint --quiet charts/croft --values e2e/values.yaml &&
+        target/croft/bin/helm lint --quiet charts/croft --values e2e/values.yaml "${everything[@]}" &&
         target/croft/bin/helm template croft charts/croft --namespace croft-system --values e2e/values.yaml >/dev/null
+}
+alert_rules() {
+    promtool check rules --lint=all --lint-fatal charts/croft/alerts.yaml && promtool test rules e2e/alerts.yaml
 }
 cluster_tests_of_the_starter() { (cd e2e/cluster/starter && go vet ./... && go test ./...); }
 
 export CROFT_WITH_TESTS=yes INSTA_UPDATE=no
-step "Debian packages" $cluster apt services node policy
+step "Debian packages" $cluster apt services node policy rules
 step "cluster programs" $cluster tools kube dns helm cilium buf
 step "format" formatted
 step "protobuf lint" proto_lint
 step "chart lint" chart_lint
+step "alert rules" alert_rules
 step "clippy" quiet clippy cargo clippy --workspace --all-targets -- -D warnings
 step "build" quiet test-build cargo build --workspace --bins --tests
 step "the cluster's own tests" quiet starter cluster_tests_of_the_starter

@@ -21,6 +21,7 @@ use kube::runtime::watcher;
 use kube::{Client, Resource, ResourceExt as _};
 use tokio::sync::OnceCell;
 
+use crate::freshness::{Freshness, Purpose};
 use crate::marks::Marks;
 use crate::mirror::{self, Change, Copies, Fate, StatusChange};
 use crate::recent::Recent;
@@ -123,12 +124,13 @@ kept! {
 
 impl Cluster {
     /// Starts the watches; they run until shutdown.
-    pub fn start(client: &Client, tasks: &Tasks) -> Self {
+    pub fn start(client: &Client, freshness: &Freshness, tasks: &Tasks) -> Self {
         let changes = Changes::default();
         let applied = Arc::new(Recent::default());
         let workers = Arc::new(WorkerIndex::default());
         let session_index = Arc::new(SessionIndex::default());
-        let watch = Watch { client, tasks, changes: &changes, applied: &applied, session_index: &session_index };
+        let watch =
+            Watch { client, freshness, tasks, changes: &changes, applied: &applied, session_index: &session_index };
         Self {
             tenants: watch.tenants(),
             sessions: watch.sessions(),
@@ -238,6 +240,7 @@ pub(crate) fn key_of<K: Object>(namespace: &str, name: &str) -> String {
 /// What all watches share.
 struct Watch<'a> {
     client: &'a Client,
+    freshness: &'a Freshness,
     tasks: &'a Tasks,
     changes: &'a Changes,
     applied: &'a Arc<Recent<String>>,
@@ -245,10 +248,15 @@ struct Watch<'a> {
 }
 
 impl Watch<'_> {
+    /// For one watch alone.
+    fn client(&self, task_name: &'static str, purpose: Purpose) -> Client {
+        self.freshness.listen(self.client, task_name, purpose)
+    }
+
     fn tenants(&self) -> Store<AgentTenant> {
         let (changes, sessions) = (self.changes.clone(), Arc::clone(self.session_index));
         let applied = Arc::clone(self.applied);
-        let (api, all) = (Api::all(self.client.clone()), watcher::Config::default());
+        let (api, all) = (Api::all(self.client("watch-tenants", Purpose::Routes)), watcher::Config::default());
         mirror::start(self.tasks, "watch-tenants", api, all, move |change: Change<AgentTenant>| {
             let name = change.object().name_any();
             changes.routes.mark(name.clone());
@@ -274,7 +282,7 @@ impl Watch<'_> {
 
     fn sessions(&self) -> Store<AgentSession> {
         let (changes, index) = (self.changes.clone(), Arc::clone(self.session_index));
-        let (api, all) = (Api::all(self.client.clone()), watcher::Config::default());
+        let (api, all) = (Api::all(self.client("watch-sessions", Purpose::Passes)), watcher::Config::default());
         mirror::start(self.tasks, "watch-sessions", api, all, move |change: Change<AgentSession>| match change {
             Change::Is { old, new } => {
                 index.put(&new);
@@ -305,9 +313,9 @@ impl Watch<'_> {
 
     fn children_where<K: Object>(&self, task_name: &'static str, config: watcher::Config) -> Copies<K> {
         let (changes, applied) = (self.changes.clone(), Arc::clone(self.applied));
-        let api = Api::all(self.client.clone());
         // A route is made of these, the tenant and its workers.
         let is_routed = matches!(&*K::kind(&()), "ConfigMap" | "Deployment");
+        let api = Api::all(self.client(task_name, if is_routed { Purpose::Routes } else { Purpose::Passes }));
         // What others report of these, and often, says nothing to a pass.
         let status_change = match &*K::kind(&()) {
             "PodDisruptionBudget" | "ResourceQuota" => StatusChange::Apart,
@@ -332,7 +340,7 @@ impl Watch<'_> {
 
     fn workers(&self, index: &Arc<WorkerIndex>) -> Copies<Pod> {
         let (changes, index, sessions) = (self.changes.clone(), Arc::clone(index), Arc::clone(self.session_index));
-        let api = Api::all(self.client.clone());
+        let api = Api::all(self.client("watch-workers", Purpose::Routes));
         let config = watcher::Config::default().labels(WORKERS);
         Copies::start(self.tasks, "watch-workers", api, config, StatusChange::AsAny, move |pod: &Pod, fate| {
             let Some(tenant) = tenant_of(pod) else { return };

@@ -68,6 +68,10 @@ pub struct Args {
     /// How often a tenant's status may change because of its open sessions and its spend, in milliseconds
     #[arg(long, env = "CROFT_TENANT_TOTALS_MS", default_value_t = 30_000)]
     pub tenant_totals_ms: u64,
+    /// A replica whose watches the API server has not answered for so long says that it is not ready, so that fronts that connect get
+    /// their routes from another, in seconds; routes are served all the same
+    #[arg(long, env = "CROFT_ROUTES_STALE_SECONDS", default_value_t = 60)]
+    pub routes_stale_seconds: u64,
     /// After a crash of the replica that writes, another takes over when this has passed, in seconds
     #[arg(long, env = "CROFT_LEASE_SECONDS", default_value_t = 15)]
     pub lease_seconds: u64,
@@ -85,6 +89,8 @@ impl Config for Args {
         at_least(self.reconcile_deadline_ms, 1_000, "--reconcile-deadline-ms (CROFT_RECONCILE_DEADLINE_MS)");
         at_least(self.session_status_ms, 200, "--session-status-ms (CROFT_SESSION_STATUS_MS)");
         at_least(self.tenant_totals_ms, 200, "--tenant-totals-ms (CROFT_TENANT_TOTALS_MS)");
+        // Watches are made anew every 20 s, and one that is lost is noticed 5 s later.
+        at_least(self.routes_stale_seconds, 30, "--routes-stale-seconds (CROFT_ROUTES_STALE_SECONDS)");
         at_least(self.lease_seconds, 5, "--lease-seconds (CROFT_LEASE_SECONDS)");
         mistakes.extend(self.read_tiers().err().unwrap_or_default());
         mistakes.extend(self.read_platform_providers().err().unwrap_or_default());
@@ -101,6 +107,11 @@ impl Args {
             deadline: Duration::from_millis(self.reconcile_deadline_ms),
             retry_max,
         }
+    }
+
+    /// From when on routes are too old to be looked for here.
+    pub fn routes_stale_after(&self) -> Duration {
+        Duration::from_secs(self.routes_stale_seconds)
     }
 
     /// What the builders must know. Fails with a sentence for each mistake in a file.

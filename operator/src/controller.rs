@@ -24,8 +24,6 @@ pub enum Retry {
     Backoff,
     /// After this long: nothing will tell us.
     After(Duration),
-    /// Never: the edit that mends it wakes us.
-    OnChange,
 }
 
 /// Why a pass failed, in the words that metrics and conditions use.
@@ -117,7 +115,6 @@ where
                 match retry {
                     Retry::Backoff => Action::requeue(self.backoff.failed(reference)),
                     Retry::After(pause) => Action::requeue(pause),
-                    Retry::OnChange => Action::await_change(),
                 }
             }
             Err(_) => {

@@ -12,6 +12,7 @@ pub mod context;
 pub mod controller;
 pub mod drift;
 pub mod events;
+pub mod freshness;
 pub mod front;
 mod front_certificate;
 pub mod keyring;

@@ -1,6 +1,6 @@
 //! What the operator tells Prometheus about its work.
 
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 /// The operator's instruments. Clones share them.
 #[derive(Clone)]
@@ -15,6 +15,8 @@ pub struct Metrics {
     pub events: IntCounterVec,
     /// 1 on the replica that writes.
     pub leader: IntGauge,
+    /// When the API server last answered, by watch: how old a copy may be is the time since then.
+    pub watch_answered: IntGaugeVec,
     /// Fronts that watch the routes here.
     pub route_watchers: IntGauge,
     /// Fronts that were cut off because they did not keep up.
@@ -43,6 +45,14 @@ impl Metrics {
             "Fronts that were cut off because they did not keep up with the routes.",
         )?;
         registry.register(Box::new(route_laggards.clone()))?;
+        let watch_answered = IntGaugeVec::new(
+            Opts::new(
+                "croft_operator_watch_answered_timestamp_seconds",
+                "When the API server last answered, by watch, in seconds since 1970. Each asks every 20 s.",
+            ),
+            &["watch"],
+        )?;
+        registry.register(Box::new(watch_answered.clone()))?;
         Ok(Self {
             reconciles: counters(
                 "croft_operator_reconciles_total",
@@ -61,6 +71,7 @@ impl Metrics {
                 &["outcome"],
             )?,
             leader: gauge("croft_operator_leader", "1 on the replica that writes.")?,
+            watch_answered,
             route_watchers: gauge("croft_operator_route_watchers", "Fronts that watch the routes here.")?,
             route_laggards,
         })

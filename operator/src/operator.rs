@@ -22,6 +22,7 @@ use crate::cluster::Cluster;
 use crate::config::Args;
 use crate::context::{CHILD_WRITES_MAX, Context};
 use crate::events::Events;
+use crate::freshness::Freshness;
 use crate::front::Front;
 use crate::keyring::Keyring;
 use crate::leader::{self, Fence};
@@ -50,7 +51,7 @@ pub struct Started {
 /// Starts everything in tasks of `program`. Fails when the cluster can't be reached or an address is taken.
 pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> anyhow::Result<Started> {
     let tasks = &program.tasks;
-    let synced = program.readiness.check("cluster");
+    let (synced, fresh) = (program.readiness.check("cluster"), program.readiness.check("routes"));
     let lease_clients = leader::Clients::new(&kube_config)?;
     let patient = Client::try_from(kube_config.clone())?;
     let client = hasty(kube_config)?;
@@ -68,8 +69,9 @@ pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> a
     let tokens = Arc::new(TokenMaker::new(&authority)?);
 
     let settings = args.settings().map_err(|mistakes| anyhow::anyhow!(mistakes.join(" ")))?;
-    let cluster = Arc::new(Cluster::start(&client, tasks));
-    let secrets = Secrets::start(&client, &cluster, settings.clone(), tasks);
+    let freshness = Freshness::new(metrics.watch_answered.clone());
+    let cluster = Arc::new(Cluster::start(&client, &freshness, tasks));
+    let secrets = Secrets::start(&client, &freshness, &cluster, settings.clone(), tasks);
     let keyring = Keyring::new(client.clone(), secrets, &authority);
     let (events, waiting) = Events::new(metrics.clone());
     let written = waiting.write(Arc::new(writer.clone()), args.identity.clone(), tasks.stopping());
@@ -105,6 +107,7 @@ pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> a
         cluster.synced().await;
         synced.ready();
     }));
+    drop(tasks.spawn("freshness", freshness.keep(fresh, args.routes_stale_after(), tasks.stopping())));
     tasks.spawn_vital("certificate", own_certificate(tasks.stopping()));
     let (args, stopping) = (args.clone(), tasks.stopping());
     tasks.spawn_vital("leader", async move {

@@ -16,6 +16,7 @@ use kube::{Client, ResourceExt as _};
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Cluster, key_of};
+use crate::freshness::{Freshness, Purpose};
 use crate::mirror;
 use crate::tenant::{PLATFORM_KEYS, PULL_CREDENTIALS, Settings};
 
@@ -24,6 +25,8 @@ const OTHERS: &str = "type!=helm.sh/release.v1,type!=kubernetes.io/service-accou
 
 /// What the operator copies into tenants' namespaces out of Secrets of its own.
 const COPIES: [&str; 2] = [PLATFORM_KEYS, PULL_CREDENTIALS];
+
+const TASK: &str = "watch-secret-versions";
 
 /// A Secret's namespace and name.
 pub(crate) type SecretId = (String, String);
@@ -44,9 +47,15 @@ struct Known {
 
 impl Secrets {
     /// Starts the watch; it runs until shutdown.
-    pub fn start(client: &Client, cluster: &Arc<Cluster>, settings: Settings, tasks: &Tasks) -> Arc<Self> {
+    pub fn start(
+        client: &Client,
+        freshness: &Freshness,
+        cluster: &Arc<Cluster>,
+        settings: Settings,
+        tasks: &Tasks,
+    ) -> Arc<Self> {
         let secrets = Arc::new(Self::new(&settings.namespace));
-        let api: Api<PartialObjectMeta<Secret>> = Api::all(client.clone());
+        let api: Api<PartialObjectMeta<Secret>> = Api::all(freshness.listen(client, TASK, Purpose::Passes));
         let events = watcher(api, watcher::Config::default().fields(OTHERS).timeout(mirror::SILENCE_MAX_SECONDS))
             .backoff(mirror::again());
         let (followed, cluster, stopping) = (Arc::clone(&secrets), Arc::clone(cluster), tasks.stopping());
@@ -67,7 +76,7 @@ impl Secrets {
                 }
             }
         };
-        drop(tasks.spawn("watch-secret-versions", async move { stopping.run_until_cancelled(follow).await }));
+        drop(tasks.spawn(TASK, async move { stopping.run_until_cancelled(follow).await }));
         secrets
     }
 

@@ -11,6 +11,7 @@ mod finalizer;
 pub(crate) mod fixtures;
 mod health;
 mod limit_range;
+mod mounts;
 mod namespace;
 mod observe;
 mod owners;
@@ -31,6 +32,7 @@ mod stop;
 mod surroundings;
 mod tier;
 pub(crate) mod tls;
+mod upkeep;
 mod wanted;
 mod workers;
 mod workers_service;
@@ -68,7 +70,7 @@ use platform_keys::PlatformKeys;
 use pull_credentials::PullCredentials;
 use wanted::Wanted;
 
-/// Looks again at a tenant that nothing happened to.
+/// Looks again at a tenant that nothing happened to; its certificate may have to be renewed.
 const RESYNC: Duration = Duration::from_mins(10);
 /// For what no watch tells us of.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
@@ -115,7 +117,8 @@ impl PassError for Error {
             }
             // A foreign namespace is not watched, nor is one that has lost our labels.
             Self::NamespaceTaken { .. } | Self::NamespaceEnding { .. } => Retry::After(LOOK_AGAIN),
-            Self::Spec { .. } => Retry::OnChange,
+            // The edit that mends it wakes us, but not the time at which a certificate must be renewed.
+            Self::Spec { .. } => Retry::After(RESYNC),
         }
     }
 }
@@ -131,9 +134,18 @@ pub async fn reconcile(tenant: Arc<AgentTenant>, context: Arc<Context>) -> Resul
     let pass = async {
         stopped?;
         let observed = observe::observe(&tenant, &context).await?;
-        let children = plan(&tenant, &observed, &context)?;
-        Box::pin(apply::apply(&tenant, children, &observed, &context)).await?;
-        Ok(observed)
+        let unusable = match plan(&tenant, &observed, &context) {
+            Ok(children) => {
+                Box::pin(apply::apply(&tenant, children, &observed, &context)).await?;
+                return Ok(observed);
+            }
+            Err(unusable @ Error::Spec { .. }) => unusable,
+            Err(error) => return Err(error.into()),
+        };
+        // Of none of the parts is it known then that it is as the spec wants it.
+        let kept_up = Box::pin(upkeep::keep_up(&tenant, &observed, &context)).await;
+        kept_up.map_err(|error| Failure { part: None, error })?;
+        Err(unusable.into())
     };
     let outcome: Result<Observed, Failure> = pass.await;
     let reported = report::report(&tenant, outcome.as_ref(), &context).await;
@@ -193,5 +205,17 @@ fn certificate(
     match there.filter(|issued| subject.still_holds(issued, authority, now)) {
         Some(issued) => Ok(issued),
         None => subject.issue(authority, now),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nothing else would wake a tenant whose spec nobody mends when its certificate must be renewed.
+    #[test]
+    fn a_tenant_with_an_unusable_spec_is_looked_at_again() {
+        let unusable = Error::Spec { field: "egress.allow", problem: "it is not".to_owned() };
+        assert_eq!(unusable.retry(), Retry::After(RESYNC));
     }
 }

@@ -51,3 +51,20 @@ readinessProbe:
 {{- define "croft.redisSecret" -}}
 {{ .Values.front.redis.existingSecret | default "croft-redis" }}
 {{- end }}
+
+{{- /* The way in for who reads metrics. */ -}}
+{{- define "croft.toMetrics" -}}
+{{- with .Values.monitoring.scraper -}}
+- ports:
+    - { protocol: TCP, port: 9090 }
+  {{- if .namespace }}
+  from:
+    - namespaceSelector:
+        matchLabels: { kubernetes.io/metadata.name: {{ .namespace }} }
+      {{- with .podLabels }}
+      podSelector:
+        matchLabels: {{- toYaml . | nindent 10 }}
+      {{- end }}
+  {{- end }}
+{{- end }}
+{{- end }}

@@ -33,6 +33,10 @@ var packages = map[string]map[string]string{
 		"clang-19": "/usr/bin/clang-19",
 		"llvm-19":  "/usr/bin/llc-19",
 	},
+	// promtool, which judges the alert rules.
+	"rules": {
+		"prometheus": "/usr/bin/promtool",
+	},
 }
 
 // install brings in the missing packages of the groups, and only those. With
@@ -69,7 +73,7 @@ func missingPackages(groups []string, present func(pattern string) bool) ([]stri
 	for _, group := range groups {
 		members, known := packages[group]
 		if !known {
-			return nil, fmt.Errorf("no group of packages is called %q; there are node, policy and services", group)
+			return nil, fmt.Errorf("no group of packages is called %q; there are node, policy, rules and services", group)
 		}
 		for name, pattern := range members {
 			if !present(pattern) {

@@ -9,6 +9,7 @@ mod api_server;
 mod bad_input;
 mod crash;
 mod fence;
+mod monitoring;
 mod session;
 mod support;
 mod tenant_life;

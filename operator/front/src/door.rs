@@ -74,7 +74,7 @@ pub(crate) async fn guard(State(core): State<Arc<Core>>, mut request: HttpReques
         // All calls of clients have one message to say.
         let (head, body) = request.into_parts();
         return match core.intake.read(tenant, head.uri.path(), body).await {
-            Ok((body, held)) => held.answering(next.run(HttpRequest::from_parts(head, body))).await,
+            Ok((body, room)) => room.answering(next.run(HttpRequest::from_parts(head, body))).await,
             Err(refused) => refused.into_http(),
         };
     }

@@ -101,7 +101,7 @@ async fn ensure_owners(
     }
 }
 
-async fn ensure_providers(
+pub(super) async fn ensure_providers(
     providers: ConfigMap,
     platform_keys: Option<&PlatformKeys>,
     context: &Context,
@@ -169,7 +169,7 @@ async fn ensure_platform_keys(wanted: &PlatformKeys, context: &Context) -> Resul
 
 /// Like [`ensure::ensure`], but compares the sources' versions. What is in the copy is not looked at: nobody but the operator may
 /// change it.
-async fn ensure_pull_credentials(wanted: Option<&PullCredentials>, context: &Context) -> Result<(), Error> {
+pub(super) async fn ensure_pull_credentials(wanted: Option<&PullCredentials>, context: &Context) -> Result<(), Error> {
     let Some(PullCredentials { secret, sources }) = wanted else { return Ok(()) };
     let mut secret = secret.clone();
     let id: SecretId = (secret.namespace().unwrap_or_default(), pull_credentials::NAME.to_owned());
@@ -200,7 +200,7 @@ async fn ensure_pull_credentials(wanted: Option<&PullCredentials>, context: &Con
 }
 
 /// Takes away what was copied from the platform's Secrets, and of which no copy is kept here.
-async fn remove_copy(tenant: &AgentTenant, name: &str, context: &Context) -> Result<(), Error> {
+pub(super) async fn remove_copy(tenant: &AgentTenant, name: &str, context: &Context) -> Result<(), Error> {
     let id: SecretId = (tenant.namespace_name(), name.to_owned());
     let Some(live) = context.keyring.secrets().own(&id).filter(|live| is_owned(&**live, tenant)) else {
         return Ok(());

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use croft_crds::AgentTenant;
 use croft_crds::tenant::{ProviderSource, ProviderSpec};
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Namespace, Secret};
-use kube::ResourceExt as _;
 use kube::api::Api;
+use kube::{Resource, ResourceExt as _};
 
 use super::wanted::{Key, Keys};
 use super::{Error, finalizer, tls};
-use crate::cluster::{is_owned, key_of};
+use crate::cluster::{Kept, is_owned, key_of};
 use crate::context::Context;
 use crate::keyring::Print;
 use crate::secrets::SecretId;
@@ -57,7 +58,8 @@ pub(super) async fn observe(tenant: &AgentTenant, context: &Context) -> Result<O
             return Err(Error::NamespaceEnding { name });
         }
     }
-    let tls = if namespace.is_some() { tls_secret(&name, context).await? } else { None };
+    // Another certificate than the one that was made a moment ago would restart every worker.
+    let tls = if namespace.is_some() { latest::<Secret>(&name, tls::NAME, context).await? } else { None };
     let keys = keys(tenant, context).await?;
     Ok(Observed { has_namespace: namespace.is_some(), tls, keys, pull_sources: pull_sources(context) })
 }
@@ -81,16 +83,19 @@ pub(super) async fn namespace(name: &str, context: &Context) -> Result<Option<Ar
     Ok(found?.map(Arc::new))
 }
 
-/// A certificate that we made a moment ago may not be in the copies yet. Another one would restart every worker.
-async fn tls_secret(namespace: &str, context: &Context) -> Result<Option<Arc<Secret>>, Error> {
-    let cached = context.cluster.get::<Secret>(Some(namespace), tls::NAME);
-    let version = cached.as_ref().and_then(|secret| secret.resource_version());
-    if context.cluster.applied.newer_than(&key_of::<Secret>(namespace, tls::NAME), version.as_deref()).is_none() {
+/// A child as it is, also if we made it a moment ago and the copies can't have it yet.
+pub(super) async fn latest<K>(namespace: &str, name: &str, context: &Context) -> Result<Option<Arc<K>>, Error>
+where
+    K: Kept + Resource<Scope = NamespaceResourceScope>,
+{
+    let cached = context.cluster.get::<K>(Some(namespace), name);
+    let version = cached.as_ref().and_then(|child| child.resource_version());
+    if context.cluster.applied.newer_than(&key_of::<K>(namespace, name), version.as_deref()).is_none() {
         return Ok(cached);
     }
-    let secrets: Api<Secret> = Api::namespaced(context.client.clone(), namespace);
-    let what = || format!("secret {namespace}/{}", tls::NAME);
-    let found = secrets.get_opt(tls::NAME).await.map_err(|source| Error::Read { what: what(), source })?;
+    let children: Api<K> = Api::namespaced(context.client.clone(), namespace);
+    let what = || format!("{} {namespace}/{name}", K::kind(&()));
+    let found = children.get_opt(name).await.map_err(|source| Error::Read { what: what(), source })?;
     Ok(found.map(Arc::new))
 }
 

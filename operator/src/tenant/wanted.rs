@@ -120,19 +120,14 @@ impl Wanted {
     /// Reads `tenant`, of whose keys `keys` tells. Fails if the spec can't be used, which the rules on the kind mostly
     /// prevent.
     pub(crate) fn parse(tenant: &AgentTenant, keys: &Keys, settings: &Settings) -> Result<Self, Error> {
+        check(tenant, &settings.tiers)?;
+        Self::unchecked(tenant, keys, settings)
+    }
+
+    /// Reads a tenant whose spec may be unusable: of the fields that [`Wanted::parse`] refuses, ranges and the workers' resources,
+    /// nothing may be built.
+    pub(crate) fn unchecked(tenant: &AgentTenant, keys: &Keys, settings: &Settings) -> Result<Self, Error> {
         let (spec, tiers) = (&tenant.spec, &settings.tiers);
-        for range in &spec.egress.allow {
-            parse_range(&range.cidr).map_err(|unusable| Error::Spec {
-                field: "egress.allow",
-                problem: format!("{} {}", unusable.range, unusable.problem),
-            })?;
-        }
-        if let Some((one, other)) = overlapping(&spec.egress.allow) {
-            return Err(Error::Spec { field: "egress.allow", problem: format!("{one} and {other} overlap") });
-        }
-        if let Some(problem) = bounds::request_problem(tenant, tiers) {
-            return Err(Error::Spec { field: "workers.resources", problem });
-        }
         let fits = bounds::quota_problem(tenant, tiers).is_none();
         Ok(Self {
             name: tenant.name_any(),
@@ -177,6 +172,23 @@ impl Wanted {
     /// For a child called `name` in the tenant's namespace.
     pub(crate) fn child_meta(&self, name: &str) -> ObjectMeta {
         meta_of(&self.name, self.owner.clone(), name)
+    }
+}
+
+fn check(tenant: &AgentTenant, tiers: &Tiers) -> Result<(), Error> {
+    let ranges = &tenant.spec.egress.allow;
+    for range in ranges {
+        parse_range(&range.cidr).map_err(|unusable| Error::Spec {
+            field: "egress.allow",
+            problem: format!("{} {}", unusable.range, unusable.problem),
+        })?;
+    }
+    if let Some((one, other)) = overlapping(ranges) {
+        return Err(Error::Spec { field: "egress.allow", problem: format!("{one} and {other} overlap") });
+    }
+    match bounds::request_problem(tenant, tiers) {
+        Some(problem) => Err(Error::Spec { field: "workers.resources", problem }),
+        None => Ok(()),
     }
 }
 

@@ -6,16 +6,16 @@ use croft_crds::labels;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
 use k8s_openapi::api::core::v1::{
     Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource,
-    HTTPGetAction, KeyToPath, LocalObjectReference, ObjectFieldSelector, PodSecurityContext, PodSpec, PodTemplateSpec,
-    Probe, ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecretProjection, SecretVolumeSource,
-    SecurityContext, TopologySpreadConstraint, Volume, VolumeMount, VolumeProjection,
+    HTTPGetAction, LocalObjectReference, ObjectFieldSelector, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
+    ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, TopologySpreadConstraint, Volume,
+    VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::ObjectMeta;
 
 use super::wanted::Wanted;
-use super::{providers, pull_credentials, service_account, tls};
+use super::{mounts, providers, pull_credentials, service_account, tls};
 use crate::certificate::Issued;
 use crate::drift;
 
@@ -35,10 +35,6 @@ pub(crate) fn workers(wanted: &Wanted, issued: &Issued) -> Deployment {
     let selector = wanted.worker_selector();
     let mut pod_labels = wanted.labels();
     pod_labels.extend(selector.clone());
-    // Workers read these at their start, so a change of either is a rollout. A key that is exchanged for another is none:
-    // workers see it in its file. One that is gone or can't be a key is, since the file then names its provider no more:
-    // what was taken back must not stay in a worker's memory.
-    let config_hash = drift::hash(&(providers::file(wanted), &issued.cert));
     // One more first, then one less: a rollout never has fewer workers than are wanted. In a quota that is full the new
     // one would never come, and the rollout stand still.
     let (surge, unavailable) = if wanted.workers.surges { (1, 0) } else { (0, 1) };
@@ -59,7 +55,7 @@ pub(crate) fn workers(wanted: &Wanted, issued: &Issued) -> Deployment {
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta {
                     labels: Some(pod_labels),
-                    annotations: Some(BTreeMap::from([(labels::CONFIG_HASH.to_owned(), config_hash)])),
+                    annotations: Some(BTreeMap::from([(labels::CONFIG_HASH.to_owned(), config_hash(wanted, issued))])),
                     ..ObjectMeta::default()
                 }),
                 spec: Some(pod(wanted)),
@@ -68,6 +64,13 @@ pub(crate) fn workers(wanted: &Wanted, issued: &Issued) -> Deployment {
         }),
         status: None,
     }
+}
+
+/// Of what workers read at their start, so that a change of it is a rollout: the file of providers, and the certificate. A key that is
+/// exchanged for another is none: workers see it in its file. One that is gone or can't be a key is, since the file then names its
+/// provider no more: what was taken back must not stay in a worker's memory.
+pub(crate) fn config_hash(wanted: &Wanted, issued: &Issued) -> String {
+    drift::hash(&(providers::file(wanted), &issued.cert))
 }
 
 fn pod(wanted: &Wanted) -> PodSpec {
@@ -190,12 +193,10 @@ fn mounts(wanted: &Wanted) -> Vec<VolumeMount> {
         mount("providers", PROVIDERS_FOLDER, true),
         mount("scratch", "/tmp", false),
     ];
-    if has_keys(wanted) {
-        mounts.push(mount("keys", providers::KEYS_FOLDER, true));
-    }
+    mounts.extend(mounts::keys_volume(wanted).map(|keys| mount(&keys.name, providers::KEYS_FOLDER, true)));
     mounts.extend(
-        user_tokens(wanted)
-            .map(|(server, _)| mount(&user_tokens_volume(server), &providers::user_tokens_folder(server), true)),
+        mounts::folders(wanted)
+            .map(|(server, folder)| mount(&folder.volume, &providers::user_tokens_folder(server), true)),
     );
     mounts
 }
@@ -220,52 +221,7 @@ fn volumes(wanted: &Wanted) -> Vec<Volume> {
         },
         Volume { empty_dir: Some(EmptyDirVolumeSource::default()), ..volume("scratch") },
     ];
-    if has_keys(wanted) {
-        volumes.push(Volume { projected: Some(keys(wanted)), ..volume("keys") });
-    }
-    // Whole, so that a user who is added needs no new pod; optional, as the keys are.
-    volumes.extend(user_tokens(wanted).map(|(server, secret)| Volume {
-        secret: Some(SecretVolumeSource {
-            secret_name: Some(secret.to_owned()),
-            default_mode: Some(0o440),
-            optional: Some(true),
-            ..SecretVolumeSource::default()
-        }),
-        ..volume(&user_tokens_volume(server))
-    }));
+    volumes.extend(mounts::keys_volume(wanted));
+    volumes.extend(mounts::folders(wanted).map(|(_, folder)| folder.into_volume()));
     volumes
-}
-
-/// The MCP servers that take each user's own token, with the Secret that has them.
-fn user_tokens(wanted: &Wanted) -> impl Iterator<Item = (&str, &str)> {
-    let servers = wanted.mcp_servers.iter();
-    servers.filter_map(|server| Some((server.name.as_str(), server.user_tokens_secret_ref.as_ref()?.name.as_str())))
-}
-
-/// A server's name has at most 40 characters, a volume's 63.
-fn user_tokens_volume(server: &str) -> String {
-    format!("user-tokens-{server}")
-}
-
-fn has_keys(wanted: &Wanted) -> bool {
-    wanted.providers.iter().any(|provider| provider.key.is_some())
-        || wanted.mcp_servers.iter().any(|server| server.token_secret_ref.is_some())
-}
-
-/// The workers' keys, a file a provider, and the tokens of MCP servers. Optional, so that one that is deleted later keeps no new worker from starting
-/// before we have seen it.
-fn keys(wanted: &Wanted) -> ProjectedVolumeSource {
-    let sources = wanted.providers.iter().filter_map(|provider| {
-        let key = &provider.key.as_ref()?.secret;
-        let item = KeyToPath { key: key.key.clone(), path: provider.name.as_str().to_owned(), mode: None };
-        let secret = SecretProjection { name: key.name.clone(), items: Some(vec![item]), optional: Some(true) };
-        Some(VolumeProjection { secret: Some(secret), ..VolumeProjection::default() })
-    });
-    let tokens = wanted.mcp_servers.iter().filter_map(|server| {
-        let token = server.token_secret_ref.as_ref()?;
-        let item = KeyToPath { key: token.key.clone(), path: providers::token_file(&server.name), mode: None };
-        let secret = SecretProjection { name: token.name.clone(), items: Some(vec![item]), optional: Some(true) };
-        Some(VolumeProjection { secret: Some(secret), ..VolumeProjection::default() })
-    });
-    ProjectedVolumeSource { default_mode: Some(0o440), sources: Some(sources.chain(tokens).collect()) }
 }

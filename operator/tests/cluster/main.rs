@@ -4,6 +4,7 @@
 //! operator to itself for as long; see [`world::World::alone`].
 
 mod faults;
+mod freshness;
 mod front;
 mod kubelet;
 mod leader;
@@ -18,4 +19,5 @@ mod rules;
 mod sessions;
 mod stops;
 mod tenants;
+mod upkeep;
 mod world;

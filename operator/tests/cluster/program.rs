@@ -3,7 +3,9 @@
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use croft_serve::Tasks;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::Child;
 
 use crate::world::{LONG, World, kubeconfig_path};
 
@@ -32,39 +34,62 @@ fn a_missing_kubeconfig_is_a_sentence_and_exit_code_1() {
     assert_eq!(told.lines().count(), 1, "{told:?}");
 }
 
+/// One more replica, which stands by.
+pub(crate) struct Replica {
+    child: Child,
+    /// Where its metrics and probes are.
+    ops_addr: String,
+}
+
+impl Replica {
+    /// Starts one and waits until it is ready. `tasks` takes its log from then on: a pipe that is full would hold it up.
+    pub(crate) async fn start(kubeconfig: &str, namespace: &str, arguments: &[String], tasks: &Tasks) -> Self {
+        let mut child = tokio::process::Command::new(PROGRAM)
+            .env_clear()
+            .env("KUBECONFIG", kubeconfig)
+            .arg("--metrics-addr=127.0.0.1:0")
+            .arg(format!("--namespace={namespace}"))
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the program can be run");
+        let mut lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
+        let mut ops_addr = None;
+        let ready = async {
+            while let Some(line) = lines.next_line().await.expect("it can be read") {
+                let line: serde_json::Value = serde_json::from_str(&line).expect("a log line is JSON");
+                if let Some(told) = line["ops_addr"].as_str() {
+                    ops_addr = Some(told.to_owned());
+                }
+                if line["check"] == "cluster" && line["message"] == "ready" {
+                    return;
+                }
+            }
+            panic!("it ended");
+        };
+        tokio::time::timeout(LONG, ready).await.expect("it is ready in time");
+        drop(tasks.spawn("log", async move { while let Ok(Some(_)) = lines.next_line().await {} }));
+        Self { child, ops_addr: ops_addr.expect("it said where it listens") }
+    }
+
+    /// What it answers on its port of metrics and probes, with the head.
+    pub(crate) async fn get(&self, path: &str) -> String {
+        get(&self.ops_addr, path).await
+    }
+}
+
 #[tokio::test]
 async fn a_second_replica_stands_by_with_routes_and_leaves_when_told() {
     let session = World::shared().await;
-    let mut child = tokio::process::Command::new(PROGRAM)
-        .env_clear()
-        .env("KUBECONFIG", kubeconfig_path())
-        .args(["--metrics-addr=127.0.0.1:0", "--routes-addr=127.0.0.1:0"])
-        .arg(format!("--namespace={}", session.world.namespace))
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("the program can be run");
-    let mut lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
-    let mut address = None;
-    let ready = async {
-        while let Some(line) = lines.next_line().await.expect("it can be read") {
-            let line: serde_json::Value = serde_json::from_str(&line).expect("a log line is JSON");
-            if let Some(told) = line["ops_addr"].as_str() {
-                address = Some(told.to_owned());
-            }
-            if line["check"] == "cluster" && line["message"] == "ready" {
-                return;
-            }
-        }
-        panic!("it ended");
-    };
-    tokio::time::timeout(LONG, ready).await.expect("it is ready in time");
-    let metrics = get(&address.expect("it said where it listens"), "/metrics").await;
+    let routes = ["--routes-addr=127.0.0.1:0".to_owned()];
+    let mut replica = Replica::start(&kubeconfig_path(), &session.world.namespace, &routes, &Tasks::new()).await;
+    let metrics = replica.get("/metrics").await;
     assert!(metrics.contains("croft_operator_leader 0"), "another one leads");
 
-    let pid = child.id().expect("it runs").to_string();
+    let pid = replica.child.id().expect("it runs").to_string();
     assert!(Command::new("kill").arg(&pid).status().expect("kill can be run").success());
-    let left = tokio::time::timeout(Duration::from_secs(5), child.wait()).await;
+    let left = tokio::time::timeout(Duration::from_secs(5), replica.child.wait()).await;
     assert_eq!(left.expect("it leaves at once").expect("it was ours").code(), Some(0));
 }
 

@@ -13,9 +13,9 @@ use crate::routes::{next_where, watch};
 use crate::world::{Session, World, condition, until};
 
 const KEY: &str = "sk-a-made-up-key-of-the-tenant";
-const LENT: &str = "sk-a-made-up-key-of-the-platform";
+pub(crate) const LENT: &str = "sk-a-made-up-key-of-the-platform";
 
-fn one(provider: &Value) -> Value {
+pub(crate) fn one(provider: &Value) -> Value {
     json!({ "llm": { "providers": [provider] } })
 }
 
@@ -23,24 +23,24 @@ fn own_key() -> Value {
     json!({ "name": "models", "key": "anthropic" })
 }
 
-async fn put_secret(session: &Session, namespace: &str, name: &str, data: Value) {
+pub(crate) async fn put_secret(session: &Session, namespace: &str, name: &str, data: Value) {
     let secret: Secret =
         serde_json::from_value(json!({ "metadata": { "name": name }, "stringData": data })).expect("it is a Secret");
     session.within::<Secret>(namespace).create(&PostParams::default(), &secret).await.expect("it can be made");
 }
 
 /// The file that the workers read.
-async fn file(session: &Session, namespace: &str) -> Value {
+pub(crate) async fn file(session: &Session, namespace: &str) -> Value {
     let providers: ConfigMap = session.within(namespace).get("providers").await.expect("it is there");
     serde_json::from_str(&providers.data.expect("it has data")["providers.json"]).expect("it is JSON")
 }
 
-async fn template(session: &Session, namespace: &str) -> Value {
+pub(crate) async fn template(session: &Session, namespace: &str) -> Value {
     let deployment: Deployment = session.within(namespace).get("workers").await.expect("it is there");
     serde_json::to_value(deployment.spec.expect("it has one").template).expect("it is JSON")
 }
 
-async fn told(session: &Session, tenant: &AgentTenant, kind: &str, beginning: &str) -> String {
+pub(crate) async fn told(session: &Session, tenant: &AgentTenant, kind: &str, beginning: &str) -> String {
     until(&format!("{kind} is {beginning}"), async || {
         let tenant: AgentTenant = session.all().get(&tenant.name_any()).await.ok()?;
         condition(&tenant, kind).filter(|told| told.starts_with(beginning))

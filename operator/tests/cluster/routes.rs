@@ -23,17 +23,25 @@ use crate::world::{LONG, Session, World};
 /// A change reaches a front within this.
 const TOLD: Duration = Duration::from_secs(1);
 
-async fn connect(session: &Session, tls: ClientTlsConfig) -> Result<Channel, tonic::transport::Error> {
-    let url = format!("https://localhost:{}", session.world.routes_port);
+async fn connect(routes_port: u16, tls: ClientTlsConfig) -> Result<Channel, tonic::transport::Error> {
+    let url = format!("https://localhost:{routes_port}");
     Channel::from_shared(url).expect("it is a URL").tls_config(tls)?.connect().await
 }
 
 pub(crate) async fn watch(session: &Session) -> Streaming<WatchRoutesResponse> {
+    watch_over(&front(session, session.world.routes_port).await).await
+}
+
+/// A front's connection to the replica that serves routes there.
+pub(crate) async fn front(session: &Session, routes_port: u16) -> Channel {
     let secrets = session.within::<Secret>(&session.world.namespace);
     let files = tls_files(&secrets.get("croft-front-tls").await.expect("the fronts have a certificate"));
-    let channel = connect(session, files.client("localhost")).await.expect("a front is let in");
+    connect(routes_port, files.client("localhost")).await.expect("a front is let in")
+}
+
+pub(crate) async fn watch_over(channel: &Channel) -> Streaming<WatchRoutesResponse> {
     let request = WatchRoutesRequest { front: "croft-front-1".to_owned() };
-    RouteServiceClient::new(channel).watch_routes(request).await.expect("a front may watch").into_inner()
+    RouteServiceClient::new(channel.clone()).watch_routes(request).await.expect("a front may watch").into_inner()
 }
 
 /// The next change of a tenant's route; `None` when it is gone.
@@ -137,7 +145,7 @@ async fn nobody_but_a_front_is_told() {
     let anonymous = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&worker.ca)).domain_name("localhost");
     for tls in [worker.client("localhost"), anonymous] {
         // The handshake fails, which a client may learn at its first call only.
-        if let Ok(channel) = connect(&session, tls).await {
+        if let Ok(channel) = connect(session.world.routes_port, tls).await {
             let call = RouteServiceClient::new(channel).watch_routes(WatchRoutesRequest::default()).await;
             assert_ne!(call.expect_err("it is refused").code(), Code::PermissionDenied, "it never came so far");
         }
@@ -147,7 +155,7 @@ async fn nobody_but_a_front_is_told() {
     let now = jiff::Timestamp::now().as_second();
     let operator = Subject::operator(&session.world.namespace).issue(&authority, now).unwrap();
     let files = TlsFiles { cert: operator.cert.into(), key: operator.key.into(), ca: authority.cert_pem().into() };
-    let channel = connect(&session, files.client("localhost")).await.unwrap();
+    let channel = connect(session.world.routes_port, files.client("localhost")).await.unwrap();
     let call = RouteServiceClient::new(channel).watch_routes(WatchRoutesRequest::default()).await;
     assert_eq!(call.expect_err("it is no front").code(), Code::PermissionDenied);
 }

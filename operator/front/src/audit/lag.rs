@@ -115,7 +115,7 @@ mod tests {
         assert_eq!(lag.told(), (0.5, 2));
         lag.stored(1);
         assert_eq!(lag.told(), (0.5, 1), "within a second");
-        advance(Duration::from_secs(60)).await;
+        advance(Duration::from_mins(1)).await;
         assert_eq!(lag.told(), (60.5, 1));
         lag.stored(1);
         assert_eq!(lag.told(), (0.0, 0));
@@ -127,12 +127,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_database_that_is_away_for_long_costs_no_more_memory() {
         let lag = Lag::default();
-        for number in 1..=KNOWN_MAX as u64 + 10 {
+        for number in 1..=100_010 {
             lag.given(number);
             advance(GRAIN).await;
         }
         assert_eq!(lag.lock().came.len(), KNOWN_MAX);
-        let (seconds, waiting) = lag.told();
-        assert_eq!((seconds as usize, waiting as usize), (KNOWN_MAX + 10, KNOWN_MAX + 10));
+        assert_eq!(lag.told(), (100_010.0, 100_010));
     }
 }

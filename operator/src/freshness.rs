@@ -1,0 +1,201 @@
+//! How fresh the warm copies are: when the API server last answered the watches behind them.
+//!
+//! kube's watches tell of what breaks, and of nothing at all while they hold and nothing happens. So their requests are looked at:
+//! each watch is made anew within [`crate::mirror::SILENCE_MAX_SECONDS`], and one that holds is answered that often.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use croft_serve::Check;
+use http::{Request, Response};
+use kube::Client;
+use kube::client::Body;
+use prometheus::IntGaugeVec;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// How long an answer may take to begin. Then the request is given up and the watch tries again: a network that swallows packets answers
+/// never.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// Between two looks at how old the copies are.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What a copy is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Routes are made of it, among others.
+    Routes,
+    /// Only passes look at it.
+    Passes,
+}
+
+/// A watch whose request was given up.
+#[derive(Debug, thiserror::Error)]
+#[error("the API server did not begin to answer in time")]
+struct Unanswered;
+
+/// When each watch was last answered. Clones share it.
+#[derive(Clone)]
+pub struct Freshness {
+    answered: IntGaugeVec,
+    /// Of the watches that routes are made of, by name.
+    routes: Arc<Mutex<BTreeMap<&'static str, Instant>>>,
+}
+
+impl Freshness {
+    /// Tells of each answer in `answered`, by watch.
+    pub fn new(answered: IntGaugeVec) -> Self {
+        Self { answered, routes: Arc::default() }
+    }
+
+    /// `client` for the watch of this task alone, whose answers are noted from now on.
+    pub(crate) fn listen(&self, client: &Client, task_name: &'static str, purpose: Purpose) -> Client {
+        let watch = task_name.strip_prefix("watch-").unwrap_or(task_name);
+        self.note(watch, purpose);
+        let (client, noted, namespace) = (client.clone(), self.clone(), client.default_namespace().to_owned());
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let (client, noted) = (client.clone(), noted.clone());
+            async move {
+                let answer = timeout(ANSWER_MAX, client.send(request)).await;
+                let response: Response<Body> = answer.map_err(|_| kube::Error::Service(Box::new(Unanswered)))??;
+                if response.status().is_success() {
+                    noted.answered.with_label_values(&[watch]).set(jiff::Timestamp::now().as_second());
+                    noted.note(watch, purpose);
+                }
+                Ok::<_, kube::Error>(response)
+            }
+        });
+        Client::new(service, namespace)
+    }
+
+    /// Keeps `check` ready while routes are fresh, and not ready from when one of their watches has gone unanswered for `max`.
+    ///
+    /// The Service then leads fronts that connect to a replica that is better off. Nobody loses anything else by it: a connection that
+    /// is there stays, and routes go on being served as they were last known to whoever asks. When the API server itself is away,
+    /// no replica is ready, and nobody can take them out of the Service either, as it is the API server that would be told.
+    pub(crate) async fn keep(self, check: Check, max: Duration, stopping: CancellationToken) {
+        let keep = async {
+            loop {
+                match self.stale(max) {
+                    Some(watch) => {
+                        let seconds = max.as_secs();
+                        check.not_ready(format!("they may be old: the watch of {watch} had no answer for {seconds} s"));
+                    }
+                    None => check.ready(),
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        stopping.run_until_cancelled(keep).await;
+    }
+
+    /// The first watch that went unanswered for so long.
+    fn stale(&self, max: Duration) -> Option<&'static str> {
+        self.routes().iter().find(|(_, answered)| answered.elapsed() >= max).map(|(watch, _)| *watch)
+    }
+
+    fn note(&self, watch: &'static str, purpose: Purpose) {
+        if purpose == Purpose::Routes {
+            self.routes().insert(watch, Instant::now());
+        }
+    }
+
+    fn routes(&self) -> MutexGuard<'_, BTreeMap<&'static str, Instant>> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use croft_serve::Readiness;
+    use prometheus::Opts;
+    use tokio::sync::watch;
+
+    use super::*;
+
+    const MAX: Duration = Duration::from_mins(1);
+
+    #[derive(Clone, Copy)]
+    enum Answer {
+        Never,
+        With(u16),
+    }
+
+    /// An API server that answers everything like this, until told otherwise.
+    fn api_server() -> (Client, watch::Sender<Answer>) {
+        let (sender, answers) = watch::channel(Answer::With(200));
+        let service = tower::service_fn(move |_: Request<Body>| {
+            let answer = *answers.borrow();
+            async move {
+                match answer {
+                    Answer::Never => std::future::pending().await,
+                    Answer::With(code) => {
+                        Ok::<_, Infallible>(Response::builder().status(code).body(Body::empty()).unwrap())
+                    }
+                }
+            }
+        });
+        (Client::new(service, "plots"), sender)
+    }
+
+    fn freshness() -> Freshness {
+        Freshness::new(IntGaugeVec::new(Opts::new("answered", "When."), &["watch"]).unwrap())
+    }
+
+    async fn ask(client: &Client) -> Option<u16> {
+        let request = Request::get("/").body(Body::empty()).unwrap();
+        client.send(request).await.ok().map(|response| response.status().as_u16())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_what_is_answered_well_keeps_a_copy_fresh() {
+        let (freshness, (client, answers)) = (freshness(), api_server());
+        let pods = freshness.listen(&client, "watch-pods", Purpose::Routes);
+        let roles = freshness.listen(&client, "watch-roles", Purpose::Passes);
+        tokio::time::advance(MAX / 2).await;
+        assert_eq!(ask(&pods).await, Some(200));
+        assert!(freshness.answered.with_label_values(&["pods"]).get() > 0);
+        for answer in [Answer::With(403), Answer::With(503), Answer::Never] {
+            assert_eq!(freshness.stale(MAX), None);
+            answers.send_replace(answer);
+            ask(&pods).await;
+        }
+        tokio::time::advance(MAX).await;
+        answers.send_replace(Answer::With(200));
+        assert_eq!(ask(&roles).await, Some(200));
+        assert_eq!(freshness.stale(MAX), Some("pods"));
+        assert_eq!(ask(&pods).await, Some(200));
+        assert_eq!(freshness.stale(MAX), None, "no route is made of roles");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_is_never_answered_is_given_up() {
+        let (client, answers) = api_server();
+        answers.send_replace(Answer::Never);
+        let begun = Instant::now();
+        assert_eq!(ask(&freshness().listen(&client, "watch-pods", Purpose::Routes)).await, None);
+        assert_eq!(begun.elapsed(), ANSWER_MAX);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replica_is_ready_while_its_routes_are_fresh() {
+        let (freshness, readiness, stopping) = (freshness(), Readiness::new(), CancellationToken::new());
+        let client = freshness.listen(&api_server().0, "watch-pods", Purpose::Routes);
+        let keep = freshness.keep(readiness.check("routes"), MAX, stopping.clone());
+        let story = async {
+            let begun = Instant::now();
+            let mut changes = readiness.watch();
+            while changes.next().await != Some(true) {}
+            assert_eq!(changes.next().await, Some(false));
+            assert_eq!(begun.elapsed().as_secs(), MAX.as_secs());
+            assert_eq!(readiness.problems(), ["routes: they may be old: the watch of pods had no answer for 60 s"]);
+            ask(&client).await;
+            assert_eq!(changes.next().await, Some(true));
+            stopping.cancel();
+        };
+        tokio::join!(keep, story);
+    }
+}

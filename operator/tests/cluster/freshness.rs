@@ -1,0 +1,83 @@
+//! A replica that is cut off from the API server: fronts are led to another, and lose nothing meanwhile.
+
+use std::io::Write as _;
+
+use croft_crds::AgentTenant;
+use croft_proto::v1::TenantAdmission;
+use croft_proto::v1::watch_routes_response::Change;
+use croft_serve::Tasks;
+use http::Method;
+use kube::ResourceExt as _;
+use serde_json::json;
+use tempfile::NamedTempFile;
+
+use crate::program::Replica;
+use crate::proxy::{Proxy, What};
+use crate::routes::{front, next_where, watch_over};
+use crate::world::{World, kube_config, until};
+
+/// Leads through `proxy`.
+fn kubeconfig(proxy: &Proxy) -> NamedTempFile {
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "test",
+        "contexts": [{ "name": "test", "context": { "cluster": "test", "user": "test" } }],
+        "clusters": [{ "name": "test", "cluster": { "server": proxy.config().cluster_url.to_string() } }],
+        "users": [{ "name": "test", "user": {} }],
+    });
+    let mut file = NamedTempFile::new().expect("a file can be made");
+    write!(file, "{config}").expect("it can be written");
+    file
+}
+
+/// When the API server last answered the watch of tenants, in seconds since 1970.
+async fn answered(replica: &Replica) -> i64 {
+    let metrics = replica.get("/metrics").await;
+    let family = "croft_operator_watch_answered_timestamp_seconds{watch=\"tenants\"} ";
+    let told = metrics.lines().find_map(|line| line.strip_prefix(family)).expect("it is told");
+    told.parse().expect("it is a number")
+}
+
+#[tokio::test]
+async fn a_replica_that_is_cut_off_is_not_ready_until_it_is_back_and_serves_what_it_knows() {
+    let tasks = Tasks::new();
+    let proxy = Proxy::start(kube_config().await, &tasks).await;
+    let kubeconfig = kubeconfig(&proxy);
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let session = World::shared().await;
+    let known = session.settled_tenant("outlasting", json!({ "workers": { "replicas": 0 } })).await;
+    let path = kubeconfig.path().to_str().expect("it is text");
+    let arguments = [format!("--routes-addr=127.0.0.1:{port}"), "--routes-stale-seconds=30".to_owned()];
+    let replica = Replica::start(path, &session.world.namespace, &arguments, &tasks).await;
+    let channel = front(&session, port).await;
+    let mut stream = watch_over(&channel).await;
+    stream.message().await.unwrap().unwrap();
+    // Tests that want to be alone need not wait for what follows.
+    drop(session);
+    let is_ready = async || replica.get("/readyz").await.starts_with("HTTP/1.1 200");
+    until("it is ready", async || is_ready().await.then_some(())).await;
+    let before = answered(&replica).await;
+    assert!((jiff::Timestamp::now().as_second() - before).abs() < 30, "{before}");
+
+    let faults = [Method::GET, Method::PATCH].map(|method| proxy.inject(method, "", What::Answer(503), None));
+    proxy.cut_watches();
+    let problems = until("it says so", async || {
+        let answer = replica.get("/readyz").await;
+        answer.starts_with("HTTP/1.1 503").then_some(answer)
+    })
+    .await;
+    assert!(problems.contains("routes: they may be old: the watch of "), "{problems}");
+    let last = answered(&replica).await;
+    assert!(jiff::Timestamp::now().as_second() - last >= 29, "{last}");
+    // A front that has nothing else goes on with it, one that comes anew too.
+    let first = watch_over(&channel).await.message().await.unwrap().unwrap();
+    let Some(Change::Snapshot(snapshot)) = first.change else { panic!("the first is a snapshot") };
+    assert!(snapshot.tenants.iter().any(|route| route.name == known.name_any()));
+
+    drop(faults);
+    until("it is ready again", async || is_ready().await.then_some(())).await;
+    assert!(answered(&replica).await > last);
+    let session = World::shared().await;
+    session.merge(&session.all::<AgentTenant>(), &known.name_any(), json!({ "spec": { "cordon": true } })).await;
+    let route = next_where(&mut stream, &known, |route| route.admission() == TenantAdmission::Cordoned).await;
+    assert_eq!(route.name, known.name_any(), "the stream is the same as ever");
+}
