@@ -52,6 +52,7 @@ impl Freshness {
     /// `client` for the watch of this task alone, whose answers are noted from now on.
     pub(crate) fn listen(&self, client: &Client, task_name: &'static str, purpose: Purpose) -> Client {
         let watch = task_name.strip_prefix("watch-").unwrap_or(task_name);
+        // One that is never answered is as old as the program.
         self.note(watch, purpose);
         let (client, noted, namespace) = (client.clone(), self.clone(), client.default_namespace().to_owned());
         let service = tower::service_fn(move |request: Request<Body>| {
@@ -60,7 +61,6 @@ impl Freshness {
                 let answer = timeout(ANSWER_MAX, client.send(request)).await;
                 let response: Response<Body> = answer.map_err(|_| kube::Error::Service(Box::new(Unanswered)))??;
                 if response.status().is_success() {
-                    noted.answered.with_label_values(&[watch]).set(jiff::Timestamp::now().as_second());
                     noted.note(watch, purpose);
                 }
                 Ok::<_, kube::Error>(response)
@@ -96,6 +96,7 @@ impl Freshness {
     }
 
     fn note(&self, watch: &'static str, purpose: Purpose) {
+        self.answered.with_label_values(&[watch]).set(jiff::Timestamp::now().as_second());
         if purpose == Purpose::Routes {
             self.routes().insert(watch, Instant::now());
         }
@@ -155,9 +156,12 @@ mod tests {
         let (freshness, (client, answers)) = (freshness(), api_server());
         let pods = freshness.listen(&client, "watch-pods", Purpose::Routes);
         let roles = freshness.listen(&client, "watch-roles", Purpose::Passes);
+        let told = freshness.answered.with_label_values(&["pods"]);
+        assert!(told.get() > 0, "as old as the program");
+        told.set(0);
         tokio::time::advance(MAX / 2).await;
         assert_eq!(ask(&pods).await, Some(200));
-        assert!(freshness.answered.with_label_values(&["pods"]).get() > 0);
+        assert!(told.get() > 0);
         for answer in [Answer::With(403), Answer::With(503), Answer::Never] {
             assert_eq!(freshness.stale(MAX), None);
             answers.send_replace(answer);

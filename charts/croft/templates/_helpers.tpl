@@ -54,13 +54,16 @@ readinessProbe:
 
 {{- /* The way in for who reads metrics. */ -}}
 {{- define "croft.toMetrics" -}}
-{{- with .Values.monitoring.scraper -}}
+{{- with (.Values.monitoring).scraper -}}
 - ports:
     - { protocol: TCP, port: 9090 }
-  {{- if .namespace }}
+  {{- if or .namespace .podLabels }}
   from:
     - namespaceSelector:
-        matchLabels: { kubernetes.io/metadata.name: {{ .namespace }} }
+        {{- if .namespace }}
+        matchLabels: { kubernetes.io/metadata.name: {{ .namespace | quote }} }
+        {{- else }} {}
+        {{- end }}
       {{- with .podLabels }}
       podSelector:
         matchLabels: {{- toYaml . | nindent 10 }}

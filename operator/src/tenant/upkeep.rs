@@ -1,5 +1,6 @@
 //! Keeps up what a tenant has whose spec is not usable, until someone mends it: workers whose certificate ran out could not be reached, and
-//! a key that was taken back must not stay. All else is as it was last applied, and what is new in the spec waits.
+//! a key that was taken back must not stay. All else is as it was last applied. Of what is new in the spec the rest waits, but for what it says
+//! of providers and servers whose keys the workers have: the file of those is made anew with the keys.
 
 use croft_crds::{AgentTenant, labels};
 use k8s_openapi::api::apps::v1::Deployment;

@@ -28,7 +28,7 @@ fn is_of_alphabet(character: char) -> bool {
 
 /// The conversation with ids that providers take, each for one call and its results alone. One that is good already stays, so
 /// that what a provider has cached still fits. Another becomes one by what comes before it, so that a conversation which goes
-/// on begins as it did.
+/// on begins as it did, unless a model comes to give the very id that stands for another.
 pub(crate) fn portable(messages: &[Message], bytes_max: usize) -> Cow<'_, [Message]> {
     if are_good(messages, bytes_max) {
         return Cow::Borrowed(messages);

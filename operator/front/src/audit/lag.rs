@@ -32,9 +32,12 @@ struct State {
 
 impl Default for Lag {
     fn default() -> Self {
-        let seconds =
-            Gauge::new("croft_audit_lag_seconds", "Age of the oldest audit record that is not stored; 0 if all are");
-        let waiting = IntGauge::new("croft_audit_waiting", "Audit records that are not stored");
+        let seconds = Gauge::new(
+            "croft_audit_lag_seconds",
+            "Age of the oldest audit record that this process was given and did not store",
+        );
+        let waiting =
+            IntGauge::new("croft_audit_waiting", "Audit records that this process was given and did not store");
         let valid = "a fixed name is valid";
         Self { state: Arc::default(), seconds: seconds.expect(valid), waiting: waiting.expect(valid) }
     }
@@ -50,10 +53,10 @@ impl Lag {
         }
     }
 
-    /// So many more are stored.
-    pub(super) fn stored(&self, records: u64) {
+    /// All up to the one with this number are stored.
+    pub(super) fn stored(&self, number: u64) {
         let mut state = self.lock();
-        state.stored += records;
+        state.stored = number.max(state.stored);
         let stored = state.stored;
         // The last of those that are stored says at least how old those behind it are.
         while state.came.get(1).is_some_and(|(number, _)| *number <= stored + 1) || stored >= state.given {
@@ -113,11 +116,11 @@ mod tests {
         assert_eq!(lag.told(), (3.5, 3));
         lag.stored(1);
         assert_eq!(lag.told(), (0.5, 2));
-        lag.stored(1);
+        lag.stored(2);
         assert_eq!(lag.told(), (0.5, 1), "within a second");
         advance(Duration::from_mins(1)).await;
         assert_eq!(lag.told(), (60.5, 1));
-        lag.stored(1);
+        lag.stored(3);
         assert_eq!(lag.told(), (0.0, 0));
         lag.given(4);
         advance(Duration::from_secs(1)).await;

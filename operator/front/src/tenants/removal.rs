@@ -25,6 +25,8 @@ use crate::store::batch::Batch;
 
 /// How long one call works; then it tells what is left. A single batch may take it a little further.
 const CALL_MAX: Duration = Duration::from_secs(2);
+/// How long one call waits until an earlier one of the tenant's is over.
+const TURN_MAX: Duration = Duration::from_secs(5);
 const SESSIONS_BATCH: u32 = 200;
 const CONCURRENCY: usize = 8;
 /// How long one call waits for audit records to be written.
@@ -77,7 +79,7 @@ impl Removal {
 
     /// Goes on with the removal for a while, behind an earlier call whose caller did not wait for it.
     pub async fn go_on(&self, identity: &Identity, policy: RemovalPolicy) -> Result<Progress, Error> {
-        let _alone = timeout(CALL_MAX, self.at_work.of_tenant(identity.tenant).acquire_owned())
+        let _alone = timeout(TURN_MAX, self.at_work.of_tenant(identity.tenant).acquire_owned())
             .await
             .map_err(|_| Error::unavailable("the tenant's removal", anyhow::anyhow!("an earlier call is at it still")))?
             .map_err(Error::internal)?;

@@ -130,6 +130,21 @@ async fn records_that_wait_are_told_as_a_lag() {
     assert_eq!(writer.lag.waiting(), 0);
 }
 
+/// As of a batch whose other half could not be stored: all of it is tried again.
+#[tokio::test]
+async fn what_is_given_to_the_store_twice_counts_once() {
+    let (storing, stored) = watch::channel(0);
+    let (metrics, journal) = (Metrics::register(&Registry::new()).unwrap(), Arc::new(Journal::new(None)));
+    let lag = metrics.audit_lag.clone();
+    let work = Writing { store: Arc::new(Fickle::default()), journal, spool: None, metrics, storing };
+    (1..=4).for_each(|number| lag.given(number));
+    let place = Place { journal: work.journal.id(), first: 1 };
+    for _ in 0..2 {
+        assert!(work.store(place, &[action("one"), action("two")], true).await);
+    }
+    assert_eq!((*stored.borrow(), lag.waiting()), (2, 2));
+}
+
 #[tokio::test(start_paused = true)]
 async fn records_in_a_journal_wait_for_others_unless_somebody_waits_for_them() {
     let (store, tasks, folder) = (Arc::new(Fickle::default()), Tasks::new(), TempDir::new().unwrap());
