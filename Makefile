@@ -1,6 +1,6 @@
 # Croft. `make demo` shows it, `make test` proves it; both install and build what they need.
 
-.PHONY: demo up down test test-services bench bench-front bench-worker generate lint fmt
+.PHONY: demo up down images test test-services bench bench-front bench-worker generate lint fmt
 
 demo: ## Everything up on this machine, a session by kubectl, one by gRPC, tokens on the terminal, everything removed
 	@e2e/demo.sh
@@ -10,6 +10,9 @@ up: ## The same system, left running; then `source target/croft/env`
 
 down: ## Removes what `make up` started
 	@e2e/down.sh
+
+images: ## A release's images in target/images, for your registry; its name with `make images REPOSITORY=registry.example.com/croft`
+	@e2e/images.sh $(REPOSITORY)
 
 test: ## All tests, with all that they need
 	@e2e/test.sh

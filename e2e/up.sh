@@ -51,7 +51,8 @@ tenant() {
     if [ -z "${CROFT_API_KEY:-}" ]; then
         # The fronts hear of a new tenant within moments.
         local key= tries=0
-        until key=$(target/debug/croft-front api-key create --tenant demo 2>$dir/api-key.log); do
+        until key=$(kubectl -n croft-system exec deploy/croft-front -c front -- \
+            croft-front api-key create --tenant demo 2>$dir/api-key.log); do
             tries=$((tries + 1))
             [ $tries -lt 60 ] || { cat $dir/api-key.log; return 1; }
             sleep 0.5

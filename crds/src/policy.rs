@@ -220,13 +220,18 @@ fn worker_templates(installation: &Installation) -> Policy {
     )
 }
 
-/// Network policies add up: what one lets through, no other holds. Those of two widespread networks do so too.
+/// Network policies add up: what one lets through, no other holds. Those of three widespread networks do so too, of which one has a
+/// group for clients and one for itself.
 fn fences(installation: &Installation) -> Policy {
     Policy::new(
         "croft-fences",
         "No second network policy opens what a tenant's fence holds. To take one away is nobody's harm.",
     )
-    .on(&["networking.k8s.io", "crd.projectcalico.org"], &["networkpolicies"], &["CREATE", "UPDATE"])
+    .on(
+        &["networking.k8s.io", "projectcalico.org", "crd.projectcalico.org", "crd.antrea.io"],
+        &["networkpolicies"],
+        &["CREATE", "UPDATE"],
+    )
     .on(&["cilium.io"], &["ciliumnetworkpolicies"], &["CREATE", "UPDATE"])
     .in_namespaces(LabelOperator::Exists)
     .unless("not-trusted", &installation.is_trusted())

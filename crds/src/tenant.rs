@@ -17,8 +17,11 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 pub use budget::{BudgetSpec, OnExceeded, nano_usd};
-pub use egress::{AllowedPort, AllowedRange, EgressSpec, Protocol, UnusableRange, overlapping, parse_range};
-pub use limits::{LimitsSpec, SessionDefaultsSpec};
+pub use egress::{
+    AllowedPort, AllowedRange, CLOUDS_ADDRESSES, EgressSpec, Protocol, UnusableRange, clouds_addresses_in, overlapping,
+    parse_range,
+};
+pub use limits::{LimitsSpec, MESSAGE_BYTES_MAX, SessionDefaultsSpec};
 pub use llm::{
     LlmSpec, ModelServiceSpec, ProviderApi, ProviderName, ProviderSource, ProviderSpec, SecretKeyRef, SecretRef,
     ServiceScheme,

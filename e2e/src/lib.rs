@@ -2,5 +2,6 @@
 
 pub mod bench;
 pub mod client;
+pub mod helm;
 pub mod kubectl;
 pub mod system;

@@ -5,13 +5,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use croft_serve::config::http_url;
+use croft_serve::config::{collector_url, http_url, log_filter};
 use croft_serve::{Config, ServeArgs};
 
 use crate::controller::Limits;
 use crate::leader::Election;
 use crate::settings_file;
 use crate::tenant::{PlatformProviders, Settings, Surroundings, Tiers};
+
+/// What of its deadline a pass keeps for its report, at most.
+const REPORT_MAX: Duration = Duration::from_secs(5);
 
 /// Gives each AgentTenant its fenced namespace with workers, each AgentSession its session, and each front its routes.
 #[derive(Debug, Clone, clap::Parser)]
@@ -42,13 +45,21 @@ pub struct Args {
     /// tenant's namespace gets a copy
     #[arg(long, env = "CROFT_WORKER_PULL_SECRETS", value_delimiter = ',', value_name = "NAME,…")]
     pub worker_pull_secrets: Vec<String>,
+    /// Which lines workers log, as `level` or `target=level,…`; `info` if not set. Another value is a rollout of every tenant's workers
+    #[arg(long, env = "CROFT_WORKER_LOG", value_parser = log_filter)]
+    pub worker_log: Option<String>,
+    /// Workers send traces by OTLP over gRPC to this collector, such as `http://otel-collector.monitoring:4317`; none are sent without
+    /// it. Their fences let them go to the `collectors` of `--fence` for it
+    #[arg(long, env = "CROFT_WORKER_OTLP_ENDPOINT", value_parser = collector_url)]
+    pub worker_otlp_endpoint: Option<String>,
     /// YAML file with what each tier gives a tenant, its fields called as in a tenant's spec; built-in values if not set
     #[arg(long, env = "CROFT_TIERS", value_name = "FILE")]
     pub tiers: Option<PathBuf>,
     /// YAML file with the model providers whose keys the platform lends to tenants, and where those lie
     #[arg(long, env = "CROFT_PLATFORM_PROVIDERS", value_name = "FILE")]
     pub platform_providers: Option<PathBuf>,
-    /// YAML file with public ranges that every tenant's fence closes too, and with the servers that workers ask for names
+    /// YAML file with public ranges that every tenant's fence closes too, with the servers that workers ask for names, and with the
+    /// collectors that they send traces to
     #[arg(long, env = "CROFT_FENCE", value_name = "FILE")]
     pub fence: Option<PathBuf>,
     /// How long the fronts may take to end a deleted tenant's sessions and put its records in order, in seconds; then its
@@ -109,6 +120,12 @@ impl Args {
         }
     }
 
+    /// How long a pass may take that says in a status how it went, which it has the rest of its deadline for.
+    pub fn pass_max(&self) -> Duration {
+        let deadline = Duration::from_millis(self.reconcile_deadline_ms);
+        deadline - REPORT_MAX.min(deadline / 4)
+    }
+
     /// From when on routes are too old to be looked for here.
     pub fn routes_stale_after(&self) -> Duration {
         Duration::from_secs(self.routes_stale_seconds)
@@ -121,6 +138,8 @@ impl Args {
             worker_image: self.worker_image.clone(),
             worker_image_pull_policy: self.worker_image_pull_policy.clone(),
             worker_pull_secrets: self.worker_pull_secrets.clone(),
+            worker_log: self.worker_log.clone(),
+            worker_otlp_endpoint: self.worker_otlp_endpoint.clone(),
             tiers: Arc::new(self.read_tiers()?),
             platform: Arc::new(self.read_platform_providers()?),
             surroundings: Arc::new(self.read_surroundings()?),
@@ -173,6 +192,13 @@ mod tests {
         assert_eq!(args.front_url(), "https://croft-front-internal.plots.svc:50054");
         assert_eq!(args.settings().unwrap().namespace, "plots");
         assert_eq!(args.limits(Duration::ZERO).concurrency, 64);
+        assert_eq!(args.pass_max(), Duration::from_secs(25));
+    }
+
+    #[test]
+    fn a_short_deadline_leaves_time_for_the_report_and_most_of_it_for_the_pass() {
+        let args = try_parse_from::<Args>(["croft-operator", "--reconcile-deadline-ms=1000"]).unwrap();
+        assert_eq!(args.pass_max(), Duration::from_millis(750));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What every pass has at hand.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use croft_crds::{AgentSessionStatus, AgentTenantStatus};
 use jiff::Timestamp;
@@ -36,6 +37,8 @@ pub struct Context {
     pub keyring: Keyring,
     pub events: Events,
     pub front: Front,
+    /// How long a tenant's pass may take, so that there is time left to say how it went.
+    pub pass_max: Duration,
     /// The time now.
     pub clock: fn() -> Timestamp,
     /// Statuses as we last wrote them, by UID.

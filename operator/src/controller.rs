@@ -22,6 +22,8 @@ const RETRY_FIRST: Duration = Duration::from_millis(500);
 pub enum Retry {
     /// Soon at first, then later and later.
     Backoff,
+    /// The same, but up to this long: each try costs others something, and what would mend it wakes us.
+    BackoffTo(Duration),
     /// After this long: nothing will tell us.
     After(Duration),
 }
@@ -114,6 +116,7 @@ where
                 }
                 match retry {
                     Retry::Backoff => Action::requeue(self.backoff.failed(reference)),
+                    Retry::BackoffTo(longest) => Action::requeue(self.backoff.failed_to(longest, reference)),
                     Retry::After(pause) => Action::requeue(pause),
                 }
             }
@@ -142,6 +145,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 /// have been due long since.
 pub(crate) struct Backoff<K> {
     longest: Duration,
+    /// With when the next try is due.
     failures: Mutex<HashMap<K, (u32, Instant)>>,
 }
 
@@ -152,24 +156,33 @@ impl<K: Eq + Hash> Backoff<K> {
 
     /// How long to wait now.
     pub(crate) fn failed(&self, key: K) -> Duration {
+        self.failed_to(self.longest, key)
+    }
+
+    /// How long to wait now, when for this failure another pause is the longest.
+    fn failed_to(&self, longest: Duration, key: K) -> Duration {
         let now = Instant::now();
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         if failures.len() == failures.capacity() {
-            failures.retain(|_, (_, at)| now.duration_since(*at) < 2 * self.longest);
+            failures.retain(|_, (_, due)| now.saturating_duration_since(*due) < self.longest);
         }
-        let (count, at) = failures.entry(key).or_insert((0, now));
-        *at = now;
-        let pause = pause(*count).min(self.longest);
-        *count = count.saturating_add(1);
+        let (count, due) = failures.entry(key).or_insert((0, now));
         // Half of it is chance, so that what failed together is not tried together.
-        #[expect(clippy::cast_precision_loss, reason = "chance needs no precision")]
-        let chance = uuid::Uuid::new_v4().as_u64_pair().0 as f64 / u64::MAX as f64;
-        pause.mul_f64(0.5 + chance / 2.0)
+        let pause = pause(*count).min(longest).mul_f64(0.5 + chance() / 2.0);
+        *count = count.saturating_add(1);
+        *due = now + pause;
+        pause
     }
 
     pub(crate) fn succeeded(&self, key: &K) {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
+}
+
+/// From 0 to 1.
+#[expect(clippy::cast_precision_loss, reason = "chance needs no precision")]
+pub(crate) fn chance() -> f64 {
+    uuid::Uuid::new_v4().as_u64_pair().0 as f64 / u64::MAX as f64
 }
 
 fn pause(failures: u32) -> Duration {
@@ -191,6 +204,20 @@ mod tests {
         }
         backoff.succeeded(&"heron");
         assert!(backoff.failed("heron") <= RETRY_FIRST);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_object_that_may_wait_longer_than_others_is_not_forgotten_meanwhile() {
+        let (usual, longest) = (Duration::from_secs(20), Duration::from_mins(10));
+        let backoff = Backoff::new(usual);
+        for round in 0..12 {
+            tokio::time::advance(backoff.failed_to(longest, "heron".to_owned())).await;
+            for other in 0..100 {
+                backoff.failed(format!("egret-{round}-{other}"));
+            }
+        }
+        assert!(backoff.failed_to(longest, "heron".to_owned()) >= longest / 2);
+        assert!(backoff.failed("heron".to_owned()) <= usual, "what fails in another way is tried as others are");
     }
 
     #[tokio::test(start_paused = true)]

@@ -40,6 +40,8 @@ use crate::{controller, front_certificate, session, tenant, totals};
 const TENANT_RETRY_MAX: Duration = Duration::from_mins(5);
 /// A session that waits for its tenant's first worker is not told when there is one.
 const SESSION_RETRY_MAX: Duration = Duration::from_secs(20);
+/// The operator's own certificate sees it begin anew at a time within so long: its replicas are usually started together.
+const RESTARTS_WITHIN: Duration = Duration::from_hours(24);
 
 /// What has been started.
 #[derive(Debug)]
@@ -66,6 +68,7 @@ pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> a
     let authority = Arc::new(Authority::load_or_create(&secrets, &first, &args.namespace, now).await?);
     let own = Subject::operator(&args.namespace).issue(&authority, now)?;
     let tls = TlsFiles { cert: own.cert.into(), key: own.key.into(), ca: authority.cert_pem().into() };
+    tls.register(&program.metrics)?;
     let tokens = Arc::new(TokenMaker::new(&authority)?);
 
     let settings = args.settings().map_err(|mistakes| anyhow::anyhow!(mistakes.join(" ")))?;
@@ -79,6 +82,7 @@ pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> a
     let table = Arc::new(RouteTable::new(metrics.clone()));
     let listener = grpc::bind(args.routes_addr, "--routes-addr (CROFT_ROUTES_ADDR)").await?;
     let started = Started { routes_addr: listener.local_addr()? };
+    tracing::info!(routes_addr = %started.routes_addr, "serving routes");
     let served = GrpcRoutes::new(Routes::server(Arc::clone(&table), tasks.stopping()));
     grpc::serve("routes", listener, Some(tls.server()), served, croft_proto::METHODS, tasks, &program.metrics)?;
     drop(tasks.spawn(
@@ -96,6 +100,7 @@ pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> a
         keyring,
         events,
         front: Front::new(&args.front_url(), &tls, tokens)?,
+        pass_max: args.pass_max(),
         clock: jiff::Timestamp::now,
         tenant_statuses: Recent::default(),
         session_statuses: Recent::default(),
@@ -173,9 +178,29 @@ async fn lead(context: Arc<Context>, args: &Args, metrics: Metrics, stopping: Ca
 
 /// The server keeps the certificate that it began with, so the program begins anew before it ends.
 async fn own_certificate(stopping: CancellationToken) -> anyhow::Result<()> {
-    let lifetime = u64::try_from(certificate::renew_at(0)).unwrap_or_default();
-    match stopping.run_until_cancelled(tokio::time::sleep(Duration::from_secs(lifetime))).await {
+    match stopping.run_until_cancelled(tokio::time::sleep(certificate_used_for(controller::chance()))).await {
         Some(()) => anyhow::bail!("the operator's own certificate must be renewed, which takes a restart"),
         None => Ok(()),
+    }
+}
+
+/// Replicas that were started together must not all end together, so `chance`, from 0 to 1, takes some of the time off.
+fn certificate_used_for(chance: f64) -> Duration {
+    let longest = Duration::from_secs(u64::try_from(certificate::renew_at(0)).unwrap_or_default());
+    longest.saturating_sub(RESTARTS_WITHIN.mul_f64(chance))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replicas_that_began_together_end_one_after_another_and_none_too_late() {
+        let longest = Duration::from_secs(60 * 24 * 60 * 60);
+        assert_eq!(certificate_used_for(0.0), longest);
+        assert_eq!(certificate_used_for(1.0), longest - RESTARTS_WITHIN);
+        let mut ends: Vec<_> = (0..8).map(|_| certificate_used_for(controller::chance())).collect();
+        ends.sort();
+        assert!(ends[7] - ends[0] > Duration::from_mins(1), "{ends:?}");
     }
 }

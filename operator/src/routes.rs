@@ -11,6 +11,7 @@ use std::sync::Arc;
 use kube::ResourceExt as _;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use route::admission;
 pub use service::Routes;
 pub use table::RouteTable;
 

@@ -4,6 +4,7 @@
 //! by the fronts, slowly; see [`follow`]. There is no finalizer: a session whose object is gone is found by comparing the
 //! two sides.
 
+pub(crate) mod admission;
 mod agent;
 pub(crate) mod endings;
 pub(crate) mod follow;
@@ -41,7 +42,8 @@ pub use told::Told;
 /// A session that the front has recorded and not placed yet is looked at again soon.
 const NOT_PLACED: Duration = Duration::from_millis(500);
 
-/// Before a session is tried again that the tenant's workers lack something for. Each try counts against the tenant's rates.
+/// Before a session is tried again that the tenant's workers lack something for, or the registry its model. Each try counts against the
+/// tenant's rates.
 const STILL_LACKING: Duration = Duration::from_mins(5);
 
 /// Why a pass could not do all of its work.
@@ -51,6 +53,8 @@ pub enum Error {
     Read { name: String, source: kube::Error },
     #[error("the front does not take the call {call}")]
     Front { call: &'static str, source: Box<Status> },
+    #[error("the tenant has as many sessions as it may have")]
+    Full(#[source] Box<Status>),
     #[error("cannot write the status")]
     Status(#[source] kube::Error),
     #[error("cannot delete an AgentSession whose time is over")]
@@ -62,6 +66,7 @@ impl PassError for Error {
         match self {
             Self::Read { .. } => "ReadFailed",
             Self::Front { .. } => "FrontRefused",
+            Self::Full(_) => "SessionLimit",
             Self::Status(_) => "StatusFailed",
             Self::Delete(_) => "DeleteFailed",
         }
@@ -69,7 +74,10 @@ impl PassError for Error {
 
     fn retry(&self) -> Retry {
         match self {
-            Self::Front { source, .. } if refusal::is_lack(source) => Retry::After(STILL_LACKING),
+            Self::Front { source, .. } if refusal::is_lack(source) || refusal::is_model_missing(source) => {
+                Retry::After(STILL_LACKING)
+            }
+            Self::Full(_) => Retry::BackoffTo(admission::STILL_FULL),
             Self::Read { .. } | Self::Front { .. } | Self::Status(_) | Self::Delete(_) => Retry::Backoff,
         }
     }
@@ -109,7 +117,10 @@ pub async fn reconcile(session: Arc<AgentSession>, context: Arc<Context>) -> Res
         Written::Now(status) if status.phase.is_some_and(SessionPhase::is_final) => {
             retire::retire(&session, &status, &context).await
         }
-        Written::Now(status) if status.phase == Some(SessionPhase::Pending) => Ok(Action::requeue(NOT_PLACED)),
+        Written::Now(status) if status.phase == Some(SessionPhase::Pending) && status.session_id.is_some() => {
+            Ok(Action::requeue(NOT_PLACED))
+        }
+        // One whose tenant takes none waits for a change of the tenant.
         Written::Now(_) => Ok(Action::await_change()),
         Written::Later(pause) => Ok(Action::requeue(pause)),
         Written::Gone => {
@@ -154,13 +165,28 @@ async fn step(
             }
             None => Ok(None),
         },
-        (false, None) => match context.front.create(tenant, request(session)).await {
-            Ok(created) => Ok(Some(Summary::of(&created))),
-            Err(status) if refusal::is_final(&status) => {
-                Ok(Some(Summary::failed("AgentRefused", format!("the front refuses it: {}", status.message()))))
-            }
-            Err(status) => Err(refused("CreateSession", status)),
-        },
+        (false, None) => open(session, tenant, context).await.map(Some),
+    }
+}
+
+async fn open(session: &AgentSession, tenant: &TenantRef, context: &Context) -> Result<Summary, Error> {
+    let live = context.cluster.tenant(&tenant.name);
+    if let Some(why) = live.as_deref().and_then(admission::closed) {
+        return Ok(Summary::shut_out(why));
+    }
+    match context.front.create(tenant, request(session)).await {
+        Ok(created) => Ok(Summary::of(&created)),
+        Err(status) if refusal::is_final(&status) => {
+            Ok(Summary::failed("AgentRefused", format!("the front refuses it: {}", status.message())))
+        }
+        // Where there is room by what we know, the front may not have heard yet that the limit was raised.
+        Err(status)
+            if refusal::is_full(&status)
+                && !live.is_some_and(|live| admission::room(&live, context).is_some_and(|room| room > 0)) =>
+        {
+            Err(Error::Full(Box::new(status)))
+        }
+        Err(status) => Err(refused("CreateSession", status)),
     }
 }
 

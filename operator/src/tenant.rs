@@ -47,6 +47,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::runtime::controller::Action;
+use tokio::time::Instant;
 
 pub(crate) use bounds::{budget, limits, session_defaults, sessions_per_worker};
 pub(crate) use deletion::is_going;
@@ -68,6 +69,7 @@ use observe::Observed;
 use part::Failure;
 use platform_keys::PlatformKeys;
 use pull_credentials::PullCredentials;
+use upkeep::KeptUp;
 use wanted::Wanted;
 
 /// Looks again at a tenant that nothing happened to; its certificate may have to be renewed.
@@ -94,6 +96,8 @@ pub enum Error {
     Certificate(#[from] authority::Error),
     #[error("cannot write the status")]
     Status(#[source] kube::Error),
+    #[error("the pass took longer than {} ms: the API server does not answer in time", .max.as_millis())]
+    DeadlineExceeded { max: Duration },
 }
 
 impl PassError for Error {
@@ -107,14 +111,18 @@ impl PassError for Error {
             Self::Spec { .. } => "SpecNotUsable",
             Self::Certificate(_) => "CertificateFailed",
             Self::Status(_) => "StatusFailed",
+            Self::DeadlineExceeded { .. } => "DeadlineExceeded",
         }
     }
 
     fn retry(&self) -> Retry {
         match self {
-            Self::Read { .. } | Self::Apply { .. } | Self::Delete { .. } | Self::Certificate(_) | Self::Status(_) => {
-                Retry::Backoff
-            }
+            Self::Read { .. }
+            | Self::Apply { .. }
+            | Self::Delete { .. }
+            | Self::Certificate(_)
+            | Self::Status(_)
+            | Self::DeadlineExceeded { .. } => Retry::Backoff,
             // A foreign namespace is not watched, nor is one that has lost our labels.
             Self::NamespaceTaken { .. } | Self::NamespaceEnding { .. } => Retry::After(LOOK_AGAIN),
             // The edit that mends it wakes us, but not the time at which a certificate must be renewed.
@@ -125,33 +133,44 @@ impl PassError for Error {
 
 /// Brings one tenant one step closer to its spec. Safe to repeat, safe to interrupt.
 pub async fn reconcile(tenant: Arc<AgentTenant>, context: Arc<Context>) -> Result<Action, Error> {
-    let stopped = stop::stop(&tenant, &context).await;
+    let ends = Instant::now() + context.pass_max;
+    let stopped = in_time(ends, stop::stop(&tenant, &context), &context).await;
     // While its deletion is prevented a tenant is kept up as any other.
     if is_going(&tenant, &report::current(&tenant, &context)) {
         let action = deletion::step(&tenant, &context).await?;
         return stopped.map(|()| action).map_err(|failure| failure.error);
     }
+    let (mut observed, mut kept_up) = (None, KeptUp::new());
     let pass = async {
         stopped?;
-        let observed = observe::observe(&tenant, &context).await?;
-        let unusable = match plan(&tenant, &observed, &context) {
-            Ok(children) => {
-                Box::pin(apply::apply(&tenant, children, &observed, &context)).await?;
-                return Ok(observed);
+        let observed = observed.insert(observe::observe(&tenant, &context).await?);
+        match plan(&tenant, observed, &context) {
+            Ok(children) => Box::pin(apply::apply(&tenant, children, observed, &context)).await,
+            Err(unusable @ Error::Spec { .. }) => {
+                kept_up = Box::pin(upkeep::keep_up(&tenant, observed, &context)).await;
+                Err(unusable.into())
             }
-            Err(unusable @ Error::Spec { .. }) => unusable,
-            Err(error) => return Err(error.into()),
-        };
-        // Of none of the parts is it known then that it is as the spec wants it.
-        let kept_up = Box::pin(upkeep::keep_up(&tenant, &observed, &context)).await;
-        kept_up.map_err(|error| Failure { part: None, error })?;
-        Err(unusable.into())
+            Err(error) => Err(error.into()),
+        }
     };
-    let outcome: Result<Observed, Failure> = pass.await;
-    let reported = report::report(&tenant, outcome.as_ref(), &context).await;
+    let outcome: Result<(), Failure> = in_time(ends, Box::pin(pass), &context).await;
+    let told = report::Pass { outcome: outcome.as_ref().copied(), observed: observed.as_ref(), kept_up: &kept_up };
+    let reported = report::report(&tenant, told, &context).await;
+    // Tried again sooner than what only an edit can mend.
+    kept_up.into_values().collect::<Result<(), Error>>()?;
     outcome.map_err(|failure| failure.error)?;
     reported?;
     Ok(Action::requeue(RESYNC))
+}
+
+/// Gives `work` up at `ends`: a pass that its controller ends could say nothing of it, and the status would stay as it was.
+async fn in_time(
+    ends: Instant,
+    work: impl Future<Output = Result<(), Failure>>,
+    context: &Context,
+) -> Result<(), Failure> {
+    let late = |_| Failure::from(Error::DeadlineExceeded { max: context.pass_max });
+    tokio::time::timeout_at(ends, work).await.map_err(late)?
 }
 
 /// All that is made for a tenant.

@@ -14,6 +14,7 @@ use kube::ResourceExt as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
+use crate::session::admission;
 
 /// One tenant's, as its status shows them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,7 +70,8 @@ impl Totals {
     }
 }
 
-/// Asks every `interval` for those tenants to be looked at whose totals read differently, until `stopping`.
+/// Asks every `interval` for those tenants to be looked at whose totals read differently, and for the sessions that they have room for
+/// now, until `stopping`.
 pub(crate) async fn run(context: Arc<Context>, interval: Duration, stopping: CancellationToken) {
     let mark = async {
         loop {
@@ -81,6 +83,7 @@ pub(crate) async fn run(context: Arc<Context>, interval: Duration, stopping: Can
             for tenant in context.cluster.tenants.state() {
                 if tenant.metadata.uid.as_ref().is_some_and(|uid| changed.contains(uid)) {
                     context.cluster.changes.tenants.mark(tenant.name_any());
+                    admission::wake(&tenant, &context);
                 }
             }
         }

@@ -8,11 +8,13 @@ use croft_llm::Providers;
 use croft_serve::{Config, Mistakes, ServeArgs, TlsArgs};
 
 use crate::keys::Keys;
-use crate::providers;
 use crate::server::RuntimeOptions;
+use crate::{memory, providers};
 
 /// Of the shutdown grace, what is kept for handing turns back that did not end by themselves.
 const HAND_BACK: Duration = Duration::from_secs(5);
+/// What checkpoints of idle sessions may take of the worker's memory: turns that run need the most of it.
+const CHECKPOINT_SHARE: u64 = 8;
 
 /// Runs the agents of one tenant, for the front.
 #[derive(Debug, Clone, clap::Parser)]
@@ -68,12 +70,14 @@ impl Args {
     pub fn options(&self) -> Result<RuntimeOptions, Mistakes> {
         let mcp_servers = providers::mcp_servers(self.providers.as_deref())?;
         let namespace = self.worker_namespace.clone().unwrap_or_else(|| format!("tenant-{}", self.tenant));
+        let defaults = RuntimeOptions::new(&self.tenant, &self.worker_name, namespace);
         Ok(RuntimeOptions {
             sessions_max: self.sessions_max,
+            checkpoint_bytes_max: checkpoint_bytes_max(memory::limit()).unwrap_or(defaults.checkpoint_bytes_max),
             drain: self.serve.shutdown_grace().saturating_sub(HAND_BACK),
             mcp_servers,
             require_front_certificate: !self.insecure,
-            ..RuntimeOptions::new(&self.tenant, &self.worker_name, namespace)
+            ..defaults
         })
     }
 
@@ -81,5 +85,22 @@ impl Args {
     /// holds anything of a key.
     pub fn providers(&self) -> Result<(Providers, Keys), Mistakes> {
         providers::open(self.providers.as_deref())
+    }
+}
+
+/// Their share of this much memory, in bytes.
+fn checkpoint_bytes_max(memory: Option<u64>) -> Option<usize> {
+    usize::try_from(memory? / CHECKPOINT_SHARE).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_of_512_mib_keeps_64_mib_of_checkpoints_and_one_without_a_limit_as_much_by_default() {
+        let by_default = RuntimeOptions::new("meadow", "worker-0", "tenant-meadow").checkpoint_bytes_max;
+        assert_eq!(checkpoint_bytes_max(Some(512 * 1024 * 1024)), Some(by_default));
+        assert_eq!(checkpoint_bytes_max(None), None);
     }
 }

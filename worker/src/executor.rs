@@ -23,7 +23,7 @@ use croft_proto::conversation;
 use croft_proto::id::SessionId;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    AgentLimits, AgentSpec, ModelAttempt, StepCompleted, StepFinished, StepStarted, StopReason, ToolResult,
+    AgentLimits, AgentSpec, ModelAttempt, Role, StepCompleted, StepFinished, StepStarted, StopReason, ToolResult,
 };
 use prost::Message as _;
 use tokio_util::sync::CancellationToken;
@@ -42,7 +42,8 @@ pub(crate) use state::State;
 /// Bounds that hold where the agent's own spec says nothing.
 const MODEL_CALLS_MAX: u32 = 25;
 const TOOL_CALLS_MAX: u32 = 100;
-const OUTPUT_TOKENS_MAX: u32 = 4_096;
+/// What a model thinks is output, too. Fronts grant less where a model gives less, or a budget has room for less.
+const OUTPUT_TOKENS_MAX: u32 = 16_384;
 const TURN_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// The bounds of one turn.
@@ -132,6 +133,10 @@ impl Executor<'_> {
             End::HungUp => return,
             End::Told(stop_reason) => stop_reason,
         };
+        if stop_reason == StopReason::MaxTokens && self.state.last_role() != Some(Role::Assistant) {
+            let error = failure::wordless(self.bounds.output_tokens_max);
+            self.link.event(Kind::Error(error)).await;
+        }
         let stays_open = matches!(stop_reason, StopReason::HandedBack | StopReason::RequiresAction);
         if !stays_open {
             self.close_open_calls("The call was not made: the turn ended before.").await;

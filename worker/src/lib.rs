@@ -8,6 +8,7 @@ mod http_client;
 mod interrupt;
 mod keys;
 mod link;
+mod memory;
 mod metrics;
 mod outbox;
 pub mod peer;

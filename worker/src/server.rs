@@ -44,6 +44,9 @@ pub struct RuntimeOptions {
     pub sessions_max: usize,
     /// A full worker forgets a session that was idle for so long to make room for another.
     pub session_idle: Duration,
+    /// Bytes of sessions' newest states that it keeps for `Checkpoint`. Beyond it those of sessions that were idle for longest go: the
+    /// front has all of them, and sends them with the next turn.
+    pub checkpoint_bytes_max: usize,
     /// How long a superstep may go on when the worker shuts down. At the bound it is given up, what it used is told,
     /// and the turn is handed back as it was before it.
     pub drain: Duration,
@@ -65,6 +68,7 @@ impl RuntimeOptions {
             sessions_max: 50,
             // What an idle session needs, the front has: the next turn brings it along.
             session_idle: Duration::ZERO,
+            checkpoint_bytes_max: 64 * 1024 * 1024,
             drain: Duration::from_secs(20),
             mcp_servers: Vec::new(),
             retry: retry::Policy::default(),
@@ -100,7 +104,8 @@ impl RuntimeServer {
     /// The same with other built-in tools.
     pub fn with_builtins(options: RuntimeOptions, providers: Providers, builtins: Builtins, tasks: Tasks) -> Self {
         let metrics = Metrics::default();
-        let sessions = Sessions::new(options.sessions_max, options.session_idle, metrics.sessions.clone());
+        let RuntimeOptions { sessions_max, session_idle, checkpoint_bytes_max, .. } = options;
+        let sessions = Sessions::new(sessions_max, session_idle, checkpoint_bytes_max, metrics.sessions.clone());
         let http = HttpClient::default();
         Self { shared: Arc::new(Shared { options, providers, builtins, http, sessions, metrics, tasks }) }
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use croft_proto::id::SessionId;
 use croft_proto::v1::{AgentSpec, ModelAttempt, SessionCheckpoint, StopReason};
 use prometheus::IntGauge;
+use prost::Message as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +28,7 @@ struct Shared {
     held: Mutex<HashMap<SessionId, Held>>,
     sessions_max: usize,
     idle_max: Duration,
+    checkpoint_bytes_max: usize,
     gauge: IntGauge,
     next_number: AtomicU64,
 }
@@ -35,12 +37,18 @@ struct Held {
     agent: AgentSpec,
     /// Of the agent's model, as the front's registry says.
     provider: String,
-    checkpoint: Option<SessionCheckpoint>,
+    kept: Option<Kept>,
     /// Of the newest step. An older one is a front's that lost the lease.
     epoch: u64,
     running: Option<Running>,
     used_at: Instant,
     untold: Untold,
+}
+
+/// The newest state of a session, for `Checkpoint` alone: a step goes on from what the front sends with it.
+struct Kept {
+    checkpoint: SessionCheckpoint,
+    bytes: usize,
 }
 
 /// Attempts at models of the last step that are not known to be stored, with their turn.
@@ -60,13 +68,14 @@ struct Running {
 
 impl Sessions {
     /// Room for `sessions_max`. When it is full, the session that was idle for longest makes room for a new one if it
-    /// was idle for `idle_max`: the front has all of its state.
-    pub(crate) fn new(sessions_max: usize, idle_max: Duration, gauge: IntGauge) -> Self {
+    /// was idle for `idle_max`: the front has all of its state. Checkpoints are kept up to `checkpoint_bytes_max` in all, see [`Begun::keep`].
+    pub(crate) fn new(sessions_max: usize, idle_max: Duration, checkpoint_bytes_max: usize, gauge: IntGauge) -> Self {
         Self {
             shared: Arc::new(Shared {
                 held: Mutex::default(),
                 sessions_max,
                 idle_max,
+                checkpoint_bytes_max,
                 gauge,
                 next_number: AtomicU64::new(0),
             }),
@@ -94,7 +103,7 @@ impl Sessions {
             tracing::info!(session = %idle, "forgot an idle session to make room");
         }
         let (untold, used_at) = (Untold::default(), now);
-        held.insert(session, Held { agent, provider, checkpoint: None, epoch: 0, running: None, used_at, untold });
+        held.insert(session, Held { agent, provider, kept: None, epoch: 0, running: None, used_at, untold });
         self.shared.count(&held);
         Ok(())
     }
@@ -126,10 +135,11 @@ impl Sessions {
         }
     }
 
-    /// The newest state of a session.
+    /// The newest state of a session; `None` if there is none yet, or if it is not kept any more.
     pub(crate) fn checkpoint(&self, session: SessionId) -> Result<Option<SessionCheckpoint>, Refusal> {
         let held = self.shared.lock();
-        held.get(&session).map(|held| held.checkpoint.clone()).ok_or(Refusal::SessionUnknown)
+        let known = held.get(&session).ok_or(Refusal::SessionUnknown)?;
+        Ok(known.kept.as_ref().map(|kept| kept.checkpoint.clone()))
     }
 
     /// Ends what runs and forgets the session. `None` if it was not known; otherwise its attempts at models that are not known to be
@@ -158,6 +168,18 @@ impl Shared {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Lets go of checkpoints until the rest is within the bound: of the session that was idle for longest first, of those that run a
+    /// step last. The sessions stay.
+    fn let_go(&self, held: &mut HashMap<SessionId, Held>) {
+        let mut bytes: usize = held.values().filter_map(|held| held.kept.as_ref()).map(|kept| kept.bytes).sum();
+        while bytes > self.checkpoint_bytes_max {
+            let keeps = held.values_mut().filter(|held| held.kept.is_some());
+            let first = keeps.min_by_key(|held| (held.running.is_some(), held.used_at));
+            let Some(kept) = first.and_then(|held| held.kept.take()) else { break };
+            bytes -= kept.bytes;
+        }
+    }
+
     fn count(&self, held: &HashMap<SessionId, Held>) {
         self.gauge.set(i64::try_from(held.len()).unwrap_or(i64::MAX));
     }
@@ -175,9 +197,13 @@ pub(crate) struct Begun {
 }
 
 impl Begun {
-    /// Keeps the newest state, for `Checkpoint`.
+    /// Keeps the newest state, for `Checkpoint`. Beyond the bound on all that are kept, those of other sessions are let go of, and
+    /// this one if it is more by itself.
     pub(crate) fn keep(&self, checkpoint: &SessionCheckpoint) {
-        self.with_held(|held| held.checkpoint = Some(checkpoint.clone()));
+        let kept = Kept { bytes: checkpoint.encoded_len(), checkpoint: checkpoint.clone() };
+        self.with_held(|held| held.kept = Some(kept));
+        let shared = &self.sessions.shared;
+        shared.let_go(&mut shared.lock());
     }
 
     /// What the step before told of this turn and nobody is known to have stored. Of another turn it is forgotten: that one has

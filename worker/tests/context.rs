@@ -6,13 +6,18 @@ mod support;
 
 use std::sync::{Arc, Mutex};
 
+use croft_llm::openai::Chat;
 use croft_llm::scripted::Scripted;
-use croft_llm::{Class, DeltaStream, Provider, Providers, Request, estimate};
+use croft_llm::{Class, DeltaStream, Limits, Provider, Providers, Request, Settings, estimate};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{AgentLimits, AgentSpec, Message, Role, SessionCheckpoint, StopReason};
 use croft_worker::tools::Builtins;
 use futures::StreamExt as _;
+use secrecy::SecretString;
+use serde_json::json;
 use support::*;
+use wiremock::matchers::path;
+use wiremock::{Mock, MockServer, Respond, ResponseTemplate};
 
 /// Takes so many tokens, and answers as the scripted one does.
 struct Narrow {
@@ -51,17 +56,22 @@ fn long_talk() -> SessionCheckpoint {
 async fn told(tokens_max: u32, limits: AgentLimits) -> (Heard, Vec<u32>) {
     let sent = Arc::<Mutex<Vec<u32>>>::default();
     let narrow = Narrow { tokens_max, sent: Arc::clone(&sent) };
-    let worker = worker_with(options(), Providers::new().with(narrow), Builtins::default()).await;
+    let heard = asked("narrow", Providers::new().with(narrow), limits).await;
+    let sent = sent.lock().unwrap().clone();
+    (heard, sent)
+}
+
+/// A further turn of the long talk, at this provider.
+async fn asked(provider: &str, providers: Providers, limits: AgentLimits) -> Heard {
+    let worker = worker_with(options(), providers, Builtins::default()).await;
     let session_id = session();
     let agent = AgentSpec { model: "narrow-1".into(), limits: Some(limits), tools: Vec::new(), ..agent() };
     init(&worker.client, &session_id, &agent).await.unwrap();
     let mut start = start(&session_id, text("and now?"));
     start.checkpoint = Some(long_talk());
     let mut front = Front::open(&worker.client, start).await;
-    front.provider = "narrow".into();
-    let heard = front.finish().await;
-    let sent = sent.lock().unwrap().clone();
-    (heard, sent)
+    front.provider = provider.into();
+    front.finish().await
 }
 
 #[tokio::test(start_paused = true)]
@@ -87,4 +97,36 @@ async fn what_never_fits_ends_the_turn_with_its_reason() {
     let (heard, sent) = told(10, AgentLimits::default()).await;
     assert_eq!(heard.stop_reason(), StopReason::ContextFull);
     assert!(sent.len() < 6, "{sent:?}");
+}
+
+/// llama.cpp with a small context, which it tells of as a fault of its own, as some of its builds do.
+struct LlamaCpp;
+
+impl Respond for LlamaCpp {
+    fn respond(&self, request: &wiremock::Request) -> ResponseTemplate {
+        if request.body.len() > 6_000 {
+            let message = "request (9000 tokens) exceeds the available context size (4096 tokens), try increasing it";
+            let error = json!({"code": 500, "message": message, "type": "exceed_context_size_error"});
+            return ResponseTemplate::new(500).set_body_json(json!({ "error": error }));
+        }
+        let chunk = |delta: serde_json::Value, reason: Option<&str>| {
+            let choice = json!({"index": 0, "delta": delta, "finish_reason": reason});
+            format!("data: {}\n\n", json!({"id": "chatcmpl-1", "model": "narrow-1", "choices": [choice]}))
+        };
+        let said = chunk(json!({"role": "assistant", "content": "noon"}), None);
+        let body = format!("{said}{}data: [DONE]\n\n", chunk(json!({}), Some("stop")));
+        ResponseTemplate::new(200).set_body_raw(body, "text/event-stream")
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_takes_a_long_conversation_for_a_fault_of_its_own_is_sent_a_shorter_one() {
+    let server = MockServer::start().await;
+    Mock::given(path("/v1/chat/completions")).respond_with(LlamaCpp).mount(&server).await;
+    let api_key = SecretString::default().into();
+    let chat = Chat::new(Settings { base_url: server.uri(), api_key, limits: Limits::default() }).unwrap();
+    let heard = asked("openai", Providers::new().with(chat), AgentLimits::default()).await;
+    assert_eq!(heard.stop_reason(), StopReason::EndTurn);
+    let sent: Vec<_> = server.received_requests().await.unwrap().iter().map(|request| request.body.len()).collect();
+    assert!(sent.len() > 1 && sent.is_sorted_by(|one, other| one > other), "{sent:?}: none is sent twice");
 }

@@ -187,6 +187,40 @@ async fn each_model_is_tried_again_before_it_gives_way() {
     assert_eq!(told(&heard), ["MODEL_OVERLOADED"], "one error is told, at the end");
 }
 
+/// Newer models take none, and say so of each call.
+#[tokio::test(start_paused = true)]
+async fn a_model_that_refuses_the_temperature_is_asked_once_more_without_it_and_from_then_on() {
+    let refusal = || vec![Err(Error::new("canned", Class::Invalid, "`temperature` is deprecated for this model."))];
+    let (a, b) = (Canned::new("a", [refusal(), says("noon")]), Canned::new("b", [says("from b")]));
+    let worker = worker(&[&a, &b]).await;
+    let agent = AgentSpec { temperature: Some(0.2), ..agent() };
+    let heard = turn(&worker, &agent, &[]).await;
+    assert_eq!(said(&heard), [("noon".to_owned(), "a".to_owned())]);
+    assert_eq!(course(&heard), [("a", "invalid", ""), ("a", "", "")]);
+    assert_eq!(attempts(&heard)[0].usage, Some(TokenUsage::default()), "nobody charges for a refusal");
+    assert_eq!(heard.checkpoint().model_calls, 1, "it is no further call");
+    assert!(told(&heard).is_empty(), "nobody need know");
+
+    // Another session, too. What a model refused says nothing of another value, nor of another model.
+    turn(&worker, &agent, &[]).await;
+    turn(&worker, &AgentSpec { temperature: Some(1.0), ..agent.clone() }, &[]).await;
+    turn(&worker, &AgentSpec { model: "b".into(), ..agent }, &[]).await;
+    let sent = |canned: &Canned| -> Vec<_> {
+        canned.requests.lock().unwrap().iter().map(|request| request.temperature).collect()
+    };
+    assert_eq!(sent(&a), [Some(0.2), None, None, Some(1.0)]);
+    assert_eq!(sent(&b), [Some(0.2)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_refused_without_a_temperature_too_gives_way() {
+    let refusal = vec![Err(Error::new("canned", Class::Invalid, "temperature: no such thing"))];
+    let (a, b) = (Canned::new("a", [refusal]), Canned::new("b", [says("noon")]));
+    let agent = AgentSpec { temperature: Some(0.2), ..agent() };
+    let heard = turn(&worker(&[&a, &b]).await, &agent, &[]).await;
+    assert_eq!(course(&heard), [("a", "invalid", ""), ("a", "invalid", ""), ("b", "", "error")]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_model_whose_tool_call_made_no_sense_is_asked_again_and_what_it_said_before_does_not_stay() {
     let a = Canned::new("a", [stops("let me look", Stop::BadToolCall), says("noon")]);

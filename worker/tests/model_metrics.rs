@@ -41,10 +41,15 @@ async fn turn_at(worker: &Worker, provider: &str, model: &str) -> Heard {
     front.finish().await
 }
 
-/// An endpoint that is overloaded, whoever asks.
+/// An endpoint that is overloaded, whoever asks. In the end it asks to be left alone for longer than any test takes: its breaker goes by
+/// the real clock, as sockets do.
 async fn overloaded() -> (MockServer, Anthropic) {
     let server = MockServer::start().await;
-    Mock::given(path("/v1/messages")).respond_with(ResponseTemplate::new(529)).mount(&server).await;
+    let busy = ResponseTemplate::new(529);
+    let for_long = busy.clone().insert_header("retry-after", "120");
+    let mock = |response| Mock::given(path("/v1/messages")).respond_with(response);
+    mock(busy).up_to_n_times(FAILURES as u64 - 1).mount(&server).await;
+    mock(for_long).mount(&server).await;
     let api_key = SecretString::from("sk-ant-of-nobody").into();
     let settings = Settings { base_url: server.uri(), api_key, limits: Limits::default() };
     (server, Anthropic::new(settings).unwrap())

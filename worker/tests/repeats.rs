@@ -98,6 +98,18 @@ impl Garden {
         front
     }
 
+    /// That turn with the yes to the second call while the first is made.
+    async fn repeats_both(&mut self, before: &Heard) -> Heard {
+        let gate = Arc::new(Semaphore::new(0));
+        self.spade.gate = Some(Arc::clone(&gate));
+        let worker = self.worker(&self.spade).await;
+        let front = self.repeats(&worker, before).await;
+        front.send(ToWorker::ApprovalResolved(says(&asked(before)[1], true))).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        gate.add_permits(2);
+        front.finish().await
+    }
+
     fn depths(&self) -> Vec<Value> {
         self.spade.digs.lock().unwrap().iter().map(|dig| dig.arguments["depth"].clone()).collect()
     }
@@ -231,14 +243,7 @@ async fn of_several_calls_those_that_are_decided_go_on_and_the_rest_is_asked_aga
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_comes_while_another_call_is_repeated_counts_in_the_same_turn() {
     let (mut garden, doubt) = Garden::in_doubt(&json!([dig(1), dig(2), {"text": "done"}])).await;
-    let gate = Arc::new(Semaphore::new(0));
-    garden.spade.gate = Some(Arc::clone(&gate));
-    let worker = garden.worker(&garden.spade).await;
-    let front = garden.repeats(&worker, &doubt).await;
-    front.send(ToWorker::ApprovalResolved(says(&asked(&doubt)[1], true))).await;
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    gate.add_permits(2);
-    let heard = front.finish().await;
+    let heard = garden.repeats_both(&doubt).await;
     assert_eq!((heard.stop_reason(), garden.depths()), (StopReason::EndTurn, vec![json!(1), json!(2)]));
     assert_eq!(asked(&heard), Vec::<String>::new());
 }
@@ -283,14 +288,8 @@ async fn results_of_a_lost_worker_take_their_room_while_people_are_asked_about_o
 #[tokio::test(start_paused = true)]
 async fn results_of_calls_that_are_repeated_one_after_another_share_the_room_of_one_superstep() {
     let (mut garden, doubt) = Garden::in_doubt(&json!([dig(1), dig(2), {"text": "done"}])).await;
-    let gate = Arc::new(Semaphore::new(0));
-    (garden.spade.gate, garden.spade.picture_bytes) = (Some(Arc::clone(&gate)), LARGE_BYTES);
-    let worker = garden.worker(&garden.spade).await;
-    let front = garden.repeats(&worker, &doubt).await;
-    front.send(ToWorker::ApprovalResolved(says(&asked(&doubt)[1], true))).await;
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    gate.add_permits(2);
-    let heard = front.finish().await;
+    garden.spade.picture_bytes = LARGE_BYTES;
+    let heard = garden.repeats_both(&doubt).await;
     assert_eq!((heard.stop_reason(), garden.spade.digs()), (StopReason::EndTurn, 2));
     assert_eq!(pictures(&heard.checkpoint()), [true, false]);
 }

@@ -229,6 +229,17 @@ async fn an_answer_that_is_stored_is_neither_asked_for_again_nor_ends_otherwise(
     }
 }
 
+/// Whoever had the turn was lost before people were told.
+#[tokio::test(start_paused = true)]
+async fn an_answer_without_a_word_is_told_after_a_loss_and_not_asked_for_again() {
+    let session_id = session();
+    let mut checkpoint = answered("max_tokens");
+    checkpoint.messages.pop();
+    let heard = elsewhere(&Spade::default(), &agent(), resumed(&session_id, checkpoint, Vec::new())).await;
+    assert_eq!(heard.story(), ["started", "error", "completed"]);
+    assert_eq!(heard.stop_reason(), StopReason::MaxTokens);
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_paused_goes_on_after_a_loss() {
     let session_id = session();

@@ -17,6 +17,7 @@ use croft_proto::v1::{
 };
 use croft_worker::RuntimeOptions;
 use croft_worker::tools::Builtins;
+use prost::Message as _;
 use serde_json::json;
 use support::*;
 use tonic::{Code, Status};
@@ -183,6 +184,57 @@ async fn the_newest_state_can_be_asked_for() {
     assert_eq!(checkpoint(&worker, &session_id).await.unwrap(), None);
     let heard = Front::open(&worker.client, start(&session_id, text("hello"))).await.finish().await;
     assert_eq!(checkpoint(&worker, &session_id).await.unwrap(), Some(heard.checkpoint()));
+}
+
+/// A conversation may have many MiB, and a worker holds a hundred sessions.
+#[tokio::test(start_paused = true)]
+async fn idle_sessions_keep_no_more_checkpoints_than_there_is_room_for_and_go_on_all_the_same() {
+    const ROOM: usize = 4 * 1024 * 1024;
+    let options = RuntimeOptions { checkpoint_bytes_max: ROOM, ..options() };
+    let worker = worker_with(options, Providers::new().with(Scripted::new()), Builtins::default()).await;
+    let mut idle = Vec::new();
+    for _ in 0..10 {
+        let session_id = session();
+        init(&worker.client, &session_id, &agent()).await.unwrap();
+        let input = [text("hello"), vec![picture(1024 * 1024)]].concat();
+        let heard = Front::open(&worker.client, start(&session_id, input)).await.finish().await;
+        idle.push((session_id, heard.checkpoint()));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let mut kept = Vec::new();
+    for (session_id, newest) in &idle {
+        let told = checkpoint(&worker, session_id).await.expect("it is known still");
+        assert!(told.as_ref().is_none_or(|told| told == newest));
+        kept.extend(told);
+    }
+    let bytes: usize = kept.iter().map(SessionCheckpoint::encoded_len).sum();
+    assert!(bytes <= ROOM, "{bytes} bytes");
+    let newest: Vec<_> = idle[7..].iter().map(|(_, newest)| newest.clone()).collect();
+    assert_eq!(kept, newest, "those that were idle for longest went first");
+
+    let (session_id, before) = idle[0].clone();
+    let next = StepStart {
+        turn_id: "turn-2".into(),
+        checkpoint: Some(before.clone()),
+        ..start(&session_id, text("and now?"))
+    };
+    let heard = Front::open(&worker.client, next).await.finish().await;
+    assert_eq!(heard.stop_reason(), StopReason::EndTurn);
+    assert_eq!(heard.checkpoint().messages[..2], before.messages[..], "with all that was said before");
+    assert_eq!(checkpoint(&worker, &session_id).await.unwrap(), Some(heard.checkpoint()), "it was used last");
+    assert_eq!(checkpoint(&worker, &idle[7].0).await.unwrap(), None, "and another went for it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_that_is_more_than_all_the_room_is_not_kept() {
+    let options = RuntimeOptions { checkpoint_bytes_max: 1024, ..options() };
+    let worker = worker_with(options, Providers::new().with(Scripted::new()), Builtins::default()).await;
+    let session_id = session();
+    init(&worker.client, &session_id, &agent()).await.unwrap();
+    let input = text(&"long ".repeat(1024));
+    let heard = Front::open(&worker.client, start(&session_id, input)).await.finish().await;
+    assert_eq!(heard.stop_reason(), StopReason::EndTurn);
+    assert_eq!(checkpoint(&worker, &session_id).await.unwrap(), None);
 }
 
 #[tokio::test(start_paused = true)]

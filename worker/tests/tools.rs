@@ -264,6 +264,23 @@ async fn a_turn_that_runs_out_of_time_while_a_person_is_asked_requires_action() 
     assert!(state.journal.is_empty(), "and was never begun");
 }
 
+/// Whoever goes on with a call is told of it with its arguments, beside the conversation that has them too.
+#[tokio::test(start_paused = true)]
+async fn large_arguments_leave_less_room_for_results() {
+    const LARGE_BYTES: usize = 13 * 1024 * 1024;
+    let spade = Spade { picture_bytes: LARGE_BYTES, ..Spade::default() };
+    let (worker, agent) = worker_with_spade(&spade).await;
+    for (padding, is_left_out) in [(0, false), (LARGE_BYTES, true)] {
+        let arguments = format!("{{\"depth\": 1{}}}", " ".repeat(padding));
+        let steps = json!([{"tool_call": {"name": "spade", "arguments": arguments}}, {"text": "done"}]);
+        let heard = begun(&worker, &agent, steps).await.finish().await;
+        assert_eq!(heard.stop_reason(), StopReason::EndTurn);
+        let text = &result_texts(&heard)[0];
+        assert_eq!(text.contains("its result is left out"), is_left_out, "{padding}: {text}");
+    }
+    assert_eq!(spade.digs(), 2);
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_interrupt_in_mid_tool_keeps_what_is_done_and_ends_the_rest() {
     let spade = Spade { gate: Some(Arc::new(Semaphore::new(0))), ..Spade::default() };

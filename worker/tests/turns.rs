@@ -12,8 +12,8 @@ use croft_proto::v1::execute_step_request::Message as ToWorker;
 use croft_proto::v1::execute_step_response::Message as FromWorker;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    AgentLimits, AgentSpec, GrantRefused, ModelAttempt, Role, SessionCheckpoint, SessionError, StepCancel, StepStart,
-    StopReason,
+    AgentLimits, AgentSpec, Grant, GrantRefused, ModelAttempt, Role, SessionCheckpoint, SessionError, StepCancel,
+    StepStart, StopReason,
 };
 use serde_json::json;
 use support::*;
@@ -158,6 +158,41 @@ async fn a_call_that_may_be_cut_at_the_token_limit_is_not_made() {
     assert_eq!(heard.checkpoint().messages[1].content.len(), 1, "no call stays open in the conversation");
 }
 
+/// A model that thinks may use all that it may say before it says anything.
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_at_its_end_before_it_says_anything_is_told_with_the_reason() {
+    let thinks = json!({"thinking": "Roses first, or the hedge?", "stop": "max_tokens"});
+    let is_cut = json!({"tool_call": {"name": "clock", "arguments": {}}, "stop": "max_tokens"});
+    for step in [thinks, is_cut] {
+        let heard = turn(&worker().await, &agent(), script(&json!([step]))).await;
+        assert_eq!(heard.stop_reason(), StopReason::MaxTokens);
+        assert_eq!(heard.story(), ["started", "attempt", "error", "completed"], "{step}");
+        assert_eq!((error(&heard).reason.as_str(), error(&heard).retryable), ("MODEL_OUTPUT_TOKENS_SPENT", false));
+        assert!(error(&heard).message.contains("16384 tokens at most"), "{}", error(&heard).message);
+        assert_eq!(heard.checkpoint().messages.len(), 1, "the question stays");
+    }
+}
+
+/// For a model that gives less, or by a budget that has room for less.
+#[tokio::test(start_paused = true)]
+async fn a_model_is_asked_for_no_more_output_than_was_granted() {
+    let flaky = Flaky::new(0, Class::Overload);
+    let requests = std::sync::Arc::clone(&flaky.requests);
+    let worker = worker_with_flaky(flaky).await;
+    for (granted, expected) in [(8_192, 8_192), (99_999, 16_384), (0, 16_384)] {
+        let session_id = session();
+        init(&worker.client, &session_id, &AgentSpec { model: "weather".into(), ..agent() }).await.unwrap();
+        let mut front = Front::open(&worker.client, start(&session_id, text("hello"))).await;
+        front.grants = false;
+        front.provider = "flaky".into();
+        front.until(|message| matches!(message, FromWorker::GrantRequest(_))).await;
+        let grant = Grant { output_tokens_max: granted, ..front.grant(&front.heard.grants[0]) };
+        front.send(ToWorker::Grant(grant)).await;
+        assert_eq!(front.finish().await.stop_reason(), StopReason::EndTurn);
+        assert_eq!(requests.lock().unwrap().last().unwrap().output_tokens_max, expected);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_paused_answer_goes_on_in_another_call() {
     let steps = json!([{"text": "first half"}, {"stop": "pause"}, {"text": "second half"}]);
@@ -267,7 +302,7 @@ async fn the_grant_says_which_model_is_called() {
     let heard = front.finish().await;
     assert_eq!(heard.grants[0].model, "the-best-one");
     assert!(heard.grants[0].input_tokens_estimated > 5, "the system prompt, the tools and the message");
-    assert_eq!(heard.grants[0].output_tokens_max, 4_096);
+    assert_eq!(heard.grants[0].output_tokens_max, 16_384, "what a model thinks is part of it");
     assert_eq!(attempts(&heard)[0].model, "a-cheaper-one");
     let Kind::AgentMessage(message) = &heard.durables[2] else { panic!() };
     assert_eq!(message.model, "a-cheaper-one");

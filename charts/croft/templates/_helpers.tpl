@@ -34,6 +34,15 @@ seccompProfile: { type: RuntimeDefault }
     matchLabels: { app.kubernetes.io/name: croft, app.kubernetes.io/component: {{ . }} }
 {{- end }}
 
+{{- /* Where the pods of `operator` or `front` may run. */ -}}
+{{- define "croft.placement" -}}
+{{- range $field := list "nodeSelector" "tolerations" "affinity" "priorityClassName" }}
+{{- with get $ $field }}
+{{ dict $field . | toYaml }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "croft.probes" -}}
 livenessProbe:
   httpGet: { path: /healthz, port: metrics }

@@ -239,7 +239,7 @@ pub struct AgentLimitsSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10_000))]
     pub max_tool_calls: Option<u32>,
-    /// Output tokens asked of the model in one call.
+    /// Output tokens asked of the model in one call, with what it thinks; 16,384 if not set, and no more than the model gives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10_000_000))]
     pub max_output_tokens: Option<u32>,

@@ -40,6 +40,8 @@ pub struct AllowedRange {
             .message("a range reaches fe80::/10, the addresses of the node's own link"),
         validation = Rule::new("!isCIDR(self) || !cidr(self).containsIP('fd00:ec2::254')")
             .message("a range reaches fd00:ec2::254, where a cloud keeps the credentials of the node"),
+        validation = Rule::new("!isCIDR(self) || !['168.63.129.16/32', '100.100.100.200/32', '192.0.0.192/32', 'fd20:ce::254/128', 'fd00:c1::a9fe:a9fe/128'].exists(address, cidr(address) == cidr(self))")
+            .message("a range is an address of a cloud's own, which no worker may reach; a wider range is open but for it"),
     )]
     pub cidr: String,
     /// The ports that are open there; every port if there are none here.
@@ -85,6 +87,20 @@ impl Protocol {
             Self::Sctp => "SCTP",
         }
     }
+}
+
+/// Addresses of clouds' own, each as a range, that a fence leaves out of whatever wider range is listed: Azure's
+/// [host](https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16), and where nodes ask for their metadata at Alibaba,
+/// Oracle (of old), [Google](https://cloud.google.com/compute/docs/metadata/querying-metadata) and
+/// [Oracle](https://docs.oracle.com/iaas/Content/Compute/Tasks/gettingmetadata.htm). Those of others lie in ranges that [`parse_range`] refuses.
+pub const CLOUDS_ADDRESSES: [&str; 5] =
+    ["168.63.129.16/32", "100.100.100.200/32", "192.0.0.192/32", "fd20:ce::254/128", "fd00:c1::a9fe:a9fe/128"];
+
+/// Those of [`CLOUDS_ADDRESSES`] that lie in a range. Of a text that is no range there are none.
+pub fn clouds_addresses_in(range: &str) -> Vec<&'static str> {
+    let Ok(range) = parse_range(range) else { return Vec::new() };
+    let within = |address: &&str| parse_range(address).is_ok_and(|address| share_addresses(range, address));
+    CLOUDS_ADDRESSES.into_iter().filter(within).collect()
 }
 
 /// A listed range that must not be opened.
@@ -172,6 +188,22 @@ mod tests {
         assert_eq!(overlapping(&nested), Some(("10.1.2.0/24", "10.0.0.0/8")));
         assert_eq!(overlapping(&ranges(&["::1/128", "::1/128"])), Some(("::1/128", "::1/128")));
         assert_eq!(overlapping(&ranges(&["::/1", "0.0.0.0/1"])), None);
+    }
+
+    #[test]
+    fn addresses_of_clouds_are_found_in_whatever_holds_them() {
+        for (range, found) in [
+            ("0.0.0.0/1", ["100.100.100.200/32"].as_slice()),
+            ("100.64.0.0/10", &["100.100.100.200/32"]),
+            ("192.0.0.0/24", &["192.0.0.192/32"]),
+            ("168.63.129.16/32", &["168.63.129.16/32"]),
+            ("fd20::/16", &["fd20:ce::254/128"]),
+            ("fd00:c1::/32", &["fd00:c1::a9fe:a9fe/128"]),
+            ("10.0.0.0/8", &[]),
+            ("nonsense", &[]),
+        ] {
+            assert_eq!(clouds_addresses_in(range), found, "{range}");
+        }
     }
 
     #[test]

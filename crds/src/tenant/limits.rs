@@ -3,6 +3,9 @@
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
+/// The largest request that a front reads at all, in bytes.
+pub const MESSAGE_BYTES_MAX: u32 = 16 * 1024 * 1024;
+
 /// Bounds that the front keeps; what is not set comes from the tier.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -19,9 +22,9 @@ pub struct LimitsSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000_000_000_i64))]
     pub tokens_per_minute: Option<i64>,
-    /// Size of one message, in bytes.
+    /// Size of one message, in bytes; fronts read no more than 16 MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 67_108_864))]
+    #[schemars(range(min = 1, max = MESSAGE_BYTES_MAX))]
     pub max_message_bytes: Option<u32>,
 }
 

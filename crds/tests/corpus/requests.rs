@@ -36,6 +36,15 @@ fn read(mut case: Map<String, Value>) -> Asked {
         ["was", "make"].map(|field| case.remove(field).map(|object| whole(&object, namespace.as_deref())));
     let kind = was.as_ref().or(make.as_ref()).expect("an object")["kind"].as_str().expect("a kind").to_owned();
     let (group, resource) = resource(&kind);
+    let networks = text(case.remove("of"));
+    let [was, make] = [was, make].map(|object| {
+        object.map(|mut object| {
+            if let Some(networks) = &networks {
+                object["apiVersion"] = format!("{networks}/v1").into();
+            }
+            object
+        })
+    });
     let (user, groups) = who(&text(case.remove("who")).expect("someone"));
     let says = match case.remove("says") {
         Some(Value::Array(sentences)) => sentences.into_iter().filter_map(|sentence| text(Some(sentence))).collect(),
@@ -52,7 +61,7 @@ fn read(mut case: Map<String, Value>) -> Asked {
             (Some(_), None) => "DELETE",
         }
         .to_owned(),
-        group: group.to_owned(),
+        group: networks.unwrap_or_else(|| group.to_owned()),
         resource: resource.to_owned(),
         object: make,
         old: was,
@@ -91,6 +100,7 @@ fn resource(kind: &str) -> (&'static str, &'static str) {
         "Secret" => ("", "secrets"),
         "Pod" => ("", "pods"),
         "NetworkPolicy" => ("networking.k8s.io", "networkpolicies"),
+        "CiliumNetworkPolicy" => ("cilium.io", "ciliumnetworkpolicies"),
         "Scale" => ("apps", "deployments/scale"),
         "Deployment" => ("apps", "deployments"),
         "StatefulSet" => ("apps", "statefulsets"),

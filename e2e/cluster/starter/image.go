@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"path"
+	"runtime"
 	"sort"
 	"strings"
 )
@@ -19,7 +20,7 @@ import (
 // image is a tar of a tar and a little JSON, and writing that takes less time
 // than starting a builder.
 type image struct {
-	name  string // "croft/front:dev"
+	name  string // "croft/front:dev", with a tag
 	entry string // the program's path inside
 	args  []string
 	files map[string]file // by path inside, without the leading slash
@@ -78,7 +79,7 @@ func (i image) write(to io.Writer) (string, error) {
 		return "", err
 	}
 	config, err := json.Marshal(map[string]any{
-		"architecture": "amd64",
+		"architecture": runtime.GOARCH, // A program of this machine.
 		"os":           "linux",
 		"config": map[string]any{
 			"User":       fmt.Sprintf("%d:%d", nonroot, nonroot),
@@ -93,7 +94,7 @@ func (i image) write(to io.Writer) (string, error) {
 	}
 	id := digest(config)
 	short := strings.TrimPrefix(id, "sha256:")
-	base, _, _ := strings.Cut(i.name, ":")
+	base := i.name[:strings.LastIndex(i.name, ":")] // The last, as a registry may have a port.
 	manifest, err := json.Marshal([]map[string]any{{
 		"Config":   short + ".json",
 		"RepoTags": []string{i.name, base + ":" + short[:12]},

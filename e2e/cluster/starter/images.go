@@ -25,9 +25,9 @@ func (d Dir) loadImages(words []string) error {
 		return fmt.Errorf("no node is up in %s to load images into; `cluster.sh up` brings it up", d.Path)
 	}
 	for _, word := range words {
-		name, binary, ok := strings.Cut(word, "=")
-		if !ok || name == "" || binary == "" {
-			return fmt.Errorf("%q is not NAME=BINARY", word)
+		name, binary, err := nameAndBinary(word)
+		if err != nil {
+			return err
 		}
 		tag, changed, err := d.loadImage(name, binary)
 		if err != nil {
@@ -40,6 +40,42 @@ func (d Dir) loadImages(words []string) error {
 		fmt.Printf("croft/%s:dev\tcroft/%s:%s\t%s\n", name, name, tag, state)
 	}
 	return nil
+}
+
+// saveImages makes an image of each NAME=BINARY and writes it to FOLDER/NAME.tar,
+// called REPOSITORY/NAME:TAG. For each it prints the file and the name.
+func saveImages(folder, repository, tag string, words []string) error {
+	if len(words) == 0 {
+		return fmt.Errorf("images save wants NAME=BINARY at least once")
+	}
+	for _, word := range words {
+		name, binary, err := nameAndBinary(word)
+		if err != nil {
+			return err
+		}
+		packed, err := programImage(repository+"/"+name+":"+tag, binary)
+		if err != nil {
+			return fmt.Errorf("cannot make an image of %s: %w", binary, err)
+		}
+		archive := &bytes.Buffer{}
+		if _, err := packed.write(archive); err != nil {
+			return err
+		}
+		path := filepath.Join(folder, name+".tar")
+		if err := writeFile(path, archive.Bytes(), 0o644); err != nil {
+			return err
+		}
+		fmt.Printf("%s\t%s\n", path, packed.name)
+	}
+	return nil
+}
+
+func nameAndBinary(word string) (name, binary string, err error) {
+	name, binary, ok := strings.Cut(word, "=")
+	if !ok || name == "" || binary == "" {
+		return "", "", fmt.Errorf("%q is not NAME=BINARY", word)
+	}
+	return name, binary, nil
 }
 
 // loadImage does nothing if the same binary was loaded before. It gives the
@@ -55,7 +91,7 @@ func (d Dir) loadImage(name, binary string) (tag string, changed bool, err error
 			return tag, false, nil
 		}
 	}
-	packed, err := programImage(name, binary)
+	packed, err := programImage("croft/"+name+":dev", binary)
 	if err != nil {
 		return "", false, fmt.Errorf("cannot make an image of %s: %w", binary, err)
 	}

@@ -22,6 +22,8 @@ const usage = `usage: cluster.sh COMMAND [--dir DIR]
   control-plane up|down       etcd, API server and controller manager alone
     [--shipped-rates]         with controllers that ask as seldom as Kubernetes lets them unless told
   images load NAME=BINARY…    make croft/NAME:dev of a program and give it to the node
+  images save NAME=BINARY…    make an image of a program and write it to FOLDER/NAME.tar, for a registry
+    [--to FOLDER] [--repository croft] [--tag dev]
   env                         write DIR/env anew, with what lies in DIR/env.d
   status                      what is running
   tools [NAME…]               build what is missing of the tools, link them into DIR/bin
@@ -43,6 +45,9 @@ func run(args []string) error {
 	options.Usage = func() { fmt.Fprint(os.Stderr, usage) }
 	path := options.String("dir", filepath.Join(source(), "..", "..", "target", "croft"), "")
 	withoutPolicy := options.Bool("without-policy", false, "")
+	to := options.String("to", filepath.Join(source(), "..", "..", "target", "images"), "")
+	repository := options.String("repository", "croft", "")
+	tag := options.String("tag", "dev", "")
 	shippedRates := options.Bool("shipped-rates", false, "")
 	words, err := parse(options, args)
 	if errors.Is(err, flag.ErrHelp) || len(words) == 0 || words[0] == "help" {
@@ -54,6 +59,9 @@ func run(args []string) error {
 	}
 	if words[0] == "apt" {
 		return install(words[1:])
+	}
+	if strings.Join(words[:min(len(words), 2)], " ") == "images save" {
+		return saveImages(*to, *repository, *tag, words[2:])
 	}
 	d, err := openDir(*path)
 	if err != nil {

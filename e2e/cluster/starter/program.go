@@ -9,14 +9,15 @@ import (
 	"strings"
 )
 
-// programImage packs a program of this machine, with the libraries it was linked against.
-func programImage(name, binary string, args ...string) (image, error) {
+// programImage packs a program of this machine, with the libraries it was
+// linked against. It keeps its own name, and is on the PATH under it.
+func programImage(reference, binary string, args ...string) (image, error) {
 	text, err := programText(binary)
 	if err != nil {
 		return image{}, err
 	}
-	inside := "usr/local/bin/" + filepath.Base(name)
-	packed := image{name: "croft/" + name + ":dev", entry: "/" + inside, args: args, files: map[string]file{
+	inside := "usr/local/bin/" + filepath.Base(binary)
+	packed := image{name: reference, entry: "/" + inside, args: args, files: map[string]file{
 		inside:              {text, 0o755},
 		"etc/passwd":        {fmt.Appendf(nil, "root:x:0:0:root:/:/nologin\nnonroot:x:%d:%d:nonroot:/tmp:/nologin\n", nonroot, nonroot), 0o644},
 		"etc/group":         {fmt.Appendf(nil, "root:x:0:\nnonroot:x:%d:\n", nonroot), 0o644},

@@ -238,6 +238,101 @@ async fn an_answer_while_its_turn_ends_has_its_effect() {
     }
 }
 
+/// Ends turns late, and is away for the one that is to begin behind the first.
+struct Severed {
+    turns: LateEnd,
+    is_away: AtomicBool,
+    tried: Arc<Notify>,
+}
+
+#[async_trait]
+impl TurnStore for Severed {
+    async fn begin(&self, begin: Begin) -> Result<Begun, Error> {
+        if self.is_away.swap(false, Ordering::SeqCst) {
+            self.tried.notify_one();
+            return Err(Error::unavailable("postgres", anyhow::anyhow!("connection refused")));
+        }
+        self.turns.begin(begin).await
+    }
+
+    async fn end(&self, last: Append) -> Result<Ended, Error> {
+        let is_first = !self.turns.1.is_open.load(Ordering::SeqCst);
+        let ended = self.turns.end(last).await?;
+        self.is_away.store(is_first, Ordering::SeqCst);
+        Ok(ended)
+    }
+}
+
+/// The front that ended the turn was lost before it went on with what a person had decided meanwhile. Whoever pressed yes again was told
+/// that nothing is pending, and the call was never made.
+#[tokio::test]
+async fn a_decision_whose_turn_could_not_go_on_with_it_can_be_made_again() {
+    let (mut stores, ends, tried) = (Stores::memory(), Gate::default(), Arc::new(Notify::new()));
+    let turns = LateEnd(stores.turns, ends.clone());
+    stores.turns = Arc::new(Severed { turns, is_away: false.into(), tried: Arc::clone(&tried) });
+    let world = World::on(Ground { stores, ..Ground::default() }).await;
+    let mut client = world.client();
+    let agent = AgentSpec { limits: Some(AgentLimits { turn_timeout_ms: 500, ..Default::default() }), ..cautious() };
+    let session_id = client.create(agent).await.unwrap().session_id;
+    let (approval_id, events) = asked(&mut client, &session_id).await;
+    let yes =
+        ResolveApprovalRequest { session_id: session_id.clone(), approval_id, approved: true, ..Default::default() };
+    ends.is_reached.notified().await;
+    client.lifecycle.resolve_approval(yes.clone()).await.unwrap();
+    let early = client.lifecycle.resolve_approval(yes.clone()).await.unwrap_err();
+    assert_eq!(early.code(), Code::FailedPrecondition, "the turn is not over, and may hear of it: {early:?}");
+    ends.goes_on.notify_one();
+    tried.notified().await;
+    drop(events);
+    let session = world.wait_for(&session_id, |session| session.state == SessionState::Idle).await;
+    assert_eq!(session.last_stop_reason, StopReason::RequiresAction, "nothing goes on by itself");
+
+    client.lifecycle.resolve_approval(yes.clone()).await.unwrap();
+    let done =
+        |session: &Session| session.state == SessionState::Idle && session.last_stop_reason == StopReason::EndTurn;
+    let session = world.wait_for(&session_id, done).await;
+    let log = world.core.stores.events.read(world.tenant(), session.id, 0, 100).await.unwrap();
+    let results = log.iter().filter_map(|event| match &event.kind {
+        Some(Kind::ToolResult(result)) => Some(result.is_error),
+        _ => None,
+    });
+    assert_eq!(results.collect::<Vec<_>>(), [false], "the call was made: {log:?}");
+    assert_eq!(questions(&log).len(), 1, "nobody is asked again");
+    let late = client.lifecycle.resolve_approval(yes).await.unwrap_err();
+    assert_eq!(late.code(), Code::FailedPrecondition, "{late:?}");
+}
+
+/// The first word counts, also where it came to nothing: who says no to it has it carried out, and is told that they came too late.
+#[tokio::test]
+async fn another_decision_about_what_was_decided_changes_nothing() {
+    let (mut stores, ends, tried) = (Stores::memory(), Gate::default(), Arc::new(Notify::new()));
+    let turns = LateEnd(stores.turns, ends.clone());
+    stores.turns = Arc::new(Severed { turns, is_away: false.into(), tried: Arc::clone(&tried) });
+    let world = World::on(Ground { stores, ..Ground::default() }).await;
+    let mut client = world.client();
+    let agent = AgentSpec { limits: Some(AgentLimits { turn_timeout_ms: 500, ..Default::default() }), ..cautious() };
+    let session_id = client.create(agent).await.unwrap().session_id;
+    let (approval_id, _events) = asked(&mut client, &session_id).await;
+    let no = ResolveApprovalRequest { session_id: session_id.clone(), approval_id, ..Default::default() };
+    let yes = ResolveApprovalRequest { approved: true, ..no.clone() };
+    ends.is_reached.notified().await;
+    client.lifecycle.resolve_approval(no).await.unwrap();
+    ends.goes_on.notify_one();
+    tried.notified().await;
+    world.wait_for(&session_id, |session| session.state == SessionState::Idle).await;
+    let late = client.lifecycle.resolve_approval(yes).await.unwrap_err();
+    assert_eq!(late.code(), Code::FailedPrecondition, "{late:?}");
+    let done =
+        |session: &Session| session.state == SessionState::Idle && session.last_stop_reason == StopReason::EndTurn;
+    let session = world.wait_for(&session_id, done).await;
+    let log = world.core.stores.events.read(world.tenant(), session.id, 0, 100).await.unwrap();
+    let results = log.iter().filter_map(|event| match &event.kind {
+        Some(Kind::ToolResult(result)) => Some(result.is_error),
+        _ => None,
+    });
+    assert_eq!(results.collect::<Vec<_>>(), [true], "the call was denied: {log:?}");
+}
+
 fn questions(log: &[SessionEvent]) -> Vec<String> {
     let question = |event: &SessionEvent| match &event.kind {
         Some(Kind::ApprovalRequired(asked)) => Some(asked.approval_id.clone()),

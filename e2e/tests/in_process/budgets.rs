@@ -3,10 +3,11 @@
 use croft_e2e::client::{Client, message, scripted_agent};
 use croft_front::budget;
 use croft_front::budget::period::Period;
+use croft_proto::id::SessionId;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
     AgentLimits, Budget, BudgetAction, BudgetPeriod, BudgetScope, DeleteBudgetRequest, ListBudgetsRequest,
-    ListUsageEventsRequest, SessionEvent, SetBudgetRequest, StopReason, TenantLimits, UsageEvent,
+    ListUsageEventsRequest, SessionEvent, SetBudgetRequest, StopReason, TenantLimits, TerminateSessionRequest, UsageEvent,
 };
 use tonic::Code;
 
@@ -91,6 +92,25 @@ async fn the_platforms_and_the_agents_budgets_hold_too() {
     assert_eq!(reached(&events), [("tenant".into(), "the tenant's budget for the month is used up".into())]);
     let budgets = client.budgets.list_budgets(ListBudgetsRequest {}).await.unwrap().into_inner().budgets;
     assert!(budgets[0].by_platform && budgets[0].spent_tokens > 0, "{budgets:?}");
+}
+
+/// It would stay when nothing takes it away with its session, and use up the tenant's room for budgets.
+#[tokio::test]
+async fn a_session_that_has_ended_or_never_was_takes_no_budget() {
+    let world = World::start().await;
+    let mut client = world.client();
+    let session_id = client.create(scripted_agent("spender")).await.unwrap().session_id;
+    client.budgets.set_budget(budget(BudgetScope::Session, &session_id, 1)).await.unwrap();
+    let end = TerminateSessionRequest { session_id: session_id.clone(), reason: "done".into() };
+    client.lifecycle.terminate_session(end).await.unwrap();
+    for (subject, code) in
+        [(session_id, Code::FailedPrecondition), (SessionId::generate().to_string(), Code::NotFound)]
+    {
+        let refused = client.budgets.set_budget(budget(BudgetScope::Session, &subject, 2)).await.unwrap_err();
+        assert_eq!(refused.code(), code, "{refused:?}");
+    }
+    let listed = client.budgets.list_budgets(ListBudgetsRequest {}).await.unwrap().into_inner().budgets;
+    assert_eq!(listed.iter().map(|budget| budget.limit_tokens).collect::<Vec<_>>(), [Some(1)]);
 }
 
 /// An id may be written in several ways.

@@ -1,4 +1,4 @@
-//! A provider that claims to have used what no model can have used, and a model that nobody knows.
+//! A provider that claims to have used what no model can have used and says what it was asked for, and a model that nobody knows.
 
 use croft_e2e::client::{message, scripted_agent};
 use croft_llm::{Delta, DeltaStream, Provider, Request, Stop};
@@ -28,8 +28,8 @@ impl Provider for Liar {
         let (_, claim) = CLAIMS.into_iter().find(|(model, _)| *model == request.model).expect("one of its models");
         let usage = TokenUsage { input_uncached_tokens: claim, output_tokens: claim, ..TokenUsage::default() };
         let answer = [
-            Delta::Opened { response_id: "lie".into(), model: request.model },
-            Delta::Text { block: 0, text: "believe me".into() },
+            Delta::Opened { response_id: "lie".into(), model: request.model.clone() },
+            Delta::Text { block: 0, text: format!("believe me within {} tokens", request.output_tokens_max) },
             Delta::Usage(usage),
             Delta::Stop(Stop::EndTurn),
         ];
@@ -89,6 +89,27 @@ async fn absurd_usage_is_brought_into_bounds_and_breaks_no_sum() {
         let session = client.create(agent("liar-absurd")).await.unwrap();
         let sent = client.lifecycle.send_message(message(&session.session_id, "how much?")).await.unwrap();
         assert_eq!(stop_reason(&read_all(sent.into_inner()).await), Some(expected));
+    }
+}
+
+/// Its provider would refuse the call.
+#[tokio::test]
+async fn a_model_is_asked_for_no_more_output_than_it_gives() {
+    let world = world().await;
+    let mut client = world.client();
+    let liar = (*world.core.models.get("liar-modest").unwrap()).clone();
+    for (gives, asked) in [(8_192, 8_192), (64_000, 16_384), (0, 16_384)] {
+        let mut model = liar.clone();
+        model.capabilities.as_mut().unwrap().output_tokens_max = gives;
+        world.core.models.replace(vec![model]);
+        let session = client.create(agent("liar-modest")).await.unwrap();
+        let sent = client.lifecycle.send_message(message(&session.session_id, "how much?")).await.unwrap();
+        let events = read_all(sent.into_inner()).await;
+        let said = events.iter().find_map(|event| match &event.kind {
+            Some(Kind::AgentMessage(message)) => Some(format!("{:?}", message.content)),
+            _ => None,
+        });
+        assert!(said.is_some_and(|said| said.contains(&format!("within {asked} tokens"))), "{events:?}");
     }
 }
 

@@ -64,7 +64,7 @@ async fn whoever_speaks_decides_whose_credential_is_sent_also_by_a_sub_agent() {
     // Two people of one tenant, in one session.
     for person in ["ann", "bob"] {
         let (record, key) = api_key::generate(world.tenant(), person).unwrap();
-        world.core.stores.keys.insert(&record).await.unwrap();
+        world.core.stores.keys.insert(&record, None).await.unwrap();
         let actor = format!("api-key/ck_{}", record.prefix);
         let file = format!("api-key.ck_5f{}", record.prefix);
         std::fs::write(folder.path().join(file), format!("{person}s-token")).unwrap();

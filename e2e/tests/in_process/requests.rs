@@ -105,6 +105,24 @@ async fn a_message_of_ten_megabytes_is_refused_by_its_field_and_a_larger_one_unr
     client.lifecycle.list_sessions(ListSessionsRequest::default()).await.unwrap();
 }
 
+/// A client of a later release, with states that this one does not know, was shown every session.
+#[tokio::test]
+async fn a_list_of_an_unknown_state_is_refused_by_its_field() {
+    let world = World::start().await;
+    let mut client = world.client();
+    let session_id = client.create(scripted_agent("patient")).await.unwrap().session_id;
+    let states = |states: &[i32]| ListSessionsRequest { states: states.to_vec(), ..ListSessionsRequest::default() };
+    for unknown in [&[99][..], &[0], &[SessionState::Ready.into(), -1]] {
+        let refused = client.lifecycle.list_sessions(states(unknown)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{unknown:?}");
+        assert_eq!(refused.get_error_details().bad_request().unwrap().field_violations[0].field, "states");
+    }
+    for (named, shown) in [(SessionState::Ready, 1), (SessionState::Terminated, 0)] {
+        let listed = client.lifecycle.list_sessions(states(&[named.into(); 2])).await.unwrap().into_inner();
+        assert_eq!(listed.sessions.len(), shown, "{session_id} among the {named:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_tenants_streams_have_a_bound_over_all_ports_and_a_message_beyond_it_is_not_stored() {
     let options = Options { streams_per_tenant_max: 2, ..Options::default() };

@@ -8,7 +8,7 @@ use croft_e2e::client::{message, scripted_agent};
 use croft_front::Error;
 use croft_front::core::Options;
 use croft_front::events::log::{Append, Authority, NewEvent};
-use croft_front::session::retention::RetentionStore;
+use croft_front::session::retention::{Erased, RetentionStore};
 use croft_front::store::Stores;
 use croft_proto::Timestamp;
 use croft_proto::id::{SessionId, TenantId};
@@ -47,25 +47,31 @@ fn soon() -> Options {
     }
 }
 
-/// A store in which more than two sessions take longer than a statement may.
+/// A store in which more than two events take longer than a statement may.
 struct Slow(Arc<dyn RetentionStore>);
 
 #[async_trait]
 impl RetentionStore for Slow {
-    async fn erase_ended(&self, tenant: TenantId, before: Timestamp, sessions_max: u32) -> Result<u64, Error> {
-        if sessions_max > 2 {
+    async fn erase_ended(
+        &self,
+        tenant: TenantId,
+        before: Timestamp,
+        sessions_max: u32,
+        events_max: u32,
+    ) -> Result<Erased, Error> {
+        if events_max > 2 {
             return Err(Error::unavailable(
                 "postgres",
                 anyhow::anyhow!("canceling statement due to statement timeout"),
             ));
         }
-        self.0.erase_ended(tenant, before, sessions_max).await
+        self.0.erase_ended(tenant, before, sessions_max, events_max).await
     }
 }
 
-/// Each look began with the same sessions, and failed again.
+/// Each look began with the same session, and failed again.
 #[tokio::test]
-async fn sessions_that_take_too_long_together_are_erased_a_few_at_a_time() {
+async fn a_session_that_takes_too_long_at_once_is_erased_a_few_events_at_a_time() {
     let mut stores = Stores::memory();
     stores.retention = Arc::new(Slow(stores.retention));
     let world = World::on(Ground { stores, options: soon(), ..Ground::default() }).await;

@@ -111,7 +111,7 @@ impl World {
             let tenant = TenantId::generate();
             stores.tenants.upsert(tenant, name).await.unwrap();
             let (record, key) = api_key::generate(tenant, name).unwrap();
-            stores.keys.insert(&record).await.unwrap();
+            stores.keys.insert(&record, None).await.unwrap();
             api_keys.push(key.expose_secret().to_owned());
             routes.push(TenantRoute {
                 tenant_id: tenant.to_string(),

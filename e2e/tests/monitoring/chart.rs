@@ -1,31 +1,20 @@
 //! The objects, as Helm renders them.
 
-use std::process::{Command, Output};
+use std::process::Output;
 
+use croft_e2e::helm;
 use serde_json::{Value, json};
 
-use crate::asked::{alerts, dashboards, root};
+use crate::asked::{alerts, dashboards};
 
 const ALL: &str = "monitoring.podMonitor.enabled=true,monitoring.rules.enabled=true,monitoring.dashboards.enabled=true";
 
-fn helm(settings: &[&str]) -> Output {
-    let own = root().join("target/croft/bin");
-    let path = format!("{}:{}", own.display(), std::env::var("PATH").unwrap_or_default());
-    let mut command = Command::new("helm");
-    command.env("PATH", path).current_dir(root());
-    command.args(["template", "croft", "charts/croft", "--namespace", "croft-system", "--values", "e2e/values.yaml"]);
-    for setting in settings {
-        command.args(["--set", setting]);
-    }
-    command.output().expect("helm is not there: `e2e/cluster/cluster.sh tools helm` builds it")
+fn said(settings: &[&str]) -> Output {
+    helm::template(&settings.iter().flat_map(|setting| ["--set", setting]).collect::<Vec<_>>()).unwrap()
 }
 
 fn rendered(settings: &[&str]) -> Vec<Value> {
-    let output = helm(settings);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout).unwrap();
-    let objects = text.split("\n---").map(|document| serde_yaml::from_str(document.trim_start_matches('-')).unwrap());
-    objects.filter(|object: &Value| !object.is_null()).collect()
+    helm::rendered(&settings.iter().flat_map(|setting| ["--set", setting]).collect::<Vec<_>>()).unwrap()
 }
 
 fn of_kind<'all>(objects: &'all [Value], kind: &str) -> Vec<&'all Value> {
@@ -33,10 +22,7 @@ fn of_kind<'all>(objects: &'all [Value], kind: &str) -> Vec<&'all Value> {
 }
 
 fn one<'all>(objects: &'all [Value], kind: &str, name: &str) -> &'all Value {
-    let named: Vec<_> =
-        of_kind(objects, kind).into_iter().filter(|object| object["metadata"]["name"] == name).collect();
-    assert_eq!(named.len(), 1, "{kind} {name}");
-    named[0]
+    helm::one(objects, kind, name).unwrap()
 }
 
 #[test]
@@ -140,7 +126,7 @@ fn nonsense_is_refused() {
         "monitoring.dashboards.labels.grafana_dashboard=1",
         "monitoring.serviceMonitor.enabled=true",
     ] {
-        let output = helm(&[nonsense]);
+        let output = said(&[nonsense]);
         let complaint = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && complaint.contains("monitoring"), "{nonsense}: {complaint}");
     }

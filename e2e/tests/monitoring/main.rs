@@ -18,8 +18,10 @@ use croft_front::counters::memory::Memory;
 use croft_front::events::relay::memory::MemoryRelay;
 use croft_front::gateway;
 use croft_front::store::Stores;
+use croft_front::store::postgres::connections;
 use croft_front::tenants::{Tenants, watch};
 use croft_serve::connections::{Bounds, Connections};
+use croft_serve::tls::TlsFiles;
 use croft_serve::{Metrics, Readiness, Tasks};
 use prometheus::IntGauge;
 use secrecy::SecretString;
@@ -32,8 +34,11 @@ use asked::{alerts, expressions, family, read, selectors};
 async fn front() -> Metrics {
     let (metrics, tasks, readiness) = (Metrics::new("croft-front").unwrap(), Tasks::new(), Readiness::new());
     tasks.register(&metrics).unwrap();
+    readiness.register(&metrics).unwrap();
+    TlsFiles { cert: Vec::new(), key: Vec::new(), ca: Vec::new() }.register(&metrics).unwrap();
     let registry = metrics.registry();
     watch::Metrics::register(registry).unwrap();
+    connections::register(registry, connections::Connections::default).unwrap();
     let hook = Hook { url: "http://127.0.0.1:9".into(), secret: SecretString::from("a secret of sixteen") };
     let parts = Parts {
         replica: "front-0".into(),
@@ -86,6 +91,22 @@ async fn alerts_and_dashboards_ask_for_what_front_or_operator_tell_of() {
         }
     }
     assert!(unknown.is_empty(), "nobody tells of {unknown:#?}");
+}
+
+/// The metrics that are asked for where `is_one` says so.
+fn asked_at(is_one: impl Fn(&str) -> bool) -> BTreeSet<String> {
+    let all = expressions().into_iter().filter(|asked| is_one(&asked.place));
+    let named = all.flat_map(|asked| selectors(&asked.expression));
+    named.map(|selector| family(&selector.metric).to_owned()).collect()
+}
+
+#[test]
+fn whatever_an_alert_asks_for_is_in_a_dashboard() {
+    let on_dashboards = asked_at(|place| place.contains(".json: "));
+    let in_alerts = asked_at(|place| !place.contains(".json: "));
+    assert!(in_alerts.contains("croft_audit_lag_seconds") && on_dashboards.contains("croft_turn_stage_seconds"));
+    let missing: Vec<_> = in_alerts.difference(&on_dashboards).collect();
+    assert!(missing.is_empty(), "an alert sends people to a dashboard without {missing:?}");
 }
 
 #[tokio::test]

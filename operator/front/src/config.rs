@@ -7,16 +7,19 @@ use std::time::Duration;
 use anyhow::Context;
 use axum::http::HeaderValue;
 use clap::{Args, Parser, Subcommand};
+use croft_proto::Timestamp;
 use croft_serve::config::http_url;
 use croft_serve::connections::Bounds;
 use croft_serve::{ServeArgs, TlsArgs};
 use secrecy::{ExposeSecret, SecretString};
 
+use crate::api_key_command;
 use crate::budget::webhook::Hook;
 use crate::core::Options;
 use crate::identity::role::Role;
 use crate::identity::settings::{IdentityArgs, Settings};
 use crate::limits::rates::{ProviderRates, Rates};
+use crate::redis_client;
 use crate::reprice_command::Choice;
 
 /// A hundred years. What is longer is a mistake, or "for ever", which is 0.
@@ -68,15 +71,19 @@ pub struct Serve {
     /// How long replicas take to begin anew, each at a moment of its own, once their certificate is renewed, in seconds
     #[arg(long, env = "CROFT_RENEWAL_SPREAD_SECONDS", default_value_t = 3_600)]
     pub renewal_spread_seconds: u64,
-    /// URL of the database, with the front's own role: `postgres://croft_front:…@host:5432/croft`
+    /// URL of the database, with the front's own role: `postgres://croft_front:…@host:5432/croft`. By TLS, to a server whose
+    /// certificate is checked, with `?sslmode=verify-full`, and `&sslrootcert=PATH` for an authority of one's own
     #[arg(long, env = "CROFT_POSTGRES_URL", hide_env_values = true, value_parser = postgres_url)]
     pub postgres_url: SecretString,
     /// Connections to the database at most; a call waits for a free one
     #[arg(long, env = "CROFT_POSTGRES_CONNECTIONS_MAX", default_value_t = 16)]
     pub postgres_connections_max: u32,
-    /// URL of Redis: `redis://:…@host:6379`
+    /// URL of Redis: `redis://:…@host:6379`, or by TLS `rediss://:…@host:6379`
     #[arg(long, env = "CROFT_REDIS_URL", hide_env_values = true, value_parser = redis_url)]
     pub redis_url: SecretString,
+    /// A PEM file of the authorities that the certificate of a `rediss://` Redis may be of; without it, those that browsers trust
+    #[arg(long, env = "CROFT_REDIS_CA")]
+    pub redis_ca: Option<PathBuf>,
     /// URL of the operator's RouteService, such as `https://croft-operator.croft-system.svc:50053`
     #[arg(long, env = "CROFT_OPERATOR_URL", value_parser = http_url)]
     pub operator_url: String,
@@ -178,6 +185,17 @@ impl Serve {
         ProviderRates::parse(&text).map_err(anyhow::Error::msg).with_context(unusable)
     }
 
+    /// How Redis is reached. Connects to nothing yet.
+    pub fn redis(&self) -> anyhow::Result<redis::Client> {
+        let path = self.redis_ca.as_ref();
+        let unusable = || match path {
+            Some(path) => format!("{} of --redis-ca (CROFT_REDIS_CA) can't be used", path.display()),
+            None => "--redis-url (CROFT_REDIS_URL) can't be used".to_owned(),
+        };
+        let authorities = path.map(std::fs::read).transpose().with_context(unusable)?;
+        redis_client::open(self.redis_url.expose_secret(), authorities.as_deref()).with_context(unusable)
+    }
+
     /// Of the clients' ports.
     pub fn bounds(&self) -> Bounds {
         Bounds { connections_max: self.connections_max, ..Bounds::default() }
@@ -242,6 +260,30 @@ pub enum ApiKey {
         /// What its holder may do
         #[arg(long, default_value = "admin")]
         role: Role,
+        /// When it is good no more: a time such as `2027-01-31T00:00:00Z`, or a while such as `90d`; never, if it is not given
+        #[arg(long, value_parser = api_key_command::expiry)]
+        expires: Option<Timestamp>,
+        /// URL of the database, with a role that may write API keys
+        #[arg(long, env = "CROFT_POSTGRES_URL", hide_env_values = true, value_parser = postgres_url)]
+        postgres_url: SecretString,
+    },
+    /// List a tenant's keys, newest first; their secrets are kept nowhere
+    List {
+        /// The AgentTenant's name
+        #[arg(long)]
+        tenant: String,
+        /// URL of the database, with a role that may write API keys
+        #[arg(long, env = "CROFT_POSTGRES_URL", hide_env_values = true, value_parser = postgres_url)]
+        postgres_url: SecretString,
+    },
+    /// Take a tenant's key back; the fronts refuse it within 30 s
+    Revoke {
+        /// The AgentTenant's name
+        #[arg(long)]
+        tenant: String,
+        /// Which key, such as `ck_1a2b3c4d`
+        #[arg(long, value_parser = api_key_command::prefix)]
+        prefix: String,
         /// URL of the database, with a role that may write API keys
         #[arg(long, env = "CROFT_POSTGRES_URL", hide_env_values = true, value_parser = postgres_url)]
         postgres_url: SecretString,

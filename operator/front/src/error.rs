@@ -23,6 +23,9 @@ pub enum Error {
     ApprovalNotPending { approval_id: String },
     #[error("model {model} does not exist")]
     ModelNotFound { model: String },
+    /// What a request names that may be registered later: the same request may be taken then.
+    #[error("{field} names {model:?}, which the registry does not have")]
+    ModelNotRegistered { field: &'static str, model: String },
     #[error("session {session_id} is terminated")]
     SessionTerminated { session_id: String },
     #[error("session {session_id} is running a turn")]
@@ -84,7 +87,7 @@ impl Error {
             Self::Forbidden { .. } => "FORBIDDEN",
             Self::SessionNotFound { .. } => "SESSION_NOT_FOUND",
             Self::ApprovalNotPending { .. } => "APPROVAL_NOT_PENDING",
-            Self::ModelNotFound { .. } => "MODEL_NOT_FOUND",
+            Self::ModelNotFound { .. } | Self::ModelNotRegistered { .. } => "MODEL_NOT_FOUND",
             Self::SessionTerminated { .. } => "SESSION_TERMINATED",
             Self::SessionBusy { .. } => "SESSION_BUSY",
             Self::IdempotencyKeyReused => "IDEMPOTENCY_KEY_REUSED",

@@ -45,6 +45,7 @@ use crate::error::Error;
 use crate::events::fanout::Hub;
 use crate::events::log::EventLog;
 use crate::identity::{Authenticator, Identity};
+use crate::intake::Intake;
 use crate::lifecycle::Lifecycle;
 use crate::seats::Seats;
 use crate::session::store::SessionStore;
@@ -132,6 +133,8 @@ pub struct Gateway {
     pub calls: Arc<dyn Calls>,
     /// Of each tenant, shared with the gRPC port.
     pub seats: Seats,
+    /// Of clients' requests, shared with the gRPC port.
+    pub intake: Intake,
     /// The calls of the gRPC port, for gRPC-Web.
     pub grpc: Routes,
     pub readiness: Readiness,
@@ -169,6 +172,7 @@ pub fn serve(
         hub: core.hub.clone(),
         calls: Arc::new(Lifecycle::new(Arc::clone(core), Door::Public)),
         seats: core.seats.clone(),
+        intake: core.intake.clone(),
         grpc,
         readiness: readiness.clone(),
         tasks: core.tasks.clone(),

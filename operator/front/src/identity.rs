@@ -175,7 +175,7 @@ mod tests {
         let (store, tenants, heron) = (Arc::new(Memory::default()), Tenants::new(), TenantId::generate());
         store.upsert(heron, "heron").await.unwrap();
         let (stored, token) = api_key::generate(heron, "heron").unwrap();
-        store.insert(&stored).await.unwrap();
+        store.insert(&stored, None).await.unwrap();
         let authenticator = Authenticator::new(store, tenants.clone(), None).unwrap();
         let authenticate = || authenticator.authenticate_bearer(token.expose_secret());
 

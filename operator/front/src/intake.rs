@@ -3,6 +3,7 @@
 //! A part of a protobuf message that says nothing takes two bytes on the wire, and some hundreds as a value: what fits the bound on bytes
 //! could take all memory there is, and with it every tenant's streams, before anyone could look at the value.
 
+mod json;
 mod shape;
 
 use std::sync::Arc;
@@ -36,7 +37,7 @@ const READING_MAX: usize = 1024;
 
 /// Reads requests. Clones share their room.
 #[derive(Debug, Clone)]
-pub(crate) struct Intake {
+pub struct Intake {
     room: Arc<Semaphore>,
     shares: Shares,
     reading: Shares,
@@ -92,6 +93,14 @@ impl Intake {
         Ok((Body::from(read), Held { _room: Arc::new(room) }))
     }
 
+    /// Room for a request that has come as this JSON text, before it is read. Fails as [`Self::read`] does.
+    pub(crate) fn hold_json(&self, tenant: TenantId, text: &str) -> Result<Held, Error> {
+        let parts = json::parts(text).map_err(|problem| Error::invalid("the frame", problem))?;
+        let mut room = None;
+        self.reckon(tenant, text.len() + parts * PART_BYTES, &mut room)?;
+        Ok(Held { _room: Arc::new(room) })
+    }
+
     async fn whole(&self, tenant: TenantId, body: Body) -> Result<(Vec<u8>, Room), Status> {
         let _reading = self.reading.of_tenant(tenant).acquire_owned().await.map_err(Error::internal)?;
         let (mut chunks, mut read, mut room) = (body.into_data_stream(), Vec::new(), None);
@@ -107,7 +116,7 @@ impl Intake {
     }
 
     /// Sees to it that there is room for so many bytes.
-    fn reckon(&self, tenant: TenantId, bytes: usize, room: &mut Room) -> Result<(), Status> {
+    fn reckon(&self, tenant: TenantId, bytes: usize, room: &mut Room) -> Result<(), Error> {
         let held = room.as_ref().map_or(0, |[own, _]| own.num_permits());
         if bytes <= SMALL_BYTES || bytes <= held {
             return Ok(());
@@ -257,6 +266,23 @@ mod tests {
         let body = Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>());
         let refused = Intake::default().read(TenantId::generate(), SEND, body).await.err().expect("it never ends");
         assert_eq!(refused.code(), Code::DeadlineExceeded, "{refused:?}");
+    }
+
+    #[tokio::test]
+    async fn what_comes_as_json_takes_of_the_same_room() {
+        let (intake, one, other) = (Intake::default(), TenantId::generate(), TenantId::generate());
+        // A part takes 512 bytes, and a tenant has room for 49,152 of them.
+        let json = format!("[{}]", vec!["{}"; shape::PARTS_MAX / 2].join(","));
+        let mut held: Vec<_> = (0..2).map(|_| intake.hold_json(one, &json).unwrap()).collect();
+        let message = framed(&said(Block::Text(Text { text: "x".repeat(9_000_000) })));
+        let refused = read_of(&intake, one, message.clone()).await.err().expect("the tenant has no room");
+        assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+        assert!(matches!(intake.hold_json(one, &json), Err(Error::Unavailable { .. })));
+        intake.hold_json(one, "{}").unwrap();
+        intake.hold_json(other, &json).unwrap();
+        held.pop();
+        read_of(&intake, one, message).await.unwrap();
+        assert!(matches!(intake.hold_json(one, &json.replace("{}", "[[]]")), Err(Error::Invalid { .. })));
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-//! `croft-front`: serves clients; brings the database up to date; makes API keys; takes models and prices in, and prices anew.
+//! `croft-front`: serves clients; brings the database up to date; manages API keys; takes models and prices in, and prices anew.
 
 use std::process::ExitCode;
 
@@ -9,8 +9,12 @@ fn main() -> ExitCode {
     croft_serve::run(async |config: Config| match config.command {
         Command::Serve(config) => serve::serve(*config).await,
         Command::Migrate(config) => migrate::run(&config.postgres_url, &config.front_role).await,
-        Command::ApiKey(ApiKey::Create { tenant, role, postgres_url }) => {
-            api_key_command::create(&tenant, role, &postgres_url).await
+        Command::ApiKey(ApiKey::Create { tenant, role, expires, postgres_url }) => {
+            api_key_command::create(&tenant, role, expires, &postgres_url).await
+        }
+        Command::ApiKey(ApiKey::List { tenant, postgres_url }) => api_key_command::list(&tenant, &postgres_url).await,
+        Command::ApiKey(ApiKey::Revoke { tenant, prefix, postgres_url }) => {
+            api_key_command::revoke(&tenant, &prefix, &postgres_url).await
         }
         Command::Models(Models::Apply { file, postgres_url }) => models_command::apply(&file, &postgres_url).await,
         Command::Reprice(config) => reprice_command::run(&config.postgres_url, config.choice()).await,

@@ -27,6 +27,11 @@ const ROLES: [&str; 2] = ["croft_request", "croft_writer"];
 /// tried again.
 const TRIES: u32 = 5;
 const TRY_AGAIN: Duration = Duration::from_millis(100);
+/// Whether `$1`, or whoever asks if it is empty, may take on the role `$2`. From PostgreSQL 16 on, who makes a role is a member that
+/// may not: <https://www.postgresql.org/docs/16/role-attributes.html>. An older one doesn't know the word.
+const MAY_TAKE_ON: &str = "select pg_has_role(
+    coalesce(nullif($1, ''), current_user), $2,
+    case when current_setting('server_version_num')::int < 160000 then 'member' else 'set' end)";
 
 /// Runs what is missing of the migrations, adds the models and prices that are missing, and lets `front_role` take on the
 /// front's roles. Safe to repeat; two at once wait for each other.
@@ -93,13 +98,9 @@ async fn admit(admin: &mut PgConnection, front_role: &str) -> anyhow::Result<()>
     }
     for role in ROLES {
         for (member, name) in [(front_role, quoted.as_str()), ("", "current_user")] {
-            let member_already: bool =
-                sqlx::query_scalar("select pg_has_role(coalesce(nullif($1, ''), current_user), $2, 'member')")
-                    .bind(member)
-                    .bind(role)
-                    .fetch_one(&mut *admin)
-                    .await?;
-            if !member_already {
+            let may_already: bool =
+                sqlx::query_scalar(MAY_TAKE_ON).bind(member).bind(role).fetch_one(&mut *admin).await?;
+            if !may_already {
                 step(admin, &format!("grant {role} to {name}"))
                     .await
                     .with_context(|| format!("cannot grant {role}"))?;

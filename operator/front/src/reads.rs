@@ -17,7 +17,7 @@ const ALL_MAX: usize = 8;
 /// Who waits longer is told to come again.
 const WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// Where whole ledgers and logs are looked through, one after the other. Clones share it.
+/// Where whole ledgers, logs and lists are looked through, one after the other. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Reads {
     all: Arc<Semaphore>,

@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::events::relay::redis::RedisRelay;
 use crate::gateway;
 use crate::store::Stores;
-use crate::store::postgres::Postgres;
+use crate::store::postgres::{Postgres, connections};
 use crate::tenants::Tenants;
 use crate::tenants::watch::{self, RouteWatch};
 
@@ -32,16 +32,19 @@ pub async fn serve(config: Serve) -> anyhow::Result<()> {
     let identity = config.identity.read().map_err(|mistakes| anyhow::anyhow!(mistakes.join(" ")))?;
     let program = Program::start("croft-front", &config.program).await?;
     let (tasks, readiness, registry) = (&program.tasks, &program.readiness, program.metrics.registry());
+    tls.register(&program.metrics)?;
     let spread = Duration::from_secs(config.renewal_spread_seconds);
     tasks.spawn_vital("certificate", tls.clone().until_renewed(config.tls.clone(), spread, tasks.stopping()));
 
     let postgres = Postgres::connect(config.postgres_url.expose_secret(), config.postgres_connections_max)
         .await
         .context("cannot reach PostgreSQL at --postgres-url (CROFT_POSTGRES_URL)")?;
-    let relay = RedisRelay::connect(config.redis_url.expose_secret(), tasks)
-        .await
-        .context("cannot reach Redis at --redis-url (CROFT_REDIS_URL)")?;
-    let counters = Arc::new(RedisCounters::connect(config.redis_url.expose_secret(), ANSWER_TIMEOUT)?);
+    let counted = postgres.clone();
+    connections::register(registry, move || counted.connections())?;
+    let redis = config.redis()?;
+    let counters = Arc::new(RedisCounters::connect(&redis, ANSWER_TIMEOUT)?);
+    let relay =
+        RedisRelay::connect(redis, tasks).await.context("cannot reach Redis at --redis-url (CROFT_REDIS_URL)")?;
     let (probed_postgres, probed_relay) = (postgres.clone(), relay.clone());
     probe(tasks, readiness.check("postgres"), move || {
         let postgres = probed_postgres.clone();

@@ -20,6 +20,9 @@ impl From<Error> for Status {
             Error::Invalid { field, problem } => {
                 details.add_bad_request_violation(field, problem);
             }
+            Error::ModelNotRegistered { field, .. } => {
+                details.add_bad_request_violation(*field, message.as_str());
+            }
             Error::CursorBeyondEnd { .. } => {
                 details.add_bad_request_violation("after_seq", message.as_str());
             }
@@ -50,7 +53,7 @@ impl From<Error> for Status {
 
 fn code(error: &Error) -> Code {
     match error {
-        Error::Invalid { .. } => Code::InvalidArgument,
+        Error::Invalid { .. } | Error::ModelNotRegistered { .. } => Code::InvalidArgument,
         Error::Unauthenticated { .. } | Error::CredentialEnded { .. } => Code::Unauthenticated,
         Error::Forbidden { .. } => Code::PermissionDenied,
         Error::SessionNotFound { .. } | Error::ModelNotFound { .. } => Code::NotFound,
@@ -91,6 +94,7 @@ fn metadata(error: &Error) -> HashMap<String, String> {
         | Error::SessionTerminated { session_id }
         | Error::SessionBusy { session_id } => &[("session_id", session_id.clone())],
         Error::ModelNotFound { model } => &[("model", model.clone())],
+        Error::ModelNotRegistered { field, model } => &[("field", (*field).to_owned()), ("model", model.clone())],
         Error::CursorBeyondEnd { last_seq, .. } => &[("last_seq", last_seq.to_string())],
         Error::SlowConsumer { resume_after } | Error::CredentialEnded { resume_after } => {
             &[("resume_after", resume_after.to_string())]
@@ -116,6 +120,18 @@ mod tests {
         let details = status.get_error_details();
         assert_eq!(details.bad_request().unwrap().field_violations[0].field, "agent.model");
         assert_eq!(details.error_info().unwrap().metadata["field"], "agent.model");
+    }
+
+    #[test]
+    fn a_model_that_may_be_registered_later_is_told_apart_from_what_is_never_taken() {
+        let error = Error::ModelNotRegistered { field: "agent.model", model: "house-1".to_owned() };
+        let status = Status::from(error);
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert_eq!(status.message(), "agent.model names \"house-1\", which the registry does not have");
+        let details = status.get_error_details();
+        assert_eq!(details.bad_request().unwrap().field_violations[0].field, "agent.model");
+        let info = details.error_info().unwrap();
+        assert_eq!((info.reason.as_str(), info.metadata["model"].as_str()), ("MODEL_NOT_FOUND", "house-1"));
     }
 
     #[test]

@@ -78,7 +78,8 @@ fn usable(tenant: &AgentTenant, names: &[String]) -> Vec<ProviderRoute> {
     routed.collect()
 }
 
-fn admission(tenant: &AgentTenant) -> TenantAdmission {
+/// What the tenant takes, of new sessions and of messages.
+pub(crate) fn admission(tenant: &AgentTenant) -> TenantAdmission {
     if is_going(tenant, tenant.status.as_ref().unwrap_or(&AgentTenantStatus::default())) {
         TenantAdmission::Terminating
     } else if tenant.spec.emergency_stop {

@@ -6,6 +6,12 @@ use tonic_types::StatusExt as _;
 /// Whether the same request would be refused again: the agent can't be edited, so there is no use in trying.
 pub(super) fn is_final(status: &Status) -> bool {
     matches!(status.code(), Code::InvalidArgument | Code::NotFound | Code::OutOfRange | Code::Unimplemented)
+        && !is_model_missing(status)
+}
+
+/// Whether the agent names a model that the registry does not have yet: who declares sessions may be quicker than who registers models.
+pub(super) fn is_model_missing(status: &Status) -> bool {
+    has_reason(status, "MODEL_NOT_FOUND")
 }
 
 /// Whether it is the tenant that takes nothing now. A front that says no reason means that.
@@ -13,6 +19,15 @@ pub(super) fn is_closed(status: &Status) -> bool {
     let details = status.get_error_details();
     let reason = details.error_info().map(|info| info.reason.as_str());
     status.code() == Code::FailedPrecondition && reason.is_none_or(|reason| reason.starts_with("TENANT_"))
+}
+
+/// Whether the tenant has as many sessions as it may have.
+pub(super) fn is_full(status: &Status) -> bool {
+    has_reason(status, "SESSION_LIMIT")
+}
+
+fn has_reason(status: &Status, reason: &str) -> bool {
+    status.get_error_details().error_info().is_some_and(|info| info.reason == reason)
 }
 
 /// Whether the tenant's workers lack what the agent needs, such as a provider or a declared tool server. Only an edit of the tenant
@@ -48,12 +63,28 @@ pub(super) mod tests {
         }
     }
 
+    /// As the front tells of a refusal of its own.
+    pub(crate) fn by_front(code: Code, reason: &str) -> Status {
+        Status::with_error_details(code, "refused", ErrorDetails::with_error_info(reason, "croft.dev", HashMap::new()))
+    }
+
+    #[test]
+    fn a_model_that_is_not_registered_may_be_later() {
+        let missing = by_front(Code::InvalidArgument, "MODEL_NOT_FOUND");
+        assert!(is_model_missing(&missing) && !is_final(&missing));
+        let invalid = by_front(Code::InvalidArgument, "INVALID_ARGUMENT");
+        assert!(is_final(&invalid) && !is_model_missing(&invalid));
+    }
+
+    #[test]
+    fn a_tenant_is_full_only_when_it_has_all_its_sessions() {
+        assert!(is_full(&by_front(Code::ResourceExhausted, "SESSION_LIMIT")));
+        assert!(!is_full(&by_front(Code::ResourceExhausted, "RATE_LIMITED")));
+    }
+
     #[test]
     fn only_a_tenant_that_takes_nothing_is_told_as_not_open() {
-        let of = |reason: &str| {
-            let details = ErrorDetails::with_error_info(reason, "croft.dev", HashMap::new());
-            Status::with_error_details(Code::FailedPrecondition, "refused", details)
-        };
+        let of = |reason: &str| by_front(Code::FailedPrecondition, reason);
         assert!(is_closed(&of("TENANT_CLOSED")) && is_closed(&of("TENANT_STOPPED")));
         assert!(is_closed(&Status::failed_precondition("it is cordoned")));
         assert!(!is_closed(&of("IDEMPOTENCY_KEY_REUSED")) && !is_closed(&by_worker("PROVIDER_MISSING")));

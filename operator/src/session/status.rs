@@ -19,6 +19,9 @@ use crate::context::Context;
 /// Numbers alone (events, usage, the time of the last one) are not worth a write more often than this.
 pub(super) const NUMBERS_EVERY: Duration = Duration::from_mins(1);
 
+const NOT_OPEN: &str = "TenantNotOpen";
+const LIMIT_REACHED: &str = "LimitReached";
+
 /// What there is to say about a session.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Summary {
@@ -77,6 +80,12 @@ impl Summary {
         Self::failed("Lost", "the front no longer knows the session".to_owned())
     }
 
+    /// Its tenant takes no sessions, which only an edit of the tenant changes.
+    pub(super) fn shut_out(why: &str) -> Self {
+        let message = format!("the tenant takes no new sessions: {why}");
+        Self { phase: SessionPhase::Pending, reason: NOT_OPEN, message, known: None }
+    }
+
     /// It will be tried again. Neither reason nor message must change from one try to the next.
     pub(super) fn waiting(error: &Error) -> Self {
         let (reason, message) = match error {
@@ -87,7 +96,9 @@ impl Summary {
             Error::Front { source, .. } if std::error::Error::source(&**source).is_some() => {
                 ("FrontUnavailable", "the front can't be reached".to_owned())
             }
-            Error::Front { source, .. } => (front_reason(source), format!("the front answers: {}", source.message())),
+            Error::Front { source, .. } | Error::Full(source) => {
+                (front_reason(source), format!("the front answers: {}", source.message()))
+            }
             Error::Read { .. } | Error::Status(_) | Error::Delete(_) => ("ClusterUnavailable", error.to_string()),
         };
         Self { phase: SessionPhase::Pending, reason, message, known: None }
@@ -128,9 +139,10 @@ impl Summary {
 /// The fixed word for what stands between the object and its session.
 fn front_reason(status: &Status) -> &'static str {
     match status.code() {
-        Code::ResourceExhausted => "LimitReached",
+        Code::ResourceExhausted => LIMIT_REACHED,
         _ if refusal::is_lack(status) => "WorkersLack",
-        _ if refusal::is_closed(status) => "TenantNotOpen",
+        _ if refusal::is_model_missing(status) => "ModelNotFound",
+        _ if refusal::is_closed(status) => NOT_OPEN,
         Code::Unauthenticated | Code::PermissionDenied => "OperatorRefused",
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => "FrontUnavailable",
         _ => "FrontFailed",
@@ -144,6 +156,12 @@ pub(super) fn current(session: &AgentSession, context: &Context) -> AgentSession
         .session_statuses
         .newer_than(&session.uid().unwrap_or_default(), version.as_deref())
         .unwrap_or_else(|| session.status.clone().unwrap_or_default())
+}
+
+/// Whether it was refused for a limit when it was last tried.
+pub(super) fn lacks_room(session: &AgentSession, context: &Context) -> bool {
+    let current = current(session, context);
+    current.session_id.is_none() && current.conditions.iter().any(|condition| condition.reason == LIMIT_REACHED)
 }
 
 /// Whether the object has a session of which nothing final is said yet.
@@ -298,7 +316,7 @@ mod tests {
     fn every_obstacle_has_its_entry_in_the_runbook() {
         let runbook = include_str!("../../../docs/runbook.md");
         let codes = (0..17).map(|code| front_reason(&Status::new(Code::from(code), "")));
-        for reason in codes.chain(["WorkersLack", "ClusterUnavailable", "AgentRefused", "NoTenant", "Lost"]) {
+        for reason in codes.chain(["WorkersLack", "ModelNotFound", "ClusterUnavailable", "AgentRefused", "NoTenant", "Lost"]) {
             assert!(runbook.lines().any(|line| line == format!("### {reason}")), "{reason}");
         }
     }
@@ -314,6 +332,14 @@ mod tests {
             (
                 Error::Front { call: "CreateSession", source: Box::new(refusal::tests::by_worker("PROVIDER_MISSING")) },
                 "WorkersLack",
+                "the front answers: refused",
+            ),
+            (
+                Error::Front {
+                    call: "CreateSession",
+                    source: Box::new(refusal::tests::by_front(Code::InvalidArgument, "MODEL_NOT_FOUND")),
+                },
+                "ModelNotFound",
                 "the front answers: refused",
             ),
             (refused(Code::PermissionDenied, ""), "OperatorRefused", "the front answers PermissionDenied"),

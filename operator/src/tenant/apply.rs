@@ -19,8 +19,8 @@ use crate::drift;
 use crate::keyring::{Print, Prints};
 use crate::secrets::SecretId;
 
-/// The namespace first, as all else is in it; workers and owners last, so that there is a fence before there is anything to fence,
-/// and as workers mount what comes before them. What lies between is written at the same time. The first failure, in the
+/// The namespace first, as all else is in it; workers last, so that there is a fence before there is anything to fence, and as workers
+/// mount what comes before them. What lies between is written at the same time. The first failure, in the
 /// order of [`Part`], ends the pass once all that was begun with it has ended too.
 pub(super) async fn apply(
     tenant: &AgentTenant,
@@ -50,11 +50,12 @@ pub(super) async fn apply(
     } else {
         ensure::create_namespace(tenant, namespace, context).await.map_err(Part::Namespace.failed())?;
     }
-    let (fence, quota, limit_range, identity, certificate, providers, pull, service, budget) = tokio::join!(
+    let (fence, quota, limit_range, identity, owners, certificate, providers, pull, service, budget) = tokio::join!(
         ensure::ensure(fence, context),
         ensure::ensure(quota, context),
         ensure::ensure(limit_range, context),
         ensure::ensure(service_account, context),
+        ensure_owners(tenant, owner_role, owner_binding, context),
         ensure::ensure(tls, context),
         ensure_providers(providers, platform_keys.as_ref(), context),
         ensure_pull_credentials(pull_credentials.as_ref(), context),
@@ -65,15 +66,13 @@ pub(super) async fn apply(
     quota.map_err(Part::Quota.failed())?;
     limit_range.map_err(Part::LimitRange.failed())?;
     identity.map_err(Part::Identity.failed())?;
+    owners.map_err(Part::Owners.failed())?;
     certificate.map_err(Part::Certificate.failed())?;
     providers.map_err(Part::Providers.failed())?;
     pull.map_err(Part::Workers.failed())?;
     service.map_err(Part::Workers.failed())?;
     budget.map_err(Part::Workers.failed())?;
-    let (owners, workers) =
-        tokio::join!(ensure_owners(tenant, owner_role, owner_binding, context), ensure::ensure(workers, context));
-    owners.map_err(Part::Owners.failed())?;
-    workers.map_err(Part::Workers.failed())?;
+    ensure::ensure(workers, context).await.map_err(Part::Workers.failed())?;
     // Last, as the workers had it mounted until now.
     if platform_keys.is_none() {
         remove_copy(tenant, platform_keys::NAME, context).await.map_err(Part::Providers.failed())?;
@@ -85,7 +84,7 @@ pub(super) async fn apply(
 }
 
 /// The binding goes before its Role does, and comes after it.
-async fn ensure_owners(
+pub(super) async fn ensure_owners(
     tenant: &AgentTenant,
     role: Option<Role>,
     binding: Option<RoleBinding>,

@@ -1,6 +1,6 @@
 //! What a tenant gets of everything that its tier gives too: its own word first, and its tier's for the rest.
 
-use croft_crds::tenant::{BudgetSpec, LimitsSpec, SessionDefaultsSpec};
+use croft_crds::tenant::{BudgetSpec, LimitsSpec, MESSAGE_BYTES_MAX, SessionDefaultsSpec};
 use croft_crds::{AgentTenant, Quantity};
 
 use super::tier::Tiers;
@@ -82,7 +82,8 @@ pub(crate) fn limits(tenant: &AgentTenant, tiers: &Tiers) -> LimitsSpec {
         max_sessions: own.max_sessions.or(Some(tier.sessions_max)),
         requests_per_minute: own.requests_per_minute.or(Some(tier.requests_per_minute)),
         tokens_per_minute: own.tokens_per_minute.or(tier.tokens_per_minute),
-        max_message_bytes: own.max_message_bytes.or(Some(tier.message_bytes_max)),
+        // The kind once took more than a front reads.
+        max_message_bytes: Some(own.max_message_bytes.unwrap_or(tier.message_bytes_max).min(MESSAGE_BYTES_MAX)),
     }
 }
 
@@ -158,6 +159,16 @@ mod tests {
         assert_eq!(limits(&tenant, &tiers).tokens_per_minute, Some(11));
         assert_eq!(budget(&tenant, &tiers).monthly_tokens, Some(12));
         assert_eq!(session_defaults(&tenant, &tiers).lifetime_seconds, Some(90_001));
+    }
+
+    #[test]
+    fn no_message_is_larger_than_what_a_front_reads() {
+        let mut tenant = fixtures::minimal();
+        let told = |tenant: &AgentTenant| limits(tenant, &Tiers::default()).max_message_bytes;
+        tenant.spec.limits.max_message_bytes = Some(67_108_864);
+        assert_eq!(told(&tenant), Some(16_777_216));
+        tenant.spec.limits.max_message_bytes = Some(7);
+        assert_eq!(told(&tenant), Some(7));
     }
 
     #[test]

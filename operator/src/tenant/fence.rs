@@ -1,10 +1,10 @@
-//! The fence around a tenant: deny everything, then let the front in, and DNS, the public internet, the listed ranges
-//! and the models of the cluster out. In an emergency nothing is let through.
+//! The fence around a tenant: deny everything, then let the front in, and DNS, the public internet, the listed ranges,
+//! the models of the cluster and the platform's collectors out. In an emergency nothing is let through.
 
 use std::collections::BTreeMap;
 
 use croft_crds::labels;
-use croft_crds::tenant::{AllowedPort, AllowedRange, ModelServiceSpec};
+use croft_crds::tenant::{AllowedPort, AllowedRange, ModelServiceSpec, clouds_addresses_in, parse_range};
 use k8s_openapi::api::networking::v1::{
     IPBlock, NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort,
     NetworkPolicySpec,
@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::ObjectMeta;
 
-use super::surroundings::{DnsServer, Surroundings};
+use super::surroundings::{Peer, Surroundings};
 use super::wanted::Wanted;
 use super::workers::GRPC_PORT;
 
@@ -32,6 +32,8 @@ const NOT_PUBLIC_IPV4: [&str; 11] = [
     "240.0.0.0/4",      // reserved, and broadcast
 ];
 const DNS_PORT: i32 = 53;
+/// Of OTLP over gRPC: <https://opentelemetry.io/docs/specs/otlp/#otlpgrpc-default-port>
+const OTLP_PORT: i32 = 4317;
 /// Global unicast is all of `2000::/3`; these two wrap IPv4 addresses, private ones too.
 const NOT_PUBLIC_IPV6: [&str; 2] = ["2001::/32", "2002::/16"];
 
@@ -47,6 +49,9 @@ pub(crate) fn fence(wanted: &Wanted) -> NetworkPolicy {
     egress.push(to_public_internet(&wanted.surroundings));
     egress.extend(to_listed(wanted));
     egress.extend(to_models(wanted));
+    if wanted.workers.otlp_endpoint.is_some() {
+        egress.extend(wanted.surroundings.collectors.iter().map(to_collector));
+    }
     with_rules(wanted.child_meta(NAME), vec![from_front(wanted)], egress)
 }
 
@@ -90,14 +95,21 @@ fn to_dns(surroundings: &Surroundings) -> Vec<NetworkPolicyEgressRule> {
         let own = BTreeMap::from([("k8s-app".to_owned(), "kube-dns".to_owned())]);
         return vec![dns_at(pods_in("kube-system", own), DNS_PORT)];
     }
-    let rule = |server: &DnsServer| {
-        let peer = match &server.cidr {
-            Some(cidr) => range(cidr, &[]),
-            None => pods_in(server.namespace.as_deref().unwrap_or_default(), server.pod_labels.clone()),
-        };
-        dns_at(peer, server.port.map_or(DNS_PORT, i32::from))
-    };
+    let rule = |server: &Peer| dns_at(named(server), server.port.map_or(DNS_PORT, i32::from));
     surroundings.dns.iter().map(rule).collect()
+}
+
+/// Out alone: over a collector, which is the platform's, no two tenants meet.
+fn to_collector(collector: &Peer) -> NetworkPolicyEgressRule {
+    let at = collector.port.map_or(OTLP_PORT, i32::from);
+    NetworkPolicyEgressRule { to: Some(vec![named(collector)]), ports: Some(vec![port("TCP", at)]) }
+}
+
+fn named(peer: &Peer) -> NetworkPolicyPeer {
+    match &peer.cidr {
+        Some(cidr) => range(cidr, &[]),
+        None => pods_in(peer.namespace.as_deref().unwrap_or_default(), peer.pod_labels.clone()),
+    }
 }
 
 fn dns_at(peer: NetworkPolicyPeer, at: i32) -> NetworkPolicyEgressRule {
@@ -113,12 +125,17 @@ fn to_public_internet(surroundings: &Surroundings) -> NetworkPolicyEgressRule {
     NetworkPolicyEgressRule { to: Some(vec![range("0.0.0.0/0", &ipv4), range("2000::/3", &ipv6)]), ports: None }
 }
 
-/// A rule a range: to Kubernetes an empty `to` means "anywhere", so no ranges must build no rule.
+/// A rule a range: to Kubernetes an empty `to` means "anywhere", so no ranges must build no rule. What is a cloud's own in a range stays
+/// closed. A range that is nothing else, which the kind took once, has no rule: to Kubernetes, what is left out must be less than the whole.
 fn to_listed(wanted: &Wanted) -> impl Iterator<Item = NetworkPolicyEgressRule> {
-    wanted.ranges.iter().map(|AllowedRange { cidr, ports }| NetworkPolicyEgressRule {
-        to: Some(vec![range(cidr, &[])]),
-        // No ports must build no list: an empty one means every port too, but is read back as none.
-        ports: (!ports.is_empty()).then(|| ports.iter().map(allowed_port).collect()),
+    wanted.ranges.iter().filter_map(|AllowedRange { cidr, ports }| {
+        let clouds = clouds_addresses_in(cidr);
+        let is_clouds = clouds.iter().any(|address| parse_range(address) == parse_range(cidr));
+        (!is_clouds).then(|| NetworkPolicyEgressRule {
+            to: Some(vec![range(cidr, &clouds)]),
+            // No ports must build no list: an empty one means every port too, but is read back as none.
+            ports: (!ports.is_empty()).then(|| ports.iter().map(allowed_port).collect()),
+        })
     })
 }
 
@@ -173,6 +190,7 @@ mod tests {
 
     use super::*;
     use crate::tenant::fixtures;
+    use crate::tenant::wanted::Settings;
 
     fn spec_of(ranges: &[&str]) -> NetworkPolicySpec {
         let mut tenant = fixtures::minimal();
@@ -277,6 +295,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_a_clouds_own_stays_closed_in_whatever_range_is_listed() {
+        let spec = spec_of(&["0.0.0.0/1", "168.0.0.0/8", "192.0.0.0/24", "fd20::/16", "fd00:c1:0::/48"]);
+        for closed in ["100.100.100.200", "168.63.129.16", "192.0.0.192", "fd20:ce::254", "fd00:c1::a9fe:a9fe"] {
+            assert!(!lets_out(&spec, closed), "{closed} must be closed");
+        }
+        for open in ["100.100.100.201", "168.63.129.17", "192.0.0.193", "fd20:ce::253", "fd00:c1::a9fe:a9fd"] {
+            assert!(lets_out(&spec, open), "{open} must be open");
+        }
+        assert_eq!(
+            spec_of(&["168.63.129.16/32", "fd20:ce:0::254/128"]),
+            spec_of(&[]),
+            "and by itself it opens nothing"
+        );
+    }
+
+    #[test]
     fn a_listed_port_opens_just_itself() {
         let mut tenant = fixtures::minimal();
         tenant.spec.egress.allow = serde_json::from_value(serde_json::json!([
@@ -339,6 +373,25 @@ mod tests {
         let pods = BTreeMap::from([("dns".to_owned(), "default".to_owned())]);
         assert_eq!(rules[1].to, Some(vec![pods_in("openshift-dns", pods)]));
         assert_eq!(rules[1].ports, Some(vec![port("UDP", 5353), port("TCP", 5353)]));
+    }
+
+    #[test]
+    fn traces_go_to_the_platforms_collectors_once_there_is_an_endpoint() {
+        let named = "collectors: [{ namespace: tracing, podLabels: { app: collector } }, \
+                     { cidr: 10.9.8.7/32, port: 14317 }]";
+        let mut settings = fixtures::settings();
+        settings.surroundings = Surroundings::parse(named).unwrap().into();
+        let spec = |settings: &Settings| {
+            fence(&Wanted::parse(&fixtures::minimal(), &fixtures::keys(), settings).unwrap()).spec.unwrap()
+        };
+        assert_eq!(spec(&settings), spec_of(&[]), "nobody sends there");
+        settings.worker_otlp_endpoint = Some("http://collector.tracing:4317".to_owned());
+        let sending = spec(&settings);
+        let rules = sending.egress.unwrap().split_off(2);
+        let pods = BTreeMap::from([("app".to_owned(), "collector".to_owned())]);
+        let to = |peer, at| NetworkPolicyEgressRule { to: Some(vec![peer]), ports: Some(vec![port("TCP", at)]) };
+        assert_eq!(rules, [to(pods_in("tracing", pods), 4317), to(range("10.9.8.7/32", &[]), 14317)]);
+        assert_eq!(sending.ingress, spec_of(&[]).ingress, "nothing more gets in");
     }
 
     #[test]

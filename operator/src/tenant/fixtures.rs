@@ -19,6 +19,8 @@ pub(crate) fn settings() -> Settings {
         worker_image: "registry.example.com/croft/worker:7".to_owned(),
         worker_image_pull_policy: "IfNotPresent".to_owned(),
         worker_pull_secrets: vec!["registry".to_owned()],
+        worker_log: None,
+        worker_otlp_endpoint: None,
         tiers: Arc::new(Tiers::default()),
         platform: Arc::new(PlatformProviders::parse(platform).expect("it is one")),
         surroundings: Arc::default(),

@@ -28,7 +28,7 @@ pub(crate) struct Folder {
 }
 
 /// What the workers of a Deployment have.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Mounts {
     files: Vec<File>,
     folders: Vec<Folder>,
@@ -54,15 +54,19 @@ impl Mounts {
         Self { files: files.collect(), folders: folders.collect() }
     }
 
-    /// Whether the provider's key is where the spec has it, or none is needed.
-    pub(crate) fn serve(&self, provider: &Provider) -> bool {
-        key(provider).is_none_or(|key| self.files.contains(&key))
+    /// Whether there is a key, where the spec has it.
+    pub(crate) fn have_key(&self, provider: &Provider) -> bool {
+        key(provider).is_some_and(|key| self.files.contains(&key))
     }
 
-    /// Whether the server's tokens are where the spec has them, or none are needed.
-    pub(crate) fn serve_mcp(&self, server: &McpServerSpec) -> bool {
-        token(server).is_none_or(|token| self.files.contains(&token))
-            && user_tokens(server).is_none_or(|folder| self.folders.contains(&folder))
+    /// Whether there is a token of the server, where the spec has it.
+    pub(crate) fn have_token(&self, server: &McpServerSpec) -> bool {
+        token(server).is_some_and(|token| self.files.contains(&token))
+    }
+
+    /// Whether there are tokens of the server's users, where the spec has them.
+    pub(crate) fn have_user_tokens(&self, server: &McpServerSpec) -> bool {
+        user_tokens(server).is_some_and(|folder| self.folders.contains(&folder))
     }
 }
 
@@ -124,23 +128,22 @@ mod tests {
     use crate::tenant::{fixtures, workers};
 
     #[test]
-    fn a_provider_or_server_is_served_while_its_secrets_are_where_the_spec_has_them() {
+    fn workers_have_what_is_where_the_spec_has_it() {
         let wanted = Wanted::parse(&fixtures::full(), &fixtures::keys(), &fixtures::settings()).unwrap();
         let issued = Issued { cert: "the certificate".to_owned(), key: "the key".to_owned() };
         let mounts = Mounts::of(&workers::workers(&wanted, &issued));
-        assert!(wanted.providers.iter().all(|provider| mounts.serve(provider)));
-        assert!(wanted.mcp_servers.iter().all(|server| mounts.serve_mcp(server)));
-        assert_eq!((wanted.providers.len(), wanted.mcp_servers.len()), (1, 3));
+        assert!(wanted.providers.len() == 1 && mounts.have_key(&wanted.providers[0]));
+        let [mut tickets, maps, mut mail] = <[_; 3]>::try_from(wanted.mcp_servers).unwrap();
+        assert_eq!([&tickets, &maps, &mail].map(|server| mounts.have_token(server)), [true, false, false]);
+        assert_eq!([&tickets, &maps, &mail].map(|server| mounts.have_user_tokens(server)), [false, false, true]);
 
         // The lent key must not go where the tenant's own went, nor the other way round.
         let mut lent = wanted.providers[0].clone();
         lent.key.as_mut().unwrap().secret.name = "platform-keys".to_owned();
-        assert!(!mounts.serve(&lent));
-        let [mut tickets, maps, mut mail] = <[_; 3]>::try_from(wanted.mcp_servers).unwrap();
+        assert!(!mounts.have_key(&lent));
         tickets.token_secret_ref.as_mut().unwrap().key = "another".to_owned();
         mail.user_tokens_secret_ref.as_mut().unwrap().name = "another".to_owned();
-        assert_eq!([&tickets, &maps, &mail].map(|server| mounts.serve_mcp(server)), [false, true, false]);
-        let nothing = Mounts::of(&Deployment::default());
-        assert!(!nothing.serve(&lent) && nothing.serve_mcp(&maps));
+        assert!(!mounts.have_token(&tickets) && !mounts.have_user_tokens(&mail));
+        assert!(!Mounts::of(&Deployment::default()).have_key(&wanted.providers[0]));
     }
 }

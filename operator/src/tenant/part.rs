@@ -49,9 +49,14 @@ impl Part {
         }
     }
 
-    /// Says that an error is about this part.
+    /// Says that an error is about this part, and that those before it are as they shall be.
     pub(super) fn failed(self) -> impl FnOnce(Error) -> Failure {
-        move |error| Failure { part: Some(self), error }
+        move |error| Failure { part: Some(self), in_order: true, error }
+    }
+
+    /// Says that an error is about this part, which came before its turn.
+    pub(super) fn failed_early(self) -> impl FnOnce(Error) -> Failure {
+        move |error| Failure { part: Some(self), in_order: false, error }
     }
 }
 
@@ -60,6 +65,8 @@ impl Part {
 pub(super) struct Failure {
     /// `None` if it did not come so far.
     pub(super) part: Option<Part>,
+    /// Whether the parts before it are as the spec wants them. Of an error that came before their turn nothing follows for them.
+    pub(super) in_order: bool,
     pub(super) error: Error,
 }
 
@@ -68,10 +75,13 @@ impl From<Error> for Failure {
         let part = match &error {
             Error::NamespaceTaken { .. } | Error::NamespaceEnding { .. } => Some(Part::Namespace),
             Error::Certificate(_) => Some(Part::Certificate),
-            Error::Read { .. } | Error::Apply { .. } | Error::Delete { .. } | Error::Spec { .. } | Error::Status(_) => {
-                None
-            }
+            Error::Read { .. }
+            | Error::Apply { .. }
+            | Error::Delete { .. }
+            | Error::Spec { .. }
+            | Error::Status(_)
+            | Error::DeadlineExceeded { .. } => None,
         };
-        Self { part, error }
+        Self { part, in_order: false, error }
     }
 }

@@ -1,7 +1,7 @@
 //! The words that a tenant's conditions give as reasons. Each leads to an entry of `docs/runbook.md`.
 
 /// Every word that there is, in the order of the runbook.
-pub(crate) const ALL: [&str; 46] = [
+pub(crate) const ALL: [&str; 47] = [
     // All is well, or will be.
     "AllWell",
     "Applied",
@@ -42,6 +42,7 @@ pub(crate) const ALL: [&str; 46] = [
     "ApiUnreachable",
     "CertificateFailed",
     "StatusFailed",
+    "DeadlineExceeded",
     // A tenant's end.
     "Terminating",
     "DeletionPrevented",

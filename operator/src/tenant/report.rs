@@ -12,23 +12,31 @@ use serde_json::json;
 use super::observe::Observed;
 use super::part::Failure;
 use super::status::{Facts, PREVENTED, REMOVED, status};
+use super::upkeep::KeptUp;
 use super::{Error, reason, workers};
 use crate::context::Context;
 use crate::events::{News, turns};
 
+/// What there is to say of a pass.
+#[derive(Clone, Copy)]
+pub(super) struct Pass<'a> {
+    /// Whether all parts are as the spec wants them, or where the pass ended.
+    pub(super) outcome: Result<(), &'a Failure>,
+    /// `None` if it ended before it had looked.
+    pub(super) observed: Option<&'a Observed>,
+    /// What was done although the spec can't be used.
+    pub(super) kept_up: &'a KeptUp,
+}
+
 /// Says how the pass went.
-pub(super) async fn report(
-    tenant: &AgentTenant,
-    outcome: Result<&Observed, &Failure>,
-    context: &Context,
-) -> Result<(), Error> {
+pub(super) async fn report(tenant: &AgentTenant, pass: Pass<'_>, context: &Context) -> Result<(), Error> {
     let namespace = tenant.namespace_name();
     let deployment = context.cluster.get::<Deployment>(Some(&namespace), workers::NAME);
     let before = current(tenant, context);
     let status = status(&Facts {
         tenant,
         before: &before,
-        outcome,
+        pass,
         deployment: deployment.as_deref(),
         pods: &context.cluster.workers(&tenant.name_any()),
         total: context.totals.of(tenant.metadata.uid.as_deref().unwrap_or_default()),

@@ -7,8 +7,8 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::bounds::{budget, limits, quota_problem, replicas};
-use super::observe::Observed;
 use super::part::{Failure, Part};
+use super::report::Pass;
 use super::tier::Tiers;
 use super::{Error, health, spending};
 use crate::controller::{PassError as _, chain};
@@ -24,7 +24,7 @@ pub(super) const PREVENTED: &str = "DeletionPrevented";
 pub(super) struct Facts<'a> {
     pub(super) tenant: &'a AgentTenant,
     pub(super) before: &'a AgentTenantStatus,
-    pub(super) outcome: Result<&'a Observed, &'a Failure>,
+    pub(super) pass: Pass<'a>,
     pub(super) deployment: Option<&'a Deployment>,
     pub(super) pods: &'a [Worker],
     /// What the fronts last told.
@@ -42,13 +42,13 @@ enum Rollout {
 }
 
 pub(super) fn status(facts: &Facts<'_>) -> AgentTenantStatus {
-    let Facts { tenant, before, outcome, .. } = *facts;
+    let Facts { tenant, before, pass, .. } = *facts;
     let workers = count(facts);
     let rollout = rollout(facts, workers);
-    let mut verdicts = vec![applied(outcome)];
+    let mut verdicts = vec![applied(pass)];
     verdicts.extend(Part::ALL.into_iter().filter_map(|part| part_applied(part, facts)));
     verdicts.push(workers_ready(tenant, workers, &rollout));
-    verdicts.extend(providers_ready(tenant, outcome));
+    verdicts.extend(providers_ready(tenant, pass));
     verdicts.insert(0, ready(&verdicts));
     let budget_untold = budget_untold(facts);
     if !budget_untold {
@@ -64,10 +64,10 @@ pub(super) fn status(facts: &Facts<'_>) -> AgentTenantStatus {
     for verdict in verdicts {
         condition::set(&mut conditions, verdict, tenant.metadata.generation, facts.now);
     }
-    let taken = matches!(outcome, Err(Failure { error: Error::NamespaceTaken { .. }, .. }));
+    let taken = matches!(pass.outcome, Err(Failure { error: Error::NamespaceTaken { .. }, .. }));
     AgentTenantStatus {
         observed_generation: tenant.metadata.generation,
-        phase: Some(phase(tenant, outcome, workers, &rollout)),
+        phase: Some(phase(tenant, pass, workers, &rollout)),
         namespace: (!taken).then(|| tenant.namespace_name()),
         workers: Some(workers),
         sessions: Some(sessions(facts)),
@@ -128,9 +128,9 @@ fn rollout(facts: &Facts<'_>, workers: WorkersStatus) -> Rollout {
     Rollout::Waiting(too_small.or_else(|| health::problem(deployment, pods)))
 }
 
-fn applied(outcome: Result<&Observed, &Failure>) -> Verdict {
-    let (holds, reason, message) = match outcome {
-        Ok(_) => (true, "Applied", "all parts are as the spec wants them".to_owned()),
+fn applied(pass: Pass<'_>) -> Verdict {
+    let (holds, reason, message) = match pass.outcome {
+        Ok(()) => (true, "Applied", "all parts are as the spec wants them".to_owned()),
         Err(failure) => (false, failure.error.reason(), chain(&failure.error)),
     };
     Verdict { kind: "Applied", holds: Some(holds), reason, message }
@@ -143,13 +143,24 @@ fn part_applied(part: Part, facts: &Facts<'_>) -> Option<Verdict> {
     let well = || "it is as the spec wants it".to_owned();
     let is_known = facts.before.conditions.iter().any(|condition| condition.type_ == kind);
     let not_reached = || verdict(None, "NotReached", "the pass ended before it".to_owned());
-    match facts.outcome {
-        Ok(_) => match quota_problem(facts.tenant, facts.tiers).filter(|_| part == Part::Quota) {
+    match facts.pass.kept_up.get(&part) {
+        Some(Err(error)) => return verdict(Some(false), error.reason(), chain(error)),
+        // These are as the spec wants them; of the others just what may not wait.
+        Some(Ok(())) if matches!(part, Part::Fence | Part::Owners | Part::Certificate) => {
+            return verdict(Some(true), "Applied", well());
+        }
+        Some(Ok(())) if facts.before.conditions.iter().any(|told| told.type_ == kind && told.status == "False") => {
+            return not_reached();
+        }
+        Some(Ok(())) | None => {}
+    }
+    match facts.pass.outcome {
+        Ok(()) => match quota_problem(facts.tenant, facts.tiers).filter(|_| part == Part::Quota) {
             Some(problem) => verdict(Some(false), problem.reason, problem.message),
             None => verdict(Some(true), "Applied", well()),
         },
-        Err(Failure { part: Some(at), error }) if *at == part => verdict(Some(false), error.reason(), chain(error)),
-        Err(Failure { part: Some(at), .. }) if part < *at => verdict(Some(true), "Applied", well()),
+        Err(Failure { part: Some(at), error, .. }) if *at == part => verdict(Some(false), error.reason(), chain(error)),
+        Err(Failure { part: Some(at), in_order: true, .. }) if part < *at => verdict(Some(true), "Applied", well()),
         Err(_) if is_known => None,
         Err(_) => not_reached(),
     }
@@ -169,12 +180,12 @@ fn workers_ready(tenant: &AgentTenant, workers: WorkersStatus, rollout: &Rollout
     Verdict { kind: "WorkersReady", holds: Some(holds), reason, message }
 }
 
-fn providers_ready(tenant: &AgentTenant, outcome: Result<&Observed, &Failure>) -> Option<Verdict> {
+fn providers_ready(tenant: &AgentTenant, pass: Pass<'_>) -> Option<Verdict> {
     if tenant.spec.llm.providers.is_empty() {
         return None;
     }
     let kind = "ProvidersReady";
-    let Ok(observed) = outcome else {
+    let Some(observed) = pass.observed else {
         let message = "the pass ended before keys were looked for".to_owned();
         return Some(Verdict { kind, holds: None, reason: "NotLookedFor", message });
     };
@@ -209,19 +220,15 @@ fn ready(others: &[Verdict]) -> Verdict {
     }
 }
 
-fn phase(
-    tenant: &AgentTenant,
-    outcome: Result<&Observed, &Failure>,
-    workers: WorkersStatus,
-    rollout: &Rollout,
-) -> TenantPhase {
-    match (outcome.map_err(|failure| &failure.error), rollout) {
+fn phase(tenant: &AgentTenant, pass: Pass<'_>, workers: WorkersStatus, rollout: &Rollout) -> TenantPhase {
+    let lacks_keys = pass.observed.is_some_and(|observed| observed.key_problems().next().is_some());
+    match (pass.outcome.map_err(|failure| &failure.error), rollout) {
         (Err(Error::NamespaceTaken { .. } | Error::Spec { .. }), _) => TenantPhase::Failed,
-        (Ok(_), Rollout::Done) if tenant.spec.emergency_stop => TenantPhase::Stopped,
-        (Ok(_), Rollout::Done) if tenant.spec.suspend => TenantPhase::Suspended,
-        (Ok(observed), Rollout::Done) if observed.key_problems().next().is_some() => TenantPhase::Degraded,
-        (Ok(_), Rollout::Done) if tenant.spec.cordon => TenantPhase::Cordoned,
-        (Ok(_), Rollout::Done) => TenantPhase::Ready,
+        (Ok(()), Rollout::Done) if tenant.spec.emergency_stop => TenantPhase::Stopped,
+        (Ok(()), Rollout::Done) if tenant.spec.suspend => TenantPhase::Suspended,
+        (Ok(()), Rollout::Done) if lacks_keys => TenantPhase::Degraded,
+        (Ok(()), Rollout::Done) if tenant.spec.cordon => TenantPhase::Cordoned,
+        (Ok(()), Rollout::Done) => TenantPhase::Ready,
         _ if workers.ready > 0 => TenantPhase::Degraded,
         _ => TenantPhase::Pending,
     }
@@ -235,7 +242,9 @@ mod tests {
 
     use super::*;
     use crate::tenant::fixtures;
+    use crate::tenant::observe::Observed;
     use crate::tenant::reason;
+    use crate::tenant::upkeep::KeptUp;
     use crate::tenant::wanted::{Key, Keys};
 
     fn deployment(desired: i32, ready: i32) -> Deployment {
@@ -255,7 +264,9 @@ mod tests {
         at: &str,
     ) -> AgentTenantStatus {
         let (now, tiers) = (Time(at.parse().unwrap()), Tiers::default());
-        let facts = Facts { tenant, before, outcome, deployment, pods: &[], total: None, tiers: &tiers, now: &now };
+        let nothing = KeptUp::new();
+        let pass = Pass { outcome: outcome.map(drop), observed: outcome.ok(), kept_up: &nothing };
+        let facts = Facts { tenant, before, pass, deployment, pods: &[], total: None, tiers: &tiers, now: &now };
         let status = status(&facts);
         for condition in &status.conditions {
             assert!(reason::ALL.contains(&condition.reason.as_str()), "{} is in no runbook", condition.reason);
@@ -305,8 +316,8 @@ mod tests {
         let status_of = |before: &AgentTenantStatus, tenant: &AgentTenant, tokens: Option<i64>| {
             let spend = SpendStatus { month: "2026-01".into(), usd: "0.00".into(), unpriced_attempts: 0 };
             let total = tokens.map(|tokens| Total { sessions_open: 0, spend, tokens });
-            let outcome = Ok(&observed);
-            status(&Facts { tenant, before, outcome, deployment: None, pods: &[], total, tiers: &tiers, now: &now })
+            let pass = Pass { outcome: Ok(()), observed: Some(&observed), kept_up: &KeptUp::new() };
+            status(&Facts { tenant, before, pass, deployment: None, pods: &[], total, tiers: &tiers, now: &now })
         };
         let new = status_of(&AgentTenantStatus::default(), &tenant, None);
         assert_eq!(condition(&new, "WithinBudget").reason, "BudgetAmple", "a new tenant has spent nothing");
@@ -353,13 +364,72 @@ mod tests {
                 .unwrap(),
         ));
         let error = Error::Apply { kind: "ResourceQuota".into(), name: "tenant".into(), source };
-        let failure = Failure { part: Some(Part::Quota), error };
+        let failure = Part::Quota.failed()(error);
         let status = after(&well, &tenant, Err(&failure), Some(&deployment(2, 2)), "2026-01-01T00:01:00Z");
         assert_eq!(condition(&status, "QuotaApplied").reason, "ApiThrottled");
         assert_eq!(condition(&status, "Ready").reason, "ApiThrottled");
         assert_eq!(condition(&status, "FenceApplied").status, "True");
         assert_eq!(condition(&status, "WorkersApplied"), condition(&well, "WorkersApplied"));
         assert_eq!(status.phase, Some(TenantPhase::Degraded));
+    }
+
+    #[test]
+    fn what_is_kept_up_of_an_unusable_spec_is_told_part_by_part_and_hides_no_key() {
+        let (tenant, observed) = (fixtures::full(), missing_key());
+        let (now, tiers) = (Time("2026-01-01T00:00:00Z".parse().unwrap()), Tiers::default());
+        let unusable =
+            Failure::from(Error::Spec { field: "workers.resources", problem: "they are too much".to_owned() });
+        let told_of = |before: &AgentTenantStatus, kept_up: &KeptUp| {
+            let pass = Pass { outcome: Err(&unusable), observed: Some(&observed), kept_up };
+            let facts = Facts {
+                tenant: &tenant,
+                before,
+                pass,
+                deployment: None,
+                pods: &[],
+                total: None,
+                tiers: &tiers,
+                now: &now,
+            };
+            status(&facts)
+        };
+        let gone = || kube::Error::Api(Box::new(serde_json::from_value(json!({ "code": 500 })).unwrap()));
+        let failed = || Err(Error::Apply { kind: "ConfigMap".into(), name: "providers".into(), source: gone() });
+        let kept_up = KeptUp::from([(Part::Owners, Ok(())), (Part::Providers, failed())]);
+        let first = told_of(&AgentTenantStatus::default(), &kept_up);
+        assert_eq!(condition(&first, "Applied").reason, "SpecNotUsable");
+        assert_eq!(condition(&first, "ProvidersReady").reason, "KeysMissing");
+        assert_eq!(condition(&first, "ProvidersApplied").reason, "ApiFailed");
+        assert_eq!(condition(&first, "OwnersBound").status, "True");
+        assert_eq!(condition(&first, "FenceApplied").reason, "NotReached");
+
+        let then = told_of(&first, &KeptUp::from([(Part::Owners, Ok(())), (Part::Providers, Ok(()))]));
+        assert_eq!(condition(&then, "Applied"), condition(&first, "Applied"));
+        assert_eq!(condition(&then, "ProvidersApplied").reason, "NotReached", "the failure is over");
+    }
+
+    #[test]
+    fn a_failure_before_its_turn_says_nothing_of_other_parts() {
+        let tenant = fixtures::minimal();
+        let observed = Observed::default();
+        let gone = || kube::Error::Api(Box::new(serde_json::from_value(json!({ "code": 500 })).unwrap()));
+        let error = |kind: &str| Error::Apply { kind: kind.into(), name: "owners".into(), source: gone() };
+        let nothing = AgentTenantStatus::default();
+        let owners = Part::Owners.failed()(error("RoleBinding"));
+        let before = after(&nothing, &tenant, Err(&owners), None, "2026-01-01T00:00:00Z");
+        assert_eq!(condition(&before, "OwnersBound").reason, "ApiFailed");
+        // As where workers can't be stopped, before anything else is looked at.
+        let stop = Part::Workers.failed_early()(error("Deployment"));
+        let status = after(&before, &tenant, Err(&stop), None, "2026-01-01T00:01:00Z");
+        for kind in ["OwnersBound", "FenceApplied", "ProvidersApplied"] {
+            assert_eq!(condition(&status, kind), condition(&before, kind), "{kind}");
+        }
+        assert_eq!(condition(&status, "WorkersApplied").reason, "ApiFailed");
+        assert_eq!(condition(&status, "Applied").status, "False");
+        let new = after(&nothing, &tenant, Err(&stop), None, "2026-01-01T00:01:00Z");
+        assert_eq!(condition(&new, "FenceApplied").reason, "NotReached");
+        let well = after(&nothing, &tenant, Ok(&observed), None, "2026-01-01T00:00:00Z");
+        assert_eq!(condition(&well, "OwnersBound").status, "True");
     }
 
     #[test]
@@ -417,7 +487,7 @@ mod tests {
         let first = status(&Facts {
             tenant: &tenant,
             before: &AgentTenantStatus::default(),
-            outcome: Ok(&observed),
+            pass: Pass { outcome: Ok(()), observed: Some(&observed), kept_up: &KeptUp::new() },
             deployment: None,
             pods: &[],
             total: Some(Total { sessions_open: 5, spend: spend.clone(), tokens: 0 }),

@@ -1,7 +1,11 @@
 //! Stops the workers of a tenant that is suspended or stopped, before anything else of it is looked at: whatever of the rest can't be
 //! read, planned or applied must not keep them running, nor the end of its sessions while it is being removed.
 
+use std::pin::pin;
+use std::time::Duration;
+
 use croft_crds::AgentTenant;
+use futures::{StreamExt as _, stream};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -12,10 +16,16 @@ use super::part::{Failure, Part};
 use super::{Error, ensure, fence, wanted, workers};
 use crate::cluster::is_owned;
 use crate::context::Context;
+use crate::worker::Worker;
 
 /// How long workers have to end in an emergency. One second rather than none: with none the API server would forget the
 /// pod at once, and nobody could see whether its node has heard of it.
 const STOP_SECONDS: u32 = 1;
+/// How long the pods of an emergency wait for their Deployment to want none, as it would make others. One that does not answer keeps them
+/// no longer; what it makes meanwhile is stopped by the next pass.
+const HEAD_START: Duration = Duration::from_secs(2);
+/// Pods that are stopped at a time; more wait.
+const AT_A_TIME: usize = 16;
 
 /// Shuts the fence in an emergency and takes the workers away; neither waits for the other, nor is kept from by its failure. The rest
 /// of the pass then finds both as it wants them.
@@ -31,16 +41,33 @@ pub(super) async fn stop(tenant: &AgentTenant, context: &Context) -> Result<(), 
     let shuts = is_stopped && (namespace.metadata.deletion_timestamp.is_none() || has_fence());
     let shut = async { if shuts { shut_fence(tenant, context).await } else { Ok(()) } };
     let (fence, workers) = tokio::join!(shut, take_workers(tenant, context));
-    fence.map_err(Part::Fence.failed())?;
-    workers.map_err(Part::Workers.failed())
+    fence.map_err(Part::Fence.failed_early())?;
+    workers.map_err(Part::Workers.failed_early())
 }
 
 async fn shut_fence(tenant: &AgentTenant, context: &Context) -> Result<(), Error> {
     ensure::ensure(fence::shut(wanted::child_meta(tenant, fence::NAME)?), context).await
 }
 
-/// First no new ones are made, and in an emergency those that are there then go: their Deployment would give them their usual time.
+/// First no new ones are made, and in an emergency those that are there then go, whatever came of the first: their Deployment would give
+/// them their usual time.
 async fn take_workers(tenant: &AgentTenant, context: &Context) -> Result<(), Error> {
+    let mut scaling = pin!(scale_down(tenant, context));
+    if !tenant.spec.emergency_stop {
+        return scaling.await;
+    }
+    let in_time = tokio::time::timeout(HEAD_START, &mut scaling).await;
+    let scaled = async {
+        match in_time {
+            Ok(scaled) => scaled,
+            Err(_) => scaling.await,
+        }
+    };
+    let (scaled, stopped) = tokio::join!(scaled, stop_workers(tenant, context));
+    scaled.and(stopped)
+}
+
+async fn scale_down(tenant: &AgentTenant, context: &Context) -> Result<(), Error> {
     let namespace = tenant.namespace_name();
     let live = context.cluster.get::<Deployment>(Some(&namespace), workers::NAME);
     if let Some(live) = live.filter(|live| is_owned(&**live, tenant))
@@ -50,17 +77,17 @@ async fn take_workers(tenant: &AgentTenant, context: &Context) -> Result<(), Err
         let scaled = context.writer.merge::<Deployment>(Some(&namespace), workers::NAME, &none).await;
         scaled.map_err(ensure::failed::<Deployment>(workers::NAME))?;
     }
-    if tenant.spec.emergency_stop { stop_workers(tenant, context).await } else { Ok(()) }
+    Ok(())
 }
 
+/// Tries all, and tells of a failure afterwards.
 async fn stop_workers(tenant: &AgentTenant, context: &Context) -> Result<(), Error> {
-    let namespace = tenant.namespace_name();
-    for worker in context.cluster.workers(&tenant.name_any()) {
-        if worker.ends_within_seconds.is_some_and(|seconds| seconds <= STOP_SECONDS.into()) {
-            continue;
-        }
-        let stopped = context.writer.delete_within::<Pod>(Some(&namespace), &worker.name, STOP_SECONDS).await;
-        stopped.map_err(|source| Error::Delete { kind: "Pod".to_owned(), name: worker.name.clone(), source })?;
-    }
-    Ok(())
+    let namespace = &tenant.namespace_name();
+    let workers = context.cluster.workers(&tenant.name_any()).into_iter();
+    let stays = |worker: &Worker| worker.ends_within_seconds.is_none_or(|seconds| seconds > STOP_SECONDS.into());
+    let stopped = workers.filter(stays).map(|Worker { name, .. }| async move {
+        let stopped = context.writer.delete_within::<Pod>(Some(namespace), &name, STOP_SECONDS).await;
+        stopped.map_err(|source| Error::Delete { kind: "Pod".to_owned(), name, source })
+    });
+    stream::iter(stopped).buffer_unordered(AT_A_TIME).fold(Ok(()), async |all, one| all.and(one)).await
 }

@@ -18,13 +18,15 @@ pub struct Surroundings {
     /// Public ranges that are the platform's own, such as those of nodes: closed unless a tenant's `egress.allow` lists them.
     pub(crate) closed: Vec<String>,
     /// Where workers ask for names; the cluster's own pods where none is named.
-    pub(crate) dns: Vec<DnsServer>,
+    pub(crate) dns: Vec<Peer>,
+    /// Where workers may send traces, if they are told to; none need be named where that is the public internet.
+    pub(crate) collectors: Vec<Peer>,
 }
 
-/// Pods of a namespace, or a range of addresses.
+/// Pods of a namespace, or an address.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
-pub(crate) struct DnsServer {
+pub(crate) struct Peer {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) namespace: Option<String>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -41,8 +43,8 @@ impl Surroundings {
     pub fn parse(text: &str) -> Result<Self, Vec<String>> {
         let read: Self = settings_file::parse(text)?;
         let mut mistakes = Vec::new();
-        if read.closed.len() > ENTRIES_MAX || read.dns.len() > ENTRIES_MAX {
-            mistakes.push(format!("closed and dns have at most {ENTRIES_MAX} entries each."));
+        if [read.closed.len(), read.dns.len(), read.collectors.len()].iter().any(|entries| *entries > ENTRIES_MAX) {
+            mistakes.push(format!("closed, dns and collectors have at most {ENTRIES_MAX} entries each."));
         }
         for cidr in &read.closed {
             match parse_range(cidr) {
@@ -55,15 +57,17 @@ impl Surroundings {
                 Err(unusable) => mistakes.push(format!("closed: {cidr} {}.", unusable.problem)),
             }
         }
-        mistakes.extend(read.dns.iter().enumerate().filter_map(|(index, server)| {
-            let problem = server.problem()?;
-            Some(format!("dns[{index}]: {problem}."))
-        }));
+        for (list, peers) in [("dns", &read.dns), ("collectors", &read.collectors)] {
+            mistakes.extend(peers.iter().enumerate().filter_map(|(index, peer)| {
+                let problem = peer.problem()?;
+                Some(format!("{list}[{index}]: {problem}."))
+            }));
+        }
         if mistakes.is_empty() { Ok(read) } else { Err(mistakes) }
     }
 }
 
-impl DnsServer {
+impl Peer {
     fn problem(&self) -> Option<String> {
         let Self { namespace, pod_labels, cidr, port } = self;
         if *port == Some(0) {
@@ -71,7 +75,7 @@ impl DnsServer {
         }
         match (namespace, pod_labels.is_empty(), cidr) {
             (Some(_), false, None) => None,
-            // A resolver on each node has a link-local address, which no tenant may list.
+            // A resolver on each node has a link-local address, which no tenant may list; so may an agent that collects.
             (None, true, Some(cidr)) => {
                 let (address, prefix) = cidr.split_once('/').unwrap_or((cidr, ""));
                 let whole = match address.parse().ok() {
@@ -94,11 +98,13 @@ mod tests {
     fn a_file_says_what_is_closed_and_where_names_are_asked_for() {
         let read = Surroundings::parse(
             "closed: [203.0.113.0/24, '2a01:4f8::/32']\n\
-             dns: [{ cidr: 169.254.20.10/32 }, { namespace: openshift-dns, podLabels: { a: b }, port: 5353 }]",
+             dns: [{ cidr: 169.254.20.10/32 }, { namespace: openshift-dns, podLabels: { a: b }, port: 5353 }]\n\
+             collectors: [{ namespace: tracing, podLabels: { app: collector } }]",
         )
         .unwrap();
         assert_eq!(read.closed.len(), 2);
         assert_eq!((read.dns[0].cidr.as_deref(), read.dns[1].port), (Some("169.254.20.10/32"), Some(5353)));
+        assert_eq!(read.collectors[0].namespace.as_deref(), Some("tracing"));
         assert_eq!(Surroundings::parse("{}"), Ok(Surroundings::default()));
     }
 
@@ -113,6 +119,7 @@ mod tests {
             ("dns: [{ cidr: 0.0.0.0/0 }]", "dns[0]: 0.0.0.0/0 is not one address"),
             ("dns: [{ cidr: 10.0.0.1 }]", "dns[0]: 10.0.0.1 is not one address"),
             ("dns: [{ cidr: 10.0.0.1/32, port: 0 }]", "dns[0]: port is 0."),
+            ("collectors: [{ cidr: 10.0.0.0/8 }]", "collectors[0]: 10.0.0.0/8 is not one address"),
             ("open: []", "it can't be read"),
         ] {
             let mistakes = Surroundings::parse(text).unwrap_err();

@@ -4,7 +4,8 @@
 
 use croft_crds::Quantity;
 use croft_crds::tenant::{
-    BudgetSpec, LimitsSpec, OnExceeded, QuotaSpec, ResourcesSpec, SessionDefaultsSpec, Tier, nano_usd,
+    BudgetSpec, LimitsSpec, MESSAGE_BYTES_MAX, OnExceeded, QuotaSpec, ResourcesSpec, SessionDefaultsSpec, Tier,
+    nano_usd,
 };
 use serde::{Deserialize, Serialize};
 
@@ -160,7 +161,7 @@ impl TierValues {
             ("limits.maxSessions", self.sessions_max.into(), 1_000_000),
             ("limits.requestsPerMinute", self.requests_per_minute.into(), 10_000_000),
             ("limits.tokensPerMinute", self.tokens_per_minute.unwrap_or(1), 1_000_000_000_000),
-            ("limits.maxMessageBytes", self.message_bytes_max.into(), 67_108_864),
+            ("limits.maxMessageBytes", self.message_bytes_max.into(), MESSAGE_BYTES_MAX.into()),
             ("sessionDefaults.idleTimeoutSeconds", self.session_idle_timeout_seconds.into(), 31_536_000),
             ("budget.monthlyTokens", self.monthly_budget_tokens.unwrap_or(1), 1_000_000_000_000_000),
         ];

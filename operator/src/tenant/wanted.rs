@@ -31,6 +31,10 @@ pub struct Settings {
     pub worker_image_pull_policy: String,
     /// Secrets of the operator's namespace with which nodes pull workers' images.
     pub worker_pull_secrets: Vec<String>,
+    /// Which lines workers log; their own default if not set.
+    pub worker_log: Option<String>,
+    /// Where workers send traces, if anywhere.
+    pub worker_otlp_endpoint: Option<String>,
     pub tiers: Arc<Tiers>,
     pub platform: Arc<PlatformProviders>,
     pub surroundings: Arc<Surroundings>,
@@ -105,6 +109,8 @@ pub(crate) struct Workers {
     pub(crate) requests: Resources,
     pub(crate) limits: Resources,
     pub(crate) sessions_per_worker: u32,
+    pub(crate) log: Option<String>,
+    pub(crate) otlp_endpoint: Option<String>,
     pub(crate) node_selector: BTreeMap<String, String>,
     pub(crate) tolerations: Vec<Toleration>,
     pub(crate) runtime_class: Option<String>,
@@ -143,6 +149,8 @@ impl Wanted {
                 requests: bounds::worker_requests(tenant, tiers),
                 limits: bounds::worker_limits(tenant, tiers),
                 sessions_per_worker: bounds::sessions_per_worker(tenant, tiers),
+                log: settings.worker_log.clone(),
+                otlp_endpoint: settings.worker_otlp_endpoint.clone(),
                 node_selector: spec.workers.node_selector.clone(),
                 tolerations: spec.workers.tolerations.clone(),
                 runtime_class: spec.workers.runtime_class_name.clone(),
@@ -176,6 +184,15 @@ impl Wanted {
 }
 
 fn check(tenant: &AgentTenant, tiers: &Tiers) -> Result<(), Error> {
+    check_ranges(tenant)?;
+    match bounds::request_problem(tenant, tiers) {
+        Some(problem) => Err(Error::Spec { field: "workers.resources", problem }),
+        None => Ok(()),
+    }
+}
+
+/// Fails if no fence can be built of what the spec lists.
+pub(super) fn check_ranges(tenant: &AgentTenant) -> Result<(), Error> {
     let ranges = &tenant.spec.egress.allow;
     for range in ranges {
         parse_range(&range.cidr).map_err(|unusable| Error::Spec {
@@ -186,10 +203,7 @@ fn check(tenant: &AgentTenant, tiers: &Tiers) -> Result<(), Error> {
     if let Some((one, other)) = overlapping(ranges) {
         return Err(Error::Spec { field: "egress.allow", problem: format!("{one} and {other} overlap") });
     }
-    match bounds::request_problem(tenant, tiers) {
-        Some(problem) => Err(Error::Spec { field: "workers.resources", problem }),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 /// [`Wanted::child_meta`] of a tenant whose spec may be unusable. Fails for one that was never stored.

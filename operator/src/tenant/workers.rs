@@ -37,6 +37,7 @@ pub(crate) fn workers(wanted: &Wanted, issued: &Issued) -> Deployment {
     pod_labels.extend(selector.clone());
     // One more first, then one less: a rollout never has fewer workers than are wanted. In a quota that is full the new
     // one would never come, and the rollout stand still.
+    let hash = config_hash(&providers::file(wanted).text(), issued);
     let (surge, unavailable) = if wanted.workers.surges { (1, 0) } else { (0, 1) };
     Deployment {
         metadata: wanted.child_meta(NAME),
@@ -55,7 +56,7 @@ pub(crate) fn workers(wanted: &Wanted, issued: &Issued) -> Deployment {
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta {
                     labels: Some(pod_labels),
-                    annotations: Some(BTreeMap::from([(labels::CONFIG_HASH.to_owned(), config_hash(wanted, issued))])),
+                    annotations: Some(BTreeMap::from([(labels::CONFIG_HASH.to_owned(), hash)])),
                     ..ObjectMeta::default()
                 }),
                 spec: Some(pod(wanted)),
@@ -69,8 +70,8 @@ pub(crate) fn workers(wanted: &Wanted, issued: &Issued) -> Deployment {
 /// Of what workers read at their start, so that a change of it is a rollout: the file of providers, and the certificate. A key that is
 /// exchanged for another is none: workers see it in its file. One that is gone or can't be a key is, since the file then names its
 /// provider no more: what was taken back must not stay in a worker's memory.
-pub(crate) fn config_hash(wanted: &Wanted, issued: &Issued) -> String {
-    drift::hash(&(providers::file(wanted), &issued.cert))
+pub(crate) fn config_hash(providers: &str, issued: &Issued) -> String {
+    drift::hash(&(providers, &issued.cert))
 }
 
 fn pod(wanted: &Wanted) -> PodSpec {
@@ -154,7 +155,7 @@ fn environment(wanted: &Wanted) -> Vec<EnvVar> {
             ..EnvVarSource::default()
         }),
     };
-    vec![
+    let mut variables = vec![
         plain("CROFT_TENANT", &wanted.name),
         field("CROFT_WORKER_NAME", "metadata.name"),
         field("CROFT_WORKER_NAMESPACE", "metadata.namespace"),
@@ -163,7 +164,10 @@ fn environment(wanted: &Wanted) -> Vec<EnvVar> {
         plain("CROFT_TLS_CERT", &format!("{TLS_FOLDER}/tls.crt")),
         plain("CROFT_TLS_KEY", &format!("{TLS_FOLDER}/tls.key")),
         plain("CROFT_TLS_CA", &format!("{TLS_FOLDER}/ca.crt")),
-    ]
+    ];
+    let told = [("CROFT_LOG", &wanted.workers.log), ("CROFT_OTLP_ENDPOINT", &wanted.workers.otlp_endpoint)];
+    variables.extend(told.into_iter().filter_map(|(name, value)| Some(plain(name, value.as_deref()?))));
+    variables
 }
 
 fn probe(path: &str, period_seconds: i32) -> Probe {

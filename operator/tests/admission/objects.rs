@@ -71,3 +71,29 @@ async fn what_is_sound_is_taken() {
     }
     end(&session, &namespace).await;
 }
+
+#[tokio::test]
+async fn the_examples_are_taken() {
+    let (session, namespace) = begin().await;
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples");
+    let mut kinds = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("there are examples") {
+        let file = entry.expect("the folder can be read").path();
+        let text = std::fs::read_to_string(&file).expect("it can be read");
+        let mut object: Value = serde_yaml::from_str(&text).expect("it is YAML");
+        let [kind, version] = ["kind", "apiVersion"].map(|field| object[field].as_str().unwrap_or_default().to_owned());
+        let plural = format!("{}s", kind.to_lowercase());
+        object["metadata"]["labels"] = json!({ TEST_LABEL: "true" });
+        let namespace = object["metadata"]["namespace"].is_string().then_some(namespace.as_str());
+        if let Some(namespace) = namespace {
+            object["metadata"]["namespace"] = namespace.into();
+        }
+        let all = path(&version, namespace, &plural, None);
+        let outcome = session.ask(Method::POST, &(all + STRICT), &object, None).await;
+        assert!(outcome.is_ok(), "{}: {outcome:?}", file.display());
+        kinds.push(kind);
+    }
+    kinds.sort();
+    assert_eq!(kinds, ["AgentSession", "AgentTenant", "Job"]);
+    end(&session, &namespace).await;
+}

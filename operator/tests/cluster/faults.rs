@@ -12,6 +12,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::ResourceExt as _;
 use kube::api::DeleteParams;
 use serde_json::json;
@@ -107,6 +108,33 @@ async fn a_tenant_without_its_fence_gets_no_workers_and_says_why_and_nothing_loo
 }
 
 #[tokio::test]
+async fn owners_change_whatever_else_cant_be_written() {
+    let session = World::shared().await;
+    let owner = |name: &str| json!([{ "kind": "User", "name": name }]);
+    let made = session.settled_tenant("disputed", json!({ "owners": owner("ada@example.com") })).await;
+    let (name, namespace) = (made.name_any(), made.namespace_name());
+    let bound = async |user: &str| {
+        until(&format!("{user} is bound"), async || {
+            let binding = session.within::<RoleBinding>(&namespace).get_opt("owners").await.ok()??;
+            let subjects = binding.subjects.unwrap_or_default();
+            (subjects.len() == 1 && subjects[0].name == user).then_some(())
+        })
+        .await;
+    };
+    bound("ada@example.com").await;
+    let path = format!("/namespaces/{namespace}/poddisruptionbudgets");
+    let fault = session.world.proxy.inject(Method::POST, &path, What::Answer(500), None);
+    let budgets = session.within::<PodDisruptionBudget>(&namespace);
+    budgets.delete("workers", &DeleteParams::default()).await.expect("it can be deleted");
+    says(&session, &name, "WorkersApplied", "PodDisruptionBudget").await;
+    let changed = json!({ "spec": { "owners": owner("grace@example.com") } });
+    session.merge(&session.all::<AgentTenant>(), &name, changed).await;
+    bound("grace@example.com").await;
+    drop(fault);
+    says(&session, &name, "Applied", "True").await;
+}
+
+#[tokio::test]
 async fn a_status_that_cannot_be_written_is_written_later() {
     let session = World::shared().await;
     for code in FAILURES {
@@ -138,7 +166,10 @@ async fn one_tenant_that_hangs_holds_up_no_other() {
     for number in 0..5 {
         session.settled_tenant(&format!("healthy{number}"), json!({})).await;
     }
-    until("its pass is given up and begun again", async || (fault.hits() > 1).then_some(())).await;
+    // It says so meanwhile, rather than what was last known.
+    says(&session, &hanging.name_any(), "Applied", "False DeadlineExceeded").await;
+    says(&session, &hanging.name_any(), "FenceApplied", "NotReached").await;
+    until("its pass is begun again", async || (fault.hits() > 1).then_some(())).await;
     drop(fault);
     says(&session, &hanging.name_any(), "Applied", "True").await;
 }

@@ -42,16 +42,15 @@ async fn a_replica_that_is_cut_off_is_not_ready_until_it_is_back_and_serves_what
     let tasks = Tasks::new();
     let proxy = Proxy::start(kube_config().await, &tasks).await;
     let kubeconfig = kubeconfig(&proxy);
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let session = World::shared().await;
     let known = session.settled_tenant("outlasting", json!({ "workers": { "replicas": 0 } })).await;
     // It must never lead, however long the world's operator takes to renew its Lease.
     let _follows = [Method::PATCH, Method::PUT, Method::POST]
         .map(|method| proxy.inject(method, "/leases", What::Answer(503), None));
     let path = kubeconfig.path().to_str().expect("it is text");
-    let arguments = [format!("--routes-addr=127.0.0.1:{port}"), "--routes-stale-seconds=30".to_owned()];
+    let arguments = ["--routes-stale-seconds=30".to_owned()];
     let replica = Replica::start(path, &session.world.namespace, &arguments, &tasks).await;
-    let channel = front(&session, port).await;
+    let channel = front(&session, replica.routes_port).await;
     let mut stream = watch_over(&channel).await;
     stream.message().await.unwrap().unwrap();
     // Tests that want to be alone need not wait for what follows.

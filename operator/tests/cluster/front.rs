@@ -121,6 +121,18 @@ impl FakeFront {
         self.inner().refusals.insert(tenant.to_owned(), answer);
     }
 
+    /// Answers `CreateSession` with this reason of the front's own.
+    pub(crate) fn refuse_for(&self, tenant: &str, code: Code, reason: &str, message: &str) {
+        let details = ErrorDetails::with_error_info(reason, "croft.dev", HashMap::new());
+        let answer = Status::with_error_details(code, message, details);
+        self.inner().refusals.insert(tenant.to_owned(), answer);
+    }
+
+    /// How often `CreateSession` was called for a tenant.
+    pub(crate) fn creates(&self, tenant: &str) -> usize {
+        self.calls(tenant).iter().filter(|call| call.starts_with("create")).count()
+    }
+
     /// Lets the removal of a tenant come no further; `None` lets it go on.
     pub(crate) fn hold_removal(&self, tenant: &str, at: Option<Removal>) {
         match at {

@@ -1,5 +1,6 @@
 //! The program itself, from its arguments to its exit code.
 
+use std::net::SocketAddr;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
@@ -39,6 +40,7 @@ pub(crate) struct Replica {
     child: Child,
     /// Where its metrics and probes are.
     ops_addr: String,
+    pub(crate) routes_port: u16,
 }
 
 impl Replica {
@@ -47,7 +49,7 @@ impl Replica {
         let mut child = tokio::process::Command::new(PROGRAM)
             .env_clear()
             .env("KUBECONFIG", kubeconfig)
-            .arg("--metrics-addr=127.0.0.1:0")
+            .args(["--metrics-addr=127.0.0.1:0", "--routes-addr=127.0.0.1:0"])
             .arg(format!("--namespace={namespace}"))
             .args(arguments)
             .stdout(Stdio::piped())
@@ -55,12 +57,15 @@ impl Replica {
             .spawn()
             .expect("the program can be run");
         let mut lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
-        let mut ops_addr = None;
+        let (mut ops_addr, mut routes_port) = (None, None);
         let ready = async {
             while let Some(line) = lines.next_line().await.expect("it can be read") {
                 let line: serde_json::Value = serde_json::from_str(&line).expect("a log line is JSON");
                 if let Some(told) = line["ops_addr"].as_str() {
                     ops_addr = Some(told.to_owned());
+                }
+                if let Some(told) = line["routes_addr"].as_str() {
+                    routes_port = told.parse::<SocketAddr>().ok().map(|told| told.port());
                 }
                 if line["check"] == "cluster" && line["message"] == "ready" {
                     return;
@@ -70,7 +75,8 @@ impl Replica {
         };
         tokio::time::timeout(LONG, ready).await.expect("it is ready in time");
         drop(tasks.spawn("log", async move { while let Ok(Some(_)) = lines.next_line().await {} }));
-        Self { child, ops_addr: ops_addr.expect("it said where it listens") }
+        let told = "it said where it listens";
+        Self { child, ops_addr: ops_addr.expect(told), routes_port: routes_port.expect(told) }
     }
 
     /// What it answers on its port of metrics and probes, with the head.
@@ -82,8 +88,7 @@ impl Replica {
 #[tokio::test]
 async fn a_second_replica_stands_by_with_routes_and_leaves_when_told() {
     let session = World::shared().await;
-    let routes = ["--routes-addr=127.0.0.1:0".to_owned()];
-    let mut replica = Replica::start(&kubeconfig_path(), &session.world.namespace, &routes, &Tasks::new()).await;
+    let mut replica = Replica::start(&kubeconfig_path(), &session.world.namespace, &[], &Tasks::new()).await;
     let metrics = replica.get("/metrics").await;
     assert!(metrics.contains("croft_operator_leader 0"), "another one leads");
 

@@ -358,12 +358,102 @@ async fn an_agent_that_no_front_would_take_is_given_up() {
     let session = World::shared().await;
     let tenant = session.settled_tenant("never", json!({})).await;
     let (name, namespace) = (tenant.name_any(), tenant.namespace_name());
-    session.world.front.refuse(&name, Some((Code::InvalidArgument, "there is no model scripted-0")));
-    session.declare(&namespace, "talk", json!({ "agent": { "model": "scripted-0" } })).await;
+    session.world.front.refuse(&name, Some((Code::InvalidArgument, "agent.tools[0].name is taken")));
+    session.declare(&namespace, "talk", spec()).await;
     let objects = session.within::<AgentSession>(&namespace);
     let status = in_phase(&objects, "talk", SessionPhase::Failed).await;
-    assert_eq!(status.message.as_deref(), Some("the front refuses it: there is no model scripted-0"));
-    assert_eq!(session.world.front.calls(&name).iter().filter(|call| call.starts_with("create")).count(), 1);
+    assert_eq!(status.message.as_deref(), Some("the front refuses it: agent.tools[0].name is taken"));
+    assert_eq!(session.world.front.creates(&name), 1);
+}
+
+#[tokio::test]
+async fn a_model_that_is_not_registered_yet_is_waited_for() {
+    let session = World::shared().await;
+    let tenant = session.settled_tenant("early", json!({})).await;
+    let (name, namespace) = (tenant.name_any(), tenant.namespace_name());
+    let message = "agent.model names \"scripted-1\", which the registry does not have";
+    session.world.front.refuse_for(&name, Code::InvalidArgument, "MODEL_NOT_FOUND", message);
+    session.declare(&namespace, "talk", spec()).await;
+    let objects = session.within::<AgentSession>(&namespace);
+    let status = in_phase(&objects, "talk", SessionPhase::Pending).await;
+    assert_eq!(status.conditions[0].reason, "ModelNotFound");
+    assert_eq!(status.message, Some(format!("the front answers: {message}")));
+    another_is_tried_often(&session).await;
+    assert_eq!(session.world.front.creates(&name), 1);
+    session.world.front.refuse(&name, None);
+    // Any change of its tenant wakes it sooner than the time that it waits.
+    let touched = json!({ "spec": { "limits": { "maxSessions": 9 } } });
+    session.merge(&session.all::<croft_crds::AgentTenant>(), &name, touched).await;
+    in_phase(&objects, "talk", SessionPhase::Ready).await;
+}
+
+/// One whose front is only busy is tried often: by then so would any other be that is tried in the same way.
+async fn another_is_tried_often(session: &Session) {
+    let busy = session.settled_tenant("busy", json!({})).await;
+    session.world.front.refuse(&busy.name_any(), Some((Code::Unavailable, "no worker is ready yet")));
+    session.declare(&busy.namespace_name(), "talk", spec()).await;
+    until("the other is tried often", async || (session.world.front.creates(&busy.name_any()) >= 4).then_some(()))
+        .await;
+    session.world.front.refuse(&busy.name_any(), None);
+    in_phase(&session.within(&busy.namespace_name()), "talk", SessionPhase::Ready).await;
+}
+
+#[tokio::test]
+async fn a_tenant_that_takes_no_sessions_is_asked_for_none_until_it_changes() {
+    let session = World::shared().await;
+    let tenant = session.settled_tenant("shut", json!({})).await;
+    let (name, namespace) = (tenant.name_any(), tenant.namespace_name());
+    let (tenants, objects) = (session.all::<croft_crds::AgentTenant>(), session.within::<AgentSession>(&namespace));
+    for (field, why) in [("cordon", "it is cordoned"), ("suspend", "it is suspended"), ("emergencyStop", "it is stopped")]
+    {
+        session.merge(&tenants, &name, json!({ "spec": { field: true } })).await;
+        until("the operator knows", async || {
+            let tenant = tenants.get(&name).await.ok()?;
+            (tenant.status?.observed_generation == tenant.metadata.generation).then_some(())
+        })
+        .await;
+        let talk = field.to_lowercase();
+        session.declare(&namespace, &talk, spec()).await;
+        let status = in_phase(&objects, &talk, SessionPhase::Pending).await;
+        assert_eq!(status.conditions[0].reason, "TenantNotOpen");
+        assert_eq!(status.message, Some(format!("the tenant takes no new sessions: {why}")));
+    }
+    another_is_tried_often(&session).await;
+    assert_eq!(session.world.front.creates(&name), 0);
+    let open = json!({ "spec": { "cordon": false, "suspend": false, "emergencyStop": false } });
+    session.merge(&tenants, &name, open).await;
+    for talk in ["cordon", "suspend", "emergencystop"] {
+        in_phase(&objects, talk, SessionPhase::Ready).await;
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_its_tenant_has_no_room_for_is_opened_when_another_ends() {
+    let session = World::shared().await;
+    let tenant = session.settled_tenant("full", json!({ "limits": { "maxSessions": 1 } })).await;
+    let (name, namespace) = (tenant.name_any(), tenant.namespace_name());
+    let objects = session.within::<AgentSession>(&namespace);
+    session.declare(&namespace, "first", spec()).await;
+    let first = in_phase(&objects, "first", SessionPhase::Ready).await.session_id.unwrap();
+    until("the fronts have told of it", async || {
+        let status = session.all::<croft_crds::AgentTenant>().get(&name).await.ok()?.status?;
+        (status.sessions?.open == 1).then_some(())
+    })
+    .await;
+    let before = session.world.front.creates(&name);
+    let message = "the tenant has 1 sessions, its limit";
+    session.world.front.refuse_for(&name, Code::ResourceExhausted, "SESSION_LIMIT", message);
+    session.declare(&namespace, "second", spec()).await;
+    let status = in_phase(&objects, "second", SessionPhase::Pending).await;
+    assert_eq!(status.conditions[0].reason, "LimitReached");
+    // By now the next try is many seconds away.
+    until("it was tried often", async || (session.world.front.creates(&name) >= before + 6).then_some(())).await;
+    session.world.front.refuse(&name, None);
+    session.world.front.change(&first, |session| session.state = SessionState::Terminated.into());
+    crate::world::within(std::time::Duration::from_secs(4), "it is opened", async || {
+        (objects.get("second").await.ok()?.status?.phase? == SessionPhase::Ready).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -376,17 +466,8 @@ async fn what_the_workers_lack_is_told_and_not_tried_again_and_again() {
     let objects = session.within::<AgentSession>(&namespace);
     let status = in_phase(&objects, "talk", SessionPhase::Pending).await;
     assert_eq!(status.conditions[0].reason, "WorkersLack");
-    let creates = || session.world.front.calls(&name).iter().filter(|call| call.starts_with("create")).count();
-    // One that is only busy is tried often meanwhile.
-    let busy = session.settled_tenant("busy", json!({})).await;
-    session.world.front.refuse(&busy.name_any(), Some((Code::Unavailable, "no worker is ready yet")));
-    session.declare(&busy.namespace_name(), "talk", spec()).await;
-    until("the other is tried often", async || {
-        let calls = session.world.front.calls(&busy.name_any());
-        (calls.iter().filter(|call| call.starts_with("create")).count() >= 4).then_some(())
-    })
-    .await;
-    assert_eq!(creates(), 1);
+    another_is_tried_often(&session).await;
+    assert_eq!(session.world.front.creates(&name), 1);
     session.world.front.refuse(&name, None);
     let pods = kubelet::pods(&session, &namespace, 1).await;
     kubelet::set(&session, &pods[0], kubelet::ready("10.1.0.12")).await;
@@ -422,9 +503,8 @@ async fn a_session_that_waits_for_its_tenants_workers_is_opened_when_one_is_read
     let (name, namespace) = (tenant.name_any(), tenant.namespace_name());
     session.world.front.refuse(&name, Some((Code::Unavailable, "no worker is ready yet")));
     session.declare(&namespace, "talk", spec()).await;
-    let creates = || session.world.front.calls(&name).iter().filter(|call| call.starts_with("create")).count();
     // By now the next try is seconds away.
-    until("it was tried often", async || (creates() >= 4).then_some(())).await;
+    until("it was tried often", async || (session.world.front.creates(&name) >= 4).then_some(())).await;
     session.world.front.refuse(&name, None);
     let pods = kubelet::pods(&session, &namespace, 1).await;
     kubelet::set(&session, &pods[0], kubelet::ready("10.1.0.11")).await;

@@ -3,6 +3,7 @@
 use croft_crds::AgentTenant;
 use croft_crds::tenant::TenantPhase;
 use croft_proto::v1::TenantAdmission;
+use http::Method;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::api::events::v1::Event;
@@ -12,6 +13,7 @@ use kube::api::{Api, ListParams, Patch, PatchParams};
 use serde_json::json;
 
 use crate::kubelet;
+use crate::proxy::What;
 use crate::routes::{next_where, watch};
 use crate::world::{Session, World, condition, until};
 
@@ -76,6 +78,50 @@ async fn an_emergency_stop_shuts_the_fence_and_gives_workers_no_time() {
         (!fence.spec?.egress?.is_empty()).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn workers_go_in_an_emergency_whatever_cant_be_written_of_the_others_and_of_their_deployment() {
+    let session = World::shared().await;
+    let made = session.settled_tenant("stubborn", json!({ "workers": { "replicas": 2 } })).await;
+    let (name, namespace) = (made.name_any(), made.namespace_name());
+    let mut names: Vec<_> = kubelet::pods(&session, &namespace, 2).await.iter().map(Pod::name_any).collect();
+    names.sort();
+    let api = session.within::<Pod>(&namespace);
+    for pod in &names {
+        let held = Patch::Merge(json!({ "metadata": { "finalizers": ["croft.dev/a-kubelet-of-a-test"] } }));
+        api.patch(pod, &PatchParams::default(), &held).await.unwrap();
+    }
+    let proxy = &session.world.proxy;
+    let deployment = format!("/namespaces/{namespace}/deployments/workers");
+    let scaled = proxy.inject(Method::PATCH, &deployment, What::Answer(500), None);
+    let first = format!("/namespaces/{namespace}/pods/{}", names[0]);
+    let first = proxy.inject(Method::DELETE, &first, What::Answer(500), None);
+    session.merge(&session.all::<AgentTenant>(), &name, json!({ "spec": { "emergencyStop": true } })).await;
+    let goes = async |pod: &str| {
+        until(&format!("{pod} is going, without time"), async || {
+            let metadata = api.get(pod).await.ok()?.metadata;
+            (metadata.deletion_timestamp.is_some() && metadata.deletion_grace_period_seconds? <= 1).then_some(())
+        })
+        .await;
+    };
+    goes(&names[1]).await;
+    assert!(scaled.hits() > 0 && first.hits() > 0);
+    assert!(api.get(&names[0]).await.unwrap().metadata.deletion_timestamp.is_none());
+    when(&session, &name, "WorkersApplied", "False ApiFailed").await;
+    drop(first);
+    goes(&names[0]).await;
+    drop(scaled);
+    until("no pod is left but those that are held", async || {
+        let pods = api.list(&ListParams::default()).await.ok()?;
+        pods.iter().all(|pod| names.contains(&pod.name_any())).then_some(())
+    })
+    .await;
+    for pod in &names {
+        let gone = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
+        api.patch(pod, &PatchParams::default(), &gone).await.unwrap();
+    }
+    when(&session, &name, "Ready", "False Stopped").await;
 }
 
 /// A request above the limit that the tier gives is refused by the API server, in a Deployment and in a `LimitRange`.

@@ -454,3 +454,24 @@ async fn a_suspended_tenant_has_no_workers_until_it_is_woken() {
     session.merge(&tenants, &name, json!({ "spec": { "suspend": false } })).await;
     kubelet::pods(&session, &namespace, 1).await;
 }
+
+#[tokio::test]
+async fn workers_know_the_collector_and_their_fence_lets_them_go_there() {
+    let session = World::shared().await;
+    let namespace = session.settled_tenant("traced", json!({})).await.namespace_name();
+    let fence: NetworkPolicy = session.within(&namespace).get("fence").await.unwrap();
+    let egress = serde_json::to_value(fence.spec.unwrap().egress).unwrap();
+    let rule = json!({
+        "to": [{
+            "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": "tracing" } },
+            "podSelector": { "matchLabels": { "app": "collector" } },
+        }],
+        "ports": [{ "protocol": "TCP", "port": 14317 }],
+    });
+    assert!(egress.as_array().unwrap().contains(&rule), "{egress}");
+    let workers: Deployment = session.within(&namespace).get("workers").await.unwrap();
+    let environment = serde_json::to_value(&workers.spec.unwrap().template.spec.unwrap().containers[0].env).unwrap();
+    for (name, value) in [("CROFT_LOG", "debug"), ("CROFT_OTLP_ENDPOINT", "http://collector.tracing:4317")] {
+        assert!(environment.as_array().unwrap().contains(&json!({ "name": name, "value": value })), "{environment}");
+    }
+}

@@ -5,6 +5,8 @@ use croft_operator::authority::Authority;
 use croft_operator::certificate::Subject;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::ResourceExt as _;
 use kube::api::DeleteParams;
 use serde_json::{Value, json};
@@ -106,6 +108,7 @@ async fn an_unusable_spec_keeps_no_lent_key() {
     assert_ne!(without, with, "no worker goes on with what was taken back");
     assert_eq!(without["spec"], with["spec"], "nothing else is different");
     told(&session, &made, "Applied", "False SpecNotUsable").await;
+    told(&session, &made, "ProvidersReady", "False PlatformKeyMissing").await;
 
     put_secret(&session, &platform, "lent", json!({ "api-key": LENT })).await;
     until("it is lent again", async || (key().await? == LENT.as_bytes()).then_some(())).await;
@@ -129,7 +132,82 @@ async fn a_key_that_comes_with_an_unusable_spec_waits_until_it_is_mended() {
     told(&session, &made, "Applied", "False SpecNotUsable").await;
     assert_eq!(file(&session, &namespace).await, json!({ "providers": {} }));
     request(&session, &made, &Value::Null).await;
-    told(&session, &made, "ProvidersReady", "True").await;
+    told(&session, &made, "Applied", "True").await;
     let expected = json!({ "anthropic": { "api_key_file": "/etc/croft/keys/anthropic" } });
     assert_eq!(file(&session, &namespace).await["providers"], expected);
+}
+
+/// Where the workers connect to is as it was: the fence need not let them go anywhere else.
+#[tokio::test]
+async fn an_unusable_spec_moves_no_provider_and_brings_none() {
+    let session = World::shared().await;
+    let own = json!({ "name": "models", "key": "anthropic" });
+    let provider = |url: &str| json!({ "name": "anthropic", "baseUrl": url, "apiKeySecretRef": own });
+    let server = |name: &str| json!({ "name": name, "url": format!("https://{name}.example.com/mcp") });
+    let mut spec = one(&provider("https://one.example.com"));
+    spec["mcpServers"] = json!([server("maps"), server("tickets")]);
+    let made = session.settled_tenant("moving", spec).await;
+    let namespace = made.namespace_name();
+    put_secret(&session, &namespace, "models", json!({ "anthropic": "sk-a-made-up-key" })).await;
+    told(&session, &made, "ProvidersReady", "True").await;
+    becomes_unusable(&session, &made).await;
+    let before = (file(&session, &namespace).await, template(&session, &namespace).await);
+    assert_eq!(before.0["providers"]["anthropic"]["base_url"], "https://one.example.com");
+
+    let mut edit = one(&provider("https://two.example.com"));
+    edit["llm"]["providers"].as_array_mut().unwrap().push(json!({
+        "name": "openai", "source": "InCluster",
+        "service": { "namespace": "models", "name": "llama", "port": 80, "podSelector": { "app": "llama" } },
+    }));
+    let mut moved = server("maps");
+    moved["url"] = "https://elsewhere.example.com/mcp".into();
+    edit["mcpServers"] = json!([moved, server("tickets"), server("mail")]);
+    edit["owners"] = json!([{ "kind": "User", "name": "ada@example.com" }]);
+    session.merge(&session.all::<AgentTenant>(), &made.name_any(), json!({ "spec": edit })).await;
+    let bindings = session.within::<RoleBinding>(&namespace);
+    until("the edit is seen", async || bindings.get_opt("owners").await.ok()?.map(drop)).await;
+    session.quiet().await;
+    assert_eq!((file(&session, &namespace).await, template(&session, &namespace).await), before);
+
+    let fewer = json!({ "spec": { "mcpServers": [server("maps")] } });
+    session.merge(&session.all::<AgentTenant>(), &made.name_any(), fewer).await;
+    until("whom the spec names no more is gone", async || {
+        (file(&session, &namespace).await["mcp_servers"] == json!([server("maps")])).then_some(())
+    })
+    .await;
+    until("workers forget it", async || (template(&session, &namespace).await != before.1).then_some(())).await;
+}
+
+#[tokio::test]
+async fn an_unusable_spec_keeps_nobodys_rights_and_no_way_out_that_was_taken_back() {
+    let session = World::shared().await;
+    let owner = |name: &str| json!({ "kind": "User", "name": name });
+    let range = |cidr: &str| json!({ "cidr": cidr });
+    let spec = json!({
+        "owners": [owner("ada@example.com"), owner("bob@example.com")],
+        "egress": { "allow": [range("10.1.0.0/16"), range("10.2.0.0/16")] },
+    });
+    let made = session.settled_tenant("narrowing", spec).await;
+    let namespace = made.namespace_name();
+    let bound = async || {
+        let binding: RoleBinding = session.within(&namespace).get("owners").await.expect("it is there");
+        serde_json::to_string(&binding.subjects).expect("it is JSON")
+    };
+    let open = async || {
+        let fence: NetworkPolicy = session.within(&namespace).get("fence").await.expect("it is there");
+        serde_json::to_string(&fence.spec).expect("it is JSON")
+    };
+    assert!(bound().await.contains("bob@") && open().await.contains("10.2.0.0/16"));
+    becomes_unusable(&session, &made).await;
+    let edit =
+        json!({ "spec": { "owners": [owner("ada@example.com")], "egress": { "allow": [range("10.1.0.0/16")] } } });
+    session.merge(&session.all::<AgentTenant>(), &made.name_any(), edit).await;
+    until("both are gone", async || {
+        let (bound, open) = (bound().await, open().await);
+        assert!(bound.contains("ada@") && open.contains("10.1.0.0/16"), "the rest stays");
+        (!bound.contains("bob@") && !open.contains("10.2.0.0/16")).then_some(())
+    })
+    .await;
+    told(&session, &made, "Applied", "False SpecNotUsable").await;
+    told(&session, &made, "OwnersBound", "True").await;
 }

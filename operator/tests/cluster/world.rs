@@ -254,6 +254,9 @@ async fn start() -> (World, Program) {
     let providers = std::env::temp_dir().join(format!("{namespace}-providers.yaml"));
     let lent = "providers: [{ name: anthropic, secretName: lent, key: api-key, baseUrl: 'https://lent.example.com' }]";
     std::fs::write(&providers, lent).expect("a file can be written");
+    let fence = std::env::temp_dir().join(format!("{namespace}-fence.yaml"));
+    let collectors = "collectors: [{ namespace: tracing, podLabels: { app: collector }, port: 14317 }]";
+    std::fs::write(&fence, collectors).expect("a file can be written");
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
     let front_port = listener.local_addr().expect("it is bound").port();
     let args: Args = croft_serve::config::try_parse_from([
@@ -266,7 +269,10 @@ async fn start() -> (World, Program) {
         "--tenant-removal-seconds=8",
         "--worker-pull-secrets=registry",
         "--log=warn",
+        "--worker-log=debug",
+        "--worker-otlp-endpoint=http://collector.tracing:4317",
         &format!("--platform-providers={}", providers.display()),
+        &format!("--fence={}", fence.display()),
         &format!("--namespace={namespace}"),
         &format!("--front-url=https://localhost:{front_port}"),
     ])
@@ -278,7 +284,9 @@ async fn start() -> (World, Program) {
     let secrets: Api<Secret> = Api::namespaced(client, &namespace);
     let secret = until("the fronts have a certificate", async || secrets.get_opt("croft-front-tls").await.ok()?).await;
     let front = FakeFront::serve(listener, &secret, &program.tasks);
-    std::fs::remove_file(&providers).expect("it was read and is ours");
+    for file in [&providers, &fence] {
+        std::fs::remove_file(file).expect("it was read and is ours");
+    }
     let (routes_port, metrics) = (started.routes_addr.port(), program.metrics.clone());
     (World { namespace, routes_port, front, proxy, metrics }, program)
 }

@@ -50,14 +50,16 @@ pub struct TlsArgs {
     pub tls_ca: PathBuf,
 }
 
-fn log_filter(text: &str) -> Result<String, String> {
+/// A value parser for clap: what [`ServeArgs::log`] may be.
+pub fn log_filter(text: &str) -> Result<String, String> {
     match tracing_subscriber::EnvFilter::try_new(text) {
         Ok(_) => Ok(text.to_owned()),
         Err(error) => Err(error.to_string()),
     }
 }
 
-fn collector_url(text: &str) -> Result<String, String> {
+/// A value parser for clap: what [`ServeArgs::otlp_endpoint`] may be, an absolute `http://` URL.
+pub fn collector_url(text: &str) -> Result<String, String> {
     // The exporter is built without TLS roots: a collector is a neighbour, on the node or in the cluster.
     if text.starts_with("https:") {
         return Err("traces are sent without TLS, so it must begin with http://".to_owned());

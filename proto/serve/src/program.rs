@@ -41,6 +41,7 @@ impl Program {
         log::install(&args.log, telemetry.tracer())?;
         let (tasks, readiness, metrics) = (Tasks::new(), Readiness::new(), Metrics::new(name)?);
         tasks.register(&metrics)?;
+        readiness.register(&metrics)?;
         let signals = Signals::listen().context("cannot listen for signals")?;
 
         let listener = grpc::bind(args.metrics_addr, "--metrics-addr (CROFT_METRICS_ADDR)").await?;

@@ -1,5 +1,7 @@
 //! Whether the program can do its work now, as a list of named checks that its parts keep current.
 
+mod gauge;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -8,10 +10,13 @@ use tokio::sync::watch;
 /// What stands in the way of a check that nobody has answered yet.
 const NOT_YET: &str = "not checked yet";
 
+/// What stands in the way of each check; nothing, where it holds.
+type Checks = BTreeMap<&'static str, Option<String>>;
+
 /// The checks of one program. Clones share them. Without any check the program is ready.
 #[derive(Clone)]
 pub struct Readiness {
-    problems: Arc<watch::Sender<BTreeMap<&'static str, String>>>,
+    checks: Arc<watch::Sender<Checks>>,
 }
 
 impl Default for Readiness {
@@ -23,47 +28,52 @@ impl Default for Readiness {
 impl Readiness {
     /// No checks yet.
     pub fn new() -> Self {
-        Self { problems: Arc::new(watch::Sender::new(BTreeMap::new())) }
+        Self { checks: Arc::new(watch::Sender::new(Checks::new())) }
     }
 
     /// A new check, not ready until told otherwise, so make it before the work that will answer it. Two checks of one
     /// name are one.
     pub fn check(&self, name: &'static str) -> Check {
-        let check = Check { name, problems: Arc::clone(&self.problems) };
+        let check = Check { name, checks: Arc::clone(&self.checks) };
         check.not_ready(NOT_YET);
         check
     }
 
     /// One line per check that isn't ready, `name: why`, in the order of the names. None: the program is ready.
     pub fn problems(&self) -> Vec<String> {
-        self.problems.borrow().iter().map(|(name, why)| format!("{name}: {why}")).collect()
+        let checks = self.checks.borrow();
+        checks.iter().filter_map(|(name, why)| why.as_ref().map(|why| format!("{name}: {why}"))).collect()
     }
 
     /// True when no check objects.
     pub fn is_ready(&self) -> bool {
-        self.problems.borrow().is_empty()
+        hold(&self.checks.borrow())
     }
 
     /// Tells each later change between ready and not ready, beginning with the state now.
     pub fn watch(&self) -> Watch {
-        let mut problems = self.problems.subscribe();
-        problems.mark_changed();
-        Watch { problems, told: None }
+        let mut checks = self.checks.subscribe();
+        checks.mark_changed();
+        Watch { checks, told: None }
     }
+}
+
+fn hold(checks: &Checks) -> bool {
+    checks.values().all(Option::is_none)
 }
 
 /// One thing that must hold for the program to be ready, such as a database that answers.
 #[derive(Clone)]
 pub struct Check {
     name: &'static str,
-    problems: Arc<watch::Sender<BTreeMap<&'static str, String>>>,
+    checks: Arc<watch::Sender<Checks>>,
 }
 
 impl Check {
     /// It holds.
     pub fn ready(&self) {
-        self.problems.send_if_modified(|problems| {
-            let changed = problems.remove(self.name).is_some();
+        self.checks.send_if_modified(|checks| {
+            let changed = checks.insert(self.name, None).flatten().is_some();
             if changed {
                 tracing::info!(check = self.name, "ready");
             }
@@ -73,12 +83,12 @@ impl Check {
 
     /// It doesn't hold; `why` is shown to whoever asks `/readyz`, so it holds no secret.
     pub fn not_ready(&self, why: impl Into<String>) {
-        let why = why.into();
-        self.problems.send_if_modified(|problems| {
-            let changed = problems.get(self.name) != Some(&why);
+        let why = Some(why.into());
+        self.checks.send_if_modified(|checks| {
+            let changed = checks.get(self.name) != Some(&why);
             if changed {
                 tracing::info!(check = self.name, why, "not ready");
-                problems.insert(self.name, why);
+                checks.insert(self.name, why);
             }
             changed
         });
@@ -87,7 +97,7 @@ impl Check {
 
 /// The changes of a [`Readiness`].
 pub struct Watch {
-    problems: watch::Receiver<BTreeMap<&'static str, String>>,
+    checks: watch::Receiver<Checks>,
     told: Option<bool>,
 }
 
@@ -95,8 +105,8 @@ impl Watch {
     /// The next state that differs from the one told before; `None` when every [`Readiness`] and [`Check`] is gone.
     pub async fn next(&mut self) -> Option<bool> {
         loop {
-            self.problems.changed().await.ok()?;
-            let ready = self.problems.borrow_and_update().is_empty();
+            self.checks.changed().await.ok()?;
+            let ready = hold(&self.checks.borrow_and_update());
             if self.told != Some(ready) {
                 self.told = Some(ready);
                 return Some(ready);

@@ -11,6 +11,7 @@ use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
 
 use crate::{Mistakes, TlsArgs};
 
+mod expiry;
 mod peer;
 mod renewal;
 

@@ -38,12 +38,12 @@ pub(crate) trait Decoder: Send {
     }
 }
 
-/// The deltas of a body. `first_token_until` is when output must have begun.
+/// The deltas of a body. `opened_until` is when the answer must have begun, with or without output.
 pub(crate) fn decoded<S, E, D>(
     bytes: S,
     decoder: D,
     limits: Limits,
-    first_token_until: Instant,
+    opened_until: Instant,
 ) -> impl Stream<Item = Result<Delta, Error>> + Send + use<S, E, D>
 where
     S: Stream<Item = Result<Bytes, E>> + Send + Unpin + 'static,
@@ -55,11 +55,11 @@ where
         events: Events::new(limits.event_bytes_max),
         decoder,
         limits,
-        first_token_until,
+        opened_until,
         waits: false,
         waits_until: None,
         ready: VecDeque::new(),
-        has_output: false,
+        is_opened: false,
         is_over: false,
         failed: None,
     };
@@ -115,14 +115,14 @@ struct Answer<S, D> {
     events: Events,
     decoder: D,
     limits: Limits,
-    first_token_until: Instant,
+    opened_until: Instant,
     /// Bytes of the next event are waited for.
     waits: bool,
     /// By when that must be over, if by any time.
     waits_until: Option<Instant>,
     /// Deltas that wait for the listener. One event comes to a few at most.
     ready: VecDeque<Delta>,
-    has_output: bool,
+    is_opened: bool,
     /// The listener has [`Delta::Stop`].
     is_over: bool,
     /// What follows the deltas that are ready.
@@ -147,7 +147,8 @@ where
     fn at_hand(&mut self) -> AtHand {
         loop {
             if let Some(delta) = self.ready.pop_front() {
-                self.has_output |= delta.is_output();
+                // Some servers of one's own begin with output at once.
+                self.is_opened |= matches!(delta, Delta::Opened { .. }) || delta.is_output();
                 self.is_over = matches!(delta, Delta::Stop(_));
                 return AtHand::Delta(delta);
             }
@@ -174,8 +175,9 @@ where
         if !std::mem::replace(&mut self.waits, true) {
             self.waits_until = match self.decoder.stop() {
                 Some(_) => Some(Instant::now() + LINGER),
-                None if self.has_output => None,
-                None => Some(self.first_token_until),
+                // It may think for long: whether it still does, its bytes tell.
+                None if self.is_opened => None,
+                None => Some(self.opened_until),
             };
         }
         let until = self.waits_until;
@@ -219,9 +221,9 @@ pub(crate) fn cut(provider: &'static str) -> Error {
     Error::new(provider, Class::Truncated, "ended its answer before it was whole")
 }
 
-/// The failure of a call that brought no output in time.
+/// The failure of a call that nobody began to answer in time.
 pub(crate) fn too_late(provider: &'static str, limits: Limits) -> Error {
-    Error::new(provider, Class::Timeout, format!("gave no output for {:?}", limits.first_token))
+    Error::new(provider, Class::Timeout, format!("did not begin its answer for {:?}", limits.opened))
 }
 
 /// The failure of an event that is not of the format.
@@ -264,7 +266,7 @@ mod tests {
 
     fn limits() -> Limits {
         Limits {
-            first_token: Duration::from_secs(9),
+            opened: Duration::from_secs(9),
             idle: Duration::from_secs(5),
             answer: Duration::from_mins(1),
             event_bytes_max: 16,

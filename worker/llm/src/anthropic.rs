@@ -2,6 +2,7 @@
 //!
 //! Format: <https://docs.anthropic.com/en/docs/build-with-claude/streaming>.
 
+mod cache;
 mod decode;
 mod encode;
 mod failure;

@@ -16,11 +16,13 @@ pub(crate) const REFUSAL_BYTES_MAX: usize = 64 * 1024;
 /// Bounds on one answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// From the request to the first piece of output; a ping does not count. At the bound: [`Class::Timeout`].
-    pub first_token: Duration,
+    /// From the request until the provider says that it took the call ([`Delta::Opened`](crate::Delta::Opened)); a ping does not count.
+    /// From then on the model may think for as long as the other two let it. At the bound: [`Class::Timeout`].
+    pub opened: Duration,
     /// Between two bytes of the stream; a ping counts. At the bound: [`Class::Timeout`].
     pub idle: Duration,
-    /// From the first byte of the stream to its end. At the bound: [`Class::Timeout`].
+    /// From the first byte of the stream to its end. At the bound: [`Class::Timeout`], and not to be tried again: the next answer would
+    /// take as long, and be charged as well.
     pub answer: Duration,
     /// One server-sent event. At the bound: [`Class::Network`].
     pub event_bytes_max: usize,
@@ -31,8 +33,8 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            // Models that hide what they think show nothing for minutes, and some gateways send no ping meanwhile.
-            first_token: Duration::from_mins(5),
+            // Models that hide what they think show nothing for minutes, and some gateways send no ping meanwhile, or nothing before it.
+            opened: Duration::from_mins(5),
             idle: Duration::from_mins(5),
             answer: Duration::from_mins(30), // a model that thinks hard takes a good part of it
             event_bytes_max: 8 * 1024 * 1024, // as much as one event with a large tool result may have
@@ -70,7 +72,8 @@ where
             }
             Err(_) => {
                 let message = format!("came to no end within {:?}", self.limits.answer);
-                Err(Error::new(self.provider, Class::Timeout, message))
+                let should_retry = Some(false);
+                Err(Error { should_retry, ..Error::new(self.provider, Class::Timeout, message) })
             }
             Ok(None) => Ok(None),
             Ok(Some(Err(error))) => Err(self.network("broke the stream off").because(error)),

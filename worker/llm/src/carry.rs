@@ -3,6 +3,8 @@
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::{Message, Role};
 
+use crate::openai::chat::REASONING_CONTENT;
+
 /// Takes out what only the model that wrote it understands, unless that is `model` of `provider`: thinking, which is proven
 /// to one model alone, and native blocks. Text, calls and results stay. A message that nothing is left of goes.
 pub fn strip(messages: &mut Vec<Message>, provider: &str, model: &str) {
@@ -11,6 +13,19 @@ pub fn strip(messages: &mut Vec<Message>, provider: &str, model: &str) {
     };
     for message in messages.iter_mut().filter(|message| foreign(message)) {
         message.content.retain(|block| !matches!(block.block, Some(Block::Thinking(_) | Block::Native(_)) | None));
+    }
+    messages.retain(|message| !message.content.is_empty());
+}
+
+/// Takes out what holds only for the conversation as it was, of one of which parts are left out: thinking that is proven for all
+/// before it, and native blocks. Thinking that goes back as mere text stays: its server may refuse an answer without it.
+pub fn unbind(messages: &mut Vec<Message>) {
+    for message in messages.iter_mut() {
+        message.content.retain(|block| match &block.block {
+            Some(Block::Thinking(thinking)) => thinking.signature == REASONING_CONTENT,
+            Some(Block::Native(_)) | None => false,
+            Some(Block::Text(_) | Block::Image(_) | Block::ToolUse(_) | Block::ToolOutput(_)) => true,
+        });
     }
     messages.retain(|message| !message.content.is_empty());
 }
@@ -52,6 +67,17 @@ mod tests {
             assert!(matches!(messages[0].content[1].block, Some(Block::ToolUse(_))));
             assert_eq!((messages[0].content.len(), messages[1].content.len()), (2, 4));
         }
+    }
+
+    #[test]
+    fn of_a_conversation_that_is_shortened_thinking_stays_where_it_is_mere_text() {
+        let mut messages = vec![answer("openai", "deepseek-v4-pro"); 2];
+        if let Some(Block::Thinking(thinking)) = &mut messages[0].content[0].block {
+            thinking.signature = REASONING_CONTENT.into();
+        }
+        unbind(&mut messages);
+        assert!(matches!(messages[0].content[0].block, Some(Block::Thinking(_))));
+        assert_eq!((messages[0].content.len(), messages[1].content.len()), (3, 2), "no native block, and no proof");
     }
 
     #[test]

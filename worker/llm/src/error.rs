@@ -83,7 +83,7 @@ pub struct Error {
     pub status: Option<u16>,
     /// How long the provider asks us to wait.
     pub retry_after: Option<Duration>,
-    /// Set where the provider says of this failure whether to try again, whatever its class.
+    /// Set where the provider says of this failure whether to try again, whatever its class, and where it was an answer without end.
     pub should_retry: Option<bool>,
     /// The provider's id of the request, for its support.
     pub request_id: Option<String>,

@@ -28,6 +28,7 @@ pub mod retry;
 pub mod retry_after;
 pub mod scripted;
 mod status;
+pub mod temperature;
 mod tier;
 pub mod tool_call_ids;
 mod tool_name;

@@ -11,6 +11,7 @@ use crate::breaker::Breakers;
 use crate::delta::Delta;
 use crate::error::Error;
 use crate::request::Request;
+use crate::temperature::Temperatures;
 
 /// An answer as it comes: ends after [`Delta::Stop`] or the first error, never silently in between. Dropping it ends
 /// the call at the provider.
@@ -47,11 +48,12 @@ pub trait Provider: Send + Sync {
     }
 }
 
-/// The providers of one worker, by name. Clones share the breakers.
+/// The providers of one worker, by name. Clones share what is known of their models.
 #[derive(Clone, Default)]
 pub struct Providers {
     by_name: BTreeMap<&'static str, Arc<dyn Provider>>,
     breakers: Breakers,
+    temperatures: Temperatures,
 }
 
 impl Providers {
@@ -78,6 +80,11 @@ impl Providers {
     /// Who is left alone for a while.
     pub fn breakers(&self) -> &Breakers {
         &self.breakers
+    }
+
+    /// Which temperatures their models refuse.
+    pub fn temperatures(&self) -> &Temperatures {
+        &self.temperatures
     }
 
     pub fn names(&self) -> impl Iterator<Item = &'static str> {

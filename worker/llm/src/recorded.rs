@@ -32,13 +32,13 @@ impl Format {
         }
     }
 
-    /// What a body comes to. The first output must be there within `limits.first_token` from now.
+    /// What a body comes to. The answer must begin within `limits.opened` from now.
     pub fn deltas<S, E>(self, bytes: S, limits: Limits) -> DeltaStream
     where
         S: Stream<Item = Result<Bytes, E>> + Send + Unpin + 'static,
         E: std::error::Error + Send + Sync + 'static,
     {
-        let until = Instant::now() + limits.first_token;
+        let until = Instant::now() + limits.opened;
         // Of the conversation before it nothing is known.
         let messages = 0;
         match self {

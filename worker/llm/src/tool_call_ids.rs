@@ -17,6 +17,55 @@ pub(crate) const CHAT_BYTES_MAX: usize = 40;
 /// Stands for no id at all.
 const UNKNOWN: &str = "call";
 
+/// How many letters and digits an id at Mistral has, which takes no others: "must be a-z, A-Z, 0-9, with a length of 9".
+const MISTRAL_CHARACTERS: usize = 9;
+
+/// The ids that an interface takes.
+#[derive(Debug, Clone, Copy)]
+enum Form {
+    /// Up to so many bytes.
+    UpTo(usize),
+    Mistral,
+}
+
+impl Form {
+    fn takes(self, id: &str) -> bool {
+        match self {
+            Self::UpTo(bytes_max) => is_portable(id, bytes_max),
+            Self::Mistral => {
+                id.len() == MISTRAL_CHARACTERS && id.chars().all(|character| character.is_ascii_alphanumeric())
+            }
+        }
+    }
+
+    /// What stands for an id that is not taken, unless it stands for another already.
+    fn stand_in(self, id: &str) -> String {
+        match self {
+            Self::UpTo(_) if id.is_empty() => UNKNOWN.to_owned(),
+            Self::UpTo(bytes_max) => {
+                let safe = |character| if is_of_alphabet(character) { character } else { '_' };
+                id.chars().take(bytes_max).map(safe).collect()
+            }
+            Self::Mistral => {
+                // What tells ids apart stands at their end.
+                let kept: Vec<_> = id.chars().filter(char::is_ascii_alphanumeric).collect();
+                let end: String = kept[kept.len().saturating_sub(MISTRAL_CHARACTERS)..].iter().collect();
+                format!("{end:0>MISTRAL_CHARACTERS$}")
+            }
+        }
+    }
+
+    /// The same with a number at its end.
+    fn numbered(self, stand_in: &str, number: u64) -> String {
+        let (characters, ending) = match self {
+            Self::UpTo(bytes_max) => (bytes_max, format!("_{number}")),
+            Self::Mistral => (MISTRAL_CHARACTERS, number.to_string()),
+        };
+        let room = characters.saturating_sub(ending.len());
+        stand_in.chars().take(room).chain(ending.chars()).collect()
+    }
+}
+
 /// Whether every interface whose ids have at most so many bytes takes it back: Anthropic takes `a-z A-Z 0-9 _ -` and no other.
 pub fn is_portable(id: &str, bytes_max: usize) -> bool {
     !id.is_empty() && id.len() <= bytes_max && id.chars().all(is_of_alphabet)
@@ -30,35 +79,44 @@ fn is_of_alphabet(character: char) -> bool {
 /// that what a provider has cached still fits. Another becomes one by what comes before it, so that a conversation which goes
 /// on begins as it did, unless a model comes to give the very id that stands for another.
 pub(crate) fn portable(messages: &[Message], bytes_max: usize) -> Cow<'_, [Message]> {
-    if are_good(messages, bytes_max) {
+    in_form(messages, Form::UpTo(bytes_max))
+}
+
+/// The same with ids as Mistral takes them.
+pub(crate) fn mistral(messages: &[Message]) -> Cow<'_, [Message]> {
+    in_form(messages, Form::Mistral)
+}
+
+fn in_form(messages: &[Message], form: Form) -> Cow<'_, [Message]> {
+    if are_good(messages, form) {
         return Cow::Borrowed(messages);
     }
-    let mut ids = Ids::new(messages, bytes_max);
+    let mut ids = Ids::new(messages, form);
     let mut messages = messages.to_vec();
-    for block in messages.iter_mut().flat_map(|message| &mut message.content) {
-        match &mut block.block {
-            Some(Block::ToolUse(call)) => call.tool_call_id = ids.of_call(&call.tool_call_id),
-            Some(Block::ToolOutput(output)) => output.tool_call_id = ids.of_result(&output.tool_call_id),
-            _ => {}
+    for (place, message) in messages.iter_mut().enumerate() {
+        for block in &mut message.content {
+            match &mut block.block {
+                Some(Block::ToolUse(call)) => call.tool_call_id = ids.of_call(&call.tool_call_id, place),
+                Some(Block::ToolOutput(output)) => output.tool_call_id = ids.of_result(&output.tool_call_id),
+                _ => {}
+            }
         }
     }
     Cow::Owned(messages)
 }
 
-fn are_good(messages: &[Message], bytes_max: usize) -> bool {
+fn are_good(messages: &[Message], form: Form) -> bool {
     let mut called = HashSet::new();
     messages.iter().flat_map(|message| &message.content).all(|block| match &block.block {
-        Some(Block::ToolUse(call)) => {
-            is_portable(&call.tool_call_id, bytes_max) && called.insert(call.tool_call_id.as_str())
-        }
-        Some(Block::ToolOutput(output)) => is_portable(&output.tool_call_id, bytes_max),
+        Some(Block::ToolUse(call)) => form.takes(&call.tool_call_id) && called.insert(call.tool_call_id.as_str()),
+        Some(Block::ToolOutput(output)) => form.takes(&output.tool_call_id),
         _ => true,
     })
 }
 
 /// What became of the ids so far.
 struct Ids {
-    bytes_max: usize,
+    form: Form,
     /// Good ones of all the conversation, and what stands for others: nothing else may stand for these.
     taken: HashSet<String>,
     /// By the id as it was.
@@ -70,26 +128,33 @@ struct Ids {
 /// The calls that had one id, each by what stands for it now.
 #[derive(Default)]
 struct Calls {
-    /// Without a result so far, the oldest first: results come in the order of their calls.
+    /// The place of the last answer that has any.
+    answer: usize,
+    /// Of that answer, without a result so far, the oldest first: results come in the order of their calls. What an answer before it left
+    /// without one has none.
     open: VecDeque<String>,
     last: String,
 }
 
 impl Ids {
-    fn new(messages: &[Message], bytes_max: usize) -> Self {
+    fn new(messages: &[Message], form: Form) -> Self {
         let ids = messages.iter().flat_map(|message| &message.content).filter_map(|block| match &block.block {
             Some(Block::ToolUse(call)) => Some(&call.tool_call_id),
             Some(Block::ToolOutput(output)) => Some(&output.tool_call_id),
             _ => None,
         });
-        let taken = ids.filter(|id| is_portable(id, bytes_max)).cloned().collect();
-        Self { bytes_max, taken, calls: HashMap::new(), numbers: HashMap::new() }
+        let taken = ids.filter(|id| form.takes(id)).cloned().collect();
+        Self { form, taken, calls: HashMap::new(), numbers: HashMap::new() }
     }
 
-    fn of_call(&mut self, id: &str) -> String {
-        let is_good = is_portable(id, self.bytes_max) && !self.calls.contains_key(id);
+    fn of_call(&mut self, id: &str, answer: usize) -> String {
+        let is_good = self.form.takes(id) && !self.calls.contains_key(id);
         let sent = if is_good { id.to_owned() } else { self.stand_in(id) };
         let calls = self.calls.entry(id.to_owned()).or_default();
+        if calls.answer != answer {
+            calls.answer = answer;
+            calls.open.clear();
+        }
         calls.open.push_back(sent.clone());
         calls.last.clone_from(&sent);
         sent
@@ -99,25 +164,19 @@ impl Ids {
         match self.calls.get_mut(id) {
             Some(calls) => calls.open.pop_front().unwrap_or_else(|| calls.last.clone()),
             // Its call is not there.
-            None if is_portable(id, self.bytes_max) => id.to_owned(),
+            None if self.form.takes(id) => id.to_owned(),
             None => self.stand_in(id),
         }
     }
 
     fn stand_in(&mut self, id: &str) -> String {
-        let safe = |character| if is_of_alphabet(character) { character } else { '_' };
-        let begins = match id {
-            "" => UNKNOWN.to_owned(),
-            _ => id.chars().take(self.bytes_max).map(safe).collect(),
-        };
+        let begins = self.form.stand_in(id);
         let mut sent = begins.clone();
         let number = self.numbers.entry(begins.clone()).or_insert(1);
         // Ends, as the conversation does.
         while !self.taken.insert(sent.clone()) {
             *number += 1;
-            let ending = format!("_{number}");
-            let room = self.bytes_max.saturating_sub(ending.len());
-            sent = begins.chars().take(room).chain(ending.chars()).collect();
+            sent = self.form.numbered(&begins, *number);
         }
         sent
     }
@@ -147,9 +206,12 @@ mod tests {
 
     /// The ids that are sent, of calls and of results.
     fn sent(answers: &[Vec<String>]) -> (Vec<String>, Vec<String>) {
+        sent_of(&conversation(answers))
+    }
+
+    fn sent_of(messages: &[Message]) -> (Vec<String>, Vec<String>) {
         let (mut calls, mut results) = (Vec::new(), Vec::new());
-        let messages = conversation(answers);
-        for block in portable(&messages, BYTES_MAX).iter().flat_map(|message| &message.content) {
+        for block in portable(messages, BYTES_MAX).iter().flat_map(|message| &message.content) {
             match &block.block {
                 Some(Block::ToolUse(call)) => calls.push(call.tool_call_id.clone()),
                 Some(Block::ToolOutput(output)) => results.push(output.tool_call_id.clone()),
@@ -195,6 +257,39 @@ mod tests {
         let outputs = portable(&messages[1..], BYTES_MAX).into_owned();
         let expected = conversation(&[answer(&["a_b", "fine"])]);
         assert_eq!(outputs, expected[1..]);
+    }
+
+    /// A call may be without a result where its worker was lost, and its id be given anew.
+    #[test]
+    fn a_result_goes_with_the_call_of_its_own_answer() {
+        let mut messages = conversation(&[answer(&["0", "1"]), answer(&["0", "0"])]);
+        messages[1].content.remove(0);
+        let (calls, results) = sent_of(&messages);
+        assert_eq!(calls, ["0", "1", "0_2", "0_3"]);
+        assert_eq!(results, ["1", "0_2", "0_3"]);
+    }
+
+    #[test]
+    fn at_mistral_each_id_has_nine_letters_and_digits_and_is_of_one_call_alone() {
+        let before = [
+            answer(&["abc123XYZ", "call_AbCdEfGhIjKl", "toolu_01ab-cdefghi"]),
+            answer(&["x", "", "abc123XYZ", "other_CdEfGhIjKl", "x"]),
+        ];
+        let messages = conversation(&before);
+        let sent = mistral(&messages);
+        let (mut calls, mut results) = (Vec::new(), Vec::new());
+        for block in sent.iter().flat_map(|message| &message.content) {
+            match &block.block {
+                Some(Block::ToolUse(call)) => calls.push(call.tool_call_id.as_str()),
+                Some(Block::ToolOutput(output)) => results.push(output.tool_call_id.as_str()),
+                _ => {}
+            }
+        }
+        let expected =
+            ["abc123XYZ", "dEfGhIjKl", "abcdefghi", "00000000x", "000000000", "abc123XY2", "dEfGhIjK2", "000000002"];
+        assert_eq!((calls, results), (expected.to_vec(), expected.to_vec()));
+        let good = conversation(&[answer(&["abc123XYZ", "123456789"])]);
+        assert!(matches!(mistral(&good), Cow::Borrowed(_)), "those of its own go back as they are");
     }
 
     fn id() -> impl Strategy<Value = String> {

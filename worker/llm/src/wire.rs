@@ -87,7 +87,7 @@ impl Wire {
     ) -> DeltaStream {
         let wire = Arc::clone(self);
         let answer = async move {
-            let until = Instant::now() + wire.limits.first_token;
+            let until = Instant::now() + wire.limits.opened;
             let key = wire.api_key.held();
             let opened = timeout_at(until, wire.open(&url, &body(), &key)).await;
             let response = opened

@@ -164,13 +164,17 @@ async fn a_conversation_goes_out_in_the_apis_form() {
         "model": "claude-haiku-4-5",
         "max_tokens": 99,
         "stream": true,
-        "system": "Be kind.",
+        "system": [{"type": "text", "text": "Be kind.", "cache_control": {"type": "ephemeral"}}],
         "temperature": 0.5,
         "tools": [{"name": "clock", "description": "Tells the time.", "input_schema": {"type": "object"}}],
         "messages": [
             {"role": "user", "content": [
                 {"type": "text", "text": "what time?"},
-                {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AQID"}},
+                {
+                    "type": "image",
+                    "source": {"type": "base64", "media_type": "image/png", "data": "AQID"},
+                    "cache_control": {"type": "ephemeral"},
+                },
             ]},
             {"role": "assistant", "content": [
                 {"type": "thinking", "thinking": "hm", "signature": "sig"},
@@ -183,7 +187,11 @@ async fn a_conversation_goes_out_in_the_apis_form() {
                 {"type": "tool_result", "tool_use_id": "a", "content": [{"type": "text", "text": "noon"}], "is_error": false},
                 {"type": "tool_result", "tool_use_id": "b", "content": [{"type": "text", "text": "noon"}], "is_error": true},
                 {"type": "text", "text": "and?"},
-                {"type": "image", "source": {"type": "url", "url": "https://pictures.test/1.png"}},
+                {
+                    "type": "image",
+                    "source": {"type": "url", "url": "https://pictures.test/1.png"},
+                    "cache_control": {"type": "ephemeral"},
+                },
             ]},
         ],
     });
@@ -191,6 +199,99 @@ async fn a_conversation_goes_out_in_the_apis_form() {
     Mock::given(body_json(&expected)).respond_with(answer).mount(&server).await;
     let deltas: Vec<_> = provider(&server.uri(), Limits::default()).stream(request).collect().await;
     assert!(matches!(deltas.last(), Some(Ok(Delta::Stop(Stop::Refusal)))), "{deltas:?}");
+}
+
+/// The bodies of these calls, in their order.
+async fn sent(requests: impl IntoIterator<Item = Request>) -> Vec<Value> {
+    let server = server(refusal(400, "invalid_request_error", "no")).await;
+    let provider = provider(&server.uri(), Limits::default());
+    for request in requests {
+        assert!(provider.stream(request).next().await.unwrap().is_err());
+    }
+    server.received_requests().await.unwrap().iter().map(|request| request.body_json().unwrap()).collect()
+}
+
+/// Where breakpoints of the cache stand in a body, as JSON pointers in its order.
+fn breakpoints(body: &Value) -> Vec<String> {
+    fn look(value: &Value, path: &str, found: &mut Vec<String>) {
+        match value {
+            Value::Object(fields) => {
+                for (name, field) in fields {
+                    if name == "cache_control" {
+                        assert_eq!(*field, json!({"type": "ephemeral"}));
+                        found.push(path.to_owned());
+                    } else {
+                        look(field, &format!("{path}/{name}"), found);
+                    }
+                }
+            }
+            Value::Array(items) => {
+                items.iter().enumerate().for_each(|(place, item)| look(item, &format!("{path}/{place}"), found));
+            }
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    look(body, "", &mut found);
+    found.sort();
+    found
+}
+
+#[tokio::test]
+async fn what_a_request_begins_with_is_to_be_cached_up_to_where_the_one_before_ended() {
+    let tool = |name: &str| ToolDefinition {
+        name: name.into(),
+        description: "d".into(),
+        input_schema: json!({"type": "object"}),
+    };
+    let called = || {
+        let thinking = Thinking { text: "hm".into(), signature: "sig".into(), redacted_data: String::new() };
+        let call = ToolUse { tool_call_id: "a".into(), name: "clock".into(), arguments_json: "{}".into() };
+        message(Role::Assistant, vec![block(Block::Thinking(thinking)), block(Block::ToolUse(call))])
+    };
+    let noon = ToolOutput { tool_call_id: "a".into(), content: vec![text("noon")], is_error: false };
+    let first = Request { system: "Be kind.".into(), tools: vec![tool("clock"), tool("calculator")], ..hello() };
+    let mut second = first.clone();
+    second.messages.extend([called(), message(Role::Tool, vec![block(Block::ToolOutput(noon))])]);
+    let unprompted = Request { system: String::new(), ..first.clone() };
+    let bare = Request { tools: Vec::new(), ..unprompted.clone() };
+    // An answer that was paused ends in what takes no breakpoint.
+    let mut paused = bare.clone();
+    paused.messages.push(called());
+    paused.messages[1].content.reverse();
+
+    let bodies = sent([first, second, unprompted, bare, paused]).await;
+    let found: Vec<_> = bodies.iter().map(breakpoints).collect();
+    let [hello, system] = ["/messages/0/content/0", "/system/0"];
+    assert_eq!(found[0], [hello, system]);
+    assert_eq!(found[1], [hello, "/messages/2/content/0", system]);
+    assert_eq!(found[2], [hello, "/tools/1"]);
+    assert_eq!(found[3], [hello]);
+    assert_eq!(found[4], [hello, "/messages/1/content/0"]);
+    // What the first request had cached is what the second begins with.
+    for place in ["/system", "/tools", "/messages/0"] {
+        assert_eq!(bodies[0].pointer(place), bodies[1].pointer(place), "{place}");
+    }
+}
+
+#[tokio::test]
+async fn an_error_of_white_space_alone_says_something_all_the_same() {
+    let output = |id: &str, said: &str, is_error| {
+        block(Block::ToolOutput(ToolOutput { tool_call_id: id.into(), content: vec![text(said)], is_error }))
+    };
+    let call = |id: &str| {
+        block(Block::ToolUse(ToolUse { tool_call_id: id.into(), name: "clock".into(), arguments_json: "{}".into() }))
+    };
+    let mut request = hello();
+    request.messages.extend([
+        message(Role::Assistant, vec![call("a"), call("b"), call("c")]),
+        message(Role::Tool, vec![output("a", " \n", true), output("b", "late", true), output("c", "", false)]),
+    ]);
+    let bodies = sent([request]).await;
+    let results = &bodies[0]["messages"][2]["content"];
+    assert_eq!(results[0]["content"], json!([{"type": "text", "text": "The tool failed and did not say why."}]));
+    assert_eq!(results[1]["content"], json!([{"type": "text", "text": "late"}]));
+    assert_eq!(results[2]["content"], json!([]), "what is no error may be empty");
 }
 
 #[tokio::test]
@@ -264,7 +365,7 @@ async fn the_key_is_in_no_error() {
 async fn raw(body: String, after: impl AsyncFn(&mut tokio::net::TcpStream)) -> Result<Vec<Delta>, Error> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let limits = Limits { idle: Duration::from_millis(200), first_token: Duration::from_secs(20), ..Limits::default() };
+    let limits = Limits { idle: Duration::from_millis(200), opened: Duration::from_secs(20), ..Limits::default() };
     let serve = async {
         let (mut socket, _) = listener.accept().await.unwrap();
         let mut request = vec![0; 64 * 1024];

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use croft_llm::recorded::Format;
 use croft_llm::{Class, Delta, Limits};
-use futures::{StreamExt as _, stream};
+use futures::{Stream, StreamExt as _, stream};
 use recorded::{Outcome, chunks, golden, outcome, told};
 use tokio::time::Instant;
 
@@ -111,31 +111,89 @@ async fn what_came_before_garbage_in_the_same_chunk_stands() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pings_keep_a_stream_alive_but_are_no_output() {
+async fn pings_keep_a_stream_alive_but_begin_no_answer() {
     let ping = || Ok::<_, Infallible>(Bytes::from_static(b"event: ping\ndata: {\"type\": \"ping\"}\n\n"));
     let pings = stream::unfold((), move |()| async move {
         tokio::time::sleep(Duration::from_secs(10)).await;
         Some((ping(), ()))
     });
-    let limits = Limits { idle: Duration::from_secs(20), first_token: Duration::from_secs(95), ..Limits::default() };
+    let limits = Limits { idle: Duration::from_secs(20), opened: Duration::from_secs(95), ..Limits::default() };
     let began = Instant::now();
     let outcome: Vec<_> = Format::Anthropic.deltas(Box::pin(pings), limits).collect().await;
     assert_eq!(outcome.len(), 1);
     assert_eq!(outcome[0].as_ref().unwrap_err().class, Class::Timeout);
-    assert_eq!(began.elapsed(), limits.first_token, "the pings kept it up until then");
+    assert_eq!(began.elapsed(), limits.opened, "the pings kept it up until then");
+}
+
+/// The answer of text, cut behind its first event, which opens it.
+fn opened(format: Format) -> [Bytes; 2] {
+    let (_, whole) = golden(format).into_iter().find(|(name, _)| name == "text").unwrap();
+    let ends = whole.windows(2).position(|pair| pair == b"\n\n").unwrap() + 2;
+    [Bytes::copy_from_slice(&whole[..ends]), Bytes::copy_from_slice(&whole[ends..])]
+}
+
+/// That beginning, then so many pings of fifteen seconds each, then the rest.
+fn thought(format: Format, pings: usize) -> impl Stream<Item = Result<Bytes, Infallible>> + Send + Unpin + 'static {
+    let [begin, rest] = opened(format).map(|bytes| (Duration::ZERO, bytes));
+    let ping = (Duration::from_secs(15), Bytes::from_static(b": ping\n\n"));
+    let pieces = [begin].into_iter().chain(std::iter::repeat_n(ping, pings)).chain([rest]);
+    Box::pin(stream::iter(pieces).then(|(pause, bytes)| async move {
+        tokio::time::sleep(pause).await;
+        Ok(bytes)
+    }))
+}
+
+/// A model that hides what it thinks may do so for long.
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_was_opened_may_take_its_time_as_long_as_bytes_come() {
+    let limits = Limits { idle: Duration::from_secs(20), opened: Duration::from_secs(30), ..Limits::default() };
+    for format in Format::ALL {
+        let expected = outcome(format, opened(format).to_vec()).await;
+        let began = Instant::now();
+        let heard: Vec<_> = format.deltas(thought(format, 60), limits).map(told).collect().await;
+        assert_eq!(heard, expected, "{}", format.as_str());
+        assert_eq!(began.elapsed(), Duration::from_mins(15), "{}", format.as_str());
+    }
+}
+
+/// It was paid for, and the next one would be no shorter.
+#[tokio::test(start_paused = true)]
+async fn an_answer_without_end_is_ended_and_not_to_be_asked_for_again() {
+    let limits = Limits { answer: Duration::from_mins(2), ..Limits::default() };
+    for format in Format::ALL {
+        let began = Instant::now();
+        let heard: Vec<_> = format.deltas(thought(format, 60), limits).collect().await;
+        let error = heard.last().unwrap().as_ref().unwrap_err();
+        assert_eq!((error.class, error.is_retryable()), (Class::Timeout, false), "{}: {error}", format.as_str());
+        assert_eq!(began.elapsed(), limits.answer, "{}", format.as_str());
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn silence_after_output_ends_the_stream() {
     let whole = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/anthropic/text.sse")).unwrap();
     let half = Ok::<_, Infallible>(Bytes::copy_from_slice(&whole[..whole.len() * 3 / 4]));
-    let limits = Limits { idle: Duration::from_secs(20), first_token: Duration::from_secs(5), ..Limits::default() };
+    let limits = Limits { idle: Duration::from_secs(20), opened: Duration::from_secs(5), ..Limits::default() };
     let began = Instant::now();
     let silent = stream::iter([half]).chain(stream::pending());
     let outcome: Vec<_> = Format::Anthropic.deltas(silent, limits).collect().await;
     assert!(outcome.iter().flatten().any(Delta::is_output));
     assert_eq!(outcome.last().unwrap().as_ref().unwrap_err().class, Class::Timeout);
     assert_eq!(began.elapsed(), limits.idle);
+}
+
+/// Some servers give an empty reason to finish with every piece.
+#[tokio::test(start_paused = true)]
+async fn a_blank_reason_to_finish_is_no_end_however_long_the_next_piece_takes() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/openai-chat/blank_finish_reason.sse");
+    let whole = std::fs::read(path).unwrap();
+    let pieces: Vec<_> = String::from_utf8(whole.clone()).unwrap().split_inclusive("\n\n").map(str::to_owned).collect();
+    let slow = stream::iter(pieces).then(|piece| async move {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        Ok::<_, Infallible>(Bytes::from(piece))
+    });
+    let heard: Vec<_> = Format::OpenAiChat.deltas(Box::pin(slow), Limits::default()).map(told).collect().await;
+    assert_eq!(heard, outcome(Format::OpenAiChat, chunks(&whole, &[])).await);
 }
 
 /// Gemini has no last event, and a server may keep its connection open.

@@ -221,6 +221,51 @@ fn output(id: &str, content: Vec<ContentBlock>) -> ContentBlock {
     block(Block::ToolOutput(ToolOutput { tool_call_id: id.into(), content, is_error: false }))
 }
 
+/// `DeepSeek` refuses a conversation without them, and Groq, which tells of thoughts otherwise, one with them.
+#[tokio::test]
+async fn thoughts_go_back_to_chat_completions_in_the_field_that_they_came_in_and_in_no_other() {
+    let thinking = |text: &str, signature: &str| {
+        block(Block::Thinking(Thinking { text: text.into(), signature: signature.into(), ..Thinking::default() }))
+    };
+    let conversation = |thought: Vec<ContentBlock>| {
+        of(vec![
+            (Role::User, vec![text("what time?")]),
+            (Role::Assistant, [thought, vec![call("a", "{}")]].concat()),
+            (Role::Tool, vec![output("a", vec![text("noon")])]),
+            (Role::Assistant, vec![call("b", "{}")]),
+            (Role::Tool, vec![output("b", vec![text("noon")])]),
+            (Role::Assistant, vec![text("It is noon.")]),
+            (Role::User, vec![text("and now?")]),
+        ])
+    };
+    let chat: Open = |settings| Box::new(Chat::new(settings).unwrap());
+    let thoughts = |body: &Value| -> Vec<Value> {
+        let messages = body["messages"].as_array().unwrap();
+        messages.iter().map(|message| message.get("reasoning_content").cloned().unwrap_or_default()).collect()
+    };
+    let came = vec![thinking("The user ", "reasoning_content"), thinking("asks.", "reasoning_content")];
+    let body = sent(chat, conversation(came)).await;
+    let nothing = json!(" ");
+    let expected =
+        [Value::Null, json!("The user asks."), Value::Null, nothing.clone(), Value::Null, nothing, Value::Null];
+    assert_eq!(thoughts(&body), expected, "an answer without thoughts says so, too");
+    let body = sent(chat, conversation(vec![thinking("hm", "")])).await;
+    assert!(thoughts(&body).iter().all(Value::is_null), "{body}");
+}
+
+#[tokio::test]
+async fn the_output_is_bounded_in_the_field_that_most_servers_know() {
+    let chat: Open = |settings| Box::new(Chat::new(settings).unwrap());
+    for (model, field, other) in
+        [("gpt-6-sol", "max_completion_tokens", "max_tokens"), ("qwen3:8b", "max_tokens", "max_completion_tokens")]
+    {
+        let mut request = of(vec![(Role::User, vec![text("hello")])]);
+        request.model = model.into();
+        let body = sent(chat, request).await;
+        assert_eq!((body.get(field), body.get(other)), (Some(&json!(99)), None), "{body}");
+    }
+}
+
 /// Chat Completions refuses a user's word between the results of one answer.
 #[tokio::test]
 async fn pictures_of_results_that_came_in_two_messages_follow_behind_the_last() {

@@ -4,7 +4,7 @@
 //! What goes first is whole exchanges, the oldest first; then, within the newest, the oldest answers with the results of
 //! their calls. A call and its result go together or not at all, and the user's newest words always stay.
 
-use croft_llm::estimate;
+use croft_llm::{carry, estimate};
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{ContentBlock, Message, Progress, Role, Text};
@@ -13,6 +13,9 @@ use super::Executor;
 
 /// What the model is told in the place of what is left out.
 const LEFT_OUT: &str = "[Earlier parts of this conversation were left out.]";
+/// What is left out is rounded up to this part of the bound. Then the conversation begins the same for many calls, as the cache of
+/// a provider demands, and not with each another exchange later.
+const STEPS: i64 = 4;
 /// Below so many tokens nothing is shortened any more: what does not fit then never will.
 const TOKENS_MIN: u32 = 256;
 
@@ -42,6 +45,8 @@ pub(super) fn compacted(mut messages: Vec<Message>, tokens_max: u32) -> Vec<Mess
     if excess <= 0 {
         return messages;
     }
+    let step = (i64::from(tokens_max) / STEPS).max(1);
+    excess = (excess + step - 1) / step * step;
     let weight = |message: &Message| i64::from(estimate::conversation_tokens(std::slice::from_ref(message)));
     let Some(newest) = messages.iter().rposition(|message| message.role() == Role::User) else { return messages };
     // Whole exchanges: from one word of the user's to the next.
@@ -66,11 +71,7 @@ pub(super) fn compacted(mut messages: Vec<Message>, tokens_max: u32) -> Vec<Mess
         excess -= messages[first..next].iter().map(weight).sum::<i64>();
         messages.drain(first..next);
     }
-    for message in &mut messages {
-        // Thinking is proven for the conversation as it was; so is whatever else only the provider understands.
-        message.content.retain(|block| !matches!(block.block, Some(Block::Thinking(_) | Block::Native(_))));
-    }
-    messages.retain(|message| !message.content.is_empty());
+    carry::unbind(&mut messages);
     if let Some(first) = messages.first_mut() {
         let note = ContentBlock { block: Some(Block::Text(Text { text: LEFT_OUT.to_owned() })) };
         first.content.insert(0, note);

@@ -99,6 +99,16 @@ fn reason(class: Class) -> &'static str {
     }
 }
 
+/// What people are told of an answer that came to the most that it may have before there was anything to show: the turn would end
+/// without a word.
+pub(super) fn wordless(output_tokens_max: u32) -> SessionError {
+    let message = format!(
+        "the model came to the end of what it may say, {output_tokens_max} tokens at most with what it thinks, before there was an answer: \
+         the agent's limit of output tokens may be raised"
+    );
+    SessionError { reason: "MODEL_OUTPUT_TOKENS_SPENT".to_owned(), message, retryable: false }
+}
+
 /// What a refused grant means: the reason, and what people are told unless the front has told them of the budget
 /// itself.
 pub(super) fn refused(refused: GrantRefused) -> (StopReason, Option<SessionError>) {

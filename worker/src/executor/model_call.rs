@@ -111,6 +111,10 @@ impl Executor<'_> {
                 provider = %grant.provider, model = %grant.model, class = failure.as_str(),
                 error = %crate::step::chain(&failure), "model attempt failed"
             );
+            if self.drops_temperature(&grant, &failure) {
+                self.metrics.model_retry(&grant.provider, failure.as_str());
+                continue;
+            }
             // Nobody waits for a breaker while there is another model to ask.
             let waits = !failure.was_not_made() || !self.may_give_way(grant.routed);
             let again = if waits { failure.again(&mut schedule) } else { None };
@@ -224,8 +228,28 @@ impl Executor<'_> {
             messages: self.conversation(&grant.provider, &grant.model),
             tools: self.toolbox.definitions(),
             output_tokens_max,
-            temperature: self.agent.temperature,
+            temperature: self.temperature(grant),
         }
+    }
+
+    /// The agent's, unless the model of `grant` is known to refuse it.
+    fn temperature(&self, grant: &Grant) -> Option<f64> {
+        let temperatures = self.providers.temperatures();
+        self.agent.temperature.and_then(|wanted| temperatures.taken(&grant.provider, &grant.model, wanted))
+    }
+
+    /// It was the temperature that the model refused: all calls to come go without it, this one first. What it was for is how
+    /// an answer is worded, which no turn need fail of.
+    fn drops_temperature(&self, grant: &Grant, failure: &Failure) -> bool {
+        let (Some(sent), Failure::Call(error)) = (self.temperature(grant), failure) else { return false };
+        let refused = self.providers.temperatures().learn(&grant.provider, &grant.model, sent, error);
+        if refused {
+            tracing::warn!(
+                provider = %grant.provider, model = %grant.model, temperature = sent,
+                "the model refuses the agent's temperature; calls go without it"
+            );
+        }
+        refused
     }
 
     /// What a model is sent of the conversation.

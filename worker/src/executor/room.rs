@@ -1,12 +1,12 @@
 //! The room that the results of one superstep have in a conversation.
 
 use croft_proto::conversation::{BYTES_MAX, MESSAGE_BYTES_MAX};
-use croft_proto::v1::ToolResult;
+use croft_proto::v1::{ToolCall, ToolResult};
 use prost::Message as _;
 
 use crate::tools;
 
-/// What goes with a conversation besides its messages: the agent, what was begun, and the like.
+/// What goes with a conversation besides its messages and what was begun: the agent and the like.
 const REST_BYTES: usize = 8 * 1024 * 1024;
 /// A conversation that may go on, what a superstep adds to it, and the rest are one message between a worker and a front. Larger ones
 /// can't be sent, so that no worker and no front could go on with the turn.
@@ -20,10 +20,16 @@ pub(super) struct Room {
 }
 
 impl Room {
-    /// What is left beside results that the superstep has already: of a worker that was lost, or of calls that were made
-    /// before people were asked about others. They are told, and stay as they are.
-    pub(super) fn beside<'state>(known: impl IntoIterator<Item = &'state ToolResult>) -> Self {
-        let taken: usize = known.into_iter().map(ToolResult::encoded_len).sum();
+    /// What is left beside all calls of the superstep, which whoever goes on with it is told of once more with their arguments, and
+    /// beside results that it has already: of a worker that was lost, or of calls that were made before people were asked about others.
+    /// They are told, and stay as they are.
+    pub(super) fn beside<'state>(
+        calls: impl IntoIterator<Item = (&'state ToolCall, Option<&'state ToolResult>)>,
+    ) -> Self {
+        let bytes = |(call, known): (&ToolCall, Option<&ToolResult>)| {
+            call.encoded_len() + known.map_or(0, ToolResult::encoded_len)
+        };
+        let taken: usize = calls.into_iter().map(bytes).sum();
         Self { bytes: RESULTS_BYTES_MAX.saturating_sub(taken) }
     }
 
@@ -68,7 +74,17 @@ mod tests {
     #[test]
     fn what_the_superstep_has_already_takes_its_room_however_much_it_is() {
         for (known_bytes, has_room) in [(RESULTS_BYTES_MAX / 4, true), (RESULTS_BYTES_MAX / 2, false)] {
-            let mut room = Room::beside(&[result(known_bytes), result(known_bytes)]);
+            let (call, known) = (ToolCall::default(), result(known_bytes));
+            let mut room = Room::beside([(&call, Some(&known)), (&call, Some(&known))]);
+            assert_eq!(!is_left_out(&room.take(result(1000))), has_room);
+        }
+    }
+
+    #[test]
+    fn the_arguments_of_all_calls_take_their_room() {
+        for (arguments_bytes, has_room) in [(RESULTS_BYTES_MAX / 4, true), (RESULTS_BYTES_MAX / 2, false)] {
+            let call = ToolCall { arguments_json: "x".repeat(arguments_bytes), ..ToolCall::default() };
+            let mut room = Room::beside([(&call, None), (&call, None)]);
             assert_eq!(!is_left_out(&room.take(result(1000))), has_room);
         }
     }

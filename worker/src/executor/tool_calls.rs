@@ -36,8 +36,9 @@ impl Executor<'_> {
             let plan = |call| tool_call::plan(call, toolbox, &self.state, self.session, self.link);
             let (doubtful, mut plans): (Vec<_>, Vec<_>) =
                 calls.iter().map(plan).partition(|plan| matches!(plan.todo, Todo::AskWhetherToRepeat));
-            // Those that are known take their room although they come into the conversation later.
-            let room = Room::beside(plans.iter().filter_map(Plan::known));
+            // Results that are known take their room although they come into the conversation later.
+            let all = plans.iter().chain(&doubtful);
+            let room = Room::beside(all.map(|plan| (&plan.call, plan.known())));
             if !doubtful.is_empty() {
                 // Whoever decided meant this turn: what they said holds in no later one.
                 plans.retain(|plan| plan.is_decided && plan.known().is_none());

@@ -114,7 +114,7 @@ struct Leaves {
 }
 
 async fn leaves(redis_url: &str, pace: Pace, settled: Settled) -> anyhow::Result<Leaves> {
-    let counters = RedisCounters::connect(redis_url, Duration::from_secs(5))?;
+    let counters = RedisCounters::connect(&croft_front::redis_client::open(redis_url, None)?, Duration::from_secs(5))?;
     let tenants: Vec<_> = (0..100).map(|_| TenantId::generate()).collect();
     for tenant in &tenants {
         leave_of(&counters, *tenant, u32::MAX, true, Settled::No).await?;

@@ -27,10 +27,8 @@ pub struct RedisCounters {
 }
 
 impl RedisCounters {
-    /// Connects when it is first asked. Fails with [`Error::Invalid`] when the URL is none.
-    pub fn connect(url: &str, answer_timeout: Duration) -> Result<Self, Error> {
-        // The parser's complaint may quote the URL, and with it a password.
-        let client = Client::open(url).map_err(|_| Error::invalid("the Redis URL", "can't be read"))?;
+    /// Connects when it is first asked.
+    pub fn connect(client: &Client, answer_timeout: Duration) -> Result<Self, Error> {
         let config = ConnectionManagerConfig::new()
             .set_number_of_retries(0)
             .set_connection_timeout(Some(answer_timeout))

@@ -37,6 +37,7 @@ use self::queue::{Pushed, Queue, Sized};
 use self::sender::Sender;
 use self::topics::{Joined, ListenerId, Topic, Topics};
 use crate::events::relay::{Envelope, Frame, Relay};
+use crate::events::replay::Room;
 use crate::sync::{Mutex, MutexGuard};
 
 /// Of one turn; at the bound the newest is dropped. A turn that doesn't read its controls has been told enough.
@@ -83,6 +84,8 @@ struct Shared {
     relay_up: Arc<AtomicBool>,
     /// Turns that listen for controls: while there are any, something may still be published.
     turns: watch::Sender<usize>,
+    /// What is held of logs for those who follow.
+    replays: Room,
 }
 
 /// What a subscription yields. Durable events may be missing, doubled or out of order, as the relay has it;
@@ -139,7 +142,8 @@ impl Hub {
         };
         sender::spawn(tasks, &sender, turns.subscribe());
         let topics = sender.topics;
-        let shared = Shared { origin, relay, tasks: tasks.clone(), options, metrics, outbox, topics, relay_up, turns };
+        let (tasks, replays) = (tasks.clone(), Room::default());
+        let shared = Shared { origin, relay, tasks, options, metrics, outbox, topics, relay_up, turns, replays };
         Self { shared: Arc::new(shared) }
     }
 
@@ -211,6 +215,10 @@ impl Hub {
 
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.shared.metrics
+    }
+
+    pub(crate) fn replays(&self) -> &Room {
+        &self.shared.replays
     }
 
     /// For what is done on behalf of those who watch.

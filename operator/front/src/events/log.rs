@@ -70,12 +70,21 @@ pub struct Append {
 }
 
 /// Bytes of events, as they are stored, at which a page ends. It has at least one event, however large.
-pub const PAGE_BYTES: u32 = 4 << 20;
+pub const PAGE_BYTES: u32 = 512 << 10;
 
 /// Whether nothing stood behind a page when it was read.
 pub fn is_last_page(page: &[SessionEvent], limit: u32) -> bool {
+    is_last(page.len(), bytes(page), limit)
+}
+
+/// As [`is_last_page`], of a page of so many events and [`bytes`].
+pub(crate) fn is_last(events: usize, bytes: usize, limit: u32) -> bool {
     // As they are told they are a little larger than as they are stored: at worst an empty page is read behind the last one.
-    page.len() < limit as usize && page.iter().map(SessionEvent::encoded_len).sum::<usize>() < PAGE_BYTES as usize
+    events < limit as usize && bytes < PAGE_BYTES as usize
+}
+
+pub(crate) fn bytes(page: &[SessionEvent]) -> usize {
+    page.iter().map(SessionEvent::encoded_len).sum()
 }
 
 /// What [`EventLog::append`] did.

@@ -4,6 +4,7 @@
 //! number decides: one that was sent is dropped, the next one is sent, a later one means a hole, and the log fills it. A
 //! lost relay costs time, never an event: the log is looked at every now and then anyway.
 
+mod room;
 #[cfg(test)]
 mod seam;
 #[cfg(test)]
@@ -23,10 +24,13 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::Error;
 use crate::events::fanout::{Hub, Item, SubscribeOptions, Subscription};
-use crate::events::log::{EventLog, is_last_page};
+use crate::events::log::EventLog;
 use crate::turn::now;
 
-/// Events that are read at a time. Of a long history the next page is read while one is sent.
+pub(crate) use self::room::Room;
+use self::room::{Page, Taken};
+
+/// Events that are read at a time. Of a long history the next page is read once half of one is sent.
 const PAGE: u32 = 1_000;
 /// The first page is small: until it is there, nothing can be sent.
 const FIRST_PAGE: u32 = 100;
@@ -104,6 +108,7 @@ impl Place {
             options,
             subscription,
             ready: VecDeque::new(),
+            page: None,
             ahead: None,
             held: None,
             phase,
@@ -140,10 +145,12 @@ struct Follower {
     session: SessionId,
     options: SubscribeOptions,
     subscription: Subscription,
-    /// Read from the log, to be sent next.
+    /// To be sent next.
     ready: VecDeque<SessionEvent>,
-    /// The page of history behind those, as far as it has come.
-    ahead: Option<AbortOnDropHandle<Result<Vec<SessionEvent>, Error>>>,
+    /// Read from the log, to be sent behind those.
+    page: Option<Arc<Page>>,
+    /// The page of history behind that one, as far as it has come.
+    ahead: Option<AbortOnDropHandle<Result<Arc<Page>, Error>>>,
     /// A preview that came before an event it follows.
     held: Option<(SessionEvent, u64)>,
     phase: Phase,
@@ -172,29 +179,44 @@ impl Follower {
     /// The first page, and with it the event that the caller has already: it may be the one that ended the session.
     async fn read_first(&mut self) -> Result<(), Error> {
         let after_seq = self.last_seq.saturating_sub(1);
-        let page = self.events.read(self.tenant, self.session, after_seq, FIRST_PAGE + 1).await?;
-        if page.is_empty() {
+        let page = self.read_page(after_seq, FIRST_PAGE + 1).await?;
+        if page.len == 0 {
             return Err(self.erased());
         }
-        let known = page.first().filter(|event| event.seq == self.last_seq);
-        if let Some(kind) = known.and_then(|event| event.kind.as_ref()) {
+        if let Some(kind) = page.known(self.last_seq).and_then(|event| event.kind) {
             self.has_ended = matches!(kind, Kind::SessionTerminated(_));
-            self.is_running = !is_rest(kind);
+            self.is_running = !is_rest(&kind);
         }
-        self.take_page(page, FIRST_PAGE + 1);
+        self.take_page(page);
         Ok(())
     }
 
     async fn read(&mut self) -> Result<(), Error> {
-        let page = match self.ahead.take() {
-            Some(ahead) => ahead.await.map_err(Error::internal)??,
-            None => self.events.read(self.tenant, self.session, self.last_seq, PAGE).await?,
+        let ahead = match self.ahead.take() {
+            Some(ahead) => Some(ahead.await.map_err(Error::internal)??).filter(|page| !page.is_away()),
+            None => None,
         };
-        if page.is_empty() && self.phase == Phase::History && !self.is_there().await? {
+        let page = match ahead {
+            Some(page) => page,
+            None => self.read_page(self.last_seq, PAGE).await?,
+        };
+        if page.len == 0 && self.phase == Phase::History && !self.is_there().await? {
             return Err(self.erased());
         }
-        self.take_page(page, PAGE);
+        self.take_page(page);
         Ok(())
+    }
+
+    async fn read_page(&self, after_seq: u64, limit: u32) -> Result<Arc<Page>, Error> {
+        self.hub.replays().read(&*self.events, self.tenant, self.session, after_seq, limit).await
+    }
+
+    /// The page behind the one that is being sent.
+    fn read_ahead(&mut self, after_seq: u64) {
+        let (events, room) = (Arc::clone(&self.events), self.hub.replays().clone());
+        let (tenant, session) = (self.tenant, self.session);
+        let read = async move { room.read(&*events, tenant, session, after_seq, PAGE).await };
+        self.ahead = Some(AbortOnDropHandle::new(self.hub.tasks().spawn("replay-page", read)));
     }
 
     /// Whether the session still has the event that was sent last. It has, unless the session was erased: a session that ends is
@@ -208,28 +230,48 @@ impl Follower {
         Error::SessionNotFound { session_id: self.session.to_string() }
     }
 
-    fn take_page(&mut self, page: Vec<SessionEvent>, limit: u32) {
-        let is_last = is_last_page(&page, limit);
-        let last_seq = self.last_seq;
-        self.ready.extend(page.into_iter().filter(|event| event.seq > last_seq));
-        if let (Phase::History, false, Some(last)) = (self.phase, is_last, self.ready.back()) {
-            let (events, tenant, session, after_seq) = (Arc::clone(&self.events), self.tenant, self.session, last.seq);
-            let read = async move { events.read(tenant, session, after_seq, PAGE).await };
-            self.ahead = Some(AbortOnDropHandle::new(self.hub.tasks().spawn("replay-page", read)));
-        }
+    fn take_page(&mut self, page: Arc<Page>) {
         if self.phase != Phase::History {
-            self.hub.metrics().filled.inc_by(self.ready.len() as u64);
+            self.hub.metrics().filled.inc_by(page.len as u64);
         }
-        self.phase = match (is_last, self.phase) {
+        self.phase = match (page.is_last, self.phase) {
             (false, phase) => phase,
             (true, Phase::History) => Phase::Seam,
             (true, Phase::Seam | Phase::Live | Phase::Filling | Phase::Looking) => Phase::Live,
         };
+        self.page = Some(page);
+    }
+
+    /// The next event of the page.
+    fn turn_page(&mut self) -> Option<SessionEvent> {
+        let page = self.page.as_ref()?;
+        match page.take() {
+            Taken::Event(event, left) => {
+                if self.phase == Phase::History && self.ahead.is_none() && left * 2 <= page.len {
+                    self.read_ahead(page.last_seq);
+                }
+                if left == 0 {
+                    self.page = None;
+                }
+                return Some(*event);
+            }
+            Taken::Empty => {}
+            // As if it had not been read yet.
+            Taken::Away => {
+                self.ahead = None;
+                self.phase = match self.phase {
+                    Phase::History | Phase::Seam => Phase::History,
+                    Phase::Live | Phase::Filling | Phase::Looking => Phase::Filling,
+                };
+            }
+        }
+        self.page = None;
+        None
     }
 
     async fn next(&mut self) -> Option<Result<SessionEvent, Error>> {
         loop {
-            if let Some(event) = self.ready.pop_front() {
+            if let Some(event) = self.ready.pop_front().or_else(|| self.turn_page()) {
                 return Some(Ok(self.send(event)));
             }
             if self.has_ended {

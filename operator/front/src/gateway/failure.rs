@@ -15,6 +15,16 @@ pub struct Failure {
     /// A fixed word, the same as in gRPC's `ErrorInfo`.
     pub reason: &'static str,
     pub message: String,
+    /// For what may work later: not to come again sooner than that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
+}
+
+impl Failure {
+    /// One that another try can't help.
+    pub(super) fn new(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), retry_after_ms: None }
+    }
 }
 
 impl From<&Error> for Failure {
@@ -23,7 +33,13 @@ impl From<&Error> for Failure {
             Error::Internal { .. } => "an internal error; the log of the front has it".to_owned(),
             other => other.to_string(),
         };
-        Self { reason: error.reason(), message }
+        let retry_after_ms = match error {
+            Error::Unavailable { retry_after, .. } | Error::RateLimited { retry_after, .. } => {
+                u64::try_from(retry_after.as_millis()).ok()
+            }
+            _ => None,
+        };
+        Self { retry_after_ms, ..Self::new(error.reason(), message) }
     }
 }
 
@@ -74,12 +90,14 @@ pub(super) fn log(error: &Error) {
 
 /// An answer that is no [`Error`].
 pub(super) fn response(status: StatusCode, reason: &'static str, message: &str) -> Response {
-    (status, Json(Body { error: Failure { reason, message: message.to_owned() } })).into_response()
+    (status, Json(Body { error: Failure::new(reason, message) })).into_response()
 }
 
 fn status(error: &Error) -> StatusCode {
     match error {
-        Error::Invalid { .. } | Error::CursorBeyondEnd { .. } => StatusCode::BAD_REQUEST,
+        Error::Invalid { .. } | Error::ModelNotRegistered { .. } | Error::CursorBeyondEnd { .. } => {
+            StatusCode::BAD_REQUEST
+        }
         Error::Unauthenticated { .. } | Error::CredentialEnded { .. } => StatusCode::UNAUTHORIZED,
         Error::Forbidden { .. } => StatusCode::FORBIDDEN,
         Error::SessionNotFound { .. } | Error::ModelNotFound { .. } => StatusCode::NOT_FOUND,

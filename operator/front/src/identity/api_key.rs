@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use croft_proto::Timestamp;
 use croft_proto::id::TenantId;
 use moka::future::Cache;
 use secrecy::SecretString;
@@ -22,7 +23,7 @@ const PREFIX_BYTES: usize = 4;
 const SECRET_BYTES: usize = 32;
 /// In base64.
 const SECRET_CHARS: usize = 43;
-/// A revoked key is good for this long at most.
+/// A key that is revoked or expires is good for this long at most.
 const FOUND_TTL: Duration = Duration::from_secs(30);
 /// A key that was tried too early is refused for this long at most.
 const MISSING_TTL: Duration = Duration::from_secs(5);
@@ -45,11 +46,31 @@ pub struct StoredKey {
     pub role: Role,
 }
 
+/// A key as its tenant's admins see it, be it good or not.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KeyRecord {
+    /// 8 hex digits.
+    pub prefix: String,
+    pub role: Role,
+    pub create_time: Timestamp,
+    /// From when on it is refused; `None` is never.
+    pub expire_time: Option<Timestamp>,
+    /// When it was revoked, first.
+    pub revoke_time: Option<Timestamp>,
+}
+
 /// Where API keys live.
 #[async_trait]
 pub trait KeyStore: Send + Sync {
-    /// Records a key. Fails with [`Error::Invalid`] if its tenant is unknown.
-    async fn insert(&self, key: &StoredKey) -> Result<(), Error>;
+    /// Records a key, which is good until then; `None` is until it is revoked. Fails with [`Error::Invalid`] if its tenant is
+    /// unknown.
+    async fn insert(&self, key: &StoredKey, expire_time: Option<Timestamp>) -> Result<(), Error>;
+
+    /// All keys of the tenant, newest first.
+    async fn list(&self, tenant: TenantId) -> Result<Vec<KeyRecord>, Error>;
+
+    /// Takes a key back; `false` if the tenant has none of this prefix. One that is revoked already stays as it is.
+    async fn revoke(&self, tenant: TenantId, prefix: &str) -> Result<bool, Error>;
 
     /// The key of this prefix, if there is one that is neither revoked nor expired.
     async fn find(&self, prefix: &str) -> Result<Option<StoredKey>, Error>;
@@ -102,7 +123,12 @@ enum Miss {
 
 impl ApiKeys {
     pub(super) fn new(store: Arc<dyn KeyStore>) -> Self {
-        let found = Cache::builder().max_capacity(CACHED_MAX).time_to_live(FOUND_TTL).build();
+        Self::remembering(store, FOUND_TTL)
+    }
+
+    /// Remembers keys for so long.
+    fn remembering(store: Arc<dyn KeyStore>, found_ttl: Duration) -> Self {
+        let found = Cache::builder().max_capacity(CACHED_MAX).time_to_live(found_ttl).build();
         let missing = Cache::builder().max_capacity(CACHED_MAX).time_to_live(MISSING_TTL).build();
         Self { store, found, missing, looks: Arc::new(Semaphore::new(LOOKS_MAX)) }
     }
@@ -175,9 +201,17 @@ mod tests {
 
     #[async_trait]
     impl KeyStore for Keys {
-        async fn insert(&self, key: &StoredKey) -> Result<(), Error> {
+        async fn insert(&self, key: &StoredKey, _expire_time: Option<Timestamp>) -> Result<(), Error> {
             *self.key.lock().unwrap() = Some(key.clone());
             Ok(())
+        }
+
+        async fn list(&self, _tenant: TenantId) -> Result<Vec<KeyRecord>, Error> {
+            Ok(Vec::new())
+        }
+
+        async fn revoke(&self, _tenant: TenantId, prefix: &str) -> Result<bool, Error> {
+            Ok(self.key.lock().unwrap().take_if(|key| key.prefix == prefix).is_some())
         }
 
         async fn find(&self, prefix: &str) -> Result<Option<StoredKey>, Error> {
@@ -204,7 +238,7 @@ mod tests {
         let token = token.expose_secret();
         assert_eq!(token.len(), "ck_".len() + 8 + "_".len() + 43);
         assert!(token.starts_with(&format!("ck_{}_", stored.prefix)));
-        keys.insert(&stored).await.unwrap();
+        keys.insert(&stored, None).await.unwrap();
         assert_eq!(*ApiKeys::new(keys).verify(token).await.unwrap(), stored);
     }
 
@@ -212,7 +246,7 @@ mod tests {
     async fn every_bad_token_is_refused_alike() {
         let keys = Arc::new(Keys::default());
         let (stored, token) = generate(TenantId::generate(), "heron").unwrap();
-        keys.insert(&stored).await.unwrap();
+        keys.insert(&stored, None).await.unwrap();
         let keys = ApiKeys::new(keys);
         let (_, other) = generate(TenantId::generate(), "heron").unwrap();
         let other_secret = other.expose_secret().rsplit_once('_').unwrap().1.to_owned();
@@ -232,7 +266,7 @@ mod tests {
     async fn a_known_key_and_an_unknown_one_are_looked_up_once() {
         let store = Arc::new(Keys::default());
         let (stored, token) = generate(TenantId::generate(), "heron").unwrap();
-        store.insert(&stored).await.unwrap();
+        store.insert(&stored, None).await.unwrap();
         let keys = ApiKeys::new(Arc::clone(&store) as _);
         let verified = futures::future::join_all((0..50).map(|_| keys.verify(token.expose_secret()))).await;
         assert!(verified.iter().all(Result::is_ok));
@@ -243,6 +277,23 @@ mod tests {
             assert!(is_refused(&keys.verify(unknown.expose_secret()).await));
         }
         assert_eq!(store.asked.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn a_key_that_is_revoked_is_refused_once_it_is_forgotten() {
+        let store = Arc::new(Keys::default());
+        let (stored, token) = generate(TenantId::generate(), "heron").unwrap();
+        store.insert(&stored, None).await.unwrap();
+        let keys = ApiKeys::remembering(Arc::clone(&store) as _, Duration::from_millis(100));
+        keys.verify(token.expose_secret()).await.unwrap();
+        assert!(store.revoke(stored.tenant, &stored.prefix).await.unwrap());
+        let refused = async {
+            while keys.verify(token.expose_secret()).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), refused).await.expect("it stays good");
+        assert!(is_refused(&keys.verify(token.expose_secret()).await));
     }
 
     #[tokio::test]

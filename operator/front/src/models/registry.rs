@@ -138,13 +138,24 @@ impl Registry {
         Some(Quote { input, output: nano(&price.output_usd)? })
     }
 
-    /// What so much usage costs with a model at this time, each attempt taken to be as long as the average. `None` when a class
-    /// that was used has no known price.
+    /// What so much usage costs with a model at this time, each attempt taken to be as long as the average. What was cached where it
+    /// was used is input for a model without a price for it. `None` when no price is known.
     pub fn reckon(&self, model: &Model, totals: &UsageTotals, at_seconds: i64) -> Option<i64> {
         let usage = totals.tokens.unwrap_or_default();
         let input_uncached_tokens = prompt_tokens(&usage) / totals.attempts.max(1);
         let average = TokenUsage { input_uncached_tokens, ..TokenUsage::default() };
-        price_at(&model.prices, &average, STANDARD, at_seconds).and_then(|price| cost(price, &usage))
+        let price = price_at(&model.prices, &average, STANDARD, at_seconds)?;
+        let mut reckoned = usage;
+        for (tokens, usd_per_million) in [
+            (&mut reckoned.cache_read_tokens, &price.cache_read_usd),
+            (&mut reckoned.cache_write_5m_tokens, &price.cache_write_5m_usd),
+            (&mut reckoned.cache_write_1h_tokens, &price.cache_write_1h_usd),
+        ] {
+            if usd_per_million.is_empty() {
+                reckoned.input_uncached_tokens += std::mem::take(tokens);
+            }
+        }
+        cost(price, &reckoned)
     }
 
     /// What an attempt cost at this time (seconds since 1970), in billionths of a US dollar; `None` when no price is known, be it for
@@ -314,6 +325,27 @@ mod tests {
         assert_eq!((quote.output_for(100_000, 1_000), quote.output_for(99_999, 1_000)), (0, -1));
         let long = registry.quote(&model, 200_000, 150).unwrap();
         assert_eq!(long.nano_usd(200_000, 1), 100_000_000 + 2_500, "the whole request is in the tier");
+    }
+
+    /// Workers ask for caches, and a hard budget must hold when one is written.
+    #[test]
+    fn a_quote_takes_the_input_for_written_to_a_cache_where_that_is_dearer() {
+        let quoted = |cache_write_5m_usd: &str| {
+            let price = ModelPrice { cache_write_5m_usd: cache_write_5m_usd.into(), ..price(0, 0, "1", "2") };
+            let registry = Registry::of(vec![Model { model_id: "m".into(), prices: vec![price], ..Model::default() }]);
+            registry.quote(&registry.get("m").unwrap(), 1_000, 1).unwrap().nano_usd(1_000, 0)
+        };
+        assert_eq!([quoted("1.25"), quoted("0.50"), quoted("")], [1_250_000, 1_000_000, 1_000_000]);
+    }
+
+    /// Providers write to caches in classes of their own, or charge nothing for it.
+    #[test]
+    fn what_one_model_had_cached_is_input_for_another_without_a_price_for_it() {
+        let price = ModelPrice { cache_read_usd: "0.1".into(), ..price(0, 0, "1", "2") };
+        let model = Model { model_id: "m".into(), prices: vec![price], ..Model::default() };
+        let tokens = TokenUsage { cache_read_tokens: 1_000, cache_write_5m_tokens: 1_000, ..TokenUsage::default() };
+        let totals = UsageTotals { attempts: 1, tokens: Some(tokens), ..UsageTotals::default() };
+        assert_eq!(Registry::of(vec![model.clone()]).reckon(&model, &totals, 1), Some(100_000 + 1_000_000));
     }
 
     /// A store that counts how often it is looked at, and has a model from the second look on.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use croft_proto::v1::{AgentRole, AgentSpec, Model, ModelRouted};
 
+use super::output;
 use super::registry::Registry;
 
 /// From this much of the tightest budget of money on, in percent, agents of each role save.
@@ -17,7 +18,8 @@ pub struct Question<'a> {
     /// What was asked for.
     pub requested: &'a Arc<Model>,
     pub input_tokens: i64,
-    pub output_tokens_max: i64,
+    /// As the worker asks for it.
+    pub output_tokens_max: u32,
     /// How much of the tightest budget of money is spent or reserved, in percent; `None` without such a budget.
     pub pressure: Option<u32>,
     /// Seconds since 1970.
@@ -86,7 +88,7 @@ fn fit(
     name: &str,
     is_open: impl Fn(&str) -> bool,
 ) -> Result<(i64, Arc<Model>), &'static str> {
-    let Question { agent, requested, input_tokens, output_tokens_max, at_seconds, .. } = question;
+    let Question { agent, requested, input_tokens, at_seconds, .. } = question;
     let model = registry.get(name).map_err(|_| "does not exist")?;
     if !is_open(&model.provider) {
         return Err("is of a provider that the tenant has no key for");
@@ -102,11 +104,14 @@ fn fit(
     if own.thinking && !can.thinking {
         return Err("can't think");
     }
-    if can.context_tokens_max > 0 && input_tokens.saturating_add(*output_tokens_max) > can.context_tokens_max {
+    let output = |can| output::bound(can, *input_tokens, question.output_tokens_max);
+    if can.context_tokens_max > 0 && input_tokens.saturating_add(output(&can)) > can.context_tokens_max {
         return Err("takes no conversation of this size");
     }
+    // By the same output, or one that may say less would seem cheaper.
+    let output = output(&own);
     let cost = |model: &Model| {
-        registry.quote(model, *input_tokens, *at_seconds).map(|quote| quote.nano_usd(*input_tokens, *output_tokens_max))
+        registry.quote(model, *input_tokens, *at_seconds).map(|quote| quote.nano_usd(*input_tokens, output))
     };
     let (theirs, ours) = (cost(&model).ok_or("has no known price")?, cost(requested));
     if ours.is_some_and(|ours| theirs >= ours) {

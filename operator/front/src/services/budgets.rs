@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use croft_proto::id::TenantId;
 use croft_proto::v1::budget_service_server::BudgetService;
 use croft_proto::v1::{
     self, BudgetAction, BudgetPeriod, BudgetScope, DeleteBudgetRequest, DeleteBudgetResponse, ListBudgetsRequest,
-    ListBudgetsResponse, SetBudgetRequest, SetBudgetResponse,
+    ListBudgetsResponse, SessionState, SetBudgetRequest, SetBudgetResponse,
 };
 use tonic::{Request, Response, Status};
 
@@ -36,6 +37,7 @@ impl Budgets {
 
     async fn set(&self, identity: &Identity, request: SetBudgetRequest) -> Result<v1::Budget, Error> {
         let budget = parse(&request.budget.ok_or_else(|| Error::invalid("budget", "is missing"))?)?;
+        self.check_session(identity.tenant, &budget).await?;
         let stored = self.core.stores.budgets.list(identity.tenant).await?;
         let is_new = !stored.iter().any(|stored| {
             (stored.scope, &stored.subject, stored.period) == (budget.scope, &budget.subject, budget.period)
@@ -49,6 +51,19 @@ impl Budgets {
         let spent = self.core.stores.budgets.ledgers(identity.tenant, &account).await?;
         let spent = spent.first().copied().unwrap_or_default();
         Ok(told(&budget, Amount { nano_usd: spent.nano_usd, tokens: spent.tokens }))
+    }
+
+    /// A session's budget goes with it; one for a session that never was would stay, and one that has ended spends nothing more.
+    async fn check_session(&self, tenant: TenantId, budget: &Budget) -> Result<(), Error> {
+        if budget.scope != Scope::Session {
+            return Ok(());
+        }
+        let (id, session_id) = (validate::session_id(&budget.subject)?, budget.subject.clone());
+        match self.core.stores.sessions.get(tenant, id).await? {
+            Some(session) if session.state == SessionState::Terminated => Err(Error::SessionTerminated { session_id }),
+            Some(_) => Ok(()),
+            None => Err(Error::SessionNotFound { session_id }),
+        }
     }
 
     async fn delete(&self, identity: &Identity, request: &DeleteBudgetRequest) -> Result<bool, Error> {

@@ -60,7 +60,8 @@ impl Manager {
     /// with its first two events in one transaction.
     ///
     /// Nothing is recorded before the worker has the session, so a step that fails leaves no half-made session; a placement is
-    /// given back when its guard is dropped, and a worker that was told is told again.
+    /// given back when its guard is dropped, and a worker that was told is told again. A tenant that has all its sessions costs no worker
+    /// anything; the store, which counts under a lock, has the last word.
     pub async fn create(&self, identity: &Identity, request: CreateSessionRequest) -> Result<Session, Error> {
         let body = CreateSessionRequest { idempotency_key: String::new(), ..request.clone() };
         let key = idempotency_key(&request.idempotency_key, &body)?;
@@ -82,6 +83,13 @@ impl Manager {
         let Opening { agent, labels, lifetime, idempotency_key, parent } = opening;
         let Lifetime { idle_timeout_ms, expire_time } = lifetime;
         self.core.limiter.session(tenant.id, &self.core.models.provider_of(&agent.model)).await?;
+        let sessions_max = (tenant.limits.sessions_max > 0).then_some(tenant.limits.sessions_max);
+        if let Some(max) = sessions_max
+            && self.core.stores.sessions.count_open(tenant.id).await? >= max
+        {
+            let existing = self.opened_before(tenant.id, idempotency_key.as_ref(), parent.as_ref()).await?;
+            return existing.ok_or(Error::SessionLimit { max });
+        }
         let config_hash = snapshot::config_hash(&agent)?;
         let id = SessionId::generate();
         let placement = self.core.router.place(tenant.id, id, None)?;
@@ -107,7 +115,7 @@ impl Manager {
             labels,
             idle_timeout_ms,
             expire_time,
-            sessions_max: (tenant.limits.sessions_max > 0).then_some(tenant.limits.sessions_max),
+            sessions_max,
             idempotency_key,
             parent,
         };
@@ -125,6 +133,21 @@ impl Manager {
                 self.forget(tenant, &placement, id, "it could not be recorded").await;
                 Err(error)
             }
+        }
+    }
+
+    /// What another request for the same has opened meanwhile: it may have taken the last room.
+    async fn opened_before(
+        &self,
+        tenant: TenantId,
+        key: Option<&IdempotencyKey>,
+        parent: Option<&Parent>,
+    ) -> Result<Option<Session>, Error> {
+        let sessions = &self.core.stores.sessions;
+        match (key, parent) {
+            (Some(key), _) => sessions.find_created(tenant, key).await,
+            (None, Some(parent)) => sessions.child(tenant, parent.session, &parent.tool_call_id).await,
+            (None, None) => Ok(None),
         }
     }
 
@@ -150,7 +173,7 @@ impl Manager {
         for (field, model) in named {
             match self.core.models.find(model).await {
                 Err(Error::ModelNotFound { .. }) => {
-                    return Err(Error::invalid(field, format!("names {model:?}, which the registry does not have")));
+                    return Err(Error::ModelNotRegistered { field, model: model.clone() });
                 }
                 found => drop(found?),
             }
@@ -212,15 +235,16 @@ impl Manager {
             "" => None,
             token => Some(token.parse().map_err(|_| Error::invalid("page_token", "is not one of ours"))?),
         };
-        let named: BTreeSet<_> = request.states.iter().copied().collect();
-        let states = named.into_iter().filter_map(|state| SessionState::try_from(state).ok());
-        let states = states.filter(|state| *state != SessionState::Unspecified).collect();
         let parent = match request.parent_session_id.as_str() {
             "" => None,
             parent => Some(validate::session_id(parent)?),
         };
-        let filter = Filter { states, labels: validate::labels(request.labels)?, parent, ..Filter::default() };
-        self.core.stores.sessions.list(identity.tenant, &filter, after, limit).await
+        let (states, labels) = (states(&request.states)?, validate::labels(request.labels)?);
+        let filter = Filter { states, labels, parent, ..Filter::default() };
+        let look = self.core.stores.sessions.list(identity.tenant, &filter, after, limit);
+        // Where few of a tenant's sessions are as wanted, all of them are looked at.
+        let is_long = !filter.states.is_empty() || !filter.labels.is_empty();
+        if is_long { self.core.reads.one(identity.tenant, look).await } else { look.await }
     }
 
     /// Ends a session, and tells how it ended, whoever ended it.
@@ -235,6 +259,16 @@ impl Manager {
         }
         self.get(identity, &request.session_id).await
     }
+}
+
+/// Those that are wanted; none is all. One that is not known here must not turn into none: then all would be shown.
+fn states(named: &[i32]) -> Result<Vec<SessionState>, Error> {
+    let named: BTreeSet<_> = named.iter().copied().collect();
+    let known = named.into_iter().map(|state| match SessionState::try_from(state) {
+        Ok(known) if known != SessionState::Unspecified => Ok(known),
+        _ => Err(Error::invalid("states", format!("has {state}, which is no state"))),
+    });
+    known.collect()
 }
 
 /// All that an agent names, each with its field.

@@ -1,6 +1,7 @@
 //! Erases sessions that ended long ago. Every replica looks; those that look at the same time take different sessions.
 //!
-//! A session is erased as a whole, and is from then on as one that never was. Its usage and its audit records stay.
+//! A session goes out of everybody's sight as a whole, and is from then on as one that never was; its events go in slices, so that
+//! one of very many takes no longer than another. Its usage and its audit records stay.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,15 +18,33 @@ use crate::store::time;
 use crate::tenants::Tenant;
 use crate::turn::now;
 
-/// Sessions that are erased in one transaction at most. Each may have many thousands of events.
-const BATCH: u32 = 20;
+/// Sessions of one transaction at most.
+const SESSIONS_BATCH: u32 = 20;
+/// Their events. Where even these take the store longer than a statement may, it is half as many.
+const EVENTS_BATCH: u32 = 10_000;
+
+/// What one transaction came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Erased {
+    /// Those that are gone, with all of their events.
+    pub sessions: u64,
+    pub events: u64,
+}
 
 /// What a store can erase of a tenant that stays.
 #[async_trait]
 pub trait RetentionStore: Send + Sync {
-    /// Erases sessions that ended before then, longest ended first, each with its events, checkpoint, lease and idempotency
-    /// keys, all of it or nothing. At most `sessions_max`; tells how many. What ended within the hour is left alone.
-    async fn erase_ended(&self, tenant: TenantId, before: Timestamp, sessions_max: u32) -> Result<u64, Error>;
+    /// Erases sessions that ended before then, longest ended first: at most `sessions_max` of them go out of sight, with their
+    /// checkpoints, leases, idempotency keys, budgets and alerts, and at most `events_max` of their events go, the newest first.
+    /// What is left of a session goes with the next call. When there is nothing to do, nothing was erased. What ended within the
+    /// hour is left alone.
+    async fn erase_ended(
+        &self,
+        tenant: TenantId,
+        before: Timestamp,
+        sessions_max: u32,
+        events_max: u32,
+    ) -> Result<Erased, Error>;
 }
 
 /// Looks for sessions to erase until shutdown. Without a retention time there are none.
@@ -52,11 +71,12 @@ pub async fn watch_for_sessions_to_erase(core: Arc<Core>) {
 async fn erase(core: &Core, tenant: &Tenant, retention: Duration) -> Result<(), Error> {
     let kept = i64::try_from(retention.as_micros()).unwrap_or(i64::MAX);
     let before = time::timestamp(time::micros(&now()).saturating_sub(kept));
-    let (mut erased, mut batch) = (0, Batch::of(BATCH));
+    let (mut erased, mut batch) = (0, Batch::of(EVENTS_BATCH));
     let outcome = loop {
-        match core.stores.retention.erase_ended(tenant.id, before, batch.size()).await {
-            Ok(0) => break Ok(()),
-            Ok(sessions) => erased += sessions,
+        let (sessions_max, events_max) = (SESSIONS_BATCH.min(batch.size()), batch.size());
+        match core.stores.retention.erase_ended(tenant.id, before, sessions_max, events_max).await {
+            Ok(Erased { sessions: 0, events: 0 }) => break Ok(()),
+            Ok(Erased { sessions, .. }) => erased += sessions,
             Err(error) if batch.halves_for(&error) => {}
             Err(error) => break Err(error),
         }

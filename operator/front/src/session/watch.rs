@@ -28,6 +28,8 @@ const INTERVAL_MS_MIN: i64 = 200;
 const INTERVAL_MS_MAX: i64 = 60_000;
 /// A tenant's totals are summed up at most this often: the sum grows with the month.
 const TOTALS_EVERY: Duration = Duration::from_secs(2);
+/// And a sum that failed, perhaps for having taken too long, is tried again after this long.
+const TOTALS_AGAIN: Duration = Duration::from_mins(1);
 /// Changes that are read at a time.
 const PAGE: u32 = 1_000;
 /// Tenants that are read at the same time.
@@ -61,9 +63,17 @@ pub(crate) struct Watch {
     /// What is still to be told, by tenant.
     changed: HashMap<TenantId, HashSet<SessionId>>,
     totals_due: BTreeSet<TenantId>,
-    /// The totals that each tenant's last sum gave, and when.
-    told: HashMap<TenantId, (Instant, TenantTotals)>,
+    sums: HashMap<TenantId, Sum>,
     month_start: Timestamp,
+}
+
+/// A tenant's totals.
+#[derive(Default)]
+struct Sum {
+    /// That were told last, if any were.
+    told: Option<TenantTotals>,
+    /// When they may be summed up again, if not at once.
+    rests_until: Option<Instant>,
 }
 
 impl Watch {
@@ -78,7 +88,7 @@ impl Watch {
             seen: HashMap::new(),
             changed: HashMap::new(),
             totals_due: BTreeSet::new(),
-            told: HashMap::new(),
+            sums: HashMap::new(),
             month_start: Timestamp::default(),
         }
     }
@@ -141,10 +151,8 @@ impl Watch {
             .map(|tenant| Picture::of_open(&core, tenant, month_start))
             .buffer_unordered(CONCURRENCY);
         while let Some(picture) = pictures.next().await {
-            let picture = picture?;
-            if let Some(totals) = &picture.totals {
-                self.told.insert(picture.tenant, (Instant::now(), totals.clone()));
-            }
+            let mut picture = picture?;
+            picture.totals = self.summed(picture.tenant, picture.totals.take());
             picture.send(answers).await?;
         }
         let synced = WatchSessionsResponse { synced: true, ..WatchSessionsResponse::default() };
@@ -175,17 +183,33 @@ impl Watch {
         let month_start = month_start()?;
         if month_start != self.month_start {
             self.month_start = month_start;
-            self.totals_due.extend(self.told.keys());
+            self.totals_due.extend(self.sums.keys());
         }
         let tenants = &self.core.tenants;
-        self.told.retain(|tenant, _| tenants.get(*tenant).is_some());
+        self.sums.retain(|tenant, _| tenants.get(*tenant).is_some());
         Ok(())
+    }
+
+    /// What there is to tell of totals that have been summed up, or couldn't be.
+    fn summed(&mut self, tenant: TenantId, totals: Option<TenantTotals>) -> Option<TenantTotals> {
+        let sum = self.sums.entry(tenant).or_default();
+        let Some(totals) = totals else {
+            sum.rests_until = Some(Instant::now() + TOTALS_AGAIN);
+            self.totals_due.insert(tenant);
+            return None;
+        };
+        sum.rests_until = Some(Instant::now() + TOTALS_EVERY);
+        self.totals_due.remove(&tenant);
+        let is_news = sum.told.as_ref() != Some(&totals);
+        sum.told = Some(totals.clone());
+        is_news.then_some(totals)
     }
 
     /// Tells what changed, and the totals whose turn it is.
     async fn tell(&mut self, answers: &Answers) -> Result<(), End> {
-        let rested = |tenant: &&TenantId| self.told.get(tenant).is_none_or(|(at, _)| at.elapsed() >= TOTALS_EVERY);
-        let sums: HashSet<_> = self.totals_due.iter().filter(rested).copied().collect();
+        let now = Instant::now();
+        let rests = |tenant| self.sums.get(tenant).and_then(|sum| sum.rests_until).is_some_and(|until| until > now);
+        let sums: HashSet<_> = self.totals_due.iter().filter(|tenant| !rests(*tenant)).copied().collect();
         let mut todo = std::mem::take(&mut self.changed);
         for tenant in &sums {
             todo.entry(*tenant).or_default();
@@ -208,10 +232,8 @@ impl Watch {
                     continue;
                 }
             };
-            if let Some(totals) = picture.totals.take() {
-                self.totals_due.remove(&tenant);
-                let before = self.told.insert(tenant, (Instant::now(), totals.clone()));
-                picture.totals = Some(totals).filter(|now| before.is_none_or(|(_, before)| before != *now));
+            if sums.contains(&tenant) {
+                picture.totals = self.summed(tenant, picture.totals.take());
             }
             picture.send(answers).await?;
         }

@@ -29,7 +29,6 @@ use crate::budget::period::Period;
 use crate::budget::{self, Budget};
 use crate::error::Error;
 use crate::events::log::{IdempotencyKey, StoredCheckpoint};
-use crate::identity::api_key::StoredKey;
 use crate::session::Session;
 use crate::store::projection;
 
@@ -50,13 +49,15 @@ struct State {
     /// Changes of any session's state so far.
     changes: u64,
     sessions: BTreeMap<(TenantId, SessionId), Record>,
+    /// Sessions that are being erased, out of sight, each with how many events it still has.
+    going: BTreeMap<(TenantId, SessionId), u64>,
     /// The sessions above each sub-agent's. What they used outlives them.
     lineages: BTreeMap<String, Vec<String>>,
     usage: BTreeMap<(TenantId, String), UsageEvent>,
     audit: BTreeMap<TenantId, Vec<AuditRecord>>,
     /// The number behind what is stored of each journal.
     audit_journals: HashMap<Uuid, u64>,
-    api_keys: BTreeMap<String, StoredKey>,
+    api_keys: BTreeMap<String, keys::Kept>,
     budgets: BTreeMap<(TenantId, budget::Scope, String, Period), Budget>,
     alerts: Vec<budgets::Found>,
     used_keys: BTreeMap<(TenantId, Scope, String), UsedKey>,

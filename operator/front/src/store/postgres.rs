@@ -9,6 +9,7 @@ mod append_group;
 mod at_once;
 mod audit;
 mod budgets;
+pub mod connections;
 mod doubts;
 mod events;
 mod grouped_log;

@@ -25,7 +25,7 @@ const PAGE: u32 = 500;
 const LOOKS_MAX: u32 = 20;
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-/// A question that is open.
+/// A question that is open, or was decided and came to nothing.
 struct Question {
     /// Of the turn that asked.
     turn: TurnId,
@@ -34,6 +34,8 @@ struct Question {
     is_waited_for: bool,
     /// On whose behalf the turn runs.
     sender: String,
+    /// Somebody has said yes, or no, and the turn has not made anything of it.
+    decided: Option<bool>,
 }
 
 impl Turns {
@@ -50,6 +52,15 @@ impl Turns {
             let Some(question) = self.open_question(&session, &request.approval_id).await? else {
                 return Err(pending());
             };
+            if let Some(approved) = question.decided {
+                // The turn is about to hear of it, or goes on with what it has heard.
+                if question.is_waited_for {
+                    return Err(pending());
+                }
+                // It was over before it heard of it, and then its front was lost: only whoever asks again finds that out.
+                go_on(&self.core, &session, question.turn, session.input_seq, &question.sender).await?;
+                return if approved == request.approved { Ok(()) } else { Err(pending()) };
+            }
             let resolved = ApprovalResolved {
                 approval_id: request.approval_id.clone(),
                 approved: request.approved,
@@ -92,11 +103,22 @@ impl Turns {
                             tool_call_id: asked.tool_call_id,
                             is_waited_for: true,
                             sender: sender.clone(),
+                            decided: None,
                         });
                     }
                     // The call is over, with or without an answer: a turn that was interrupted waits for none.
                     Some(Kind::ToolResult(result)) if is_about(open.as_ref(), &result.tool_call_id) => open = None,
-                    Some(Kind::ApprovalResolved(resolved)) if resolved.approval_id == approval_id => open = None,
+                    Some(Kind::ApprovalResolved(resolved)) if resolved.approval_id == approval_id => {
+                        if let Some(question) = &mut open {
+                            question.decided = Some(resolved.approved);
+                        }
+                    }
+                    // It was heard of.
+                    Some(Kind::ToolCall(called))
+                        if is_about(open.as_ref().filter(|open| open.decided.is_some()), &called.tool_call_id) =>
+                    {
+                        open = None;
+                    }
                     Some(Kind::SessionIdle(idle)) => match &mut open {
                         Some(question) if idle.stop_reason() == StopReason::RequiresAction => {
                             question.is_waited_for = false;
@@ -180,8 +202,10 @@ pub(super) async fn go_on(
     if unheard.is_empty() {
         return Ok(());
     }
+    // The turn's own front may do so, and whoever answers again at another.
+    let once = IdempotencyKey { key: format!("unheard/{turn}"), body_hash: <[u8; 32]>::default() };
     // Where another turn runs by now, it closes what was open.
-    begin_the_next(core, session, sender.to_owned(), unheard, None).await.map(drop)
+    begin_the_next(core, session, sender.to_owned(), unheard, Some(once)).await.map(drop)
 }
 
 /// Decisions about calls of this turn that were made, and came to nothing.

@@ -1,6 +1,9 @@
 //! What a turn may spend: it asks for leave before each model call, says that the call is running while it is, and settles what came
 //! of it. What is left open when the turn ends is given back.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +17,7 @@ use crate::budget::keeper::{Leave, Wish};
 use crate::budget::reservation::Reservation;
 use crate::core::Core;
 use crate::error::Error;
+use crate::models::output;
 use crate::models::router::{self, Choice, Question};
 use crate::session::Session;
 
@@ -21,8 +25,6 @@ use crate::session::Session;
 const GRANT_TTL_SECONDS: i64 = 600;
 /// How long a call may wait for leave before it is refused. Workers wait for thirty seconds.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Output that a worker asks for when it names no bound.
-const OUTPUT_TOKENS_DEFAULT: u32 = 4_096;
 
 /// The purse of one turn. Clones share it.
 #[derive(Clone)]
@@ -86,25 +88,24 @@ impl Purse {
         let routed = choice.as_ref().map(|choice| choice.event(&model));
         let is_routed = choice.as_ref().is_some_and(|choice| choice.model.model_id != model.model_id);
         let model = choice.map_or(model, |choice| choice.model);
-        let output = if request.output_tokens_max == 0 { OUTPUT_TOKENS_DEFAULT } else { request.output_tokens_max };
+        let input_tokens = i64::from(request.input_tokens_estimated);
+        let can = model.capabilities.unwrap_or_default();
         let wish = Wish {
             session: (*self.session).clone(),
             model: Arc::clone(&model),
-            input_tokens: i64::from(request.input_tokens_estimated),
-            output_tokens_max: i64::from(output),
+            input_tokens,
+            output_tokens_max: output::bound(&can, input_tokens, request.output_tokens_max),
             // A second call is made to be quick, or not at all.
             patience: if request.hedges { Duration::ZERO } else { PATIENCE },
         };
         match self.core.budgets.leave(wish).await {
             Ok(Leave::Granted(reservation)) => {
-                let is_clipped = reservation.clipped_by.is_some();
-                let fits = u32::try_from(reservation.output_tokens_max).unwrap_or(output);
                 let grant = Grant {
                     request_id: request.request_id.clone(),
                     grant_id: reservation.ask.id.clone(),
                     provider: model.provider.clone(),
                     model: model.model_id.clone(),
-                    output_tokens_max: if is_clipped { fits } else { request.output_tokens_max },
+                    output_tokens_max: u32::try_from(reservation.output_tokens_max).unwrap_or(u32::MAX),
                     expire_time: Some(Timestamp { seconds: now().seconds + GRANT_TTL_SECONDS, nanos: 0 }),
                     routed: is_routed,
                 };
@@ -152,7 +153,7 @@ impl Purse {
             agent,
             requested,
             input_tokens: i64::from(request.input_tokens_estimated),
-            output_tokens_max: i64::from(request.output_tokens_max),
+            output_tokens_max: request.output_tokens_max,
             pressure,
             at_seconds: now().seconds,
         };

@@ -1,5 +1,8 @@
 //! Takes over turns whose front went silent.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -51,7 +51,7 @@ fn url() -> String {
 
 /// Past any load of the machine.
 pub(crate) fn redis() -> RedisCounters {
-    RedisCounters::connect(&url(), Duration::from_secs(20)).unwrap()
+    RedisCounters::connect(&croft_front::redis_client::open(&url(), None).unwrap(), Duration::from_secs(20)).unwrap()
 }
 
 impl Scene {

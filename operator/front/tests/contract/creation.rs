@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -53,6 +54,8 @@ enum Mood {
 struct Worker {
     mood: Arc<Mutex<Mood>>,
     sessions: Arc<Mutex<BTreeSet<String>>>,
+    /// How often it was asked to take one.
+    asked: Arc<AtomicU32>,
 }
 
 impl Worker {
@@ -67,6 +70,7 @@ impl RuntimeService for Worker {
         &self,
         request: Request<InitWorkerSessionRequest>,
     ) -> Result<Response<InitWorkerSessionResponse>, Status> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
         let mood = *self.mood.lock().unwrap();
         if mood == Mood::Refusing {
             return Err(Status::failed_precondition("not today"));
@@ -197,7 +201,7 @@ pub(crate) async fn leaves_nothing_behind_when_a_step_fails(stores: &Stores) {
     });
     for (step, change, model, reason) in [
         ("authorise", cordoned, "scripted-1", "TENANT_CLOSED"),
-        ("resolve", Box::new(|_: &Scene| ()) as Change, "no-such-model", "INVALID_ARGUMENT"),
+        ("resolve", Box::new(|_: &Scene| ()) as Change, "no-such-model", "MODEL_NOT_FOUND"),
         ("place", homeless, "scripted-1", "NO_WORKER"),
         ("initialise, refused", Box::new(mood(Mood::Refusing)), "scripted-1", "WORKER_REFUSED"),
         ("initialise, lost", unreachable, "scripted-1", "WORKER_LOST"),
@@ -271,15 +275,17 @@ pub(crate) async fn leaves_nothing_behind_when_it_cannot_be_recorded(stores: &St
     *down.1.lock().unwrap() = false;
     scene.assert_nothing_is_left("a store that was down").await;
 
-    // The tenant is full now, which shows when the session is recorded.
+    // The tenant is full now, which shows before a worker is asked.
     let request = CreateSessionRequest {
         agent: Some(AgentSpec { name: "helper".into(), model: "scripted-1".into(), ..AgentSpec::default() }),
         ..CreateSessionRequest::default()
     };
-    let before = scene.worker.knows();
+    // The worker itself would have room.
+    scene.reroute(|route| route.workers[0].sessions_max = 8);
+    let asked = scene.worker.asked.load(Ordering::SeqCst);
     let error = scene.manager.create(&scene.identity, request).await.unwrap_err();
     assert_eq!(error.reason(), "SESSION_LIMIT", "{error}");
-    assert_eq!(scene.worker.knows(), before);
+    assert_eq!(scene.worker.asked.load(Ordering::SeqCst), asked);
     assert_eq!(scene.core.stores.sessions.count_open(tenant).await.unwrap(), 1);
     scene.end().await;
 }

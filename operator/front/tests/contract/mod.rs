@@ -51,7 +51,8 @@ macro_rules! promises {
             audit: keeps_tenants_apart, numbers_and_chains_each_tenant, keeps_its_chain_under_concurrent_writers,
                 lists_in_pages, finds_an_empty_log_intact, comes_by_what_is_known,
                 stores_each_record_of_a_journal_once;
-            keys: finds_what_was_stored, knows_no_other_prefix, refuses_unknown_tenants_and_taken_prefixes;
+            keys: finds_what_was_stored, knows_no_other_prefix, refuses_unknown_tenants_and_taken_prefixes,
+                finds_no_key_that_has_expired, finds_no_key_that_is_revoked, revokes_and_lists_the_tenants_own_alone;
             models: holds_the_seed;
             across: finds_what_is_due_longest_first, lets_a_running_session_be_idle_for_as_long_as_it_likes,
                 ends_a_session_only_while_it_is_due, fences_the_turn_of_a_session_that_is_too_old,
@@ -61,7 +62,8 @@ macro_rules! promises {
                 lets_no_session_slip_through, erases_nothing_that_is_not_being_removed,
                 erases_in_batches_and_keeps_the_books, erases_credentials_of_the_tenant_alone;
             retention: erases_whole_sessions_longest_ended_first, leaves_what_is_open_or_has_just_ended,
-                keeps_tenants_apart, keeps_the_books, frees_the_keys_of_what_it_erased, shares_the_work;
+                keeps_tenants_apart, keeps_the_books, frees_the_keys_of_what_it_erased, shares_the_work,
+                erases_a_large_session_in_slices_and_shows_none_of_it, takes_budgets_and_alerts_of_a_session_along;
             creation: leaves_nothing_behind_when_a_step_fails, leaves_nothing_behind_when_the_worker_hangs,
                 leaves_nothing_behind_when_it_cannot_be_recorded, tells_a_worker_to_forget_what_came_twice;
         }

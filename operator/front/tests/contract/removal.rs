@@ -113,7 +113,7 @@ pub(crate) async fn erases_credentials_of_the_tenant_alone(stores: &Stores) {
     let mut prefixes = Vec::new();
     for (tenant, name) in [(ours, "ours"), (ours, "ours"), (theirs, "theirs")] {
         let (api_key, _) = api_key::generate(tenant, name).unwrap();
-        stores.keys.insert(&api_key).await.unwrap();
+        stores.keys.insert(&api_key, None).await.unwrap();
         prefixes.push(api_key.prefix);
     }
     stores.removal.begin(ours, "ours").await.unwrap();

@@ -4,17 +4,21 @@ use std::time::Duration;
 
 use croft_front::Error;
 use croft_front::audit::Place;
+use croft_front::budget::alert::{Alert, Unit};
+use croft_front::budget::period::Period;
+use croft_front::budget::{Account, Budget, Scope};
 use croft_front::events::log::NewEvent;
+use croft_front::session::retention::Erased;
 use croft_front::session::store::{Filter, Inserted};
 use croft_front::store::Stores;
 use croft_proto::Timestamp;
 use croft_proto::id::{SessionId, TenantId};
-use croft_proto::v1::SessionCheckpoint;
+use croft_proto::v1::{BudgetAction, SessionCheckpoint};
 use futures::future::join_all;
 
 use super::audit::{action, intact, verified};
 use super::fixtures::{
-    append, appended, at, attempt, insert, key, new_session, said, session, tenant, terminated, two_tenants,
+    append, appended, at, attempt, insert, key, new_session, said, seqs, session, tenant, terminated, two_tenants,
 };
 
 /// A session with something in every table, that ended then: 5 events.
@@ -34,6 +38,11 @@ async fn ended(stores: &Stores, tenant: TenantId, end: Timestamp) -> SessionId {
     id
 }
 
+/// Erases as many sessions at most, however many events they have, and tells how many.
+async fn erased(stores: &Stores, tenant: TenantId, before: Timestamp, sessions_max: u32) -> u64 {
+    stores.retention.erase_ended(tenant, before, sessions_max, 1_000).await.unwrap().sessions
+}
+
 async fn listed(stores: &Stores, tenant: TenantId) -> Vec<SessionId> {
     let sessions = stores.sessions.list(tenant, &Filter::default(), None, 100).await.unwrap().sessions;
     sessions.into_iter().map(|session| session.id).collect()
@@ -43,7 +52,7 @@ pub(crate) async fn erases_whole_sessions_longest_ended_first(stores: &Stores) {
     let tenant = tenant(stores, "ours").await;
     let [second, third, first] =
         [ended(stores, tenant, at(20)).await, ended(stores, tenant, at(30)).await, ended(stores, tenant, at(10)).await];
-    assert_eq!(stores.retention.erase_ended(tenant, at(25), 1).await.unwrap(), 1);
+    assert_eq!(erased(stores, tenant, at(25), 1).await, 1);
     assert_eq!(listed(stores, tenant).await, [third, second], "the one that ended first is gone");
     assert_eq!(stores.events.read(tenant, first, 0, 10).await.unwrap(), []);
     assert_eq!(stores.events.checkpoint(tenant, first).await.unwrap(), None);
@@ -54,8 +63,8 @@ pub(crate) async fn erases_whole_sessions_longest_ended_first(stores: &Stores) {
     assert!(matches!(gone, Err(Error::SessionNotFound { .. })), "{gone:?}");
     assert_eq!(stores.events.read(tenant, second, 0, 10).await.unwrap().len(), 5, "all of it or nothing");
 
-    assert_eq!(stores.retention.erase_ended(tenant, at(25), 10).await.unwrap(), 1);
-    assert_eq!(stores.retention.erase_ended(tenant, at(25), 10).await.unwrap(), 0);
+    assert_eq!(erased(stores, tenant, at(25), 10).await, 1);
+    assert_eq!(erased(stores, tenant, at(25), 10).await, 0);
     assert_eq!(listed(stores, tenant).await, [third]);
 }
 
@@ -67,7 +76,7 @@ pub(crate) async fn leaves_what_is_open_or_has_just_ended(stores: &Stores) {
     let earlier = ended(stores, tenant, Timestamp { seconds: now - 4_000, nanos: 0 }).await;
     // Whoever asks for more than there is to have has made a mistake.
     let far_off = Timestamp { seconds: now + 1_000_000, nanos: 0 };
-    assert_eq!(stores.retention.erase_ended(tenant, far_off, 10).await.unwrap(), 1);
+    assert_eq!(erased(stores, tenant, far_off, 10).await, 1);
     assert_eq!(listed(stores, tenant).await, [just_ended, open], "without {earlier}");
 }
 
@@ -75,7 +84,7 @@ pub(crate) async fn keeps_tenants_apart(stores: &Stores) {
     let [ours, theirs] = two_tenants(stores).await;
     let foreign = ended(stores, theirs, at(1)).await;
     ended(stores, ours, at(1)).await;
-    assert_eq!(stores.retention.erase_ended(ours, at(100), 10).await.unwrap(), 1);
+    assert_eq!(erased(stores, ours, at(100), 10).await, 1);
     assert_eq!(listed(stores, theirs).await, [foreign]);
     assert_eq!(stores.events.read(theirs, foreign, 0, 10).await.unwrap().len(), 5);
     assert!(stores.events.checkpoint(theirs, foreign).await.unwrap().is_some());
@@ -85,24 +94,24 @@ pub(crate) async fn keeps_the_books(stores: &Stores) {
     let tenant = tenant(stores, "ours").await;
     stores.audit.append(Place::start(), vec![action(tenant, "sessions/1")]).await.unwrap();
     ended(stores, tenant, at(1)).await;
-    assert_eq!(stores.retention.erase_ended(tenant, at(100), 10).await.unwrap(), 1);
+    assert_eq!(erased(stores, tenant, at(100), 10).await, 1);
     assert_eq!(stores.usage.list(tenant, None, None, 10).await.unwrap().len(), 1);
     assert_eq!(verified(stores, tenant).await, intact(1));
 }
 
 pub(crate) async fn frees_the_keys_of_what_it_erased(stores: &Stores) {
     let tenant = tenant(stores, "ours").await;
-    let (erased, kept) = (ended(stores, tenant, at(1)).await, ended(stores, tenant, at(50)).await);
-    assert_eq!(stores.retention.erase_ended(tenant, at(10), 10).await.unwrap(), 1);
+    let (gone, kept) = (ended(stores, tenant, at(1)).await, ended(stores, tenant, at(50)).await);
+    assert_eq!(erased(stores, tenant, at(10), 10).await, 1);
     let keyed = |id: SessionId| {
         let mut new = new_session(tenant);
         new.idempotency_key = Some(key(&format!("create {id}"), 1));
         new
     };
-    assert!(matches!(stores.sessions.insert(keyed(erased)).await.unwrap(), Inserted::New { .. }));
+    assert!(matches!(stores.sessions.insert(keyed(gone)).await.unwrap(), Inserted::New { .. }));
     assert!(matches!(stores.sessions.insert(keyed(kept)).await.unwrap(), Inserted::Existing(_)));
     assert_eq!(stores.events.find_sent(tenant, kept, &key("send", 1)).await.unwrap(), Some(3));
-    assert_eq!(stores.events.find_sent(tenant, erased, &key("send", 1)).await.unwrap(), None);
+    assert_eq!(stores.events.find_sent(tenant, gone, &key("send", 1)).await.unwrap(), None);
 }
 
 pub(crate) async fn shares_the_work(stores: &Stores) {
@@ -111,15 +120,84 @@ pub(crate) async fn shares_the_work(stores: &Stores) {
         ended(stores, tenant, at(second)).await;
     }
     let erasing = (0..4).map(|_| async {
-        let mut erased = 0;
+        let mut sum = 0;
         loop {
-            match stores.retention.erase_ended(tenant, at(100), 2).await.unwrap() {
-                0 => return erased,
-                sessions => erased += sessions,
+            match erased(stores, tenant, at(100), 2).await {
+                0 => return sum,
+                sessions => sum += sessions,
             }
         }
     });
     let erased: u64 = join_all(erasing).await.into_iter().sum();
     assert_eq!(erased, 12, "each was erased once");
     assert_eq!(listed(stores, tenant).await, []);
+}
+
+/// A session of very many events stood before all others of its tenant for ever.
+pub(crate) async fn erases_a_large_session_in_slices_and_shows_none_of_it(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let [large, next] = [ended(stores, tenant, at(10)).await, ended(stores, tenant, at(20)).await];
+    let mut slices = Vec::new();
+    loop {
+        let slice = stores.retention.erase_ended(tenant, at(100), 10, 2).await.unwrap();
+        slices.push((slice.sessions, slice.events));
+        if slice == Erased::default() {
+            break;
+        }
+        assert_eq!(stores.sessions.get(tenant, large).await.unwrap(), None);
+        assert!(!listed(stores, tenant).await.contains(&large));
+        assert_eq!(stores.events.checkpoint(tenant, large).await.unwrap(), None);
+        assert_eq!(stores.events.find_sent(tenant, large, &key("send", 1)).await.unwrap(), None);
+        let seqs = seqs(&stores.events.read(tenant, large, 0, 10).await.unwrap());
+        assert!(seqs.iter().copied().eq(1..=seqs.len() as u64), "no hole for whoever reads on: {seqs:?}");
+        let refused = stores.events.append(append(tenant, large, vec![said("hello?")])).await;
+        assert!(matches!(refused, Err(Error::SessionNotFound { .. })), "{refused:?}");
+        let refused = stores.leases.acquire(tenant, large, "front-0", Duration::from_mins(1)).await;
+        assert!(matches!(refused, Err(Error::SessionNotFound { .. })), "{refused:?}");
+    }
+    assert_eq!(slices, [(0, 2), (0, 2), (1, 2), (0, 2), (0, 2), (1, 0), (0, 0)]);
+    for id in [large, next] {
+        assert_eq!(stores.events.read(tenant, id, 0, 10).await.unwrap(), []);
+    }
+}
+
+/// They used up the tenant's room for budgets.
+pub(crate) async fn takes_budgets_and_alerts_of_a_session_along(stores: &Stores) {
+    let [ours, theirs] = two_tenants(stores).await;
+    let [gone, kept] = [ended(stores, ours, at(10)).await, ended(stores, ours, at(90)).await];
+    let subjects = [gone, kept].map(|id| id.to_string());
+    let alert = |session: SessionId| Alert {
+        account: Account { scope: Scope::Session, subject: session.to_string(), period: "life".into() },
+        unit: Unit::Tokens,
+        limit: 100,
+        percent: 80,
+        spent: 81,
+        session,
+    };
+    for (tenant, scope, subject, session) in [
+        (ours, Scope::Session, &*subjects[0], gone),
+        (ours, Scope::Session, &subjects[1], kept),
+        (ours, Scope::Tenant, "", kept),
+        (theirs, Scope::Session, &subjects[0], gone),
+    ] {
+        let budget = Budget {
+            scope,
+            subject: subject.to_owned(),
+            period: Period::Life,
+            nano_usd: Some(1),
+            tokens: None,
+            action: BudgetAction::Warn,
+            is_given: false,
+        };
+        stores.budgets.put(tenant, &budget).await.unwrap();
+        assert!(stores.budgets.alert(tenant, &alert(session)).await.unwrap() || scope == Scope::Tenant);
+    }
+    assert_eq!(erased(stores, ours, at(50), 10).await, 1);
+    let left = stores.budgets.list(ours).await.unwrap();
+    assert_eq!(left.iter().map(|budget| &*budget.subject).collect::<Vec<_>>(), ["", &subjects[1]]);
+    assert_eq!(stores.budgets.list(theirs).await.unwrap().len(), 1);
+    // One that is there is not found a second time.
+    assert!(stores.budgets.alert(ours, &alert(gone)).await.unwrap());
+    assert!(!stores.budgets.alert(ours, &alert(kept)).await.unwrap());
+    assert!(!stores.budgets.alert(theirs, &alert(gone)).await.unwrap());
 }

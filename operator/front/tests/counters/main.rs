@@ -25,13 +25,17 @@ fn url() -> String {
         .expect("CROFT_TEST_REDIS_URL is not set: `make test-services` starts a Redis and tells its URL")
 }
 
+fn client(url: &str) -> ::redis::Client {
+    croft_front::redis_client::open(url, None).unwrap()
+}
+
 fn in_memory() -> Arc<dyn Counters> {
     Arc::new(Memory::default())
 }
 
 fn in_redis() -> Arc<dyn Counters> {
     // The machine may be busy: what is slow here is not away.
-    Arc::new(RedisCounters::connect(&url(), Duration::from_secs(20)).unwrap())
+    Arc::new(RedisCounters::connect(&client(&url()), Duration::from_secs(20)).unwrap())
 }
 
 /// One test for each promise and each kind of counters.

@@ -11,7 +11,7 @@ use prometheus::Registry;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::server::Server;
-use crate::{admit, ask, bound, is_granted, known, settle, window};
+use crate::{admit, ask, bound, client, is_granted, known, settle, window};
 
 fn guarded(server: &Server) -> (Guarded, Metrics) {
     one_of(1, server)
@@ -19,7 +19,7 @@ fn guarded(server: &Server) -> (Guarded, Metrics) {
 
 fn one_of(replicas: u32, server: &Server) -> (Guarded, Metrics) {
     let metrics = Metrics::register(&Registry::new()).unwrap();
-    let counters = RedisCounters::connect(&server.url(), ANSWER_TIMEOUT).unwrap();
+    let counters = RedisCounters::connect(&client(&server.url()), ANSWER_TIMEOUT).unwrap();
     (Guarded::new(Arc::new(counters), replicas, metrics.clone()), metrics)
 }
 

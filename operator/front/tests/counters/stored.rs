@@ -8,7 +8,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{Client, cmd};
 
 use crate::server::Server;
-use crate::{admit, ask, bound, in_redis, is_granted, known, settle, url, window};
+use crate::{admit, ask, bound, client, in_redis, is_granted, known, settle, url, window};
 use croft_front::counters::redis::RedisCounters;
 
 async fn connection(url: &str) -> MultiplexedConnection {
@@ -185,7 +185,7 @@ async fn a_clock_that_jumps_ahead_costs_nobody_who_is_there_a_reservation() {
 #[tokio::test]
 async fn a_flush_is_made_up_for_by_the_ledger_and_by_who_still_runs() {
     let server = Server::start().await;
-    let counters = RedisCounters::connect(&server.url(), Duration::from_secs(20)).unwrap();
+    let counters = RedisCounters::connect(&client(&server.url()), Duration::from_secs(20)).unwrap();
     let tenant = TenantId::generate();
     let running = ask(tenant, vec![], vec![known(bound("tenant", 30, None), 7, 10, 0)]);
     assert!(is_granted(&admit(&counters, &running).await));
@@ -208,7 +208,7 @@ async fn a_redis_that_begins_anew_from_its_file_knows_of_reservations_and_of_no_
     }
     server.kill().await;
     server.run().await;
-    let counters = RedisCounters::connect(&server.url(), Duration::from_secs(20)).unwrap();
+    let counters = RedisCounters::connect(&client(&server.url()), Duration::from_secs(20)).unwrap();
     let tenant = TenantId::generate();
     let wish = |nano_usd| Ask {
         nano_usd,

@@ -43,7 +43,7 @@ async fn the_cursor_of_an_erased_session_is_as_one_of_a_session_that_never_was()
     let (replica, session) = (scene.replica().await, scene.session().await);
     scene.publish(&replica, session, terminated()).await;
     let before = Timestamp { seconds: 1_700_000_001, nanos: 0 };
-    assert_eq!(scene.store.erase_ended(scene.tenant, before, 10).await.unwrap(), 1);
+    assert_eq!(scene.store.erase_ended(scene.tenant, before, 10, 100).await.unwrap().sessions, 1);
     let (never, unlike) = (SessionId::generate(), |refusals: [Value; 2], id: SessionId| {
         refusals.map(|refusal| refusal.to_string().replace(&id.to_string(), "…"))
     });
@@ -133,6 +133,23 @@ async fn a_flood_of_subscriptions_ends_and_leaves_nothing_behind() {
         }
     };
     tokio::time::timeout(PATIENCE, empty).await.expect("seats are left");
+}
+
+/// Once, a megabyte of nothing became a few hundred of values, for as many connections as there were.
+#[tokio::test]
+async fn a_message_of_a_great_many_parts_is_refused_before_anything_is_made_of_it() {
+    let scene = Scene::new().await;
+    let (replica, session) = (scene.replica().await, scene.session().await);
+    let mut client = Client::connect(&scene, &replica).await;
+    let send = |blocks: Vec<Value>| json!({ "send": { "sessionId": session.to_string(), "content": blocks } });
+    let frame = send(vec![json!({}); 340_000]);
+    assert!(frame.to_string().len() < 1024 * 1024, "it would be refused for its size");
+    client.say(frame).await;
+    let refused = client.hear().await;
+    assert_eq!((reason(&refused), &refused["error"]["message"]), ("INVALID_ARGUMENT", &json!("the frame has too many parts")));
+    assert!(scene.calls.sent.lock().unwrap().is_empty());
+    client.say(send(vec![json!({ "text": { "text": "{[,".repeat(100_000) } }); 3])).await;
+    assert_eq!(client.hear().await["sent"]["seq"], "1", "what people mean is taken, whatever it is about");
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ use croft_front::events::relay::memory::MemoryRelay;
 use croft_front::gateway::{self, Calls, Gateway};
 use croft_front::identity::api_key::{KeyStore, generate};
 use croft_front::identity::{Authenticator, Identity};
+use croft_front::intake::Intake;
 use croft_front::seats::Seats;
 use croft_front::session::store::{NewSession, SessionStore};
 use croft_front::store::memory::Memory;
@@ -63,11 +64,22 @@ pub(crate) struct Replica {
 pub(crate) struct RecordedCalls {
     pub(crate) sent: Mutex<Vec<(Identity, SendMessageRequest)>>,
     pub(crate) answered: Mutex<Vec<ResolveApprovalRequest>>,
+    /// Calls that the tenant has left in this minute; `None` is any number.
+    pub(crate) left: Mutex<Option<u32>>,
 }
 
 #[async_trait]
 impl Calls for RecordedCalls {
     async fn limit(&self, _: &Identity) -> Result<(), Error> {
+        let mut left = self.left.lock().unwrap();
+        match left.as_mut() {
+            Some(0) => {
+                let retry_after = Duration::from_millis(1_500);
+                return Err(Error::RateLimited { resource: "requests", limit: 60, retry_after });
+            }
+            Some(left) => *left -= 1,
+            None => {}
+        }
         Ok(())
     }
 
@@ -138,6 +150,7 @@ impl Scene {
             hub: hub.clone(),
             calls: self.calls.clone(),
             seats: self.seats.clone(),
+            intake: Intake::default(),
             grpc: Routes::new(health::service(&readiness, &tasks, &[]).await),
             readiness: readiness.clone(),
             tasks: tasks.clone(),
@@ -226,7 +239,7 @@ async fn add_tenant(store: &Arc<Memory>, name: &str) -> (TenantId, String) {
     let tenant = TenantId::generate();
     store.upsert(tenant, name).await.unwrap();
     let (stored, token) = generate(tenant, name).unwrap();
-    KeyStore::insert(&**store, &stored).await.unwrap();
+    KeyStore::insert(&**store, &stored, None).await.unwrap();
     (tenant, token.expose_secret().to_owned())
 }
 

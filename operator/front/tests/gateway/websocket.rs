@@ -238,6 +238,44 @@ async fn a_frame_that_is_too_large_closes_the_connection_as_such() {
     assert_eq!(client.hear_close().await.0, 1009);
 }
 
+/// They were free: who went in and out of sessions had the store look things up for nothing.
+#[tokio::test]
+async fn subscriptions_are_calls_of_the_tenants_eight_to_one() {
+    let scene = Scene::new().await;
+    let (replica, session) = (scene.replica().await, scene.session().await);
+    let subscribe = || json!({ "subscribe": { "sessionId": session.to_string(), "since": "1" } });
+    let unsubscribe = || json!({ "unsubscribe": { "sessionId": session.to_string() } });
+    *scene.calls.left.lock().unwrap() = Some(3);
+    let mut client = Client::connect(&scene, &replica).await;
+    for _ in 0..24 {
+        client.subscribe(session, 1).await;
+        // What is there already costs nothing.
+        client.subscribe(session, 1).await;
+        client.say(unsubscribe()).await;
+        assert!(client.hear().await["unsubscribed"].is_object());
+    }
+    assert_eq!(*scene.calls.left.lock().unwrap(), Some(0));
+    for _ in 0..2 {
+        client.say(subscribe()).await;
+        let refused = client.hear().await;
+        assert_eq!(
+            refused,
+            json!({ "error": {
+                "reason": "RATE_LIMITED", "message": "the limit of 60 requests in a minute is reached", "retryAfterMs": 1_500,
+                "sessionId": session.to_string(),
+            } })
+        );
+    }
+    *scene.calls.left.lock().unwrap() = Some(1);
+    for _ in 0..8 {
+        client.subscribe(session, 1).await;
+        client.say(unsubscribe()).await;
+        client.hear().await;
+    }
+    client.say(subscribe()).await;
+    assert_eq!(reason(&client.hear().await), "RATE_LIMITED");
+}
+
 #[tokio::test]
 async fn subscriptions_and_frames_of_one_connection_have_a_bound() {
     let scene = Scene::new().await;

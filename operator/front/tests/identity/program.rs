@@ -164,3 +164,55 @@ async fn a_key_is_made_for_the_role_that_is_named() {
     assert!(complaint(&output).contains("--role"), "{}", complaint(&output));
     database.end().await;
 }
+
+#[tokio::test]
+async fn a_key_is_listed_and_revoked_and_all_of_it_recorded() {
+    let database = Database::migrated().await;
+    let postgres = database.front().await;
+    let stores = Stores::postgres(&postgres, &Tasks::new());
+    let heron = TenantId::generate();
+    stores.tenants.upsert(heron, "heron").await.unwrap();
+    let run = |arguments: &[&str]| {
+        let url = format!("--postgres-url={}", database.admin_url().expose_secret());
+        let all = [&["api-key"], arguments, &["--tenant=heron", &url]].concat();
+        front(&all.into_iter().map(str::to_owned).collect::<Vec<_>>()).output().unwrap()
+    };
+    let said = |arguments: &[&str]| {
+        let output = run(arguments);
+        assert!(output.status.success(), "{}", complaint(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let key = said(&["create", "--role=user", "--expires=90d"]);
+    let shown = &key["ck_".len()..][..8];
+    let prefix = format!("--prefix=ck_{shown}");
+    let listed = said(&["list"]);
+    assert!(listed.contains(shown) && listed.lines().count() == 2 && listed.ends_with("Z  -\n"), "{listed}");
+    let kept = &stores.keys.list(heron).await.unwrap()[0];
+    let good_for = kept.expire_time.unwrap().seconds - kept.create_time.seconds;
+    assert!((90 * 86_400 - 60..=90 * 86_400).contains(&good_for), "{good_for} s");
+
+    // Twice is harmless; of a key that there is none of it is an error, and what is no prefix is a mistake.
+    for _ in 0..2 {
+        said(&["revoke", &prefix]);
+        assert_eq!(stores.keys.find(shown).await.unwrap(), None);
+    }
+    let unknown = run(&["revoke", "--prefix=00000000"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(complaint(&unknown).contains("no API key ck_00000000"), "{}", complaint(&unknown));
+    assert_eq!(run(&["revoke", "--prefix=%"]).status.code(), Some(2));
+    assert_eq!(run(&["create", "--expires=yesterday"]).status.code(), Some(2));
+
+    let records = stores.audit.list(heron, 0, 10).await.unwrap();
+    let recorded: Vec<_> =
+        records.iter().map(|record| (&*record.action, &*record.resource, &*record.outcome)).collect();
+    let resource = format!("api-keys/ck_{shown}");
+    assert_eq!(
+        recorded,
+        [
+            ("api_key.create", &*resource, "ok"),
+            ("api_key.revoke", &resource, "ok"),
+            ("api_key.revoke", &resource, "ok")
+        ]
+    );
+    database.end().await;
+}

@@ -14,6 +14,7 @@ use croft_front::gateway::{self, Gateway};
 use croft_front::identity::api_key::{StoredKey, generate};
 use croft_front::identity::settings::{Provider, ServiceAccounts, Timing};
 use croft_front::identity::{Identity, Role, Settings};
+use croft_front::intake::Intake;
 use croft_front::lifecycle::Lifecycle;
 use croft_front::store::Stores;
 use croft_front::tenants::Tenants;
@@ -120,6 +121,7 @@ impl Scene {
             hub: core.hub.clone(),
             calls: Arc::new(Lifecycle::new(Arc::clone(&core), Door::Public)),
             seats: core.seats.clone(),
+            intake: Intake::default(),
             grpc: routes,
             readiness: Readiness::new(),
             tasks: tasks.clone(),
@@ -166,7 +168,7 @@ impl Scene {
 
     pub(crate) async fn api_key(&self, role: Role) -> String {
         let (made, key) = generate(self.heron, "heron").unwrap();
-        self.core.stores.keys.insert(&StoredKey { role, ..made }).await.unwrap();
+        self.core.stores.keys.insert(&StoredKey { role, ..made }, None).await.unwrap();
         key.expose_secret().to_owned()
     }
 

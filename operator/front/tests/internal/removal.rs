@@ -45,7 +45,7 @@ async fn an_archived_tenant_keeps_its_sessions_and_loses_its_keys() {
     let scene = Scene::new().await;
     let front = scene.front("front-0").await;
     let (stored, _) = api_key::generate(scene.heron, "heron").unwrap();
-    scene.stores.keys.insert(&stored).await.unwrap();
+    scene.stores.keys.insert(&stored, None).await.unwrap();
     let (ours, theirs) = (scene.session(scene.heron, true).await, scene.session(scene.plover, true).await);
 
     let steps = removed(&scene, &front, RemovalPolicy::Unspecified).await;

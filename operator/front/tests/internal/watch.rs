@@ -1,8 +1,17 @@
 //! `WatchSessions`: the declared sessions and the totals, as they stand and as they change, wherever they do.
 
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use croft_front::Error;
+use croft_front::events::log::NewEvent;
+use croft_front::usage::UsageStore;
+use croft_proto::Timestamp;
+use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    ModelAttempt, SessionRunning, SessionState, WatchSessionsRequest, WatchSessionsResponse, WatchedSession,
+    ModelAttempt, SessionRunning, SessionState, UsageDimension, UsageEvent, UsageSummary, WatchSessionsRequest,
+    WatchSessionsResponse, WatchedSession,
 };
 use tokio::time::timeout;
 use tonic::{Code, Streaming};
@@ -94,6 +103,71 @@ async fn totals_follow_sessions_that_nobody_declared() {
     assert_eq!((&totals.tenant_id, totals.sessions_open), (&scene.heron.to_string(), 1));
     assert_eq!(totals.month.unwrap().cost_nano_usd, 7);
     assert!(totals.month_start.is_some_and(|start| start.seconds % 86_400 == 0));
+}
+
+/// A ledger that is too long to be summed up for one tenant.
+struct Long {
+    ledger: Arc<dyn UsageStore>,
+    of: TenantId,
+}
+
+#[async_trait]
+impl UsageStore for Long {
+    async fn list(
+        &self,
+        tenant: TenantId,
+        session: Option<SessionId>,
+        after: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<UsageEvent>, Error> {
+        self.ledger.list(tenant, session, after, limit).await
+    }
+
+    async fn summarize(
+        &self,
+        tenant: TenantId,
+        start: Option<Timestamp>,
+        end: Option<Timestamp>,
+        group_by: &[UsageDimension],
+    ) -> Result<Vec<UsageSummary>, Error> {
+        if tenant == self.of {
+            return Err(Error::unavailable("postgres", anyhow::anyhow!("canceling statement due to statement timeout")));
+        }
+        self.ledger.summarize(tenant, start, end, group_by).await
+    }
+
+    async fn add_behind_end(&self, tenant: TenantId, session: SessionId, events: &[NewEvent]) -> Result<(), Error> {
+        self.ledger.add_behind_end(tenant, session, events).await
+    }
+}
+
+/// Once, no watch came to its first picture while one tenant's sum failed, and no session of anyone was told.
+#[tokio::test]
+async fn a_ledger_that_cannot_be_summed_up_costs_its_tenants_totals_alone() {
+    let mut scene = Scene::new().await;
+    scene.stores.usage = Arc::new(Long { ledger: scene.stores.usage.clone(), of: scene.heron });
+    let front = scene.front("front-0").await;
+    let (ours, theirs) = (scene.session(scene.heron, true).await, scene.session(scene.plover, true).await);
+    let mut answers = watch(&scene, &front).await;
+    let picture = first_picture(&mut answers).await;
+    assert_eq!(picture.sessions.len(), 2, "both tenants' sessions are told");
+    let totals: Vec<_> = picture.tenants.iter().map(|one| one.tenant_id.clone()).collect();
+    assert_eq!(totals, [scene.plover.to_string()]);
+
+    for (tenant, session) in [(scene.heron, ours), (scene.plover, theirs)] {
+        scene.append(tenant, session, vec![terminated()]).await;
+        let told = next_session(&mut answers).await.session.unwrap();
+        assert_eq!((told.session_id.as_str(), told.state()), (&*session.to_string(), SessionState::Terminated));
+    }
+    let plover = timeout(PATIENCE, async {
+        loop {
+            if let Some(totals) = next(&mut answers).await.tenants.into_iter().next() {
+                return totals;
+            }
+        }
+    });
+    let totals = plover.await.expect("totals go on being told");
+    assert_eq!((totals.tenant_id, totals.sessions_open), (scene.plover.to_string(), 0));
 }
 
 #[tokio::test]

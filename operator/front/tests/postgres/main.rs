@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
+#[path = "../redis/authority.rs"]
+mod authority;
 #[path = "../contract/mod.rs"]
 mod contract;
 mod database;
@@ -15,6 +17,7 @@ mod pool;
 mod reprice;
 mod row_security;
 mod tampering;
+mod tls;
 mod turn_cost;
 mod twins;
 

@@ -4,16 +4,20 @@ use croft_front::Error;
 use croft_front::audit::Place;
 use croft_front::migrate;
 use croft_front::models::seed::seed;
+use croft_front::session::retention::Erased;
 use croft_front::session::store::NewSession;
 use croft_front::store::Stores;
 use croft_front::store::postgres::Postgres;
 use croft_proto::id::SessionId;
 use croft_serve::Tasks;
 use secrecy::SecretString;
+use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 use crate::contract::audit::{action, intact, verified};
-use crate::contract::fixtures::{append, appended, at, attempt, get, insert, new_session, session, tenant, terminated};
+use crate::contract::fixtures::{
+    append, appended, at, attempt, get, insert, new_session, session, tenant, terminated, two_tenants,
+};
 use crate::database::{Database, FRONT_ROLE, OWNER_ROLE, execute};
 
 #[tokio::test]
@@ -135,6 +139,13 @@ async fn an_owner_who_is_no_superuser_can_run_them() {
     let seen: i64 = sqlx::query_scalar("select count(*) from sessions").fetch_one(&mut login).await.unwrap();
     assert_eq!(seen, 0);
 
+    // What ended long ago can be erased, in slices.
+    let old = self::session(&stores, tenant).await;
+    appended(&stores, append(tenant, old, vec![terminated("done")])).await;
+    for slice in [Erased { sessions: 0, events: 2 }, Erased { sessions: 1, events: 1 }, Erased::default()] {
+        assert_eq!(stores.retention.erase_ended(tenant, at(9), 10, 2).await.unwrap(), slice);
+    }
+
     // And a tenant of such an owner's can be removed.
     for id in [session, timed] {
         appended(&stores, append(tenant, id, vec![terminated("gone")])).await;
@@ -142,6 +153,40 @@ async fn an_owner_who_is_no_superuser_can_run_them() {
     stores.removal.begin(tenant, "ours").await.unwrap();
     assert!(stores.removal.erase_sessions(tenant, 100).await.unwrap() >= 9);
     assert_eq!(stores.removal.count_rows(tenant, 100).await.unwrap(), 0);
+    database.end().await;
+}
+
+/// Nothing took them away while the release before this one erased sessions.
+#[tokio::test]
+async fn budgets_of_sessions_that_are_gone_go_whoever_owns_the_database() {
+    let database = Database::empty().await;
+    let mut admin = database.admin().await;
+    execute(&mut admin, &format!("alter database {} owner to {OWNER_ROLE}", database.name)).await.unwrap();
+    migrate::run(&SecretString::from(database.url_of(OWNER_ROLE)), FRONT_ROLE).await.unwrap();
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
+    let tenants = two_tenants(&stores).await;
+    for tenant in tenants {
+        let (there, gone) = (session(&stores, tenant).await, Uuid::nil());
+        let both = format!(
+            "insert into budgets (tenant_id, scope, subject, limit_tokens)
+                values ('{tenant}', 'session', '{there}', 1), ('{tenant}', 'session', '{gone}', 1), ('{tenant}', 'tenant', '', 1);
+            insert into budget_alerts (tenant_id, scope, subject, period, unit, limit_amount, percent, spent_amount, session_id)
+                values ('{tenant}', 'session', '{there}', 'life', 'tokens', 1, 80, 1, '{there}'),
+                    ('{tenant}', 'session', '{gone}', 'life', 'tokens', 1, 80, 1, '{gone}')"
+        );
+        execute(&mut admin, &both).await.unwrap();
+    }
+    let (_, last_step) = include_str!("../../../../migrations/0028_erased_in_slices.sql")
+        .split_once("-- Those of sessions that are gone already.")
+        .unwrap();
+    execute(&mut database.login(OWNER_ROLE).await, &format!("--{last_step}")).await.unwrap();
+    for (table, left) in [("budgets", 2), ("budget_alerts", 1)] {
+        for tenant in tenants {
+            let count = format!("select count(*) from {table} where tenant_id = '{tenant}'");
+            let rows: i64 = sqlx::query_scalar(AssertSqlSafe(count)).fetch_one(&mut admin).await.unwrap();
+            assert_eq!(rows, left, "{table}");
+        }
+    }
     database.end().await;
 }
 

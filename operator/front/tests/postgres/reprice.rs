@@ -1,15 +1,18 @@
 //! `croft-front reprice`: the ledger, the sessions and the sums of budgets change together.
 
 use croft_front::budget::{Account, Scope};
+use croft_front::migrate;
 use croft_front::models_command;
 use croft_front::reprice_command::{Choice, Repriced, reprice};
 use croft_front::store::Stores;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{ModelAttempt, UsageDimension};
 use croft_serve::Tasks;
+use secrecy::SecretString;
+use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::contract::fixtures::{append, appended, attempt, get, session, two_tenants};
-use crate::database::{Database, execute};
+use crate::database::{Database, FRONT_ROLE, OWNER_ROLE, execute};
 
 /// 100 tokens of input at 1 dollar for a million, and 10 of output at 5, as the seed has it for `scripted-1`.
 const COST: i64 = 150_000;
@@ -63,6 +66,43 @@ async fn what_was_not_priced_is_priced_once_and_everything_adds_up() {
     let corrected = Repriced { looked_at: 4, changed: 1, unpriced: 0, difference_nano_usd: COST - 7 };
     assert_eq!(reprice(&database.admin_url(), all).await.unwrap(), corrected);
     assert_eq!(get(&stores, ours, first).await.usage.cost_nano_usd, 3 * COST);
+    database.end().await;
+}
+
+/// As the entry of `CroftUnpricedAttempts` tells the owner to look, whom row security holds for like anybody.
+#[tokio::test]
+async fn the_page_on_monitoring_says_how_the_owner_finds_what_has_no_price() {
+    let database = Database::empty().await;
+    let owner_of = format!("alter database {} owner to {OWNER_ROLE}", database.name);
+    execute(&mut database.admin().await, &owner_of).await.unwrap();
+    let owner_url = SecretString::from(database.url_of(OWNER_ROLE));
+    migrate::run(&owner_url, FRONT_ROLE).await.unwrap();
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
+    let [ours, theirs] = two_tenants(&stores).await;
+    for tenant in [ours, theirs] {
+        let session = session(&stores, tenant).await;
+        appended(&stores, append(tenant, session, vec![attempt("a", None), attempt("b", Some(7))])).await;
+    }
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/monitoring.md")).unwrap();
+    let (_, entry) = page.split_once("### CroftUnpricedAttempts").unwrap();
+    let (_, look) = entry.split_once("```sql\n").unwrap();
+    let (look, behind) = look.split_once("```").unwrap();
+    let choose = behind.split('`').find(|quoted| quoted.starts_with("select set_config")).unwrap();
+
+    let mut owner = database.login(OWNER_ROLE).await;
+    let look = look.trim().trim_end_matches(';');
+    let found = async |connection: &mut PgConnection| {
+        sqlx::query_as::<_, (String, String, String)>(AssertSqlSafe(look)).fetch_all(connection).await.unwrap()
+    };
+    assert_eq!(found(&mut owner).await, [], "without a tenant");
+    execute(&mut owner, &choose.replace("acme", "ours")).await.unwrap();
+    let wanted = [("scripted".to_owned(), "scripted-1".to_owned(), String::new())];
+    assert_eq!(found(&mut owner).await, wanted);
+    assert_eq!(found(&mut database.admin().await).await, wanted, "of a superuser who chose none");
+
+    // The owner may take the front's roles on, on every version of PostgreSQL.
+    execute(&mut owner, "begin; set local role croft_request; set local role croft_writer; commit").await.unwrap();
+    drop(owner);
     database.end().await;
 }
 

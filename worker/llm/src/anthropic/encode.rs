@@ -4,14 +4,17 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::image::Source;
-use croft_proto::v1::{ContentBlock, Image, Message, Role, Thinking};
+use croft_proto::v1::{ContentBlock, Image, Message, Role, Thinking, ToolOutput};
 use serde_json::{Value, json};
 
-use super::NAME;
+use super::{NAME, cache};
 use crate::arguments::arguments;
 use crate::request::Request;
 use crate::tool_call_ids::{BYTES_MAX, portable};
 use crate::tool_name::tool_name;
+
+/// What a model is told of an error without words.
+const SILENT_ERROR: &str = "The tool failed and did not say why.";
 
 pub(super) fn body(request: &Request) -> Value {
     let mut body = count(request);
@@ -20,6 +23,7 @@ pub(super) fn body(request: &Request) -> Value {
     if let Some(temperature) = request.temperature {
         body["temperature"] = temperature.into();
     }
+    cache::mark(&mut body);
     body
 }
 
@@ -78,15 +82,24 @@ fn block(block: &ContentBlock) -> Option<Value> {
             "name": tool_name(&call.name),
             "input": arguments(&call.arguments_json),
         })),
-        Block::ToolOutput(output) => Some(json!({
-            "type": "tool_result",
-            "tool_use_id": output.tool_call_id,
-            "content": output.content.iter().filter_map(self::block).collect::<Vec<_>>(),
-            "is_error": output.is_error,
-        })),
+        Block::ToolOutput(output) => Some(tool_result(output)),
         Block::Native(native) if native.provider == NAME => serde_json::from_str(&native.json).ok(),
         Block::Native(_) => None,
     }
+}
+
+fn tool_result(output: &ToolOutput) -> Value {
+    let mut content: Vec<_> = output.content.iter().filter_map(block).collect();
+    // One that tells of an error must say something.
+    if output.is_error && content.is_empty() {
+        content.push(json!({"type": "text", "text": SILENT_ERROR}));
+    }
+    json!({
+        "type": "tool_result",
+        "tool_use_id": output.tool_call_id,
+        "content": content,
+        "is_error": output.is_error,
+    })
 }
 
 fn image_block(image: &Image) -> Option<Value> {

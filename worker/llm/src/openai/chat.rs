@@ -2,7 +2,9 @@
 //!
 //! Format: <https://platform.openai.com/docs/api-reference/chat-streaming>.
 
+mod calls;
 mod decode;
+mod dialect;
 mod encode;
 
 use std::sync::Arc;
@@ -12,7 +14,9 @@ use crate::provider::{DeltaStream, Provider};
 use crate::request::Request;
 use crate::wire::{Wire, root};
 pub(crate) use decode::Decoder;
+pub(crate) use decode::REASONING_CONTENT;
 pub(super) use decode::Usage;
+use dialect::Dialect;
 pub(super) use encode::url;
 
 /// See the module.
@@ -20,6 +24,7 @@ pub(super) use encode::url;
 pub struct Chat {
     wire: Arc<Wire>,
     url: String,
+    dialect: Dialect,
 }
 
 impl Chat {
@@ -27,7 +32,7 @@ impl Chat {
     pub fn new(settings: Settings) -> Result<Self, reqwest::Error> {
         let Settings { base_url, api_key, limits } = settings;
         let url = format!("{}/v1/chat/completions", root(&base_url, "/v1"));
-        Ok(Self { wire: Wire::new(MANNER, api_key, limits)?, url })
+        Ok(Self { wire: Wire::new(MANNER, api_key, limits)?, url, dialect: Dialect::of(&base_url) })
     }
 }
 
@@ -45,7 +50,7 @@ impl Provider for Chat {
     }
 
     fn stream(&self, request: Request) -> DeltaStream {
-        let decoder = Decoder::new(request.messages.len());
-        self.wire.stream(self.url.clone(), move || encode::body(&request), decoder)
+        let (decoder, dialect) = (Decoder::new(request.messages.len()), self.dialect);
+        self.wire.stream(self.url.clone(), move || encode::body(&request, dialect), decoder)
     }
 }

@@ -11,7 +11,7 @@ use crate::wire::error_object;
 /// What an HTTP status means, with the body if it was JSON.
 pub(super) fn of_status(status: u16, body: Option<&Value>) -> Error {
     let told = body.map(|body| error_object(body).unwrap_or(body)).map(Told::read).unwrap_or_default();
-    let message = told.message.map_or_else(|| status::message(status), str::to_owned);
+    let message = told.message.map_or_else(|| status::message(status), |message| told.with_param(message));
     let class = told.class(&message).unwrap_or_else(|| refined(status::class(status), &message));
     Error::new(NAME, class, message)
 }
@@ -19,7 +19,7 @@ pub(super) fn of_status(status: u16, body: Option<&Value>) -> Error {
 /// What an error in a stream that began well means: the object itself, or the body that holds it.
 pub(super) fn in_stream(body: &Value) -> Error {
     let told = Told::read(error_object(body).unwrap_or(body));
-    let message = told.message.unwrap_or("failed without a word").to_owned();
+    let message = told.with_param(told.message.unwrap_or("failed without a word"));
     // What we don't know is the provider's fault until it is known to be ours.
     let class = told.class(&message).unwrap_or_else(|| {
         let class = told.status().map_or(Class::Overload, status::class);
@@ -34,6 +34,8 @@ struct Told<'body> {
     message: Option<&'body str>,
     kind: &'body str,
     code: &'body str,
+    /// The field of the request that it is about.
+    param: &'body str,
     number: Option<u64>,
 }
 
@@ -50,8 +52,14 @@ impl<'body> Told<'body> {
                 .filter(|message| !message.is_empty()),
             kind: field("type").unwrap_or_default(),
             code: field("code").unwrap_or_default(),
+            param: field("param").unwrap_or_default(),
             number: error.get("code").and_then(Value::as_u64).or_else(|| field("code")?.parse().ok()),
         }
+    }
+
+    /// Few sentences leave out what they are about.
+    fn with_param(&self, message: &str) -> String {
+        if message.contains(self.param) { message.to_owned() } else { format!("{message} ({})", self.param) }
     }
 
     fn status(&self) -> Option<u16> {
@@ -68,7 +76,8 @@ fn of_word(word: &str) -> Option<Class> {
     Some(match word {
         "rate_limit_exceeded" | "rate_limit_error" | "rate_limit_reached" | "requests" | "tokens" => Class::Rate,
         "insufficient_quota" | "quota_exceeded" | "billing_hard_limit_reached" | "billing_not_active" => Class::Quota,
-        "context_length_exceeded" | "string_above_max_length" => Class::Context,
+        // The last one is llama.cpp's, in some builds with a code of 500.
+        "context_length_exceeded" | "string_above_max_length" | "exceed_context_size_error" => Class::Context,
         "content_filter" | "content_policy_violation" | "moderation_blocked" | "ResponsibleAIPolicyViolation" => {
             Class::Content
         }
@@ -101,14 +110,30 @@ fn of_word(word: &str) -> Option<Class> {
     })
 }
 
+/// How servers say that a conversation does not fit their model. The last five are of Groq, xAI, Moonshot, Anthropic behind a gateway,
+/// and llama.cpp.
+const TOO_LONG: [&str; 9] = [
+    "maximum context length",
+    "context window",
+    "context length",
+    "too many tokens",
+    "reduce the length of the messages",
+    "maximum prompt length",
+    "exceeded model token limit",
+    "prompt is too long",
+    OF_LLAMA_CPP,
+];
+
+/// Older builds call it a fault of the server.
+const OF_LLAMA_CPP: &str = "exceeds the available context size";
+
 /// Some causes that need another answer share a word; only the sentence tells them apart.
 fn refined(class: Class, message: &str) -> Class {
     let message = message.to_ascii_lowercase();
     let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
     match class {
-        Class::Invalid if says(&["maximum context length", "context window", "context length", "too many tokens"]) => {
-            Class::Context
-        }
+        Class::Invalid if says(&TOO_LONG) => Class::Context,
+        Class::Overload if says(&[OF_LLAMA_CPP]) => Class::Context,
         Class::Invalid if says(&["usage policy", "content management policy", "safety system"]) => Class::Content,
         Class::Invalid if says(&["api key"]) => Class::Auth,
         Class::Rate if says(&["exceeded your current quota", "billing", "insufficient_quota"]) => Class::Quota,
@@ -188,6 +213,71 @@ mod tests {
             assert_eq!(error.class, class, "{status} {body:?}");
             assert!(!error.message.is_empty());
         }
+    }
+
+    #[test]
+    fn each_server_says_in_its_own_way_that_a_conversation_is_too_long() {
+        let too_long = [
+            // llama.cpp, with the code of a fault of its own in some builds.
+            (
+                400,
+                json!({"error": {
+                    "code": 400,
+                    "message": "request (9000 tokens) exceeds the available context size (4096 tokens), try increasing it",
+                    "type": "exceed_context_size_error",
+                    "n_prompt_tokens": 9000,
+                    "n_ctx": 4096,
+                }}),
+            ),
+            (500, json!({"error": {"code": 500, "message": "too long", "type": "exceed_context_size_error"}})),
+            (
+                500,
+                json!({"error": {
+                    "code": 500,
+                    "message": "the request exceeds the available context size. try increasing the context size or enable context shift",
+                    "type": "server_error",
+                }}),
+            ),
+            (
+                400,
+                json!({
+                    "code": "Client specified an invalid argument",
+                    "error": "This model's maximum prompt length is 131072 but the request contains 537812 tokens.",
+                }),
+            ),
+            (
+                400,
+                json!({"error": {
+                    "message": "Invalid request: Your request exceeded model token limit: 262144",
+                    "type": "invalid_request_error",
+                }}),
+            ),
+            (
+                400,
+                json!({
+                    "object": "error",
+                    "message": "Prompt contains 40017 tokens, too large for model with 32768 maximum context length",
+                    "type": "invalid_request_error",
+                }),
+            ),
+        ];
+        for (status, body) in too_long {
+            assert_eq!(of_status(status, Some(&body)).class, Class::Context, "{body}");
+        }
+    }
+
+    #[test]
+    fn the_field_that_was_refused_is_named() {
+        let refused = |message: &str, param: Value| {
+            let body = json!({"error": {"message": message, "type": "invalid_request_error", "param": param}});
+            of_status(400, Some(&body)).message
+        };
+        assert_eq!(refused("Unsupported value.", json!("temperature")), "Unsupported value. (temperature)");
+        assert_eq!(
+            refused("Unsupported value: 'temperature'", json!("temperature")),
+            "Unsupported value: 'temperature'"
+        );
+        assert_eq!(refused("no", Value::Null), "no");
     }
 
     #[test]

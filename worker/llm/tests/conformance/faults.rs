@@ -26,7 +26,7 @@ const BUFFERS: usize = 16 * 1024 * 1024;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 const LIMITS: Limits = Limits {
-    first_token: Duration::from_millis(600),
+    opened: Duration::from_millis(600),
     idle: Duration::from_millis(300),
     answer: Duration::from_millis(1_500),
     event_bytes_max: EVENT_BYTES_MAX,
@@ -158,7 +158,7 @@ async fn a_model_that_is_silent_for_too_long_is_given_up() {
     for (fixture, format) in remote().zip(Format::ALL) {
         let body = fixture.play(&scene(&[Act::Say("I was")], End::Cut));
         let opening = &body[..body.find("\n\n").unwrap() + 2];
-        for (before, bound) in [("", limits.first_token), (opening, limits.idle), (&body, limits.idle)] {
+        for (before, bound) in [("", limits.opened), (opening, limits.idle), (&body, limits.idle)] {
             let before = stream::iter([Ok::<_, Infallible>(Bytes::copy_from_slice(before.as_bytes()))]);
             let began = Instant::now();
             let deltas: Vec<_> = format.deltas(before.chain(stream::pending()), limits).collect().await;

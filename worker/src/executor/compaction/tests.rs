@@ -66,6 +66,19 @@ fn the_oldest_exchanges_go_first_and_the_model_is_told() {
 }
 
 #[test]
+fn a_conversation_that_grows_begins_the_same_for_many_calls() {
+    let tokens_max = 2_000;
+    let all: Vec<_> = (0..60).flat_map(|number| exchange(number, &[(0, 400)], true)).collect();
+    let questions = (0..all.len()).filter(|&place| all[place].role() == Role::User);
+    let sent: Vec<_> = questions.map(|place| compacted(all[..=place].to_vec(), tokens_max)).collect();
+    assert!(sent.iter().all(|sent| estimate::conversation_tokens(sent) <= tokens_max + 20), "the note is beyond it");
+    let begins_anew = sent.windows(2).filter(|pair| !pair[1].starts_with(&pair[0])).count();
+    // What comes after the bound comes to so many of its quarters.
+    let quarters = (estimate::conversation_tokens(&all) - tokens_max).div_ceil(tokens_max / 4);
+    assert!(begins_anew > 0 && begins_anew <= usize::try_from(quarters).unwrap(), "{begins_anew} of {quarters}");
+}
+
+#[test]
 fn within_the_newest_exchange_the_oldest_answers_go_with_their_results() {
     let messages = exchange(0, &[(0, 4_000), (1, 4_000), (0, 400)], false);
     let short = compacted(messages, 400);

@@ -36,7 +36,7 @@ pub(super) fn content(result: CallToolResult) -> Result<Vec<ContentBlock>, Error
     let texts: Vec<_> = content
         .iter()
         .filter_map(|block| match &block.block {
-            Some(Block::Text(text)) => Some(text.text.as_str()),
+            Some(Block::Text(text)) if !text.text.trim().is_empty() => Some(text.text.as_str()),
             _ => None,
         })
         .collect();
@@ -154,6 +154,8 @@ mod tests {
     fn an_error_is_told_and_structure_stands_in_for_text() {
         let failed = read(json!({"content": [{"type": "text", "text": "no seats"}], "isError": true}));
         assert_eq!(failed, Err(Error("no seats".into())));
+        let silent = read(json!({"content": [{"type": "text", "text": " \n"}], "isError": true}));
+        assert_eq!(silent, Err(Error("The tool failed and did not say why.".into())));
         let structured = read(json!({"content": [], "structuredContent": {"seats": 3}})).unwrap();
         assert_eq!(texts(&structured), [r#"{"seats":3}"#]);
     }

@@ -49,6 +49,7 @@ fn hub(events_max: usize) -> Hub {
             topics: Arc::default(),
             relay_up: Arc::new(AtomicBool::new(true)),
             turns: watch::Sender::new(0),
+            replays: crate::events::replay::Room::default(),
         }),
     }
 }

@@ -33,11 +33,7 @@ pub struct RedisRelay {
 impl RedisRelay {
     /// Starts the relay. It ends with `tasks`, once nobody listens any more. Redis need not be there yet:
     /// [`RedisRelay::check`] tells.
-    ///
-    /// Fails with [`Error::Invalid`] when the URL is none.
-    pub async fn connect(url: &str, tasks: &Tasks) -> Result<Self, Error> {
-        // The parser's complaint may quote the URL, and with it a password.
-        let client = Client::open(url).map_err(|_| Error::invalid("the Redis URL", "can't be read"))?;
+    pub async fn connect(client: Client, tasks: &Tasks) -> Result<Self, Error> {
         // Without tries of its own: each call of ours is one.
         let config = ConnectionManagerConfig::new()
             .set_number_of_retries(0)

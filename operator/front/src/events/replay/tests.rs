@@ -1,7 +1,10 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use async_trait::async_trait;
+use croft_proto::v1::content_block::Block;
+use croft_proto::v1::{ContentBlock, Text, UserMessage};
 use futures::FutureExt;
+use futures::future::join_all;
 use futures::stream::BoxStream;
 use tokio::task::yield_now;
 use tokio::time::Instant;
@@ -110,7 +113,7 @@ async fn a_reader_whose_session_is_erased_is_told_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_next_page_is_read_while_one_is_sent_and_no_other() {
+async fn the_next_page_is_read_once_half_of_one_is_sent_and_no_other() {
     let scene = Arc::new(Scene::new().await);
     let hub = scene.hub(Arc::new(MemoryRelay::default()), Options::default());
     for _ in 0..FIRST_PAGE + 2 * PAGE {
@@ -118,18 +121,108 @@ async fn the_next_page_is_read_while_one_is_sent_and_no_other() {
     }
     let log = Moody::new(&scene);
     let mut events = follow(log.clone(), &hub, scene.tenant, scene.session, 0, false).await.unwrap().boxed();
-    assert_eq!(next_number(&mut events).await, 1);
-    for _ in 0..10 {
-        yield_now().await;
+    let mut last_seq = 0;
+    let mut reads_behind = async |number: u64| {
+        while last_seq < number {
+            last_seq += 1;
+            assert_eq!(next_number(&mut events).await, last_seq);
+        }
+        for _ in 0..10 {
+            yield_now().await;
+        }
+        log.reads.load(Ordering::Relaxed)
+    };
+    let (first, page) = (u64::from(FIRST_PAGE), u64::from(PAGE));
+    assert_eq!(reads_behind(1).await, 1);
+    assert_eq!(reads_behind(first / 2 + 1).await, 2);
+    assert_eq!(reads_behind(first + 2).await, 2);
+    assert_eq!(reads_behind(first + 1 + page / 2).await, 3);
+}
+
+fn long_message() -> Kind {
+    let text = Text { text: "x".repeat(500_000) };
+    Kind::UserMessage(UserMessage { content: vec![ContentBlock { block: Some(Block::Text(text)) }], ..Default::default() })
+}
+
+/// Once, each reader that did not read held eight megabytes.
+#[tokio::test(start_paused = true)]
+async fn readers_who_do_not_read_leave_room_for_others() {
+    let (ours, theirs) = (Scene::new().await, Scene::new().await);
+    let hub = ours.hub(Arc::new(MemoryRelay::default()), Options::default());
+    for _ in 0..20 {
+        ours.append(long_message()).await;
+        theirs.append(long_message()).await;
     }
-    assert_eq!(log.reads.load(Ordering::Relaxed), 2);
-    for expected in 2..=u64::from(FIRST_PAGE) + 2 {
+    let began = Instant::now();
+    let unread = (0..64).map(async |_| {
+        let mut events = follow_from(&ours, &hub, 0).await;
+        assert_eq!(next_number(&mut events).await, 1);
+        events
+    });
+    let mut unread = std::pin::pin!(join_all(unread));
+    assert!(unread.as_mut().now_or_never().is_none(), "some wait for room");
+    assert!(hub.replays().held() <= room::TENANT_BYTES_MAX, "{} bytes are held", hub.replays().held());
+
+    let mut events = follow_from(&theirs, &hub, 0).await;
+    for expected in 1..=21 {
         assert_eq!(next_number(&mut events).await, expected);
     }
-    for _ in 0..10 {
-        yield_now().await;
+    assert_eq!(began.elapsed(), Duration::ZERO, "nobody waits for another tenant's readers");
+
+    // Those that wait come to read in turn, and those whose pages made room for them read on.
+    let mut unread = unread.await;
+    assert!(began.elapsed() >= room::LIES_MAX);
+    assert!(hub.replays().held() <= room::TENANT_BYTES_MAX, "{} bytes are held", hub.replays().held());
+    for expected in 2..=21 {
+        assert_eq!(next_number(&mut unread[0]).await, expected);
     }
-    assert_eq!(log.reads.load(Ordering::Relaxed), 3);
+    let last = unread.last_mut().unwrap();
+    for expected in 2..=21 {
+        assert_eq!(next_number(last).await, expected);
+    }
+    drop((unread, events));
+    assert_eq!(hub.replays().held(), 0);
+}
+
+/// An event may take more room than a page has when it is read.
+#[tokio::test(start_paused = true)]
+async fn an_event_that_is_larger_than_all_room_is_told() {
+    let scene = Scene::new().await;
+    let hub = scene.hub(Arc::new(MemoryRelay::default()), Options::default());
+    let text = Text { text: "x".repeat(room::TENANT_BYTES_MAX + 1) };
+    let content = vec![ContentBlock { block: Some(Block::Text(text)) }];
+    scene.append(Kind::UserMessage(UserMessage { content, ..Default::default() })).await;
+    scene.append(user_message()).await;
+    let mut events = follow_from(&scene, &hub, 0).await;
+    for expected in 1..=3 {
+        assert_eq!(next_number(&mut events).await, expected);
+    }
+    assert_eq!(hub.replays().held(), 0);
+}
+
+/// The end of a page that has made room is told as if it had never been read.
+#[tokio::test(start_paused = true)]
+async fn what_comes_while_a_page_is_away_is_told_once() {
+    let scene = Scene::new().await;
+    let hub = scene.hub(Arc::new(MemoryRelay::default()), Options::default());
+    for _ in 0..3 {
+        scene.append(long_message()).await;
+    }
+    let mut slow = follow_from(&scene, &hub, 1).await;
+    assert_eq!(next_number(&mut slow).await, 2);
+    let mut others: Vec<Events> = Vec::new();
+    let began = Instant::now();
+    while began.elapsed() < room::LIES_MAX {
+        others.push(follow_from(&scene, &hub, 0).await);
+    }
+    scene.publish(&hub, user_message()).await;
+    drop(others);
+    for expected in 3..=5 {
+        assert_eq!(next_number(&mut slow).await, expected);
+    }
+    scene.publish(&hub, terminated()).await;
+    assert_eq!(next_number(&mut slow).await, 6);
+    assert!(slow.next().await.is_none());
 }
 
 #[tokio::test(start_paused = true)]

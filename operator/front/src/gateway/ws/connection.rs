@@ -24,6 +24,7 @@ use crate::gateway::metrics::Open;
 use crate::gateway::open::{Opened, Wanted, open};
 use crate::gateway::{Failure, Shared};
 use crate::identity::{Identity, Tenure};
+use crate::intake::Held;
 
 /// Frames of the client that wait to be carried out. At the bound the client is not read from.
 const WAITING_MAX: usize = 16;
@@ -33,6 +34,11 @@ const WAITING_MAX: usize = 16;
 const TOGETHER_MAX: usize = 64;
 /// And until they have so many bytes, which a slow line takes a while for. Meanwhile nothing is read.
 const TOGETHER_BYTES_MAX: usize = 256 * 1024;
+
+/// Subscriptions that come with one call of the tenant's, of which it has so many in a minute; the first ones with the call that opened
+/// the connection. Each looks into the store, so that they can't be for nothing; and who connects anew with many must have some
+/// calls left to talk to them.
+const SUBSCRIPTIONS_A_CALL: u32 = 8;
 
 /// How long a peer may take to hear why it is closed, and to close in turn.
 const FAREWELL_MAX: Duration = Duration::from_secs(2);
@@ -50,10 +56,13 @@ pub(super) struct Connection {
 /// What the connection is busy with.
 struct State {
     subscriptions: Subscriptions,
-    waiting: VecDeque<ClientFrame>,
+    /// Each with the room that it takes.
+    waiting: VecDeque<(ClientFrame, Held)>,
     /// The frame that is being carried out.
     current: Option<BoxFuture<'static, Outcome>>,
     limiter: Limiter,
+    /// Subscriptions that the last call still stands for.
+    covered: u32,
     heard_at: Instant,
 }
 
@@ -61,6 +70,8 @@ struct State {
 enum Outcome {
     Subscribed { session: SessionId, since: u64, events: Option<BoxStream<'static, Result<SessionEvent, Error>>> },
     Reply(ServerFrame),
+    /// The tenant has had all its calls of this minute: the next subscription asks again.
+    Limited(ServerFrame),
 }
 
 /// Why the connection ends.
@@ -84,6 +95,7 @@ impl Connection {
             waiting: VecDeque::new(),
             current: None,
             limiter: Limiter::new(options.frames_per_second, options.frames_at_once),
+            covered: SUBSCRIPTIONS_A_CALL,
             heard_at: Instant::now(),
         };
         let metrics = &shared.gateway.metrics;
@@ -154,7 +166,7 @@ impl Connection {
         if self.state.current.is_some() {
             return;
         }
-        let Some(frame) = self.state.waiting.pop_front() else { return };
+        let Some((frame, held)) = self.state.waiting.pop_front() else { return };
         let (shared, identity) = (Arc::clone(&self.shared), self.tenure.identity().clone());
         let is_subscribed = match &frame {
             ClientFrame::Subscribe(Subscribe { session_id, .. }) => {
@@ -163,16 +175,31 @@ impl Connection {
             _ => false,
         };
         let is_full = self.state.subscriptions.len() >= shared.gateway.options.subscriptions_max;
-        self.state.current = Some(match frame {
+        let carried_out = match frame {
             ClientFrame::Subscribe(Subscribe { session_id, since, .. }) if is_subscribed => {
                 ready(ServerFrame::Subscribed { session_id, since })
             }
             ClientFrame::Subscribe(Subscribe { session_id, .. }) if is_full => {
                 let message = format!("a connection has at most {} subscriptions", self.state.subscriptions.len());
-                let failure = Failure { reason: "SUBSCRIPTION_LIMIT", message };
+                let failure = Failure::new("SUBSCRIPTION_LIMIT", message);
                 ready(ServerFrame::Error { failure, session_id: Some(session_id) })
             }
-            ClientFrame::Subscribe(subscribe) => subscribed(shared, identity, subscribe).boxed(),
+            ClientFrame::Subscribe(subscribe) => match self.state.covered.checked_sub(1) {
+                Some(covered) => {
+                    self.state.covered = covered;
+                    subscribed(shared, identity, subscribe).boxed()
+                }
+                None => {
+                    self.state.covered = SUBSCRIPTIONS_A_CALL - 1;
+                    async move {
+                        match shared.gateway.calls.limit(&identity).await {
+                            Ok(()) => subscribed(shared, identity, subscribe).await,
+                            Err(error) => Outcome::Limited(failed(&error, subscribe.session_id)),
+                        }
+                    }
+                    .boxed()
+                }
+            },
             ClientFrame::Unsubscribe(Unsubscribe { session_id }) => {
                 if let Ok(id) = session_id.parse::<SessionId>() {
                     self.state.subscriptions.remove(id);
@@ -203,7 +230,8 @@ impl Connection {
             }
             .boxed(),
             ClientFrame::Ping(Ping { id }) => ready(ServerFrame::Pong { id }),
-        });
+        };
+        self.state.current = Some(held.answering(carried_out).boxed());
     }
 
     async fn hear(&mut self, message: Option<Result<Message, axum::Error>>) -> Result<(), End> {
@@ -225,9 +253,13 @@ impl Connection {
             Verdict::Refuse => return self.refuse("RATE_LIMITED", "too many frames: send fewer".to_owned()).await,
             Verdict::HangUp => return Err(End::close(close_code::POLICY, "far too many frames")),
         }
+        let held = match self.shared.gateway.intake.hold_json(self.tenure.identity().tenant, &text) {
+            Ok(held) => held,
+            Err(error) => return self.turn_away(Failure::from(&error)).await,
+        };
         match ClientFrame::parse(text.as_str()) {
             Ok(frame) => {
-                self.state.waiting.push_back(frame);
+                self.state.waiting.push_back((frame, held));
                 Ok(())
             }
             Err(problem) => self.refuse("INVALID_ARGUMENT", problem).await,
@@ -237,6 +269,10 @@ impl Connection {
     async fn settle(&mut self, outcome: Outcome) -> Result<(), End> {
         match outcome {
             Outcome::Reply(frame) => self.tell(&frame).await,
+            Outcome::Limited(frame) => {
+                self.state.covered = 0;
+                self.tell(&frame).await
+            }
             Outcome::Subscribed { session, since, events } => {
                 let session_id = session.to_string();
                 self.tell(&ServerFrame::Subscribed { session_id: session_id.clone(), since }).await?;
@@ -296,8 +332,12 @@ impl Connection {
     }
 
     async fn refuse(&mut self, reason: &'static str, message: String) -> Result<(), End> {
-        self.shared.gateway.metrics.refusals.with_label_values(&[reason]).inc();
-        self.tell(&ServerFrame::Error { failure: Failure { reason, message }, session_id: None }).await
+        self.turn_away(Failure::new(reason, message)).await
+    }
+
+    async fn turn_away(&mut self, failure: Failure) -> Result<(), End> {
+        self.shared.gateway.metrics.refusals.with_label_values(&[failure.reason]).inc();
+        self.tell(&ServerFrame::Error { failure, session_id: None }).await
     }
 
     async fn tell(&mut self, frame: &ServerFrame) -> Result<(), End> {

@@ -163,7 +163,7 @@ mod tests {
     #[test]
     fn frames_have_the_documented_form() {
         let session_id = || "heron".to_owned();
-        let failure = Failure { reason: "SESSION_NOT_FOUND", message: "session heron does not exist".to_owned() };
+        let failure = Failure::new("SESSION_NOT_FOUND", "session heron does not exist");
         let event = SessionEvent { session_id: session_id(), seq: 13, ..Default::default() };
         for (frame, expected) in [
             (

@@ -18,7 +18,8 @@ const PAGE: u32 = 500;
 /// The label on sessions that were declared in the cluster: `SESSION_SOURCE` of croft-crds, which the front does without.
 const SOURCE: (&str, &str) = ("croft.dev/source", "agentsession");
 
-/// A tenant's declared sessions, those that are worth telling, and its totals if they are.
+/// A tenant's declared sessions, those that are worth telling, and its totals if they are. A sum that fails is left out: one tenant's
+/// long ledger must not keep the others' sessions from being told.
 pub(super) struct Picture {
     pub(super) tenant: TenantId,
     sessions: Vec<v1::Session>,
@@ -30,8 +31,7 @@ impl Picture {
     pub(super) async fn of_open(core: &Core, tenant: TenantId, month_start: Timestamp) -> Result<Self, Error> {
         let filter = Filter { states: Filter::open().states, ..declared() };
         let sessions = listed(core, tenant, &filter).await?;
-        let totals = Some(totals(core, tenant, month_start).await?);
-        Ok(Self { tenant, sessions, totals })
+        Ok(Self { tenant, sessions, totals: summed(core, tenant, month_start).await })
     }
 
     /// Those of these ids that are declared ones, and the totals of this month if one is given.
@@ -47,7 +47,7 @@ impl Picture {
             sessions.extend(listed(core, tenant, &Filter { ids: ids.to_vec(), ..declared() }).await?);
         }
         let totals = match month_start {
-            Some(month_start) => Some(totals(core, tenant, month_start).await?),
+            Some(month_start) => summed(core, tenant, month_start).await,
             None => None,
         };
         Ok(Self { tenant, sessions, totals })
@@ -90,6 +90,16 @@ async fn listed(core: &Core, tenant: TenantId, filter: &Filter) -> Result<Vec<v1
 /// Without the agent, which may be large and never changes.
 fn told(session: Session) -> v1::Session {
     v1::Session { agent: None, ..session.into() }
+}
+
+async fn summed(core: &Core, tenant: TenantId, month_start: Timestamp) -> Option<TenantTotals> {
+    match totals(core, tenant, month_start).await {
+        Ok(totals) => Some(totals),
+        Err(error) => {
+            tracing::warn!(%tenant, %error, "a tenant's totals are not told, trying again in a while");
+            None
+        }
+    }
 }
 
 async fn totals(core: &Core, tenant: TenantId, month_start: Timestamp) -> Result<TenantTotals, Error> {

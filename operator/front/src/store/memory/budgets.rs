@@ -34,6 +34,10 @@ impl Found {
     fn is(&self, tenant: TenantId, alert: &Alert) -> bool {
         self.tenant == tenant && self.alert.key() == alert.key()
     }
+
+    pub(super) fn is_of(&self, tenant: TenantId, is_wanted: impl FnOnce(&Account) -> bool) -> bool {
+        self.tenant == tenant && is_wanted(&self.alert.account)
+    }
 }
 
 #[async_trait]

@@ -20,7 +20,7 @@ impl RemovalStore for Memory {
         let mut state = self.lock();
         state.check_removal(tenant)?;
         let before = state.api_keys.len();
-        state.api_keys.retain(|_, key| key.tenant != tenant);
+        state.api_keys.retain(|_, kept| kept.key.tenant != tenant);
         Ok((before - state.api_keys.len()) as u64)
     }
 

@@ -2,11 +2,12 @@
 
 use async_trait::async_trait;
 use croft_proto::Timestamp;
-use croft_proto::id::TenantId;
+use croft_proto::id::{SessionId, TenantId};
 
-use super::Memory;
+use super::{Memory, State};
+use crate::budget::Scope;
 use crate::error::Error;
-use crate::session::retention::RetentionStore;
+use crate::session::retention::{Erased, RetentionStore};
 use crate::store::time;
 use crate::turn::now;
 
@@ -14,9 +15,16 @@ const HOUR_MICROS: i64 = 3_600_000_000;
 
 #[async_trait]
 impl RetentionStore for Memory {
-    async fn erase_ended(&self, tenant: TenantId, before: Timestamp, sessions_max: u32) -> Result<u64, Error> {
+    async fn erase_ended(
+        &self,
+        tenant: TenantId,
+        before: Timestamp,
+        sessions_max: u32,
+        events_max: u32,
+    ) -> Result<Erased, Error> {
         let mut state = self.lock();
         let before = time::micros(&before).min(time::micros(&now()) - HOUR_MICROS);
+        let going: Vec<_> = state.going.keys().filter(|(of, _)| *of == tenant).map(|&(_, id)| id).collect();
         let mut ended: Vec<_> = state
             .sessions
             .iter()
@@ -25,11 +33,35 @@ impl RetentionStore for Memory {
             .filter(|(ended, _)| *ended < before)
             .collect();
         ended.sort_unstable();
-        ended.truncate(sessions_max as usize);
-        for (_, id) in &ended {
-            state.sessions.remove(&(tenant, *id));
-            state.used_keys.retain(|(of, ..), used| *of != tenant || used.session != *id);
+        let ended = ended.into_iter().map(|(_, id)| id);
+        let mut erased = Erased::default();
+        for id in going.into_iter().chain(ended).take(sessions_max as usize) {
+            let room = u64::from(events_max) - erased.events;
+            let left = state.hide(tenant, id);
+            let gone = (*left).min(room);
+            *left -= gone;
+            erased.events += gone;
+            if erased.events == u64::from(events_max) {
+                break;
+            }
+            state.going.remove(&(tenant, id));
+            erased.sessions += 1;
         }
-        Ok(ended.len() as u64)
+        Ok(erased)
+    }
+}
+
+impl State {
+    /// Takes a session out of everybody's sight; how many events are left of it.
+    fn hide(&mut self, tenant: TenantId, id: SessionId) -> &mut u64 {
+        let record = self.sessions.remove(&(tenant, id));
+        if record.is_some() {
+            let is_its = |scope, subject: &str| scope == Scope::Session && subject == id.to_string();
+            self.used_keys.retain(|(of, ..), used| *of != tenant || used.session != id);
+            self.budgets.retain(|(of, scope, subject, _), _| *of != tenant || !is_its(*scope, subject));
+            self.alerts.retain(|found| !found.is_of(tenant, |account| is_its(account.scope, &account.subject)));
+        }
+        let events = record.map_or(0, |record| record.events.len() as u64);
+        self.going.entry((tenant, id)).or_insert(events)
     }
 }

@@ -1,31 +1,64 @@
 //! API keys in Postgres.
 
 use async_trait::async_trait;
+use croft_proto::Timestamp;
 use croft_proto::id::TenantId;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
+use super::time::Time;
 use super::{Postgres, failed, is_foreign_key};
 use crate::error::Error;
-use crate::identity::api_key::{KeyStore, StoredKey};
+use crate::identity::api_key::{KeyRecord, KeyStore, StoredKey};
+use crate::identity::role::Role;
 
 #[async_trait]
 impl KeyStore for Postgres {
-    async fn insert(&self, key: &StoredKey) -> Result<(), Error> {
+    async fn insert(&self, key: &StoredKey, expire_time: Option<Timestamp>) -> Result<(), Error> {
         let mut tx = self.tenant(key.tenant).await?;
-        sqlx::query("insert into api_keys (prefix, tenant_id, secret_hash, role) values ($1, $2, $3, $4)")
-            .bind(&key.prefix)
-            .bind(key.tenant.0)
-            .bind(key.secret_hash)
-            .bind(key.role.as_str())
-            .execute(&mut *tx)
-            .await
-            .map_err(|error| match &error {
-                sqlx::Error::Database(refusal) if refusal.is_unique_violation() => Error::invalid("prefix", "is taken"),
-                _ if is_foreign_key(&error) => Error::invalid("tenant", "does not exist"),
-                _ => failed(error),
-            })?;
+        sqlx::query(
+            "insert into api_keys (prefix, tenant_id, secret_hash, role, expire_time) values ($1, $2, $3, $4, $5)",
+        )
+        .bind(&key.prefix)
+        .bind(key.tenant.0)
+        .bind(key.secret_hash)
+        .bind(key.role.as_str())
+        .bind(expire_time.map(Time))
+        .execute(&mut *tx)
+        .await
+        .map_err(|error| match &error {
+            sqlx::Error::Database(refusal) if refusal.is_unique_violation() => Error::invalid("prefix", "is taken"),
+            _ if is_foreign_key(&error) => Error::invalid("tenant", "does not exist"),
+            _ => failed(error),
+        })?;
         tx.commit().await.map_err(failed)
+    }
+
+    async fn list(&self, tenant: TenantId) -> Result<Vec<KeyRecord>, Error> {
+        let mut tx = self.tenant(tenant).await?;
+        let rows = sqlx::query(
+            "select prefix, role, create_time, expire_time, revoke_time from api_keys where tenant_id = $1
+            order by create_time desc, prefix",
+        )
+        .bind(tenant.0)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed)?;
+        rows.iter().map(record).collect::<Result<_, _>>().map_err(failed)
+    }
+
+    async fn revoke(&self, tenant: TenantId, prefix: &str) -> Result<bool, Error> {
+        let mut tx = self.tenant(tenant).await?;
+        let revoked = sqlx::query(
+            "update api_keys set revoke_time = coalesce(revoke_time, now()) where tenant_id = $1 and prefix = $2",
+        )
+        .bind(tenant.0)
+        .bind(prefix)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed)?;
+        tx.commit().await.map_err(failed)?;
+        Ok(revoked.rows_affected() > 0)
     }
 
     async fn find(&self, prefix: &str) -> Result<Option<StoredKey>, Error> {
@@ -45,6 +78,21 @@ fn key(row: &PgRow) -> Result<StoredKey, sqlx::Error> {
         tenant: TenantId(row.try_get("tenant_id")?),
         tenant_name: row.try_get("tenant_name")?,
         secret_hash: row.try_get("secret_hash")?,
-        role: row.try_get::<&str, _>("role")?.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?,
+        role: role(row)?,
     })
+}
+
+fn record(row: &PgRow) -> Result<KeyRecord, sqlx::Error> {
+    let time = |column| Ok::<_, sqlx::Error>(row.try_get::<Option<Time>, _>(column)?.map(|Time(time)| time));
+    Ok(KeyRecord {
+        prefix: row.try_get("prefix")?,
+        role: role(row)?,
+        create_time: row.try_get::<Time, _>("create_time")?.0,
+        expire_time: time("expire_time")?,
+        revoke_time: time("revoke_time")?,
+    })
+}
+
+fn role(row: &PgRow) -> Result<Role, sqlx::Error> {
+    row.try_get::<&str, _>("role")?.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))
 }

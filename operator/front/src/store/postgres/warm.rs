@@ -81,6 +81,11 @@ impl Warm {
         }
     }
 
+    /// How many are away from the pool, and at rest.
+    pub(super) fn kept(&self) -> usize {
+        self.waiting.lock().len()
+    }
+
     /// For whoever is about to take one of the pool's: when it has none that rests, those that are kept go back to it.
     pub(super) fn give_way(&self) {
         if self.is_short() {

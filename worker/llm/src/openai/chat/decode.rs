@@ -1,11 +1,12 @@
 //! Chunks of Chat Completions as neutral deltas.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use croft_proto::v1::TokenUsage;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::calls::Calls;
 use crate::answer::{self, cut, senseless};
 use crate::blocks::{Blocks, Said};
 use crate::delta::{Delta, Stop};
@@ -14,6 +15,9 @@ use crate::openai::{NAME, failure};
 use crate::quick::{Quick, once};
 use crate::tier;
 
+/// The signature of thinking that came as `reasoning_content`. It is no proof of anything, and says that the thinking goes back in
+/// that very field: servers that tell of it otherwise refuse it there.
+pub(crate) const REASONING_CONTENT: &str = "reasoning_content";
 /// In place of the data of the last event.
 const DONE: &str = "[DONE]";
 
@@ -37,7 +41,7 @@ struct Choice {
 
 #[derive(Deserialize)]
 struct Piece {
-    content: Option<String>,
+    content: Option<Content>,
     refusal: Option<String>,
     /// Not of OpenAI's, but of many servers that serve models which think aloud.
     reasoning_content: Option<String>,
@@ -45,10 +49,35 @@ struct Piece {
     tool_calls: Option<Vec<CallPiece>>,
 }
 
+/// A text at nearly all servers. Mistral's models that think tell of it in parts.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Content {
+    Text(String),
+    Parts(Vec<Part>),
+}
+
+/// Other parts, such as references to sources, say nothing.
+#[derive(Deserialize)]
+struct Part {
+    text: Option<String>,
+    thinking: Option<Content>,
+}
+
+impl Content {
+    /// All that it says.
+    fn whole(self) -> String {
+        match self {
+            Self::Text(text) => text,
+            Self::Parts(parts) => parts.into_iter().filter_map(|part| part.text).collect(),
+        }
+    }
+}
+
 #[derive(Deserialize)]
 struct CallPiece {
-    #[serde(default)]
-    index: u32,
+    /// Always 0 at some servers, and left out by others.
+    index: Option<u32>,
     id: Option<String>,
     function: Option<FunctionPiece>,
 }
@@ -103,20 +132,18 @@ impl Usage {
     }
 }
 
-struct Call {
-    block: u32,
-    arguments_json: String,
-}
-
 /// The state of one answer.
 pub(crate) struct Decoder {
     /// Tells calls of different answers apart where the server gives no ids.
     messages: usize,
     opened: bool,
     blocks: Blocks,
-    /// By the index that their pieces carry: pieces of several interleave.
-    calls: BTreeMap<u32, Call>,
+    /// The block of thinking that goes back, if the last one does.
+    reasoning: Option<u32>,
+    calls: Calls,
     refused: bool,
+    /// The server gives an empty reason to finish with every piece, and may give no other.
+    has_blank_reason: bool,
     tier: tier::Told,
     stop: Option<Stop>,
 }
@@ -126,6 +153,9 @@ impl answer::Decoder for Decoder {
 
     fn event(&mut self, data: &str, deltas: &mut VecDeque<Delta>) -> Result<(), Error> {
         if data.trim() == DONE {
+            if self.stop.is_none() && self.has_blank_reason {
+                self.finish("stop", deltas);
+            }
             deltas.push_back(Delta::Stop(self.stop.ok_or_else(|| cut(NAME))?));
             return Ok(());
         }
@@ -153,8 +183,10 @@ impl answer::Decoder for Decoder {
             if let Some(piece) = choice.delta {
                 self.piece(piece, deltas);
             }
-            if let Some(reason) = choice.finish_reason {
-                self.finish(&reason, deltas);
+            match choice.finish_reason.as_deref() {
+                None => {}
+                Some("") => self.has_blank_reason = true,
+                Some(reason) => self.finish(reason, deltas),
             }
         }
         deltas.extend(chunk.usage.map(|usage| Delta::Usage(usage.neutral())));
@@ -210,8 +242,10 @@ impl Decoder {
             messages,
             opened: false,
             blocks: Blocks::default(),
-            calls: BTreeMap::new(),
+            reasoning: None,
+            calls: Calls::default(),
             refused: false,
+            has_blank_reason: false,
             tier: tier::Told::default(),
             stop: None,
         }
@@ -219,37 +253,61 @@ impl Decoder {
 
     fn piece(&mut self, piece: Piece, deltas: &mut VecDeque<Delta>) {
         let given = |text: Option<String>| text.filter(|text| !text.is_empty());
-        if let Some(text) = given(piece.reasoning_content).or_else(|| given(piece.reasoning)) {
-            deltas.push_back(Delta::Thinking { block: self.blocks.saying(Said::Thinking), text });
+        if let Some(text) = given(piece.reasoning_content) {
+            let block = self.blocks.saying(Said::Thinking);
+            deltas.push_back(Delta::Thinking { block, text });
+            if self.reasoning.replace(block) != Some(block) {
+                deltas.push_back(Delta::Signature { block, signature: REASONING_CONTENT.to_owned() });
+            }
+        } else if let Some(text) = piece.reasoning {
+            self.say(Said::Thinking, text, deltas);
         }
-        if let Some(text) = given(piece.content) {
-            deltas.push_back(Delta::Text { block: self.blocks.saying(Said::Text), text });
+        match piece.content {
+            None => {}
+            Some(Content::Text(text)) => self.say(Said::Text, text, deltas),
+            Some(Content::Parts(parts)) => {
+                for Part { text, thinking } in parts {
+                    self.say(Said::Thinking, thinking.map(Content::whole).unwrap_or_default(), deltas);
+                    self.say(Said::Text, text.unwrap_or_default(), deltas);
+                }
+            }
         }
         if let Some(text) = given(piece.refusal) {
             // People are told in the model's own words.
             self.refused = true;
-            deltas.push_back(Delta::Text { block: self.blocks.saying(Said::Text), text });
+            self.say(Said::Text, text, deltas);
         }
         for piece in piece.tool_calls.unwrap_or_default() {
             self.call(piece, deltas);
         }
     }
 
+    fn say(&mut self, said: Said, text: String, deltas: &mut VecDeque<Delta>) {
+        if text.is_empty() {
+            return;
+        }
+        let block = self.blocks.saying(said);
+        deltas.push_back(match said {
+            Said::Text => Delta::Text { block, text },
+            Said::Thinking => Delta::Thinking { block, text },
+        });
+    }
+
     fn call(&mut self, piece: CallPiece, deltas: &mut VecDeque<Delta>) {
         let CallPiece { index, id, function } = piece;
         let (name, arguments) = function.map_or((None, None), |function| (function.name, function.arguments));
-        if !self.calls.contains_key(&index) {
-            let block = self.blocks.apart();
+        let name = name.unwrap_or_default();
+        let (messages, blocks) = (self.messages, &mut self.blocks);
+        let call = self.calls.of(index, id.as_deref(), !name.is_empty(), |place| {
+            let block = blocks.apart();
             // No two calls of a conversation that is sent whole have as many messages before them and the same place.
-            let made = || format!("call_{}_{index}", self.messages);
-            let tool_call_id = id.filter(|id| !id.is_empty()).unwrap_or_else(made);
-            deltas.push_back(Delta::ToolCallStarted { block, tool_call_id, name: name.unwrap_or_default() });
-            self.calls.insert(index, Call { block, arguments_json: String::new() });
-        }
-        if let Some(call) = self.calls.get_mut(&index)
-            && let Some(partial_json) = arguments.filter(|arguments| !arguments.is_empty())
-        {
-            call.arguments_json.push_str(&partial_json);
+            let made = || format!("call_{messages}_{place}");
+            let tool_call_id = id.clone().filter(|id| !id.is_empty()).unwrap_or_else(made);
+            deltas.push_back(Delta::ToolCallStarted { block, tool_call_id, name: name.clone() });
+            block
+        });
+        if let Some(partial_json) = arguments.filter(|arguments| !arguments.is_empty()) {
+            call.push(&partial_json);
             deltas.push_back(Delta::ToolArguments { block: call.block, partial_json });
         }
     }
@@ -271,7 +329,7 @@ impl Decoder {
         self.stop = Some(stop);
         // Of an answer that was cut nobody knows which calls are whole.
         if !matches!(stop, Stop::MaxTokens | Stop::Refusal) {
-            for Call { block, arguments_json } in std::mem::take(&mut self.calls).into_values() {
+            for (block, arguments_json) in self.calls.take() {
                 let arguments_json = if arguments_json.is_empty() { "{}".to_owned() } else { arguments_json };
                 deltas.push_back(Delta::ToolCallStopped { block, arguments_json });
             }

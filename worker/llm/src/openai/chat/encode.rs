@@ -7,27 +7,40 @@ use croft_proto::v1::image::Source;
 use croft_proto::v1::{ContentBlock, Image, Message, Role, ToolOutput, ToolUse};
 use serde_json::{Value, json};
 
+use super::REASONING_CONTENT;
+use super::dialect::Dialect;
 use crate::arguments::arguments;
 use crate::request::Request;
-use crate::tool_call_ids::{CHAT_BYTES_MAX, portable};
+use crate::tool_call_ids::{self, CHAT_BYTES_MAX, portable};
 use crate::tool_name::tool_name;
 
-pub(super) fn body(request: &Request) -> Value {
+/// Stands for what was thought where it is not there and something must be. An empty text is refused as none at all.
+const NOTHING_THOUGHT: &str = " ";
+
+pub(super) fn body(request: &Request, dialect: Dialect) -> Value {
     let mut messages = Vec::new();
     if !request.system.is_empty() {
         messages.push(json!({"role": "system", "content": request.system}));
     }
     // The results of one answer may come in several messages, and nothing may stand between them.
-    let conversation = portable(&request.messages, CHAT_BYTES_MAX);
+    let conversation = match dialect {
+        Dialect::Mistral => tool_call_ids::mistral(&request.messages),
+        Dialect::OpenAi | Dialect::DeepSeek | Dialect::Other => portable(&request.messages, CHAT_BYTES_MAX),
+    };
     let runs = conversation.chunk_by(|one, next| one.role() == Role::Tool && next.role() == Role::Tool);
-    runs.for_each(|run| add(run, &mut messages));
+    // A server that tells of thoughts in this field may demand it of every answer.
+    let takes_reasoning =
+        dialect.demands_reasoning() || request.messages.iter().any(|message| reasoning(message).is_some());
+    runs.for_each(|run| add(run, takes_reasoning, &mut messages));
     let mut body = json!({
         "model": request.model,
         "messages": messages,
-        "max_completion_tokens": request.output_tokens_max,
         "stream": true,
-        "stream_options": {"include_usage": true},
     });
+    if dialect.must_be_asked_for_usage() {
+        body["stream_options"] = json!({"include_usage": true});
+    }
+    body[dialect.output_bound(&request.model)] = request.output_tokens_max.into();
     if let Some(temperature) = request.temperature {
         body["temperature"] = temperature.into();
     }
@@ -46,11 +59,17 @@ pub(super) fn body(request: &Request) -> Value {
 }
 
 /// A message, or a run of messages with results.
-fn add(run: &[Message], messages: &mut Vec<Value>) {
+fn add(run: &[Message], takes_reasoning: bool, messages: &mut Vec<Value>) {
     let Some(first) = run.first() else { return };
     let content = || run.iter().flat_map(|message| &message.content);
     match first.role() {
-        Role::Assistant => messages.extend(assistant(&first.content)),
+        Role::Assistant => {
+            let Some(mut message) = assistant(&first.content) else { return };
+            if takes_reasoning {
+                message[REASONING_CONTENT] = reasoning(first).unwrap_or_else(|| NOTHING_THOUGHT.to_owned()).into();
+            }
+            messages.push(message);
+        }
         Role::User | Role::Tool | Role::Unspecified => {
             // Results come first: they answer what was called right before.
             let outputs = content().filter_map(|block| match &block.block {
@@ -73,7 +92,16 @@ fn add(run: &[Message], messages: &mut Vec<Value>) {
     }
 }
 
-/// The interface has no place for thinking, nor for what other providers alone understand.
+/// What was thought before an answer, as it goes back in a field of its own; `None` where it came in no such field, or nothing did.
+fn reasoning(message: &Message) -> Option<String> {
+    let thought = message.content.iter().filter_map(|block| match &block.block {
+        Some(Block::Thinking(thinking)) if thinking.signature == REASONING_CONTENT => Some(thinking.text.as_str()),
+        _ => None,
+    });
+    Some(thought.collect::<String>()).filter(|thought| !thought.is_empty())
+}
+
+/// The interface itself has no place for thinking, nor for what other providers alone understand.
 fn assistant(content: &[ContentBlock]) -> Option<Value> {
     let mut text = String::new();
     let mut calls = Vec::new();
@@ -126,4 +154,50 @@ pub(in crate::openai) fn url(image: &Image) -> Option<String> {
         Source::Data(data) => format!("data:{};base64,{}", image.media_type, STANDARD.encode(data)),
         Source::Url(url) => url.clone(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use croft_proto::v1::Text;
+
+    use super::*;
+
+    /// A call that another model made, with its result.
+    fn taken_over() -> Request {
+        let content = |block| vec![ContentBlock { block: Some(block) }];
+        let message = |role: Role, content| Message { role: role.into(), content, ..Message::default() };
+        let text = || content(Block::Text(Text { text: "noon".into() }));
+        let tool_call_id = || "toolu_01ab-cdefghi".to_owned();
+        let call = ToolUse { tool_call_id: tool_call_id(), name: "clock".into(), arguments_json: "{}".into() };
+        let output = ToolOutput { tool_call_id: tool_call_id(), content: text(), is_error: false };
+        Request {
+            model: "model-x".into(),
+            messages: vec![
+                message(Role::User, text()),
+                message(Role::Assistant, content(Block::ToolUse(call))),
+                message(Role::Tool, content(Block::ToolOutput(output))),
+            ],
+            output_tokens_max: 99,
+            ..Request::default()
+        }
+    }
+
+    #[test]
+    fn mistral_is_sent_no_field_that_it_refuses_and_ids_of_nine_letters_and_digits() {
+        let body = body(&taken_over(), Dialect::Mistral);
+        assert_eq!((&body["max_tokens"], &body["stream"]), (&json!(99), &json!(true)));
+        for field in ["max_completion_tokens", "stream_options"] {
+            assert_eq!(body.get(field), None, "{field}");
+        }
+        assert_eq!(body["messages"][1]["tool_calls"][0]["id"], "abcdefghi");
+        assert_eq!(body["messages"][2]["tool_call_id"], "abcdefghi");
+        assert_eq!(body["messages"][1].get(REASONING_CONTENT), None);
+    }
+
+    #[test]
+    fn deepseek_hears_that_nothing_was_thought_before_a_call_of_another_model() {
+        let of = |dialect| body(&taken_over(), dialect)["messages"][1].get(REASONING_CONTENT).cloned();
+        assert_eq!(of(Dialect::DeepSeek), Some(NOTHING_THOUGHT.into()));
+        assert_eq!([of(Dialect::OpenAi), of(Dialect::Other)], [None, None]);
+    }
 }
