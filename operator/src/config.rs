@@ -123,7 +123,7 @@ impl Args {
     /// How long a pass may take that says in a status how it went, which it has the rest of its deadline for.
     pub fn pass_max(&self) -> Duration {
         let deadline = Duration::from_millis(self.reconcile_deadline_ms);
-        deadline - REPORT_MAX.min(deadline / 4)
+        deadline.saturating_sub(REPORT_MAX.min(deadline / 4))
     }
 
     /// From when on routes are too old to be looked for here.

@@ -179,14 +179,12 @@ async fn open(session: &AgentSession, tenant: &TenantRef, context: &Context) -> 
         Err(status) if refusal::is_final(&status) => {
             Ok(Summary::failed("AgentRefused", format!("the front refuses it: {}", status.message())))
         }
-        // Where there is room by what we know, the front may not have heard yet that the limit was raised.
-        Err(status)
-            if refusal::is_full(&status)
-                && !live.is_some_and(|live| admission::room(&live, context).is_some_and(|room| room > 0)) =>
-        {
-            Err(Error::Full(Box::new(status)))
+        Err(status) => {
+            // Where there is room by what we know, the front may not have heard yet that the limit was raised.
+            let room = live.and_then(|live| admission::room(&live, context)).unwrap_or(0);
+            let is_full = refusal::is_full(&status) && room == 0;
+            Err(if is_full { Error::Full(Box::new(status)) } else { refused("CreateSession", status) })
         }
-        Err(status) => Err(refused("CreateSession", status)),
     }
 }
 

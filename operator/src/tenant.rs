@@ -147,7 +147,7 @@ pub async fn reconcile(tenant: Arc<AgentTenant>, context: Arc<Context>) -> Resul
         match plan(&tenant, observed, &context) {
             Ok(children) => Box::pin(apply::apply(&tenant, children, observed, &context)).await,
             Err(unusable @ Error::Spec { .. }) => {
-                kept_up = Box::pin(upkeep::keep_up(&tenant, observed, &context)).await;
+                kept_up = Box::pin(upkeep::in_time(ends, &tenant, observed, &context)).await;
                 Err(unusable.into())
             }
             Err(error) => Err(error.into()),

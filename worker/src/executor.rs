@@ -23,7 +23,7 @@ use croft_proto::conversation;
 use croft_proto::id::SessionId;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    AgentLimits, AgentSpec, ModelAttempt, Role, StepCompleted, StepFinished, StepStarted, StopReason, ToolResult,
+    AgentLimits, AgentSpec, ModelAttempt, StepCompleted, StepFinished, StepStarted, StopReason, ToolResult,
 };
 use prost::Message as _;
 use tokio_util::sync::CancellationToken;
@@ -42,8 +42,8 @@ pub(crate) use state::State;
 /// Bounds that hold where the agent's own spec says nothing.
 const MODEL_CALLS_MAX: u32 = 25;
 const TOOL_CALLS_MAX: u32 = 100;
-/// What a model thinks is output, too. Fronts grant less where a model gives less, or a budget has room for less.
-const OUTPUT_TOKENS_MAX: u32 = 16_384;
+/// Where neither the agent nor the front names a bound.
+const OUTPUT_TOKENS_MAX: u32 = 4_096;
 const TURN_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// The bounds of one turn.
@@ -51,6 +51,7 @@ const TURN_TIMEOUT: Duration = Duration::from_mins(10);
 pub(crate) struct Bounds {
     pub(crate) model_calls_max: u32,
     pub(crate) tool_calls_max: u32,
+    /// Of one answer, with what was thought. 0 leaves it to the front, which knows the model.
     pub(crate) output_tokens_max: u32,
     /// Of the conversation that a model is sent.
     pub(crate) context_tokens_max: u32,
@@ -60,6 +61,12 @@ pub(crate) struct Bounds {
 }
 
 impl Bounds {
+    /// What an answer may have under leave for so much; leave of 0 names no bound.
+    fn output_tokens(&self, granted: u32) -> u32 {
+        let named = [granted, self.output_tokens_max].into_iter().filter(|tokens| *tokens > 0).min();
+        named.unwrap_or(OUTPUT_TOKENS_MAX)
+    }
+
     pub(crate) fn of(agent: &AgentSpec) -> Self {
         let limits: AgentLimits = agent.limits.unwrap_or_default();
         let or = |given: u32, default: u32| if given == 0 { default } else { given };
@@ -67,7 +74,7 @@ impl Bounds {
         Self {
             model_calls_max: or(limits.model_calls_max, MODEL_CALLS_MAX),
             tool_calls_max: or(limits.tool_calls_max, TOOL_CALLS_MAX),
-            output_tokens_max: or(limits.output_tokens_max, OUTPUT_TOKENS_MAX),
+            output_tokens_max: limits.output_tokens_max,
             context_tokens_max: or(limits.context_tokens_max, u32::MAX),
             turn_timeout: turn_timeout.map_or(TURN_TIMEOUT, Duration::from_millis),
             hedge_after: u64::try_from(agent.hedge_after_ms).ok().filter(|after| *after > 0).map(Duration::from_millis),
@@ -133,10 +140,6 @@ impl Executor<'_> {
             End::HungUp => return,
             End::Told(stop_reason) => stop_reason,
         };
-        if stop_reason == StopReason::MaxTokens && self.state.last_role() != Some(Role::Assistant) {
-            let error = failure::wordless(self.bounds.output_tokens_max);
-            self.link.event(Kind::Error(error)).await;
-        }
         let stays_open = matches!(stop_reason, StopReason::HandedBack | StopReason::RequiresAction);
         if !stays_open {
             self.close_open_calls("The call was not made: the turn ended before.").await;

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use croft_llm::refusals::Part;
 use croft_llm::{Class, Delta, DeltaStream, Error, Provider, Providers, Request, Stop, breaker};
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::execute_step_request::Message as ToWorker;
@@ -212,13 +213,72 @@ async fn a_model_that_refuses_the_temperature_is_asked_once_more_without_it_and_
     assert_eq!(sent(&b), [Some(0.2)]);
 }
 
+/// It was something else that the model refused.
 #[tokio::test(start_paused = true)]
-async fn a_call_that_is_refused_without_a_temperature_too_gives_way() {
+async fn a_call_that_is_refused_without_a_temperature_too_gives_way_and_nothing_is_learnt_of_it() {
     let refusal = vec![Err(Error::new("canned", Class::Invalid, "temperature: no such thing"))];
     let (a, b) = (Canned::new("a", [refusal]), Canned::new("b", [says("noon")]));
     let agent = AgentSpec { temperature: Some(0.2), ..agent() };
-    let heard = turn(&worker(&[&a, &b]).await, &agent, &[]).await;
-    assert_eq!(course(&heard), [("a", "invalid", ""), ("a", "invalid", ""), ("b", "", "error")]);
+    let worker = worker(&[&a, &b]).await;
+    for _ in 0..2 {
+        let heard = turn(&worker, &agent, &[]).await;
+        assert_eq!(course(&heard), [("a", "invalid", ""), ("a", "invalid", ""), ("b", "", "error")]);
+    }
+    let sent: Vec<_> = a.requests.lock().unwrap().iter().map(|request| request.temperature).collect();
+    assert_eq!(sent, [Some(0.2), None, Some(0.2), None]);
+}
+
+/// Refuses temperatures, two calls at the same moment.
+struct Pairwise(Arc<tokio::sync::Barrier>);
+
+impl Provider for Pairwise {
+    fn name(&self) -> &'static str {
+        "a"
+    }
+
+    fn stream(&self, request: Request) -> DeltaStream {
+        if request.temperature.is_none() {
+            return futures::stream::iter(says("noon")).boxed();
+        }
+        let both = Arc::clone(&self.0);
+        let refusal = async move {
+            both.wait().await;
+            Err(Error::new("canned", Class::Invalid, "`temperature` is deprecated for this model."))
+        };
+        futures::stream::once(refusal).boxed()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_calls_that_are_refused_at_the_same_moment_are_both_made_again() {
+    let providers = Providers::new().with(Pairwise(Arc::new(tokio::sync::Barrier::new(2))));
+    let worker = worker_with(options(), providers, Builtins::default()).await;
+    let agent = AgentSpec { temperature: Some(0.2), ..agent() };
+    let (one, other) = tokio::join!(turn(&worker, &agent, &[]), turn(&worker, &agent, &[]));
+    for heard in [one, other] {
+        assert_eq!(course(&heard), [("a", "invalid", ""), ("a", "", "")]);
+    }
+}
+
+/// Behind a gateway nobody can tell which of the two the model takes, and a router's next server may know no thoughts.
+#[tokio::test(start_paused = true)]
+async fn a_field_that_a_model_does_not_know_is_put_in_the_other_way_and_from_then_on() {
+    let refusal = |message| vec![Err(Error::new("canned", Class::Invalid, message))];
+    let answers = [
+        refusal(
+            "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+        ),
+        refusal("property 'reasoning_content' is unsupported"),
+        says("noon"),
+    ];
+    let a = Canned::new("a", answers);
+    let worker = worker(&[&a]).await;
+    let heard = turn(&worker, &agent(), &[]).await;
+    assert_eq!(course(&heard), [("a", "invalid", ""), ("a", "invalid", ""), ("a", "", "")]);
+    turn(&worker, &agent(), &[]).await;
+    let sent: Vec<_> = a.requests.lock().unwrap().iter().map(|request| request.refused.clone()).collect();
+    let both = vec![Part::MaxTokens, Part::ReasoningContent];
+    assert_eq!(sent, [vec![], vec![Part::MaxTokens], both.clone(), both]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,15 +1,7 @@
-{{- /* What the chart tells a program, and behind it what the platform does: `own` is YAML, `more` is a map, `of` its place in the values. */ -}}
+{{- /* What the chart tells a program, and behind it what the platform does: `own` is YAML, `more` a map whose names the schema lists. */ -}}
 {{- define "croft.env" -}}
-{{- $taken := list }}
-{{- range .own | fromYamlArray }}
-{{- $taken = append $taken .name }}
-{{- end }}
 {{- .own }}
-{{- $of := .of }}
 {{- range $name, $value := .more }}
-{{- if has $name $taken }}
-{{- fail (printf "%s.%s: the chart sets it itself, from other values" $of $name) }}
-{{- end }}
 - name: {{ $name }}
   value: {{ $value | quote }}
 {{- end }}

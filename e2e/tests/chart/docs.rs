@@ -1,8 +1,10 @@
-//! What `README.md` and `docs` show: links that lead somewhere, and calls that there are.
+//! What `README.md`, `docs` and `examples` show: links that lead somewhere, calls that there are, and models that a tenant has.
 
 use std::path::PathBuf;
 
 use croft_e2e::helm::root;
+use croft_front::models::seed::seed;
+use serde_json::Value;
 
 /// Each page with its text.
 fn pages() -> Vec<(PathBuf, String)> {
@@ -57,6 +59,13 @@ fn calls(text: &str) -> Vec<(String, Option<String>)> {
     calls
 }
 
+/// The file of the contract that has this service.
+fn home(service: &str) -> Option<String> {
+    let mut files = std::fs::read_dir(root().join("proto/croft/v1")).unwrap().map(|entry| entry.unwrap().path());
+    let file = files.find(|file| std::fs::read_to_string(file).unwrap().contains(&format!("service {service} {{")))?;
+    Some(format!("croft/v1/{}", file.file_name()?.to_str()?))
+}
+
 #[test]
 fn calls_are_of_the_contract_and_name_their_file_where_a_front_does_not_tell_of_itself() {
     let mut seen = 0;
@@ -70,17 +79,36 @@ fn calls_are_of_the_contract_and_name_their_file_where_a_front_does_not_tell_of_
                 continue;
             }
             // README's are for `make up`, whose fronts have reflection on.
-            if page.ends_with("README.md") {
-                assert!(text.contains("make up"));
-            } else {
-                let file = file.unwrap_or_else(|| panic!("{}: {call} without -proto", page.display()));
-                let contract = std::fs::read_to_string(root().join("proto").join(&file)).unwrap();
-                let (_, of_service) = contract.split_once(&format!("service {service} {{")).unwrap();
-                let of_service = of_service.split("\n}").next().unwrap();
-                assert!(of_service.contains(&format!("rpc {method}(")), "{}: {call} is not in {file}", page.display());
-            }
+            let file = file.or_else(|| page.ends_with("README.md").then(|| home(service)).flatten());
+            let file = file.unwrap_or_else(|| panic!("{}: {call} without -proto", page.display()));
+            let contract = std::fs::read_to_string(root().join("proto").join(&file)).unwrap();
+            let (_, of_service) = contract.split_once(&format!("service {service} {{")).unwrap();
+            let of_service = of_service.split("\n}").next().unwrap();
+            assert!(of_service.contains(&format!("rpc {method}(")), "{}: {call} is not in {file}", page.display());
             seen += 1;
         }
     }
     assert!(seen >= 4, "{seen} calls");
+}
+
+fn example(name: &str) -> Value {
+    serde_yaml::from_str(&std::fs::read_to_string(root().join("examples").join(name)).unwrap()).unwrap()
+}
+
+#[test]
+fn the_session_runs_on_models_that_the_tenant_has_a_key_of_its_own_for() {
+    let (tenant, session) = (example("tenant.yaml"), example("session.yaml"));
+    let providers = tenant["spec"]["llm"]["providers"].as_array().unwrap();
+    for provider in providers {
+        assert!(provider["apiKeySecretRef"].is_object(), "a new installation lends no key: {provider}");
+    }
+    let agent = &session["spec"]["agent"];
+    let models: Vec<_> = std::iter::once(&agent["model"]).chain(agent["fallbackModels"].as_array().unwrap()).collect();
+    let known = seed();
+    for model in models {
+        let model =
+            known.iter().find(|known| *model == known.model_id).unwrap_or_else(|| panic!("there is no {model}"));
+        let has = providers.iter().any(|provider| provider["name"] == model.provider);
+        assert!(has, "examples/tenant.yaml has no {} for {}", model.provider, model.model_id);
+    }
 }

@@ -36,12 +36,8 @@ fn programs() -> [(&'static str, Command); 4] {
 
 #[test]
 fn the_page_lists_every_flag_of_every_program_with_its_default() {
-    let page = std::fs::read_to_string(root().join("docs/configuration.md")).unwrap();
     for (program, command) in programs() {
-        let title = format!("## {program}\n");
-        let (_, section) = page.split_once(&title).unwrap_or_else(|| panic!("docs/configuration.md has no {title}"));
-        let section = section.split("\n## ").next().unwrap();
-        let told: BTreeSet<String> = section.lines().filter(|line| line.starts_with("| `--")).map(begin).collect();
+        let told: BTreeSet<String> = told(program).iter().map(|row| begin(row)).collect();
         let wanted: BTreeSet<String> = rows(&command).iter().map(|row| begin(row)).collect();
         let (missing, foreign): (Vec<_>, Vec<_>) =
             (wanted.difference(&told).collect(), told.difference(&wanted).collect());
@@ -49,13 +45,22 @@ fn the_page_lists_every_flag_of_every_program_with_its_default() {
     }
 }
 
+/// The rows that the page has of this program.
+fn told(program: &str) -> Vec<String> {
+    let page = std::fs::read_to_string(root().join("docs/configuration.md")).unwrap();
+    let title = format!("## {program}\n");
+    let (_, section) = page.split_once(&title).unwrap_or_else(|| panic!("docs/configuration.md has no {title}"));
+    let section = section.split("\n## ").next().unwrap();
+    section.lines().filter(|line| line.starts_with("| `--")).map(str::to_owned).collect()
+}
+
 /// The first three cells of a row.
 fn begin(row: &str) -> String {
     row.split('|').take(4).map(str::trim).collect::<Vec<_>>().join("|")
 }
 
-#[test]
-fn the_chart_sets_nothing_that_a_program_does_not_know() {
+/// The chart with all on that adds variables.
+fn everything() -> Vec<Value> {
     let everything = [
         "otlpEndpoint=http://collector:4317",
         "workerOtlpEndpoint=http://collector:4317",
@@ -63,11 +68,24 @@ fn the_chart_sets_nothing_that_a_program_does_not_know() {
         "front.alertWebhook.url=https://alerts.example.com",
         "front.alertWebhook.existingSecret=alerts",
         "front.allowedOrigins={https://app.example.com}",
+        "front.redis.ca.secret=redis",
         "front.serviceAccounts.issuer=https://kubernetes.default.svc",
         "front.serviceAccounts.jwks=\\{\\}",
     ];
     let arguments: Vec<_> = everything.iter().flat_map(|setting| ["--set", setting]).collect();
-    let objects = rendered(&arguments).unwrap();
+    rendered(&arguments).unwrap()
+}
+
+/// The names of the variables that a deployment's first container, or first init container, is given.
+fn variables(objects: &[Value], deployment: &str, containers: &str) -> BTreeSet<String> {
+    let pod = &one(objects, "Deployment", deployment).unwrap()["spec"]["template"]["spec"];
+    let variables = pod[containers][0]["env"].as_array().unwrap();
+    variables.iter().map(|variable| variable["name"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn the_chart_sets_nothing_that_a_program_does_not_know() {
+    let objects = everything();
     let [operator, serve, migrate, _] = programs().map(|(_, command)| command);
     for (deployment, containers, command) in [
         ("croft-operator", "containers", operator),
@@ -75,10 +93,34 @@ fn the_chart_sets_nothing_that_a_program_does_not_know() {
         ("croft-front", "initContainers", migrate),
     ] {
         let known: Vec<_> = command.get_arguments().filter_map(Arg::get_env).collect();
-        let pod = &one(&objects, "Deployment", deployment).unwrap()["spec"]["template"]["spec"];
-        let variables = pod[containers][0]["env"].as_array().unwrap();
-        let names = variables.iter().map(|variable: &Value| variable["name"].as_str().unwrap());
-        let unknown: Vec<_> = names.filter(|name| !known.iter().any(|known| *known == *name)).collect();
+        let names = variables(&objects, deployment, containers);
+        let unknown: Vec<_> = names.iter().filter(|name| !known.iter().any(|known| *known == name.as_str())).collect();
         assert!(unknown.is_empty(), "{deployment} does not know {unknown:?}");
+    }
+}
+
+#[test]
+fn what_goes_in_by_its_variable_is_what_the_page_says_and_the_chart_leaves_alone() {
+    let schema = std::fs::read_to_string(root().join("charts/croft/values.schema.json")).unwrap();
+    let schema: Value = serde_json::from_str(&schema).unwrap();
+    let objects = everything();
+    for (program, part) in [("croft-operator", "operator"), ("croft-front serve", "front")] {
+        let names = &schema["properties"][part]["properties"]["env"]["properties"];
+        let taken: BTreeSet<&str> = names.as_object().unwrap().keys().map(String::as_str).collect();
+        let set = variables(&objects, &format!("croft-{part}"), "containers");
+        let mut seen = 0;
+        for row in told(program) {
+            let cells: Vec<_> = row.split('|').map(str::trim).collect();
+            let (name, place) = (cells[2].trim_matches('`'), cells[4]);
+            let by_variable = place == format!("`{part}.env`");
+            assert_eq!(taken.contains(name), by_variable, "{part}.env and {name}, whose place is {place}");
+            // What is the chart's own it gives, or goes by as the program has it: ports, and files of certificates.
+            if place != "the chart's own" {
+                let by_value = !by_variable && !place.starts_with("none");
+                assert_eq!(set.contains(name), by_value, "whether the chart sets {name}, whose place is {place}");
+            }
+            seen += usize::from(by_variable);
+        }
+        assert_eq!(seen, taken.len(), "{part}.env takes names that {program} does not know: {taken:?}");
     }
 }

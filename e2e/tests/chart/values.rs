@@ -73,12 +73,10 @@ fn what_has_no_value_of_its_own_goes_in_by_its_variable() {
     let objects = set(&[
         "text:operator.env.CROFT_TENANT_REMOVAL_SECONDS=600",
         "text:front.env.CROFT_POSTGRES_CONNECTIONS_MAX=32",
-        "front.env.CROFT_SERVICE_ACCOUNT_CA=/etc/croft/identity/ca.crt",
     ]);
     for (deployment, name, value) in [
         ("croft-operator", "CROFT_TENANT_REMOVAL_SECONDS", "600"),
         ("croft-front", "CROFT_POSTGRES_CONNECTIONS_MAX", "32"),
-        ("croft-front", "CROFT_SERVICE_ACCOUNT_CA", "/etc/croft/identity/ca.crt"),
     ] {
         assert_eq!(variable(&objects, deployment, name).as_deref(), Some(value));
     }
@@ -87,18 +85,30 @@ fn what_has_no_value_of_its_own_goes_in_by_its_variable() {
 
 #[test]
 fn what_the_chart_sets_itself_is_not_set_a_second_time() {
-    for (setting, complaint) in [
-        ("front.env.CROFT_LOG=debug", "front.env.CROFT_LOG: the chart sets it itself"),
-        ("front.env.CROFT_POSTGRES_URL=postgres://a", "front.env.CROFT_POSTGRES_URL: the chart sets it itself"),
-        ("operator.env.CROFT_FENCE=/a", "operator.env.CROFT_FENCE: the chart sets it itself"),
-        ("front.env.CROFT_GRPC_ADDR=0.0.0.0:1", "invalid propertyName 'CROFT_GRPC_ADDR'"),
-        ("front.env.CROFT_TLS_KEY=/a", "invalid propertyName 'CROFT_TLS_KEY'"),
-        ("operator.env.LD_PRELOAD=/a", "invalid propertyName 'LD_PRELOAD'"),
-        ("operator.env.CROFT_TENANT_REMOVAL_SECONDS=600", "want string"),
+    for (part, name) in [
+        ("front", "CROFT_LOG"),
+        ("front", "CROFT_POSTGRES_URL"),
+        ("front", "CROFT_ALERT_WEBHOOK_SECRET"),
+        ("front", "CROFT_GRPC_ADDR"),
+        ("front", "CROFT_TLS_KEY"),
+        ("operator", "CROFT_FENCE"),
+        ("operator", "CROFT_WORKER_PULL_SECRETS"),
+        ("operator", "CROFT_TENANT_REMOVAL_SECOND"),
+        ("operator", "LD_PRELOAD"),
     ] {
-        let told = refusal(&[setting]);
-        assert!(told.contains(complaint), "{setting}: {told}");
+        let told = refusal(&[&format!("text:{part}.env.{name}=1")]);
+        assert!(told.contains(&format!("/{part}/env': additional properties '{name}' not allowed")), "{told}");
     }
+    let told = refusal(&["operator.env.CROFT_TENANT_REMOVAL_SECONDS=600"]);
+    assert!(told.contains("want string"), "{told}");
+}
+
+#[test]
+fn no_tier_gives_more_than_a_front_reads() {
+    assert_eq!(croft_front::app::MESSAGE_BYTES_CEILING, croft_crds::tenant::MESSAGE_BYTES_MAX as usize);
+    let told = refusal(&[&format!("tiers.free.limits.maxMessageBytes={}", croft_crds::tenant::MESSAGE_BYTES_MAX + 1)]);
+    assert!(told.contains("maxMessageBytes"), "{told}");
+    set(&[&format!("tiers.free.limits.maxMessageBytes={}", croft_crds::tenant::MESSAGE_BYTES_MAX)]);
 }
 
 #[test]
@@ -156,6 +166,8 @@ fn pods_go_where_the_platform_wants_them() {
         let annotations = &one(&objects, "Deployment", &name).unwrap()["spec"]["template"]["metadata"]["annotations"];
         assert_eq!(annotations["a"], "b");
         assert!(annotations.as_object().unwrap().len() > 1, "its own are still there: {annotations}");
+        let told = refusal(&[&format!("{part}.podAnnotations.croft\\.dev/settings=a")]);
+        assert!(told.contains(&format!("/{part}/podAnnotations/croft.dev~1settings")), "{told}");
     }
 }
 
@@ -174,4 +186,47 @@ fn a_load_balancer_is_made_as_the_platform_wants_it() {
     let internal = one(&objects, "Service", "croft-front-internal").unwrap();
     assert_eq!(internal["spec"]["type"], Value::Null, "the operator's way in stays within the cluster");
     assert!(refusal(&["front.service.loadBalancerSourceRanges={everyone}"]).contains("/front/service"));
+    for (kind, setting) in [
+        ("ClusterIP", "loadBalancerClass=example.com/internal"),
+        ("NodePort", "loadBalancerSourceRanges={203.0.113.0/24}"),
+        ("ClusterIP", "nodePorts.http=30080"),
+    ] {
+        let settings = [
+            &format!("front.service.type={kind}"),
+            "front.service.nodePorts.grpc=0",
+            "front.service.nodePorts.http=0",
+            &format!("front.service.{setting}"),
+        ];
+        let told = refusal(&settings);
+        let value = setting.split('=').next().unwrap().replace('.', "/");
+        assert!(told.contains(&format!("/front/service/{value}")), "{told}");
+    }
+}
+
+#[test]
+fn authorities_of_the_stores_reach_whoever_connects_to_them() {
+    let objects =
+        set(&["front.postgres.ca.configMap=database", "front.redis.ca.secret=redis", "front.redis.ca.key=root.pem"]);
+    let pod = pod(&objects, "croft-front");
+    let volume = |name: &str| pod["volumes"].as_array().unwrap().iter().find(|volume| volume["name"] == name).unwrap();
+    let item = |key: &str| json!([{ "key": key, "path": "ca.crt" }]);
+    assert_eq!(volume("postgres-ca")["configMap"], json!({ "name": "database", "items": item("ca.crt") }));
+    assert_eq!(volume("redis-ca")["secret"]["secretName"], "redis");
+    assert_eq!(volume("redis-ca")["secret"]["items"], item("root.pem"));
+    for (container, names) in [
+        (&pod["initContainers"][0], &["PGSSLROOTCERT"][..]),
+        (&pod["containers"][0], &["PGSSLROOTCERT", "CROFT_REDIS_CA"]),
+    ] {
+        let told = |name: &str| container["env"].as_array().unwrap().iter().find(|told| told["name"] == name).cloned();
+        assert_eq!(told("PGSSLMODE").unwrap()["value"], "verify-full");
+        for name in names {
+            let path = told(name).unwrap()["value"].as_str().unwrap().to_owned();
+            let folder = path.strip_suffix("/ca.crt").unwrap();
+            let mounts = container["volumeMounts"].as_array().unwrap();
+            assert!(mounts.iter().any(|mount| mount["mountPath"] == folder), "nothing is at {path}");
+        }
+    }
+    assert_eq!(variable(&set(&[]), "croft-front", "PGSSLMODE"), None, "URLs speak for themselves");
+    let both = refusal(&["front.postgres.ca.configMap=database", "front.postgres.ca.secret=database"]);
+    assert!(both.contains("front.postgres.ca.configMap"), "{both}");
 }

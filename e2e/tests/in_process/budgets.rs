@@ -7,7 +7,8 @@ use croft_proto::id::SessionId;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
     AgentLimits, Budget, BudgetAction, BudgetPeriod, BudgetScope, DeleteBudgetRequest, ListBudgetsRequest,
-    ListUsageEventsRequest, SessionEvent, SetBudgetRequest, StopReason, TenantLimits, TerminateSessionRequest, UsageEvent,
+    ListUsageEventsRequest, SessionEvent, SetBudgetRequest, StopReason, TenantLimits, TerminateSessionRequest,
+    UsageEvent,
 };
 use tonic::Code;
 
@@ -103,8 +104,7 @@ async fn a_session_that_has_ended_or_never_was_takes_no_budget() {
     client.budgets.set_budget(budget(BudgetScope::Session, &session_id, 1)).await.unwrap();
     let end = TerminateSessionRequest { session_id: session_id.clone(), reason: "done".into() };
     client.lifecycle.terminate_session(end).await.unwrap();
-    for (subject, code) in
-        [(session_id, Code::FailedPrecondition), (SessionId::generate().to_string(), Code::NotFound)]
+    for (subject, code) in [(session_id, Code::FailedPrecondition), (SessionId::generate().to_string(), Code::NotFound)]
     {
         let refused = client.budgets.set_budget(budget(BudgetScope::Session, &subject, 2)).await.unwrap_err();
         assert_eq!(refused.code(), code, "{refused:?}");

@@ -37,7 +37,7 @@ mod tests {
     use crate::error::Error;
 
     fn refused(url: &str, authorities: Option<&[u8]>) -> String {
-        let error = open(url, authorities).err().expect("it is refused");
+        let Err(error) = open(url, authorities) else { panic!("it is taken") };
         assert!(matches!(error, Error::Invalid { .. }), "{error:?}");
         let told = format!("{error} {error:?}");
         assert!(!told.contains("hunter2"), "{told}");

@@ -316,7 +316,9 @@ mod tests {
     fn every_obstacle_has_its_entry_in_the_runbook() {
         let runbook = include_str!("../../../docs/runbook.md");
         let codes = (0..17).map(|code| front_reason(&Status::new(Code::from(code), "")));
-        for reason in codes.chain(["WorkersLack", "ModelNotFound", "ClusterUnavailable", "AgentRefused", "NoTenant", "Lost"]) {
+        for reason in
+            codes.chain(["WorkersLack", "ModelNotFound", "ClusterUnavailable", "AgentRefused", "NoTenant", "Lost"])
+        {
             assert!(runbook.lines().any(|line| line == format!("### {reason}")), "{reason}");
         }
     }

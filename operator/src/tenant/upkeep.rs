@@ -10,6 +10,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt as _;
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::mounts::Mounts;
 use super::observe::{self, Observed};
@@ -25,8 +26,15 @@ use crate::context::Context;
 /// The parts that were looked after, and how that went.
 pub(super) type KeptUp = BTreeMap<Part, Result<(), Error>>;
 
+/// [`keep_up`], given up at `ends`: that must not be told in place of what is wrong with the spec. Which part it waited for nobody knows then;
+/// the workers come last.
+pub(super) async fn in_time(ends: Instant, tenant: &AgentTenant, observed: &Observed, context: &Context) -> KeptUp {
+    let late = || KeptUp::from([(Part::Workers, Err(Error::DeadlineExceeded { max: context.pass_max }))]);
+    tokio::time::timeout_at(ends, keep_up(tenant, observed, context)).await.unwrap_or_else(|_| late())
+}
+
 /// Does nothing for a tenant without a namespace, and of the workers' nothing where there are none: they are made when the spec can be used.
-pub(super) async fn keep_up(tenant: &AgentTenant, observed: &Observed, context: &Context) -> KeptUp {
+async fn keep_up(tenant: &AgentTenant, observed: &Observed, context: &Context) -> KeptUp {
     let mut kept_up = KeptUp::new();
     // One that was never stored has nothing.
     let Ok(mut wanted) = Wanted::unchecked(tenant, &observed.keys, &context.settings) else { return kept_up };

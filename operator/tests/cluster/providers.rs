@@ -62,6 +62,7 @@ async fn the_tenants_own_key_is_used_once_it_is_there_and_another_in_its_place_r
     // No touch of the tenant: the watch of Secrets tells.
     put_secret(&session, &namespace, "models", json!({ "anthropic": KEY })).await;
     told(&session, &made, "ProvidersReady", "True KeysFound").await;
+    told(&session, &made, "Applied", "True").await;
     let expected = json!({ "providers": { "anthropic": { "api_key_file": "/etc/croft/keys/anthropic" } } });
     assert_eq!(file(&session, &namespace).await, expected);
     let with = template(&session, &namespace).await;
@@ -110,6 +111,7 @@ async fn a_lent_key_is_copied_kept_and_taken_back() {
     let key = async || Some(copies.get_opt("platform-keys").await.ok()??.data?.remove("anthropic")?.0);
     until("the key is copied", async || (key().await? == LENT.as_bytes()).then_some(())).await;
     told(&session, &made, "ProvidersReady", "True").await;
+    told(&session, &made, "Applied", "True").await;
     let lent = json!({ "api_key_file": "/etc/croft/keys/anthropic", "base_url": "https://lent.example.com" });
     assert_eq!(file(&session, &namespace).await, json!({ "providers": { "anthropic": lent } }));
     session.quiet().await;
@@ -154,6 +156,7 @@ async fn a_tenants_endpoint_is_where_the_workers_go_with_its_key() {
     let namespace = made.namespace_name();
     put_secret(&session, &namespace, "models", json!({ "anthropic": KEY })).await;
     told(&session, &made, "ProvidersReady", "True").await;
+    told(&session, &made, "Applied", "True").await;
     let expected = json!({ "anthropic": {
         "api_key_file": "/etc/croft/keys/anthropic", "base_url": "https://heron.example.com/claude",
     } });
@@ -169,6 +172,7 @@ async fn a_model_in_the_cluster_needs_no_key_and_opens_its_own_pods() {
     let made = session.settled_tenant("in-cluster", one(&provider)).await;
     let namespace = made.namespace_name();
     told(&session, &made, "ProvidersReady", "True").await;
+    told(&session, &made, "Applied", "True").await;
     let expected = json!({ "providers": { "anthropic": { "base_url": "http://llama.models.svc:80" } } });
     assert_eq!(file(&session, &namespace).await, expected);
     let fence: NetworkPolicy = session.within(&namespace).get("fence").await.unwrap();

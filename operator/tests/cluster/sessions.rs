@@ -404,7 +404,8 @@ async fn a_tenant_that_takes_no_sessions_is_asked_for_none_until_it_changes() {
     let tenant = session.settled_tenant("shut", json!({})).await;
     let (name, namespace) = (tenant.name_any(), tenant.namespace_name());
     let (tenants, objects) = (session.all::<croft_crds::AgentTenant>(), session.within::<AgentSession>(&namespace));
-    for (field, why) in [("cordon", "it is cordoned"), ("suspend", "it is suspended"), ("emergencyStop", "it is stopped")]
+    for (field, why) in
+        [("cordon", "it is cordoned"), ("suspend", "it is suspended"), ("emergencyStop", "it is stopped")]
     {
         session.merge(&tenants, &name, json!({ "spec": { field: true } })).await;
         until("the operator knows", async || {

@@ -143,10 +143,14 @@ async fn a_tenant_whose_parts_cant_be_applied_is_stopped_all_the_same() {
     when(&session, &name, "Applied", "False").await;
     session.merge(&tenants, &name, json!({ "spec": { "emergencyStop": true } })).await;
     kubelet::pods(&session, &namespace, 0).await;
-    let fence: NetworkPolicy = session.within(&namespace).get("fence").await.unwrap();
-    let spec = fence.spec.unwrap();
-    assert_eq!((spec.ingress.unwrap_or_default().len(), spec.egress.unwrap_or_default().len()), (0, 0));
+    let is_shut = async || {
+        let fence: NetworkPolicy = session.within(&namespace).get("fence").await.unwrap();
+        let spec = fence.spec.unwrap();
+        spec.ingress.unwrap_or_default().is_empty() && spec.egress.unwrap_or_default().is_empty()
+    };
+    until("the fence is shut", async || is_shut().await.then_some(())).await;
     let told = when(&session, &name, "WorkersReady", "False Stopped").await;
+    assert!(is_shut().await, "what is kept up of the rest opens it again");
     let expected =
         "False SpecNotUsable: spec.workers.resources is not usable: cpuRequest 2 is more than a worker may use, 1";
     assert_eq!(condition(&told, "Applied").as_deref(), Some(expected));

@@ -3,6 +3,7 @@
 use croft_crds::AgentTenant;
 use croft_operator::authority::Authority;
 use croft_operator::certificate::Subject;
+use http::Method;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -12,7 +13,8 @@ use kube::api::DeleteParams;
 use serde_json::{Value, json};
 
 use crate::providers::{LENT, file, one, put_secret, template, told};
-use crate::world::{Session, World, until};
+use crate::proxy::What;
+use crate::world::{Session, World, condition, until};
 
 /// As after a chart's edit that gives the tier less: the tenant's own request is more than a worker may use.
 async fn becomes_unusable(session: &Session, tenant: &AgentTenant) {
@@ -93,6 +95,7 @@ async fn an_unusable_spec_keeps_no_lent_key() {
     let key = async || Some(copies.get_opt("platform-keys").await.ok()??.data?.remove("anthropic")?.0);
     until("the key is copied", async || (key().await? == LENT.as_bytes()).then_some(())).await;
     told(&session, &made, "ProvidersReady", "True").await;
+    told(&session, &made, "Applied", "True").await;
     becomes_unusable(&session, &made).await;
     let with = template(&session, &namespace).await;
 
@@ -150,6 +153,7 @@ async fn an_unusable_spec_moves_no_provider_and_brings_none() {
     let namespace = made.namespace_name();
     put_secret(&session, &namespace, "models", json!({ "anthropic": "sk-a-made-up-key" })).await;
     told(&session, &made, "ProvidersReady", "True").await;
+    told(&session, &made, "Applied", "True").await;
     becomes_unusable(&session, &made).await;
     let before = (file(&session, &namespace).await, template(&session, &namespace).await);
     assert_eq!(before.0["providers"]["anthropic"]["base_url"], "https://one.example.com");
@@ -210,4 +214,32 @@ async fn an_unusable_spec_keeps_nobodys_rights_and_no_way_out_that_was_taken_bac
     .await;
     told(&session, &made, "Applied", "False SpecNotUsable").await;
     told(&session, &made, "OwnersBound", "True").await;
+}
+
+#[tokio::test]
+async fn what_cant_be_kept_up_hides_not_what_is_wrong_with_the_spec() {
+    let session = World::shared().await;
+    let owners = |name: &str| json!({ "owners": [{ "kind": "User", "name": name }] });
+    let made = session.settled_tenant("hampered", owners("ada@example.com")).await;
+    becomes_unusable(&session, &made).await;
+    let bindings = format!("/namespaces/{}/rolebindings", made.namespace_name());
+    for (what, part, name, reason) in [
+        (What::Answer(500), "OwnersBound", "bob@example.com", "False ApiFailed"),
+        (What::Stall, "WorkersApplied", "eve@example.com", "False DeadlineExceeded"),
+    ] {
+        let fault = session.world.proxy.inject(Method::PATCH, &bindings, what, None);
+        session.merge(&session.all::<AgentTenant>(), &made.name_any(), json!({ "spec": owners(name) })).await;
+        told(&session, &made, part, reason).await;
+        let tenant: AgentTenant = session.all().get(&made.name_any()).await.unwrap();
+        let applied = condition(&tenant, "Applied").unwrap();
+        assert!(applied.starts_with("False SpecNotUsable"), "{applied}");
+        drop(fault);
+        until("it is tried again, and told", async || {
+            let tenant: AgentTenant = session.all().get(&made.name_any()).await.ok()?;
+            (!condition(&tenant, part)?.starts_with("False")).then_some(())
+        })
+        .await;
+        let binding: RoleBinding = session.within(&made.namespace_name()).get("owners").await.unwrap();
+        assert_eq!(binding.subjects.unwrap()[0].name, name);
+    }
 }

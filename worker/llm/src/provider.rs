@@ -10,8 +10,8 @@ use futures::stream::BoxStream;
 use crate::breaker::Breakers;
 use crate::delta::Delta;
 use crate::error::Error;
+use crate::refusals::Refusals;
 use crate::request::Request;
-use crate::temperature::Temperatures;
 
 /// An answer as it comes: ends after [`Delta::Stop`] or the first error, never silently in between. Dropping it ends
 /// the call at the provider.
@@ -53,7 +53,7 @@ pub trait Provider: Send + Sync {
 pub struct Providers {
     by_name: BTreeMap<&'static str, Arc<dyn Provider>>,
     breakers: Breakers,
-    temperatures: Temperatures,
+    refusals: Refusals,
 }
 
 impl Providers {
@@ -82,9 +82,9 @@ impl Providers {
         &self.breakers
     }
 
-    /// Which temperatures their models refuse.
-    pub fn temperatures(&self) -> &Temperatures {
-        &self.temperatures
+    /// What their models refuse of a request.
+    pub fn refusals(&self) -> &Refusals {
+        &self.refusals
     }
 
     pub fn names(&self) -> impl Iterator<Item = &'static str> {

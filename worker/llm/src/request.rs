@@ -3,6 +3,8 @@
 use croft_proto::v1::Message;
 use serde_json::Value;
 
+use crate::refusals::Part;
+
 /// One call of a model.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Request {
@@ -15,6 +17,8 @@ pub struct Request {
     pub tools: Vec<ToolDefinition>,
     pub output_tokens_max: u32,
     pub temperature: Option<f64>,
+    /// What the model is known to refuse. Adapters leave it out, or put it in the other way.
+    pub refused: Vec<Part>,
 }
 
 /// A tool as the model sees it.

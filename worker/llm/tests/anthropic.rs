@@ -159,6 +159,7 @@ async fn a_conversation_goes_out_in_the_apis_form() {
         tools: vec![tool],
         output_tokens_max: 99,
         temperature: Some(0.5),
+        refused: Vec::new(),
     };
     let expected: Value = json!({
         "model": "claude-haiku-4-5",

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use croft_llm::refusals::Sent;
 use croft_llm::{Assembly, Class, Delta, DeltaStream, Error, Provider, Request, Stop, breaker, estimate};
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::session_event::Kind;
@@ -29,6 +30,8 @@ pub(super) struct Attempt<'step> {
     /// What guards let through of the text, where there are guards.
     pub(super) guard: Option<Output<'step>>,
     pub(super) end: End,
+    /// What the call was made with.
+    pub(super) sent: Sent,
     latency: Duration,
     first_token: Option<Duration>,
     input_tokens_estimated: u32,
@@ -60,6 +63,7 @@ pub(super) struct Call {
     began: Instant,
     first_token: Option<Duration>,
     input_tokens_estimated: u32,
+    sent: Sent,
     /// With what the answer begins, or why there will be none.
     first: Option<Result<Delta, Error>>,
 }
@@ -69,6 +73,7 @@ impl Call {
         Self {
             provider: provider.name(),
             input_tokens_estimated: estimate::input_tokens(&request),
+            sent: Sent::of(&request),
             began: Instant::now(),
             deltas: provider.stream(request),
             assembly: Assembly::default(),
@@ -151,8 +156,8 @@ impl Call {
     }
 
     fn over(self, guard: Option<Output<'_>>, end: End) -> Attempt<'_> {
-        let Self { assembly, began, first_token, input_tokens_estimated, .. } = self;
-        Attempt { assembly, guard, end, latency: began.elapsed(), first_token, input_tokens_estimated }
+        let Self { assembly, began, first_token, input_tokens_estimated, sent, .. } = self;
+        Attempt { assembly, guard, end, sent, latency: began.elapsed(), first_token, input_tokens_estimated }
     }
 }
 
@@ -210,6 +215,7 @@ impl Attempt<'_> {
             assembly: Assembly::default(),
             guard: None,
             end,
+            sent: Sent::default(),
             latency: Duration::ZERO,
             first_token: None,
             input_tokens_estimated: 0,

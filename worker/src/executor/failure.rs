@@ -100,11 +100,11 @@ fn reason(class: Class) -> &'static str {
 }
 
 /// What people are told of an answer that came to the most that it may have before there was anything to show: the turn would end
-/// without a word.
-pub(super) fn wordless(output_tokens_max: u32) -> SessionError {
+/// without a word. `is_agents` says that the agent's own limit was the least of those that held.
+pub(super) fn wordless(output_tokens: u32, is_agents: bool) -> SessionError {
+    let advice = if is_agents { "; the agent's limit of output tokens may be raised" } else { "" };
     let message = format!(
-        "the model came to the end of what it may say, {output_tokens_max} tokens at most with what it thinks, before there was an answer: \
-         the agent's limit of output tokens may be raised"
+        "the model used all {output_tokens} output tokens, thinking included, before it wrote an answer{advice}"
     );
     SessionError { reason: "MODEL_OUTPUT_TOKENS_SPENT".to_owned(), message, retryable: false }
 }

@@ -120,10 +120,6 @@ impl Executor<'_> {
     /// Fails while the model is left alone.
     fn start(&self, grant: &Grant, provider: &dyn Provider) -> Result<Try, Error> {
         let permit = self.providers.breakers().admit(provider, &grant.model)?;
-        let output_tokens_max = match grant.output_tokens_max {
-            0 => self.bounds.output_tokens_max,
-            granted => granted.min(self.bounds.output_tokens_max),
-        };
         let span = tracing::info_span!(
             "chat",
             otel.name = format!("chat {}", grant.model),
@@ -134,7 +130,7 @@ impl Executor<'_> {
             gen_ai.conversation.id = %self.session,
             gen_ai.agent.name = %self.agent.name,
         );
-        let call = Call::new(provider, self.request(grant, output_tokens_max));
+        let call = Call::new(provider, self.request(grant, self.bounds.output_tokens(grant.output_tokens_max)));
         Ok(Try { grant: grant.clone(), permit, span, call })
     }
 

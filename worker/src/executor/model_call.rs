@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use croft_llm::refusals::{Part, Sent};
 use croft_llm::{Class, Error, Provider, Request, Stop, carry, estimate};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{AgentMessage, ContentBlock, Grant, GrantRequest, Message, SessionError, StopReason};
@@ -42,6 +43,8 @@ impl Executor<'_> {
         self.state.model_calls += 1;
         let mut schedule = self.retry.start();
         let mut unanswered = None;
+        // Of the model that is asked, in this superstep.
+        let mut learnt = Vec::new();
         loop {
             let (grant, provider) = match self.leave().await {
                 Ok(granted) => granted,
@@ -111,7 +114,7 @@ impl Executor<'_> {
                 provider = %grant.provider, model = %grant.model, class = failure.as_str(),
                 error = %crate::step::chain(&failure), "model attempt failed"
             );
-            if self.drops_temperature(&grant, &failure) {
+            if self.leaves_out(&grant, &attempt.sent, &failure, &mut learnt) {
                 self.metrics.model_retry(&grant.provider, failure.as_str());
                 continue;
             }
@@ -222,34 +225,36 @@ impl Executor<'_> {
 
     /// The request for the model of `grant`, with nothing in it that only another understands.
     pub(super) fn request(&self, grant: &Grant, output_tokens_max: u32) -> Request {
+        let refused = self.providers.refusals().of(&grant.provider, &grant.model);
         Request {
             model: grant.model.clone(),
             system: self.agent.system_prompt.clone(),
             messages: self.conversation(&grant.provider, &grant.model),
             tools: self.toolbox.definitions(),
             output_tokens_max,
-            temperature: self.temperature(grant),
+            temperature: self
+                .agent
+                .temperature
+                .filter(|wanted| !refused.contains(&Part::Temperature(wanted.to_bits()))),
+            refused,
         }
     }
 
-    /// The agent's, unless the model of `grant` is known to refuse it.
-    fn temperature(&self, grant: &Grant) -> Option<f64> {
-        let temperatures = self.providers.temperatures();
-        self.agent.temperature.and_then(|wanted| temperatures.taken(&grant.provider, &grant.model, wanted))
-    }
-
-    /// It was the temperature that the model refused: all calls to come go without it, this one first. What it was for is how
-    /// an answer is worded, which no turn need fail of.
-    fn drops_temperature(&self, grant: &Grant, failure: &Failure) -> bool {
-        let (Some(sent), Failure::Call(error)) = (self.temperature(grant), failure) else { return false };
-        let refused = self.providers.temperatures().learn(&grant.provider, &grant.model, sent, error);
-        if refused {
-            tracing::warn!(
-                provider = %grant.provider, model = %grant.model, temperature = sent,
-                "the model refuses the agent's temperature; calls go without it"
-            );
+    /// It was a part of the request that the model refused, and no turn need fail of it: all calls to come go without it, this one
+    /// first. What was `learnt` so is forgotten if the call is refused without it, too.
+    fn leaves_out(&self, grant: &Grant, sent: &Sent, failure: &Failure, learnt: &mut Vec<Part>) -> bool {
+        let Failure::Call(error) = failure else { return false };
+        let (provider, model) = (&grant.provider, &grant.model);
+        // Once in a superstep, whatever others learn and forget meanwhile.
+        let part = self.providers.refusals().learn(provider, model, sent, error).filter(|part| !learnt.contains(part));
+        if let Some(part) = part {
+            tracing::warn!(%provider, %model, ?part, "the model refuses a part of the request; calls go without it");
+            learnt.push(part);
+        } else if error.class == Class::Invalid {
+            self.providers.refusals().forget(provider, model, learnt);
+            learnt.clear();
         }
-        refused
+        part.is_some()
     }
 
     /// What a model is sent of the conversation.
@@ -263,6 +268,12 @@ impl Executor<'_> {
         let content = self.guarded(content).await;
         self.state.answered(content.clone(), finish_reason, &grant.provider, &grant.model);
         if content.is_empty() {
+            // Before the checkpoint that the turn ends from, so that whoever goes on from it tells nothing a second time.
+            if finish_reason == Stop::MaxTokens.as_str() {
+                let output_tokens = self.bounds.output_tokens(grant.output_tokens_max);
+                let error = failure::wordless(output_tokens, output_tokens == self.bounds.output_tokens_max);
+                self.link.event(Kind::Error(error)).await;
+            }
             return;
         }
         self.link.event(Kind::AgentMessage(AgentMessage { content, model: grant.model.clone() })).await;

@@ -208,15 +208,21 @@ impl Follower {
     }
 
     async fn read_page(&self, after_seq: u64, limit: u32) -> Result<Arc<Page>, Error> {
-        self.hub.replays().read(&*self.events, self.tenant, self.session, after_seq, limit).await
+        if self.phase == Phase::Looking {
+            let looked = self.hub.replays().look(&*self.events, self.tenant, self.session, after_seq).await?;
+            if let Some(nothing) = looked {
+                return Ok(nothing);
+            }
+        }
+        self.reading(after_seq, limit).await.map_err(Error::internal)?
     }
 
-    /// The page behind the one that is being sent.
-    fn read_ahead(&mut self, after_seq: u64) {
+    /// In a task of its own, that goes on when this stream is not asked for more: see [`Room`].
+    fn reading(&self, after_seq: u64, limit: u32) -> AbortOnDropHandle<Result<Arc<Page>, Error>> {
         let (events, room) = (Arc::clone(&self.events), self.hub.replays().clone());
         let (tenant, session) = (self.tenant, self.session);
-        let read = async move { room.read(&*events, tenant, session, after_seq, PAGE).await };
-        self.ahead = Some(AbortOnDropHandle::new(self.hub.tasks().spawn("replay-page", read)));
+        let read = async move { room.read(&*events, tenant, session, after_seq, limit).await };
+        AbortOnDropHandle::new(self.hub.tasks().spawn("replay-page", read))
     }
 
     /// Whether the session still has the event that was sent last. It has, unless the session was erased: a session that ends is
@@ -248,7 +254,7 @@ impl Follower {
         match page.take() {
             Taken::Event(event, left) => {
                 if self.phase == Phase::History && self.ahead.is_none() && left * 2 <= page.len {
-                    self.read_ahead(page.last_seq);
+                    self.ahead = Some(self.reading(page.last_seq, PAGE));
                 }
                 if left == 0 {
                     self.page = None;

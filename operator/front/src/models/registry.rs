@@ -131,31 +131,18 @@ impl Registry {
     /// its input to be written to a cache where that is dearer. `None` when no price is known.
     pub fn quote(&self, model: &Model, input_tokens: i64, at_seconds: i64) -> Option<Quote> {
         let usage = TokenUsage { input_uncached_tokens: input_tokens, ..TokenUsage::default() };
-        let price = price_at(&model.prices, &usage, STANDARD, at_seconds)?;
-        // A dollar for a million tokens is a thousand billionths for one.
-        let nano = |usd: &str| usd.parse::<Decimal>().ok().map(|usd| usd * Decimal::from(1_000));
-        let input = nano(&price.input_usd)?.max(nano(&price.cache_write_5m_usd).unwrap_or_default());
-        Some(Quote { input, output: nano(&price.output_usd)? })
+        let rates = Rates::of(&model.provider, price_at(&model.prices, &usage, STANDARD, at_seconds)?)?;
+        Some(Quote { input: rates.input.max(rates.cache_write_5m), output: rates.output })
     }
 
-    /// What so much usage costs with a model at this time, each attempt taken to be as long as the average. What was cached where it
-    /// was used is input for a model without a price for it. `None` when no price is known.
+    /// What so much usage costs with a model at this time, each attempt taken to be as long as the average. `None` when no price is
+    /// known.
     pub fn reckon(&self, model: &Model, totals: &UsageTotals, at_seconds: i64) -> Option<i64> {
         let usage = totals.tokens.unwrap_or_default();
         let input_uncached_tokens = prompt_tokens(&usage) / totals.attempts.max(1);
         let average = TokenUsage { input_uncached_tokens, ..TokenUsage::default() };
         let price = price_at(&model.prices, &average, STANDARD, at_seconds)?;
-        let mut reckoned = usage;
-        for (tokens, usd_per_million) in [
-            (&mut reckoned.cache_read_tokens, &price.cache_read_usd),
-            (&mut reckoned.cache_write_5m_tokens, &price.cache_write_5m_usd),
-            (&mut reckoned.cache_write_1h_tokens, &price.cache_write_1h_usd),
-        ] {
-            if usd_per_million.is_empty() {
-                reckoned.input_uncached_tokens += std::mem::take(tokens);
-            }
-        }
-        cost(price, &reckoned)
+        Rates::of(&model.provider, price)?.cost(&usage)
     }
 
     /// What an attempt cost at this time (seconds since 1970), in billionths of a US dollar; `None` when no price is known, be it for
@@ -163,7 +150,8 @@ impl Registry {
     pub fn cost_nano_usd(&self, attempt: &ModelAttempt, at_seconds: i64) -> Option<i64> {
         let model = self.get(&attempt.model).ok()?;
         let usage = attempt.usage.unwrap_or_default();
-        price_at(&model.prices, &usage, &attempt.service_tier, at_seconds).and_then(|price| cost(price, &usage))
+        let price = price_at(&model.prices, &usage, &attempt.service_tier, at_seconds)?;
+        Rates::of(&model.provider, price)?.cost(&usage)
     }
 }
 
@@ -216,24 +204,55 @@ fn price_at<'a>(
         .max_by_key(|price| price.above_input_tokens)
 }
 
-/// `None` when a class that was used has no price.
-fn cost(price: &ModelPrice, usage: &TokenUsage) -> Option<i64> {
-    let classes = [
-        (usage.input_uncached_tokens, &price.input_usd),
-        (usage.cache_read_tokens, &price.cache_read_usd),
-        (usage.cache_write_5m_tokens, &price.cache_write_5m_usd),
-        (usage.cache_write_1h_tokens, &price.cache_write_1h_usd),
-        (usage.output_tokens, &price.output_usd),
-    ];
-    let mut nano = Decimal::ZERO;
-    for (tokens, usd_per_million) in classes {
-        if tokens > 0 {
-            let price: Decimal = usd_per_million.parse().ok()?;
-            // A dollar for a million tokens is a thousand billionths for one.
-            nano += Decimal::from(tokens) * price * Decimal::from(1_000);
-        }
+/// Billionths of a US dollar for a token of each class.
+struct Rates {
+    input: Decimal,
+    cache_read: Decimal,
+    cache_write_5m: Decimal,
+    cache_write_1h: Decimal,
+    output: Decimal,
+}
+
+impl Rates {
+    /// `None` without a price of input or output. What a cache costs may be left out, and is then taken for the most that the provider
+    /// is known to ask: a cost that is somewhat too high keeps a budget, an unknown one keeps none.
+    fn of(provider: &str, price: &ModelPrice) -> Option<Self> {
+        // A dollar for a million tokens is a thousand billionths for one.
+        let nano = |usd: &str| usd.parse::<Decimal>().ok().map(|usd| usd * Decimal::from(1_000));
+        let input = nano(&price.input_usd)?;
+        let (of_5m, of_1h) = cache_write_ratios(provider);
+        Some(Self {
+            input,
+            // Nobody asks more for it than for input.
+            cache_read: nano(&price.cache_read_usd).unwrap_or(input),
+            cache_write_5m: nano(&price.cache_write_5m_usd).unwrap_or(input * of_5m),
+            cache_write_1h: nano(&price.cache_write_1h_usd).unwrap_or(input * of_1h),
+            output: nano(&price.output_usd)?,
+        })
     }
-    nano.round().to_i64()
+
+    /// `None` for more than can be counted.
+    fn cost(&self, usage: &TokenUsage) -> Option<i64> {
+        let classes = [
+            (usage.input_uncached_tokens, self.input),
+            (usage.cache_read_tokens, self.cache_read),
+            (usage.cache_write_5m_tokens, self.cache_write_5m),
+            (usage.cache_write_1h_tokens, self.cache_write_1h),
+            (usage.output_tokens, self.output),
+        ];
+        let of_class = |(tokens, nano): (i64, Decimal)| Decimal::from(tokens.max(0)) * nano;
+        classes.into_iter().map(of_class).sum::<Decimal>().round().to_i64()
+    }
+}
+
+/// What is written to a cache for five minutes, and for an hour, by the price of input:
+/// <https://platform.claude.com/docs/en/build-with-claude/prompt-caching#pricing>. OpenAI asks the former, too:
+/// <https://developers.openai.com/api/docs/models/gpt-5.6-luna>. Gemini asks for nothing but the input.
+fn cache_write_ratios(provider: &str) -> (Decimal, Decimal) {
+    match provider {
+        "anthropic" | "openai" => (Decimal::new(125, 2), Decimal::TWO),
+        _ => (Decimal::ONE, Decimal::ONE),
+    }
 }
 
 #[cfg(test)]
@@ -306,11 +325,40 @@ mod tests {
         assert_eq!([cost("priority", 1_000, 99), cost("flex", 1_000, 250)], [None; 2]);
     }
 
+    /// Anthropic's models read and write caches with nearly every call: without a price of them the first would end a session under a
+    /// hard budget.
     #[test]
-    fn a_class_without_a_price_leaves_the_cost_unknown() {
-        let mut cached = attempt(10, 10);
-        cached.usage.as_mut().unwrap().cache_read_tokens = 5;
-        assert_eq!(registry().cost_nano_usd(&cached, 150), None);
+    fn what_a_cache_costs_is_never_unknown_where_input_has_a_price() {
+        for (provider, written_5m, written_1h) in
+            [("anthropic", 1_250, 2_000), ("openai", 1_250, 2_000), ("gemini", 1_000, 1_000)]
+        {
+            let model = |price| Model {
+                model_id: "tiny".into(),
+                provider: provider.into(),
+                prices: vec![price],
+                ..Model::default()
+            };
+            let costs = |price| {
+                let registry = Registry::of(vec![model(price)]);
+                let cost = |usage| registry.cost_nano_usd(&ModelAttempt { usage: Some(usage), ..attempt(0, 0) }, 150);
+                [
+                    cost(TokenUsage { cache_read_tokens: 1, ..TokenUsage::default() }),
+                    cost(TokenUsage { cache_write_5m_tokens: 1, ..TokenUsage::default() }),
+                    cost(TokenUsage { cache_write_1h_tokens: 1, ..TokenUsage::default() }),
+                    registry.quote(&registry.get("tiny").unwrap(), 1, 150).map(|quote| quote.nano_usd(1, 0)),
+                ]
+            };
+            let fallen_back = [Some(1_000), Some(written_5m), Some(written_1h), Some(written_5m)];
+            assert_eq!(costs(price(0, 0, "1", "2")), fallen_back, "{provider}");
+            let told = ModelPrice {
+                cache_read_usd: "0.1".into(),
+                cache_write_5m_usd: "3".into(),
+                cache_write_1h_usd: "4".into(),
+                ..price(0, 0, "1", "2")
+            };
+            assert_eq!(costs(told), [Some(100), Some(3_000), Some(4_000), Some(3_000)], "{provider}");
+            assert_eq!(costs(price(200, 0, "1", "2")), [None; 4], "no price holds yet");
+        }
     }
 
     #[test]

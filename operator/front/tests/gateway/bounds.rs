@@ -146,7 +146,10 @@ async fn a_message_of_a_great_many_parts_is_refused_before_anything_is_made_of_i
     assert!(frame.to_string().len() < 1024 * 1024, "it would be refused for its size");
     client.say(frame).await;
     let refused = client.hear().await;
-    assert_eq!((reason(&refused), &refused["error"]["message"]), ("INVALID_ARGUMENT", &json!("the frame has too many parts")));
+    assert_eq!(
+        (reason(&refused), &refused["error"]["message"]),
+        ("INVALID_ARGUMENT", &json!("the frame has too many parts"))
+    );
     assert!(scene.calls.sent.lock().unwrap().is_empty());
     client.say(send(vec![json!({ "text": { "text": "{[,".repeat(100_000) } }); 3])).await;
     assert_eq!(client.hear().await["sent"]["seq"], "1", "what people mean is taken, whatever it is about");

@@ -131,7 +131,10 @@ impl UsageStore for Long {
         group_by: &[UsageDimension],
     ) -> Result<Vec<UsageSummary>, Error> {
         if tenant == self.of {
-            return Err(Error::unavailable("postgres", anyhow::anyhow!("canceling statement due to statement timeout")));
+            return Err(Error::unavailable(
+                "postgres",
+                anyhow::anyhow!("canceling statement due to statement timeout"),
+            ));
         }
         self.ledger.summarize(tenant, start, end, group_by).await
     }

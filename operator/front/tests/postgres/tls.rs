@@ -130,8 +130,8 @@ async fn a_database_is_migrated_and_used_by_tls() {
     let stores = Stores::postgres(&front, &Tasks::new());
     let tenant = tenant(&stores, "ours").await;
     let session = session(&stores, tenant).await;
-    let stored = appended(&stores, append(tenant, session, vec![said("by TLS")])).await;
-    assert_eq!(stores.events.read(tenant, session, 0, 10).await.unwrap().last(), stored.last());
+    let told = appended(&stores, append(tenant, session, vec![said("by TLS")])).await;
+    assert_eq!(stores.events.read(tenant, session, 0, 10).await.unwrap().last(), told.last());
     let plain = "select count(*) from pg_stat_ssl join pg_stat_activity using (pid) where usename is not null
         and client_addr is not null and not ssl";
     assert_eq!(sqlx::query_scalar::<_, i64>(plain).fetch_one(&mut admin).await.unwrap(), 0, "all go by TLS");

@@ -1,6 +1,8 @@
 //! OpenAI's errors by our classes: `{"error":{"message","type","param","code"}}`, as a response and in mid stream, and the
 //! dialects of it that other servers of the same interface speak.
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 
 use super::NAME;
@@ -11,7 +13,7 @@ use crate::wire::error_object;
 /// What an HTTP status means, with the body if it was JSON.
 pub(super) fn of_status(status: u16, body: Option<&Value>) -> Error {
     let told = body.map(|body| error_object(body).unwrap_or(body)).map(Told::read).unwrap_or_default();
-    let message = told.message.map_or_else(|| status::message(status), |message| told.with_param(message));
+    let message = told.message.as_deref().map_or_else(|| status::message(status), |message| told.with_param(message));
     let class = told.class(&message).unwrap_or_else(|| refined(status::class(status), &message));
     Error::new(NAME, class, message)
 }
@@ -19,7 +21,7 @@ pub(super) fn of_status(status: u16, body: Option<&Value>) -> Error {
 /// What an error in a stream that began well means: the object itself, or the body that holds it.
 pub(super) fn in_stream(body: &Value) -> Error {
     let told = Told::read(error_object(body).unwrap_or(body));
-    let message = told.with_param(told.message.unwrap_or("failed without a word"));
+    let message = told.with_param(told.message.as_deref().unwrap_or("failed without a word"));
     // What we don't know is the provider's fault until it is known to be ours.
     let class = told.class(&message).unwrap_or_else(|| {
         let class = told.status().map_or(Class::Overload, status::class);
@@ -31,7 +33,7 @@ pub(super) fn in_stream(body: &Value) -> Error {
 /// The fields of an error. A code is a word at OpenAI, a number at others, and an error may be a bare sentence.
 #[derive(Default)]
 struct Told<'body> {
-    message: Option<&'body str>,
+    message: Option<Cow<'body, str>>,
     kind: &'body str,
     code: &'body str,
     /// The field of the request that it is about.
@@ -49,7 +51,9 @@ impl<'body> Told<'body> {
                 .or_else(|| field("message"))
                 .or_else(|| field("detail"))
                 .or_else(|| nested("detail"))
-                .filter(|message| !message.is_empty()),
+                .filter(|message| !message.is_empty())
+                .map(Cow::Borrowed)
+                .or_else(|| listed(error).map(Cow::Owned)),
             kind: field("type").unwrap_or_default(),
             code: field("code").unwrap_or_default(),
             param: field("param").unwrap_or_default(),
@@ -70,6 +74,23 @@ impl<'body> Told<'body> {
         let class = of_word(self.code).or_else(|| of_word(self.kind))?;
         Some(refined(class, message))
     }
+}
+
+/// Each field that servers by FastAPI find fault with, in `detail`, or in `message.detail` at Mistral:
+/// `[{"type": "extra_forbidden", "loc": ["body", "max_completion_tokens"], "msg": "Extra inputs are not permitted"}]`.
+fn listed(error: &Value) -> Option<String> {
+    let faults = error.get("detail").or_else(|| error.get("message")?.get("detail"))?.as_array()?;
+    let fault = |fault: &Value| {
+        let place: Vec<_> = fault.get("loc")?.as_array()?.iter().map(place_of).collect();
+        Some(format!("{}: {}", place.join("."), fault.get("msg")?.as_str()?))
+    };
+    let told: Vec<_> = faults.iter().filter_map(fault).collect();
+    (!told.is_empty()).then(|| told.join("; "))
+}
+
+/// The name of a field, or the number of an item.
+fn place_of(step: &Value) -> String {
+    step.as_str().map_or_else(|| step.to_string(), str::to_owned)
 }
 
 fn of_word(word: &str) -> Option<Class> {
@@ -278,6 +299,11 @@ mod tests {
             "Unsupported value: 'temperature'"
         );
         assert_eq!(refused("no", Value::Null), "no");
+        let detail = json!([{"type": "extra_forbidden", "loc": ["body", "messages", 2, "x"], "msg": "Extra inputs", "input": "secret"}]);
+        for body in [json!({"detail": detail}), json!({"object": "error", "message": {"detail": detail}})] {
+            let error = of_status(422, Some(&body));
+            assert_eq!((error.class, error.message.as_str()), (Class::Invalid, "body.messages.2.x: Extra inputs"));
+        }
     }
 
     #[test]

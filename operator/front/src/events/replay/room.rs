@@ -2,6 +2,7 @@
 //!
 //! A page has its room before it is read, and until its last event is taken. It can always be read again: while somebody waits for
 //! room, pages that have lain for long are taken away from readers who are slow, or don't read at all. They read on from the log.
+//! So pages are read in tasks of their own: a reader that stops in the middle of waiting for room would keep what it is given.
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::pin;
@@ -61,7 +62,10 @@ pub(super) struct Page {
 
 /// What has not been taken of a page.
 enum Left {
-    Here { events: VecDeque<SessionEvent>, _place: Option<Place> },
+    Here {
+        events: VecDeque<SessionEvent>,
+        _place: Option<Place>,
+    },
     /// To make room.
     TakenAway,
 }
@@ -105,11 +109,23 @@ impl Room {
             let taken = told + events.len() * EVENT_BYTES;
             if self.fit(tenant, &mut place, taken) {
                 let is_last = log::is_last(events.len(), told, limit);
-                return Ok(self.keep(events, place, after_seq, is_last));
+                return Ok(self.keep(events, Some(place), after_seq, is_last));
             }
             // One event may be larger than a page. To wait for more with what there is in hand would keep it from others who do.
             bytes = taken;
         }
+    }
+
+    /// An empty page, where nothing stands behind this number: that takes no room.
+    pub(super) async fn look(
+        &self,
+        log: &dyn EventLog,
+        tenant: TenantId,
+        session: SessionId,
+        after_seq: u64,
+    ) -> Result<Option<Arc<Page>>, Error> {
+        let events = log.read(tenant, session, after_seq, 1).await?;
+        Ok(events.is_empty().then(|| self.keep(events, None, after_seq, true)))
     }
 
     /// How many bytes are held.
@@ -118,7 +134,7 @@ impl Room {
         HELD_BYTES_MAX - self.all.available_permits() * UNIT_BYTES
     }
 
-    fn keep(&self, events: Vec<SessionEvent>, place: Place, after_seq: u64, is_last: bool) -> Arc<Page> {
+    fn keep(&self, events: Vec<SessionEvent>, place: Option<Place>, after_seq: u64, is_last: bool) -> Arc<Page> {
         let page = Arc::new(Page {
             room: self.clone(),
             id: self.next_id.fetch_add(1, Ordering::Relaxed),
@@ -126,7 +142,7 @@ impl Room {
             len: events.len(),
             last_seq: events.last().map_or(after_seq, |event| event.seq),
             is_last,
-            left: Mutex::new(Left::Here { _place: (!events.is_empty()).then_some(place), events: events.into() }),
+            left: Mutex::new(Left::Here { _place: place.filter(|_| !events.is_empty()), events: events.into() }),
         });
         self.pages().insert(page.id, Arc::downgrade(&page));
         page

@@ -68,7 +68,11 @@ struct State {
 
 /// What came of a frame.
 enum Outcome {
-    Subscribed { session: SessionId, since: u64, events: Option<BoxStream<'static, Result<SessionEvent, Error>>> },
+    Subscribed {
+        session: SessionId,
+        since: u64,
+        events: Option<BoxStream<'static, Result<SessionEvent, Error>>>,
+    },
     Reply(ServerFrame),
     /// The tenant has had all its calls of this minute: the next subscription asks again.
     Limited(ServerFrame),
@@ -184,22 +188,17 @@ impl Connection {
                 let failure = Failure::new("SUBSCRIPTION_LIMIT", message);
                 ready(ServerFrame::Error { failure, session_id: Some(session_id) })
             }
-            ClientFrame::Subscribe(subscribe) => match self.state.covered.checked_sub(1) {
-                Some(covered) => {
-                    self.state.covered = covered;
-                    subscribed(shared, identity, subscribe).boxed()
-                }
-                None => {
-                    self.state.covered = SUBSCRIPTIONS_A_CALL - 1;
-                    async move {
-                        match shared.gateway.calls.limit(&identity).await {
-                            Ok(()) => subscribed(shared, identity, subscribe).await,
-                            Err(error) => Outcome::Limited(failed(&error, subscribe.session_id)),
-                        }
+            ClientFrame::Subscribe(subscribe) => {
+                let is_covered = self.state.covered > 0;
+                self.state.covered = if is_covered { self.state.covered } else { SUBSCRIPTIONS_A_CALL } - 1;
+                async move {
+                    if !is_covered && let Err(error) = shared.gateway.calls.limit(&identity).await {
+                        return Outcome::Limited(failed(&error, subscribe.session_id));
                     }
-                    .boxed()
+                    subscribed(shared, identity, subscribe).await
                 }
-            },
+                .boxed()
+            }
             ClientFrame::Unsubscribe(Unsubscribe { session_id }) => {
                 if let Ok(id) = session_id.parse::<SessionId>() {
                     self.state.subscriptions.remove(id);

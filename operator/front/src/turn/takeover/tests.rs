@@ -31,13 +31,7 @@ struct Leases {
 
 #[async_trait]
 impl LeaseStore for Leases {
-    async fn acquire(
-        &self,
-        _: TenantId,
-        session: SessionId,
-        holder: &str,
-        _: Duration,
-    ) -> Result<Option<u64>, Error> {
+    async fn acquire(&self, _: TenantId, session: SessionId, holder: &str, _: Duration) -> Result<Option<u64>, Error> {
         assert_eq!(holder, "front-0");
         if self.unknown.contains(&session) {
             return Err(away());

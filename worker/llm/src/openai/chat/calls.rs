@@ -60,10 +60,11 @@ impl Call {
         self.arguments_json.push_str(partial_json);
     }
 
-    /// A piece can't be of this call in spite of its index: it has another id, or a name behind arguments that are whole. Some servers
-    /// give id and name with each piece.
+    /// A piece can't be of this call in spite of its index: it has a name, and another id or arguments that were whole before it. Some
+    /// servers give id and name with each piece, and some (Poolside's, mlx-openai-server) each piece an id of its own.
     fn is_over_before(&self, id: &str, is_named: bool) -> bool {
-        if self.id.is_empty() || id.is_empty() { is_named && self.nesting.is_closed } else { self.id != id }
+        let both = !self.id.is_empty() && !id.is_empty();
+        is_named && if both { self.id != id } else { self.nesting.is_closed }
     }
 }
 
@@ -137,6 +138,11 @@ mod tests {
                 vec![0, 1],
             ),
             ("id and name with each piece", vec![(zero, Some("a"), "f", "{}"), (zero, Some("a"), "f", "")], vec![0, 0]),
+            (
+                "another id with each piece",
+                vec![(zero, Some("a"), "f", "{"), (zero, Some("b"), "", "}"), (zero, Some("c"), "", "")],
+                vec![0, 0, 0],
+            ),
             ("a name with each piece", vec![(zero, None, "f", "{\"a\":{"), (zero, None, "f", "}}")], vec![0, 0]),
             (
                 "a brace in a string",

@@ -3,6 +3,8 @@
 
 use reqwest::Url;
 
+use crate::refusals::Part;
+
 /// Where a server is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Dialect {
@@ -35,9 +37,11 @@ impl Dialect {
     }
 
     /// The field that bounds the output. OpenAI's models that think refuse `max_tokens`, also behind a gateway; Mistral refuses
-    /// `max_completion_tokens`, and others ignore it.
-    pub(super) fn output_bound(self, model: &str) -> &'static str {
+    /// `max_completion_tokens`, and others ignore it. Behind an alias nobody can tell the model: what a refusal says counts more.
+    pub(super) fn output_bound(self, model: &str, refused: &[Part]) -> &'static str {
         match self {
+            _ if refused.contains(&Part::MaxTokens) => "max_completion_tokens",
+            _ if refused.contains(&Part::MaxCompletionTokens) => "max_tokens",
             Self::OpenAi => "max_completion_tokens",
             Self::Other if is_of_openai(model) => "max_completion_tokens",
             Self::DeepSeek | Self::Mistral | Self::Other => "max_tokens",
@@ -62,9 +66,14 @@ impl Dialect {
     }
 }
 
-/// By its name, such as `gpt-6-sol` or `openai/o3`. The models whose weights OpenAI gave away are served by others.
+/// By its name, such as `gpt-6-sol`, `openai/o3` or `us.openai:gpt-6-sol`. The models whose weights OpenAI gave away are served by others.
 fn is_of_openai(model: &str) -> bool {
-    let name = model.rsplit('/').next().unwrap_or(model);
+    // A version may have a dot in it, and then the whole is looked at as well.
+    let parts = |at: &[char]| model.rsplit(at).next().unwrap_or(model).to_owned();
+    [parts(&['/', ':', '@']), parts(&['/', ':', '@', '.'])].iter().any(|name| is_name_of_openai(name))
+}
+
+fn is_name_of_openai(name: &str) -> bool {
     let is_o = name.strip_prefix('o').is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_digit()));
     is_o || (name.starts_with("gpt-") && !name.starts_with("gpt-oss"))
 }
@@ -101,11 +110,19 @@ mod tests {
             (Dialect::DeepSeek, "deepseek-v4-pro", "max_tokens"),
             (Dialect::Other, "gpt-6-sol", "max_completion_tokens"),
             (Dialect::Other, "openai/o3-mini", "max_completion_tokens"),
+            (Dialect::Other, "openai:gpt-6.1-sol", "max_completion_tokens"),
+            (Dialect::Other, "us.openai.gpt-6-sol", "max_completion_tokens"),
+            (Dialect::Other, "gateway@o4-mini", "max_completion_tokens"),
+            (Dialect::Other, "prod-chat", "max_tokens"),
             (Dialect::Other, "openai/gpt-oss-120b", "max_tokens"),
+            (Dialect::Other, "openai.gpt-oss-120b", "max_tokens"),
             (Dialect::Other, "olmo-3", "max_tokens"),
             (Dialect::Other, "qwen3", "max_tokens"),
         ] {
-            assert_eq!(dialect.output_bound(model), field, "{dialect:?} {model}");
+            assert_eq!(dialect.output_bound(model, &[]), field, "{dialect:?} {model}");
         }
+        let learnt = |part| [Dialect::OpenAi, Dialect::Other].map(|dialect| dialect.output_bound("prod-chat", &[part]));
+        assert_eq!(learnt(Part::MaxTokens), ["max_completion_tokens"; 2]);
+        assert_eq!(learnt(Part::MaxCompletionTokens), ["max_tokens"; 2]);
     }
 }

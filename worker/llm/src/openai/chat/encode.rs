@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::REASONING_CONTENT;
 use super::dialect::Dialect;
 use crate::arguments::arguments;
+use crate::refusals::Part;
 use crate::request::Request;
 use crate::tool_call_ids::{self, CHAT_BYTES_MAX, portable};
 use crate::tool_name::tool_name;
@@ -28,10 +29,12 @@ pub(super) fn body(request: &Request, dialect: Dialect) -> Value {
         Dialect::OpenAi | Dialect::DeepSeek | Dialect::Other => portable(&request.messages, CHAT_BYTES_MAX),
     };
     let runs = conversation.chunk_by(|one, next| one.role() == Role::Tool && next.role() == Role::Tool);
-    // A server that tells of thoughts in this field may demand it of every answer.
-    let takes_reasoning =
-        dialect.demands_reasoning() || request.messages.iter().any(|message| reasoning(message).is_some());
-    runs.for_each(|run| add(run, takes_reasoning, &mut messages));
+    let reasoning = match dialect {
+        _ if request.refused.contains(&Part::ReasoningContent) => Reasoning::None,
+        _ if dialect.demands_reasoning() => Reasoning::Demanded,
+        _ => Reasoning::AsItWas,
+    };
+    runs.for_each(|run| add(run, reasoning, &mut messages));
     let mut body = json!({
         "model": request.model,
         "messages": messages,
@@ -40,7 +43,7 @@ pub(super) fn body(request: &Request, dialect: Dialect) -> Value {
     if dialect.must_be_asked_for_usage() {
         body["stream_options"] = json!({"include_usage": true});
     }
-    body[dialect.output_bound(&request.model)] = request.output_tokens_max.into();
+    body[dialect.output_bound(&request.model, &request.refused)] = request.output_tokens_max.into();
     if let Some(temperature) = request.temperature {
         body["temperature"] = temperature.into();
     }
@@ -58,15 +61,30 @@ pub(super) fn body(request: &Request, dialect: Dialect) -> Value {
     body
 }
 
+/// What of the thoughts before its answers a server is sent.
+#[derive(Clone, Copy)]
+enum Reasoning {
+    None,
+    /// Where there were any: a gateway's next server may know no such field.
+    AsItWas,
+    /// Something with each answer.
+    Demanded,
+}
+
 /// A message, or a run of messages with results.
-fn add(run: &[Message], takes_reasoning: bool, messages: &mut Vec<Value>) {
+fn add(run: &[Message], reasoning: Reasoning, messages: &mut Vec<Value>) {
     let Some(first) = run.first() else { return };
     let content = || run.iter().flat_map(|message| &message.content);
     match first.role() {
         Role::Assistant => {
             let Some(mut message) = assistant(&first.content) else { return };
-            if takes_reasoning {
-                message[REASONING_CONTENT] = reasoning(first).unwrap_or_else(|| NOTHING_THOUGHT.to_owned()).into();
+            let thought = match reasoning {
+                Reasoning::None => None,
+                Reasoning::AsItWas => thought(first),
+                Reasoning::Demanded => thought(first).or_else(|| Some(NOTHING_THOUGHT.to_owned())),
+            };
+            if let Some(thought) = thought {
+                message[REASONING_CONTENT] = thought.into();
             }
             messages.push(message);
         }
@@ -93,7 +111,7 @@ fn add(run: &[Message], takes_reasoning: bool, messages: &mut Vec<Value>) {
 }
 
 /// What was thought before an answer, as it goes back in a field of its own; `None` where it came in no such field, or nothing did.
-fn reasoning(message: &Message) -> Option<String> {
+fn thought(message: &Message) -> Option<String> {
     let thought = message.content.iter().filter_map(|block| match &block.block {
         Some(Block::Thinking(thinking)) if thinking.signature == REASONING_CONTENT => Some(thinking.text.as_str()),
         _ => None,
@@ -158,7 +176,7 @@ pub(in crate::openai) fn url(image: &Image) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use croft_proto::v1::Text;
+    use croft_proto::v1::{Text, Thinking};
 
     use super::*;
 
@@ -192,6 +210,25 @@ mod tests {
         assert_eq!(body["messages"][1]["tool_calls"][0]["id"], "abcdefghi");
         assert_eq!(body["messages"][2]["tool_call_id"], "abcdefghi");
         assert_eq!(body["messages"][1].get(REASONING_CONTENT), None);
+    }
+
+    #[test]
+    fn thoughts_go_back_where_they_were_thought_and_nowhere_once_they_are_refused() {
+        let mut request = taken_over();
+        let thinking = Thinking { text: "noon?".into(), signature: REASONING_CONTENT.into(), ..Thinking::default() };
+        let content = vec![
+            ContentBlock { block: Some(Block::Thinking(thinking)) },
+            ContentBlock { block: Some(Block::Text(Text { text: "noon".into() })) },
+        ];
+        request.messages.push(Message { role: Role::Assistant.into(), content, ..Message::default() });
+        let of = |request: &Request, dialect| {
+            let body = body(request, dialect);
+            [1, 3].map(|place| body["messages"][place].get(REASONING_CONTENT).cloned())
+        };
+        assert_eq!(of(&request, Dialect::Other), [None, Some("noon?".into())]);
+        assert_eq!(of(&request, Dialect::DeepSeek), [Some(NOTHING_THOUGHT.into()), Some("noon?".into())]);
+        request.refused = vec![Part::ReasoningContent];
+        assert_eq!(of(&request, Dialect::Other), [None, None]);
     }
 
     #[test]
