@@ -352,8 +352,10 @@ impl Watch<'_> {
             if index.put(tenant, &pod.name_any(), worker) {
                 // Sessions that wait for a worker need not wait any longer.
                 if is_ready {
-                    let namespace = labels::tenant_namespace(tenant);
-                    sessions.waiting(&namespace).into_iter().for_each(|session| changes.sessions.mark(session));
+                    let waiting = sessions.waiting_for_workers(&labels::tenant_namespace(tenant));
+                    for session in waiting {
+                        changes.sessions.mark(session);
+                    }
                 }
                 changes.tenants.mark(tenant.to_owned());
                 changes.routes.mark(tenant.to_owned());

@@ -25,7 +25,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::ResourceExt as _;
 use kube::api::Api;
 use kube::runtime::controller::Action;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::cluster::is_owned;
 use crate::context::Context;
@@ -35,6 +35,7 @@ pub use endings::Bereaved;
 pub(crate) use endings::Ending;
 use endings::Why;
 use known::Known;
+pub(crate) use status::is_limited;
 use status::{Summary, Written};
 use told::Declared;
 pub use told::Told;
@@ -42,7 +43,7 @@ pub use told::Told;
 /// A session that the front has recorded and not placed yet is looked at again soon.
 const NOT_PLACED: Duration = Duration::from_millis(500);
 
-/// Before a session is tried again that the tenant's workers lack something for, or the registry its model. Each try counts against the
+/// Before a session is tried again whose tenant's workers lack something, or whose model is not registered. Each try counts against the
 /// tenant's rates.
 const STILL_LACKING: Duration = Duration::from_mins(5);
 
@@ -74,9 +75,7 @@ impl PassError for Error {
 
     fn retry(&self) -> Retry {
         match self {
-            Self::Front { source, .. } if refusal::is_lack(source) || refusal::is_model_missing(source) => {
-                Retry::After(STILL_LACKING)
-            }
+            Self::Front { source, .. } if refusal::lacks_something(source) => Retry::After(STILL_LACKING),
             Self::Full(_) => Retry::BackoffTo(admission::STILL_FULL),
             Self::Read { .. } | Self::Front { .. } | Self::Status(_) | Self::Delete(_) => Retry::Backoff,
         }
@@ -92,6 +91,7 @@ pub async fn reconcile(session: Arc<AgentSession>, context: Arc<Context>) -> Res
     if current.phase.is_some_and(SessionPhase::is_final) {
         return retire::retire(&session, &current, &context).await;
     }
+    let lacked_room = status::lacks_room(&session, &context);
     let pass = async {
         let Some(tenant) = tenant_of(&session, &context).await? else {
             let namespace = session.namespace().unwrap_or_default();
@@ -109,11 +109,19 @@ pub async fn reconcile(session: Arc<AgentSession>, context: Arc<Context>) -> Res
             if current.session_id.is_none() {
                 status::write(&session, Summary::waiting(&error), &context).await?;
             }
+            if lacked_room && matches!(&error, Error::Front { source, .. } if refusal::lacks_something(source)) {
+                admission::pass_on(&session, &context);
+            }
             return Err(error);
         }
     };
     let open_session = summary.open_session().map(str::to_owned);
-    match status::write(&session, summary, &context).await? {
+    let is_refused = summary.phase == SessionPhase::Failed;
+    let written = status::write(&session, summary, &context).await?;
+    if lacked_room && is_refused {
+        admission::pass_on(&session, &context);
+    }
+    match written {
         Written::Now(status) if status.phase.is_some_and(SessionPhase::is_final) => {
             retire::retire(&session, &status, &context).await
         }
@@ -179,12 +187,17 @@ async fn open(session: &AgentSession, tenant: &TenantRef, context: &Context) -> 
         Err(status) if refusal::is_final(&status) => {
             Ok(Summary::failed("AgentRefused", format!("the front refuses it: {}", status.message())))
         }
-        Err(status) => {
-            // Where there is room by what we know, the front may not have heard yet that the limit was raised.
-            let room = live.and_then(|live| admission::room(&live, context)).unwrap_or(0);
-            let is_full = refusal::is_full(&status) && room == 0;
-            Err(if is_full { Error::Full(Box::new(status)) } else { refused("CreateSession", status) })
-        }
+        Err(status) => Err(not_opened(status, live.and_then(|live| admission::room(&live, context)))),
+    }
+}
+
+/// What it means that the front does not open a session now, of a tenant with this [`admission::room`]. One that has all its sessions may
+/// be told of its rates instead, and waits for room all the same. Where there is room by what we know, the front may not have heard yet
+/// that the limit was raised; where nothing is known, nobody may tell that there is some again.
+fn not_opened(status: Status, room: Option<usize>) -> Error {
+    match room {
+        Some(0) if status.code() == Code::ResourceExhausted => Error::Full(Box::new(status)),
+        _ => refused("CreateSession", status),
     }
 }
 
@@ -254,6 +267,18 @@ mod tests {
         assert_eq!(first.labels["croft.dev/agentsession-uid"], "3b0c");
         assert_eq!((first.idle_timeout_ms, first.lifetime_ms), (90_000, 3_600_000));
         assert_eq!(first.agent.unwrap().name, "talk");
+    }
+
+    #[test]
+    fn whatever_limit_is_told_a_session_waits_for_room_only_where_there_is_known_to_be_none() {
+        let retry = |code, reason, room| not_opened(refusal::tests::by_front(code, reason), room).retry();
+        let for_room = Retry::BackoffTo(admission::STILL_FULL);
+        for reason in ["SESSION_LIMIT", "RATE_LIMITED"] {
+            assert_eq!(retry(Code::ResourceExhausted, reason, Some(0)), for_room, "{reason}");
+            assert_eq!(retry(Code::ResourceExhausted, reason, Some(1)), Retry::Backoff, "{reason}");
+            assert_eq!(retry(Code::ResourceExhausted, reason, None), Retry::Backoff, "{reason}");
+        }
+        assert_eq!(retry(Code::Unavailable, "NO_WORKER", Some(0)), Retry::Backoff);
     }
 
     #[test]

@@ -96,7 +96,7 @@ pub enum Error {
     Certificate(#[from] authority::Error),
     #[error("cannot write the status")]
     Status(#[source] kube::Error),
-    #[error("the pass took longer than {} ms: the API server does not answer in time", .max.as_millis())]
+    #[error("the pass took longer than {} ms: something that it waited for does not answer in time", .max.as_millis())]
     DeadlineExceeded { max: Duration },
 }
 
@@ -145,9 +145,9 @@ pub async fn reconcile(tenant: Arc<AgentTenant>, context: Arc<Context>) -> Resul
         stopped?;
         let observed = observed.insert(observe::observe(&tenant, &context).await?);
         match plan(&tenant, observed, &context) {
-            Ok(children) => Box::pin(apply::apply(&tenant, children, observed, &context)).await,
+            Ok(children) => Box::pin(apply::apply(&tenant, children, observed, ends, &context)).await,
             Err(unusable @ Error::Spec { .. }) => {
-                kept_up = Box::pin(upkeep::in_time(ends, &tenant, observed, &context)).await;
+                kept_up = Box::pin(upkeep::keep_up(ends, &tenant, observed, &context)).await;
                 Err(unusable.into())
             }
             Err(error) => Err(error.into()),
@@ -164,12 +164,12 @@ pub async fn reconcile(tenant: Arc<AgentTenant>, context: Arc<Context>) -> Resul
 }
 
 /// Gives `work` up at `ends`: a pass that its controller ends could say nothing of it, and the status would stay as it was.
-async fn in_time(
+async fn in_time<T, E: From<Error>>(
     ends: Instant,
-    work: impl Future<Output = Result<(), Failure>>,
+    work: impl Future<Output = Result<T, E>>,
     context: &Context,
-) -> Result<(), Failure> {
-    let late = |_| Failure::from(Error::DeadlineExceeded { max: context.pass_max });
+) -> Result<T, E> {
+    let late = |_| Error::DeadlineExceeded { max: context.pass_max };
     tokio::time::timeout_at(ends, work).await.map_err(late)?
 }
 

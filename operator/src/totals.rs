@@ -21,6 +21,13 @@ use crate::session::admission;
 pub(crate) struct Total {
     /// Sessions that have not ended.
     pub(crate) sessions_open: i64,
+    /// The last that could be told.
+    pub(crate) month: Option<Month>,
+}
+
+/// What a month has cost, as a status shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Month {
     pub(crate) spend: SpendStatus,
     /// Of all classes in the month, to three digits: a status tells of percents.
     pub(crate) tokens: i64,
@@ -46,9 +53,11 @@ impl Totals {
 
     /// Takes in what a front tells.
     pub(crate) fn tell(&self, totals: &TenantTotals) {
-        let Some(total) = read(totals) else { return };
         let mut inner = self.inner();
-        if inner.by_tenant.get(&totals.tenant_id) != Some(&total) {
+        let before = inner.by_tenant.get(&totals.tenant_id);
+        let month = read(totals).or_else(|| before?.month.clone());
+        let total = Total { sessions_open: totals.sessions_open, month };
+        if before != Some(&total) {
             inner.by_tenant.insert(totals.tenant_id.clone(), total);
             inner.changed.insert(totals.tenant_id.clone());
         }
@@ -92,18 +101,15 @@ pub(crate) async fn run(context: Arc<Context>, interval: Duration, stopping: Can
 }
 
 /// `None` if it says nothing of a month.
-fn read(totals: &TenantTotals) -> Option<Total> {
+fn read(totals: &TenantTotals) -> Option<Month> {
     let month = totals.month.unwrap_or_default();
     let start = Timestamp::from_second(totals.month_start.as_ref()?.seconds).ok()?;
-    Some(Total {
-        sessions_open: totals.sessions_open,
-        spend: SpendStatus {
-            month: month_of(start),
-            usd: cents(month.cost_nano_usd),
-            unpriced_attempts: month.unpriced_attempts,
-        },
-        tokens: three_digits(tokens(&month)),
-    })
+    let spend = SpendStatus {
+        month: month_of(start),
+        usd: cents(month.cost_nano_usd),
+        unpriced_attempts: month.unpriced_attempts,
+    };
+    Some(Month { spend, tokens: three_digits(tokens(&month)) })
 }
 
 /// What a tenant has spent in the month of `now` that has done nothing in it.
@@ -164,8 +170,8 @@ mod tests {
         assert_eq!(totals.take_changed().len(), 1);
         let total = totals.of("heron").unwrap();
         assert_eq!(total.sessions_open, 3);
-        assert_eq!((total.spend.month.as_str(), total.spend.usd.as_str()), ("2026-11", "12.35"));
-        assert_eq!(total.spend.unpriced_attempts, 2);
+        let spend = total.month.unwrap().spend;
+        assert_eq!((spend.month.as_str(), spend.usd.as_str(), spend.unpriced_attempts), ("2026-11", "12.35", 2));
     }
 
     #[test]
@@ -175,7 +181,7 @@ mod tests {
         month.month.as_mut().unwrap().tokens = Some(tokens);
         let totals = Totals::default();
         totals.tell(&month);
-        assert_eq!(totals.of("heron").unwrap().tokens, 1_230_000);
+        assert_eq!(totals.of("heron").unwrap().month.unwrap().tokens, 1_230_000);
         assert_eq!([0, 7, 999, 1_000, 1_009].map(three_digits), [0, 7, 999, 1_000, 1_000]);
     }
 
@@ -186,5 +192,22 @@ mod tests {
         totals.complete(&HashSet::new());
         assert_eq!(totals.of("heron"), None);
         assert!(totals.take_changed().is_empty());
+    }
+
+    /// Once, who was told without a month was forgotten, and sessions that waited for room heard of none.
+    #[test]
+    fn where_the_month_cannot_be_summed_up_what_is_open_is_told_and_the_last_sum_stays() {
+        let totals = Totals::default();
+        let open = |sessions_open| TenantTotals { tenant_id: "heron".into(), sessions_open, ..TenantTotals::default() };
+        totals.tell(&open(3));
+        assert_eq!(totals.of("heron"), Some(Total { sessions_open: 3, month: None }));
+        totals.tell(&told(3, 12_340_000_000));
+        let month = totals.of("heron").unwrap().month;
+        assert!(month.is_some());
+        totals.take_changed();
+        totals.tell(&open(2));
+        totals.complete(&HashSet::from(["heron".to_owned()]));
+        assert_eq!(totals.of("heron"), Some(Total { sessions_open: 2, month }));
+        assert_eq!(totals.take_changed().len(), 1, "there is room for one");
     }
 }

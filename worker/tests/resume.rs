@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use croft_proto::v1::execute_step_request::Message as ToWorker;
+use croft_proto::v1::execute_step_response::Message as FromWorker;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
     AgentSpec, ApprovalResolved, JournalledToolCall, Message, Permission, ReplayClass, Role,
@@ -229,14 +230,19 @@ async fn an_answer_that_is_stored_is_neither_asked_for_again_nor_ends_otherwise(
     }
 }
 
-/// Whoever had the turn was lost before people were told.
+/// Whoever had the turn was lost before it told of the end.
 #[tokio::test(start_paused = true)]
-async fn an_answer_without_a_word_is_told_after_a_loss_and_not_asked_for_again() {
+async fn an_answer_without_a_word_is_told_once_and_not_asked_for_again_after_a_loss() {
+    let (worker, agent) = worker_with_spade(&Spade::default()).await;
     let session_id = session();
-    let mut checkpoint = answered("max_tokens");
-    checkpoint.messages.pop();
-    let heard = elsewhere(&Spade::default(), &agent(), resumed(&session_id, checkpoint, Vec::new())).await;
-    assert_eq!(heard.story(), ["started", "error", "completed"]);
+    init(&worker.client, &session_id, &agent).await.unwrap();
+    let steps = json!([{"thinking": "Roses first, or the hedge?", "stop": "max_tokens"}]);
+    let mut front = Front::open(&worker.client, start(&session_id, script(&steps))).await;
+    let checkpoint = front.until(|message| matches!(message, FromWorker::Checkpoint(_))).await;
+    assert_eq!(front.heard.story(), ["started", "attempt", "error"], "whoever has the checkpoint has the error");
+    let FromWorker::Checkpoint(checkpoint) = checkpoint else { panic!() };
+    let heard = elsewhere(&Spade::default(), &agent, resumed(&session_id, checkpoint, Vec::new())).await;
+    assert_eq!(heard.story(), ["started", "completed"]);
     assert_eq!(heard.stop_reason(), StopReason::MaxTokens);
 }
 

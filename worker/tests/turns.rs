@@ -172,6 +172,24 @@ async fn an_answer_that_is_at_its_end_before_it_says_anything_is_told_with_the_r
         assert_eq!(error(&heard).message, told, "the agent has no limit of its own to raise");
         assert_eq!(heard.checkpoint().messages.len(), 1, "the question stays");
     }
+    let limits = Some(AgentLimits { output_tokens_max: 500, ..AgentLimits::default() });
+    for (granted, told) in [
+        (
+            500,
+            "the model used all 500 output tokens, thinking included, before it wrote an answer; the agent's limit of output tokens may be raised",
+        ),
+        (77, "the model used all 77 output tokens, thinking included, before it wrote an answer"),
+    ] {
+        let (worker, session_id) = (worker().await, session());
+        init(&worker.client, &session_id, &AgentSpec { limits, ..agent() }).await.unwrap();
+        let steps = json!([{"thinking": "Roses first?", "stop": "max_tokens"}]);
+        let mut front = Front::open(&worker.client, start(&session_id, script(&steps))).await;
+        front.grants = false;
+        front.until(|message| matches!(message, FromWorker::GrantRequest(_))).await;
+        let grant = Grant { output_tokens_max: granted, ..front.grant(&front.heard.grants[0]) };
+        front.send(ToWorker::Grant(grant)).await;
+        assert_eq!(error(&front.finish().await).message, told);
+    }
 }
 
 /// For a model that gives less, or by a budget that has room for less.

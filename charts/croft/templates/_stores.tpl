@@ -21,9 +21,24 @@ secret: { secretName: {{ .ca.secret }}, items: [{ key: {{ .ca.key | quote }}, pa
 {{- /* What a URL of the database leaves open is taken from these: libpq's names, which the front knows too. */ -}}
 {{- define "croft.postgresTls" -}}
 {{- if include "croft.postgresAuthorities" . | trim }}
+{{- include "croft.postgresUrlsCheck" . }}
 - name: PGSSLMODE
   value: verify-full
 - name: PGSSLROOTCERT
   value: /etc/croft/postgres/ca.crt
+{{- end }}
+{{- end }}
+
+{{- /* What a URL says counts for more, and would leave the authorities unused. */ -}}
+{{- define "croft.postgresUrlsCheck" -}}
+{{- range $name := list "url" "adminUrl" }}
+{{- $url := get $.Values.front.postgres $name }}
+{{- if not $.Values.front.postgres.existingSecret }}
+{{- range regexFindAll "[?&]ssl-?mode=[^&#]*" $url -1 }}
+{{- if not (regexMatch "=verify-(full|ca)$" .) }}
+{{- fail (printf "front.postgres.%s says %s, by which no certificate is checked, and front.postgres.ca has authorities to check it by: leave sslmode out, or say verify-full" $name (trimAll "?&" .)) }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- end }}

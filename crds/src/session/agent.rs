@@ -239,7 +239,8 @@ pub struct AgentLimitsSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10_000))]
     pub max_tool_calls: Option<u32>,
-    /// Output tokens asked of the model in one call, with what it thinks; 16,384 if not set, and no more than the model gives.
+    /// Output tokens asked of the model in one call, with what it thinks, and no more than the model gives. If not set, 16,384 of a model of which the
+    /// registry says how much it gives, and 4,096 of another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10_000_000))]
     pub max_output_tokens: Option<u32>,

@@ -230,3 +230,18 @@ fn authorities_of_the_stores_reach_whoever_connects_to_them() {
     let both = refusal(&["front.postgres.ca.configMap=database", "front.postgres.ca.secret=database"]);
     assert!(both.contains("front.postgres.ca.configMap"), "{both}");
 }
+
+/// A URL counts for more than what the chart says beside it: with `require` the authorities would check nothing.
+#[test]
+fn authorities_that_a_url_leaves_unused_are_refused() {
+    let ca = "front.postgres.ca.configMap=database";
+    for name in ["url", "adminUrl"] {
+        let url = |parameters: &str| format!("front.postgres.{name}=postgres://croft:secret@db/croft?{parameters}");
+        let told = refusal(&[ca, &url("sslmode=require")]);
+        assert!(told.contains(&format!("front.postgres.{name} says sslmode=require")), "{told}");
+        assert!(!told.contains("secret@"), "{told}");
+        refusal(&[ca, &url("application_name=x&ssl-mode=prefer")]);
+        set(&[ca, &url("sslmode=verify-ca&application_name=x")]);
+        set(&[&url("sslmode=require")]);
+    }
+}

@@ -88,6 +88,32 @@ async fn a_session_that_takes_too_long_at_once_is_erased_a_few_events_at_a_time(
     tokio::time::timeout(Duration::from_secs(30), erased).await.expect("they are kept for ever");
 }
 
+/// Where the retention time is taken away meanwhile.
+#[tokio::test]
+async fn what_is_half_erased_goes_without_a_retention_time_too() {
+    let options = Options { retention: None, ..soon() };
+    let world = World::on(Ground { options, ..Ground::default() }).await;
+    let mut client = world.client();
+    let mut ids = Vec::new();
+    for hours_ago in [50, 25] {
+        let session_id = client.create(scripted_agent("old")).await.unwrap().session_id;
+        ended(&world, &session_id, hours_ago).await;
+        ids.push(session_id);
+    }
+    let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_secs()).unwrap();
+    let before = Timestamp { seconds: now - 30 * 3_600, nanos: 0 };
+    let begun = world.core.stores.retention.erase_ended(world.tenant(), before, 1, 1).await.unwrap();
+    assert_eq!(begun, Erased { sessions: 0, events: 1 });
+    let erased = async {
+        while world.core.metrics.sessions_erased.get() < 1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), erased).await.expect("its rows stay for ever");
+    let kept = GetSessionRequest { session_id: ids[1].clone() };
+    client.lifecycle.get_session(kept).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_session_is_erased_when_its_time_is_up_and_no_sooner() {
     let world = World::on(Ground { options: soon(), ..Ground::default() }).await;

@@ -11,7 +11,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, Row};
 
 use crate::error::Error;
 use crate::models::seed::seed;
-use crate::store::postgres::{add_models, failed};
+use crate::store::postgres::{add_models, explained, failed};
 
 /// The migrations that this program was built with. It leaves alone what a newer release has added: after a rollback, the
 /// older one runs on the newer schema.
@@ -38,7 +38,8 @@ const MAY_TAKE_ON: &str = "select pg_has_role(
 ///
 /// The URL is that of an admin, who owns the database and may create roles.
 pub async fn run(admin_url: &SecretString, front_role: &str) -> anyhow::Result<()> {
-    let mut admin = PgConnection::connect(admin_url.expose_secret()).await.context("cannot reach PostgreSQL")?;
+    let mut admin =
+        PgConnection::connect(admin_url.expose_secret()).await.map_err(explained).context("cannot reach PostgreSQL")?;
     MIGRATIONS.run(&mut admin).await.context("the migrations failed")?;
     admit(&mut admin, front_role).await?;
 

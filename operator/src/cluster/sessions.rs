@@ -7,6 +7,8 @@ use croft_crds::AgentSession;
 use kube::ResourceExt as _;
 use kube::runtime::reflector::ObjectRef;
 
+use crate::session::is_limited;
+
 /// Fed by the watch; every look-up takes the same time however many sessions there are.
 #[derive(Default)]
 pub struct SessionIndex {
@@ -25,6 +27,8 @@ struct Names {
     all: HashSet<String>,
     /// Those that wait for their session to be opened: few or none, where there may be very many in all.
     waiting: HashSet<String>,
+    /// Those of them that a limit keeps waiting.
+    limited: HashSet<String>,
 }
 
 impl SessionIndex {
@@ -39,12 +43,14 @@ impl SessionIndex {
         inner.by_uid.insert(uid, ObjectRef::from_obj(session));
         let names = inner.by_namespace.entry(namespace).or_default();
         let name = session.name_any();
-        if waits {
-            names.waiting.insert(name.clone());
-        } else {
-            names.waiting.remove(&name);
+        let is_limited = waits && status.is_some_and(is_limited);
+        for (set, is_in) in [(&mut names.waiting, waits), (&mut names.limited, is_limited), (&mut names.all, true)] {
+            if is_in {
+                set.insert(name.clone());
+            } else {
+                set.remove(&name);
+            }
         }
-        names.all.insert(name);
     }
 
     /// Forgets the object.
@@ -55,6 +61,7 @@ impl SessionIndex {
         let Some(names) = inner.by_namespace.get_mut(&namespace) else { return };
         names.all.remove(&session.name_any());
         names.waiting.remove(&session.name_any());
+        names.limited.remove(&session.name_any());
         if names.all.is_empty() {
             inner.by_namespace.remove(&namespace);
         }
@@ -73,15 +80,20 @@ impl SessionIndex {
 
     /// All that are declared in a namespace.
     pub fn within(&self, namespace: &str) -> Vec<ObjectRef<AgentSession>> {
-        self.named(namespace, |names| &names.all)
+        self.named(namespace, |names| names.all.iter().collect())
     }
 
     /// Those in a namespace that wait for their session to be opened.
     pub fn waiting(&self, namespace: &str) -> Vec<ObjectRef<AgentSession>> {
-        self.named(namespace, |names| &names.waiting)
+        self.named(namespace, |names| names.waiting.iter().collect())
     }
 
-    fn named(&self, namespace: &str, which: impl Fn(&Names) -> &HashSet<String>) -> Vec<ObjectRef<AgentSession>> {
+    /// Those of [`waiting`](Self::waiting) that another worker may help: what a limit keeps waiting it does not.
+    pub fn waiting_for_workers(&self, namespace: &str) -> Vec<ObjectRef<AgentSession>> {
+        self.named(namespace, |names| names.waiting.difference(&names.limited).collect())
+    }
+
+    fn named(&self, namespace: &str, which: impl Fn(&Names) -> Vec<&String>) -> Vec<ObjectRef<AgentSession>> {
         let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
         let names = inner.by_namespace.get(namespace).map(which).into_iter().flatten();
         names.map(|name| ObjectRef::new(name).within(namespace)).collect()
@@ -115,6 +127,30 @@ mod tests {
         assert!(index.within("tenant-egret").is_empty());
         index.put(&session("new", "1", &json!({ "phase": "Ready", "sessionID": "0191" })));
         assert!(index.waiting("tenant-heron").is_empty());
+    }
+
+    #[test]
+    fn another_worker_helps_none_that_a_limit_keeps_waiting() {
+        let index = SessionIndex::default();
+        let waits = |reason: &str| {
+            let time = "2026-01-01T00:00:00Z";
+            let ready = json!({
+                "type": "Ready", "status": "False", "reason": reason, "message": "", "lastTransitionTime": time,
+            });
+            json!({ "phase": "Pending", "conditions": [ready] })
+        };
+        let helped = || index.waiting_for_workers("tenant-heron").into_iter().map(|found| found.name);
+        index.put(&session("new", "1", &json!(null)));
+        index.put(&session("early", "2", &waits("FrontUnavailable")));
+        index.put(&session("full", "3", &waits("LimitReached")));
+        assert_eq!(helped().collect::<HashSet<_>>(), HashSet::from(["new".to_owned(), "early".to_owned()]));
+        assert_eq!(index.waiting("tenant-heron").len(), 3);
+        index.put(&session("full", "3", &waits("WorkersLack")));
+        assert_eq!(helped().count(), 3);
+        index.put(&session("full", "3", &waits("LimitReached")));
+        index.remove(&session("full", "3", &json!(null)));
+        index.put(&session("full", "4", &json!(null)));
+        assert_eq!(helped().count(), 3, "one of an old name has nothing of it");
     }
 
     #[test]

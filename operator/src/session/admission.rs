@@ -1,5 +1,6 @@
 //! Whether a session may be opened at all, as far as is known without asking the front: each call that it refuses costs it a record.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use croft_crds::{AgentSession, AgentTenant};
@@ -44,9 +45,21 @@ pub(crate) fn wake(tenant: &AgentTenant, context: &Context) {
     }
     let waiting = context.cluster.session_index.waiting(&tenant.namespace_name());
     let waiting = waiting.into_iter().filter_map(|session| context.cluster.sessions.get(&session));
-    let mut waiting: Vec<_> = waiting.filter(|session| status::lacks_room(session, context)).collect();
+    let wants_room = |session: &Arc<AgentSession>| {
+        session.metadata.deletion_timestamp.is_none() && !session.spec.terminate && status::lacks_room(session, context)
+    };
+    let mut waiting: Vec<_> = waiting.filter(wants_room).collect();
     waiting.sort_by_cached_key(|session| (session.creation_timestamp(), session.name_any()));
     for session in waiting.into_iter().take(room) {
         context.cluster.changes.sessions.mark(ObjectRef::<AgentSession>::from_obj(&*session));
+    }
+}
+
+/// Gives the room that `session` could not use to the next that waits for some. Does nothing unless its status says by now that it waits
+/// for something else, or for nothing: so each time there is one fewer, and this ends.
+pub(super) fn pass_on(session: &AgentSession, context: &Context) {
+    let tenant = context.cluster.tenant_called_by(&session.namespace().unwrap_or_default());
+    if let Some(tenant) = tenant.filter(|_| !status::lacks_room(session, context)) {
+        wake(&tenant, context);
     }
 }

@@ -21,11 +21,6 @@ pub(super) fn is_closed(status: &Status) -> bool {
     status.code() == Code::FailedPrecondition && reason.is_none_or(|reason| reason.starts_with("TENANT_"))
 }
 
-/// Whether the tenant has as many sessions as it may have.
-pub(super) fn is_full(status: &Status) -> bool {
-    has_reason(status, "SESSION_LIMIT")
-}
-
 fn has_reason(status: &Status, reason: &str) -> bool {
     status.get_error_details().error_info().is_some_and(|info| info.reason == reason)
 }
@@ -36,6 +31,11 @@ pub(super) fn is_lack(status: &Status) -> bool {
     let details = status.get_error_details();
     let worker_reason = details.error_info().and_then(|info| info.metadata.get("worker_reason"));
     worker_reason.is_some_and(|reason| ["PROVIDER_MISSING", "TOOL_UNSUPPORTED"].contains(&reason.as_str()))
+}
+
+/// Whether the session must wait for something that its agent needs, rather than for its turn.
+pub(super) fn lacks_something(status: &Status) -> bool {
+    is_lack(status) || is_model_missing(status)
 }
 
 #[cfg(test)]
@@ -74,12 +74,6 @@ pub(super) mod tests {
         assert!(is_model_missing(&missing) && !is_final(&missing));
         let invalid = by_front(Code::InvalidArgument, "INVALID_ARGUMENT");
         assert!(is_final(&invalid) && !is_model_missing(&invalid));
-    }
-
-    #[test]
-    fn a_tenant_is_full_only_when_it_has_all_its_sessions() {
-        assert!(is_full(&by_front(Code::ResourceExhausted, "SESSION_LIMIT")));
-        assert!(!is_full(&by_front(Code::ResourceExhausted, "RATE_LIMITED")));
     }
 
     #[test]

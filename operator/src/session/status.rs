@@ -161,7 +161,12 @@ pub(super) fn current(session: &AgentSession, context: &Context) -> AgentSession
 /// Whether it was refused for a limit when it was last tried.
 pub(super) fn lacks_room(session: &AgentSession, context: &Context) -> bool {
     let current = current(session, context);
-    current.session_id.is_none() && current.conditions.iter().any(|condition| condition.reason == LIMIT_REACHED)
+    current.session_id.is_none() && is_limited(&current)
+}
+
+/// Whether it says that a limit stands between the object and its session.
+pub(crate) fn is_limited(status: &AgentSessionStatus) -> bool {
+    status.conditions.iter().any(|condition| condition.reason == LIMIT_REACHED)
 }
 
 /// Whether the object has a session of which nothing final is said yet.

@@ -7,12 +7,13 @@ use croft_crds::{AgentTenant, labels};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::ResourceExt as _;
+use tokio::time::Instant;
 
 use super::observe::Observed;
 use super::part::{Failure, Part};
 use super::platform_keys::{self, PlatformKeys};
 use super::pull_credentials::{self, PullCredentials};
-use super::{Children, Error, ensure, finalizer, owners};
+use super::{Children, Error, ensure, finalizer, in_time, owners};
 use crate::cluster::{Kept, child_key, is_owned};
 use crate::context::Context;
 use crate::drift;
@@ -21,11 +22,13 @@ use crate::secrets::SecretId;
 
 /// The namespace first, as all else is in it; workers last, so that there is a fence before there is anything to fence, and as workers
 /// mount what comes before them. What lies between is written at the same time. The first failure, in the
-/// order of [`Part`], ends the pass once all that was begun with it has ended too.
+/// order of [`Part`], ends the pass once all that was begun with it has ended too. The owners are nothing to all of these: neither waits
+/// for the other, and what they wait for is given up at `ends`, after which the rest can be told.
 pub(super) async fn apply(
     tenant: &AgentTenant,
     children: Children,
     observed: &Observed,
+    ends: Instant,
     context: &Context,
 ) -> Result<(), Failure> {
     let Children {
@@ -50,37 +53,41 @@ pub(super) async fn apply(
     } else {
         ensure::create_namespace(tenant, namespace, context).await.map_err(Part::Namespace.failed())?;
     }
-    let (fence, quota, limit_range, identity, owners, certificate, providers, pull, service, budget) = tokio::join!(
-        ensure::ensure(fence, context),
-        ensure::ensure(quota, context),
-        ensure::ensure(limit_range, context),
-        ensure::ensure(service_account, context),
-        ensure_owners(tenant, owner_role, owner_binding, context),
-        ensure::ensure(tls, context),
-        ensure_providers(providers, platform_keys.as_ref(), context),
-        ensure_pull_credentials(pull_credentials.as_ref(), context),
-        ensure::ensure(workers_service, context),
-        ensure::ensure(disruption_budget, context),
-    );
-    fence.map_err(Part::Fence.failed())?;
-    quota.map_err(Part::Quota.failed())?;
-    limit_range.map_err(Part::LimitRange.failed())?;
-    identity.map_err(Part::Identity.failed())?;
-    owners.map_err(Part::Owners.failed())?;
-    certificate.map_err(Part::Certificate.failed())?;
-    providers.map_err(Part::Providers.failed())?;
-    pull.map_err(Part::Workers.failed())?;
-    service.map_err(Part::Workers.failed())?;
-    budget.map_err(Part::Workers.failed())?;
-    ensure::ensure(workers, context).await.map_err(Part::Workers.failed())?;
-    // Last, as the workers had it mounted until now.
-    if platform_keys.is_none() {
-        remove_copy(tenant, platform_keys::NAME, context).await.map_err(Part::Providers.failed())?;
-    }
-    if pull_credentials.is_none() {
-        remove_copy(tenant, pull_credentials::NAME, context).await.map_err(Part::Workers.failed())?;
-    }
-    Ok(())
+    let owners = in_time(ends, ensure_owners(tenant, owner_role, owner_binding, context), context);
+    let rest = async {
+        let (fence, quota, limit_range, identity, certificate, providers, pull, service, budget) = tokio::join!(
+            ensure::ensure(fence, context),
+            ensure::ensure(quota, context),
+            ensure::ensure(limit_range, context),
+            ensure::ensure(service_account, context),
+            ensure::ensure(tls, context),
+            ensure_providers(providers, platform_keys.as_ref(), context),
+            ensure_pull_credentials(pull_credentials.as_ref(), context),
+            ensure::ensure(workers_service, context),
+            ensure::ensure(disruption_budget, context),
+        );
+        fence.map_err(Part::Fence.failed())?;
+        quota.map_err(Part::Quota.failed())?;
+        limit_range.map_err(Part::LimitRange.failed())?;
+        identity.map_err(Part::Identity.failed())?;
+        certificate.map_err(Part::Certificate.failed())?;
+        providers.map_err(Part::Providers.failed())?;
+        pull.map_err(Part::Workers.failed())?;
+        service.map_err(Part::Workers.failed())?;
+        budget.map_err(Part::Workers.failed())?;
+        ensure::ensure(workers, context).await.map_err(Part::Workers.failed())?;
+        // Last, as the workers had it mounted until now.
+        if platform_keys.is_none() {
+            remove_copy(tenant, platform_keys::NAME, context).await.map_err(Part::Providers.failed())?;
+        }
+        if pull_credentials.is_none() {
+            remove_copy(tenant, pull_credentials::NAME, context).await.map_err(Part::Workers.failed())?;
+        }
+        Ok(())
+    };
+    let (owners, rest): (_, Result<(), Failure>) = tokio::join!(owners, rest);
+    rest?;
+    owners.map_err(Part::Owners.failed())
 }
 
 /// The binding goes before its Role does, and comes after it.

@@ -2,7 +2,7 @@
 
 use super::Error;
 
-/// In the order in which they are applied.
+/// In the order in which they are judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Part {
     Namespace,
@@ -11,14 +11,14 @@ pub(crate) enum Part {
     LimitRange,
     /// The workers' ServiceAccount.
     Identity,
-    /// The owners' Role and RoleBinding.
-    Owners,
     /// The workers' certificate.
     Certificate,
     /// The workers' list of providers, and the platform's keys among theirs.
     Providers,
     /// The Deployment, its Service and its PodDisruptionBudget, and what its image is pulled with.
     Workers,
+    /// The owners' Role and RoleBinding, which nothing else waits for.
+    Owners,
 }
 
 impl Part {
@@ -28,10 +28,10 @@ impl Part {
         Self::Quota,
         Self::LimitRange,
         Self::Identity,
-        Self::Owners,
         Self::Certificate,
         Self::Providers,
         Self::Workers,
+        Self::Owners,
     ];
 
     /// The type of the condition that tells of it.
@@ -42,10 +42,10 @@ impl Part {
             Self::Quota => "QuotaApplied",
             Self::LimitRange => "LimitRangeApplied",
             Self::Identity => "IdentityApplied",
-            Self::Owners => "OwnersBound",
             Self::Certificate => "CertificateApplied",
             Self::Providers => "ProvidersApplied",
             Self::Workers => "WorkersApplied",
+            Self::Owners => "OwnersBound",
         }
     }
 

@@ -6,7 +6,7 @@ use croft_crds::tenant::{OnExceeded, nano_usd};
 
 use super::bounds::budget;
 use super::tier::Tiers;
-use crate::totals::Total;
+use crate::totals::Month;
 
 /// The condition's type. It is there only while the tenant has a budget.
 pub(super) const KIND: &str = "WithinBudget";
@@ -15,14 +15,14 @@ pub(super) const KIND: &str = "WithinBudget";
 const THRESHOLDS: [i64; 4] = [100, 90, 80, 50];
 
 /// `None` for a tenant without a budget.
-pub(super) fn within_budget(tenant: &AgentTenant, tiers: &Tiers, total: Option<&Total>) -> Option<Verdict> {
+pub(super) fn within_budget(tenant: &AgentTenant, tiers: &Tiers, month: Option<&Month>) -> Option<Verdict> {
     let budget = budget(tenant, tiers);
     let spent =
         |limit: Option<i64>, spent: i64| Some(i128::from(spent) * 100 / i128::from(limit.filter(|limit| *limit > 0)?));
     let money = budget.monthly_usd.as_deref().and_then(nano_usd);
-    let spent_usd = total.and_then(|total| nano_usd(&total.spend.usd)).unwrap_or(0);
+    let spent_usd = month.and_then(|month| nano_usd(&month.spend.usd)).unwrap_or(0);
     let of_money = spent(money, spent_usd);
-    let of_tokens = spent(budget.monthly_tokens, total.map_or(0, |total| total.tokens));
+    let of_tokens = spent(budget.monthly_tokens, month.map_or(0, |month| month.tokens));
     let percent = of_money.into_iter().chain(of_tokens).max()?;
     let reached = THRESHOLDS.into_iter().find(|threshold| percent >= i128::from(*threshold));
     let what = if of_money == Some(percent) {
@@ -55,9 +55,9 @@ mod tests {
 
     fn told(usd: &str, tokens: i64) -> (&'static str, String) {
         let spend = SpendStatus { month: "2026-11".into(), usd: usd.into(), unpriced_attempts: 0 };
-        let total = Total { sessions_open: 0, spend, tokens };
+        let month = Month { spend, tokens };
         // 123.45 USD and a million tokens.
-        let verdict = within_budget(&fixtures::full(), &Tiers::default(), Some(&total)).unwrap();
+        let verdict = within_budget(&fixtures::full(), &Tiers::default(), Some(&month)).unwrap();
         assert_eq!(verdict.holds, Some(verdict.reason != "BudgetSpent"));
         (verdict.reason, verdict.message)
     }
@@ -81,9 +81,9 @@ mod tests {
     fn what_happens_at_the_limit_is_said() {
         let mut tenant = fixtures::full();
         let spend = SpendStatus { month: "2026-11".into(), usd: "200.00".into(), unpriced_attempts: 0 };
-        let total = Total { sessions_open: 0, spend, tokens: 0 };
+        let month = Month { spend, tokens: 0 };
         tenant.spec.budget.on_exceeded = Some(OnExceeded::Block);
-        let verdict = within_budget(&tenant, &Tiers::default(), Some(&total)).unwrap();
+        let verdict = within_budget(&tenant, &Tiers::default(), Some(&month)).unwrap();
         assert!(verdict.message.ends_with("model calls are refused"), "{}", verdict.message);
     }
 }

@@ -12,7 +12,7 @@ use super::report::Pass;
 use super::tier::Tiers;
 use super::{Error, health, spending};
 use crate::controller::{PassError as _, chain};
-use crate::totals::{self, Total};
+use crate::totals::{self, Month, Total};
 use crate::worker::{Problem, Worker};
 
 /// The condition that is there only while a tenant is being deleted.
@@ -92,7 +92,7 @@ fn sessions(facts: &Facts<'_>) -> SessionsStatus {
 
 /// As with [`sessions`].
 fn spend(facts: &Facts<'_>) -> SpendStatus {
-    let told = facts.total.as_ref().map(|total| total.spend.clone());
+    let told = facts.total.as_ref().and_then(|total| Some(total.month.as_ref()?.spend.clone()));
     told.or_else(|| facts.before.spend.clone()).unwrap_or_else(|| totals::nothing_spent(facts.now.0))
 }
 
@@ -100,15 +100,15 @@ fn spend(facts: &Facts<'_>) -> SpendStatus {
 /// have told this replica, a budget of tokens would read as unspent.
 fn budget_untold(facts: &Facts<'_>) -> bool {
     let Facts { tenant, before, tiers, total, .. } = facts;
-    total.is_none()
+    total.as_ref().is_none_or(|total| total.month.is_none())
         && budget(tenant, tiers).monthly_tokens.is_some()
         && before.conditions.iter().any(|condition| condition.type_ == spending::KIND)
 }
 
 /// As with [`sessions`].
-fn told_or_before(facts: &Facts<'_>) -> Option<Total> {
-    let before = facts.before.spend.clone().map(|spend| Total { sessions_open: 0, spend, tokens: 0 });
-    facts.total.clone().or(before)
+fn told_or_before(facts: &Facts<'_>) -> Option<Month> {
+    let before = facts.before.spend.clone().map(|spend| Month { spend, tokens: 0 });
+    facts.total.as_ref().and_then(|total| total.month.clone()).or(before)
 }
 
 fn rollout(facts: &Facts<'_>, workers: WorkersStatus) -> Rollout {
@@ -315,7 +315,7 @@ mod tests {
         let (now, tiers) = (Time("2026-01-01T00:00:00Z".parse().unwrap()), Tiers::default());
         let status_of = |before: &AgentTenantStatus, tenant: &AgentTenant, tokens: Option<i64>| {
             let spend = SpendStatus { month: "2026-01".into(), usd: "0.00".into(), unpriced_attempts: 0 };
-            let total = tokens.map(|tokens| Total { sessions_open: 0, spend, tokens });
+            let total = tokens.map(|tokens| Total { sessions_open: 0, month: Some(Month { spend, tokens }) });
             let pass = Pass { outcome: Ok(()), observed: Some(&observed), kept_up: &KeptUp::new() };
             status(&Facts { tenant, before, pass, deployment: None, pods: &[], total, tiers: &tiers, now: &now })
         };
@@ -490,7 +490,7 @@ mod tests {
             pass: Pass { outcome: Ok(()), observed: Some(&observed), kept_up: &KeptUp::new() },
             deployment: None,
             pods: &[],
-            total: Some(Total { sessions_open: 5, spend: spend.clone(), tokens: 0 }),
+            total: Some(Total { sessions_open: 5, month: Some(Month { spend: spend.clone(), tokens: 0 }) }),
             tiers: &Tiers::default(),
             now: &time,
         });

@@ -18,7 +18,7 @@ use super::part::Part;
 use super::providers::{Entry, File};
 use super::wanted::{Provider, Wanted, check_ranges};
 use super::{
-    Error, apply, certificate, ensure, fence, owners, platform_keys, providers, pull_credentials, tls, workers,
+    Error, apply, certificate, ensure, fence, in_time, owners, platform_keys, providers, pull_credentials, tls, workers,
 };
 use crate::cluster::{Kept, child_key, is_owned};
 use crate::context::Context;
@@ -26,48 +26,56 @@ use crate::context::Context;
 /// The parts that were looked after, and how that went.
 pub(super) type KeptUp = BTreeMap<Part, Result<(), Error>>;
 
-/// [`keep_up`], given up at `ends`: that must not be told in place of what is wrong with the spec. Which part it waited for nobody knows then;
-/// the workers come last.
-pub(super) async fn in_time(ends: Instant, tenant: &AgentTenant, observed: &Observed, context: &Context) -> KeptUp {
-    let late = || KeptUp::from([(Part::Workers, Err(Error::DeadlineExceeded { max: context.pass_max }))]);
-    tokio::time::timeout_at(ends, keep_up(tenant, observed, context)).await.unwrap_or_else(|_| late())
-}
-
 /// Does nothing for a tenant without a namespace, and of the workers' nothing where there are none: they are made when the spec can be used.
-async fn keep_up(tenant: &AgentTenant, observed: &Observed, context: &Context) -> KeptUp {
-    let mut kept_up = KeptUp::new();
+/// No part waits for the owners or for the fence. Each is given up at `ends`, for itself: so what is told is which one hung, beside what is
+/// wrong with the spec.
+pub(super) async fn keep_up(ends: Instant, tenant: &AgentTenant, observed: &Observed, context: &Context) -> KeptUp {
     // One that was never stored has nothing.
-    let Ok(mut wanted) = Wanted::unchecked(tenant, &observed.keys, &context.settings) else { return kept_up };
+    let Ok(wanted) = Wanted::unchecked(tenant, &observed.keys, &context.settings) else { return KeptUp::new() };
     if !observed.has_namespace {
-        return kept_up;
+        return KeptUp::new();
     }
     let (role, binding) = (owners::role(&wanted), owners::role_binding(&wanted));
-    kept_up.insert(Part::Owners, apply::ensure_owners(tenant, role, binding, context).await);
-    let deployment = match live::<Deployment>(tenant, workers::NAME, context).await {
+    let owners = in_time(ends, apply::ensure_owners(tenant, role, binding, context), context);
+    let rest = keep_fence_and_workers_up(ends, tenant, wanted, observed, context);
+    let (owners, mut kept_up) = tokio::join!(owners, rest);
+    kept_up.insert(Part::Owners, owners);
+    kept_up
+}
+
+async fn keep_fence_and_workers_up(
+    ends: Instant,
+    tenant: &AgentTenant,
+    mut wanted: Wanted,
+    observed: &Observed,
+    context: &Context,
+) -> KeptUp {
+    let deployment = match in_time(ends, live::<Deployment>(tenant, workers::NAME, context), context).await {
         Ok(deployment) => deployment,
-        Err(error) => {
-            kept_up.insert(Part::Workers, Err(error));
-            return kept_up;
-        }
+        Err(error) => return KeptUp::from([(Part::Workers, Err(error))]),
     };
-    let there = match live::<ConfigMap>(tenant, providers::NAME, context).await {
+    let there = match in_time(ends, live::<ConfigMap>(tenant, providers::NAME, context), context).await {
         Ok(there) => there,
-        Err(error) => {
-            kept_up.insert(Part::Providers, Err(error));
-            return kept_up;
-        }
+        Err(error) => return KeptUp::from([(Part::Providers, Err(error))]),
     };
     let there = there.as_deref().and_then(providers::read).map(|(text, file)| (text.to_owned(), file));
     let (text, mut file) = there.unwrap_or_else(|| (File::default().text(), File::default()));
     let mounts = deployment.as_deref().map(Mounts::of).unwrap_or_default();
     let changed = keep_entries(&mut file, &mut wanted, &mounts);
-    if check_ranges(tenant).is_ok() && models_are_where_they_were(&file, &wanted) {
-        kept_up.insert(Part::Fence, ensure::ensure(fence::fence(&wanted), context).await);
-    }
-    if let Some(deployment) = deployment {
+    let is_fenceable = check_ranges(tenant).is_ok() && models_are_where_they_were(&file, &wanted);
+    let fence = async {
+        if !is_fenceable {
+            return None;
+        }
+        Some(in_time(ends, ensure::ensure(fence::fence(&wanted), context), context).await)
+    };
+    let workers = async {
+        let Some(deployment) = deployment else { return KeptUp::new() };
         let text = if changed { file.text() } else { text };
-        kept_up.append(&mut keep_workers_up(tenant, &deployment, &wanted, text, observed, context).await);
-    }
+        Box::pin(keep_workers_up(ends, tenant, &deployment, &wanted, text, observed, context)).await
+    };
+    let (fence, mut kept_up) = tokio::join!(fence, workers);
+    kept_up.extend(fence.map(|fence| (Part::Fence, fence)));
     kept_up
 }
 
@@ -122,6 +130,7 @@ fn models_are_where_they_were(file: &File, wanted: &Wanted) -> bool {
 }
 
 async fn keep_workers_up(
+    ends: Instant,
     tenant: &AgentTenant,
     live: &Deployment,
     wanted: &Wanted,
@@ -138,18 +147,18 @@ async fn keep_workers_up(
     let pull_credentials = pull_credentials::pull_credentials(wanted, &observed.pull_sources);
     let providers = providers::config_map(wanted, text);
     let (certificate, mut providers, mut workers) = tokio::join!(
-        ensure::ensure(tls::tls(wanted, &context.authority, &issued), context),
-        apply::ensure_providers(providers, platform_keys.as_ref(), context),
-        apply::ensure_pull_credentials(pull_credentials.as_ref(), context),
+        in_time(ends, ensure::ensure(tls::tls(wanted, &context.authority, &issued), context), context),
+        in_time(ends, apply::ensure_providers(providers, platform_keys.as_ref(), context), context),
+        in_time(ends, apply::ensure_pull_credentials(pull_credentials.as_ref(), context), context),
     );
     if workers.is_ok() && certificate.is_ok() && providers.is_ok() {
-        workers = roll_out(live, &config_hash, context).await;
+        workers = in_time(ends, roll_out(live, &config_hash, context), context).await;
         // Last, as the workers had it mounted until now.
         if workers.is_ok() && platform_keys.is_none() {
-            providers = apply::remove_copy(tenant, platform_keys::NAME, context).await;
+            providers = in_time(ends, apply::remove_copy(tenant, platform_keys::NAME, context), context).await;
         }
         if workers.is_ok() && pull_credentials.is_none() {
-            workers = apply::remove_copy(tenant, pull_credentials::NAME, context).await;
+            workers = in_time(ends, apply::remove_copy(tenant, pull_credentials::NAME, context), context).await;
         }
     }
     KeptUp::from([(Part::Certificate, certificate), (Part::Providers, providers), (Part::Workers, workers)])

@@ -14,7 +14,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::ResourceExt as _;
-use kube::api::DeleteParams;
+use kube::api::{DeleteParams, PostParams};
 use serde_json::json;
 
 use crate::proxy::What;
@@ -132,6 +132,43 @@ async fn owners_change_whatever_else_cant_be_written() {
     bound("grace@example.com").await;
     drop(fault);
     says(&session, &name, "Applied", "True").await;
+}
+
+#[tokio::test]
+async fn whatever_cant_be_written_changes_whoever_the_owners_are() {
+    let session = World::shared().await;
+    let owned = |name: &str, replicas: i32| json!({ "owners": [{ "kind": "User", "name": name }], "workers": { "replicas": replicas } });
+    let replicas = async |namespace: &str, wanted: i32| {
+        until(&format!("{wanted} workers are wanted"), async || {
+            let workers = session.within::<Deployment>(namespace).get_opt("workers").await.ok()??;
+            (workers.spec?.replicas == Some(wanted)).then_some(())
+        })
+        .await;
+    };
+    for (what, why) in [(What::Answer(500), "False ApiFailed"), (What::Stall, "False DeadlineExceeded")] {
+        let made = session.settled_tenant("unbound", owned("ada@example.com", 0)).await;
+        let (name, namespace) = (made.name_any(), made.namespace_name());
+        let bindings = format!("/namespaces/{namespace}/rolebindings");
+        let fault = session.world.proxy.inject(Method::PATCH, &bindings, what, None);
+        let changed = json!({ "spec": owned("grace@example.com", 1) });
+        session.merge(&session.all::<AgentTenant>(), &name, changed).await;
+        replicas(&namespace, 1).await;
+        says(&session, &name, "OwnersBound", why).await;
+        says(&session, &name, "WorkersApplied", "True").await;
+        says(&session, &name, "Applied", why).await;
+        drop(fault);
+        says(&session, &name, "Applied", "True").await;
+
+        let new = crate::world::tenant(&format!("new-{name}"), &owned("ada@example.com", 1));
+        let (name, namespace) = (new.name_any(), new.namespace_name());
+        let bindings = format!("/namespaces/{namespace}/rolebindings");
+        let fault = session.world.proxy.inject(Method::POST, &bindings, what, None);
+        session.all::<AgentTenant>().create(&PostParams::default(), &new).await.expect("the tenant can be made");
+        replicas(&namespace, 1).await;
+        says(&session, &name, "OwnersBound", why).await;
+        drop(fault);
+        says(&session, &name, "Applied", "True").await;
+    }
 }
 
 #[tokio::test]

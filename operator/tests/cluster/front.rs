@@ -41,7 +41,7 @@ struct Inner {
     calls: Vec<String>,
     /// What `RemoveTenant` answers to a tenant instead.
     removals: HashMap<String, Removal>,
-    /// What `CreateSession` answers to a tenant instead.
+    /// What `CreateSession` answers instead to a tenant, or to a request by its key.
     refusals: HashMap<String, Status>,
     /// The UID of each tenant that the operator's tokens have named, by name.
     tenant_ids: HashMap<String, String>,
@@ -111,6 +111,11 @@ impl FakeFront {
             Some((code, message)) => self.inner().refusals.insert(tenant.to_owned(), Status::new(code, message)),
             None => self.inner().refusals.remove(tenant),
         };
+    }
+
+    /// Answers `CreateSession` for the object with this UID like this from now on, whatever its tenant is answered.
+    pub(crate) fn refuse_object(&self, uid: &str, code: Code, message: &'static str) {
+        self.inner().refusals.insert(format!("agentsession/{uid}"), Status::new(code, message));
     }
 
     /// Answers `CreateSession` as the front does when the worker refuses for this reason.
@@ -232,7 +237,8 @@ impl LifecycleService for FakeFront {
         let request = request.into_inner();
         let mut inner = self.inner();
         inner.calls.push(format!("create {} {}", caller.tenant, request.idempotency_key));
-        if let Some(answer) = inner.refusals.get(&caller.tenant) {
+        let own = inner.refusals.get(&request.idempotency_key);
+        if let Some(answer) = own.or(inner.refusals.get(&caller.tenant)) {
             return Err(answer.clone());
         }
         inner.asked.insert(request.idempotency_key.clone(), request.clone());

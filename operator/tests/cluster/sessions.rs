@@ -457,6 +457,46 @@ async fn a_session_that_its_tenant_has_no_room_for_is_opened_when_another_ends()
     .await;
 }
 
+/// Of those that wait the two oldest can't use the room: one is going, and one's agent no front takes.
+#[tokio::test]
+async fn room_that_a_session_cannot_use_goes_to_the_next() {
+    let session = World::shared().await;
+    let tenant = session.settled_tenant("crowded", json!({ "limits": { "maxSessions": 1 } })).await;
+    let (name, namespace) = (tenant.name_any(), tenant.namespace_name());
+    let objects = session.within::<AgentSession>(&namespace);
+    session.declare(&namespace, "first", spec()).await;
+    let first = in_phase(&objects, "first", SessionPhase::Ready).await.session_id.unwrap();
+    until("the fronts have told of it", async || {
+        let status = session.all::<croft_crds::AgentTenant>().get(&name).await.ok()?.status?;
+        (status.sessions?.open == 1).then_some(())
+    })
+    .await;
+    session.world.front.refuse_for(&name, Code::ResourceExhausted, "SESSION_LIMIT", "it has 1 session, its limit");
+    let mut uids = Vec::new();
+    for waiting in ["a-going", "b-refused", "c-next"] {
+        uids.push(session.declare(&namespace, waiting, spec()).await.uid().unwrap());
+        in_phase(&objects, waiting, SessionPhase::Pending).await;
+    }
+    let held = |finalizers: serde_json::Value| json!({ "metadata": { "finalizers": finalizers } });
+    session.merge(&objects, "a-going", held(json!(["croft.dev/test"]))).await;
+    objects.delete("a-going", &DeleteParams::default()).await.unwrap();
+    // By now the next try of the last, and so that of each before it, is many seconds away.
+    let tries = |uid: &String| {
+        let calls = session.world.front.calls(&name).into_iter();
+        calls.filter(|call| call.starts_with("create") && call.ends_with(uid.as_str())).count()
+    };
+    until("they were tried often", async || uids[1..].iter().all(|uid| tries(uid) >= 6).then_some(())).await;
+    session.world.front.refuse_object(&uids[1], Code::InvalidArgument, "agent.tools[0].name is taken");
+    session.world.front.refuse(&name, None);
+    session.world.front.change(&first, |session| session.state = SessionState::Terminated.into());
+    crate::world::within(std::time::Duration::from_secs(6), "the next is opened", async || {
+        (objects.get("c-next").await.ok()?.status?.phase? == SessionPhase::Ready).then_some(())
+    })
+    .await;
+    in_phase(&objects, "b-refused", SessionPhase::Failed).await;
+    session.merge(&objects, "a-going", held(json!(null))).await;
+}
+
 #[tokio::test]
 async fn what_the_workers_lack_is_told_and_not_tried_again_and_again() {
     let session = World::shared().await;

@@ -219,24 +219,38 @@ async fn an_unusable_spec_keeps_nobodys_rights_and_no_way_out_that_was_taken_bac
 #[tokio::test]
 async fn what_cant_be_kept_up_hides_not_what_is_wrong_with_the_spec() {
     let session = World::shared().await;
-    let owners = |name: &str| json!({ "owners": [{ "kind": "User", "name": name }] });
-    let made = session.settled_tenant("hampered", owners("ada@example.com")).await;
+    let spec = |name: &str, ranges: &[&str]| {
+        let allow: Vec<_> = ranges.iter().map(|cidr| json!({ "cidr": cidr })).collect();
+        json!({ "owners": [{ "kind": "User", "name": name }], "egress": { "allow": allow } })
+    };
+    let ranges = ["10.1.0.0/16", "10.2.0.0/16", "10.3.0.0/16"];
+    let made = session.settled_tenant("hampered", spec("ada@example.com", &ranges)).await;
     becomes_unusable(&session, &made).await;
     let bindings = format!("/namespaces/{}/rolebindings", made.namespace_name());
-    for (what, part, name, reason) in [
-        (What::Answer(500), "OwnersBound", "bob@example.com", "False ApiFailed"),
-        (What::Stall, "WorkersApplied", "eve@example.com", "False DeadlineExceeded"),
+    for (what, left, name, reason) in [
+        (What::Answer(500), 2, "bob@example.com", "False ApiFailed"),
+        (What::Stall, 1, "eve@example.com", "False DeadlineExceeded"),
     ] {
         let fault = session.world.proxy.inject(Method::PATCH, &bindings, what, None);
-        session.merge(&session.all::<AgentTenant>(), &made.name_any(), json!({ "spec": owners(name) })).await;
-        told(&session, &made, part, reason).await;
+        session
+            .merge(&session.all::<AgentTenant>(), &made.name_any(), json!({ "spec": spec(name, &ranges[..left]) }))
+            .await;
+        until("the way out is closed all the same", async || {
+            let fence: NetworkPolicy = session.within(&made.namespace_name()).get("fence").await.ok()?;
+            (!serde_json::to_string(&fence.spec).ok()?.contains(ranges[left])).then_some(())
+        })
+        .await;
+        told(&session, &made, "OwnersBound", reason).await;
+        for part in ["FenceApplied", "WorkersApplied"] {
+            told(&session, &made, part, "True").await;
+        }
         let tenant: AgentTenant = session.all().get(&made.name_any()).await.unwrap();
         let applied = condition(&tenant, "Applied").unwrap();
         assert!(applied.starts_with("False SpecNotUsable"), "{applied}");
         drop(fault);
         until("it is tried again, and told", async || {
             let tenant: AgentTenant = session.all().get(&made.name_any()).await.ok()?;
-            (!condition(&tenant, part)?.starts_with("False")).then_some(())
+            (!condition(&tenant, "OwnersBound")?.starts_with("False")).then_some(())
         })
         .await;
         let binding: RoleBinding = session.within(&made.namespace_name()).get("owners").await.unwrap();

@@ -4,6 +4,7 @@
 
 use croft_llm::gemini::Gemini;
 use croft_llm::openai::{Chat, Responses};
+use croft_llm::refusals::Part;
 use croft_llm::{Class, Limits, Provider, Request, Settings, ToolDefinition, anthropic};
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::image::Source;
@@ -256,11 +257,15 @@ async fn thoughts_go_back_to_chat_completions_in_the_field_that_they_came_in_and
 #[tokio::test]
 async fn the_output_is_bounded_in_the_field_that_most_servers_know() {
     let chat: Open = |settings| Box::new(Chat::new(settings).unwrap());
-    for (model, field, other) in
-        [("gpt-6-sol", "max_completion_tokens", "max_tokens"), ("qwen3:8b", "max_tokens", "max_completion_tokens")]
-    {
+    let long = "max_completion_tokens";
+    for (model, refused, field, other) in [
+        ("gpt-6-sol", vec![], long, "max_tokens"),
+        ("qwen3:8b", vec![], "max_tokens", long),
+        ("prod-chat", vec![Part::MaxTokens], long, "max_tokens"),
+        ("gpt-6-sol", vec![Part::MaxCompletionTokens], "max_tokens", long),
+    ] {
         let mut request = of(vec![(Role::User, vec![text("hello")])]);
-        request.model = model.into();
+        (request.model, request.refused) = (model.into(), refused);
         let body = sent(chat, request).await;
         assert_eq!((body.get(field), body.get(other)), (Some(&json!(99)), None), "{body}");
     }

@@ -126,7 +126,7 @@ pub trait EventLog: Send + Sync {
     -> Result<Option<u64>, Error>;
 
     /// Events with numbers above `after_seq`, in order, at most `limit`, and no more once they have [`PAGE_BYTES`]: see [`is_last_page`].
-    /// None for a session that the tenant doesn't have.
+    /// None for a session that the tenant doesn't have, or that is being erased.
     async fn read(
         &self,
         tenant: TenantId,

@@ -19,7 +19,7 @@ use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{self, SessionEvent};
 use futures::{Stream, StreamExt, stream};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::Error;
@@ -30,14 +30,21 @@ use crate::turn::now;
 pub(crate) use self::room::Room;
 use self::room::{Page, Taken};
 
-/// Events that are read at a time. Of a long history the next page is read once half of one is sent.
+/// Events that are read at a time. Of a long history the next page is read once half of one is sent, or at once where that is small.
 const PAGE: u32 = 1_000;
 /// The first page is small: until it is there, nothing can be sent.
 const FIRST_PAGE: u32 = 100;
+/// Bytes of a page that is small.
+const SMALL_BYTES: usize = 128 * 1024;
+/// How often what is missing is tried to be read: a stream that was fine does not end with the first failure.
+const FILL_TRIES: u32 = 3;
+const FILL_AGAIN: Duration = Duration::from_secs(1);
 /// How long a quiet subscription waits before it looks at the log: while a turn is running or the relay is down, and
 /// otherwise. An open stream of an idle session must cost next to nothing.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOOK_EVERY_IDLE: Duration = Duration::from_secs(5);
+/// Of so many looks in a row that find nothing, the last one also asks whether the session is still there.
+const LOOKS_FOR_NOTHING: u32 = 12;
 
 /// The session's events after `after_seq`, first those that have been, then those that come, until the session ends.
 ///
@@ -117,6 +124,7 @@ impl Place {
             skipped: 0,
             is_running: true,
             has_ended: false,
+            looks_for_nothing: 0,
             look_at: Instant::now() + LOOK_EVERY,
             bell: Box::pin(sleep_until(Instant::now() + LOOK_EVERY)),
         }
@@ -163,6 +171,8 @@ struct Follower {
     /// By the events sent so far.
     is_running: bool,
     has_ended: bool,
+    /// In a row, since one found something or the session was known to be there.
+    looks_for_nothing: u32,
     /// When the log is to be looked at, unless something comes before.
     look_at: Instant,
     /// Rings then, or before. One timer for all that comes: to set one for each event would cost more than to pass it on.
@@ -179,32 +189,69 @@ impl Follower {
     /// The first page, and with it the event that the caller has already: it may be the one that ended the session.
     async fn read_first(&mut self) -> Result<(), Error> {
         let after_seq = self.last_seq.saturating_sub(1);
-        let page = self.read_page(after_seq, FIRST_PAGE + 1).await?;
-        if page.len == 0 {
-            return Err(self.erased());
+        loop {
+            let page = self.read_page(after_seq, FIRST_PAGE + 1).await?;
+            if page.len == 0 {
+                return Err(self.erased());
+            }
+            match page.known(self.last_seq) {
+                Taken::Event(event, _) => {
+                    if let Some(kind) = event.kind {
+                        self.has_ended = matches!(kind, Kind::SessionTerminated(_));
+                        self.is_running = !is_rest(&kind);
+                    }
+                }
+                Taken::Empty => {}
+                // Whoever asked for it has not come back for long.
+                Taken::Away => continue,
+            }
+            self.take_page(page);
+            return Ok(());
         }
-        if let Some(kind) = page.known(self.last_seq).and_then(|event| event.kind) {
-            self.has_ended = matches!(kind, Kind::SessionTerminated(_));
-            self.is_running = !is_rest(&kind);
-        }
-        self.take_page(page);
-        Ok(())
     }
 
     async fn read(&mut self) -> Result<(), Error> {
         let ahead = match self.ahead.take() {
-            Some(ahead) => Some(ahead.await.map_err(Error::internal)??).filter(|page| !page.is_away()),
+            // What could not be read while nobody waited for it may be now.
+            Some(ahead) => ahead.await.map_err(Error::internal)?.ok().filter(|page| !page.is_away()),
             None => None,
         };
         let page = match ahead {
             Some(page) => page,
             None => self.read_page(self.last_seq, PAGE).await?,
         };
-        if page.len == 0 && self.phase == Phase::History && !self.is_there().await? {
+        if self.is_doubtful(&page) && !self.is_there().await? {
             return Err(self.erased());
         }
         self.take_page(page);
         Ok(())
+    }
+
+    /// Whether there is nothing behind the last number since the session may be gone. A live stream hears of its session's end, unless
+    /// its reader was so slow, and the relay so long away, that it is erased by now: an idle stream need not ask at each look.
+    fn is_doubtful(&mut self, page: &Page) -> bool {
+        match self.phase {
+            Phase::History => page.len == 0,
+            Phase::Looking if page.len == 0 => {
+                self.looks_for_nothing = (self.looks_for_nothing + 1) % LOOKS_FOR_NOTHING;
+                self.looks_for_nothing == 0
+            }
+            Phase::Seam | Phase::Live | Phase::Filling | Phase::Looking => {
+                self.looks_for_nothing = 0;
+                false
+            }
+        }
+    }
+
+    async fn fill(&mut self) -> Result<(), Error> {
+        let mut tries = 1;
+        loop {
+            match self.read().await {
+                Err(Error::Unavailable { .. }) if tries < FILL_TRIES => tries += 1,
+                read => return read,
+            }
+            sleep(FILL_AGAIN).await;
+        }
     }
 
     async fn read_page(&self, after_seq: u64, limit: u32) -> Result<Arc<Page>, Error> {
@@ -253,7 +300,10 @@ impl Follower {
         let page = self.page.as_ref()?;
         match page.take() {
             Taken::Event(event, left) => {
-                if self.phase == Phase::History && self.ahead.is_none() && left * 2 <= page.len {
+                if self.phase == Phase::History
+                    && self.ahead.is_none()
+                    && (page.bytes <= SMALL_BYTES || left * 2 <= page.len)
+                {
                     self.ahead = Some(self.reading(page.last_seq, PAGE));
                 }
                 if left == 0 {
@@ -284,17 +334,20 @@ impl Follower {
                 return None;
             }
             let step = match self.phase {
-                Phase::History | Phase::Filling => self.read().await,
+                Phase::History => self.read().await,
+                Phase::Filling => self.fill().await,
                 Phase::Seam => self.cross().await,
                 Phase::Live => self.live().await,
-                Phase::Looking => {
-                    if let Err(error) = self.read().await {
+                Phase::Looking => match self.read().await {
+                    Ok(()) => Ok(()),
+                    Err(gone @ Error::SessionNotFound { .. }) => Err(gone),
+                    Err(error) => {
                         // What comes live needs no log, so the stream goes on.
                         tracing::debug!(tenant = %self.tenant, session = %self.session, %error, "cannot look at the log");
                         self.phase = Phase::Live;
+                        Ok(())
                     }
-                    Ok(())
-                }
+                },
             };
             if let Err(error) = step {
                 self.has_ended = true;

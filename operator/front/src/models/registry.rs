@@ -220,13 +220,13 @@ impl Rates {
         // A dollar for a million tokens is a thousand billionths for one.
         let nano = |usd: &str| usd.parse::<Decimal>().ok().map(|usd| usd * Decimal::from(1_000));
         let input = nano(&price.input_usd)?;
-        let (of_5m, of_1h) = cache_write_ratios(provider);
+        let (short, long) = cache_write_ratios(provider);
         Some(Self {
             input,
             // Nobody asks more for it than for input.
             cache_read: nano(&price.cache_read_usd).unwrap_or(input),
-            cache_write_5m: nano(&price.cache_write_5m_usd).unwrap_or(input * of_5m),
-            cache_write_1h: nano(&price.cache_write_1h_usd).unwrap_or(input * of_1h),
+            cache_write_5m: nano(&price.cache_write_5m_usd).unwrap_or(input * short),
+            cache_write_1h: nano(&price.cache_write_1h_usd).unwrap_or(input * long),
             output: nano(&price.output_usd)?,
         })
     }

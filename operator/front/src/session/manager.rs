@@ -82,7 +82,6 @@ impl Manager {
     async fn open(&self, tenant: &Tenant, opening: Opening) -> Result<Session, Error> {
         let Opening { agent, labels, lifetime, idempotency_key, parent } = opening;
         let Lifetime { idle_timeout_ms, expire_time } = lifetime;
-        self.core.limiter.session(tenant.id, &self.core.models.provider_of(&agent.model)).await?;
         let sessions_max = (tenant.limits.sessions_max > 0).then_some(tenant.limits.sessions_max);
         if let Some(max) = sessions_max
             && self.core.stores.sessions.count_open(tenant.id).await? >= max
@@ -90,6 +89,7 @@ impl Manager {
             let existing = self.opened_before(tenant.id, idempotency_key.as_ref(), parent.as_ref()).await?;
             return existing.ok_or(Error::SessionLimit { max });
         }
+        self.core.limiter.session(tenant.id, &self.core.models.provider_of(&agent.model)).await?;
         let config_hash = snapshot::config_hash(&agent)?;
         let id = SessionId::generate();
         let placement = self.core.router.place(tenant.id, id, None)?;

@@ -36,8 +36,8 @@ pub struct Erased {
 pub trait RetentionStore: Send + Sync {
     /// Erases sessions that ended before then, longest ended first: at most `sessions_max` of them go out of sight, with their
     /// checkpoints, leases, idempotency keys, budgets and alerts, and at most `events_max` of their events go, the newest first.
-    /// What is left of a session goes with the next call. When there is nothing to do, nothing was erased. What ended within the
-    /// hour is left alone.
+    /// What is left of a session goes with the next call, whatever `before` that has. When there is nothing to do, nothing was erased.
+    /// What ended within the hour is left alone.
     async fn erase_ended(
         &self,
         tenant: TenantId,
@@ -47,9 +47,8 @@ pub trait RetentionStore: Send + Sync {
     ) -> Result<Erased, Error>;
 }
 
-/// Looks for sessions to erase until shutdown. Without a retention time there are none.
+/// Looks for sessions to erase until shutdown. Without a retention time only those are whose erasure has begun.
 pub async fn watch_for_sessions_to_erase(core: Arc<Core>) {
-    let Some(retention) = core.options.retention else { return };
     let stopping = core.tasks.stopping();
     loop {
         tokio::select! {
@@ -60,7 +59,7 @@ pub async fn watch_for_sessions_to_erase(core: Arc<Core>) {
             if stopping.is_cancelled() {
                 return;
             }
-            if let Err(error) = erase(&core, &tenant, retention).await {
+            if let Err(error) = erase(&core, &tenant).await {
                 tracing::warn!(tenant = tenant.name, %error, "ended sessions not erased, trying again");
             }
         }
@@ -68,9 +67,8 @@ pub async fn watch_for_sessions_to_erase(core: Arc<Core>) {
 }
 
 /// All that a tenant's time is up for, in batches.
-async fn erase(core: &Core, tenant: &Tenant, retention: Duration) -> Result<(), Error> {
-    let kept = i64::try_from(retention.as_micros()).unwrap_or(i64::MAX);
-    let before = time::timestamp(time::micros(&now()).saturating_sub(kept));
+async fn erase(core: &Core, tenant: &Tenant) -> Result<(), Error> {
+    let before = core.options.retention.map_or_else(Timestamp::default, kept_since);
     let (mut erased, mut batch) = (0, Batch::of(EVENTS_BATCH));
     let outcome = loop {
         let (sessions_max, events_max) = (SESSIONS_BATCH.min(batch.size()), batch.size());
@@ -93,4 +91,10 @@ async fn erase(core: &Core, tenant: &Tenant, retention: Duration) -> Result<(), 
             .await;
     }
     outcome
+}
+
+/// What ended before then has been kept for so long.
+fn kept_since(retention: Duration) -> Timestamp {
+    let kept = i64::try_from(retention.as_micros()).unwrap_or(i64::MAX);
+    time::timestamp(time::micros(&now()).saturating_sub(kept))
 }

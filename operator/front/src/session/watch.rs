@@ -19,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use uuid::Uuid;
 
-use self::picture::{Picture, month_start};
+use self::picture::{Asked, Picture, month_start};
 use crate::core::Core;
 use crate::error::Error;
 
@@ -28,7 +28,7 @@ const INTERVAL_MS_MIN: i64 = 200;
 const INTERVAL_MS_MAX: i64 = 60_000;
 /// A tenant's totals are summed up at most this often: the sum grows with the month.
 const TOTALS_EVERY: Duration = Duration::from_secs(2);
-/// And a sum that failed, perhaps for having taken too long, is tried again after this long.
+/// And what the month has cost, where that failed, perhaps for having taken too long, is tried again after this long.
 const TOTALS_AGAIN: Duration = Duration::from_mins(1);
 /// Changes that are read at a time.
 const PAGE: u32 = 1_000;
@@ -74,6 +74,8 @@ struct Sum {
     told: Option<TenantTotals>,
     /// When they may be summed up again, if not at once.
     rests_until: Option<Instant>,
+    /// When the month is to be tried again, if it couldn't be summed up.
+    month_again: Option<Instant>,
 }
 
 impl Watch {
@@ -152,7 +154,7 @@ impl Watch {
             .buffer_unordered(CONCURRENCY);
         while let Some(picture) = pictures.next().await {
             let mut picture = picture?;
-            picture.totals = self.summed(picture.tenant, picture.totals.take());
+            picture.totals = self.news(picture.tenant, picture.totals.take(), Asked::Month(month_start));
             picture.send(answers).await?;
         }
         let synced = WatchSessionsResponse { synced: true, ..WatchSessionsResponse::default() };
@@ -187,39 +189,58 @@ impl Watch {
         }
         let tenants = &self.core.tenants;
         self.sums.retain(|tenant, _| tenants.get(*tenant).is_some());
+        self.totals_due.retain(|tenant| tenants.get(*tenant).is_some());
         Ok(())
     }
 
-    /// What there is to tell of totals that have been summed up, or couldn't be.
-    fn summed(&mut self, tenant: TenantId, totals: Option<TenantTotals>) -> Option<TenantTotals> {
+    /// What there is to tell of totals that were asked for; nothing where they are as they were told.
+    fn news(&mut self, tenant: TenantId, totals: Option<TenantTotals>, asked: Asked) -> Option<TenantTotals> {
+        let totals = totals?;
+        let now = Instant::now();
         let sum = self.sums.entry(tenant).or_default();
-        let Some(totals) = totals else {
-            sum.rests_until = Some(Instant::now() + TOTALS_AGAIN);
-            self.totals_due.insert(tenant);
-            return None;
-        };
-        sum.rests_until = Some(Instant::now() + TOTALS_EVERY);
+        sum.rests_until = Some(now + TOTALS_EVERY);
+        if matches!(asked, Asked::Month(_)) {
+            sum.month_again = totals.month.is_none().then(|| now + TOTALS_AGAIN);
+        }
         self.totals_due.remove(&tenant);
-        let is_news = sum.told.as_ref() != Some(&totals);
-        sum.told = Some(totals.clone());
+        // What the month has cost is taken to be as it was told last, until it can be told again.
+        let known = match &sum.told {
+            Some(told) if totals.month.is_none() => {
+                TenantTotals { sessions_open: totals.sessions_open, ..told.clone() }
+            }
+            Some(_) | None => totals.clone(),
+        };
+        let is_news = sum.told.as_ref() != Some(&known);
+        sum.told = Some(known);
         is_news.then_some(totals)
+    }
+
+    /// What is asked now of the totals of whom.
+    fn asked(&mut self) -> HashMap<TenantId, Asked> {
+        let now = Instant::now();
+        let again = self.sums.iter().filter(|(_, sum)| sum.month_again.is_some_and(|again| again <= now));
+        self.totals_due.extend(again.map(|(tenant, _)| tenant));
+        let asked = |tenant: &TenantId| match self.sums.get(tenant) {
+            Some(sum) if sum.rests_until.is_some_and(|until| until > now) => None,
+            Some(sum) if sum.month_again.is_some_and(|again| again > now) => Some((*tenant, Asked::Open)),
+            Some(_) | None => Some((*tenant, Asked::Month(self.month_start))),
+        };
+        self.totals_due.iter().filter_map(asked).collect()
     }
 
     /// Tells what changed, and the totals whose turn it is.
     async fn tell(&mut self, answers: &Answers) -> Result<(), End> {
-        let now = Instant::now();
-        let rests = |tenant| self.sums.get(tenant).and_then(|sum| sum.rests_until).is_some_and(|until| until > now);
-        let sums: HashSet<_> = self.totals_due.iter().filter(|tenant| !rests(*tenant)).copied().collect();
+        let asked = self.asked();
         let mut todo = std::mem::take(&mut self.changed);
-        for tenant in &sums {
+        for tenant in asked.keys() {
             todo.entry(*tenant).or_default();
         }
-        let (core, month_start) = (Arc::clone(&self.core), self.month_start);
+        let asked_of = |tenant: TenantId| asked.get(&tenant).copied().unwrap_or(Asked::Nothing);
+        let core = Arc::clone(&self.core);
         let mut pictures = stream::iter(todo)
             .map(|(tenant, ids)| {
-                let month_start = sums.contains(&tenant).then_some(month_start);
-                let core = &core;
-                async move { (tenant, Picture::of_changed(core, tenant, &ids, month_start).await, ids) }
+                let (core, asked) = (&core, asked_of(tenant));
+                async move { (tenant, Picture::of_changed(core, tenant, &ids, asked).await, ids) }
             })
             .buffer_unordered(CONCURRENCY);
         let mut failed = None;
@@ -232,9 +253,7 @@ impl Watch {
                     continue;
                 }
             };
-            if sums.contains(&tenant) {
-                picture.totals = self.summed(tenant, picture.totals.take());
-            }
+            picture.totals = self.news(tenant, picture.totals.take(), asked_of(tenant));
             picture.send(answers).await?;
         }
         failed.map_or(Ok(()), |error| Err(error.into()))

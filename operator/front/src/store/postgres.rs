@@ -54,6 +54,9 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// What the server ends by itself, so that a stuck call holds neither locks nor a connection.
 const SERVER_TIMEOUTS: [(&str, &str); 3] =
     [("statement_timeout", "10s"), ("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "15s")];
+/// A server that offers TLS is reached by TLS or not at all, unless the URL says otherwise.
+const HANDSHAKE_FAILED: &str = "the TLS handshake with PostgreSQL failed; `sslmode` in the URL says what is asked of the server's certificate, and \
+     `sslmode=disable` connects without TLS";
 
 /// All stores over one pool of connections; cheap to clone.
 #[derive(Debug, Clone)]
@@ -72,7 +75,7 @@ impl Postgres {
     pub async fn connect(url: &str, connections_max: u32) -> Result<Self, Error> {
         let doubts = Doubts::default();
         let pool = connect(url, connections_max, doubts.clone())?;
-        pool.acquire().await.map_err(failed)?;
+        pool.acquire().await.map_err(unreached)?;
         let warm = Warm::new(pool.clone(), connections_max, doubts.clone());
         Ok(Self { pool, connections_max, append_lanes: groups::LANES, doubts, warm })
     }
@@ -196,6 +199,24 @@ fn connect(url: &str, connections_max: u32, doubts: Doubts) -> Result<PgPool, Er
             })
         })
         .connect_lazy_with(options))
+}
+
+/// As [`failed`], of the first connection.
+fn unreached(error: sqlx::Error) -> Error {
+    if is_handshake(&error) { Error::unavailable("postgres", explained(error)) } else { failed(error) }
+}
+
+/// Why there is no connection. Where TLS failed, who reads it is told how to have it otherwise.
+pub(crate) fn explained(error: sqlx::Error) -> anyhow::Error {
+    let is_handshake = is_handshake(&error);
+    let error = anyhow::Error::from(error);
+    if is_handshake { error.context(HANDSHAKE_FAILED) } else { error }
+}
+
+/// What the TLS library says of a handshake comes as data that are not valid.
+fn is_handshake(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Tls(_))
+        || matches!(error, sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::InvalidData)
 }
 
 /// What a failure of the database means to a caller: whether another try, later, may work.

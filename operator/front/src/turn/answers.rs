@@ -58,8 +58,13 @@ impl Turns {
                     return Err(pending());
                 }
                 // It was over before it heard of it, and then its front was lost: only whoever asks again finds that out.
-                go_on(&self.core, &session, question.turn, session.input_seq, &question.sender).await?;
-                return if approved == request.approved { Ok(()) } else { Err(pending()) };
+                let goes_on = go_on(&self.core, &session, question.turn, session.input_seq, &question.sender).await;
+                return match goes_on {
+                    Ok(true) if approved == request.approved => Ok(()),
+                    // Another turn has begun, and closes the question.
+                    Ok(_) | Err(Error::IdempotencyKeyReused) => Err(pending()),
+                    Err(error) => Err(error),
+                };
             }
             let resolved = ApprovalResolved {
                 approval_id: request.approval_id.clone(),
@@ -72,7 +77,8 @@ impl Turns {
             let answered = if question.is_waited_for {
                 self.tell_the_turn(&session, question.turn, resolved, once).await
             } else {
-                begin_the_next(&self.core, &session, question.sender, vec![resolved], Some(once)).await
+                let next = begin_the_next(&self.core, &session, question.sender, vec![resolved], once).await;
+                next.map(|next| next == Next::Begun)
             };
             match answered {
                 Ok(true) => return Ok(()),
@@ -125,8 +131,13 @@ impl Turns {
                         }
                         _ => open = None,
                     },
-                    // Whoever went on with another message closed what was open.
-                    Some(Kind::UserMessage(_)) if open.as_ref().is_some_and(|open| !open.is_waited_for) => open = None,
+                    // Whoever went on with another message closed what was open, also where it had waited since before the question: then
+                    // the beginning of its turn does.
+                    Some(Kind::UserMessage(_) | Kind::SessionRunning(_))
+                        if open.as_ref().is_some_and(|open| !open.is_waited_for) =>
+                    {
+                        open = None;
+                    }
                     _ => {}
                 }
             }
@@ -159,14 +170,24 @@ impl Turns {
     }
 }
 
-/// A turn without words of the user's, for whoever the last one ran. False when somebody has answered before, or another turn runs.
+/// What became of a turn that was to begin.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Begun,
+    /// Somebody has begun it before.
+    BegunBefore,
+    /// Another turn runs, or is about to.
+    Busy,
+}
+
+/// A turn without words of the user's, for whoever the last one ran.
 async fn begin_the_next(
     core: &Arc<Core>,
     session: &Session,
     sender: String,
     resolved: Vec<ApprovalResolved>,
-    once: Option<IdempotencyKey>,
-) -> Result<bool, Error> {
+    once: IdempotencyKey,
+) -> Result<Next, Error> {
     let (tenant, session, turn) = (session.tenant, session.id, TurnId::generate());
     let opening =
         [Kind::UserMessage(UserMessage { content: Vec::new(), sender }), Kind::SessionRunning(SessionRunning {})];
@@ -177,35 +198,39 @@ async fn begin_the_next(
         authority: Authority::Caller,
         events: kinds.map(|kind| turn_event(turn, kind)).collect(),
         checkpoint: None,
-        idempotency_key: once,
+        idempotency_key: Some(once),
         input_seq: None,
     };
     let begin = Begin { message, holder: core.replica.clone(), ttl: core.options.lease_ttl };
-    let Begun::New(opened) = core.stores.turns.begin(begin).await? else { return Ok(false) };
+    let opened = match core.stores.turns.begin(begin).await? {
+        Begun::New(opened) => opened,
+        Begun::Existing { .. } => return Ok(Next::BegunBefore),
+        Begun::Busy => return Ok(Next::Busy),
+    };
     core.hub.publish(tenant, session, opened.events.clone());
     // What was decided is in the log, from which the driver goes on.
     let driver = Driver::new(Arc::clone(core), opened.session, opened.epoch);
     drop(Begins(Some(driver), Arc::clone(core)));
-    Ok(true)
+    Ok(Next::Begun)
 }
 
 /// Goes on with what people have decided while a turn came to its end that left it to them: they were told that it counts, and the turn
-/// has not heard of it. Who says something after that end begins the next turn by themselves.
+/// has not heard of it. Who says something after that end begins the next turn by themselves. False where nothing goes on with it:
+/// another turn runs, and closes what was open.
 pub(super) async fn go_on(
     core: &Arc<Core>,
     session: &Session,
     turn: TurnId,
     input_seq: u64,
     sender: &str,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     let unheard = unheard(core, session, turn, input_seq).await?;
     if unheard.is_empty() {
-        return Ok(());
+        return Ok(false);
     }
     // The turn's own front may do so, and whoever answers again at another.
     let once = IdempotencyKey { key: format!("unheard/{turn}"), body_hash: <[u8; 32]>::default() };
-    // Where another turn runs by now, it closes what was open.
-    begin_the_next(core, session, sender.to_owned(), unheard, Some(once)).await.map(drop)
+    Ok(begin_the_next(core, session, sender.to_owned(), unheard, once).await? != Next::Busy)
 }
 
 /// Decisions about calls of this turn that were made, and came to nothing.

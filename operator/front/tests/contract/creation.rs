@@ -15,6 +15,7 @@ use croft_front::counters::memory::Memory;
 use croft_front::events::log::IdempotencyKey;
 use croft_front::events::relay::memory::MemoryRelay;
 use croft_front::identity::{Identity, Role};
+use croft_front::limits::rates::Rates;
 use croft_front::session::Session;
 use croft_front::session::manager::Manager;
 use croft_front::session::store::{Filter, Inserted, NewSession, Page, SessionStore};
@@ -121,6 +122,10 @@ impl Scene {
     }
 
     async fn over(stores: Stores, tenant: TenantId) -> Self {
+        Self::with(stores, tenant, Options::default()).await
+    }
+
+    async fn with(stores: Stores, tenant: TenantId, options: Options) -> Self {
         let (tasks, worker, tenants) = (Tasks::new(), Worker::default(), Tenants::new());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -137,7 +142,7 @@ impl Scene {
             ..TenantRoute::default()
         };
         let relay = Arc::new(MemoryRelay::default());
-        let (replica, options) = ("front-0".to_owned(), Options::default());
+        let replica = "front-0".to_owned();
         let counters = Arc::new(Memory::default());
         let parts = Parts { replica, stores, relay, counters, tenants, tls: None, options };
         let core = assemble(parts, &tasks, &prometheus::Registry::new()).await.unwrap();
@@ -287,6 +292,30 @@ pub(crate) async fn leaves_nothing_behind_when_it_cannot_be_recorded(stores: &St
     assert_eq!(error.reason(), "SESSION_LIMIT", "{error}");
     assert_eq!(scene.worker.asked.load(Ordering::SeqCst), asked);
     assert_eq!(scene.core.stores.sessions.count_open(tenant).await.unwrap(), 1);
+    scene.end().await;
+}
+
+pub(crate) async fn tells_a_full_tenant_of_its_sessions_rather_than_of_its_rates(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let rates = Rates { sessions: 1, ..Rates::default() };
+    let scene = Scene::with(stores.clone(), tenant, Options { rates, ..Options::default() }).await;
+    let agent = AgentSpec { name: "helper".into(), model: "scripted-1".into(), ..AgentSpec::default() };
+    let request = CreateSessionRequest { agent: Some(agent), ..CreateSessionRequest::default() };
+    let create = async |sessions_max| {
+        scene.reroute(|route| {
+            route.workers[0].sessions_max = 8;
+            route.limits = Some(TenantLimits { sessions_max, ..TenantLimits::default() });
+        });
+        scene.manager.create(&scene.identity, request.clone()).await
+    };
+    let refused = loop {
+        if let Err(error) = create(8).await {
+            break error;
+        }
+    };
+    assert_eq!(refused.reason(), "RATE_LIMITED", "{refused}");
+    let refused = create(1).await.unwrap_err();
+    assert_eq!(refused.reason(), "SESSION_LIMIT", "{refused}");
     scene.end().await;
 }
 

@@ -63,9 +63,11 @@ macro_rules! promises {
                 erases_in_batches_and_keeps_the_books, erases_credentials_of_the_tenant_alone;
             retention: erases_whole_sessions_longest_ended_first, leaves_what_is_open_or_has_just_ended,
                 keeps_tenants_apart, keeps_the_books, frees_the_keys_of_what_it_erased, shares_the_work,
-                erases_a_large_session_in_slices_and_shows_none_of_it, takes_budgets_and_alerts_of_a_session_along;
+                erases_a_large_session_in_slices_and_shows_none_of_it, takes_budgets_and_alerts_of_a_session_along,
+                erases_what_it_began_whatever_time_is_asked_for, leaves_the_call_of_a_hidden_sub_agent_to_another;
             creation: leaves_nothing_behind_when_a_step_fails, leaves_nothing_behind_when_the_worker_hangs,
-                leaves_nothing_behind_when_it_cannot_be_recorded, tells_a_worker_to_forget_what_came_twice;
+                leaves_nothing_behind_when_it_cannot_be_recorded, tells_a_worker_to_forget_what_came_twice,
+                tells_a_full_tenant_of_its_sessions_rather_than_of_its_rates;
         }
     };
     ($($noun:ident: $($promise:ident),+;)+) => {

@@ -18,7 +18,8 @@ use futures::future::join_all;
 
 use super::audit::{action, intact, verified};
 use super::fixtures::{
-    append, appended, at, attempt, insert, key, new_session, said, seqs, session, tenant, terminated, two_tenants,
+    append, appended, at, attempt, get, insert, key, new_child, new_session, said, session, tenant, terminated,
+    two_tenants,
 };
 
 /// A session with something in every table, that ended then: 5 events.
@@ -148,8 +149,7 @@ pub(crate) async fn erases_a_large_session_in_slices_and_shows_none_of_it(stores
         assert!(!listed(stores, tenant).await.contains(&large));
         assert_eq!(stores.events.checkpoint(tenant, large).await.unwrap(), None);
         assert_eq!(stores.events.find_sent(tenant, large, &key("send", 1)).await.unwrap(), None);
-        let seqs = seqs(&stores.events.read(tenant, large, 0, 10).await.unwrap());
-        assert!(seqs.iter().copied().eq(1..=seqs.len() as u64), "no hole for whoever reads on: {seqs:?}");
+        assert_eq!(stores.events.read(tenant, large, 0, 10).await.unwrap(), [], "what is left is shown to nobody");
         let refused = stores.events.append(append(tenant, large, vec![said("hello?")])).await;
         assert!(matches!(refused, Err(Error::SessionNotFound { .. })), "{refused:?}");
         let refused = stores.leases.acquire(tenant, large, "front-0", Duration::from_mins(1)).await;
@@ -159,6 +159,40 @@ pub(crate) async fn erases_a_large_session_in_slices_and_shows_none_of_it(stores
     for id in [large, next] {
         assert_eq!(stores.events.read(tenant, id, 0, 10).await.unwrap(), []);
     }
+}
+
+/// Its rows stayed for ever, seen by nobody, where sessions were then to be kept for longer.
+pub(crate) async fn erases_what_it_began_whatever_time_is_asked_for(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    ended(stores, tenant, at(10)).await;
+    assert_eq!(stores.retention.erase_ended(tenant, at(15), 10, 2).await.unwrap(), Erased { sessions: 0, events: 2 });
+    // It goes before what ended earlier than it did.
+    let earlier = ended(stores, tenant, at(5)).await;
+    assert_eq!(stores.retention.erase_ended(tenant, at(15), 1, 2).await.unwrap(), Erased { sessions: 0, events: 2 });
+    assert_eq!(listed(stores, tenant).await, [earlier]);
+    let never = Timestamp::default();
+    for slice in [Erased { sessions: 1, events: 1 }, Erased::default()] {
+        assert_eq!(stores.retention.erase_ended(tenant, never, 10, 2).await.unwrap(), slice);
+    }
+    assert_eq!(listed(stores, tenant).await, [earlier]);
+}
+
+/// The call's place was taken by one that nobody could find.
+pub(crate) async fn leaves_the_call_of_a_hidden_sub_agent_to_another(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let parent = session(stores, tenant).await;
+    let parent = get(stores, tenant, parent).await;
+    let child = insert(stores, new_child(&parent, "call-1")).await;
+    let mut last = append(tenant, child.id, Vec::new());
+    last.events = vec![NewEvent { kind: terminated("done"), turn: None, elapsed_ms: 0, create_time: at(10) }];
+    appended(stores, last).await;
+    assert_eq!(stores.retention.erase_ended(tenant, at(20), 10, 1).await.unwrap(), Erased { sessions: 0, events: 1 });
+    let again = stores.sessions.insert(new_child(&parent, "call-1")).await.unwrap();
+    let Inserted::New { session, .. } = again else { panic!("it found {again:?}") };
+    assert_eq!(
+        stores.sessions.child(tenant, parent.id, "call-1").await.unwrap().map(|child| child.id),
+        Some(session.id)
+    );
 }
 
 /// They used up the tenant's room for budgets.

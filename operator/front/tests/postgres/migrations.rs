@@ -1,5 +1,7 @@
 //! `croft-front migrate`, and how a front tells whether it has run.
 
+use std::time::Duration;
+
 use croft_front::Error;
 use croft_front::audit::Place;
 use croft_front::migrate;
@@ -11,14 +13,15 @@ use croft_front::store::postgres::Postgres;
 use croft_proto::id::SessionId;
 use croft_serve::Tasks;
 use secrecy::SecretString;
-use sqlx::AssertSqlSafe;
+use sqlx::migrate::Migrator;
+use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
 use crate::contract::audit::{action, intact, verified};
-use crate::contract::fixtures::{
-    append, appended, at, attempt, get, insert, new_session, session, tenant, terminated, two_tenants,
-};
+use crate::contract::fixtures::{append, appended, at, attempt, get, insert, new_session, session, tenant, terminated};
 use crate::database::{Database, FRONT_ROLE, OWNER_ROLE, execute};
+
+const GONE: Uuid = Uuid::nil();
 
 #[tokio::test]
 async fn the_front_knows_whether_they_have_run() {
@@ -122,7 +125,7 @@ async fn an_owner_who_is_no_superuser_can_run_them() {
     let session = session(&stores, tenant).await;
     appended(&stores, append(tenant, session, vec![attempt("a", Some(1))])).await;
     assert_eq!(get(&stores, tenant, session).await.usage.attempts, 1);
-    stores.leases.acquire(tenant, session, "front-0", std::time::Duration::ZERO).await.unwrap();
+    stores.leases.acquire(tenant, session, "front-0", Duration::ZERO).await.unwrap();
     assert_eq!(stores.leases.abandoned(10).await.unwrap().len(), 1);
     assert_eq!(stores.across.due(at(999), 10).await.unwrap(), []);
     assert_eq!(stores.across.changed((0, SessionId(Uuid::nil())), 10).await.unwrap().len(), 1);
@@ -156,36 +159,123 @@ async fn an_owner_who_is_no_superuser_can_run_them() {
     database.end().await;
 }
 
-/// Nothing took them away while the release before this one erased sessions.
-#[tokio::test]
-async fn budgets_of_sessions_that_are_gone_go_whoever_owns_the_database() {
+/// A database of an owner who is no superuser, with the migrations before 28 and, of two tenants, a session, a budget of each kind, and
+/// alerts; the session `GONE` is not there.
+async fn before_sessions_were_hidden() -> (Database, [Uuid; 2]) {
     let database = Database::empty().await;
     let mut admin = database.admin().await;
     execute(&mut admin, &format!("alter database {} owner to {OWNER_ROLE}", database.name)).await.unwrap();
-    migrate::run(&SecretString::from(database.url_of(OWNER_ROLE)), FRONT_ROLE).await.unwrap();
-    let stores = Stores::postgres(&database.front().await, &Tasks::new());
-    let tenants = two_tenants(&stores).await;
+    migrate_to(&database, 27).await;
+    let tenants = [Uuid::now_v7(), Uuid::now_v7()];
     for tenant in tenants {
-        let (there, gone) = (session(&stores, tenant).await, Uuid::nil());
-        let both = format!(
-            "insert into budgets (tenant_id, scope, subject, limit_tokens)
-                values ('{tenant}', 'session', '{there}', 1), ('{tenant}', 'session', '{gone}', 1), ('{tenant}', 'tenant', '', 1);
+        let there = Uuid::now_v7();
+        let rows = format!(
+            "insert into tenants (tenant_id, name) values ('{tenant}', '{tenant}');
+            insert into sessions (tenant_id, session_id, state, agent, agent_name, config_hash, create_time, update_time, last_seq)
+                values ('{tenant}', '{there}', 'idle', '', 'helper', '', now(), now(), 1);
+            insert into budgets (tenant_id, scope, subject, limit_tokens)
+                values ('{tenant}', 'session', '{there}', 1), ('{tenant}', 'session', '{GONE}', 1),
+                    ('{tenant}', 'session', 'no id', 1), ('{tenant}', 'tenant', '', 1);
             insert into budget_alerts (tenant_id, scope, subject, period, unit, limit_amount, percent, spent_amount, session_id)
                 values ('{tenant}', 'session', '{there}', 'life', 'tokens', 1, 80, 1, '{there}'),
-                    ('{tenant}', 'session', '{gone}', 'life', 'tokens', 1, 80, 1, '{gone}')"
+                    ('{tenant}', 'session', '{GONE}', 'life', 'tokens', 1, 80, 1, '{GONE}')"
         );
-        execute(&mut admin, &both).await.unwrap();
+        execute(&mut admin, &rows).await.unwrap();
     }
-    let (_, last_step) = include_str!("../../../../migrations/0028_erased_in_slices.sql")
-        .split_once("-- Those of sessions that are gone already.")
-        .unwrap();
-    execute(&mut database.login(OWNER_ROLE).await, &format!("--{last_step}")).await.unwrap();
+    (database, tenants)
+}
+
+/// As the database's owner.
+async fn migrate_to(database: &Database, newest: i64) {
+    let all = sqlx::migrate!("../../migrations");
+    let older = all.iter().filter(|migration| migration.version <= newest).cloned().collect();
+    Migrator::with_migrations(older).run(&mut database.login(OWNER_ROLE).await).await.unwrap();
+}
+
+async fn count(connection: &mut PgConnection, rows: String) -> i64 {
+    sqlx::query_scalar(AssertSqlSafe(format!("select count(*) from {rows}"))).fetch_one(connection).await.unwrap()
+}
+
+/// Nothing took them away while the release before this one erased sessions.
+#[tokio::test]
+async fn budgets_of_sessions_that_are_gone_go_whoever_owns_the_database() {
+    let (database, tenants) = before_sessions_were_hidden().await;
+    migrate::run(&SecretString::from(database.url_of(OWNER_ROLE)), FRONT_ROLE).await.unwrap();
+    let mut admin = database.admin().await;
     for (table, left) in [("budgets", 2), ("budget_alerts", 1)] {
         for tenant in tenants {
-            let count = format!("select count(*) from {table} where tenant_id = '{tenant}'");
-            let rows: i64 = sqlx::query_scalar(AssertSqlSafe(count)).fetch_one(&mut admin).await.unwrap();
-            assert_eq!(rows, left, "{table}");
+            assert_eq!(count(&mut admin, format!("{table} where tenant_id = '{tenant}'")).await, left, "{table}");
         }
+    }
+    database.end().await;
+}
+
+/// Tables of sessions and leases were locked meanwhile, so that no lease could be renewed.
+#[tokio::test]
+async fn fronts_go_on_while_budgets_of_sessions_that_are_gone_go() {
+    let (database, _) = before_sessions_were_hidden().await;
+    migrate_to(&database, 28).await;
+    let (mut holder, mut admin) = (database.admin().await, database.admin().await);
+    let held = format!("begin; select from budgets where subject = '{GONE}' for update");
+    execute(&mut holder, &held).await.unwrap();
+    let url = SecretString::from(database.url_of(OWNER_ROLE));
+    let meanwhile = async {
+        let waiting = "pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+        while count(&mut admin, waiting.to_owned()).await == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let works =
+            "begin; set local lock_timeout = '2s'; lock table sessions, leases, events in row exclusive mode; commit";
+        let worked = execute(&mut admin, works).await;
+        execute(&mut holder, "rollback").await.unwrap();
+        worked
+    };
+    let meanwhile = tokio::time::timeout(Duration::from_secs(30), meanwhile);
+    let (ran, worked) = tokio::join!(migrate::run(&url, FRONT_ROLE), meanwhile);
+    ran.unwrap();
+    worked.expect("none goes, or they went with migration 28").unwrap();
+    database.end().await;
+}
+
+/// Until the table was next analysed, lists of sessions went through all of it.
+#[tokio::test]
+async fn the_planner_knows_at_once_that_few_sessions_are_hidden() {
+    let (database, _) = before_sessions_were_hidden().await;
+    migrate::run(&SecretString::from(database.url_of(OWNER_ROLE)), FRONT_ROLE).await.unwrap();
+    let shown: Option<f32> =
+        sqlx::query_scalar("select null_frac from pg_stats where tablename = 'sessions' and attname = 'erase_time'")
+            .fetch_optional(&mut database.admin().await)
+            .await
+            .unwrap();
+    assert_eq!(shown, Some(1.0));
+    database.end().await;
+}
+
+/// While a release is rolled out, fronts of the one before erase sessions as they know how to.
+#[tokio::test]
+async fn a_front_that_erases_sessions_at_once_leaves_no_budgets_behind() {
+    let database = Database::migrated().await;
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
+    let tenant = tenant(&stores, "ours").await;
+    let [old, kept] = [session(&stores, tenant).await, session(&stores, tenant).await];
+    let mut admin = database.admin().await;
+    for id in [old, kept] {
+        let rows = format!(
+            "insert into budgets (tenant_id, scope, subject, limit_tokens) values ('{tenant}', 'session', '{id}', 1);
+            insert into budget_alerts (tenant_id, scope, subject, period, unit, limit_amount, percent, spent_amount, session_id)
+                values ('{tenant}', 'session', '{id}', 'life', 'tokens', 1, 80, 1, '{id}')"
+        );
+        execute(&mut admin, &rows).await.unwrap();
+    }
+    appended(&stores, append(tenant, old, vec![terminated("done")])).await;
+    let erases = format!(
+        "begin; set local role croft_request; set local croft.tenant = '{tenant}';
+        select croft_erase_ended_sessions(now(), 10);
+        commit"
+    );
+    execute(&mut database.login(FRONT_ROLE).await, &erases).await.unwrap();
+    for table in ["sessions", "budgets", "budget_alerts"] {
+        assert_eq!(count(&mut admin, format!("{table} where tenant_id = '{tenant}'")).await, 1, "{table}");
     }
     database.end().await;
 }

@@ -145,4 +145,14 @@ async fn a_database_is_migrated_and_used_by_tls() {
         assert!(Postgres::connect(&refused, 1).await.is_err(), "{refused}");
         assert!(PgConnection::connect(&refused).await.is_err(), "{refused}");
     }
+
+    // Who reads why is told the way out.
+    let strange = server.url("croft", "127.0.0.1", "another-ca");
+    let migrating = migrate::run(&SecretString::from(strange.clone()), FRONT_ROLE).await.unwrap_err();
+    let serving = anyhow::Error::from(Postgres::connect(&strange, 1).await.unwrap_err());
+    for error in [migrating, serving] {
+        let told = format!("{error:#}");
+        assert!(told.contains("TLS handshake") && told.contains("sslmode=disable"), "{told}");
+        assert!(!told.contains(PASSWORD), "{told}");
+    }
 }

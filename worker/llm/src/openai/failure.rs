@@ -76,7 +76,7 @@ impl<'body> Told<'body> {
     }
 }
 
-/// Each field that servers by FastAPI find fault with, in `detail`, or in `message.detail` at Mistral:
+/// Each field that servers by `FastAPI` find fault with, in `detail`, or in `message.detail` at Mistral:
 /// `[{"type": "extra_forbidden", "loc": ["body", "max_completion_tokens"], "msg": "Extra inputs are not permitted"}]`.
 fn listed(error: &Value) -> Option<String> {
     let faults = error.get("detail").or_else(|| error.get("message")?.get("detail"))?.as_array()?;

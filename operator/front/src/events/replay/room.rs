@@ -51,10 +51,12 @@ type Place = [OwnedSemaphorePermit; 2];
 pub(super) struct Page {
     room: Room,
     id: u64,
-    read_at: Instant,
+    tenant: TenantId,
     /// How many there were, and the number of the last one.
     pub(super) len: usize,
     pub(super) last_seq: u64,
+    /// They are as large as this.
+    pub(super) bytes: usize,
     /// Nothing stood behind it.
     pub(super) is_last: bool,
     left: Mutex<Left>,
@@ -64,17 +66,19 @@ pub(super) struct Page {
 enum Left {
     Here {
         events: VecDeque<SessionEvent>,
-        _place: Option<Place>,
+        place: Option<Place>,
+        /// When it was read, or read from last.
+        since: Instant,
     },
     /// To make room.
     TakenAway,
 }
 
-/// What [`Page::take`] found.
+/// What [`Page::take`] and [`Page::known`] found.
 pub(super) enum Taken {
     /// The next event, and how many stand behind it.
     Event(Box<SessionEvent>, usize),
-    /// It was the last.
+    /// There is none.
     Empty,
     /// They are to be read again.
     Away,
@@ -109,7 +113,7 @@ impl Room {
             let taken = told + events.len() * EVENT_BYTES;
             if self.fit(tenant, &mut place, taken) {
                 let is_last = log::is_last(events.len(), told, limit);
-                return Ok(self.keep(events, Some(place), after_seq, is_last));
+                return Ok(self.keep(tenant, events, Some(place), after_seq, is_last));
             }
             // One event may be larger than a page. To wait for more with what there is in hand would keep it from others who do.
             bytes = taken;
@@ -125,7 +129,7 @@ impl Room {
         after_seq: u64,
     ) -> Result<Option<Arc<Page>>, Error> {
         let events = log.read(tenant, session, after_seq, 1).await?;
-        Ok(events.is_empty().then(|| self.keep(events, None, after_seq, true)))
+        Ok(events.is_empty().then(|| self.keep(tenant, events, None, after_seq, true)))
     }
 
     /// How many bytes are held.
@@ -134,15 +138,24 @@ impl Room {
         HELD_BYTES_MAX - self.all.available_permits() * UNIT_BYTES
     }
 
-    fn keep(&self, events: Vec<SessionEvent>, place: Option<Place>, after_seq: u64, is_last: bool) -> Arc<Page> {
+    fn keep(
+        &self,
+        tenant: TenantId,
+        events: Vec<SessionEvent>,
+        place: Option<Place>,
+        after_seq: u64,
+        is_last: bool,
+    ) -> Arc<Page> {
+        let place = place.filter(|_| !events.is_empty());
         let page = Arc::new(Page {
             room: self.clone(),
             id: self.next_id.fetch_add(1, Ordering::Relaxed),
-            read_at: Instant::now(),
+            tenant,
             len: events.len(),
+            bytes: log::bytes(&events),
             last_seq: events.last().map_or(after_seq, |event| event.seq),
             is_last,
-            left: Mutex::new(Left::Here { _place: place.filter(|_| !events.is_empty()), events: events.into() }),
+            left: Mutex::new(Left::Here { place, events: events.into(), since: Instant::now() }),
         });
         self.pages().insert(page.id, Arc::downgrade(&page));
         page
@@ -150,24 +163,31 @@ impl Room {
 
     /// Room for so many bytes.
     async fn place(&self, tenant: TenantId, bytes: usize) -> Result<Place, Error> {
-        let units = units(bytes);
-        let share = self.shares.of_tenant(tenant);
-        let taken = async {
-            let own = share.acquire_many_owned(units).await.map_err(Error::internal)?;
-            let all = Arc::clone(&self.all).acquire_many_owned(units).await.map_err(Error::internal)?;
-            Ok([own, all])
-        };
-        let mut taken = pin!(taken);
+        let (units, share) = (units(bytes), self.shares.of_tenant(tenant));
         let waited = async {
-            loop {
-                match timeout(LOOK_EVERY, &mut taken).await {
-                    Ok(place) => return place,
-                    Err(_) => self.take_away(),
-                }
-            }
+            // Another tenant's pages make no room in this one's share.
+            let own = self.acquire(share, units, |page| page.tenant == tenant).await?;
+            let all = self.acquire(Arc::clone(&self.all), units, |_| true).await?;
+            Ok([own, all])
         };
         let full = |_| Error::unavailable("the room for replays", anyhow::anyhow!("{TENANT_BYTES_MAX} bytes are held"));
         timeout(WAIT_MAX, waited).await.map_err(full)?
+    }
+
+    /// So many units, for which pages are taken away that have lain for too long, of those that would make room.
+    async fn acquire(
+        &self,
+        room: Arc<Semaphore>,
+        units: u32,
+        makes_room: impl Fn(&Page) -> bool,
+    ) -> Result<OwnedSemaphorePermit, Error> {
+        let mut acquired = pin!(room.acquire_many_owned(units));
+        loop {
+            match timeout(LOOK_EVERY, &mut acquired).await {
+                Ok(permit) => return permit.map_err(Error::internal),
+                Err(_) => self.take_away(units as usize, &makes_room),
+            }
+        }
     }
 
     /// Gives back what is not needed, or takes what is, if it is free. False if it is not.
@@ -187,13 +207,18 @@ impl Room {
         true
     }
 
-    /// The pages that have lain for too long.
-    fn take_away(&self) {
+    /// Pages that have lain for too long, those that have lain longest first, until there is room for so many units.
+    fn take_away(&self, units: usize, makes_room: impl Fn(&Page) -> bool) {
         let pages: Vec<_> = self.pages().values().filter_map(Weak::upgrade).collect();
-        for page in pages {
-            if page.read_at.elapsed() >= LIES_MAX {
-                *page.left() = Left::TakenAway;
+        let lying = pages.iter().filter(|page| makes_room(page)).filter_map(|page| Some((page.lies_since()?, page)));
+        let mut lying: Vec<_> = lying.filter(|(since, _)| since.elapsed() >= LIES_MAX).collect();
+        lying.sort_unstable_by_key(|(since, page)| (*since, page.id));
+        let mut freed = 0;
+        for (_, page) in lying {
+            if freed >= units {
+                break;
             }
+            freed += page.take_away();
         }
     }
 
@@ -204,20 +229,40 @@ impl Room {
 
 impl Page {
     pub(super) fn take(&self) -> Taken {
+        self.take_if(|_| true)
+    }
+
+    /// Its first event, which is not to be told, if that has this number.
+    pub(super) fn known(&self, seq: u64) -> Taken {
+        self.take_if(|event| event.seq == seq)
+    }
+
+    fn take_if(&self, is_meant: impl Fn(&SessionEvent) -> bool) -> Taken {
         match &mut *self.left() {
-            Left::Here { events, .. } => match events.pop_front() {
-                Some(event) => Taken::Event(Box::new(event), events.len()),
-                None => Taken::Empty,
-            },
+            Left::Here { events, since, .. } => {
+                *since = Instant::now();
+                match events.pop_front_if(|event| is_meant(event)) {
+                    Some(event) => Taken::Event(Box::new(event), events.len()),
+                    None => Taken::Empty,
+                }
+            }
             Left::TakenAway => Taken::Away,
         }
     }
 
-    /// Its first event, which is not to be told, if that has this number.
-    pub(super) fn known(&self, seq: u64) -> Option<SessionEvent> {
-        match &mut *self.left() {
-            Left::Here { events, .. } if events.front().is_some_and(|event| event.seq == seq) => events.pop_front(),
-            Left::Here { .. } | Left::TakenAway => None,
+    /// Since when nothing has been read from it; `None` where it has no place.
+    fn lies_since(&self) -> Option<Instant> {
+        match &*self.left() {
+            Left::Here { since, place: Some(_), .. } => Some(*since),
+            Left::Here { place: None, .. } | Left::TakenAway => None,
+        }
+    }
+
+    /// The units that it had.
+    fn take_away(&self) -> usize {
+        match std::mem::replace(&mut *self.left(), Left::TakenAway) {
+            Left::Here { place: Some([own, _]), .. } => own.num_permits(),
+            Left::Here { place: None, .. } | Left::TakenAway => 0,
         }
     }
 

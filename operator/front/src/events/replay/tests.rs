@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use croft_proto::v1::content_block::Block;
@@ -34,6 +34,8 @@ struct Moody {
     scene: Arc<Scene>,
     is_down: AtomicBool,
     is_erased: AtomicBool,
+    /// It has none above.
+    newest: AtomicU64,
     /// How often it was read.
     reads: AtomicUsize,
 }
@@ -41,7 +43,13 @@ struct Moody {
 impl Moody {
     fn new(scene: &Arc<Scene>) -> Arc<Self> {
         let scene = Arc::clone(scene);
-        Arc::new(Self { scene, is_down: false.into(), is_erased: false.into(), reads: 0.into() })
+        Arc::new(Self {
+            scene,
+            is_down: false.into(),
+            is_erased: false.into(),
+            newest: u64::MAX.into(),
+            reads: 0.into(),
+        })
     }
 }
 
@@ -74,7 +82,9 @@ impl EventLog for Moody {
         if self.is_erased.load(Ordering::Relaxed) {
             return Ok(Vec::new());
         }
-        self.scene.log.read(tenant, session, after_seq, limit).await
+        let newest = self.newest.load(Ordering::Relaxed);
+        let events = self.scene.log.read(tenant, session, after_seq, limit).await?;
+        Ok(events.into_iter().take_while(|event| event.seq <= newest).collect())
     }
 
     async fn checkpoint(&self, tenant: TenantId, session: SessionId) -> Result<Option<StoredCheckpoint>, Error> {
@@ -112,17 +122,54 @@ async fn a_reader_whose_session_is_erased_is_told_so() {
     assert!(matches!(follow_from(last_seq).await.err(), Some(Error::SessionNotFound { .. })));
 }
 
+/// Once, who read the rest of what was left of it took that for all, and waited for more for ever: its end had gone first.
 #[tokio::test(start_paused = true)]
-async fn the_next_page_is_read_once_half_of_one_is_sent_and_no_other() {
+async fn a_reader_whose_session_is_erased_from_its_end_is_told_so() {
     let scene = Arc::new(Scene::new().await);
     let hub = scene.hub(Arc::new(MemoryRelay::default()), Options::default());
-    for _ in 0..FIRST_PAGE + 2 * PAGE {
+    for _ in 0..2 * PAGE {
         scene.append(user_message()).await;
+    }
+    scene.append(terminated()).await;
+    let log = Moody::new(&scene);
+    let mut events = follow(log.clone(), &hub, scene.tenant, scene.session, 0, false).await.unwrap().boxed();
+    assert_eq!(next_number(&mut events).await, 1);
+    log.newest.store(500, Ordering::Relaxed);
+    for expected in 2..=500 {
+        assert_eq!(next_number(&mut events).await, expected);
+    }
+    let waiting = timeout(LOOK_EVERY * LOOKS_FOR_NOTHING * 2, events.next()).await;
+    assert!(waiting.is_err(), "what it was sent last is still there");
+    log.newest.store(499, Ordering::Relaxed);
+    let told = timeout(LOOK_EVERY * (LOOKS_FOR_NOTHING + 1), events.next()).await.expect("it waits for ever");
+    assert!(matches!(told, Some(Err(Error::SessionNotFound { .. }))), "{told:?}");
+    assert!(events.next().await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_stream_seldom_asks_whether_its_session_is_there() {
+    let scene = Arc::new(Scene::new().await);
+    let hub = scene.hub(Arc::new(MemoryRelay::default()), Options::default());
+    let log = Moody::new(&scene);
+    let mut events = follow(log.clone(), &hub, scene.tenant, scene.session, 1, false).await.unwrap().boxed();
+    let before = log.reads.load(Ordering::Relaxed);
+    assert!(timeout(LOOK_EVERY_IDLE * 4 * LOOKS_FOR_NOTHING, events.next()).await.is_err());
+    let looks = log.reads.load(Ordering::Relaxed) - before;
+    let looks_max = 4 * (LOOKS_FOR_NOTHING as usize + 1);
+    assert!((looks_max - LOOKS_FOR_NOTHING as usize..=looks_max).contains(&looks), "{looks}");
+}
+
+/// Follows a history of so many of these; how often the log has been read once so many events have been told.
+async fn reads_behind<const N: usize>(of: Kind, count: u32, numbers: [u64; N]) -> [usize; N] {
+    let scene = Arc::new(Scene::new().await);
+    let hub = scene.hub(Arc::new(MemoryRelay::default()), Options::default());
+    for _ in 0..count {
+        scene.append(of.clone()).await;
     }
     let log = Moody::new(&scene);
     let mut events = follow(log.clone(), &hub, scene.tenant, scene.session, 0, false).await.unwrap().boxed();
-    let mut last_seq = 0;
-    let mut reads_behind = async |number: u64| {
+    let (mut last_seq, mut reads) = (0, [0; N]);
+    for (reads, number) in reads.iter_mut().zip(numbers) {
         while last_seq < number {
             last_seq += 1;
             assert_eq!(next_number(&mut events).await, last_seq);
@@ -130,17 +177,32 @@ async fn the_next_page_is_read_once_half_of_one_is_sent_and_no_other() {
         for _ in 0..10 {
             yield_now().await;
         }
-        log.reads.load(Ordering::Relaxed)
-    };
+        *reads = log.reads.load(Ordering::Relaxed);
+    }
+    reads
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_next_page_of_large_events_is_read_once_half_of_one_is_sent_and_no_other() {
+    // Five, then four make a page.
+    let reads = reads_behind(message(140_000), 30, [1, 2, 3, 5, 6, 7]).await;
+    assert_eq!(reads, [1, 1, 2, 2, 2, 3]);
+}
+
+/// Of small events a page is sent as fast as one is read.
+#[tokio::test(start_paused = true)]
+async fn the_next_page_of_small_events_is_read_at_once_and_no_other() {
     let (first, page) = (u64::from(FIRST_PAGE), u64::from(PAGE));
-    assert_eq!(reads_behind(1).await, 1);
-    assert_eq!(reads_behind(first / 2 + 1).await, 2);
-    assert_eq!(reads_behind(first + 2).await, 2);
-    assert_eq!(reads_behind(first + 1 + page / 2).await, 3);
+    let numbers = [1, first + 1, first + 2, first + 1 + page, first + 2 + page];
+    assert_eq!(reads_behind(user_message(), FIRST_PAGE + 2 * PAGE, numbers).await, [2, 2, 3, 3, 4]);
 }
 
 fn long_message() -> Kind {
-    let text = Text { text: "x".repeat(500_000) };
+    message(500_000)
+}
+
+fn message(bytes: usize) -> Kind {
+    let text = Text { text: "x".repeat(bytes) };
     Kind::UserMessage(UserMessage {
         content: vec![ContentBlock { block: Some(Block::Text(text)) }],
         ..Default::default()
@@ -230,12 +292,13 @@ async fn an_event_that_is_larger_than_all_room_is_told() {
 /// The end of a page that has made room is told as if it had never been read.
 #[tokio::test(start_paused = true)]
 async fn what_comes_while_a_page_is_away_is_told_once() {
-    let scene = Scene::new().await;
+    let scene = Arc::new(Scene::new().await);
     let hub = scene.hub(Arc::new(MemoryRelay::default()), Options::default());
     for _ in 0..3 {
         scene.append(long_message()).await;
     }
-    let mut slow = follow_from(&scene, &hub, 1).await;
+    let log = Moody::new(&scene);
+    let mut slow = follow(log.clone(), &hub, scene.tenant, scene.session, 1, false).await.unwrap().boxed();
     assert_eq!(next_number(&mut slow).await, 2);
     let mut others: Vec<Events> = Vec::new();
     let began = Instant::now();
@@ -244,12 +307,103 @@ async fn what_comes_while_a_page_is_away_is_told_once() {
     }
     scene.publish(&hub, user_message()).await;
     drop(others);
-    for expected in 3..=5 {
+    let reads = log.reads.load(Ordering::Relaxed);
+    assert_eq!(next_number(&mut slow).await, 3);
+    assert!(log.reads.load(Ordering::Relaxed) > reads, "it had been taken away, and was read again");
+    for expected in 4..=5 {
         assert_eq!(next_number(&mut slow).await, expected);
     }
     scene.publish(&hub, terminated()).await;
     assert_eq!(next_number(&mut slow).await, 6);
     assert!(slow.next().await.is_none());
+}
+
+/// The room of one tenant's readers is made by themselves.
+#[tokio::test(start_paused = true)]
+async fn a_tenant_that_is_full_takes_no_page_of_another() {
+    let (ours, theirs) = (Scene::new().await, Arc::new(Scene::new().await));
+    let hub = ours.hub(Arc::new(MemoryRelay::default()), Options::default());
+    for _ in 0..4 {
+        ours.append(long_message()).await;
+        theirs.append(long_message()).await;
+    }
+    let log = Moody::new(&theirs);
+    let mut slow = follow(log.clone(), &hub, theirs.tenant, theirs.session, 0, false).await.unwrap().boxed();
+    assert_eq!(next_number(&mut slow).await, 1);
+    let began = Instant::now();
+    let unread = join_all((0..30).map(|_| follow_from(&ours, &hub, 0))).await;
+    assert!(began.elapsed() >= room::LIES_MAX, "some had to wait");
+    let reads = log.reads.load(Ordering::Relaxed);
+    assert_eq!(next_number(&mut slow).await, 2);
+    assert_eq!(log.reads.load(Ordering::Relaxed), reads, "it still has its page");
+    drop(unread);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_pages_that_have_lain_longest_make_room_and_no_more_than_it_takes() {
+    let scene = Scene::new().await;
+    let hub = scene.hub(Arc::new(MemoryRelay::default()), Options::default());
+    for _ in 0..4 {
+        scene.append(long_message()).await;
+    }
+    let room = hub.replays();
+    let read = || room.read(&*scene.log, scene.tenant, scene.session, 0, PAGE);
+    let mut pages = Vec::new();
+    while let Ok(page) = timeout(Duration::from_millis(10), read()).await {
+        pages.push(page.unwrap());
+        sleep(Duration::from_millis(1)).await;
+    }
+    assert!(pages.len() > 10, "{} pages have room", pages.len());
+    sleep(room::LIES_MAX).await;
+    assert!(matches!(pages[0].take(), Taken::Event(..)), "somebody reads this one");
+    let more = read().await.unwrap();
+    let away: Vec<_> = (0..pages.len()).filter(|at| pages[*at].is_away()).collect();
+    assert!(matches!(&away[..], [1] | [1, 2]), "{away:?} are away");
+    assert!(!more.is_away());
+}
+
+/// Once, whoever came back for the end of a session, and was slow to, waited for more for ever.
+#[tokio::test(start_paused = true)]
+async fn a_first_page_that_was_taken_away_is_read_again() {
+    let scene = Arc::new(Scene::new().await);
+    let hub = scene.hub(Arc::new(MemoryRelay::default()), Options::default());
+    for _ in 0..4 {
+        scene.append(long_message()).await;
+    }
+    let last = scene.append(terminated()).await[0].seq;
+    let log = Moody::new(&scene);
+    let mut late = std::pin::pin!(follow(log.clone(), &hub, scene.tenant, scene.session, last, false));
+    while log.reads.load(Ordering::Relaxed) == 0 {
+        assert!(late.as_mut().now_or_never().is_none(), "its page is not read yet");
+        yield_now().await;
+    }
+    let unread = join_all((0..30).map(|_| follow_from(&scene, &hub, 0))).await;
+    drop(unread);
+    let mut late = late.await.unwrap().boxed();
+    assert_eq!(log.reads.load(Ordering::Relaxed), 2, "it had been taken away");
+    let told = timeout(Duration::from_mins(1), late.next()).await.expect("it is told that the session has ended");
+    assert!(told.is_none());
+}
+
+/// A stream that was fine does not end as its next page could not be read before anybody wanted it.
+#[tokio::test(start_paused = true)]
+async fn a_page_that_could_not_be_read_ahead_is_read_when_it_is_wanted() {
+    let scene = Arc::new(Scene::new().await);
+    let hub = scene.hub(Arc::new(MemoryRelay::default()), Options::default());
+    for _ in 0..2 * FIRST_PAGE {
+        scene.append(user_message()).await;
+    }
+    let log = Moody::new(&scene);
+    let mut events = follow(log.clone(), &hub, scene.tenant, scene.session, 0, false).await.unwrap().boxed();
+    log.is_down.store(true, Ordering::Relaxed);
+    assert_eq!(next_number(&mut events).await, 1);
+    while log.reads.load(Ordering::Relaxed) < 2 {
+        yield_now().await;
+    }
+    log.is_down.store(false, Ordering::Relaxed);
+    for expected in 2..=u64::from(2 * FIRST_PAGE) + 1 {
+        assert_eq!(next_number(&mut events).await, expected);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -426,6 +580,15 @@ async fn a_log_that_is_down_matters_only_when_something_is_missing() {
 
     scene.append(user_message()).await;
     scene.publish(&hub, user_message()).await;
-    assert!(matches!(events.next().await, Some(Err(Error::Unavailable { .. }))));
+    let mut waiting = timeout(FILL_AGAIN / 2, events.next()).await;
+    assert!(waiting.is_err(), "it is tried again");
+    log.is_down.store(false, Ordering::Relaxed);
+    assert_eq!((next_number(&mut events).await, next_number(&mut events).await), (3, 4));
+
+    log.is_down.store(true, Ordering::Relaxed);
+    scene.append(user_message()).await;
+    scene.publish(&hub, user_message()).await;
+    waiting = timeout(FILL_AGAIN * FILL_TRIES, events.next()).await;
+    assert!(matches!(waiting, Ok(Some(Err(Error::Unavailable { .. })))));
     assert!(events.next().await.is_none());
 }

@@ -18,12 +18,22 @@ const PAGE: u32 = 500;
 /// The label on sessions that were declared in the cluster: `SESSION_SOURCE` of croft-crds, which the front does without.
 const SOURCE: (&str, &str) = ("croft.dev/source", "agentsession");
 
-/// A tenant's declared sessions, those that are worth telling, and its totals if they are. A sum that fails is left out: one tenant's
-/// long ledger must not keep the others' sessions from being told.
+/// A tenant's declared sessions, those that are worth telling, and its totals if they are. Where a sum fails, they are told without
+/// the month: one tenant's long ledger must not keep the others' sessions from being told, nor how many it has open.
 pub(super) struct Picture {
     pub(super) tenant: TenantId,
     sessions: Vec<v1::Session>,
     pub(super) totals: Option<TenantTotals>,
+}
+
+/// What is asked of a tenant's totals.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    Nothing,
+    /// How many sessions are open, as what the month has cost could not be summed up a moment ago.
+    Open,
+    /// And the sum of the month that begins then.
+    Month(Timestamp),
 }
 
 impl Picture {
@@ -31,26 +41,22 @@ impl Picture {
     pub(super) async fn of_open(core: &Core, tenant: TenantId, month_start: Timestamp) -> Result<Self, Error> {
         let filter = Filter { states: Filter::open().states, ..declared() };
         let sessions = listed(core, tenant, &filter).await?;
-        Ok(Self { tenant, sessions, totals: summed(core, tenant, month_start).await })
+        Ok(Self { tenant, sessions, totals: totals(core, tenant, Asked::Month(month_start)).await? })
     }
 
-    /// Those of these ids that are declared ones, and the totals of this month if one is given.
+    /// Those of these ids that are declared ones, and of the totals what is asked.
     pub(super) async fn of_changed(
         core: &Core,
         tenant: TenantId,
         ids: &HashSet<SessionId>,
-        month_start: Option<Timestamp>,
+        asked: Asked,
     ) -> Result<Self, Error> {
         let ids: Vec<_> = ids.iter().copied().collect();
         let mut sessions = Vec::new();
         for ids in ids.chunks(PAGE as usize) {
             sessions.extend(listed(core, tenant, &Filter { ids: ids.to_vec(), ..declared() }).await?);
         }
-        let totals = match month_start {
-            Some(month_start) => summed(core, tenant, month_start).await,
-            None => None,
-        };
-        Ok(Self { tenant, sessions, totals })
+        Ok(Self { tenant, sessions, totals: totals(core, tenant, asked).await? })
     }
 
     /// In as many answers as it takes: none, where there is nothing.
@@ -92,25 +98,25 @@ fn told(session: Session) -> v1::Session {
     v1::Session { agent: None, ..session.into() }
 }
 
-async fn summed(core: &Core, tenant: TenantId, month_start: Timestamp) -> Option<TenantTotals> {
-    match totals(core, tenant, month_start).await {
-        Ok(totals) => Some(totals),
-        Err(error) => {
-            tracing::warn!(%tenant, %error, "a tenant's totals are not told, trying again in a while");
-            None
+/// Without the month where that is not asked for, or can't be summed up.
+async fn totals(core: &Core, tenant: TenantId, asked: Asked) -> Result<Option<TenantTotals>, Error> {
+    if asked == Asked::Nothing {
+        return Ok(None);
+    }
+    let sessions_open = core.stores.sessions.count_open(tenant).await?.into();
+    let mut totals = TenantTotals { tenant_id: tenant.to_string(), sessions_open, ..TenantTotals::default() };
+    if let Asked::Month(month_start) = asked {
+        match core.stores.usage.summarize(tenant, Some(month_start), None, &[]).await {
+            Ok(sums) => {
+                totals.month = Some(sums.into_iter().next().and_then(|sum| sum.totals).unwrap_or_default());
+                totals.month_start = Some(month_start);
+            }
+            Err(error) => {
+                tracing::warn!(%tenant, %error, "what the month has cost a tenant is not told, trying again in a while");
+            }
         }
     }
-}
-
-async fn totals(core: &Core, tenant: TenantId, month_start: Timestamp) -> Result<TenantTotals, Error> {
-    let sessions_open = core.stores.sessions.count_open(tenant).await?.into();
-    let sums = core.stores.usage.summarize(tenant, Some(month_start), None, &[]).await?;
-    Ok(TenantTotals {
-        tenant_id: tenant.to_string(),
-        sessions_open,
-        month: sums.into_iter().next().and_then(|sum| sum.totals),
-        month_start: Some(month_start),
-    })
+    Ok(Some(totals))
 }
 
 /// Of the calendar month at hand, in UTC.

@@ -43,6 +43,8 @@ impl EventLog for Postgres {
                 select seq, payload,
                     sum(octet_length(payload)) over (order by seq rows unbounded preceding) - octet_length(payload) as before
                 from events where tenant_id = $1 and session_id = $2 and seq > $3
+                    -- One that is being erased still has some, and shows none.
+                    and exists (select from sessions where tenant_id = $1 and session_id = $2)
                 order by seq limit $4
             ) page
             where before < $5 order by seq",
