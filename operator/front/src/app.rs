@@ -34,6 +34,7 @@ use crate::reads::Reads;
 use crate::routing::Router;
 use crate::seats::Seats;
 use crate::services::{Audit, Budgets, Models, Tenants as TenantsService, Usage};
+use crate::session::open::OpenSessions;
 use crate::session::{watch_for_sessions_due, watch_for_sessions_to_erase};
 use crate::store::Stores;
 use crate::tenants::Tenants;
@@ -93,6 +94,7 @@ pub async fn assemble(parts: Parts, tasks: &Tasks, registry: &prometheus::Regist
         intake: Intake::default(),
         reads: Reads::default(),
         seats: Seats::new(options.streams_per_tenant_max),
+        open_sessions: OpenSessions::default(),
         authenticator: authenticator.with_issuers(&options.identity, tasks, registry)?,
         audit: AuditWriter::start(Arc::clone(&stores.audit), options.audit_folder.as_deref(), metrics.clone(), tasks)
             .await?,

@@ -18,6 +18,7 @@ use crate::models::registry::Registry;
 use crate::reads::Reads;
 use crate::routing::Router;
 use crate::seats::Seats;
+use crate::session::open::OpenSessions;
 use crate::store::Stores;
 use crate::tenants::Tenants;
 use crate::turn::held::Held;
@@ -35,6 +36,7 @@ pub struct Core {
     pub models: Registry,
     pub authenticator: Authenticator,
     pub seats: Seats,
+    pub(crate) open_sessions: OpenSessions,
     pub(crate) intake: Intake,
     pub(crate) reads: Reads,
     /// Turns that run here.

@@ -4,6 +4,7 @@ pub mod across;
 pub mod family;
 mod lifetime;
 pub mod manager;
+pub(crate) mod open;
 mod reaper;
 pub mod retention;
 pub mod snapshot;

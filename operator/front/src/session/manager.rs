@@ -84,7 +84,7 @@ impl Manager {
         let Lifetime { idle_timeout_ms, expire_time } = lifetime;
         let sessions_max = (tenant.limits.sessions_max > 0).then_some(tenant.limits.sessions_max);
         if let Some(max) = sessions_max
-            && self.core.stores.sessions.count_open(tenant.id).await? >= max
+            && self.core.open_sessions.is_full(&*self.core.stores.sessions, tenant.id, max).await?
         {
             let existing = self.opened_before(tenant.id, idempotency_key.as_ref(), parent.as_ref()).await?;
             return existing.ok_or(Error::SessionLimit { max });
@@ -123,6 +123,7 @@ impl Manager {
             Ok(Inserted::New { session, events }) => {
                 self.core.hub.publish(tenant.id, id, events);
                 self.core.metrics.sessions_created.inc();
+                self.core.open_sessions.opened(tenant.id).await;
                 Ok(session)
             }
             Ok(Inserted::Existing(session)) => {
