@@ -232,11 +232,7 @@ async fn an_answer_while_its_turn_ends_has_its_effect() {
             |session: &Session| session.state == SessionState::Idle && session.last_stop_reason == StopReason::EndTurn;
         let session = world.wait_for(&session_id, done).await;
         let log = world.core.stores.events.read(world.tenant(), session.id, 0, 100).await.unwrap();
-        let results = log.iter().filter_map(|event| match &event.kind {
-            Some(Kind::ToolResult(result)) => Some(result.is_error),
-            _ => None,
-        });
-        assert_eq!(results.collect::<Vec<_>>(), [false], "the call was made: {log:?}");
+        assert_eq!(failures(&log), [false], "the call was made: {log:?}");
         assert_eq!(questions(&log).len(), 1, "nobody is asked again");
     }
 }
@@ -266,17 +262,24 @@ impl TurnStore for Severed {
     }
 }
 
-/// The front that ended the turn was lost before it went on with what a person had decided meanwhile. Whoever pressed yes again was told
-/// that nothing is pending, and the call was never made.
-#[tokio::test]
-async fn a_decision_whose_turn_could_not_go_on_with_it_can_be_made_again() {
+/// A session whose turn gives up waiting after half a second and ends as the gate lets it. The store is away for what is to begin behind
+/// it, of which the last part tells.
+async fn severed() -> (World, String, Gate, Arc<Notify>) {
     let (mut stores, ends, tried) = (Stores::memory(), Gate::default(), Arc::new(Notify::new()));
     let turns = LateEnd(stores.turns, ends.clone());
     stores.turns = Arc::new(Severed { turns, is_away: false.into(), tried: Arc::clone(&tried) });
     let world = World::on(Ground { stores, ..Ground::default() }).await;
-    let mut client = world.client();
     let agent = AgentSpec { limits: Some(AgentLimits { turn_timeout_ms: 500, ..Default::default() }), ..cautious() };
-    let session_id = client.create(agent).await.unwrap().session_id;
+    let session_id = world.client().create(agent).await.unwrap().session_id;
+    (world, session_id, ends, tried)
+}
+
+/// The front that ended the turn was lost before it went on with what a person had decided meanwhile. Whoever pressed yes again was told
+/// that nothing is pending, and the call was never made.
+#[tokio::test]
+async fn a_decision_whose_turn_could_not_go_on_with_it_can_be_made_again() {
+    let (world, session_id, ends, tried) = severed().await;
+    let mut client = world.client();
     let (approval_id, events) = asked(&mut client, &session_id).await;
     let yes =
         ResolveApprovalRequest { session_id: session_id.clone(), approval_id, approved: true, ..Default::default() };
@@ -295,11 +298,7 @@ async fn a_decision_whose_turn_could_not_go_on_with_it_can_be_made_again() {
         |session: &Session| session.state == SessionState::Idle && session.last_stop_reason == StopReason::EndTurn;
     let session = world.wait_for(&session_id, done).await;
     let log = world.core.stores.events.read(world.tenant(), session.id, 0, 100).await.unwrap();
-    let results = log.iter().filter_map(|event| match &event.kind {
-        Some(Kind::ToolResult(result)) => Some(result.is_error),
-        _ => None,
-    });
-    assert_eq!(results.collect::<Vec<_>>(), [false], "the call was made: {log:?}");
+    assert_eq!(failures(&log), [false], "the call was made: {log:?}");
     assert_eq!(questions(&log).len(), 1, "nobody is asked again");
     let late = client.lifecycle.resolve_approval(yes).await.unwrap_err();
     assert_eq!(late.code(), Code::FailedPrecondition, "{late:?}");
@@ -308,13 +307,8 @@ async fn a_decision_whose_turn_could_not_go_on_with_it_can_be_made_again() {
 /// The first word counts, also where it came to nothing: who says no to it has it carried out, and is told that they came too late.
 #[tokio::test]
 async fn another_decision_about_what_was_decided_changes_nothing() {
-    let (mut stores, ends, tried) = (Stores::memory(), Gate::default(), Arc::new(Notify::new()));
-    let turns = LateEnd(stores.turns, ends.clone());
-    stores.turns = Arc::new(Severed { turns, is_away: false.into(), tried: Arc::clone(&tried) });
-    let world = World::on(Ground { stores, ..Ground::default() }).await;
+    let (world, session_id, ends, tried) = severed().await;
     let mut client = world.client();
-    let agent = AgentSpec { limits: Some(AgentLimits { turn_timeout_ms: 500, ..Default::default() }), ..cautious() };
-    let session_id = client.create(agent).await.unwrap().session_id;
     let (approval_id, _events) = asked(&mut client, &session_id).await;
     let no = ResolveApprovalRequest { session_id: session_id.clone(), approval_id, ..Default::default() };
     let yes = ResolveApprovalRequest { approved: true, ..no.clone() };
@@ -329,11 +323,16 @@ async fn another_decision_about_what_was_decided_changes_nothing() {
         |session: &Session| session.state == SessionState::Idle && session.last_stop_reason == StopReason::EndTurn;
     let session = world.wait_for(&session_id, done).await;
     let log = world.core.stores.events.read(world.tenant(), session.id, 0, 100).await.unwrap();
-    let results = log.iter().filter_map(|event| match &event.kind {
+    assert_eq!(failures(&log), [true], "the call was denied: {log:?}");
+}
+
+/// Of each result of a tool, whether it is an error.
+fn failures(log: &[SessionEvent]) -> Vec<bool> {
+    let failure = |event: &SessionEvent| match &event.kind {
         Some(Kind::ToolResult(result)) => Some(result.is_error),
         _ => None,
-    });
-    assert_eq!(results.collect::<Vec<_>>(), [true], "the call was denied: {log:?}");
+    };
+    log.iter().filter_map(failure).collect()
 }
 
 fn questions(log: &[SessionEvent]) -> Vec<String> {
@@ -383,14 +382,7 @@ async fn a_yes_has_a_call_repeated_whose_outcome_is_unknown() {
         log.iter().filter_map(call).collect::<Vec<_>>()
     });
     assert_eq!((calls[0].len(), &calls[0]), (1, &calls[1]), "it is told once more, under its key");
-    let results: Vec<_> = rest
-        .iter()
-        .filter_map(|event| match &event.kind {
-            Some(Kind::ToolResult(result)) => Some(result.is_error),
-            _ => None,
-        })
-        .collect();
-    assert_eq!(results, [false]);
+    assert_eq!(failures(&rest), [false]);
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use croft_crds::session::SessionPhase;
-use croft_crds::{AgentSession, AgentSessionStatus};
+use croft_crds::{AgentSession, AgentSessionStatus, AgentTenant};
 use croft_proto::v1::{SessionState, TokenUsage, UsageTotals};
 use kube::ResourceExt as _;
 use kube::api::{Api, DeleteParams, PostParams};
@@ -200,7 +200,7 @@ async fn a_tenants_status_shows_its_sessions_and_its_spend_and_what_shows_nothin
     in_phase(&session.within(&namespace), "talk", SessionPhase::Ready).await;
     let spend = |cost_nano_usd| UsageTotals { cost_nano_usd, unpriced_attempts: 1, ..UsageTotals::default() };
     session.world.front.spend(&uid, spend(12_340_000_000));
-    let tenants = session.all::<croft_crds::AgentTenant>();
+    let tenants = session.all::<AgentTenant>();
     until("the status says so", async || {
         let status = tenants.get(&name).await.ok()?.status?;
         let (sessions, spend) = (status.sessions?, status.spend?);
@@ -383,7 +383,7 @@ async fn a_model_that_is_not_registered_yet_is_waited_for() {
     session.world.front.refuse(&name, None);
     // Any change of its tenant wakes it sooner than the time that it waits.
     let touched = json!({ "spec": { "limits": { "maxSessions": 9 } } });
-    session.merge(&session.all::<croft_crds::AgentTenant>(), &name, touched).await;
+    session.merge(&session.all::<AgentTenant>(), &name, touched).await;
     in_phase(&objects, "talk", SessionPhase::Ready).await;
 }
 
@@ -403,7 +403,7 @@ async fn a_tenant_that_takes_no_sessions_is_asked_for_none_until_it_changes() {
     let session = World::shared().await;
     let tenant = session.settled_tenant("shut", json!({})).await;
     let (name, namespace) = (tenant.name_any(), tenant.namespace_name());
-    let (tenants, objects) = (session.all::<croft_crds::AgentTenant>(), session.within::<AgentSession>(&namespace));
+    let (tenants, objects) = (session.all::<AgentTenant>(), session.within::<AgentSession>(&namespace));
     for (field, why) in
         [("cordon", "it is cordoned"), ("suspend", "it is suspended"), ("emergencyStop", "it is stopped")]
     {
@@ -428,19 +428,27 @@ async fn a_tenant_that_takes_no_sessions_is_asked_for_none_until_it_changes() {
     }
 }
 
-#[tokio::test]
-async fn a_session_that_its_tenant_has_no_room_for_is_opened_when_another_ends() {
-    let session = World::shared().await;
-    let tenant = session.settled_tenant("full", json!({ "limits": { "maxSessions": 1 } })).await;
-    let (name, namespace) = (tenant.name_any(), tenant.namespace_name());
-    let objects = session.within::<AgentSession>(&namespace);
+/// A tenant of one session, which it has; how that is.
+async fn full_tenant(session: &Session, name: &str) -> (AgentTenant, AgentSessionStatus) {
+    let tenant = session.settled_tenant(name, json!({ "limits": { "maxSessions": 1 } })).await;
+    let namespace = tenant.namespace_name();
     session.declare(&namespace, "first", spec()).await;
-    let first = in_phase(&objects, "first", SessionPhase::Ready).await.session_id.unwrap();
+    let status = in_phase(&session.within(&namespace), "first", SessionPhase::Ready).await;
     until("the fronts have told of it", async || {
-        let status = session.all::<croft_crds::AgentTenant>().get(&name).await.ok()?.status?;
+        let status = session.all::<AgentTenant>().get(&tenant.name_any()).await.ok()?.status?;
         (status.sessions?.open == 1).then_some(())
     })
     .await;
+    (tenant, status)
+}
+
+#[tokio::test]
+async fn a_session_that_its_tenant_has_no_room_for_is_opened_when_another_ends() {
+    let session = World::shared().await;
+    let (tenant, first) = full_tenant(&session, "full").await;
+    let first = first.session_id.unwrap();
+    let (name, namespace) = (tenant.name_any(), tenant.namespace_name());
+    let objects = session.within::<AgentSession>(&namespace);
     let before = session.world.front.creates(&name);
     let message = "the tenant has 1 sessions, its limit";
     session.world.front.refuse_for(&name, Code::ResourceExhausted, "SESSION_LIMIT", message);
@@ -461,16 +469,10 @@ async fn a_session_that_its_tenant_has_no_room_for_is_opened_when_another_ends()
 #[tokio::test]
 async fn room_that_a_session_cannot_use_goes_to_the_next() {
     let session = World::shared().await;
-    let tenant = session.settled_tenant("crowded", json!({ "limits": { "maxSessions": 1 } })).await;
+    let (tenant, first) = full_tenant(&session, "crowded").await;
+    let first = first.session_id.unwrap();
     let (name, namespace) = (tenant.name_any(), tenant.namespace_name());
     let objects = session.within::<AgentSession>(&namespace);
-    session.declare(&namespace, "first", spec()).await;
-    let first = in_phase(&objects, "first", SessionPhase::Ready).await.session_id.unwrap();
-    until("the fronts have told of it", async || {
-        let status = session.all::<croft_crds::AgentTenant>().get(&name).await.ok()?.status?;
-        (status.sessions?.open == 1).then_some(())
-    })
-    .await;
     session.world.front.refuse_for(&name, Code::ResourceExhausted, "SESSION_LIMIT", "it has 1 session, its limit");
     let mut uids = Vec::new();
     for waiting in ["a-going", "b-refused", "c-next"] {
