@@ -19,6 +19,8 @@ pub struct System {
     /// The admin's URL of the database.
     pub postgres_url: String,
     pub redis_url: String,
+    /// The program that pods of `croft/probe:dev` run.
+    pub probe: PathBuf,
 }
 
 impl System {
@@ -41,6 +43,7 @@ impl System {
             api_key: value("CROFT_API_KEY")?,
             postgres_url: value("CROFT_POSTGRES_URL")?,
             redis_url: value("CROFT_REDIS_URL")?,
+            probe: value("CROFT_PROBE")?.into(),
         })
     }
 }

@@ -50,6 +50,11 @@ func (d Dir) writeEnv() error {
 		set("CROFT_DNS_ADDRESS", dnsAddress)
 		set("CROFT_API_PORT", fmt.Sprint(ports.APIServer))
 		set("CROFT_CONTAINERD_ADDRESS", d.containerdSocket())
+		self, err := os.Executable()
+		if err != nil {
+			return err
+		}
+		set("CROFT_PROBE", filepath.Join(filepath.Dir(self), "probe"))
 		if d.running("cilium-agent") {
 			set("CROFT_CILIUM_METRICS", fmt.Sprintf("http://127.0.0.1:%d/metrics", ports.CiliumMetrics))
 		}

@@ -5,4 +5,5 @@
 
 mod docs;
 mod flags;
+mod life;
 mod values;

@@ -1,8 +1,13 @@
 //! T3: what a tenant's pods can reach, tried from inside them. Denials are tried beside something that is allowed, so that a broken
 //! probe is not taken for a fence.
 
-use croft_e2e::system::System;
+use std::time::Duration;
 
+use croft_e2e::system::System;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::outside::{self, Outside};
 use crate::support::{Tenant, eventually, front_pods, pods};
 
 struct Probe<'a> {
@@ -48,6 +53,18 @@ spec:
     async fn reaches(&self, address: &str) -> bool {
         self.runs(&["connect", address, "2s"]).await.0
     }
+
+    /// None of these, each of which does answer where no fence is: from the host, which is always let in.
+    async fn reaches_none(&self, closed: &[(&str, String)]) {
+        let reached = futures::future::join_all(closed.iter().map(|(_, address)| self.reaches(address))).await;
+        let open: Vec<&str> =
+            closed.iter().zip(reached).filter(|(_, reached)| *reached).map(|((what, _), _)| *what).collect();
+        assert!(open.is_empty(), "a tenant's pod reaches {open:?}");
+        for (what, address) in closed {
+            let connected = timeout(Duration::from_secs(2), TcpStream::connect(address)).await;
+            assert!(matches!(connected, Ok(Ok(_))), "{what} at {address} is not there, so the fence proves nothing");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -86,21 +103,74 @@ async fn tenants_cannot_reach_each_other_nor_the_platform() {
         ("the operator's routes", format!("{}:50053", operator.ip)),
         ("the API server behind its Service", api_server.clone()),
         ("the platform's database, on the node", format!("{node}:{stores}")),
-        ("the metadata service", "169.254.169.254:80".to_owned()),
     ];
-    let open: Vec<&str> = {
-        let tried = closed.iter().map(|(_, address)| probe.reaches(address));
-        let reached = futures::future::join_all(tried).await;
-        closed.iter().zip(reached).filter(|(_, reached)| *reached).map(|((what, _), _)| *what).collect()
-    };
-    assert!(open.is_empty(), "a tenant's pod reaches {open:?}");
-
-    // The same addresses do answer where no fence is: from the host, which is always let in.
-    for (what, address) in closed.iter().filter(|(what, _)| !what.contains("metadata")) {
-        let connected =
-            tokio::time::timeout(std::time::Duration::from_secs(2), tokio::net::TcpStream::connect(address));
-        assert!(matches!(connected.await, Ok(Ok(_))), "{what} at {address} is not there, so the fence proves nothing");
-    }
+    probe.reaches_none(&closed).await;
     red.remove(&system).await;
     blue.remove(&system).await;
+}
+
+/// A pod that listens on port 8000.
+fn listener(name: &str) -> String {
+    format!(
+        "
+---
+apiVersion: v1
+kind: Pod
+metadata: {{ name: {name}, namespace: models, labels: {{ app: {name} }} }}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers: [{{ name: probe, image: croft/probe:dev, imagePullPolicy: Never, args: [listen, \"8000\"] }}]
+"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tenants_reach_the_public_internet_what_is_listed_and_models_and_nothing_beside_it() {
+    let system = System::from_env_file().unwrap();
+    let _outside = Outside::start(&system).await;
+    let models = format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {{ name: models }}\n{}{}",
+        listener("llama"),
+        listener("neighbour")
+    );
+    system.apply(&models).await.unwrap();
+    let more = format!(
+        "
+  egress: {{ allow: [{{ cidr: {}/32, ports: [{{ port: 8443 }}] }}] }}
+  llm:
+    providers:
+      - name: openai
+        source: InCluster
+        service: {{ namespace: models, name: llama, port: 80, targetPort: 8000, podSelector: {{ app: llama }} }}
+",
+        outside::LISTED
+    );
+    let green = Tenant::apply_with(&system, "green", 1, &more).await;
+    system.kubectl(&["wait", "pod", "--all", "-n", "models", "--for=condition=Ready", "--timeout=90s"]).await.unwrap();
+    let probe = Probe::start(&system, &green).await;
+    let llama = pods(&system, "models", "app=llama").await.unwrap().remove(0);
+    let neighbour = pods(&system, "models", "app=neighbour").await.unwrap().remove(0);
+
+    let open = [
+        ("a provider on the public internet", format!("{}:8443", outside::PUBLIC)),
+        ("any port there", format!("{}:80", outside::PUBLIC)),
+        ("a range that is listed, on its port", format!("{}:8443", outside::LISTED)),
+        ("the model's pods", format!("{}:8000", llama.ip)),
+    ];
+    for (what, address) in &open {
+        eventually(what, async || match probe.runs(&["connect", address, "2s"]).await {
+            (true, _) => Ok(()),
+            (false, said) => anyhow::bail!("{said}"),
+        })
+        .await;
+    }
+    let closed = [
+        ("the metadata service", format!("{}:80", outside::METADATA)),
+        ("a listed range on another port", format!("{}:9443", outside::LISTED)),
+        ("a private neighbour that is not listed", format!("{}:8443", outside::UNLISTED)),
+        ("a pod beside the model", format!("{}:8000", neighbour.ip)),
+    ];
+    probe.reaches_none(&closed).await;
+    green.remove(&system).await;
+    system.kubectl(&["delete", "namespace", "models", "--timeout=120s"]).await.unwrap();
 }

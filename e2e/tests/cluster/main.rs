@@ -10,6 +10,7 @@ mod bad_input;
 mod crash;
 mod fence;
 mod monitoring;
+mod outside;
 mod session;
 mod support;
 mod tenant_life;

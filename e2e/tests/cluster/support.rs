@@ -38,8 +38,13 @@ pub(crate) struct Tenant {
 impl Tenant {
     /// Applies an AgentTenant, waits until it is Ready, and makes a key for it.
     pub(crate) async fn apply(system: &System, name: &str, workers: u32) -> Self {
+        Self::apply_with(system, name, workers, "").await
+    }
+
+    /// With more in its spec: lines of YAML.
+    pub(crate) async fn apply_with(system: &System, name: &str, workers: u32, more: &str) -> Self {
         let manifest = format!(
-            "apiVersion: croft.dev/v1alpha1\nkind: AgentTenant\nmetadata:\n  name: {name}\nspec:\n  tier: free\n  # Tests ask more often than people do.\n  limits:\n    requestsPerMinute: 1000000\n  workers:\n    replicas: {workers}\n"
+            "apiVersion: croft.dev/v1alpha1\nkind: AgentTenant\nmetadata:\n  name: {name}\nspec:\n  tier: free\n  # Tests ask more often than people do.\n  limits:\n    requestsPerMinute: 1000000\n  workers:\n    replicas: {workers}\n{more}"
         );
         system.apply(&manifest).await.unwrap();
         let wait = ["wait", &format!("agenttenant/{name}"), "--for=condition=Ready", "--timeout=120s"];
