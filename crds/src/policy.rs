@@ -243,10 +243,10 @@ fn fences(installation: &Installation) -> Policy {
 
 fn tenants(installation: &Installation) -> Policy {
     let list = &installation.worker_images;
-    // An entry that ends in a slash is a place, another one is a repository, with any tag or digest.
+    // An entry that ends in a slash is a place; another one is a repository, with any tag or digest, and nothing below it.
     let listed = format!(
-        "{list}.exists(place, object.spec.workers.image == place || object.spec.workers.image.startsWith(\
-         place.endsWith('/') ? place : place + '/') || (!place.endsWith('/') && \
+        "{list}.exists(place, object.spec.workers.image == place || (place.endsWith('/') ? \
+         object.spec.workers.image.startsWith(place) : \
          (object.spec.workers.image.startsWith(place + ':') || object.spec.workers.image.startsWith(place + '@'))))"
     );
     let another = ANOTHERS_MODEL.replace("OPERATORS_NAMESPACE", &installation.namespace);

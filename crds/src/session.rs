@@ -38,6 +38,7 @@ use crate::is_default;
     validation = Rule::new("self.metadata.name.size() <= 63 && !self.metadata.name.contains('.')")
         .message("the name must have at most 63 characters and no dot: it names the agent in usage reports"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
     printcolumn(name = "Model", type_ = "string", json_path = ".spec.agent.model"),
     printcolumn(name = "Session", type_ = "string", json_path = ".status.sessionID"),
     printcolumn(name = "Worker", type_ = "string", priority = 1, json_path = ".status.worker"),

@@ -28,7 +28,7 @@ pub use llm::{
 };
 pub use mcp::McpServerSpec;
 pub use owner::{OwnerKind, OwnerSpec};
-pub use quota::QuotaSpec;
+pub use quota::{AGENT_SESSIONS_MAX, QuotaSpec};
 pub use status::{AgentTenantStatus, SessionsStatus, SpendStatus, TenantPhase, WorkersStatus};
 pub use workers::{ResourcesSpec, WorkersSpec};
 
@@ -139,7 +139,7 @@ pub enum DeletionPolicy {
     /// Sessions and their events stay in the database; credentials go.
     #[default]
     Archive,
-    /// Sessions, their events and credentials go.
+    /// Sessions, their events, budgets with their alerts, and credentials go.
     Erase,
 }
 

@@ -1,11 +1,14 @@
 //! The cluster as the watches last told it: warm copies on every replica, with an index of our own where kube's stores
 //! would have to be searched.
 
+mod salvage;
 mod sessions;
+mod slim;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use croft_crds::session::SessionPhase;
 use croft_crds::{AgentSession, AgentTenant, labels};
 use croft_serve::Tasks;
 use k8s_openapi::api::apps::v1::Deployment;
@@ -19,11 +22,13 @@ use kube::api::Api;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher;
 use kube::{Client, Resource, ResourceExt as _};
+use prometheus::IntGauge;
 use tokio::sync::OnceCell;
 
 use crate::freshness::{Freshness, Purpose};
 use crate::marks::Marks;
-use crate::mirror::{self, Change, Copies, Fate, StatusChange};
+use crate::metrics::Metrics;
+use crate::mirror::{self, Change, Copies, Fate, Reader, StatusChange};
 use crate::recent::Recent;
 use crate::session::Bereaved;
 use crate::tenant::{PLATFORM_KEYS, PULL_CREDENTIALS};
@@ -41,6 +46,8 @@ const WORKERS: &str = "app.kubernetes.io/component=worker,croft.dev/tenant";
 pub struct Changes {
     /// Tenants to reconcile, by name.
     pub tenants: Marks<String>,
+    /// Tenants of which something has changed that an emergency stop takes away, by name, whether they are stopped or not.
+    pub stops: Marks<String>,
     /// Tenants whose routes may be different, by name.
     pub routes: Marks<String>,
     /// Declared sessions to reconcile.
@@ -51,15 +58,22 @@ pub struct Changes {
 
 impl Default for Changes {
     fn default() -> Self {
-        Self { tenants: Marks::shut(), routes: Marks::new(), sessions: Marks::shut(), bereaved: Marks::shut() }
+        Self {
+            tenants: Marks::shut(),
+            stops: Marks::shut(),
+            routes: Marks::new(),
+            sessions: Marks::shut(),
+            bereaved: Marks::shut(),
+        }
     }
 }
 
 impl Changes {
     /// Keeps what only the replica that writes acts on.
     pub(crate) fn open(&self) {
-        let Self { tenants, routes: _, sessions, bereaved } = self;
+        let Self { tenants, stops, routes: _, sessions, bereaved } = self;
         tenants.open();
+        stops.open();
         sessions.open();
         bereaved.open();
     }
@@ -68,6 +82,7 @@ impl Changes {
 /// Warm copies. They are whole once [`Cluster::synced`] has returned.
 pub struct Cluster {
     pub tenants: Store<AgentTenant>,
+    /// Without what nobody reads of them: an agent is there only until its session is open.
     pub sessions: Store<AgentSession>,
     namespaces: Copies<Namespace>,
     quotas: Copies<ResourceQuota>,
@@ -124,13 +139,20 @@ kept! {
 
 impl Cluster {
     /// Starts the watches; they run until shutdown.
-    pub fn start(client: &Client, freshness: &Freshness, tasks: &Tasks) -> Self {
+    pub fn start(client: &Client, freshness: &Freshness, metrics: &Metrics, tasks: &Tasks) -> Self {
         let changes = Changes::default();
         let applied = Arc::new(Recent::default());
         let workers = Arc::new(WorkerIndex::default());
         let session_index = Arc::new(SessionIndex::default());
-        let watch =
-            Watch { client, freshness, tasks, changes: &changes, applied: &applied, session_index: &session_index };
+        let watch = Watch {
+            client,
+            freshness,
+            metrics,
+            tasks,
+            changes: &changes,
+            applied: &applied,
+            session_index: &session_index,
+        };
         Self {
             tenants: watch.tenants(),
             sessions: watch.sessions(),
@@ -241,6 +263,7 @@ pub(crate) fn key_of<K: Object>(namespace: &str, name: &str) -> String {
 struct Watch<'a> {
     client: &'a Client,
     freshness: &'a Freshness,
+    metrics: &'a Metrics,
     tasks: &'a Tasks,
     changes: &'a Changes,
     applied: &'a Arc<Recent<String>>,
@@ -253,15 +276,20 @@ impl Watch<'_> {
         self.freshness.listen(self.client, task_name, purpose)
     }
 
+    fn unreadable<K: Object>(&self) -> IntGauge {
+        self.metrics.unreadable.with_label_values(&[&*K::kind(&())])
+    }
+
     fn tenants(&self) -> Store<AgentTenant> {
         let (changes, sessions) = (self.changes.clone(), Arc::clone(self.session_index));
         let applied = Arc::clone(self.applied);
         let (api, all) = (Api::all(self.client("watch-tenants", Purpose::Routes)), watcher::Config::default());
-        mirror::start(self.tasks, "watch-tenants", api, all, move |change: Change<AgentTenant>| {
+        let objects = Reader::new(salvage::salvage, self.unreadable::<AgentTenant>());
+        mirror::start(self.tasks, "watch-tenants", api, all, objects, move |change: Change<AgentTenant>| {
             let name = change.object().name_any();
             changes.routes.mark(name.clone());
             if let Change::Gone(gone) = &change {
-                applied.forget(&child_key(&**gone));
+                applied.forget(&child_key(&**gone), gone.metadata.resource_version.as_deref());
             }
             if let Change::Is { old, new } = change
                 && !old.as_ref().is_some_and(|old| is_status_write(&**old, &*new))
@@ -275,6 +303,7 @@ impl Watch<'_> {
                         .into_iter()
                         .for_each(|session| changes.sessions.mark(session));
                 }
+                changes.stops.mark(name.clone());
                 changes.tenants.mark(name);
             }
         })
@@ -283,7 +312,7 @@ impl Watch<'_> {
     fn sessions(&self) -> Store<AgentSession> {
         let (changes, index) = (self.changes.clone(), Arc::clone(self.session_index));
         let (api, all) = (Api::all(self.client("watch-sessions", Purpose::Passes)), watcher::Config::default());
-        mirror::start(self.tasks, "watch-sessions", api, all, move |change: Change<AgentSession>| match change {
+        let on_change = move |change: Change<AgentSession>| match change {
             Change::Is { old, new } => {
                 index.put(&new);
                 // One of the same name that was deleted and made anew while the watch was broken.
@@ -299,7 +328,10 @@ impl Watch<'_> {
                 index.remove(&gone);
                 changes.bereaved.mark(bereaved(&gone));
             }
-        })
+        };
+        // Of a session that can't be read nothing can be done.
+        let objects = Reader::new(|_| None, self.unreadable::<AgentSession>());
+        mirror::start_slim(self.tasks, "watch-sessions", api, all, objects, slim::slim, on_change)
     }
 
     fn children<K: Object>(&self, task_name: &'static str) -> Copies<K> {
@@ -315,6 +347,7 @@ impl Watch<'_> {
         let (changes, applied) = (self.changes.clone(), Arc::clone(self.applied));
         // A route is made of these, the tenant and its workers.
         let is_routed = matches!(&*K::kind(&()), "ConfigMap" | "Deployment");
+        let is_stopped_first = matches!(&*K::kind(&()), "NetworkPolicy" | "Deployment");
         let api = Api::all(self.client(task_name, if is_routed { Purpose::Routes } else { Purpose::Passes }));
         // What others report of these, and often, says nothing to a pass.
         let status_change = match &*K::kind(&()) {
@@ -326,11 +359,15 @@ impl Watch<'_> {
             // The pass that wrote it knows; another one would find nothing to do.
             let is_echo = fate != Fate::Gone && applied.is_echo(&key, object.meta().resource_version.as_deref());
             if fate == Fate::Gone {
-                applied.forget(&key);
+                applied.forget(&key, object.meta().resource_version.as_deref());
             }
             let Some(tenant) = object.labels().get(labels::TENANT) else { return };
             if is_routed {
                 changes.routes.mark(tenant.clone());
+            }
+            // Also what we wrote ourselves: a pass that began before the emergency may have opened the fence again.
+            if is_stopped_first {
+                changes.stops.mark(tenant.clone());
             }
             if !is_echo && fate != Fate::Status {
                 changes.tenants.mark(tenant.clone());
@@ -357,6 +394,7 @@ impl Watch<'_> {
                         changes.sessions.mark(session);
                     }
                 }
+                changes.stops.mark(tenant.to_owned());
                 changes.tenants.mark(tenant.to_owned());
                 changes.routes.mark(tenant.to_owned());
             }
@@ -369,6 +407,7 @@ fn bereaved(gone: &AgentSession) -> Bereaved {
         namespace: gone.namespace().unwrap_or_default(),
         uid: gone.uid().unwrap_or_default(),
         session_id: gone.status.as_ref().and_then(|status| status.session_id.clone()),
+        is_over: gone.status.as_ref().and_then(|status| status.phase).is_some_and(SessionPhase::is_final),
     }
 }
 

@@ -26,6 +26,8 @@ use crate::writes::{FIELD_MANAGER, Writer};
 const WAITING_MAX: usize = 1_024;
 /// Between two writes: fifty a second at most.
 const PAUSE: Duration = Duration::from_millis(20);
+/// How long a write may take: one that is never answered must not be the last.
+const WRITE_MAX: Duration = Duration::from_secs(5);
 /// The same news of the same object is told again after this at the earliest.
 const AGAIN: Duration = Duration::from_mins(10);
 /// What the API server takes as a note, in characters.
@@ -118,10 +120,15 @@ impl Waiting {
                     self.metrics.events.with_label_values(&["repeated"]).inc();
                     continue;
                 }
-                let outcome = match writer.create(&event(&news, &identity, Timestamp::now())).await {
-                    Ok(_) => "written",
-                    Err(error) => {
+                let event = event(&news, &identity, Timestamp::now());
+                let outcome = match tokio::time::timeout(WRITE_MAX, writer.create(&event)).await {
+                    Ok(Ok(_)) => "written",
+                    Ok(Err(error)) => {
                         tracing::debug!(error = chain(&error), "an Event can't be written");
+                        "failed"
+                    }
+                    Err(_) => {
+                        tracing::debug!("an Event can't be written: the API server does not answer");
                         "failed"
                     }
                 };

@@ -15,8 +15,8 @@ use prometheus::IntGaugeVec;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// How long an answer may take to begin. Then the request is given up and the watch tries again: a network that swallows packets answers
-/// never.
+/// How long an answer may take: to begin, if it is a watch's, which goes on for as long as it holds; as a whole, if it is a list's. Then
+/// the request is given up and tried again: a network that swallows packets answers never.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
 /// Between two looks at how old the copies are.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -32,7 +32,7 @@ pub enum Purpose {
 
 /// A watch whose request was given up.
 #[derive(Debug, thiserror::Error)]
-#[error("the API server did not begin to answer in time")]
+#[error("the API server did not answer in time")]
 struct Unanswered;
 
 /// When each watch was last answered. Clones share it.
@@ -58,8 +58,8 @@ impl Freshness {
         let service = tower::service_fn(move |request: Request<Body>| {
             let (client, noted) = (client.clone(), noted.clone());
             async move {
-                let answer = timeout(ANSWER_MAX, client.send(request)).await;
-                let response: Response<Body> = answer.map_err(|_| kube::Error::Service(Box::new(Unanswered)))??;
+                let answer = timeout(ANSWER_MAX, answer(&client, request)).await;
+                let response = answer.map_err(|_| kube::Error::Service(Box::new(Unanswered)))??;
                 if response.status().is_success() {
                     noted.note(watch, purpose);
                 }
@@ -107,11 +107,24 @@ impl Freshness {
     }
 }
 
+/// The answer, with all of its body unless that is a watch's.
+async fn answer(client: &Client, request: Request<Body>) -> kube::Result<Response<Body>> {
+    let is_watch = request.uri().query().is_some_and(|query| query.split('&').any(|part| part == "watch=true"));
+    let response = client.send(request).await?;
+    if is_watch {
+        return Ok(response);
+    }
+    let (head, body) = response.into_parts();
+    Ok(Response::from_parts(head, Body::from(body.collect_bytes().await?)))
+}
+
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
 
+    use axum::body::Body as AnswerBody;
     use croft_serve::Readiness;
+    use futures::stream;
     use prometheus::Opts;
     use tokio::sync::watch;
 
@@ -123,6 +136,8 @@ mod tests {
     enum Answer {
         Never,
         With(u16),
+        /// It begins, and nothing follows.
+        Begun,
     }
 
     /// An API server that answers everything like this, until told otherwise.
@@ -134,7 +149,11 @@ mod tests {
                 match answer {
                     Answer::Never => std::future::pending().await,
                     Answer::With(code) => {
-                        Ok::<_, Infallible>(Response::builder().status(code).body(Body::empty()).unwrap())
+                        Ok::<_, Infallible>(Response::builder().status(code).body(AnswerBody::empty()).unwrap())
+                    }
+                    Answer::Begun => {
+                        let nothing = stream::pending::<Result<&[u8], Infallible>>();
+                        Ok(Response::new(AnswerBody::from_stream(nothing)))
                     }
                 }
             }
@@ -182,6 +201,19 @@ mod tests {
         let begun = Instant::now();
         assert_eq!(ask(&freshness().listen(&client, "watch-pods", Purpose::Routes)).await, None);
         assert_eq!(begun.elapsed(), ANSWER_MAX);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_list_whose_body_never_ends_is_given_up_and_a_watch_goes_on() {
+        let (client, answers) = api_server();
+        answers.send_replace(Answer::Begun);
+        let client = freshness().listen(&client, "watch-pods", Purpose::Routes);
+        let begun = Instant::now();
+        assert_eq!(ask(&client).await, None);
+        assert_eq!(begun.elapsed(), ANSWER_MAX);
+        let watch = Request::get("/api/v1/pods?&watch=true&timeoutSeconds=20").body(Body::empty()).unwrap();
+        assert!(client.send(watch).await.is_ok_and(|response| response.status().is_success()));
+        assert_eq!(begun.elapsed(), ANSWER_MAX, "at once");
     }
 
     #[tokio::test(start_paused = true)]

@@ -17,6 +17,8 @@ pub struct Metrics {
     pub leader: IntGauge,
     /// When the API server last answered, by watch: how old a copy may be is the time since then.
     pub watch_answered: IntGaugeVec,
+    /// Objects that a later release has written and this one can't read, by kind.
+    pub unreadable: IntGaugeVec,
     /// Fronts that watch the routes here.
     pub route_watchers: IntGauge,
     /// Fronts that were cut off because they did not keep up.
@@ -53,6 +55,14 @@ impl Metrics {
             &["watch"],
         )?;
         registry.register(Box::new(watch_answered.clone()))?;
+        let unreadable = IntGaugeVec::new(
+            Opts::new(
+                "croft_operator_unreadable_objects",
+                "Objects that this release can't read, by kind: nothing is made by them until they can be read.",
+            ),
+            &["kind"],
+        )?;
+        registry.register(Box::new(unreadable.clone()))?;
         Ok(Self {
             reconciles: counters(
                 "croft_operator_reconciles_total",
@@ -72,6 +82,7 @@ impl Metrics {
             )?,
             leader: gauge("croft_operator_leader", "1 on the replica that writes.")?,
             watch_answered,
+            unreadable,
             route_watchers: gauge("croft_operator_route_watchers", "Fronts that watch the routes here.")?,
             route_laggards,
         })

@@ -1,6 +1,7 @@
 //! A warm copy of one kind, kept by a watch, that says what changed.
 
 mod copies;
+mod readable;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,6 +19,8 @@ use croft_serve::Tasks;
 use crate::ownership;
 
 pub(crate) use copies::{Copies, Fate, StatusChange};
+use readable::Readable;
+pub(crate) use readable::{Reader, Unreadable, is_in_part, mark_in_part};
 
 /// A watch that is silent for longer is made anew, as some other part of the network may have dropped it unheard. The next
 /// one goes on where it was.
@@ -60,8 +63,25 @@ impl<K> Change<K> {
 pub(crate) fn start<K>(
     tasks: &Tasks,
     task_name: &'static str,
-    api: Api<K>,
+    api: Api<Readable<K>>,
     config: watcher::Config,
+    objects: Reader<K>,
+    on_change: impl Fn(Change<K>) + Send + 'static,
+) -> Store<K>
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    start_slim(tasks, task_name, api, config, objects, |_| (), on_change)
+}
+
+/// [`start`], with objects of which `slim` has taken away what shall not be kept.
+pub(crate) fn start_slim<K>(
+    tasks: &Tasks,
+    task_name: &'static str,
+    api: Api<Readable<K>>,
+    config: watcher::Config,
+    mut objects: Reader<K>,
+    slim: impl Fn(&mut K) + Send + 'static,
     on_change: impl Fn(Change<K>) + Send + 'static,
 ) -> Store<K>
 where
@@ -69,7 +89,13 @@ where
 {
     let (store, mut writer) = reflector::store();
     let reader: Store<K> = store.clone();
-    follow(tasks, task_name, api, config, move |event| take(&reader, &mut writer, &event, &on_change));
+    follow(tasks, task_name, api, config, move |event| {
+        let Some(mut event) = objects.read(event, &reader) else { return };
+        if let watcher::Event::Apply(object) | watcher::Event::InitApply(object) = &mut event {
+            slim(object);
+        }
+        take(&reader, &mut writer, &event, &on_change);
+    });
     store
 }
 
@@ -142,12 +168,75 @@ fn take<K>(
 mod tests {
     use std::cell::RefCell;
 
+    use croft_crds::AgentTenant;
+    use croft_crds::tenant::AgentTenantSpec;
     use k8s_openapi::api::core::v1::ConfigMap;
     use kube::ResourceExt as _;
-    use kube::api::ObjectMeta;
+    use kube::api::{ObjectList, ObjectMeta};
+    use prometheus::IntGauge;
+    use serde_json::json;
     use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
 
     use super::*;
+
+    /// As a list of the API server has them; none can be read whose tier this release does not know.
+    fn tenants(tiers: &[(&str, &str)]) -> Vec<Readable<AgentTenant>> {
+        let object = |&(name, tier): &(&str, &str)| {
+            json!({
+                "apiVersion": "croft.dev/v1alpha1", "kind": "AgentTenant",
+                "metadata": { "name": name, "uid": format!("uid-of-{name}"), "resourceVersion": "1" },
+                "spec": { "tier": tier },
+            })
+        };
+        let items: Vec<_> = tiers.iter().map(object).collect();
+        let list =
+            json!({ "apiVersion": "croft.dev/v1alpha1", "kind": "AgentTenantList", "metadata": {}, "items": items });
+        serde_json::from_value::<ObjectList<Readable<AgentTenant>>>(list).unwrap().items
+    }
+
+    #[test]
+    fn an_object_that_cant_be_read_stops_no_other_and_is_not_taken_for_gone() {
+        let (store, mut writer) = reflector::store();
+        let gauge = IntGauge::new("unreadable", "How many.").unwrap();
+        let salvage = |unreadable: &Unreadable| {
+            let mut tenant = AgentTenant::new("", AgentTenantSpec::default());
+            tenant.metadata = unreadable.metadata.clone();
+            (unreadable.metadata.name.as_deref() != Some("lost")).then_some(tenant)
+        };
+        let mut reader = Reader::new(salvage, gauge.clone());
+        let told = RefCell::new(Vec::new());
+        let on_change = |change: Change<AgentTenant>| {
+            let is_gone = matches!(change, Change::Gone(_));
+            told.borrow_mut().push((change.object().name_any(), is_gone, is_in_part(change.object())));
+        };
+        let mut feed = |events: Vec<watcher::Event<Readable<AgentTenant>>>| {
+            for event in events {
+                if let Some(event) = reader.read(event, &store) {
+                    take(&store, &mut writer, &event, &on_change);
+                }
+            }
+            let mut told = told.take();
+            told.sort();
+            (told, gauge.get())
+        };
+        let listed = |tiers: &[(&str, &str)]| {
+            let objects = tenants(tiers).into_iter().map(InitApply);
+            [Init].into_iter().chain(objects).chain([InitDone]).collect::<Vec<_>>()
+        };
+        let is = |name: &str, in_part: bool| (name.to_owned(), false, in_part);
+        let gone = |name: &str, in_part: bool| (name.to_owned(), true, in_part);
+        let (heron, lost) = ("heron", "lost");
+        assert_eq!(feed(vec![]), (vec![], 0));
+        let all = feed(listed(&[("egret", "free"), (heron, "later"), (lost, "later")]));
+        assert_eq!(all, (vec![is("egret", false), is(heron, false)], 2), "a watch of all the others goes on");
+        let mut change = |name: &str, tier: &str| feed(vec![Apply(tenants(&[(name, tier)]).remove(0))]);
+        assert_eq!(change(heron, "free"), (vec![is(heron, false)], 1));
+        assert_eq!(change(lost, "free"), (vec![is(lost, false)], 0));
+        assert_eq!(change(lost, "later"), (vec![is(lost, true)], 1), "what it was stays, and is marked");
+        assert_eq!(feed(listed(&[(lost, "later")])).1, 1);
+        let deleted = tenants(&[(lost, "later")]).remove(0);
+        assert_eq!(feed(vec![Delete(deleted)]), (vec![gone(lost, true)], 0));
+    }
 
     fn named(name: &str, version: &str) -> ConfigMap {
         let metadata = ObjectMeta {

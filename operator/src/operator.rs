@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use croft_crds::AgentTenant;
 use croft_serve::tls::TlsFiles;
 use croft_serve::{Program, grpc};
 use futures::StreamExt as _;
@@ -21,6 +22,7 @@ use crate::certificate::{self, Subject};
 use crate::cluster::Cluster;
 use crate::config::Args;
 use crate::context::{CHILD_WRITES_MAX, Context};
+use crate::controller::Limits;
 use crate::events::Events;
 use crate::freshness::Freshness;
 use crate::front::Front;
@@ -40,6 +42,9 @@ use crate::{controller, front_certificate, session, tenant, totals};
 const TENANT_RETRY_MAX: Duration = Duration::from_mins(5);
 /// A worker that is ready, room, and a change of the tenant wake sessions that wait; a front that is there again does not.
 const SESSION_RETRY_MAX: Duration = Duration::from_secs(20);
+/// How emergency stops are made, in places of their own: what passes wait for must not hold them up. One that is not done by then is
+/// begun again, which also stops the workers that were made meanwhile.
+const STOPS: Limits = Limits { concurrency: 64, deadline: Duration::from_secs(5), retry_max: Duration::from_secs(5) };
 /// The operator's own certificate sees it begin anew at a time within so long: its replicas are usually started together.
 const RESTARTS_WITHIN: Duration = Duration::from_hours(24);
 
@@ -73,7 +78,7 @@ pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> a
 
     let settings = args.settings().map_err(|mistakes| anyhow::anyhow!(mistakes.join(" ")))?;
     let freshness = Freshness::new(metrics.watch_answered.clone());
-    let cluster = Arc::new(Cluster::start(&client, &freshness, tasks));
+    let cluster = Arc::new(Cluster::start(&client, &freshness, &metrics, tasks));
     let secrets = Secrets::start(&client, &freshness, &cluster, settings.clone(), tasks);
     let keyring = Keyring::new(client.clone(), secrets, &authority);
     let (events, waiting) = Events::new(metrics.clone());
@@ -116,6 +121,10 @@ pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> a
     tasks.spawn_vital("certificate", own_certificate(tasks.stopping()));
     let (args, stopping) = (args.clone(), tasks.stopping());
     tasks.spawn_vital("leader", async move {
+        // Whoever has the Lease keeps others out, so it is taken only by who can work at once.
+        if stopping.run_until_cancelled(whole(&context)).await.is_none() {
+            return Ok(());
+        }
         let stop = stopping.clone();
         let lead = || Box::pin(lead(context, &args, metrics, stop));
         args.election().run(lease_clients, fence, lead, stopping).await
@@ -135,21 +144,37 @@ fn hasty(mut config: KubeConfig) -> kube::Result<Client> {
     Client::try_from(config)
 }
 
+/// Waits until all that passes look at has been copied.
+async fn whole(context: &Context) {
+    tokio::join!(context.cluster.synced(), context.keyring.synced());
+}
+
 /// The work of the one replica that writes, until `stopping`; passes that have begun then end.
 async fn lead(context: Arc<Context>, args: &Args, metrics: Metrics, stopping: CancellationToken) {
     metrics.leader.set(1);
-    context.cluster.synced().await;
-    context.keyring.synced().await;
     let changes = &context.cluster.changes;
     changes.open();
     for tenant in context.cluster.tenants.state() {
+        changes.stops.mark(tenant.name_any());
         changes.tenants.mark(tenant.name_any());
     }
     for session in context.cluster.sessions.state() {
         changes.sessions.mark(ObjectRef::from_obj(&*session));
     }
     let of = |context: &Arc<Context>| Arc::clone(context);
-    let (for_tenants, for_sessions) = (of(&context), of(&context));
+    let (for_stops, for_tenants, for_sessions) = (of(&context), of(&context), of(&context));
+    let all = context.cluster.tenants.clone();
+    let is_stopped = move |tenant: &ObjectRef<AgentTenant>| {
+        std::future::ready(all.get(tenant).is_some_and(|tenant| tenant.spec.emergency_stop))
+    };
+    let stops = controller::run(
+        context.cluster.tenants.clone(),
+        changes.stops.stream().map(|name| ObjectRef::new(&name)).filter(is_stopped),
+        move |tenant| tenant::stop_in_emergency(tenant, of(&for_stops)),
+        STOPS,
+        metrics.clone(),
+        stopping.clone(),
+    );
     let tenants = controller::run(
         context.cluster.tenants.clone(),
         changes.tenants.stream().map(|name| ObjectRef::new(&name)),
@@ -172,7 +197,7 @@ async fn lead(context: Arc<Context>, args: &Args, metrics: Metrics, stopping: Ca
     let interval = Duration::from_millis(args.tenant_totals_ms);
     let totalled = totals::run(of(&context), interval, stopping.clone());
     let certificate = stopping.run_until_cancelled(front_certificate::keep(of(&context)));
-    tokio::join!(tenants, sessions, followed, ended, totalled, certificate);
+    tokio::join!(stops, tenants, sessions, followed, ended, totalled, certificate);
     metrics.leader.set(0);
 }
 

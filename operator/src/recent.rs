@@ -20,7 +20,8 @@ pub struct Recent<T> {
 struct Note<T> {
     version: u64,
     at: Instant,
-    content: T,
+    /// `None` of what was deleted.
+    content: Option<T>,
 }
 
 impl<T> Default for Recent<T> {
@@ -30,16 +31,12 @@ impl<T> Default for Recent<T> {
 }
 
 impl<T: Clone> Recent<T> {
-    /// Remembers `content` as what the write that gave `resource_version` left under `key`.
+    /// Remembers `content` as what the write that gave `resource_version` left under `key`, unless something later is known: the answers
+    /// to two writes come in any order, and that to a creation may come after the watch has told of the deletion.
     pub fn remember(&self, key: String, resource_version: Option<&str>, content: T) {
-        let Some(version) = parse(resource_version) else { return };
-        let now = Instant::now();
-        let mut notes = self.notes();
-        // Old notes go whenever the map has doubled since, so it stays in proportion to what is written in TRUST.
-        if notes.len() == notes.capacity() {
-            notes.retain(|_, note| now.duration_since(note.at) < TRUST);
+        if let Some(version) = parse(resource_version) {
+            self.put(key, version, Some(content));
         }
-        notes.insert(key, Note { version, at: now, content });
     }
 
     /// What we wrote under `key`, if the cache, which is at `cached_version`, can't know of it yet.
@@ -47,7 +44,7 @@ impl<T: Clone> Recent<T> {
         let notes = self.notes();
         let note = notes.get(key)?;
         let cached = parse(cached_version).unwrap_or(0);
-        (note.version > cached && note.at.elapsed() < TRUST).then(|| note.content.clone())
+        if note.version > cached && note.at.elapsed() < TRUST { note.content.clone() } else { None }
     }
 
     /// What we wrote under `key`, if that is what the cache, which is at `cached_version`, has or can't know of yet.
@@ -56,18 +53,36 @@ impl<T: Clone> Recent<T> {
         let note = notes.get(key)?;
         let cached = parse(cached_version).unwrap_or(0);
         let holds = note.version == cached || note.version > cached && note.at.elapsed() < TRUST;
-        holds.then(|| note.content.clone())
+        if holds { note.content.clone() } else { None }
     }
 
     /// Whether what the watch tells under `key` is just what we wrote.
     pub fn is_echo(&self, key: &str, version: Option<&str>) -> bool {
         let notes = self.notes();
-        parse(version).is_some_and(|version| notes.get(key).is_some_and(|note| note.version == version))
+        let is_it = |note: &Note<T>| note.content.is_some() && parse(version) == Some(note.version);
+        notes.get(key).is_some_and(is_it)
     }
 
-    /// Forgets what was under `key`: it has been deleted.
-    pub fn forget(&self, key: &str) {
-        self.notes().remove(key);
+    /// Forgets what was under `key`: it has been deleted, with the version that its deletion gave if it is known.
+    pub fn forget(&self, key: &str, resource_version: Option<&str>) {
+        match parse(resource_version) {
+            Some(version) => self.put(key.to_owned(), version, None),
+            None => drop(self.notes().remove(key)),
+        }
+    }
+
+    fn put(&self, key: String, version: u64, content: Option<T>) {
+        let now = Instant::now();
+        let mut notes = self.notes();
+        // A server that was restored from an old copy counts on from there.
+        if notes.get(&key).is_some_and(|note| note.version > version && now.duration_since(note.at) < TRUST) {
+            return;
+        }
+        // Old notes go whenever the map has doubled since, so it stays in proportion to what is written in TRUST.
+        if notes.len() == notes.capacity() {
+            notes.retain(|_, note| now.duration_since(note.at) < TRUST);
+        }
+        notes.insert(key, Note { version, at: now, content });
     }
 
     fn notes(&self) -> MutexGuard<'_, HashMap<String, Note<T>>> {
@@ -116,10 +131,34 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn the_answer_to_a_creation_that_comes_after_the_deletion_leaves_no_note() {
+        let recent = Recent::default();
+        recent.forget("fence", Some("13"));
+        recent.remember("fence".into(), Some("12"), "hash");
+        assert_eq!(recent.not_older_than("fence", None), None);
+        assert!(!recent.is_echo("fence", Some("12")) && !recent.is_echo("fence", Some("13")));
+        recent.remember("fence".into(), Some("14"), "again");
+        assert_eq!(recent.not_older_than("fence", None), Some("again"));
+        recent.forget("fence", Some("13"));
+        assert_eq!(recent.not_older_than("fence", None), Some("again"), "it was made anew since");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_two_writes_the_later_counts_in_whichever_order_they_are_answered() {
+        let recent = Recent::default();
+        recent.remember("fence".into(), Some("12"), "open");
+        recent.remember("fence".into(), Some("11"), "shut");
+        assert_eq!(recent.newer_than("fence", Some("10")), Some("open"));
+        tokio::time::advance(TRUST).await;
+        recent.remember("fence".into(), Some("5"), "restored");
+        assert_eq!(recent.newer_than("fence", Some("4")), Some("restored"));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_note_about_what_is_gone_is_no_obstacle() {
         let recent = Recent::default();
         recent.remember("fence".into(), Some("12"), "hash");
-        recent.forget("fence");
+        recent.forget("fence", None);
         assert_eq!(recent.newer_than("fence", None), None);
         recent.remember("fence".into(), Some("12"), "hash");
         tokio::time::advance(TRUST).await;

@@ -156,7 +156,7 @@ impl Secrets {
     fn tell(&self, id: &SecretId, cluster: &Cluster, settings: &Settings) {
         let (namespace, name) = id;
         if COPIES.contains(&name.as_str()) && self.version(id).is_none() {
-            cluster.applied.forget(&key_of::<Secret>(namespace, name));
+            cluster.applied.forget(&key_of::<Secret>(namespace, name), None);
         }
         if *namespace == self.namespace {
             let (is_lent, pulls) = (settings.platform.lies_in(name), settings.worker_pull_secrets.contains(name));

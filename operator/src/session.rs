@@ -5,7 +5,7 @@
 //! two sides.
 
 pub(crate) mod admission;
-mod agent;
+pub mod agent;
 pub(crate) mod endings;
 pub(crate) mod follow;
 mod known;
@@ -30,6 +30,7 @@ use tonic::{Code, Status};
 use crate::cluster::is_owned;
 use crate::context::Context;
 use crate::controller::{PassError, Retry};
+use crate::mirror::is_in_part;
 use crate::token::TenantRef;
 pub use endings::Bereaved;
 pub(crate) use endings::Ending;
@@ -84,7 +85,7 @@ impl PassError for Error {
 
 /// Brings one declared session one step closer to its spec. Safe to repeat, safe to interrupt.
 pub async fn reconcile(session: Arc<AgentSession>, context: Arc<Context>) -> Result<Action, Error> {
-    if session.metadata.deletion_timestamp.is_some() {
+    if session.metadata.deletion_timestamp.is_some() || is_in_part(&*session) {
         return Ok(Action::await_change());
     }
     let current = status::current(&session, &context);

@@ -37,6 +37,7 @@ mod wanted;
 mod workers;
 mod workers_service;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,8 +66,9 @@ use crate::authority::{self, Authority};
 use crate::certificate::Subject;
 use crate::context::Context;
 use crate::controller::{PassError, Retry};
+use crate::mirror::is_in_part;
 use observe::Observed;
-use part::Failure;
+use part::{Failure, Part};
 use platform_keys::PlatformKeys;
 use pull_credentials::PullCredentials;
 use upkeep::KeptUp;
@@ -76,6 +78,11 @@ use wanted::Wanted;
 const RESYNC: Duration = Duration::from_mins(10);
 /// For what no watch tells us of.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
+/// While the copy of the workers' Deployment is from before our write of it: the watch's word of that write alone wakes nobody.
+const CAUGHT_UP: Duration = Duration::from_secs(1);
+
+/// How long all else of a tenant waits for workers that shall not run to be stopped.
+const STOPPED_SOON: Duration = Duration::from_secs(3);
 
 /// Why a pass could not do all of its work.
 #[derive(Debug, thiserror::Error)]
@@ -133,14 +140,19 @@ impl PassError for Error {
 
 /// Brings one tenant one step closer to its spec. Safe to repeat, safe to interrupt.
 pub async fn reconcile(tenant: Arc<AgentTenant>, context: Arc<Context>) -> Result<Action, Error> {
+    // Nothing may be made by half a spec. Its emergency stop is no part of this.
+    if is_in_part(&*tenant) {
+        return Ok(Action::await_change());
+    }
     let ends = Instant::now() + context.pass_max;
-    let stopped = in_time(ends, stop::stop(&tenant, &context), &context).await;
     // While its deletion is prevented a tenant is kept up as any other.
     if is_going(&tenant, &report::current(&tenant, &context)) {
+        let stopped = in_time(ends, stop::stop(&tenant, &context), &context).await;
         let action = deletion::step(&tenant, &context).await?;
         return stopped.map(|()| action).map_err(|failure| failure.error);
     }
     let (mut observed, mut kept_up) = (None, KeptUp::new());
+    let stopped = Box::pin(stop_or_keep_up(ends, &tenant, &mut kept_up, &context)).await;
     let pass = async {
         stopped?;
         let observed = observed.insert(observe::observe(&tenant, &context).await?);
@@ -158,9 +170,48 @@ pub async fn reconcile(tenant: Arc<AgentTenant>, context: Arc<Context>) -> Resul
     let reported = report::report(&tenant, told, &context).await;
     // Tried again sooner than what only an edit can mend.
     kept_up.into_values().collect::<Result<(), Error>>()?;
-    outcome.map_err(|failure| failure.error)?;
-    reported?;
-    Ok(Action::requeue(RESYNC))
+    if let Err(Failure { error, .. }) = outcome {
+        // Before an error that is looked at again much later a status must be told of it that says something else.
+        return Err(if error.retry() == Retry::Backoff { error } else { reported.err().unwrap_or(error) });
+    }
+    let is_outdated = reported?;
+    Ok(Action::requeue(if is_outdated { CAUGHT_UP } else { RESYNC }))
+}
+
+/// Stops the workers that shall not run. Where that fails, or takes its time, it must not keep rights with owners who shall have them no
+/// more.
+async fn stop_or_keep_up(
+    ends: Instant,
+    tenant: &AgentTenant,
+    kept_up: &mut KeptUp,
+    context: &Context,
+) -> Result<(), Failure> {
+    let mut stopped = pin!(in_time(ends, stop::stop(tenant, context), context));
+    let in_time = tokio::time::timeout(STOPPED_SOON, &mut stopped).await;
+    if let Ok(Ok(())) = in_time {
+        return Ok(());
+    }
+    let stopped = async {
+        match in_time {
+            Ok(stopped) => stopped,
+            Err(_) => stopped.await,
+        }
+    };
+    let (stopped, owners) = tokio::join!(stopped, upkeep::keep_owners_up(ends, tenant, context));
+    if stopped.is_err() {
+        kept_up.extend(owners.map(|owners| (Part::Owners, owners)));
+    }
+    stopped
+}
+
+/// Stops the workers of a tenant with `spec.emergencyStop`, beside the passes, which find it done or do the same. Says nothing of it: that
+/// is for the pass.
+pub async fn stop_in_emergency(tenant: Arc<AgentTenant>, context: Arc<Context>) -> Result<Action, Error> {
+    // It may be over since somebody asked for it.
+    if tenant.spec.emergency_stop {
+        stop::stop(&tenant, &context).await.map_err(|failure| failure.error)?;
+    }
+    Ok(Action::await_change())
 }
 
 /// Gives `work` up at `ends`: a pass that its controller ends could say nothing of it, and the status would stay as it was.

@@ -5,6 +5,7 @@
 pub mod conversation;
 pub mod estimate;
 pub mod id;
+pub mod media_type;
 
 /// `croft.v1`, as generated.
 #[expect(clippy::all, clippy::pedantic, reason = "generated code")]

@@ -16,6 +16,7 @@ mod providers;
 mod refusal;
 mod server;
 mod sessions;
+mod spans;
 mod step;
 pub mod tools;
 

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tonic::Status;
 
 use crate::interrupt::{Interrupt, Why};
+use crate::refusal::Refusal;
 
 /// Messages other than previews that may wait. At the bound the step waits for the front.
 const DURABLES_MAX: usize = 64;
@@ -107,6 +108,12 @@ impl Outbox {
         self.shared.news.notify_one();
     }
 
+    /// Ends the stream with an error as what comes back is dropped, should nothing have ended it before: the front would wait for it as
+    /// long as for a turn.
+    pub(crate) fn ends_with_step(&self) -> EndsWithStep {
+        EndsWithStep(self.clone())
+    }
+
     /// Previews that the front was too slow for.
     pub(crate) fn dropped_previews(&self) -> u64 {
         self.shared.lock().dropped_previews
@@ -167,6 +174,18 @@ impl Queue {
                 self.previews -= 1;
                 Some(Ok(response))
             }
+        }
+    }
+}
+
+/// See [`Outbox::ends_with_step`].
+pub(crate) struct EndsWithStep(Outbox);
+
+impl Drop for EndsWithStep {
+    fn drop(&mut self) {
+        let is_open = !self.0.shared.lock().closed;
+        if is_open {
+            self.0.fail(Refusal::BrokenOff.into());
         }
     }
 }

@@ -27,6 +27,8 @@ pub enum Refusal {
     StartMissing,
     #[error("the step's requests ended before it did")]
     FrontGone,
+    #[error("the step broke off: the worker's log has the reason")]
+    BrokenOff,
     #[error("this worker has no provider {provider}, which model {model} needs")]
     ProviderMissing { provider: String, model: String },
     #[error("tool {tool} can't run here: {problem}")]
@@ -51,6 +53,7 @@ impl Refusal {
             Self::EpochStale { .. } => "EPOCH_STALE",
             Self::StartMissing => "START_MISSING",
             Self::FrontGone => "FRONT_GONE",
+            Self::BrokenOff => "STEP_BROKEN_OFF",
             Self::ProviderMissing { .. } => "PROVIDER_MISSING",
             Self::ToolUnsupported { .. } => "TOOL_UNSUPPORTED",
             Self::ToolInvalid { .. } => "TOOL_INVALID",
@@ -70,6 +73,7 @@ impl Refusal {
             Self::EpochStale { .. } => Code::Aborted,
             Self::StartMissing => Code::DeadlineExceeded,
             Self::FrontGone => Code::Cancelled,
+            Self::BrokenOff => Code::Internal,
             Self::ProviderMissing { .. }
             | Self::ToolUnsupported { .. }
             | Self::ToolInvalid { .. }

@@ -141,7 +141,7 @@ impl Shared {
             return Err(Refusal::Malformed { field: "agent.model" });
         }
         providers::check(&self.providers, agent, provider)?;
-        let toolbox = Toolbox::open(agent, &self.builtins, &self.options.mcp_servers, &self.http, user)?;
+        let toolbox = self.toolbox(agent, user)?;
         Ok((toolbox, Guardrails::open(agent, &self.http)?))
     }
 
@@ -149,10 +149,15 @@ impl Shared {
     /// is known when they are called.
     fn check_sub_agents(&self, agent: &AgentSpec) -> Result<(), Refusal> {
         for sub_agent in &agent.sub_agents {
-            drop(Toolbox::open(sub_agent, &self.builtins, &self.options.mcp_servers, &self.http, "")?);
+            drop(self.toolbox(sub_agent, "")?);
             drop(Guardrails::open(sub_agent, &self.http)?);
         }
         Ok(())
+    }
+
+    fn toolbox(&self, agent: &AgentSpec, user: &str) -> Result<Toolbox, Refusal> {
+        let Self { options, builtins, http, tasks, .. } = self;
+        Toolbox::open(agent, builtins, &options.mcp_servers, http, user, tasks)
     }
 
     fn accepts(&self) -> Result<(), Refusal> {

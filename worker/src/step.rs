@@ -30,8 +30,9 @@ impl Step {
         Self { shared, outbox, interrupt }
     }
 
-    /// Runs to the end, which the front hears of unless it has gone.
+    /// Runs to the end, which the front hears of unless it has gone; also if it ends in a panic.
     pub(crate) async fn run(self, mut incoming: Streaming<ExecuteStepRequest>) {
+        let _ends = self.outbox.ends_with_step();
         let outcome = match self.start(&mut incoming).await {
             Ok(start) => Box::pin(self.turn(start, incoming)).await,
             Err(refusal) => Err(refusal),
@@ -81,14 +82,15 @@ impl Step {
         // Together, as the log writes all of a span's fields anew with each record of one.
         tracing::record_all!(Span::current(), tenant = tenant.as_str(), session = id.as_str());
         let mut begun = shared.sessions.begin(session, epoch, self.interrupt.clone()).await?;
-        let mut untold = begun.take_untold(&turn_id);
-        untold.retain(|attempt| !settled_grant_ids.contains(&attempt.grant_id));
         let agent = agent.unwrap_or_else(|| begun.agent.clone());
         let (toolbox, guardrails) = shared.check(&tenant, &agent, &begun.provider, &user)?;
         let (state, closed) = State::begin(checkpoint, &turn_id, input, journal);
         if state.is_empty() {
             return Err(Refusal::Malformed { field: "input" });
         }
+        // From here on they are told: a step that is refused leaves them to the next.
+        let mut untold = begun.take_untold(&turn_id);
+        untold.retain(|attempt| !settled_grant_ids.contains(&attempt.grant_id));
         let link = Link::new(turn_id.clone(), self.outbox.clone(), self.interrupt.clone())
             .with_approvals(asked_approval_ids, decisions);
         let bounds = Bounds::of(&agent);

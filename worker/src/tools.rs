@@ -16,11 +16,13 @@ use croft_llm::ToolDefinition;
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::tool_spec::Source;
 use croft_proto::v1::{AgentSpec, ContentBlock, Permission, ReplayClass, Text, ToolSpec};
+use croft_serve::Tasks;
 use serde_json::{Map, Value};
 use tracing::Instrument as _;
 
 use crate::http_client::HttpClient;
 use crate::refusal::Refusal;
+use crate::spans;
 use mcp::{McpServer, Servers};
 pub(crate) use permission::Decision;
 use permission::Rules;
@@ -112,8 +114,9 @@ impl Toolbox {
         servers: &[McpServer],
         client: &HttpClient,
         user: &str,
+        tasks: &Tasks,
     ) -> Result<Self, Refusal> {
-        let mut servers = Servers::new(servers, client, user);
+        let mut servers = Servers::new(servers, client, user, tasks);
         let mut entries = BTreeMap::new();
         for spec in &agent.tools {
             let entry = Entry::open(spec, builtins, &mut servers)?;
@@ -195,17 +198,19 @@ impl Entry {
     }
 
     /// Makes one call, within the tool's time limit and the bound on results.
-    pub(crate) async fn call(&self, invocation: Invocation) -> Result<Vec<ContentBlock>, Error> {
-        let span = tracing::info_span!(
-            "execute_tool",
-            otel.name = format!("execute_tool {}", self.definition.name),
-            gen_ai.operation.name = "execute_tool",
-            gen_ai.tool.name = %self.definition.name,
-        );
+    pub(crate) async fn call(&self, tool_call_id: &str, invocation: Invocation) -> Result<Vec<ContentBlock>, Error> {
+        let span = spans::execute_tool(&self.definition.name, tool_call_id);
         let call = tokio::time::timeout(self.timeout, self.tool.call(invocation));
-        match call.instrument(span).await {
-            Ok(outcome) => outcome.map(within_bounds),
-            Err(_) => Err(Error(format!("The tool gave no result within {} ms.", self.timeout.as_millis()))),
+        match call.instrument(span.clone()).await {
+            Ok(Ok(content)) => Ok(within_bounds(content)),
+            Ok(Err(error)) => {
+                spans::failed(&span, "tool_error");
+                Err(error)
+            }
+            Err(_) => {
+                spans::failed(&span, "timeout");
+                Err(Error(format!("The tool gave no result within {} ms.", self.timeout.as_millis())))
+            }
         }
     }
 }
@@ -243,7 +248,7 @@ mod tests {
 
     fn open(tools: Vec<ToolSpec>) -> Result<Toolbox, Refusal> {
         let agent = AgentSpec { tools, ..AgentSpec::default() };
-        Toolbox::open(&agent, &Builtins::default(), &[], &HttpClient::default(), "")
+        Toolbox::open(&agent, &Builtins::default(), &[], &HttpClient::default(), "", &Tasks::new())
     }
 
     fn reason(tools: Vec<ToolSpec>) -> &'static str {
@@ -297,7 +302,7 @@ mod tests {
         let toolbox = open(vec![ToolSpec { timeout_ms: 50, ..clock() }]).unwrap();
         let entry = toolbox.get("clock").unwrap();
         let arguments = entry.arguments(r#"{"sleep_ms":5000}"#).unwrap();
-        let outcome = entry.call(Invocation { arguments, idempotency_key: String::new() }).await;
+        let outcome = entry.call("call-1", Invocation { arguments, idempotency_key: String::new() }).await;
         assert_eq!(outcome, Err(Error("The tool gave no result within 50 ms.".into())));
     }
 }

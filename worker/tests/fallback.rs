@@ -9,12 +9,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use croft_llm::refusals::Part;
-use croft_llm::{Class, Delta, DeltaStream, Error, Provider, Providers, Request, Stop, breaker};
+use croft_llm::{Class, Delta, DeltaStream, Error, Provider, Providers, Request, Stop, breaker, estimate};
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::execute_step_request::Message as ToWorker;
 use croft_proto::v1::execute_step_response::Message as FromWorker;
+use croft_proto::v1::image::Source;
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{AgentSpec, Grant, GrantRefused, ModelAttempt, NativeBlock, StopReason, TokenUsage};
+use croft_proto::v1::{
+    AgentSpec, ContentBlock, Grant, GrantRefused, Image, Message, ModelAttempt, NativeBlock, Role, SessionCheckpoint,
+    StepStart, StopReason, TokenUsage,
+};
 use croft_worker::tools::Builtins;
 use futures::FutureExt as _;
 use futures::StreamExt as _;
@@ -99,6 +103,15 @@ fn says(said: &str) -> Answer {
     stops(said, Stop::EndTurn)
 }
 
+fn calls_the_clock() -> Answer {
+    vec![
+        Ok(opened()),
+        Ok(Delta::ToolCallStarted { block: 0, tool_call_id: "one".into(), name: "clock".into() }),
+        Ok(Delta::ToolCallStopped { block: 0, arguments_json: "{}".into() }),
+        Ok(Delta::Stop(Stop::ToolUse)),
+    ]
+}
+
 /// Models `a`, `b` and `c`, each of the provider of its name.
 fn agent() -> AgentSpec {
     let fallback_models = ["b", "c"].map(str::to_owned).into();
@@ -112,9 +125,15 @@ async fn worker(canned: &[&Canned]) -> Worker {
 
 /// A turn of a new session at a front that finds these models unfit to take over.
 async fn turn(worker: &Worker, agent: &AgentSpec, unfit: &[&str]) -> Heard {
+    turn_from(worker, agent, unfit, None).await
+}
+
+/// The same, of a session that has this checkpoint.
+async fn turn_from(worker: &Worker, agent: &AgentSpec, unfit: &[&str], from: Option<SessionCheckpoint>) -> Heard {
     let session_id = session();
     init(&worker.client, &session_id, agent).await.unwrap();
-    let mut front = Front::open(&worker.client, start(&session_id, text("hello"))).await;
+    let start = StepStart { checkpoint: from, ..start(&session_id, text("hello")) };
+    let mut front = Front::open(&worker.client, start).await;
     front.grants = false;
     while let Some(message) = front.next().await.unwrap() {
         let FromWorker::GrantRequest(request) = message else { continue };
@@ -155,6 +174,11 @@ fn said(heard: &Heard) -> Vec<(String, String)> {
         _ => None,
     };
     heard.durables.iter().filter_map(said).collect()
+}
+
+/// For how much input each leave was asked.
+fn reserved(heard: &Heard) -> Vec<u32> {
+    heard.grants.iter().map(|request| request.input_tokens_estimated).collect()
 }
 
 fn told(heard: &Heard) -> Vec<String> {
@@ -228,6 +252,23 @@ async fn a_call_that_is_refused_without_a_temperature_too_gives_way_and_nothing_
     assert_eq!(sent, [Some(0.2), None, Some(0.2), None]);
 }
 
+/// What the first refused is nothing to the one that takes over.
+#[tokio::test(start_paused = true)]
+async fn one_that_takes_over_may_refuse_the_same_part_and_is_asked_without_it_too() {
+    let refusal = || vec![Err(Error::new("canned", Class::Invalid, "`temperature` is deprecated for this model."))];
+    let a = Canned::new("a", [refusal(), fails(Class::Overload)]);
+    let b = Canned::new("b", [refusal(), says("noon")]);
+    let worker = worker(&[&a, &b]).await;
+    let agent = AgentSpec { temperature: Some(0.2), ..agent() };
+    let heard = turn(&worker, &agent, &[]).await;
+    assert_eq!(said(&heard), [("noon".to_owned(), "b".to_owned())]);
+    assert_eq!(course(&heard)[ATTEMPTS_MAX + 1..], [("b", "invalid", "error"), ("b", "", "error")]);
+
+    turn(&worker, &AgentSpec { model: "b".into(), ..agent }, &[]).await;
+    let sent: Vec<_> = b.requests.lock().unwrap().iter().map(|request| request.temperature).collect();
+    assert_eq!(sent, [Some(0.2), None, None], "it is learnt");
+}
+
 /// Refuses temperatures, two calls at the same moment.
 struct Pairwise(Arc<tokio::sync::Barrier>);
 
@@ -279,6 +320,65 @@ async fn a_field_that_a_model_does_not_know_is_put_in_the_other_way_and_from_the
     let sent: Vec<_> = a.requests.lock().unwrap().iter().map(|request| request.refused.clone()).collect();
     let both = vec![Part::MaxTokens, Part::ReasoningContent];
     assert_eq!(sent, [vec![], vec![Part::MaxTokens], both.clone(), both]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_provider_that_counts_no_token_has_counted_and_one_that_counts_nothing_has_not() {
+    let said = || vec![Ok(opened()), Ok(Delta::Text { block: 0, text: "It is noon.".into() })];
+    let counts = |usage: &[TokenUsage]| usage.iter().map(|usage| Ok(Delta::Usage(*usage))).collect::<Answer>();
+    for (told, is_estimated) in [(vec![TokenUsage::default()], false), (vec![], true)] {
+        let answer = [said(), counts(&told), vec![Ok(Delta::Stop(Stop::EndTurn))]].into_iter().flatten();
+        let a = Canned::new("a", [answer.collect::<Answer>()]);
+        let heard = turn(&worker(&[&a]).await, &agent(), &[]).await;
+        let attempt = attempts(&heard)[0];
+        assert_eq!(attempt.usage_estimated, is_estimated);
+        assert_eq!(attempt.usage == Some(TokenUsage::default()), !is_estimated, "{attempt:?}");
+    }
+}
+
+/// As models of Mistral's do, wherever they are served. Else no later message of the session would be answered.
+#[tokio::test(start_paused = true)]
+async fn a_word_behind_results_that_a_model_refuses_is_put_apart_from_them_and_from_then_on() {
+    let refusal = || vec![Err(Error::new("canned", Class::Invalid, "Unexpected role 'user' after role 'tool'"))];
+    let a = Canned::new("a", [calls_the_clock(), refusal(), says("noon")]);
+    let worker = worker(&[&a]).await;
+    let heard = turn(&worker, &agent(), &[]).await;
+    assert_eq!(course(&heard), [("a", "", ""), ("a", "invalid", ""), ("a", "", "")]);
+    turn(&worker, &agent(), &[]).await;
+    let sent: Vec<_> = a.requests.lock().unwrap().iter().map(|request| request.refused.clone()).collect();
+    let learnt = || vec![Part::UserAfterResults];
+    assert_eq!(sent, [vec![], vec![], learnt(), learnt()]);
+}
+
+/// What models were sent of the image of a conversation, each told of by its grant, or by none, as from an older front.
+#[tokio::test(start_paused = true)]
+async fn a_model_that_does_not_see_is_told_of_images_in_words() {
+    let image = |data: &'static [u8]| {
+        let (media_type, source) = ("image/png".into(), Some(Source::Data(data.into())));
+        ContentBlock { block: Some(Block::Image(Image { media_type, source })) }
+    };
+    let (good, bad) = (image(b"\x89PNG\r\n\x1a\n\0"), image(b"from an older release"));
+    for (images, expected) in [(None, 1), (Some(true), 1), (Some(false), 0)] {
+        let a = Canned::new("a", [says("noon")]);
+        let worker = worker(&[&a]).await;
+        let session_id = session();
+        init(&worker.client, &session_id, &agent()).await.unwrap();
+        let input = [text("what is this?"), vec![good.clone(), bad.clone()]].concat();
+        let mut front = Front::open(&worker.client, start(&session_id, input.clone())).await;
+        front.grants = false;
+        while let Some(message) = front.next().await.unwrap() {
+            let FromWorker::GrantRequest(request) = message else { continue };
+            let provider = request.model.clone();
+            front
+                .send(ToWorker::Grant(Grant { model: provider.clone(), provider, images, ..front.grant(&request) }))
+                .await;
+        }
+        let sent = &a.requests.lock().unwrap()[0].messages[0].content;
+        let seen = sent.iter().filter(|block| matches!(block.block, Some(Block::Image(_)))).count();
+        assert_eq!((sent.len(), seen), (3, expected), "{images:?}: {sent:?}");
+        assert!(texts(sent).contains("[an image that can't be shown") || images == Some(false), "{sent:?}");
+        assert_eq!(front.heard.checkpoint().messages[0].content, input, "what is stored stays");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -343,15 +443,52 @@ async fn a_conversation_that_does_not_fit_is_counted_for_the_model_that_takes_ov
     for answer in [fails(Class::Context), stops("", Stop::ContextFull)] {
         let mut a = Canned::new("a", [answer]);
         a.counts = Some(300_000);
-        let c = Canned::new("c", [says("noon")]);
+        let c = Canned::new("c", [calls_the_clock(), says("noon")]);
         let heard = turn(&worker(&[&a, &c]).await, &agent(), &["b"]).await;
         assert_eq!(heard.stop_reason(), StopReason::EndTurn);
         let reasons: Vec<_> =
             heard.grants.iter().map(|grant| grant.takeover.as_ref().map(|t| t.reason.as_str())).collect();
-        assert_eq!(reasons, [None, Some("context"), Some("context")]);
-        assert!(heard.grants[1..].iter().all(|grant| grant.input_tokens_estimated == 300_000));
+        assert_eq!(reasons, [None, Some("context"), Some("context"), Some("context")]);
+        assert_eq!(reserved(&heard)[1..3], [300_000, 300_000]);
+        assert!(reserved(&heard)[3] < 1_000, "it is known to fit, and the count was another model's");
         assert_eq!(course(&heard).last(), Some(&("c", "", "context")), "b was passed over");
     }
+}
+
+/// Twenty exchanges of some 250 tokens each.
+fn long_talk() -> SessionCheckpoint {
+    let message = |role: Role| Message { role: role.into(), content: text(&"x".repeat(500)), ..Message::default() };
+    let messages = (0..20).flat_map(|_| [message(Role::User), message(Role::Assistant)]).collect();
+    SessionCheckpoint { checkpoint_id: "long".into(), messages, turn_id: "turn-0".into(), ..Default::default() }
+}
+
+/// Models of the same size are what most agents have.
+#[tokio::test(start_paused = true)]
+async fn a_conversation_that_no_other_model_takes_either_is_shortened_for_the_one_that_it_did_not_fit() {
+    for answer in [fails(Class::Context), stops("", Stop::ContextFull)] {
+        let mut a = Canned::new("a", [copies(&answer), answer, says("noon")]);
+        a.counts = Some(300_000);
+        let heard = turn_from(&worker(&[&a]).await, &agent(), &["b", "c"], Some(long_talk())).await;
+        assert_eq!(heard.stop_reason(), StopReason::EndTurn);
+        assert_eq!(said(&heard), [("noon".to_owned(), "a".to_owned())]);
+        assert!(told(&heard).is_empty(), "nobody need know");
+        let asked: Vec<_> = heard.grants.iter().map(|request| request.model.as_str()).collect();
+        assert_eq!(asked, ["a", "b", "c", "a", "b", "c", "a"], "each may take over what is left of it");
+        assert!(course(&heard).iter().all(|(model, _, reason)| (*model, *reason) == ("a", "")));
+        let requests = a.requests.lock().unwrap();
+        let sent: Vec<_> = requests.iter().map(|request| estimate::conversation_tokens(&request.messages)).collect();
+        assert!(sent.len() == 3 && sent.is_sorted_by(|one, other| one > other), "{sent:?}");
+        assert!(reserved(&heard)[3] < 300_000, "the count was of what did not fit");
+        assert_eq!(heard.checkpoint().messages.len(), 42, "the conversation itself stays whole");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_conversation_that_fits_none_however_short_ends_the_turn_with_its_reason() {
+    let a = Canned::new("a", [fails(Class::Context)]);
+    let heard = turn_from(&worker(&[&a]).await, &agent(), &["b", "c"], Some(long_talk())).await;
+    assert_eq!((heard.stop_reason(), told(&heard)), (StopReason::ContextFull, vec!["MODEL_CONTEXT_FULL".to_owned()]));
+    assert!((2..8).contains(&a.calls()), "{} calls", a.calls());
 }
 
 #[tokio::test(start_paused = true)]
@@ -398,13 +535,8 @@ async fn a_model_that_was_chosen_to_save_and_can_not_answer_gives_way_to_the_age
     let with_next = AgentSpec { fallback_models: vec!["b".into()], ..alone.clone() };
     let down = [fails(Class::Auth), fails(Class::Context), stops("", Stop::ContextFull), stops("No.", Stop::Refusal)];
     for (answer, agent) in down.into_iter().flat_map(|down| [(copies(&down), &alone), (down, &with_next)]) {
-        let calls = vec![
-            Ok(opened()),
-            Ok(Delta::ToolCallStarted { block: 0, tool_call_id: "one".into(), name: "clock".into() }),
-            Ok(Delta::ToolCallStopped { block: 0, arguments_json: "{}".into() }),
-            Ok(Delta::Stop(Stop::ToolUse)),
-        ];
-        let (cheap, own) = (Canned::new("cheap", [answer]), Canned::new("own", [calls, says("noon")]));
+        let own = Canned::new("own", [calls_the_clock(), says("noon")]);
+        let cheap = Canned::new("cheap", [answer]);
         let heard = routed(&worker(&[&cheap, &own]).await, agent, true).await;
         assert_eq!(heard.stop_reason(), StopReason::EndTurn);
         assert_eq!(said(&heard).last(), Some(&("noon".to_owned(), "own".to_owned())));

@@ -1,16 +1,24 @@
 //! What guardrails do in a turn: what they refuse is neither shown nor stored, and goes no further.
 
+#![expect(clippy::unwrap_used, reason = "a helper of tests may fail loudly")]
+
 mod support;
 
 use std::time::Duration;
 
+use croft_llm::Providers;
+use croft_llm::scripted::Scripted;
 use croft_proto::v1::content_block::Block;
+use croft_proto::v1::execute_step_request::Message as ToWorker;
 use croft_proto::v1::guardrail_spec::Check;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    AgentSpec, GuardrailMode, GuardrailSpec, GuardrailStage, GuardrailViolation, HttpCheck, JsonSchemaCheck,
-    LengthCheck, Message, PatternCheck, PersonalDataCheck, Role, SessionCheckpoint, StopReason,
+    AgentSpec, ContentBlock, GuardrailMode, GuardrailSpec, GuardrailStage, GuardrailViolation, HttpCheck,
+    JsonSchemaCheck, LengthCheck, Message, PatternCheck, PersonalDataCheck, Role, SessionCheckpoint, StepCancel,
+    StepStart, StopReason,
 };
+use croft_worker::RuntimeOptions;
+use croft_worker::tools::Builtins;
 use serde_json::json;
 use support::*;
 use wiremock::matchers::{body_json, method, path};
@@ -375,6 +383,70 @@ async fn a_server_that_gives_no_answer_stops_the_text_unless_it_may_not() {
         let heard = turn(&worker, &asks(&server, true), text("good morning")).await;
         assert_eq!((said(&heard).as_str(), heard.stop_reason()), ("You said: good morning", StopReason::EndTurn));
     }
+}
+
+/// What a step tells that is ended from outside while the server thinks about the arguments of a call.
+async fn ended_at_the_check(server: &MockServer, agent: &AgentSpec, session_id: &str, why: StopReason) -> Heard {
+    let options = RuntimeOptions { drain: Duration::from_millis(1), ..options() };
+    let builtins = Builtins::default().with("spade", Spade::default());
+    let worker = worker_with(options, Providers::new().with(Scripted::new()), builtins).await;
+    init(&worker.client, session_id, agent).await.unwrap();
+    let steps = json!([{"text": "Let me dig."}, {"tool_call": {"name": "spade", "arguments": {"depth": 1}}}, {"text": "Done."}]);
+    let mut front = Front::open(&worker.client, start(session_id, script(&steps))).await;
+    let asked = async {
+        while server.received_requests().await.unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let hearing = async { while front.next().await.unwrap().is_some() {} };
+    tokio::select! {
+        () = asked => {}
+        () = hearing => panic!("it ended by itself"),
+    }
+    if why == StopReason::HandedBack {
+        worker.tasks.stopping().cancel();
+    } else {
+        front.send(ToWorker::Cancel(StepCancel { stop_reason: why.into() })).await;
+    }
+    front.finish().await
+}
+
+#[tokio::test]
+async fn a_call_whose_check_outlasts_the_worker_is_made_elsewhere_and_was_refused_by_nobody() {
+    let server = MockServer::start().await;
+    let slow = ResponseTemplate::new(200).set_body_json(json!({"allowed": true})).set_delay(Duration::from_mins(1));
+    Mock::given(path("/v1/check")).respond_with(slow).mount(&server).await;
+    let check = HttpCheck { url: format!("{}/v1/check", server.uri()), timeout_ms: 30_000, fail_open: false };
+    let agent = guarded(GuardrailStage::ToolArguments, Check::Http(check));
+    let session_id = session();
+    let heard = ended_at_the_check(&server, &agent, &session_id, StopReason::HandedBack).await;
+    assert_eq!(heard.stop_reason(), StopReason::HandedBack);
+    assert_eq!(heard.story(), ["started", "attempt", "completed"], "its usage is told, the answer is not");
+    let state = heard.checkpoint();
+    assert_eq!((state.messages.len(), state.model_calls), (1, 0));
+
+    server.reset().await;
+    let quick = ResponseTemplate::new(200).set_body_json(json!({"allowed": true}));
+    Mock::given(path("/v1/check")).respond_with(quick).mount(&server).await;
+    let (worker, spade) = with_spade().await;
+    init(&worker.client, &session_id, &agent).await.unwrap();
+    let resumed = StepStart { epoch: 2, checkpoint: Some(state), ..start(&session_id, Vec::new()) };
+    let heard = Front::open(&worker.client, resumed).await.finish().await;
+    assert_eq!((heard.stop_reason(), spade.digs(), violations(&heard)), (StopReason::EndTurn, 1, Vec::new()));
+}
+
+#[tokio::test]
+async fn of_an_answer_that_people_stop_in_mid_check_the_text_stays_and_no_call() {
+    let server = MockServer::start().await;
+    let slow = ResponseTemplate::new(200).set_body_json(json!({"allowed": true})).set_delay(Duration::from_mins(1));
+    Mock::given(path("/v1/check")).respond_with(slow).mount(&server).await;
+    let check = HttpCheck { url: format!("{}/v1/check", server.uri()), timeout_ms: 30_000, fail_open: false };
+    let agent = guarded(GuardrailStage::ToolArguments, Check::Http(check));
+    let heard = ended_at_the_check(&server, &agent, &session(), StopReason::Interrupted).await;
+    assert_eq!((heard.stop_reason(), said(&heard).as_str()), (StopReason::Interrupted, "Let me dig."));
+    assert_eq!(heard.story(), ["started", "attempt", "message", "completed"], "no call, and no result made up for one");
+    let kept = heard.checkpoint().messages.pop().unwrap().content;
+    assert!(matches!(&kept[..], [ContentBlock { block: Some(Block::Text(_)) }]), "{kept:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -23,6 +23,9 @@ use croft_worker::{McpServer, RuntimeOptions};
 use mcp_server::{Era, Server};
 use serde_json::{Value, json};
 use support::*;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpListener;
+use tokio::time::timeout;
 use wiremock::{Mock, MockServer, ResponseTemplate};
 
 const TOKEN: &str = "a-made-up-token";
@@ -127,6 +130,60 @@ async fn a_server_of_the_older_era_is_spoken_to_as_it_wants() {
     let worker = worker_of(declared(&server)).await;
     let (results, _) = called(&worker, &agent_with(&server.url), &[call("add", &json!({"a": 2, "b": 3}))]).await;
     assert_eq!(told(&results[0]), ("5".into(), false));
+}
+
+#[tokio::test]
+async fn a_server_that_is_silent_to_what_it_does_not_know_is_taken_for_one_of_the_older_era() {
+    let server = Server::start(Era::SilentSessions).await;
+    let worker = worker_of(declared(&server)).await;
+    let (results, _) = called(&worker, &agent_with(&server.url), &[call("add", &json!({"a": 2, "b": 3}))]).await;
+    assert_eq!(told(&results[0]), ("5".into(), false));
+}
+
+/// Calls under way in a session that expired were told as refused, and so as safe to make again.
+#[tokio::test]
+async fn a_session_that_expires_disturbs_no_call_under_way_and_none_is_made_twice() {
+    let server = Server::start(Era::Sessions).await;
+    server.expire_sessions_after(2);
+    let worker = worker_of(declared(&server)).await;
+    let sum = |a: u64| call("add", &json!({"a": a, "b": 1, "wait_ms": 500}));
+    let (results, _) = called(&worker, &agent_with(&server.url), &[sum(1), sum(2)]).await;
+    let sums: Vec<_> = results.iter().map(told).collect();
+    assert_eq!(sums, [("2".into(), false), ("3".into(), false)]);
+    assert_eq!(server.calls(), 2);
+}
+
+#[tokio::test]
+async fn a_worker_that_shuts_down_ends_its_sessions_at_servers_first() {
+    let server = Server::start(Era::Sessions).await;
+    let worker = worker_of(declared(&server)).await;
+    let (results, _) = called(&worker, &agent_with(&server.url), &[call("add", &json!({"a": 2, "b": 3}))]).await;
+    assert_eq!(told(&results[0]), ("5".into(), false));
+    worker.tasks.shutdown(Duration::from_secs(5)).await;
+    assert_eq!(server.ended_sessions(), 1);
+}
+
+#[tokio::test]
+async fn nothing_is_left_of_a_call_at_a_server_that_accepts_and_says_nothing() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/mcp", listener.local_addr().unwrap());
+    let silent = McpServer {
+        name: "well".into(),
+        url: url.clone(),
+        token_file: None,
+        user_tokens_folder: None,
+        tools: Vec::new(),
+    };
+    let worker = worker_of(silent).await;
+    let mut agent = agent_with(&url);
+    agent.tools[0].timeout_ms = 300;
+    let calls = [call("add", &json!({"a": 1, "b": 1}))];
+    let ((results, _), accepted) = tokio::join!(called(&worker, &agent, &calls), listener.accept());
+    assert_eq!(told(&results[0]), ("The tool gave no result within 300 ms.".into(), true));
+    let mut heard = Vec::new();
+    let closing = timeout(Duration::from_secs(10), accepted.unwrap().0.read_to_end(&mut heard)).await;
+    closing.expect("it is closed").unwrap();
+    assert!(String::from_utf8_lossy(&heard).contains("server/discover"), "it was asked");
 }
 
 #[tokio::test]

@@ -4,9 +4,12 @@
 
 mod support;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use croft_proto::v1::execute_step_request::Message as ToWorker;
 use croft_proto::v1::execute_step_response::Message as FromWorker;
 use croft_proto::v1::session_event::Kind;
@@ -93,6 +96,50 @@ async fn from_every_checkpoint_another_worker_comes_to_the_same_end() {
         );
         assert_eq!(heard.stop_reason(), StopReason::EndTurn);
     }
+}
+
+/// See the README.md there.
+fn stored<M: prost::Message + Default>(file: &str) -> M {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../proto/tests/stored").join(file);
+    let bytes = STANDARD.decode(std::fs::read_to_string(path).unwrap().trim()).unwrap();
+    let message = M::decode(bytes.as_slice()).unwrap();
+    // What isn't read isn't written either.
+    assert_eq!(message.encode_to_vec(), bytes, "{file} is read in part");
+    message
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_turn_of_an_earlier_release_goes_on_from_its_checkpoint() {
+    let agent: AgentSpec = stored("digger.base64");
+    let checkpoint: SessionCheckpoint = stored("checkpoint.base64");
+    assert_eq!((checkpoint.superstep, checkpoint.model_calls, checkpoint.tool_calls), (2, 2, 2));
+    let spade = Spade::default();
+    let heard = elsewhere(&spade, &agent, resumed(&session(), checkpoint.clone(), Vec::new())).await;
+    assert_eq!(heard.stop_reason(), StopReason::EndTurn);
+    let depths: Vec<_> = spade.digs.lock().unwrap().iter().map(|dig| dig.arguments["depth"].clone()).collect();
+    assert_eq!(depths, [3], "what it had done is not done again, and what follows is");
+    let end = heard.checkpoint();
+    assert_eq!(end.messages[..checkpoint.messages.len()], checkpoint.messages);
+    assert_eq!((end.superstep, end.model_calls, end.tool_calls), (4, 4, 3));
+    assert_eq!(end.messages.last().unwrap().content, text("done"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn zzz_write_checkpoint() {
+    use prost::Message as _;
+    let spade = Spade::default();
+    let (worker, agent) = worker_with_spade(&spade).await;
+    let agent = with_replay(&agent, ReplayClass::Safe);
+    let session_id = session();
+    let steps = json!([{"text": "first"}, dig(1), dig(2), {"text": "then"}, dig(3), {"text": "done"}]);
+    init(&worker.client, &session_id, &agent).await.unwrap();
+    let whole = Front::open(&worker.client, start(&session_id, script(&steps))).await.finish().await;
+    for checkpoint in &whole.checkpoints {
+        eprintln!("{checkpoint:#?}");
+    }
+    let at = Path::new(env!("CARGO_MANIFEST_DIR")).join("../proto/tests/stored");
+    std::fs::write(at.join("digger.base64"), STANDARD.encode(agent.encode_to_vec()) + "\n").unwrap();
+    std::fs::write(at.join("checkpoint.base64"), STANDARD.encode(whole.checkpoints[2].encode_to_vec()) + "\n").unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -480,6 +527,23 @@ async fn an_attempt_that_nobody_heard_of_is_told_by_the_next_step_of_the_turn() 
         let Kind::ModelAttempt(first) = &heard.durables[1] else { panic!() };
         assert_eq!(first.finish_reason == "cancelled", !settled);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_nobody_heard_of_outlasts_steps_that_are_refused() {
+    let (worker, session_id) = (worker().await, session());
+    let grant_id = broken_off_in_mid_answer(&worker, &session_id).await;
+    let again = StepStart { epoch: 2, ..start(&session_id, script(&json!([{"text": "quick"}]))) };
+    let unusable = AgentSpec { model: String::new(), ..agent() };
+    for refused in
+        [StepStart { agent: Some(unusable), ..again.clone() }, StepStart { input: Vec::new(), ..again.clone() }]
+    {
+        let status = Front::open(&worker.client, refused).await.failure().await;
+        assert_eq!(reason(&status), "MALFORMED");
+    }
+    let heard = Front::open(&worker.client, again).await.finish().await;
+    let Kind::ModelAttempt(first) = &heard.durables[1] else { panic!("{:?}", heard.story()) };
+    assert_eq!((&first.grant_id, first.finish_reason.as_str()), (&grant_id, "cancelled"));
 }
 
 #[tokio::test(start_paused = true)]

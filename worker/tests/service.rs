@@ -6,20 +6,22 @@ mod support;
 
 use std::time::Duration;
 
+use async_trait::async_trait;
 use croft_llm::Providers;
 use croft_llm::scripted::Scripted;
 use croft_proto::v1::execute_step_request::Message as ToWorker;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::tool_spec::Source;
 use croft_proto::v1::{
-    AgentSpec, CheckpointRequest, InitWorkerSessionRequest, McpTool, RuntimeServiceTerminateSessionRequest,
-    SessionCheckpoint, StepCancel, StepStart, StopReason, ToolSpec,
+    AgentSpec, CheckpointRequest, ContentBlock, InitWorkerSessionRequest, McpTool,
+    RuntimeServiceTerminateSessionRequest, SessionCheckpoint, StepCancel, StepStart, StopReason, ToolSpec,
 };
 use croft_worker::RuntimeOptions;
-use croft_worker::tools::Builtins;
+use croft_worker::tools::{Builtins, Error as ToolError, Invocation, Tool};
 use prost::Message as _;
-use serde_json::json;
+use serde_json::{Value, json};
 use support::*;
+use tokio::time::Instant;
 use tonic::{Code, Status};
 
 async fn small_worker(sessions_max: usize) -> Worker {
@@ -109,6 +111,48 @@ async fn another_tenants_session_is_refused_at_both_doors() {
     let start = StepStart { tenant: "hill".into(), ..start(&session_id, text("hello")) };
     let status = Front::open(&worker.client, start).await.failure().await;
     assert_eq!((status.code(), reason(&status)), refused(Code::PermissionDenied, "TENANT_MISMATCH"));
+}
+
+/// A tool with a mistake in it.
+struct Clumsy;
+
+#[async_trait]
+impl Tool for Clumsy {
+    fn description(&self) -> &'static str {
+        "Stumbles."
+    }
+
+    fn input_schema(&self) -> Value {
+        json!({"type": "object"})
+    }
+
+    async fn call(&self, _: Invocation) -> Result<Vec<ContentBlock>, ToolError> {
+        panic!("on purpose")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_that_panics_ends_its_stream_at_once_behind_what_it_told_and_the_session_is_free() {
+    let builtins = Builtins::default().with("clumsy", Clumsy);
+    let worker = worker_with(options(), Providers::new().with(Scripted::new()), builtins).await;
+    let (agent, session_id) = (AgentSpec { tools: vec![builtin("clumsy")], ..agent() }, session());
+    init(&worker.client, &session_id, &agent).await.unwrap();
+    let began = Instant::now();
+    let steps = script(&json!([{"tool_call": {"name": "clumsy", "arguments": {}}}, {"text": "never"}]));
+    let mut front = Front::open(&worker.client, start(&session_id, steps)).await;
+    let status = loop {
+        match front.next().await {
+            Ok(message) => assert!(message.is_some(), "it ended in order: {:?}", front.heard),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!((status.code(), reason(&status)), refused(Code::Internal, "STEP_BROKEN_OFF"));
+    assert_eq!(front.heard.story(), ["started", "attempt", "message", "call"]);
+    assert!(began.elapsed() < Duration::from_secs(1), "nobody waits for the turn's time to be over");
+
+    let heard = Front::open(&worker.client, start(&session_id, text("hello"))).await.finish().await;
+    assert_eq!(heard.stop_reason(), StopReason::EndTurn);
+    assert_eq!(worker.tasks.shutdown(Duration::from_secs(1)).await, 0, "nothing of it is left");
 }
 
 #[tokio::test(start_paused = true)]

@@ -130,6 +130,18 @@ async fn calls_run_at_a_time_and_the_model_sees_their_results_in_its_order() {
     assert_eq!(durations, [1, 2, 3], "each is told when it is there");
 }
 
+/// What does not fit is quoted.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_refused_for_large_arguments_is_told_of_within_the_bounds_of_a_result() {
+    let (worker, agent) = worker_with_spade(&Spade::default()).await;
+    let depth = "deep".repeat(100 * 1024);
+    let large = json!({"tool_call": {"name": "spade", "arguments": {"depth": depth}}});
+    let heard = begun(&worker, &agent, json!([large, {"text": "done"}])).await.finish().await;
+    let [told] = &result_texts(&heard)[..] else { panic!() };
+    assert!(told.contains("do not fit") && told.ends_with(" bytes in all]"), "{}", &told[..80]);
+    assert!(told.len() < depth.len(), "{} bytes", told.len());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_call_tells_its_class_of_replay_and_a_key_of_its_own() {
     let spade = Spade::default();

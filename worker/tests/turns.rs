@@ -90,6 +90,41 @@ async fn an_attempt_tells_what_it_used_and_how_long_it_took() {
     assert_eq!(attempt.cost_nano_usd, None, "prices are the front's");
 }
 
+/// The scripts of the page, each played whole.
+#[tokio::test(start_paused = true)]
+async fn what_the_page_shows_of_the_scripted_model_does_what_the_page_says() {
+    let page = include_str!("../../docs/providers.md");
+    let (_, section) = page.split_once("\n## The scripted model\n").unwrap();
+    let scripts: Vec<_> = section.split("```json\n").skip(1).map(|rest| rest.split_once("```").unwrap().0).collect();
+    let worker = worker().await;
+    let mut told = Vec::new();
+    for script in &scripts {
+        let heard = turn(&worker, &agent(), text(script)).await;
+        told.push((heard.stop_reason(), heard.story().join(" "), attempts(&heard).len()));
+    }
+    let calls = "started attempt message call result attempt message completed";
+    let both = "started attempt message call call result result attempt message completed";
+    let fails = "started attempt attempt attempt error completed";
+    assert_eq!(
+        told,
+        [
+            (StopReason::EndTurn, calls.to_owned(), 2),
+            (StopReason::EndTurn, both.to_owned(), 2),
+            (StopReason::Error, fails.to_owned(), 3),
+            (StopReason::MaxTokens, "started attempt message completed".to_owned(), 1),
+        ]
+    );
+    // Each step that the table names is one that there is.
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | ")).map(|(step, _)| step);
+    let steps: Vec<_> = rows.map(|step| step.replace("{…}", "{}")).collect();
+    assert_eq!(steps.len(), 7, "{steps:?}");
+    for step in steps {
+        let heard = turn(&worker, &agent(), text(&format!("{{\"script\": [{step}]}}"))).await;
+        let mistakes: Vec<_> = attempts(&heard).into_iter().map(|attempt| attempt.error_class).collect();
+        assert!(!mistakes.contains(&"invalid".to_owned()), "{step}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn tools_are_called_and_the_model_goes_on() {
     let steps = json!([

@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::Quantity;
 
+/// The most AgentSessions that one tenant may be let have.
+pub const AGENT_SESSIONS_MAX: u32 = 10_000_000;
+
 /// Bounds of the whole namespace; what is not set comes from the tier.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -25,4 +28,9 @@ pub struct QuotaSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10_000))]
     pub pods: Option<i32>,
+    /// AgentSessions that may be there at a time, whatever has become of their sessions; if the tier has no number either, twice
+    /// `limits.maxSessions` and 100 more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = AGENT_SESSIONS_MAX))]
+    pub agent_sessions: Option<u32>,
 }

@@ -1,5 +1,6 @@
 //! The corpus, judged in Rust by the schemas and rules that the API server gets, and requests by the same policies.
 
+mod columns;
 #[path = "../corpus/mod.rs"]
 mod corpus;
 mod policies;

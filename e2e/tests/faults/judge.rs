@@ -20,7 +20,7 @@ pub(crate) async fn record(world: &World, tenant: usize, told: &Told) -> Record 
 async fn recorded(world: &World, tenant: usize, session: SessionId) -> Record {
     let of = world.identities[tenant].tenant;
     let events = world.stores.events.read(of, session, 0, 100_000).await.unwrap();
-    let usage = world.stores.usage.list(of, Some(session), None, 100_000).await.unwrap();
+    let usage = world.stores.usage.list(of, Some(session), None, None, 100_000).await.unwrap();
     let checkpoint = world.stores.events.checkpoint(of, session).await.unwrap();
     let messages = checkpoint.map(|stored| stored.checkpoint.messages).unwrap_or_default();
     let memory = messages.iter().flat_map(|message| {

@@ -67,6 +67,16 @@ impl Record {
         if numbers != (1..=numbers.len() as u64).collect::<Vec<_>>() {
             wrong.push(format!("the log has a hole or a double: {numbers:?}"));
         }
+        let mut elapsed = BTreeMap::new();
+        // When people decided is told by another clock.
+        let is_of_the_turn =
+            |event: &&SessionEvent| !event.turn_id.is_empty() && !matches!(event.kind, Some(Kind::ApprovalResolved(_)));
+        for event in self.events.iter().filter(is_of_the_turn) {
+            let before = elapsed.insert(&event.turn_id, event.elapsed_ms).unwrap_or_default();
+            if event.elapsed_ms < before {
+                wrong.push(format!("event {} is of {} ms behind one of {before} ms", event.seq, event.elapsed_ms));
+            }
+        }
         let mut attempts = BTreeMap::new();
         for event in &self.events {
             if let Some(Kind::ModelAttempt(attempt)) = &event.kind

@@ -1,18 +1,18 @@
 //! What people are asked, and may still answer.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use croft_e2e::client::{Client, message, scripted_agent};
 use croft_front::Error;
-use croft_front::events::log::{Append, Appended, Authority, NewEvent};
+use croft_front::events::log::{Append, Appended, Authority, EventLog, IdempotencyKey, NewEvent, StoredCheckpoint};
 use croft_front::session::Session;
 use croft_front::store::Stores;
 use croft_front::turn::store::{Begin, Begun, Ended, TurnStore};
 use croft_proto::Timestamp;
-use croft_proto::id::{SessionId, TurnId};
+use croft_proto::id::{SessionId, TenantId, TurnId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::tool_spec::Source;
 use croft_proto::v1::{
@@ -29,7 +29,7 @@ use tonic::{Code, Streaming};
 use crate::paused_log::paused;
 use crate::world::{Ground, World, read_all, stop_reason};
 
-fn cautious() -> AgentSpec {
+pub(crate) fn cautious() -> AgentSpec {
     let clock = ToolSpec {
         name: "clock".into(),
         source: Some(Source::Builtin(BuiltinTool { name: "clock".into() })),
@@ -41,7 +41,7 @@ fn cautious() -> AgentSpec {
 }
 
 /// Has the question asked; its id, and the turn's stream.
-async fn asked(client: &mut Client, session_id: &str) -> (String, Streaming<SendMessageResponse>) {
+pub(crate) async fn asked(client: &mut Client, session_id: &str) -> (String, Streaming<SendMessageResponse>) {
     let script = r#"{"script": [{"tool_call": {"name": "clock"}}, {"text": "done"}]}"#;
     let mut events = client.lifecycle.send_message(message(session_id, script)).await.unwrap().into_inner();
     loop {
@@ -92,6 +92,57 @@ async fn an_approval_that_comes_after_its_call_is_over_is_refused() {
     let late = client.lifecycle.resolve_approval(yes).await.unwrap_err();
     assert_eq!(late.code(), Code::FailedPrecondition, "{late:?}");
     assert_eq!(world.stored(&session_id).await.last_seq, before.last_seq);
+}
+
+/// Reads fail while it is said.
+struct FailingReads(Arc<dyn EventLog>, Arc<AtomicBool>, Arc<AtomicUsize>);
+
+#[async_trait]
+impl EventLog for FailingReads {
+    async fn append(&self, append: Append) -> Result<Appended, Error> {
+        self.0.append(append).await
+    }
+
+    async fn find_sent(&self, t: TenantId, s: SessionId, key: &IdempotencyKey) -> Result<Option<u64>, Error> {
+        self.0.find_sent(t, s, key).await
+    }
+
+    async fn read(&self, t: TenantId, s: SessionId, after: u64, limit: u32) -> Result<Vec<SessionEvent>, Error> {
+        if self.1.load(Ordering::SeqCst) {
+            self.2.fetch_add(1, Ordering::SeqCst);
+            return Err(Error::unavailable("postgres", anyhow::anyhow!("connection refused")));
+        }
+        self.0.read(t, s, after, limit).await
+    }
+
+    async fn checkpoint(&self, t: TenantId, s: SessionId) -> Result<Option<StoredCheckpoint>, Error> {
+        self.0.checkpoint(t, s).await
+    }
+}
+
+/// The store was away for a second, and every turn that waited for a person was torn down.
+#[tokio::test]
+async fn a_turn_that_waits_for_a_person_waits_also_while_the_log_cannot_be_read() {
+    let (mut stores, is_away, failed) = (Stores::memory(), Arc::new(AtomicBool::new(false)), Arc::default());
+    stores.events = Arc::new(FailingReads(stores.events, Arc::clone(&is_away), Arc::clone(&failed)));
+    let world = World::on(Ground { stores, ..Ground::default() }).await;
+    let mut client = world.client();
+    let session_id = client.create(cautious()).await.unwrap().session_id;
+    let (approval_id, events) = asked(&mut client, &session_id).await;
+    is_away.store(true, Ordering::SeqCst);
+    // Its own looks, and those of whoever watches: two of each at least.
+    while failed.load(Ordering::SeqCst) < 4 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    is_away.store(false, Ordering::SeqCst);
+    let yes =
+        ResolveApprovalRequest { session_id: session_id.clone(), approval_id, approved: true, ..Default::default() };
+    client.lifecycle.resolve_approval(yes).await.unwrap();
+    assert_eq!(stop_reason(&read_all(events).await), Some(StopReason::EndTurn));
+    let session = world.stored(&session_id).await;
+    let log = world.core.stores.events.read(world.tenant(), session.id, 0, 100).await.unwrap();
+    let steps = log.iter().filter(|event| matches!(event.kind, Some(Kind::StepStarted(_)))).count();
+    assert_eq!((steps, world.core.metrics.takeovers.get()), (1, 0), "{log:?}");
 }
 
 /// A session whose turn has ended with its question open, as people may take longer than a turn.

@@ -54,7 +54,7 @@ async fn paid(world: &World, session_id: &str) -> Session {
     let tokens = session.usage.tokens.unwrap();
     assert!(tokens.input_uncached_tokens > 0 && tokens.output_tokens > 0, "{tokens:?}");
     assert!(session.usage.cost_nano_usd > 0);
-    let rows = world.core.stores.usage.list(world.tenant(), Some(session.id), None, 10).await.unwrap();
+    let rows = world.core.stores.usage.list(world.tenant(), Some(session.id), None, None, 10).await.unwrap();
     assert_eq!(rows.len(), 1, "{rows:?}");
     let log = world.core.stores.events.read(world.tenant(), session.id, 0, 100).await.unwrap();
     assert!(matches!(log.last().unwrap().kind, Some(Kind::SessionTerminated(_))), "its end is the end");
@@ -98,7 +98,7 @@ async fn a_call_whose_end_nobody_waits_for_is_paid_for_as_far_as_it_was_shown() 
     // That the call is to be cut is an event, which shows that the session has ended.
     client.budgets.set_budget(budget(1)).await.unwrap();
     let session = paid(&world, &session_id).await;
-    let rows = world.core.stores.usage.list(world.tenant(), Some(session.id), None, 10).await.unwrap();
+    let rows = world.core.stores.usage.list(world.tenant(), Some(session.id), None, None, 10).await.unwrap();
     assert_eq!((rows[0].finish_reason.as_str(), rows[0].usage_estimated), ("lost", true));
 }
 

@@ -5,11 +5,13 @@ use croft_front::budget;
 use croft_front::budget::period::Period;
 use croft_proto::id::SessionId;
 use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::tool_spec::Source;
 use croft_proto::v1::{
-    AgentLimits, Budget, BudgetAction, BudgetPeriod, BudgetScope, DeleteBudgetRequest, ListBudgetsRequest,
-    ListUsageEventsRequest, SessionEvent, SetBudgetRequest, StopReason, TenantLimits, TerminateSessionRequest,
-    UsageEvent,
+    AgentLimits, AgentSpec, Budget, BudgetAction, BudgetPeriod, BudgetScope, BusyPolicy, DeleteBudgetRequest,
+    ListBudgetsRequest, ListSessionsRequest, ListUsageEventsRequest, SendMessageRequest, SessionEvent,
+    SetBudgetRequest, StopReason, SubAgentTool, TenantLimits, TerminateSessionRequest, ToolSpec, UsageEvent,
 };
+use serde_json::json;
 use tonic::Code;
 
 use crate::world::{World, read_all, stop_reason};
@@ -247,6 +249,59 @@ async fn a_call_costs_what_its_service_tier_costs_and_nothing_is_made_up() {
     assert_eq!((&*rows[1].service_tier, rows[1].cost_nano_usd), ("priority", at(&rows[1], 2_000, 10_000)));
     assert_eq!((&*rows[2].service_tier, rows[2].cost_nano_usd), ("unheard-of", None));
     assert_eq!(world.stored(&session.session_id).await.usage.unpriced_attempts, 1);
+}
+
+fn within_a_dollar(agent: AgentSpec) -> AgentSpec {
+    let limits = Some(AgentLimits { budget_nano_usd: 1_000_000_000, ..AgentLimits::default() });
+    AgentSpec { limits, ..agent }
+}
+
+/// Once, messages that waited were answered under the session as it was before the first of them.
+#[tokio::test]
+async fn an_attempt_without_a_price_ends_messages_that_wait_too() {
+    let world = World::start().await;
+    let mut client = world.client();
+    let session_id = client.create(within_a_dollar(scripted_agent("urgent"))).await.unwrap().session_id;
+    let unheard_of = r#"{"script":[{"service_tier":"unheard-of"},{"text":"one two three","token_delay_ms":200}]}"#;
+    let first = client.lifecycle.send_message(message(&session_id, unheard_of)).await.unwrap().into_inner();
+    let waits = SendMessageRequest {
+        busy_policy: BusyPolicy::Enqueue.into(),
+        ..message(&session_id, r#"{"script":[{"text":"done"}]}"#)
+    };
+    let second = client.lifecycle.send_message(waits).await.unwrap().into_inner();
+    let told = &reached(&read_all(first).await)[0].1;
+    assert!(told.starts_with("what a call of model scripted-1 cost is not known"), "{told}");
+    let events = read_all(second).await;
+    assert_eq!(stop_reason(&events), Some(StopReason::Budget), "{events:?}");
+    let told = &reached(&events)[0].1;
+    assert!(told.starts_with("the session used a model whose price is not known"), "{told}");
+    assert_eq!(world.stored(&session_id).await.usage.attempts, 1);
+}
+
+#[tokio::test]
+async fn an_attempt_of_a_sub_agents_without_a_price_ends_its_caller_too() {
+    let world = World::start().await;
+    let mut client = world.client();
+    let source = Some(Source::SubAgent(SubAgentTool { agent: "urgent".into() }));
+    let tools = vec![ToolSpec { name: "ask".into(), source, ..ToolSpec::default() }];
+    let caller = AgentSpec { tools, sub_agents: vec![scripted_agent("urgent")], ..scripted_agent("caller") };
+    let asked = r#"{"script":[{"service_tier":"unheard-of"},{"text":"one two"}]}"#;
+    let call = json!({"tool_call": {"name": "ask", "arguments": {"message": asked}}});
+    let script = json!({"script": [call.clone(), {"text": "once more"}, call, {"text": "done"}]}).to_string();
+
+    let session_id = client.create(caller.clone()).await.unwrap().session_id;
+    let events = say(&mut client, &session_id, &script).await;
+    assert_eq!(stop_reason(&events), Some(StopReason::EndTurn), "nothing holds it to a price: {events:?}");
+
+    let session_id = client.create(within_a_dollar(caller)).await.unwrap().session_id;
+    let events = say(&mut client, &session_id, &script).await;
+    assert_eq!(stop_reason(&events), Some(StopReason::Budget), "{events:?}");
+    let told = &reached(&events)[0].1;
+    assert!(told.starts_with("a session above or below used a model whose price is not known"), "{told}");
+    let request = ListSessionsRequest { parent_session_id: session_id.clone(), ..ListSessionsRequest::default() };
+    let children = client.lifecycle.list_sessions(request).await.unwrap().into_inner().sessions;
+    assert_eq!(children.iter().map(|child| child.usage.unwrap().attempts).collect::<Vec<_>>(), [1]);
+    assert_eq!(world.stored(&session_id).await.usage.attempts, 1);
 }
 
 #[tokio::test]

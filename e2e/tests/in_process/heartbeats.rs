@@ -1,31 +1,47 @@
 //! Leases of turns that run: renewed together for as long as the turns take, and given up when nobody can renew them.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use croft_e2e::client::{message, scripted_agent};
 use croft_front::Error;
 use croft_front::core::Options;
+use croft_front::counters::memory::Memory;
+use croft_front::counters::{Answer, Ask, Counters, Settlement, Standing};
+use croft_front::events::log::Append;
 use croft_front::lease::{Abandoned, LeaseStore};
+use croft_front::session::Session;
 use croft_front::store::Stores;
+use croft_front::turn::store::{Begin, Begun, Ended, TurnStore};
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::StopReason;
+use croft_proto::v1::{AgentLimits, AgentSpec, ResolveApprovalRequest, SessionState, TenantLimits};
 use futures::future::join_all;
+use serde_json::json;
+use tokio::sync::Notify;
+use tokio::time::Instant;
 
+use crate::approvals::{asked, cautious};
+use crate::sub_agents::{ask, children, editor, results, script};
 use crate::world::{Ground, World, read_all, stop_reason};
 
 const TTL: Duration = Duration::from_millis(900);
 /// Longer than a lease is good for.
 const LONG: &str = r#"{"script": [{"delay_ms": 2000}, {"text": "done"}]}"#;
 
-/// Leases whose renewals are counted, and may fail.
+/// Leases whose renewals are counted, and may fail or hang.
 struct Watched {
     behind: Arc<dyn LeaseStore>,
     calls: AtomicUsize,
     renewed: AtomicUsize,
     is_away: AtomicBool,
+    /// So many renewals to come are never answered.
+    hanging: AtomicUsize,
+    /// When the last of them was asked for, and when the first behind it was answered.
+    hung_at: Mutex<Option<Instant>>,
+    answered_at: Mutex<Option<Instant>>,
 }
 
 #[async_trait]
@@ -43,6 +59,11 @@ impl LeaseStore for Watched {
         if self.is_away.load(Ordering::SeqCst) {
             return Err(Error::unavailable("postgres", anyhow::anyhow!("connection refused")));
         }
+        if self.hanging.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
+            *self.hung_at.lock().unwrap() = Some(Instant::now());
+            std::future::pending::<()>().await;
+        }
+        self.answered_at.lock().unwrap().get_or_insert_with(Instant::now);
         self.calls.fetch_add(1, Ordering::SeqCst);
         self.renewed.fetch_add(leases.len(), Ordering::SeqCst);
         self.behind.renew_all(t, leases, ttl).await
@@ -61,15 +82,23 @@ impl LeaseStore for Watched {
     }
 }
 
-async fn watched_world() -> (World, Arc<Watched>) {
+fn watched() -> (Stores, Arc<Watched>) {
     let mut stores = Stores::memory();
     let leases = Arc::new(Watched {
         behind: Arc::clone(&stores.leases),
         calls: AtomicUsize::new(0),
         renewed: AtomicUsize::new(0),
         is_away: AtomicBool::new(false),
+        hanging: AtomicUsize::new(0),
+        hung_at: Mutex::default(),
+        answered_at: Mutex::default(),
     });
     stores.leases = Arc::clone(&leases) as _;
+    (stores, leases)
+}
+
+async fn watched_world() -> (World, Arc<Watched>) {
+    let (stores, leases) = watched();
     let options = Options { lease_ttl: TTL, ..Options::default() };
     (World::on(Ground { stores, options, ..Ground::default() }).await, leases)
 }
@@ -109,4 +138,128 @@ async fn a_turn_that_nobody_can_renew_is_given_up_in_time_and_goes_on_later() {
     leases.is_away.store(false, Ordering::SeqCst);
     let events = read_all(sent.into_inner()).await;
     assert_eq!(stop_reason(&events), Some(StopReason::EndTurn), "{events:?}");
+}
+
+/// Tries came twice in the life of a lease where the first hung, and the second was too late.
+#[tokio::test]
+async fn a_renewal_that_hangs_is_tried_again_before_the_next_is_due() {
+    const TTL: Duration = Duration::from_millis(2400);
+    let (stores, leases) = watched();
+    let options = Options { lease_ttl: TTL, ..Options::default() };
+    let world = World::on(Ground { stores, options, ..Ground::default() }).await;
+    let mut client = world.client();
+    let session = client.create(scripted_agent("slow")).await.unwrap();
+    leases.hanging.store(1, Ordering::SeqCst);
+    let sent = client.lifecycle.send_message(message(&session.session_id, LONG)).await.unwrap();
+    let events = read_all(sent.into_inner()).await;
+    assert_eq!((stop_reason(&events), world.core.metrics.lease_losses.get()), (Some(StopReason::EndTurn), 0));
+    let [hung_at, answered_at] = [&leases.hung_at, &leases.answered_at].map(|at| at.lock().unwrap().expect("asked"));
+    assert!(answered_at - hung_at < TTL / 3, "{:?}", answered_at - hung_at);
+}
+
+/// The driver was never told, as its place was taken by the next one's, and ended the sub-agent that the next one waited for.
+#[tokio::test]
+async fn a_driver_whose_turn_its_own_front_takes_over_leaves_it_alone() {
+    let (world, leases) = watched_world().await;
+    let mut client = world.client();
+    let session_id = client.create(editor()).await.unwrap().session_id;
+    leases.hanging.store(usize::MAX, Ordering::SeqCst);
+    let slow = json!([{"delay_ms": 6000, "text": "it is 42"}]);
+    let steps = script(&json!([ask("reader", &slow), {"text": "as I thought"}]));
+    let sent = client.lifecycle.send_message(message(&session_id, &steps)).await.unwrap();
+    // The caller's turn and the one that it called for.
+    let taken_over = async {
+        while world.core.metrics.takeovers.get() < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), taken_over).await.expect("their leases run out");
+    leases.hanging.store(0, Ordering::SeqCst);
+    let alone = async {
+        while world.core.metrics.turns_running.get() > 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(2), alone).await.expect("each turn has one driver");
+    let events = read_all(sent.into_inner()).await;
+    assert_eq!(results(&events), [("it is 42".to_owned(), false)], "{events:?}");
+    let child = children(&mut client, &session_id).await.remove(0);
+    let ended = |child: &Session| child.state == SessionState::Terminated;
+    assert_eq!(world.wait_for(&child.session_id, ended).await.terminate_reason, "ANSWERED");
+}
+
+/// Is slow to take back what is reserved.
+#[derive(Default)]
+struct SlowToSettle(Memory, AtomicUsize);
+
+#[async_trait]
+impl Counters for SlowToSettle {
+    async fn admit(&self, ask: &Ask) -> Result<Answer, Error> {
+        self.0.admit(ask).await
+    }
+
+    async fn hold(&self, ask: &Ask) -> Result<Answer, Error> {
+        self.0.hold(ask).await
+    }
+
+    async fn settle(&self, settlement: &Settlement) -> Result<Vec<Standing>, Error> {
+        tokio::time::sleep(TTL).await;
+        let settled = self.0.settle(settlement).await;
+        self.1.fetch_add(1, Ordering::SeqCst);
+        settled
+    }
+}
+
+/// Tells late that a turn has ended, and holds its end up until it may be stored.
+struct LateEnd(Arc<dyn TurnStore>, Arc<Notify>, Arc<Notify>);
+
+#[async_trait]
+impl TurnStore for LateEnd {
+    async fn begin(&self, begin: Begin) -> Result<Begun, Error> {
+        self.0.begin(begin).await
+    }
+
+    async fn end(&self, last: Append) -> Result<Ended, Error> {
+        self.1.notify_one();
+        self.2.notified().await;
+        let ended = self.0.end(last).await;
+        tokio::time::sleep(TTL).await;
+        ended
+    }
+}
+
+/// With the turn's last word its lease is nobody's, and the next renewal said so: what belongs to the end was cut off. What was reserved
+/// stayed so, and a yes that came just before had no effect.
+#[tokio::test]
+async fn a_turn_that_has_given_its_lease_up_is_not_cut_off() {
+    let (mut stores, _) = watched();
+    let (ends, goes_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    stores.turns = Arc::new(LateEnd(stores.turns, Arc::clone(&ends), Arc::clone(&goes_on)));
+    let counters = Arc::new(SlowToSettle::default());
+    let options = Options { lease_ttl: TTL, ..Options::default() };
+    let limits = TenantLimits { monthly_budget_tokens: 1_000_000, ..TenantLimits::default() };
+    let counting = Arc::clone(&counters) as Arc<dyn Counters>;
+    let world = World::on(Ground { stores, options, limits, counters: counting, ..Ground::default() }).await;
+    let mut client = world.client();
+    let agent = AgentSpec { limits: Some(AgentLimits { turn_timeout_ms: 3_000, ..Default::default() }), ..cautious() };
+    let session_id = client.create(agent).await.unwrap().session_id;
+    let (approval_id, events) = asked(&mut client, &session_id).await;
+    ends.notified().await;
+    let yes =
+        ResolveApprovalRequest { session_id: session_id.clone(), approval_id, approved: true, ..Default::default() };
+    client.lifecycle.resolve_approval(yes).await.unwrap();
+    goes_on.notify_one();
+    assert_eq!(stop_reason(&read_all(events).await), Some(StopReason::RequiresAction));
+    ends.notified().await;
+    goes_on.notify_one();
+    let done =
+        |session: &Session| session.state == SessionState::Idle && session.last_stop_reason == StopReason::EndTurn;
+    let usage = world.wait_for(&session_id, done).await.usage;
+    let settled = async {
+        while i64::try_from(counters.1.load(Ordering::SeqCst)).unwrap() < usage.attempts {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), settled).await.expect("what was reserved is given back");
+    assert_eq!(world.core.metrics.lease_losses.get(), 0);
 }

@@ -4,16 +4,17 @@ use croft_e2e::client::{Client, message, scripted_agent};
 use croft_front::app::MESSAGE_BYTES_CEILING;
 use croft_front::core::Options;
 use croft_proto::id::SessionId;
+use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
     CreateSessionRequest, GetSessionRequest, InterruptSessionRequest, ListSessionsRequest, ResolveApprovalRequest,
-    SessionState, StreamEventsRequest, TerminateSessionRequest,
+    SessionState, StreamEventsRequest, TenantLimits, TerminateSessionRequest,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::world::{Ground, World};
+use crate::world::{Ground, World, names, read_all, stop_reason};
 
 fn reason(status: &Status) -> String {
     status.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default()
@@ -190,4 +191,30 @@ async fn bytes_that_are_no_message_are_answered_and_the_port_goes_on() {
         assert!(answer.contains("grpc-status") && !answer.contains("grpc-status: 0"), "{body:?}: {answer}");
     }
     world.client().create(scripted_agent("after")).await.unwrap();
+}
+
+/// The message and the word that its turn runs come at once: together they were more than a watcher may have waiting, and the sender
+/// itself was thrown out.
+#[tokio::test]
+async fn a_message_of_five_mebibytes_is_answered_to_its_sender_and_to_all_who_watch() {
+    let limits = TenantLimits { message_bytes_max: 8 << 20, ..TenantLimits::default() };
+    let world = World::with_limits(limits).await;
+    let mut client = world.client();
+    let session_id = client.create(scripted_agent("patient")).await.unwrap().session_id;
+    let watch = StreamEventsRequest { session_id: session_id.clone(), after_seq: 2, durable_only: false };
+    // A client of gRPC takes 4 MiB at a time, unless it is told otherwise.
+    client.lifecycle = client.lifecycle.max_decoding_message_size(16 << 20);
+    let mut watched = client.lifecycle.stream_events(watch).await.unwrap().into_inner();
+    let sent = client.lifecycle.send_message(message(&session_id, &"x".repeat(5 << 20))).await.unwrap();
+    let events = read_all(sent.into_inner()).await;
+    assert!(stop_reason(&events).is_some(), "{:?}", names(&events));
+    let told = async {
+        loop {
+            let event = watched.message().await.unwrap().unwrap().event.unwrap();
+            if matches!(event.kind, Some(Kind::SessionIdle(_))) {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), told).await.expect("the watcher sees its end");
 }

@@ -28,18 +28,18 @@ fn clock() -> ToolSpec {
 }
 
 /// Who may call `reader`, who may call `scout` in turn.
-fn editor() -> AgentSpec {
+pub(crate) fn editor() -> AgentSpec {
     let scout = AgentSpec { tools: vec![clock()], ..scripted_agent("scout") };
     let reader = AgentSpec { tools: vec![calls("scout"), clock()], ..scripted_agent("reader") };
     AgentSpec { tools: vec![calls("reader")], sub_agents: vec![reader, scout], ..scripted_agent("editor") }
 }
 
-fn ask(agent: &str, steps: &Value) -> Value {
+pub(crate) fn ask(agent: &str, steps: &Value) -> Value {
     let message = json!({ "script": steps }).to_string();
     json!({"tool_call": {"name": format!("ask-{agent}"), "arguments": {"message": message}}})
 }
 
-fn script(steps: &Value) -> String {
+pub(crate) fn script(steps: &Value) -> String {
     json!({ "script": steps }).to_string()
 }
 
@@ -52,13 +52,13 @@ async fn get(client: &mut Client, session_id: &str) -> Session {
     client.lifecycle.get_session(get).await.unwrap().into_inner().session.unwrap()
 }
 
-async fn children(client: &mut Client, session_id: &str) -> Vec<Session> {
+pub(crate) async fn children(client: &mut Client, session_id: &str) -> Vec<Session> {
     let request = ListSessionsRequest { parent_session_id: session_id.to_owned(), ..ListSessionsRequest::default() };
     client.lifecycle.list_sessions(request).await.unwrap().into_inner().sessions
 }
 
 /// What the model was told of its calls, and whether it was an error.
-fn results(events: &[SessionEvent]) -> Vec<(String, bool)> {
+pub(crate) fn results(events: &[SessionEvent]) -> Vec<(String, bool)> {
     let result = |event: &SessionEvent| match &event.kind {
         Some(Kind::ToolResult(result)) => Some((words(&result.content), result.is_error)),
         _ => None,

@@ -89,6 +89,7 @@ impl UsageStore for Endless {
         &self,
         _: TenantId,
         _: Option<SessionId>,
+        _: Option<Timestamp>,
         _: Option<&str>,
         limit: u32,
     ) -> Result<Vec<UsageEvent>, Error> {

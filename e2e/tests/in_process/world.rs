@@ -221,6 +221,24 @@ impl World {
         self.core.tenants.apply(WatchRoutesResponse { version: 2, change: Some(delta) });
     }
 
+    /// Gives the tenant `stranger` a worker.
+    pub(crate) fn route_stranger_to(&self, address: &str) {
+        let stranger = self.core.tenants.by_name("stranger").unwrap();
+        let worker = WorkerRoute { name: "worker-0".into(), address: address.into(), ready: true, sessions_max: 50 };
+        let route = TenantRoute {
+            tenant_id: stranger.id.to_string(),
+            name: "stranger".into(),
+            namespace: "tenant-stranger".into(),
+            admission: TenantAdmission::Open.into(),
+            workers: vec![worker],
+            limits: Some(TenantLimits::default()),
+            tier: "standard".into(),
+            ..TenantRoute::default()
+        };
+        let delta = Change::Delta(RouteDelta { upserts: vec![route], removed_tenant_ids: Vec::new() });
+        self.core.tenants.apply(WatchRoutesResponse { version: 2, change: Some(delta) });
+    }
+
     /// The session as it is stored.
     pub(crate) async fn stored(&self, session_id: &str) -> Session {
         self.core.stores.sessions.get(self.tenant(), session_id.parse().unwrap()).await.unwrap().unwrap()

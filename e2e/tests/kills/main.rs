@@ -8,6 +8,7 @@
 #[path = "../faults/dice.rs"]
 mod dice;
 mod relay;
+mod rollout;
 #[expect(dead_code, reason = "other tests need more of it")]
 mod stage;
 #[path = "../faults/story.rs"]
@@ -15,6 +16,7 @@ mod story;
 mod supersteps;
 #[path = "../faults/transcript.rs"]
 mod transcript;
+mod wired;
 
 use std::sync::Mutex;
 use std::time::Duration;

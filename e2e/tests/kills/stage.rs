@@ -9,6 +9,7 @@ use croft_e2e::bench::front::authority::Authority;
 use croft_e2e::bench::front::routes;
 use croft_e2e::bench::launch::{Ports, command, loopback, tls_flags};
 use croft_e2e::bench::process::Program;
+use croft_e2e::bench::scrape::Scrape;
 use croft_e2e::client::Client;
 use croft_proto::id::TenantId;
 use croft_proto::v1::{TenantAdmission, TenantRoute, WorkerRoute};
@@ -31,6 +32,7 @@ struct Pod {
     environment: Vec<(&'static str, String)>,
     ops: SocketAddr,
     grpc: SocketAddr,
+    http: Option<SocketAddr>,
     program: Program,
 }
 
@@ -106,11 +108,20 @@ async fn migrated(admin: &str) -> Migrated {
 
 impl Stage {
     pub(crate) async fn set() -> Self {
-        Self::on(&service("CROFT_TEST_POSTGRES_URL"), &service("CROFT_TEST_REDIS_URL")).await
+        Self::with(&[]).await
+    }
+
+    /// With so many flags more for each front.
+    pub(crate) async fn with(front_flags: &[String]) -> Self {
+        Self::raise(&service("CROFT_TEST_POSTGRES_URL"), &service("CROFT_TEST_REDIS_URL"), front_flags).await
     }
 
     /// On a PostgreSQL, by a superuser's URL, and a Redis.
     pub(crate) async fn on(postgres: &str, redis: &str) -> Self {
+        Self::raise(postgres, redis, &[]).await
+    }
+
+    async fn raise(postgres: &str, redis: &str, front_flags: &[String]) -> Self {
         croft_serve::tls::install_provider();
         let alone = ONE_AT_A_TIME.lock().await;
         let (tasks, mut ports, authority) = (Tasks::new(), Ports::default(), Authority::new().unwrap());
@@ -128,7 +139,8 @@ impl Stage {
         let redis_url = format!("redis://{at}{}", relay.address);
 
         let mut workers = Vec::new();
-        for number in 0..2 {
+        // Asked to end, the first finishes the supersteps at hand. Of the other's grace nothing is left for them.
+        for (number, grace_ms) in [(0, 25_000), (1, 5_000)] {
             let name = format!("worker-{number}");
             let hosts = [format!("workers.tenant-{TENANT}.svc")];
             let role = PeerRole::Worker { tenant: TENANT.to_owned() };
@@ -139,13 +151,14 @@ impl Stage {
                 &[
                     format!("--tenant={TENANT}"),
                     format!("--worker-name={name}"),
+                    format!("--shutdown-grace-ms={grace_ms}"),
                     format!("--metrics-addr={ops}"),
                     format!("--grpc-addr={grpc}"),
                 ],
             ]
             .concat();
             let program = start(&name, "croft-worker", &[], &arguments, ops, &scratch.join(format!("{name}.log")));
-            workers.push(Pod { name, arguments, environment: Vec::new(), ops, grpc, program });
+            workers.push(Pod { name, arguments, environment: Vec::new(), ops, grpc, http: None, program });
         }
         let route = TenantRoute {
             tenant_id: TenantId::generate().to_string(),
@@ -189,11 +202,12 @@ impl Stage {
                     "--lease-ttl-ms=1500".to_owned(),
                     format!("--audit-folder={}", scratch.join(format!("{name}-audit")).display()),
                 ],
+                front_flags,
             ]
             .concat();
             let log = scratch.join(format!("{name}.log"));
             let program = start(&name, "croft-front", &environment, &arguments, ops, &log);
-            fronts.push(Pod { name, arguments, environment, ops, grpc, program });
+            fronts.push(Pod { name, arguments, environment, ops, grpc, http: Some(http), program });
         }
         for pod in workers.iter_mut().chain(&mut fronts) {
             pod.program.ready().await.unwrap();
@@ -215,6 +229,16 @@ impl Stage {
         self.fronts.iter().map(client).collect()
     }
 
+    /// The metrics of a front.
+    pub(crate) async fn metrics(&self, place: usize) -> Scrape {
+        self.fronts[place].program.scrape().await.unwrap()
+    }
+
+    /// Where a front serves browsers.
+    pub(crate) fn http(&self, place: usize) -> SocketAddr {
+        self.fronts[place].http.expect("a front has one")
+    }
+
     /// Kills a front by its process id, and starts it again.
     pub(crate) async fn kill_front(&mut self, place: usize) {
         Self::kill(&mut self.fronts[place], "croft-front", &self.scratch).await;
@@ -223,6 +247,16 @@ impl Stage {
     /// Kills a worker by its process id, and starts it again.
     pub(crate) async fn kill_worker(&mut self, place: usize) {
         Self::kill(&mut self.workers[place], "croft-worker", &self.scratch).await;
+    }
+
+    /// Asks a front to end, waits until it has, and starts its successor.
+    pub(crate) async fn replace_front(&mut self, place: usize) {
+        Self::replace(&mut self.fronts[place], "croft-front", &self.scratch).await;
+    }
+
+    /// Asks a worker to end, waits until it has, and starts its successor.
+    pub(crate) async fn replace_worker(&mut self, place: usize) {
+        Self::replace(&mut self.workers[place], "croft-worker", &self.scratch).await;
     }
 
     /// Kills a front by its process id.
@@ -237,6 +271,12 @@ impl Stage {
 
     async fn kill(pod: &mut Pod, program: &str, scratch: &Path) {
         Self::end(pod).await;
+        Self::run(pod, program, scratch).await;
+    }
+
+    async fn replace(pod: &mut Pod, program: &str, scratch: &Path) {
+        pod.program.terminate().await.unwrap();
+        pod.program.wait().await.unwrap();
         Self::run(pod, program, scratch).await;
     }
 

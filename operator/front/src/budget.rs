@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use croft_proto::Timestamp;
-use croft_proto::id::TenantId;
+use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::{AgentLimits, BudgetAction, TenantLimits};
 
 use crate::counters::{Amount, Bound, Ledger, Standing};
@@ -157,6 +157,19 @@ impl Budgets {
         self.all.iter().find(|budget| budget.is_hard() && budget.nano_usd.is_some())
     }
 
+    /// The uppermost session whose spending, and that of those below it, is held to a limit of money that must not be passed. Where that is
+    /// the tenant's or an agent's, it is the one that a client opened.
+    pub fn hard_money_from(&self, session: &Session) -> Option<SessionId> {
+        let above = session.parent.iter().flat_map(|parent| &parent.lineage).map(|above| above.session.clone());
+        let chain: Vec<_> = std::iter::once(session.id.to_string()).chain(above).collect();
+        let top = |budget: &Budget| match budget.scope {
+            Scope::Tenant | Scope::Agent => Some(chain.len() - 1),
+            Scope::Session => chain.iter().position(|id| *id == budget.subject),
+        };
+        let hard = self.all.iter().filter(|budget| budget.is_hard() && budget.nano_usd.is_some());
+        chain[hard.filter_map(top).max()?].parse().ok()
+    }
+
     /// One for each account, with the narrowest of its hard limits.
     pub fn bounds(&self) -> Vec<Bound> {
         let bound = |(place, account): (usize, &Account)| {
@@ -260,6 +273,9 @@ pub trait BudgetStore: Send + Sync {
     /// What the ledger adds up for each account, in their order. Two answers that differ have different versions, and the later
     /// one the larger.
     async fn ledgers(&self, tenant: TenantId, accounts: &[Account]) -> Result<Vec<Ledger>, Error>;
+
+    /// Whether this session, or any below it, has an attempt whose cost nobody knows.
+    async fn is_unpriced(&self, tenant: TenantId, session: SessionId) -> Result<bool, Error>;
 
     /// Records that a threshold was reached. False when it had been before.
     async fn alert(&self, tenant: TenantId, alert: &Alert) -> Result<bool, Error>;

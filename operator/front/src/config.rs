@@ -360,3 +360,51 @@ fn url_of(text: &str, schemes: &[&str]) -> Result<SecretString, String> {
         Err(format!("it must begin with {}", schemes.join(" or ")))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(flags: &[&str]) -> Options {
+        let needed = [
+            "croft-front",
+            "serve",
+            "--postgres-url=postgres://front@localhost/croft",
+            "--redis-url=redis://localhost",
+            "--operator-url=https://localhost:50053",
+            "--tls-cert=tls.crt",
+            "--tls-key=tls.key",
+            "--tls-ca=ca.crt",
+        ];
+        let Command::Serve(serve) = Config::parse_from(needed.iter().chain(flags)).command else {
+            panic!("it serves");
+        };
+        serve.options(Settings::default())
+    }
+
+    /// What `kills/wired.rs` doesn't wait for, too.
+    #[test]
+    fn each_flag_of_turns_is_heard() {
+        let told = options(&[
+            "--lease-ttl-ms=4000",
+            "--message-bytes-max=5000",
+            "--placement-timeout-ms=6000",
+            "--streams-per-tenant-max=7",
+            "--retention-hours=8",
+            "--requests-per-minute=9",
+            "--sessions-per-minute=10",
+            "--tokens-per-minute=11",
+            "--replicas=12",
+            "--audit-folder=/audit",
+            "--alert-webhook-url=https://alerts.example.com",
+            "--alert-webhook-secret=sixteen characters",
+        ]);
+        assert_eq!((told.lease_ttl, told.placement_timeout), (Duration::from_secs(4), Duration::from_secs(6)));
+        assert_eq!((told.message_bytes_max, told.streams_per_tenant_max, told.replicas), (5_000, 7, 12));
+        assert_eq!(told.retention, Some(Duration::from_hours(8)));
+        assert_eq!(told.rates, Rates { requests: 9, sessions: 10, tokens: 11 });
+        assert_eq!(told.audit_folder, Some(PathBuf::from("/audit")));
+        assert_eq!(told.hook.map(|hook| hook.url).as_deref(), Some("https://alerts.example.com"));
+        assert_eq!(options(&["--retention-hours=0"]).retention, None);
+    }
+}

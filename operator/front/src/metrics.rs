@@ -27,7 +27,7 @@ pub struct Metrics {
     pub unpriced_attempts: IntCounter,
     pub audit_records: IntCounter,
     pub audit_failures: IntCounter,
-    /// Records that were set aside.
+    /// Records that were set aside, since the database refused them for good or nobody could read them.
     pub audit_refused: IntCounter,
     /// Records that waited on disk.
     pub audit_kept: IntCounter,
@@ -76,7 +76,7 @@ impl Metrics {
             audit_records: counter("croft_audit_records_total", "Audit records stored")?,
             audit_lag,
             audit_kept: counter("croft_audit_kept_total", "Audit records that waited on disk for the database")?,
-            audit_refused: counter("croft_audit_refused_total", "Audit records that the database refused for good")?,
+            audit_refused: counter("croft_audit_refused_total", "Audit records that were set aside")?,
             audit_failures: counter("croft_audit_write_failures_total", "Tries to store audit records that failed")?,
         })
     }

@@ -1,5 +1,7 @@
 //! Brings the database up to date, and tells whether it is.
 
+mod holders;
+
 use std::collections::HashMap;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -8,6 +10,7 @@ use anyhow::{Context, bail};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::migrate::Migrator;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, Row};
+use tokio::time::Instant;
 
 use crate::error::Error;
 use crate::models::seed::seed;
@@ -33,21 +36,82 @@ const MAY_TAKE_ON: &str = "select pg_has_role(
     coalesce(nullif($1, ''), current_user), $2,
     case when current_setting('server_version_num')::int < 160000 then 'member' else 'set' end)";
 
+/// A lock is waited for for less long than fronts wait for theirs (`store/postgres.rs`), who may be queued behind; and for longer than
+/// `deadlock_timeout`, after which PostgreSQL sends an autovacuum away that is in the way. A server that hears nothing of its client being
+/// gone goes on with what it does, and with the locks that it has for it.
+const SETTINGS: &str = "set application_name = 'croft-front migrate'; set lock_timeout = '2s'; \
+    set client_connection_check_interval = '2s'";
+/// How long fronts go first, when a lock was not to be had; twice as long each time.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// No try begins after so long.
+const TRIED_FOR: Duration = Duration::from_mins(5);
+
 /// Runs what is missing of the migrations, adds the models and prices that are missing, and lets `front_role` take on the
 /// front's roles. Safe to repeat; two at once wait for each other.
 ///
 /// The URL is that of an admin, who owns the database and may create roles.
+///
+/// What fronts ask of a table queues behind whoever waits for a lock of it. So each wait is short; then fronts go first for a while, and all
+/// that has not run yet is tried again. Fails when a lock is held by others for longer than [`TRIED_FOR`].
 pub async fn run(admin_url: &SecretString, front_role: &str) -> anyhow::Result<()> {
+    let give_up = Instant::now() + TRIED_FOR;
+    let mut pause = PAUSE_MIN;
+    loop {
+        let mut holders = Vec::new();
+        let error = match attempt(admin_url, front_role, &mut holders).await {
+            Err(error) if lacks_lock(&error) => error,
+            outcome => return outcome,
+        };
+        let held_by = if holders.is_empty() { "nobody who could be seen".to_owned() } else { holders.join(", ") };
+        if Instant::now() >= give_up {
+            let minutes = TRIED_FOR.as_secs() / 60;
+            return Err(error.context(format!("no lock was to be had for {minutes} minutes, it was held by {held_by}")));
+        }
+        let reason = format!("{error:#}");
+        tracing::warn!(
+            held_by,
+            reason,
+            again_in_s = pause.as_secs(),
+            "a lock that migrations need is held, trying again"
+        );
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+/// On a connection of its own, with which go all locks. Notes who held the one that it lacked.
+async fn attempt(admin_url: &SecretString, front_role: &str, holders: &mut Vec<String>) -> anyhow::Result<()> {
     let mut admin =
         PgConnection::connect(admin_url.expose_secret()).await.map_err(explained).context("cannot reach PostgreSQL")?;
-    MIGRATIONS.run(&mut admin).await.context("the migrations failed")?;
-    admit(&mut admin, front_role).await?;
+    sqlx::raw_sql(SETTINGS).execute(&mut admin).await.context("cannot set what migrations wait for")?;
+    let process: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut admin).await?;
+    tokio::select! {
+        outcome = bring_up_to_date(&mut admin, front_role) => outcome?,
+        never = holders::note(admin_url, process, holders) => match never {},
+    }
+    admin.close().await.context("cannot close the connection")
+}
+
+async fn bring_up_to_date(admin: &mut PgConnection, front_role: &str) -> anyhow::Result<()> {
+    MIGRATIONS.run(&mut *admin).await.context("the migrations failed")?;
+    admit(admin, front_role).await?;
 
     let mut transaction = admin.begin().await?;
     add_models(&mut transaction, &seed()).await.context("cannot add the models")?;
     transaction.commit().await?;
     tracing::info!(front_role, newest = newest(), "the database is up to date");
-    admin.close().await.context("cannot close the connection")
+    Ok(())
+}
+
+/// Whether it failed for a lock that another holds, or was chosen to give way where two wait for each other:
+/// <https://www.postgresql.org/docs/15/errcodes-appendix.html>.
+fn lacks_lock(error: &anyhow::Error) -> bool {
+    let mut codes = error.chain().filter_map(|cause| match cause.downcast_ref() {
+        Some(sqlx::Error::Database(refusal)) => refusal.code(),
+        Some(_) | None => None,
+    });
+    codes.any(|code| matches!(&*code, "55P03" | "40P01"))
 }
 
 /// Whether every migration that this program knows has run, unchanged. A newer schema is current too: an older front runs

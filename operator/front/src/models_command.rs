@@ -1,13 +1,14 @@
 //! `croft-front models apply`: takes models and dated prices in from a file. Fronts know of them within a minute.
 
+use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, bail};
 use croft_proto::v1::Model;
-use rust_decimal::Decimal;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{Connection, PgConnection};
 
+use crate::models::registry::{USD_MAX, dollars};
 use crate::store::postgres::apply_models;
 
 /// Reads the file and applies it, all of it or nothing. A price that is there already for its model, day and tier is replaced: what
@@ -19,8 +20,14 @@ pub async fn apply(file: &Path, postgres_url: &SecretString) -> anyhow::Result<(
     let mut transaction = admin.begin().await?;
     apply_models(&mut transaction, &models).await.context("cannot write the models")?;
     transaction.commit().await?;
-    tracing::info!(models = models.len(), "applied");
-    Ok(())
+    let prices: usize = models.iter().map(|model| model.prices.len()).sum();
+    // The registry is no tenant's, so that no audit log has this: who runs the job keeps what it prints.
+    writeln!(std::io::stdout(), "{} models and {prices} prices applied: {}", models.len(), names(&models))
+        .context("cannot print what came of it")
+}
+
+fn names(models: &[Model]) -> String {
+    models.iter().map(|model| model.model_id.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 /// The models of a file, in JSON or YAML. Fails with what is wrong in it.
@@ -44,9 +51,8 @@ pub fn parse(text: &str) -> anyhow::Result<Vec<Model>> {
             let optional = [&price.cache_read_usd, &price.cache_write_5m_usd, &price.cache_write_1h_usd];
             let given = optional.into_iter().filter(|usd| !usd.is_empty());
             for usd in [&price.input_usd, &price.output_usd].into_iter().chain(given) {
-                match usd.parse::<Decimal>() {
-                    Ok(amount) if !amount.is_sign_negative() => {}
-                    _ => bail!("{usd:?} in a price of {name} is no amount of dollars"),
+                if dollars(usd).is_none() {
+                    bail!("{usd:?} in a price of {name} is no amount of dollars up to {USD_MAX}");
                 }
             }
         }
@@ -82,6 +88,7 @@ mod tests {
             (GOOD.replace("source: contract", "source: ''"), "effectiveFrom or its source"),
             (GOOD.replace("\"0.8\"", "\"-1\""), "no amount of dollars"),
             (GOOD.replace("\"0.8\"", "much"), "no amount of dollars"),
+            (GOOD.replace("0.8", "100000000000000000000000000"), "no amount of dollars up to 1000000"),
             (GOOD.replace("source:", "serviceTier: Flex, source:"), "in lower case"),
             (GOOD.replace("source:", "serviceTier: default, source:"), "left out for the standard"),
             ("{}".to_owned(), "sequence"),

@@ -2,14 +2,16 @@
 //! price was not known then, and for prices that turned out to be wrong.
 //!
 //! The rows, their sessions' totals and the sums that budgets go by change together, tenant by tenant, in transactions of a few
-//! thousand rows: it may be broken off and begun again.
+//! thousand rows: it may be broken off and begun again. What was changed is in each tenant's audit log.
 
 use anyhow::Context;
+use croft_proto::id::TenantId;
 use croft_proto::v1::{ModelAttempt, TokenUsage};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{Connection, PgConnection, Row};
 use uuid::Uuid;
 
+use crate::audit::{Action, AuditStore, Place};
 use crate::models::ModelStore;
 use crate::models::registry::Registry;
 use crate::store::postgres::Postgres;
@@ -79,12 +81,51 @@ pub async fn reprice(postgres_url: &SecretString, choice: Choice) -> anyhow::Res
         .context("cannot list the tenants")?;
     let mut total = Repriced::default();
     for tenant in tenants {
-        let mut after = (choice.since.saturating_mul(1_000_000), String::new());
-        while let Some(last) = batch(&mut admin, tenant, &registry, choice, &after, &mut total).await? {
-            after = last;
+        let mut own = Repriced::default();
+        let outcome = all_of(&mut admin, tenant, &registry, choice, &mut own).await;
+        // Also where it is broken off: what was changed by then is.
+        if own.changed > 0 && !choice.dry_run {
+            record(tenant, choice, own, &postgres).await?;
         }
+        outcome?;
+        total.looked_at += own.looked_at;
+        total.changed += own.changed;
+        total.unpriced += own.unpriced;
+        total.difference_nano_usd += own.difference_nano_usd;
     }
     Ok(total)
+}
+
+/// Of one tenant. `total` is what was done by then, also after an error.
+async fn all_of(
+    admin: &mut PgConnection,
+    tenant: Uuid,
+    registry: &Registry,
+    choice: Choice,
+    total: &mut Repriced,
+) -> anyhow::Result<()> {
+    let mut after = (choice.since.saturating_mul(1_000_000), String::new());
+    while let Some(last) = batch(admin, tenant, registry, choice, &after, total).await? {
+        after = last;
+    }
+    Ok(())
+}
+
+/// In the tenant's audit log.
+async fn record(tenant: Uuid, choice: Choice, of: Repriced, postgres: &Postgres) -> anyhow::Result<()> {
+    let since = jiff::Timestamp::from_second(choice.since).unwrap_or_default();
+    let Repriced { changed, difference_nano_usd, .. } = of;
+    let action = Action {
+        tenant: TenantId(tenant),
+        // Whoever has the URL of the database is not known by name.
+        actor: "croft-front reprice".to_owned(),
+        action: "usage.reprice".into(),
+        resource: format!("usage/{since}: {changed} attempts, {difference_nano_usd} nano-dollars more"),
+        outcome: "ok".into(),
+    };
+    AuditStore::append(postgres, Place::start(), vec![action]).await.with_context(|| {
+        format!("{changed} attempts of tenant {tenant} are changed, and it can't be recorded in the audit log")
+    })
 }
 
 /// Goes on after a row, given by its time in microseconds and its id. The last row that was looked at; `None` at the end.
@@ -141,17 +182,19 @@ async fn batch(
         });
     }
     let Some(last) = attempts.last().map(|last| (last.micros, last.id.clone())) else { return Ok(None) };
-    total.looked_at += attempts.len() as u64;
-    total.unpriced += attempts.iter().filter(|attempt| attempt.after.is_none()).count() as u64;
+    let looked_at = attempts.len() as u64;
+    let unpriced = attempts.iter().filter(|attempt| attempt.after.is_none()).count() as u64;
     // A price that is gone does not make what was paid unknown.
     attempts.retain(|attempt| attempt.after.is_some() && attempt.after != attempt.before);
-    total.changed += attempts.len() as u64;
     let difference = |attempt: &Attempt| attempt.after.unwrap_or(0) - attempt.before.unwrap_or(0);
-    total.difference_nano_usd += attempts.iter().map(difference).sum::<i64>();
     if !choice.dry_run && !attempts.is_empty() {
         write(&mut tx, tenant, &attempts).await.context("cannot write the ledger")?;
         tx.commit().await?;
     }
+    total.looked_at += looked_at;
+    total.unpriced += unpriced;
+    total.changed += attempts.len() as u64;
+    total.difference_nano_usd += attempts.iter().map(difference).sum::<i64>();
     Ok(Some(last))
 }
 

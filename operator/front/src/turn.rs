@@ -14,9 +14,10 @@ mod standing;
 pub mod store;
 mod sub_agents;
 mod takeover;
+mod words;
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use croft_proto::Timestamp;
 use croft_proto::id::{SessionId, TenantId, TurnId};
@@ -44,6 +45,13 @@ pub(crate) fn now() -> Timestamp {
         seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
         nanos: i32::try_from(since.subsec_nanos()).unwrap_or(0),
     }
+}
+
+/// How long ago that was by our clock; nothing, where it was by another's that is ahead of it.
+fn since(then: Timestamp) -> Duration {
+    let since_epoch =
+        Duration::new(then.seconds.try_into().unwrap_or_default(), then.nanos.try_into().unwrap_or_default());
+    (UNIX_EPOCH + since_epoch).elapsed().unwrap_or_default()
 }
 
 /// A message that is stored, and the turn that answers it.
@@ -103,13 +111,13 @@ impl Turns {
     }
 
     /// Stores a message, and starts a turn for it or leaves it to the turn at hand, as the busy policy says. `sender` is as in the audit log.
-    pub async fn send(&self, tenant: TenantId, sender: &str, request: SendMessageRequest) -> Result<Sent, Error> {
+    pub async fn send(&self, tenant: TenantId, sender: &str, mut request: SendMessageRequest) -> Result<Sent, Error> {
         if self.core.tenants.is_stopped(tenant) {
             return Err(Error::TenantStopped);
         }
         let (asked, known) = (Instant::now(), self.core.tenants.get(tenant));
         let limit = known.map_or(0, |tenant| tenant.limits.message_bytes_max as usize);
-        validate::message(&request.content, if limit > 0 { limit } else { self.core.options.message_bytes_max })?;
+        validate::message(&mut request.content, if limit > 0 { limit } else { self.core.options.message_bytes_max })?;
         let session = validate::session_id(&request.session_id)?;
         let body = SendMessageRequest { idempotency_key: String::new(), ..request.clone() };
         let turn = TurnId::generate();

@@ -15,11 +15,13 @@ pub const GROUPS_MAX: usize = 10_000;
 /// The ledger of usage. What events report is added where they are stored; here it is read, and added where they can't be.
 #[async_trait]
 pub trait UsageStore: Send + Sync {
-    /// Rows, newest first, that come after `after` (an attempt id) in that order; of one session or of all.
+    /// Rows from before `before` (to the microsecond), newest first, that come after `after` (an attempt id) in that order; of one session
+    /// or of all.
     async fn list(
         &self,
         tenant: TenantId,
         session: Option<SessionId>,
+        before: Option<Timestamp>,
         after: Option<&str>,
         limit: u32,
     ) -> Result<Vec<UsageEvent>, Error>;

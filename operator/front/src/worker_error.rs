@@ -5,6 +5,12 @@ use tonic_types::StatusExt;
 
 use crate::error::Error;
 
+/// The worker knows of a driver of the session's turn that came later.
+pub(crate) fn is_of_stale_epoch(status: &Status) -> bool {
+    status.code() == Code::Aborted
+        && status.get_error_details().error_info().is_some_and(|info| info.reason == "EPOCH_STALE")
+}
+
 /// A worker that says why has refused; one that can't be reached is lost.
 pub(crate) fn from_status(status: &Status) -> Error {
     let details = status.get_error_details();

@@ -10,7 +10,7 @@ use croft_proto::v1::guardrail_spec::Check;
 use croft_proto::v1::tool_spec::Source;
 
 /// `name` stands in for one that the spec doesn't give.
-pub(super) fn to_proto(agent: &AgentSpec, name: &str) -> v1::AgentSpec {
+pub fn to_proto(agent: &AgentSpec, name: &str) -> v1::AgentSpec {
     let AgentSpec {
         name: own_name,
         model,

@@ -21,6 +21,9 @@ use crate::token::TenantRef;
 /// Calls at a time; more wait.
 const AT_A_TIME: usize = 8;
 const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// How long one call may take, with the look at the API server before it: one that is never answered must not keep its place for ever. The
+/// front gives an answer within ten seconds or none.
+const END_MAX: Duration = Duration::from_secs(13);
 
 /// A session that shall end.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -58,6 +61,8 @@ pub struct Bereaved {
     pub uid: String,
     /// As its status had it.
     pub session_id: Option<String>,
+    /// Whether its status said that the session has ended.
+    pub is_over: bool,
 }
 
 /// Ends what is to be ended until `stopping`. What fails is tried again later and later, and holds up nothing else.
@@ -71,7 +76,10 @@ pub(crate) async fn run(context: Arc<Context>, stopping: CancellationToken) {
             bereaved = context.cluster.changes.bereaved.next() => take_bereaved(bereaved, &context),
             ending = context.endings.next(), if calls.len() < AT_A_TIME => {
                 calls.push(async {
-                    let outcome = end(&ending, &context).await;
+                    let outcome = match tokio::time::timeout(END_MAX, end(&ending, &context)).await {
+                        Ok(outcome) => outcome.map_err(|error| chain(&error)),
+                        Err(_) => Err(format!("there is no answer within {} s", END_MAX.as_secs())),
+                    };
                     (ending, outcome)
                 });
             }
@@ -79,7 +87,7 @@ pub(crate) async fn run(context: Arc<Context>, stopping: CancellationToken) {
                 Ok(()) => pauses.succeeded(&ending),
                 Err(error) => {
                     let (tenant, session) = (&ending.tenant.name, &ending.session_id);
-                    tracing::warn!(tenant, session, error = chain(&error), "cannot end a session");
+                    tracing::warn!(tenant, session, error, "cannot end a session");
                     let pause = pauses.failed(ending.clone());
                     later.push(async move {
                         tokio::time::sleep(pause).await;
@@ -93,11 +101,12 @@ pub(crate) async fn run(context: Arc<Context>, stopping: CancellationToken) {
 }
 
 fn take_bereaved(bereaved: Bereaved, context: &Context) {
-    let Bereaved { namespace, uid, session_id } = bereaved;
+    let Bereaved { namespace, uid, session_id, is_over } = bereaved;
     let declared = Declared { namespace: namespace.clone(), uid };
     let known = context.told.of(&declared);
     context.told.forget(&declared);
-    if known.as_ref().is_some_and(|known| !known.is_open()) {
+    // What ended long ago no front tells of any more, so the status has the word.
+    if is_over || known.as_ref().is_some_and(|known| !known.is_open()) {
         return;
     }
     // A session that is just being opened for it is ended by the pass that opens it.
@@ -126,6 +135,7 @@ async fn end(ending: &Ending, context: &Context) -> Result<(), Error> {
 async fn is_gone(tenant: &str, name: &str, uid: &str, context: &Context) -> Result<bool, Error> {
     let namespace = croft_crds::labels::tenant_namespace(tenant);
     let objects: Api<AgentSession> = Api::namespaced(context.client.clone(), &namespace);
-    let found = objects.get_opt(name).await.map_err(|source| Error::Read { name: namespace, source })?;
+    // Also of one that this release can't read.
+    let found = objects.get_metadata_opt(name).await.map_err(|source| Error::Read { name: namespace, source })?;
     Ok(found.is_none_or(|found| found.metadata.uid.as_deref() != Some(uid)))
 }

@@ -6,12 +6,17 @@ use croft_crds::{AgentTenant, Quantity};
 use super::tier::Tiers;
 use crate::worker::Problem;
 
+/// AgentSessions for which there is room beside as many that are open as there may be, and as many whose record is kept: a small tenant
+/// also has some that wait.
+const AGENT_SESSIONS_BESIDES: u32 = 100;
+
 /// What the whole namespace may use.
 #[derive(Debug, Clone)]
 pub(crate) struct Quota {
     pub(crate) cpu: Quantity,
     pub(crate) memory: Quantity,
     pub(crate) pods: i32,
+    pub(crate) agent_sessions: u32,
 }
 
 /// CPU and memory of one worker.
@@ -28,6 +33,10 @@ pub(crate) fn quota(tenant: &AgentTenant, tiers: &Tiers) -> Quota {
         cpu: own.cpu.unwrap_or_else(|| tier.quota_cpu.clone()),
         memory: own.memory.unwrap_or_else(|| tier.quota_memory.clone()),
         pods: own.pods.unwrap_or(tier.quota_pods),
+        agent_sessions: own.agent_sessions.or(tier.quota_agent_sessions).unwrap_or_else(|| {
+            let open_max = limits(tenant, tiers).max_sessions.unwrap_or(0);
+            open_max.saturating_mul(2).saturating_add(AGENT_SESSIONS_BESIDES)
+        }),
     }
 }
 
@@ -159,6 +168,19 @@ mod tests {
         assert_eq!(limits(&tenant, &tiers).tokens_per_minute, Some(11));
         assert_eq!(budget(&tenant, &tiers).monthly_tokens, Some(12));
         assert_eq!(session_defaults(&tenant, &tiers).lifetime_seconds, Some(90_001));
+    }
+
+    #[test]
+    fn there_may_be_more_agent_sessions_than_open_ones_unless_a_number_is_said() {
+        let mut tenant = fixtures::minimal();
+        let told = |tenant: &AgentTenant, tiers: &str| quota(tenant, &Tiers::parse(tiers).unwrap()).agent_sessions;
+        assert_eq!(told(&tenant, "{}"), 2_100);
+        assert_eq!(told(&tenant, "standard: { limits: { maxSessions: 7 } }"), 114);
+        tenant.spec.limits.max_sessions = Some(5_000);
+        assert_eq!(told(&tenant, "{}"), 10_100, "a tenant that may have more open has room for them");
+        assert_eq!(told(&tenant, "standard: { quota: { agentSessions: 70 } }"), 70);
+        tenant.spec.quota.agent_sessions = Some(71);
+        assert_eq!(told(&tenant, "standard: { quota: { agentSessions: 70 } }"), 71);
     }
 
     #[test]

@@ -37,22 +37,36 @@ pub(super) async fn create_namespace(
 
 pub(super) async fn ensure<K: Kept>(mut wanted: K, context: &Context) -> Result<(), Error> {
     let hash = stamp(&mut wanted);
-    let (namespace, name) = (wanted.namespace(), wanted.name_any());
-    let live = || context.cluster.get::<K>(namespace.as_deref(), &name);
-    let version = context.cluster.version::<K>(namespace.as_deref(), &name);
-    // What is just as we left it need not be looked at.
-    let as_wanted = match context.cluster.applied.not_older_than(&child_key(&wanted), version.as_deref()) {
-        Some(applied) => applied == hash,
-        None => live().is_some_and(|live| {
-            live.annotations().get(labels::APPLIED_HASH) == Some(&hash) && drift::covers(&*live, &wanted)
-        }),
-    };
-    if as_wanted {
+    if is_as_wanted(&wanted, &hash, context) {
         return Ok(());
     }
     let _turn = context.child_turns.acquire().await.expect("nobody closes it");
-    let written = write(&wanted, live().as_deref(), context).await.map_err(failed::<K>(&name))?;
-    remember(&wanted, &written, hash, context);
+    put(&wanted, hash, context).await
+}
+
+/// [`ensure`], past all that wait for their turn: for an emergency, which writes of another kind that hang must not hold up.
+pub(super) async fn ensure_at_once<K: Kept>(mut wanted: K, context: &Context) -> Result<(), Error> {
+    let hash = stamp(&mut wanted);
+    if is_as_wanted(&wanted, &hash, context) { Ok(()) } else { put(&wanted, hash, context).await }
+}
+
+fn is_as_wanted<K: Kept>(wanted: &K, hash: &String, context: &Context) -> bool {
+    let (namespace, name) = (wanted.namespace(), wanted.name_any());
+    let version = context.cluster.version::<K>(namespace.as_deref(), &name);
+    // What is just as we left it need not be looked at.
+    match context.cluster.applied.not_older_than(&child_key(wanted), version.as_deref()) {
+        Some(applied) => applied == *hash,
+        None => context.cluster.get::<K>(namespace.as_deref(), &name).is_some_and(|live| {
+            live.annotations().get(labels::APPLIED_HASH) == Some(hash) && drift::covers(&*live, wanted)
+        }),
+    }
+}
+
+async fn put<K: Kept>(wanted: &K, hash: String, context: &Context) -> Result<(), Error> {
+    let name = wanted.name_any();
+    let live = context.cluster.get::<K>(wanted.namespace().as_deref(), &name);
+    let written = write(wanted, live.as_deref(), context).await.map_err(failed::<K>(&name))?;
+    remember(wanted, &written, hash, context);
     Ok(())
 }
 

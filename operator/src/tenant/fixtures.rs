@@ -56,7 +56,7 @@ pub(crate) fn full() -> AgentTenant {
         "0c9e2f6e-8a8f-4a8e-9a56-3f3b7b1c2d4e",
         &json!({
             "tier": "enterprise",
-            "quota": { "cpu": 6, "memory": "12Gi", "pods": 9 },
+            "quota": { "cpu": 6, "memory": "12Gi", "pods": 9, "agentSessions": 444 },
             "workers": {
                 "replicas": 4,
                 "image": "registry.example.com/heron/worker:3",

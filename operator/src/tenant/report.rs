@@ -14,6 +14,7 @@ use super::part::Failure;
 use super::status::{Facts, PREVENTED, REMOVED, status};
 use super::upkeep::KeptUp;
 use super::{Error, reason, workers};
+use crate::cluster::child_key;
 use crate::context::Context;
 use crate::events::{News, turns};
 
@@ -28,22 +29,29 @@ pub(super) struct Pass<'a> {
     pub(super) kept_up: &'a KeptUp,
 }
 
-/// Says how the pass went.
-pub(super) async fn report(tenant: &AgentTenant, pass: Pass<'_>, context: &Context) -> Result<(), Error> {
+/// Says how the pass went. Returns whether the copy of the workers' Deployment is from before the last write of it, so that more is
+/// to be said once it has caught up.
+pub(super) async fn report(tenant: &AgentTenant, pass: Pass<'_>, context: &Context) -> Result<bool, Error> {
     let namespace = tenant.namespace_name();
     let deployment = context.cluster.get::<Deployment>(Some(&namespace), workers::NAME);
+    let is_outdated = deployment.as_ref().is_some_and(|deployment| {
+        let version = deployment.resource_version();
+        context.cluster.applied.newer_than(&child_key(&**deployment), version.as_deref()).is_some()
+    });
     let before = current(tenant, context);
     let status = status(&Facts {
         tenant,
         before: &before,
         pass,
         deployment: deployment.as_deref(),
+        is_outdated,
         pods: &context.cluster.workers(&tenant.name_any()),
         total: context.totals.of(tenant.metadata.uid.as_deref().unwrap_or_default()),
         tiers: &context.settings.tiers,
         now: &Time(context.timestamp()),
     });
-    write(tenant, &before, status, context).await
+    write(tenant, &before, status, context).await?;
+    Ok(is_outdated)
 }
 
 /// Says how far the tenant's removal is.
@@ -93,11 +101,25 @@ async fn write(
     let patch = json!({ "status": nulls_for_absent(&status) });
     let written =
         context.writer.merge_status::<AgentTenant>(None, &tenant.name_any(), &patch).await.map_err(Error::Status)?;
+    // To a UID in the patch the API server pays no heed: of custom resources' metadata a write of the status changes nothing.
+    if written.uid != tenant.metadata.uid {
+        return take_back(&tenant.name_any(), context).await;
+    }
     for turn in turns(&before.conditions, &status.conditions) {
         context.events.tell(News::about(tenant, turn));
     }
     let version = written.resource_version;
     context.tenant_statuses.remember(tenant.uid().unwrap_or_default(), version.as_deref(), status);
+    Ok(())
+}
+
+/// Takes away what was written to a tenant that had been made anew under the name of another meanwhile. It is as one that nothing was said
+/// of yet, and its own first pass comes next.
+async fn take_back(name: &str, context: &Context) -> Result<(), Error> {
+    let patch = json!({ "status": null });
+    let written = context.writer.merge_status::<AgentTenant>(None, name, &patch).await.map_err(Error::Status)?;
+    let version = written.resource_version;
+    context.tenant_statuses.remember(written.uid.unwrap_or_default(), version.as_deref(), AgentTenantStatus::default());
     Ok(())
 }
 

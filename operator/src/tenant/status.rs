@@ -3,7 +3,7 @@
 use croft_crds::condition::{self, Verdict};
 use croft_crds::tenant::{SessionsStatus, SpendStatus, TenantPhase, WorkersStatus};
 use croft_crds::{AgentTenant, AgentTenantStatus};
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::bounds::{budget, limits, quota_problem, replicas};
@@ -26,6 +26,8 @@ pub(super) struct Facts<'a> {
     pub(super) before: &'a AgentTenantStatus,
     pub(super) pass: Pass<'a>,
     pub(super) deployment: Option<&'a Deployment>,
+    /// The copy of the Deployment is from before our last write: what it tells is of what was wanted then.
+    pub(super) is_outdated: bool,
     pub(super) pods: &'a [Worker],
     /// What the fronts last told.
     pub(super) total: Option<Total>,
@@ -112,20 +114,27 @@ fn told_or_before(facts: &Facts<'_>) -> Option<Month> {
 }
 
 fn rollout(facts: &Facts<'_>, workers: WorkersStatus) -> Rollout {
-    let Facts { tenant, deployment, pods, tiers, .. } = *facts;
-    let is_done = deployment.is_some_and(|deployment| {
-        let status = deployment.status.as_ref();
-        let is_current = status.and_then(|status| status.observed_generation) >= deployment.metadata.generation;
-        let updated = status.and_then(|status| status.updated_replicas).unwrap_or(0);
-        let scaled = deployment.spec.as_ref().and_then(|spec| spec.replicas) == Some(workers.desired);
-        let emptied = workers.desired > 0 || pods.is_empty();
-        is_current && scaled && emptied && updated >= workers.desired && workers.ready >= workers.desired
-    });
+    let Facts { tenant, deployment, pods, tiers, is_outdated, .. } = *facts;
+    let is_done = !is_outdated && deployment.is_some_and(|deployment| is_rolled_out(deployment, workers, pods));
     if is_done {
         return Rollout::Done;
     }
     let too_small = if workers.desired > 0 { quota_problem(tenant, tiers) } else { None };
     Rollout::Waiting(too_small.or_else(|| health::problem(deployment, pods)))
+}
+
+/// As `kubectl rollout status` sees it. A new worker that never starts is counted as updated, and the old one that stays for it as
+/// ready: only that there is one too many tells them from workers that are as they shall be.
+fn is_rolled_out(deployment: &Deployment, workers: WorkersStatus, pods: &[Worker]) -> bool {
+    let status = deployment.status.as_ref();
+    let is_current = status.and_then(|status| status.observed_generation) >= deployment.metadata.generation;
+    let count = |of: fn(&DeploymentStatus) -> Option<i32>| status.and_then(of).unwrap_or(0);
+    let (all, updated) = (count(|status| status.replicas), count(|status| status.updated_replicas));
+    let scaled = deployment.spec.as_ref().and_then(|spec| spec.replicas) == Some(workers.desired);
+    let emptied = workers.desired > 0 || pods.is_empty();
+    let replaced = updated >= workers.desired && all <= updated;
+    let available = count(|status| status.available_replicas) >= workers.desired && workers.ready >= workers.desired;
+    is_current && scaled && emptied && replaced && available
 }
 
 fn applied(pass: Pass<'_>) -> Verdict {
@@ -169,12 +178,14 @@ fn part_applied(part: Part, facts: &Facts<'_>) -> Option<Verdict> {
 fn workers_ready(tenant: &AgentTenant, workers: WorkersStatus, rollout: &Rollout) -> Verdict {
     let WorkersStatus { desired, ready } = workers;
     let count = || format!("{ready} of {desired} workers are ready");
+    let rolling = || format!("{}, and their rollout is not over", count());
     let (holds, reason, message) = match rollout {
         Rollout::Done if tenant.spec.emergency_stop => (false, "Stopped", "spec.emergencyStop is on".to_owned()),
         Rollout::Done if tenant.spec.suspend => (false, "Suspended", "the tenant is suspended".to_owned()),
         Rollout::Done => (true, "AllReady", count()),
         Rollout::Waiting(_) if desired == 0 => (false, "Stopping", "workers are being taken away".to_owned()),
         Rollout::Waiting(Some(problem)) => (false, problem.reason, problem.message.clone()),
+        Rollout::Waiting(None) if ready >= desired => (false, "Starting", rolling()),
         Rollout::Waiting(None) => (false, "Starting", count()),
     };
     Verdict { kind: "WorkersReady", holds: Some(holds), reason, message }
@@ -251,7 +262,10 @@ mod tests {
         serde_json::from_value(json!({
             "metadata": { "generation": 2 },
             "spec": { "replicas": desired, "selector": {}, "template": {} },
-            "status": { "observedGeneration": 2, "updatedReplicas": desired, "readyReplicas": ready },
+            "status": {
+                "observedGeneration": 2, "replicas": desired, "updatedReplicas": desired, "readyReplicas": ready,
+                "availableReplicas": ready,
+            },
         }))
         .unwrap()
     }
@@ -266,7 +280,17 @@ mod tests {
         let (now, tiers) = (Time(at.parse().unwrap()), Tiers::default());
         let nothing = KeptUp::new();
         let pass = Pass { outcome: outcome.map(drop), observed: outcome.ok(), kept_up: &nothing };
-        let facts = Facts { tenant, before, pass, deployment, pods: &[], total: None, tiers: &tiers, now: &now };
+        let facts = Facts {
+            tenant,
+            before,
+            pass,
+            deployment,
+            is_outdated: false,
+            pods: &[],
+            total: None,
+            tiers: &tiers,
+            now: &now,
+        };
         let status = status(&facts);
         for condition in &status.conditions {
             assert!(reason::ALL.contains(&condition.reason.as_str()), "{} is in no runbook", condition.reason);
@@ -317,7 +341,17 @@ mod tests {
             let spend = SpendStatus { month: "2026-01".into(), usd: "0.00".into(), unpriced_attempts: 0 };
             let total = tokens.map(|tokens| Total { sessions_open: 0, month: Some(Month { spend, tokens }) });
             let pass = Pass { outcome: Ok(()), observed: Some(&observed), kept_up: &KeptUp::new() };
-            status(&Facts { tenant, before, pass, deployment: None, pods: &[], total, tiers: &tiers, now: &now })
+            status(&Facts {
+                tenant,
+                before,
+                pass,
+                deployment: None,
+                is_outdated: false,
+                pods: &[],
+                total,
+                tiers: &tiers,
+                now: &now,
+            })
         };
         let new = status_of(&AgentTenantStatus::default(), &tenant, None);
         assert_eq!(condition(&new, "WithinBudget").reason, "BudgetAmple", "a new tenant has spent nothing");
@@ -340,6 +374,53 @@ mod tests {
         deployment.metadata.generation = Some(3);
         let observed = Observed::default();
         assert_eq!(told(&fixtures::minimal(), Ok(&observed), Some(&deployment)).phase, Some(TenantPhase::Degraded));
+    }
+
+    #[test]
+    fn a_new_worker_that_never_starts_is_named_though_the_old_one_is_ready() {
+        let rolling = |status: serde_json::Value| -> Deployment {
+            let mut deployment = deployment(1, 1);
+            let mut all = json!({ "observedGeneration": 2, "readyReplicas": 1, "availableReplicas": 1 });
+            all.as_object_mut().unwrap().extend(status.as_object().unwrap().clone());
+            deployment.status = serde_json::from_value(all).unwrap();
+            deployment
+        };
+        let mut tenant = fixtures::minimal();
+        tenant.spec.workers.replicas = Some(1);
+        let image = Problem { reason: "ImageUnavailable", message: "the image w:2 can't be had".to_owned() };
+        let worker = |name: &str, ready, problem| {
+            let address = Some("10.1.0.7:50052".to_owned());
+            Worker { name: name.to_owned(), address, ready, problem, ends_within_seconds: None }
+        };
+        let pods = [worker("workers-old", true, None), worker("workers-new", false, Some(image))];
+        let (now, tiers) = (Time("2026-01-01T00:00:00Z".parse().unwrap()), Tiers::default());
+        let told_of = |deployment: &Deployment, pods: &[Worker], is_outdated| {
+            let pass = Pass { outcome: Ok(()), observed: Some(&Observed::default()), kept_up: &KeptUp::new() };
+            let before = &AgentTenantStatus::default();
+            let deployment = Some(deployment);
+            status(&Facts {
+                tenant: &tenant,
+                before,
+                pass,
+                deployment,
+                is_outdated,
+                pods,
+                total: None,
+                tiers: &tiers,
+                now: &now,
+            })
+        };
+        let stuck = told_of(&rolling(json!({ "replicas": 2, "updatedReplicas": 1 })), &pods, false);
+        let ready = condition(&stuck, "Ready");
+        assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "ImageUnavailable"));
+        assert_eq!(stuck.phase, Some(TenantPhase::Degraded));
+        let under_way = told_of(&rolling(json!({ "replicas": 2, "updatedReplicas": 1 })), &pods[..1], false);
+        let message = "1 of 1 workers are ready, and their rollout is not over";
+        assert_eq!(condition(&under_way, "Ready").message, message);
+        let done = rolling(json!({ "replicas": 1, "updatedReplicas": 1 }));
+        assert_eq!(condition(&told_of(&done, &pods[..1], false), "Ready").status, "True");
+        let before_it_began = told_of(&done, &pods[..1], true);
+        assert_eq!(condition(&before_it_began, "Ready").reason, "Starting", "another template has just been applied");
     }
 
     #[test]
@@ -386,6 +467,7 @@ mod tests {
                 before,
                 pass,
                 deployment: None,
+                is_outdated: false,
                 pods: &[],
                 total: None,
                 tiers: &tiers,
@@ -489,6 +571,7 @@ mod tests {
             before: &AgentTenantStatus::default(),
             pass: Pass { outcome: Ok(()), observed: Some(&observed), kept_up: &KeptUp::new() },
             deployment: None,
+            is_outdated: false,
             pods: &[],
             total: Some(Total { sessions_open: 5, month: Some(Month { spend: spend.clone(), tokens: 0 }) }),
             tiers: &Tiers::default(),

@@ -1,5 +1,6 @@
 //! Stops the workers of a tenant that is suspended or stopped, before anything else of it is looked at: whatever of the rest can't be
-//! read, planned or applied must not keep them running, nor the end of its sessions while it is being removed.
+//! read, planned or applied must not keep them running, nor the end of its sessions while it is being removed. In an emergency it is done
+//! beside the passes too, which may have to wait for each other.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -24,6 +25,10 @@ const STOP_SECONDS: u32 = 1;
 /// How long the pods of an emergency wait for their Deployment to want none, as it would make others. One that does not answer keeps them
 /// no longer; what it makes meanwhile is stopped by the next pass.
 const HEAD_START: Duration = Duration::from_secs(2);
+/// After so many conflicts in a row it is someone else who writes the fence, and the pass says so.
+const CONFLICTS_MAX: u32 = 3;
+/// Between two tries to shut it.
+const CONFLICT_OVER: Duration = Duration::from_millis(100);
 /// Pods that are stopped at a time; more wait.
 const AT_A_TIME: usize = 16;
 
@@ -45,8 +50,21 @@ pub(super) async fn stop(tenant: &AgentTenant, context: &Context) -> Result<(), 
     workers.map_err(Part::Workers.failed_early())
 }
 
+/// A pass and the stop beside it may do this at the same time. Whoever comes second then finds it done.
 async fn shut_fence(tenant: &AgentTenant, context: &Context) -> Result<(), Error> {
-    ensure::ensure(fence::shut(wanted::child_meta(tenant, fence::NAME)?), context).await
+    let mut conflicts = 0;
+    loop {
+        let shut = fence::shut(wanted::child_meta(tenant, fence::NAME)?);
+        match ensure::ensure_at_once(shut, context).await {
+            Err(Error::Apply { source: kube::Error::Api(status), .. })
+                if status.code == 409 && conflicts < CONFLICTS_MAX =>
+            {
+                conflicts += 1;
+                tokio::time::sleep(CONFLICT_OVER).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 /// First no new ones are made, and in an emergency those that are there then go, whatever came of the first: their Deployment would give

@@ -4,8 +4,8 @@
 
 use croft_crds::Quantity;
 use croft_crds::tenant::{
-    BudgetSpec, LimitsSpec, MESSAGE_BYTES_MAX, OnExceeded, QuotaSpec, ResourcesSpec, SessionDefaultsSpec, Tier,
-    nano_usd,
+    AGENT_SESSIONS_MAX, BudgetSpec, LimitsSpec, MESSAGE_BYTES_MAX, OnExceeded, QuotaSpec, ResourcesSpec,
+    SessionDefaultsSpec, Tier, nano_usd,
 };
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +25,8 @@ pub(crate) struct TierValues {
     pub(crate) quota_cpu: Quantity,
     pub(crate) quota_memory: Quantity,
     pub(crate) quota_pods: i32,
+    /// As `limits.maxSessions` has it where it is not set.
+    pub(crate) quota_agent_sessions: Option<u32>,
     pub(crate) replicas: i32,
     pub(crate) cpu_request: Quantity,
     pub(crate) cpu_limit: Quantity,
@@ -55,8 +57,8 @@ struct File {
     enterprise: Option<Class>,
 }
 
-/// One class in the file. What a tenant can't be without and is not here is as built in; a budget, a rate of tokens or a
-/// lifetime that is not here is none.
+/// One class in the file. What a tenant can't be without and is not here is as built in; a budget, a rate of tokens, a
+/// lifetime or a time to keep records that is not here is none.
 #[derive(Serialize, Deserialize, Default)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 struct Class {
@@ -116,6 +118,7 @@ impl Class {
             quota_cpu: quota.cpu.unwrap_or(built_in.quota_cpu),
             quota_memory: quota.memory.unwrap_or(built_in.quota_memory),
             quota_pods: quota.pods.unwrap_or(built_in.quota_pods),
+            quota_agent_sessions: quota.agent_sessions,
             replicas: workers.replicas.unwrap_or(built_in.replicas),
             cpu_request: resources.cpu_request.unwrap_or(built_in.cpu_request),
             cpu_limit: resources.cpu_limit.unwrap_or(built_in.cpu_limit),
@@ -154,8 +157,9 @@ impl TierValues {
                 mistakes.push(format!("{field} is {amount}, which is no amount such as 500m or 2Gi"));
             }
         }
-        let numbers: [(&str, i64, i64); 9] = [
+        let numbers: [(&str, i64, i64); 10] = [
             ("quota.pods", self.quota_pods.into(), 10_000),
+            ("quota.agentSessions", self.quota_agent_sessions.unwrap_or(1).into(), AGENT_SESSIONS_MAX.into()),
             ("workers.replicas", self.replicas.into(), 100),
             ("workers.sessionsPerWorker", self.sessions_per_worker.into(), 10_000),
             ("limits.maxSessions", self.sessions_max.into(), 1_000_000),
@@ -203,6 +207,7 @@ impl Default for Tiers {
             quota_cpu: "1".into(),
             quota_memory: "1Gi".into(),
             quota_pods: 4,
+            quota_agent_sessions: None,
             replicas: 1,
             cpu_request: "50m".into(),
             cpu_limit: "500m".into(),
@@ -215,7 +220,7 @@ impl Default for Tiers {
             message_bytes_max: 256 * 1024,
             session_idle_timeout_seconds: 30 * 60,
             session_lifetime_seconds: None,
-            session_ttl_seconds_after_finished: None,
+            session_ttl_seconds_after_finished: Some(7 * 24 * 60 * 60),
             monthly_budget_usd: Some("5".to_owned()),
             monthly_budget_tokens: None,
             on_budget_exceeded: OnExceeded::Block,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use croft_crds::{AgentTenant, labels};
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::ResourceExt as _;
 use serde_json::json;
 use tokio::time::Instant;
@@ -16,7 +16,7 @@ use super::mounts::Mounts;
 use super::observe::{self, Observed};
 use super::part::Part;
 use super::providers::{Entry, File};
-use super::wanted::{Provider, Wanted, check_ranges};
+use super::wanted::{Keys, Provider, Wanted, check_ranges};
 use super::{
     Error, apply, certificate, ensure, fence, in_time, owners, platform_keys, providers, pull_credentials, tls, workers,
 };
@@ -41,6 +41,22 @@ pub(super) async fn keep_up(ends: Instant, tenant: &AgentTenant, observed: &Obse
     let (owners, mut kept_up) = tokio::join!(owners, rest);
     kept_up.insert(Part::Owners, owners);
     kept_up
+}
+
+/// The owners of a tenant whose workers can't be stopped, which holds up all else of it. Nothing where there is no namespace to have
+/// rights in.
+pub(super) async fn keep_owners_up(
+    ends: Instant,
+    tenant: &AgentTenant,
+    context: &Context,
+) -> Option<Result<(), Error>> {
+    let namespace = context.cluster.get::<Namespace>(None, &tenant.namespace_name())?;
+    if !is_owned(&*namespace, tenant) || namespace.metadata.deletion_timestamp.is_some() {
+        return None;
+    }
+    let wanted = Wanted::unchecked(tenant, &Keys::new(), &context.settings).ok()?;
+    let (role, binding) = (owners::role(&wanted), owners::role_binding(&wanted));
+    Some(in_time(ends, apply::ensure_owners(tenant, role, binding, context), context).await)
 }
 
 async fn keep_fence_and_workers_up(

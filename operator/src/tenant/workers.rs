@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{
     ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, TopologySpreadConstraint, Volume,
     VolumeMount,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::ObjectMeta;
@@ -28,6 +29,9 @@ pub(crate) const NAME: &str = "workers";
 /// The user of the images.
 const USER: i64 = 65532;
 const PROVIDERS_FOLDER: &str = "/etc/croft/providers";
+/// What a worker may write, as nothing else in it can be written. Ours writes nothing; a tenant's own image that writes more is evicted
+/// before it fills the node's disk.
+const SCRATCH_MAX: &str = "1Gi";
 const TLS_FOLDER: &str = "/etc/croft/tls";
 
 /// See it with `kubectl -n tenant-acme get deployment workers -o yaml`.
@@ -223,7 +227,13 @@ fn volumes(wanted: &Wanted) -> Vec<Volume> {
             }),
             ..volume("providers")
         },
-        Volume { empty_dir: Some(EmptyDirVolumeSource::default()), ..volume("scratch") },
+        Volume {
+            empty_dir: Some(EmptyDirVolumeSource {
+                size_limit: Some(Quantity(SCRATCH_MAX.to_owned())),
+                ..EmptyDirVolumeSource::default()
+            }),
+            ..volume("scratch")
+        },
     ];
     volumes.extend(mounts::keys_volume(wanted));
     volumes.extend(mounts::folders(wanted).map(|(_, folder)| folder.into_volume()));

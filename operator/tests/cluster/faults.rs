@@ -6,6 +6,7 @@ use std::time::Duration;
 use croft_crds::session::SessionPhase;
 use croft_crds::tenant::TenantPhase;
 use croft_crds::{AgentSession, AgentTenant};
+use croft_proto::v1::SessionState;
 use futures::{StreamExt as _, stream};
 use http::Method;
 use k8s_openapi::api::apps::v1::Deployment;
@@ -14,11 +15,12 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::ResourceExt as _;
-use kube::api::{DeleteParams, PostParams};
+use kube::api::{DeleteParams, PostParams, WatchEvent, WatchParams};
 use serde_json::json;
 
 use crate::proxy::What;
-use crate::world::{Session, World, condition, until};
+use crate::stops::heard;
+use crate::world::{Session, World, condition, tenant, until};
 
 /// All that an API server answers when it can't.
 const FAILURES: [u16; 5] = [409, 410, 429, 500, 503];
@@ -135,6 +137,31 @@ async fn owners_change_whatever_else_cant_be_written() {
 }
 
 #[tokio::test]
+async fn owners_change_although_the_workers_of_a_suspended_tenant_cant_be_taken_away() {
+    let session = World::shared().await;
+    let tenants = session.all::<AgentTenant>();
+    let owned = |names: &[&str]| names.iter().map(|name| json!({ "kind": "User", "name": name })).collect::<Vec<_>>();
+    for (what, why) in [(What::Answer(500), "False ApiFailed"), (What::Stall, "False DeadlineExceeded")] {
+        let spec = json!({ "owners": owned(&["ada@example.com", "grace@example.com"]), "workers": { "replicas": 1 } });
+        let made = session.settled_tenant("clinging", spec).await;
+        let (name, namespace) = (made.name_any(), made.namespace_name());
+        let workers = format!("/namespaces/{namespace}/deployments/workers");
+        let fault = session.world.proxy.inject(Method::PATCH, &workers, what, None);
+        let changed = json!({ "spec": { "suspend": true, "owners": owned(&["grace@example.com"]) } });
+        session.merge(&tenants, &name, changed).await;
+        until("one owner is left", async || {
+            let binding = session.within::<RoleBinding>(&namespace).get_opt("owners").await.ok()??;
+            (binding.subjects.unwrap_or_default().len() == 1).then_some(())
+        })
+        .await;
+        says(&session, &name, "Applied", why).await;
+        says(&session, &name, "OwnersBound", "True").await;
+        drop(fault);
+        says(&session, &name, "WorkersReady", "Suspended").await;
+    }
+}
+
+#[tokio::test]
 async fn whatever_cant_be_written_changes_whoever_the_owners_are() {
     let session = World::shared().await;
     let owned = |name: &str, replicas: i32| json!({ "owners": [{ "kind": "User", "name": name }], "workers": { "replicas": replicas } });
@@ -182,6 +209,71 @@ async fn a_status_that_cannot_be_written_is_written_later() {
         says(&session, &made.name_any(), "Applied", "True").await;
         assert_eq!(fault.hits(), 4, "{code}");
     }
+}
+
+/// An edit is what mends the spec, so its passes are far between.
+#[tokio::test]
+async fn a_status_that_an_unusable_spec_leads_to_is_written_soon_although_it_could_not_at_first() {
+    let session = World::shared().await;
+    let made = session.settled_tenant("stammering", json!({ "workers": { "replicas": 0 } })).await;
+    let name = made.name_any();
+    let path = format!("/agenttenants/{name}/status");
+    let fault = session.world.proxy.inject(Method::PATCH, &path, What::Answer(500), Some(1));
+    let unusable = json!({ "spec": { "workers": { "resources": { "cpuRequest": "2" } } } });
+    session.merge(&session.all::<AgentTenant>(), &name, unusable).await;
+    says(&session, &name, "Applied", "False SpecNotUsable").await;
+    assert_eq!(fault.hits(), 1);
+}
+
+#[tokio::test]
+async fn an_event_whose_write_is_never_answered_is_not_the_last() {
+    let session = World::alone().await;
+    let lacking = json!({ "workers": { "replicas": 0 }, "llm": { "providers": [
+        { "name": "anthropic", "apiKeySecretRef": { "name": "models", "key": "anthropic-key" } },
+    ] } });
+    let fault = session.world.proxy.inject(Method::POST, "/namespaces/default/events", What::Stall, Some(1));
+    session.settled_tenant("unheard", lacking.clone()).await;
+    until("it is stalled", async || (fault.hits() == 1).then_some(())).await;
+    let made = session.settled_tenant("heard", lacking).await;
+    until("people hear of the next", async || {
+        heard(&session, &made).await.contains(&"Warning KeysMissing".to_owned()).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn looks_that_are_never_answered_keep_no_deleted_session_from_its_end() {
+    /// As many as the operator ends at a time.
+    const AT_A_TIME: u32 = 8;
+    let session = World::alone().await;
+    let made = session.settled_tenant("lingering", json!({})).await;
+    let namespace = made.namespace_name();
+    let declared = session.declare(&namespace, "talk", json!({ "agent": { "model": "scripted-1" } })).await;
+    becomes(&session, &namespace, "talk", SessionPhase::Ready).await;
+    let looks = format!("/namespaces/{namespace}/agentsessions/");
+    let fault = session.world.proxy.inject(Method::GET, &looks, What::Stall, Some(AT_A_TIME));
+    let front = &session.world.front;
+    for number in 0..AT_A_TIME {
+        let orphan = format!("{namespace}-{number}");
+        let labels = [("croft.dev/agentsession-uid", orphan.as_str()), ("croft.dev/agentsession-name", "gone")];
+        front.add(croft_proto::v1::Session {
+            session_id: orphan.clone(),
+            tenant: made.name_any(),
+            state: SessionState::Ready.into(),
+            labels: labels.map(|(label, value)| (label.to_owned(), value.to_owned())).into(),
+            ..croft_proto::v1::Session::default()
+        });
+    }
+    until("all hang", async || (fault.hits() == AT_A_TIME).then_some(())).await;
+    let objects = session.within::<AgentSession>(&namespace);
+    objects.delete("talk", &DeleteParams::default()).await.expect("it can be deleted");
+    let is_ended = |uid: &str| front.sessions_of(uid).iter().all(|session| session.state() == SessionState::Terminated);
+    let uid = declared.uid().expect("it is stored");
+    until("its session is ended", async || is_ended(&uid).then_some(())).await;
+    until("and so are the others", async || {
+        (0..AT_A_TIME).all(|number| is_ended(&format!("{namespace}-{number}"))).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -338,4 +430,34 @@ async fn becomes(session: &Session, namespace: &str, name: &str, phase: SessionP
         (objects.get(name).await.ok()?.status?.phase? == phase).then_some(())
     })
     .await;
+}
+
+/// One that was torn down by force, so that its last pass still runs when another of its name is there.
+#[tokio::test]
+async fn a_tenant_that_is_made_anew_has_nothing_of_the_old_ones_status() {
+    let session = World::shared().await;
+    let tenants = session.all::<AgentTenant>();
+    let fault = session.world.proxy.inject(Method::POST, "/tenant-reborn-", What::Stall, Some(1));
+    let old = session.tenant("reborn", json!({ "workers": { "replicas": 0 } })).await;
+    let name = old.name_any();
+    until("its pass stands still", async || (fault.hits() == 1).then_some(())).await;
+    session.merge(&tenants, &name, json!({ "metadata": { "finalizers": null } })).await;
+    tenants.delete(&name, &DeleteParams::default()).await.unwrap();
+    until("it is gone", async || tenants.get_opt(&name).await.ok()?.is_none().then_some(())).await;
+    let new = tenant(&name, &json!({ "workers": { "replicas": 0 } }));
+    let new = tenants.create(&PostParams::default(), &new).await.expect("another may have its name");
+    assert_ne!(new.uid(), old.uid());
+
+    let only = WatchParams::default().fields(&format!("metadata.name={name}")).timeout(120);
+    let version = new.resource_version().expect("it is stored");
+    let mut changes = std::pin::pin!(tenants.watch(&only, &version).await.expect("it can be watched"));
+    let mut statuses = Vec::new();
+    while !statuses.iter().any(|told: &Option<String>| told.as_ref().is_some_and(|told| told.starts_with("True"))) {
+        let change = changes.next().await.expect("it is applied in time").expect("the watch holds");
+        let WatchEvent::Modified(tenant) = change else { continue };
+        statuses.push(condition(&tenant, "Applied"));
+    }
+    let late = statuses.iter().position(|told| told.as_ref().is_some_and(|told| told.contains("DeadlineExceeded")));
+    let late = late.expect("the old one's pass has ended");
+    assert_eq!(statuses[late + 1], None, "what it said is taken back: {statuses:?}");
 }

@@ -17,7 +17,7 @@ use crate::routes::{front, next_where, watch_over};
 use crate::world::{World, kube_config, until};
 
 /// Leads through `proxy`.
-fn kubeconfig(proxy: &Proxy) -> NamedTempFile {
+pub(crate) fn kubeconfig(proxy: &Proxy) -> NamedTempFile {
     let config = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "test",
         "contexts": [{ "name": "test", "context": { "cluster": "test", "user": "test" } }],

@@ -1,5 +1,6 @@
 //! Who leads, when, and that nobody else writes.
 
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::freshness::kubeconfig;
+use crate::program;
 use crate::proxy::{Proxy, What};
 use crate::world::{LONG, Session, World, kube_config, until};
 
@@ -173,6 +176,24 @@ async fn a_leader_survives_an_api_server_that_fails_for_less_than_the_lease() {
     }
     leader.stopping.cancel();
     leader.ended().await.unwrap();
+}
+
+/// It could do nothing with it, and would keep out who can.
+#[tokio::test]
+async fn a_replica_that_can_list_nothing_does_not_take_the_lease() {
+    let session = World::shared().await;
+    let (namespace, tasks) = (namespace(&session).await, Tasks::new());
+    let proxy = Proxy::start(kube_config().await, &tasks).await;
+    let stalled = proxy.inject(Method::GET, "/agentsessions?", What::Stall, None);
+    let kubeconfig = kubeconfig(&proxy);
+    let path = kubeconfig.path().to_str().expect("it is text");
+    let _unable = program::spawn(path, &namespace, &[], Stdio::null());
+    until("its list hangs", async || (stalled.hits() > 0).then_some(())).await;
+    // It would have the Lease long since.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(holder(&session, &namespace).await, None);
+    let able = Replica::start(&kube_config().await, &namespace, "able", LONG_LEASE, Work::Ends, &tasks);
+    able.leads().await;
 }
 
 #[tokio::test]

@@ -35,6 +35,20 @@ fn a_missing_kubeconfig_is_a_sentence_and_exit_code_1() {
     assert_eq!(told.lines().count(), 1, "{told:?}");
 }
 
+/// Starts the program, which is killed when this is dropped.
+pub(crate) fn spawn(kubeconfig: &str, namespace: &str, arguments: &[String], log: Stdio) -> Child {
+    tokio::process::Command::new(PROGRAM)
+        .env_clear()
+        .env("KUBECONFIG", kubeconfig)
+        .args(["--metrics-addr=127.0.0.1:0", "--routes-addr=127.0.0.1:0"])
+        .arg(format!("--namespace={namespace}"))
+        .args(arguments)
+        .stdout(log)
+        .kill_on_drop(true)
+        .spawn()
+        .expect("the program can be run")
+}
+
 /// One more replica, which stands by.
 pub(crate) struct Replica {
     child: Child,
@@ -46,16 +60,7 @@ pub(crate) struct Replica {
 impl Replica {
     /// Starts one and waits until it is ready. `tasks` takes its log from then on: a pipe that is full would hold it up.
     pub(crate) async fn start(kubeconfig: &str, namespace: &str, arguments: &[String], tasks: &Tasks) -> Self {
-        let mut child = tokio::process::Command::new(PROGRAM)
-            .env_clear()
-            .env("KUBECONFIG", kubeconfig)
-            .args(["--metrics-addr=127.0.0.1:0", "--routes-addr=127.0.0.1:0"])
-            .arg(format!("--namespace={namespace}"))
-            .args(arguments)
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("the program can be run");
+        let mut child = spawn(kubeconfig, namespace, arguments, Stdio::piped());
         let mut lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
         let (mut ops_addr, mut routes_port) = (None, None);
         let ready = async {

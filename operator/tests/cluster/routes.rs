@@ -9,7 +9,7 @@ use croft_proto::v1::route_service_client::RouteServiceClient;
 use croft_proto::v1::watch_routes_response::Change;
 use croft_proto::v1::{TenantAdmission, TenantRoute, WatchRoutesRequest, WatchRoutesResponse};
 use croft_serve::tls::TlsFiles;
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{ResourceQuota, Secret};
 use kube::ResourceExt as _;
 use kube::api::DeleteParams;
 use serde_json::json;
@@ -116,6 +116,21 @@ async fn a_front_gets_a_snapshot_and_then_each_change() {
     tenants.delete(&new.name_any(), &DeleteParams::default()).await.unwrap();
     assert_eq!(next(&mut stream, &new).await.unwrap().admission(), TenantAdmission::Terminating);
     while next(&mut stream, &new).await.is_some() {}
+}
+
+#[tokio::test]
+async fn what_the_file_of_tiers_says_is_in_the_quota_and_in_the_route() {
+    let session = World::shared().await;
+    let mut stream = watch(&session).await;
+    stream.message().await.unwrap().unwrap();
+    let made = session.settled_tenant("priced", json!({ "tier": "enterprise" })).await;
+    let route = next(&mut stream, &made).await.unwrap();
+    assert_eq!(route.limits.unwrap().sessions_max, 1_234);
+    let quota: ResourceQuota = session.within(&made.namespace_name()).get("tenant").await.unwrap();
+    let hard = quota.spec.unwrap().hard.unwrap();
+    let amount = |resource: &str| hard[resource].0.as_str();
+    let told = ["pods", "count/agentsessions.croft.dev", "limits.cpu"].map(amount);
+    assert_eq!(told, ["57", "4321", "16"], "what the file leaves out is as built in");
 }
 
 #[tokio::test]

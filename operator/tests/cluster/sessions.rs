@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use croft_crds::session::SessionPhase;
 use croft_crds::{AgentSession, AgentSessionStatus, AgentTenant};
 use croft_proto::v1::{SessionState, TokenUsage, UsageTotals};
+use k8s_openapi::api::core::v1::ResourceQuota;
 use kube::ResourceExt as _;
 use kube::api::{Api, DeleteParams, PostParams};
 use serde_json::json;
@@ -168,6 +169,62 @@ async fn a_stream_that_breaks_costs_nothing_and_a_session_that_is_lost_meanwhile
     let status = in_phase(&objects, "lost", SessionPhase::Failed).await;
     assert_eq!(status.message.as_deref(), Some("the front no longer knows the session"));
     in_phase(&objects, "stays", SessionPhase::Ready).await;
+}
+
+/// An operator that began since knows of it by its status alone: fronts tell of nothing that ended long ago.
+#[tokio::test]
+async fn a_session_that_has_ended_is_not_ended_again_with_its_object() {
+    let session = World::alone().await;
+    let tenant = session.settled_tenant("over", json!({})).await;
+    let (name, namespace) = (tenant.name_any(), tenant.namespace_name());
+    let objects = session.within::<AgentSession>(&namespace);
+    for name in ["over", "open"] {
+        session.declare(&namespace, name, spec()).await;
+    }
+    let over = in_phase(&objects, "over", SessionPhase::Ready).await.session_id.unwrap();
+    let open = in_phase(&objects, "open", SessionPhase::Ready).await.session_id.unwrap();
+    session.world.front.change(&over, |session| session.state = SessionState::Terminated.into());
+    in_phase(&objects, "over", SessionPhase::Terminated).await;
+    session.world.front.forget(&over);
+    let watches = session.world.front.cut_watches();
+    until("it watches again", async || (session.world.front.watches() > watches).then_some(())).await;
+    session.quiet().await;
+    for name in ["over", "open"] {
+        objects.delete(name, &DeleteParams::default()).await.unwrap();
+    }
+    let ended = |id: &str| session.world.front.calls(&name).contains(&format!("terminate {name} {id}"));
+    until("the other is ended", async || ended(&open).then_some(())).await;
+    assert!(!ended(&over));
+}
+
+#[tokio::test]
+async fn one_agent_session_more_than_the_quota_counts_is_refused() {
+    let session = World::shared().await;
+    let tenant = session.settled_tenant("counted", json!({ "quota": { "agentSessions": 2 } })).await;
+    let namespace = tenant.namespace_name();
+    let quotas = session.within::<ResourceQuota>(&namespace);
+    until("they are counted", async || {
+        let used = quotas.get_opt("tenant").await.ok()??.status?.used?;
+        used.contains_key("count/agentsessions.croft.dev").then_some(())
+    })
+    .await;
+    let objects = session.within::<AgentSession>(&namespace);
+    for name in ["over", "open"] {
+        session.declare(&namespace, name, spec()).await;
+        in_phase(&objects, name, SessionPhase::Ready).await;
+    }
+    session.merge(&objects, "over", json!({ "spec": { "terminate": true } })).await;
+    in_phase(&objects, "over", SessionPhase::Terminated).await;
+    let more: AgentSession =
+        serde_json::from_value(json!({ "metadata": { "name": "more" }, "spec": spec() })).expect("it is one");
+    let refused = objects.create(&PostParams::default(), &more).await.expect_err("there are as many as there may be");
+    let kube::Error::Api(status) = refused else { panic!("the API server refuses it: {refused}") };
+    let told = "exceeded quota: tenant, requested: count/agentsessions.croft.dev=1, \
+                used: count/agentsessions.croft.dev=2, limited: count/agentsessions.croft.dev=2";
+    assert!(status.code == 403 && status.message.contains(told), "{status:?}");
+
+    objects.delete("over", &DeleteParams::default()).await.unwrap();
+    until("there is room again", async || objects.create(&PostParams::default(), &more).await.ok()).await;
 }
 
 #[tokio::test]

@@ -1,21 +1,24 @@
 //! A tenant that is stopped in an emergency, one that has no room, and what people hear of either.
 
+use std::time::Duration;
+
 use croft_crds::AgentTenant;
 use croft_crds::tenant::TenantPhase;
 use croft_proto::v1::TenantAdmission;
+use futures::{StreamExt as _, stream};
 use http::Method;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::ResourceExt as _;
-use kube::api::{Api, ListParams, Patch, PatchParams};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::json;
 
 use crate::kubelet;
 use crate::proxy::What;
 use crate::routes::{next_where, watch};
-use crate::world::{Session, World, condition, until};
+use crate::world::{Session, World, condition, until, within};
 
 async fn when(session: &Session, name: &str, kind: &str, beginning: &str) -> AgentTenant {
     until(&format!("{kind} is {beginning}"), async || {
@@ -26,7 +29,7 @@ async fn when(session: &Session, name: &str, kind: &str, beginning: &str) -> Age
 }
 
 /// What people were told of an object, as `type reason`.
-async fn heard(session: &Session, tenant: &AgentTenant) -> Vec<String> {
+pub(crate) async fn heard(session: &Session, tenant: &AgentTenant) -> Vec<String> {
     let events: Api<Event> = session.within("default");
     let of = ListParams::default().fields(&format!("regarding.name={}", tenant.name_any()));
     let found = events.list(&of).await.expect("Events can be listed");
@@ -122,6 +125,53 @@ async fn workers_go_in_an_emergency_whatever_cant_be_written_of_the_others_and_o
         api.patch(pod, &PatchParams::default(), &gone).await.unwrap();
     }
     when(&session, &name, "Ready", "False Stopped").await;
+}
+
+/// As many hang as there are passes at a time, and as there are writes of children.
+#[tokio::test]
+async fn an_emergency_stop_waits_for_no_write_of_another_tenant_that_hangs() {
+    const HANGING: usize = 64;
+    let session = World::alone().await;
+    let made = session.settled_tenant("urgent", json!({ "workers": { "replicas": 1 } })).await;
+    let (name, namespace) = (made.name_any(), made.namespace_name());
+    let pod = kubelet::pods(&session, &namespace, 1).await[0].name_any();
+    let none = json!({ "workers": { "replicas": 0 } });
+    let others: Vec<_> = stream::iter(0..HANGING)
+        .map(|_| session.settled_tenant("crowd", none.clone()))
+        .buffer_unordered(16)
+        .collect()
+        .await;
+    session.quiet().await;
+    let stalled = session.world.proxy.inject(Method::PATCH, "/deployments/workers", What::Stall, None);
+    let tenants = session.all::<AgentTenant>();
+    let change = json!({ "spec": { "workers": { "nodeSelector": { "pool": "agents" } } } });
+    stream::iter(&others)
+        .for_each_concurrent(16, async |other| {
+            session.merge(&tenants, &other.name_any(), change.clone()).await;
+        })
+        .await;
+    until("every place is taken", async || (stalled.hits() >= 64).then_some(())).await;
+
+    session.merge(&tenants, &name, json!({ "spec": { "emergencyStop": true } })).await;
+    within(Duration::from_secs(2), "the fence is shut", async || {
+        let fence: NetworkPolicy = session.within(&namespace).get("fence").await.ok()?;
+        let spec = fence.spec?;
+        (spec.ingress.unwrap_or_default().is_empty() && spec.egress.unwrap_or_default().is_empty()).then_some(())
+    })
+    .await;
+    // For two seconds it waits for the Deployment, which hangs too. Another pod is made in its place until that answers.
+    within(Duration::from_secs(3), "the pod goes", async || {
+        let there = session.within::<Pod>(&namespace).get_opt(&pod).await.ok()?;
+        there.is_none_or(|there| there.metadata.deletion_timestamp.is_some()).then_some(())
+    })
+    .await;
+    drop(stalled);
+    when(&session, &name, "Ready", "False Stopped").await;
+    stream::iter(&others)
+        .for_each_concurrent(16, async |other| {
+            tenants.delete(&other.name_any(), &DeleteParams::default()).await.expect("it can be deleted");
+        })
+        .await;
 }
 
 /// A request above the limit that the tier gives is refused by the API server, in a Deployment and in a `LimitRange`.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use croft_crds::AgentTenant;
 use croft_crds::tenant::TenantPhase;
+use futures::StreamExt as _;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{
     ConfigMap, LimitRange, Namespace, Pod, ResourceQuota, Secret, Service, ServiceAccount,
@@ -11,18 +12,20 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
-use kube::api::{Api, DeleteParams, ListParams, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, PostParams, WatchEvent, WatchParams};
 use kube::core::DynamicObject;
 use kube::{Resource, ResourceExt as _};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::kubelet;
+use crate::providers::LENT;
 use crate::world::{Session, World, condition, tenant, until, within};
 
-/// Long before the next look at a tenant that nothing happened to. How long it takes is the benchmark's to say: here many
-/// tests share two cores.
+/// Long before the next look at a tenant that nothing happened to: here many tests share two cores.
 const REPAIRED: Duration = Duration::from_secs(10);
+/// What is promised, and what most repairs keep here too.
+const REPAIRED_MOSTLY: Duration = Duration::from_secs(1);
 
 /// `kind/name` of every child and its resource version.
 async fn versions(session: &Session, namespace: &str) -> Vec<(String, String)> {
@@ -233,50 +236,99 @@ async fn what_a_part_no_longer_wants_goes_also_from_one_that_was_created() {
     assert_eq!(session.world.writes() - writes - first, first - 1, "only the first apply takes ownership over");
 }
 
+/// A tenant that has every part there is, with what the platform lends it; no other test may run meanwhile.
+async fn full_tenant(session: &Session, name: &str) -> AgentTenant {
+    take_back(session).await;
+    let platform = session.within::<Secret>(&session.world.namespace);
+    let registries = json!({ "auths": { "registry.example.com": { "auth": "bWFkZTp1cA==" } } }).to_string();
+    for lent in [
+        json!({ "metadata": { "name": "lent" }, "stringData": { "api-key": LENT } }),
+        json!({
+            "metadata": { "name": "registry" }, "type": "kubernetes.io/dockerconfigjson",
+            "stringData": { ".dockerconfigjson": registries },
+        }),
+    ] {
+        let lent = serde_json::from_value(lent).expect("it is a Secret");
+        platform.create(&PostParams::default(), &lent).await.expect("it can be made");
+    }
+    let providers = json!([{ "name": "anthropic", "source": "Platform" }]);
+    let spec = json!({ "owners": owners(), "llm": { "providers": providers } });
+    let made = session.settled_tenant(name, spec).await;
+    let copies = session.within::<Secret>(&made.namespace_name());
+    for name in ["platform-keys", "pull-credentials"] {
+        until(&format!("{name} is copied"), async || copies.get_opt(name).await.ok()?).await;
+    }
+    kubelet::pods(session, &made.namespace_name(), 2).await;
+    session.quiet().await;
+    made
+}
+
+/// Takes back what [`full_tenant`] lent.
+async fn take_back(session: &Session) {
+    let platform = session.within::<Secret>(&session.world.namespace);
+    for name in ["lent", "registry"] {
+        // It may not be there.
+        let _ = platform.delete(name, &DeleteParams::default()).await;
+    }
+    session.quiet().await;
+}
+
+fn assert_mostly_quick(mut repairs: Vec<Duration>) {
+    repairs.sort();
+    let median = repairs[repairs.len() / 2];
+    assert!(median < REPAIRED_MOSTLY, "half of them took {median:?} and more: {repairs:?}");
+}
+
 #[tokio::test]
 async fn a_part_that_is_deleted_comes_back() {
-    async fn deleted<K>(api: Api<K>, name: &str)
+    async fn deleted<K>(api: Api<K>, name: &str) -> Duration
     where
         K: Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
     {
         let before = api.get(name).await.expect("it is there").uid();
+        let since = Instant::now();
         api.delete(name, &DeleteParams::background()).await.expect("it can be deleted");
         within(REPAIRED, &format!("{} {name} is back", K::kind(&())), async || {
             let found = api.get_opt(name).await.ok()??;
             (found.uid() != before && found.meta().deletion_timestamp.is_none()).then_some(())
         })
         .await;
+        since.elapsed()
     }
     let session = World::alone().await;
-    let made = session.settled_tenant("deleted", json!({ "owners": owners() })).await;
+    let made = full_tenant(&session, "deleted").await;
     let namespace = made.namespace_name();
-    kubelet::pods(&session, &namespace, 2).await;
-    session.quiet().await;
-    deleted::<NetworkPolicy>(session.within(&namespace), "fence").await;
-    deleted::<ResourceQuota>(session.within(&namespace), "tenant").await;
-    deleted::<LimitRange>(session.within(&namespace), "tenant").await;
-    deleted::<ServiceAccount>(session.within(&namespace), "worker").await;
-    deleted::<Role>(session.within(&namespace), "owners").await;
-    deleted::<RoleBinding>(session.within(&namespace), "owners").await;
-    deleted::<ConfigMap>(session.within(&namespace), "providers").await;
-    deleted::<Secret>(session.within(&namespace), "worker-tls").await;
-    deleted::<Service>(session.within(&namespace), "workers").await;
-    deleted::<Deployment>(session.within(&namespace), "workers").await;
-    deleted::<PodDisruptionBudget>(session.within(&namespace), "workers").await;
+    let repairs = vec![
+        deleted::<NetworkPolicy>(session.within(&namespace), "fence").await,
+        deleted::<ResourceQuota>(session.within(&namespace), "tenant").await,
+        deleted::<LimitRange>(session.within(&namespace), "tenant").await,
+        deleted::<ServiceAccount>(session.within(&namespace), "worker").await,
+        deleted::<Role>(session.within(&namespace), "owners").await,
+        deleted::<RoleBinding>(session.within(&namespace), "owners").await,
+        deleted::<ConfigMap>(session.within(&namespace), "providers").await,
+        deleted::<Secret>(session.within(&namespace), "worker-tls").await,
+        deleted::<Service>(session.within(&namespace), "workers").await,
+        deleted::<Deployment>(session.within(&namespace), "workers").await,
+        deleted::<PodDisruptionBudget>(session.within(&namespace), "workers").await,
+        deleted::<Secret>(session.within(&namespace), "platform-keys").await,
+        deleted::<Secret>(session.within(&namespace), "pull-credentials").await,
+    ];
+    assert_mostly_quick(repairs);
+    take_back(&session).await;
 }
 
 #[tokio::test]
 async fn an_edit_of_a_part_is_undone() {
     let session = World::alone().await;
-    let made = session.settled_tenant("edited", json!({ "owners": owners() })).await;
+    let made = full_tenant(&session, "edited").await;
     let namespace = made.namespace_name();
-    kubelet::pods(&session, &namespace, 2).await;
-    session.quiet().await;
     let stranger = json!({ "subjects": [
         { "kind": "User", "name": "eve", "apiGroup": "rbac.authorization.k8s.io" },
     ] });
     let everything = json!({ "rules": [{ "apiGroups": ["*"], "resources": ["*"], "verbs": ["*"] }] });
-    let edits: [(&str, &str, Value, &str); 11] = [
+    // Of the copy for registries only what is on it is looked at.
+    let unlabelled = json!({ "metadata": { "labels": { "app.kubernetes.io/name": null } } });
+    let edits: [(&str, &str, Value, &str); 13] = [
         ("RoleBinding", "owners", stranger, "/subjects"),
         ("Role", "owners", everything, "/rules"),
         ("Deployment", "workers", json!({ "spec": { "replicas": 7 } }), "/spec/replicas"),
@@ -287,6 +339,8 @@ async fn an_edit_of_a_part_is_undone() {
         ("ConfigMap", "providers", json!({ "data": { "providers.json": "{}" } }), "/data/providers.json"),
         ("Service", "workers", json!({ "spec": { "selector": { "croft.dev/tenant": "egret" } } }), "/spec/selector"),
         ("PodDisruptionBudget", "workers", json!({ "spec": { "maxUnavailable": 9 } }), "/spec/maxUnavailable"),
+        ("Secret", "platform-keys", json!({ "stringData": { "anthropic": "garbled" } }), "/data/anthropic"),
+        ("Secret", "pull-credentials", unlabelled, "/metadata/labels"),
         (
             "NetworkPolicy",
             "fence",
@@ -294,6 +348,7 @@ async fn an_edit_of_a_part_is_undone() {
             "/metadata/labels",
         ),
     ];
+    let mut repairs = Vec::new();
     for (kind, name, edit, field) in edits {
         let api = dynamic(&session, kind, &namespace);
         let read = async || {
@@ -301,12 +356,16 @@ async fn an_edit_of_a_part_is_undone() {
             object.pointer(field).cloned()
         };
         let before = read().await;
+        let since = Instant::now();
         session.merge(&api, name, edit).await;
         within(REPAIRED, &format!("{kind} {name} has its {field} back"), async || {
             (read().await == before).then_some(())
         })
         .await;
+        repairs.push(since.elapsed());
     }
+    assert_mostly_quick(repairs);
+    take_back(&session).await;
     let namespaces = session.all::<Namespace>();
     let weakened = json!({ "metadata": { "labels": {
         "pod-security.kubernetes.io/enforce": "privileged", "croft.dev/tenant": null,
@@ -329,6 +388,7 @@ fn dynamic(session: &Session, kind: &str, namespace: &str) -> Api<DynamicObject>
         "LimitRange" => ("", "limitranges"),
         "ServiceAccount" => ("", "serviceaccounts"),
         "ConfigMap" => ("", "configmaps"),
+        "Secret" => ("", "secrets"),
         "Service" => ("", "services"),
         "Role" => ("rbac.authorization.k8s.io", "roles"),
         "RoleBinding" => ("rbac.authorization.k8s.io", "rolebindings"),
@@ -439,6 +499,46 @@ async fn an_image_that_cannot_be_had_is_named() {
     })
     .await;
     assert_eq!(told, "False ImageUnavailable: the image croft/worker:dev can't be had");
+}
+
+#[tokio::test]
+async fn a_rollout_whose_new_worker_never_starts_is_not_ready_from_its_first_word_on() {
+    let session = World::shared().await;
+    let made = session.settled_tenant("stuck", json!({ "workers": { "replicas": 1 } })).await;
+    let (name, namespace) = (made.name_any(), made.namespace_name());
+    let tenants = session.all::<AgentTenant>();
+    let old = kubelet::pods(&session, &namespace, 1).await.remove(0);
+    kubelet::set(&session, &old, kubelet::ready("10.1.0.17")).await;
+    let ready = until("it is ready", async || {
+        let tenant = tenants.get(&name).await.ok()?;
+        condition(&tenant, "Ready")?.starts_with("True").then_some(tenant)
+    })
+    .await;
+
+    let only = WatchParams::default().fields(&format!("metadata.name={name}")).timeout(120);
+    let version = ready.resource_version().expect("it is stored");
+    let mut changes = std::pin::pin!(tenants.watch(&only, &version).await.expect("it can be watched"));
+    let image = json!({ "spec": { "workers": { "image": "registry.example.com/croft/worker:none" } } });
+    session.merge(&tenants, &name, image).await;
+    let pods = kubelet::pods(&session, &namespace, 2).await;
+    let new = pods.into_iter().find(|pod| pod.uid() != old.uid()).expect("one is new");
+    let waiting = json!({ "phase": "Pending", "containerStatuses": [{
+        "name": "worker", "image": "registry.example.com/croft/worker:none", "imageID": "", "ready": false,
+        "restartCount": 0, "state": { "waiting": { "reason": "ImagePullBackOff" } },
+    }] });
+    kubelet::set(&session, &new, waiting).await;
+    let told = loop {
+        let change = changes.next().await.expect("the image is named in time").expect("the watch holds");
+        let WatchEvent::Modified(tenant) = change else { continue };
+        let told = condition(&tenant, "Ready").expect("it was ready once");
+        let of = tenant.status.as_ref().and_then(|status| status.observed_generation);
+        assert!(of < tenant.metadata.generation || !told.starts_with("True"), "of the new spec: {told}");
+        if told.contains("ImageUnavailable") {
+            break told;
+        }
+    };
+    assert_eq!(told, "False ImageUnavailable: the image registry.example.com/croft/worker:none can't be had");
+    assert_eq!(phase_of(&session, &name).await, Some(TenantPhase::Degraded), "the old worker goes on");
 }
 
 #[tokio::test]

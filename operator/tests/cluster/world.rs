@@ -25,6 +25,8 @@ use crate::proxy::Proxy;
 
 /// On everything that a test makes, so that the next run can clear away what a killed one left.
 pub(crate) const TEST_LABEL: &str = "croft.dev/made-by-test";
+/// The operator's file of tiers; the others are as built in.
+const ENTERPRISE: &str = "enterprise: { quota: { pods: 57, agentSessions: 4321 }, limits: { maxSessions: 1234 } }";
 /// Nothing here takes that long unless it is broken.
 pub(crate) const LONG: Duration = Duration::from_mins(2);
 
@@ -257,6 +259,8 @@ async fn start() -> (World, Program) {
     let fence = std::env::temp_dir().join(format!("{namespace}-fence.yaml"));
     let collectors = "collectors: [{ namespace: tracing, podLabels: { app: collector }, port: 14317 }]";
     std::fs::write(&fence, collectors).expect("a file can be written");
+    let tiers = std::env::temp_dir().join(format!("{namespace}-tiers.yaml"));
+    std::fs::write(&tiers, ENTERPRISE).expect("a file can be written");
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
     let front_port = listener.local_addr().expect("it is bound").port();
     let args: Args = croft_serve::config::try_parse_from([
@@ -273,6 +277,7 @@ async fn start() -> (World, Program) {
         "--worker-otlp-endpoint=http://collector.tracing:4317",
         &format!("--platform-providers={}", providers.display()),
         &format!("--fence={}", fence.display()),
+        &format!("--tiers={}", tiers.display()),
         &format!("--namespace={namespace}"),
         &format!("--front-url=https://localhost:{front_port}"),
     ])
@@ -284,7 +289,7 @@ async fn start() -> (World, Program) {
     let secrets: Api<Secret> = Api::namespaced(client, &namespace);
     let secret = until("the fronts have a certificate", async || secrets.get_opt("croft-front-tls").await.ok()?).await;
     let front = FakeFront::serve(listener, &secret, &program.tasks);
-    for file in [&providers, &fence] {
+    for file in [&providers, &fence, &tiers] {
         std::fs::remove_file(file).expect("it was read and is ours");
     }
     let (routes_port, metrics) = (started.routes_addr.port(), program.metrics.clone());

@@ -1,20 +1,27 @@
 //! The standard `grpc.health.v1` service, kept in step with [`Readiness`].
 
+mod watches;
+
 use axum::http::StatusCode;
 use axum::routing::get;
+use tokio_util::sync::CancellationToken;
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::{Health, HealthServer};
+use tonic_health::server::{HealthReporter, HealthService};
 
 use crate::{Readiness, Tasks};
+use watches::Watches;
 
 /// The service to add to a gRPC server. The empty name and each of `services` (full names, such as
-/// `croft.v1.LifecycleService`) serve exactly while `readiness` has no problems.
+/// `croft.v1.LifecycleService`) serve exactly while `readiness` has no problems. 256 may watch at a time; once
+/// [`Tasks::stopping`], they are told that nothing serves any more, and their streams end.
 pub async fn service(
     readiness: &Readiness,
     tasks: &Tasks,
     services: &[&'static str],
 ) -> HealthServer<impl Health + use<>> {
-    let (reporter, server) = tonic_health::server::health_reporter();
+    let (reporter, told) = (HealthReporter::new(), CancellationToken::new());
+    let server = HealthServer::new(Watches::new(HealthService::from_health_reporter(reporter.clone()), told.clone()));
     let names: Vec<&'static str> = std::iter::once("").chain(services.iter().copied()).collect();
     let mut changes = readiness.watch();
     let stopping = tasks.stopping();
@@ -22,6 +29,7 @@ pub async fn service(
         reporter.set_service_status(name, status(readiness.is_ready())).await;
     }
     drop(tasks.spawn("grpc-health", async move {
+        let _told = told.drop_guard();
         while let Some(Some(ready)) = stopping.run_until_cancelled(changes.next()).await {
             for name in &names {
                 reporter.set_service_status(name, status(ready)).await;

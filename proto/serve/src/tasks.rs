@@ -267,6 +267,16 @@ mod tests {
         assert!(!text.contains("croft_task_panics_total{task=\"quick\"}"), "{text}");
     }
 
+    /// One that aborts would take all other turns and streams along, and count nothing.
+    #[test]
+    fn a_panic_unwinds_in_what_is_released_too() {
+        let workspace = include_str!("../../../Cargo.toml");
+        let (_, release) = workspace.split_once("[profile.release]\n").unwrap();
+        let release = release.split("\n[").next().unwrap();
+        let settings: Vec<_> = release.lines().filter(|line| line.starts_with("panic")).collect();
+        assert_eq!(settings, ["panic = \"unwind\""]);
+    }
+
     #[tokio::test]
     async fn an_aborted_task_is_no_panic_and_not_left() {
         let tasks = Tasks::new();

@@ -20,6 +20,8 @@ pub struct Assembly {
     pub service_tier: String,
     /// Empty until the provider took the call.
     pub response_id: String,
+    /// The model that answers, as the provider calls it; empty until the provider took the call.
+    pub response_model: String,
 }
 
 /// A tool call that the model asked for.
@@ -46,7 +48,10 @@ impl Assembly {
     /// Takes in the next piece.
     pub fn push(&mut self, delta: &Delta) {
         match delta {
-            Delta::Opened { response_id, .. } => self.response_id.clone_from(response_id),
+            Delta::Opened { response_id, model } => {
+                self.response_id.clone_from(response_id);
+                self.response_model.clone_from(model);
+            }
             Delta::Text { block, text } => {
                 if let Part::Text(whole) = self.blocks.entry(*block).or_insert_with(|| Part::Text(String::new())) {
                     whole.push_str(text);

@@ -1,9 +1,14 @@
 //! What of a conversation another model may see.
 
+use croft_proto::media_type;
 use croft_proto::v1::content_block::Block;
-use croft_proto::v1::{Message, Role};
+use croft_proto::v1::image::Source;
+use croft_proto::v1::{ContentBlock, Image, Message, Role, Text};
 
 use crate::openai::chat::REASONING_CONTENT;
+
+const UNSEEN: &str = "[an image, which this model can't see]";
+const UNUSABLE: &str = "[an image that can't be shown: it is no PNG, JPEG, GIF or WebP]";
 
 /// Takes out what only the model that wrote it understands, unless that is `model` of `provider`: thinking, which is proven
 /// to one model alone, and native blocks. Text, calls and results stay. A message that nothing is left of goes.
@@ -30,9 +35,44 @@ pub fn unbind(messages: &mut Vec<Message>) {
     messages.retain(|message| !message.content.is_empty());
 }
 
+/// Puts words in the place of each image that the model could not take: of all for one that does not see, else of those that no
+/// provider takes, which an older release may have let in. The others get the media type of their data.
+pub fn show(messages: &mut [Message], sees: bool) {
+    for message in messages {
+        show_content(&mut message.content, sees);
+    }
+}
+
+fn show_content(content: &mut [ContentBlock], sees: bool) {
+    for block in content.iter_mut().filter_map(|block| block.block.as_mut()) {
+        match block {
+            Block::Image(image) => {
+                let unseen = if sees { unusable(image) } else { Some(UNSEEN) };
+                if let Some(told) = unseen {
+                    *block = Block::Text(Text { text: told.to_owned() });
+                }
+            }
+            Block::ToolOutput(output) => show_content(&mut output.content, sees),
+            Block::Text(_) | Block::Thinking(_) | Block::ToolUse(_) | Block::Native(_) => {}
+        }
+    }
+}
+
+/// What is said in the place of an image that no provider takes; `None` for another.
+fn unusable(image: &mut Image) -> Option<&'static str> {
+    match &image.source {
+        Some(Source::Url(_)) => None,
+        Some(Source::Data(data)) if let Some(media_type) = media_type::of_image(data) => {
+            media_type.clone_into(&mut image.media_type);
+            None
+        }
+        Some(Source::Data(_)) | None => Some(UNUSABLE),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use croft_proto::v1::{ContentBlock, NativeBlock, Text, Thinking, ToolUse};
+    use croft_proto::v1::{NativeBlock, Thinking, ToolOutput, ToolUse};
 
     use super::*;
 
@@ -78,6 +118,37 @@ mod tests {
         unbind(&mut messages);
         assert!(matches!(messages[0].content[0].block, Some(Block::Thinking(_))));
         assert_eq!((messages[0].content.len(), messages[1].content.len()), (3, 2), "no native block, and no proof");
+    }
+
+    #[test]
+    fn an_image_that_the_model_cannot_take_is_told_of_in_words() {
+        let image = |media_type: &str, source| ContentBlock {
+            block: Some(Block::Image(Image { media_type: media_type.into(), source })),
+        };
+        let data = |data: &'static [u8]| Some(Source::Data(data.into()));
+        let text = |text: &str| ContentBlock { block: Some(Block::Text(Text { text: text.into() })) };
+        let output = |content| {
+            let output = ToolOutput { tool_call_id: "a".into(), content, is_error: false };
+            ContentBlock { block: Some(Block::ToolOutput(output)) }
+        };
+        let url = || image("", Some(Source::Url("https://pictures.test/1".into())));
+        let gif = |media_type| image(media_type, data(b"GIF89a"));
+        let conversation = || {
+            let message = |content| Message { content, ..Message::default() };
+            vec![
+                message(vec![gif("image/png"), url()]),
+                message(vec![output(vec![gif(""), image("image/png", data(b""))])]),
+            ]
+        };
+        let contents = |messages: Vec<Message>| messages.into_iter().map(|one| one.content).collect::<Vec<_>>();
+        let mut seen = conversation();
+        show(&mut seen, true);
+        let (gif, unusable) = (gif("image/gif"), text(UNUSABLE));
+        assert_eq!(contents(seen), [vec![gif.clone(), url()], vec![output(vec![gif, unusable])]]);
+        let mut unseen = conversation();
+        show(&mut unseen, false);
+        let told = || vec![text(UNSEEN), text(UNSEEN)];
+        assert_eq!(contents(unseen), [told(), vec![output(told())]]);
     }
 
     #[test]

@@ -1,10 +1,13 @@
 //! What models refuse of a request, as they told. Newer ones take no temperature, or one alone; some know only one of the two
-//! fields that bound the output; some take back no thoughts. Nothing but the refusal of a call says which:
+//! fields that bound the output; some take back no thoughts; some no user's word right behind a result. Nothing but the refusal of
+//! a call says which:
 //! <https://platform.claude.com/docs/en/api/messages/create#create.temperature>,
 //! <https://platform.openai.com/docs/guides/latest-model>.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use croft_proto::v1::Role;
 
 use crate::error::{Class, Error};
 use crate::request::Request;
@@ -30,6 +33,11 @@ const UNKNOWN_FIELD: [&str; 10] = [
 /// What is said of the schema of a tool is not said of the request's own fields, which may have the names of its properties.
 const OF_A_SCHEMA: [&str; 4] = ["schema", "properties", "tools.", "tools["];
 
+/// How models of Mistral's say that a user's word must not follow a result, wherever they are served, and how templates of many
+/// others do: "Conversation roles must alternate user/assistant/user/assistant/...".
+const OF_THE_ROLES: [&str; 2] = ["'user' after role 'tool'", ROLES_MUST_ALTERNATE];
+pub(crate) const ROLES_MUST_ALTERNATE: &str = "roles must alternate";
+
 /// A part of a request that some models refuse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Part {
@@ -41,25 +49,38 @@ pub enum Part {
     MaxCompletionTokens,
     /// What was thought, in a field of its own.
     ReasoningContent,
+    /// A user's message right behind the results of calls: a word of the model's must stand between them.
+    UserAfterResults,
 }
 
 /// What a call was made with of all that may be refused.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Sent {
     temperature: Option<f64>,
+    /// Behind which a user's word may stand.
+    has_results: bool,
     /// Was left out already.
     refused: Vec<Part>,
 }
 
 impl Sent {
     pub fn of(request: &Request) -> Self {
-        Self { temperature: request.temperature, refused: request.refused.clone() }
+        Self {
+            temperature: request.temperature,
+            has_results: request.messages.iter().any(|message| message.role() == Role::Tool),
+            refused: request.refused.clone(),
+        }
     }
 
     /// The part of it that a message refuses, so that a call without it may go through.
     fn refused_by(&self, message: &str) -> Option<Part> {
         let message = message.to_lowercase();
         let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
+        // Before all else: some quote their template with it, where any word may be.
+        if says(&OF_THE_ROLES) {
+            let part = Part::UserAfterResults;
+            return (self.has_results && !self.refused.contains(&part)).then_some(part);
+        }
         if says(&OF_A_SCHEMA) {
             return None;
         }
@@ -84,7 +105,7 @@ impl Sent {
         let has_no_other = match part {
             Part::MaxTokens => self.refused.contains(&Part::MaxCompletionTokens),
             Part::MaxCompletionTokens => self.refused.contains(&Part::MaxTokens),
-            Part::Temperature(_) | Part::ReasoningContent => false,
+            Part::Temperature(_) | Part::ReasoningContent | Part::UserAfterResults => false,
         };
         (!has_no_other && !self.refused.contains(&part)).then_some(part)
     }
@@ -148,7 +169,7 @@ mod tests {
     }
 
     fn warm(refused: &[Part]) -> Sent {
-        Sent { temperature: Some(0.2), refused: refused.to_vec() }
+        Sent { temperature: Some(0.2), refused: refused.to_vec(), ..Sent::default() }
     }
 
     #[test]
@@ -185,6 +206,23 @@ mod tests {
             assert_eq!(warm(&refused).refused_by(message), expected, "{message}");
         }
         assert_eq!(Sent::default().refused_by("bad (temperature)"), None, "none was sent");
+    }
+
+    #[test]
+    fn a_refusal_for_the_roles_is_of_a_word_behind_results_if_there_are_any() {
+        let part = Some(Part::UserAfterResults);
+        let with = |refused: &[Part]| Sent { has_results: true, refused: refused.to_vec(), ..Sent::default() };
+        for message in [
+            "Unexpected role 'user' after role 'tool'",
+            "Conversation roles must alternate user/assistant/user/assistant/...",
+            "Error: Jinja Exception: After the optional system message, conversation roles must alternate user and assistant \
+             roles except for tool calls and results. {%- if tools[0].properties is not unknown -%}",
+        ] {
+            assert_eq!(with(&[]).refused_by(message), part, "{message}");
+            assert_eq!(with(&[Part::UserAfterResults]).refused_by(message), None, "{message}");
+            assert_eq!(Sent::default().refused_by(message), None, "there is no result: {message}");
+        }
+        assert_eq!(with(&[]).refused_by("Unexpected role 'tool' after role 'user'"), None);
     }
 
     #[test]

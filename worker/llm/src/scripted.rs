@@ -1,10 +1,8 @@
 //! A provider that plays a script instead of calling a model: for the demo, for users' own tests, and for ours.
 //!
-//! When the text of the last user message is a JSON object with a key `script`, its steps are played: `{"text":"…"}`,
-//! `{"text":"…","token_delay_ms":n}`, `{"thinking":"…"}`, `{"tool_call":{"name":"…","arguments":{…}}}`,
-//! `{"delay_ms":n}`, `{"stop":"max_tokens"}`, `{"service_tier":"priority"}`,
-//! `{"error":{"class":"overload","message":"…"}}`. After tool results the script goes on behind the tool calls. Anything
-//! else is answered by a short text that repeats what was heard. Usage is reckoned, not counted.
+//! When a text of the last user message is a JSON object with a key `script`, its steps are played: `docs/providers.md` has them. After
+//! tool results the script goes on behind the tool calls. Anything else is answered by a short text that repeats what was heard. Usage
+//! is reckoned, not counted.
 
 mod script;
 

@@ -197,6 +197,34 @@ proptest! {
     }
 }
 
+/// xAI's total has what was thought beside the output; OpenAI's output has it within. The last two are of servers that give no
+/// total, or one that fits neither.
+#[test]
+fn what_was_thought_is_output_whether_a_server_counts_it_within_or_beside() {
+    for (prompt, completion, reasoning, total, output) in [
+        (12, 1, 386, "399", 387),
+        (10_120, 1_499, 2_809, "14428", 4_308),
+        (32, 100, 94, "226", 194),
+        (75, 1_186, 1_024, "1261", 1_186),
+        (9, 12, 0, "21", 12),
+        (12, 1, 386, "null", 387),
+        (12, 400, 386, "7", 400),
+    ] {
+        let usage = format!(
+            r#"{{"prompt_tokens":{prompt},"completion_tokens":{completion},"total_tokens":{total},
+            "completion_tokens_details":{{"reasoning_tokens":{reasoning}}}}}"#
+        );
+        let event = format!("data: {{\"choices\":[],\"usage\":{}}}\n\n", usage.replace('\n', " "));
+        let reads = stream::iter([Ok::<_, Infallible>(Bytes::from(event))]);
+        let heard: Vec<_> = run(Format::OpenAiChat.deltas(reads, Limits::default()).collect());
+        let told = heard.iter().flatten().find_map(|delta| match delta {
+            Delta::Usage(usage) => Some((usage.input_uncached_tokens, usage.output_tokens, usage.reasoning_tokens)),
+            _ => None,
+        });
+        assert_eq!(told, Some((prompt, output, reasoning)), "{usage}");
+    }
+}
+
 /// Each call that Gemini gives no id repeats the response's: a long one of those with many calls would come to a square.
 #[test]
 fn ids_that_are_made_up_do_not_grow_with_the_responses_own() {

@@ -113,8 +113,8 @@ async fn chat_completions() {
             ]},
             {"role": "tool", "tool_call_id": "a", "content": "noon"},
             {"role": "tool", "tool_call_id": "b", "content": "Error: no"},
-            {"role": "user", "content": [data]},
             {"role": "user", "content": [
+                data,
                 {"type": "text", "text": "and?"},
                 {"type": "image_url", "image_url": {"url": "https://pictures.test/1.png"}},
             ]},
@@ -269,6 +269,58 @@ async fn the_output_is_bounded_in_the_field_that_most_servers_know() {
         let body = sent(chat, request).await;
         assert_eq!((body.get(field), body.get(other)), (Some(&json!(99)), None), "{body}");
     }
+}
+
+/// After a turn that was stopped in its calls, and one that failed before its first word. Templates of many models refuse two
+/// messages of one role in a row, and Anthropic and Gemini know no role for results.
+#[tokio::test]
+async fn a_turn_that_came_to_no_answer_leaves_no_two_messages_of_one_role_in_a_row() {
+    let stopped = || {
+        of(vec![
+            (Role::User, vec![text("what time?")]),
+            (Role::Assistant, vec![call("a", "{}")]),
+            (Role::Tool, vec![output("a", vec![text("noon")])]),
+            (Role::User, vec![text("never mind")]),
+        ])
+    };
+    let failed = || of(vec![(Role::User, vec![text("what time?")]), (Role::User, vec![text("well?")])]);
+    let silent = || {
+        let messages = [text("what time?"), text("well?")].map(|said| (Role::User, vec![said]));
+        let [one, next] = messages;
+        of(vec![one, (Role::Assistant, vec![text("")]), next])
+    };
+    let cases: [(Open, &str, &[&str]); 3] = [
+        (|settings| Box::new(Chat::new(settings).unwrap()), "messages", &["user", "assistant", "tool", "user"]),
+        (|settings| Box::new(anthropic::Anthropic::new(settings).unwrap()), "messages", &["user", "assistant", "user"]),
+        (|settings| Box::new(Gemini::new(settings).unwrap()), "contents", &["user", "model", "user"]),
+    ];
+    for (open, field, expected) in cases {
+        let roles = |body: &Value| -> Vec<String> {
+            body[field].as_array().unwrap().iter().map(|one| one["role"].as_str().unwrap().to_owned()).collect()
+        };
+        assert_eq!(roles(&sent(open, stopped()).await), expected);
+        for request in [failed(), silent()] {
+            let body = sent(open, request).await;
+            assert_eq!(roles(&body), ["user"], "{body}");
+            assert!(body.to_string().contains("what time?") && body.to_string().contains("well?"), "{body}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_refused_a_word_behind_results_gets_one_of_the_model_between_them() {
+    let mut request = of(vec![
+        (Role::User, vec![text("what time?")]),
+        (Role::Assistant, vec![call("a", "{}")]),
+        (Role::Tool, vec![output("a", vec![text("noon")])]),
+        (Role::User, vec![text("never mind")]),
+    ]);
+    request.refused = vec![Part::UserAfterResults];
+    let body = sent(|settings| Box::new(Chat::new(settings).unwrap()), request).await;
+    let roles: Vec<_> = body["messages"].as_array().unwrap().iter().map(|one| one["role"].as_str().unwrap()).collect();
+    assert_eq!(roles, ["user", "assistant", "tool", "assistant", "user"]);
+    let said = body["messages"][3]["content"].as_str().unwrap();
+    assert!(!said.is_empty() && body["messages"][3].get("tool_calls").is_none(), "{body}");
 }
 
 /// Chat Completions refuses a user's word between the results of one answer.

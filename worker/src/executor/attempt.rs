@@ -329,7 +329,7 @@ impl Attempt<'_> {
     }
 
     /// What it used, and whether that is reckoned rather than told.
-    fn usage(&self) -> (TokenUsage, bool) {
+    pub(super) fn usage(&self) -> (TokenUsage, bool) {
         let opened = !self.assembly.response_id.is_empty() || self.first_token.is_some();
         match &self.end {
             // One that was blocked at its end had been told in full.

@@ -32,6 +32,8 @@ impl Executor<'_> {
         if shorter >= sent {
             return false;
         }
+        // It was counted as it was.
+        self.chain.input_tokens = None;
         tracing::info!(sent, shorter, "the conversation is shortened to fit the model");
         let message = "The oldest parts of the conversation are left out: it does not fit the model.".to_owned();
         self.link.preview(Kind::Progress(Progress { message }));

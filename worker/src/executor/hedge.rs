@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::Executor;
 use super::attempt::{Attempt, Call, End};
 use super::call_ids::CallIds;
+use crate::spans;
 
 /// How long the front may think about a second call. What the first one says meanwhile waits, so that it is known whether there
 /// is leave; at the bound there is none.
@@ -109,9 +110,12 @@ impl Executor<'_> {
         };
         let (goes_on, given_up) = if is_first { (first, second) } else { (second, first) };
         self.metrics.hedge(if is_first { "lost" } else { "won" });
-        let Try { grant, permit, call, .. } = given_up;
+        let Try { grant, permit, span, call } = given_up;
         let given_up = call.give_up(self.interrupt.raised().map_or(End::Hedged, End::Interrupted));
         permit.ended(given_up.health());
+        ended(&given_up).record(&span);
+        // When the try ended, and not when it has been told.
+        drop(span);
         // Before anything of the other is shown: the front counts what it sees for the one that is left.
         self.tell(&grant, &given_up).await;
         self.finish(goes_on).await
@@ -120,16 +124,7 @@ impl Executor<'_> {
     /// Fails while the model is left alone.
     fn start(&self, grant: &Grant, provider: &dyn Provider) -> Result<Try, Error> {
         let permit = self.providers.breakers().admit(provider, &grant.model)?;
-        let span = tracing::info_span!(
-            "chat",
-            otel.name = format!("chat {}", grant.model),
-            otel.kind = "client",
-            gen_ai.operation.name = "chat",
-            gen_ai.provider.name = %grant.provider,
-            gen_ai.request.model = %grant.model,
-            gen_ai.conversation.id = %self.session,
-            gen_ai.agent.name = %self.agent.name,
-        );
+        let span = spans::chat(grant, self.session, &self.agent.name);
         let call = Call::new(provider, self.request(grant, self.bounds.output_tokens(grant.output_tokens_max)));
         Ok(Try { grant: grant.clone(), permit, span, call })
     }
@@ -137,8 +132,9 @@ impl Executor<'_> {
     async fn finish(&self, going_on: Try) -> (Grant, Attempt<'_>) {
         let Try { grant, permit, span, call } = going_on;
         let (shown, guard, ids) = (self.shown(), self.guardrails.output(), CallIds::new(&self.state.messages));
-        let attempt = call.finish(&shown, self.interrupt, guard, ids).instrument(span).await;
+        let attempt = call.finish(&shown, self.interrupt, guard, ids).instrument(span.clone()).await;
         permit.ended(attempt.health());
+        ended(&attempt).record(&span);
         self.count(&grant, &attempt);
         (grant, attempt)
     }
@@ -154,5 +150,17 @@ impl Executor<'_> {
     pub(super) async fn tell(&self, grant: &Grant, attempt: &Attempt<'_>) {
         self.count(grant, attempt);
         self.link.attempted(attempt.event(grant, self.chain.reason())).await;
+    }
+}
+
+/// What the span of an attempt says of it. Usage that is reckoned is left out: whoever adds up spans takes it for the provider's.
+fn ended<'attempt>(attempt: &'attempt Attempt<'_>) -> spans::Ended<'attempt> {
+    let (usage, is_estimated) = attempt.usage();
+    spans::Ended {
+        response_id: &attempt.assembly.response_id,
+        response_model: &attempt.assembly.response_model,
+        outcome: attempt.error_class().map_or_else(|| Ok(attempt.finish_reason()), Err),
+        usage: (!is_estimated).then_some(usage),
+        first_token: attempt.first_token(),
     }
 }

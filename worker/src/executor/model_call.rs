@@ -1,6 +1,7 @@
 //! The superstep that asks the model: leave first, then an attempt, and further ones while nothing durable came of it: at
 //! the same model as long as that may help, then at those that may take over.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use croft_proto::v1::{AgentMessage, ContentBlock, Grant, GrantRequest, Message, 
 use uuid::Uuid;
 
 use super::attempt::{self, Attempt, End};
-use super::chain::Cause;
+use super::chain::{Cause, Chain};
 use super::failure::{self, Failure};
 use super::{Executor, Superstep, compaction};
 use crate::guardrails::Output;
@@ -38,13 +39,25 @@ enum Unanswered {
     Unusable(SessionError),
 }
 
+/// A model that the conversation does not fit, with those that could take over from it.
+struct Outgrown {
+    provider: String,
+    model: String,
+    chain: Chain,
+}
+
+/// Parts of requests that models were found to refuse, by provider and model.
+type Learnt = HashMap<(String, String), Vec<Part>>;
+
 impl Executor<'_> {
     pub(super) async fn model_call(&mut self) -> Superstep {
         self.state.model_calls += 1;
+        // It was of a conversation that a model has answered since.
+        self.chain.input_tokens = None;
         let mut schedule = self.retry.start();
         let mut unanswered = None;
-        // Of the model that is asked, in this superstep.
-        let mut learnt = Vec::new();
+        let mut outgrown = None;
+        let mut learnt = Learnt::new();
         loop {
             let (grant, provider) = match self.leave().await {
                 Ok(granted) => granted,
@@ -59,7 +72,7 @@ impl Executor<'_> {
                     unanswered = unanswered.or(error.map(Unanswered::Unusable));
                     let another =
                         if took_over && !routed { self.chain.skip() } else { self.gives_way(routed, Cause::Error) };
-                    if another {
+                    if another || self.goes_back(&mut outgrown) {
                         schedule = self.retry.start();
                         continue;
                     }
@@ -78,30 +91,28 @@ impl Executor<'_> {
                 End::Stopped(stop) => {
                     let content = match stop {
                         // The last call may be cut, and none of them will be made: without results they may not stay.
-                        Stop::MaxTokens | Stop::ContextFull | Stop::Refusal => attempt.text_only(),
-                        Stop::EndTurn | Stop::ToolUse | Stop::BadToolCall | Stop::Pause => attempt.content(),
+                        Stop::MaxTokens | Stop::ContextFull | Stop::Refusal => Ok(attempt.text_only()),
+                        Stop::EndTurn | Stop::ToolUse | Stop::BadToolCall | Stop::Pause => {
+                            self.guarded(attempt.content()).await
+                        }
                     };
-                    if let Some(cause) = Cause::of_stop(stop).filter(|_| self.may_give_way(grant.routed)) {
+                    let content = match content {
+                        Ok(content) => content,
+                        Err(why) => return self.broken_off(attempt.text_only(), &grant, why).await,
+                    };
+                    if let Some(cause) = Cause::of_stop(stop) {
                         self.count_for(cause, &grant, provider.as_ref()).await;
-                        self.gives_way(grant.routed, cause);
-                        unanswered = Some(Unanswered::Stopped { stop, content, grant });
-                        schedule = self.retry.start();
-                        continue;
-                    }
-                    if stop == Stop::ContextFull && self.compact(&grant.provider, &grant.model) {
-                        schedule = self.retry.start();
-                        continue;
+                        outgrown = self.outgrown(cause, &grant);
+                        if self.gives_way(grant.routed, cause) || self.goes_back(&mut outgrown) {
+                            unanswered = Some(Unanswered::Stopped { stop, content, grant });
+                            schedule = self.retry.start();
+                            continue;
+                        }
                     }
                     self.answer(content, stop.as_str(), &grant).await;
                     return Superstep::Answered(stop);
                 }
-                // Whoever goes on asks again.
-                End::Interrupted(Why::Stop(StopReason::HandedBack)) => return Superstep::Ended(self.hand_back()),
-                End::Interrupted(why) => {
-                    // What people saw of it stays.
-                    self.answer(attempt.text_only(), attempt::CANCELLED, &grant).await;
-                    return Superstep::Interrupted(why);
-                }
+                End::Interrupted(why) => return self.broken_off(attempt.text_only(), &grant, why).await,
                 End::Blocked => {
                     self.answer(attempt.text_only(), attempt::BLOCKED, &grant).await;
                     return Superstep::Ended(StopReason::Guardrail);
@@ -125,8 +136,8 @@ impl Executor<'_> {
                 let cause = failure.cause();
                 self.count_for(cause, &grant, provider.as_ref()).await;
                 unanswered = Some(Unanswered::Failed(failure));
-                let fits_shorter = |executor: &mut Self| executor.compact(&grant.provider, &grant.model);
-                if self.gives_way(grant.routed, cause) || (cause == Cause::Context && fits_shorter(self)) {
+                outgrown = self.outgrown(cause, &grant);
+                if self.gives_way(grant.routed, cause) || self.goes_back(&mut outgrown) {
                     schedule = self.retry.start();
                     continue;
                 }
@@ -161,6 +172,19 @@ impl Executor<'_> {
             tracing::info!(model = self.chain.model(), cause = cause.as_str(), "another model takes over");
         }
         hops
+    }
+
+    /// What to go back to, should no other take a conversation that this one did not.
+    fn outgrown(&self, cause: Cause, grant: &Grant) -> Option<Outgrown> {
+        let (provider, model) = (grant.provider.clone(), grant.model.clone());
+        (cause == Cause::Context).then(|| Outgrown { provider, model, chain: self.chain.clone() })
+    }
+
+    /// No other took the conversation over: true when the model that it did not fit can be sent a shorter one.
+    fn goes_back(&mut self, outgrown: &mut Option<Outgrown>) -> bool {
+        let Some(Outgrown { provider, model, chain }) = outgrown.take() else { return false };
+        self.chain = chain;
+        self.compact(&provider, &model)
     }
 
     /// How large a conversation is that did not fit, by the count of the provider that refused it: the front then knows
@@ -226,10 +250,12 @@ impl Executor<'_> {
     /// The request for the model of `grant`, with nothing in it that only another understands.
     pub(super) fn request(&self, grant: &Grant, output_tokens_max: u32) -> Request {
         let refused = self.providers.refusals().of(&grant.provider, &grant.model);
+        let mut messages = self.conversation(&grant.provider, &grant.model);
+        carry::show(&mut messages, grant.images.unwrap_or(true));
         Request {
             model: grant.model.clone(),
             system: self.agent.system_prompt.clone(),
-            messages: self.conversation(&grant.provider, &grant.model),
+            messages,
             tools: self.toolbox.definitions(),
             output_tokens_max,
             temperature: self
@@ -242,9 +268,10 @@ impl Executor<'_> {
 
     /// It was a part of the request that the model refused, and no turn need fail of it: all calls to come go without it, this one
     /// first. What was `learnt` so is forgotten if the call is refused without it, too.
-    fn leaves_out(&self, grant: &Grant, sent: &Sent, failure: &Failure, learnt: &mut Vec<Part>) -> bool {
+    fn leaves_out(&self, grant: &Grant, sent: &Sent, failure: &Failure, learnt: &mut Learnt) -> bool {
         let Failure::Call(error) = failure else { return false };
         let (provider, model) = (&grant.provider, &grant.model);
+        let learnt = learnt.entry((provider.clone(), model.clone())).or_default();
         // Once in a superstep, whatever others learn and forget meanwhile.
         let part = self.providers.refusals().learn(provider, model, sent, error).filter(|part| !learnt.contains(part));
         if let Some(part) = part {
@@ -264,8 +291,19 @@ impl Executor<'_> {
         compaction::compacted(messages, self.bounds.context_tokens_max)
     }
 
+    /// The step ends before the answer is whole, or checked.
+    async fn broken_off(&mut self, text_only: Vec<ContentBlock>, grant: &Grant, why: Why) -> Superstep {
+        if why == Why::Stop(StopReason::HandedBack) {
+            // Whoever goes on asks again.
+            return Superstep::Ended(self.hand_back());
+        }
+        // What people saw of it stays.
+        self.answer(text_only, attempt::CANCELLED, grant).await;
+        Superstep::Interrupted(why)
+    }
+
+    /// Takes what was said, as it may be stored.
     async fn answer(&mut self, content: Vec<ContentBlock>, finish_reason: &str, grant: &Grant) {
-        let content = self.guarded(content).await;
         self.state.answered(content.clone(), finish_reason, &grant.provider, &grant.model);
         if content.is_empty() {
             // Before the checkpoint that the turn ends from, so that whoever goes on from it tells nothing a second time.

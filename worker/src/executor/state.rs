@@ -182,7 +182,8 @@ fn journalled_id(entry: &JournalledToolCall) -> Option<&str> {
     entry.call.as_ref().map(|call| call.tool_call_id.as_str())
 }
 
-/// A result that tells the model of a failure.
+/// A result that tells the model of a failure, which may quote the call's own arguments.
 pub(super) fn error_result(tool_call_id: &str, text: &str) -> ToolResult {
-    ToolResult { tool_call_id: tool_call_id.to_owned(), content: tools::text(text), is_error: true, duration_ms: 0 }
+    let content = tools::within_bounds(tools::text(text));
+    ToolResult { tool_call_id: tool_call_id.to_owned(), content, is_error: true, duration_ms: 0 }
 }

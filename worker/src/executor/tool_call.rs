@@ -210,9 +210,10 @@ impl Bench<'_> {
             let result = self.link.sub_agent(SubAgentCall { tool_call_id, name, arguments_json }).await;
             (tools::within_bounds(result.content), result.is_error)
         } else {
-            match entry.call(Invocation { arguments, idempotency_key: call.idempotency_key }).await {
+            let invocation = Invocation { arguments, idempotency_key: call.idempotency_key };
+            match entry.call(&call.tool_call_id, invocation).await {
                 Ok(content) => (content, false),
-                Err(problem) => (text(problem.to_string()), true),
+                Err(problem) => (tools::within_bounds(text(problem.to_string())), true),
             }
         };
         // A tool's error is its own words too.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use croft_proto::v1::{ContentBlock, McpTool};
+use croft_serve::Tasks;
 use serde_json::{Value, json};
 
 use super::{Error, Invocation, Tool};
@@ -39,13 +40,14 @@ pub(super) struct Servers<'a> {
     client: &'a HttpClient,
     /// For whom they are called.
     user: &'a str,
+    tasks: &'a Tasks,
     /// Tools of one server share a connection.
     connections: HashMap<&'a str, Arc<Connection>>,
 }
 
 impl<'a> Servers<'a> {
-    pub(super) fn new(declared: &'a [McpServer], client: &'a HttpClient, user: &'a str) -> Self {
-        Self { declared, client, user, connections: HashMap::new() }
+    pub(super) fn new(declared: &'a [McpServer], client: &'a HttpClient, user: &'a str, tasks: &'a Tasks) -> Self {
+        Self { declared, client, user, tasks, connections: HashMap::new() }
     }
 
     /// The tool that `spec` means, which the model calls `name`. Nothing is connected yet.
@@ -56,11 +58,11 @@ impl<'a> Servers<'a> {
         if !server.tools.is_empty() && !server.tools.iter().any(|allowed| allowed == tool) {
             return Err(format!("{tool:?} is not among the tools of server {} that the tenant may use", server.name));
         }
-        let (client, user) = (self.client, self.user);
+        let (client, user, tasks) = (self.client, self.user, self.tasks);
         let connection = self
             .connections
             .entry(&server.name)
-            .or_insert_with(|| Arc::new(Connection::new(server.clone(), client.clone(), user)));
+            .or_insert_with(|| Arc::new(Connection::new(server.clone(), client.clone(), user, tasks.clone())));
         Ok(Arc::new(Remote { connection: Arc::clone(connection), tool: tool.to_owned() }))
     }
 }

@@ -4,14 +4,15 @@
 #![expect(clippy::unwrap_used, reason = "a helper of tests may fail loudly")]
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use axum::extract::Request;
-use axum::http::StatusCode;
+use axum::extract::{Request, State};
 use axum::http::request::Parts;
-use axum::middleware::Next;
+use axum::http::{HeaderMap, Method, StatusCode};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use croft_serve::Tasks;
 use rmcp::model::{
@@ -34,7 +35,12 @@ pub(crate) enum Era {
     Stateless,
     /// 2025-11-25: a handshake first, and a session after it.
     Sessions,
+    /// The same, and it has no answer at all for what it does not know.
+    SilentSessions,
 }
+
+/// How long a server of the older era takes to end a session.
+const ENDING: Duration = Duration::from_millis(300);
 
 pub(crate) struct Server {
     pub(crate) url: String,
@@ -51,6 +57,10 @@ struct Heard {
     running: AtomicUsize,
     at_once: AtomicUsize,
     calls: watch::Sender<usize>,
+    /// The requests of each session so far, and how many it has until it expires.
+    requests: Mutex<HashMap<String, usize>>,
+    requests_max: AtomicUsize,
+    ended: AtomicUsize,
 }
 
 #[derive(Clone)]
@@ -62,8 +72,9 @@ struct Handler {
 impl Server {
     pub(crate) async fn start(era: Era) -> Self {
         let (heard, stop, tasks) = (Arc::<Heard>::default(), CancellationToken::new(), Tasks::new());
+        heard.requests_max.store(usize::MAX, Ordering::SeqCst);
         let config = StreamableHttpServerConfig::default()
-            .with_legacy_session_mode(era == Era::Sessions)
+            .with_legacy_session_mode(era != Era::Stateless)
             .with_json_response(era == Era::Stateless)
             .with_cancellation_token(stop.clone());
         let handler = Handler { era, heard: Arc::clone(&heard) };
@@ -72,8 +83,9 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/mcp", listener.local_addr().unwrap());
         let mut router = axum::Router::new().nest_service("/mcp", service);
-        if era == Era::Sessions {
-            router = router.layer(axum::middleware::from_fn(refuse_the_newer_era));
+        if era != Era::Stateless {
+            router = router.layer(from_fn_with_state(Arc::clone(&heard), of_sessions));
+            router = router.layer(from_fn_with_state(era, refuse_the_newer_era));
         }
         let stopped = stop.clone().cancelled_owned();
         let serving = async move {
@@ -110,6 +122,16 @@ impl Server {
         self.heard.at_once.load(Ordering::SeqCst)
     }
 
+    /// From now on a session expires after so many requests; the handshake ends with the first.
+    pub(crate) fn expire_sessions_after(&self, requests: usize) {
+        self.heard.requests_max.store(requests, Ordering::SeqCst);
+    }
+
+    /// The sessions that it was told to end, and has.
+    pub(crate) fn ended_sessions(&self) -> usize {
+        self.heard.ended.load(Ordering::SeqCst)
+    }
+
     pub(crate) fn calls(&self) -> usize {
         *self.heard.calls.borrow()
     }
@@ -120,11 +142,34 @@ impl Server {
 }
 
 /// As servers of the older era do, which know nothing of this version.
-async fn refuse_the_newer_era(request: Request, next: Next) -> Response {
+async fn refuse_the_newer_era(State(era): State<Era>, request: Request, next: Next) -> Response {
     if request.headers().get("mcp-protocol-version").is_some_and(|version| version == "2026-07-28") {
+        if era == Era::SilentSessions {
+            return std::future::pending().await;
+        }
         return (StatusCode::BAD_REQUEST, "Bad Request: unsupported protocol version").into_response();
     }
     next.run(request).await
+}
+
+async fn of_sessions(State(heard): State<Arc<Heard>>, request: Request, next: Next) -> Response {
+    let (method, session) = (request.method().clone(), session(request.headers()));
+    if method == Method::DELETE {
+        tokio::time::sleep(ENDING).await;
+        heard.ended.fetch_add(1, Ordering::SeqCst);
+    } else if let Some(session) = session.filter(|_| method == Method::POST) {
+        let mut requests = heard.requests.lock().unwrap();
+        let count = requests.entry(session).or_default();
+        *count += 1;
+        if *count > heard.requests_max.load(Ordering::SeqCst) {
+            return (StatusCode::NOT_FOUND, "Not Found: no such session").into_response();
+        }
+    }
+    next.run(request).await
+}
+
+fn session(headers: &HeaderMap) -> Option<String> {
+    headers.get("mcp-session-id").and_then(|id| id.to_str().ok()).map(str::to_owned)
 }
 
 impl ServerHandler for Handler {
@@ -135,7 +180,7 @@ impl ServerHandler for Handler {
     fn supported_protocol_versions(&self) -> Cow<'static, [ProtocolVersion]> {
         match self.era {
             Era::Stateless => Cow::Borrowed(&[ProtocolVersion::V_2026_07_28]),
-            Era::Sessions => Cow::Borrowed(&[ProtocolVersion::V_2025_11_25]),
+            Era::Sessions | Era::SilentSessions => Cow::Borrowed(&[ProtocolVersion::V_2025_11_25]),
         }
     }
 

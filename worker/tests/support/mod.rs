@@ -213,6 +213,7 @@ impl Front {
             output_tokens_max: request.output_tokens_max,
             expire_time: None,
             routed: false,
+            images: None,
         }
     }
 

@@ -189,6 +189,7 @@ pub(super) async fn turn(mut client: RuntimeServiceClient<Channel>, session_id: 
                     output_tokens_max: request.output_tokens_max,
                     expire_time: None,
                     routed: false,
+                    images: None,
                 };
                 send(ToWorker::Grant(grant)).await?;
             }

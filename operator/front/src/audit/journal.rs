@@ -46,8 +46,10 @@ struct Current {
 #[derive(Debug)]
 pub(super) struct Left {
     pub path: PathBuf,
-    pub place: Place,
-    pub actions: Vec<Action>,
+    /// What can be read of it, each stretch with the place of its first record.
+    pub stretches: Vec<(Place, Vec<Action>)>,
+    /// Lines that can't be.
+    pub unreadable: u64,
 }
 
 impl Journal {
@@ -129,7 +131,7 @@ impl State {
     }
 }
 
-/// What earlier processes left in the folder, oldest first. A line that is not whole ends its file: whoever wrote it was not answered.
+/// What earlier processes left in the folder, oldest first. A last line that is not whole is none: whoever wrote it was not answered.
 pub(super) fn left(folder: &Path) -> io::Result<Vec<Left>> {
     let mut left = Vec::new();
     for entry in fs::read_dir(folder)? {
@@ -137,11 +139,21 @@ pub(super) fn left(folder: &Path) -> io::Result<Vec<Left>> {
         let Some(place) = place(&path) else { continue };
         let lines = fs::read(&path)?;
         let whole = lines.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n"));
-        let actions = whole.map_while(|line| serde_json::from_slice(line).ok()).collect();
-        left.push(Left { path, place, actions });
+        let actions: Vec<Option<Action>> = whole.map(|line| serde_json::from_slice(line).ok()).collect();
+        let unreadable = actions.iter().filter(|action| action.is_none()).count() as u64;
+        let mut stretches = Vec::new();
+        let mut at = place;
+        for stretch in actions.chunk_by(|one, next| one.is_some() == next.is_some()) {
+            let readable: Vec<_> = stretch.iter().flatten().cloned().collect();
+            if !readable.is_empty() {
+                stretches.push((at, readable));
+            }
+            at = at.behind(stretch.len());
+        }
+        left.push((place, Left { path, stretches, unreadable }));
     }
-    left.sort_by_key(|left| (left.place.journal, left.place.first));
-    Ok(left)
+    left.sort_by_key(|(place, _)| (place.journal, place.first));
+    Ok(left.into_iter().map(|(_, left)| left).collect())
 }
 
 fn place(path: &Path) -> Option<Place> {

@@ -14,6 +14,8 @@ const BATCH_MAX: usize = 500;
 /// Batches that may wait. At the bound no more are taken, and actions wait as they do without a spool.
 const BATCHES_MAX: usize = 100_000;
 const ENDING: &str = "jsonl";
+/// Of files that somebody has to look at.
+const UNREADABLE: &str = "unreadable";
 
 /// The folder. It belongs to one writer.
 #[derive(Debug)]
@@ -23,6 +25,8 @@ pub struct Spool {
     /// The first that is this process's own.
     own: u64,
     waiting: Vec<Waiting>,
+    /// Records of earlier processes' journals that can't be read.
+    unreadable: u64,
 }
 
 /// A batch. Its file's name says all of this.
@@ -51,17 +55,31 @@ impl Spool {
         }
         waiting.sort_unstable_by_key(|waiting: &Waiting| waiting.number);
         let next = waiting.last().map_or(1, |last| last.number + 1);
-        let mut spool = Self { folder: folder.to_owned(), next, own: next, waiting };
-        for journal::Left { path, mut place, actions } in journal::left(folder)? {
-            for batch in actions.chunks(BATCH_MAX) {
-                spool.keep(place, batch).await?;
-                place = place.behind(batch.len());
+        let mut spool = Self { folder: folder.to_owned(), next, own: next, waiting, unreadable: 0 };
+        for journal::Left { path, stretches, unreadable } in journal::left(folder)? {
+            for (mut place, actions) in stretches {
+                for batch in actions.chunks(BATCH_MAX) {
+                    spool.keep(place, batch).await?;
+                    place = place.behind(batch.len());
+                }
             }
             // Should it stay, its batches are stored once all the same.
-            fs::remove_file(path).await?;
+            if unreadable == 0 {
+                fs::remove_file(path).await?;
+                continue;
+            }
+            let aside = path.with_extension(UNREADABLE);
+            tracing::error!(unreadable, kept = %aside.display(), "audit records of an earlier process can't be read");
+            fs::rename(path, aside).await?;
+            spool.unreadable += unreadable;
         }
         spool.own = spool.next;
         Ok(spool)
+    }
+
+    /// Records that were found in journals when it was opened and can't be read. Their files are kept aside.
+    pub fn unreadable(&self) -> u64 {
+        self.unreadable
     }
 
     /// Nothing waits.
@@ -119,7 +137,7 @@ impl Spool {
         if !self.waiting.is_empty() {
             let waiting = self.waiting.remove(0);
             let path = self.path(waiting);
-            fs::rename(&path, path.with_extension("unreadable")).await?;
+            fs::rename(&path, path.with_extension(UNREADABLE)).await?;
         }
         Ok(())
     }

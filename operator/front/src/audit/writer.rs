@@ -64,7 +64,9 @@ impl AuditWriter {
         let spool = match folder {
             Some(folder) => {
                 let unusable = || format!("{} can't keep audit records", folder.display());
-                Some(Spool::open(folder).await.with_context(unusable)?)
+                let spool = Spool::open(folder).await.with_context(unusable)?;
+                metrics.audit_refused.inc_by(spool.unreadable());
+                Some(spool)
             }
             None => None,
         };

@@ -57,8 +57,8 @@ pub struct Wish {
 #[derive(Debug)]
 pub enum Leave {
     Granted(Box<Reservation>),
-    /// A rate is used up, and for too long to wait.
-    Limited(Error),
+    /// A rate is used up, or a budget lets few calls through, and for too long to wait: why, in a sentence.
+    Limited(String),
     /// A budget is used up, or may be: why, for the session's people.
     Reached(BudgetReached),
 }
@@ -187,13 +187,14 @@ impl Keeper {
             // As they are by now: who waits goes on when one is raised.
             let budgets = self.budgets(&wish.session).await?;
             let quote = self.models.quote(&wish.model, wish.input_tokens, now().seconds);
-            if let Some(reached) = self.unpriced(&wish, quote, &budgets) {
+            if let Some(reached) = self.unpriced(&wish, quote, &budgets).await? {
                 return Ok(Leave::Reached(reached));
             }
             let tokens = wish.input_tokens.saturating_add(output);
             let limits = self.limiter.of_model_call(tenant, &wish.model.provider, tokens);
             let throttles = self.throttles(tenant, &budgets).await;
-            let windows: Vec<_> = limits.windows.iter().cloned().chain(throttles).collect();
+            let throttling = throttles.iter().map(|(window, _)| window);
+            let windows: Vec<_> = limits.windows.iter().chain(throttling).cloned().collect();
             let mut bounds = budgets.bounds();
             let places = (0..).zip(&budgets.accounts).filter(|(_, account)| unread.contains(*account));
             let places = places.map(|(place, _)| place).collect();
@@ -216,10 +217,17 @@ impl Keeper {
                     unread.extend(places.iter().filter_map(|place| budgets.accounts.get(*place)).cloned());
                 }
                 Verdict::Full { window, retry_after } => {
-                    let error = limits.refusal(window, retry_after);
                     if Instant::now() + retry_after > give_up_at {
-                        self.limiter.refused(&error);
-                        return Ok(Leave::Limited(error));
+                        let behind_rates = window.checked_sub(limits.windows.len());
+                        let throttle = behind_rates.and_then(|place| throttles.get(place));
+                        let why = if let Some((_, budget)) = throttle {
+                            self.throttled(budget)
+                        } else {
+                            let error = limits.refusal(window, retry_after);
+                            self.limiter.refused(&error);
+                            error.to_string()
+                        };
+                        return Ok(Leave::Limited(why));
                     }
                     self.metrics.waits.inc();
                     // Who waits for a rate keeps nobody from a budget's room.
@@ -287,21 +295,36 @@ impl Keeper {
     }
 
     /// What must be known of a price that isn't, before money may be spent by it.
-    fn unpriced(&self, wish: &Wish, quote: Option<Quote>, budgets: &Budgets) -> Option<BudgetReached> {
-        let budget = budgets.hard_money()?;
+    async fn unpriced(
+        &self,
+        wish: &Wish,
+        quote: Option<Quote>,
+        budgets: &Budgets,
+    ) -> Result<Option<BudgetReached>, Error> {
+        let (Some(budget), session) = (budgets.hard_money(), &wish.session) else { return Ok(None) };
+        let described = budget.described();
         let message = if quote.is_none() {
+            format!("the price of model {} is not known, and {described} must not be passed", wish.model.model_id)
+        } else if session.usage.unpriced_attempts > 0 {
+            format!("the session used a model whose price is not known, and {described} must not be passed")
+        } else if self.is_family_unpriced(session, budgets).await? {
             format!(
-                "the price of model {} is not known, and {} must not be passed",
-                wish.model.model_id,
-                budget.described()
+                "a session above or below used a model whose price is not known, and {described} must not be passed"
             )
-        } else if wish.session.usage.unpriced_attempts > 0 {
-            format!("the session used a model whose price is not known, and {} must not be passed", budget.described())
         } else {
-            return None;
+            return Ok(None);
         };
         self.metrics.refusals.with_label_values(&[budget.scope.as_str()]).inc();
-        Some(BudgetReached { scope: budget.scope.as_str().to_owned(), message })
+        Ok(Some(BudgetReached { scope: budget.scope.as_str().to_owned(), message }))
+    }
+
+    /// Whether nobody knows what the sub-agents have spent that share a limit of money with the session.
+    async fn is_family_unpriced(&self, session: &Session, budgets: &Budgets) -> Result<bool, Error> {
+        let is_alone = session.parent.is_none() && session.agent.sub_agents.is_empty();
+        match budgets.hard_money_from(session).filter(|_| !is_alone) {
+            Some(top) => self.store.is_unpriced(session.tenant, top).await,
+            None => Ok(false),
+        }
     }
 
     fn refused(&self, budget: Option<&Budget>) -> BudgetReached {
@@ -310,8 +333,14 @@ impl Keeper {
         reached_event(budget)
     }
 
+    /// Why a call was held back for too long by a budget that slows calls down.
+    fn throttled(&self, budget: &Budget) -> String {
+        self.metrics.refusals.with_label_values(&[budget.scope.as_str()]).inc();
+        format!("{} is used up, and lets one call through in {} s", budget.described(), THROTTLED_TO.as_secs())
+    }
+
     /// Windows of the budgets that are used up and say that calls be slowed down.
-    async fn throttles(&self, tenant: TenantId, budgets: &Budgets) -> Vec<Window> {
+    async fn throttles<'set>(&self, tenant: TenantId, budgets: &'set Budgets) -> Vec<(Window, &'set Budget)> {
         let mut windows = Vec::new();
         for (budget, place) in budgets.iter().filter(|(budget, _)| budget.action == BudgetAction::Throttle) {
             let key = budgets.accounts[place].key();
@@ -319,13 +348,8 @@ impl Keeper {
             let is_used_up = budget.nano_usd.is_some_and(|limit| spent.nano_usd >= limit)
                 || budget.tokens.is_some_and(|limit| spent.tokens >= limit);
             if is_used_up {
-                windows.push(Window {
-                    name: format!("throttle:{key}"),
-                    limit: 1,
-                    span: THROTTLED_TO,
-                    amount: 1,
-                    settles: false,
-                });
+                let name = format!("throttle:{key}");
+                windows.push((Window { name, limit: 1, span: THROTTLED_TO, amount: 1, settles: false }, budget));
             }
         }
         windows
@@ -397,7 +421,8 @@ impl Keeper {
         }
         let mut bounds = budgets.bounds();
         let all = (0..bounds.len()).collect();
-        if let Err(error) = self.read(tenant, budgets, &mut bounds, &all).await {
+        let read = self.read(tenant, budgets, &mut bounds, &all).await;
+        if let Err(error) = &read {
             tracing::warn!(%tenant, %error, "a call is settled without the ledger");
         }
         let tokens = attempt.map(|attempt| tokens_of(&attempt.usage.unwrap_or_default()));
@@ -409,7 +434,13 @@ impl Keeper {
                 return;
             }
         };
-        self.remember(tenant, budgets, &standings).await;
+        for (account, standing) in budgets.accounts.iter().zip(&standings) {
+            // Of one that says nothing, neither the ledger nor Redis was there: what was known last goes on, or calls would be slowed
+            // down no longer.
+            if read.is_ok() || standing.spent != Amount::default() {
+                self.standings.insert((tenant, account.key()), *standing).await;
+            }
+        }
         for account in &budgets.accounts {
             self.queues.settled(tenant, account.key()).await;
         }
@@ -432,6 +463,12 @@ impl Keeper {
             }
         };
         drop(self.tasks.spawn("leave-given-back", settling));
+    }
+
+    /// Takes the word back that a call is running, in a task of its own: it is settled.
+    pub fn take_back(&self, session: &Session, id: &str) {
+        let settlement = Settlement { tenant: session.tenant, id: id.to_owned(), tokens: None, bounds: Vec::new() };
+        self.give_back(settlement, Vec::new());
     }
 
     /// What a session and the sub-agents below it have spent, by the ledger.

@@ -143,6 +143,7 @@ impl Guarded {
         if state.believed.len() > BELIEFS_MAX || state.believed_until.is_none_or(|until| until <= now) {
             state.believed.clear();
             state.believed_until = Some(now + BELIEF);
+            self.own.forget_who_is_done();
         }
         let is_believed =
             |bound: &Bound| bound.ledger.is_some() || state.believed.contains(&(tenant, bound.key.clone()));
@@ -189,14 +190,120 @@ impl Counters for Guarded {
     }
 
     async fn settle(&self, settlement: &Settlement) -> Result<Vec<Standing>, Error> {
-        // It may have been granted by either.
-        let own = self.own.settle(settlement).await?;
+        // It may have been granted by either. What was not granted here is none of our own counters' while the shared ones answer.
+        let is_own = self.own.holds(settlement.tenant, &settlement.id);
+        let own = if is_own { Some(self.own.settle(settlement).await?) } else { None };
         if !self.is_resting() {
             let shared = self.shared.settle(settlement).await;
             if let Some(shared) = self.heard(shared, settlement.tenant, &settlement.bounds) {
                 return Ok(shared);
             }
         }
-        Ok(own)
+        match own {
+            Some(own) => Ok(own),
+            None => self.own.settle(settlement).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::counters::{Ledger, Window};
+
+    /// Counters that are away for a while.
+    #[derive(Default)]
+    struct Fickle {
+        counters: Memory,
+        is_away: AtomicBool,
+    }
+
+    impl Fickle {
+        fn here(&self) -> Result<&Memory, Error> {
+            let is_away = self.is_away.load(Ordering::Relaxed);
+            let away = || Error::unavailable("redis", anyhow::anyhow!("connection refused"));
+            if is_away { Err(away()) } else { Ok(&self.counters) }
+        }
+    }
+
+    #[async_trait]
+    impl Counters for Fickle {
+        async fn admit(&self, ask: &Ask) -> Result<Answer, Error> {
+            self.here()?.admit(ask).await
+        }
+
+        async fn hold(&self, ask: &Ask) -> Result<Answer, Error> {
+            self.here()?.hold(ask).await
+        }
+
+        async fn settle(&self, settlement: &Settlement) -> Result<Vec<Standing>, Error> {
+            self.here()?.settle(settlement).await
+        }
+    }
+
+    fn guarded() -> (Guarded, Arc<Fickle>) {
+        let (shared, metrics) = (Arc::new(Fickle::default()), Metrics::register(&Registry::new()).unwrap());
+        (Guarded::new(Arc::clone(&shared) as _, 1, metrics), shared)
+    }
+
+    /// Of a tenant's day and a session of its own, as far as the ledger goes.
+    fn ask(tenant: TenantId, number: i64) -> Ask {
+        let ledger = Some(Ledger { version: number, nano_usd: number, tokens: number });
+        let bound = |key: String| Bound { key, nano_usd: Some(1_000_000), tokens: None, keep: REST, ledger };
+        let name = "requests".to_owned();
+        Ask {
+            tenant,
+            id: number.to_string(),
+            ttl: Duration::from_secs(30),
+            nano_usd: 1,
+            tokens: 1,
+            windows: vec![Window { name, limit: 100_000, span: BELIEF, amount: 1, settles: true }],
+            bounds: vec![bound("tenant".into()), bound(format!("session:{number}"))],
+        }
+    }
+
+    async fn is_let_through(guarded: &Guarded, ask: &Ask) -> bool {
+        matches!(guarded.admit(ask).await.unwrap().verdict, Verdict::Granted(_))
+    }
+
+    fn settlement(ask: Ask) -> Settlement {
+        let Ask { tenant, id, bounds, .. } = ask;
+        Settlement { tenant, id, tokens: Some(1), bounds }
+    }
+
+    /// Once, each session ever settled was remembered, and looked through at every further settlement.
+    #[tokio::test(start_paused = true)]
+    async fn what_the_shared_counters_settle_leaves_nothing_here() {
+        let (guarded, _) = guarded();
+        for number in 0..1_000 {
+            let ask = ask(TenantId::generate(), number);
+            assert!(is_let_through(&guarded, &ask).await);
+            assert_eq!(guarded.settle(&settlement(ask)).await.unwrap()[0].spent.nano_usd, number);
+        }
+        assert!(guarded.own.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_granted_here_is_settled_here_and_forgotten_once_it_is_over() {
+        let (guarded, shared) = guarded();
+        shared.is_away.store(true, Ordering::Relaxed);
+        let (tenant, other) = (TenantId::generate(), TenantId::generate());
+        let (settled, left) = (ask(tenant, 1), ask(other, 1));
+        assert!(is_let_through(&guarded, &settled).await && is_let_through(&guarded, &left).await);
+        // One that was granted by the shared counters is told the ledger's word all the same.
+        assert_eq!(guarded.settle(&settlement(ask(tenant, 7))).await.unwrap()[0].spent.nano_usd, 7);
+        shared.is_away.store(false, Ordering::Relaxed);
+        tokio::time::sleep(REST).await;
+        assert!(guarded.own.holds(tenant, "1"));
+        guarded.settle(&settlement(settled)).await.unwrap();
+        assert!(!guarded.own.holds(tenant, "1"), "it is not reserved once more when they are away again");
+
+        // Their windows are as long as the counters are believed.
+        assert!(!guarded.own.is_empty());
+        tokio::time::sleep(BELIEF).await;
+        assert!(is_let_through(&guarded, &ask(TenantId::generate(), 2)).await);
+        assert!(guarded.own.is_empty());
     }
 }

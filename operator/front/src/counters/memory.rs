@@ -32,6 +32,8 @@ struct Tenant {
 struct Log {
     moments: BTreeMap<i64, i64>,
     sum: i64,
+    /// As it was asked for last.
+    span_ms: i64,
 }
 
 #[derive(Default)]
@@ -61,6 +63,22 @@ impl Memory {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<TenantId, Tenant>> {
         self.tenants.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this ask has a reservation here.
+    pub(crate) fn holds(&self, tenant: TenantId, id: &str) -> bool {
+        self.lock().get(&tenant).is_some_and(|tenant| tenant.held.contains_key(id))
+    }
+
+    /// Forgets tenants who have reserved nothing and have nothing in a window any more, with what is known of their bounds.
+    pub(super) fn forget_who_is_done(&self) {
+        let now = self.now_ms();
+        self.lock().retain(|_, tenant| !tenant.is_done(now));
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
     }
 }
 
@@ -110,6 +128,15 @@ impl Tenant {
         if self.spent.len() > BOUNDS_MAX {
             self.spent.retain(|_, spent| spent.standing.reserved != Amount::default());
         }
+    }
+
+    fn is_done(&mut self, now: i64) -> bool {
+        self.begin(&[], now);
+        self.windows.retain(|_, log| {
+            log.slide(log.span_ms, now);
+            !log.moments.is_empty()
+        });
+        self.held.is_empty() && self.windows.is_empty()
     }
 
     fn admit(&mut self, ask: &Ask, now: i64) -> Verdict {
@@ -226,6 +253,7 @@ impl Log {
     /// How long until the window has room; `None` when it has.
     fn wait(&mut self, window: &Window, now: i64) -> Option<i64> {
         let span_ms = millis(window.span);
+        self.span_ms = span_ms;
         self.slide(span_ms, now);
         let excess = self.sum + window.amount.min(window.limit) - window.limit;
         let mut freed = 0;

@@ -46,7 +46,8 @@ const CONTROLS_MAX: usize = 64;
 /// Bounds of the fan-out.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Of one subscriber. At either bound the oldest previews go; without any left, the subscription ends.
+    /// Of one subscriber. At either bound the oldest previews go; without any left, the subscription ends. Of bytes count those
+    /// that a publish finds there, without the oldest event: a large one ends nobody's subscription by itself.
     pub subscriber_events_max: usize,
     pub subscriber_bytes_max: usize,
     /// How long a new listener waits for the relay, so that it misses nothing. Past it, the log must do.
@@ -272,23 +273,19 @@ impl Shared {
         for event in events {
             let event = Sized { bytes: event.encoded_len(), after_seq: newest, event: Arc::new(event) };
             newest = newest.max(event.event.seq);
-            if let Some(topic) = &topic {
-                self.push(topic, &event);
-            }
             passed.push(event);
         }
         if let Some(topic) = &mut topic {
+            self.push(topic, &passed);
             topic.newest_seq = topic.newest_seq.max(newest);
         }
         (passed, !topic.is_some_and(|topic| topic.elsewhere.is_nobody()))
     }
 
-    fn push(&self, topic: &Topic, event: &Sized) {
+    fn push(&self, topic: &Topic, events: &[Sized]) {
         for subscriber in &topic.subscribers {
-            if event.is_preview() && !subscriber.previews {
-                continue;
-            }
-            match subscriber.queue.push(event.clone()) {
+            let wanted = events.iter().filter(|event| subscriber.previews || !event.is_preview());
+            match subscriber.queue.push_all(wanted.cloned()) {
                 Pushed::Kept => {}
                 Pushed::Dropped(previews) => {
                     self.metrics.previews_dropped.with_label_values(&["subscriber"]).inc_by(previews);

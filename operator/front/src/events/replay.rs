@@ -443,7 +443,9 @@ impl Follower {
             return event;
         };
         self.last_seq = event.seq;
-        self.is_running = !is_rest(kind);
+        if !is_of_a_budget(kind) {
+            self.is_running = !is_rest(kind);
+        }
         self.has_ended = matches!(kind, Kind::SessionTerminated(_));
         if is_of_the_turn(kind) {
             self.replaced_to = event.seq;
@@ -459,6 +461,11 @@ impl Follower {
 /// After it the session waits for someone to say something.
 fn is_rest(kind: &Kind) -> bool {
     matches!(kind, Kind::SessionCreated(_) | Kind::SessionReady(_) | Kind::SessionIdle(_) | Kind::SessionTerminated(_))
+}
+
+/// Says nothing of whether a turn runs: it may come behind the turn's end as well.
+fn is_of_a_budget(kind: &Kind) -> bool {
+    matches!(kind, Kind::BudgetAlert(_) | Kind::BudgetReached(_))
 }
 
 /// Written by the turn itself, so that the previews which happened before it are out of date. The others may come from

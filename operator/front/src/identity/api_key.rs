@@ -30,8 +30,12 @@ const MISSING_TTL: Duration = Duration::from_secs(5);
 /// Keys, and apart from them prefixes that are none, so that guessing pushes no key out. At the bound the ones used
 /// least are asked for again.
 const CACHED_MAX: u64 = 10_000;
-/// Looks into the store at a time.
+/// Which prefixes are keys is remembered for longer than what they are good for, so that guesses keep no holder of a key waiting.
+const KNOWN_TTL: Duration = Duration::from_hours(24);
+/// Looks into the store at a time, for keys that were found before and as many for others.
 const LOOKS_MAX: usize = 4;
+/// Looks for prefixes never found that may wait behind those. At the bound there is no look, and [`Error::Unavailable`].
+const WAITING_MAX: usize = 256;
 
 /// An API key as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,13 +115,21 @@ pub(super) struct ApiKeys {
     store: Arc<dyn KeyStore>,
     found: Cache<String, Arc<StoredKey>>,
     missing: Cache<String, ()>,
-    /// Looks for keys that are not at hand, whoever asks: who makes up keys must not have all of the store's connections.
+    /// Prefixes that were keys when they were looked for last.
+    known: Cache<String, ()>,
+    /// Looks for those.
     looks: Arc<Semaphore>,
+    /// Looks for prefixes of which nothing is known: who makes up keys has none of the others' looks, nor all of the store's connections.
+    first_looks: Arc<Semaphore>,
+    /// Those and who waits for one.
+    asking: Arc<Semaphore>,
 }
 
 /// Why a look-up brought no key.
 enum Miss {
     Unknown,
+    /// Nobody has looked.
+    Crowded,
     Failed(Error),
 }
 
@@ -130,7 +142,10 @@ impl ApiKeys {
     fn remembering(store: Arc<dyn KeyStore>, found_ttl: Duration) -> Self {
         let found = Cache::builder().max_capacity(CACHED_MAX).time_to_live(found_ttl).build();
         let missing = Cache::builder().max_capacity(CACHED_MAX).time_to_live(MISSING_TTL).build();
-        Self { store, found, missing, looks: Arc::new(Semaphore::new(LOOKS_MAX)) }
+        let known = Cache::builder().max_capacity(CACHED_MAX).time_to_live(KNOWN_TTL).build();
+        let [looks, first_looks, asking] =
+            [LOOKS_MAX, LOOKS_MAX, LOOKS_MAX + WAITING_MAX].map(|max| Arc::new(Semaphore::new(max)));
+        Self { store, found, missing, known, looks, first_looks, asking }
     }
 
     /// The key that the token is.
@@ -148,23 +163,35 @@ impl ApiKeys {
             return Ok(None);
         }
         // Calls that come together ask the store once.
-        let found = self.found.try_get_with_by_ref(prefix, async {
-            let _look = self.looks.acquire().await;
-            match self.store.find(prefix).await {
-                Ok(Some(key)) => Ok(Arc::new(key)),
-                Ok(None) => Err(Miss::Unknown),
-                Err(error) => Err(Miss::Failed(error)),
-            }
-        });
-        match found.await {
+        match self.found.try_get_with_by_ref(prefix, self.look(prefix)).await {
             Ok(key) => Ok(Some(key)),
             Err(miss) => match &*miss {
                 Miss::Unknown => {
+                    self.known.invalidate(prefix).await;
                     self.missing.insert(prefix.to_owned(), ()).await;
                     Ok(None)
                 }
+                Miss::Crowded => {
+                    let why = "too many keys that nobody has seen before are being looked for";
+                    Err(Error::unavailable("the list of API keys", Shared(why.to_owned())))
+                }
                 Miss::Failed(error) => Err(Error::unavailable("the list of API keys", Shared(error.to_string()))),
             },
+        }
+    }
+
+    /// Asks the store.
+    async fn look(&self, prefix: &str) -> Result<Arc<StoredKey>, Miss> {
+        let is_known = self.known.contains_key(prefix);
+        let _place = if is_known { None } else { Some(self.asking.try_acquire().map_err(|_| Miss::Crowded)?) };
+        let _look = if is_known { &self.looks } else { &self.first_looks }.acquire().await;
+        match self.store.find(prefix).await {
+            Ok(Some(key)) => {
+                self.known.insert(prefix.to_owned(), ()).await;
+                Ok(Arc::new(key))
+            }
+            Ok(None) => Err(Miss::Unknown),
+            Err(error) => Err(Miss::Failed(error)),
         }
     }
 }
@@ -197,6 +224,8 @@ mod tests {
         asking: AtomicUsize,
         asking_most: AtomicUsize,
         is_down: bool,
+        /// It never answers about keys that are not there.
+        is_stuck: bool,
     }
 
     #[async_trait]
@@ -223,8 +252,16 @@ mod tests {
             if self.is_down {
                 return Err(Error::unavailable("postgres", anyhow::anyhow!("connection refused")));
             }
-            Ok(self.key.lock().unwrap().clone().filter(|key| key.prefix == prefix))
+            let key = self.key.lock().unwrap().clone().filter(|key| key.prefix == prefix);
+            if key.is_none() && self.is_stuck {
+                std::future::pending::<()>().await;
+            }
+            Ok(key)
         }
+    }
+
+    fn guess(number: usize) -> String {
+        format!("ck_{number:08x}_{}", "A".repeat(SECRET_CHARS))
     }
 
     fn is_refused<T>(outcome: &Result<T, Error>) -> bool {
@@ -300,7 +337,7 @@ mod tests {
     async fn who_makes_up_keys_has_few_looked_for_at_a_time() {
         let store = Arc::new(Keys::default());
         let keys = ApiKeys::new(Arc::clone(&store) as _);
-        let guesses = (0..100).map(|number| format!("ck_{number:08x}_{}", "A".repeat(SECRET_CHARS)));
+        let guesses = (0..100).map(guess);
         let outcomes = futures::future::join_all(guesses.map(|guess| {
             let keys = keys.clone();
             async move { keys.verify(&guess).await }
@@ -308,6 +345,37 @@ mod tests {
         assert!(outcomes.await.iter().all(is_refused));
         assert_eq!(store.asked.load(Ordering::Relaxed), 100);
         assert_eq!(store.asking_most.load(Ordering::Relaxed), LOOKS_MAX);
+    }
+
+    /// Once, whoever made up enough keys locked everybody else out, within the half minute for which a key is believed.
+    #[tokio::test]
+    async fn who_makes_up_keys_keeps_nobody_with_a_key_waiting() {
+        let store = Arc::new(Keys { is_stuck: true, ..Keys::default() });
+        let (stored, token) = generate(TenantId::generate(), "heron").unwrap();
+        store.insert(&stored, None).await.unwrap();
+        let keys = ApiKeys::remembering(Arc::clone(&store) as _, Duration::from_millis(1));
+        keys.verify(token.expose_secret()).await.unwrap();
+
+        let guesses = (0..LOOKS_MAX + WAITING_MAX).map(|number| {
+            let keys = keys.clone();
+            async move { keys.verify(&guess(number)).await }
+        });
+        let mut guessing = std::pin::pin!(futures::future::join_all(guesses));
+        // Not all of them come to it at the first poll.
+        while keys.asking.available_permits() > 0 {
+            assert!(futures::poll!(guessing.as_mut()).is_pending());
+            tokio::task::yield_now().await;
+        }
+        while keys.found.contains_key(&stored.prefix) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let (asked, again) = (store.asked.load(Ordering::Relaxed), keys.verify(token.expose_secret()));
+        tokio::time::timeout(Duration::from_secs(30), again).await.expect("it waits behind guesses").unwrap();
+        assert!(store.asked.load(Ordering::Relaxed) > asked, "it is looked for anew");
+
+        // One that nobody has seen before finds out that nobody looks.
+        let crowded = tokio::time::timeout(Duration::from_secs(30), keys.verify(&guess(usize::from(u16::MAX)))).await;
+        assert!(matches!(crowded.expect("no further guess waits"), Err(Error::Unavailable { .. })));
     }
 
     #[tokio::test]

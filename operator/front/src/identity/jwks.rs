@@ -35,7 +35,7 @@ struct Document {
     keys: Vec<serde_json::Value>,
 }
 
-/// Reads a JWKS. A key that we have no use for is left out; fails when that leaves none.
+/// Reads a JWKS. A key that we have no use for is left out, which may leave none.
 pub(super) fn parse(text: &[u8]) -> anyhow::Result<KeySet> {
     let document: Document = serde_json::from_slice(text)?;
     let mut keys = KeySet::new();
@@ -43,7 +43,6 @@ pub(super) fn parse(text: &[u8]) -> anyhow::Result<KeySet> {
         let Some((kid, key)) = serde_json::from_value(value).ok().and_then(|jwk| usable(&jwk)) else { continue };
         keys.entry(kid).or_insert_with(|| Arc::new(key));
     }
-    anyhow::ensure!(!keys.is_empty(), "there is no usable key in it");
     Ok(keys)
 }
 
@@ -73,7 +72,7 @@ fn usable(jwk: &Jwk) -> Option<(String, Key)> {
 
 /// The keys of one issuer. Clones share them.
 ///
-/// While the issuer is away, the keys that it had last go on being trusted. Tokens that name an unknown key cause one fetch in
+/// While the issuer is away, the keys that it had last go on being trusted; those of one that publishes none are not. Tokens that name an unknown key cause one fetch in
 /// [`Timing::cooldown`] between them, however many they are: those that come during it wait for it, later ones are refused.
 #[derive(Clone)]
 pub(super) struct Jwks {
@@ -149,12 +148,18 @@ impl Jwks {
     async fn fetch(&self) {
         let Inner { provider, source, metrics, .. } = &*self.inner;
         let fetched = source.read().await.and_then(|text| parse(&text));
-        let outcome = if fetched.is_ok() { "ok" } else { "failed" };
+        let is_usable = fetched.as_ref().is_ok_and(|keys| !keys.is_empty());
+        let outcome = if is_usable { "ok" } else { "failed" };
         metrics.fetches.with_label_values(&[provider.as_str(), outcome]).inc();
         let mut known = self.inner.known.write().unwrap_or_else(PoisonError::into_inner);
         known.tried = Some((Instant::now(), fetched.is_err()));
         match fetched {
-            Ok(keys) => known.keys = Some(Arc::new(keys)),
+            Ok(keys) => {
+                if !is_usable {
+                    tracing::error!(provider, "the issuer publishes no usable key: none of its tokens is taken");
+                }
+                known.keys = Some(Arc::new(keys));
+            }
             Err(error) => {
                 let error = format!("{error:#}");
                 tracing::warn!(provider, error, kept = known.keys.is_some(), "cannot fetch the issuer's keys");
@@ -236,7 +241,7 @@ mod tests {
         ] {
             let parsed = keys(&json!([bad, good])).unwrap();
             assert_eq!(parsed.keys().collect::<Vec<_>>(), ["ec"], "{bad}");
-            assert!(keys(&json!([bad])).is_err(), "{bad}");
+            assert!(keys(&json!([bad])).unwrap().is_empty(), "{bad}");
         }
     }
 

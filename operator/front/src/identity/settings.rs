@@ -253,7 +253,11 @@ fn readable(path: Option<&Path>) -> Result<(), String> {
 /// A file is there when the program starts, unlike a server, so that a mistake in it is told then.
 fn jwks_of_file(path: &Path) -> Result<(), String> {
     let text = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    super::jwks::parse(&text).map(drop).map_err(|error| format!("{}: {error:#}", path.display()))
+    match super::jwks::parse(&text) {
+        Ok(keys) if keys.is_empty() => Err(format!("{}: there is no usable key in it", path.display())),
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("{}: {error:#}", path.display())),
+    }
 }
 
 #[cfg(test)]

@@ -18,6 +18,8 @@ const REFRESH: Duration = Duration::from_mins(1);
 /// A name that is not known costs one look at the store in so long, however many ask for it.
 const LOAD_AT_MOST_EVERY: Duration = Duration::from_secs(5);
 const ABSENT_MAX: u64 = 1_000;
+/// Dollars for a million tokens that a price may be at most: a hundred thousand times what models cost. One that is larger is none.
+pub(crate) const USD_MAX: u32 = 1_000_000;
 /// How a provider serves a call of which nothing else is known.
 const STANDARD: &str = "";
 
@@ -176,7 +178,8 @@ impl Quote {
         if left.is_sign_negative() && !left.is_zero() {
             return -1;
         }
-        if self.output.is_zero() { i64::MAX } else { (left / self.output).floor().to_i64().unwrap_or(i64::MAX) }
+        // Of what costs next to nothing, more than can be counted.
+        left.checked_div(self.output).and_then(|tokens| tokens.floor().to_i64()).unwrap_or(i64::MAX)
     }
 }
 
@@ -218,7 +221,7 @@ impl Rates {
     /// is known to ask: a cost that is somewhat too high keeps a budget, an unknown one keeps none.
     fn of(provider: &str, price: &ModelPrice) -> Option<Self> {
         // A dollar for a million tokens is a thousand billionths for one.
-        let nano = |usd: &str| usd.parse::<Decimal>().ok().map(|usd| usd * Decimal::from(1_000));
+        let nano = |usd: &str| dollars(usd).map(|usd| usd * Decimal::from(1_000));
         let input = nano(&price.input_usd)?;
         let (short, long) = cache_write_ratios(provider);
         Some(Self {
@@ -243,6 +246,13 @@ impl Rates {
         let of_class = |(tokens, nano): (i64, Decimal)| Decimal::from(tokens.max(0)) * nano;
         classes.into_iter().map(of_class).sum::<Decimal>().round().to_i64()
     }
+}
+
+/// Of a million tokens, in dollars. `None` where it is no amount, or more than anybody asks: so none is too large to be reckoned with, of
+/// however many tokens.
+pub(crate) fn dollars(usd: &str) -> Option<Decimal> {
+    let usd = usd.parse::<Decimal>().ok()?;
+    (!usd.is_sign_negative() && usd <= Decimal::from(USD_MAX)).then_some(usd)
 }
 
 /// What is written to a cache for five minutes, and for an hour, by the price of input:
@@ -294,6 +304,31 @@ mod tests {
         assert_eq!(registry().cost_nano_usd(&attempt(1_000, 100), 99), None);
         assert_eq!(registry().cost_nano_usd(&attempt(1_000, 100), 100), Some(100_000 + 50_000));
         assert_eq!(registry().cost_nano_usd(&attempt(1_000, 100), 500), Some(200_000 + 100_000));
+    }
+
+    /// Once, such a price ended the task that reckoned with it.
+    #[test]
+    fn no_price_and_no_count_is_too_much_to_be_reckoned_with() {
+        let of = |usd: &str| Rates::of("anthropic", &price(0, 0, usd, usd));
+        for usd in ["79228162514264337593543950335", "100000000000000000000000000", "1000001", "-1", "much"] {
+            assert!(of(usd).is_none(), "{usd}");
+        }
+        let every = TokenUsage {
+            input_uncached_tokens: i64::MAX,
+            cache_read_tokens: i64::MAX,
+            cache_write_5m_tokens: i64::MAX,
+            cache_write_1h_tokens: i64::MAX,
+            output_tokens: i64::MAX,
+            reasoning_tokens: 0,
+        };
+        for usd in ["1000000", "999999.9999999999999999999999", "0.0000000000000000000000001"] {
+            let rates = of(usd).unwrap();
+            let quote = Quote { input: rates.input, output: rates.output };
+            assert!(rates.cost(&every).is_none_or(|cost| cost >= 0), "{usd}");
+            assert!(quote.output_for(i64::MAX, 0) > 0, "{usd}");
+            assert!(quote.nano_usd(i64::MAX, i64::MAX) > 0, "{usd}");
+            assert!(quote.output_for(i64::MIN, i64::MAX) < 0, "{usd}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod csv;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use croft_proto::Timestamp;
 use croft_proto::id::TenantId;
 use croft_proto::v1::usage_service_server::UsageService;
 use croft_proto::v1::{
@@ -56,7 +57,7 @@ impl UsageService for Usage {
         let mut usage_events = self
             .core
             .reads
-            .one(identity.tenant, self.core.stores.usage.list(identity.tenant, session, after, limit + 1))
+            .one(identity.tenant, self.core.stores.usage.list(identity.tenant, session, None, after, limit + 1))
             .await?;
         let more = usage_events.len() > limit as usize;
         usage_events.truncate(limit as usize);
@@ -152,13 +153,14 @@ impl Export {
     /// The next piece, and what comes behind it.
     async fn piece(mut self) -> Result<Option<(ExportUsageResponse, Option<Self>)>, Error> {
         let is_first = self.after.is_none();
-        let look = self.core.stores.usage.list(self.tenant, None, self.after.as_deref(), PIECE);
+        let [start, end] = self.span;
+        let before = end.map(up_to_the_microsecond);
+        let look = self.core.stores.usage.list(self.tenant, None, before, self.after.as_deref(), PIECE);
         let reads = &self.core.reads;
         let rows = if is_first { reads.one(self.tenant, look).await? } else { reads.next(self.tenant, look).await? };
         let mut text = if is_first { csv::HEAD.to_owned() } else { String::new() };
         let mut is_last = rows.len() < PIECE as usize;
         self.after = rows.last().map(|row| row.attempt_id.clone()).or(self.after);
-        let [start, end] = self.span;
         for row in &rows {
             let time = row.create_time.map(|time| (time.seconds, time.nanos)).unwrap_or_default();
             // Newest first: all that follow are older still.
@@ -171,5 +173,14 @@ impl Export {
             }
         }
         Ok(Some((ExportUsageResponse { csv: text }, (!is_last).then_some(self))))
+    }
+}
+
+/// As the ledger keeps times; rounded up, so that no row is left out.
+fn up_to_the_microsecond((seconds, nanos): (i64, i32)) -> Timestamp {
+    match nanos % 1_000 {
+        0 => Timestamp { seconds, nanos },
+        _ if nanos >= 999_999_000 => Timestamp { seconds: seconds.saturating_add(1), nanos: 0 },
+        rest => Timestamp { seconds, nanos: nanos - rest + 1_000 },
     }
 }

@@ -15,6 +15,22 @@ pub struct Changed {
     pub number: u64,
 }
 
+/// Which changes could be seen at some moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Horizon {
+    /// None from this number on.
+    pub next: u64,
+    /// Nor those of these numbers, which are lower: they were being made. One for each transaction that ran, at most.
+    pub open: Vec<u64>,
+}
+
+impl Horizon {
+    /// Whether the change of this number could be seen, if there was one.
+    pub fn shows(&self, number: u64) -> bool {
+        number < self.next && !self.open.contains(&number)
+    }
+}
+
 /// What can be seen without a tenant.
 #[async_trait]
 pub trait AcrossTenants: Send + Sync {
@@ -25,10 +41,13 @@ pub trait AcrossTenants: Send + Sync {
     /// Open sessions of sub-agents whose call is over: their parent runs its turn no more. At most `limit`.
     async fn orphaned(&self, limit: u32) -> Result<Vec<(TenantId, SessionId)>, Error>;
 
-    /// Every change that can't be seen yet will have this number or a higher one. Changes with higher numbers may be seen
-    /// already, so who reads on from here knows which it has had.
-    async fn horizon(&self) -> Result<u64, Error>;
+    /// Tenants of which a session is being erased, whether they are still served or not. At most `limit`.
+    async fn erasing(&self, limit: u32) -> Result<Vec<TenantId>, Error>;
 
-    /// Sessions whose state's last change comes behind this number and id, in the order of both, at most `limit`.
-    async fn changed(&self, after: (u64, SessionId), limit: u32) -> Result<Vec<Changed>, Error>;
+    /// Which changes can be seen now.
+    async fn horizon(&self) -> Result<Horizon, Error>;
+
+    /// Sessions whose state's last change could not be seen from this horizon, and can be now: those behind this number and id, in the
+    /// order of both, at most `limit`.
+    async fn changed(&self, since: &Horizon, after: (u64, SessionId), limit: u32) -> Result<Vec<Changed>, Error>;
 }

@@ -28,21 +28,22 @@ const CONCURRENCY: usize = 8;
 const IDLE_TIMEOUT: &str = "IDLE_TIMEOUT";
 const LIFETIME: &str = "LIFETIME";
 
-/// Looks for sessions that are due until shutdown.
+/// Looks for sessions that are due, and for sub-agents that have outlived their call, until shutdown. Side by side: however many there are
+/// of the ones, and however long their workers take to let go of them, the others end in time.
 pub async fn watch_for_sessions_due(core: Arc<Core>) {
-    let (stopping, manager) = (core.tasks.stopping(), Manager::new(Arc::clone(&core)));
-    let mut orphans = HashSet::new();
+    let manager = Manager::new(Arc::clone(&core));
+    tokio::join!(end_due(&core, &manager), end_orphans(&core, &manager));
+}
+
+async fn end_due(core: &Core, manager: &Manager) {
+    let stopping = core.tasks.stopping();
     loop {
         tokio::select! {
             () = stopping.cancelled() => return,
             () = tokio::time::sleep(EVERY) => {}
         }
-        match look_for_orphans(&core, &manager, &orphans).await {
-            Ok(found) => orphans = found,
-            Err(error) => tracing::warn!(%error, "sub-agents whose call is over not looked for, trying again"),
-        }
         while !stopping.is_cancelled() {
-            match look(&core, &manager).await {
+            match look(core, manager).await {
                 // Where nothing could be ended, another look at once would find the same.
                 Ok(Found { sessions, ended }) if sessions == BATCH as usize && ended > 0 => {}
                 Ok(_) => break,
@@ -51,6 +52,21 @@ pub async fn watch_for_sessions_due(core: Arc<Core>) {
                     break;
                 }
             }
+        }
+    }
+}
+
+async fn end_orphans(core: &Core, manager: &Manager) {
+    let stopping = core.tasks.stopping();
+    let mut orphans = HashSet::new();
+    loop {
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            () = tokio::time::sleep(EVERY) => {}
+        }
+        match look_for_orphans(core, manager, &orphans).await {
+            Ok(found) => orphans = found,
+            Err(error) => tracing::warn!(%error, "sub-agents whose call is over not looked for, trying again"),
         }
     }
 }

@@ -15,13 +15,15 @@ use crate::core::Core;
 use crate::error::Error;
 use crate::store::batch::Batch;
 use crate::store::time;
-use crate::tenants::Tenant;
 use crate::turn::now;
 
 /// Sessions of one transaction at most.
 const SESSIONS_BATCH: u32 = 20;
 /// Their events. Where even these take the store longer than a statement may, it is half as many.
 const EVENTS_BATCH: u32 = 10_000;
+
+/// Of tenants that are served no more, in one look; more of them wait for the next.
+const TENANTS_MAX: u32 = 100;
 
 /// What one transaction came to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -47,7 +49,8 @@ pub trait RetentionStore: Send + Sync {
     ) -> Result<Erased, Error>;
 }
 
-/// Looks for sessions to erase until shutdown. Without a retention time only those are whose erasure has begun.
+/// Looks for sessions to erase until shutdown. Without a retention time only those are whose erasure has begun; and of tenants that are
+/// archived.
 pub async fn watch_for_sessions_to_erase(core: Arc<Core>) {
     let stopping = core.tasks.stopping();
     loop {
@@ -56,23 +59,36 @@ pub async fn watch_for_sessions_to_erase(core: Arc<Core>) {
             () = tokio::time::sleep(core.options.retention_look_every) => {}
         }
         for tenant in core.tenants.list() {
-            if stopping.is_cancelled() {
-                return;
+            let before = core.options.retention.map_or_else(Timestamp::default, kept_since);
+            erase_or_warn(&core, tenant.id, before).await;
+        }
+        match core.stores.across.erasing(TENANTS_MAX).await {
+            // Those that are archived meanwhile, whose sessions are kept for ever but for these.
+            Ok(erasing) => {
+                for tenant in erasing.into_iter().filter(|id| core.tenants.get(*id).is_none()) {
+                    erase_or_warn(&core, tenant, Timestamp::default()).await;
+                }
             }
-            if let Err(error) = erase(&core, &tenant).await {
-                tracing::warn!(tenant = tenant.name, %error, "ended sessions not erased, trying again");
-            }
+            Err(error) => tracing::warn!(%error, "tenants with half erased sessions not looked for, trying again"),
         }
     }
 }
 
-/// All that a tenant's time is up for, in batches.
-async fn erase(core: &Core, tenant: &Tenant) -> Result<(), Error> {
-    let before = core.options.retention.map_or_else(Timestamp::default, kept_since);
+async fn erase_or_warn(core: &Core, tenant: TenantId, before: Timestamp) {
+    if core.tasks.stopping().is_cancelled() {
+        return;
+    }
+    if let Err(error) = erase(core, tenant, before).await {
+        tracing::warn!(%tenant, %error, "ended sessions not erased, trying again");
+    }
+}
+
+/// All of a tenant's that ended before then, in batches.
+async fn erase(core: &Core, tenant: TenantId, before: Timestamp) -> Result<(), Error> {
     let (mut erased, mut batch) = (0, Batch::of(EVENTS_BATCH));
     let outcome = loop {
         let (sessions_max, events_max) = (SESSIONS_BATCH.min(batch.size()), batch.size());
-        match core.stores.retention.erase_ended(tenant.id, before, sessions_max, events_max).await {
+        match core.stores.retention.erase_ended(tenant, before, sessions_max, events_max).await {
             Ok(Erased { sessions: 0, events: 0 }) => break Ok(()),
             Ok(Erased { sessions, .. }) => erased += sessions,
             Err(error) if batch.halves_for(&error) => {}
@@ -83,11 +99,11 @@ async fn erase(core: &Core, tenant: &Tenant) -> Result<(), Error> {
         }
     };
     if erased > 0 {
-        tracing::info!(tenant = tenant.name, erased, "ended sessions erased, they were kept for long enough");
+        tracing::info!(%tenant, erased, "ended sessions erased, they were kept for long enough");
         core.metrics.sessions_erased.inc_by(erased);
         let (actor, resource) = ("front".to_owned(), format!("sessions:{erased}"));
         core.audit
-            .record(Action { tenant: tenant.id, actor, action: "session.erase".into(), resource, outcome: "ok".into() })
+            .record(Action { tenant, actor, action: "session.erase".into(), resource, outcome: "ok".into() })
             .await;
     }
     outcome

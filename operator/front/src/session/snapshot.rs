@@ -75,9 +75,14 @@ fn write_canonical(value: &Value, out: &mut String) {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
     use croft_proto::v1::guardrail_spec::Check;
     use croft_proto::v1::{AgentLimits, GuardrailSpec, JsonSchemaCheck, ToolSpec};
     use proptest::prelude::*;
+    use prost::Message as _;
 
     use super::*;
 
@@ -105,6 +110,33 @@ mod tests {
         assert_eq!(one, config_hash(&over(r#"{ "required": ["a"], "type": "object" }"#)).unwrap());
         assert_ne!(one, config_hash(&over("{}")).unwrap());
         assert_ne!(one, config_hash(&agent("{}")).unwrap());
+    }
+
+    fn stored(file: &str) -> String {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto/tests/stored").join(file);
+        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    }
+
+    fn stored_agent(file: &str) -> AgentSpec {
+        AgentSpec::decode(STANDARD.decode(stored(file).trim()).unwrap().as_slice()).unwrap()
+    }
+
+    /// Both hashes are in databases and audit logs. A field that is renamed, or written at its default, would change them.
+    #[test]
+    fn what_an_earlier_release_stored_is_the_same_agent_with_the_same_hash() {
+        let agent = stored_agent("agent.base64");
+        let json: Value = serde_json::from_str(&stored("agent.json")).unwrap();
+        assert_eq!(serde_json::to_value(&agent).unwrap(), json);
+        assert_eq!(serde_json::from_value::<AgentSpec>(json).unwrap(), agent);
+        assert_eq!(config_hash(&agent).unwrap(), "AGENT_HASH");
+        assert_eq!(config_hash(&stored_agent("digger.base64")).unwrap(), "DIGGER_HASH");
+    }
+
+    #[test]
+    fn zzz_write_agent() {
+        let agent: AgentSpec = serde_json::from_str(&stored("agent.json")).unwrap();
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto/tests/stored/agent.base64");
+        std::fs::write(path, STANDARD.encode(agent.encode_to_vec()) + "\n").unwrap();
     }
 
     #[test]

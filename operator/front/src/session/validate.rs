@@ -1,26 +1,24 @@
 //! What a request must look like before anything is done for it. Each refusal names the field.
 
 mod guardrails;
+mod limits;
+mod models;
 mod permission_rules;
 mod sub_agents;
+mod tools;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
-use croft_proto::Timestamp;
 use croft_proto::id::SessionId;
-use croft_proto::v1::tool_spec::Source;
-use croft_proto::v1::{AgentSpec, ContentBlock, content_block};
+use croft_proto::v1::{AgentSpec, ContentBlock, Image, content_block, image};
+use croft_proto::{Timestamp, media_type};
 use croft_serve::config::http_url;
 use prost::Message;
 
 use crate::error::Error;
 
 const NAME_CHARS_MAX: usize = 63;
-const TOOL_NAME_CHARS_MAX: usize = 64;
-/// Each is looked at before each call.
-const ECONOMY_MODELS_MAX: usize = 8;
-const TOOLS_MAX: usize = 128;
 /// Sooner, nearly every call would be made twice; later, it would have failed by itself.
 const HEDGE_AFTER_MS: RangeInclusive<i64> = 50..=120_000;
 const SYSTEM_PROMPT_BYTES_MAX: usize = 256 * 1024;
@@ -53,79 +51,33 @@ pub fn agent(agent: Option<AgentSpec>) -> Result<AgentSpec, Error> {
 
 /// An agent, but for its sub-agents.
 fn one(agent: &AgentSpec) -> Result<(), Error> {
-    name("agent.name", &agent.name)?;
-    if agent.model.is_empty() {
-        return Err(Error::invalid("agent.model", "is empty"));
-    }
+    new_name("agent.name", &agent.name)?;
+    models::models(agent)?;
     if agent.system_prompt.len() > SYSTEM_PROMPT_BYTES_MAX {
         return Err(Error::invalid("agent.system_prompt", format!("is longer than {SYSTEM_PROMPT_BYTES_MAX} bytes")));
     }
     if agent.temperature.is_some_and(|temperature| !(0.0..=2.0).contains(&temperature)) {
         return Err(Error::invalid("agent.temperature", "is not between 0 and 2"));
     }
-    tools(agent)?;
+    tools::tools(agent)?;
     guardrails::guardrails(&agent.guardrails)?;
     permission_rules::permission_rules(&agent.permission_rules)?;
-    if agent.routing.as_ref().is_some_and(|routing| routing.economy_models.len() > ECONOMY_MODELS_MAX) {
-        return Err(Error::invalid(
-            "agent.routing.economy_models",
-            format!("has more than {ECONOMY_MODELS_MAX} entries"),
-        ));
-    }
     if agent.hedge_after_ms != 0 && !HEDGE_AFTER_MS.contains(&agent.hedge_after_ms) {
         return Err(Error::invalid("agent.hedge_after_ms", "is not 0 and not between 50 and 120000"));
     }
-    budgets(agent)
+    limits::limits(&agent.limits.unwrap_or_default())
 }
 
-fn budgets(agent: &AgentSpec) -> Result<(), Error> {
-    let limits = agent.limits.unwrap_or_default();
-    for (field, budget) in
-        [("agent.limits.budget_nano_usd", limits.budget_nano_usd), ("agent.limits.budget_tokens", limits.budget_tokens)]
-    {
-        if budget < 0 {
-            return Err(Error::invalid(field, "is negative"));
-        }
+/// The name of an agent or a guardrail of a new session.
+fn new_name(field: &str, text: &str) -> Result<(), Error> {
+    name(field, text)?;
+    if text.starts_with('-') || text.ends_with('-') {
+        return Err(Error::invalid(field, "begins or ends with -"));
     }
     Ok(())
 }
 
-fn tools(agent: &AgentSpec) -> Result<(), Error> {
-    if agent.tools.len() > TOOLS_MAX {
-        return Err(Error::invalid("agent.tools", format!("has more than {TOOLS_MAX} entries")));
-    }
-    let mut seen = HashSet::new();
-    for (position, tool) in agent.tools.iter().enumerate() {
-        let field = |leaf: &str| format!("agent.tools[{position}].{leaf}");
-        let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-        if tool.name.is_empty() || tool.name.len() > TOOL_NAME_CHARS_MAX || !tool.name.chars().all(fits) {
-            return Err(Error::invalid(field("name"), "is not 1 to 64 of a-z A-Z 0-9 _ -"));
-        }
-        if !seen.insert(&tool.name) {
-            return Err(Error::invalid(field("name"), "stands for another tool already"));
-        }
-        match &tool.source {
-            None => return Err(Error::invalid(field("source"), "is missing")),
-            Some(Source::Mcp(mcp)) if http_url(&mcp.server_url).is_err() || mcp.server_url.contains('@') => {
-                return Err(Error::invalid(
-                    field("mcp.server_url"),
-                    "is no http:// or https:// address without a name in it",
-                ));
-            }
-            Some(Source::Builtin(_) | Source::Mcp(_) | Source::SubAgent(_)) => {}
-        }
-        let schema = &tool.input_schema_json;
-        if !schema.is_empty() && serde_json::from_str::<serde_json::Map<_, _>>(schema).is_err() {
-            return Err(Error::invalid(field("input_schema_json"), "is not a JSON object"));
-        }
-        if tool.timeout_ms < 0 {
-            return Err(Error::invalid(field("timeout_ms"), "is negative"));
-        }
-    }
-    Ok(())
-}
-
-/// An agent's name.
+/// An agent's name, also one of a session from before names were kept from beginning and ending with `-`.
 pub fn name(field: &str, text: &str) -> Result<(), Error> {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if text.is_empty() || text.len() > NAME_CHARS_MAX || !text.chars().all(fits) {
@@ -178,8 +130,9 @@ pub fn idempotency_key(key: &str) -> Result<Option<&str>, Error> {
     Ok((!key.is_empty()).then_some(key))
 }
 
-/// What a user says: something, of kinds that users may say, within the bound.
-pub fn message(content: &[ContentBlock], bytes_max: usize) -> Result<(), Error> {
+/// What a user says: something, of kinds that users may say, within the bound. An image gets the media type of its data, whatever
+/// was said of it.
+pub fn message(content: &mut [ContentBlock], bytes_max: usize) -> Result<(), Error> {
     if content.is_empty() {
         return Err(Error::invalid("content", "is empty"));
     }
@@ -187,14 +140,35 @@ pub fn message(content: &[ContentBlock], bytes_max: usize) -> Result<(), Error> 
     if bytes > bytes_max {
         return Err(Error::invalid("content", format!("has {bytes} bytes, and {bytes_max} is the limit")));
     }
-    for (position, block) in content.iter().enumerate() {
-        match &block.block {
+    for (position, block) in content.iter_mut().enumerate() {
+        match &mut block.block {
             Some(content_block::Block::Text(text)) if text.text.trim().is_empty() => {
                 return Err(Error::invalid(format!("content[{position}].text"), "is empty"));
             }
-            Some(content_block::Block::Text(_) | content_block::Block::Image(_)) => {}
+            Some(content_block::Block::Text(_)) => {}
+            Some(content_block::Block::Image(image)) => one_image(image, &format!("content[{position}].image"))?,
             Some(_) => return Err(Error::invalid(format!("content[{position}]"), "is neither text nor image")),
             None => return Err(Error::invalid(format!("content[{position}]"), "is empty")),
+        }
+    }
+    Ok(())
+}
+
+/// An image that no provider takes would end its session: it is part of each later request.
+fn one_image(image: &mut Image, field: &str) -> Result<(), Error> {
+    match &image.source {
+        None => return Err(Error::invalid(field, "has neither data nor url")),
+        Some(image::Source::Data(data)) => match media_type::of_image(data) {
+            Some(media_type) => media_type.clone_into(&mut image.media_type),
+            None => return Err(Error::invalid(format!("{field}.data"), "is no PNG, JPEG, GIF or WebP")),
+        },
+        Some(image::Source::Url(url)) => {
+            if http_url(url).is_err() {
+                return Err(Error::invalid(format!("{field}.url"), "is no http:// or https:// address"));
+            }
+            if !image.media_type.is_empty() && !image.media_type.starts_with("image/") {
+                return Err(Error::invalid(format!("{field}.media_type"), "is no type of images"));
+            }
         }
     }
     Ok(())
@@ -246,6 +220,7 @@ pub fn terminate_reason(text: &str) -> Result<String, Error> {
 
 #[cfg(test)]
 mod tests {
+    use croft_proto::v1::tool_spec::Source;
     use croft_proto::v1::{AgentLimits, GuardrailSpec, McpTool, Text, ToolSpec};
 
     use super::*;
@@ -278,7 +253,14 @@ mod tests {
             (AgentSpec { guardrails: vec![GuardrailSpec::default()], ..spec() }, "agent.guardrails[0].name"),
             (AgentSpec { limits: budget(-1, 0), ..spec() }, "agent.limits.budget_nano_usd"),
             (AgentSpec { limits: budget(0, -1), ..spec() }, "agent.limits.budget_tokens"),
+            (
+                AgentSpec { limits: Some(AgentLimits { turn_timeout_ms: -1, ..AgentLimits::default() }), ..spec() },
+                "agent.limits.turn_timeout_ms",
+            ),
             (AgentSpec { name: "Upper".into(), ..spec() }, "agent.name"),
+            (AgentSpec { name: "-a".into(), ..spec() }, "agent.name"),
+            (AgentSpec { name: "a-".into(), ..spec() }, "agent.name"),
+            (AgentSpec { fallback_models: vec!["scripted-1".into()], ..spec() }, "agent.fallback_models"),
             (AgentSpec { model: String::new(), ..spec() }, "agent.model"),
             (AgentSpec { temperature: Some(f64::NAN), ..spec() }, "agent.temperature"),
             (AgentSpec { hedge_after_ms: 49, ..spec() }, "agent.hedge_after_ms"),
@@ -298,11 +280,42 @@ mod tests {
 
     #[test]
     fn a_message_says_something_and_fits() {
-        assert_eq!(field_of(message(&[], 100)), "content");
-        assert_eq!(field_of(message(&[text(" \n")], 100)), "content[0].text");
-        assert_eq!(field_of(message(&[text(&"x".repeat(200))], 100)), "content");
-        assert_eq!(field_of(message(&[ContentBlock { block: None }], 100)), "content[0]");
-        message(&[text("hello")], 100).unwrap();
+        assert_eq!(field_of(message(&mut [], 100)), "content");
+        assert_eq!(field_of(message(&mut [text(" \n")], 100)), "content[0].text");
+        assert_eq!(field_of(message(&mut [text(&"x".repeat(200))], 100)), "content");
+        assert_eq!(field_of(message(&mut [ContentBlock { block: None }], 100)), "content[0]");
+        message(&mut [text("hello")], 100).unwrap();
+    }
+
+    #[test]
+    fn an_image_is_one_that_providers_take_and_has_the_type_of_its_data() {
+        let of = |media_type: &str, source| {
+            let image = Image { media_type: media_type.into(), source };
+            [text("see"), ContentBlock { block: Some(content_block::Block::Image(image)) }]
+        };
+        let data = |data: &'static [u8]| Some(image::Source::Data(data.into()));
+        let url = |url: &str| Some(image::Source::Url(url.into()));
+        for (media_type, source, field) in [
+            ("image/png", None, "content[1].image"),
+            ("image/png", data(b""), "content[1].image.data"),
+            ("image/png", data(b"%PDF-1.7"), "content[1].image.data"),
+            ("image/svg+xml", data(b"<svg/>"), "content[1].image.data"),
+            ("image/png", url(""), "content[1].image.url"),
+            ("image/png", url("file:///etc/passwd"), "content[1].image.url"),
+            ("text/html", url("https://pictures.test/1"), "content[1].image.media_type"),
+        ] {
+            assert_eq!(field_of(message(&mut of(media_type, source), 100)), field);
+        }
+        for media_type in ["", "image/jpg", "image/gif"] {
+            let mut content = of(media_type, data(b"\x89PNG\r\n\x1a\n\0"));
+            message(&mut content, 100).unwrap();
+            assert_eq!(content, of("image/png", data(b"\x89PNG\r\n\x1a\n\0")), "{media_type}");
+        }
+        for media_type in ["", "image/avif"] {
+            let mut content = of(media_type, url("https://pictures.test/1"));
+            message(&mut content, 100).unwrap();
+            assert_eq!(content, of(media_type, url("https://pictures.test/1")));
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@ use uuid::Uuid;
 use self::picture::{Asked, Picture, month_start};
 use crate::core::Core;
 use crate::error::Error;
+use crate::session::across::Horizon;
 
 const INTERVAL_MS: i64 = 1_000;
 const INTERVAL_MS_MIN: i64 = 200;
@@ -56,9 +57,9 @@ impl From<Error> for End {
 pub(crate) struct Watch {
     core: Arc<Core>,
     interval: Duration,
-    /// Changes below this number have all been seen.
-    horizon: u64,
-    /// Changes from there on that have been seen already.
+    /// Changes that it shows have all been seen.
+    horizon: Horizon,
+    /// Those of the others that have been seen: made while we looked.
     seen: HashMap<SessionId, u64>,
     /// What is still to be told, by tenant.
     changed: HashMap<TenantId, HashSet<SessionId>>,
@@ -86,7 +87,7 @@ impl Watch {
         Self {
             core,
             interval: Duration::from_millis(interval_ms),
-            horizon: 0,
+            horizon: Horizon::default(),
             seen: HashMap::new(),
             changed: HashMap::new(),
             totals_due: BTreeSet::new(),
@@ -165,9 +166,9 @@ impl Watch {
     async fn gather(&mut self) -> Result<(), Error> {
         let across = &self.core.stores.across;
         let horizon = across.horizon().await?;
-        let mut after = (self.horizon.saturating_sub(1), SessionId(Uuid::max()));
+        let mut after = (0, SessionId(Uuid::nil()));
         loop {
-            let page = across.changed(after, PAGE).await?;
+            let page = across.changed(&self.horizon, after, PAGE).await?;
             let is_last = page.len() < PAGE as usize;
             for change in page {
                 after = (change.number, change.session);
@@ -180,7 +181,7 @@ impl Watch {
                 break;
             }
         }
-        self.seen.retain(|_, number| *number >= horizon);
+        self.seen.retain(|_, number| !horizon.shows(*number));
         self.horizon = horizon;
         let month_start = month_start()?;
         if month_start != self.month_start {

@@ -36,7 +36,8 @@ use std::time::Duration;
 use croft_proto::id::{SessionId, TenantId};
 use croft_serve::Tasks;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, Connection, PgPool, Transaction};
+use sqlx::{AssertSqlSafe, PgPool, Transaction};
+use tokio::time::timeout;
 
 pub(crate) use models::{add as add_models, apply as apply_models};
 
@@ -54,6 +55,9 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// What the server ends by itself, so that a stuck call holds neither locks nor a connection.
 const SERVER_TIMEOUTS: [(&str, &str); 3] =
     [("statement_timeout", "10s"), ("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "15s")];
+/// How long a call waits for the server: longer than the server lets any take. One whose host has vanished says nothing at all, and TCP
+/// waits for a quarter of an hour, or for ever.
+const CALL_MAX: Duration = Duration::from_secs(20);
 /// A server that offers TLS is reached by TLS or not at all, unless the URL says otherwise.
 const HANDSHAKE_FAILED: &str = "the TLS handshake with PostgreSQL failed; `sslmode` in the URL says what is asked of the server's certificate, and \
      `sslmode=disable` connects without TLS";
@@ -64,6 +68,7 @@ pub struct Postgres {
     pool: PgPool,
     connections_max: u32,
     append_lanes: usize,
+    call_max: Duration,
     doubts: Doubts,
     warm: Warm,
 }
@@ -77,13 +82,19 @@ impl Postgres {
         let pool = connect(url, connections_max, doubts.clone())?;
         pool.acquire().await.map_err(unreached)?;
         let warm = Warm::new(pool.clone(), connections_max, doubts.clone());
-        Ok(Self { pool, connections_max, append_lanes: groups::LANES, doubts, warm })
+        Ok(Self { pool, connections_max, append_lanes: groups::LANES, call_max: CALL_MAX, doubts, warm })
     }
 
     /// With so many transactions of one tenant that append at a time, at least one: for benchmarks.
     #[must_use]
     pub fn with_append_lanes(self, lanes: usize) -> Self {
         Self { append_lanes: lanes.max(1), ..self }
+    }
+
+    /// With another bound of how long a call waits for the server: for tests of servers that are silent.
+    #[must_use]
+    pub fn with_call_max(self, call_max: Duration) -> Self {
+        Self { call_max, ..self }
     }
 
     /// The database answers, and its schema is the one that this program was built for.
@@ -146,11 +157,20 @@ impl Postgres {
         self.warm.give_way();
         let mut stale = 0;
         loop {
-            match self.pool.begin_with(AssertSqlSafe(statements.as_str())).await {
+            match self.in_time(self.pool.begin_with(AssertSqlSafe(statements.as_str()))).await.flatten() {
                 Err(error) if stale < self.connections_max && was_idle_too_long(&error) => stale += 1,
                 result => return result.map_err(failed),
             }
         }
+    }
+
+    /// A call of the server, for as long as one may take. Whether one that was given up was carried out nobody knows; its connection is
+    /// looked at on its way back to the pool, and those that have been idle since before their next use.
+    async fn in_time<T>(&self, call: impl Future<Output = T>) -> Result<T, sqlx::Error> {
+        timeout(self.call_max, call).await.map_err(|_| {
+            self.doubts.raise();
+            sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer in time"))
+        })
     }
 }
 
@@ -193,8 +213,16 @@ fn connect(url: &str, connections_max: u32, doubts: Doubts) -> Result<PgPool, Er
             let doubted = doubts.doubt(about.idle_for);
             Box::pin(async move {
                 if doubted {
-                    connection.ping().await?;
+                    doubts::ping(connection).await?;
                 }
+                Ok(true)
+            })
+        })
+        // The pool itself pings each that comes back, and waits for the answer for ever: of a server that is silent it would never have
+        // another connection in the place of this one. What comes back from a call that was given up is read to its end here.
+        .after_release(|connection, _| {
+            Box::pin(async move {
+                doubts::ping(connection).await?;
                 Ok(true)
             })
         })
@@ -244,7 +272,8 @@ fn is_passing(code: &str) -> bool {
 
 fn was_idle_too_long(error: &sqlx::Error) -> bool {
     match error {
-        sqlx::Error::Io(_) => true,
+        // One that says nothing may be at it.
+        sqlx::Error::Io(error) => error.kind() != std::io::ErrorKind::TimedOut,
         // The server said why it went, before it went.
         sqlx::Error::Database(refusal) => refusal.code().is_some_and(|code| code.starts_with("57P")),
         _ => false,

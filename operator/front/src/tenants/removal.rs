@@ -1,5 +1,5 @@
 //! The removal of a tenant, in order: its sessions end, what is still to be written about them is written, its
-//! credentials go, and with [`RemovalPolicy::Erase`] also its sessions and events.
+//! credentials go, and with [`RemovalPolicy::Erase`] also its sessions, events, budgets and alerts.
 //!
 //! The operator calls until it is done. Each call looks at what is left and takes up there, so it doesn't matter which front
 //! it reaches, or whether an earlier one was broken off.
@@ -48,11 +48,12 @@ pub trait RemovalStore: Send + Sync {
     /// Deletes the tenant's API keys, and tells how many.
     async fn erase_credentials(&self, tenant: TenantId) -> Result<u64, Error>;
 
-    /// Deletes at most `rows_max` rows of sessions, with their events, checkpoints, leases and idempotency keys; tells how
-    /// many. 0 when none are left. Usage and audit stay.
-    async fn erase_sessions(&self, tenant: TenantId, rows_max: u32) -> Result<u64, Error>;
+    /// Deletes at most `rows_max` rows: budgets, alerts whether they were posted or not, and sessions, with their events, checkpoints,
+    /// leases and idempotency keys. Tells how many; 0 when none are left. Usage and audit stay.
+    async fn erase_rows(&self, tenant: TenantId, rows_max: u32) -> Result<u64, Error>;
 
-    /// How many rows [`Self::erase_sessions`] has to delete still, counted up to `rows_max`.
+    /// How many rows [`Self::erase_rows`] has to delete still, counted up to `rows_max`. Those of sessions that nobody sees any more,
+    /// as they are being erased, are among them.
     async fn count_rows(&self, tenant: TenantId, rows_max: u32) -> Result<u64, Error>;
 }
 
@@ -130,7 +131,7 @@ impl Removal {
     async fn erase(&self, identity: &Identity, until: Instant) -> Result<u64, Error> {
         let (removal, mut erased_any, mut batch) = (&self.core.stores.removal, false, Batch::of(ROWS_BATCH));
         loop {
-            let erased = match removal.erase_sessions(identity.tenant, batch.size()).await {
+            let erased = match removal.erase_rows(identity.tenant, batch.size()).await {
                 Ok(erased) => erased,
                 Err(error) if batch.halves_for(&error) => continue,
                 Err(error) => return Err(error),

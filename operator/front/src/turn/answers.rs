@@ -11,10 +11,10 @@ use croft_proto::v1::{
 
 use super::driver::Driver;
 use super::store::{Begin, Begun};
-use super::{Begins, Turns, turn_event};
+use super::{Begins, Turns, since, turn_event};
 use crate::core::Core;
 use crate::error::Error;
-use crate::events::log::{Append, Appended, Authority, IdempotencyKey};
+use crate::events::log::{Append, Appended, Authority, IdempotencyKey, NewEvent};
 use crate::events::relay::Frame;
 use crate::identity::Identity;
 use crate::session::{Session, validate};
@@ -34,6 +34,8 @@ struct Question {
     is_waited_for: bool,
     /// On whose behalf the turn runs.
     sender: String,
+    /// How long the turn has run.
+    elapsed_ms: i64,
     /// Somebody has said yes, or no, and the turn has not made anything of it.
     decided: Option<bool>,
 }
@@ -75,7 +77,11 @@ impl Turns {
             let once =
                 IdempotencyKey { key: format!("approval/{}", request.approval_id), body_hash: <[u8; 32]>::default() };
             let answered = if question.is_waited_for {
-                self.tell_the_turn(&session, question.turn, resolved, once).await
+                let told = NewEvent {
+                    elapsed_ms: question.elapsed_ms,
+                    ..turn_event(question.turn, Kind::ApprovalResolved(resolved))
+                };
+                self.tell_the_turn(&session, question.turn, told, once).await
             } else {
                 let next = begin_the_next(&self.core, &session, question.sender, vec![resolved], once).await;
                 next.map(|next| next == Next::Begun)
@@ -95,12 +101,22 @@ impl Turns {
         if session.state == SessionState::Terminated || session.input_seq == 0 {
             return Ok(None);
         }
-        let (mut after, mut sender, mut open) = (session.input_seq - 1, String::new(), None);
+        let (mut after, mut sender, mut open) = (session.input_seq - 1, String::new(), None::<Question>);
+        let mut begun = None;
         loop {
             let events = self.core.stores.events.read(session.tenant, session.id, after, PAGE).await?;
-            let Some(last) = events.last() else { return Ok(open) };
+            let Some(last) = events.last() else {
+                let elapsed_ms = begun.map_or(0, |begun| i64::try_from(since(begun).as_millis()).unwrap_or(i64::MAX));
+                return Ok(open.map(|open| Question { elapsed_ms: elapsed_ms.max(open.elapsed_ms), ..open }));
+            };
             after = last.seq;
-            for SessionEvent { turn_id, kind, .. } in events {
+            for SessionEvent { turn_id, kind, create_time, elapsed_ms, .. } in events {
+                if let Some(Kind::SessionRunning(_)) = kind {
+                    begun = create_time;
+                }
+                if let Some(question) = &mut open {
+                    question.elapsed_ms = question.elapsed_ms.max(elapsed_ms);
+                }
                 match kind {
                     Some(Kind::UserMessage(message)) if sender.is_empty() => sender = message.sender,
                     Some(Kind::ApprovalRequired(asked)) if asked.approval_id == approval_id => {
@@ -109,6 +125,7 @@ impl Turns {
                             tool_call_id: asked.tool_call_id,
                             is_waited_for: true,
                             sender: sender.clone(),
+                            elapsed_ms,
                             decided: None,
                         });
                     }
@@ -149,7 +166,7 @@ impl Turns {
         &self,
         session: &Session,
         turn: TurnId,
-        resolved: ApprovalResolved,
+        told: NewEvent,
         once: IdempotencyKey,
     ) -> Result<bool, Error> {
         let (tenant, session) = (session.tenant, session.id);
@@ -157,7 +174,7 @@ impl Turns {
             tenant,
             session,
             authority: Authority::During { turn },
-            events: vec![turn_event(turn, Kind::ApprovalResolved(resolved))],
+            events: vec![told],
             checkpoint: None,
             idempotency_key: Some(once),
             input_seq: None,

@@ -43,6 +43,11 @@ impl Approvals {
         (!self.open.is_empty()).then_some(self.next_look)
     }
 
+    /// The log could not be looked at.
+    pub(super) fn look_later(&mut self) {
+        self.next_look = Instant::now() + LOOK_EVERY;
+    }
+
     /// The answers among a page of the log, of those that were waited for.
     pub(super) fn found(&mut self, page: Vec<SessionEvent>) -> Vec<ApprovalResolved> {
         // Another page has more behind it.

@@ -1,5 +1,6 @@
 //! Drives a session's turns under one lease, one after the other, until no message waits.
 
+mod panicked;
 mod step;
 
 use std::sync::Arc;
@@ -11,19 +12,23 @@ use croft_proto::v1::{
     ContentBlock, SessionCheckpoint, SessionError, SessionEvent, SessionIdle, SessionRunning, SessionState, StopReason,
     UserMessage,
 };
+use prometheus::IntGauge;
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tracing::Span;
 
 use super::Accepted;
 use super::answers;
+use super::held::Hold;
 use super::recorder::Recorder;
-use super::standing::Standing;
+use super::standing::{Folding, Standing};
 use super::store::Opened;
-use super::sub_agents;
+use super::{since, sub_agents};
 use crate::core::Core;
 use crate::error::Error;
 use crate::events::fanout::Controls;
 use crate::events::log::{StoredCheckpoint, is_last_page};
+use crate::metrics::Metrics;
 use crate::session::Session;
 use step::{Course, Origin, Step, pause};
 
@@ -37,10 +42,13 @@ const STOP_GRACE: Duration = Duration::from_millis(900);
 /// Holds a lease and does what it is for.
 pub(super) struct Driver {
     core: Arc<Core>,
+    /// As it was before the turn that runs.
     session: Session,
     epoch: u64,
     /// The turn that the lease was taken for, if nothing comes before it.
     first: Option<First>,
+    /// Whoever drove its turn before panicked: the turn ends.
+    has_panicked: bool,
 }
 
 /// A turn that has just begun: there is nothing about it that the store knows better.
@@ -62,7 +70,7 @@ struct Input {
 
 impl Driver {
     pub(super) fn new(core: Arc<Core>, session: Session, epoch: u64) -> Self {
-        Self { core, session, epoch, first: None }
+        Self { core, session, epoch, first: None, has_panicked: false }
     }
 
     /// For a turn that was begun with this message.
@@ -71,7 +79,7 @@ impl Driver {
         let input = Input { turn: accepted.turn, has_begun: true, seq: accepted.seq, content, sender };
         let is_next = opened.is_next();
         let Opened { epoch, session, checkpoint, .. } = opened;
-        Self { core, session, epoch, first: is_next.then_some(First { input, checkpoint }) }
+        Self { core, session, epoch, first: is_next.then_some(First { input, checkpoint }), has_panicked: false }
     }
 
     /// A span for all of that, under the current one: <https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-agent-spans/>.
@@ -92,7 +100,7 @@ impl Driver {
     /// it stops without a word: whoever has the lease next goes on from what is stored.
     pub(super) async fn run(mut self) {
         let (tenant, session) = (self.session.tenant, self.session.id);
-        self.core.metrics.turns_running.inc();
+        let running = Running::new(&self.core.metrics);
         let outcome = loop {
             match self.under_lease().await {
                 Ok(Some(epoch)) => self.epoch = epoch,
@@ -100,7 +108,7 @@ impl Driver {
                 Err(error) => break Err(error),
             }
         };
-        self.core.metrics.turns_running.dec();
+        drop(running);
         match outcome {
             Ok(()) => {}
             Err(Error::LeaseLost { epoch }) => {
@@ -117,27 +125,34 @@ impl Driver {
     /// Runs turns while the lease is renewed beside them. The epoch of a new lease, if a message came as this one was given up.
     async fn under_lease(&mut self) -> Result<Option<u64>, Error> {
         let Session { tenant, id, .. } = self.session;
+        // Dropped behind the hold, as who comes next has one of the same lease.
+        let _watch = panicked::Watch::over(self);
         let hold = self.core.held.hold(tenant, id, self.epoch, self.core.options.lease_ttl);
-        let first = self.first.take();
+        let (first, epoch) = (self.first.take(), self.epoch);
         tokio::select! {
-            outcome = self.turns(first) => outcome,
-            () = hold.lost() => Err(Error::LeaseLost { epoch: self.epoch }),
+            outcome = self.turns(first, &hold) => outcome,
+            () = hold.lost() => Err(Error::LeaseLost { epoch }),
         }
     }
 
-    async fn turns(&self, first: Option<First>) -> Result<Option<u64>, Error> {
+    async fn turns(&mut self, first: Option<First>, hold: &Hold) -> Result<Option<u64>, Error> {
         let (tenant, id) = (self.session.tenant, self.session.id);
         let mut controls = self.core.hub.controls(tenant, id).await;
         if let Some(First { input, checkpoint }) = first
-            && self.turn(input, Origin::Beginning(checkpoint), &mut controls).await?
+            && self.turn(input, Origin::Beginning(checkpoint), &mut controls, hold).await?
         {
             return Ok(None);
         }
-        while let Some(input) = self.next_input().await? {
-            if self.turn(input, Origin::Store, &mut controls).await? {
+        while let Some((input, session)) = self.next_input().await? {
+            // What the turn before has used is in it.
+            self.session = session;
+            if self.turn(input, Origin::Store, &mut controls, hold).await? {
                 return Ok(None);
             }
+            self.has_panicked = false;
         }
+        self.has_panicked = false;
+        hold.gives_up();
         self.core.stores.leases.release(tenant, id, self.epoch).await?;
         // A message may have come after our last look and before the release, and its sender has seen the lease taken.
         let now = self.core.stores.sessions.get(tenant, id).await?;
@@ -147,8 +162,9 @@ impl Driver {
         self.core.stores.leases.acquire(tenant, id, &self.core.replica, self.core.options.lease_ttl).await
     }
 
-    /// The oldest message that no turn has finished with: one that waits, or the one whose turn was broken off.
-    async fn next_input(&self) -> Result<Option<Input>, Error> {
+    /// The oldest message that no turn has finished with, one that waits or the one whose turn was broken off, and the session as it is by
+    /// now.
+    async fn next_input(&self) -> Result<Option<(Input, Session)>, Error> {
         let (tenant, id) = (self.session.tenant, self.session.id);
         let Some(session) = self.core.stores.sessions.get(tenant, id).await? else { return Ok(None) };
         let broken_off = session.state == SessionState::Running && session.input_seq > 0;
@@ -166,7 +182,7 @@ impl Driver {
             after = last.seq;
             if let Some(input) = events.into_iter().find_map(as_input) {
                 let has_begun = session.state == SessionState::Running && session.turn_id == input.turn.to_string();
-                return Ok(Some(Input { has_begun, ..input }));
+                return Ok(Some((Input { has_begun, ..input }, session)));
             }
         }
     }
@@ -190,31 +206,38 @@ impl Driver {
     }
 
     /// Runs one turn to its end, and tells whether the lease went with it, since no message waits.
-    async fn turn(&self, input: Input, from: Origin, controls: &mut Controls) -> Result<bool, Error> {
+    async fn turn(&self, input: Input, from: Origin, controls: &mut Controls, hold: &Hold) -> Result<bool, Error> {
         let is_fresh = matches!(from, Origin::Beginning(_));
         let mut recorder =
             Recorder::new(Arc::clone(&self.core), self.session.clone(), self.epoch, input.turn, is_fresh);
         if !input.has_begun {
             // A message that waited came without it. From here on the turn can be interrupted, and is taken over if we are lost.
             recorder.store(vec![Kind::SessionRunning(SessionRunning {})], None, None).await?;
+        } else if !is_fresh {
+            recorder.has_run_for(self.ran_for(&input).await?);
         }
         let limit = self.session.agent.limits.map_or(0, |limits| limits.turn_timeout_ms);
         let limit = u64::try_from(limit)
             .ok()
             .filter(|ms| *ms > 0)
             .map_or(self.core.options.turn_timeout, Duration::from_millis);
-        // The worker keeps the agent's limit; ours is for a worker that doesn't.
-        let deadline = Instant::now() + limit + Duration::from_secs(2);
+        // The worker keeps the agent's limit; ours is for a worker that doesn't, and for a turn that goes on at another front.
+        let deadline = Instant::now() + (limit + Duration::from_secs(2)).saturating_sub(recorder.elapsed());
         let mut course = Course { worker: self.session.worker.clone(), from, input_seq: Some(input.seq), deadline };
         let mut lost = 0;
         let mut unreached_since = None;
         let end = loop {
+            if self.has_panicked {
+                let error = Error::internal(anyhow::anyhow!("the turn's driver panicked"));
+                break End::failed(StopReason::Error, session_error(&error));
+            }
             if self.core.tenants.is_stopped(self.session.tenant) {
                 break End::of(StopReason::Interrupted);
             }
+            let storing = recorder.under_way();
             let step = tokio::select! {
                 step = self.step(&input, &mut course, &mut recorder, controls) => step?,
-                () = self.stopped_for(STOP_GRACE) => Step::Done(End::of(StopReason::Interrupted)),
+                () = self.stopped_for(STOP_GRACE, &storing) => Step::Done(End::of(StopReason::Interrupted)),
             };
             match step {
                 Step::Done(end) => break end,
@@ -238,13 +261,20 @@ impl Driver {
             }
         };
         // A step that was cut off may have said that it takes the message up without having done so.
-        self.end(&mut recorder, self.explained(end), &input).await
+        self.end(&mut recorder, self.explained(end), &input, hold).await
     }
 
-    /// Waits until the tenant has been stopped for so long.
-    async fn stopped_for(&self, grace: Duration) {
+    /// Fails with [`Error::LeaseLost`] where another driver has the turn by now, of which a renewal has yet to tell.
+    async fn see_lease(&self) -> Result<(), Error> {
+        let Session { tenant, id, .. } = self.session;
+        self.core.stores.leases.renew(tenant, id, self.epoch, self.core.options.lease_ttl).await
+    }
+
+    /// Waits until the tenant has been stopped for so long, and until what is being stored is: the end's checkpoint stands for that as well.
+    async fn stopped_for(&self, grace: Duration, storing: &Mutex<()>) {
         self.core.tenants.stopped(self.session.tenant).await;
         tokio::time::sleep(grace).await;
+        drop(storing.lock().await);
     }
 
     /// Says so when it was not the user who stopped the turn.
@@ -257,49 +287,93 @@ impl Driver {
     }
 
     /// What is stored of the turn, and behind it what the worker told last, which is not stored yet.
-    async fn standing(&self, input: &Input, last_words: &[Kind]) -> Result<Standing, Error> {
+    async fn standing(&self, input: &Input, last_words: &[Kind], recorder: &mut Recorder) -> Result<Standing, Error> {
         let (tenant, id) = (self.session.tenant, self.session.id);
         let stored = self.core.stores.events.checkpoint(tenant, id).await?;
-        let (mut after, mut events) = (input.seq, Vec::new());
+        let mut folding = Folding::new(stored, input.turn, &input.content);
+        let mut after = input.seq;
         loop {
             let page = self.core.stores.events.read(tenant, id, after, PAGE).await?;
             let is_last = is_last_page(&page, PAGE);
             after = page.last().map_or(after, |event| event.seq);
-            events.extend(page);
-            if is_last {
-                let turn_id = input.turn.to_string();
-                let unstored = |kind: &Kind| SessionEvent {
-                    seq: u64::MAX,
-                    turn_id: turn_id.clone(),
-                    kind: Some(kind.clone()),
-                    ..SessionEvent::default()
-                };
-                let events = events.into_iter().chain(last_words.iter().map(unstored));
-                return Ok(Standing::of(stored, input.turn, &input.content, events));
+            for event in page {
+                folding.take(event);
             }
+            if is_last {
+                break;
+            }
+        }
+        for kind in last_words {
+            let (turn_id, kind) = (input.turn.to_string(), Some(kind.clone()));
+            folding.take(SessionEvent { seq: u64::MAX, turn_id, kind, ..SessionEvent::default() });
+        }
+        let standing = folding.done();
+        recorder.has_run_for(Duration::from_millis(standing.elapsed_ms.try_into().unwrap_or_default()));
+        Ok(standing)
+    }
+
+    /// How long the turn has run by the clocks of the fronts: whoever drove it before may have been another.
+    async fn ran_for(&self, input: &Input) -> Result<Duration, Error> {
+        let (tenant, id) = (self.session.tenant, self.session.id);
+        let (turn, mut after) = (input.turn.to_string(), input.seq);
+        loop {
+            let page = self.core.stores.events.read(tenant, id, after, PAGE).await?;
+            let begins =
+                |event: &&SessionEvent| event.turn_id == turn && matches!(event.kind, Some(Kind::SessionRunning(_)));
+            if let Some(begun) = page.iter().find(begins).and_then(|event| event.create_time) {
+                return Ok(since(begun));
+            }
+            if is_last_page(&page, PAGE) {
+                return Ok(Duration::ZERO);
+            }
+            after = page.last().map_or(after, |event| event.seq);
         }
     }
 
-    async fn end(&self, recorder: &mut Recorder, end: End, input: &Input) -> Result<bool, Error> {
+    async fn end(&self, recorder: &mut Recorder, end: End, input: &Input, hold: &Hold) -> Result<bool, Error> {
         let End { stop_reason, error, checkpoint, last_words } = end;
+        if !self.session.agent.sub_agents.is_empty() {
+            // They are another driver's to wait for, if the turn is.
+            self.see_lease().await?;
+        }
         // Before the last word: should this front be lost meanwhile, whoever takes the turn over ends them.
         sub_agents::end_all(&self.core, &self.session).await?;
         // What was said is remembered, also when no worker is left to say so.
         let (closed, checkpoint) = match checkpoint {
             Some(checkpoint) => (Vec::new(), Some(checkpoint)),
             // Where people are asked, calls stay open for them.
-            None => self.standing(input, &last_words).await?.left(stop_reason != StopReason::RequiresAction),
+            None => self.standing(input, &last_words, recorder).await?.left(stop_reason != StopReason::RequiresAction),
         };
         let mut kinds = last_words;
         kinds.extend(closed.into_iter().map(Kind::ToolResult));
         kinds.extend(error.map(Kind::Error));
         kinds.push(Kind::SessionIdle(SessionIdle { stop_reason: stop_reason.into() }));
+        hold.gives_up();
         let released = recorder.end(kinds, checkpoint, input.seq).await?;
+        if !released {
+            hold.keeps();
+        }
         self.core.metrics.turns.with_label_values(&[stop_reason.as_str_name()]).inc();
         if released && stop_reason == StopReason::RequiresAction {
             answers::go_on(&self.core, &self.session, input.turn, input.seq, &input.sender).await?;
         }
         Ok(released)
+    }
+}
+
+/// A driver that runs, among those that are counted.
+struct Running(IntGauge);
+
+impl Running {
+    fn new(metrics: &Metrics) -> Self {
+        metrics.turns_running.inc();
+        Self(metrics.turns_running.clone())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

@@ -26,6 +26,7 @@ use super::granted::Granted;
 use super::purse::Told;
 use super::recorder::{Recorder, Stage};
 use super::sub_agents::{Heard, SubAgents};
+use super::words;
 use crate::core::Core;
 use crate::error::Error;
 use crate::events::fanout::Controls;
@@ -37,8 +38,15 @@ use crate::worker_client::WorkerClient;
 
 /// Messages to a worker that may wait. At the bound the exchange waits: the worker has stopped reading.
 const OUTGOING_MAX: usize = 64;
-/// Worker messages that are stored together at most.
+/// Worker messages that are taken together at most, and their bytes: what is beyond waits for the next transaction.
 const GATHER_MAX: usize = 256;
+const GATHER_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Grants that a worker may have asked for and not told the outcome of. It makes one call at a time, and a hedge; one that wants more is
+/// broken off.
+const GRANTS_MAX: usize = 64;
+/// Sub-agents that a worker may call at the same time: as many as its turn may make calls, if the agent does not allow more of them. One
+/// that wants more is broken off.
+const SUB_AGENTS_MAX: usize = 100;
 /// How long a worker may take to stop when told to; then its stream is cut.
 const CANCEL_GRACE: Duration = Duration::from_millis(800);
 /// How long the second half of something that belongs together may be under way. Then the first is stored by itself.
@@ -218,8 +226,16 @@ impl Exchange<'_> {
     ) -> Result<Option<Outcome>, Error> {
         let mut gathered = Gathered::default();
         let mut next = Some(first);
+        let (mut messages, mut bytes) = (0, 0);
         self.recorder.reach(Stage::Ready);
         while let Some(response) = next.take() {
+            messages += 1;
+            bytes += response.encoded_len();
+            if let Some(why) = self.breach(&response) {
+                tracing::warn!(tenant = %self.session.tenant, session = %self.session.id, why, "a worker is broken off");
+                self.flush(&mut gathered, incoming, outgoing).await?;
+                return Ok(Some(Outcome::WorkerLost(Status::internal(why))));
+            }
             match response.message {
                 Some(FromWorker::Event(step_event)) => {
                     match step_event.event.and_then(|event| event.kind) {
@@ -253,10 +269,12 @@ impl Exchange<'_> {
             if next.is_some() {
                 continue;
             }
-            if gathered.is_half() {
+            if messages >= GATHER_MAX || bytes >= GATHER_BYTES_MAX {
+                // Whoever else has something to say in the step comes before what the worker says next.
+            } else if gathered.is_half() {
                 let rest = tokio::time::timeout(SECOND_HALF_MAX, incoming.message()).await;
                 next = rest.ok().and_then(Result::ok).flatten();
-            } else if gathered.kinds.len() < GATHER_MAX {
+            } else {
                 next = at_hand(incoming);
             }
             if next.is_none() {
@@ -264,6 +282,26 @@ impl Exchange<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// Why the worker is to be broken off, if this is more than it may say.
+    fn breach(&self, response: &ExecuteStepResponse) -> Option<&'static str> {
+        match &response.message {
+            Some(FromWorker::Event(step_event)) => {
+                let kind = step_event.event.as_ref().and_then(|event| event.kind.as_ref())?;
+                let is_stored = step_event.event_index != 0;
+                let may_be_told = if is_stored { words::may_be_stored(kind) } else { words::may_be_shown(kind) };
+                (!may_be_told).then_some("it told what is not a worker's to tell")
+            }
+            Some(FromWorker::GrantRequest(_)) => {
+                (self.asking.len() + self.granted.count() >= GRANTS_MAX).then_some("it asks for too many grants")
+            }
+            Some(FromWorker::SubAgentCall(_)) => {
+                let told = self.session.agent.limits.map_or(0, |limits| limits.tool_calls_max as usize);
+                (self.sub_agents.count() >= told.max(SUB_AGENTS_MAX)).then_some("it calls too many sub-agents")
+            }
+            Some(FromWorker::Checkpoint(_) | FromWorker::Finished(_)) | None => None,
+        }
     }
 
     /// What the worker told first is that the step has begun, and nothing of the turn was shown: then what it tells next need not
@@ -352,6 +390,10 @@ impl Exchange<'_> {
                     other => told.push(other),
                 },
                 message = next_of(&mut incoming) => match message {
+                    Some(response) if self.breach(&response).is_some() => {
+                        held = Some(response);
+                        incoming = None;
+                    }
                     Some(ExecuteStepResponse { message: Some(FromWorker::GrantRequest(request)) })
                         if outgoing.capacity() > 0 =>
                     {
@@ -442,10 +484,18 @@ impl Exchange<'_> {
         Some(GrantRefused { request_id: request.request_id.clone(), reason: "MODEL_UNFIT".to_owned(), message })
     }
 
-    /// Passes on what people have decided, should no word of it have come.
+    /// Passes on what people have decided, should no word of it have come. Where the store is away, the next look does: a person may
+    /// take longer than that.
     async fn look_for_decisions(&mut self, outgoing: &mpsc::Sender<ExecuteStepRequest>) -> Result<(), Error> {
         let (tenant, session) = (self.session.tenant, self.session.id);
-        let page = self.core.stores.events.read(tenant, session, self.approvals.seen, PAGE).await?;
+        let page = match self.core.stores.events.read(tenant, session, self.approvals.seen, PAGE).await {
+            Err(error @ Error::Unavailable { .. }) => {
+                tracing::debug!(%tenant, %session, %error, "cannot look for decisions, trying again");
+                self.approvals.look_later();
+                return Ok(());
+            }
+            page => page?,
+        };
         for resolved in self.approvals.found(page) {
             send(outgoing, ToWorker::ApprovalResolved(resolved)).await;
         }
@@ -465,7 +515,11 @@ impl Exchange<'_> {
             Frame::Terminated => StopReason::Terminated,
             Frame::ApprovalResolved { seq } => {
                 let (tenant, session) = (self.session.tenant, self.session.id);
-                let events = self.core.stores.events.read(tenant, session, seq.saturating_sub(1), 1).await?;
+                let events = match self.core.stores.events.read(tenant, session, seq.saturating_sub(1), 1).await {
+                    // The next look finds it.
+                    Err(Error::Unavailable { .. }) => return Ok(None),
+                    events => events?,
+                };
                 if let Some(resolved) = events.into_iter().next().and_then(|event| self.approvals.decided(event)) {
                     send(outgoing, ToWorker::ApprovalResolved(resolved)).await;
                 }

@@ -29,6 +29,11 @@ impl Granted {
         self.open.push(Open { grant, given: Instant::now(), input_tokens_estimated, weight: 0 });
     }
 
+    /// How many are out.
+    pub(super) fn count(&self) -> usize {
+        self.open.len()
+    }
+
     /// A piece of the answer was shown.
     pub(super) fn shown(&mut self, preview: &Kind) {
         // A worker makes one attempt at a time. Of two, it tells what came of the one that it gave up first.

@@ -3,6 +3,7 @@
 //! its turns are over.
 
 use std::collections::HashMap;
+use std::future::ready;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,16 +33,31 @@ struct Lease {
     /// What the last renewal said.
     good_until: Instant,
     lost: CancellationToken,
+    /// Its driver is giving it up: see [`Hold::gives_up`].
+    is_given_up: bool,
+}
+
+impl Lease {
+    /// It is somebody else's. Whoever gives it up has nothing to stop for.
+    fn lose(&self) {
+        if !self.is_given_up {
+            self.lost.cancel();
+        }
+    }
 }
 
 /// Leases of one tenant, with their epochs.
 type Batch = (TenantId, Vec<(SessionId, u64)>);
 
 impl Held {
-    /// Until what comes back is dropped, a lease is held, which is good for `ttl` from now on.
+    /// Until what comes back is dropped, a lease is held, which is good for `ttl` from now on. Whoever held an older one of the session here
+    /// has lost it.
     pub(super) fn hold(&self, tenant: TenantId, session: SessionId, epoch: u64, ttl: Duration) -> Hold {
         let (turn, lost) = ((tenant, session), CancellationToken::new());
-        self.lock().insert(turn, Lease { epoch, good_until: Instant::now() + ttl, lost: lost.clone() });
+        let lease = Lease { epoch, good_until: Instant::now() + ttl, lost: lost.clone(), is_given_up: false };
+        if let Some(older) = self.lock().insert(turn, lease) {
+            older.lose();
+        }
         Hold { held: self.clone(), turn, epoch, lost }
     }
 
@@ -69,7 +85,7 @@ impl Held {
             // Another of the same session may have come since.
             let Some(lease) = held.get_mut(&(tenant, session)).filter(|lease| lease.epoch == epoch) else { continue };
             if lost.contains(&session) {
-                lease.lost.cancel();
+                lease.lose();
             } else {
                 lease.good_until = good_until;
             }
@@ -80,7 +96,7 @@ impl Held {
     fn give_up_what_ran_out(&self) {
         let now = Instant::now();
         for lease in self.lock().values().filter(|lease| lease.good_until <= now) {
-            lease.lost.cancel();
+            lease.lose();
         }
     }
 }
@@ -97,6 +113,23 @@ impl Hold {
     pub(super) async fn lost(&self) {
         self.lost.cancelled().await;
     }
+
+    /// The driver is about to give the lease up, with the turn's last word: from then on the lease is nobody's, which a renewal would find
+    /// while what belongs to the end is still being done. Nothing more can be stored under a lease that was lost before.
+    pub(super) fn gives_up(&self) {
+        self.change(|lease| lease.is_given_up = true);
+    }
+
+    /// It has kept the lease after all: a message waits.
+    pub(super) fn keeps(&self) {
+        self.change(|lease| lease.is_given_up = false);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Lease)) {
+        if let Some(lease) = self.held.lock().get_mut(&self.turn).filter(|lease| lease.epoch == self.epoch) {
+            change(lease);
+        }
+    }
 }
 
 impl Drop for Hold {
@@ -111,30 +144,34 @@ impl Drop for Hold {
 /// Renews all leases that are held here, three times in the life of one, until this replica is gone.
 pub async fn keep_leases(core: Arc<Core>) {
     let (ttl, ending) = (core.options.lease_ttl, core.tasks.ending());
-    let mut round_at = Instant::now();
+    let mut round_at = Instant::now() + ttl / 3;
     loop {
-        round_at += ttl / 3;
         tokio::select! {
             () = ending.cancelled() => return,
             () = tokio::time::sleep_until(round_at) => {}
         }
-        let renewals =
-            stream::iter(core.held.batches()).for_each_concurrent(AT_A_TIME, |batch| renew(&core, batch, ttl));
-        // A store that hangs keeps the others of a round, but not the rounds.
-        if timeout(ttl / 3, renewals).await.is_err() {
-            tracing::warn!("leases were not renewed in time, trying again");
-            round_at = Instant::now();
-        }
+        let renewals = stream::iter(core.held.batches()).map(|batch| renew(&core, batch, ttl));
+        let renewals = renewals.buffer_unordered(AT_A_TIME).fold(true, |all, one| ready(all && one));
+        // A store that hangs keeps the others of a round, but not the rounds. What time the leases had left for it is used up: there is
+        // another round at once.
+        let is_done = timeout(ttl / 3, renewals).await.unwrap_or(false);
+        round_at = if is_done { round_at + ttl / 3 } else { Instant::now() };
         core.held.give_up_what_ran_out();
     }
 }
 
-async fn renew(core: &Core, batch: Batch, ttl: Duration) {
+/// False when the store did not answer in time: half of what lies between two rounds, so that the next try comes before the second.
+async fn renew(core: &Core, batch: Batch, ttl: Duration) -> bool {
     let asked = Instant::now();
-    match core.stores.leases.renew_all(batch.0, &batch.1, ttl).await {
+    let Ok(renewed) = timeout(ttl / 6, core.stores.leases.renew_all(batch.0, &batch.1, ttl)).await else {
+        tracing::warn!(tenant = %batch.0, "leases were not renewed in time, trying again");
+        return false;
+    };
+    match renewed {
         Ok(lost) => core.held.renewed(batch, &lost, asked + ttl),
         Err(error) => tracing::warn!(tenant = %batch.0, %error, "leases not renewed, trying again"),
     }
+    true
 }
 
 /// Waits until this replica goes, and leaves the turns that are not over to others, who need not wait for their leases to run out.

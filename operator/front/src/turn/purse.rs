@@ -39,6 +39,8 @@ struct State {
     open: Vec<Reservation>,
     /// Why no more may be spent in this turn.
     ended: Option<BudgetReached>,
+    /// Running calls are being looked at.
+    is_looking: bool,
 }
 
 /// What became of a request for leave, or of a look at a running call.
@@ -108,11 +110,12 @@ impl Purse {
                     output_tokens_max: u32::try_from(reservation.output_tokens_max).unwrap_or(u32::MAX),
                     expire_time: Some(Timestamp { seconds: now().seconds + GRANT_TTL_SECONDS, nanos: 0 }),
                     routed: is_routed,
+                    images: model.capabilities.map(|can| can.images),
                 };
                 self.lock().open.push(*reservation);
                 Told::Granted { request, routed, grant }
             }
-            Ok(Leave::Limited(error)) => Told::Refused(refused("RATE_LIMIT", error.to_string())),
+            Ok(Leave::Limited(why)) => Told::Refused(refused("RATE_LIMIT", why)),
             // The call itself goes on: that there is no room for a second one ends nothing.
             Ok(Leave::Reached(reached)) if request.hedges => Told::Refused(refused("BUDGET", reached.message)),
             Ok(Leave::Reached(reached)) => {
@@ -175,10 +178,13 @@ impl Purse {
         }
     }
 
-    /// Says that the running call is running, or both that are, and looks whether it must be cut.
+    /// Says that the running call is running, or both that are, and looks whether it must be cut. While one look is under way a further
+    /// one does nothing: behind counters that don't answer they would pile up.
     pub(super) async fn hold(self) -> Told {
+        let Some(_look) = Look::begin(&self) else { return Told::Nothing };
         let open = self.lock().open.clone();
         for mut running in open {
+            let mut word = Word { purse: &self, id: &running.ask.id.clone(), is_taken_back: false };
             let held = self.core.budgets.hold(&self.session, &mut running).await;
             let reached = held.unwrap_or_else(|error| {
                 tracing::debug!(session = %self.session.id, %error, "a running call was not looked at");
@@ -187,6 +193,7 @@ impl Purse {
             if !self.is_still_open(&running) {
                 // It was settled while we looked, and our word may have come behind that: then its reservation was taken again.
                 self.core.budgets.settle(&self.session, &running, None).await;
+                word.is_taken_back = true;
             } else if let Some(reached) = reached
                 && self.ends(&reached)
             {
@@ -246,6 +253,40 @@ impl Purse {
         let open = std::mem::take(&mut self.lock().open);
         for reservation in open {
             self.core.budgets.settle(&self.session, &reservation, None).await;
+        }
+    }
+}
+
+/// A look at the running calls; there is one at a time.
+struct Look<'purse>(&'purse Purse);
+
+impl<'purse> Look<'purse> {
+    fn begin(purse: &'purse Purse) -> Option<Self> {
+        let is_first = !std::mem::replace(&mut purse.lock().is_looking, true);
+        is_first.then(|| Self(purse))
+    }
+}
+
+impl Drop for Look<'_> {
+    fn drop(&mut self) {
+        self.0.lock().is_looking = false;
+    }
+}
+
+/// Our word that a call is running. When the turn ends over it, it may have come behind the call's settlement: then it is taken back.
+struct Word<'look> {
+    purse: &'look Purse,
+    /// Of the ask.
+    id: &'look str,
+    is_taken_back: bool,
+}
+
+impl Drop for Word<'_> {
+    fn drop(&mut self) {
+        let Purse { core, session, .. } = self.purse;
+        let is_open = self.purse.lock().open.iter().any(|open| open.ask.id == self.id);
+        if !is_open && !self.is_taken_back {
+            core.budgets.take_back(session, self.id);
         }
     }
 }

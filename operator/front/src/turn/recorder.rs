@@ -1,10 +1,12 @@
 //! Stores what a turn reports, under its lease, and only then shows it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use croft_proto::id::TurnId;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{ModelAttempt, ProviderMode, SessionCheckpoint, SessionEvent, StopReason, TokenUsage};
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::charge::Charge;
@@ -76,6 +78,10 @@ pub(super) struct Recorder {
     tenant: Option<Arc<Tenant>>,
     purse: Purse,
     began: Instant,
+    /// How long the turn had run by then, where whoever had it before began it.
+    ran_before: Duration,
+    /// Taken while something is being stored.
+    under_way: Arc<Mutex<()>>,
     /// Later ones may come first, where a turn goes on at another worker.
     reached: Option<Stage>,
     /// Previews of the turn may have been shown, here or by whoever had the turn before.
@@ -87,7 +93,34 @@ impl Recorder {
     pub(super) fn new(core: Arc<Core>, session: Session, epoch: u64, turn: TurnId, is_fresh: bool) -> Self {
         let tenant = core.tenants.get(session.tenant);
         let purse = Purse::new(Arc::clone(&core), session.clone());
-        Self { core, session, epoch, turn, tenant, purse, began: Instant::now(), reached: None, has_shown: !is_fresh }
+        Self {
+            core,
+            session,
+            epoch,
+            turn,
+            tenant,
+            purse,
+            began: Instant::now(),
+            ran_before: Duration::ZERO,
+            under_way: Arc::default(),
+            reached: None,
+            has_shown: !is_fresh,
+        }
+    }
+
+    /// The turn has run for so long by now, or longer.
+    pub(super) fn has_run_for(&mut self, elapsed: Duration) {
+        self.ran_before = self.ran_before.max(elapsed.saturating_sub(self.began.elapsed()));
+    }
+
+    /// Since the turn began, whoever had it then.
+    pub(super) fn elapsed(&self) -> Duration {
+        self.ran_before + self.began.elapsed()
+    }
+
+    /// Taken while something is being stored.
+    pub(super) fn under_way(&self) -> Arc<Mutex<()>> {
+        Arc::clone(&self.under_way)
     }
 
     /// What the turn may spend.
@@ -120,7 +153,9 @@ impl Recorder {
     ) -> impl Future<Output = Result<Appended, Error>> + Send + use<> {
         let append = self.append(kinds, checkpoint, input_seq);
         let (log, charge) = (Arc::clone(&self.core.stores.events), self.charge_of(&append));
+        let under_way = self.under_way();
         async move {
+            let _under_way = under_way.lock().await;
             let appended = log.append(append).await;
             Charge::unless_stored(charge, appended).await
         }
@@ -237,7 +272,7 @@ impl Recorder {
     }
 
     fn elapsed_ms(&self) -> i64 {
-        i64::try_from(self.began.elapsed().as_millis()).unwrap_or(i64::MAX)
+        i64::try_from(self.elapsed().as_millis()).unwrap_or(i64::MAX)
     }
 
     /// Measures when the turn came so far for the first time.

@@ -45,6 +45,64 @@ pub(super) struct Standing {
     pub(super) sub_agents: Vec<String>,
     /// The turn is over, but for the word that says so.
     pub(super) over: Option<StopReason>,
+    /// How long the turn had run, as the newest of its events says.
+    pub(super) elapsed_ms: i64,
+}
+
+/// A standing that is made event by event, so that a long turn is never held as a whole.
+pub(super) struct Folding {
+    standing: Standing,
+    /// The checkpoint stands for events up to this number.
+    since: u64,
+    /// The last that went well, and whose answer is yet to come.
+    attempt: ModelAttempt,
+}
+
+impl Folding {
+    pub(super) fn new(stored: Option<StoredCheckpoint>, turn: TurnId, input: &[ContentBlock]) -> Self {
+        let turn = turn.to_string();
+        let (since, checkpoint) = stored.map_or((0, None), |stored| (stored.seq, Some(stored.checkpoint)));
+        let holds_input = checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.turn_id == turn);
+        let input = if holds_input { Vec::new() } else { input.to_vec() };
+        let standing = Standing { turn, checkpoint, input, ..Standing::default() };
+        Self { standing, since, attempt: ModelAttempt::default() }
+    }
+
+    /// The next event of the session after the user's message. Of other turns' nothing is taken.
+    pub(super) fn take(&mut self, event: SessionEvent) {
+        let Self { standing, since, attempt } = self;
+        if event.turn_id != standing.turn {
+            return;
+        }
+        standing.elapsed_ms = standing.elapsed_ms.max(event.elapsed_ms);
+        let Some(kind) = event.kind else { return };
+        match kind {
+            Kind::ApprovalRequired(asked) => standing.asked.push(asked.approval_id),
+            Kind::ApprovalResolved(decision) => standing.decisions.push(decision),
+            Kind::SubAgentStarted(started) => standing.sub_agents.push(started.tool_call_id),
+            Kind::StepStarted(_) => standing.over = None,
+            Kind::StepCompleted(step) => {
+                standing.over = Some(step.stop_reason()).filter(|why| *why != StopReason::HandedBack);
+            }
+            Kind::ModelAttempt(made) => {
+                standing.settled.push(made.grant_id.clone());
+                // Of several, an answer is from the last that went well.
+                if made.error_class.is_empty() && made.finish_reason != HEDGED {
+                    *attempt = made;
+                }
+            }
+            // The checkpoint stands for it.
+            _ if event.seq <= *since => {}
+            Kind::AgentMessage(message) => standing.answered(message, std::mem::take(attempt)),
+            Kind::ToolCall(call) => standing.begun(call),
+            Kind::ToolResult(result) => standing.came(result),
+            _ => {}
+        }
+    }
+
+    pub(super) fn done(self) -> Standing {
+        self.standing
+    }
 }
 
 impl Standing {
@@ -55,43 +113,9 @@ impl Standing {
         input: &[ContentBlock],
         events: impl IntoIterator<Item = SessionEvent>,
     ) -> Self {
-        let turn = turn.to_string();
-        let (since, checkpoint) = stored.map_or((0, None), |stored| (stored.seq, Some(stored.checkpoint)));
-        let holds_input = checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.turn_id == turn);
-        let input = if holds_input { Vec::new() } else { input.to_vec() };
-        let mut standing = Self { turn, checkpoint, input, ..Self::default() };
-        let mut attempt = ModelAttempt::default();
-        for event in events {
-            if event.turn_id != standing.turn {
-                continue;
-            }
-            let Some(kind) = event.kind else { continue };
-            match kind {
-                Kind::ApprovalRequired(asked) => standing.asked.push(asked.approval_id),
-                Kind::ApprovalResolved(decision) => standing.decisions.push(decision),
-                Kind::SubAgentStarted(started) => standing.sub_agents.push(started.tool_call_id),
-                Kind::StepStarted(_) => standing.over = None,
-                Kind::StepCompleted(step) => {
-                    standing.over = Some(step.stop_reason()).filter(|why| *why != StopReason::HandedBack);
-                }
-                Kind::ModelAttempt(made) => {
-                    standing.settled.push(made.grant_id.clone());
-                    // Of several, an answer is from the last that went well.
-                    if made.error_class.is_empty() && made.finish_reason != HEDGED {
-                        attempt = made;
-                    }
-                }
-                // The checkpoint stands for it.
-                _ if event.seq <= since => {}
-                Kind::AgentMessage(message) => {
-                    standing.answered(message, std::mem::take(&mut attempt));
-                }
-                Kind::ToolCall(call) => standing.begun(call),
-                Kind::ToolResult(result) => standing.came(result),
-                _ => {}
-            }
-        }
-        standing
+        let mut folding = Folding::new(stored, turn, input);
+        events.into_iter().for_each(|event| folding.take(event));
+        folding.done()
     }
 
     /// The state that the turn leaves when no worker is there to tell: the next one goes on from it. With `closes`, calls that have
@@ -378,6 +402,39 @@ mod tests {
         let scene = Scene::new(None).then(Kind::ApprovalRequired(asked));
         let standing = scene.then(Kind::ApprovalResolved(decision.clone())).standing();
         assert_eq!((standing.asked, standing.decisions), (vec!["q".to_owned()], vec![decision]));
+    }
+
+    #[test]
+    fn what_is_taken_page_by_page_is_what_is_taken_at_once() {
+        let asked = ApprovalRequired { approval_id: "q".into(), ..ApprovalRequired::default() };
+        let mut scene = Scene::new(Some(left_open()))
+            .then(Kind::StepStarted(StepStarted::default()))
+            .then(result("old"))
+            .answer("tool_use", vec![call("a"), call("b")])
+            .then(begun("a"))
+            .then(Kind::ApprovalRequired(asked))
+            .then(result("a"))
+            .answer("end_turn", text("done"));
+        scene.events.iter_mut().zip(1..).for_each(|(event, elapsed_ms)| event.elapsed_ms = elapsed_ms);
+        for since in [10, 15, 20] {
+            scene.stored.as_mut().unwrap().seq = since;
+            let whole = Standing::of(scene.stored.clone(), scene.turn, &text("asked"), scene.events.clone());
+            for page in 1..scene.events.len() {
+                let mut folding = Folding::new(scene.stored.clone(), scene.turn, &text("asked"));
+                for events in scene.events.chunks(page) {
+                    for event in events {
+                        folding.take(event.clone());
+                    }
+                }
+                let mut paged = folding.done();
+                // Each is given a name of its own.
+                if let (Some(paged), Some(whole)) = (&mut paged.checkpoint, &whole.checkpoint) {
+                    paged.checkpoint_id.clone_from(&whole.checkpoint_id);
+                }
+                assert_eq!(paged, whole);
+            }
+            assert_eq!(whole.elapsed_ms, 9);
+        }
     }
 
     #[test]

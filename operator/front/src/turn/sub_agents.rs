@@ -117,6 +117,11 @@ impl SubAgents {
         );
     }
 
+    /// How many are open.
+    pub(super) fn count(&self) -> usize {
+        self.running.len()
+    }
+
     /// What is heard next; pending while nothing runs.
     pub(super) async fn next(&mut self) -> Heard {
         match self.running.next().await {

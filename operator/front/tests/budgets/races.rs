@@ -260,6 +260,9 @@ async fn a_used_up_budget_that_throttles_lets_calls_through_one_by_one() {
     keeper.settle(&scene.sessions[0], &first, Some(&attempt)).await;
     // Used up: the next one passes, and the one after it waits.
     assert!(granted(keeper.leave(scene.wish(0)).await.unwrap()).is_some());
+    let hurried = Wish { patience: Duration::ZERO, ..scene.wish(0) };
+    let Leave::Limited(why) = keeper.leave(hurried).await.unwrap() else { panic!("one at a time") };
+    assert_eq!(why, "the tenant's budget is used up, and lets one call through in 5 s");
     assert!(timeout(Duration::from_secs(1), keeper.leave(scene.wish(0))).await.is_err(), "it waits");
     let leave = timeout(Duration::from_secs(20), keeper.leave(scene.wish(0))).await.expect("not for ever").unwrap();
     assert!(granted(leave).is_some());

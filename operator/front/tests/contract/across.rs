@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use croft_front::Error;
 use croft_front::events::log::{Append, Appended, Authority, NewEvent};
 use croft_front::session::Session;
+use croft_front::session::across::Horizon;
 use croft_front::session::store::NewSession;
 use croft_front::store::Stores;
 use croft_proto::Timestamp;
@@ -125,30 +126,30 @@ pub(crate) async fn tells_each_change_of_state_from_a_horizon_on(stores: &Stores
     let [ours, theirs] = two_tenants(stores).await;
     let before = insert(stores, new_session(ours)).await;
     let horizon = stores.across.horizon().await.unwrap();
-    let since = async |horizon: u64| {
+    let since = async |horizon: &Horizon| {
         // Two at a time, as a reader in pages does.
-        let (mut after, mut told) = ((horizon - 1, SessionId(Uuid::max())), Vec::new());
+        let (mut after, mut told) = ((0, SessionId(Uuid::nil())), Vec::new());
         loop {
-            let page = stores.across.changed(after, 2).await.unwrap();
+            let page = stores.across.changed(horizon, after, 2).await.unwrap();
             let Some(last) = page.last() else { return told };
             after = (last.number, last.session);
             told.extend(page.into_iter().map(|change| (change.tenant, change.session)));
         }
     };
     // Nothing that could not be seen at the horizon is missing; what was seen may be told again.
-    assert!(since(horizon).await.iter().all(|told| *told == (ours, before.id)));
+    assert!(since(&horizon).await.iter().all(|told| *told == (ours, before.id)));
 
     let created = insert(stores, new_session(theirs)).await;
     put(stores, &before, 2, running()).await;
-    let told: HashSet<_> = since(horizon).await.into_iter().collect();
+    let told: HashSet<_> = since(&horizon).await.into_iter().collect();
     assert_eq!(told, HashSet::from([(ours, before.id), (theirs, created.id)]));
 
     let horizon = stores.across.horizon().await.unwrap();
     put(stores, &created, 3, vec![said("no new state")]).await;
     put(stores, &before, 4, vec![terminated("done")]).await;
-    let told = since(horizon).await;
+    let told = since(&horizon).await;
     assert_eq!(told.last(), Some(&(ours, before.id)), "the newest is the last");
-    let numbers = stores.across.changed((0, SessionId(Uuid::nil())), 10).await.unwrap();
+    let numbers = stores.across.changed(&Horizon::default(), (0, SessionId(Uuid::nil())), 10).await.unwrap();
     assert!(numbers.is_sorted_by_key(|change| (change.number, change.session)));
     assert_eq!(numbers.len(), 2, "each session once, under its last change");
 }

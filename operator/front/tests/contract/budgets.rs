@@ -16,7 +16,13 @@ use super::fixtures::{
     agent, append, appended, at, attempt, event, insert, new_child, new_session, session, tenant, two_tenants,
 };
 
-fn budget(scope: Scope, subject: &str, period: Period, nano_usd: Option<i64>, tokens: Option<i64>) -> Budget {
+pub(super) fn budget(
+    scope: Scope,
+    subject: &str,
+    period: Period,
+    nano_usd: Option<i64>,
+    tokens: Option<i64>,
+) -> Budget {
     let (subject, action) = (subject.to_owned(), BudgetAction::Throttle);
     Budget { scope, subject, period, nano_usd, tokens, action, is_given: false }
 }
@@ -25,7 +31,7 @@ fn account(scope: Scope, subject: &str, period: &str) -> Account {
     Account { scope, subject: subject.into(), period: period.into() }
 }
 
-fn alert(percent: u32, limit: i64) -> Alert {
+pub(super) fn alert(percent: u32, limit: i64) -> Alert {
     let account = account(Scope::Agent, "helper", "2026-11");
     Alert { account, unit: Unit::Tokens, limit, percent, spent: 77, session: SessionId::generate() }
 }
@@ -125,6 +131,26 @@ pub(crate) async fn counts_what_sub_agents_used_for_all_above_them(stores: &Stor
     let told = stores.budgets.ledgers(tenant, &[account(Scope::Tenant, "", "life")]).await.unwrap();
     assert_eq!(told[0].nano_usd, 1_111, "the tenant pays once");
     assert_eq!(stores.sessions.get(tenant, parent.id).await.unwrap().unwrap().usage.attempts, 1, "its own are its own");
+}
+
+pub(crate) async fn tells_whose_cost_nobody_knows(stores: &Stores) {
+    let [tenant, theirs] = two_tenants(stores).await;
+    let parent = insert(stores, new_session(tenant)).await;
+    let child = insert(stores, new_child(&parent, "a")).await;
+    let sibling = insert(stores, new_child(&parent, "b")).await;
+    let grandchild = insert(stores, new_child(&child, "a")).await;
+    let other = session(stores, tenant).await;
+    appended(stores, append(tenant, parent.id, vec![attempt("p", Some(1))])).await;
+    for session in [parent.id, child.id, sibling.id, grandchild.id, other] {
+        assert!(!stores.budgets.is_unpriced(tenant, session).await.unwrap());
+    }
+    appended(stores, append(tenant, grandchild.id, vec![attempt("g", None)])).await;
+    for (session, is_unpriced) in
+        [(parent.id, true), (child.id, true), (grandchild.id, true), (sibling.id, false), (other, false)]
+    {
+        assert_eq!(stores.budgets.is_unpriced(tenant, session).await.unwrap(), is_unpriced);
+    }
+    assert!(!stores.budgets.is_unpriced(theirs, parent.id).await.unwrap(), "it is another's");
 }
 
 pub(crate) async fn counts_a_repeated_attempt_once(stores: &Stores) {

@@ -225,7 +225,7 @@ pub(crate) async fn stores_all_or_nothing(stores: &Stores) {
     assert_eq!((unchanged.last_seq, unchanged.input_seq, unchanged.usage.attempts), (2, 0, 0));
     assert_eq!(stores.events.checkpoint(tenant, session).await.unwrap(), None);
     assert_eq!(stores.events.find_sent(tenant, session, &key("k", 2)).await.unwrap(), None);
-    assert_eq!(stores.usage.list(tenant, None, None, 10).await.unwrap(), []);
+    assert_eq!(stores.usage.list(tenant, None, None, None, 10).await.unwrap(), []);
     assert_eq!(seqs(&stores.events.read(tenant, session, 0, 10).await.unwrap()), [1, 2]);
 }
 

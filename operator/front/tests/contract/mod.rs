@@ -47,7 +47,8 @@ macro_rules! promises {
                 adds_to_the_sessions_totals, adds_what_an_ended_session_used;
             budgets: keeps_tenants_apart, replaces_and_takes_away, adds_up_each_account_as_the_rows_do, counts_a_repeated_attempt_once,
                 knows_nothing_of_what_was_not_spent, tells_of_a_threshold_once, remembers_who_was_not_told,
-                posts_an_alert_once_unless_its_try_failed, counts_what_sub_agents_used_for_all_above_them;
+                posts_an_alert_once_unless_its_try_failed, counts_what_sub_agents_used_for_all_above_them,
+                tells_whose_cost_nobody_knows;
             audit: keeps_tenants_apart, numbers_and_chains_each_tenant, keeps_its_chain_under_concurrent_writers,
                 lists_in_pages, finds_an_empty_log_intact, comes_by_what_is_known,
                 stores_each_record_of_a_journal_once;
@@ -60,11 +61,12 @@ macro_rules! promises {
                 finds_sub_agents_that_have_outlived_their_call;
             removal: shuts_the_door_for_good, shuts_the_door_on_a_tenant_that_nobody_knew,
                 lets_no_session_slip_through, erases_nothing_that_is_not_being_removed,
-                erases_in_batches_and_keeps_the_books, erases_credentials_of_the_tenant_alone;
+                erases_in_batches_and_keeps_the_books, erases_credentials_of_the_tenant_alone,
+                erases_budgets_and_alerts_that_are_not_posted_yet, counts_and_erases_what_is_being_erased;
             retention: erases_whole_sessions_longest_ended_first, leaves_what_is_open_or_has_just_ended,
                 keeps_tenants_apart, keeps_the_books, frees_the_keys_of_what_it_erased, shares_the_work,
                 erases_a_large_session_in_slices_and_shows_none_of_it, takes_budgets_and_alerts_of_a_session_along,
-                erases_what_it_began_whatever_time_is_asked_for, leaves_the_call_of_a_hidden_sub_agent_to_another;
+                erases_what_it_began_whatever_time_is_asked_for, tells_of_whom_it_erases_sessions, leaves_the_call_of_a_hidden_sub_agent_to_another;
             creation: leaves_nothing_behind_when_a_step_fails, leaves_nothing_behind_when_the_worker_hangs,
                 leaves_nothing_behind_when_it_cannot_be_recorded, tells_a_worker_to_forget_what_came_twice,
                 tells_a_full_tenant_of_its_sessions_rather_than_of_its_rates;

@@ -1,8 +1,13 @@
 //! What every `RemovalStore` promises.
 
+use std::time::Duration;
+
 use croft_front::Error;
 use croft_front::audit::Place;
+use croft_front::budget::Scope;
+use croft_front::budget::period::Period;
 use croft_front::identity::api_key;
+use croft_front::session::retention::Erased;
 use croft_front::session::store::{Filter, NewSession};
 use croft_front::store::Stores;
 use croft_proto::id::{SessionId, TenantId};
@@ -10,8 +15,9 @@ use croft_proto::v1::SessionCheckpoint;
 use futures::future::join_all;
 
 use super::audit::{action, intact, verified};
+use super::budgets::{alert, budget};
 use super::fixtures::{
-    append, appended, attempt, insert, key, new_session, said, session, tenant, terminated, two_tenants,
+    append, appended, at, attempt, insert, key, new_session, said, session, tenant, terminated, two_tenants,
 };
 
 /// A session with something in every table: 5 events, 2 keys, a checkpoint, a lease, usage.
@@ -20,7 +26,7 @@ async fn full(stores: &Stores, tenant: TenantId) -> SessionId {
     let id = new.id;
     new.idempotency_key = Some(key(&format!("create {id}"), 1));
     insert(stores, new).await;
-    stores.leases.acquire(tenant, id, "front-0", std::time::Duration::from_mins(1)).await.unwrap();
+    stores.leases.acquire(tenant, id, "front-0", Duration::from_mins(1)).await.unwrap();
     let mut message = append(tenant, id, vec![said("hello"), attempt(&format!("attempt {id}"), Some(7))]);
     message.idempotency_key = Some(key("send", 1));
     message.checkpoint = Some(SessionCheckpoint::default());
@@ -54,7 +60,7 @@ pub(crate) async fn shuts_the_door_on_a_tenant_that_nobody_knew(stores: &Stores)
     stores.tenants.upsert(stranger, "stranger").await.unwrap();
     assert!(matches!(stores.sessions.insert(new_session(stranger)).await, Err(Error::TenantClosed { .. })));
     assert_eq!(stores.removal.erase_credentials(stranger).await.unwrap(), 0);
-    assert_eq!(stores.removal.erase_sessions(stranger, 10).await.unwrap(), 0);
+    assert_eq!(stores.removal.erase_rows(stranger, 10).await.unwrap(), 0);
 }
 
 pub(crate) async fn lets_no_session_slip_through(stores: &Stores) {
@@ -72,10 +78,10 @@ pub(crate) async fn lets_no_session_slip_through(stores: &Stores) {
 pub(crate) async fn erases_nothing_that_is_not_being_removed(stores: &Stores) {
     let tenant = tenant(stores, "ours").await;
     let id = full(stores, tenant).await;
-    assert!(stores.removal.erase_sessions(tenant, 10).await.is_err());
+    assert!(stores.removal.erase_rows(tenant, 10).await.is_err());
     assert!(stores.removal.erase_credentials(tenant).await.is_err());
     stores.removal.begin(tenant, "ours").await.unwrap();
-    assert!(stores.removal.erase_sessions(tenant, 10).await.is_err(), "it has an open session");
+    assert!(stores.removal.erase_rows(tenant, 10).await.is_err(), "it has an open session");
     assert_eq!(stores.events.read(tenant, id, 0, 10).await.unwrap().len(), 4);
 }
 
@@ -92,7 +98,7 @@ pub(crate) async fn erases_in_batches_and_keeps_the_books(stores: &Stores) {
     assert_eq!(stores.removal.count_rows(ours, 9).await.unwrap(), 9, "counted so far");
     let mut batches = Vec::new();
     loop {
-        match stores.removal.erase_sessions(ours, 6).await.unwrap() {
+        match stores.removal.erase_rows(ours, 6).await.unwrap() {
             0 => break,
             erased => batches.push(erased),
         }
@@ -102,10 +108,47 @@ pub(crate) async fn erases_in_batches_and_keeps_the_books(stores: &Stores) {
     assert_eq!(stores.sessions.list(ours, &Filter::default(), None, 10).await.unwrap().sessions, []);
     assert_eq!(stores.events.read(ours, first, 0, 10).await.unwrap(), []);
     assert_eq!(stores.events.checkpoint(ours, first).await.unwrap(), None);
-    assert_eq!(stores.usage.list(ours, None, None, 10).await.unwrap().len(), 2, "the books must balance");
+    assert_eq!(stores.usage.list(ours, None, None, None, 10).await.unwrap().len(), 2, "the books must balance");
     assert_eq!(verified(stores, ours).await, intact(1));
     assert_eq!(stores.events.read(theirs, foreign, 0, 10).await.unwrap().len(), 4);
     assert!(stores.events.checkpoint(theirs, foreign).await.unwrap().is_some());
+}
+
+/// Once, they stayed, and alerts went on being posted for a tenant that was gone.
+pub(crate) async fn erases_budgets_and_alerts_that_are_not_posted_yet(stores: &Stores) {
+    let [ours, theirs] = two_tenants(stores).await;
+    for tenant in [ours, theirs] {
+        for (scope, subject) in [(Scope::Tenant, ""), (Scope::Agent, "helper")] {
+            let budget = budget(scope, subject, Period::Month, None, Some(9));
+            stores.budgets.put(tenant, &budget).await.unwrap();
+        }
+        assert!(stores.budgets.alert(tenant, &alert(80, 9)).await.unwrap());
+    }
+    stores.removal.begin(ours, "ours").await.unwrap();
+    assert_eq!(stores.removal.count_rows(ours, 100).await.unwrap(), 3);
+    assert_eq!(stores.removal.erase_rows(ours, 2).await.unwrap(), 2);
+    assert_eq!(stores.removal.count_rows(ours, 100).await.unwrap(), 1);
+    assert_eq!(stores.removal.erase_rows(ours, 2).await.unwrap(), 1);
+    assert_eq!(stores.removal.erase_rows(ours, 2).await.unwrap(), 0);
+    assert_eq!(stores.budgets.list(ours).await.unwrap(), []);
+    assert_eq!(stores.budgets.list(theirs).await.unwrap().len(), 2);
+    let claimed = stores.budgets.claim_hooks(9, Duration::from_mins(1)).await.unwrap();
+    assert_eq!(claimed.iter().map(|claimed| claimed.tenant).collect::<Vec<_>>(), [theirs]);
+}
+
+/// Once, what nobody sees any more was counted as nothing, and a removal that still had it to erase was taken for done.
+pub(crate) async fn counts_and_erases_what_is_being_erased(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let old = session(stores, tenant).await;
+    appended(stores, append(tenant, old, vec![terminated("done")])).await;
+    assert_eq!(stores.retention.erase_ended(tenant, at(9), 1, 1).await.unwrap(), Erased { sessions: 0, events: 1 });
+    stores.removal.begin(tenant, "ours").await.unwrap();
+    // Two events, and the session.
+    assert_eq!(stores.removal.count_rows(tenant, 100).await.unwrap(), 3);
+    assert_eq!(stores.removal.erase_rows(tenant, 2).await.unwrap(), 2);
+    assert_eq!(stores.removal.count_rows(tenant, 100).await.unwrap(), 1);
+    assert_eq!(stores.removal.erase_rows(tenant, 2).await.unwrap(), 1);
+    assert_eq!(stores.removal.count_rows(tenant, 100).await.unwrap(), 0);
 }
 
 pub(crate) async fn erases_credentials_of_the_tenant_alone(stores: &Stores) {

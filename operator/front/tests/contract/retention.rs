@@ -96,7 +96,7 @@ pub(crate) async fn keeps_the_books(stores: &Stores) {
     stores.audit.append(Place::start(), vec![action(tenant, "sessions/1")]).await.unwrap();
     ended(stores, tenant, at(1)).await;
     assert_eq!(erased(stores, tenant, at(100), 10).await, 1);
-    assert_eq!(stores.usage.list(tenant, None, None, 10).await.unwrap().len(), 1);
+    assert_eq!(stores.usage.list(tenant, None, None, None, 10).await.unwrap().len(), 1);
     assert_eq!(verified(stores, tenant).await, intact(1));
 }
 
@@ -234,4 +234,22 @@ pub(crate) async fn takes_budgets_and_alerts_of_a_session_along(stores: &Stores)
     assert!(stores.budgets.alert(ours, &alert(gone)).await.unwrap());
     assert!(!stores.budgets.alert(ours, &alert(kept)).await.unwrap());
     assert!(!stores.budgets.alert(theirs, &alert(gone)).await.unwrap());
+}
+
+/// What of an archived tenant's was half erased stayed so for ever: nobody looked for its sessions any more.
+pub(crate) async fn tells_of_whom_it_erases_sessions(stores: &Stores) {
+    let [ours, theirs] = two_tenants(stores).await;
+    for tenant in [ours, theirs] {
+        ended(stores, tenant, at(10)).await;
+    }
+    assert_eq!(stores.across.erasing(10).await.unwrap(), []);
+    stores.retention.erase_ended(theirs, at(20), 1, 2).await.unwrap();
+    assert_eq!(stores.across.erasing(10).await.unwrap(), [theirs]);
+    stores.retention.erase_ended(ours, at(20), 1, 2).await.unwrap();
+    assert_eq!(stores.across.erasing(10).await.unwrap().len(), 2);
+    assert_eq!(stores.across.erasing(1).await.unwrap().len(), 1);
+    for tenant in [ours, theirs] {
+        stores.retention.erase_ended(tenant, Timestamp::default(), 1, 10).await.unwrap();
+    }
+    assert_eq!(stores.across.erasing(10).await.unwrap(), []);
 }

@@ -216,7 +216,7 @@ pub(crate) async fn bills_attempts_of_the_first_events(stores: &Stores) {
     let session = insert(stores, new).await;
     assert_eq!((session.usage.attempts, session.usage.cost_nano_usd), (1, 5));
     assert_eq!(get(stores, tenant, session.id).await, session);
-    assert_eq!(stores.usage.list(tenant, None, None, 10).await.unwrap().len(), 1);
+    assert_eq!(stores.usage.list(tenant, None, None, None, 10).await.unwrap().len(), 1);
 }
 
 pub(crate) async fn has_one_child_for_each_call_of_a_parent(stores: &Stores) {

@@ -20,9 +20,9 @@ pub(crate) async fn keeps_tenants_apart(stores: &Stores) {
     // Not even an attempt's id is shared: theirs neither hides ours nor tells of it.
     appended(stores, append(theirs, their_session, vec![attempt("same", Some(1))])).await;
     appended(stores, append(ours, our_session, vec![attempt("same", Some(2))])).await;
-    let rows = stores.usage.list(ours, None, None, 10).await.unwrap();
+    let rows = stores.usage.list(ours, None, None, None, 10).await.unwrap();
     assert_eq!(rows.iter().map(|row| row.cost_nano_usd).collect::<Vec<_>>(), [Some(2)]);
-    assert_eq!(stores.usage.list(ours, Some(their_session), None, 10).await.unwrap(), []);
+    assert_eq!(stores.usage.list(ours, Some(their_session), None, None, 10).await.unwrap(), []);
     let totals = stores.usage.summarize(ours, None, None, &[]).await.unwrap();
     assert_eq!(totals[0].totals.unwrap().cost_nano_usd, 2);
 }
@@ -35,7 +35,7 @@ pub(crate) async fn counts_an_attempt_once(stores: &Stores) {
     appended(stores, append(tenant, first, vec![attempt("a", Some(9))])).await;
     appended(stores, append(tenant, second, vec![attempt("a", Some(9))])).await;
 
-    let rows = stores.usage.list(tenant, None, None, 10).await.unwrap();
+    let rows = stores.usage.list(tenant, None, None, None, 10).await.unwrap();
     assert_eq!(rows.iter().map(|row| &*row.attempt_id).collect::<Vec<_>>(), ["b", "a"]);
     let usage = get(stores, tenant, first).await.usage;
     assert_eq!((usage.attempts, usage.cost_nano_usd), (2, 8));
@@ -61,7 +61,7 @@ pub(crate) async fn takes_what_a_worker_makes_up(stores: &Stores) {
     let events = vec![Kind::StepStarted(started), Kind::ModelAttempt(attempt)];
     appended(stores, append(tenant, session, events)).await;
 
-    let rows = stores.usage.list(tenant, None, None, 10).await.unwrap();
+    let rows = stores.usage.list(tenant, None, None, None, 10).await.unwrap();
     let [row] = &rows[..] else { panic!("{rows:?}") };
     let (plain, cut) = ("a\u{fffd}b", "x".repeat(512));
     assert_eq!((&*row.attempt_id, &*row.model, &*row.error_class), (&*cut, &*cut, &*cut));
@@ -92,7 +92,7 @@ pub(crate) async fn tells_unknown_prices(stores: &Stores) {
     let tenant = tenant(stores, "ours").await;
     let session = session(stores, tenant).await;
     appended(stores, append(tenant, session, vec![attempt("a", None), attempt("b", Some(0))])).await;
-    let rows = stores.usage.list(tenant, Some(session), None, 10).await.unwrap();
+    let rows = stores.usage.list(tenant, Some(session), None, None, 10).await.unwrap();
     assert_eq!(rows.iter().map(|row| row.cost_nano_usd).collect::<Vec<_>>(), [Some(0), None]);
     let usage = get(stores, tenant, session).await.usage;
     assert_eq!((usage.attempts, usage.unpriced_attempts, usage.cost_nano_usd), (2, 1, 0));
@@ -110,7 +110,7 @@ pub(crate) async fn tells_whose_account_answered(stores: &Stores) {
         Kind::ModelAttempt(ModelAttempt { mode: (*mode).into(), ..attempt })
     });
     appended(stores, append(tenant, session, attempts.collect())).await;
-    let mut rows = stores.usage.list(tenant, None, None, 10).await.unwrap();
+    let mut rows = stores.usage.list(tenant, None, None, None, 10).await.unwrap();
     rows.reverse();
     let told: Vec<_> = rows.iter().map(croft_proto::v1::UsageEvent::mode).collect();
     assert_eq!(told, [Platform, Platform, TenantKey, TenantEndpoint, InCluster]);
@@ -124,7 +124,7 @@ pub(crate) async fn tells_how_it_was_served(stores: &Stores) {
     let attempts = [served("a", ""), served("b", "flex")];
     appended(stores, append(tenant, session, attempts.map(Kind::ModelAttempt).into())).await;
     used(stores, tenant, "helper", 9, served("c", "priority")).await;
-    let rows = stores.usage.list(tenant, None, None, 10).await.unwrap();
+    let rows = stores.usage.list(tenant, None, None, None, 10).await.unwrap();
     let mut told: Vec<_> = rows.iter().map(|row| (&*row.attempt_id, &*row.service_tier)).collect();
     told.sort_unstable();
     assert_eq!(told, [("a", ""), ("b", "flex"), ("c", "priority")]);
@@ -150,7 +150,7 @@ pub(crate) async fn lists_newest_first_in_pages(stores: &Stores) {
         used(stores, tenant, "helper", seconds, of(id, "scripted", "scripted-1", 1)).await;
     }
     let page = async |after, limit| {
-        let rows = stores.usage.list(tenant, None, after, limit).await.unwrap();
+        let rows = stores.usage.list(tenant, None, None, after, limit).await.unwrap();
         rows.into_iter().map(|row| row.attempt_id).collect::<Vec<_>>()
     };
     assert_eq!(page(None, 10).await, ["y", "c", "a", "B", "z"]);
@@ -158,8 +158,17 @@ pub(crate) async fn lists_newest_first_in_pages(stores: &Stores) {
     assert_eq!(page(Some("c"), 2).await, ["a", "B"]);
     assert_eq!(page(Some("z"), 2).await, [""; 0]);
     assert_eq!(page(Some("unknown"), 2).await, [""; 0]);
+    let until = async |before, after| {
+        let rows = stores.usage.list(tenant, None, Some(before), after, 2).await.unwrap();
+        rows.into_iter().map(|row| row.attempt_id).collect::<Vec<_>>()
+    };
+    assert_eq!(until(at(6), None).await, ["y", "c"]);
+    assert_eq!(until(at(5), None).await, ["c", "a"], "and none of that moment");
+    assert_eq!(until(at(5), Some("c")).await, ["a", "B"]);
+    assert_eq!(until(at(1), None).await, ["z"]);
+    assert_eq!(until(at(0), None).await, [""; 0]);
 
-    let row = &stores.usage.list(tenant, None, None, 1).await.unwrap()[0];
+    let row = &stores.usage.list(tenant, None, None, None, 1).await.unwrap()[0];
     assert_eq!((row.create_time, row.latency_ms, &*row.agent), (Some(at(5)), 321, "helper"));
     assert_eq!((&*row.finish_reason, &*row.error_class, row.usage_estimated), ("end_turn", "", false));
 }
@@ -209,7 +218,7 @@ pub(crate) async fn takes_no_negative_tokens(stores: &Stores) {
     let mut forged = of("a", "scripted", "scripted-1", -5);
     forged.usage = Some(TokenUsage { input_uncached_tokens: -1_000, output_tokens: 3, ..TokenUsage::default() });
     used(stores, tenant, "helper", 0, forged).await;
-    let row = &stores.usage.list(tenant, None, None, 1).await.unwrap()[0];
+    let row = &stores.usage.list(tenant, None, None, None, 1).await.unwrap()[0];
     assert_eq!(row.tokens, Some(TokenUsage { output_tokens: 3, ..TokenUsage::default() }));
     assert_eq!(row.cost_nano_usd, Some(0));
 }
@@ -255,10 +264,10 @@ pub(crate) async fn adds_what_an_ended_session_used(stores: &Stores) {
     stores.usage.add_behind_end(theirs, session, &late).await.unwrap();
     stores.usage.add_behind_end(ours, SessionId::generate(), &[event(attempt("c", Some(1)))]).await.unwrap();
 
-    let rows = stores.usage.list(ours, None, None, 10).await.unwrap();
+    let rows = stores.usage.list(ours, None, None, None, 10).await.unwrap();
     let told: Vec<_> = rows.iter().map(|row| (&*row.attempt_id, row.cost_nano_usd, &*row.agent)).collect();
     assert_eq!(told, [("b", Some(4), "helper"), ("a", Some(3), "helper")]);
-    assert_eq!(stores.usage.list(theirs, None, None, 10).await.unwrap(), []);
+    assert_eq!(stores.usage.list(theirs, None, None, None, 10).await.unwrap(), []);
     let now = get(stores, ours, session).await;
     assert_eq!((now.usage.attempts, now.usage.cost_nano_usd, now.last_seq), (2, 7, 4), "its log is closed");
     assert_eq!(now.terminate_reason, "enough");

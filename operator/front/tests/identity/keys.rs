@@ -52,6 +52,19 @@ async fn a_key_that_is_taken_back_is_forgotten_without_anyone_asking() {
     eventually("the key is forgotten", async || is_refused(&scene.identify(&token).await)).await;
 }
 
+/// Once, an issuer that took back the only key it had went on being trusted for it.
+#[tokio::test]
+async fn an_issuer_that_takes_back_all_its_keys_is_trusted_no_longer() {
+    let refresh_every = Duration::from_millis(100);
+    let scene = Scene::with(Timing { cooldown: Duration::from_millis(50), refresh_every, ..timing() }, |_| {}).await;
+    let token = scene.people.sign(&scene.claims());
+    scene.taken(&token).await;
+    scene.issuer.publish(&[]);
+    eventually("its keys are forgotten", async || is_refused(&scene.identify(&token).await)).await;
+    scene.issuer.publish(&[&scene.people]);
+    scene.taken(&token).await;
+}
+
 #[tokio::test]
 async fn a_flood_of_unknown_keys_is_no_flood_of_fetches() {
     let cooldown = Duration::from_secs(1);

@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
 mod doors;
+mod reaper;
 mod removal;
+mod retention;
 mod scene;
 mod watch;

@@ -111,8 +111,8 @@ impl RemovalStore for Slow {
         self.removal.erase_credentials(tenant).await
     }
 
-    async fn erase_sessions(&self, tenant: TenantId, rows_max: u32) -> Result<u64, Error> {
-        let erased = self.removal.erase_sessions(tenant, rows_max).await;
+    async fn erase_rows(&self, tenant: TenantId, rows_max: u32) -> Result<u64, Error> {
+        let erased = self.removal.erase_rows(tenant, rows_max).await;
         tokio::time::sleep(self.erases_for).await;
         erased
     }

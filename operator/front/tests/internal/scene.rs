@@ -89,6 +89,7 @@ pub(crate) struct Scene {
     pub(crate) plover: TenantId,
     relay: Arc<MemoryRelay>,
     pub(crate) tasks: Tasks,
+    pub(crate) options: Options,
 }
 
 /// One front.
@@ -110,7 +111,16 @@ impl Scene {
         let change = Some(Change::Snapshot(RouteSnapshot { tenants: routes }));
         tenants.apply(WatchRoutesResponse { version: 1, change });
         let operator = Operator::new();
-        Self { operator, stores, tenants, heron, plover, relay: Arc::default(), tasks: Tasks::new() }
+        Self {
+            operator,
+            stores,
+            tenants,
+            heron,
+            plover,
+            relay: Arc::default(),
+            tasks: Tasks::new(),
+            options: Options::default(),
+        }
     }
 
     pub(crate) async fn front(&self, replica: &str) -> Front {
@@ -122,7 +132,7 @@ impl Scene {
             counters: Arc::new(Memory::default()),
             tenants: self.tenants.clone(),
             tls: Some(tls.clone()),
-            options: Options::default(),
+            options: self.options.clone(),
         };
         let core = assemble(parts, &self.tasks, &prometheus::Registry::new()).await.unwrap();
         let (internal, public) =

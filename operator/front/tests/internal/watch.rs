@@ -117,10 +117,11 @@ impl UsageStore for Long {
         &self,
         tenant: TenantId,
         session: Option<SessionId>,
+        before: Option<Timestamp>,
         after: Option<&str>,
         limit: u32,
     ) -> Result<Vec<UsageEvent>, Error> {
-        self.ledger.list(tenant, session, after, limit).await
+        self.ledger.list(tenant, session, before, after, limit).await
     }
 
     async fn summarize(

@@ -4,7 +4,7 @@ use croft_front::store::Stores;
 use croft_proto::id::SessionId;
 use croft_serve::Tasks;
 
-use crate::contract::fixtures::{append, appended, insert, key, new_session, said, seqs, tenant};
+use crate::contract::fixtures::{append, appended, insert, key, new_session, said, seqs, tenant, terminated};
 use crate::database::{Database, execute};
 
 #[tokio::test]
@@ -55,5 +55,42 @@ async fn new_keys_drop_old_ones() {
     let left: Vec<String> =
         sqlx::query_scalar("select key from idempotency_keys order by key").fetch_all(&mut admin).await.unwrap();
     assert_eq!(left, ["d", "e"]);
+    database.end().await;
+}
+
+/// Once, each slice of sessions that went looked through all keys that its tenant had made sessions with.
+#[tokio::test]
+async fn keys_of_sessions_that_go_are_found_without_looking_at_all() {
+    let database = Database::migrated().await;
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
+    let tenant = tenant(&stores, "ours").await;
+    let mut new = new_session(tenant);
+    new.idempotency_key = Some(key("k", 1));
+    let old = insert(&stores, new).await.id;
+    let mut message = append(tenant, old, vec![said("hello"), terminated("done")]);
+    message.idempotency_key = Some(key("k", 1));
+    appended(&stores, message).await;
+    let mut admin = database.admin().await;
+    let others = format!(
+        "insert into idempotency_keys (tenant_id, scope, key, body_hash, session_id, first_seq)
+            select '{tenant}', 'sessions', number, sha256('x'), gen_random_uuid(), 1 from generate_series(1, 20000) number;
+        insert into idempotency_keys (tenant_id, scope, key, body_hash, session_id, first_seq)
+            select '{tenant}', 'sessions/' || gen_random_uuid(), number, sha256('x'), gen_random_uuid(), 1
+            from generate_series(1, 20000) number;
+        analyze idempotency_keys"
+    );
+    execute(&mut admin, &others).await.unwrap();
+    let erases = format!("begin; set local croft.tenant = '{tenant}'; select croft_erase_ended(now(), 10, 10)");
+    execute(&mut admin, &erases).await.unwrap();
+    let read: i64 = sqlx::query_scalar(
+        "select seq_tup_read + idx_tup_fetch from pg_stat_xact_user_tables where relname = 'idempotency_keys'",
+    )
+    .fetch_one(&mut admin)
+    .await
+    .unwrap();
+    assert!((2..100).contains(&read), "{read} rows were read");
+    let left: i64 = sqlx::query_scalar("select count(*) from idempotency_keys").fetch_one(&mut admin).await.unwrap();
+    assert_eq!(left, 40_000);
+    execute(&mut admin, "commit").await.unwrap();
     database.end().await;
 }

@@ -5,6 +5,7 @@
 
 #[path = "../redis/authority.rs"]
 mod authority;
+mod changes;
 #[path = "../contract/mod.rs"]
 mod contract;
 mod database;
@@ -16,6 +17,7 @@ mod outage;
 mod pool;
 mod reprice;
 mod row_security;
+mod silence;
 mod tampering;
 mod tls;
 mod turn_cost;

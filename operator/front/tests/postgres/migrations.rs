@@ -6,6 +6,7 @@ use croft_front::Error;
 use croft_front::audit::Place;
 use croft_front::migrate;
 use croft_front::models::seed::seed;
+use croft_front::session::across::Horizon;
 use croft_front::session::retention::Erased;
 use croft_front::session::store::NewSession;
 use croft_front::store::Stores;
@@ -99,7 +100,7 @@ async fn a_front_that_knows_of_no_tiers_meters_as_before() {
     execute(&mut older, &metered).await.unwrap();
     let usage = get(&stores, tenant, session).await.usage;
     assert_eq!((usage.attempts, usage.cost_nano_usd), (2, 14));
-    let rows = stores.usage.list(tenant, None, None, 10).await.unwrap();
+    let rows = stores.usage.list(tenant, None, None, None, 10).await.unwrap();
     assert!(rows.iter().all(|row| row.service_tier.is_empty() && row.latency_ms == 8));
     database.end().await;
 }
@@ -128,7 +129,7 @@ async fn an_owner_who_is_no_superuser_can_run_them() {
     stores.leases.acquire(tenant, session, "front-0", Duration::ZERO).await.unwrap();
     assert_eq!(stores.leases.abandoned(10).await.unwrap().len(), 1);
     assert_eq!(stores.across.due(at(999), 10).await.unwrap(), []);
-    assert_eq!(stores.across.changed((0, SessionId(Uuid::nil())), 10).await.unwrap().len(), 1);
+    assert_eq!(stores.across.changed(&Horizon::default(), (0, SessionId(Uuid::nil())), 10).await.unwrap().len(), 1);
     let timed = NewSession { idle_timeout_ms: 1_000, ..new_session(tenant) };
     let timed = insert(&stores, timed).await.id;
     assert_eq!(stores.across.due(at(999), 10).await.unwrap(), [(tenant, timed)]);
@@ -154,7 +155,7 @@ async fn an_owner_who_is_no_superuser_can_run_them() {
         appended(&stores, append(tenant, id, vec![terminated("gone")])).await;
     }
     stores.removal.begin(tenant, "ours").await.unwrap();
-    assert!(stores.removal.erase_sessions(tenant, 100).await.unwrap() >= 9);
+    assert!(stores.removal.erase_rows(tenant, 100).await.unwrap() >= 9);
     assert_eq!(stores.removal.count_rows(tenant, 100).await.unwrap(), 0);
     database.end().await;
 }
@@ -234,6 +235,34 @@ async fn fronts_go_on_while_budgets_of_sessions_that_are_gone_go() {
     let (ran, worked) = tokio::join!(migrate::run(&url, FRONT_ROLE), meanwhile);
     ran.unwrap();
     worked.expect("none goes, or they went with migration 28").unwrap();
+    database.end().await;
+}
+
+/// A migration that waited for its lock, behind a dump of the database, kept all fronts waiting behind it, for as long as the dump took.
+#[tokio::test]
+async fn fronts_go_on_while_a_migration_lacks_its_lock() {
+    let (database, _) = before_sessions_were_hidden().await;
+    let (mut dump, mut front, mut admin) = (database.admin().await, database.admin().await, database.admin().await);
+    execute(&mut dump, "begin; lock table sessions in access share mode").await.unwrap();
+    execute(&mut front, "set lock_timeout = '5s'").await.unwrap();
+    let url = SecretString::from(database.url_of(OWNER_ROLE));
+    let meanwhile = async {
+        let waiting = "pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'
+            and application_name = 'croft-front migrate'";
+        // More than once: the first time may be luck.
+        for _ in 0..2 {
+            while count(&mut admin, waiting.to_owned()).await == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            execute(&mut front, "select from sessions").await?;
+        }
+        execute(&mut dump, "rollback").await
+    };
+    let meanwhile = tokio::time::timeout(Duration::from_mins(1), meanwhile);
+    let (ran, worked) = tokio::join!(migrate::run(&url, FRONT_ROLE), meanwhile);
+    worked.expect("it waits for no lock").unwrap();
+    ran.unwrap();
+    database.front().await.check().await.unwrap();
     database.end().await;
 }
 

@@ -3,16 +3,22 @@
 use std::time::Duration;
 
 use croft_front::Error;
+use croft_front::events::log::Append;
 use croft_front::session::store::{Inserted, NewSession};
 use croft_front::store::Stores;
 use croft_front::store::postgres::Postgres;
+use croft_proto::id::TenantId;
 use croft_serve::Tasks;
 use futures::future::join_all;
 
 use crate::contract::fixtures::{
-    self, append, appended, get, insert, new_child, new_session, said, seqs, session, tenant,
+    self, append, appended, get, insert, key, new_child, new_session, said, seqs, session, tenant,
 };
 use crate::database::{Database, FRONT_ROLE, execute};
+use crate::silence::Silence;
+
+/// Longer than anything here takes; what it bounds has failed.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 #[tokio::test]
 async fn an_unreachable_database_is_unavailable() {
@@ -132,5 +138,71 @@ async fn a_wait_for_a_lock_ends() {
     assert!(matches!(refused, Err(Error::Unavailable { .. })), "{refused:?}");
     execute(&mut admin, "rollback").await.unwrap();
     appended(&stores, append(tenant, session, vec![said("hello!")])).await;
+    database.end().await;
+}
+
+/// Waits until so many looks are under way together, each on a connection of its own.
+async fn use_all(database: &Database, stores: &Stores, tenant: TenantId, connections: u32) {
+    let (mut admin, mut watch) = (database.admin().await, database.admin().await);
+    execute(&mut admin, "begin; lock table budgets in access exclusive mode").await.unwrap();
+    let looks = join_all((0..connections).map(|_| stores.budgets.list(tenant)));
+    let all_wait = async {
+        let waits =
+            "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+        while sqlx::query_scalar::<_, i64>(waits).fetch_one(&mut watch).await.unwrap() < i64::from(connections) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        execute(&mut admin, "rollback").await.unwrap();
+    };
+    let (looks, all) = tokio::join!(looks, tokio::time::timeout(PATIENCE, all_wait));
+    all.expect("the pool has all its connections");
+    assert!(looks.iter().all(Result::is_ok), "{looks:?}");
+}
+
+/// A host that vanishes resets nothing. What was being stored then was waited for until the front was started again, its session
+/// took nothing more, and each caller that gave up cost the pool a connection.
+#[tokio::test]
+async fn a_server_that_is_silent_is_given_up_in_time_and_every_connection_is_replaced() {
+    const CONNECTIONS: u32 = 8;
+    let database = Database::migrated().await;
+    let tasks = Tasks::new();
+    let (silence, url) = Silence::before(&database.url_of(FRONT_ROLE), &tasks).await;
+    let postgres = Postgres::connect(&url, CONNECTIONS).await.unwrap().with_call_max(Duration::from_millis(500));
+    let stores = Stores::postgres(&postgres, &tasks);
+    let tenant = tenant(&stores, "ours").await;
+    let sessions = join_all((0..CONNECTIONS).map(|_| fixtures::session(&stores, tenant))).await;
+    use_all(&database, &stores, tenant, CONNECTIONS).await;
+    let rested = async || {
+        while postgres.connections().used > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, rested()).await.expect("all are at rest");
+    appended(&stores, append(tenant, sessions[2], vec![said("still here")])).await;
+    // The server takes what is sent, and nothing comes back.
+    silence.falls();
+    let pending = stores.events.append(append(tenant, sessions[0], vec![said("hello?")]));
+    let keyed = Append { idempotency_key: Some(key("again", 1)), ..append(tenant, sessions[1], vec![said("hello?")]) };
+    let alone = stores.events.append(keyed);
+    // Callers that go away while their transactions begin.
+    let given_up = join_all(
+        sessions
+            .iter()
+            .map(|session| tokio::time::timeout(Duration::from_millis(50), stores.sessions.get(tenant, *session))),
+    );
+    let all = async { tokio::join!(pending, alone, given_up) };
+    let (pending, alone, given_up) = tokio::time::timeout(PATIENCE, all).await.expect("it comes back");
+    for refused in [pending, alone] {
+        // Or stored, where its connection had rested for so long that it was looked at first.
+        assert!(matches!(refused, Ok(_) | Err(Error::Unavailable { .. })), "{refused:?}");
+    }
+    assert!(given_up.iter().any(Result::is_err), "some were given up half way");
+    let mut tries = 0..CONNECTIONS;
+    while let Err(error) = stores.events.append(append(tenant, sessions[0], vec![said("hello!")])).await {
+        tries.next().unwrap_or_else(|| panic!("the session takes nothing more: {error:?}"));
+    }
+    tokio::time::timeout(PATIENCE, rested()).await.expect("none is waited for");
+    use_all(&database, &stores, tenant, CONNECTIONS).await;
+    drop(silence);
     database.end().await;
 }

@@ -5,8 +5,9 @@ use croft_front::migrate;
 use croft_front::models_command;
 use croft_front::reprice_command::{Choice, Repriced, reprice};
 use croft_front::store::Stores;
+use croft_proto::id::TenantId;
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{ModelAttempt, UsageDimension};
+use croft_proto::v1::{AuditRecord, ModelAttempt, UsageDimension};
 use croft_serve::Tasks;
 use secrecy::SecretString;
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -37,6 +38,7 @@ async fn what_was_not_priced_is_priced_once_and_everything_adds_up() {
     let would = Repriced { looked_at: 3, changed: 3, unpriced: 0, difference_nano_usd: 3 * COST };
     assert_eq!(reprice(&database.admin_url(), dry).await.unwrap(), would);
     assert_eq!(get(&stores, ours, first).await.usage.unpriced_attempts, 2, "nothing was changed");
+    assert_eq!(recorded(&stores, ours).await, [""; 0], "and nothing recorded");
 
     assert_eq!(reprice(&database.admin_url(), Choice::default()).await.unwrap(), would);
     let usage = get(&stores, ours, first).await.usage;
@@ -66,7 +68,19 @@ async fn what_was_not_priced_is_priced_once_and_everything_adds_up() {
     let corrected = Repriced { looked_at: 4, changed: 1, unpriced: 0, difference_nano_usd: COST - 7 };
     assert_eq!(reprice(&database.admin_url(), all).await.unwrap(), corrected);
     assert_eq!(get(&stores, ours, first).await.usage.cost_nano_usd, 3 * COST);
+    let told = |attempts, more| {
+        format!(
+            "croft-front reprice usage.reprice usage/1970-01-01T00:00:00Z: {attempts} attempts, {more} nano-dollars more ok"
+        )
+    };
+    assert_eq!(recorded(&stores, ours).await, [told(2, 2 * COST), told(1, COST - 7)]);
+    assert_eq!(recorded(&stores, theirs).await, [told(1, COST)]);
     database.end().await;
+}
+
+async fn recorded(stores: &Stores, tenant: TenantId) -> Vec<String> {
+    let told = |AuditRecord { actor, action, resource, outcome, .. }| format!("{actor} {action} {resource} {outcome}");
+    stores.audit.list(tenant, 0, 10).await.unwrap().into_iter().map(told).collect()
 }
 
 /// As the entry of `CroftUnpricedAttempts` tells the owner to look, whom row security holds for like anybody.

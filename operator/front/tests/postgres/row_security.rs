@@ -153,7 +153,7 @@ async fn nothing_is_written_across_tenants() {
         execute(&mut front, "rollback").await.unwrap();
     }
     // Nor is anything of a tenant erased that is not being removed.
-    for call in ["croft_erase_sessions(9)", "croft_erase_credentials()"] {
+    for call in ["croft_erase_sessions(9)", "croft_erase_tenant(9)", "croft_erase_credentials()"] {
         let refused = execute(&mut front, &format!("{}; select {call}", as_request(ours))).await.unwrap_err();
         assert!(refused.to_string().contains("not being removed"), "{call}: {refused}");
         execute(&mut front, "rollback").await.unwrap();
@@ -221,7 +221,13 @@ async fn looks_across_tenants_tell_ids_alone() {
             .unwrap();
     assert_eq!(columns, ["rows_max", "tenant_id", "session_id"]);
     assert_eq!(stores.leases.abandoned(10).await.unwrap().len(), 1);
-    for call in ["croft_due_sessions(now(), 1)", "croft_changed_sessions(0, gen_random_uuid(), 1)"] {
+    let refused = execute(&mut front, "select croft_erasing_tenants(1)").await.unwrap_err();
+    assert!(refused.to_string().contains("permission denied"), "{refused}");
+    for call in [
+        "croft_due_sessions(now(), 1)",
+        "croft_changed_sessions(0, gen_random_uuid(), 1)",
+        "croft_session_changes(0, '{}', 0, gen_random_uuid(), 1)",
+    ] {
         let refused = execute(&mut front, &format!("select {call}")).await.unwrap_err();
         assert!(refused.to_string().contains("permission denied"), "{refused}");
         // Ids; and a number that orders changes and says nothing of them.

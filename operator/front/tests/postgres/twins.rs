@@ -214,8 +214,8 @@ impl Case {
             told(stores.sessions.list(tenant, &Filter::default(), None, 10).await),
             told(stores.sessions.list(tenant, &labelled, Some(self.sessions[2]), 10).await),
             told(stores.sessions.count_open(tenant).await),
-            told(stores.usage.list(tenant, None, None, 10).await),
-            told(stores.usage.list(tenant, Some(self.sessions[0]), Some("second"), 10).await),
+            told(stores.usage.list(tenant, None, None, None, 10).await),
+            told(stores.usage.list(tenant, Some(self.sessions[0]), None, Some("second"), 10).await),
             told(stores.usage.summarize(tenant, Some(at(5)), Some(at(20)), &by).await),
             format!("{abandoned:?}"),
         ];

@@ -96,7 +96,11 @@ impl Running {
     }
 
     pub(crate) async fn within(bounds: Bounds, routes: Routes, tls: Option<ServerTlsConfig>) -> Self {
-        let (tasks, metrics) = (Tasks::new(), Metrics::new("croft-test").unwrap());
+        Self::owned_by(Tasks::new(), bounds, routes, tls).await
+    }
+
+    pub(crate) async fn owned_by(tasks: Tasks, bounds: Bounds, routes: Routes, tls: Option<ServerTlsConfig>) -> Self {
+        let metrics = Metrics::new("croft-test").unwrap();
         let listener = grpc::bind("127.0.0.1:0".parse().unwrap(), "the test").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let connections = Connections::new(listener, "test-grpc", bounds, &metrics);

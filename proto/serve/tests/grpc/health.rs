@@ -1,6 +1,10 @@
 //! `grpc.health.v1` says what `/readyz` says.
 
+use std::time::Duration;
+
+use croft_serve::connections::Bounds;
 use croft_serve::{Readiness, Tasks, health};
+use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -33,4 +37,55 @@ async fn health_follows_readiness_to_the_end() {
     assert_eq!(told.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
     tasks.stopping().cancel();
     assert_eq!(told.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    assert_eq!(told.message().await.unwrap(), None);
+}
+
+/// Nobody asks who it is, so it must not cost every shutdown its whole grace.
+#[tokio::test]
+async fn whoever_watches_health_holds_up_no_shutdown() {
+    let tasks = Tasks::new();
+    let readiness = Readiness::new();
+    let service = health::service(&readiness, &tasks, &[SERVICE]).await;
+    let server =
+        Running::owned_by(tasks.clone(), Bounds::default(), with_health(&Collector::new(), service), None).await;
+    let mut client = HealthClient::new(server.channel().await);
+    let mut told = client.watch(HealthCheckRequest { service: SERVICE.to_owned() }).await.unwrap().into_inner();
+    assert_eq!(told.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+
+    let began = tokio::time::Instant::now();
+    assert_eq!(tasks.shutdown(Duration::from_secs(20)).await, 0);
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    assert_eq!(told.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    assert_eq!(told.message().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn so_many_may_watch_health_and_one_more_once_somebody_goes() {
+    const WATCHES_MAX: usize = 256;
+    let tasks = Tasks::new();
+    let readiness = Readiness::new();
+    let service = health::service(&readiness, &tasks, &[]).await;
+    let server = Running::start(with_health(&Collector::new(), service), None).await;
+    let mut watching = Vec::new();
+    // On connections of their own, as each has only so many streams.
+    let mut clients = Vec::new();
+    for _ in 0..8 {
+        clients.push(HealthClient::new(server.channel().await));
+    }
+    for number in 0..WATCHES_MAX {
+        let client = &mut clients[number % 8];
+        watching.push(client.watch(HealthCheckRequest::default()).await.unwrap().into_inner());
+    }
+    let refused = clients[0].watch(HealthCheckRequest::default()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    // One that only asks is answered.
+    clients[0].check(HealthCheckRequest::default()).await.unwrap();
+
+    watching.pop();
+    let again = async {
+        while clients[0].watch(HealthCheckRequest::default()).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), again).await.expect("the place of one that went is free");
 }

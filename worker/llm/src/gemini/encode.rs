@@ -178,6 +178,8 @@ fn response(output: &ToolOutput, names: &HashMap<&str, &str>) -> Value {
 fn picture(image: &Image) -> Option<Value> {
     Some(match image.source.as_ref()? {
         Source::Data(data) => json!({"inlineData": {"mimeType": image.media_type, "data": STANDARD.encode(data)}}),
+        // It may be left out, and is refused when empty.
+        Source::Url(url) if image.media_type.is_empty() => json!({"fileData": {"fileUri": url}}),
         Source::Url(url) => json!({"fileData": {"mimeType": image.media_type, "fileUri": url}}),
     })
 }

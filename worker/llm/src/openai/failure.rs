@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::NAME;
 use crate::error::{Class, Error};
+use crate::refusals::ROLES_MUST_ALTERNATE;
 use crate::status;
 use crate::wire::error_object;
 
@@ -45,15 +46,19 @@ impl<'body> Told<'body> {
     fn read(error: &'body Value) -> Self {
         let field = |name: &str| error.get(name).and_then(Value::as_str);
         let nested = |name: &str| error.get(name)?.get("message")?.as_str();
+        let message = error
+            .as_str()
+            .or_else(|| field("message"))
+            .or_else(|| field("detail"))
+            .or_else(|| nested("detail"))
+            .filter(|message| !message.is_empty())
+            .map(Cow::Borrowed)
+            .or_else(|| listed(error).map(Cow::Owned));
         Self {
-            message: error
-                .as_str()
-                .or_else(|| field("message"))
-                .or_else(|| field("detail"))
-                .or_else(|| nested("detail"))
-                .filter(|message| !message.is_empty())
-                .map(Cow::Borrowed)
-                .or_else(|| listed(error).map(Cow::Owned)),
+            message: match (message, routed(error)) {
+                (Some(message), Some(routed)) => Some(format!("{message}: {routed}").into()),
+                (message, _) => message,
+            },
             kind: field("type").unwrap_or_default(),
             code: field("code").unwrap_or_default(),
             param: field("param").unwrap_or_default(),
@@ -74,6 +79,12 @@ impl<'body> Told<'body> {
         let class = of_word(self.code).or_else(|| of_word(self.kind))?;
         Some(refined(class, message))
     }
+}
+
+/// What the provider behind a router said, whose own words are "Provider returned error":
+/// <https://openrouter.ai/docs/api-reference/errors#provider-errors>.
+fn routed(error: &Value) -> Option<&str> {
+    error.get("metadata")?.get("raw")?.as_str()
 }
 
 /// Each field that servers by `FastAPI` find fault with, in `detail`, or in `message.detail` at Mistral:
@@ -155,6 +166,8 @@ fn refined(class: Class, message: &str) -> Class {
     match class {
         Class::Invalid if says(&TOO_LONG) => Class::Context,
         Class::Overload if says(&[OF_LLAMA_CPP]) => Class::Context,
+        // What a template refuses is a fault of the server to llama.cpp, and would be tried again as it is.
+        Class::Overload if says(&[ROLES_MUST_ALTERNATE]) => Class::Invalid,
         Class::Invalid if says(&["usage policy", "content management policy", "safety system"]) => Class::Content,
         Class::Invalid if says(&["api key"]) => Class::Auth,
         Class::Rate if says(&["exceeded your current quota", "billing", "insufficient_quota"]) => Class::Quota,
@@ -218,6 +231,16 @@ mod tests {
             (
                 404,
                 Some(json!({"error": {"message": "no model", "type": "NotFoundError", "code": 404}})),
+                Class::Invalid,
+            ),
+            // llama.cpp, whose template is the model's.
+            (
+                500,
+                openai(
+                    "server_error",
+                    "",
+                    "\n------------\nError: Jinja Exception: Conversation roles must alternate user/assistant",
+                ),
                 Class::Invalid,
             ),
             // A bare sentence, and what a framework makes of a mistake.
@@ -299,6 +322,13 @@ mod tests {
             "Unsupported value: 'temperature'"
         );
         assert_eq!(refused("no", Value::Null), "no");
+        let routed = json!({"error": {
+            "message": "Provider returned error",
+            "code": 400,
+            "metadata": {"provider_name": "Mistral", "raw": r#"{"message":"Unexpected role 'user' after role 'tool'"}"#},
+        }});
+        let expected = r#"Provider returned error: {"message":"Unexpected role 'user' after role 'tool'"}"#;
+        assert_eq!(of_status(400, Some(&routed)).message, expected);
         let detail = json!([{"type": "extra_forbidden", "loc": ["body", "messages", 2, "x"], "msg": "Extra inputs", "input": "secret"}]);
         for body in [json!({"detail": detail}), json!({"object": "error", "message": {"detail": detail}})] {
             let error = of_status(422, Some(&body));

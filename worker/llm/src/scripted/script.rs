@@ -83,27 +83,26 @@ pub(super) fn part(messages: &[Message]) -> Result<Part, serde_json::Error> {
     let Some(user) = messages.iter().rposition(|message| message.role() == Role::User) else {
         return Ok(Part::Echo(String::new()));
     };
-    let heard = text(&messages[user]);
-    let is_script =
-        serde_json::from_str::<Map<String, Value>>(&heard).is_ok_and(|object| object.contains_key("script"));
-    if !is_script {
-        return Ok(Part::Echo(heard));
-    }
-    let document: Document = serde_json::from_str(&heard)?;
+    let texts = texts(&messages[user]);
+    // By itself: beside it there may be words that stand for an image.
+    let Some(script) = texts.iter().find(|text| is_script(text)) else {
+        return Ok(Part::Echo(texts.join("\n")));
+    };
+    let document: Document = serde_json::from_str(script)?;
     let played = messages[user..].iter().filter(|message| message.role() == Role::Assistant).count();
     Ok(Part::Steps(parts(document.script).into_iter().nth(played).unwrap_or_default()))
 }
 
-fn text(message: &Message) -> String {
-    let texts: Vec<_> = message
-        .content
-        .iter()
-        .filter_map(|block| match &block.block {
-            Some(Block::Text(text)) => Some(text.text.as_str()),
-            _ => None,
-        })
-        .collect();
-    texts.join("\n")
+fn texts(message: &Message) -> Vec<&str> {
+    let texts = message.content.iter().filter_map(|block| match &block.block {
+        Some(Block::Text(text)) => Some(text.text.as_str()),
+        _ => None,
+    });
+    texts.collect()
+}
+
+fn is_script(text: &str) -> bool {
+    serde_json::from_str::<Map<String, Value>>(text).is_ok_and(|object| object.contains_key("script"))
 }
 
 fn parts(script: Vec<Step>) -> Vec<Vec<Step>> {
@@ -162,6 +161,13 @@ mod tests {
         for heard in ["hello", "{\"a\":1}", "[1]"] {
             assert_eq!(part(&[message(Role::User, heard)]).unwrap(), Part::Echo(heard.into()));
         }
+    }
+
+    #[test]
+    fn a_script_is_played_whatever_stands_beside_it() {
+        let mut said = message(Role::User, r#"{"script":[{"text":"one"}]}"#);
+        said.content.extend(message(Role::User, "[an image]").content);
+        assert_eq!(names(part(&[said]).unwrap()), ["one"]);
     }
 
     #[test]

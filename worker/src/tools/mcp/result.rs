@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use croft_proto::media_type;
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::image::Source;
 use croft_proto::v1::{ContentBlock, Image, Text};
@@ -58,7 +59,7 @@ impl Taken {
     fn block(&mut self, block: model::ContentBlock) {
         match block {
             model::ContentBlock::Text(text) => self.text(&text.text),
-            model::ContentBlock::Image(image) => self.image(&image.mime_type, &image.data),
+            model::ContentBlock::Image(image) => self.image(&image.data),
             model::ContentBlock::Resource(embedded) => match embedded.resource {
                 ResourceContents::TextResourceContents { text, .. } => self.text(&text),
                 _ => self.left_out += 1,
@@ -78,18 +79,24 @@ impl Taken {
         }
     }
 
-    fn image(&mut self, media_type: &str, data: &str) {
-        let fits = self.image_bytes + data.len() / 4 * 3 <= IMAGE_BYTES_MAX && media_type.starts_with("image/");
-        match BASE64_STANDARD.decode(data) {
-            Ok(data) if fits => {
-                self.image_bytes += data.len();
-                self.push(Block::Image(Image {
-                    media_type: media_type.to_owned(),
-                    source: Some(Source::Data(data.into())),
-                }));
-            }
-            _ => self.left_out += 1,
+    /// With the media type of its data, whatever the server says of it. One that no provider takes would be part of each later
+    /// request, and be refused with it.
+    fn image(&mut self, data: &str) {
+        if self.image_bytes + data.len() / 4 * 3 > IMAGE_BYTES_MAX {
+            return self.no_image("the images of one result have no room for it");
         }
+        let data = BASE64_STANDARD.decode(data).unwrap_or_default();
+        let Some(media_type) = media_type::of_image(&data) else {
+            return self.no_image("it is no PNG, JPEG, GIF or WebP");
+        };
+        self.image_bytes += data.len();
+        let (media_type, source) = (media_type.to_owned(), Some(Source::Data(data.into())));
+        self.push(Block::Image(Image { media_type, source }));
+    }
+
+    fn no_image(&mut self, why: &str) {
+        self.left_out += 1;
+        self.push(Block::Text(Text { text: format!("[an image is left out: {why}]") }));
     }
 
     fn push(&mut self, block: Block) {
@@ -112,6 +119,13 @@ mod tests {
 
     use super::*;
 
+    const PNG: &[u8] = b"\x89PNG\r\n\x1a\n\0";
+
+    fn png() -> ContentBlock {
+        let image = Image { media_type: "image/png".into(), source: Some(Source::Data(PNG.into())) };
+        ContentBlock { block: Some(Block::Image(image)) }
+    }
+
     fn read(result: Value) -> Result<Vec<ContentBlock>, Error> {
         content(serde_json::from_value(result).unwrap())
     }
@@ -130,12 +144,32 @@ mod tests {
 
     #[test]
     fn texts_and_images_come_in_their_order_and_the_rest_is_told_to_be_missing() {
-        let image = json!({"type": "image", "mimeType": "image/png", "data": "AAEC"});
+        let image = json!({"type": "image", "mimeType": "image/png", "data": BASE64_STANDARD.encode(PNG)});
         let audio = json!({"type": "audio", "mimeType": "audio/wav", "data": "AAEC"});
         let content = read(json!({"content": [{"type": "text", "text": "one"}, image, audio]})).unwrap();
         assert_eq!(texts(&content), ["one", "[cut: 0 bytes of text and 1 other parts left out]"]);
-        let picture = Image { media_type: "image/png".into(), source: Some(Source::Data(vec![0, 1, 2].into())) };
-        assert_eq!(content[1].block, Some(Block::Image(picture)));
+        assert_eq!(content[1], png());
+    }
+
+    #[test]
+    fn an_image_is_what_its_bytes_say_and_one_that_no_provider_takes_is_told_to_be_left_out() {
+        let image = |media_type: &str, data: &str| json!({"type": "image", "mimeType": media_type, "data": data});
+        let of = |image: Value| read(json!({ "content": [image] })).unwrap();
+        for media_type in ["image/jpg", "application/octet-stream", ""] {
+            assert_eq!(of(image(media_type, &BASE64_STANDARD.encode(PNG))), [png()], "{media_type}");
+        }
+        let told = "[an image is left out: it is no PNG, JPEG, GIF or WebP]";
+        for data in ["", "AAEC", "no base64 at all", &BASE64_STANDARD.encode("<svg/>")] {
+            let expected = [told, "[cut: 0 bytes of text and 1 other parts left out]"];
+            let content = of(image("image/png", data));
+            assert_eq!((texts(&content), content.len()), (expected.into(), 2), "{data}");
+        }
+        let large = BASE64_STANDARD.encode([PNG, &vec![0; IMAGE_BYTES_MAX]].concat());
+        assert!(texts(&of(image("image/png", &large)))[0].contains("no room for it"));
+        // What is structured still stands in for text that there is none of.
+        let content = [image("image/png", "")];
+        let content = read(json!({"content": content, "structuredContent": {"seats": 3}})).unwrap();
+        assert_eq!(texts(&content)[..2], [told, r#"{"seats":3}"#]);
     }
 
     #[test]

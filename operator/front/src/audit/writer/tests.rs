@@ -322,6 +322,48 @@ async fn a_batch_that_cannot_be_read_is_set_aside_and_holds_up_no_other() {
     assert!(folder.path().join("00000000000000000007.0123456789abcdef0123456789abcdef.1.unreadable").exists());
 }
 
+/// Once, such a line took everything behind it along, and the file was removed.
+#[tokio::test]
+async fn a_line_of_a_journal_that_cannot_be_read_takes_no_other_along() {
+    let folder = TempDir::new().unwrap();
+    let journal = Journal::new(Some(folder.path()));
+    for resource in ["1", "2", "3", "4", "5"] {
+        journal.note(action(resource), |_, _| {});
+    }
+    let only_file = || std::fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
+    let path = only_file();
+    let text = std::fs::read_to_string(&path).unwrap();
+    let mut lines: Vec<_> = text.lines().collect();
+    (lines[1], lines[2]) = ("\0\0\0", "half a rec");
+    // The last line is not whole: whoever wrote it was not answered.
+    std::fs::write(&path, lines.join("\n")).unwrap();
+
+    let mut spool = Spool::open(folder.path()).await.unwrap();
+    assert_eq!(spool.unreadable(), 2);
+    let place = |first| Place { journal: journal.id(), first };
+    for (first, resource) in [(1, "1"), (4, "4")] {
+        let (at, actions) = spool.oldest().await.unwrap().unwrap();
+        assert_eq!(at, place(first), "its number is that of its line");
+        assert_eq!(actions.iter().map(|action| &*action.resource).collect::<Vec<_>>(), [resource]);
+        spool.forget_oldest().await.unwrap();
+    }
+    assert!(spool.is_empty());
+    assert_eq!(only_file(), path.with_extension("unreadable"));
+
+    // With a writer it is counted, and found once.
+    std::fs::rename(only_file(), &path).unwrap();
+    let (store, tasks, metrics) =
+        (Arc::new(Fickle::default()), Tasks::new(), Metrics::register(&Registry::new()).unwrap());
+    let start = || AuditWriter::start(Arc::clone(&store) as _, Some(folder.path()), metrics.clone(), &tasks);
+    start().await.unwrap();
+    assert_eq!(metrics.audit_refused.get(), 2);
+    tasks.shutdown(PATIENCE).await;
+    assert_eq!(store.records(), ["1", "4"]);
+    assert_eq!(only_file(), path.with_extension("unreadable"));
+    Spool::open(folder.path()).await.unwrap();
+    assert_eq!(only_file(), path.with_extension("unreadable"), "it is somebody's to look at");
+}
+
 /// Waits until the batch that begins with this record is kept, and tells where.
 async fn kept(folder: &TempDir, first: u64) -> PathBuf {
     let ending = format!(".{first}.jsonl");

@@ -84,12 +84,16 @@ impl Outbox {
         shed
     }
 
+    /// What waits already is not said twice: each that comes to watch says so, and many of them must not push out what a turn must hear.
     pub(super) fn push_control(&self, key: Key, frame: Frame) {
         let mut state = self.lock();
         if state.closed {
             return;
         }
         let pending = state.sessions.entry(key).or_default();
+        if pending.controls.contains(&frame) {
+            return;
+        }
         if pending.controls.len() >= CONTROLS_MAX {
             pending.controls.pop_front();
         }
@@ -266,6 +270,21 @@ mod tests {
         assert_eq!(outbox.take().await.unwrap().envelope.frame, Frame::Interrupt { turn: None });
         outbox.done(heron, 0);
         assert_eq!(numbers(&outbox.take().await.unwrap()), [1]);
+    }
+
+    /// So many viewers came while the relay was slow that a turn never heard of its session's end.
+    #[tokio::test]
+    async fn however_many_come_to_watch_a_turn_hears_of_its_end() {
+        let (outbox, heron) = (Outbox::new(Uuid::now_v7()), key());
+        outbox.push_control(heron, Frame::Terminated);
+        for _ in 0..=CONTROLS_MAX {
+            outbox.push_control(heron, Frame::Listening);
+        }
+        for frame in [Frame::Terminated, Frame::Listening] {
+            assert_eq!(outbox.take().await.unwrap().envelope.frame, frame);
+            outbox.done(heron, 0);
+        }
+        assert!(outbox.lock().sessions.is_empty());
     }
 
     #[tokio::test]

@@ -61,25 +61,35 @@ struct State {
 }
 
 impl Queue {
-    /// At either bound the oldest previews go first; without any left, the queue ends. One event always fits, whatever
-    /// its size.
+    /// At either bound the oldest previews go first; without any left, the queue ends. Of bytes, only what a publish finds counts,
+    /// but for the oldest event: so an event always fits, whatever its size, and so does all that one publish brings to a
+    /// reader that had taken what was there.
     pub(super) fn new(events_max: usize, bytes_max: usize) -> Self {
         Self { events_max, bytes_max, state: Mutex::default() }
     }
 
-    pub(super) fn push(&self, event: Sized) -> Pushed {
+    /// Takes in what is published together.
+    pub(super) fn push_all(&self, events: impl IntoIterator<Item = Sized>) -> Pushed {
         let mut state = self.lock();
         if state.lagged {
             return Pushed::Kept;
         }
-        let mut dropped = 0;
-        while state.len() > 0 && (state.len() >= self.events_max || state.bytes + event.bytes > self.bytes_max) {
-            if let Some((_, gone)) = state.previews.pop_front() {
-                state.bytes -= gone.bytes;
-                dropped += 1;
+        let (first_place, mut found_bytes, mut dropped) = (state.next_place, state.bytes, 0);
+        for event in events {
+            let mut fits = true;
+            while fits && self.is_full(&state, found_bytes) {
+                if let Some((place, gone)) = state.previews.pop_front() {
+                    state.bytes -= gone.bytes;
+                    found_bytes -= if place < first_place { gone.bytes } else { 0 };
+                    dropped += 1;
+                } else {
+                    fits = false;
+                }
+            }
+            if fits {
+                state.push(event);
             } else if event.is_preview() {
-                state.dropped += dropped + 1;
-                return Pushed::Dropped(dropped + 1);
+                dropped += 1;
             } else {
                 // Nothing that is queued may be skipped: better no memory held than half a story.
                 state.durables = VecDeque::new();
@@ -89,17 +99,13 @@ impl Queue {
                 return Pushed::Overflowed;
             }
         }
-        state.bytes += event.bytes;
-        let place = state.next_place;
-        state.next_place += 1;
-        if event.is_preview() {
-            state.previews.push_back((place, event));
-        } else {
-            state.durables.push_back((place, event));
-        }
         state.dropped += dropped;
         state.wake();
         if dropped > 0 { Pushed::Dropped(dropped) } else { Pushed::Kept }
+    }
+
+    fn is_full(&self, state: &State, found_bytes: usize) -> bool {
+        state.len() >= self.events_max || found_bytes.saturating_sub(state.oldest_bytes()) > self.bytes_max
     }
 
     /// Previews were lost before they came here.
@@ -147,9 +153,31 @@ impl Queue {
         // No code that holds the lock can leave the state half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    #[cfg(test)]
+    pub(super) fn push(&self, event: Sized) -> Pushed {
+        self.push_all([event])
+    }
 }
 
 impl State {
+    fn push(&mut self, event: Sized) {
+        self.bytes += event.bytes;
+        let place = self.next_place;
+        self.next_place += 1;
+        if event.is_preview() {
+            self.previews.push_back((place, event));
+        } else {
+            self.durables.push_back((place, event));
+        }
+    }
+
+    /// Of the event that is popped next; 0 for none.
+    fn oldest_bytes(&self) -> usize {
+        let fronts = self.durables.front().into_iter().chain(self.previews.front());
+        fronts.min_by_key(|(place, _)| *place).map_or(0, |(_, event)| event.bytes)
+    }
+
     fn len(&self) -> usize {
         self.durables.len() + self.previews.len()
     }
@@ -237,9 +265,32 @@ mod tests {
     fn bytes_are_bounded_but_one_event_always_fits() {
         let queue = Queue::new(100, 25);
         assert_eq!(queue.push(Sized { bytes: 1_000, ..durable(1) }), Pushed::Kept);
+        assert_eq!(queue.push(durable(2)), Pushed::Kept, "the first may be under way to a reader");
         assert!(is_durable(pop(&queue), 1));
-        queue.push(preview(1));
-        queue.push(preview(1));
-        assert_eq!(queue.push(durable(2)), Pushed::Dropped(1));
+        assert!(is_durable(pop(&queue), 2));
+        for _ in 0..4 {
+            queue.push(preview(2));
+        }
+        assert_eq!(queue.push(durable(3)), Pushed::Dropped(1));
+        queue.push(durable(4));
+        assert_eq!(queue.push(durable(5)), Pushed::Dropped(1));
+        queue.push(durable(6));
+        assert_eq!(queue.push(durable(7)), Pushed::Overflowed, "behind a reader that takes nothing");
+    }
+
+    /// A message of 5 MiB and the word that its turn runs: all who watched were thrown out.
+    #[test]
+    fn what_is_published_together_fits_where_nothing_lay() {
+        let queue = Queue::new(100, 25);
+        let large = |seq| Sized { bytes: 40, ..durable(seq) };
+        assert_eq!(queue.push_all([large(1), durable(2), large(3)]), Pushed::Kept);
+        assert_eq!(queue.push(durable(4)), Pushed::Overflowed, "behind a reader that takes nothing");
+
+        let queue = Queue::new(100, 25);
+        queue.push_all([durable(1), durable(2)]);
+        assert_eq!(queue.push_all([large(3), large(4)]), Pushed::Kept, "it had nearly taken what was there");
+        assert_eq!(queue.push_all([preview(4), preview(4)]), Pushed::Dropped(2));
+        assert_eq!(pop(&queue), Some(Item::Gap { dropped_previews: 2 }));
+        assert!((1..=4).all(|seq| is_durable(pop(&queue), seq)));
     }
 }

@@ -155,6 +155,25 @@ async fn a_stuck_subscriber_ends_alone_and_holds_nothing() {
     assert_eq!(hub.metrics().slow_subscribers.get(), 1);
 }
 
+/// Two results of a superstep, each a large image, ended the streams of all who watched.
+#[tokio::test(start_paused = true)]
+async fn large_events_that_are_published_together_all_arrive() {
+    let scene = Scene::new().await;
+    let relay = Arc::new(MemoryRelay::default());
+    let [ours, theirs] = [(); 2].map(|()| scene.hub(relay.clone(), Options::default()));
+    let mut here = ours.subscribe(scene.tenant, scene.session, PREVIEWS).await;
+    let mut there = theirs.subscribe(scene.tenant, scene.session, PREVIEWS).await;
+    let large = |seq| SessionEvent { seq, turn_id: "x".repeat(2_200_000), ..SessionEvent::default() };
+    ours.publish(scene.tenant, scene.session, vec![large(2), large(3)]);
+    ours.publish(scene.tenant, scene.session, vec![SessionEvent { seq: 4, ..SessionEvent::default() }]);
+    for seq in 2..=4 {
+        assert_eq!(number(&next(&mut here).await), seq);
+    }
+    let Item::Durable(last) = next(&mut there).await else { panic!("not even the last came") };
+    assert!(!there.has_lagged() && last.seq >= 2, "what the relay leaves out is in the log");
+    assert_eq!(ours.metrics().slow_subscribers.get(), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_relay_that_is_down_holds_up_neither_a_turn_nor_those_who_listen_here() {
     let scene = Scene::new().await;

@@ -1,7 +1,8 @@
 //! How much of logs is held for those who read them, in all and by each tenant.
 //!
 //! A page has its room before it is read, and until its last event is taken. It can always be read again: while somebody waits for
-//! room, pages that have lain for long are taken away from readers who are slow, or don't read at all. They read on from the log.
+//! room, pages that have lain or been read for long are taken away from readers who are slow, or don't read at all. They read on from
+//! the log.
 //! So pages are read in tasks of their own: a reader that stops in the middle of waiting for room would keep what it is given.
 
 use std::collections::{HashMap, VecDeque};
@@ -30,6 +31,9 @@ const UNREAD_BYTES: usize = 2 * PAGE_BYTES as usize;
 const EVENT_BYTES: usize = 512;
 /// A page that has lain for so long makes room for others.
 pub(super) const LIES_MAX: Duration = Duration::from_secs(5);
+/// And so does one that was read so long ago, though its reader takes one event after the other. Short enough for those who wait behind
+/// others who do: three times as long is [`WAIT_MAX`]. Long enough that whoever is to read it again has taken most of it, at 50 KiB a second.
+const READ_MAX: Duration = Duration::from_secs(10);
 /// How often one who waits looks for such pages.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Who has waited for room for so long is told to come again.
@@ -67,11 +71,21 @@ enum Left {
     Here {
         events: VecDeque<SessionEvent>,
         place: Option<Place>,
+        read_at: Instant,
         /// When it was read, or read from last.
         since: Instant,
     },
     /// To make room.
     TakenAway,
+}
+
+/// Why a page makes room. Those that come first do so first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Lies {
+    /// Nothing has been read from it since then.
+    Unread(Instant),
+    /// It was read then, and its reader is slow.
+    Slow(Instant),
 }
 
 /// What [`Page::take`] and [`Page::known`] found.
@@ -147,6 +161,7 @@ impl Room {
         is_last: bool,
     ) -> Arc<Page> {
         let place = place.filter(|_| !events.is_empty());
+        let now = Instant::now();
         let page = Arc::new(Page {
             room: self.clone(),
             id: self.next_id.fetch_add(1, Ordering::Relaxed),
@@ -155,7 +170,7 @@ impl Room {
             bytes: log::bytes(&events),
             last_seq: events.last().map_or(after_seq, |event| event.seq),
             is_last,
-            left: Mutex::new(Left::Here { place, events: events.into(), since: Instant::now() }),
+            left: Mutex::new(Left::Here { place, events: events.into(), read_at: now, since: now }),
         });
         self.pages().insert(page.id, Arc::downgrade(&page));
         page
@@ -174,7 +189,7 @@ impl Room {
         timeout(WAIT_MAX, waited).await.map_err(full)?
     }
 
-    /// So many units, for which pages are taken away that have lain for too long, of those that would make room.
+    /// So many units, for which pages are taken away that have lain or been read for too long, of those that would make room.
     async fn acquire(
         &self,
         room: Arc<Semaphore>,
@@ -207,14 +222,15 @@ impl Room {
         true
     }
 
-    /// Pages that have lain for too long, those that have lain longest first, until there is room for so many units.
+    /// Pages that have lain for too long, those that have lain longest first, and then those that have been read for too long, until there
+    /// is room for so many units.
     fn take_away(&self, units: usize, makes_room: impl Fn(&Page) -> bool) {
         let pages: Vec<_> = self.pages().values().filter_map(Weak::upgrade).collect();
-        let lying = pages.iter().filter(|page| makes_room(page)).filter_map(|page| Some((page.lies_since()?, page)));
-        let mut lying: Vec<_> = lying.filter(|(since, _)| since.elapsed() >= LIES_MAX).collect();
-        lying.sort_unstable_by_key(|(since, page)| (*since, page.id));
+        let makes_room = pages.iter().filter(|page| makes_room(page));
+        let mut lying: Vec<_> = makes_room.filter_map(|page| Some((page.lies()?, page.id, page))).collect();
+        lying.sort_unstable_by_key(|(lies, id, _)| (*lies, *id));
         let mut freed = 0;
-        for (_, page) in lying {
+        for (_, _, page) in lying {
             if freed >= units {
                 break;
             }
@@ -250,11 +266,12 @@ impl Page {
         }
     }
 
-    /// Since when nothing has been read from it; `None` where it has no place.
-    fn lies_since(&self) -> Option<Instant> {
+    /// `None` where it has no place, or may keep it.
+    fn lies(&self) -> Option<Lies> {
         match &*self.left() {
-            Left::Here { since, place: Some(_), .. } => Some(*since),
-            Left::Here { place: None, .. } | Left::TakenAway => None,
+            Left::Here { since, place: Some(_), .. } if since.elapsed() >= LIES_MAX => Some(Lies::Unread(*since)),
+            Left::Here { read_at, place: Some(_), .. } if read_at.elapsed() >= READ_MAX => Some(Lies::Slow(*read_at)),
+            Left::Here { .. } | Left::TakenAway => None,
         }
     }
 

@@ -159,6 +159,21 @@ async fn an_idle_stream_seldom_asks_whether_its_session_is_there() {
     assert!((looks_max - LOOKS_FOR_NOTHING as usize..=looks_max).contains(&looks), "{looks}");
 }
 
+/// It was taken for one whose turn runs, and looked at the log five times as often for as long as it was open.
+#[tokio::test(start_paused = true)]
+async fn an_alert_behind_a_turns_end_leaves_a_stream_idle() {
+    let scene = Arc::new(Scene::new().await);
+    let hub = scene.hub(Arc::new(MemoryRelay::default()), Options::default());
+    let log = Moody::new(&scene);
+    let mut events = follow(log.clone(), &hub, scene.tenant, scene.session, 1, false).await.unwrap().boxed();
+    let seq = scene.publish(&hub, Kind::BudgetAlert(v1::BudgetAlert::default())).await;
+    assert_eq!(next_number(&mut events).await, seq);
+    let before = log.reads.load(Ordering::Relaxed);
+    assert!(timeout(LOOK_EVERY_IDLE * 10, events.next()).await.is_err());
+    let looks = log.reads.load(Ordering::Relaxed) - before;
+    assert!(looks <= 11, "{looks}");
+}
+
 /// Follows a history of so many of these; how often the log has been read once so many events have been told.
 async fn reads_behind<const N: usize>(of: Kind, count: u32, numbers: [u64; N]) -> [usize; N] {
     let scene = Arc::new(Scene::new().await);
@@ -246,6 +261,34 @@ async fn readers_who_do_not_read_leave_room_for_others() {
         assert_eq!(next_number(last).await, expected);
     }
     drop((unread, events));
+    assert_eq!(hub.replays().held(), 0);
+}
+
+/// Once, a reader held its page for as long as it took an event now and then, and some of them all that their tenant has.
+#[tokio::test(start_paused = true)]
+async fn readers_who_are_slow_leave_room_for_others() {
+    let scene = Scene::new().await;
+    let hub = scene.hub(Arc::new(MemoryRelay::default()), Options::default());
+    for _ in 0..150 {
+        scene.append(message(10_000)).await;
+    }
+    let slow = async || {
+        let mut events = follow_from(&scene, &hub, 0).await;
+        for expected in 1..=60 {
+            assert_eq!(next_number(&mut events).await, expected);
+            sleep(Duration::from_secs(4)).await;
+        }
+    };
+    let late = async {
+        sleep(Duration::from_secs(20)).await;
+        assert!(hub.replays().held() > room::TENANT_BYTES_MAX * 3 / 4, "the room is full");
+        let began = Instant::now();
+        let mut events = follow_from(&scene, &hub, 0).await;
+        assert_eq!(next_number(&mut events).await, 1);
+        began.elapsed()
+    };
+    let (_, waited) = tokio::join!(join_all((0..64).map(|_| slow())), late);
+    assert!(waited < Duration::from_mins(1), "{waited:?}");
     assert_eq!(hub.replays().held(), 0);
 }
 

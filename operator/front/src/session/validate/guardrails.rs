@@ -2,16 +2,18 @@
 
 use std::collections::HashSet;
 
-use croft_proto::v1::GuardrailSpec;
 use croft_proto::v1::guardrail_spec::Check;
+use croft_proto::v1::{GuardrailMode, GuardrailSpec, GuardrailStage};
 
 use crate::error::Error;
 
 const GUARDRAILS_MAX: usize = 16;
+const CHARACTERS_MAX: u32 = 67_108_864;
 const PATTERNS_MAX: usize = 64;
 const PATTERN_BYTES_MAX: usize = 1_024;
 const SCHEMA_BYTES_MAX: usize = 64 * 1024;
 const URL_BYTES_MAX: usize = 512;
+const HTTP_TIMEOUT_MS_MAX: i64 = 300_000;
 const KINDS: [&str; 5] = ["email", "phone", "card", "iban", "ip"];
 
 /// The guardrails of a new session's agent.
@@ -22,9 +24,15 @@ pub(super) fn guardrails(guardrails: &[GuardrailSpec]) -> Result<(), Error> {
     let mut seen = HashSet::new();
     for (position, guardrail) in guardrails.iter().enumerate() {
         let field = |leaf: &str| format!("agent.guardrails[{position}].{leaf}");
-        super::name(&field("name"), &guardrail.name)?;
+        super::new_name(&field("name"), &guardrail.name)?;
         if !seen.insert(&guardrail.name) {
             return Err(Error::invalid(field("name"), "stands for another guardrail already"));
+        }
+        if !are_stages(&guardrail.stages) {
+            return Err(Error::invalid(field("stages"), "has one that is no stage, or one twice"));
+        }
+        if GuardrailMode::try_from(guardrail.mode).is_err() {
+            return Err(Error::invalid(field("mode"), "is neither enforce nor shadow"));
         }
         let check = guardrail.check.as_ref().ok_or_else(|| Error::invalid(field("check"), "is missing"))?;
         if let Err((leaf, problem)) = self::check(check) {
@@ -34,10 +42,20 @@ pub(super) fn guardrails(guardrails: &[GuardrailSpec]) -> Result<(), Error> {
     Ok(())
 }
 
+/// With one that says nothing it would look nowhere, and not everywhere as with none.
+fn are_stages(stages: &[i32]) -> bool {
+    let mut seen = HashSet::new();
+    let is_one = |stage: i32| GuardrailStage::try_from(stage).is_ok_and(|stage| stage != GuardrailStage::Unspecified);
+    stages.iter().all(|&stage| is_one(stage) && seen.insert(stage))
+}
+
 fn check(check: &Check) -> Result<(), (&'static str, String)> {
     let wrong = |leaf, problem: &str| Err((leaf, problem.to_owned()));
     match check {
         Check::Length(length) if length.characters_max == 0 => wrong("length.characters_max", "is 0"),
+        Check::Length(length) if length.characters_max > CHARACTERS_MAX => {
+            Err(("length.characters_max", format!("is more than {CHARACTERS_MAX}")))
+        }
         Check::Length(_) => Ok(()),
         Check::Pattern(pattern) => {
             let fits = |pattern: &String| !pattern.is_empty() && pattern.len() <= PATTERN_BYTES_MAX;
@@ -47,10 +65,16 @@ fn check(check: &Check) -> Result<(), (&'static str, String)> {
             }
             Ok(())
         }
-        Check::PersonalData(data) => match data.kinds.iter().find(|kind| !KINDS.contains(&kind.as_str())) {
-            Some(_) => wrong("personal_data.kinds", &format!("has one that is none of {}", KINDS.join(", "))),
-            None => Ok(()),
-        },
+        Check::PersonalData(data) => {
+            if data.kinds.iter().any(|kind| !KINDS.contains(&kind.as_str())) {
+                return wrong("personal_data.kinds", &format!("has one that is none of {}", KINDS.join(", ")));
+            }
+            let mut seen = HashSet::new();
+            if !data.kinds.iter().all(|kind| seen.insert(kind)) {
+                return wrong("personal_data.kinds", "has one twice");
+            }
+            Ok(())
+        }
         Check::JsonSchema(schema) => {
             if schema.schema_json.len() > SCHEMA_BYTES_MAX {
                 return Err(("json_schema.schema_json", format!("is longer than {SCHEMA_BYTES_MAX} bytes")));
@@ -70,10 +94,8 @@ fn check(check: &Check) -> Result<(), (&'static str, String)> {
                     "holds a name or a password, which everyone could read who reads the session",
                 );
             }
-            if http.timeout_ms < 0 {
-                return wrong("http.timeout_ms", "is negative");
-            }
-            Ok(())
+            super::limits::milliseconds(http.timeout_ms, HTTP_TIMEOUT_MS_MAX)
+                .map_err(|problem| ("http.timeout_ms", problem))
         }
     }
 }
@@ -100,6 +122,7 @@ mod tests {
         let long = "x".repeat(PATTERN_BYTES_MAX + 1);
         let cases = [
             (Check::Length(LengthCheck { characters_max: 0 }), "length.characters_max"),
+            (Check::Length(LengthCheck { characters_max: 67_108_865 }), "length.characters_max"),
             (denied(&[]), "pattern.denied"),
             (denied(&["x", ""]), "pattern.denied"),
             (denied(&[&long]), "pattern.denied"),
@@ -107,10 +130,15 @@ mod tests {
                 Check::PersonalData(PersonalDataCheck { kinds: vec!["shoe-size".into()], redact: false }),
                 "personal_data.kinds",
             ),
+            (
+                Check::PersonalData(PersonalDataCheck { kinds: vec!["email".into(); 2], redact: false }),
+                "personal_data.kinds",
+            ),
             (Check::JsonSchema(JsonSchemaCheck { schema_json: "[]".into() }), "json_schema.schema_json"),
             (http("checks.test", 0), "http.url"),
             (http("https://me@checks.test", 0), "http.url"),
             (http("https://checks.test", -1), "http.timeout_ms"),
+            (http("https://checks.test", 300_001), "http.timeout_ms"),
         ];
         for (check, leaf) in cases {
             match guardrails(&[guardrail(check.clone())]) {
@@ -118,9 +146,30 @@ mod tests {
                 other => panic!("{check:?}: {other:?}"),
             }
         }
+        for edge in [Check::Length(LengthCheck { characters_max: 67_108_864 }), http("https://checks.test", 300_000)] {
+            guardrails(&[guardrail(edge)]).unwrap();
+        }
         let good = guardrail(denied(&["x"]));
         guardrails(std::slice::from_ref(&good)).unwrap();
         assert!(guardrails(&[good.clone(), good]).is_err());
         assert!(guardrails(&[GuardrailSpec { name: "strict".into(), ..GuardrailSpec::default() }]).is_err());
+    }
+
+    #[test]
+    fn it_looks_at_stages_that_there_are_each_named_once() {
+        let at = |stages: &[i32], mode: i32| {
+            let good = guardrail(Check::Length(LengthCheck { characters_max: 9 }));
+            match guardrails(&[GuardrailSpec { stages: stages.to_vec(), mode, ..good }]) {
+                Err(Error::Invalid { field, .. }) => field,
+                other => other.map(|()| String::new()).unwrap(),
+            }
+        };
+        for stages in [&[][..], &[1, 2, 3, 4]] {
+            assert_eq!(at(stages, 0), "", "{stages:?}");
+        }
+        for stages in [&[0][..], &[1, 0], &[5], &[1, 1]] {
+            assert_eq!(at(stages, 0), "agent.guardrails[0].stages", "{stages:?}");
+        }
+        assert_eq!(at(&[], 3), "agent.guardrails[0].mode");
     }
 }

@@ -159,11 +159,11 @@ mod tests {
         }
     }
 
-    /// Every chain by itself would be 128⁴ of them.
+    /// Every chain by itself would be 64⁴ of them.
     #[test]
     fn chains_that_branch_at_every_tool_are_followed_in_no_time() {
         let all_to = |name: &str, callee: &str| {
-            let mut agent = caller(name, &[callee; 128]);
+            let mut agent = caller(name, &[callee; 64]);
             for (position, tool) in agent.tools.iter_mut().enumerate() {
                 tool.name = format!("ask-{position}");
             }

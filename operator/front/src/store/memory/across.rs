@@ -1,5 +1,7 @@
 //! Looks across tenants, in memory.
 
+use std::collections::BTreeSet;
+
 use async_trait::async_trait;
 use croft_proto::Timestamp;
 use croft_proto::id::{SessionId, TenantId};
@@ -7,7 +9,7 @@ use croft_proto::v1::SessionState;
 
 use super::{Memory, Record, State};
 use crate::error::Error;
-use crate::session::across::{AcrossTenants, Changed};
+use crate::session::across::{AcrossTenants, Changed, Horizon};
 use crate::session::family::Parent;
 use crate::store::{projection, time};
 
@@ -34,17 +36,24 @@ impl AcrossTenants for Memory {
         Ok(orphans.map(|(key, _)| *key).take(limit as usize).collect())
     }
 
-    async fn horizon(&self) -> Result<u64, Error> {
-        Ok(self.lock().changes + 1)
+    async fn erasing(&self, limit: u32) -> Result<Vec<TenantId>, Error> {
+        let tenants: BTreeSet<_> = self.lock().going.keys().map(|(tenant, _)| *tenant).collect();
+        Ok(tenants.into_iter().take(limit as usize).collect())
     }
 
-    async fn changed(&self, after: (u64, SessionId), limit: u32) -> Result<Vec<Changed>, Error> {
+    async fn horizon(&self) -> Result<Horizon, Error> {
+        Ok(Horizon { next: self.lock().changes + 1, open: Vec::new() })
+    }
+
+    async fn changed(&self, since: &Horizon, after: (u64, SessionId), limit: u32) -> Result<Vec<Changed>, Error> {
         let state = self.lock();
         let all = state.sessions.iter().map(|(&(tenant, session), record)| {
             let number = record.change_number;
             Changed { tenant, session, number }
         });
-        let mut changed: Vec<_> = all.filter(|changed| (changed.number, changed.session) > after).collect();
+        let is_asked_for =
+            |changed: &Changed| !since.shows(changed.number) && (changed.number, changed.session) > after;
+        let mut changed: Vec<_> = all.filter(is_asked_for).collect();
         changed.sort_unstable_by_key(|changed| (changed.number, changed.session));
         changed.truncate(limit as usize);
         Ok(changed)

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use croft_proto::Timestamp;
-use croft_proto::id::TenantId;
+use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::UsageEvent;
 use tokio::time::Instant;
 
@@ -33,6 +33,10 @@ impl Found {
     /// The same threshold of the same limit, whoever reached it.
     fn is(&self, tenant: TenantId, alert: &Alert) -> bool {
         self.tenant == tenant && self.alert.key() == alert.key()
+    }
+
+    pub(super) fn tenant(&self) -> TenantId {
+        self.tenant
     }
 
     pub(super) fn is_of(&self, tenant: TenantId, is_wanted: impl FnOnce(&Account) -> bool) -> bool {
@@ -73,6 +77,16 @@ impl BudgetStore for Memory {
             })
         };
         Ok(accounts.iter().map(ledger).collect())
+    }
+
+    async fn is_unpriced(&self, tenant: TenantId, session: SessionId) -> Result<bool, Error> {
+        let (state, top) = (self.lock(), session.to_string());
+        let is_its = |id: &SessionId| {
+            let id = id.to_string();
+            id == top || state.lineages.get(&id).is_some_and(|above| above.contains(&top))
+        };
+        let mut own = state.sessions.iter().filter(|((owner, id), _)| *owner == tenant && is_its(id));
+        Ok(own.any(|(_, record)| record.session.usage.unpriced_attempts > 0))
     }
 
     async fn alert(&self, tenant: TenantId, alert: &Alert) -> Result<bool, Error> {

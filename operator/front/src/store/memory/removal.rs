@@ -24,15 +24,33 @@ impl RemovalStore for Memory {
         Ok((before - state.api_keys.len()) as u64)
     }
 
-    async fn erase_sessions(&self, tenant: TenantId, rows_max: u32) -> Result<u64, Error> {
+    async fn erase_rows(&self, tenant: TenantId, rows_max: u32) -> Result<u64, Error> {
         let mut state = self.lock();
         state.check_removal(tenant)?;
         let mut room = rows_max as usize;
+        let mut goes = |of: TenantId| {
+            let goes = of == tenant && room > 0;
+            room -= usize::from(goes);
+            goes
+        };
+        state.budgets.retain(|(of, ..), _| !goes(*of));
+        state.alerts.retain(|found| !goes(found.tenant()));
         for record in state.records_of(tenant) {
             let gone = record.events.len().min(room);
             record.events.drain(..gone);
             room -= gone;
         }
+        state.going.retain(|(of, _), events| {
+            if *of != tenant {
+                return true;
+            }
+            let gone = usize::try_from(*events).unwrap_or(usize::MAX).min(room);
+            *events -= gone as u64;
+            // And the session itself.
+            let goes = *events == 0 && room > gone;
+            room -= gone + usize::from(goes);
+            !goes
+        });
         let keys: Vec<_> = state.used_keys.keys().filter(|key| key.0 == tenant).take(room).cloned().collect();
         room -= keys.len();
         for key in &keys {
@@ -48,9 +66,12 @@ impl RemovalStore for Memory {
 
     async fn count_rows(&self, tenant: TenantId, rows_max: u32) -> Result<u64, Error> {
         let mut state = self.lock();
-        let keys = state.used_keys.keys().filter(|key| key.0 == tenant).count();
         let rows: usize = state.records_of(tenant).map(|record| record.events.len() + 1).sum();
-        Ok(((rows + keys) as u64).min(u64::from(rows_max)))
+        let budgets = state.budgets.keys().filter(|key| key.0 == tenant).count();
+        let alerts = state.alerts.iter().filter(|found| found.tenant() == tenant).count();
+        let keys = state.used_keys.keys().filter(|key| key.0 == tenant).count();
+        let going: u64 = state.going.iter().filter(|((of, _), _)| *of == tenant).map(|(_, events)| events + 1).sum();
+        Ok(((rows + budgets + alerts + keys) as u64 + going).min(u64::from(rows_max)))
     }
 }
 

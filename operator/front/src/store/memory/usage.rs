@@ -20,6 +20,7 @@ impl UsageStore for Memory {
         &self,
         tenant: TenantId,
         session: Option<SessionId>,
+        before: Option<Timestamp>,
         after: Option<&str>,
         limit: u32,
     ) -> Result<Vec<UsageEvent>, Error> {
@@ -35,6 +36,7 @@ impl UsageStore for Memory {
             .into_iter()
             .skip(skip)
             .filter(|row| session.as_ref().is_none_or(|session| row.session_id == *session))
+            .filter(|row| before.is_none_or(|before| time_of(row) < time::micros(&before)))
             .take(limit as usize)
             .cloned()
             .collect())

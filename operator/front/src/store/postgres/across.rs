@@ -9,7 +9,7 @@ use sqlx::postgres::PgRow;
 use super::time::Time;
 use super::{Postgres, failed, signed};
 use crate::error::Error;
-use crate::session::across::{AcrossTenants, Changed};
+use crate::session::across::{AcrossTenants, Changed, Horizon};
 
 #[async_trait]
 impl AcrossTenants for Postgres {
@@ -34,25 +34,50 @@ impl AcrossTenants for Postgres {
         rows.iter().map(ids).collect::<Result<_, _>>().map_err(failed)
     }
 
-    /// The oldest transaction that still runs: those before it can be seen, or never were.
-    async fn horizon(&self) -> Result<u64, Error> {
+    async fn erasing(&self, limit: u32) -> Result<Vec<TenantId>, Error> {
         let mut tx = self.nobody().await?;
-        let oldest: i64 = sqlx::query_scalar("select pg_snapshot_xmin(pg_current_snapshot())::text::bigint")
-            .fetch_one(&mut *tx)
-            .await
-            .map_err(failed)?;
-        Ok(oldest.cast_unsigned())
-    }
-
-    async fn changed(&self, (number, session): (u64, SessionId), limit: u32) -> Result<Vec<Changed>, Error> {
-        let mut tx = self.nobody().await?;
-        let rows = sqlx::query("select tenant_id, session_id, change_number from croft_changed_sessions($1, $2, $3)")
-            .bind(signed(number))
-            .bind(session.0)
+        let tenants = sqlx::query_scalar("select croft_erasing_tenants($1)")
             .bind(i64::from(limit))
             .fetch_all(&mut *tx)
             .await
             .map_err(failed)?;
+        Ok(tenants.into_iter().map(TenantId).collect())
+    }
+
+    /// That of a snapshot: <https://www.postgresql.org/docs/15/functions-info.html#FUNCTIONS-PG-SNAPSHOT>.
+    async fn horizon(&self) -> Result<Horizon, Error> {
+        let mut tx = self.nobody().await?;
+        let row = sqlx::query(
+            "select pg_snapshot_xmax(now)::text::bigint as next,
+                array(select open::text::bigint from pg_snapshot_xip(now) as open) as open
+            from pg_current_snapshot() as now",
+        )
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(failed)?;
+        let next = row.try_get::<i64, _>("next").map_err(failed)?.cast_unsigned();
+        let open = row.try_get::<Vec<i64>, _>("open").map_err(failed)?;
+        Ok(Horizon { next, open: open.into_iter().map(i64::cast_unsigned).collect() })
+    }
+
+    async fn changed(
+        &self,
+        since: &Horizon,
+        (number, session): (u64, SessionId),
+        limit: u32,
+    ) -> Result<Vec<Changed>, Error> {
+        let mut tx = self.nobody().await?;
+        let open: Vec<_> = since.open.iter().map(|number| signed(*number)).collect();
+        let rows =
+            sqlx::query("select tenant_id, session_id, change_number from croft_session_changes($1, $2, $3, $4, $5)")
+                .bind(signed(since.next))
+                .bind(open)
+                .bind(signed(number))
+                .bind(session.0)
+                .bind(i64::from(limit))
+                .fetch_all(&mut *tx)
+                .await
+                .map_err(failed)?;
         rows.iter()
             .map(|row| {
                 let ((tenant, session), number) = (ids(row)?, row.try_get::<i64, _>("change_number")?.cast_unsigned());

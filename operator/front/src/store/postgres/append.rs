@@ -100,7 +100,11 @@ const APPEND: &str = concat!(
 
 impl Postgres {
     /// One append in a transaction of its own.
-    pub(super) async fn append_prepared(&self, prepared: Prepared) -> Result<Stored, Error> {
+    pub(super) async fn append_alone(&self, prepared: Prepared) -> Result<Stored, Error> {
+        self.in_time(Box::pin(self.append_prepared(prepared))).await.unwrap_or_else(|silent| Err(failed(silent)))
+    }
+
+    async fn append_prepared(&self, prepared: Prepared) -> Result<Stored, Error> {
         let waits = prepared.may_wait();
         let Prepared { append, change, columns, lease } = prepared;
         let Append { tenant, session, authority, events, checkpoint, idempotency_key, input_seq } = append;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use croft_proto::id::TenantId;
+use croft_proto::id::{SessionId, TenantId};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
@@ -10,7 +10,7 @@ use super::append::{self, Prepared, refused};
 use super::at_once::Call;
 use super::row::{state_word, stop_reason_word};
 use super::time::Time;
-use super::turns::Stored;
+use super::turns::{LeaseChange, Stored};
 use super::usage::{self, Reported};
 use super::{Postgres, failed, signed};
 use crate::error::Error;
@@ -115,20 +115,29 @@ impl Postgres {
             let session = append.session;
             outcomes.push(match row {
                 Some(row) => lease.stored(session, append.events, &row).map_err(failed),
-                None => match self.tenant(tenant).await {
-                    Ok(mut tx) => refused(&mut tx, tenant, session, append.authority, &lease, None).await,
-                    Err(error) => Err(error),
-                },
+                None => self.why_refused(tenant, session, append.authority, &lease).await,
             });
         }
         outcomes
+    }
+
+    async fn why_refused(
+        &self,
+        tenant: TenantId,
+        session: SessionId,
+        authority: Authority,
+        lease: &LeaseChange,
+    ) -> Result<Stored, Error> {
+        let mut tx = self.tenant(tenant).await?;
+        let why = self.in_time(refused(&mut tx, tenant, session, authority, lease, None)).await;
+        why.unwrap_or_else(|silent| Err(failed(silent)))
     }
 
     async fn append_each(&self, group: Vec<Prepared>) -> Vec<Result<Stored, Error>> {
         let mut outcomes = Vec::with_capacity(group.len());
         for prepared in group {
             outcomes.push(match Prepared::with(prepared.append, prepared.lease) {
-                Ok(prepared) => self.append_prepared(prepared).await,
+                Ok(prepared) => self.append_alone(prepared).await,
                 Err(error) => Err(error),
             });
         }

@@ -19,7 +19,8 @@ impl Postgres {
     /// A server that went while the connection was idle says so before anything else, and then nothing was done: the call is made
     /// again, on the next connection. So it is where somebody gave up while a transaction began: the pool takes the connection back
     /// with that transaction open, which is ended first. A server that is gone without a word may have committed; then nobody knows, and
-    /// connections that have been idle since are looked at before their next use.
+    /// connections that have been idle since are looked at before their next use. So it is with one that says nothing for
+    /// [`CALL_MAX`](super::CALL_MAX).
     pub(super) async fn at_once<'q>(&self, call: impl Fn() -> Call<'q>) -> Result<Vec<PgRow>, Error> {
         let mut tries = 0;
         loop {
@@ -29,7 +30,8 @@ impl Postgres {
                 rows.push(row);
                 futures::future::ready(Ok(()))
             });
-            let Err(error) = told.await else {
+            let told = self.in_time(told).await.flatten();
+            let Err(error) = told else {
                 self.warm.keep(lent);
                 return Ok(rows);
             };

@@ -130,6 +130,24 @@ impl BudgetStore for Postgres {
         rows.iter().map(ledger).collect::<Result<_, _>>().map_err(failed)
     }
 
+    async fn is_unpriced(&self, tenant: TenantId, session: SessionId) -> Result<bool, Error> {
+        let mut tx = self.tenant(tenant).await?;
+        sqlx::query_scalar(
+            "with recursive family (id, unpriced_attempts) as (
+                select session_id, unpriced_attempts from sessions where tenant_id = $1 and session_id = $2
+                union all
+                select s.session_id, s.unpriced_attempts from family f
+                join sessions s on s.tenant_id = $1 and s.parent_id = f.id
+            )
+            select exists (select from family where unpriced_attempts > 0)",
+        )
+        .bind(tenant.0)
+        .bind(session.0)
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(failed)
+    }
+
     async fn alert(&self, tenant: TenantId, alert: &Alert) -> Result<bool, Error> {
         let mut tx = self.tenant(tenant).await?;
         let inserted = of_alert(

@@ -1,13 +1,17 @@
-//! Whether a connection that was idle is still one.
+//! Whether a connection that was idle, or that a call has left half way, is still one.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use sqlx::{Connection as _, PgConnection};
+use tokio::time::{Instant, timeout};
 
 /// A connection that was idle for so long is looked at before its next use. To look at each would cost every transaction a round trip;
 /// in a front that has something to do none is idle for so long.
 const IDLE_MAX: Duration = Duration::from_secs(1);
+
+/// How long a look may take. A server whose host has vanished never answers, and a pool that waits for it has one connection fewer.
+const PING_MAX: Duration = Duration::from_secs(1);
 
 /// When a connection was last found to be lost. Clones share it.
 #[derive(Debug, Clone, Default)]
@@ -26,6 +30,12 @@ impl Doubts {
         let raised_at = *self.raised_at.lock().unwrap_or_else(PoisonError::into_inner);
         idle_for >= IDLE_MAX || raised_at.is_some_and(|at| at.elapsed() <= idle_for)
     }
+}
+
+/// Looks whether the server is there, for [`PING_MAX`]. What an unfinished call has left on its way is read first.
+pub(super) async fn ping(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let silent = |_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
+    timeout(PING_MAX, connection.ping()).await.unwrap_or_else(|elapsed| Err(silent(elapsed)))
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use crate::events::log::{Append, Appended, EventLog, IdempotencyKey, PAGE_BYTES,
 #[async_trait]
 impl EventLog for Postgres {
     async fn append(&self, append: Append) -> Result<Appended, Error> {
-        self.append_prepared(Prepared::of(append)?).await?.appended()
+        self.append_alone(Prepared::of(append)?).await?.appended()
     }
 
     async fn find_sent(

@@ -47,7 +47,7 @@ impl GroupedLog {
         if prepared.stands_alone() {
             // In a task of its own: a caller that goes away while the transaction begins would leave the session locked.
             let postgres = Arc::clone(&self.postgres);
-            let storing = self.tasks.spawn("store-one", async move { postgres.append_prepared(prepared).await });
+            let storing = self.tasks.spawn("store-one", async move { postgres.append_alone(prepared).await });
             let lost = |_| Err(Error::unavailable("postgres", anyhow::anyhow!("what stores an append has failed")));
             return storing.await.unwrap_or_else(lost);
         }

@@ -35,7 +35,7 @@ pub(super) trait Job: Sized + Send + 'static {
     fn events(&self) -> usize;
 
     /// Stores a group of one tenant, each of another session. One outcome a job, in their order: what refuses one of them does not
-    /// touch the others.
+    /// touch the others. Comes back in bounded time, also from a server that is silent: until then the group's sessions take nothing.
     async fn store(postgres: &Postgres, tenant: TenantId, group: Vec<Self>) -> Vec<Result<Self::Outcome, Error>>;
 }
 

@@ -44,9 +44,9 @@ impl RemovalStore for Postgres {
         Ok(erased.cast_unsigned())
     }
 
-    async fn erase_sessions(&self, tenant: TenantId, rows_max: u32) -> Result<u64, Error> {
+    async fn erase_rows(&self, tenant: TenantId, rows_max: u32) -> Result<u64, Error> {
         let mut tx = self.tenant(tenant).await?;
-        let erased: i64 = sqlx::query_scalar("select croft_erase_sessions($1)")
+        let erased: i64 = sqlx::query_scalar("select croft_erase_tenant($1)")
             .bind(i64::from(rows_max))
             .fetch_one(&mut *tx)
             .await
@@ -57,19 +57,11 @@ impl RemovalStore for Postgres {
 
     async fn count_rows(&self, tenant: TenantId, rows_max: u32) -> Result<u64, Error> {
         let mut tx = self.tenant(tenant).await?;
-        let rows: i64 = sqlx::query_scalar(
-            "select count(*) from (
-                select from events where tenant_id = $1
-                union all select from idempotency_keys where tenant_id = $1
-                union all select from sessions where tenant_id = $1
-                limit $2
-            ) as counted",
-        )
-        .bind(tenant.0)
-        .bind(i64::from(rows_max))
-        .fetch_one(&mut *tx)
-        .await
-        .map_err(failed)?;
+        let rows: i64 = sqlx::query_scalar("select croft_count_tenant_rows($1)")
+            .bind(i64::from(rows_max))
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(failed)?;
         Ok(rows.cast_unsigned())
     }
 }

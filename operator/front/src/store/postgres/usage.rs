@@ -93,6 +93,7 @@ impl UsageStore for Postgres {
         &self,
         tenant: TenantId,
         session: Option<SessionId>,
+        before: Option<Timestamp>,
         after: Option<&str>,
         limit: u32,
     ) -> Result<Vec<UsageEvent>, Error> {
@@ -108,12 +109,15 @@ impl UsageStore for Postgres {
                     select create_time, attempt_id from llm_usage_events where tenant_id = $1 and attempt_id = $3
                 )
             )
+            -- Without an `or`, so that whatever the plan, the index begins there.
+            and create_time < coalesce($5::timestamptz, 'infinity')
             order by create_time desc, attempt_id desc limit $4",
         )
         .bind(tenant.0)
         .bind(session.map(|session| session.0))
         .bind(after)
         .bind(i64::from(limit))
+        .bind(before.map(Time))
         .fetch_all(&mut *tx)
         .await
         .map_err(failed)?;

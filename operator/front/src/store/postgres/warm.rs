@@ -5,11 +5,11 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use sqlx::PgPool;
 use sqlx::pool::PoolConnection;
-use sqlx::{Connection as _, PgPool};
 use tokio::time::Instant;
 
-use super::doubts::Doubts;
+use super::doubts::{self, Doubts};
 
 /// One in so many of the pool's connections may be kept, and so many at most: nobody else can use them meanwhile.
 const SHARE: u32 = 4;
@@ -64,9 +64,11 @@ impl Warm {
     /// The connection that was used last, or one of the pool's.
     pub(super) async fn acquire(&self) -> Result<Lent, sqlx::Error> {
         while let Some(Waiting { connection: mut lent, used_at }) = self.take() {
-            if !self.doubts.doubt(used_at.elapsed()) || lent.connection.ping().await.is_ok() {
+            if !self.doubts.doubt(used_at.elapsed()) || doubts::ping(&mut lent.connection).await.is_ok() {
                 return Ok(lent);
             }
+            // On its way back to the pool it would be waited for.
+            lent.connection.close_on_drop();
         }
         Ok(Lent { connection: self.pool.acquire().await?, since: Instant::now() })
     }
@@ -89,7 +91,11 @@ impl Warm {
     /// For whoever is about to take one of the pool's: when it has none that rests, those that are kept go back to it.
     pub(super) fn give_way(&self) {
         if self.is_short() {
-            self.waiting.lock().clear();
+            for Waiting { mut connection, used_at } in self.waiting.lock().drain(..) {
+                if self.doubts.doubt(used_at.elapsed()) {
+                    connection.connection.close_on_drop();
+                }
+            }
         }
     }
 

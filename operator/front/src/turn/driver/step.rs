@@ -58,7 +58,7 @@ impl Driver {
     ) -> Result<Step, Error> {
         let standing = match std::mem::replace(&mut course.from, Origin::Store) {
             Origin::Beginning(newest) => Standing::of(newest, input.turn, &input.content, []),
-            Origin::Store => self.standing(input, &[]).await?,
+            Origin::Store => self.standing(input, &[], recorder).await?,
         };
         if let Some(stop_reason) = standing.over {
             return Ok(Step::Done(End::of(stop_reason)));
@@ -89,7 +89,7 @@ impl Driver {
                 stop_reason = told_to_stop(input.turn, controls) => return Ok(Step::Done(End::of(stop_reason))),
             };
             if let Err(status) = known.unwrap_or_else(|_| Err(Status::deadline_exceeded("it does not answer"))) {
-                return Ok(self.refused(&tenant, placement.worker(), &status, is_told).unreached());
+                return Ok(self.refused(&tenant, placement.worker(), &status, is_told).await?.unreached());
             }
             placement.worker().clone_into(worker);
         }
@@ -118,12 +118,12 @@ impl Driver {
             Outcome::Cancelled(stop_reason) => Ok(Step::Done(End::of(stop_reason))),
             Outcome::Unreached(status) => {
                 worker.clear();
-                Ok(self.refused(&tenant, placement.worker(), &status, is_told).unreached())
+                Ok(self.refused(&tenant, placement.worker(), &status, is_told).await?.unreached())
             }
             Outcome::WorkerLost(status) => {
                 // Whatever worker comes next does not know the session.
                 worker.clear();
-                Ok(self.refused(&tenant, placement.worker(), &status, is_told))
+                self.refused(&tenant, placement.worker(), &status, is_told).await
             }
             Outcome::Finished { finished, mut last_words } if finished.stop_reason() == StopReason::HandedBack => {
                 self.core.router.report_failure(tenant.id, placement.worker());
@@ -144,9 +144,13 @@ impl Driver {
         }
     }
 
-    fn refused(&self, tenant: &Tenant, worker: &str, status: &Status, is_told: bool) -> Step {
+    async fn refused(&self, tenant: &Tenant, worker: &str, status: &Status, is_told: bool) -> Result<Step, Error> {
+        if worker_error::is_of_stale_epoch(status) {
+            // The worker has heard of whoever drives the turn by now, and there is nothing wrong with it.
+            self.see_lease().await?;
+        }
         let error = worker_error::from_status(status);
-        match error {
+        Ok(match error {
             Error::WorkerRefused { .. } if status.code() != Code::ResourceExhausted => {
                 Step::Done(End::failed(StopReason::Error, session_error(&error)))
             }
@@ -160,7 +164,7 @@ impl Driver {
                 }
                 Step::Lost(session_error(&error))
             }
-        }
+        })
     }
 
     /// Looks for a worker, for a while: one that was killed is replaced within seconds.

@@ -1,6 +1,8 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use async_trait::async_trait;
 use croft_proto::id::{SessionId, TenantId};
-use croft_proto::v1::{AgentSpec, BudgetAction, ModelPrice, TokenUsage};
+use croft_proto::v1::{AgentSpec, BudgetAction, ModelCapabilities, ModelPrice, TokenUsage};
 use croft_serve::Tasks;
 use tokio::sync::Notify;
 
@@ -28,6 +30,7 @@ struct Hooked {
     mood: Mutex<Mood>,
     is_reached: Notify,
     goes_on: Notify,
+    holds: AtomicUsize,
 }
 
 #[derive(Default, Clone, Copy, PartialEq)]
@@ -36,6 +39,8 @@ enum Mood {
     Quick,
     /// The next call that is held waits before it is.
     Late,
+    /// The next call that is held waits before it is, and nobody hears of it.
+    Unheard,
     Away,
 }
 
@@ -53,11 +58,17 @@ impl Counters for Hooked {
 
     async fn hold(&self, ask: &Ask) -> Result<Answer, Error> {
         let mood = std::mem::take(&mut *self.mood());
+        self.holds.fetch_add(1, Ordering::Relaxed);
         match mood {
             Mood::Quick => {}
             Mood::Late => {
                 self.is_reached.notify_one();
                 self.goes_on.notified().await;
+            }
+            Mood::Unheard => {
+                self.goes_on.notified().await;
+                self.counters.hold(ask).await?;
+                std::future::pending::<()>().await;
             }
             Mood::Away => return Err(Error::unavailable("redis", anyhow::anyhow!("connection refused"))),
         }
@@ -226,6 +237,17 @@ async fn a_call_that_stays_within_its_budgets_is_not_spoken_of() {
     assert_eq!((purse.is_open(), scene.reserved().await), (false, 0));
 }
 
+#[tokio::test]
+async fn a_worker_hears_whether_the_model_sees_as_far_as_that_is_known() {
+    let scene = Scene::new().await;
+    for images in [None, Some(false), Some(true)] {
+        let model = (*scene.core.models.get("m").unwrap()).clone();
+        let capabilities = images.map(|images| ModelCapabilities { images, ..ModelCapabilities::default() });
+        scene.core.models.replace(vec![Model { capabilities, ..model }]);
+        assert_eq!(scene.granted(&scene.purse()).await.images, images);
+    }
+}
+
 /// A budget that is set while a call runs, over what has been spent.
 #[tokio::test]
 async fn a_budget_that_is_passed_while_a_call_runs_ends_the_turn_once() {
@@ -261,6 +283,60 @@ async fn a_call_that_is_settled_while_it_is_looked_at_leaves_nothing_reserved() 
     };
     let (told, ()) = tokio::join!(held(&purse), settled);
     assert_eq!((told.as_str(), scene.reserved().await), ("nothing", 0));
+}
+
+/// The turn ends before we hear that our word came behind the settlement.
+#[tokio::test]
+async fn a_look_that_is_given_up_behind_the_settlement_leaves_nothing_reserved() {
+    let scene = Scene::new().await;
+    scene.limit(10 * COST).await;
+    let purse = scene.purse();
+    let grant = scene.granted(&purse).await;
+    *scene.counters.mood() = Mood::Unheard;
+    let mut look = Box::pin(held(&purse));
+    while scene.counters.holds.load(Ordering::Relaxed) == 0 {
+        assert!(futures::poll!(look.as_mut()).is_pending());
+        tokio::task::yield_now().await;
+    }
+    let attempt = ModelAttempt { grant_id: grant.grant_id.clone(), ..ModelAttempt::default() };
+    purse.settle(&[attempt]).await;
+    scene.counters.goes_on.notify_one();
+    let is_reserved = || scene.counters.counters.holds(scene.session.tenant, &grant.grant_id);
+    while !is_reserved() {
+        assert!(futures::poll!(look.as_mut()).is_pending());
+    }
+    drop(look);
+    while is_reserved() {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Once, each look at a running call waited behind those before it.
+#[tokio::test(start_paused = true)]
+async fn looks_do_not_pile_up_behind_counters_that_do_not_answer() {
+    let scene = Scene::new().await;
+    scene.limit(10 * COST).await;
+    let purse = scene.purse();
+    scene.granted(&purse).await;
+    *scene.counters.mood() = Mood::Late;
+    let mut looks = Vec::new();
+    for _ in 0..20 {
+        let mut look = Box::pin(held(&purse));
+        while looks.is_empty() && scene.counters.holds.load(Ordering::Relaxed) == 0 {
+            assert!(futures::poll!(look.as_mut()).is_pending());
+            tokio::task::yield_now().await;
+        }
+        looks.push(look);
+    }
+    let first = looks.remove(0);
+    for look in looks {
+        assert_eq!(look.await, "nothing");
+    }
+    assert_eq!(scene.counters.holds.load(Ordering::Relaxed), 1);
+    scene.counters.goes_on.notify_one();
+    assert_eq!(first.await, "nothing");
+    assert_eq!(held(&purse).await, "nothing");
+    assert_eq!(scene.counters.holds.load(Ordering::Relaxed), 2);
 }
 
 #[tokio::test]

@@ -94,6 +94,7 @@ pub(in crate::openai) struct Usage {
     prompt_tokens: Option<i64>,
     #[serde(alias = "output_tokens")]
     completion_tokens: Option<i64>,
+    total_tokens: Option<i64>,
     #[serde(alias = "input_tokens_details")]
     prompt_tokens_details: Option<InputDetails>,
     #[serde(alias = "output_tokens_details")]
@@ -112,8 +113,9 @@ struct OutputDetails {
 }
 
 impl Usage {
-    /// The input is told with what was cached, the output with what was thought. A cache is written for no known time: for
-    /// the shorter one.
+    /// The input is told with what was cached, the output with what was thought, but for servers such as xAI's, which tell of that
+    /// beside it: there the total is of all three. A cache is written for no known time: for the shorter one.
+    /// <https://docs.x.ai/docs/key-information/consumption-and-rate-limits>
     pub(in crate::openai) fn neutral(&self) -> TokenUsage {
         let count = |count: Option<i64>| count.unwrap_or_default().max(0);
         let input = self.prompt_tokens_details.as_ref();
@@ -121,12 +123,17 @@ impl Usage {
         let cache_write_5m_tokens = count(input.and_then(|details| details.cache_write_tokens));
         let cached = cache_read_tokens.saturating_add(cache_write_5m_tokens);
         let output = self.completion_tokens_details.as_ref();
+        let (prompt, completion) = (count(self.prompt_tokens), count(self.completion_tokens));
+        let reasoning_tokens = count(output.and_then(|details| details.reasoning_tokens));
+        let with_reasoning = completion.saturating_add(reasoning_tokens);
+        let is_beside =
+            reasoning_tokens > completion || self.total_tokens == Some(prompt.saturating_add(with_reasoning));
         TokenUsage {
-            input_uncached_tokens: count(self.prompt_tokens).saturating_sub(cached).max(0),
+            input_uncached_tokens: prompt.saturating_sub(cached).max(0),
             cache_read_tokens,
             cache_write_5m_tokens,
-            output_tokens: count(self.completion_tokens),
-            reasoning_tokens: count(output.and_then(|details| details.reasoning_tokens)),
+            output_tokens: if is_beside { with_reasoning } else { completion },
+            reasoning_tokens,
             ..TokenUsage::default()
         }
     }

@@ -64,6 +64,14 @@ impl Dialect {
             Self::OpenAi | Self::Mistral | Self::Other => false,
         }
     }
+
+    /// A user's word right behind the results of calls is refused for its role.
+    pub(super) fn demands_answer_to_results(self) -> bool {
+        match self {
+            Self::Mistral => true,
+            Self::OpenAi | Self::DeepSeek | Self::Other => false,
+        }
+    }
 }
 
 /// By its name, such as `gpt-6-sol`, `openai/o3` or `us.openai:gpt-6-sol`. The models whose weights OpenAI gave away are served by others.

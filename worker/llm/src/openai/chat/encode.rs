@@ -17,6 +17,8 @@ use crate::tool_name::tool_name;
 
 /// Stands for what was thought where it is not there and something must be. An empty text is refused as none at all.
 const NOTHING_THOUGHT: &str = " ";
+/// What the model is taken to have said between the results of its calls and the user's next word, where something must be.
+const RESULTS_READ: &str = "I have the results.";
 
 pub(super) fn body(request: &Request, dialect: Dialect) -> Value {
     let mut messages = Vec::new();
@@ -34,7 +36,11 @@ pub(super) fn body(request: &Request, dialect: Dialect) -> Value {
         _ if dialect.demands_reasoning() => Reasoning::Demanded,
         _ => Reasoning::AsItWas,
     };
-    runs.for_each(|run| add(run, reasoning, &mut messages));
+    let demands = Demands {
+        reasoning,
+        answer_to_results: dialect.demands_answer_to_results() || request.refused.contains(&Part::UserAfterResults),
+    };
+    runs.for_each(|run| add(run, demands, &mut messages));
     let mut body = json!({
         "model": request.model,
         "messages": messages,
@@ -71,14 +77,22 @@ enum Reasoning {
     Demanded,
 }
 
+/// What a server wants of a conversation.
+#[derive(Clone, Copy)]
+struct Demands {
+    reasoning: Reasoning,
+    /// No user's word right behind the results of calls.
+    answer_to_results: bool,
+}
+
 /// A message, or a run of messages with results.
-fn add(run: &[Message], reasoning: Reasoning, messages: &mut Vec<Value>) {
+fn add(run: &[Message], demands: Demands, messages: &mut Vec<Value>) {
     let Some(first) = run.first() else { return };
     let content = || run.iter().flat_map(|message| &message.content);
     match first.role() {
         Role::Assistant => {
             let Some(mut message) = assistant(&first.content) else { return };
-            let thought = match reasoning {
+            let thought = match demands.reasoning {
                 Reasoning::None => None,
                 Reasoning::AsItWas => thought(first),
                 Reasoning::Demanded => thought(first).or_else(|| Some(NOTHING_THOUGHT.to_owned())),
@@ -104,10 +118,25 @@ fn add(run: &[Message], reasoning: Reasoning, messages: &mut Vec<Value>) {
             let said = content().filter_map(part);
             let content: Vec<_> = pictures.into_iter().chain(said).collect();
             if !content.is_empty() {
-                messages.push(json!({"role": "user", "content": content}));
+                add_said(content, demands, messages);
             }
         }
     }
+}
+
+/// What the user says: within the message before it, if that is the user's too. After a turn that came to no answer it is, and
+/// templates of many models refuse two in a row.
+fn add_said(said: Vec<Value>, demands: Demands, messages: &mut Vec<Value>) {
+    let follows = |role: &str| messages.last().is_some_and(|last| last["role"] == role);
+    let (follows_user, follows_results) = (follows("user"), follows("tool"));
+    if follows_user && let Some(content) = messages.last_mut().and_then(|last| last["content"].as_array_mut()) {
+        content.extend(said);
+        return;
+    }
+    if follows_results && demands.answer_to_results {
+        messages.push(json!({"role": "assistant", "content": RESULTS_READ}));
+    }
+    messages.push(json!({"role": "user", "content": said}));
 }
 
 /// What was thought before an answer, as it goes back in a field of its own; `None` where it came in no such field, or nothing did.
@@ -229,6 +258,40 @@ mod tests {
         assert_eq!(of(&request, Dialect::DeepSeek), [Some(NOTHING_THOUGHT.into()), Some("noon?".into())]);
         request.refused = vec![Part::ReasoningContent];
         assert_eq!(of(&request, Dialect::Other), [None, None]);
+    }
+
+    #[test]
+    fn a_users_word_behind_results_is_kept_apart_from_them_where_it_would_be_refused() {
+        let mut interrupted = taken_over();
+        let said = |text: &str| {
+            let content = vec![ContentBlock { block: Some(Block::Text(Text { text: text.into() })) }];
+            Message { role: Role::User.into(), content, ..Message::default() }
+        };
+        interrupted.messages.extend([said("never mind"), said("and now?")]);
+        let of = |request: &Request, dialect| body(request, dialect)["messages"].as_array().unwrap()[3..].to_vec();
+        let text = |text: &str| json!({"type": "text", "text": text});
+        let user = json!({"role": "user", "content": [text("never mind"), text("and now?")]});
+        for dialect in [Dialect::OpenAi, Dialect::DeepSeek, Dialect::Other] {
+            assert_eq!(of(&interrupted, dialect), std::slice::from_ref(&user), "{dialect:?}");
+        }
+        let apart = [json!({"role": "assistant", "content": RESULTS_READ}), user];
+        assert_eq!(of(&interrupted, Dialect::Mistral), apart);
+        interrupted.refused = vec![Part::UserAfterResults];
+        assert_eq!(of(&interrupted, Dialect::Other), apart);
+    }
+
+    #[test]
+    fn pictures_of_a_result_are_kept_apart_from_it_in_the_same_way() {
+        let mut request = taken_over();
+        let picture = Image { media_type: "image/png".into(), source: Some(Source::Data(vec![1].into())) };
+        let Some(Block::ToolOutput(output)) = &mut request.messages[2].content[0].block else { panic!("no result") };
+        output.content.push(ContentBlock { block: Some(Block::Image(picture)) });
+        let roles = |dialect| -> Vec<String> {
+            let body = body(&request, dialect);
+            body["messages"].as_array().unwrap().iter().map(|one| one["role"].as_str().unwrap().to_owned()).collect()
+        };
+        assert_eq!(roles(Dialect::Other), ["user", "assistant", "tool", "user"]);
+        assert_eq!(roles(Dialect::Mistral), ["user", "assistant", "tool", "assistant", "user"]);
     }
 
     #[test]

@@ -1,0 +1,132 @@
+//! A worker in the hands of somebody who means harm: it may spoil its own tenant's turns, and nothing else.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use croft_e2e::client::{message, scripted_agent};
+use croft_proto::v1::execute_step_response::Message as FromWorker;
+use croft_proto::v1::runtime_service_server::{RuntimeService, RuntimeServiceServer};
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{
+    CheckpointRequest, CheckpointResponse, ExecuteStepRequest, ExecuteStepResponse, GrantRequest,
+    InitWorkerSessionRequest, InitWorkerSessionResponse, RuntimeServiceTerminateSessionRequest,
+    RuntimeServiceTerminateSessionResponse, SessionEvent, SessionTerminated, StepEvent, StopReason, UserMessage,
+};
+use futures::{Stream, StreamExt as _, stream};
+use tokio::net::TcpListener;
+use tonic::service::Routes;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::world::{World, read_all, stop_reason};
+
+const GRANTS: u32 = 100_000;
+/// Grants of one turn at most, for each of the workers that it may lose.
+const RESERVED_MAX: usize = 3 * 64;
+
+/// Says in each step what this makes.
+#[derive(Clone)]
+struct Hostile(fn() -> Vec<FromWorker>);
+
+#[tonic::async_trait]
+impl RuntimeService for Hostile {
+    async fn init_worker_session(
+        &self,
+        _: Request<InitWorkerSessionRequest>,
+    ) -> Result<Response<InitWorkerSessionResponse>, Status> {
+        Ok(Response::new(InitWorkerSessionResponse::default()))
+    }
+
+    type ExecuteStepStream = Pin<Box<dyn Stream<Item = Result<ExecuteStepResponse, Status>> + Send>>;
+
+    async fn execute_step(
+        &self,
+        mut request: Request<Streaming<ExecuteStepRequest>>,
+    ) -> Result<Response<Self::ExecuteStepStream>, Status> {
+        request.get_mut().message().await?;
+        let said = (self.0)().into_iter().map(|message| Ok(ExecuteStepResponse { message: Some(message) }));
+        // Then it listens, and says nothing.
+        let rest = stream::unfold(request, |mut request| async move {
+            while let Ok(Some(_)) = request.get_mut().message().await {}
+            None::<(Result<ExecuteStepResponse, Status>, _)>
+        });
+        Ok(Response::new(stream::iter(said).chain(rest).boxed()))
+    }
+
+    async fn checkpoint(&self, _: Request<CheckpointRequest>) -> Result<Response<CheckpointResponse>, Status> {
+        Ok(Response::new(CheckpointResponse::default()))
+    }
+
+    async fn terminate_session(
+        &self,
+        _: Request<RuntimeServiceTerminateSessionRequest>,
+    ) -> Result<Response<RuntimeServiceTerminateSessionResponse>, Status> {
+        Ok(Response::new(RuntimeServiceTerminateSessionResponse::default()))
+    }
+}
+
+/// A world whose second tenant has such a worker.
+async fn world(says: fn() -> Vec<FromWorker>) -> World {
+    let world = World::start().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let metrics = croft_serve::Metrics::new("hostile").unwrap();
+    let routes = Routes::new(RuntimeServiceServer::new(Hostile(says)));
+    croft_serve::grpc::serve("hostile", listener, None, routes, croft_proto::METHODS, &world.tasks, &metrics).unwrap();
+    world.route_stranger_to(&address);
+    world
+}
+
+fn told(event_index: u64, kind: Kind) -> FromWorker {
+    let event = SessionEvent { kind: Some(kind), ..SessionEvent::default() };
+    FromWorker::Event(StepEvent { event_index, event: Some(event) })
+}
+
+#[tokio::test]
+async fn a_worker_that_asks_for_grants_without_end_is_broken_off_and_others_are_not_held_up() {
+    let world = world(|| {
+        let ask = |number: u32| GrantRequest {
+            request_id: number.to_string(),
+            model: "scripted-1".into(),
+            output_tokens_max: 10,
+            ..GrantRequest::default()
+        };
+        (0..GRANTS).map(|number| FromWorker::GrantRequest(ask(number))).collect()
+    })
+    .await;
+    let (mut stranger, mut client) = (world.stranger(), world.client());
+    let theirs = stranger.create(scripted_agent("theirs")).await.unwrap().session_id;
+    let hostile = stranger.lifecycle.send_message(message(&theirs, "hello")).await.unwrap();
+    let ours = client.create(scripted_agent("ours")).await.unwrap().session_id;
+    let script = r#"{"script": [{"text": "done"}]}"#;
+    let sent = client.lifecycle.send_message(message(&ours, script)).await.unwrap();
+    let turn = tokio::time::timeout(Duration::from_secs(10), read_all(sent.into_inner())).await;
+    assert_eq!(stop_reason(&turn.expect("held up")), Some(StopReason::EndTurn));
+    let events = tokio::time::timeout(Duration::from_secs(30), read_all(hostile.into_inner())).await.expect("no end");
+    assert_eq!(stop_reason(&events), Some(StopReason::WorkerLost), "{events:?}");
+    let attempts = events.iter().filter(|event| matches!(event.kind, Some(Kind::ModelAttempt(_)))).count();
+    assert!(attempts <= RESERVED_MAX, "{attempts} grants were given");
+}
+
+#[tokio::test]
+async fn what_is_not_a_workers_to_tell_is_neither_stored_nor_shown() {
+    let says: [fn() -> Vec<FromWorker>; 3] = [
+        || vec![told(1, Kind::SessionTerminated(SessionTerminated { reason: "mine".into() }))],
+        || vec![told(1, Kind::UserMessage(UserMessage { sender: "user/root".into(), ..UserMessage::default() }))],
+        || vec![told(0, Kind::SessionTerminated(SessionTerminated { reason: "mine".into() }))],
+    ];
+    for says in says {
+        let world = world(says).await;
+        let mut stranger = world.stranger();
+        let session_id = stranger.create(scripted_agent("theirs")).await.unwrap().session_id;
+        let sent = stranger.lifecycle.send_message(message(&session_id, "hello")).await.unwrap();
+        let events = tokio::time::timeout(Duration::from_secs(30), read_all(sent.into_inner())).await.expect("no end");
+        assert_eq!(stop_reason(&events), Some(StopReason::WorkerLost), "{events:?}");
+        for event in events {
+            match event.kind {
+                Some(Kind::SessionTerminated(_)) => panic!("a worker ends no session"),
+                Some(Kind::UserMessage(message)) => assert_ne!(message.sender, "user/root"),
+                _ => {}
+            }
+        }
+    }
+}

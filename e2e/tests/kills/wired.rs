@@ -1,0 +1,183 @@
+//! What a front is told by its flags holds in the program that `main` builds, and over two of them: rates and budgets are counted
+//! together in Redis, alerts are posted, streams and origins are bounded.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use croft_e2e::client::{Client, message, scripted_agent};
+use croft_front::budget::webhook::signature;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{
+    Budget, BudgetAction, BudgetPeriod, BudgetScope, ListBudgetsRequest, ListSessionsRequest, SetBudgetRequest,
+    StopReason, StreamEventsRequest,
+};
+use secrecy::SecretString;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use crate::stage::Stage;
+
+const SOON: Duration = Duration::from_secs(20);
+const SECRET: &str = "what alerts are signed with";
+
+fn flags(flags: &[&str]) -> Vec<String> {
+    flags.iter().map(|&flag| flag.to_owned()).collect()
+}
+
+/// What was refused: the reason, and of which resource there was not enough.
+fn refusal(status: &Status) -> (String, String) {
+    let details = status.get_error_details();
+    let subject = details.quota_failure().and_then(|quota| Some(quota.violations.first()?.subject.clone()));
+    let reason = details.error_info().map(|info| info.reason.clone());
+    (reason.unwrap_or_default(), subject.unwrap_or_default())
+}
+
+/// Says something, and tells how the turn ended.
+async fn turn(client: &mut Client, session_id: &str, text: &str) -> Option<StopReason> {
+    let mut events = client.lifecycle.send_message(message(session_id, text)).await.unwrap().into_inner();
+    let mut ended = None;
+    while let Some(response) = events.message().await.unwrap() {
+        if let Some(Kind::SessionIdle(idle)) = response.event.unwrap().kind {
+            ended = Some(idle.stop_reason());
+        }
+    }
+    ended
+}
+
+/// Takes posts with a 204. Each is its headers and its body.
+async fn receiver() -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/alerts", listener.local_addr().unwrap());
+    let posts: Arc<Mutex<Vec<String>>> = Arc::default();
+    let taken = Arc::clone(&posts);
+    #[expect(clippy::disallowed_methods, reason = "it ends with the test's runtime")]
+    tokio::spawn(async move {
+        while let Ok((mut connection, _)) = listener.accept().await {
+            let (mut post, mut buffer) = (String::new(), [0; 4096]);
+            while !post.contains("\r\n\r\n") || !post.ends_with('}') {
+                match connection.read(&mut buffer).await {
+                    Ok(read @ 1..) => post.push_str(&String::from_utf8_lossy(&buffer[..read])),
+                    _ => break,
+                }
+            }
+            let answer = b"HTTP/1.1 204 Taken\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            let _ = connection.write_all(answer).await;
+            taken.lock().unwrap().push(post);
+        }
+    });
+    (url, posts)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rates_of_flags_hold_over_both_fronts_together() {
+    let stage = Stage::with(&flags(&[
+        "--sessions-per-minute=5",
+        "--requests-per-minute=60",
+        "--streams-per-tenant-max=2",
+        "--allowed-origins=https://app.example.com",
+    ]))
+    .await;
+    let mut clients = stage.clients();
+    // What they are counted by: calls of the tenant's clients since the stage was set.
+    let (mut calls, mut sessions) = (0, Vec::new());
+    let refused = loop {
+        let place = calls % 2;
+        calls += 1;
+        match clients[place].create(scripted_agent("counted")).await {
+            Ok(session) => sessions.push(session.session_id),
+            Err(refused) => break refused,
+        }
+        assert!(sessions.len() <= 5, "more sessions than the rate lets through");
+    };
+    assert_eq!((sessions.len(), refused.code()), (5, Code::ResourceExhausted), "{refused:?}");
+    assert_eq!(refusal(&refused), ("RATE_LIMITED".into(), "sessions".into()));
+
+    // Streams are those of a replica.
+    let watch = StreamEventsRequest { session_id: sessions[0].clone(), ..StreamEventsRequest::default() };
+    let mut watching = Vec::new();
+    for _ in 0..2 {
+        watching.push(clients[0].lifecycle.stream_events(watch.clone()).await.unwrap());
+    }
+    let refused = clients[0].lifecycle.stream_events(watch.clone()).await.unwrap_err();
+    assert_eq!(refusal(&refused).0, "STREAM_LIMIT", "{refused:?}");
+    calls += 3;
+
+    let refused = loop {
+        let place = calls % 2;
+        match clients[place].lifecycle.list_sessions(ListSessionsRequest::default()).await {
+            Ok(_) => calls += 1,
+            Err(refused) => break refused,
+        }
+        assert!(calls <= 60, "more calls than the rate lets through");
+    };
+    assert_eq!(refusal(&refused), ("RATE_LIMITED".into(), "requests".into()));
+    assert_eq!(calls, 60, "both fronts together let through what the rate says, and no less");
+
+    for place in 0..2 {
+        let metrics = stage.metrics(place).await;
+        for (name, value) in [("croft_event_relay_up", 1.0), ("croft_counters_away", 0.0)] {
+            assert!((metrics.sum(name, &[]) - value).abs() < f64::EPSILON, "{name} of front {place}");
+        }
+        let preflight = reqwest::Client::new()
+            .request(reqwest::Method::OPTIONS, format!("http://{}/v1/sessions", stage.http(place)))
+            .header("origin", "https://app.example.com")
+            .header("access-control-request-method", "GET");
+        let answer = preflight.send().await.unwrap();
+        let allowed = answer.headers().get("access-control-allow-origin").expect("the origin is let in");
+        assert_eq!(allowed, "https://app.example.com");
+    }
+    stage.strike().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_budget_holds_over_both_fronts_and_its_alerts_are_posted() {
+    let (url, posts) = receiver().await;
+    let rates = std::env::temp_dir().join(format!("croft-rates-{}.yaml", uuid::Uuid::new_v4()));
+    std::fs::write(&rates, "scripted: { standard: { sessionsPerMinute: 2 } }\n").unwrap();
+    let stage = Stage::with(&flags(&[
+        &format!("--alert-webhook-url={url}"),
+        &format!("--alert-webhook-secret={SECRET}"),
+        &format!("--provider-rates-file={}", rates.display()),
+    ]))
+    .await;
+    let mut clients = stage.clients();
+    let session_id = clients[0].create(scripted_agent("spender")).await.unwrap().session_id;
+    clients[1].create(scripted_agent("other")).await.unwrap();
+    let refused = clients[0].create(scripted_agent("third")).await.unwrap_err();
+    assert_eq!(refusal(&refused), ("RATE_LIMITED".into(), "sessions".into()), "the file's rate of the tier");
+
+    // Each turn at another front than the last, each with the same few words, until the budget is used up.
+    let budget = Budget {
+        scope: BudgetScope::Tenant.into(),
+        period: BudgetPeriod::Life.into(),
+        limit_tokens: Some(1_000),
+        action: BudgetAction::Block.into(),
+        ..Budget::default()
+    };
+    clients[0].budgets.set_budget(SetBudgetRequest { budget: Some(budget) }).await.unwrap();
+    let mut turns = 0;
+    while turn(&mut clients[turns % 2], &session_id, "some words that are counted").await != Some(StopReason::Budget) {
+        turns += 1;
+        assert!(turns < 200, "the budget never holds");
+    }
+    let listed = clients[0].budgets.list_budgets(ListBudgetsRequest {}).await.unwrap().into_inner().budgets;
+    assert!(turns > 2 && (700..=1_000).contains(&listed[0].spent_tokens), "{turns} turns: {listed:?}");
+
+    let posted = async {
+        while posts.lock().unwrap().len() < 4 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(SOON, posted).await.expect("four thresholds are posted");
+    for post in posts.lock().unwrap().iter() {
+        let (head, body) = post.split_once("\r\n\r\n").unwrap();
+        let signed = head.lines().find_map(|line| line.strip_prefix("croft-signature: ")).expect("it is signed");
+        let seconds = signed.trim_start_matches("t=").split(',').next().unwrap().parse().unwrap();
+        assert_eq!(signed, signature(&SecretString::from(SECRET), seconds, body));
+    }
+    std::fs::remove_file(&rates).unwrap();
+    stage.strike().await;
+}
