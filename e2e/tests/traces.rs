@@ -21,7 +21,7 @@ use croft_e2e::client::{message, scripted_agent};
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::tool_spec::Source;
-use croft_proto::v1::{AgentSpec, BuiltinTool, Permission, ResolveApprovalRequest, ToolSpec};
+use croft_proto::v1::{AgentSpec, BuiltinTool, Permission, ResolveApprovalRequest, SubAgentTool, ToolSpec};
 use croft_serve::trace::Telemetry;
 use croft_serve::{Tasks, log};
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -251,4 +251,26 @@ async fn a_model_or_a_tool_that_fails_is_a_span_that_failed() {
     assert!(!said.contains_key("gen_ai.response.finish_reasons"), "{said:#?}");
     assert!(!said.contains_key("gen_ai.usage.input_tokens"), "nothing was told: {said:#?}");
     assert!(!trace.said().contains("quince"), "{trace:#?}");
+}
+
+#[tokio::test]
+async fn a_sub_agent_runs_in_the_trace_of_the_turn_that_calls_it() {
+    const TRACE: &str = "33f7651916cd43dd8448eb211c80319c";
+    const SCRIPT: &str =
+        r#"{"script": [{"tool_call": {"name": "scout", "arguments": {"message": "look"}}}, {"text": "done"}]}"#;
+    let scout = Some(Source::SubAgent(SubAgentTool { agent: "scout".into() }));
+    let agent = AgentSpec {
+        tools: vec![ToolSpec { name: "scout".into(), source: scout, ..ToolSpec::default() }],
+        sub_agents: vec![scripted_agent("scout")],
+        ..scripted_agent("editor")
+    };
+    let collector = trace_all();
+    let world = World::start().await;
+    let mut client = world.client();
+    let session_id = client.create(agent).await.unwrap().session_id;
+    let sent = client.lifecycle.send_message(of(TRACE, message(&session_id, SCRIPT))).await.unwrap();
+    read_all(sent.into_inner()).await;
+    let [editor, scout] = ["invoke_agent editor", "invoke_agent scout"];
+    let trace = collector.trace(TRACE, &[editor, scout]).await;
+    assert_eq!(trace.one(scout).parent_span_id, trace.one(editor).span_id);
 }

@@ -16,6 +16,7 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::Turns;
 use crate::core::Core;
@@ -185,7 +186,9 @@ async fn say(core: &Arc<Core>, child: &Session, sender: &str, call: &SubAgentCal
     loop {
         let (turns, tenant, request) = (Turns::new(Arc::clone(core)), child.tenant, request.clone());
         let sender = sender.to_owned();
-        let sent = core.tasks.spawn("sub-agent", async move { turns.send(tenant, &sender, request).await.map(drop) });
+        let saying = async move { turns.send(tenant, &sender, request).await.map(drop) };
+        // Its turn is in the trace of its caller's.
+        let sent = core.tasks.spawn("sub-agent", saying.in_current_span());
         match sent.await.map_err(Error::internal)? {
             Err(Error::Unavailable { .. } | Error::RateLimited { .. }) if Instant::now() < until => {
                 tokio::time::sleep(PAUSE).await;
