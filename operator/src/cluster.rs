@@ -330,7 +330,7 @@ impl Watch<'_> {
             }
         };
         // Of a session that can't be read nothing can be done.
-        let objects = Reader::new(|_| None, self.unreadable::<AgentSession>());
+        let objects = Reader::new(|_, _| None, self.unreadable::<AgentSession>());
         mirror::start_slim(self.tasks, "watch-sessions", api, all, objects, slim::slim, on_change)
     }
 

@@ -42,7 +42,7 @@ pub(crate) fn again() -> watcher::ExponentialBackoff {
 pub(crate) enum Change<K> {
     /// It is new or different; `old` is what it was, if it was known.
     Is { old: Option<Arc<K>>, new: Arc<K> },
-    /// It is gone; this is what it was.
+    /// It is gone; this is what it was, with the version that its deletion gave, or without one if nobody saw it go.
     Gone(Arc<K>),
 }
 
@@ -127,7 +127,7 @@ fn follow<K>(
             take(event);
         }
     };
-    drop(tasks.spawn(task_name, async move { stopping.run_until_cancelled(follow).await }));
+    tasks.spawn_endless(task_name, async move { stopping.run_until_cancelled(follow).await });
 }
 
 fn take<K>(
@@ -157,7 +157,10 @@ fn take<K>(
                 on_change(Change::Is { old: before.remove(&ObjectRef::from_obj(&*new)), new });
             }
             for gone in before.into_values() {
-                on_change(Change::Gone(gone));
+                // It went at a later version than that of the copy.
+                let mut gone = Arc::unwrap_or_clone(gone);
+                gone.meta_mut().resource_version = None;
+                on_change(Change::Gone(Arc::new(gone)));
             }
         }
         watcher::Event::Init | watcher::Event::InitApply(_) => writer.apply_watcher_event(event),
@@ -198,7 +201,7 @@ mod tests {
     fn an_object_that_cant_be_read_stops_no_other_and_is_not_taken_for_gone() {
         let (store, mut writer) = reflector::store();
         let gauge = IntGauge::new("unreadable", "How many.").unwrap();
-        let salvage = |unreadable: &Unreadable| {
+        let salvage = |unreadable: &Unreadable, _: Option<&AgentTenant>| {
             let mut tenant = AgentTenant::new("", AgentTenantSpec::default());
             tenant.metadata = unreadable.metadata.clone();
             (unreadable.metadata.name.as_deref() != Some("lost")).then_some(tenant)
@@ -252,11 +255,12 @@ mod tests {
     fn what_went_while_the_watch_was_broken_is_told() {
         let (reader, mut writer) = reflector::store();
         let told = RefCell::new(Vec::new());
+        let version = |text: &str| Some(text.to_owned());
         let on_change = |change: Change<ConfigMap>| {
             let name = change.object().name_any();
             let (old, new) = match change {
                 Change::Is { old, new } => (old.and_then(|old| old.resource_version()), new.resource_version()),
-                Change::Gone(old) => (old.resource_version(), None),
+                Change::Gone(old) => (old.resource_version().or_else(|| version("unseen")), None),
             };
             told.borrow_mut().push((name, old, new));
         };
@@ -268,7 +272,6 @@ mod tests {
             told.sort();
             told
         };
-        let version = |text: &str| Some(text.to_owned());
         assert_eq!(
             feed(vec![Init, InitApply(named("a", "1")), InitApply(named("b", "1")), InitDone]),
             [("a".into(), None, version("1")), ("b".into(), None, version("1"))]
@@ -276,7 +279,7 @@ mod tests {
         assert_eq!(feed(vec![Apply(named("a", "2"))]), [("a".into(), version("1"), version("2"))]);
         assert_eq!(
             feed(vec![Init, InitApply(named("b", "1")), InitDone]),
-            [("a".into(), version("2"), None), ("b".into(), version("1"), version("1"))]
+            [("a".into(), version("unseen"), None), ("b".into(), version("1"), version("1"))]
         );
         assert_eq!(feed(vec![Delete(named("b", "3"))]), [("b".into(), version("3"), None)]);
     }

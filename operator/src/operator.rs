@@ -83,17 +83,17 @@ pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> a
     let keyring = Keyring::new(client.clone(), secrets, &authority);
     let (events, waiting) = Events::new(metrics.clone());
     let written = waiting.write(Arc::new(writer.clone()), args.identity.clone(), tasks.stopping());
-    drop(tasks.spawn("events", written));
+    tasks.spawn_endless("events", written);
     let table = Arc::new(RouteTable::new(metrics.clone()));
     let listener = grpc::bind(args.routes_addr, "--routes-addr (CROFT_ROUTES_ADDR)").await?;
     let started = Started { routes_addr: listener.local_addr()? };
     tracing::info!(routes_addr = %started.routes_addr, "serving routes");
     let served = GrpcRoutes::new(Routes::server(Arc::clone(&table), tasks.stopping()));
     grpc::serve("routes", listener, Some(tls.server()), served, croft_proto::METHODS, tasks, &program.metrics)?;
-    drop(tasks.spawn(
+    tasks.spawn_endless(
         "route-table",
         routes::follow(Arc::clone(&cluster), Arc::clone(&settings.tiers), table, tasks.stopping()),
-    ));
+    );
 
     let context = Arc::new(Context {
         cluster: Arc::clone(&cluster),
@@ -117,7 +117,7 @@ pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> a
         cluster.synced().await;
         synced.ready();
     }));
-    drop(tasks.spawn("freshness", freshness.keep(fresh, args.routes_stale_after(), tasks.stopping())));
+    tasks.spawn_endless("freshness", freshness.keep(fresh, args.routes_stale_after(), tasks.stopping()));
     tasks.spawn_vital("certificate", own_certificate(tasks.stopping()));
     let (args, stopping) = (args.clone(), tasks.stopping());
     tasks.spawn_vital("leader", async move {

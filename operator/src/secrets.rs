@@ -76,7 +76,7 @@ impl Secrets {
                 }
             }
         };
-        drop(tasks.spawn(TASK, async move { stopping.run_until_cancelled(follow).await }));
+        tasks.spawn_endless(TASK, async move { stopping.run_until_cancelled(follow).await });
         secrets
     }
 

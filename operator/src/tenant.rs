@@ -47,6 +47,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, LimitRange, Namespace, ResourceQuota
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use kube::ResourceExt as _;
 use kube::runtime::controller::Action;
 use tokio::time::Instant;
 
@@ -175,7 +176,9 @@ pub async fn reconcile(tenant: Arc<AgentTenant>, context: Arc<Context>) -> Resul
         return Err(if error.retry() == Retry::Backoff { error } else { reported.err().unwrap_or(error) });
     }
     let is_outdated = reported?;
-    Ok(Action::requeue(if is_outdated { CAUGHT_UP } else { RESYNC }))
+    let counted = bounds::quota(&tenant, &context.settings.tiers).agent_sessions.is_some();
+    let countable_in = quota::countable_in(&tenant, context.now()).filter(|_| counted).unwrap_or(RESYNC);
+    Ok(Action::requeue(if is_outdated { CAUGHT_UP } else { countable_in }))
 }
 
 /// Stops the workers that shall not run. Where that fails, or takes its time, it must not keep rights with owners who shall have them no
@@ -208,9 +211,12 @@ async fn stop_or_keep_up(
 /// is for the pass.
 pub async fn stop_in_emergency(tenant: Arc<AgentTenant>, context: Arc<Context>) -> Result<Action, Error> {
     // It may be over since somebody asked for it.
-    if tenant.spec.emergency_stop {
-        stop::stop(&tenant, &context).await.map_err(|failure| failure.error)?;
+    let stopped = if tenant.spec.emergency_stop { stop::stop(&tenant, &context).await } else { Ok(()) };
+    // What was written after its end wakes no pass, being our own.
+    if stop::is_over(&tenant, &context) {
+        context.cluster.changes.tenants.mark(tenant.name_any());
     }
+    stopped.map_err(|failure| failure.error)?;
     Ok(Action::await_change())
 }
 
@@ -243,7 +249,10 @@ struct Children {
 }
 
 fn plan(tenant: &AgentTenant, observed: &Observed, context: &Context) -> Result<Children, Error> {
-    let wanted = Wanted::parse(tenant, &observed.keys, &context.settings)?;
+    let mut wanted = Wanted::parse(tenant, &observed.keys, &context.settings)?;
+    if quota::countable_in(tenant, context.now()).is_some() {
+        wanted.quota.agent_sessions = None;
+    }
     let issued = certificate(&wanted, observed, &context.authority, context.now())?;
     Ok(Children {
         namespace: namespace::namespace(&wanted),

@@ -49,4 +49,29 @@ impl Interrupt {
             outcome = future => Ok(outcome),
         }
     }
+
+    /// As [`Self::or`], but what is ready at once counts, though the bell has rung.
+    pub(crate) async fn or_unready<T>(&self, future: impl Future<Output = T>) -> Result<T, Why> {
+        tokio::select! {
+            biased;
+            outcome = future => Ok(outcome),
+            why = self.wait() => Err(why),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn behind_the_bell_comes_only_what_was_ready() {
+        let (interrupt, why) = (Interrupt::default(), Why::Stop(StopReason::Interrupted));
+        interrupt.raise(why);
+        assert_eq!(interrupt.or(ready(7)).await, Err(why));
+        assert_eq!(interrupt.or_unready(ready(7)).await, Ok(7));
+        assert_eq!(interrupt.or_unready(pending::<u8>()).await, Err(why));
+    }
 }

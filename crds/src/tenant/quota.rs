@@ -28,8 +28,8 @@ pub struct QuotaSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10_000))]
     pub pods: Option<i32>,
-    /// AgentSessions that may be there at a time, whatever has become of their sessions; if the tier has no number either, twice
-    /// `limits.maxSessions` and 100 more.
+    /// AgentSessions that may be there at a time, whatever has become of their sessions; any number, if the tier has none either. They
+    /// are counted once the tenant is a minute old.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = AGENT_SESSIONS_MAX))]
     pub agent_sessions: Option<u32>,

@@ -37,6 +37,8 @@ struct Watched {
     calls: AtomicUsize,
     renewed: AtomicUsize,
     is_away: AtomicBool,
+    /// A renewal takes so long.
+    slowness: Duration,
     /// So many renewals to come are never answered.
     hanging: AtomicUsize,
     /// When the last of them was asked for, and when the first behind it was answered.
@@ -63,6 +65,7 @@ impl LeaseStore for Watched {
             *self.hung_at.lock().unwrap() = Some(Instant::now());
             std::future::pending::<()>().await;
         }
+        tokio::time::sleep(self.slowness).await;
         self.answered_at.lock().unwrap().get_or_insert_with(Instant::now);
         self.calls.fetch_add(1, Ordering::SeqCst);
         self.renewed.fetch_add(leases.len(), Ordering::SeqCst);
@@ -83,12 +86,17 @@ impl LeaseStore for Watched {
 }
 
 fn watched() -> (Stores, Arc<Watched>) {
+    slow(Duration::ZERO)
+}
+
+fn slow(slowness: Duration) -> (Stores, Arc<Watched>) {
     let mut stores = Stores::memory();
     let leases = Arc::new(Watched {
         behind: Arc::clone(&stores.leases),
         calls: AtomicUsize::new(0),
         renewed: AtomicUsize::new(0),
         is_away: AtomicBool::new(false),
+        slowness,
         hanging: AtomicUsize::new(0),
         hung_at: Mutex::default(),
         answered_at: Mutex::default(),
@@ -155,6 +163,23 @@ async fn a_renewal_that_hangs_is_tried_again_before_the_next_is_due() {
     assert_eq!((stop_reason(&events), world.core.metrics.lease_losses.get()), (Some(StopReason::EndTurn), 0));
     let [hung_at, answered_at] = [&leases.hung_at, &leases.answered_at].map(|at| at.lock().unwrap().expect("asked"));
     assert!(answered_at - hung_at < TTL / 3, "{:?}", answered_at - hung_at);
+}
+
+/// Each try was given up before it was answered, and the next one had all of it before it again.
+#[tokio::test]
+async fn a_store_that_takes_a_quarter_of_a_lease_to_renew_it_keeps_it() {
+    const TTL: Duration = Duration::from_millis(2400);
+    let (stores, leases) = slow(TTL / 4);
+    let options = Options { lease_ttl: TTL, ..Options::default() };
+    let world = World::on(Ground { stores, options, ..Ground::default() }).await;
+    let mut client = world.client();
+    let session = client.create(scripted_agent("slow")).await.unwrap();
+    // Longer than the lease that it begins with, and the first renewal of it.
+    let script = r#"{"script": [{"delay_ms": 4000}, {"text": "done"}]}"#;
+    let sent = client.lifecycle.send_message(message(&session.session_id, script)).await.unwrap();
+    let events = read_all(sent.into_inner()).await;
+    assert_eq!((stop_reason(&events), world.core.metrics.lease_losses.get()), (Some(StopReason::EndTurn), 0));
+    assert!(leases.renewed.load(Ordering::SeqCst) >= 2, "it is renewed again and again");
 }
 
 /// The driver was never told, as its place was taken by the next one's, and ended the sub-agent that the next one waited for.

@@ -1,22 +1,26 @@
 //! A worker in the hands of somebody who means harm: it may spoil its own tenant's turns, and nothing else.
 
 use std::pin::Pin;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use croft_e2e::client::{message, scripted_agent};
+use croft_front::store::Stores;
 use croft_proto::v1::execute_step_response::Message as FromWorker;
 use croft_proto::v1::runtime_service_server::{RuntimeService, RuntimeServiceServer};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    CheckpointRequest, CheckpointResponse, ExecuteStepRequest, ExecuteStepResponse, GrantRequest,
-    InitWorkerSessionRequest, InitWorkerSessionResponse, RuntimeServiceTerminateSessionRequest,
-    RuntimeServiceTerminateSessionResponse, SessionEvent, SessionTerminated, StepEvent, StopReason, UserMessage,
+    AgentMessage, CheckpointRequest, CheckpointResponse, ExecuteStepRequest, ExecuteStepResponse, GrantRequest,
+    InitWorkerSessionRequest, InitWorkerSessionResponse, ModelAttempt, RuntimeServiceTerminateSessionRequest,
+    RuntimeServiceTerminateSessionResponse, SessionEvent, SessionTerminated, StepEvent, StopReason, TenantLimits,
+    UserMessage,
 };
-use futures::{Stream, StreamExt as _, stream};
+use futures::{FutureExt as _, Stream, StreamExt as _, stream};
 use tokio::net::TcpListener;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::paused_log::{Moment, paused};
 use crate::world::{World, read_all, stop_reason};
 
 const GRANTS: u32 = 100_000;
@@ -66,7 +70,11 @@ impl RuntimeService for Hostile {
 
 /// A world whose second tenant has such a worker.
 async fn world(says: fn() -> Vec<FromWorker>) -> World {
-    let world = World::start().await;
+    world_over(Stores::memory(), says).await
+}
+
+async fn world_over(stores: Stores, says: fn() -> Vec<FromWorker>) -> World {
+    let world = World::over(stores, TenantLimits::default()).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let metrics = croft_serve::Metrics::new("hostile").unwrap();
@@ -129,4 +137,35 @@ async fn what_is_not_a_workers_to_tell_is_neither_stored_nor_shown() {
             }
         }
     }
+}
+
+/// The attempt was together by itself, and would have been paid for without its answer had the front been lost then.
+#[tokio::test]
+async fn an_attempt_at_the_bound_of_what_is_stored_together_waits_for_its_answer() {
+    let together = Arc::new(Mutex::new(Vec::new()));
+    let (mut stores, notes) = (Stores::memory(), Arc::clone(&together));
+    stores.events = paused(stores.events, move |moment| {
+        if let Moment::Appended(append) = moment {
+            let kinds = append.events.iter().map(|event| &event.kind);
+            let ours = kinds.filter(|kind| matches!(kind, Kind::ModelAttempt(_) | Kind::AgentMessage(_))).count();
+            notes.lock().unwrap().extend((ours > 0).then_some(ours));
+        }
+        async {}.boxed()
+    });
+    let world = world_over(stores, || {
+        // As many bytes as are taken together.
+        let attempt = ModelAttempt { response_id: "a".repeat(8 << 20), ..ModelAttempt::default() };
+        vec![told(1, Kind::ModelAttempt(attempt)), told(2, Kind::AgentMessage(AgentMessage::default()))]
+    })
+    .await;
+    let mut stranger = world.stranger();
+    let session_id = stranger.create(scripted_agent("theirs")).await.unwrap().session_id;
+    let _sent = stranger.lifecycle.send_message(message(&session_id, "hello")).await.unwrap();
+    let both = async {
+        while together.lock().unwrap().iter().sum::<usize>() < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), both).await.expect("both are together");
+    assert_eq!(*together.lock().unwrap(), [2]);
 }

@@ -107,13 +107,13 @@ pub async fn assemble(parts: Parts, tasks: &Tasks, registry: &prometheus::Regist
     });
     if let Some(hook) = core.options.hook.clone() {
         let poster = Poster::new(Arc::clone(&core.stores.budgets), hook, registry)?;
-        drop(tasks.spawn("alert-hooks", poster.run(tasks.clone())));
+        tasks.spawn_endless("alert-hooks", poster.run(tasks.clone()));
     }
     tasks.spawn_last("lease-heartbeat", keep_leases(Arc::clone(&core)));
     tasks.spawn_last("turns-left", leave_turns_behind(Arc::clone(&core)));
-    tasks.spawn("turn-takeover", watch_for_abandoned_turns(Arc::clone(&core)));
-    tasks.spawn("session-reaper", watch_for_sessions_due(Arc::clone(&core)));
-    tasks.spawn("session-retention", watch_for_sessions_to_erase(Arc::clone(&core)));
+    tasks.spawn_endless("turn-takeover", watch_for_abandoned_turns(Arc::clone(&core)));
+    tasks.spawn_endless("session-reaper", watch_for_sessions_due(Arc::clone(&core)));
+    tasks.spawn_endless("session-retention", watch_for_sessions_to_erase(Arc::clone(&core)));
     Ok(core)
 }
 

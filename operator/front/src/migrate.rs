@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::migrate::Migrator;
+use sqlx::migrate::{Migrate as _, Migrator};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, Row};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::error::Error;
 use crate::models::seed::seed;
@@ -36,30 +36,34 @@ const MAY_TAKE_ON: &str = "select pg_has_role(
     coalesce(nullif($1, ''), current_user), $2,
     case when current_setting('server_version_num')::int < 160000 then 'member' else 'set' end)";
 
-/// A lock is waited for for less long than fronts wait for theirs (`store/postgres.rs`), who may be queued behind; and for longer than
-/// `deadlock_timeout`, after which PostgreSQL sends an autovacuum away that is in the way. A server that hears nothing of its client being
-/// gone goes on with what it does, and with the locks that it has for it.
-const SETTINGS: &str = "set application_name = 'croft-front migrate'; set lock_timeout = '2s'; \
+/// Another that migrates is waited for for as long as it takes: nobody else wants that lock. A server that hears nothing of its client
+/// being gone goes on with what it does, and with the locks that it has for it.
+const SETTINGS: &str = "set application_name = 'croft-front migrate'; set lock_timeout = 0; \
     set client_connection_check_interval = '2s'";
+/// All other locks are waited for for less long than fronts wait for theirs (`store/postgres.rs`), who may be queued behind; and for longer
+/// than `deadlock_timeout`, after which PostgreSQL sends an autovacuum away that is in the way.
+const LOCK_TIMEOUT: &str = "set lock_timeout = '2s'";
+/// After so long it is told that another migrates.
+const TELL_OF_ANOTHER: Duration = Duration::from_secs(2);
 /// How long fronts go first, when a lock was not to be had; twice as long each time.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// No try begins after so long.
+/// No try begins after so long. What others took that were migrating is not in it.
 const TRIED_FOR: Duration = Duration::from_mins(5);
 
 /// Runs what is missing of the migrations, adds the models and prices that are missing, and lets `front_role` take on the
-/// front's roles. Safe to repeat; two at once wait for each other.
+/// front's roles. Safe to repeat; of two at once, the second waits until the first is done, however long that takes.
 ///
 /// The URL is that of an admin, who owns the database and may create roles.
 ///
 /// What fronts ask of a table queues behind whoever waits for a lock of it. So each wait is short; then fronts go first for a while, and all
 /// that has not run yet is tried again. Fails when a lock is held by others for longer than [`TRIED_FOR`].
 pub async fn run(admin_url: &SecretString, front_role: &str) -> anyhow::Result<()> {
-    let give_up = Instant::now() + TRIED_FOR;
+    let mut give_up = Instant::now() + TRIED_FOR;
     let mut pause = PAUSE_MIN;
     loop {
         let mut holders = Vec::new();
-        let error = match attempt(admin_url, front_role, &mut holders).await {
+        let error = match attempt(admin_url, front_role, &mut holders, &mut give_up).await {
             Err(error) if lacks_lock(&error) => error,
             outcome => return outcome,
         };
@@ -80,17 +84,38 @@ pub async fn run(admin_url: &SecretString, front_role: &str) -> anyhow::Result<(
     }
 }
 
-/// On a connection of its own, with which go all locks. Notes who held the one that it lacked.
-async fn attempt(admin_url: &SecretString, front_role: &str, holders: &mut Vec<String>) -> anyhow::Result<()> {
+/// On a connection of its own, with which go all locks. Notes who held the one that it lacked, and puts `give_up` off by what others took
+/// that were migrating.
+async fn attempt(
+    admin_url: &SecretString,
+    front_role: &str,
+    holders: &mut Vec<String>,
+    give_up: &mut Instant,
+) -> anyhow::Result<()> {
     let mut admin =
         PgConnection::connect(admin_url.expose_secret()).await.map_err(explained).context("cannot reach PostgreSQL")?;
     sqlx::raw_sql(SETTINGS).execute(&mut admin).await.context("cannot set what migrations wait for")?;
+    let asked = Instant::now();
+    wait_for_others(&mut admin).await.context("cannot wait for another that migrates")?;
+    *give_up += asked.elapsed();
+    sqlx::raw_sql(LOCK_TIMEOUT).execute(&mut admin).await.context("cannot set what migrations wait for")?;
     let process: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut admin).await?;
     tokio::select! {
         outcome = bring_up_to_date(&mut admin, front_role) => outcome?,
         never = holders::note(admin_url, process, holders) => match never {},
     }
     admin.close().await.context("cannot close the connection")
+}
+
+/// Takes the lock of sqlx' own, which the migrations then take once more: a connection may have it several times
+/// (<https://www.postgresql.org/docs/15/explicit-locking.html#ADVISORY-LOCKS>).
+async fn wait_for_others(admin: &mut PgConnection) -> anyhow::Result<()> {
+    let mut locked = admin.lock();
+    if let Ok(at_once) = timeout(TELL_OF_ANOTHER, &mut locked).await {
+        return Ok(at_once?);
+    }
+    tracing::info!("another process migrates the database, waiting until it is done");
+    Ok(locked.await?)
 }
 
 async fn bring_up_to_date(admin: &mut PgConnection, front_role: &str) -> anyhow::Result<()> {

@@ -43,6 +43,16 @@ pub struct Repriced {
     pub difference_nano_usd: i64,
 }
 
+impl Repriced {
+    fn told(self, choice: Choice) -> String {
+        let Self { looked_at, changed, unpriced, difference_nano_usd } = self;
+        let verb = if choice.dry_run { "would change" } else { "changed" };
+        format!(
+            "{looked_at} attempts looked at, {changed} {verb}, {unpriced} without a price, {difference_nano_usd} nano-dollars more"
+        )
+    }
+}
+
 struct Attempt {
     id: String,
     session: Uuid,
@@ -54,13 +64,8 @@ struct Attempt {
 /// Runs it, and prints what came of it.
 pub async fn run(postgres_url: &SecretString, choice: Choice) -> anyhow::Result<()> {
     use std::io::Write;
-    let Repriced { looked_at, changed, unpriced, difference_nano_usd } = reprice(postgres_url, choice).await?;
-    let verb = if choice.dry_run { "would change" } else { "changed" };
-    writeln!(
-        std::io::stdout(),
-        "{looked_at} attempts looked at, {changed} {verb}, {unpriced} without a price, {difference_nano_usd} nano-dollars more"
-    )
-    .context("cannot print what came of it")
+    let repriced = reprice(postgres_url, choice).await?;
+    writeln!(std::io::stdout(), "{}", repriced.told(choice)).context("cannot print what came of it")
 }
 
 /// The URL is that of an admin, who owns the database.
@@ -84,16 +89,30 @@ pub async fn reprice(postgres_url: &SecretString, choice: Choice) -> anyhow::Res
         let mut own = Repriced::default();
         let outcome = all_of(&mut admin, tenant, &registry, choice, &mut own).await;
         // Also where it is broken off: what was changed by then is.
-        if own.changed > 0 && !choice.dry_run {
-            record(tenant, choice, own, &postgres).await?;
-        }
-        outcome?;
+        let recorded =
+            if own.changed > 0 && !choice.dry_run { record(tenant, choice, own, &postgres).await } else { Ok(()) };
         total.looked_at += own.looked_at;
         total.changed += own.changed;
         total.unpriced += own.unpriced;
         total.difference_nano_usd += own.difference_nano_usd;
+        goes_on(outcome, recorded, choice, total)?;
     }
     Ok(total)
+}
+
+/// Unless one of the two failed. The error is the first of them, with the record's and with what was done by then.
+fn goes_on(
+    outcome: anyhow::Result<()>,
+    recorded: anyhow::Result<()>,
+    choice: Choice,
+    total: Repriced,
+) -> anyhow::Result<()> {
+    let error = match (outcome, recorded) {
+        (Ok(()), Ok(())) => return Ok(()),
+        (Err(error), Ok(())) | (Ok(()), Err(error)) => error,
+        (Err(error), Err(unrecorded)) => error.context(format!("{unrecorded:#}")),
+    };
+    Err(error.context(format!("broken off: {}", total.told(choice))))
 }
 
 /// Of one tenant. `total` is what was done by then, also after an error.
@@ -251,4 +270,22 @@ async fn write(tx: &mut PgConnection, tenant: Uuid, attempts: &[Attempt]) -> Res
     .execute(&mut *tx)
     .await
     .map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_failures_both_are_told_with_what_was_done_by_then() {
+        let total = Repriced { looked_at: 5, changed: 3, unpriced: 1, difference_nano_usd: 70 };
+        let told =
+            |outcome, recorded| goes_on(outcome, recorded, Choice::default(), total).map_err(|e| format!("{e:#}"));
+        let (ledger, record) = (|| Err(anyhow::anyhow!("no ledger")), || Err(anyhow::anyhow!("no record")));
+        let done = "broken off: 5 attempts looked at, 3 changed, 1 without a price, 70 nano-dollars more";
+        told(Ok(()), Ok(())).unwrap();
+        assert_eq!(told(ledger(), Ok(())).unwrap_err(), format!("{done}: no ledger"));
+        assert_eq!(told(Ok(()), record()).unwrap_err(), format!("{done}: no record"));
+        assert_eq!(told(ledger(), record()).unwrap_err(), format!("{done}: no record: no ledger"));
+    }
 }

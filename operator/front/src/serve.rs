@@ -94,7 +94,7 @@ where
     F: Future<Output = Result<(), Error>> + Send,
 {
     let stopping = tasks.stopping();
-    drop(tasks.spawn("probe", async move {
+    tasks.spawn_endless("probe", async move {
         loop {
             match tokio::time::timeout(PROBE_TIMEOUT, ask()).await {
                 Ok(Ok(())) => check.ready(),
@@ -106,5 +106,5 @@ where
                 () = tokio::time::sleep(PROBE_EVERY) => {}
             }
         }
-    }));
+    });
 }

@@ -14,6 +14,8 @@ mod standing;
 pub mod store;
 mod sub_agents;
 mod takeover;
+#[cfg(test)]
+mod tests;
 mod words;
 
 use std::sync::Arc;
@@ -117,9 +119,10 @@ impl Turns {
         }
         let (asked, known) = (Instant::now(), self.core.tenants.get(tenant));
         let limit = known.map_or(0, |tenant| tenant.limits.message_bytes_max as usize);
+        // As the caller sent it: by that a repeated request is known, also by another release.
+        let body = SendMessageRequest { idempotency_key: String::new(), ..request.clone() };
         validate::message(&mut request.content, if limit > 0 { limit } else { self.core.options.message_bytes_max })?;
         let session = validate::session_id(&request.session_id)?;
-        let body = SendMessageRequest { idempotency_key: String::new(), ..request.clone() };
         let turn = TurnId::generate();
         let message = UserMessage { content: request.content.clone(), sender: sender.to_owned() };
         let said = Kind::UserMessage(message.clone());
@@ -153,7 +156,8 @@ impl Turns {
         }
     }
 
-    /// While a turn is running. A repeated request attaches, whatever its policy.
+    /// While a turn is running. A repeated request has attached before it comes here, unless its twin was stored just now. The policy is
+    /// part of its body: with another one it is another request, and refused.
     async fn send_to_busy(&self, turn: TurnId, message: Append, policy: BusyPolicy) -> Result<Sent, Error> {
         let (tenant, session) = (message.tenant, message.session);
         if matches!(policy, BusyPolicy::Unspecified | BusyPolicy::Reject) {

@@ -79,7 +79,7 @@ impl WorkerPool {
                 shared.sweep();
             }
         };
-        drop(tasks.spawn("worker-pool", async move { stopping.run_until_cancelled(sweep).await }));
+        tasks.spawn_endless("worker-pool", async move { stopping.run_until_cancelled(sweep).await });
         Self { shared }
     }
 

@@ -25,7 +25,7 @@ pub(crate) enum Fate {
     /// Nothing is different, as when a watch that is made anew tells everything again; or, of kinds whose copies are started so,
     /// nothing but the status.
     Status,
-    /// It is gone; this is what it was.
+    /// It is gone; this is what it was, with the version that its deletion gave, or without one if nobody saw it go.
     Gone,
 }
 
@@ -116,8 +116,10 @@ impl<K: Object> Copies<K> {
                 on_change(object, Fate::Gone);
             }
             Event::InitDone => {
-                for object in self.unlisted(listed) {
+                for mut object in self.unlisted(listed) {
                     self.remove(&key_of(&object));
+                    // It went at a later version than that of the copy.
+                    object.meta_mut().resource_version = None;
                     on_change(&object, Fate::Gone);
                 }
                 *listed = HashSet::new();
@@ -182,6 +184,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::recent::Recent;
 
     fn named(name: &str, version: &str) -> ConfigMap {
         let metadata = ObjectMeta {
@@ -214,9 +217,26 @@ mod tests {
             [is("a", "1"), is("b", "1")]
         );
         assert_eq!(feed(vec![Apply(named("a", "2"))]), [same("a", "2")]);
-        assert_eq!(feed(vec![Init, InitApply(named("b", "1")), InitDone]), [same("b", "1"), gone("a", "2")]);
+        assert_eq!(feed(vec![Init, InitApply(named("b", "1")), InitDone]), [same("b", "1"), gone("a", "")]);
         assert_eq!(feed(vec![Delete(named("b", "3"))]), [gone("b", "3")]);
         assert_eq!(copies.get(Some("tenant-heron"), "b"), None);
+    }
+
+    #[test]
+    fn no_note_of_ours_outlives_what_went_while_the_watch_was_broken() {
+        let (copies, recent) = (Copies::empty(StatusChange::AsAny), Recent::default());
+        let mut listed = HashSet::new();
+        let on_change = |object: &ConfigMap, fate| {
+            if fate == Fate::Gone {
+                recent.forget(&object.name_any(), object.metadata.resource_version.as_deref());
+            }
+        };
+        copies.take(&Apply(named("a", "1")), &mut listed, &on_change);
+        recent.remember("a".to_owned(), Some("2"), "written, and not told of any more");
+        for event in [Init, InitDone] {
+            copies.take(&event, &mut listed, &on_change);
+        }
+        assert_eq!(recent.newer_than("a", None), None);
     }
 
     #[test]

@@ -72,9 +72,12 @@ impl<K: Resource> Resource for Readable<K> {
     }
 }
 
+/// Makes of an unreadable object what can be used of it, with the help of its copy, if there is one. A copy may have been made so too.
+pub(crate) type Salvage<K> = fn(&Unreadable, Option<&K>) -> Option<K>;
+
 /// Reads what a watch tells, and counts what it can't.
 pub(crate) struct Reader<K: Resource<DynamicType = ()>> {
-    salvage: fn(&Unreadable) -> Option<K>,
+    salvage: Salvage<K>,
     count: IntGauge,
     unreadable: HashSet<ObjectRef<K>>,
     /// Those of a list that is not at its end.
@@ -83,7 +86,7 @@ pub(crate) struct Reader<K: Resource<DynamicType = ()>> {
 
 impl<K: Resource<DynamicType = ()> + Clone> Reader<K> {
     /// Takes for an unreadable object what `salvage` makes of it, or else what it was when it could be read; keeps `count`.
-    pub(crate) fn new(salvage: fn(&Unreadable) -> Option<K>, count: IntGauge) -> Self {
+    pub(crate) fn new(salvage: Salvage<K>, count: IntGauge) -> Self {
         Self { salvage, count, unreadable: HashSet::new(), listed: HashSet::new() }
     }
 
@@ -110,7 +113,7 @@ impl<K: Resource<DynamicType = ()> + Clone> Reader<K> {
             Event::Apply(Readable(Err(unreadable))) => {
                 self.unreadable.insert(named(&unreadable));
                 // Where nothing is left of it, one of its name is another that has gone.
-                let replaced = || known.get(&named(&unreadable)).map(|old| Event::Delete((*old).clone()));
+                let replaced = || gone(known, &unreadable, None);
                 self.left(&unreadable, known).map(Event::Apply).or_else(replaced)
             }
             Event::Delete(Readable(Ok(object))) => {
@@ -119,7 +122,7 @@ impl<K: Resource<DynamicType = ()> + Clone> Reader<K> {
             }
             Event::Delete(Readable(Err(unreadable))) => {
                 self.unreadable.remove(&named(&unreadable));
-                known.get(&named(&unreadable)).map(|old| Event::Delete((*old).clone()))
+                gone(known, &unreadable, unreadable.metadata.resource_version.clone())
             }
         };
         self.count.set(i64::try_from(self.unreadable.len()).unwrap_or(i64::MAX));
@@ -129,14 +132,23 @@ impl<K: Resource<DynamicType = ()> + Clone> Reader<K> {
     fn left(&self, unreadable: &Unreadable, known: &Store<K>) -> Option<K> {
         let reference = named::<K>(unreadable);
         tracing::warn!(object = %reference, error = unreadable.error, "this release can't read an object");
-        let known = || {
-            let known = known.get(&reference).filter(|known| known.uid() == unreadable.metadata.uid)?;
-            let mut known = (*known).clone();
+        let known = known.get(&reference).filter(|known| known.uid() == unreadable.metadata.uid);
+        (self.salvage)(unreadable, known.as_deref()).or_else(|| {
+            let mut known = (*known?).clone();
             mark_in_part(&mut known);
             Some(known)
-        };
-        (self.salvage)(unreadable).or_else(known)
+        })
     }
+}
+
+/// Tells of what it was that has gone, if that is known; `version` is the one that its deletion gave.
+fn gone<K>(known: &Store<K>, unreadable: &Unreadable, version: Option<String>) -> Option<Event<K>>
+where
+    K: Resource<DynamicType = ()> + Clone,
+{
+    let mut old = (*known.get(&named(unreadable))?).clone();
+    old.meta_mut().resource_version = version;
+    Some(Event::Delete(old))
 }
 
 fn named<K: Resource<DynamicType = ()>>(unreadable: &Unreadable) -> ObjectRef<K> {

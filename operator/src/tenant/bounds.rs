@@ -6,17 +6,14 @@ use croft_crds::{AgentTenant, Quantity};
 use super::tier::Tiers;
 use crate::worker::Problem;
 
-/// AgentSessions for which there is room beside as many that are open as there may be, and as many whose record is kept: a small tenant
-/// also has some that wait.
-const AGENT_SESSIONS_BESIDES: u32 = 100;
-
 /// What the whole namespace may use.
 #[derive(Debug, Clone)]
 pub(crate) struct Quota {
     pub(crate) cpu: Quantity,
     pub(crate) memory: Quantity,
     pub(crate) pods: i32,
-    pub(crate) agent_sessions: u32,
+    /// Not counted, if there is no number.
+    pub(crate) agent_sessions: Option<u32>,
 }
 
 /// CPU and memory of one worker.
@@ -33,10 +30,7 @@ pub(crate) fn quota(tenant: &AgentTenant, tiers: &Tiers) -> Quota {
         cpu: own.cpu.unwrap_or_else(|| tier.quota_cpu.clone()),
         memory: own.memory.unwrap_or_else(|| tier.quota_memory.clone()),
         pods: own.pods.unwrap_or(tier.quota_pods),
-        agent_sessions: own.agent_sessions.or(tier.quota_agent_sessions).unwrap_or_else(|| {
-            let open_max = limits(tenant, tiers).max_sessions.unwrap_or(0);
-            open_max.saturating_mul(2).saturating_add(AGENT_SESSIONS_BESIDES)
-        }),
+        agent_sessions: own.agent_sessions.or(tier.quota_agent_sessions),
     }
 }
 
@@ -171,16 +165,14 @@ mod tests {
     }
 
     #[test]
-    fn there_may_be_more_agent_sessions_than_open_ones_unless_a_number_is_said() {
+    fn agent_sessions_are_counted_where_a_number_is_said() {
         let mut tenant = fixtures::minimal();
         let told = |tenant: &AgentTenant, tiers: &str| quota(tenant, &Tiers::parse(tiers).unwrap()).agent_sessions;
-        assert_eq!(told(&tenant, "{}"), 2_100);
-        assert_eq!(told(&tenant, "standard: { limits: { maxSessions: 7 } }"), 114);
-        tenant.spec.limits.max_sessions = Some(5_000);
-        assert_eq!(told(&tenant, "{}"), 10_100, "a tenant that may have more open has room for them");
-        assert_eq!(told(&tenant, "standard: { quota: { agentSessions: 70 } }"), 70);
+        assert_eq!(told(&tenant, "{}"), Some(2_100));
+        assert_eq!(told(&tenant, "standard: {}"), None);
+        assert_eq!(told(&tenant, "standard: { quota: { agentSessions: 70 } }"), Some(70));
         tenant.spec.quota.agent_sessions = Some(71);
-        assert_eq!(told(&tenant, "standard: { quota: { agentSessions: 70 } }"), 71);
+        assert_eq!(told(&tenant, "standard: { quota: { agentSessions: 70 } }"), Some(71));
     }
 
     #[test]

@@ -50,10 +50,11 @@ pub(super) async fn stop(tenant: &AgentTenant, context: &Context) -> Result<(), 
     workers.map_err(Part::Workers.failed_early())
 }
 
-/// A pass and the stop beside it may do this at the same time. Whoever comes second then finds it done.
+/// A pass and the stop beside it may do this at the same time. Whoever comes second then finds it done. Neither tries when the emergency
+/// is over: a fence that the next pass had opened would be shut again, and nobody would be told.
 async fn shut_fence(tenant: &AgentTenant, context: &Context) -> Result<(), Error> {
     let mut conflicts = 0;
-    loop {
+    while !is_over(tenant, context) {
         let shut = fence::shut(wanted::child_meta(tenant, fence::NAME)?);
         match ensure::ensure_at_once(shut, context).await {
             Err(Error::Apply { source: kube::Error::Api(status), .. })
@@ -65,6 +66,13 @@ async fn shut_fence(tenant: &AgentTenant, context: &Context) -> Result<(), Error
             outcome => return outcome,
         }
     }
+    Ok(())
+}
+
+/// Whether the emergency of a tenant is over, as the watch last told it.
+pub(super) fn is_over(tenant: &AgentTenant, context: &Context) -> bool {
+    let now = context.cluster.tenant(&tenant.name_any());
+    now.is_some_and(|now| !now.spec.emergency_stop)
 }
 
 /// First no new ones are made, and in an emergency those that are there then go, whatever came of the first: their Deployment would give

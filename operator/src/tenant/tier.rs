@@ -58,7 +58,7 @@ struct File {
 }
 
 /// One class in the file. What a tenant can't be without and is not here is as built in; a budget, a rate of tokens, a
-/// lifetime or a time to keep records that is not here is none.
+/// lifetime, a number of AgentSessions or a time to keep records that is not here is none.
 #[derive(Serialize, Deserialize, Default)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 struct Class {
@@ -207,7 +207,7 @@ impl Default for Tiers {
             quota_cpu: "1".into(),
             quota_memory: "1Gi".into(),
             quota_pods: 4,
-            quota_agent_sessions: None,
+            quota_agent_sessions: Some(140),
             replicas: 1,
             cpu_request: "50m".into(),
             cpu_limit: "500m".into(),
@@ -229,6 +229,7 @@ impl Default for Tiers {
             quota_cpu: "4".into(),
             quota_memory: "8Gi".into(),
             quota_pods: 20,
+            quota_agent_sessions: Some(2_100),
             replicas: 2,
             cpu_request: "100m".into(),
             cpu_limit: "1".into(),
@@ -245,6 +246,7 @@ impl Default for Tiers {
             quota_cpu: "16".into(),
             quota_memory: "32Gi".into(),
             quota_pods: 60,
+            quota_agent_sessions: Some(40_100),
             replicas: 3,
             cpu_request: "250m".into(),
             cpu_limit: "2".into(),

@@ -25,8 +25,13 @@ use crate::proxy::Proxy;
 
 /// On everything that a test makes, so that the next run can clear away what a killed one left.
 pub(crate) const TEST_LABEL: &str = "croft.dev/made-by-test";
-/// The operator's file of tiers; the others are as built in.
-const ENTERPRISE: &str = "enterprise: { quota: { pods: 57, agentSessions: 4321 }, limits: { maxSessions: 1234 } }";
+/// The operator's file of tiers. None has a number of AgentSessions: the write by which they begin to be counted, when a tenant is a
+/// minute old, would be among those that tests count.
+const TIERS: &str = "
+free: { budget: { monthlyUsd: '5' } }
+standard: {}
+enterprise: { quota: { pods: 57 }, limits: { maxSessions: 1234 } }
+";
 /// Nothing here takes that long unless it is broken.
 pub(crate) const LONG: Duration = Duration::from_mins(2);
 
@@ -260,7 +265,7 @@ async fn start() -> (World, Program) {
     let collectors = "collectors: [{ namespace: tracing, podLabels: { app: collector }, port: 14317 }]";
     std::fs::write(&fence, collectors).expect("a file can be written");
     let tiers = std::env::temp_dir().join(format!("{namespace}-tiers.yaml"));
-    std::fs::write(&tiers, ENTERPRISE).expect("a file can be written");
+    std::fs::write(&tiers, TIERS).expect("a file can be written");
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
     let front_port = listener.local_addr().expect("it is bound").port();
     let args: Args = croft_serve::config::try_parse_from([

@@ -28,7 +28,7 @@ pub async fn service(
     for name in &names {
         reporter.set_service_status(name, status(readiness.is_ready())).await;
     }
-    drop(tasks.spawn("grpc-health", async move {
+    tasks.spawn_endless("grpc-health", async move {
         let _told = told.drop_guard();
         while let Some(Some(ready)) = stopping.run_until_cancelled(changes.next()).await {
             for name in &names {
@@ -39,7 +39,7 @@ pub async fn service(
         for name in &names {
             reporter.set_service_status(name, ServingStatus::NotServing).await;
         }
-    }));
+    });
     server
 }
 

@@ -37,7 +37,8 @@ fn quotes_nobody(metadata: &Metadata<'_>) -> bool {
 
 /// What [`install`] installs, with another place to write to.
 ///
-/// `filter` decides on log lines only. Spans of level info and above make trace ids and are exported whatever it says.
+/// `filter` decides on log lines only. Spans of level info and above make trace ids and are exported whatever it says, and without
+/// the lines: one may quote what a provider says, and that what it was sent.
 pub fn subscriber<W>(filter: &str, tracer: SdkTracer, writer: W) -> anyhow::Result<impl Subscriber + Send + Sync>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
@@ -52,7 +53,7 @@ where
         .with_location(false)
         .with_threads(false)
         .with_tracked_inactivity(false)
-        .with_filter(LevelFilter::INFO.and(filter_fn(quotes_nobody)));
+        .with_filter(LevelFilter::INFO.and(filter_fn(|metadata| metadata.is_span() && quotes_nobody(metadata))));
     Ok(tracing_subscriber::registry().with(spans).with(lines))
 }
 
@@ -157,6 +158,11 @@ impl Visit for Fields {
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};
+    use std::time::Duration;
+
+    use opentelemetry::trace::TracerProvider as _;
+    use opentelemetry_sdk::error::OTelSdkResult;
+    use opentelemetry_sdk::trace::{SdkTracerProvider, Span, SpanData, SpanProcessor};
 
     use super::*;
     use crate::trace::Telemetry;
@@ -192,6 +198,43 @@ mod tests {
         });
         let [line] = &lines[..] else { panic!("{lines:?}") };
         assert_eq!(line["message"], "ours");
+    }
+
+    /// Keeps what would be exported.
+    #[derive(Debug, Clone, Default)]
+    struct Exported(Arc<Mutex<Vec<SpanData>>>);
+
+    impl SpanProcessor for Exported {
+        fn on_start(&self, _: &mut Span, _: &opentelemetry::Context) {}
+
+        fn on_end(&self, span: SpanData) {
+            self.0.lock().unwrap().push(span);
+        }
+
+        fn force_flush(&self) -> OTelSdkResult {
+            Ok(())
+        }
+
+        fn shutdown_with_timeout(&self, _: Duration) -> OTelSdkResult {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_is_in_no_span_that_is_exported() {
+        let (lines, exported) = (Lines::default(), Exported::default());
+        let tracer = SdkTracerProvider::builder().with_span_processor(exported.clone()).build().tracer("croft");
+        let writer = lines.clone();
+        let subscriber = subscriber("info", tracer, move || writer.clone()).unwrap();
+        tracing::subscriber::with_default(subscriber, || {
+            let _entered = tracing::info_span!("chat", tenant = "acme").entered();
+            tracing::warn!(error = "the provider said: what the user said", "model attempt failed");
+        });
+        assert!(String::from_utf8(lines.0.lock().unwrap().clone()).unwrap().contains("what the user said"));
+        let spans = exported.0.lock().unwrap();
+        let [span] = &spans[..] else { panic!("{spans:?}") };
+        assert_eq!((span.name.as_ref(), span.events.len()), ("chat", 0));
+        assert!(!format!("{span:?}").contains("what the user said"), "{span:?}");
     }
 
     #[test]

@@ -44,23 +44,41 @@ impl Tasks {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        self.spawn_into(&self.tracker, name, future)
+        self.spawn_into(&self.tracker, name, None, future)
     }
 
-    /// Like [`Tasks::spawn`], for a task that others need until they end: it watches [`Tasks::ending`] rather than [`Tasks::stopping`].
-    pub fn spawn_last<F>(&self, name: &'static str, future: F)
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        drop(self.spawn_into(&self.last, name, future));
-    }
-
-    fn spawn_into<F>(&self, tracker: &TaskTracker, name: &'static str, future: F) -> JoinHandle<F::Output>
+    /// Like [`Tasks::spawn`], for a task that runs until shutdown and that nobody starts anew: when it panics, [`Tasks::failed`]
+    /// resolves and the program shuts down. It may end in order before, with the part that it belongs to.
+    pub fn spawn_endless<F>(&self, name: &'static str, future: F)
     where
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        let entry = Entry::new(name, Arc::clone(&self.ledger));
+        drop(self.spawn_into(&self.tracker, name, Some(self.failed.clone()), future));
+    }
+
+    /// Like [`Tasks::spawn_endless`], for a task that others need until they end: it watches [`Tasks::ending`] rather than
+    /// [`Tasks::stopping`].
+    pub fn spawn_last<F>(&self, name: &'static str, future: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        drop(self.spawn_into(&self.last, name, Some(self.failed.clone()), future));
+    }
+
+    /// A panic cancels `alarm`.
+    fn spawn_into<F>(
+        &self,
+        tracker: &TaskTracker,
+        name: &'static str,
+        alarm: Option<CancellationToken>,
+        future: F,
+    ) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        let entry = Entry::new(name, Arc::clone(&self.ledger), alarm);
         let owned = tracker.track_future(async move {
             let _entry = entry;
             future.await
@@ -94,7 +112,7 @@ impl Tasks {
         self.ending.clone()
     }
 
-    /// Resolves when a vital task has ended too early.
+    /// Resolves when a vital task has ended too early, or an endless or last one has panicked.
     pub async fn failed(&self) {
         self.failed.cancelled().await;
     }
@@ -154,13 +172,14 @@ impl Default for Ledger {
 struct Entry {
     name: &'static str,
     ledger: Arc<Ledger>,
+    alarm: Option<CancellationToken>,
 }
 
 impl Entry {
-    fn new(name: &'static str, ledger: Arc<Ledger>) -> Self {
+    fn new(name: &'static str, ledger: Arc<Ledger>, alarm: Option<CancellationToken>) -> Self {
         *ledger.running().entry(name).or_default() += 1;
         ledger.gauge.with_label_values(&[name]).inc();
-        Self { name, ledger }
+        Self { name, ledger, alarm }
     }
 }
 
@@ -179,6 +198,9 @@ impl Drop for Entry {
         if std::thread::panicking() {
             self.ledger.panics.with_label_values(&[self.name]).inc();
             tracing::error!(task = self.name, "task panicked");
+            if let Some(alarm) = &self.alarm {
+                alarm.cancel();
+            }
         }
     }
 }
@@ -296,6 +318,29 @@ mod tests {
         let panics = Tasks::new();
         panics.spawn_vital("server", async { panic!("on purpose") });
         panics.failed().await;
+    }
+
+    #[tokio::test]
+    async fn the_panic_of_a_task_that_nobody_starts_anew_raises_the_alarm() {
+        let endless = Tasks::new();
+        endless.spawn_endless("watch", async { panic!("on purpose") });
+        tokio::time::timeout(LONG, endless.failed()).await.unwrap();
+        let last = Tasks::new();
+        last.spawn_last("heartbeat", async { panic!("on purpose") });
+        tokio::time::timeout(LONG, last.failed()).await.unwrap();
+    }
+
+    /// One ends with its part, one is dropped with all others, and the panic of a turn is that turn's alone.
+    #[tokio::test]
+    async fn an_endless_task_that_ends_in_order_raises_no_alarm() {
+        let tasks = Tasks::new();
+        tasks.spawn_endless("of a part that is gone", async {});
+        tasks.spawn_last("of a part that is gone", async {});
+        drop(tasks.spawn("turn", async { panic!("on purpose") }));
+        let stopping = tasks.stopping();
+        tasks.spawn_endless("watch", async move { stopping.cancelled().await });
+        assert_eq!(tasks.shutdown(LONG).await, 0);
+        assert!(!tasks.failed.is_cancelled());
     }
 
     #[tokio::test]

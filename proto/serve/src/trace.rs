@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use axum::http::HeaderMap;
 use opentelemetry::Context;
 use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
-use opentelemetry::trace::TracerProvider;
+use opentelemetry::trace::{Status as SpanStatus, TracerProvider};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
@@ -31,6 +31,11 @@ pub fn traceparent() -> Option<String> {
 pub fn adopt(span: &tracing::Span, headers: &HeaderMap) {
     // An error means that spans aren't exported.
     let _ = span.set_parent(extract_from(&MetadataMap::from_headers(headers.clone())));
+}
+
+/// Marks the current span as failed. No word goes with it: what failed, and why, is in the log.
+pub fn failed() {
+    tracing::Span::current().set_status(SpanStatus::error(""));
 }
 
 /// [`inject`] as a client's interceptor: `Client::with_interceptor(channel, trace::propagate)`.

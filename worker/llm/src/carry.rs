@@ -5,10 +5,12 @@ use croft_proto::v1::content_block::Block;
 use croft_proto::v1::image::Source;
 use croft_proto::v1::{ContentBlock, Image, Message, Role, Text};
 
+use crate::gemini;
 use crate::openai::chat::REASONING_CONTENT;
 
 const UNSEEN: &str = "[an image, which this model can't see]";
-const UNUSABLE: &str = "[an image that can't be shown: it is no PNG, JPEG, GIF or WebP]";
+const UNUSABLE: &str = "[an image that can't be shown: it is no PNG, JPEG, GIF, WebP, HEIC or HEIF]";
+const FOREIGN: &str = "[an image of a format that this model can't see]";
 
 /// Takes out what only the model that wrote it understands, unless that is `model` of `provider`: thinking, which is proven
 /// to one model alone, and native blocks. Text, calls and results stay. A message that nothing is left of goes.
@@ -35,36 +37,46 @@ pub fn unbind(messages: &mut Vec<Message>) {
     messages.retain(|message| !message.content.is_empty());
 }
 
-/// Puts words in the place of each image that the model could not take: of all for one that does not see, else of those that no
-/// provider takes, which an older release may have let in. The others get the media type of their data.
-pub fn show(messages: &mut [Message], sees: bool) {
+/// Puts words in the place of each image that a model of `provider` could not take: of all for one that does not see, else of those of
+/// a format that its provider does not take, or no provider, which an older release may have let in. The others get the media type of
+/// their data.
+pub fn show(messages: &mut [Message], provider: &str, sees: bool) {
     for message in messages {
-        show_content(&mut message.content, sees);
+        show_content(&mut message.content, provider, sees);
     }
 }
 
-fn show_content(content: &mut [ContentBlock], sees: bool) {
+fn show_content(content: &mut [ContentBlock], provider: &str, sees: bool) {
     for block in content.iter_mut().filter_map(|block| block.block.as_mut()) {
         match block {
             Block::Image(image) => {
-                let unseen = if sees { unusable(image) } else { Some(UNSEEN) };
+                let unseen = if sees { unusable(image, provider) } else { Some(UNSEEN) };
                 if let Some(told) = unseen {
                     *block = Block::Text(Text { text: told.to_owned() });
                 }
             }
-            Block::ToolOutput(output) => show_content(&mut output.content, sees),
+            Block::ToolOutput(output) => show_content(&mut output.content, provider, sees),
             Block::Text(_) | Block::Thinking(_) | Block::ToolUse(_) | Block::Native(_) => {}
         }
     }
 }
 
-/// What is said in the place of an image that no provider takes; `None` for another.
-fn unusable(image: &mut Image) -> Option<&'static str> {
+/// Whether images of this type, as [`media_type::of_image`] has it, are taken.
+fn takes(provider: &str, media_type: &str) -> bool {
+    match media_type {
+        "image/gif" => provider != gemini::NAME,
+        "image/heic" | "image/heif" => provider == gemini::NAME,
+        _ => true,
+    }
+}
+
+/// What is said in the place of an image that the provider does not take; `None` for another.
+fn unusable(image: &mut Image, provider: &str) -> Option<&'static str> {
     match &image.source {
         Some(Source::Url(_)) => None,
         Some(Source::Data(data)) if let Some(media_type) = media_type::of_image(data) => {
             media_type.clone_into(&mut image.media_type);
-            None
+            (!takes(provider, media_type)).then_some(FOREIGN)
         }
         Some(Source::Data(_)) | None => Some(UNUSABLE),
     }
@@ -142,13 +154,35 @@ mod tests {
         };
         let contents = |messages: Vec<Message>| messages.into_iter().map(|one| one.content).collect::<Vec<_>>();
         let mut seen = conversation();
-        show(&mut seen, true);
+        show(&mut seen, "anthropic", true);
         let (gif, unusable) = (gif("image/gif"), text(UNUSABLE));
         assert_eq!(contents(seen), [vec![gif.clone(), url()], vec![output(vec![gif, unusable])]]);
         let mut unseen = conversation();
-        show(&mut unseen, false);
+        show(&mut unseen, "anthropic", false);
         let told = || vec![text(UNSEEN), text(UNSEEN)];
         assert_eq!(contents(unseen), [told(), vec![output(told())]]);
+    }
+
+    #[test]
+    fn an_image_of_a_format_that_the_provider_does_not_take_is_told_of_in_words() {
+        let formats =
+            [&b"\x89PNG\r\n\x1a\n\0"[..], b"GIF89a", b"\0\0\0\x10ftypheic\0\0\0\0", b"\0\0\0\x10ftypmif1\0\0\0\0"];
+        let image = |data: &'static [u8]| {
+            let image = Image { media_type: String::new(), source: Some(Source::Data(data.into())) };
+            ContentBlock { block: Some(Block::Image(image)) }
+        };
+        let heic = ["image/png", FOREIGN, "image/heic", "image/heif"];
+        let gif = ["image/png", "image/gif", FOREIGN, FOREIGN];
+        for (provider, expected) in [("gemini", heic), ("anthropic", gif), ("openai", gif), ("scripted", gif)] {
+            let mut messages = [Message { content: formats.map(image).into(), ..Message::default() }];
+            show(&mut messages, provider, true);
+            let seen = messages[0].content.iter().map(|block| match &block.block {
+                Some(Block::Image(image)) => image.media_type.as_str(),
+                Some(Block::Text(text)) => text.text.as_str(),
+                _ => "",
+            });
+            assert_eq!(seen.collect::<Vec<_>>(), expected, "{provider}");
+        }
     }
 
     #[test]

@@ -79,21 +79,22 @@ impl Executor<'_> {
     }
 
     /// An answer as it may be stored: without thinking that a check refuses, which no one but the model needs, and without
-    /// arguments that one does. Its text has passed while it came. Fails where the step ends before all of it was checked.
+    /// arguments that one does. Its text has passed while it came. Fails where the step ends before all of it was
+    /// checked; an answer that no check has to wait for is whole whenever the step ends.
     pub(super) async fn guarded(&self, content: Vec<ContentBlock>) -> Result<Vec<ContentBlock>, Why> {
         let mut kept = Vec::with_capacity(content.len());
         for mut block in content {
             let keeps = match &mut block.block {
                 Some(Block::Thinking(thinking)) => {
                     let asked = self.guardrails.review_thinking(&mut thinking.text);
-                    let review = self.interrupt.or(asked).await?;
+                    let review = self.interrupt.or_unready(asked).await?;
                     self.tell_violations(&review.violations).await;
                     // Signed text can't be changed.
                     !review.violations.iter().any(|told| told.blocked || told.redacted)
                 }
                 Some(Block::ToolUse(call)) => {
                     let asked = self.guardrails.review_arguments(&mut call.arguments_json);
-                    let review = self.interrupt.or(asked).await?;
+                    let review = self.interrupt.or_unready(asked).await?;
                     tell(self.link, self.metrics, &call.tool_call_id, &review.violations).await;
                     if let Some(guardrail) = review.blocked_by {
                         call.arguments_json = json!({ WITHHELD: guardrail }).to_string();

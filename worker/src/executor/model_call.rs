@@ -251,7 +251,7 @@ impl Executor<'_> {
     pub(super) fn request(&self, grant: &Grant, output_tokens_max: u32) -> Request {
         let refused = self.providers.refusals().of(&grant.provider, &grant.model);
         let mut messages = self.conversation(&grant.provider, &grant.model);
-        carry::show(&mut messages, grant.images.unwrap_or(true));
+        carry::show(&mut messages, &grant.provider, grant.images.unwrap_or(true));
         Request {
             model: grant.model.clone(),
             system: self.agent.system_prompt.clone(),

@@ -148,7 +148,7 @@ impl Keeper {
             tasks: tasks.clone(),
             metrics: Metrics::register(registry)?,
         };
-        drop(tasks.spawn("budget-alerts", keeper.clone().tell_what_is_untold(tasks.clone())));
+        tasks.spawn_endless("budget-alerts", keeper.clone().tell_what_is_untold(tasks.clone()));
         Ok(keeper)
     }
 

@@ -82,6 +82,7 @@ impl IntoResponse for Refused {
 pub(super) fn log(error: &Error) {
     match error {
         Error::Internal { source } | Error::Unavailable { source: Some(source), .. } => {
+            croft_serve::trace::failed();
             tracing::error!(reason = error.reason(), error = format!("{error}: {source:#}"), "request failed");
         }
         _ => {}

@@ -35,7 +35,9 @@ const KNOWN_TTL: Duration = Duration::from_hours(24);
 /// Looks into the store at a time, for keys that were found before and as many for others.
 const LOOKS_MAX: usize = 4;
 /// Looks for prefixes never found that may wait behind those. At the bound there is no look, and [`Error::Unavailable`].
-const WAITING_MAX: usize = 256;
+const WAITING_MAX: usize = 10_000;
+/// How long one of them waits. Then it is as at the bound.
+const WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// An API key as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -184,7 +186,11 @@ impl ApiKeys {
     async fn look(&self, prefix: &str) -> Result<Arc<StoredKey>, Miss> {
         let is_known = self.known.contains_key(prefix);
         let _place = if is_known { None } else { Some(self.asking.try_acquire().map_err(|_| Miss::Crowded)?) };
-        let _look = if is_known { &self.looks } else { &self.first_looks }.acquire().await;
+        let _look = if is_known {
+            self.looks.acquire().await
+        } else {
+            tokio::time::timeout(WAIT_MAX, self.first_looks.acquire()).await.map_err(|_| Miss::Crowded)?
+        };
         match self.store.find(prefix).await {
             Ok(Some(key)) => {
                 self.known.insert(prefix.to_owned(), ()).await;
@@ -226,6 +232,8 @@ mod tests {
         is_down: bool,
         /// It never answers about keys that are not there.
         is_stuck: bool,
+        /// It answers once this has room.
+        gate: Option<Semaphore>,
     }
 
     #[async_trait]
@@ -249,6 +257,9 @@ mod tests {
             self.asking_most.fetch_max(asking, Ordering::Relaxed);
             tokio::task::yield_now().await;
             self.asking.fetch_sub(1, Ordering::Relaxed);
+            if let Some(gate) = &self.gate {
+                drop(gate.acquire().await);
+            }
             if self.is_down {
                 return Err(Error::unavailable("postgres", anyhow::anyhow!("connection refused")));
             }
@@ -376,6 +387,46 @@ mod tests {
         // One that nobody has seen before finds out that nobody looks.
         let crowded = tokio::time::timeout(Duration::from_secs(30), keys.verify(&guess(usize::from(u16::MAX)))).await;
         assert!(matches!(crowded.expect("no further guess waits"), Err(Error::Unavailable { .. })));
+    }
+
+    /// Once, 260 guesses under way refused every key that this front had not seen: behind a restart, every key.
+    #[tokio::test]
+    async fn a_key_that_nobody_has_seen_waits_behind_guesses_and_is_served() {
+        let store = Arc::new(Keys { gate: Some(Semaphore::new(0)), ..Keys::default() });
+        let (stored, token) = generate(TenantId::generate(), "heron").unwrap();
+        store.insert(&stored, None).await.unwrap();
+        let keys = ApiKeys::new(Arc::clone(&store) as _);
+        let tokens = (0..300).map(guess).chain([token.expose_secret().to_owned()]).map(|token| {
+            let keys = keys.clone();
+            async move { keys.verify(&token).await }
+        });
+        let mut verifying = std::pin::pin!(futures::future::join_all(tokens));
+        while keys.asking.available_permits() > LOOKS_MAX + WAITING_MAX - 301 {
+            assert!(futures::poll!(verifying.as_mut()).is_pending(), "no guess is answered");
+            tokio::task::yield_now().await;
+        }
+        store.gate.as_ref().unwrap().add_permits(LOOKS_MAX);
+        let mut outcomes = verifying.await;
+        assert_eq!(*outcomes.pop().unwrap().unwrap(), stored);
+        assert!(outcomes.iter().all(is_refused));
+    }
+
+    /// Behind looks that don't come to an end.
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_a_look_waits_for_two_seconds() {
+        let keys = ApiKeys::new(Arc::new(Keys { is_stuck: true, ..Keys::default() }));
+        let stuck = futures::future::join_all((0..LOOKS_MAX).map(|number| {
+            let keys = keys.clone();
+            async move { keys.verify(&guess(number)).await }
+        }));
+        let mut stuck = std::pin::pin!(stuck);
+        while keys.first_looks.available_permits() > 0 {
+            assert!(futures::poll!(stuck.as_mut()).is_pending());
+            tokio::task::yield_now().await;
+        }
+        let began = tokio::time::Instant::now();
+        assert!(matches!(keys.verify(&guess(LOOKS_MAX)).await, Err(Error::Unavailable { .. })));
+        assert_eq!(began.elapsed().as_secs(), WAIT_MAX.as_secs());
     }
 
     #[tokio::test]

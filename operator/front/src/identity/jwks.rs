@@ -104,7 +104,7 @@ impl Jwks {
         let (known, fetching) = (RwLock::default(), Arc::default());
         let inner = Inner { provider, source, timing, tasks: tasks.clone(), metrics, known, fetching };
         let jwks = Self { inner: Arc::new(inner) };
-        drop(tasks.spawn("jwks-refresh", jwks.clone().keep()));
+        tasks.spawn_endless("jwks-refresh", jwks.clone().keep());
         jwks
     }
 

@@ -54,7 +54,7 @@ impl Registry {
         let registry = Self { source, ..Self::default() };
         registry.replace(store.load().await?);
         let (refreshed, stopping) = (registry.clone(), tasks.stopping());
-        tasks.spawn("model-registry", async move {
+        tasks.spawn_endless("model-registry", async move {
             loop {
                 tokio::select! {
                     () = stopping.cancelled() => return,

@@ -1,6 +1,9 @@
 //! The models and prices that a new installation starts with: `seed.json`, in the protobuf JSON of
 //! [`Model`]. They are data; a price that changes gets another row with a later `effective_from`.
 
+use std::collections::HashSet;
+use std::sync::LazyLock;
+
 use async_trait::async_trait;
 use croft_proto::v1::Model;
 
@@ -10,6 +13,21 @@ use crate::error::Error;
 /// Every model of the seed, by id, with its prices in the order that [`ModelStore::load`] promises.
 pub fn seed() -> Vec<Model> {
     serde_json::from_str(include_str!("seed.json")).expect("a unit test reads the seed")
+}
+
+/// Models of the seed that see no images, by id.
+static BLIND: LazyLock<HashSet<String>> = LazyLock::new(|| {
+    let blind = seed().into_iter().filter(|model| !model.capabilities.unwrap_or_default().images);
+    blind.map(|model| model.model_id).collect()
+});
+
+/// Whether a model sees images; `None` where nobody knows. Left out, `images` is false in the table too, so that it says something of
+/// the seed's own models alone: one that an admin added without it may see.
+pub fn sees(model: &Model) -> Option<bool> {
+    if model.capabilities.is_some_and(|can| can.images) {
+        return Some(true);
+    }
+    BLIND.contains(&model.model_id).then_some(false)
 }
 
 /// A registry that holds the seed and nothing else.
@@ -24,6 +42,7 @@ impl ModelStore for SeedModels {
 
 #[cfg(test)]
 mod tests {
+    use croft_proto::v1::ModelCapabilities;
     use rust_decimal::Decimal;
 
     use super::*;
@@ -53,6 +72,18 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn only_of_a_model_of_the_seed_is_it_known_that_it_sees_nothing() {
+        let sees = |model_id: &str, images| {
+            let capabilities = Some(ModelCapabilities { tools: true, images, ..ModelCapabilities::default() });
+            super::sees(&Model { model_id: model_id.into(), capabilities, ..Model::default() })
+        };
+        assert_eq!((sees("house-1", false), sees("house-1", true)), (None, Some(true)));
+        assert_eq!((sees("scripted-1", false), sees("scripted-1", true)), (Some(false), Some(true)));
+        // Of the seed, and blind in an admin's table: an older seed's word, or the admin's.
+        assert_eq!((sees("claude-haiku-4-5", false), super::sees(&Model::default())), (None, None));
     }
 
     #[test]

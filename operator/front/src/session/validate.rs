@@ -160,7 +160,7 @@ fn one_image(image: &mut Image, field: &str) -> Result<(), Error> {
         None => return Err(Error::invalid(field, "has neither data nor url")),
         Some(image::Source::Data(data)) => match media_type::of_image(data) {
             Some(media_type) => media_type.clone_into(&mut image.media_type),
-            None => return Err(Error::invalid(format!("{field}.data"), "is no PNG, JPEG, GIF or WebP")),
+            None => return Err(Error::invalid(format!("{field}.data"), "is no PNG, JPEG, GIF, WebP, HEIC or HEIF")),
         },
         Some(image::Source::Url(url)) => {
             if http_url(url).is_err() {
@@ -311,6 +311,9 @@ mod tests {
             message(&mut content, 100).unwrap();
             assert_eq!(content, of("image/png", data(b"\x89PNG\r\n\x1a\n\0")), "{media_type}");
         }
+        let mut content = of("image/jpeg", data(b"\0\0\0\x10ftypheic\0\0\0\0"));
+        message(&mut content, 100).unwrap();
+        assert_eq!(content, of("image/heic", data(b"\0\0\0\x10ftypheic\0\0\0\0")), "Gemini takes it");
         for media_type in ["", "image/avif"] {
             let mut content = of(media_type, url("https://pictures.test/1"));
             message(&mut content, 100).unwrap();

@@ -88,7 +88,7 @@ impl RouteWatch {
         let channel = self.channel()?;
         let stopping = tasks.stopping();
         let run = self.run(channel);
-        drop(tasks.spawn("route-watch", async move { stopping.run_until_cancelled(run).await }));
+        tasks.spawn_endless("route-watch", async move { stopping.run_until_cancelled(run).await });
         Ok(())
     }
 

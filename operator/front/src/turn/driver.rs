@@ -30,6 +30,7 @@ use crate::events::fanout::Controls;
 use crate::events::log::{StoredCheckpoint, is_last_page};
 use crate::metrics::Metrics;
 use crate::session::Session;
+use panicked::{Driven, Panicked};
 use step::{Course, Origin, Step, pause};
 
 /// Events that are read at a time while looking for messages and for what is stored of a turn.
@@ -47,8 +48,10 @@ pub(super) struct Driver {
     epoch: u64,
     /// The turn that the lease was taken for, if nothing comes before it.
     first: Option<First>,
-    /// Whoever drove its turn before panicked: the turn ends.
-    has_panicked: bool,
+    /// The turn that it drives, or drove last.
+    driven: Driven,
+    /// Whoever had the lease before panicked.
+    panicked: Option<Panicked>,
 }
 
 /// A turn that has just begun: there is nothing about it that the store knows better.
@@ -70,7 +73,7 @@ struct Input {
 
 impl Driver {
     pub(super) fn new(core: Arc<Core>, session: Session, epoch: u64) -> Self {
-        Self { core, session, epoch, first: None, has_panicked: false }
+        Self { core, session, epoch, first: None, driven: Driven::default(), panicked: None }
     }
 
     /// For a turn that was begun with this message.
@@ -79,7 +82,8 @@ impl Driver {
         let input = Input { turn: accepted.turn, has_begun: true, seq: accepted.seq, content, sender };
         let is_next = opened.is_next();
         let Opened { epoch, session, checkpoint, .. } = opened;
-        Self { core, session, epoch, first: is_next.then_some(First { input, checkpoint }), has_panicked: false }
+        let first = is_next.then_some(First { input, checkpoint });
+        Self { first, ..Self::new(core, session, epoch) }
     }
 
     /// A span for all of that, under the current one: <https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-agent-spans/>.
@@ -117,6 +121,7 @@ impl Driver {
             }
             Err(Error::SessionTerminated { .. }) => tracing::debug!(%tenant, %session, "session ended in mid turn"),
             Err(error) => {
+                croft_serve::trace::failed();
                 tracing::error!(%tenant, %session, error = format!("{:#}", anyhow::Error::from(error)), "turn stopped");
             }
         }
@@ -149,9 +154,9 @@ impl Driver {
             if self.turn(input, Origin::Store, &mut controls, hold).await? {
                 return Ok(None);
             }
-            self.has_panicked = false;
+            self.panicked = None;
         }
-        self.has_panicked = false;
+        self.panicked = None;
         hold.gives_up();
         self.core.stores.leases.release(tenant, id, self.epoch).await?;
         // A message may have come after our last look and before the release, and its sender has seen the lease taken.
@@ -207,6 +212,7 @@ impl Driver {
 
     /// Runs one turn to its end, and tells whether the lease went with it, since no message waits.
     async fn turn(&self, input: Input, from: Origin, controls: &mut Controls, hold: &Hold) -> Result<bool, Error> {
+        self.driven.set(input.turn);
         let is_fresh = matches!(from, Origin::Beginning(_));
         let mut recorder =
             Recorder::new(Arc::clone(&self.core), self.session.clone(), self.epoch, input.turn, is_fresh);
@@ -227,7 +233,7 @@ impl Driver {
         let mut lost = 0;
         let mut unreached_since = None;
         let end = loop {
-            if self.has_panicked {
+            if self.panicked.is_some_and(|panicked| panicked.turn == Some(input.turn)) {
                 let error = Error::internal(anyhow::anyhow!("the turn's driver panicked"));
                 break End::failed(StopReason::Error, session_error(&error));
             }

@@ -38,7 +38,8 @@ use crate::worker_client::WorkerClient;
 
 /// Messages to a worker that may wait. At the bound the exchange waits: the worker has stopped reading.
 const OUTGOING_MAX: usize = 64;
-/// Worker messages that are taken together at most, and their bytes: what is beyond waits for the next transaction.
+/// Worker messages that are taken together at most, and their bytes: what is beyond waits for the next transaction. The second half of
+/// something that belongs together does not, up to twice as many.
 const GATHER_MAX: usize = 256;
 const GATHER_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Grants that a worker may have asked for and not told the outcome of. It makes one call at a time, and a hedge; one that wants more is
@@ -269,12 +270,12 @@ impl Exchange<'_> {
             if next.is_some() {
                 continue;
             }
-            if messages >= GATHER_MAX || bytes >= GATHER_BYTES_MAX {
-                // Whoever else has something to say in the step comes before what the worker says next.
-            } else if gathered.is_half() {
+            let are = |times| messages >= times * GATHER_MAX || bytes >= times * GATHER_BYTES_MAX;
+            if gathered.is_half() && !are(2) {
                 let rest = tokio::time::timeout(SECOND_HALF_MAX, incoming.message()).await;
                 next = rest.ok().and_then(Result::ok).flatten();
-            } else {
+            } else if !are(1) {
+                // Beyond, whoever else has something to say in the step comes before what the worker says next.
                 next = at_hand(incoming);
             }
             if next.is_none() {

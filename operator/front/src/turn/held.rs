@@ -4,10 +4,12 @@
 
 use std::collections::HashMap;
 use std::future::ready;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use croft_proto::id::{SessionId, TenantId};
+use futures::future::{Either, select};
 use futures::{StreamExt, stream};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -160,10 +162,24 @@ pub async fn keep_leases(core: Arc<Core>) {
     }
 }
 
-/// False when the store did not answer in time: half of what lies between two rounds, so that the next try comes before the second.
+/// False when the store did not answer before the next round is due. Half way there it is asked a second time, as the first may never be
+/// answered. It goes on with that too: a store that is only slow would have all of it before it again.
 async fn renew(core: &Core, batch: Batch, ttl: Duration) -> bool {
-    let asked = Instant::now();
-    let Ok(renewed) = timeout(ttl / 6, core.stores.leases.renew_all(batch.0, &batch.1, ttl)).await else {
+    let ask = async |later: Duration| {
+        tokio::time::sleep(later).await;
+        let asked = Instant::now();
+        (asked, core.stores.leases.renew_all(batch.0, &batch.1, ttl).await)
+    };
+    let either = async {
+        match select(pin!(ask(Duration::ZERO)), pin!(ask(ttl / 6))).await {
+            Either::Left((answer @ (_, Ok(_)), _)) | Either::Right((answer @ (_, Ok(_)), _)) => answer,
+            // One that fails late may be behind one that does not.
+            Either::Left(((asked, Err(_)), second)) if asked.elapsed() >= ttl / 6 => second.await,
+            Either::Left((refused, _)) => refused,
+            Either::Right((_, first)) => first.await,
+        }
+    };
+    let Ok((asked, renewed)) = timeout(ttl / 3, either).await else {
         tracing::warn!(tenant = %batch.0, "leases were not renewed in time, trying again");
         return false;
     };

@@ -19,6 +19,7 @@ use crate::core::Core;
 use crate::error::Error;
 use crate::models::output;
 use crate::models::router::{self, Choice, Question};
+use crate::models::seed::sees;
 use crate::session::Session;
 
 /// How long a grant is good for.
@@ -110,7 +111,7 @@ impl Purse {
                     output_tokens_max: u32::try_from(reservation.output_tokens_max).unwrap_or(u32::MAX),
                     expire_time: Some(Timestamp { seconds: now().seconds + GRANT_TTL_SECONDS, nanos: 0 }),
                     routed: is_routed,
-                    images: model.capabilities.map(|can| can.images),
+                    images: sees(&model),
                 };
                 self.lock().open.push(*reservation);
                 Told::Granted { request, routed, grant }

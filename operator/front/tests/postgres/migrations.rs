@@ -14,7 +14,7 @@ use croft_front::store::postgres::Postgres;
 use croft_proto::id::SessionId;
 use croft_serve::Tasks;
 use secrecy::SecretString;
-use sqlx::migrate::Migrator;
+use sqlx::migrate::{Migrate as _, Migrator};
 use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
@@ -261,6 +261,29 @@ async fn fronts_go_on_while_a_migration_lacks_its_lock() {
     let meanwhile = tokio::time::timeout(Duration::from_mins(1), meanwhile);
     let (ran, worked) = tokio::join!(migrate::run(&url, FRONT_ROLE), meanwhile);
     worked.expect("it waits for no lock").unwrap();
+    ran.unwrap();
+    database.front().await.check().await.unwrap();
+    database.end().await;
+}
+
+/// It gave up after two seconds, again and again, and failed in the end though all was well.
+#[tokio::test]
+async fn one_waits_for_another_for_as_long_as_that_takes() {
+    let database = Database::empty().await;
+    let (mut other, mut admin) = (database.admin().await, database.admin().await);
+    other.lock().await.unwrap();
+    let url = database.admin_url();
+    let meanwhile = async {
+        let waits = "pg_stat_activity where datname = current_database() and application_name = 'croft-front migrate'
+            and wait_event = 'advisory' and clock_timestamp() - query_start > interval '4s'";
+        while count(&mut admin, waits.to_owned()).await == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        other.unlock().await.unwrap();
+    };
+    let meanwhile = tokio::time::timeout(Duration::from_secs(20), meanwhile);
+    let (ran, waited) = tokio::join!(migrate::run(&url, FRONT_ROLE), meanwhile);
+    waited.expect("it does not wait that long");
     ran.unwrap();
     database.front().await.check().await.unwrap();
     database.end().await;

@@ -14,19 +14,19 @@ use crate::wire::error_object;
 /// What an HTTP status means, with the body if it was JSON.
 pub(super) fn of_status(status: u16, body: Option<&Value>) -> Error {
     let told = body.map(|body| error_object(body).unwrap_or(body)).map(Told::read).unwrap_or_default();
-    let message = told.message.as_deref().map_or_else(|| status::message(status), |message| told.with_param(message));
-    let class = told.class(&message).unwrap_or_else(|| refined(status::class(status), &message));
+    let message = told.whole().unwrap_or_else(|| status::message(status));
+    let class = told.class(&message).unwrap_or_else(|| told.refined(status::class(status), &message));
     Error::new(NAME, class, message)
 }
 
 /// What an error in a stream that began well means: the object itself, or the body that holds it.
 pub(super) fn in_stream(body: &Value) -> Error {
     let told = Told::read(error_object(body).unwrap_or(body));
-    let message = told.with_param(told.message.as_deref().unwrap_or("failed without a word"));
+    let message = told.whole().unwrap_or_else(|| told.with_param("failed without a word"));
     // What we don't know is the provider's fault until it is known to be ours.
     let class = told.class(&message).unwrap_or_else(|| {
         let class = told.status().map_or(Class::Overload, status::class);
-        refined(class, &message)
+        told.refined(class, &message)
     });
     Error::new(NAME, class, message)
 }
@@ -35,6 +35,8 @@ pub(super) fn in_stream(body: &Value) -> Error {
 #[derive(Default)]
 struct Told<'body> {
     message: Option<Cow<'body, str>>,
+    /// What the provider behind a router said.
+    routed: Option<String>,
     kind: &'body str,
     code: &'body str,
     /// The field of the request that it is about.
@@ -45,25 +47,23 @@ struct Told<'body> {
 impl<'body> Told<'body> {
     fn read(error: &'body Value) -> Self {
         let field = |name: &str| error.get(name).and_then(Value::as_str);
-        let nested = |name: &str| error.get(name)?.get("message")?.as_str();
-        let message = error
-            .as_str()
-            .or_else(|| field("message"))
-            .or_else(|| field("detail"))
-            .or_else(|| nested("detail"))
-            .filter(|message| !message.is_empty())
-            .map(Cow::Borrowed)
-            .or_else(|| listed(error).map(Cow::Owned));
         Self {
-            message: match (message, routed(error)) {
-                (Some(message), Some(routed)) => Some(format!("{message}: {routed}").into()),
-                (message, _) => message,
-            },
+            message: sentence(error),
+            routed: routed(error),
             kind: field("type").unwrap_or_default(),
             code: field("code").unwrap_or_default(),
             param: field("param").unwrap_or_default(),
             number: error.get("code").and_then(Value::as_u64).or_else(|| field("code")?.parse().ok()),
         }
+    }
+
+    /// All that was said, if anything was.
+    fn whole(&self) -> Option<String> {
+        let message = self.message.as_deref()?;
+        Some(match &self.routed {
+            Some(routed) => self.with_param(&format!("{message}: {routed}")),
+            None => self.with_param(message),
+        })
     }
 
     /// Few sentences leave out what they are about.
@@ -77,14 +77,63 @@ impl<'body> Told<'body> {
 
     fn class(&self, message: &str) -> Option<Class> {
         let class = of_word(self.code).or_else(|| of_word(self.kind))?;
-        Some(refined(class, message))
+        Some(self.refined(class, message))
+    }
+
+    /// Some causes that need another answer share a word; only the sentence tells them apart.
+    fn refined(&self, class: Class, message: &str) -> Class {
+        let message = message.to_ascii_lowercase();
+        let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
+        // The quota of the provider behind a router is the router's, and not of the key that we call with.
+        let own = self.message.as_deref().unwrap_or_default().to_ascii_lowercase();
+        let says_itself = |words: &[&str]| words.iter().any(|word| own.contains(word));
+        match class {
+            Class::Invalid if says(&TOO_LONG) => Class::Context,
+            Class::Overload if says(&[OF_LLAMA_CPP]) => Class::Context,
+            // What a template refuses is a fault of the server to llama.cpp, and would be tried again as it is.
+            Class::Overload if says(&[ROLES_MUST_ALTERNATE]) => Class::Invalid,
+            Class::Invalid if says(&["usage policy", "content management policy", "safety system"]) => Class::Content,
+            Class::Invalid if says(&["api key"]) => Class::Auth,
+            Class::Rate if says_itself(&["exceeded your current quota", "billing", "insufficient_quota"]) => {
+                Class::Quota
+            }
+            // More than a minute's allowance in one request: waiting does not help, a shorter conversation does.
+            Class::Rate if says_itself(&["request too large"]) => Class::Context,
+            class => class,
+        }
     }
 }
 
+/// The sentence of an error.
+fn sentence(error: &Value) -> Option<Cow<'_, str>> {
+    let field = |name: &str| error.get(name).and_then(Value::as_str);
+    let nested = |name: &str| error.get(name)?.get("message")?.as_str();
+    error
+        .as_str()
+        .or_else(|| field("message"))
+        .or_else(|| field("detail"))
+        .or_else(|| nested("detail"))
+        .filter(|message| !message.is_empty())
+        .map(Cow::Borrowed)
+        .or_else(|| listed(error).map(Cow::Owned))
+}
+
 /// What the provider behind a router said, whose own words are "Provider returned error":
-/// <https://openrouter.ai/docs/api-reference/errors#provider-errors>.
-fn routed(error: &Value) -> Option<&str> {
-    error.get("metadata")?.get("raw")?.as_str()
+/// <https://openrouter.ai/docs/api-reference/errors#provider-errors>. It is the whole body, of which the sentence alone is told: other
+/// fields may quote the conversation.
+fn routed(error: &Value) -> Option<String> {
+    let raw = error.get("metadata")?.get("raw")?;
+    let Some(text) = raw.as_str() else { return told_in(raw) };
+    let text = text.trim();
+    match serde_json::from_str::<Value>(text) {
+        Ok(body) => told_in(&body),
+        // One that was cut is no text either.
+        Err(_) => (!text.is_empty() && !text.starts_with(['{', '['])).then(|| text.to_owned()),
+    }
+}
+
+fn told_in(body: &Value) -> Option<String> {
+    sentence(error_object(body).unwrap_or(body)).map(Cow::into_owned)
 }
 
 /// Each field that servers by `FastAPI` find fault with, in `detail`, or in `message.detail` at Mistral:
@@ -158,24 +207,6 @@ const TOO_LONG: [&str; 9] = [
 
 /// Older builds call it a fault of the server.
 const OF_LLAMA_CPP: &str = "exceeds the available context size";
-
-/// Some causes that need another answer share a word; only the sentence tells them apart.
-fn refined(class: Class, message: &str) -> Class {
-    let message = message.to_ascii_lowercase();
-    let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
-    match class {
-        Class::Invalid if says(&TOO_LONG) => Class::Context,
-        Class::Overload if says(&[OF_LLAMA_CPP]) => Class::Context,
-        // What a template refuses is a fault of the server to llama.cpp, and would be tried again as it is.
-        Class::Overload if says(&[ROLES_MUST_ALTERNATE]) => Class::Invalid,
-        Class::Invalid if says(&["usage policy", "content management policy", "safety system"]) => Class::Content,
-        Class::Invalid if says(&["api key"]) => Class::Auth,
-        Class::Rate if says(&["exceeded your current quota", "billing", "insufficient_quota"]) => Class::Quota,
-        // More than a minute's allowance in one request: waiting does not help, a shorter conversation does.
-        Class::Rate if says(&["request too large"]) => Class::Context,
-        class => class,
-    }
-}
 
 #[cfg(test)]
 mod tests {
@@ -327,12 +358,43 @@ mod tests {
             "code": 400,
             "metadata": {"provider_name": "Mistral", "raw": r#"{"message":"Unexpected role 'user' after role 'tool'"}"#},
         }});
-        let expected = r#"Provider returned error: {"message":"Unexpected role 'user' after role 'tool'"}"#;
+        let expected = "Provider returned error: Unexpected role 'user' after role 'tool'";
         assert_eq!(of_status(400, Some(&routed)).message, expected);
         let detail = json!([{"type": "extra_forbidden", "loc": ["body", "messages", 2, "x"], "msg": "Extra inputs", "input": "secret"}]);
         for body in [json!({"detail": detail}), json!({"object": "error", "message": {"detail": detail}})] {
             let error = of_status(422, Some(&body));
             assert_eq!((error.class, error.message.as_str()), (Class::Invalid, "body.messages.2.x: Extra inputs"));
+        }
+    }
+
+    #[test]
+    fn of_a_body_behind_a_router_the_sentence_alone_is_told_and_decides() {
+        let routed = |status: u16, raw: Value| {
+            let message = "Provider returned error";
+            let body = json!({"error": {"message": message, "code": status, "metadata": {"raw": raw}}});
+            let error = of_status(status, Some(&body));
+            assert_eq!(in_stream(&body).class, error.class, "{body}");
+            (error.class, error.message.strip_prefix(message).unwrap().to_owned())
+        };
+        // Quoted by FastAPI: words that would change the class, or teach a refusal.
+        let input = "my api key, temperature, billing; roles must alternate";
+        let fault = json!({"detail": [{"loc": ["body", "x"], "msg": "Extra inputs", "input": input}]}).to_string();
+        let object = json!({"error": {"message": "slow down", "input": input}});
+        for (status, raw, class, told) in [
+            (400, json!(fault), Class::Invalid, ": body.x: Extra inputs"),
+            (429, json!(object.to_string()), Class::Rate, ": slow down"),
+            (429, object, Class::Rate, ": slow down"),
+            (400, json!({"input": input}), Class::Invalid, ""),
+            (400, json!(json!({"input": input}).to_string()), Class::Invalid, ""),
+            (400, json!(format!(r#"{{"input":"{input}"#)), Class::Invalid, ""),
+            (400, json!("no such field"), Class::Invalid, ": no such field"),
+            (400, json!(r#"{"message":"the prompt is too long"}"#), Class::Context, ": the prompt is too long"),
+            (429, json!("You exceeded your current quota"), Class::Rate, ": You exceeded your current quota"),
+            (429, json!("request too large"), Class::Rate, ": request too large"),
+            (400, json!(""), Class::Invalid, ""),
+            (400, Value::Null, Class::Invalid, ""),
+        ] {
+            assert_eq!(routed(status, raw.clone()), (class, told.to_owned()), "{raw}");
         }
     }
 

@@ -87,7 +87,7 @@ impl Taken {
         }
         let data = BASE64_STANDARD.decode(data).unwrap_or_default();
         let Some(media_type) = media_type::of_image(&data) else {
-            return self.no_image("it is no PNG, JPEG, GIF or WebP");
+            return self.no_image("it is no PNG, JPEG, GIF, WebP, HEIC or HEIF");
         };
         self.image_bytes += data.len();
         let (media_type, source) = (media_type.to_owned(), Some(Source::Data(data.into())));
@@ -158,7 +158,11 @@ mod tests {
         for media_type in ["image/jpg", "application/octet-stream", ""] {
             assert_eq!(of(image(media_type, &BASE64_STANDARD.encode(PNG))), [png()], "{media_type}");
         }
-        let told = "[an image is left out: it is no PNG, JPEG, GIF or WebP]";
+        let heic = of(image("image/heic", &BASE64_STANDARD.encode(b"\0\0\0\x10ftypheic\0\0\0\0")));
+        assert!(
+            matches!(&heic[..], [ContentBlock { block: Some(Block::Image(image)) }] if image.media_type == "image/heic")
+        );
+        let told = "[an image is left out: it is no PNG, JPEG, GIF, WebP, HEIC or HEIF]";
         for data in ["", "AAEC", "no base64 at all", &BASE64_STANDARD.encode("<svg/>")] {
             let expected = [told, "[cut: 0 bytes of text and 1 other parts left out]"];
             let content = of(image("image/png", data));

@@ -22,16 +22,16 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Starts the senders, and the task that closes the outbox at shutdown: once no turn is left, which may have more to say.
 pub(super) fn spawn(tasks: &Tasks, sender: &Sender, mut turns: watch::Receiver<usize>) {
     for _ in 0..SENDERS {
-        drop(tasks.spawn("relay-sender", sender.clone().run()));
+        tasks.spawn_endless("relay-sender", sender.clone().run());
     }
     let closing = Arc::clone(&sender.outbox);
     let stopping = tasks.stopping();
-    drop(tasks.spawn("relay-closer", async move {
+    tasks.spawn_endless("relay-closer", async move {
         stopping.cancelled().await;
         // An error says that the hub is gone.
         let _ = turns.wait_for(|turns| *turns == 0).await;
         closing.close();
-    }));
+    });
 }
 
 /// One of several that do the same.

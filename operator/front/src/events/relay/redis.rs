@@ -41,7 +41,7 @@ impl RedisRelay {
             .set_response_timeout(Some(ANSWER_TIMEOUT));
         let publisher = client.get_connection_manager_lazy(config).map_err(down)?;
         let (requests, waiting) = mpsc::channel(REQUESTS_MAX);
-        drop(tasks.spawn("relay-subscriber", Subscriber::new(client, waiting).run(tasks.stopping())));
+        tasks.spawn_endless("relay-subscriber", Subscriber::new(client, waiting).run(tasks.stopping()));
         let relay = Self { publisher, requests };
         if let Err(error) = relay.check().await {
             tracing::warn!(%error, "starting without Redis: events reach other replicas by the log, with delay");

@@ -134,6 +134,15 @@ async fn whoever_does_not_know_the_tenants_looks_for_nothing() {
     assert_eq!(front.released(), sessions(&left));
 }
 
+/// Nobody would start it anew, and no turn would be taken over here any more.
+#[tokio::test(start_paused = true)]
+async fn a_look_that_panics_ends_the_program() {
+    // The leases panic where they find more than was asked for.
+    let finds = Mutex::new([Ok(turns(BATCH + 1))].into());
+    let front = Front::knowing_the_tenants(Leases { finds, ..Leases::default() }).await;
+    tokio::time::timeout(5 * EVERY, front.tasks.failed()).await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn as_many_as_a_look_finds_are_followed_by_another_at_once() {
     let left = turns(2 * BATCH + 1);

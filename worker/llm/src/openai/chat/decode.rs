@@ -126,8 +126,12 @@ impl Usage {
         let (prompt, completion) = (count(self.prompt_tokens), count(self.completion_tokens));
         let reasoning_tokens = count(output.and_then(|details| details.reasoning_tokens));
         let with_reasoning = completion.saturating_add(reasoning_tokens);
-        let is_beside =
-            reasoning_tokens > completion || self.total_tokens == Some(prompt.saturating_add(with_reasoning));
+        let is_beside = match self.total_tokens {
+            Some(total) if total == prompt.saturating_add(with_reasoning) => true,
+            Some(total) if total == prompt.saturating_add(completion) => false,
+            // It says nothing: a part can't be more than the whole.
+            _ => reasoning_tokens > completion,
+        };
         TokenUsage {
             input_uncached_tokens: prompt.saturating_sub(cached).max(0),
             cache_read_tokens,

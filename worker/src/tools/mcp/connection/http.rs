@@ -19,8 +19,9 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 /// How long a server may be silent to `server/discover`. Then it counts as one of the older era, which need not know that. It is longer
-/// than connecting may take, so that one that can't be reached is not tried twice.
-const DISCOVER_TIMEOUT: Duration = Duration::from_secs(6);
+/// than connecting may take, so that one that can't be reached is not tried twice, and shorter than the ten seconds after which the
+/// library gives up on its own.
+const DISCOVER_TIMEOUT: Duration = Duration::from_secs(9);
 
 type Failure = StreamableHttpError<reqwest::Error>;
 type Headers = HashMap<HeaderName, HeaderValue>;
