@@ -1,6 +1,6 @@
 //! Alerts reach the platform's webhook: signed, and again until they are taken.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use croft_e2e::client::{message, scripted_agent};
@@ -9,48 +9,15 @@ use croft_front::core::Options;
 use croft_proto::v1::{Budget, BudgetAction, BudgetPeriod, BudgetScope, SetBudgetRequest};
 use prometheus::Registry;
 use secrecy::SecretString;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
+use crate::receiver::Receiver;
 use crate::world::{Ground, World, read_all};
 
 const SECRET: &str = "a secret of sixteen";
 
-/// A receiver that refuses so many posts, and takes what comes then. Each post is its headers and its body.
-struct Receiver {
-    url: String,
-    posts: Arc<Mutex<Vec<String>>>,
-}
-
-impl Receiver {
-    async fn refusing(mut refusals: usize) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}/alerts", listener.local_addr().unwrap());
-        let posts: Arc<Mutex<Vec<String>>> = Arc::default();
-        let taken = Arc::clone(&posts);
-        #[expect(clippy::disallowed_methods, reason = "it ends with the test's runtime")]
-        tokio::spawn(async move {
-            loop {
-                let (mut connection, _) = listener.accept().await.unwrap();
-                let mut post = String::new();
-                let mut buffer = [0; 4096];
-                while !post.contains("\r\n\r\n") || !post.ends_with('}') {
-                    let read = connection.read(&mut buffer).await.unwrap();
-                    post.push_str(std::str::from_utf8(&buffer[..read]).unwrap());
-                }
-                let status = if refusals > 0 { "503 Busy" } else { "204 Taken" };
-                refusals = refusals.saturating_sub(1);
-                let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
-                connection.write_all(answer.as_bytes()).await.unwrap();
-                taken.lock().unwrap().push(post);
-            }
-        });
-        Self { url, posts }
-    }
-
-    fn hook(&self) -> Hook {
-        Hook { url: self.url.clone(), secret: SecretString::from(SECRET) }
-    }
+fn hook(receiver: &Receiver) -> Hook {
+    Hook { url: receiver.url.clone(), secret: SecretString::from(SECRET) }
 }
 
 fn header<'post>(post: &'post str, name: &str) -> &'post str {
@@ -77,7 +44,7 @@ async fn alert(world: &World) {
 #[tokio::test]
 async fn an_alert_is_posted_with_a_signature_that_can_be_checked() {
     let receiver = Receiver::refusing(0).await;
-    let options = Options { hook: Some(receiver.hook()), ..Options::default() };
+    let options = Options { hook: Some(hook(&receiver)), ..Options::default() };
     let world = World::on(Ground { options, ..Ground::default() }).await;
     alert(&world).await;
     let posted = async {
@@ -108,7 +75,7 @@ async fn a_refused_alert_is_posted_again_and_one_that_is_never_taken_is_given_up
     alert(&world).await;
     let receiver = Receiver::refusing(6).await;
     let stores = &world.core.stores;
-    let poster = Poster::new(Arc::clone(&stores.budgets), receiver.hook(), &Registry::new()).unwrap();
+    let poster = Poster::new(Arc::clone(&stores.budgets), hook(&receiver), &Registry::new()).unwrap();
     let poster = poster.with_pause(Duration::ZERO);
     // Four alerts, of which six posts are refused.
     let mut rounds = 0;

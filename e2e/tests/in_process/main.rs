@@ -24,6 +24,7 @@ mod own_credentials;
 mod panics;
 mod paused_log;
 mod previews;
+mod receiver;
 mod requests;
 mod retention;
 mod routing;

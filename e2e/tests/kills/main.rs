@@ -7,6 +7,8 @@
 
 #[path = "../faults/dice.rs"]
 mod dice;
+#[path = "../in_process/receiver.rs"]
+mod receiver;
 mod relay;
 mod rollout;
 #[expect(dead_code, reason = "other tests need more of it")]

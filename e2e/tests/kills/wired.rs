@@ -1,7 +1,6 @@
 //! What a front is told by its flags holds in the program that `main` builds, and over two of them: rates and budgets are counted
 //! together in Redis, alerts are posted, streams and origins are bounded.
 
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use croft_e2e::client::{Client, message, scripted_agent};
@@ -12,12 +11,11 @@ use croft_proto::v1::{
     StopReason, StreamEventsRequest,
 };
 use secrecy::SecretString;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+use crate::receiver::Receiver;
 use crate::stage::Stage;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -45,30 +43,6 @@ async fn turn(client: &mut Client, session_id: &str, text: &str) -> Option<StopR
         }
     }
     ended
-}
-
-/// Takes posts with a 204. Each is its headers and its body.
-async fn receiver() -> (String, Arc<Mutex<Vec<String>>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}/alerts", listener.local_addr().unwrap());
-    let posts: Arc<Mutex<Vec<String>>> = Arc::default();
-    let taken = Arc::clone(&posts);
-    #[expect(clippy::disallowed_methods, reason = "it ends with the test's runtime")]
-    tokio::spawn(async move {
-        while let Ok((mut connection, _)) = listener.accept().await {
-            let (mut post, mut buffer) = (String::new(), [0; 4096]);
-            while !post.contains("\r\n\r\n") || !post.ends_with('}') {
-                match connection.read(&mut buffer).await {
-                    Ok(read @ 1..) => post.push_str(&String::from_utf8_lossy(&buffer[..read])),
-                    _ => break,
-                }
-            }
-            let answer = b"HTTP/1.1 204 Taken\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-            let _ = connection.write_all(answer).await;
-            taken.lock().unwrap().push(post);
-        }
-    });
-    (url, posts)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -134,7 +108,7 @@ async fn rates_of_flags_hold_over_both_fronts_together() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_budget_holds_over_both_fronts_and_its_alerts_are_posted() {
-    let (url, posts) = receiver().await;
+    let Receiver { url, posts } = Receiver::refusing(0).await;
     let rates = std::env::temp_dir().join(format!("croft-rates-{}.yaml", uuid::Uuid::new_v4()));
     std::fs::write(&rates, "scripted: { standard: { sessionsPerMinute: 2 } }\n").unwrap();
     let stage = Stage::with(&flags(&[
