@@ -32,6 +32,8 @@ pub enum Authority {
     During { turn: TurnId },
     /// As a caller, and the lease's epoch moves on, so that the turn at hand can write nothing more: termination.
     Fence,
+    /// As [`Self::Fence`], of a session without a turn at hand; refused with [`Error::SessionBusy`] while there is one.
+    AtRest,
     /// As [`Self::Fence`], of a session whose time is up as of then; refused with [`Error::SessionBusy`] when it is not, since
     /// the session was heard from.
     Overdue { as_of: Timestamp },
@@ -40,7 +42,7 @@ pub enum Authority {
 impl Authority {
     /// The turn at hand can write nothing more.
     pub(crate) fn fences(self) -> bool {
-        matches!(self, Self::Fence | Self::Overdue { .. })
+        matches!(self, Self::Fence | Self::AtRest | Self::Overdue { .. })
     }
 }
 

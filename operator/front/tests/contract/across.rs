@@ -98,6 +98,19 @@ pub(crate) async fn ends_a_session_only_while_it_is_due(stores: &Stores) {
     assert!(matches!(unknown, Err(Error::SessionNotFound { .. })), "{unknown:?}");
 }
 
+pub(crate) async fn ends_a_session_at_rest_only_while_no_turn_is_at_hand(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let session = insert(stores, timed(tenant, 0, None)).await;
+    let end = || Append { authority: Authority::AtRest, ..append(tenant, session.id, vec![terminated("CALL_ENDED")]) };
+    put(stores, &session, 1, running()).await;
+    let refused = stores.events.append(end()).await;
+    assert!(matches!(refused, Err(Error::SessionBusy { .. })), "{refused:?}");
+    put(stores, &session, 2, idle()).await;
+    appended(stores, end()).await;
+    let late = stores.events.append(end()).await;
+    assert!(matches!(late, Err(Error::SessionTerminated { .. })), "{late:?}");
+}
+
 pub(crate) async fn fences_the_turn_of_a_session_that_is_too_old(stores: &Stores) {
     let tenant = tenant(stores, "ours").await;
     let session = insert(stores, timed(tenant, 0, Some(at(5)))).await;

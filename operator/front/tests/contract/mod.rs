@@ -56,7 +56,7 @@ macro_rules! promises {
                 finds_no_key_that_has_expired, finds_no_key_that_is_revoked, revokes_and_lists_the_tenants_own_alone;
             models: holds_the_seed;
             across: finds_what_is_due_longest_first, lets_a_running_session_be_idle_for_as_long_as_it_likes,
-                ends_a_session_only_while_it_is_due, fences_the_turn_of_a_session_that_is_too_old,
+                ends_a_session_only_while_it_is_due, ends_a_session_at_rest_only_while_no_turn_is_at_hand, fences_the_turn_of_a_session_that_is_too_old,
                 ends_a_session_once_whoever_races, tells_each_change_of_state_from_a_horizon_on,
                 finds_sub_agents_that_have_outlived_their_call;
             removal: shuts_the_door_for_good, shuts_the_door_on_a_tenant_that_nobody_knew,

@@ -14,7 +14,7 @@ impl Manager {
     /// Ends a session. The event fences the running turn in the same transaction, so nothing follows it, and of all that
     /// want the end one has its way: true for that one, false when the session had ended before.
     ///
-    /// Fails with [`Error::SessionBusy`] when `authority` is [`Authority::Overdue`] and the session isn't.
+    /// Fails with [`Error::SessionBusy`] when `authority` is [`Authority::Overdue`] or [`Authority::AtRest`] and the session isn't.
     pub(crate) async fn end(&self, session: &Session, authority: Authority, reason: &str) -> Result<bool, Error> {
         let append = Append {
             tenant: session.tenant,

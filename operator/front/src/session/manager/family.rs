@@ -85,10 +85,16 @@ impl Manager {
         loop {
             let Some(now) = self.core.stores.sessions.get(tenant, id).await? else { return Ok(()) };
             if now.state != SessionState::Running {
-                if self.end(&now, Authority::Fence, reason).await? {
-                    self.release_worker(&now, reason);
+                match self.end(&now, Authority::AtRest, reason).await {
+                    // Its caller's word has come to it since.
+                    Err(Error::SessionBusy { .. }) => {}
+                    ended => {
+                        if ended? {
+                            self.release_worker(&now, reason);
+                        }
+                        return Ok(());
+                    }
                 }
-                return Ok(());
             }
             if Instant::now() >= until {
                 tracing::info!(%tenant, session = %id, "a sub-agent's turn has not ended yet");

@@ -121,10 +121,14 @@ impl Record {
             Authority::During { turn } if !self.runs(turn) => {
                 Err(Error::SessionBusy { session_id: self.session.id.to_string() })
             }
+            Authority::AtRest if self.session.state == SessionState::Running => {
+                Err(Error::SessionBusy { session_id: self.session.id.to_string() })
+            }
             Authority::Lease { .. }
             | Authority::Caller
             | Authority::During { .. }
             | Authority::Fence
+            | Authority::AtRest
             | Authority::Overdue { .. } => Ok(()),
         }
     }

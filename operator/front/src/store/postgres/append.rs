@@ -57,7 +57,7 @@ const APPEND: &str = concat!(
         where tenant_id = $1 and session_id = $2 and state <> 'terminated'
             and ($13::bigint is null or lease_epoch = $13) and ($22::timestamptz is null or due_time <= $22)
             and ($23::text is null or exists (select 1 from taken))
-            and ($26::text is null or (state = 'running' and turn_id = $26))
+            and ($26::text is null or (state = 'running' and turn_id = $26)) and not ($27 and state = 'running')
         returning last_seq - $3 as base, lease_epoch
     ), forgotten as (
         delete from idempotency_keys
@@ -113,7 +113,7 @@ impl Postgres {
             Authority::Lease { epoch } => (Some(signed(epoch)), None, None),
             Authority::Overdue { as_of } => (None, Some(Time(as_of)), None),
             Authority::During { turn } => (None, None, Some(turn.to_string())),
-            Authority::Caller | Authority::Fence => (None, None, None),
+            Authority::Caller | Authority::Fence | Authority::AtRest => (None, None, None),
         };
         let (key, scope) = (idempotency_key.as_ref(), scope(session));
 
@@ -149,6 +149,7 @@ impl Postgres {
             .bind(lease.ttl_micros())
             .bind(lease.releases())
             .bind(during)
+            .bind(authority == Authority::AtRest)
             .fetch_optional(&mut *tx)
             .await
             .map_err(failed)?;
@@ -204,7 +205,9 @@ pub(super) async fn refused(
         (Some("terminated"), _) => Error::SessionTerminated { session_id },
         (Some(_), _) if matches!(lease, LeaseChange::Take { .. }) => return Ok(Stored::Busy),
         (Some(_), Authority::Lease { epoch }) => Error::LeaseLost { epoch },
-        (Some(_), Authority::Overdue { .. } | Authority::During { .. }) => Error::SessionBusy { session_id },
+        (Some(_), Authority::Overdue { .. } | Authority::During { .. } | Authority::AtRest) => {
+            Error::SessionBusy { session_id }
+        }
         (Some(state), Authority::Caller | Authority::Fence) => {
             Error::internal(anyhow::anyhow!("a {state} session took no events"))
         }

@@ -62,7 +62,11 @@ impl Columns {
         self.epochs.push(match append.authority {
             Authority::Lease { epoch } => Some(signed(epoch)),
             // The others are never part of a group.
-            Authority::Caller | Authority::During { .. } | Authority::Fence | Authority::Overdue { .. } => None,
+            Authority::Caller
+            | Authority::During { .. }
+            | Authority::Fence
+            | Authority::AtRest
+            | Authority::Overdue { .. } => None,
         });
         self.checkpoints.push(append.checkpoint.as_ref().map(prost::Message::encode_to_vec));
         self.holders.push(lease.holder().map(str::to_owned));
