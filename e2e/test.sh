@@ -23,6 +23,16 @@ chart_lint() {
 alert_rules() {
     promtool check rules --lint=all --lint-fatal charts/croft/alerts.yaml && promtool test rules e2e/alerts.yaml
 }
+# What failed is told once more at the end, where people look first.
+tests() {
+    local log=target/croft-logs/tests.log
+    cargo test --workspace --no-fail-fast 2>&1 | tee "$log" && return
+    local code=$?
+    echo
+    echo "What failed, all of it is in $log:"
+    awk '/^     Running /{program = $0} /^---- .* stdout ----$/{print program; shown = 30} /^test result/{shown = 0} shown-- > 0' "$log" | cut -c1-1000
+    return $code
+}
 cluster_tests_of_the_starter() { (cd e2e/cluster/starter && go vet ./... && go test ./...); }
 
 export CROFT_WITH_TESTS=yes INSTA_UPDATE=no
@@ -38,4 +48,4 @@ step "the cluster's own tests" quiet starter cluster_tests_of_the_starter
 step "services" e2e/test-services.sh
 step "system" e2e/up.sh
 . target/croft-test/test-env
-step "tests" cargo test --workspace --no-fail-fast
+step "tests" tests

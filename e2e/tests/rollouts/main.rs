@@ -25,11 +25,17 @@ use crate::support::{PATIENCE, Tenant, answer, assert_contiguous, pods};
 const SLOW: &str =
     r#"{"script": [{"text": "a b c d e f g h i j k l m n o p q r s t u v w x y z", "token_delay_ms": 200}]}"#;
 
-/// A call that a client is to make again. What came just after its connection had been told to go is an internal error to this client;
-/// others make such a call again by themselves.
+/// A call that a client is to make again. What came just after its connection had been told to go, or as it closed, is an internal or a
+/// cancelled call to this client; others make such a call again by themselves.
 fn assert_to_be_repeated(status: &Status) {
-    let is_late = status.code() == Code::Internal && format!("{status:?}").contains("GoAway");
-    assert!(is_late || status.code() == Code::Unavailable, "{status:?}");
+    let shown = format!("{status:?}");
+    let is_late = match status.code() {
+        Code::Unavailable => true,
+        Code::Internal => shown.contains("GoAway"),
+        Code::Cancelled => shown.contains("connection closed"),
+        _ => false,
+    };
+    assert!(is_late, "{shown}");
 }
 
 /// Sends a slow message until it is taken, and reads on until the turn has ended, at whichever front answers. Gives what is durable.
