@@ -1,5 +1,7 @@
 //! A client of the front with an API key.
 
+use std::time::Duration;
+
 use anyhow::Context;
 use croft_proto::v1::audit_service_client::AuditServiceClient;
 use croft_proto::v1::budget_service_client::BudgetServiceClient;
@@ -36,11 +38,14 @@ pub struct Client {
     pub budgets: BudgetServiceClient<InterceptedService<Channel, Bearer>>,
 }
 
+/// What was sent to a pod that went at this moment is never answered.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
 impl Client {
     /// `address` is `host:port`. Connects at the first call.
     pub fn new(address: &str, api_key: &str) -> anyhow::Result<Self> {
-        let channel = Endpoint::from_shared(format!("http://{address}")).context("not an address")?.connect_lazy();
-        Self::over(channel, api_key)
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).context("not an address")?;
+        Self::over(endpoint.connect_timeout(CONNECT_TIMEOUT).connect_lazy(), api_key)
     }
 
     /// Over a channel that is there already.

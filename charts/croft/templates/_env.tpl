@@ -116,6 +116,8 @@
   value: {{ .role | quote }}
 {{- end }}
 {{- end }}
+- name: CROFT_SHUTDOWN_DELAY_MS
+  value: {{ mul .Values.front.shutdownDelaySeconds 1000 | quote }}
 - name: CROFT_SHUTDOWN_GRACE_MS
-  value: {{ mul (sub .Values.front.terminationGracePeriodSeconds 5) 1000 | quote }}
+  value: {{ mul (max 0 (sub (sub .Values.front.terminationGracePeriodSeconds .Values.front.shutdownDelaySeconds) 5)) 1000 | quote }}
 {{- end }}

@@ -49,11 +49,20 @@ impl Program {
 
     /// Waits until it says that it is ready.
     pub async fn ready(&mut self) -> anyhow::Result<()> {
+        self.until_readiness(true).await
+    }
+
+    /// Waits until it says that it is not.
+    pub async fn unready(&mut self) -> anyhow::Result<()> {
+        self.until_readiness(false).await
+    }
+
+    async fn until_readiness(&mut self, wanted: bool) -> anyhow::Result<()> {
         let url = format!("http://{}/readyz", self.ops);
         let http = self.http.clone();
         self.until(async || {
             let answer = http.get(&url).send().await.ok()?;
-            answer.status().is_success().then_some(())
+            (answer.status().is_success() == wanted).then_some(())
         })
         .await
     }

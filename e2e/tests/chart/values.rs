@@ -48,7 +48,8 @@ fn great_numbers_are_written_as_the_front_reads_them() {
         ("sessionsPerMinute", "4294967295", "CROFT_SESSIONS_PER_MINUTE", "4294967295"),
         ("tokensPerMinute", "4294967295", "CROFT_TOKENS_PER_MINUTE", "4294967295"),
         ("retentionHours", "878400", "CROFT_RETENTION_HOURS", "878400"),
-        ("terminationGracePeriodSeconds", "86400", "CROFT_SHUTDOWN_GRACE_MS", "86395000"),
+        ("shutdownDelaySeconds", "600", "CROFT_SHUTDOWN_DELAY_MS", "600000"),
+        ("terminationGracePeriodSeconds", "86400", "CROFT_SHUTDOWN_GRACE_MS", "85795000"),
         ("replicas", "1000000", "CROFT_REPLICAS", "1000000"),
     ];
     // By a file, whose numbers Helm reads as floats.

@@ -249,6 +249,18 @@ impl Stage {
         Self::kill(&mut self.workers[place], "croft-worker", &self.scratch).await;
     }
 
+    /// Asks a front to end, and waits until it says that nobody is to be sent there any more.
+    pub(crate) async fn ask_front_to_end(&mut self, place: usize) {
+        let program = &mut self.fronts[place].program;
+        program.terminate().await.unwrap();
+        program.unready().await.unwrap();
+    }
+
+    /// Waits until a front has ended by itself.
+    pub(crate) async fn front_ends(&mut self, place: usize) {
+        self.fronts[place].program.wait().await.unwrap();
+    }
+
     /// Asks a front to end, waits until it has, and starts its successor.
     pub(crate) async fn replace_front(&mut self, place: usize) {
         Self::replace(&mut self.fronts[place], "croft-front", &self.scratch).await;

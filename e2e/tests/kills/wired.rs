@@ -107,6 +107,19 @@ async fn rates_of_flags_hold_over_both_fronts_together() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_front_that_is_to_end_still_serves_whoever_has_not_heard_of_it() {
+    let mut stage = Stage::with(&flags(&["--shutdown-delay-ms=8000"])).await;
+    stage.ask_front_to_end(0).await;
+    let mut client = stage.clients().swap_remove(0);
+    let session_id = client.create(scripted_agent("late")).await.unwrap().session_id;
+    assert_eq!(turn(&mut client, &session_id, "on a new connection").await, Some(StopReason::EndTurn));
+    stage.front_ends(0).await;
+    assert!(client.create(scripted_agent("too late")).await.is_err(), "then nobody is there");
+    stage.run_front(0).await;
+    stage.strike().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_budget_holds_over_both_fronts_and_its_alerts_are_posted() {
     let Receiver { url, posts } = Receiver::refusing(0).await;
     let rates = std::env::temp_dir().join(format!("croft-rates-{}.yaml", uuid::Uuid::new_v4()));

@@ -22,13 +22,22 @@ pub struct ServeArgs {
     /// Address of /metrics, /healthz and /readyz
     #[arg(long, env = "CROFT_METRICS_ADDR", default_value = "0.0.0.0:9090")]
     pub metrics_addr: SocketAddr,
-    /// How long work that has begun may go on after SIGTERM, in milliseconds; what is left then is dropped. Keep it below
-    /// the pod's terminationGracePeriodSeconds
+    /// How long new connections and calls are still taken after SIGTERM, while `/readyz` says no, in milliseconds: whoever sends them here
+    /// hears of that a moment later. Set it for a program behind a Kubernetes Service
+    #[arg(long, env = "CROFT_SHUTDOWN_DELAY_MS", default_value_t = 0)]
+    pub shutdown_delay_ms: u64,
+    /// How long work that has begun may go on after that, in milliseconds; what is left then is dropped. Keep both below the
+    /// pod's terminationGracePeriodSeconds
     #[arg(long, env = "CROFT_SHUTDOWN_GRACE_MS", default_value_t = 25_000)]
     pub shutdown_grace_ms: u64,
 }
 
 impl ServeArgs {
+    /// [`ServeArgs::shutdown_delay_ms`] as a duration.
+    pub fn shutdown_delay(&self) -> Duration {
+        Duration::from_millis(self.shutdown_delay_ms)
+    }
+
     /// [`ServeArgs::shutdown_grace_ms`] as a duration.
     pub fn shutdown_grace(&self) -> Duration {
         Duration::from_millis(self.shutdown_grace_ms)

@@ -22,6 +22,7 @@ pub struct Program {
     pub readiness: Readiness,
     pub metrics: Metrics,
     name: &'static str,
+    delay: Duration,
     grace: Duration,
     ops_addr: SocketAddr,
     /// Tasks that must outlive the drain: `/readyz` and `/metrics` tell how it goes.
@@ -57,8 +58,8 @@ impl Program {
             }
         }));
         tracing::info!(program = name, version = env!("CARGO_PKG_VERSION"), %ops_addr, "started");
-        let grace = args.shutdown_grace();
-        Ok(Self { tasks, readiness, metrics, name, grace, ops_addr, backstage, telemetry, signals, start })
+        let (delay, grace) = (args.shutdown_delay(), args.shutdown_grace());
+        Ok(Self { tasks, readiness, metrics, name, delay, grace, ops_addr, backstage, telemetry, signals, start })
     }
 
     /// Where `/metrics`, `/healthz` and `/readyz` are.
@@ -75,8 +76,9 @@ impl Program {
             () = self.tasks.failed() => true,
         };
         tracing::info!(program = self.name, failed, "shutting down");
+        let delay = if failed { Duration::ZERO } else { self.delay };
         tokio::select! {
-            left = shutdown::in_order(&self.readiness, &self.tasks, self.grace) => {
+            left = shutdown::in_order(&self.readiness, &self.tasks, delay, self.grace) => {
                 tracing::info!(program = self.name, tasks_left = left, "stopped");
             }
             signal = self.signals.next() => {
