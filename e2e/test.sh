@@ -4,11 +4,28 @@
 finish() {
     local code=$?
     trap - EXIT
+    kill "$stalls_pid" 2>/dev/null || true
     e2e/down.sh >target/croft-logs/down.log 2>&1 || { cat target/croft-logs/down.log; code=1; }
     $cluster down --dir target/croft-test >>target/croft-logs/down.log 2>&1 || { cat target/croft-logs/down.log; code=1; }
     exit $code
 }
+# Tells of each time in which the machine stood still for longer than a second: a test may have missed a bound for it.
+stalls() {
+    local never before=${EPOCHREALTIME//[.,]/} now gap_ms
+    exec {never}<> <(:)
+    while kill -0 $$ 2>/dev/null; do
+        read -r -t 0.2 -u "$never" || true
+        now=${EPOCHREALTIME//[.,]/}
+        gap_ms=$(((now - before) / 1000))
+        if ((gap_ms > 1200)); then
+            printf '%(%H:%M:%S)T, for %d ms\n' -1 "$gap_ms"
+        fi
+        before=$now
+    done
+}
 mkdir -p target/croft-logs
+stalls >target/croft-logs/stalls.log 2>&1 &
+stalls_pid=$!
 trap finish EXIT
 trap 'exit 130' INT TERM
 
@@ -31,6 +48,11 @@ tests() {
     echo
     echo "What failed, all of it is in $log:"
     awk '/^     Running /{program = $0} /^---- .* stdout ----$/{print program; shown = 30} /^test result/{shown = 0} shown-- > 0' "$log" | cut -c1-1000
+    if [ -s target/croft-logs/stalls.log ]; then
+        echo
+        echo "The machine stood still until (target/croft-logs/stalls.log):"
+        tail -n 40 target/croft-logs/stalls.log
+    fi
     return $code
 }
 cluster_tests_of_the_starter() { (cd e2e/cluster/starter && go vet ./... && go test ./...); }

@@ -4,4 +4,5 @@ pub mod bench;
 pub mod client;
 pub mod helm;
 pub mod kubectl;
+pub mod steady;
 pub mod system;

@@ -31,7 +31,7 @@ use crate::metrics::Metrics;
 use crate::mirror::{self, Change, Copies, Fate, Reader, StatusChange};
 use crate::recent::Recent;
 use crate::session::Bereaved;
-use crate::tenant::{PLATFORM_KEYS, PULL_CREDENTIALS};
+use crate::tenant::{PLATFORM_KEYS, PULL_CREDENTIALS, Tiers, sessions_per_worker};
 use crate::worker::{Worker, tenant_of};
 use crate::writes::Object;
 
@@ -139,7 +139,7 @@ kept! {
 
 impl Cluster {
     /// Starts the watches; they run until shutdown.
-    pub fn start(client: &Client, freshness: &Freshness, metrics: &Metrics, tasks: &Tasks) -> Self {
+    pub fn start(client: &Client, freshness: &Freshness, metrics: &Metrics, tiers: &Arc<Tiers>, tasks: &Tasks) -> Self {
         let changes = Changes::default();
         let applied = Arc::new(Recent::default());
         let workers = Arc::new(WorkerIndex::default());
@@ -153,8 +153,10 @@ impl Cluster {
             applied: &applied,
             session_index: &session_index,
         };
+        let tenants = watch.tenants();
         Self {
-            tenants: watch.tenants(),
+            pods: watch.workers(&workers, &tenants, tiers),
+            tenants,
             sessions: watch.sessions(),
             namespaces: watch.children("watch-namespaces"),
             quotas: watch.children("watch-quotas"),
@@ -169,7 +171,6 @@ impl Cluster {
             deployments: watch.children("watch-deployments"),
             services: watch.children("watch-services"),
             budgets: watch.children("watch-disruption-budgets"),
-            pods: watch.workers(&workers),
             workers,
             session_index,
             applied,
@@ -375,8 +376,9 @@ impl Watch<'_> {
         })
     }
 
-    fn workers(&self, index: &Arc<WorkerIndex>) -> Copies<Pod> {
+    fn workers(&self, index: &Arc<WorkerIndex>, tenants: &Store<AgentTenant>, tiers: &Arc<Tiers>) -> Copies<Pod> {
         let (changes, index, sessions) = (self.changes.clone(), Arc::clone(index), Arc::clone(self.session_index));
+        let (tenants, tiers) = (tenants.clone(), Arc::clone(tiers));
         let api = Api::all(self.client("watch-workers", Purpose::Routes));
         let config = watcher::Config::default().labels(WORKERS);
         Copies::start(self.tasks, "watch-workers", api, config, StatusChange::AsAny, move |pod: &Pod, fate| {
@@ -387,10 +389,10 @@ impl Watch<'_> {
             };
             let is_ready = worker.as_ref().is_some_and(|worker| worker.ready);
             if index.put(tenant, &pod.name_any(), worker) {
-                // Sessions that wait for a worker need not wait any longer.
-                if is_ready {
-                    let waiting = sessions.waiting_for_workers(&labels::tenant_namespace(tenant));
-                    for session in waiting {
+                // Sessions that wait for a worker need not wait any longer: as many as it takes. Those that are opened pass the rest on.
+                if is_ready && let Some(found) = tenants.get(&ObjectRef::new(tenant)) {
+                    let room = sessions_per_worker(&found, &tiers);
+                    for session in sessions.take_for_workers(&labels::tenant_namespace(tenant), room) {
                         changes.sessions.mark(session);
                     }
                 }

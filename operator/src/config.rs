@@ -16,6 +16,9 @@ use crate::tenant::{PlatformProviders, Settings, Surroundings, Tiers};
 /// What of its deadline a pass keeps for its report, at most.
 const REPORT_MAX: Duration = Duration::from_secs(5);
 
+/// For longer nobody wants to be without an operator after a crash.
+const LEASE_SECONDS_MAX: u64 = 3_600;
+
 /// Gives each AgentTenant its fenced namespace with workers, each AgentSession its session, and each front its routes.
 #[derive(Debug, Clone, clap::Parser)]
 #[command(name = "croft-operator", version)]
@@ -66,7 +69,8 @@ pub struct Args {
     /// namespace goes all the same
     #[arg(long, env = "CROFT_TENANT_REMOVAL_SECONDS", default_value_t = 300)]
     pub tenant_removal_seconds: u32,
-    /// Passes over objects of one kind that run at a time; more wait. Each holds a connection to the API server
+    /// Passes over objects of one kind that run at a time, a quarter of them of one tenant; more wait. Each holds a connection to the
+    /// API server
     #[arg(long, env = "CROFT_RECONCILE_CONCURRENCY", default_value_t = 64)]
     pub reconcile_concurrency: u16,
     /// A pass that takes longer is given up and tried again, in milliseconds
@@ -103,6 +107,9 @@ impl Config for Args {
         // Watches are made anew every 20 s, and one that is lost is noticed 5 s later.
         at_least(self.routes_stale_seconds, 30, "--routes-stale-seconds (CROFT_ROUTES_STALE_SECONDS)");
         at_least(self.lease_seconds, 5, "--lease-seconds (CROFT_LEASE_SECONDS)");
+        if self.lease_seconds > LEASE_SECONDS_MAX {
+            mistakes.push(format!("--lease-seconds (CROFT_LEASE_SECONDS) must be at most {LEASE_SECONDS_MAX}."));
+        }
         mistakes.extend(self.read_tiers().err().unwrap_or_default());
         mistakes.extend(self.read_platform_providers().err().unwrap_or_default());
         mistakes.extend(self.read_surroundings().err().unwrap_or_default());
@@ -205,6 +212,13 @@ mod tests {
     fn unbounded_is_no_option() {
         let mistakes = try_parse_from::<Args>(["croft-operator", "--reconcile-concurrency=0"]).unwrap_err();
         assert_eq!(mistakes.0, ["--reconcile-concurrency (CROFT_RECONCILE_CONCURRENCY) must be at least 1."]);
+    }
+
+    #[test]
+    fn a_lease_that_would_not_end_within_an_hour_is_refused() {
+        assert!(try_parse_from::<Args>(["croft-operator", "--lease-seconds=3600"]).is_ok());
+        let mistakes = try_parse_from::<Args>(["croft-operator", "--lease-seconds=3601"]).unwrap_err();
+        assert_eq!(mistakes.0, ["--lease-seconds (CROFT_LEASE_SECONDS) must be at most 3600."]);
     }
 
     #[test]

@@ -64,9 +64,10 @@ pub(crate) fn turns(before: &[Condition], now: &[Condition]) -> Vec<Turn> {
         let older = before.iter().find(|older| older.type_ == condition.type_);
         let is_new = older.is_none_or(|older| older.status != condition.status || older.reason != condition.reason);
         let is_ready = condition.type_ == "Ready";
-        let is_problem = condition.status == "False" && !is_ready;
+        let does_not_hold = condition.status == "False" && !is_ready;
         let is_calm = matches!(condition.reason.as_str(), "Starting" | "Creating" | "Stopping");
-        let is_news = is_problem && !is_calm || is_ready && condition.status == "True";
+        let is_news = does_not_hold && !is_calm || is_ready && condition.status == "True";
+        let is_problem = does_not_hold && !is_asked_for(&condition.reason);
         // `Applied` repeats what a part says, or has it alone when no part is to blame.
         let repeats = condition.type_ == "Applied"
             && now
@@ -80,6 +81,11 @@ pub(crate) fn turns(before: &[Condition], now: &[Condition]) -> Vec<Turn> {
         })
     });
     told.collect()
+}
+
+/// Whether it goes as somebody wanted it to.
+fn is_asked_for(reason: &str) -> bool {
+    matches!(reason, "Suspended" | "RemovalBegun" | "EndingSessions" | "Draining" | "Erasing" | "DeletingNamespace")
 }
 
 /// Where news are put. Clones share the queue.
@@ -219,6 +225,19 @@ mod tests {
         let part = [condition("Applied", "False", "ApiFailed"), condition("FenceApplied", "False", "ApiFailed")];
         assert_eq!(told(&[], &part).len(), 1);
         assert_eq!(told(&[], &part[..1]).len(), 1);
+    }
+
+    #[test]
+    fn a_removal_in_order_is_no_problem() {
+        let removed = |reason: &str| told(&[], &[condition("Removed", "False", reason)]);
+        for reason in ["RemovalBegun", "EndingSessions", "DeletingNamespace"] {
+            assert_eq!(removed(reason), [(reason.to_owned(), false)]);
+        }
+        for reason in ["FrontAway", "PastDeadline", "DeletionPrevented"] {
+            assert_eq!(removed(reason), [(reason.to_owned(), true)]);
+        }
+        let suspended = told(&[], &[condition("WorkersReady", "False", "Suspended")]);
+        assert_eq!(suspended, [("Suspended".to_owned(), false)]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,7 +5,6 @@ use std::hash::Hash;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use futures::{Stream, stream};
 use tokio::sync::Notify;
 
 /// Keys that wait to be looked at. There are never more of them than there are objects. Clones share them.
@@ -86,14 +85,6 @@ impl<T: Eq + Hash + Clone> Marks<T> {
             }
             changed.await;
         }
-    }
-
-    /// [`Marks::next`], again and again, without an end.
-    pub fn stream(&self) -> impl Stream<Item = T> + use<T> {
-        stream::unfold(self.clone(), |marks| async move {
-            let key = marks.next().await;
-            Some((key, marks))
-        })
     }
 
     fn take(&self) -> Option<T> {

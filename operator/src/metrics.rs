@@ -1,6 +1,6 @@
 //! What the operator tells Prometheus about its work.
 
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 /// The operator's instruments. Clones share them.
 #[derive(Clone)]
@@ -9,6 +9,10 @@ pub struct Metrics {
     pub reconciles: IntCounterVec,
     /// How long a pass took, by kind.
     pub reconcile_seconds: HistogramVec,
+    /// Objects that wait for a pass, by queue: `tenants`, `sessions` or `stops`.
+    pub passes_waiting: IntGaugeVec,
+    /// For how long the one has waited that has waited for longest, by queue.
+    pub passes_oldest_seconds: GaugeVec,
     /// Writes to the API server, by kind and verb.
     pub writes: IntCounterVec,
     /// Events for people, by what became of them: `written`, `failed`, `repeated` or `dropped`.
@@ -42,6 +46,19 @@ impl Metrics {
             .buckets(vec![0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 30.0]);
         let reconcile_seconds = HistogramVec::new(seconds, &["kind"])?;
         registry.register(Box::new(reconcile_seconds.clone()))?;
+        let passes_waiting = IntGaugeVec::new(
+            Opts::new("croft_operator_passes_waiting", "Objects that wait for a pass, by queue."),
+            &["queue"],
+        )?;
+        registry.register(Box::new(passes_waiting.clone()))?;
+        let passes_oldest_seconds = GaugeVec::new(
+            Opts::new(
+                "croft_operator_passes_oldest_seconds",
+                "For how long the object has waited for a pass that has waited for longest, by queue.",
+            ),
+            &["queue"],
+        )?;
+        registry.register(Box::new(passes_oldest_seconds.clone()))?;
         let route_laggards = prometheus::IntCounter::new(
             "croft_operator_route_laggards_total",
             "Fronts that were cut off because they did not keep up with the routes.",
@@ -70,6 +87,8 @@ impl Metrics {
                 &["kind", "outcome"],
             )?,
             reconcile_seconds,
+            passes_waiting,
+            passes_oldest_seconds,
             writes: counters(
                 "croft_operator_api_writes_total",
                 "Writes to the API server, by kind and verb.",

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use croft_crds::AgentTenant;
+use croft_crds::AgentSession;
 use croft_serve::tls::TlsFiles;
-use croft_serve::{Program, grpc};
-use futures::StreamExt as _;
+use croft_serve::{Program, Tasks, grpc};
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::Api;
 use kube::runtime::reflector::ObjectRef;
@@ -22,7 +21,7 @@ use crate::certificate::{self, Subject};
 use crate::cluster::Cluster;
 use crate::config::Args;
 use crate::context::{CHILD_WRITES_MAX, Context};
-use crate::controller::Limits;
+use crate::controller::{Limits, Source};
 use crate::events::Events;
 use crate::freshness::Freshness;
 use crate::front::Front;
@@ -78,7 +77,7 @@ pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> a
 
     let settings = args.settings().map_err(|mistakes| anyhow::anyhow!(mistakes.join(" ")))?;
     let freshness = Freshness::new(metrics.watch_answered.clone());
-    let cluster = Arc::new(Cluster::start(&client, &freshness, &metrics, tasks));
+    let cluster = Arc::new(Cluster::start(&client, &freshness, &metrics, &settings.tiers, tasks));
     let secrets = Secrets::start(&client, &freshness, &cluster, settings.clone(), tasks);
     let keyring = Keyring::new(client.clone(), secrets, &authority);
     let (events, waiting) = Events::new(metrics.clone());
@@ -119,14 +118,13 @@ pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> a
     }));
     tasks.spawn_endless("freshness", freshness.keep(fresh, args.routes_stale_after(), tasks.stopping()));
     tasks.spawn_vital("certificate", own_certificate(tasks.stopping()));
-    let (args, stopping) = (args.clone(), tasks.stopping());
+    let (args, stopping, for_passes) = (args.clone(), tasks.stopping(), tasks.clone());
     tasks.spawn_vital("leader", async move {
         // Whoever has the Lease keeps others out, so it is taken only by who can work at once.
         if stopping.run_until_cancelled(whole(&context)).await.is_none() {
             return Ok(());
         }
-        let stop = stopping.clone();
-        let lead = || Box::pin(lead(context, &args, metrics, stop));
+        let lead = || Box::pin(lead(context, &args, metrics, for_passes));
         args.election().run(lease_clients, fence, lead, stopping).await
     });
     Ok(started)
@@ -149,8 +147,9 @@ async fn whole(context: &Context) {
     tokio::join!(context.cluster.synced(), context.keyring.synced());
 }
 
-/// The work of the one replica that writes, until `stopping`; passes that have begun then end.
-async fn lead(context: Arc<Context>, args: &Args, metrics: Metrics, stopping: CancellationToken) {
+/// The work of the one replica that writes, until `tasks` stop; passes that have begun then end.
+async fn lead(context: Arc<Context>, args: &Args, metrics: Metrics, tasks: Tasks) {
+    let stopping = tasks.stopping();
     metrics.leader.set(1);
     let changes = &context.cluster.changes;
     changes.open();
@@ -163,32 +162,47 @@ async fn lead(context: Arc<Context>, args: &Args, metrics: Metrics, stopping: Ca
     }
     let of = |context: &Arc<Context>| Arc::clone(context);
     let (for_stops, for_tenants, for_sessions) = (of(&context), of(&context), of(&context));
-    let all = context.cluster.tenants.clone();
-    let is_stopped = move |tenant: &ObjectRef<AgentTenant>| {
-        std::future::ready(all.get(tenant).is_some_and(|tenant| tenant.spec.emergency_stop))
+    let (all, stopped, declared) = (of(&context), of(&context), of(&context));
+    let stops = Source {
+        name: "stops",
+        marks: changes.stops.clone(),
+        find: Box::new(move |name: &String| stopped.cluster.tenant(name).filter(|tenant| tenant.spec.emergency_stop)),
+        tenant: |name| name,
     };
     let stops = controller::run(
-        context.cluster.tenants.clone(),
-        changes.stops.stream().map(|name| ObjectRef::new(&name)).filter(is_stopped),
+        stops,
         move |tenant| tenant::stop_in_emergency(tenant, of(&for_stops)),
         STOPS,
         metrics.clone(),
+        tasks.clone(),
         stopping.clone(),
     );
+    let tenants = Source {
+        name: "tenants",
+        marks: changes.tenants.clone(),
+        find: Box::new(move |name: &String| all.cluster.tenant(name)),
+        tenant: |name| name,
+    };
     let tenants = controller::run(
-        context.cluster.tenants.clone(),
-        changes.tenants.stream().map(|name| ObjectRef::new(&name)),
+        tenants,
         move |tenant| tenant::reconcile(tenant, of(&for_tenants)),
         args.limits(TENANT_RETRY_MAX),
         metrics.clone(),
+        tasks.clone(),
         stopping.clone(),
     );
+    let sessions = Source {
+        name: "sessions",
+        marks: changes.sessions.clone(),
+        find: Box::new(move |session: &ObjectRef<AgentSession>| declared.cluster.sessions.get(session)),
+        tenant: |session| session.namespace.as_deref().unwrap_or_default(),
+    };
     let sessions = controller::run(
-        context.cluster.sessions.clone(),
-        changes.sessions.stream(),
+        sessions,
         move |session| session::reconcile(session, of(&for_sessions)),
         args.limits(SESSION_RETRY_MAX),
         metrics.clone(),
+        tasks,
         stopping.clone(),
     );
     let interval = Duration::from_millis(args.session_status_ms);

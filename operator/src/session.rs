@@ -20,16 +20,15 @@ use std::time::Duration;
 
 use croft_crds::session::SessionPhase;
 use croft_crds::{AgentSession, AgentSessionStatus, labels};
-use croft_proto::v1::CreateSessionRequest;
+use croft_proto::v1::{CreateSessionRequest, Session};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::ResourceExt as _;
 use kube::api::Api;
-use kube::runtime::controller::Action;
 use tonic::{Code, Status};
 
 use crate::cluster::is_owned;
 use crate::context::Context;
-use crate::controller::{PassError, Retry};
+use crate::controller::{Action, PassError, Retry};
 use crate::mirror::is_in_part;
 use crate::token::TenantRef;
 pub use endings::Bereaved;
@@ -67,8 +66,7 @@ impl PassError for Error {
     fn reason(&self) -> &'static str {
         match self {
             Self::Read { .. } => "ReadFailed",
-            Self::Front { .. } => "FrontRefused",
-            Self::Full(_) => "SessionLimit",
+            Self::Front { source, .. } | Self::Full(source) => status::front_reason(source),
             Self::Status(_) => "StatusFailed",
             Self::Delete(_) => "DeleteFailed",
         }
@@ -93,6 +91,7 @@ pub async fn reconcile(session: Arc<AgentSession>, context: Arc<Context>) -> Res
         return retire::retire(&session, &current, &context).await;
     }
     let lacked_room = status::lacks_room(&session, &context);
+    let lacked_worker = !lacked_room && current.session_id.is_none() && current.phase == Some(SessionPhase::Pending);
     let pass = async {
         let Some(tenant) = tenant_of(&session, &context).await? else {
             let namespace = session.namespace().unwrap_or_default();
@@ -113,6 +112,7 @@ pub async fn reconcile(session: Arc<AgentSession>, context: Arc<Context>) -> Res
             if lacked_room && matches!(&error, Error::Front { source, .. } if refusal::lacks_something(source)) {
                 admission::pass_on(&session, &context);
             }
+            context.cluster.session_index.put_back(&session);
             return Err(error);
         }
     };
@@ -121,6 +121,9 @@ pub async fn reconcile(session: Arc<AgentSession>, context: Arc<Context>) -> Res
     let written = status::write(&session, summary, &context).await?;
     if lacked_room && is_refused {
         admission::pass_on(&session, &context);
+    }
+    if lacked_worker && (is_refused || open_session.is_some()) {
+        admission::pass_worker_on(&session, &context);
     }
     match written {
         Written::Now(status) if status.phase.is_some_and(SessionPhase::is_final) => {
@@ -169,8 +172,12 @@ async fn step(
             Some(known) => Ok(Some(Summary::known(known))),
             None if current.phase == Some(SessionPhase::Pending) || context.told.is_whole() => {
                 let found = context.front.get(tenant, session_id).await;
-                let found = found.map_err(|status| refused("GetSession", status))?;
-                Ok(Some(found.map_or_else(Summary::lost, |found| Summary::of(&found))))
+                match found.map_err(|status| refused("GetSession", status))? {
+                    // A late pass of an older object of this name has written that object's session here.
+                    Some(found) if is_anothers(&found, session) => open(session, tenant, context).await.map(Some),
+                    Some(found) => Ok(Some(Summary::of(&found))),
+                    None => Ok(Some(Summary::lost())),
+                }
             }
             None => Ok(None),
         },
@@ -200,6 +207,11 @@ fn not_opened(status: Status, room: Option<usize>) -> Error {
         Some(0) if status.code() == Code::ResourceExhausted => Error::Full(Box::new(status)),
         _ => refused("CreateSession", status),
     }
+}
+
+/// Whether the session was opened for another object.
+fn is_anothers(found: &Session, session: &AgentSession) -> bool {
+    found.labels.get(labels::AGENT_SESSION_UID).is_some_and(|uid| session.metadata.uid.as_ref() != Some(uid))
 }
 
 /// Whether the status already says more than this, or speaks of another session.
@@ -250,7 +262,6 @@ async fn tenant_of(session: &AgentSession, context: &Context) -> Result<Option<T
 
 #[cfg(test)]
 mod tests {
-    use croft_proto::v1::Session;
     use serde_json::json;
 
     use super::*;
@@ -280,6 +291,31 @@ mod tests {
             assert_eq!(retry(Code::ResourceExhausted, reason, None), Retry::Backoff, "{reason}");
         }
         assert_eq!(retry(Code::Unavailable, "NO_WORKER", Some(0)), Retry::Backoff);
+    }
+
+    #[test]
+    fn a_session_of_an_older_object_of_the_name_is_not_this_ones() {
+        let object: AgentSession = serde_json::from_value(json!({
+            "metadata": { "name": "talk", "uid": "3b0c" }, "spec": { "agent": { "model": "scripted-1" } },
+        }))
+        .unwrap();
+        let made_for = |uid: &str| {
+            let labels = HashMap::from([(labels::AGENT_SESSION_UID.to_owned(), uid.to_owned())]);
+            Session { labels, ..Session::default() }
+        };
+        assert!(is_anothers(&made_for("17aa"), &object));
+        assert!(!is_anothers(&made_for("3b0c"), &object) && !is_anothers(&Session::default(), &object));
+    }
+
+    #[test]
+    fn what_a_tenant_must_mend_is_counted_apart_from_fronts_that_refuse_the_operator() {
+        let reason = |status: Status| refused("CreateSession", status).reason();
+        assert_eq!(reason(Status::resource_exhausted("")), "LimitReached");
+        assert_eq!(not_opened(Status::resource_exhausted(""), Some(0)).reason(), "LimitReached");
+        assert_eq!(reason(refusal::tests::by_front(Code::FailedPrecondition, "TENANT_CLOSED")), "TenantNotOpen");
+        assert_eq!(reason(Status::permission_denied("")), "OperatorRefused");
+        assert_eq!(reason(Status::unavailable("")), "FrontUnavailable");
+        assert_eq!(reason(Status::internal("")), "FrontFailed");
     }
 
     #[test]

@@ -48,7 +48,6 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::ResourceExt as _;
-use kube::runtime::controller::Action;
 use tokio::time::Instant;
 
 pub(crate) use bounds::{budget, limits, session_defaults, sessions_per_worker};
@@ -66,7 +65,7 @@ pub(crate) use workers::{GRPC_PORT, NAME as WORKERS};
 use crate::authority::{self, Authority};
 use crate::certificate::Subject;
 use crate::context::Context;
-use crate::controller::{PassError, Retry};
+use crate::controller::{Action, PassError, Retry};
 use crate::mirror::is_in_part;
 use observe::Observed;
 use part::{Failure, Part};

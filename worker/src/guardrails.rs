@@ -15,6 +15,8 @@ use croft_proto::v1::{AgentSpec, GuardrailMode, GuardrailSpec, GuardrailStage, G
 use serde_json::Value;
 
 use crate::http_client::HttpClient;
+use crate::json_schema::JsonSchema;
+use crate::patterns::Patterns;
 use crate::refusal::Refusal;
 use asked::Asked;
 use personal::PersonalData;
@@ -44,7 +46,7 @@ enum Check {
         scanner: Box<dyn Scanner>,
         redact: bool,
     },
-    Schema(Box<jsonschema::Validator>),
+    Schema(JsonSchema),
     Http(Asked),
 }
 
@@ -85,13 +87,13 @@ pub(crate) struct Review {
 
 impl Guardrails {
     /// The agent's checks, or why one of them can't be made.
-    pub(crate) fn open(agent: &AgentSpec, client: &HttpClient) -> Result<Self, Refusal> {
+    pub(crate) fn open(agent: &AgentSpec, client: &HttpClient, patterns: &mut Patterns) -> Result<Self, Refusal> {
         let invalid = |name: &str, problem: String| Refusal::GuardrailInvalid { guardrail: name.to_owned(), problem };
         if agent.guardrails.len() > GUARDRAILS_MAX {
             return Err(invalid("", format!("there are more than {GUARDRAILS_MAX}")));
         }
         let open = |spec: &GuardrailSpec| {
-            let check = check(spec, client).map_err(|problem| invalid(&spec.name, problem))?;
+            let check = check(spec, client, patterns).map_err(|problem| invalid(&spec.name, problem))?;
             let stages = spec.stages().collect();
             Ok(Guard { name: spec.name.clone(), stages, shadow: spec.mode() == GuardrailMode::Shadow, check })
         };
@@ -222,10 +224,10 @@ impl Guard {
             Check::Scan { scanner, redact: false } => {
                 scanner.find(text, 0).map_or(Verdict::Passed, |finding| Verdict::Refused(finding.what))
             }
-            Check::Schema(schema) => match serde_json::from_str(text) {
-                Ok(value) if schema.is_valid(&value) => Verdict::Passed,
-                _ => Verdict::Refused("schema"),
-            },
+            Check::Schema(schema) => {
+                let Ok(value) = serde_json::from_str(text) else { return Verdict::Refused("schema") };
+                if schema.hold(value).await.is_ok() { Verdict::Passed } else { Verdict::Refused("schema") }
+            }
             Check::Http(asked) => asked.about(&self.name, point(stage), text).await,
         }
     }
@@ -271,12 +273,12 @@ fn point(stage: GuardrailStage) -> &'static str {
     }
 }
 
-fn check(spec: &GuardrailSpec, client: &HttpClient) -> Result<Check, String> {
+fn check(spec: &GuardrailSpec, client: &HttpClient, patterns: &mut Patterns) -> Result<Check, String> {
     match spec.check.as_ref().ok_or("it checks nothing")? {
         CheckSpec::Length(length) if length.characters_max == 0 => Err("characters_max is 0".to_owned()),
         CheckSpec::Length(length) => Ok(Check::Length(usize::try_from(length.characters_max).unwrap_or(usize::MAX))),
         CheckSpec::Pattern(pattern) => {
-            Ok(Check::Scan { scanner: Box::new(pattern::Denied::open(&pattern.denied)?), redact: false })
+            Ok(Check::Scan { scanner: Box::new(pattern::Denied::open(&pattern.denied, patterns)?), redact: false })
         }
         CheckSpec::PersonalData(data) => {
             Ok(Check::Scan { scanner: Box::new(PersonalData::open(&data.kinds)?), redact: data.redact })
@@ -284,9 +286,7 @@ fn check(spec: &GuardrailSpec, client: &HttpClient) -> Result<Check, String> {
         CheckSpec::JsonSchema(schema) => {
             let schema: Value = serde_json::from_str(&schema.schema_json)
                 .map_err(|error| format!("its schema is not valid JSON: {error}"))?;
-            let schema =
-                jsonschema::validator_for(&schema).map_err(|error| format!("its schema is no JSON Schema: {error}"))?;
-            Ok(Check::Schema(Box::new(schema)))
+            Ok(Check::Schema(JsonSchema::open(&schema).map_err(|problem| format!("its schema {problem}"))?))
         }
         CheckSpec::Http(http) => Ok(Check::Http(Asked::open(http, client)?)),
     }

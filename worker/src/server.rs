@@ -15,6 +15,7 @@ use croft_proto::v1::{
 };
 use croft_serve::Tasks;
 use futures::Stream;
+use tokio::sync::Mutex;
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument as _;
@@ -24,6 +25,7 @@ use crate::http_client::HttpClient;
 use crate::interrupt::Interrupt;
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
+use crate::patterns::Patterns;
 use crate::peer::FrontOnly;
 use crate::providers;
 use crate::refusal::Refusal;
@@ -92,6 +94,8 @@ pub(crate) struct Shared {
     pub(crate) sessions: Sessions,
     pub(crate) metrics: Metrics,
     pub(crate) tasks: Tasks,
+    /// Held while an agent's patterns and schemas are compiled.
+    opening: Arc<Mutex<()>>,
 }
 
 impl RuntimeServer {
@@ -107,7 +111,8 @@ impl RuntimeServer {
         let RuntimeOptions { sessions_max, session_idle, checkpoint_bytes_max, .. } = options;
         let sessions = Sessions::new(sessions_max, session_idle, checkpoint_bytes_max, metrics.sessions.clone());
         let http = HttpClient::default();
-        Self { shared: Arc::new(Shared { options, providers, builtins, http, sessions, metrics, tasks }) }
+        let opening = Arc::default();
+        Self { shared: Arc::new(Shared { options, providers, builtins, http, sessions, metrics, tasks, opening }) }
     }
 
     /// Shows the worker's counters among `metrics`.
@@ -127,37 +132,49 @@ impl RuntimeServer {
 impl Shared {
     /// Fails unless the agent can run here; returns its tools and guardrails.
     /// `provider` is that of its model, or empty where the front does not say; `user` is for whom tools are called, if for anyone yet.
-    pub(crate) fn check(
-        &self,
+    pub(crate) async fn check(
+        self: &Arc<Self>,
         tenant: &str,
         agent: &AgentSpec,
         provider: &str,
         user: &str,
     ) -> Result<(Toolbox, Guardrails), Refusal> {
+        self.takes(tenant, agent, provider)?;
+        let mut opened = self.opened(vec![agent.clone()], user.to_owned()).await?;
+        opened.pop().ok_or(Refusal::BrokenOff)
+    }
+
+    fn takes(&self, tenant: &str, agent: &AgentSpec, provider: &str) -> Result<(), Refusal> {
         if tenant != self.options.tenant {
             return Err(Refusal::WrongTenant);
         }
         if agent.model.is_empty() {
             return Err(Refusal::Malformed { field: "agent.model" });
         }
-        providers::check(&self.providers, agent, provider)?;
-        let toolbox = self.toolbox(agent, user)?;
-        Ok((toolbox, Guardrails::open(agent, &self.http)?))
+        providers::check(&self.providers, agent, provider)
     }
 
-    /// Fails unless the agents that this one may call can run here, too: better now than in mid turn. Which provider has their models
-    /// is known when they are called.
-    fn check_sub_agents(&self, agent: &AgentSpec) -> Result<(), Refusal> {
-        for sub_agent in &agent.sub_agents {
-            drop(self.toolbox(sub_agent, "")?);
-            drop(Guardrails::open(sub_agent, &self.http)?);
-        }
-        Ok(())
-    }
-
-    fn toolbox(&self, agent: &AgentSpec, user: &str) -> Result<Toolbox, Refusal> {
-        let Self { options, builtins, http, tasks, .. } = self;
-        Toolbox::open(agent, builtins, &options.mcp_servers, http, user, tasks)
+    /// Tools and guardrails of agents that belong together. It takes the processor a while: not that of what runs meanwhile, and
+    /// one session's at a time.
+    async fn opened(
+        self: &Arc<Self>,
+        agents: Vec<AgentSpec>,
+        user: String,
+    ) -> Result<Vec<(Toolbox, Guardrails)>, Refusal> {
+        let turn = Arc::clone(&self.opening).lock_owned().await;
+        let shared = Arc::clone(self);
+        let opening = move || {
+            // Here, since whoever asked may be gone before it is through.
+            let _turn = turn;
+            let mut patterns = Patterns::default();
+            let open = |agent: &AgentSpec| {
+                let Self { options, builtins, http, tasks, .. } = &*shared;
+                let toolbox = Toolbox::open(agent, builtins, &options.mcp_servers, http, &user, tasks, &mut patterns)?;
+                Ok((toolbox, Guardrails::open(agent, http, &mut patterns)?))
+            };
+            agents.iter().map(open).collect()
+        };
+        tokio::task::spawn_blocking(opening).await.unwrap_or(Err(Refusal::BrokenOff))
     }
 
     fn accepts(&self) -> Result<(), Refusal> {
@@ -181,8 +198,10 @@ impl RuntimeService for RuntimeServer {
         shared.accepts()?;
         let session = session_id(&id)?;
         let agent = agent.ok_or(Refusal::Malformed { field: "agent" })?;
-        shared.check(&tenant, &agent, &provider, "")?;
-        shared.check_sub_agents(&agent)?;
+        shared.takes(&tenant, &agent, &provider)?;
+        // Those that it may call as well: better now than in mid turn. Which provider has their models is known when they are called.
+        let agents = std::iter::once(&agent).chain(&agent.sub_agents).cloned().collect();
+        drop(shared.opened(agents, String::new()).await?);
         shared.sessions.admit(session, agent, provider)?;
         tracing::debug!(%session, "session known");
         let RuntimeOptions { worker, namespace, .. } = shared.options.clone();

@@ -83,7 +83,7 @@ impl Step {
         tracing::record_all!(Span::current(), tenant = tenant.as_str(), session = id.as_str());
         let mut begun = shared.sessions.begin(session, epoch, self.interrupt.clone()).await?;
         let agent = agent.unwrap_or_else(|| begun.agent.clone());
-        let (toolbox, guardrails) = shared.check(&tenant, &agent, &begun.provider, &user)?;
+        let (toolbox, guardrails) = shared.check(&tenant, &agent, &begun.provider, &user).await?;
         let (state, closed) = State::begin(checkpoint, &turn_id, input, journal);
         if state.is_empty() {
             return Err(Refusal::Malformed { field: "input" });

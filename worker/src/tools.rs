@@ -21,6 +21,8 @@ use serde_json::{Map, Value};
 use tracing::Instrument as _;
 
 use crate::http_client::HttpClient;
+use crate::json_schema::JsonSchema;
+use crate::patterns::Patterns;
 use crate::refusal::Refusal;
 use crate::spans;
 use mcp::{McpServer, Servers};
@@ -33,7 +35,7 @@ pub use clock::Clock;
 
 /// How long a call may take if its tool says nothing. At the bound the model is told so.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// No tool may ask for more.
+/// What asks for more has this. A sub-agent's time is the front's to keep.
 const TIMEOUT_MAX: Duration = Duration::from_mins(10);
 /// Bytes of one text in a result. What is beyond is cut off, and the model is told so.
 const RESULT_TEXT_BYTES_MAX: usize = 256 * 1024;
@@ -95,7 +97,7 @@ pub(crate) struct Entry {
     permission: Permission,
     pub(crate) replay: ReplayClass,
     timeout: Duration,
-    schema: jsonschema::Validator,
+    schema: JsonSchema,
     /// The front runs it, within its own time.
     pub(crate) is_sub_agent: bool,
 }
@@ -115,6 +117,7 @@ impl Toolbox {
         client: &HttpClient,
         user: &str,
         tasks: &Tasks,
+        patterns: &mut Patterns,
     ) -> Result<Self, Refusal> {
         let mut servers = Servers::new(servers, client, user, tasks);
         let mut entries = BTreeMap::new();
@@ -125,7 +128,7 @@ impl Toolbox {
                 return Err(Refusal::ToolInvalid { tool: spec.name.clone(), problem });
             }
         }
-        Ok(Self { entries, rules: Rules::open(&agent.permission_rules)? })
+        Ok(Self { entries, rules: Rules::open(&agent.permission_rules, patterns)? })
     }
 
     /// Whether a call with these arguments may be made.
@@ -165,8 +168,7 @@ impl Entry {
                 .map_err(|error| invalid(format!("its schema is no JSON object: {error}")))?;
             Value::Object(schema)
         };
-        let schema = jsonschema::validator_for(&input_schema)
-            .map_err(|error| invalid(format!("its schema is no JSON Schema: {error}")))?;
+        let schema = JsonSchema::open(&input_schema).map_err(|problem| invalid(format!("its schema {problem}")))?;
         let description =
             if spec.description.is_empty() { tool.description().to_owned() } else { spec.description.clone() };
         let timeout = match u64::try_from(spec.timeout_ms) {
@@ -185,13 +187,11 @@ impl Entry {
     }
 
     /// The arguments as an object that the schema takes, or a sentence for the model.
-    pub(crate) fn arguments(&self, json: &str) -> Result<Map<String, Value>, Error> {
+    pub(crate) async fn arguments(&self, json: &str) -> Result<Map<String, Value>, Error> {
         let arguments: Value =
             serde_json::from_str(json).map_err(|error| Error(format!("The arguments are not valid JSON: {error}.")))?;
-        if let Err(problem) = self.schema.validate(&arguments) {
-            return Err(Error(format!("The arguments do not fit the tool's schema: {problem}.")));
-        }
-        match arguments {
+        let held = self.schema.hold(arguments).await;
+        match held.map_err(|problem| Error(format!("The arguments do not fit the tool's schema: {problem}.")))? {
             Value::Object(arguments) => Ok(arguments),
             _ => Err(Error("The arguments must be a JSON object.".into())),
         }
@@ -209,7 +209,10 @@ impl Entry {
             }
             Err(_) => {
                 spans::failed(&span, "timeout");
-                Err(Error(format!("The tool gave no result within {} ms.", self.timeout.as_millis())))
+                Err(Error(format!(
+                    "The tool gave no result within {} ms; the call may have taken effect.",
+                    self.timeout.as_millis()
+                )))
             }
         }
     }
@@ -248,7 +251,15 @@ mod tests {
 
     fn open(tools: Vec<ToolSpec>) -> Result<Toolbox, Refusal> {
         let agent = AgentSpec { tools, ..AgentSpec::default() };
-        Toolbox::open(&agent, &Builtins::default(), &[], &HttpClient::default(), "", &Tasks::new())
+        Toolbox::open(
+            &agent,
+            &Builtins::default(),
+            &[],
+            &HttpClient::default(),
+            "",
+            &Tasks::new(),
+            &mut Patterns::default(),
+        )
     }
 
     fn reason(tools: Vec<ToolSpec>) -> &'static str {
@@ -269,14 +280,15 @@ mod tests {
             (vec![ToolSpec { name: "x".repeat(65), ..clock() }], "TOOL_INVALID"),
             (vec![ToolSpec { input_schema_json: "[]".into(), ..clock() }], "TOOL_INVALID"),
             (vec![ToolSpec { input_schema_json: r#"{"type":"wall"}"#.into(), ..clock() }], "TOOL_INVALID"),
+            (vec![ToolSpec { input_schema_json: r##"{"not":{"$ref":"#"}}"##.into(), ..clock() }], "TOOL_INVALID"),
         ];
         for (tools, expected) in cases {
             assert_eq!(reason(tools.clone()), expected, "{tools:?}");
         }
     }
 
-    #[test]
-    fn the_spec_wins_over_what_the_tool_says_of_itself() {
+    #[tokio::test]
+    async fn the_spec_wins_over_what_the_tool_says_of_itself() {
         let spec = ToolSpec {
             description: "The village clock.".into(),
             input_schema_json: r#"{"type":"object","required":["bell"]}"#.into(),
@@ -285,8 +297,8 @@ mod tests {
         let toolbox = open(vec![spec]).unwrap();
         assert_eq!(toolbox.definitions()[0].description, "The village clock.");
         let entry = toolbox.get("clock").unwrap();
-        assert!(entry.arguments(r#"{"bell":1}"#).is_ok());
-        assert!(entry.arguments("{}").unwrap_err().0.contains("bell"));
+        assert!(entry.arguments(r#"{"bell":1}"#).await.is_ok());
+        assert!(entry.arguments("{}").await.unwrap_err().0.contains("bell"));
         assert_eq!(entry.replay, ReplayClass::Unsafe);
     }
 
@@ -301,8 +313,8 @@ mod tests {
     async fn a_slow_tool_is_cut_off_with_a_sentence() {
         let toolbox = open(vec![ToolSpec { timeout_ms: 50, ..clock() }]).unwrap();
         let entry = toolbox.get("clock").unwrap();
-        let arguments = entry.arguments(r#"{"sleep_ms":5000}"#).unwrap();
+        let arguments = entry.arguments(r#"{"sleep_ms":5000}"#).await.unwrap();
         let outcome = entry.call("call-1", Invocation { arguments, idempotency_key: String::new() }).await;
-        assert_eq!(outcome, Err(Error("The tool gave no result within 50 ms.".into())));
+        assert_eq!(outcome, Err(Error("The tool gave no result within 50 ms; the call may have taken effect.".into())));
     }
 }

@@ -75,6 +75,21 @@ impl Provider for Canned {
     }
 }
 
+/// The same, but an answer that has begun and is not over goes on without an end.
+struct Unending(Canned);
+
+impl Provider for Unending {
+    fn name(&self) -> &'static str {
+        self.0.name
+    }
+
+    fn stream(&self, request: Request) -> DeltaStream {
+        let deltas = self.0.stream(request);
+        // Whoever reads it reads no more behind its end.
+        deltas.chain(futures::stream::pending()).boxed()
+    }
+}
+
 fn copy(delta: &Result<Delta, Error>) -> Result<Delta, Error> {
     match delta {
         Ok(delta) => Ok(delta.clone()),
@@ -484,6 +499,16 @@ async fn a_conversation_that_no_other_model_takes_either_is_shortened_for_the_on
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_conversation_that_another_model_fails_on_for_another_reason_is_shortened_for_the_one_that_it_did_not_fit() {
+    let (a, b) = (Canned::new("a", [fails(Class::Context), says("noon")]), Canned::new("b", [fails(Class::Auth)]));
+    let agent = AgentSpec { fallback_models: vec!["b".into()], ..agent() };
+    let heard = turn_from(&worker(&[&a, &b]).await, &agent, &[], Some(long_talk())).await;
+    assert_eq!(heard.stop_reason(), StopReason::EndTurn);
+    assert_eq!(said(&heard), [("noon".to_owned(), "a".to_owned())]);
+    assert_eq!((a.calls(), b.calls()), (2, 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_conversation_that_fits_none_however_short_ends_the_turn_with_its_reason() {
     let a = Canned::new("a", [fails(Class::Context)]);
     let heard = turn_from(&worker(&[&a]).await, &agent(), &["b", "c"], Some(long_talk())).await;
@@ -635,4 +660,33 @@ async fn without_another_model_the_turn_waits_for_the_breaker() {
     let heard = turn(&worker, &alone, &[]).await;
     assert_eq!(heard.stop_reason(), StopReason::EndTurn);
     assert_eq!(said(&heard), [("well again".to_owned(), "a".to_owned())]);
+}
+
+/// A trial of minutes would keep all others waiting for a provider that is well.
+#[tokio::test(start_paused = true)]
+async fn a_trial_that_has_begun_to_answer_lets_the_next_call_through() {
+    let policy = breaker::Policy::default();
+    let failures = usize::try_from(policy.outcomes_min).unwrap();
+    let begins = vec![Ok(opened()), Ok(Delta::Text { block: 0, text: "once upon".into() })];
+    let failing = std::iter::repeat_with(|| fails(Class::Overload)).take(failures);
+    let (a, b) = (Canned::new("a", failing.chain([begins, says("noon")])), Canned::new("b", [says("from b")]));
+    let providers = Providers::new().with(Unending(a.clone())).with(b.clone());
+    let worker = worker_with(options(), providers, Builtins::default()).await;
+    for _ in 0..failures.div_ceil(ATTEMPTS_MAX) {
+        turn(&worker, &agent(), &[]).await;
+    }
+    tokio::time::advance(policy.open).await;
+    let agent = agent();
+    let long = turn(&worker, &agent, &[]);
+    let begun = async {
+        while a.calls() == failures {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        turn(&worker, &agent, &[]).await
+    };
+    tokio::select! {
+        _ = long => panic!("it has no end"),
+        heard = begun => assert_eq!(said(&heard), [("noon".to_owned(), "a".to_owned())]),
+    }
 }

@@ -326,9 +326,12 @@ async fn an_answer_ends_where_it_is_too_long() {
     assert!(!is_anywhere(&Heard { checkpoints: Vec::new(), finished: None, ..heard }, "three"));
 }
 
-fn asks(server: &MockServer, fail_open: bool) -> AgentSpec {
+/// Longer than any answer takes that comes.
+const ANSWERED_MS: i64 = 30_000;
+
+fn asks(server: &MockServer, fail_open: bool, timeout_ms: i64) -> AgentSpec {
     let url = format!("{}/v1/check", server.uri());
-    let check = Check::Http(HttpCheck { url, timeout_ms: 200, fail_open });
+    let check = Check::Http(HttpCheck { url, timeout_ms, fail_open });
     AgentSpec { tools: Vec::new(), ..guarded(GuardrailStage::Output, check) }
 }
 
@@ -345,9 +348,9 @@ async fn a_server_is_asked_about_the_whole_text_and_its_word_counts() {
             .await;
     }
     let worker = worker().await;
-    let heard = turn(&worker, &asks(&server, false), text("good morning")).await;
+    let heard = turn(&worker, &asks(&server, false, ANSWERED_MS), text("good morning")).await;
     assert_eq!((said(&heard).as_str(), heard.stop_reason()), ("You said: good morning", StopReason::EndTurn));
-    let heard = turn(&worker, &asks(&server, true), text("bad morning")).await;
+    let heard = turn(&worker, &asks(&server, true, ANSWERED_MS), text("bad morning")).await;
     assert_eq!((said(&heard).as_str(), shown(&heard).as_str()), ("", ""));
     assert_eq!((violations(&heard), heard.stop_reason()), (vec![violation("output", "http")], StopReason::Guardrail));
 }
@@ -360,7 +363,7 @@ async fn a_server_is_not_asked_about_what_was_not_said() {
     // Any other question has no answer, which refuses.
     Mock::given(body_json(question)).respond_with(yes).expect(1).mount(&server).await;
     let (worker, spade) = with_spade().await;
-    let agent = AgentSpec { tools: vec![builtin("spade")], ..asks(&server, false) };
+    let agent = AgentSpec { tools: vec![builtin("spade")], ..asks(&server, false, ANSWERED_MS) };
     let steps = json!([{"tool_call": {"name": "spade", "arguments": {"depth": 1}}}, {"text": "Done."}]);
     let heard = turn(&worker, &agent, script(&steps)).await;
     assert_eq!((said(&heard).as_str(), heard.stop_reason(), spade.digs()), ("Done.", StopReason::EndTurn, 1));
@@ -377,10 +380,10 @@ async fn a_server_that_gives_no_answer_stops_the_text_unless_it_may_not() {
         let server = MockServer::start().await;
         Mock::given(path("/v1/check")).respond_with(answer).mount(&server).await;
         let worker = worker().await;
-        let heard = turn(&worker, &asks(&server, false), text("good morning")).await;
+        let heard = turn(&worker, &asks(&server, false, 200), text("good morning")).await;
         assert_eq!(violations(&heard), [violation("output", "http_unanswered")]);
         assert_eq!((said(&heard).as_str(), heard.stop_reason()), ("", StopReason::Guardrail));
-        let heard = turn(&worker, &asks(&server, true), text("good morning")).await;
+        let heard = turn(&worker, &asks(&server, true, 200), text("good morning")).await;
         assert_eq!((said(&heard).as_str(), heard.stop_reason()), ("You said: good morning", StopReason::EndTurn));
     }
 }

@@ -146,7 +146,7 @@ fn shown(heard: &Heard) -> String {
     heard.previews.iter().filter_map(text).collect()
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_second_answers_when_it_begins_first_and_the_other_is_given_up_and_accounted_for() {
     let slow = Slow::new([Way::Says("late", gate(0)), Way::Says("soon", gate(1))]);
     let heard = open(&slow, &agent()).await.finish().await;
@@ -163,7 +163,7 @@ async fn the_second_answers_when_it_begins_first_and_the_other_is_given_up_and_a
     assert_eq!(asked, [("m", false), ("m", true)]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_first_answers_when_it_begins_after_all() {
     let first = gate(0);
     let slow = Slow::new([Way::Says("first", Arc::clone(&first)), Way::Says("second", gate(0))]);
@@ -180,7 +180,7 @@ async fn the_first_answers_when_it_begins_after_all() {
     assert_eq!(*slow.dropped.lock().unwrap(), [2]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn one_that_fails_leaves_the_field_to_the_other() {
     let second = gate(0);
     let slow = Slow::new([Way::Fails(gate(0)), Way::Says("second", Arc::clone(&second))]);
@@ -201,7 +201,7 @@ async fn one_that_fails_leaves_the_field_to_the_other() {
     assert_eq!(told, [("error", "overload"), ("end_turn", "")]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_refused_second_try_ends_nothing_and_one_that_is_needless_is_told() {
     for reason in ["BUDGET", ""] {
         let first = gate(0);
@@ -260,7 +260,7 @@ async fn leave_that_comes_when_nobody_waits_for_it_is_told_as_not_used_while_the
     assert_eq!(told, ["hedged", "end_turn"]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn nobody_is_asked_twice_unless_the_agent_says_so() {
     let first = gate(0);
     let slow = Slow::new([Way::Says("first", Arc::clone(&first))]);

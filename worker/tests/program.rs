@@ -163,7 +163,7 @@ async fn logged(log: &mut Lines<BufReader<ChildStdout>>, field: &str) -> SocketA
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), find).await.expect("the program does not start")
+    tokio::time::timeout(Duration::from_secs(90), find).await.expect("the program does not start")
 }
 
 #[tokio::test]
@@ -219,21 +219,27 @@ async fn the_health_service_answers_the_front() {
 
 #[tokio::test]
 async fn sigterm_hands_the_turn_back_and_ends_the_program() {
+    const NAPS: usize = 50;
     let mut program = Program::start(None).await;
     let client = program.front().await;
     let session_id = session();
     init(&client, &session_id, &agent()).await.unwrap();
+    // More than are over before the program is told to end, however long that takes.
     let nap = json!({"tool_call": {"name": "clock", "arguments": {"sleep_ms": 400}}});
-    let steps = script(&json!([nap, {"text": "done"}]));
+    let mut steps = vec![nap; NAPS];
+    steps.push(json!({"text": "done"}));
+    let steps = script(&json!(steps));
     let mut front = Front::open(&client, start(&session_id, steps)).await;
     front.until_event(|kind| matches!(kind, Kind::ToolCall(_))).await;
     program.terminate();
     let heard = front.finish().await;
     assert_eq!(heard.stop_reason(), StopReason::HandedBack);
-    assert_eq!(heard.checkpoint().tool_calls, 1, "the superstep at hand was ended");
+    let naps = heard.durables.iter().filter(|kind| matches!(kind, Kind::ToolResult(_))).count();
+    assert_eq!(usize::try_from(heard.checkpoint().tool_calls), Ok(naps), "the superstep at hand was ended");
+    assert!((1..NAPS).contains(&naps), "and no other begun: {naps}");
     drop(client);
     while program.log.next_line().await.unwrap().is_some() {}
-    let status = tokio::time::timeout(Duration::from_secs(30), program.child.wait()).await.unwrap().unwrap();
+    let status = tokio::time::timeout(Duration::from_secs(90), program.child.wait()).await.unwrap().unwrap();
     assert_eq!(status.code(), Some(0));
 }
 
@@ -416,7 +422,7 @@ async fn a_key_that_changes_is_used_by_the_running_worker_and_one_that_is_none_i
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), exchanged).await.expect("the new key is not used");
+    tokio::time::timeout(Duration::from_secs(90), exchanged).await.expect("the new key is not used");
     assert_eq!(turn().await, "sk-ant-the-second");
 
     mounted.exchange("");
@@ -426,7 +432,7 @@ async fn a_key_that_changes_is_used_by_the_running_worker_and_one_that_is_none_i
             log += &program.log.next_line().await.unwrap().expect("the program ended early");
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), told).await.expect("nothing is said of the empty key");
+    tokio::time::timeout(Duration::from_secs(90), told).await.expect("nothing is said of the empty key");
     assert_eq!(turn().await, "sk-ant-the-second");
     assert!(log.contains("the provider's key has changed") && !log.contains("sk-ant"), "{log}");
 
@@ -436,7 +442,7 @@ async fn a_key_that_changes_is_used_by_the_running_worker_and_one_that_is_none_i
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), exchanged).await.expect("a good key is not used after a bad one");
+    tokio::time::timeout(Duration::from_secs(90), exchanged).await.expect("a good key is not used after a bad one");
     assert_eq!(turn().await, "sk-ant-the-third");
     let (_, metrics) = program.page("/metrics").await;
     assert!(metrics.contains("croft_worker_sessions 1"), "the session was there all along");
@@ -444,7 +450,7 @@ async fn a_key_that_changes_is_used_by_the_running_worker_and_one_that_is_none_i
 
 async fn refused(arguments: &[&str]) -> Output {
     let run = command().args(arguments).output();
-    tokio::time::timeout(Duration::from_secs(30), run).await.expect("the program goes on").unwrap()
+    tokio::time::timeout(Duration::from_secs(90), run).await.expect("the program goes on").unwrap()
 }
 
 fn file(folder: &Path, name: &str, content: &str) -> PathBuf {

@@ -227,6 +227,15 @@ async fn an_answer_that_is_at_its_end_before_it_says_anything_is_told_with_the_r
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_says_nothing_is_told_of() {
+    let heard = turn(&worker().await, &agent(), script(&json!([{"delay_ms": 1}]))).await;
+    assert_eq!(heard.stop_reason(), StopReason::EndTurn);
+    assert_eq!(heard.story(), ["started", "attempt", "error", "completed"]);
+    assert_eq!((error(&heard).reason.as_str(), error(&heard).retryable), ("MODEL_ANSWER_EMPTY", true));
+    assert_eq!(heard.checkpoint().messages.len(), 1, "the question stays");
+}
+
 /// For a model that gives less, or by a budget that has room for less.
 #[tokio::test(start_paused = true)]
 async fn a_model_is_asked_for_no_more_output_than_was_granted() {

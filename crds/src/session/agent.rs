@@ -128,7 +128,8 @@ pub struct ToolSpec {
     /// Whether it may be called.
     #[serde(default)]
     pub permission: PermissionSpec,
-    /// How long one call may take; the worker's default if not set.
+    /// How long one call may take; 30 s if not set. More than 600 counts as 600, but for a sub-agent, which may take as long as its own turn
+    /// may.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 86_400))]
     pub timeout_seconds: Option<u32>,

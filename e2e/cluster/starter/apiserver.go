@@ -4,7 +4,6 @@ import (
 	_ "embed"
 	"fmt"
 	"net"
-	"time"
 )
 
 // audit notes who did what to which object, without the bodies: enough to
@@ -54,7 +53,7 @@ func (d Dir) apiserver(kube string, p Ports, forNode bool) (Process, error) {
 		Args:   args,
 		Files:  []string{policy, d.certificate("apiserver"), d.at("pki", "service-accounts.pub")},
 		Ready:  d.apiReady,
-		Within: time.Minute,
+		Within: patience,
 	}, nil
 }
 

@@ -58,14 +58,16 @@ func install(groups []string) error {
 	if _, err := aptGet("install", missing...); err == nil {
 		return nil
 	}
-	// The lists may be missing or old.
-	if text, err := aptGet("update"); err != nil {
-		return fmt.Errorf("apt-get update: %w:\n%s", err, text)
-	}
-	if text, err := aptGet("install", missing...); err != nil {
-		return fmt.Errorf("apt-get install %s: %w:\n%s", strings.Join(missing, " "), err, text)
-	}
-	return nil
+	// The lists may be missing or old, and a mirror may be out of order for a moment.
+	return again([]time.Duration{5 * time.Second, 20 * time.Second}, "installing "+strings.Join(missing, " "), func() error {
+		if text, err := aptGet("update"); err != nil {
+			return fmt.Errorf("apt-get update: %w:\n%s", err, text)
+		}
+		if text, err := aptGet("install", missing...); err != nil {
+			return fmt.Errorf("apt-get install: %w:\n%s", err, text)
+		}
+		return nil
+	})
 }
 
 func missingPackages(groups []string, present func(pattern string) bool) ([]string, error) {
@@ -86,9 +88,9 @@ func missingPackages(groups []string, present func(pattern string) bool) ([]stri
 }
 
 func aptGet(verb string, names ...string) (string, error) {
-	args := append([]string{"-y", "-q", "-o", "DPkg::Lock::Timeout=300", verb, "--no-install-recommends"}, names...)
+	args := append([]string{"-y", "-q", "-o", "Acquire::Retries=5", "-o", "DPkg::Lock::Timeout=300", verb, "--no-install-recommends"}, names...)
 	if verb == "update" {
-		args = []string{"-q", "update"}
+		args = []string{"-q", "-o", "Acquire::Retries=5", "update"}
 	}
 	command := exec.Command("apt-get", args...)
 	command.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")

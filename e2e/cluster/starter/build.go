@@ -115,6 +115,9 @@ func build(name string) (built, error) {
 	}
 	start := time.Now()
 	say("building %s; the first time takes %s on two idle cores", t.what, t.cold)
+	if err := t.download(downloadPauses); err != nil {
+		return "", err
+	}
 	if err := t.compile(unfinished, start); err != nil {
 		return "", err
 	}
@@ -126,6 +129,26 @@ func build(name string) (built, error) {
 	}
 	say("built %s in %s", t.what, time.Since(start).Round(time.Second))
 	return result, nil
+}
+
+// downloadPauses lie between the tries to fetch a tool's modules: a proxy that
+// is out of order for a moment is no reason to build nothing.
+var downloadPauses = []time.Duration{5 * time.Second, 20 * time.Second, time.Minute}
+
+// download fetches the modules that the tool is built from, and tries again
+// after each of the pauses.
+func (t tool) download(pauses []time.Duration) error {
+	return again(pauses, "downloading the modules of "+t.what, func() error {
+		command := exec.Command("go", "mod", "download")
+		command.Dir = filepath.Join(source(), t.module)
+		command.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=")
+		command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+		text, err := command.CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%w:\n%s", err, strings.TrimSpace(string(text)))
+		}
+		return nil
+	})
 }
 
 func (t tool) compile(into string, start time.Time) error {

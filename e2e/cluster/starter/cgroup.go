@@ -30,7 +30,7 @@ func (d Dir) makeCgroups() error {
 
 // killPods ends every process of every pod, at once.
 func (d Dir) killPods() {
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		left := false
 		for _, folder := range d.cgroupFolders() {
 			text, _ := os.ReadFile(filepath.Join(folder, "cgroup.procs"))

@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 )
 
 func (d Dir) ciliumSocket() string { return d.short("cilium.sock") }
@@ -55,7 +54,7 @@ func (d Dir) cilium(tool built, p Ports) (Process, error) {
 		},
 		Files:  []string{kubeconfig},
 		Ready:  healthy(fmt.Sprintf("http://127.0.0.1:%d/healthz", p.CiliumHealth), "brief", "true"),
-		Within: 3 * time.Minute, // It compiles its programs, on a machine that may be busy.
+		Within: patience, // It compiles its programs, too.
 	}, nil
 }
 

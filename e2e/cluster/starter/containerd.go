@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"os/exec"
-	"time"
 )
 
 func (d Dir) containerdSocket() string { return d.short("containerd.sock") }
@@ -54,7 +53,7 @@ disabled_plugins = [
 		Env:    []string{"CILIUM_SOCK=" + d.ciliumSocket()}, // The CNI program inherits it.
 		Files:  []string{path},
 		Ready:  func() error { _, err := d.ctr("version"); return err },
-		Within: 30 * time.Second,
+		Within: patience,
 	}, nil
 }
 

@@ -1,9 +1,6 @@
 package main
 
-import (
-	"fmt"
-	"time"
-)
+import "fmt"
 
 // quickRates let the controllers keep up with tests that make many objects at
 // once. Kubernetes ships 20 requests a second for each, 30 at a time.
@@ -37,7 +34,7 @@ func (d Dir) controllerManager(kube string, p Ports, forNode bool, rates []strin
 		Args:   args,
 		Files:  []string{config},
 		Ready:  healthy(fmt.Sprintf("https://127.0.0.1:%d/healthz", p.ControllerManager)),
-		Within: 30 * time.Second,
+		Within: patience,
 	}, nil
 }
 
@@ -57,6 +54,6 @@ func (d Dir) scheduler(kube string, p Ports) (Process, error) {
 		},
 		Files:  []string{config},
 		Ready:  healthy(fmt.Sprintf("https://127.0.0.1:%d/healthz", p.Scheduler)),
-		Within: 30 * time.Second,
+		Within: patience,
 	}, nil
 }

@@ -48,11 +48,11 @@ func (d Dir) nodeDown() error {
 		return err
 	}
 	for _, path := range []string{"containerd", "cilium", "kubelet", "containerd.sock", "containerd.sock.ttrpc", "cilium.sock", "kernel.json", "rules", "places.json", "runc", "mounted-bpf"} {
-		if err := os.RemoveAll(d.short(path)); err != nil {
+		if err := removeAll(d.short(path)); err != nil {
 			return err
 		}
 	}
-	return os.RemoveAll(nodeOwner())
+	return removeAll(nodeOwner())
 }
 
 // sweep ends every process that carries the run's mark, whether a record of it is left or not.
@@ -66,7 +66,8 @@ func (d Dir) sweepBut(spared ...string) {
 			keep[old.PID] = true
 		}
 	}
-	for range 50 {
+	// The killed are gone once they have been let run for a last time.
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		left := false
 		for _, pid := range marked(d.mark()) {
 			if keep[pid] || keep[parent(pid)] || pid == os.Getpid() {
@@ -78,7 +79,6 @@ func (d Dir) sweepBut(spared ...string) {
 		if !left {
 			return
 		}
-		time.Sleep(20 * time.Millisecond)
 	}
 }
 

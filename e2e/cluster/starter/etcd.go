@@ -1,9 +1,6 @@
 package main
 
-import (
-	"fmt"
-	"time"
-)
+import "fmt"
 
 // etcd stores what the API server knows. It does not wait for the disk: the
 // cluster lives as long as the run does, and a lost write after a power cut
@@ -21,7 +18,7 @@ func (d Dir) etcd(kube string, p Ports) Process {
 			"--watch-progress-notify-interval=5s",
 		},
 		Ready:  healthy(client + "/health"),
-		Within: 30 * time.Second,
+		Within: patience,
 		Stop:   9, // Nothing is kept, so there is nothing to say goodbye to.
 	}
 }

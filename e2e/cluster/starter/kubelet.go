@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 )
 
 // kubelet turns pods that the scheduler put on this node into containers.
@@ -69,7 +68,7 @@ shutdownGracePeriod: 0s
 			"--hostname-override=" + nodeName, "--node-ip=" + nodeAddress},
 		Files:  []string{path, kubeconfig, resolver},
 		Ready:  healthy(fmt.Sprintf("http://127.0.0.1:%d/healthz", p.KubeletHealth)),
-		Within: 30 * time.Second,
+		Within: patience,
 	}, nil
 }
 

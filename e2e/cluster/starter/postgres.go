@@ -68,7 +68,7 @@ host all all %s scram-sha-256
 		Ready: func() error {
 			return onceReady(d.at("postgres", "provisioned"), p.Postgres, func() error { return d.provisionPostgres(programs, p, s) })
 		},
-		Within: time.Minute,
+		Within: patience,
 		Stop:   syscall.SIGINT, // "fast": don't wait for clients, do write everything.
 	}, nil
 }

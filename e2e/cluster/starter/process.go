@@ -15,6 +15,10 @@ import (
 	"time"
 )
 
+// patience is longer than a program takes to start on a machine that is busy
+// with other things, and that may stand still for half a minute at a time.
+const patience = 3 * time.Minute
+
 // Process is a program that outlives the command that starts it.
 type Process struct {
 	Name string
@@ -134,7 +138,7 @@ func (d Dir) stop(name string, grace time.Duration) {
 		if old.alive() {
 			say("%s does not end, killing it", name)
 			_ = syscall.Kill(old.PID, syscall.SIGKILL)
-			for deadline := time.Now().Add(5 * time.Second); old.alive() && time.Now().Before(deadline); {
+			for deadline := time.Now().Add(30 * time.Second); old.alive() && time.Now().Before(deadline); {
 				time.Sleep(10 * time.Millisecond)
 			}
 		}

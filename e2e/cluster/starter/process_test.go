@@ -20,7 +20,7 @@ func testDir(t *testing.T) Dir {
 }
 
 func sleeper(seconds string) Process {
-	return Process{Name: "sleeper", Args: []string{"/bin/sleep", seconds}, Ready: func() error { return nil }, Within: time.Second}
+	return Process{Name: "sleeper", Args: []string{"/bin/sleep", seconds}, Ready: func() error { return nil }, Within: time.Minute}
 }
 
 func TestAProcessIsStartedOnceAndStopped(t *testing.T) {
@@ -36,7 +36,7 @@ func TestAProcessIsStartedOnceAndStopped(t *testing.T) {
 	if second, _ := d.record("sleeper"); second != first {
 		t.Errorf("a running process was started again: %v, then %v", first, second)
 	}
-	d.stop("sleeper", time.Second)
+	d.stop("sleeper", time.Minute)
 	if first.alive() || d.running("sleeper") {
 		t.Error("it runs after it was stopped")
 	}
@@ -61,7 +61,7 @@ func TestAFailureNamesTheLogAndShowsItsEnd(t *testing.T) {
 	d := testDir(t)
 	err := d.run(Process{
 		Name: "broken", Args: []string{"/bin/sh", "-c", "echo no such luck; exit 3"},
-		Ready: func() error { return errors.New("not yet") }, Within: 5 * time.Second,
+		Ready: func() error { return errors.New("not yet") }, Within: time.Minute,
 	})
 	if err == nil || !strings.Contains(err.Error(), d.log("broken")) || !strings.Contains(err.Error(), "no such luck") {
 		t.Errorf("%v", err)

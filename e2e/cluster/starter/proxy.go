@@ -1,9 +1,6 @@
 package main
 
-import (
-	"fmt"
-	"time"
-)
+import "fmt"
 
 // proxy makes Services: it writes the firewall rules that turn a Service's
 // address into a pod's.
@@ -34,6 +31,6 @@ iptables: {localhostNodePorts: true, minSyncPeriod: 0s, syncPeriod: 30s}
 		Args:   []string{kube, "kube-proxy", "--config=" + path},
 		Files:  []string{path, kubeconfig},
 		Ready:  healthy(fmt.Sprintf("http://127.0.0.1:%d/livez", p.ProxyHealth)),
-		Within: 30 * time.Second,
+		Within: patience,
 	}, nil
 }

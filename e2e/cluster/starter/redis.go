@@ -49,7 +49,7 @@ maxmemory-policy noeviction
 		User:   credential,
 		Files:  []string{path},
 		Ready:  func() error { return pingRedis(fmt.Sprintf("127.0.0.1:%d", p.Redis), s.Redis) },
-		Within: 20 * time.Second,
+		Within: patience,
 	}, nil
 }
 

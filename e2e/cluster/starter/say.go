@@ -52,6 +52,23 @@ func together(all ...func() error) error {
 	return nil
 }
 
+// again tries until it succeeds, once more after each of the pauses.
+func again(pauses []time.Duration, what string, try func() error) error {
+	err := try()
+	for _, pause := range pauses {
+		if err == nil {
+			return nil
+		}
+		say("%s failed, once more in %s: %v", what, pause, err)
+		time.Sleep(pause)
+		err = try()
+	}
+	if err != nil {
+		return fmt.Errorf("%s failed %d times, at last with: %w", what, len(pauses)+1, err)
+	}
+	return nil
+}
+
 // inTurn runs them one after the other until one fails.
 func inTurn(all ...func() error) error {
 	for _, one := range all {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 )
 
 // forget removes files and folders of the run; patterns are allowed.
@@ -14,12 +15,23 @@ func (d Dir) forget(patterns ...string) error {
 			return err
 		}
 		for _, path := range paths {
-			if err := os.RemoveAll(path); err != nil {
+			if err := removeAll(path); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// removeAll is os.RemoveAll, again for as long as somebody who was told to end
+// still writes there, or a mount is still let go: five seconds at most.
+func removeAll(path string) error {
+	err := os.RemoveAll(path)
+	for try := 1; err != nil && try < 20; try++ {
+		time.Sleep(250 * time.Millisecond)
+		err = os.RemoveAll(path)
+	}
+	return err
 }
 
 // tidy is the end of every "down": when nothing runs any more, what the parts

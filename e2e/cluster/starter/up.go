@@ -115,8 +115,8 @@ func (d Dir) node(kube string, cilium built) error {
 				enforce,
 			)
 		},
-		func() error { return d.expect("the node to be ready", "kubelet", time.Minute, d.nodeReady) },
-		func() error { return d.expect("DNS to answer", "kubelet", time.Minute, dnsReady) },
+		func() error { return d.expect("the node to be ready", "kubelet", patience, d.nodeReady) },
+		func() error { return d.expect("DNS to answer", "kubelet", patience, dnsReady) },
 	)
 }
 

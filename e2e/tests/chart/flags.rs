@@ -45,6 +45,38 @@ fn the_page_lists_every_flag_of_every_program_with_its_default() {
     }
 }
 
+/// What an admin of the database runs by hand, each by its name with all that it takes.
+fn by_hand(name: &str, command: &Command) -> Vec<(String, BTreeSet<String>)> {
+    let below: Vec<_> =
+        command.get_subcommands().filter(|below| !["serve", "migrate"].contains(&below.get_name())).collect();
+    if !below.is_empty() {
+        return below.into_iter().flat_map(|below| by_hand(&format!("{name} {}", below.get_name()), below)).collect();
+    }
+    let row = |argument: &Arg| {
+        let flag =
+            argument.get_long().map_or_else(|| argument.get_id().as_str().to_uppercase(), |long| format!("--{long}"));
+        let variable = argument.get_env().map(|name| format!("`{}`", name.to_str().unwrap())).unwrap_or_default();
+        let defaults = argument.get_default_values().iter().map(|value| format!("`{}`", value.to_str().unwrap()));
+        let default = defaults.filter(|default| default != "`false`").collect::<String>();
+        begin(&format!("| `{flag}` | {variable} | {default} |"))
+    };
+    vec![(name.to_owned(), command.get_arguments().map(row).collect())]
+}
+
+#[test]
+fn the_page_lists_what_is_run_by_hand_with_all_that_it_takes() {
+    let page = std::fs::read_to_string(root().join("docs/configuration.md")).unwrap();
+    let commands = by_hand("croft-front", &front());
+    let names: Vec<_> = commands.iter().map(|(name, _)| name.as_str()).collect();
+    assert!(names.contains(&"croft-front api-key create") && names.contains(&"croft-front reprice"), "{names:?}");
+    for (name, wanted) in commands {
+        let (_, section) = page.split_once(&format!("### {name}\n")).unwrap_or_else(|| panic!("no ### {name}"));
+        let section = section.split("\n##").next().unwrap();
+        let told: BTreeSet<_> = section.lines().filter(|line| line.starts_with("| `")).map(begin).collect();
+        assert_eq!(told, wanted, "{name}");
+    }
+}
+
 /// The rows that the page has of this program.
 fn told(program: &str) -> Vec<String> {
     let page = std::fs::read_to_string(root().join("docs/configuration.md")).unwrap();

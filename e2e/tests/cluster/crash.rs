@@ -5,7 +5,7 @@ use croft_e2e::system::System;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{SessionState, StopReason};
 
-use crate::support::{PATIENCE, Tenant, answer, assert_contiguous, whole_turn};
+use crate::support::{PATIENCE, Tenant, answer, assert_contiguous, eventually, whole_turn};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_killed_in_mid_turn_leaves_a_clear_state_and_the_next_message_works() {
@@ -59,8 +59,12 @@ async fn a_worker_killed_in_mid_turn_leaves_a_clear_state_and_the_next_message_w
     assert_eq!(session.state(), SessionState::Idle);
     let wait = ["wait", "deployment/workers", "-n", &tenant.namespace, "--for=condition=Available", "--timeout=90s"];
     system.kubectl(&wait).await.unwrap();
-    let next = client.lifecycle.send_message(message(&session.session_id, r#"{"script": [{"text": "still here"}]}"#));
-    let events = whole_turn(next.await.unwrap().into_inner()).await.unwrap();
-    assert_eq!(answer(&events), "still here");
+    eventually("the next message works", async || {
+        let sent = message(&session.session_id, r#"{"script": [{"text": "still here"}]}"#);
+        let events = whole_turn(client.lifecycle.send_message(sent).await?.into_inner()).await?;
+        anyhow::ensure!(answer(&events) == "still here", "{events:?}");
+        Ok(())
+    })
+    .await;
     tenant.remove(&system).await;
 }

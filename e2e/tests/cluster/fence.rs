@@ -39,7 +39,7 @@ spec:
 ",
             tenant.namespace
         );
-        system.apply(&manifest).await.unwrap();
+        eventually("the probe is created", async || system.apply(&manifest).await).await;
         let wait = ["wait", "pod/probe", "-n", &tenant.namespace, "--for=condition=Ready", "--timeout=90s"];
         system.kubectl(&wait).await.unwrap();
         Self { system, namespace: tenant.namespace.clone() }
@@ -61,8 +61,11 @@ spec:
             closed.iter().zip(reached).filter(|(_, reached)| *reached).map(|((what, _), _)| *what).collect();
         assert!(open.is_empty(), "a tenant's pod reaches {open:?}");
         for (what, address) in closed {
-            let connected = timeout(Duration::from_secs(2), TcpStream::connect(address)).await;
-            assert!(matches!(connected, Ok(Ok(_))), "{what} at {address} is not there, so the fence proves nothing");
+            eventually(&format!("{what}, without which the fence proves nothing"), async || {
+                timeout(Duration::from_secs(10), TcpStream::connect(address)).await??;
+                Ok(())
+            })
+            .await;
         }
     }
 }
@@ -133,7 +136,8 @@ async fn tenants_reach_the_public_internet_what_is_listed_and_models_and_nothing
         listener("llama"),
         listener("neighbour")
     );
-    system.apply(&models).await.unwrap();
+    // The namespace's service account comes a moment after it.
+    eventually("the model's pods are created", async || system.apply(&models).await).await;
     let more = format!(
         "
   egress: {{ allow: [{{ cidr: {}/32, ports: [{{ port: 8443 }}] }}] }}

@@ -144,7 +144,11 @@ async fn only_the_scraper_reaches_the_port_for_metrics() {
         assert!(!other.reaches(&metrics).await.unwrap(), "{}'s metrics are open to anyone", pod.name);
     }
     // What is open to all shows that this probe works.
-    assert!(other.reaches(&format!("{}:50051", front.ip)).await.unwrap());
+    eventually("the other probe works", async || {
+        ensure!(other.reaches(&format!("{}:50051", front.ip)).await?, "the front is closed to it");
+        Ok(())
+    })
+    .await;
     scraper.remove().await;
     other.remove().await;
 }

@@ -5,8 +5,9 @@ use croft_e2e::client::{Client, message, scripted_agent};
 use croft_e2e::system::System;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{SessionState, StopReason, StreamEventsRequest, TerminateSessionRequest};
-use futures::{SinkExt, StreamExt};
+use futures::{SinkExt, Stream, StreamExt};
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Error;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::Message;
 
@@ -56,6 +57,25 @@ async fn a_session_streams_from_a_worker_pod() {
     assert_eq!(ended.usage.unwrap().attempts, 1);
 }
 
+/// The events that a socket shows, up to the first that is such.
+async fn shown(
+    socket: &mut (impl Stream<Item = Result<Message, Error>> + Unpin),
+    is_last: impl Fn(&Value) -> bool,
+) -> Vec<Value> {
+    let mut seen: Vec<Value> = Vec::new();
+    while let Some(frame) = tokio::time::timeout(PATIENCE, socket.next()).await.expect("it shows what happens") {
+        let Message::Text(text) = frame.unwrap() else { continue };
+        let frame: Value = serde_json::from_str(&text).unwrap();
+        if let Some(event) = frame.get("event") {
+            seen.push(event.clone());
+            if is_last(event) {
+                return seen;
+            }
+        }
+    }
+    panic!("the socket closed; it had shown {seen:?}")
+}
+
 /// P3: provider → worker → front → Redis → gateway of another front → browser.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_reaches_a_websocket_of_another_front() {
@@ -71,27 +91,16 @@ async fn a_token_reaches_a_websocket_of_another_front() {
     let subscribe = json!({ "subscribe": { "sessionId": session.session_id, "since": 0 } });
     socket.send(Message::text(subscribe.to_string())).await.unwrap();
 
-    let watched = async {
-        let mut seen: Vec<Value> = Vec::new();
-        while let Some(frame) = socket.next().await {
-            let Message::Text(text) = frame.unwrap() else { continue };
-            let frame: Value = serde_json::from_str(&text).unwrap();
-            if let Some(event) = frame.get("event") {
-                seen.push(event.clone());
-                if event.get("sessionIdle").is_some() {
-                    return seen;
-                }
-            }
-        }
-        panic!("the socket closed; it had shown {seen:?}")
-    };
+    // Once it shows what was before, it misses nothing that is said.
+    let mut seen = shown(&mut socket, |event| event["seq"] == "2").await;
+    let script = r#"{"script": [{"text": "hello from afar", "token_delay_ms": 50}]}"#;
     let spoken = async {
-        let script = r#"{"script": [{"text": "hello from afar", "token_delay_ms": 50}]}"#;
         let sent = client.lifecycle.send_message(message(&session.session_id, script)).await.unwrap();
         whole_turn(sent.into_inner()).await.unwrap()
     };
-    let (seen, spoken) =
-        tokio::time::timeout(PATIENCE, futures::future::join(watched, spoken)).await.expect("the turn is seen in time");
+    let watched = shown(&mut socket, |event| event.get("sessionIdle").is_some());
+    let (rest, spoken) = futures::future::join(watched, spoken).await;
+    seen.extend(rest);
 
     let numbers: Vec<u64> =
         seen.iter().filter_map(|event| event["seq"].as_str()?.parse().ok()).filter(|seq| *seq > 0).collect();

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tonic::Streaming;
 
 /// For anything that a healthy cluster does at once, and a busy one a little later.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Tries until `attempt` succeeds; its last error is the failure's.
 pub(crate) async fn eventually<T>(what: &str, mut attempt: impl AsyncFnMut() -> anyhow::Result<T>) -> T {

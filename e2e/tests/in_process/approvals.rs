@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use croft_e2e::client::{Client, message, scripted_agent};
 use croft_front::Error;
+use croft_front::core::Options;
 use croft_front::events::log::{Append, Appended, Authority, EventLog, IdempotencyKey, NewEvent, StoredCheckpoint};
 use croft_front::session::Session;
 use croft_front::store::Stores;
@@ -16,14 +17,17 @@ use croft_proto::id::{SessionId, TenantId, TurnId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::tool_spec::Source;
 use croft_proto::v1::{
-    AgentLimits, AgentSpec, ApprovalRequired, ApprovalResolved, BuiltinTool, InterruptSessionRequest, Permission,
-    ReplayClass, ResolveApprovalRequest, SendMessageResponse, SessionEvent, SessionIdle, SessionRunning, SessionState,
-    StopReason, ToolSpec, UserMessage,
+    AgentLimits, AgentSpec, ApprovalRequired, ApprovalResolved, BuiltinTool, ContentBlock, InterruptSessionRequest,
+    Permission, ReplayClass, ResolveApprovalRequest, SendMessageResponse, SessionEvent, SessionIdle, SessionRunning,
+    SessionState, StopReason, ToolSpec, UserMessage,
 };
 use croft_serve::Tasks;
+use croft_worker::tools::{Builtins, Error as ToolError, Invocation, Tool};
 use futures::FutureExt as _;
 use futures::future::join_all;
+use serde_json::{Value, json};
 use tokio::sync::Notify;
+use tokio::time::timeout;
 use tonic::{Code, Streaming};
 
 use crate::paused_log::paused;
@@ -147,7 +151,7 @@ async fn a_turn_that_waits_for_a_person_waits_also_while_the_log_cannot_be_read(
 
 /// A session whose turn has ended with its question open, as people may take longer than a turn.
 async fn asked_in_vain(world: &World, client: &mut Client) -> (String, String) {
-    let agent = AgentSpec { limits: Some(AgentLimits { turn_timeout_ms: 500, ..Default::default() }), ..cautious() };
+    let agent = AgentSpec { limits: Some(AgentLimits { turn_timeout_ms: 3_000, ..Default::default() }), ..cautious() };
     let session_id = client.create(agent).await.unwrap().session_id;
     let (approval_id, events) = asked(client, &session_id).await;
     assert_eq!(stop_reason(&read_all(events).await), Some(StopReason::RequiresAction));
@@ -251,7 +255,7 @@ async fn an_answer_while_its_turn_ends_has_its_effect() {
         let world = World::on(Ground { stores, ..Ground::default() }).await;
         let mut client = world.client();
         let agent =
-            AgentSpec { limits: Some(AgentLimits { turn_timeout_ms: 500, ..Default::default() }), ..cautious() };
+            AgentSpec { limits: Some(AgentLimits { turn_timeout_ms: 3_000, ..Default::default() }), ..cautious() };
         let session_id = client.create(agent).await.unwrap().session_id;
         let (approval_id, events) = asked(&mut client, &session_id).await;
         let yes = ResolveApprovalRequest {
@@ -288,17 +292,17 @@ async fn an_answer_while_its_turn_ends_has_its_effect() {
     }
 }
 
-/// Ends turns late, and is away for the one that is to begin behind the first.
+/// Ends turns late, and is away behind the first end until it is told otherwise.
 struct Severed {
     turns: LateEnd,
-    is_away: AtomicBool,
+    is_away: Arc<AtomicBool>,
     tried: Arc<Notify>,
 }
 
 #[async_trait]
 impl TurnStore for Severed {
     async fn begin(&self, begin: Begin) -> Result<Begun, Error> {
-        if self.is_away.swap(false, Ordering::SeqCst) {
+        if self.is_away.load(Ordering::SeqCst) {
             self.tried.notify_one();
             return Err(Error::unavailable("postgres", anyhow::anyhow!("connection refused")));
         }
@@ -308,28 +312,59 @@ impl TurnStore for Severed {
     async fn end(&self, last: Append) -> Result<Ended, Error> {
         let is_first = !self.turns.1.is_open.load(Ordering::SeqCst);
         let ended = self.turns.end(last).await?;
-        self.is_away.store(is_first, Ordering::SeqCst);
+        if is_first {
+            self.is_away.store(true, Ordering::SeqCst);
+        }
         Ok(ended)
     }
 }
 
-/// A session whose turn gives up waiting after half a second and ends as the gate lets it. The store is away for what is to begin behind
-/// it, of which the last part tells.
-async fn severed() -> (World, String, Gate, Arc<Notify>) {
+/// A session whose turn gives up waiting after three seconds and ends as the gate lets it. The store is away for what is to begin behind
+/// it, and tells of each try.
+struct Scene {
+    world: World,
+    session_id: String,
+    ends: Gate,
+    is_away: Arc<AtomicBool>,
+    tried: Arc<Notify>,
+}
+
+async fn severed() -> Scene {
     let (mut stores, ends, tried) = (Stores::memory(), Gate::default(), Arc::new(Notify::new()));
-    let turns = LateEnd(stores.turns, ends.clone());
-    stores.turns = Arc::new(Severed { turns, is_away: false.into(), tried: Arc::clone(&tried) });
-    let world = World::on(Ground { stores, ..Ground::default() }).await;
-    let agent = AgentSpec { limits: Some(AgentLimits { turn_timeout_ms: 500, ..Default::default() }), ..cautious() };
+    let (turns, is_away) = (LateEnd(stores.turns, ends.clone()), Arc::new(AtomicBool::new(false)));
+    stores.turns = Arc::new(Severed { turns, is_away: Arc::clone(&is_away), tried: Arc::clone(&tried) });
+    let options = Options { lease_ttl: Duration::from_secs(3), ..Options::default() };
+    let world = World::on(Ground { stores, options, ..Ground::default() }).await;
+    let agent = AgentSpec { limits: Some(AgentLimits { turn_timeout_ms: 3_000, ..Default::default() }), ..cautious() };
     let session_id = world.client().create(agent).await.unwrap().session_id;
-    (world, session_id, ends, tried)
+    Scene { world, session_id, ends, is_away, tried }
+}
+
+/// Nobody went on with it by themselves, and the call was made only for who said yes again.
+#[tokio::test]
+async fn a_decision_whose_turn_cannot_go_on_with_it_at_once_has_its_effect_later() {
+    let Scene { world, session_id, ends, is_away, tried } = severed().await;
+    let mut client = world.client();
+    let (approval_id, _events) = asked(&mut client, &session_id).await;
+    let yes =
+        ResolveApprovalRequest { session_id: session_id.clone(), approval_id, approved: true, ..Default::default() };
+    ends.is_reached.notified().await;
+    client.lifecycle.resolve_approval(yes).await.unwrap();
+    ends.goes_on.notify_one();
+    tried.notified().await;
+    is_away.store(false, Ordering::SeqCst);
+    let done =
+        |session: &Session| session.state == SessionState::Idle && session.last_stop_reason == StopReason::EndTurn;
+    let session = world.wait_for(&session_id, done).await;
+    let log = world.core.stores.events.read(world.tenant(), session.id, 0, 100).await.unwrap();
+    assert_eq!(failures(&log), [false], "the call was made: {log:?}");
 }
 
 /// The front that ended the turn was lost before it went on with what a person had decided meanwhile. Whoever pressed yes again was told
 /// that nothing is pending, and the call was never made.
 #[tokio::test]
 async fn a_decision_whose_turn_could_not_go_on_with_it_can_be_made_again() {
-    let (world, session_id, ends, tried) = severed().await;
+    let Scene { world, session_id, ends, is_away, tried } = severed().await;
     let mut client = world.client();
     let (approval_id, events) = asked(&mut client, &session_id).await;
     let yes =
@@ -339,11 +374,13 @@ async fn a_decision_whose_turn_could_not_go_on_with_it_can_be_made_again() {
     let early = client.lifecycle.resolve_approval(yes.clone()).await.unwrap_err();
     assert_eq!(early.code(), Code::FailedPrecondition, "the turn is not over, and may hear of it: {early:?}");
     ends.goes_on.notify_one();
-    tried.notified().await;
+    // Until it gives up.
+    while timeout(Duration::from_secs(1), tried.notified()).await.is_ok() {}
     drop(events);
     let session = world.wait_for(&session_id, |session| session.state == SessionState::Idle).await;
     assert_eq!(session.last_stop_reason, StopReason::RequiresAction, "nothing goes on by itself");
 
+    is_away.store(false, Ordering::SeqCst);
     client.lifecycle.resolve_approval(yes.clone()).await.unwrap();
     let done =
         |session: &Session| session.state == SessionState::Idle && session.last_stop_reason == StopReason::EndTurn;
@@ -358,7 +395,7 @@ async fn a_decision_whose_turn_could_not_go_on_with_it_can_be_made_again() {
 /// The first word counts, also where it came to nothing: who says no to it has it carried out, and is told that they came too late.
 #[tokio::test]
 async fn another_decision_about_what_was_decided_changes_nothing() {
-    let (world, session_id, ends, tried) = severed().await;
+    let Scene { world, session_id, ends, is_away, tried } = severed().await;
     let mut client = world.client();
     let (approval_id, _events) = asked(&mut client, &session_id).await;
     let no = ResolveApprovalRequest { session_id: session_id.clone(), approval_id, ..Default::default() };
@@ -367,6 +404,7 @@ async fn another_decision_about_what_was_decided_changes_nothing() {
     client.lifecycle.resolve_approval(no).await.unwrap();
     ends.goes_on.notify_one();
     tried.notified().await;
+    is_away.store(false, Ordering::SeqCst);
     world.wait_for(&session_id, |session| session.state == SessionState::Idle).await;
     let late = client.lifecycle.resolve_approval(yes).await.unwrap_err();
     assert_eq!(late.code(), Code::FailedPrecondition, "{late:?}");
@@ -394,18 +432,47 @@ fn questions(log: &[SessionEvent]) -> Vec<String> {
     log.iter().filter_map(question).collect()
 }
 
+/// A tool whose first call never returns, and each other one at once.
+#[derive(Clone, Default)]
+struct StuckOnce {
+    is_called: Arc<Notify>,
+    was_called: Arc<AtomicBool>,
+}
+
+#[async_trait]
+impl Tool for StuckOnce {
+    fn description(&self) -> &'static str {
+        "Gets stuck once."
+    }
+
+    fn input_schema(&self) -> Value {
+        json!({ "type": "object" })
+    }
+
+    async fn call(&self, _: Invocation) -> Result<Vec<ContentBlock>, ToolError> {
+        if !self.was_called.swap(true, Ordering::SeqCst) {
+            self.is_called.notify_one();
+            std::future::pending::<()>().await;
+        }
+        Ok(Vec::new())
+    }
+}
+
 /// The answer was stored, and the worker asked the same question again, which nobody could answer a second time.
 #[tokio::test]
 async fn a_yes_has_a_call_repeated_whose_outcome_is_unknown() {
-    let (world, theirs) = (World::start().await, Tasks::new());
+    let (tool, theirs) = (StuckOnce::default(), Tasks::new());
+    let builtins = Builtins::default().with("stuck-once", tool.clone());
+    let world = World::on(Ground { builtins, ..Ground::default() }).await;
     let mut client = world.client_of_a_front_with(&theirs).await;
     let mut once = cautious();
+    once.tools[0].source = Some(Source::Builtin(BuiltinTool { name: "stuck-once".into() }));
     once.tools[0].set_permission(Permission::Allow);
     once.tools[0].set_replay(ReplayClass::Unsafe);
     let session_id = client.create(once).await.unwrap().session_id;
-    let script = r#"{"script": [{"tool_call": {"name": "clock", "arguments": {"sleep_ms": 2000}}}, {"text": "done"}]}"#;
-    let mut turn = client.lifecycle.send_message(message(&session_id, script)).await.unwrap().into_inner();
-    while !matches!(turn.message().await.unwrap().unwrap().event.unwrap().kind, Some(Kind::ToolCall(_))) {}
+    let script = r#"{"script": [{"tool_call": {"name": "clock", "arguments": {}}}, {"text": "done"}]}"#;
+    let _turn = client.lifecycle.send_message(message(&session_id, script)).await.unwrap();
+    tool.is_called.notified().await;
     // Whoever takes the turn over hangs up on the worker that makes the call.
     assert!(theirs.shutdown(Duration::from_millis(50)).await > 0, "the turn is not over");
     let session = world.wait_for(&session_id, |session| session.state == SessionState::Idle).await;

@@ -1,10 +1,19 @@
 //! What a session's calls use when the session ends in the midst of them is paid for, although its log takes nothing any more.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
 use croft_e2e::client::{message, scripted_agent};
-use croft_front::events::log::{Append, Authority, NewEvent};
+use croft_front::Error;
+use croft_front::core::Options;
+use croft_front::events::log::{Append, Appended, Authority, EventLog, IdempotencyKey, NewEvent, StoredCheckpoint};
 use croft_front::session::Session;
+use croft_front::store::Stores;
+use croft_front::usage::UsageStore;
 use croft_proto::Timestamp;
-use croft_proto::id::TurnId;
+use croft_proto::id::{SessionId, TenantId, TurnId};
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::execute_step_request::Message as FromFront;
 use croft_proto::v1::execute_step_response::Message as ToFront;
@@ -12,13 +21,15 @@ use croft_proto::v1::runtime_service_client::RuntimeServiceClient;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
     Budget, BudgetAction, BudgetPeriod, BudgetScope, ContentBlock, ExecuteStepRequest, Grant, SendMessageResponse,
-    SessionState, SessionTerminated, SetBudgetRequest, StepStart, TerminateSessionRequest, Text,
+    SessionEvent, SessionState, SessionTerminated, SetBudgetRequest, StepStart, TerminateSessionRequest, Text,
+    UsageDimension, UsageEvent, UsageSummary,
 };
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tonic::{Code, Streaming};
 
-use crate::world::World;
+use crate::world::{Ground, PATIENCE, World, read_all};
 
 const SLOW: &str = r#"{"script": [{"text": "a b c d e f g h i j k l m n o p", "token_delay_ms": 100}]}"#;
 const ENDLESS: &str = r#"{"script": [{"text": "word "}, {"delay_ms": 600000}]}"#;
@@ -140,5 +151,128 @@ async fn a_call_whose_front_is_lost_is_paid_for_once_another_ends_the_session() 
     lost_in_mid_call(&world, &session_id).await;
     let end = TerminateSessionRequest { session_id: session_id.clone(), reason: "enough".into() };
     client.lifecycle.terminate_session(end).await.unwrap();
+    paid(&world, &session_id).await;
+}
+
+/// Stores ends, and so often says that nobody knows whether it did; and is away for as many reads behind that.
+struct Mute {
+    log: Arc<dyn EventLog>,
+    ends: AtomicUsize,
+    reads: AtomicUsize,
+}
+
+fn takes_one(from: &AtomicUsize) -> bool {
+    from.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+}
+
+fn away() -> Error {
+    Error::unavailable("postgres", anyhow::anyhow!("the connection was lost"))
+}
+
+#[async_trait]
+impl EventLog for Mute {
+    async fn append(&self, append: Append) -> Result<Appended, Error> {
+        let ends = append.events.iter().any(|event| matches!(event.kind, Kind::SessionTerminated(_)));
+        let appended = self.log.append(append).await;
+        if ends && takes_one(&self.ends) { Err(away()) } else { appended }
+    }
+
+    async fn find_sent(&self, tenant: TenantId, id: SessionId, key: &IdempotencyKey) -> Result<Option<u64>, Error> {
+        self.log.find_sent(tenant, id, key).await
+    }
+
+    async fn read(&self, tenant: TenantId, id: SessionId, after: u64, limit: u32) -> Result<Vec<SessionEvent>, Error> {
+        if self.ends.load(Ordering::SeqCst) == 0 && takes_one(&self.reads) {
+            return Err(away());
+        }
+        self.log.read(tenant, id, after, limit).await
+    }
+
+    async fn checkpoint(&self, tenant: TenantId, id: SessionId) -> Result<Option<StoredCheckpoint>, Error> {
+        self.log.checkpoint(tenant, id).await
+    }
+}
+
+/// Whoever asked for the end, and once more, changed nothing: the turn ran on, and its provider with it.
+#[tokio::test]
+async fn an_end_of_which_the_store_does_not_tell_ends_the_turn_all_the_same() {
+    for reads in [0, 2] {
+        let mut stores = Stores::memory();
+        stores.events =
+            Arc::new(Mute { log: stores.events, ends: AtomicUsize::new(1), reads: AtomicUsize::new(reads) });
+        // No renewal tells of it.
+        let options = Options { lease_ttl: Duration::from_mins(10), ..Options::default() };
+        let world = World::on(Ground { stores, options, ..Ground::default() }).await;
+        let (session_id, events) = talking(&world, ENDLESS).await;
+        let end = TerminateSessionRequest { session_id: session_id.clone(), reason: "enough".into() };
+        let mut client = world.client();
+        match client.lifecycle.terminate_session(end.clone()).await {
+            Ok(_) => assert_eq!(reads, 0),
+            Err(status) => {
+                assert_eq!((status.code(), reads), (Code::Unavailable, 2), "{status:?}");
+                client.lifecycle.terminate_session(end).await.unwrap();
+            }
+        }
+        let seen = timeout(PATIENCE, read_all(events)).await.expect("nobody tells those who watch");
+        assert!(matches!(seen.last().unwrap().kind, Some(Kind::SessionTerminated(_))), "{seen:?}");
+        paid(&world, &session_id).await;
+        world.wait_for(&session_id, |_| world.core.metrics.turns_running.get() == 0).await;
+    }
+}
+
+/// A renewal told that the lease was lost, and the call that ran was dropped and paid for by nobody.
+#[tokio::test]
+async fn a_call_whose_lease_is_lost_since_its_session_has_ended_is_paid_for() {
+    let options = Options { lease_ttl: Duration::from_secs(3), ..Options::default() };
+    let world = World::on(Ground { options, ..Ground::default() }).await;
+    let (session_id, _events) = talking(&world, ENDLESS).await;
+    end_unheard(&world, &session_id).await;
+    paid(&world, &session_id).await;
+    world.wait_for(&session_id, |_| world.core.metrics.turns_running.get() == 0).await;
+    assert_eq!(world.core.metrics.lease_losses.get(), 0, "nobody else has it");
+}
+
+/// A ledger that is away for so many additions.
+struct Away(Arc<dyn UsageStore>, AtomicUsize);
+
+#[async_trait]
+impl UsageStore for Away {
+    async fn list(
+        &self,
+        tenant: TenantId,
+        session: Option<SessionId>,
+        before: Option<Timestamp>,
+        after: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<UsageEvent>, Error> {
+        self.0.list(tenant, session, before, after, limit).await
+    }
+
+    async fn summarize(
+        &self,
+        tenant: TenantId,
+        start: Option<Timestamp>,
+        end: Option<Timestamp>,
+        group_by: &[UsageDimension],
+    ) -> Result<Vec<UsageSummary>, Error> {
+        self.0.summarize(tenant, start, end, group_by).await
+    }
+
+    async fn add_behind_end(&self, tenant: TenantId, session: SessionId, events: &[NewEvent]) -> Result<(), Error> {
+        if takes_one(&self.1) {
+            return Err(away());
+        }
+        self.0.add_behind_end(tenant, session, events).await
+    }
+}
+
+#[tokio::test]
+async fn what_the_ledger_does_not_take_behind_an_end_is_added_later() {
+    let mut stores = Stores::memory();
+    stores.usage = Arc::new(Away(stores.usage, AtomicUsize::new(3)));
+    let world = World::on(Ground { stores, ..Ground::default() }).await;
+    let (session_id, _events) = talking(&world, ENDLESS).await;
+    let end = TerminateSessionRequest { session_id: session_id.clone(), reason: "enough".into() };
+    world.client().lifecycle.terminate_session(end).await.unwrap();
     paid(&world, &session_id).await;
 }

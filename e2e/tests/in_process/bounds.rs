@@ -3,16 +3,16 @@
 use std::time::Duration;
 
 use croft_e2e::client::{message, scripted_agent};
+use croft_e2e::steady::steady;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
     AgentLimits, AgentSpec, CreateSessionRequest, ListUsageEventsRequest, ProviderMode, ProviderRoute, SessionState,
     StopReason, StreamEventsRequest, TenantLimits,
 };
-use tokio::time::Instant;
 use tonic::Code;
 use tonic_types::StatusExt;
 
-use crate::world::{World, read_all, stop_reason};
+use crate::world::{PATIENCE, World, read_all, stop_reason};
 
 fn asked(idle_timeout_ms: i64, lifetime_ms: i64) -> CreateSessionRequest {
     let agent = Some(scripted_agent("timed"));
@@ -21,49 +21,61 @@ fn asked(idle_timeout_ms: i64, lifetime_ms: i64) -> CreateSessionRequest {
 
 #[tokio::test]
 async fn a_session_that_hears_nothing_is_ended_and_its_watchers_are_told() {
-    let world = World::start().await;
-    let mut client = world.client();
-    let created = client.lifecycle.create_session(asked(300, 0)).await.unwrap().into_inner().session.unwrap();
-    assert_eq!((created.idle_timeout_ms, created.expire_time, created.terminate_time), (300, None, None));
-    let watch =
-        StreamEventsRequest { session_id: created.session_id.clone(), after_seq: 2, ..StreamEventsRequest::default() };
-    let mut events = client.lifecycle.stream_events(watch).await.unwrap().into_inner();
-    let last = events.message().await.unwrap().unwrap().event.unwrap();
-    assert!(matches!(&last.kind, Some(Kind::SessionTerminated(ended)) if ended.reason == "IDLE_TIMEOUT"), "{last:?}");
-    assert!(events.message().await.unwrap().is_none(), "nothing follows");
-    let ended = world.stored(&created.session_id).await;
-    let (ended_at, said_at) = (ended.terminate_time.unwrap(), last.create_time.unwrap());
-    assert_eq!(ended.state, SessionState::Terminated);
-    assert_eq!(
-        (ended_at.seconds, ended_at.nanos),
-        (said_at.seconds, said_at.nanos / 1_000 * 1_000),
-        "to the microsecond"
-    );
-    assert_eq!(ended.last_seq, 3, "it ends once");
-    let late = client.lifecycle.send_message(message(&created.session_id, "hello?")).await.unwrap_err();
-    assert_eq!(late.code(), Code::FailedPrecondition);
+    steady(Duration::from_millis(50), async || {
+        let world = World::start().await;
+        let mut client = world.client();
+        let created = client.lifecycle.create_session(asked(300, 0)).await.unwrap().into_inner().session.unwrap();
+        assert_eq!((created.idle_timeout_ms, created.expire_time, created.terminate_time), (300, None, None));
+        let watch = StreamEventsRequest {
+            session_id: created.session_id.clone(),
+            after_seq: 2,
+            ..StreamEventsRequest::default()
+        };
+        let mut events = client.lifecycle.stream_events(watch).await.unwrap().into_inner();
+        let last = events.message().await.unwrap().unwrap().event.unwrap();
+        assert!(
+            matches!(&last.kind, Some(Kind::SessionTerminated(ended)) if ended.reason == "IDLE_TIMEOUT"),
+            "{last:?}"
+        );
+        assert!(events.message().await.unwrap().is_none(), "nothing follows");
+        let ended = world.stored(&created.session_id).await;
+        let (ended_at, said_at) = (ended.terminate_time.unwrap(), last.create_time.unwrap());
+        assert_eq!(ended.state, SessionState::Terminated);
+        assert_eq!(
+            (ended_at.seconds, ended_at.nanos),
+            (said_at.seconds, said_at.nanos / 1_000 * 1_000),
+            "to the microsecond"
+        );
+        assert_eq!(ended.last_seq, 3, "it ends once");
+        let late = client.lifecycle.send_message(message(&created.session_id, "hello?")).await.unwrap_err();
+        assert_eq!(late.code(), Code::FailedPrecondition);
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn a_session_that_is_too_old_is_ended_in_mid_turn() {
-    let world = World::start().await;
-    let mut client = world.client();
-    // It is never idle for so long: its turn runs.
-    let created = client.lifecycle.create_session(asked(200, 900)).await.unwrap().into_inner().session.unwrap();
-    let lifetime = created.expire_time.unwrap();
-    assert!(lifetime.seconds >= created.create_time.unwrap().seconds);
-    let slow = r#"{"script": [{"text": "a b c d e f g h", "token_delay_ms": 60000}]}"#;
-    let sent = client.lifecycle.send_message(message(&created.session_id, slow)).await.unwrap();
-    let events = read_all(sent.into_inner()).await;
-    let last = events.last().unwrap();
-    assert!(matches!(&last.kind, Some(Kind::SessionTerminated(ended)) if ended.reason == "LIFETIME"), "{last:?}");
-    let running = world.core.metrics.turns_running.clone();
-    let stopped = async {
-        while running.get() > 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), stopped).await.expect("its turn stops");
+    steady(Duration::from_millis(50), async || {
+        let world = World::start().await;
+        let mut client = world.client();
+        // It is never idle for so long: its turn runs.
+        let created = client.lifecycle.create_session(asked(200, 900)).await.unwrap().into_inner().session.unwrap();
+        let lifetime = created.expire_time.unwrap();
+        assert!(lifetime.seconds >= created.create_time.unwrap().seconds);
+        let slow = r#"{"script": [{"text": "a b c d e f g h", "token_delay_ms": 60000}]}"#;
+        let sent = client.lifecycle.send_message(message(&created.session_id, slow)).await.unwrap();
+        let events = read_all(sent.into_inner()).await;
+        let last = events.last().unwrap();
+        assert!(matches!(&last.kind, Some(Kind::SessionTerminated(ended)) if ended.reason == "LIFETIME"), "{last:?}");
+        let running = world.core.metrics.turns_running.clone();
+        let stopped = async {
+            while running.get() > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, stopped).await.expect("its turn stops");
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -113,10 +125,8 @@ async fn usage_says_whose_account_answered() {
     for mode in [ProviderMode::Unspecified, ProviderMode::InCluster, ProviderMode::TenantKey] {
         let provider = ProviderRoute { name: "scripted".into(), mode: mode.into() };
         world.reroute(|route| route.providers = vec![provider]);
-        let began = Instant::now();
         let sent = client.lifecycle.send_message(message(&session.session_id, "hello")).await.unwrap();
         read_all(sent.into_inner()).await;
-        assert!(began.elapsed() < Duration::from_secs(30));
         expected.insert(0, if mode == ProviderMode::Unspecified { ProviderMode::Platform } else { mode });
     }
     let usage = ListUsageEventsRequest { session_id: session.session_id, ..ListUsageEventsRequest::default() };

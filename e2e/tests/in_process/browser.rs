@@ -1,7 +1,6 @@
 //! gRPC-Web as a browser without streams of binary speaks it: HTTP/1.1, base64, a token at a time.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -14,10 +13,8 @@ use prost::Message;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
-use crate::world::World;
+use crate::world::{PATIENCE, World};
 
-/// Longer than anything here takes; what it bounds has failed.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// In a frame's first byte: it holds trailers.
 const TRAILERS: u8 = 0x80;
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use croft_e2e::client::{Client, message, scripted_agent};
+use croft_e2e::steady::steady;
 use croft_front::Error;
 use croft_front::events::relay::memory::MemoryRelay;
 use croft_front::events::relay::{Envelope, Relay};
@@ -28,7 +29,7 @@ use tonic_types::StatusExt;
 
 use crate::nap;
 use crate::paused_log::{Moment, paused};
-use crate::world::{Ground, World, names, read_all, stop_reason};
+use crate::world::{Ground, STALL, World, names, read_all, stop_reason};
 
 /// The first token comes after half a second, the last one after half a minute.
 const SLOW: &str = r#"{"script": [{"text":
@@ -80,46 +81,52 @@ fn durable(events: &[SessionEvent]) -> Vec<u64> {
 
 #[tokio::test]
 async fn a_turn_is_stopped_in_mid_token_and_in_mid_tool_from_any_front() {
-    let world = World::start().await;
-    let (mut ours, mut theirs) = (world.client(), world.client_of_another_front().await);
-    let agent = AgentSpec { tools: vec![nap::spec()], ..scripted_agent("slow") };
-    for (script, moment) in [(SLOW, in_mid_token as fn(&Kind) -> bool), (nap::SCRIPT, in_mid_tool)] {
-        for from_another in [false, true] {
-            let stopper = if from_another { &mut theirs } else { &mut ours };
-            let session_id = stopper.create(agent.clone()).await.unwrap().session_id;
-            // The turn runs where it was asked for.
-            let mut turn = send(&mut world.client(), message(&session_id, script)).await;
-            until(&mut turn, moment).await;
-            assert!(interrupt(stopper, &session_id).await);
-            let rest = within_a_second(read_all(turn)).await;
-            assert_eq!(stop_reason(&rest), Some(StopReason::Interrupted), "{rest:?}");
+    steady(STALL, async || {
+        let world = World::start().await;
+        let (mut ours, mut theirs) = (world.client(), world.client_of_another_front().await);
+        let agent = AgentSpec { tools: vec![nap::spec()], ..scripted_agent("slow") };
+        for (script, moment) in [(SLOW, in_mid_token as fn(&Kind) -> bool), (nap::SCRIPT, in_mid_tool)] {
+            for from_another in [false, true] {
+                let stopper = if from_another { &mut theirs } else { &mut ours };
+                let session_id = stopper.create(agent.clone()).await.unwrap().session_id;
+                // The turn runs where it was asked for.
+                let mut turn = send(&mut world.client(), message(&session_id, script)).await;
+                until(&mut turn, moment).await;
+                assert!(interrupt(stopper, &session_id).await);
+                let rest = within_a_second(read_all(turn)).await;
+                assert_eq!(stop_reason(&rest), Some(StopReason::Interrupted), "{rest:?}");
 
-            let mut turn = send(&mut world.client(), message(&session_id, script)).await;
-            until(&mut turn, moment).await;
-            let end = TerminateSessionRequest { session_id: session_id.clone(), reason: "enough".into() };
-            stopper.lifecycle.terminate_session(end).await.unwrap();
-            let rest = within_a_second(read_all(turn)).await;
-            assert!(matches!(rest.last().unwrap().kind, Some(Kind::SessionTerminated(_))), "{rest:?}");
+                let mut turn = send(&mut world.client(), message(&session_id, script)).await;
+                until(&mut turn, moment).await;
+                let end = TerminateSessionRequest { session_id: session_id.clone(), reason: "enough".into() };
+                stopper.lifecycle.terminate_session(end).await.unwrap();
+                let rest = within_a_second(read_all(turn)).await;
+                assert!(matches!(rest.last().unwrap().kind, Some(Kind::SessionTerminated(_))), "{rest:?}");
+            }
         }
-    }
+    })
+    .await;
 }
 
 /// Once, a session whose turn had waited for its place said that it was idle: it could not be interrupted, its clock ran, and nobody
 /// would have taken it over.
 #[tokio::test]
 async fn a_turn_that_waited_is_running_and_can_be_interrupted() {
-    let world = World::start().await;
-    let mut client = world.client();
-    let session_id = client.create(scripted_agent("patient")).await.unwrap().session_id;
-    let first = send(&mut client, message(&session_id, SLOW)).await;
-    let mut second = send(&mut client, with_policy(&session_id, SLOW, BusyPolicy::Enqueue)).await;
-    assert!(interrupt(&mut client, &session_id).await);
-    assert_eq!(stop_reason(&read_all(first).await), Some(StopReason::Interrupted));
-    until(&mut second, in_mid_token).await;
-    assert_eq!(world.stored(&session_id).await.state, SessionState::Running);
-    assert!(interrupt(&mut client, &session_id).await);
-    let rest = within_a_second(read_all(second)).await;
-    assert_eq!(stop_reason(&rest), Some(StopReason::Interrupted), "{rest:?}");
+    steady(STALL, async || {
+        let world = World::start().await;
+        let mut client = world.client();
+        let session_id = client.create(scripted_agent("patient")).await.unwrap().session_id;
+        let first = send(&mut client, message(&session_id, SLOW)).await;
+        let mut second = send(&mut client, with_policy(&session_id, SLOW, BusyPolicy::Enqueue)).await;
+        assert!(interrupt(&mut client, &session_id).await);
+        assert_eq!(stop_reason(&read_all(first).await), Some(StopReason::Interrupted));
+        until(&mut second, in_mid_token).await;
+        assert_eq!(world.stored(&session_id).await.state, SessionState::Running);
+        assert!(interrupt(&mut client, &session_id).await);
+        let rest = within_a_second(read_all(second)).await;
+        assert_eq!(stop_reason(&rest), Some(StopReason::Interrupted), "{rest:?}");
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -153,36 +160,42 @@ impl Relay for SlowRelay {
 
 #[tokio::test]
 async fn an_interrupt_that_comes_before_the_turn_listens_is_not_lost() {
-    let world = World::on(Ground { relay: Arc::new(SlowRelay(MemoryRelay::default())), ..Ground::default() }).await;
-    let (mut ours, mut theirs) = (world.client(), world.client_of_another_front().await);
-    let session_id = ours.create(scripted_agent("early")).await.unwrap().session_id;
-    let mut turn = send(&mut ours, message(&session_id, SLOW)).await;
-    until(&mut turn, |kind| matches!(kind, Kind::SessionRunning(_))).await;
-    assert!(interrupt(&mut theirs, &session_id).await);
-    let rest = within_a_second(read_all(turn)).await;
-    assert_eq!(stop_reason(&rest), Some(StopReason::Interrupted), "{rest:?}");
+    steady(STALL, async || {
+        let world = World::on(Ground { relay: Arc::new(SlowRelay(MemoryRelay::default())), ..Ground::default() }).await;
+        let (mut ours, mut theirs) = (world.client(), world.client_of_another_front().await);
+        let session_id = ours.create(scripted_agent("early")).await.unwrap().session_id;
+        let mut turn = send(&mut ours, message(&session_id, SLOW)).await;
+        until(&mut turn, |kind| matches!(kind, Kind::SessionRunning(_))).await;
+        assert!(interrupt(&mut theirs, &session_id).await);
+        let rest = within_a_second(read_all(turn)).await;
+        assert_eq!(stop_reason(&rest), Some(StopReason::Interrupted), "{rest:?}");
+    })
+    .await;
 }
 
 /// A worker's node that died a moment ago takes connections, by what a front can see, and answers nothing.
 #[tokio::test]
 async fn a_turn_whose_worker_does_not_answer_can_be_interrupted() {
-    let silence = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = silence.local_addr().unwrap().to_string();
-    // The session's own worker, and another that has to be told of the session first.
-    for worker in ["worker-0", "worker-1"] {
-        let world = World::start().await;
-        let mut client = world.client();
-        let session_id = client.create(scripted_agent("cut-off")).await.unwrap().session_id;
-        world.reroute(|route| {
-            worker.clone_into(&mut route.workers[0].name);
-            route.workers[0].address.clone_from(&address);
-        });
-        let turn = send(&mut client, message(&session_id, QUICK)).await;
-        let (_connection, _) = silence.accept().await.unwrap();
-        assert!(interrupt(&mut client, &session_id).await);
-        let rest = within_a_second(read_all(turn)).await;
-        assert_eq!(stop_reason(&rest), Some(StopReason::Interrupted), "{rest:?}");
-    }
+    steady(STALL, async || {
+        let silence = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = silence.local_addr().unwrap().to_string();
+        // The session's own worker, and another that has to be told of the session first.
+        for worker in ["worker-0", "worker-1"] {
+            let world = World::start().await;
+            let mut client = world.client();
+            let session_id = client.create(scripted_agent("cut-off")).await.unwrap().session_id;
+            world.reroute(|route| {
+                worker.clone_into(&mut route.workers[0].name);
+                route.workers[0].address.clone_from(&address);
+            });
+            let turn = send(&mut client, message(&session_id, QUICK)).await;
+            let (_connection, _) = silence.accept().await.unwrap();
+            assert!(interrupt(&mut client, &session_id).await);
+            let rest = within_a_second(read_all(turn)).await;
+            assert_eq!(stop_reason(&rest), Some(StopReason::Interrupted), "{rest:?}");
+        }
+    })
+    .await;
 }
 
 /// Leases that are given up late.

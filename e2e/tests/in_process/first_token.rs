@@ -1,7 +1,6 @@
 //! What the first token waits for: the message, and nothing that is stored after it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use croft_e2e::client::{message, scripted_agent};
 use croft_front::store::Stores;
@@ -11,7 +10,7 @@ use futures::FutureExt as _;
 use tokio::sync::Semaphore;
 
 use crate::paused_log::paused;
-use crate::world::{Ground, World, names, read_all, stop_reason};
+use crate::world::{Ground, PATIENCE, World, names, read_all, stop_reason};
 
 #[tokio::test]
 async fn the_first_token_does_not_wait_until_the_steps_beginning_is_stored() {
@@ -57,7 +56,7 @@ async fn what_comes_before_it_is_measured_by_stage_and_so_is_who_comes_back() {
     let request = StreamEventsRequest { session_id, after_seq: last - 1, ..StreamEventsRequest::default() };
     let mut resumed = client.lifecycle.stream_events(request).await.unwrap().into_inner();
     assert_eq!(resumed.message().await.unwrap().unwrap().event.unwrap().seq, last);
-    world.core.audit.unwritten(Duration::from_secs(20)).await;
+    world.core.audit.unwritten(PATIENCE).await;
 
     let metrics = world.metrics.text().unwrap();
     for measured in [

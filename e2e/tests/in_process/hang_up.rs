@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use croft_e2e::client::{message, scripted_agent};
+use croft_e2e::steady::steady;
 use croft_front::Error;
 use croft_front::core::Options;
 use croft_front::events::log::Append;
@@ -17,7 +18,7 @@ use tokio::time::{Duration, timeout};
 use tonic::Code;
 
 use crate::paused_log::paused;
-use crate::world::{Ground, World, read_all};
+use crate::world::{Ground, PATIENCE, STALL, World, read_all};
 
 const ENDLESS: &str = r#"{"script": [{"text": "word "}, {"delay_ms": 600000}]}"#;
 
@@ -74,49 +75,54 @@ async fn recorded(world: &World, action: &str, session_id: &str) -> AuditRecord 
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    timeout(Duration::from_secs(20), look).await.expect("nobody recorded it")
+    timeout(PATIENCE, look).await.expect("nobody recorded it")
 }
 
 #[tokio::test]
 async fn who_hangs_up_on_the_end_of_a_session_has_ended_it_and_its_turn() {
-    let (mut stores, gate) = (Stores::memory(), Gate::new());
-    let answers = gate.clone();
-    stores.events = paused(stores.events, move |moment| {
-        let (ends, answers) = (moment.appended(|kind| matches!(kind, Kind::SessionTerminated(_))), answers.clone());
-        async move {
-            if ends {
-                answers.pass().await;
+    steady(STALL, async || {
+        let (mut stores, gate) = (Stores::memory(), Gate::new());
+        let answers = gate.clone();
+        stores.events = paused(stores.events, move |moment| {
+            let (ends, answers) = (moment.appended(|kind| matches!(kind, Kind::SessionTerminated(_))), answers.clone());
+            async move {
+                if ends {
+                    answers.pass().await;
+                }
             }
-        }
-        .boxed()
-    });
-    let world = World::on(Ground { stores, ..Ground::default() }).await;
-    let mut client = world.client();
-    let session_id = client.create(scripted_agent("left")).await.unwrap().session_id;
-    let mut turn = client.lifecycle.send_message(message(&session_id, ENDLESS)).await.unwrap().into_inner();
-    while !matches!(turn.message().await.unwrap().unwrap().event.unwrap().kind, Some(Kind::TextDelta(_))) {}
+            .boxed()
+        });
+        let world = World::on(Ground { stores, ..Ground::default() }).await;
+        let mut client = world.client();
+        let session_id = client.create(scripted_agent("left")).await.unwrap().session_id;
+        let mut turn = client.lifecycle.send_message(message(&session_id, ENDLESS)).await.unwrap().into_inner();
+        while !matches!(turn.message().await.unwrap().unwrap().event.unwrap().kind, Some(Kind::TextDelta(_))) {}
 
-    let mut leaver = world.client();
-    let request = TerminateSessionRequest { session_id: session_id.clone(), ..TerminateSessionRequest::default() };
-    tokio::select! {
-        _ = leaver.lifecycle.terminate_session(request) => panic!("its answer is held back"),
-        () = gate.held() => {}
-    }
-    // On the same connection behind the hanging up, so that the front has noticed.
-    leaver.lifecycle.get_session(GetSessionRequest { session_id: session_id.clone() }).await.unwrap();
-    gate.answers.add_permits(1);
-    let events = timeout(Duration::from_secs(1), read_all(turn)).await.expect("its turn goes on");
-    assert!(matches!(events.last().unwrap().kind, Some(Kind::SessionTerminated(_))), "{events:?}");
-    assert_eq!(recorded(&world, "session.terminate", &session_id).await.outcome, "ok");
-    let session = world.wait_for(&session_id, |session| session.usage.attempts > 0).await;
-    assert_eq!(session.usage.attempts, 1, "what its call used is paid for");
+        let mut leaver = world.client();
+        let request = TerminateSessionRequest { session_id: session_id.clone(), ..TerminateSessionRequest::default() };
+        tokio::select! {
+            _ = leaver.lifecycle.terminate_session(request) => panic!("its answer is held back"),
+            () = gate.held() => {}
+        }
+        // On the same connection behind the hanging up, so that the front has noticed.
+        leaver.lifecycle.get_session(GetSessionRequest { session_id: session_id.clone() }).await.unwrap();
+        gate.answers.add_permits(1);
+        let events = timeout(Duration::from_secs(1), read_all(turn)).await.expect("its turn goes on");
+        assert!(matches!(events.last().unwrap().kind, Some(Kind::SessionTerminated(_))), "{events:?}");
+        assert_eq!(recorded(&world, "session.terminate", &session_id).await.outcome, "ok");
+        let session = world.wait_for(&session_id, |session| session.usage.attempts > 0).await;
+        assert_eq!(session.usage.attempts, 1, "what its call used is paid for");
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn who_hangs_up_on_a_message_has_sent_it_and_it_is_answered() {
     let (mut stores, gate) = (Stores::memory(), Gate::new());
     stores.turns = Arc::new(HeldTurns(stores.turns, gate.clone()));
-    let world = World::on(Ground { stores, ..Ground::default() }).await;
+    // Another front would take the turn over once its lease has run out.
+    let options = Options { lease_ttl: Duration::from_mins(10), ..Options::default() };
+    let world = World::on(Ground { stores, options, ..Ground::default() }).await;
     let mut client = world.client();
     let session_id = client.create(scripted_agent("left")).await.unwrap().session_id;
     let script = r#"{"script": [{"text": "done"}]}"#;
@@ -128,9 +134,7 @@ async fn who_hangs_up_on_a_message_has_sent_it_and_it_is_answered() {
     client.lifecycle.get_session(GetSessionRequest { session_id: session_id.clone() }).await.unwrap();
     gate.answers.add_permits(1);
     assert_eq!(recorded(&world, "session.send_message", &session_id).await.outcome, "ok");
-    // Within less than the time in which another front would have taken the turn over.
-    let answered = world.wait_for(&session_id, |session| session.usage.attempts > 0);
-    timeout(Duration::from_secs(5), answered).await.expect("its turn does not begin");
+    world.wait_for(&session_id, |session| session.usage.attempts > 0).await;
 }
 
 #[tokio::test]

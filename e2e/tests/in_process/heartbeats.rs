@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use croft_e2e::client::{message, scripted_agent};
+use croft_e2e::steady::steady;
 use croft_front::Error;
 use croft_front::core::Options;
 use croft_front::counters::memory::Memory;
@@ -25,9 +26,11 @@ use tokio::time::Instant;
 
 use crate::approvals::{asked, cautious};
 use crate::sub_agents::{ask, children, editor, results, script};
-use crate::world::{Ground, World, read_all, stop_reason};
+use crate::world::{Ground, PATIENCE, World, read_all, stop_reason};
 
 const TTL: Duration = Duration::from_millis(900);
+/// Less than who keeps leases has to spare in any of these: a front that stands still for longer may lose them, and rightly.
+const STALL: Duration = Duration::from_millis(100);
 /// Longer than a lease is good for.
 const LONG: &str = r#"{"script": [{"delay_ms": 2000}, {"text": "done"}]}"#;
 
@@ -113,104 +116,120 @@ async fn watched_world() -> (World, Arc<Watched>) {
 
 #[tokio::test]
 async fn turns_that_run_are_kept_by_one_call_for_all() {
-    let (world, leases) = watched_world().await;
-    let turns = (0..20).map(|_| {
-        let mut client = world.client();
-        async move {
-            let session = client.create(scripted_agent("slow")).await.unwrap();
-            let sent = client.lifecycle.send_message(message(&session.session_id, LONG)).await.unwrap();
-            stop_reason(&read_all(sent.into_inner()).await)
-        }
-    });
-    assert_eq!(join_all(turns).await, [Some(StopReason::EndTurn); 20]);
-    let (calls, renewed) = (leases.calls.load(Ordering::SeqCst), leases.renewed.load(Ordering::SeqCst));
-    assert!(renewed >= 20 * 3, "each is renewed, or others would have taken them over: {renewed}");
-    assert!(calls * 10 <= renewed, "{calls} calls for {renewed} renewals");
-    assert_eq!(world.core.metrics.lease_losses.get(), 0);
+    steady(STALL, async || {
+        let (world, leases) = watched_world().await;
+        let turns = (0..20).map(|_| {
+            let mut client = world.client();
+            async move {
+                let session = client.create(scripted_agent("slow")).await.unwrap();
+                let sent = client.lifecycle.send_message(message(&session.session_id, LONG)).await.unwrap();
+                stop_reason(&read_all(sent.into_inner()).await)
+            }
+        });
+        assert_eq!(join_all(turns).await, [Some(StopReason::EndTurn); 20]);
+        let (calls, renewed) = (leases.calls.load(Ordering::SeqCst), leases.renewed.load(Ordering::SeqCst));
+        assert!(renewed >= 20 * 3, "each is renewed, or others would have taken them over: {renewed}");
+        assert!(calls * 10 <= renewed, "{calls} calls for {renewed} renewals");
+        assert_eq!(world.core.metrics.lease_losses.get(), 0);
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn a_turn_that_nobody_can_renew_is_given_up_in_time_and_goes_on_later() {
-    let (world, leases) = watched_world().await;
-    let mut client = world.client();
-    let session = client.create(scripted_agent("slow")).await.unwrap();
-    leases.is_away.store(true, Ordering::SeqCst);
-    let sent = client.lifecycle.send_message(message(&session.session_id, LONG)).await.unwrap();
-    // Before the turn would have been over.
-    let given_up = async {
-        while world.core.metrics.lease_losses.get() == 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), given_up).await.expect("the lease runs out");
-    leases.is_away.store(false, Ordering::SeqCst);
-    let events = read_all(sent.into_inner()).await;
-    assert_eq!(stop_reason(&events), Some(StopReason::EndTurn), "{events:?}");
+    steady(STALL, async || {
+        let (world, leases) = watched_world().await;
+        let mut client = world.client();
+        let session = client.create(scripted_agent("slow")).await.unwrap();
+        leases.is_away.store(true, Ordering::SeqCst);
+        let sent = client.lifecycle.send_message(message(&session.session_id, LONG)).await.unwrap();
+        // Before the turn would have been over.
+        let given_up = async {
+            while world.core.metrics.lease_losses.get() == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, given_up).await.expect("the lease runs out");
+        leases.is_away.store(false, Ordering::SeqCst);
+        let events = read_all(sent.into_inner()).await;
+        assert_eq!(stop_reason(&events), Some(StopReason::EndTurn), "{events:?}");
+    })
+    .await;
 }
 
 /// Tries came twice in the life of a lease where the first hung, and the second was too late.
 #[tokio::test]
 async fn a_renewal_that_hangs_is_tried_again_before_the_next_is_due() {
-    const TTL: Duration = Duration::from_millis(2400);
-    let (stores, leases) = watched();
-    let options = Options { lease_ttl: TTL, ..Options::default() };
-    let world = World::on(Ground { stores, options, ..Ground::default() }).await;
-    let mut client = world.client();
-    let session = client.create(scripted_agent("slow")).await.unwrap();
-    leases.hanging.store(1, Ordering::SeqCst);
-    let sent = client.lifecycle.send_message(message(&session.session_id, LONG)).await.unwrap();
-    let events = read_all(sent.into_inner()).await;
-    assert_eq!((stop_reason(&events), world.core.metrics.lease_losses.get()), (Some(StopReason::EndTurn), 0));
-    let [hung_at, answered_at] = [&leases.hung_at, &leases.answered_at].map(|at| at.lock().unwrap().expect("asked"));
-    assert!(answered_at - hung_at < TTL / 3, "{:?}", answered_at - hung_at);
+    steady(STALL, async || {
+        const TTL: Duration = Duration::from_millis(2400);
+        let (stores, leases) = watched();
+        let options = Options { lease_ttl: TTL, ..Options::default() };
+        let world = World::on(Ground { stores, options, ..Ground::default() }).await;
+        let mut client = world.client();
+        let session = client.create(scripted_agent("slow")).await.unwrap();
+        leases.hanging.store(1, Ordering::SeqCst);
+        let sent = client.lifecycle.send_message(message(&session.session_id, LONG)).await.unwrap();
+        let events = read_all(sent.into_inner()).await;
+        assert_eq!((stop_reason(&events), world.core.metrics.lease_losses.get()), (Some(StopReason::EndTurn), 0));
+        let [hung_at, answered_at] =
+            [&leases.hung_at, &leases.answered_at].map(|at| at.lock().unwrap().expect("asked"));
+        assert!(answered_at - hung_at < TTL / 3, "{:?}", answered_at - hung_at);
+    })
+    .await;
 }
 
 /// Each try was given up before it was answered, and the next one had all of it before it again.
 #[tokio::test]
 async fn a_store_that_takes_a_quarter_of_a_lease_to_renew_it_keeps_it() {
-    const TTL: Duration = Duration::from_millis(2400);
-    let (stores, leases) = slow(TTL / 4);
-    let options = Options { lease_ttl: TTL, ..Options::default() };
-    let world = World::on(Ground { stores, options, ..Ground::default() }).await;
-    let mut client = world.client();
-    let session = client.create(scripted_agent("slow")).await.unwrap();
-    // Longer than the lease that it begins with, and the first renewal of it.
-    let script = r#"{"script": [{"delay_ms": 4000}, {"text": "done"}]}"#;
-    let sent = client.lifecycle.send_message(message(&session.session_id, script)).await.unwrap();
-    let events = read_all(sent.into_inner()).await;
-    assert_eq!((stop_reason(&events), world.core.metrics.lease_losses.get()), (Some(StopReason::EndTurn), 0));
-    assert!(leases.renewed.load(Ordering::SeqCst) >= 2, "it is renewed again and again");
+    steady(STALL, async || {
+        const TTL: Duration = Duration::from_millis(2400);
+        let (stores, leases) = slow(TTL / 4);
+        let options = Options { lease_ttl: TTL, ..Options::default() };
+        let world = World::on(Ground { stores, options, ..Ground::default() }).await;
+        let mut client = world.client();
+        let session = client.create(scripted_agent("slow")).await.unwrap();
+        // Longer than the lease that it begins with, and the first renewal of it.
+        let script = r#"{"script": [{"delay_ms": 4000}, {"text": "done"}]}"#;
+        let sent = client.lifecycle.send_message(message(&session.session_id, script)).await.unwrap();
+        let events = read_all(sent.into_inner()).await;
+        assert_eq!((stop_reason(&events), world.core.metrics.lease_losses.get()), (Some(StopReason::EndTurn), 0));
+        assert!(leases.renewed.load(Ordering::SeqCst) >= 2, "it is renewed again and again");
+    })
+    .await;
 }
 
 /// The driver was never told, as its place was taken by the next one's, and ended the sub-agent that the next one waited for.
 #[tokio::test]
 async fn a_driver_whose_turn_its_own_front_takes_over_leaves_it_alone() {
-    let (world, leases) = watched_world().await;
-    let mut client = world.client();
-    let session_id = client.create(editor()).await.unwrap().session_id;
-    leases.hanging.store(usize::MAX, Ordering::SeqCst);
-    let slow = json!([{"delay_ms": 6000, "text": "it is 42"}]);
-    let steps = script(&json!([ask("reader", &slow), {"text": "as I thought"}]));
-    let sent = client.lifecycle.send_message(message(&session_id, &steps)).await.unwrap();
-    // The caller's turn and the one that it called for.
-    let taken_over = async {
-        while world.core.metrics.takeovers.get() < 2 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), taken_over).await.expect("their leases run out");
-    leases.hanging.store(0, Ordering::SeqCst);
-    let alone = async {
-        while world.core.metrics.turns_running.get() > 2 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(2), alone).await.expect("each turn has one driver");
-    let events = read_all(sent.into_inner()).await;
-    assert_eq!(results(&events), [("it is 42".to_owned(), false)], "{events:?}");
-    let child = children(&mut client, &session_id).await.remove(0);
-    let ended = |child: &Session| child.state == SessionState::Terminated;
-    assert_eq!(world.wait_for(&child.session_id, ended).await.terminate_reason, "ANSWERED");
+    steady(STALL, async || {
+        let (world, leases) = watched_world().await;
+        let mut client = world.client();
+        let session_id = client.create(editor()).await.unwrap().session_id;
+        leases.hanging.store(usize::MAX, Ordering::SeqCst);
+        let slow = json!([{"delay_ms": 6000, "text": "it is 42"}]);
+        let steps = script(&json!([ask("reader", &slow), {"text": "as I thought"}]));
+        let sent = client.lifecycle.send_message(message(&session_id, &steps)).await.unwrap();
+        // The caller's turn and the one that it called for.
+        let taken_over = async {
+            while world.core.metrics.takeovers.get() < 2 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, taken_over).await.expect("their leases run out");
+        leases.hanging.store(0, Ordering::SeqCst);
+        let alone = async {
+            while world.core.metrics.turns_running.get() > 2 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(2), alone).await.expect("each turn has one driver");
+        let events = read_all(sent.into_inner()).await;
+        assert_eq!(results(&events), [("it is 42".to_owned(), false)], "{events:?}");
+        let child = children(&mut client, &session_id).await.remove(0);
+        let ended = |child: &Session| child.state == SessionState::Terminated;
+        assert_eq!(world.wait_for(&child.session_id, ended).await.terminate_reason, "ANSWERED");
+    })
+    .await;
 }
 
 /// Is slow to take back what is reserved.
@@ -257,34 +276,42 @@ impl TurnStore for LateEnd {
 /// stayed so, and a yes that came just before had no effect.
 #[tokio::test]
 async fn a_turn_that_has_given_its_lease_up_is_not_cut_off() {
-    let (mut stores, _) = watched();
-    let (ends, goes_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    stores.turns = Arc::new(LateEnd(stores.turns, Arc::clone(&ends), Arc::clone(&goes_on)));
-    let counters = Arc::new(SlowToSettle::default());
-    let options = Options { lease_ttl: TTL, ..Options::default() };
-    let limits = TenantLimits { monthly_budget_tokens: 1_000_000, ..TenantLimits::default() };
-    let counting = Arc::clone(&counters) as Arc<dyn Counters>;
-    let world = World::on(Ground { stores, options, limits, counters: counting, ..Ground::default() }).await;
-    let mut client = world.client();
-    let agent = AgentSpec { limits: Some(AgentLimits { turn_timeout_ms: 3_000, ..Default::default() }), ..cautious() };
-    let session_id = client.create(agent).await.unwrap().session_id;
-    let (approval_id, events) = asked(&mut client, &session_id).await;
-    ends.notified().await;
-    let yes =
-        ResolveApprovalRequest { session_id: session_id.clone(), approval_id, approved: true, ..Default::default() };
-    client.lifecycle.resolve_approval(yes).await.unwrap();
-    goes_on.notify_one();
-    assert_eq!(stop_reason(&read_all(events).await), Some(StopReason::RequiresAction));
-    ends.notified().await;
-    goes_on.notify_one();
-    let done =
-        |session: &Session| session.state == SessionState::Idle && session.last_stop_reason == StopReason::EndTurn;
-    let usage = world.wait_for(&session_id, done).await.usage;
-    let settled = async {
-        while i64::try_from(counters.1.load(Ordering::SeqCst)).unwrap() < usage.attempts {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(10), settled).await.expect("what was reserved is given back");
-    assert_eq!(world.core.metrics.lease_losses.get(), 0);
+    steady(STALL, async || {
+        let (mut stores, _) = watched();
+        let (ends, goes_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        stores.turns = Arc::new(LateEnd(stores.turns, Arc::clone(&ends), Arc::clone(&goes_on)));
+        let counters = Arc::new(SlowToSettle::default());
+        let options = Options { lease_ttl: TTL, ..Options::default() };
+        let limits = TenantLimits { monthly_budget_tokens: 1_000_000, ..TenantLimits::default() };
+        let counting = Arc::clone(&counters) as Arc<dyn Counters>;
+        let world = World::on(Ground { stores, options, limits, counters: counting, ..Ground::default() }).await;
+        let mut client = world.client();
+        let agent =
+            AgentSpec { limits: Some(AgentLimits { turn_timeout_ms: 3_000, ..Default::default() }), ..cautious() };
+        let session_id = client.create(agent).await.unwrap().session_id;
+        let (approval_id, events) = asked(&mut client, &session_id).await;
+        ends.notified().await;
+        let yes = ResolveApprovalRequest {
+            session_id: session_id.clone(),
+            approval_id,
+            approved: true,
+            ..Default::default()
+        };
+        client.lifecycle.resolve_approval(yes).await.unwrap();
+        goes_on.notify_one();
+        assert_eq!(stop_reason(&read_all(events).await), Some(StopReason::RequiresAction));
+        ends.notified().await;
+        goes_on.notify_one();
+        let done =
+            |session: &Session| session.state == SessionState::Idle && session.last_stop_reason == StopReason::EndTurn;
+        let usage = world.wait_for(&session_id, done).await.usage;
+        let settled = async {
+            while i64::try_from(counters.1.load(Ordering::SeqCst)).unwrap() < usage.attempts {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, settled).await.expect("what was reserved is given back");
+        assert_eq!(world.core.metrics.lease_losses.get(), 0);
+    })
+    .await;
 }

@@ -13,7 +13,7 @@ async fn turn(budget_tokens: i64) -> (Vec<SessionEvent>, Vec<UsageEvent>) {
     let limits = Some(AgentLimits { budget_tokens, ..AgentLimits::default() });
     let agent = AgentSpec { hedge_after_ms: 50, limits, ..scripted_agent("hasty") };
     let session = client.create(agent).await.unwrap();
-    let script = r#"{"script": [{"delay_ms": 400}, {"text": "at last"}]}"#;
+    let script = r#"{"script": [{"delay_ms": 5000}, {"text": "at last"}]}"#;
     let sent = client.lifecycle.send_message(message(&session.session_id, script)).await.unwrap();
     let events = read_all(sent.into_inner()).await;
     let usage = ListUsageEventsRequest { session_id: session.session_id, ..ListUsageEventsRequest::default() };

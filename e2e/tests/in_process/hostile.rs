@@ -5,15 +5,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use croft_e2e::client::{message, scripted_agent};
+use croft_e2e::steady::steady;
 use croft_front::store::Stores;
 use croft_proto::v1::execute_step_response::Message as FromWorker;
 use croft_proto::v1::runtime_service_server::{RuntimeService, RuntimeServiceServer};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    AgentMessage, CheckpointRequest, CheckpointResponse, ExecuteStepRequest, ExecuteStepResponse, GrantRequest,
-    InitWorkerSessionRequest, InitWorkerSessionResponse, ModelAttempt, RuntimeServiceTerminateSessionRequest,
-    RuntimeServiceTerminateSessionResponse, SessionEvent, SessionTerminated, StepEvent, StopReason, TenantLimits,
-    UserMessage,
+    AgentLimits, AgentMessage, AgentSpec, CheckpointRequest, CheckpointResponse, ContentBlock, ExecuteStepRequest,
+    ExecuteStepResponse, GrantRequest, InitWorkerSessionRequest, InitWorkerSessionResponse, ModelAttempt,
+    RuntimeServiceTerminateSessionRequest, RuntimeServiceTerminateSessionResponse, SessionEvent, SessionTerminated,
+    StepEvent, StepStarted, StopReason, SubAgentCall, TenantLimits, UserMessage,
 };
 use futures::{FutureExt as _, Stream, StreamExt as _, stream};
 use tokio::net::TcpListener;
@@ -21,7 +22,7 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::paused_log::{Moment, paused};
-use crate::world::{World, read_all, stop_reason};
+use crate::world::{PATIENCE, STALL, World, read_all, stop_reason};
 
 const GRANTS: u32 = 100_000;
 /// Grants of one turn at most, for each of the workers that it may lose.
@@ -107,9 +108,9 @@ async fn a_worker_that_asks_for_grants_without_end_is_broken_off_and_others_are_
     let ours = client.create(scripted_agent("ours")).await.unwrap().session_id;
     let script = r#"{"script": [{"text": "done"}]}"#;
     let sent = client.lifecycle.send_message(message(&ours, script)).await.unwrap();
-    let turn = tokio::time::timeout(Duration::from_secs(10), read_all(sent.into_inner())).await;
+    let turn = tokio::time::timeout(Duration::from_mins(1), read_all(sent.into_inner())).await;
     assert_eq!(stop_reason(&turn.expect("held up")), Some(StopReason::EndTurn));
-    let events = tokio::time::timeout(Duration::from_secs(30), read_all(hostile.into_inner())).await.expect("no end");
+    let events = tokio::time::timeout(PATIENCE, read_all(hostile.into_inner())).await.expect("no end");
     assert_eq!(stop_reason(&events), Some(StopReason::WorkerLost), "{events:?}");
     let attempts = events.iter().filter(|event| matches!(event.kind, Some(Kind::ModelAttempt(_)))).count();
     assert!(attempts <= RESERVED_MAX, "{attempts} grants were given");
@@ -127,7 +128,7 @@ async fn what_is_not_a_workers_to_tell_is_neither_stored_nor_shown() {
         let mut stranger = world.stranger();
         let session_id = stranger.create(scripted_agent("theirs")).await.unwrap().session_id;
         let sent = stranger.lifecycle.send_message(message(&session_id, "hello")).await.unwrap();
-        let events = tokio::time::timeout(Duration::from_secs(30), read_all(sent.into_inner())).await.expect("no end");
+        let events = tokio::time::timeout(PATIENCE, read_all(sent.into_inner())).await.expect("no end");
         assert_eq!(stop_reason(&events), Some(StopReason::WorkerLost), "{events:?}");
         for event in events {
             match event.kind {
@@ -139,33 +140,86 @@ async fn what_is_not_a_workers_to_tell_is_neither_stored_nor_shown() {
     }
 }
 
-/// The attempt was together by itself, and would have been paid for without its answer had the front been lost then.
+/// Nothing of what it says for a single call may become more than the machine has memory, or than an index takes.
 #[tokio::test]
-async fn an_attempt_at_the_bound_of_what_is_stored_together_waits_for_its_answer() {
-    let together = Arc::new(Mutex::new(Vec::new()));
-    let (mut stores, notes) = (Stores::memory(), Arc::clone(&together));
-    stores.events = paused(stores.events, move |moment| {
-        if let Moment::Appended(append) = moment {
-            let kinds = append.events.iter().map(|event| &event.kind);
-            let ours = kinds.filter(|kind| matches!(kind, Kind::ModelAttempt(_) | Kind::AgentMessage(_))).count();
-            notes.lock().unwrap().extend((ours > 0).then_some(ours));
-        }
-        async {}.boxed()
-    });
-    let world = world_over(stores, || {
-        // As many bytes as are taken together.
-        let attempt = ModelAttempt { response_id: "a".repeat(8 << 20), ..ModelAttempt::default() };
-        vec![told(1, Kind::ModelAttempt(attempt)), told(2, Kind::AgentMessage(AgentMessage::default()))]
+async fn what_is_more_than_a_worker_may_say_at_a_time_is_never_stored() {
+    let says: [fn() -> Vec<FromWorker>; 4] = [
+        || {
+            let content = vec![ContentBlock::default(); 500_000];
+            vec![told(1, Kind::AgentMessage(AgentMessage { content, ..AgentMessage::default() }))]
+        },
+        || vec![call("a\0b")],
+        || vec![call(&"a".repeat(256))],
+        || vec![call("")],
+    ];
+    for says in says {
+        let world = world(says).await;
+        let mut stranger = world.stranger();
+        let session_id = stranger.create(scripted_agent("theirs")).await.unwrap().session_id;
+        let sent = stranger.lifecycle.send_message(message(&session_id, "hello")).await.unwrap();
+        let events = tokio::time::timeout(PATIENCE, read_all(sent.into_inner())).await.expect("no end");
+        assert_eq!(stop_reason(&events), Some(StopReason::WorkerLost), "{events:?}");
+        assert!(!events.iter().any(|event| matches!(event.kind, Some(Kind::AgentMessage(_)))), "{events:?}");
+    }
+}
+
+fn call(tool_call_id: &str) -> FromWorker {
+    FromWorker::SubAgentCall(SubAgentCall { tool_call_id: tool_call_id.to_owned(), ..SubAgentCall::default() })
+}
+
+#[tokio::test]
+async fn a_turn_without_end_ends_at_its_bound_with_an_error_of_its_own() {
+    const TOLD: u64 = 100_000;
+    let world = world(|| {
+        let step = |index| told(index, Kind::StepStarted(StepStarted::default()));
+        (1..=TOLD).map(step).collect()
     })
     .await;
     let mut stranger = world.stranger();
-    let session_id = stranger.create(scripted_agent("theirs")).await.unwrap().session_id;
-    let _sent = stranger.lifecycle.send_message(message(&session_id, "hello")).await.unwrap();
-    let both = async {
-        while together.lock().unwrap().iter().sum::<usize>() < 2 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), both).await.expect("both are together");
-    assert_eq!(*together.lock().unwrap(), [2]);
+    let limits = Some(AgentLimits { model_calls_max: 2, tool_calls_max: 3, ..AgentLimits::default() });
+    let agent = AgentSpec { limits, ..scripted_agent("theirs") };
+    let session_id = stranger.create(agent).await.unwrap().session_id;
+    let sent = stranger.lifecycle.send_message(message(&session_id, "hello")).await.unwrap();
+    let events = tokio::time::timeout(PATIENCE, read_all(sent.into_inner())).await.expect("no end");
+    let error = events.iter().find_map(|event| match &event.kind {
+        Some(Kind::Error(error)) => Some(error.reason.as_str()),
+        _ => None,
+    });
+    assert_eq!((error, stop_reason(&events)), (Some("TURN_TOO_LARGE"), Some(StopReason::Error)));
+    let steps = events.iter().filter(|event| matches!(event.kind, Some(Kind::StepStarted(_)))).count();
+    assert_eq!(steps, 5 * 16 + 1_000, "all that fits is kept");
+}
+
+/// The attempt was together by itself, and would have been paid for without its answer had the front been lost then.
+#[tokio::test]
+async fn an_attempt_at_the_bound_of_what_is_stored_together_waits_for_its_answer() {
+    steady(STALL, async || {
+        let together = Arc::new(Mutex::new(Vec::new()));
+        let (mut stores, notes) = (Stores::memory(), Arc::clone(&together));
+        stores.events = paused(stores.events, move |moment| {
+            if let Moment::Appended(append) = moment {
+                let kinds = append.events.iter().map(|event| &event.kind);
+                let ours = kinds.filter(|kind| matches!(kind, Kind::ModelAttempt(_) | Kind::AgentMessage(_))).count();
+                notes.lock().unwrap().extend((ours > 0).then_some(ours));
+            }
+            async {}.boxed()
+        });
+        let world = world_over(stores, || {
+            // As many bytes as are taken together.
+            let attempt = ModelAttempt { response_id: "a".repeat(8 << 20), ..ModelAttempt::default() };
+            vec![told(1, Kind::ModelAttempt(attempt)), told(2, Kind::AgentMessage(AgentMessage::default()))]
+        })
+        .await;
+        let mut stranger = world.stranger();
+        let session_id = stranger.create(scripted_agent("theirs")).await.unwrap().session_id;
+        let _sent = stranger.lifecycle.send_message(message(&session_id, "hello")).await.unwrap();
+        let both = async {
+            while together.lock().unwrap().iter().sum::<usize>() < 2 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, both).await.expect("both are together");
+        assert_eq!(*together.lock().unwrap(), [2]);
+    })
+    .await;
 }

@@ -11,9 +11,7 @@ use tokio::time::timeout;
 use tonic::Code;
 use tonic_types::StatusExt;
 
-use crate::world::{Ground, World, read_all};
-
-const SOON: Duration = Duration::from_secs(20);
+use crate::world::{Ground, PATIENCE, World, read_all};
 
 #[tokio::test]
 async fn calls_beyond_the_tenants_rate_are_refused_with_when_to_come_back() {
@@ -64,7 +62,7 @@ async fn a_message_whose_stream_is_one_too_many_is_refused_and_recorded() {
             }
         }
     };
-    timeout(SOON, refused).await.expect("there is room again");
+    timeout(PATIENCE, refused).await.expect("there is room again");
     recorded(&world, "session.send_message", "no session", "SESSION_NOT_FOUND").await;
     assert_eq!(world.stored(&session_id).await.last_seq, before);
 }
@@ -82,7 +80,7 @@ async fn recorded(world: &World, action: &str, session_id: &str, outcome: &str) 
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    timeout(SOON, look).await.expect("nobody recorded it");
+    timeout(PATIENCE, look).await.expect("nobody recorded it");
 }
 
 /// Whoever opens streams without end costs as much as who calls.

@@ -4,15 +4,18 @@ use std::time::{Duration, SystemTime};
 
 use croft_e2e::client::{message, scripted_agent};
 use croft_front::core::Options;
-use croft_front::events::log::{Append, Authority, NewEvent};
+use croft_front::events::log::{Append, Authority, IdempotencyKey, NewEvent};
+use croft_front::session::snapshot::canonical_hash;
 use croft_front::tenants::Tenants;
 use croft_front::turn::store::{Begin, Begun};
 use croft_proto::Timestamp;
 use croft_proto::id::TurnId;
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{InterruptSessionRequest, SessionRunning, SessionState, StopReason, UserMessage};
+use croft_proto::v1::{
+    BusyPolicy, InterruptSessionRequest, SendMessageRequest, SessionRunning, SessionState, StopReason, UserMessage,
+};
 
-use crate::world::{Ground, World};
+use crate::world::{Ground, World, read_all, stop_reason};
 
 const ENDLESS: &str = r#"{"script": [{"text": "word "}, {"delay_ms": 600000}]}"#;
 
@@ -62,4 +65,53 @@ async fn a_front_that_does_not_know_the_tenants_yet_takes_no_turn_over() {
         let ended = world.wait_for(&session_id, |session| session.state == SessionState::Idle).await;
         assert_eq!(ended.last_stop_reason, StopReason::EndTurn);
     }
+}
+
+/// It began over the turn that was broken off, which ran on for as long as it liked before.
+#[tokio::test]
+async fn a_message_that_interrupts_stops_a_turn_that_was_broken_off() {
+    let world = World::start().await;
+    let session_id = left_behind(&world, ENDLESS, Duration::ZERO).await;
+    let policy = BusyPolicy::Interrupt.into();
+    let request = SendMessageRequest { busy_policy: policy, ..message(&session_id, "hello") };
+    let sent = world.client().lifecycle.send_message(request).await.unwrap().into_inner();
+    let events = tokio::time::timeout(Duration::from_secs(20), read_all(sent)).await.expect("the other turn goes on");
+    assert_eq!(stop_reason(&events), Some(StopReason::EndTurn), "{events:?}");
+}
+
+/// Its first try was stored, and its front lost before it could stop anything.
+#[tokio::test]
+async fn a_message_that_interrupts_does_so_when_it_is_said_again() {
+    let world = World::start().await;
+    let mut client = world.client();
+    let session_id = client.create(scripted_agent("busy")).await.unwrap().session_id;
+    let first = client.lifecycle.send_message(message(&session_id, ENDLESS)).await.unwrap().into_inner();
+    let policy = BusyPolicy::Interrupt.into();
+    let request =
+        SendMessageRequest { busy_policy: policy, idempotency_key: "k".into(), ..message(&session_id, "hello") };
+    // As the first try stores it.
+    let body = SendMessageRequest { idempotency_key: String::new(), ..request.clone() };
+    let said = UserMessage { content: request.content.clone(), sender: "somebody".into() };
+    let append = Append {
+        tenant: world.tenant(),
+        session: session_id.parse().unwrap(),
+        authority: Authority::Caller,
+        events: vec![NewEvent {
+            kind: Kind::UserMessage(said),
+            turn: Some(TurnId::generate()),
+            elapsed_ms: 0,
+            create_time: Timestamp::default(),
+        }],
+        checkpoint: None,
+        idempotency_key: Some(IdempotencyKey {
+            key: "k".into(),
+            body_hash: canonical_hash(&serde_json::to_value(&body).unwrap()),
+        }),
+        input_seq: None,
+    };
+    world.core.stores.events.append(append).await.unwrap();
+    let again = client.lifecycle.send_message(request).await.unwrap().into_inner();
+    let ended = tokio::time::timeout(Duration::from_secs(20), read_all(first)).await.expect("it is not interrupted");
+    assert_eq!(stop_reason(&ended), Some(StopReason::Interrupted), "{ended:?}");
+    assert_eq!(stop_reason(&read_all(again).await), Some(StopReason::EndTurn));
 }

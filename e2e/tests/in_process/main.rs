@@ -32,19 +32,24 @@ mod slow;
 mod stop;
 mod sub_agents;
 mod tenure;
+mod told;
 mod trace;
 mod world;
 
+use std::time::Duration;
+
 use croft_e2e::client::{message, scripted_agent};
+use croft_e2e::steady::steady;
+use croft_front::core::Options;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
     BusyPolicy, GetSessionRequest, InterruptSessionRequest, ListSessionsRequest, ListUsageEventsRequest, SessionEvent,
     SessionState, StopReason, StreamEventsRequest, TenantLimits, TerminateSessionRequest,
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tonic::Code;
 
-use crate::world::{World, names, read_all, stop_reason};
+use crate::world::{Ground, PATIENCE, STALL, World, names, read_all, stop_reason};
 
 #[tokio::test]
 async fn a_session_is_created_talked_to_and_terminated() {
@@ -140,29 +145,33 @@ async fn a_tool_is_called_and_its_result_read() {
 
 #[tokio::test]
 async fn a_running_turn_is_interrupted_within_a_second() {
-    let world = World::start().await;
-    let mut client = world.client();
-    let session = client.create(scripted_agent("slow")).await.unwrap();
-    let slow = r#"{"script": [{"text": "a b c d e f g h i j k l m n o p", "token_delay_ms": 60000}]}"#;
-    let mut events = client.lifecycle.send_message(message(&session.session_id, slow)).await.unwrap().into_inner();
-    while !matches!(
-        events.message().await.unwrap().unwrap().event.unwrap().kind,
-        Some(Kind::TextDelta(_) | Kind::StepStarted(_))
-    ) {}
-    let busy = client.lifecycle.send_message(message(&session.session_id, "me too")).await.unwrap_err();
-    assert_eq!(busy.code(), Code::Aborted);
-    let asked = Instant::now();
-    let interrupt = InterruptSessionRequest { session_id: session.session_id.clone() };
-    assert!(client.lifecycle.interrupt_session(interrupt).await.unwrap().into_inner().interrupted);
-    let rest = read_all(events).await;
-    assert_eq!(stop_reason(&rest), Some(StopReason::Interrupted), "{rest:?}");
-    assert!(asked.elapsed().as_millis() < 1_000, "{:?}", asked.elapsed());
+    steady(STALL, async || {
+        let world = World::start().await;
+        let mut client = world.client();
+        let session = client.create(scripted_agent("slow")).await.unwrap();
+        let slow = r#"{"script": [{"text": "a b c d e f g h i j k l m n o p", "token_delay_ms": 60000}]}"#;
+        let mut events = client.lifecycle.send_message(message(&session.session_id, slow)).await.unwrap().into_inner();
+        while !matches!(
+            events.message().await.unwrap().unwrap().event.unwrap().kind,
+            Some(Kind::TextDelta(_) | Kind::StepStarted(_))
+        ) {}
+        let busy = client.lifecycle.send_message(message(&session.session_id, "me too")).await.unwrap_err();
+        assert_eq!(busy.code(), Code::Aborted);
+        let asked = Instant::now();
+        let interrupt = InterruptSessionRequest { session_id: session.session_id.clone() };
+        assert!(client.lifecycle.interrupt_session(interrupt).await.unwrap().into_inner().interrupted);
+        let rest = read_all(events).await;
+        assert_eq!(stop_reason(&rest), Some(StopReason::Interrupted), "{rest:?}");
+        assert!(asked.elapsed().as_millis() < 1_000, "{:?}", asked.elapsed());
+    })
+    .await;
 }
 
 /// Three calls that nobody took, within milliseconds, once counted as three lost workers.
 #[tokio::test]
 async fn a_turn_whose_only_worker_starts_again_waits_for_it() {
-    let world = World::start().await;
+    let options = Options { placement_timeout: Duration::from_mins(10), ..Options::default() };
+    let world = World::on(Ground { options, ..Ground::default() }).await;
     let mut client = world.client();
     let session = client.create(scripted_agent("patient")).await.unwrap();
     // Where the worker was, every connection is refused or breaks at once.
@@ -172,7 +181,7 @@ async fn a_turn_whose_only_worker_starts_again_waits_for_it() {
     let script = r#"{"script": [{"text": "there you are"}]}"#;
     let events = client.lifecycle.send_message(message(&session.session_id, script)).await.unwrap().into_inner();
     for _ in 0..5 {
-        drop(starting.accept().await.unwrap());
+        drop(timeout(PATIENCE, starting.accept()).await.expect("it is not tried again").unwrap());
     }
     world.reroute(|route| route.workers[0].address.clone_from(&address));
     assert_eq!(stop_reason(&read_all(events).await), Some(StopReason::EndTurn));

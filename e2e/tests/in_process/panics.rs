@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use croft_e2e::client::{message, scripted_agent};
 use croft_front::Error;
+use croft_front::core::Options;
 use croft_front::events::log::Append;
 use croft_front::store::Stores;
 use croft_front::turn::store::{Begin, Begun, Ended, TurnStore};
@@ -16,7 +18,12 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use crate::paused_log::paused;
-use crate::world::{Ground, World, names, read_all, stop_reason};
+use crate::world::{Ground, PATIENCE, World, names, read_all, stop_reason};
+
+/// Whoever waited for such a lease to run out would wait for much longer than the tests do.
+fn long_leases() -> Options {
+    Options { lease_ttl: Duration::from_mins(10), ..Options::default() }
+}
 
 #[tokio::test]
 async fn a_turn_whose_driver_panics_ends_with_an_error_at_once_and_the_session_goes_on() {
@@ -30,13 +37,12 @@ async fn a_turn_whose_driver_panics_ends_with_an_error_at_once_and_the_session_g
         }
         async {}.boxed()
     });
-    let world = World::on(Ground { stores, ..Ground::default() }).await;
+    let world = World::on(Ground { stores, options: long_leases(), ..Ground::default() }).await;
     let mut client = world.client();
     let session_id = client.create(scripted_agent("unlucky")).await.unwrap().session_id;
     let script = r#"{"script": [{"tool_call": {"name": "clock", "arguments": {}}}, {"text": "never"}]}"#;
     let sent = client.lifecycle.send_message(message(&session_id, script)).await.unwrap();
-    let within = world.core.options.lease_ttl / 2;
-    let events = timeout(within, read_all(sent.into_inner())).await.expect("nobody waits for the lease to run out");
+    let events = timeout(PATIENCE, read_all(sent.into_inner())).await.expect("nobody waits for the lease to run out");
     assert_eq!(stop_reason(&events), Some(StopReason::Error), "{:?}", names(&events));
     let told = events.iter().find_map(|event| match &event.kind {
         Some(Kind::Error(error)) => Some((error.reason.as_str(), error.message.as_str())),
@@ -87,7 +93,7 @@ async fn a_message_that_waits_behind_a_turn_whose_driver_panics_at_its_very_end_
         ends: Arc::clone(&ends),
         goes_on: Arc::clone(&goes_on),
     });
-    let world = World::on(Ground { stores, ..Ground::default() }).await;
+    let world = World::on(Ground { stores, options: long_leases(), ..Ground::default() }).await;
     let mut client = world.client();
     let session_id = client.create(scripted_agent("unlucky")).await.unwrap().session_id;
     let first = client.lifecycle.send_message(message(&session_id, "hello")).await.unwrap();
@@ -95,8 +101,7 @@ async fn a_message_that_waits_behind_a_turn_whose_driver_panics_at_its_very_end_
     let waits = SendMessageRequest { busy_policy: BusyPolicy::Enqueue.into(), ..message(&session_id, "and again") };
     let second = client.lifecycle.send_message(waits).await.unwrap();
     goes_on.notify_one();
-    let within = world.core.options.lease_ttl / 2;
-    let second = timeout(within, read_all(second.into_inner())).await.expect("nobody waits for the lease to run out");
+    let second = timeout(PATIENCE, read_all(second.into_inner())).await.expect("nobody waits for the lease to run out");
     assert_eq!(stop_reason(&second), Some(StopReason::EndTurn), "{:?}", names(&second));
     assert_eq!(stop_reason(&read_all(first.into_inner()).await), Some(StopReason::EndTurn));
 }

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::world::{Ground, World, names, read_all, stop_reason};
+use crate::world::{Ground, PATIENCE, World, names, read_all, stop_reason};
 
 fn reason(status: &Status) -> String {
     status.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default()
@@ -161,7 +161,7 @@ async fn a_tenants_streams_have_a_bound_over_all_ports_and_a_message_beyond_it_i
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(30), freed).await.expect("the seat is not given back");
+    tokio::time::timeout(PATIENCE, freed).await.expect("the seat is not given back");
 }
 
 /// One message of gRPC, with whatever bytes, over HTTP/1.1: gRPC-Web.
@@ -177,7 +177,7 @@ async fn raw(world: &World, body: &[u8]) -> String {
     // The server may have answered before it has read all.
     let _ = stream.write_all(body).await;
     let mut answer = Vec::new();
-    let reading = tokio::time::timeout(std::time::Duration::from_secs(30), stream.read_to_end(&mut answer));
+    let reading = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer));
     let _ = reading.await.expect("no answer");
     String::from_utf8_lossy(&answer).into_owned()
 }
@@ -216,5 +216,5 @@ async fn a_message_of_five_mebibytes_is_answered_to_its_sender_and_to_all_who_wa
             }
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(30), told).await.expect("the watcher sees its end");
+    tokio::time::timeout(PATIENCE, told).await.expect("the watcher sees its end");
 }

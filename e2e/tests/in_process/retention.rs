@@ -16,7 +16,7 @@ use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{GetSessionRequest, ListUsageEventsRequest, SessionTerminated, StreamEventsRequest};
 use tonic::Code;
 
-use crate::world::{Ground, World, read_all};
+use crate::world::{Ground, PATIENCE, World, read_all};
 
 /// Ends a session so long ago.
 async fn ended(world: &World, session_id: &str, hours_ago: i64) {
@@ -85,7 +85,7 @@ async fn a_session_that_takes_too_long_at_once_is_erased_a_few_events_at_a_time(
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), erased).await.expect("they are kept for ever");
+    tokio::time::timeout(PATIENCE, erased).await.expect("they are kept for ever");
 }
 
 /// Where the retention time is taken away meanwhile.
@@ -109,7 +109,7 @@ async fn what_is_half_erased_goes_without_a_retention_time_too() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), erased).await.expect("its rows stay for ever");
+    tokio::time::timeout(PATIENCE, erased).await.expect("its rows stay for ever");
     let kept = GetSessionRequest { session_id: ids[1].clone() };
     client.lifecycle.get_session(kept).await.unwrap();
 }
@@ -132,7 +132,7 @@ async fn a_session_is_erased_when_its_time_is_up_and_no_sooner() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), erased).await.expect("the session is kept for ever");
+    tokio::time::timeout(PATIENCE, erased).await.expect("the session is kept for ever");
     client.lifecycle.get_session(get(&ids[1])).await.unwrap();
 
     // A cursor of it is as one of a session that never was.
@@ -157,7 +157,7 @@ async fn a_session_is_erased_when_its_time_is_up_and_no_sooner() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    let record = tokio::time::timeout(Duration::from_secs(30), recorded).await.expect("nobody wrote it down");
+    let record = tokio::time::timeout(PATIENCE, recorded).await.expect("nobody wrote it down");
     assert_eq!((record.actor.as_str(), record.resource.as_str()), ("front", "sessions:1"));
     assert_eq!(world.core.metrics.sessions_erased.get(), 1);
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use croft_e2e::client::{message, scripted_agent};
+use croft_front::core::Options;
 use croft_front::events::log::{Append, Appended, Authority, NewEvent};
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::session_event::Kind;
@@ -12,10 +13,7 @@ use tokio::time::timeout;
 use tonic::Code;
 use tonic_types::StatusExt;
 
-use crate::world::World;
-
-/// Longer than anything here takes; what it bounds has failed.
-const PATIENCE: Duration = Duration::from_mins(1);
+use crate::world::{Ground, PATIENCE, World};
 
 /// Stores an event of so many bytes, and shows it, as a turn does.
 async fn publish(world: &World, session_id: &str, bytes: usize) -> u64 {
@@ -77,10 +75,11 @@ async fn a_caller_that_stops_reading_is_told_where_to_go_on_and_slows_nobody() {
     }
 }
 
-/// Its turns need not wait for their leases to run out, which takes ten seconds.
+/// Its turns need not wait for their leases to run out, which takes ten minutes.
 #[tokio::test]
 async fn a_front_that_goes_before_its_turns_are_over_leaves_them_to_another_at_once() {
-    let (world, theirs) = (World::start().await, Tasks::new());
+    let options = Options { lease_ttl: Duration::from_mins(10), ..Options::default() };
+    let (world, theirs) = (World::on(Ground { options, ..Ground::default() }).await, Tasks::new());
     let mut client = world.client_of_a_front_with(&theirs).await;
     let session_id = client.create(scripted_agent("long")).await.unwrap().session_id;
     let script = r#"{"script": [{"text": "a b c d e f g h i j k l m n o p q r s t", "token_delay_ms": 100}]}"#;
@@ -92,7 +91,7 @@ async fn a_front_that_goes_before_its_turns_are_over_leaves_them_to_another_at_o
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    timeout(world.core.options.lease_ttl / 2, taken_over).await.expect("its lease is waited for");
+    timeout(PATIENCE, taken_over).await.expect("its lease is waited for");
     let session = world.wait_for(&session_id, |session| session.state == SessionState::Idle).await;
     let log = world.core.stores.events.read(world.tenant(), session.id, 0, 100).await.unwrap();
     let Some(Kind::SessionIdle(idle)) = &log.last().unwrap().kind else { panic!("{log:?}") };
@@ -104,7 +103,7 @@ async fn a_turn_that_is_left_in_the_middle_is_picked_up_at_another_front() {
     let world = World::start().await;
     let (mut ours, mut theirs) = (world.client(), world.client_of_another_front().await);
     let session_id = ours.create(scripted_agent("nomad")).await.unwrap().session_id;
-    let script = r#"{"script": [{"text": "a b c d e f", "token_delay_ms": 50}]}"#;
+    let script = r#"{"script": [{"text": "a b c d e f", "token_delay_ms": 500}]}"#;
     let mut turn = ours.lifecycle.send_message(message(&session_id, script)).await.unwrap().into_inner();
     let mut seen = 0;
     loop {

@@ -1,21 +1,30 @@
 //! Agents that are called like tools: each call is a session of its own.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use croft_e2e::client::{Client, message, scripted_agent};
+use croft_e2e::steady::steady;
+use croft_front::core::Options;
+use croft_front::store::Stores;
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::tool_spec::Source;
 use croft_proto::v1::{
-    AgentLimits, AgentSpec, BuiltinTool, ContentBlock, GetSessionRequest, InterruptSessionRequest, ListSessionsRequest,
-    Permission, ReplayClass, ResolveApprovalRequest, Session, SessionEvent, SessionState, StopReason,
-    StreamEventsRequest, SubAgentTool, TenantLimits, TerminateSessionRequest, ToolSpec,
+    AgentLimits, AgentSpec, AuditRecord, BuiltinTool, ContentBlock, GetSessionRequest, InterruptSessionRequest,
+    ListSessionsRequest, Permission, ReplayClass, ResolveApprovalRequest, Session, SessionEvent, SessionState,
+    StopReason, StreamEventsRequest, SubAgentTool, TenantLimits, TerminateSessionRequest, ToolSpec,
 };
+use croft_worker::tools::{Builtins, Error, Invocation, Tool};
+use futures::FutureExt as _;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tonic::Code;
 
-use crate::world::{World, names, read_all, stop_reason};
+use crate::paused_log::paused;
+use crate::world::{Ground, PATIENCE, STALL, World, names, read_all, stop_reason};
 
 fn calls(agent: &str) -> ToolSpec {
     let source = Some(Source::SubAgent(SubAgentTool { agent: agent.to_owned() }));
@@ -211,26 +220,29 @@ async fn what_a_sub_agent_spends_is_its_callers() {
 
 #[tokio::test]
 async fn an_interrupt_goes_down_to_the_last_and_what_was_used_is_kept() {
-    let world = World::start().await;
-    let mut client = world.client();
-    let session_id = client.create(editor()).await.unwrap().session_id;
-    let endless = json!([{"text": "word after word after word after word", "token_delay_ms": 2_000}]);
-    let steps = json!([ask("reader", &json!([ask("scout", &endless)]))]);
-    let stream = client.lifecycle.send_message(message(&session_id, &script(&steps))).await.unwrap().into_inner();
-    let child = running_child(&world, &mut client, &session_id).await;
-    let grandchild = running_child(&world, &mut client, &child.session_id).await;
-    let asked = Instant::now();
-    let interrupt = InterruptSessionRequest { session_id: session_id.clone() };
-    assert!(client.lifecycle.interrupt_session(interrupt).await.unwrap().into_inner().interrupted);
-    let events = read_all(stream).await;
-    assert_eq!(stop_reason(&events), Some(StopReason::Interrupted));
-    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
-    for below in [child, grandchild] {
-        let ended = get(&mut client, &below.session_id).await;
-        assert_eq!(ended.state(), SessionState::Terminated, "before the caller's last word");
-        assert_eq!(ended.last_stop_reason(), StopReason::Interrupted);
-        assert_eq!(ended.usage.unwrap().attempts, 1, "the call of its model is paid for");
-    }
+    steady(STALL, async || {
+        let world = World::start().await;
+        let mut client = world.client();
+        let session_id = client.create(editor()).await.unwrap().session_id;
+        let endless = json!([{"text": "word after word after word after word", "token_delay_ms": 2_000}]);
+        let steps = json!([ask("reader", &json!([ask("scout", &endless)]))]);
+        let stream = client.lifecycle.send_message(message(&session_id, &script(&steps))).await.unwrap().into_inner();
+        let child = running_child(&world, &mut client, &session_id).await;
+        let grandchild = running_child(&world, &mut client, &child.session_id).await;
+        let asked = Instant::now();
+        let interrupt = InterruptSessionRequest { session_id: session_id.clone() };
+        assert!(client.lifecycle.interrupt_session(interrupt).await.unwrap().into_inner().interrupted);
+        let events = read_all(stream).await;
+        assert_eq!(stop_reason(&events), Some(StopReason::Interrupted));
+        assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+        for below in [child, grandchild] {
+            let ended = get(&mut client, &below.session_id).await;
+            assert_eq!(ended.state(), SessionState::Terminated, "before the caller's last word");
+            assert_eq!(ended.last_stop_reason(), StopReason::Interrupted);
+            assert_eq!(ended.usage.unwrap().attempts, 1, "the call of its model is paid for");
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -322,6 +334,62 @@ async fn a_sub_agent_that_cannot_be_started_is_a_result_that_says_why() {
     assert!(results(&events)[0].0.contains("do not fit the tool's schema"), "{events:?}");
 }
 
+/// A tool that says when it is called, and ends when it is told.
+#[derive(Clone)]
+struct Gate {
+    called: Arc<Semaphore>,
+    opened: Arc<Semaphore>,
+}
+
+#[async_trait]
+impl Tool for Gate {
+    fn description(&self) -> &'static str {
+        "Waits."
+    }
+
+    fn input_schema(&self) -> Value {
+        json!({ "type": "object" })
+    }
+
+    async fn call(&self, _: Invocation) -> Result<Vec<ContentBlock>, Error> {
+        self.called.add_permits(1);
+        self.opened.acquire().await.unwrap().forget();
+        Ok(Vec::new())
+    }
+}
+
+/// It is tried ten times a second: once, each try was a record that is kept for years.
+#[tokio::test]
+async fn a_sub_agent_that_is_not_started_for_long_is_recorded_once() {
+    let gate = Gate { called: Arc::new(Semaphore::new(0)), opened: Arc::new(Semaphore::new(0)) };
+    let ground = Ground {
+        options: Options { placement_timeout: Duration::from_millis(600), ..Options::default() },
+        builtins: Builtins::default().with("gate", gate.clone()),
+        ..Ground::default()
+    };
+    let world = World::on(ground).await;
+    let mut client = world.client();
+    let source = Some(Source::Builtin(BuiltinTool { name: "gate".into() }));
+    let mut agent = editor();
+    agent.tools.push(ToolSpec { name: "gate".into(), source, ..ToolSpec::default() });
+    let session_id = client.create(agent).await.unwrap().session_id;
+    let waits = json!({"tool_call": {"name": "gate", "arguments": {}}});
+    let steps = json!([waits, ask("reader", &json!([{"text": "hello"}])), {"text": "alone, then"}]);
+    let sent = client.lifecycle.send_message(message(&session_id, &script(&steps))).await.unwrap().into_inner();
+    tokio::time::timeout(PATIENCE, gate.called.acquire()).await.expect("it is not called").unwrap().forget();
+    // There is nowhere to start another session.
+    world.reroute(|route| route.workers.clear());
+    gate.opened.add_permits(1);
+    let events = tokio::time::timeout(PATIENCE, read_all(sent)).await.expect("no end");
+    let (said, is_error) = results(&events).pop().unwrap();
+    assert!(is_error && said.starts_with("The sub-agent could not be started: "), "{said}");
+    world.core.audit.unwritten(PATIENCE).await;
+    let records = world.core.stores.audit.list(world.tenant(), 0, 1_000).await.unwrap();
+    let refused = |record: &&AuditRecord| record.action == "session.create" && record.outcome != "ok";
+    let refused: Vec<_> = records.iter().filter(refused).map(|record| (&*record.actor, &*record.outcome)).collect();
+    assert_eq!(refused, [(&*format!("sessions/{session_id}"), "NO_WORKER")]);
+}
+
 #[tokio::test]
 async fn a_sub_agent_that_takes_too_long_is_stopped_in_its_own_time() {
     let world = World::start().await;
@@ -361,4 +429,32 @@ async fn an_agent_whose_sub_agents_make_no_sense_is_refused() {
     }
     let foreign = ListSessionsRequest { parent_session_id: "nonsense".into(), ..ListSessionsRequest::default() };
     assert_eq!(client.lifecycle.list_sessions(foreign).await.unwrap_err().code(), Code::NotFound);
+}
+
+/// Its first turn was taken for the call's, which was never made.
+#[tokio::test]
+async fn who_speaks_to_a_sub_agent_before_its_caller_does_is_not_taken_for_the_caller() {
+    let (mut stores, reached, goes_on) = (Stores::memory(), Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let (told, held) = (Arc::clone(&reached), Arc::clone(&goes_on));
+    stores.events = paused(stores.events, move |moment| {
+        let starts = moment.appends(|kind| matches!(kind, Kind::SubAgentStarted(_)));
+        let (told, held) = (Arc::clone(&told), Arc::clone(&held));
+        async move {
+            if starts {
+                told.add_permits(1);
+                held.acquire().await.unwrap().forget();
+            }
+        }
+        .boxed()
+    });
+    let world = World::on(Ground { stores, ..Ground::default() }).await;
+    let mut client = world.client();
+    let session_id = client.create(editor()).await.unwrap().session_id;
+    let steps = script(&json!([ask("reader", &json!([{"text": "it is 42"}])), {"text": "as I thought"}]));
+    let sent = client.lifecycle.send_message(message(&session_id, &steps)).await.unwrap().into_inner();
+    reached.acquire().await.unwrap().forget();
+    let child = children(&mut client, &session_id).await.remove(0);
+    say(&mut client, &child.session_id, &json!([{"text": "who are you?"}])).await;
+    goes_on.add_permits(1);
+    assert_eq!(results(&read_all(sent).await), [("it is 42".to_owned(), false)]);
 }

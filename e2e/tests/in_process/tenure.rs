@@ -21,7 +21,7 @@ use croft_proto::v1::{
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::world::{Ground, World};
+use crate::world::{Ground, PATIENCE, World};
 
 fn assert_ended(status: &Status, resume_after: u64) {
     assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
@@ -76,7 +76,7 @@ async fn streams_end_with_their_credential_and_the_turn_goes_on() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), rested).await.expect("the turn went with its caller");
+    tokio::time::timeout(PATIENCE, rested).await.expect("the turn went with its caller");
     assert!(get().await.unwrap().unwrap().last_seq > last_seq, "nothing happened after the stream had ended");
 }
 
@@ -132,7 +132,7 @@ async fn an_export_ends_with_its_credential_and_has_a_seat_until_then() {
             }
         }
     };
-    let ended = tokio::time::timeout(Duration::from_secs(30), ended).await.expect("it ends");
+    let ended = tokio::time::timeout(PATIENCE, ended).await.expect("it ends");
     assert_eq!(ended.code(), Code::Unauthenticated, "{ended:?}");
     drop(export);
     let freed = async {
@@ -140,5 +140,5 @@ async fn an_export_ends_with_its_credential_and_has_a_seat_until_then() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), freed).await.expect("its seat is free");
+    tokio::time::timeout(PATIENCE, freed).await.expect("its seat is free");
 }

@@ -36,8 +36,10 @@ use crate::liar::Liar;
 use crate::nap::Nap;
 use crate::trace::Trace;
 
-/// Longer than anything here takes; what it bounds has failed.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// A bound of a second is missed, and rightly, by a process that stands still for longer.
+pub(crate) const STALL: Duration = Duration::from_millis(200);
+/// Longer than anything here takes, and than a busy machine stands still; what it bounds has failed.
+pub(crate) const PATIENCE: Duration = Duration::from_mins(2);
 
 /// What a world is made from.
 pub(crate) struct Ground {
@@ -47,6 +49,8 @@ pub(crate) struct Ground {
     pub(crate) limits: TenantLimits,
     pub(crate) options: Options,
     pub(crate) mcp_servers: Vec<McpServer>,
+    /// Tools that agents may have beside those that every world has.
+    pub(crate) builtins: Builtins,
 }
 
 impl Default for Ground {
@@ -54,7 +58,7 @@ impl Default for Ground {
         let (stores, relay) = (Stores::memory(), Arc::new(MemoryRelay::default()));
         let counters = Arc::new(counters::memory::Memory::default());
         let (limits, options) = (TenantLimits::default(), Options::default());
-        Self { stores, relay, counters, limits, options, mcp_servers: Vec::new() }
+        Self { stores, relay, counters, limits, options, mcp_servers: Vec::new(), builtins: Builtins::default() }
     }
 }
 
@@ -89,7 +93,7 @@ impl World {
     }
 
     pub(crate) async fn on(ground: Ground) -> Self {
-        let Ground { stores, relay, counters, limits, options: front_options, mcp_servers } = ground;
+        let Ground { stores, relay, counters, limits, options: front_options, mcp_servers, builtins } = ground;
         let tasks = Tasks::new();
         let worker = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let worker_address = worker.local_addr().unwrap();
@@ -99,7 +103,7 @@ impl World {
             ..RuntimeOptions::new("acme", "worker-0", "tenant-acme")
         };
         let providers = Providers::default().with(croft_llm::scripted::Scripted::new()).with(Liar);
-        let builtins = Builtins::default().with("nap", Nap).with("trace", Trace);
+        let builtins = builtins.with("nap", Nap).with("trace", Trace);
         let runtime = RuntimeServer::with_builtins(options, providers, builtins, tasks.clone());
         let (routes, metrics) = (Routes::new(runtime.service()), Metrics::new("croft-worker").unwrap());
         croft_serve::grpc::serve("worker", worker, None, routes, croft_proto::METHODS, &tasks, &metrics).unwrap();

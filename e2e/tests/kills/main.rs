@@ -43,7 +43,7 @@ use crate::transcript::{Excuses, Record, differences, troubles};
 const ROUNDS: u64 = 7;
 const TALKS: usize = 4;
 /// A conversation that takes longer does not come to an end.
-const PATIENCE: Duration = Duration::from_mins(1);
+const PATIENCE: Duration = Duration::from_mins(3);
 
 /// What goes wrong.
 #[derive(Debug, Clone, Copy)]

@@ -20,6 +20,8 @@ use crate::transcript::{Excuses, Line, Record, differences, troubles};
 /// How long tools take, and how far into that they are when their worker is killed.
 const TOOL_MS: u64 = 500;
 const IN_MID_TOOL: Duration = Duration::from_millis(150);
+/// A history that is disturbed by the machine so often is so whatever the machine does.
+const TRIES_MAX: usize = 5;
 
 /// Whoever is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,19 +58,46 @@ fn seen(event: &SessionEvent) -> Option<&'static str> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_killed_at_any_superstep_or_in_mid_tool_is_as_if_it_had_not_been() {
     let mut stage = Stage::set().await;
-    let calm = timeout(PATIENCE, history(&mut stage, None)).await.expect("it comes to an end");
-    let mut wrong = [calm.faults(), troubles(&calm, &[])].concat();
+    let calm = calm(&mut stage).await;
+    let mut wrong = calm.faults();
     let moments = moments(&calm.events);
     for moment in &moments {
-        let found = match timeout(PATIENCE, history(&mut stage, Some(*moment))).await {
-            Ok(record) => [record.faults(), differences(&calm, &record, &Excuses::default())].concat(),
-            Err(_) => vec!["it came to no end".to_owned()],
+        let found = match struck(&mut stage, *moment).await {
+            Some(record) => [record.faults(), differences(&calm, &record, &Excuses::default())].concat(),
+            None => vec!["it came to no end".to_owned()],
         };
         wrong.extend(found.into_iter().map(|fault| format!("{moment:?}: {fault}")));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(moments.len() >= 25, "{} moments: {moments:?}", moments.len());
     stage.strike().await;
+}
+
+/// The conversation that nothing disturbs. A lease is good for a second and a half: on a machine that stands still for longer another
+/// front takes the turn over, and it is had again.
+async fn calm(stage: &mut Stage) -> Record {
+    let mut troubled = Vec::new();
+    for _ in 0..TRIES_MAX {
+        let history = timeout(PATIENCE, history(stage, None)).await.expect("it comes to an end");
+        let record = history.expect("nobody is to be killed");
+        let starts = record.events.iter().filter(|event| seen(event) == Some("step")).count();
+        troubled = troubles(&record, &[]);
+        if starts == 1 && troubled.is_empty() {
+            return record;
+        }
+        troubled.push(format!("it was started {starts} times"));
+    }
+    panic!("{}", troubled.join("\n"));
+}
+
+/// The conversation whose victim is killed at the moment; `None` if it comes to no end. It is had again where the moment was missed.
+async fn struck(stage: &mut Stage, moment: Moment) -> Option<Record> {
+    for _ in 0..TRIES_MAX {
+        if let Some(record) = timeout(PATIENCE, history(stage, Some(moment))).await.ok()? {
+            return Some(record);
+        }
+    }
+    panic!("{moment:?} never came");
 }
 
 /// Every durable event of the undisturbed conversation that ends or begins something, the first word of each answer, and the
@@ -117,8 +146,8 @@ fn script() -> String {
     json!({ "script": steps }).to_string()
 }
 
-/// Has the conversation, and kills at the moment.
-async fn history(stage: &mut Stage, moment: Option<Moment>) -> Record {
+/// Has the conversation, and kills at the moment; `None` if that was missed.
+async fn history(stage: &mut Stage, moment: Option<Moment>) -> Option<Record> {
     let [mut teller, mut reader] = <[Client; 2]>::try_from(stage.clients()).ok().expect("two fronts");
     // A front that was killed in the history before is ready again; its connections are not.
     let session_id = loop {
@@ -139,9 +168,9 @@ async fn history(stage: &mut Stage, moment: Option<Moment>) -> Record {
         }
         if let Some(moment) = moment.filter(|moment| !killed && seen(&event) == Some(moment.seen)) {
             times += 1;
-            if times == moment.times {
-                killed = true;
-                kill(stage, &mut reader, moment, &worker, &event).await;
+            // A word may overtake what tells of its worker.
+            if times >= moment.times && !worker.is_empty() {
+                killed = kill(stage, &mut reader, moment, &worker, &event).await;
             }
         }
         let is_last = matches!(event.kind, Some(Kind::SessionIdle(_)));
@@ -152,7 +181,9 @@ async fn history(stage: &mut Stage, moment: Option<Moment>) -> Record {
             break;
         }
     }
-    assert!(killed, "{moment:?} never came: {events:?}");
+    if !killed {
+        return None;
+    }
     one_session_a_call(&mut reader, &session_id, &events).await;
     let usage = ListUsageEventsRequest { session_id, page_size: 500, ..ListUsageEventsRequest::default() };
     let usage = reader.usage.list_usage_events(usage).await.unwrap().into_inner().usage_events;
@@ -166,18 +197,21 @@ async fn history(stage: &mut Stage, moment: Option<Moment>) -> Record {
             "a time".clone_into(text);
         }
     }
-    record
+    Some(record)
 }
 
-async fn kill(stage: &mut Stage, reader: &mut Client, moment: Moment, worker: &str, event: &SessionEvent) {
+/// Kills the moment's victim; `false` if it was a sub-agent that had ended by then.
+async fn kill(stage: &mut Stage, reader: &mut Client, moment: Moment, worker: &str, event: &SessionEvent) -> bool {
     let place = |worker: &str| worker.trim_start_matches("worker-").parse::<usize>().expect("worker-0 or worker-1");
     match (&event.kind, moment.victim) {
         (Some(Kind::SubAgentStarted(started)), Victim::ChildsWorker) => {
             let get = GetSessionRequest { session_id: started.session_id.clone() };
             let child = loop {
                 let child = reader.lifecycle.get_session(get.clone()).await.unwrap().into_inner().session.unwrap();
-                if child.state() == SessionState::Running {
-                    break child;
+                match child.state() {
+                    SessionState::Running => break child,
+                    SessionState::Terminated => return false,
+                    _ => {}
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             };
@@ -194,6 +228,7 @@ async fn kill(stage: &mut Stage, reader: &mut Client, moment: Moment, worker: &s
         }
         _ => stage.kill_worker(place(worker)).await,
     }
+    true
 }
 
 /// However often the call was asked for: one session, and one word of it.

@@ -1,9 +1,11 @@
 //! What a front is told by its flags holds in the program that `main` builds, and over two of them: rates and budgets are counted
 //! together in Redis, alerts are posted, streams and origins are bounded.
 
+use std::panic::resume_unwind;
 use std::time::Duration;
 
 use croft_e2e::client::{Client, message, scripted_agent};
+use croft_e2e::steady::{steady, watched};
 use croft_front::budget::webhook::signature;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
@@ -18,7 +20,11 @@ use tonic_types::StatusExt as _;
 use crate::receiver::Receiver;
 use crate::stage::Stage;
 
-const SOON: Duration = Duration::from_secs(20);
+/// A post that is not answered in time holds its lease for a minute, and is found at the next look.
+const POSTED_WITHIN: Duration = Duration::from_mins(3);
+/// A front waits for half a second for what is counted in Redis, and counts alone then.
+const STALL: Duration = Duration::from_millis(300);
+const TRIES_MAX: usize = 5;
 const SECRET: &str = "what alerts are signed with";
 
 fn flags(flags: &[&str]) -> Vec<String> {
@@ -45,15 +51,49 @@ async fn turn(client: &mut Client, session_id: &str, text: &str) -> Option<StopR
     ended
 }
 
+/// Plays the scenario on a stage whose fronts have these flags. One that failed where a front counted alone, or where this process
+/// stood still, so that a front or Redis may have, proves nothing: it is played again on another stage, five times at most in all.
+async fn together<T>(flags: impl AsyncFn() -> (Vec<String>, T), scenario: impl AsyncFn(&Stage, T)) {
+    let mut tries = 1;
+    loop {
+        let (flags, given) = flags().await;
+        let stage = Stage::with(&flags).await;
+        let (outcome, gap) = watched(scenario(&stage, given)).await;
+        let alone = counted_alone(&stage).await;
+        match outcome {
+            Ok(()) => return stage.strike().await,
+            Err(_) if tries < TRIES_MAX && (gap > STALL || alone) => stage.strike().await,
+            Err(panic) => resume_unwind(panic),
+        }
+        eprintln!("a gap of {gap:?}; counted alone: {alone}: try {tries} does not count");
+        tries += 1;
+    }
+}
+
+/// Whether a front had no answer of Redis in time.
+async fn counted_alone(stage: &Stage) -> bool {
+    let mut alone = 0.0;
+    for place in 0..2 {
+        alone += stage.metrics(place).await.sum("croft_counters_alone_total", &[]);
+    }
+    alone > 0.0
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rates_of_flags_hold_over_both_fronts_together() {
-    let stage = Stage::with(&flags(&[
-        "--sessions-per-minute=5",
-        "--requests-per-minute=60",
-        "--streams-per-tenant-max=2",
-        "--allowed-origins=https://app.example.com",
-    ]))
-    .await;
+    let flags = async || {
+        let flags = flags(&[
+            "--sessions-per-minute=5",
+            "--requests-per-minute=60",
+            "--streams-per-tenant-max=2",
+            "--allowed-origins=https://app.example.com",
+        ]);
+        (flags, ())
+    };
+    together(flags, async |stage, ()| rates_hold(stage).await).await;
+}
+
+async fn rates_hold(stage: &Stage) {
     let mut clients = stage.clients();
     // What they are counted by: calls of the tenant's clients since the stage was set.
     let (mut calls, mut sessions) = (0, Vec::new());
@@ -103,33 +143,42 @@ async fn rates_of_flags_hold_over_both_fronts_together() {
         let allowed = answer.headers().get("access-control-allow-origin").expect("the origin is let in");
         assert_eq!(allowed, "https://app.example.com");
     }
-    stage.strike().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_front_that_is_to_end_still_serves_whoever_has_not_heard_of_it() {
-    let mut stage = Stage::with(&flags(&["--shutdown-delay-ms=8000"])).await;
-    stage.ask_front_to_end(0).await;
-    let mut client = stage.clients().swap_remove(0);
-    let session_id = client.create(scripted_agent("late")).await.unwrap().session_id;
-    assert_eq!(turn(&mut client, &session_id, "on a new connection").await, Some(StopReason::EndTurn));
-    stage.front_ends(0).await;
-    assert!(client.create(scripted_agent("too late")).await.is_err(), "then nobody is there");
-    stage.run_front(0).await;
-    stage.strike().await;
+    steady(Duration::from_secs(1), async || {
+        let mut stage = Stage::with(&flags(&["--shutdown-delay-ms=8000"])).await;
+        stage.ask_front_to_end(0).await;
+        let mut client = stage.clients().swap_remove(0);
+        let session_id = client.create(scripted_agent("late")).await.unwrap().session_id;
+        assert_eq!(turn(&mut client, &session_id, "on a new connection").await, Some(StopReason::EndTurn));
+        stage.front_ends(0).await;
+        assert!(client.create(scripted_agent("too late")).await.is_err(), "then nobody is there");
+        stage.run_front(0).await;
+        stage.strike().await;
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_budget_holds_over_both_fronts_and_its_alerts_are_posted() {
-    let Receiver { url, posts } = Receiver::refusing(0).await;
     let rates = std::env::temp_dir().join(format!("croft-rates-{}.yaml", uuid::Uuid::new_v4()));
     std::fs::write(&rates, "scripted: { standard: { sessionsPerMinute: 2 } }\n").unwrap();
-    let stage = Stage::with(&flags(&[
-        &format!("--alert-webhook-url={url}"),
-        &format!("--alert-webhook-secret={SECRET}"),
-        &format!("--provider-rates-file={}", rates.display()),
-    ]))
-    .await;
+    let flags = async || {
+        let receiver = Receiver::refusing(0).await;
+        let flags = flags(&[
+            &format!("--alert-webhook-url={}", receiver.url),
+            &format!("--alert-webhook-secret={SECRET}"),
+            &format!("--provider-rates-file={}", rates.display()),
+        ]);
+        (flags, receiver)
+    };
+    together(flags, async |stage, receiver| budget_holds(stage, &receiver).await).await;
+    std::fs::remove_file(&rates).unwrap();
+}
+
+async fn budget_holds(stage: &Stage, Receiver { posts, .. }: &Receiver) {
     let mut clients = stage.clients();
     let session_id = clients[0].create(scripted_agent("spender")).await.unwrap().session_id;
     clients[1].create(scripted_agent("other")).await.unwrap();
@@ -158,13 +207,11 @@ async fn a_budget_holds_over_both_fronts_and_its_alerts_are_posted() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    timeout(SOON, posted).await.expect("four thresholds are posted");
+    timeout(POSTED_WITHIN, posted).await.expect("four thresholds are posted");
     for post in posts.lock().unwrap().iter() {
         let (head, body) = post.split_once("\r\n\r\n").unwrap();
         let signed = head.lines().find_map(|line| line.strip_prefix("croft-signature: ")).expect("it is signed");
         let seconds = signed.trim_start_matches("t=").split(',').next().unwrap().parse().unwrap();
         assert_eq!(signed, signature(&SecretString::from(SECRET), seconds, body));
     }
-    std::fs::remove_file(&rates).unwrap();
-    stage.strike().await;
 }

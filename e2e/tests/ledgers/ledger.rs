@@ -168,7 +168,9 @@ async fn audited(client: &Client, known: &Known) -> Vec<AuditRecord> {
             records.extend(page);
             // Of each session: one may have more than its callers know of.
             let is_missing = |(session, messages): (&String, &Messages)| {
-                recorded(&records, "session.send_message", &format!("sessions/{session}")) < messages.accepted
+                let resource = format!("sessions/{session}");
+                recorded(&records, "session.create", &resource) == 0
+                    || recorded(&records, "session.send_message", &resource) < messages.accepted
             };
             if !has_more && !known.sessions.iter().any(is_missing) {
                 return;
@@ -179,7 +181,7 @@ async fn audited(client: &Client, known: &Known) -> Vec<AuditRecord> {
         }
     };
     // What is missing is told by the comparison.
-    let _ = timeout(Duration::from_secs(20), read).await;
+    let _ = timeout(PATIENCE, read).await;
     let verdict = client.clone().audit.verify_audit_log(VerifyAuditLogRequest::default()).await.unwrap().into_inner();
     assert!(verdict.intact, "{verdict:?}");
     records

@@ -1,21 +1,22 @@
 //! A PostgreSQL and a Redis of a test's own, which can be killed by their process id and come back.
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use croft_e2e::bench::launch::Ports;
 use sqlx::{Connection as _, PgConnection};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
-const LONG: Duration = Duration::from_mins(1);
+const LONG: Duration = Duration::from_mins(2);
 const PASSWORD: &str = "croft-test";
 
+/// One that stays its own while it is killed: the kernel gives those below to no connection.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    Ports::default().take().unwrap()
 }
 
 /// A server as a process. Killed when dropped.

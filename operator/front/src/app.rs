@@ -25,7 +25,7 @@ use crate::door::{self, Door};
 use crate::events::fanout::Hub;
 use crate::events::relay::Relay;
 use crate::identity::Authenticator;
-use crate::intake::Intake;
+use crate::intake::{Intake, anybody};
 use crate::lifecycle::Lifecycle;
 use crate::limits::Limiter;
 use crate::metrics::Metrics;
@@ -68,8 +68,9 @@ pub async fn assemble(parts: Parts, tasks: &Tasks, registry: &prometheus::Regist
     let models = Registry::start(Arc::clone(&stores.models), tasks).await?;
     let authority = tls.as_ref().map(|tls| tls.ca.as_slice());
     let authenticator = Authenticator::new(Arc::clone(&stores.keys), tenants.clone(), authority)?;
-    let counters: Arc<dyn Counters> =
-        Arc::new(Guarded::new(counters, options.replicas, guard::Metrics::register(registry)?));
+    let guarded = Arc::new(Guarded::new(counters, options.replicas, guard::Metrics::register(registry)?));
+    let (counters, stopping): (Arc<dyn Counters>, _) = (Arc::clone(&guarded) as _, tasks.stopping());
+    tasks.spawn_endless("counters-watch", async move { guarded.watch(stopping).await });
     let (rates, provider_rates) = (options.rates, options.provider_rates.clone());
     let hub = Hub::new(relay, tasks, registry)?;
     let limiter = Limiter::new(Arc::clone(&counters), tenants.clone(), rates, provider_rates, registry)?;
@@ -129,7 +130,7 @@ pub async fn public_routes(core: &Arc<Core>, readiness: &Readiness, reflection: 
     if reflection {
         let reflection =
             tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
-        routes = routes.add_service(reflection.build_v1()?);
+        routes = routes.add_service(reflection.build_v1()?.max_decoding_message_size(anybody::BYTES_MAX));
     }
     let guarded = from_fn_with_state(Arc::clone(core), door::guard);
     Ok(Routes::from(routes.into_axum_router().route_layer(guarded)))

@@ -24,6 +24,8 @@ use crate::reprice_command::Choice;
 
 /// A hundred years. What is longer is a mistake, or "for ever", which is 0.
 const RETENTION_HOURS_MAX: u64 = 100 * 366 * 24;
+/// At a shutdown, clients that have taken nothing for so long are not waited for: they go on at another replica.
+const UNREAD_MAX: Duration = Duration::from_secs(5);
 
 /// The front of Croft: sessions for the tenants' clients.
 #[derive(Debug, Parser)]
@@ -198,7 +200,7 @@ impl Serve {
 
     /// Of the clients' ports.
     pub fn bounds(&self) -> Bounds {
-        Bounds { connections_max: self.connections_max, ..Bounds::default() }
+        Bounds { connections_max: self.connections_max, unread_max: Some(UNREAD_MAX), ..Bounds::default() }
     }
 
     fn mistakes(&self) -> Vec<String> {

@@ -133,4 +133,9 @@ pub trait Counters: Send + Sync {
     /// Gives the reservation up, if it is still there, and takes the ledger's word over. Of its bounds that the settlement does not
     /// tell the ledger's word of, that is asked for anew. Safe to repeat. The standings are in the order of the bounds.
     async fn settle(&self, settlement: &Settlement) -> Result<Vec<Standing>, Error>;
+
+    /// Whether they answer, for whoever has nothing to ask. Counters of this process always do.
+    async fn ping(&self) -> Result<(), Error> {
+        Ok(())
+    }
 }

@@ -7,6 +7,7 @@ use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use axum::middleware::Next;
 use axum::response::Response;
+use croft_serve::grpc::Unremarkable;
 use croft_serve::tls::{PeerRole, peer_role};
 use secrecy::SecretString;
 use tonic::{Request, Status};
@@ -15,6 +16,7 @@ use crate::acts;
 use crate::core::Core;
 use crate::error::Error;
 use crate::identity::{Call, Identity, Tenure};
+use crate::intake::anybody;
 
 /// Which port a call came in by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +56,8 @@ impl Door {
 
 /// Stands before the calls of the clients' port: a call without a valid credential is answered before its message is read, so that
 /// only tenants can have the front hold large ones, and so is one beyond the tenant's rate. Nor is one decoded
-/// that takes too much room: see [`Intake`](crate::intake::Intake). Health and reflection ask nobody who he is.
+/// that takes too much room: see [`Intake`](crate::intake::Intake). Health and reflection ask nobody
+/// who he is, and read the little that [`anybody`] may say.
 pub(crate) async fn guard(State(core): State<Arc<Core>>, mut request: HttpRequest, next: Next) -> Response {
     if request.uri().path().starts_with("/croft.") {
         let identified = match bearer(request.headers()) {
@@ -67,7 +70,7 @@ pub(crate) async fn guard(State(core): State<Arc<Core>>, mut request: HttpReques
         };
         let identity = match identified {
             Ok(identity) => identity,
-            Err(error) => return Status::from(error).into_http(),
+            Err(error) => return refused(error),
         };
         let tenant = identity.tenant;
         request.extensions_mut().insert(identity);
@@ -78,7 +81,19 @@ pub(crate) async fn guard(State(core): State<Arc<Core>>, mut request: HttpReques
             Err(refused) => refused.into_http(),
         };
     }
-    next.run(request).await
+    let (head, body) = request.into_parts();
+    next.run(HttpRequest::from_parts(head, anybody::bounded(body))).await
+}
+
+/// The answer to a call that is not let in. What is not available here without an error of its own is what somebody keeps busy who says
+/// that he is many others.
+fn refused(error: Error) -> Response {
+    let is_unremarkable = matches!(error, Error::Unavailable { source: None, .. });
+    let mut response = Status::from(error).into_http();
+    if is_unremarkable {
+        response.extensions_mut().insert(Unremarkable);
+    }
+    response
 }
 
 /// The operator, with a token that names no tenant, since what it asks for concerns all of them.

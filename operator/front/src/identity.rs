@@ -5,6 +5,7 @@ mod jwks;
 pub mod operator;
 mod refusal;
 pub mod role;
+mod seldom;
 pub mod settings;
 mod source;
 mod tenure;

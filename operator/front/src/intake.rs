@@ -3,8 +3,10 @@
 //! A part of a protobuf message that says nothing takes two bytes on the wire, and some hundreds as a value: what fits the bound on bytes
 //! could take all memory there is, and with it every tenant's streams, before anyone could look at the value.
 
+pub(crate) mod anybody;
+
 mod json;
-mod shape;
+pub(crate) mod shape;
 
 use std::sync::Arc;
 use std::time::Duration;

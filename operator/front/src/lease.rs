@@ -17,8 +17,9 @@ pub struct Abandoned {
 /// Time is the store's own clock, so that replicas need not agree on theirs.
 #[async_trait]
 pub trait LeaseStore: Send + Sync {
-    /// The new epoch, or `None` while someone else holds the lease. The same holder counts as someone else: it drives one turn
-    /// of a session at a time, too.
+    /// Takes a lease that is abandoned, or that nobody has had yet. The new epoch, or `None` while someone else holds the lease, or where
+    /// it was given up: then there is nothing to drive until a turn begins. The same holder counts as someone else: it drives one turn of
+    /// a session at a time, too.
     ///
     /// Fails with [`Error::SessionNotFound`], and with [`Error::SessionTerminated`].
     async fn acquire(

@@ -3,6 +3,7 @@
 use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use crate::audit::lag::Lag;
+use crate::turn::told::Told;
 
 /// Instruments of sessions and turns. No label carries a tenant or a session: their number has no bound.
 #[derive(Clone)]
@@ -23,6 +24,8 @@ pub struct Metrics {
     pub events_stored: IntCounter,
     pub lease_losses: IntCounter,
     pub takeovers: IntCounter,
+    /// What workers did.
+    pub(crate) told: Told,
     /// Attempts at a model whose price is unknown.
     pub unpriced_attempts: IntCounter,
     pub audit_records: IntCounter,
@@ -72,6 +75,7 @@ impl Metrics {
             events_stored: counter("croft_events_stored_total", "Durable events stored by turns")?,
             lease_losses: counter("croft_lease_losses_total", "Turns that found their lease taken over")?,
             takeovers: counter("croft_turn_takeovers_total", "Turns taken over from a replica that went silent")?,
+            told: Told::register(registry)?,
             unpriced_attempts: counter("croft_unpriced_attempts_total", "Model attempts whose price is unknown")?,
             audit_records: counter("croft_audit_records_total", "Audit records stored")?,
             audit_lag,

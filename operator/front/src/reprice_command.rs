@@ -253,7 +253,9 @@ async fn write(tx: &mut PgConnection, tenant: Uuid, attempts: &[Attempt]) -> Res
                 set changes = k.changes + excluded.changes, nano_usd = k.nano_usd + excluded.nano_usd
         )
         update sessions s set cost_nano_usd = s.cost_nano_usd + t.more, usage_revisions = s.usage_revisions + t.changes,
-            unpriced_attempts = s.unpriced_attempts - t.priced
+            unpriced_attempts = s.unpriced_attempts - t.priced,
+            -- So that the operator is told what they cost: see `migrations/0007_session_lifetimes.sql`.
+            change_number = pg_current_xact_id()::text::bigint
         from (
             select c.session_id, sum(c.more)::bigint as more, count(*) as changes,
                 count(*) filter (where c.more = c.cost and u.cost_nano_usd is null) as priced

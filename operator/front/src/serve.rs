@@ -45,14 +45,10 @@ pub async fn serve(config: Serve) -> anyhow::Result<()> {
     let counters = Arc::new(RedisCounters::connect(&redis, ANSWER_TIMEOUT)?);
     let relay =
         RedisRelay::connect(redis, tasks).await.context("cannot reach Redis at --redis-url (CROFT_REDIS_URL)")?;
-    let (probed_postgres, probed_relay) = (postgres.clone(), relay.clone());
+    let (probed_postgres, probed_relay, redis_check) = (postgres.clone(), relay.clone(), readiness.check("redis"));
     probe(tasks, readiness.check("postgres"), move || {
         let postgres = probed_postgres.clone();
         async move { postgres.check().await }
-    });
-    probe(tasks, readiness.check("redis"), move || {
-        let relay = probed_relay.clone();
-        async move { relay.check().await }
     });
 
     let replica = config.replica.clone().unwrap_or_else(|| format!("front-{}", uuid::Uuid::now_v7()));
@@ -73,6 +69,11 @@ pub async fn serve(config: Serve) -> anyhow::Result<()> {
     let (relay, tls_files) = (Arc::new(relay), Some(tls.clone()));
     let parts = Parts { replica, stores, relay, counters, tenants, tls: tls_files, options };
     let core = assemble(parts, tasks, registry).await?;
+    let hub = core.hub.clone();
+    probe(tasks, redis_check, move || {
+        let (relay, hub) = (probed_relay.clone(), hub.clone());
+        async move { relay.check().await.inspect(|()| hub.relay_answered()) }
+    });
 
     let public = grpc::bind(config.grpc_addr, "--grpc-addr (CROFT_GRPC_ADDR)").await?;
     let internal = grpc::bind(config.internal_addr, "--internal-addr (CROFT_INTERNAL_ADDR)").await?;

@@ -6,6 +6,7 @@ mod between;
 mod charge;
 mod driver;
 mod exchange;
+mod extent;
 mod granted;
 pub mod held;
 mod purse;
@@ -16,6 +17,7 @@ mod sub_agents;
 mod takeover;
 #[cfg(test)]
 mod tests;
+pub(crate) mod told;
 mod words;
 
 use std::sync::Arc;
@@ -138,10 +140,15 @@ impl Turns {
         let mut opening = append.clone();
         opening.events.push(turn_event(turn, Kind::SessionRunning(SessionRunning {})));
         let begin = Begin { message: opening, holder: self.core.replica.clone(), ttl: self.core.options.lease_ttl };
+        let interrupts = request.busy_policy() == BusyPolicy::Interrupt;
         match self.core.stores.turns.begin(begin).await? {
             Begun::Busy => self.send_to_busy(turn, append, request.busy_policy()).await,
             Begun::Existing { first_seq } => {
                 let accepted = self.attach(tenant, session, first_seq).await?;
+                if interrupts {
+                    // Its first try may not have come so far.
+                    self.make_way(tenant, session, accepted);
+                }
                 Ok(Sent { tenant, session, accepted, is_new: false, begins: None })
             }
             Begun::New(opened) => {
@@ -149,6 +156,10 @@ impl Turns {
                 self.core.metrics.turn_stages.with_label_values(&["accept"]).observe(took);
                 let accepted = Accepted { turn, seq: opened.events.first().map_or(0, |event| event.seq) };
                 self.core.hub.publish(tenant, session, opened.events.clone());
+                if interrupts && opened.session.state == SessionState::Running {
+                    // One was broken off, and is gone on with first.
+                    self.make_way(tenant, session, accepted);
+                }
                 let driver = driver::Driver::opened(Arc::clone(&self.core), *opened, accepted, message);
                 let begins = Some(Begins(Some(driver), Arc::clone(&self.core)));
                 Ok(Sent { tenant, session, accepted, is_new: true, begins })
@@ -167,16 +178,13 @@ impl Turns {
             Appended::New(events) => {
                 let accepted = Accepted { turn, seq: events.first().map_or(0, |event| event.seq) };
                 self.core.hub.publish(tenant, session, events);
-                if policy == BusyPolicy::Interrupt
-                    && let Some(at_hand) = self.at_hand(tenant, session).await?
-                    && at_hand != turn
-                {
-                    self.stop(tenant, session, at_hand);
-                }
                 accepted
             }
             Appended::Existing { first_seq } => self.attach(tenant, session, first_seq).await?,
         };
+        if policy == BusyPolicy::Interrupt {
+            self.make_way(tenant, session, accepted);
+        }
         let begins = self.left_over(tenant, session).await?;
         Ok(Sent { tenant, session, accepted, is_new: false, begins })
     }

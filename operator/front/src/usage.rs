@@ -16,7 +16,7 @@ pub const GROUPS_MAX: usize = 10_000;
 #[async_trait]
 pub trait UsageStore: Send + Sync {
     /// Rows from before `before` (to the microsecond), newest first, that come after `after` (an attempt id) in that order; of one session
-    /// or of all.
+    /// or of all. An `after` that the ledger does not have is [`Error::InvalidArgument`] of `page_token`.
     async fn list(
         &self,
         tenant: TenantId,
@@ -38,6 +38,16 @@ pub trait UsageStore: Send + Sync {
 
     /// Adds rows for what these events of a session report, as storing them would, where they can't be stored any more: the session
     /// has ended, and its provider charges all the same. Attempts that the ledger has are passed over. A session that was erased
-    /// meanwhile has no rows added.
+    /// meanwhile has no rows added, and the log says so.
     async fn add_behind_end(&self, tenant: TenantId, session: SessionId, events: &[NewEvent]) -> Result<(), Error>;
+}
+
+/// What a store says of an attempt to go on behind that it does not have.
+pub(crate) fn unknown_page() -> Error {
+    Error::invalid("page_token", "is of no page of this list")
+}
+
+/// What a store says that was to add rows for a session that is gone: its attempts are in no ledger.
+pub(crate) fn added_for_nobody(tenant: TenantId, session: SessionId, events: &[NewEvent]) {
+    tracing::warn!(%tenant, %session, events = events.len(), "what a session used that has been erased is not in the ledger");
 }

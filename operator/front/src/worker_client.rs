@@ -3,24 +3,23 @@
 //! A worker is dialled by its pod address under its tenant's name, so a pod of another tenant that came to have the
 //! address fails the handshake.
 
+mod calls;
+
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use croft_proto::conversation::MESSAGE_BYTES_MAX;
 use croft_proto::id::TenantId;
-use croft_proto::v1::runtime_service_client::RuntimeServiceClient;
+use croft_serve::Tasks;
 use croft_serve::tls::TlsFiles;
-use croft_serve::{Tasks, trace};
 use futures::future::BoxFuture;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
-use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status};
 
+pub use self::calls::WorkerClient;
 use crate::error::Error;
 use crate::routing::Placement;
 use crate::tenants::{Tenant, Tenants};
@@ -33,10 +32,6 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 const CHANNELS_MAX: usize = 4096;
 const IDLE_MAX: Duration = Duration::from_mins(5);
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
-
-/// A client of one worker. Its calls carry the trace that they are made in.
-pub type WorkerClient = RuntimeServiceClient<InterceptedService<Channel, Propagate>>;
-type Propagate = fn(Request<()>) -> Result<Request<()>, Status>;
 
 /// What a connection is made of.
 pub trait Wire: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
@@ -91,10 +86,7 @@ impl WorkerPool {
     /// A client of the worker that the placement names. It connects at its first call, which fails with `UNAVAILABLE`
     /// when the worker can't be reached; a connection that broke is made anew at the next call.
     pub fn client(&self, tenant: &Tenant, placement: &Placement) -> Result<WorkerClient, Error> {
-        let channel = self.shared.channel(tenant, placement.address())?;
-        Ok(RuntimeServiceClient::with_interceptor(channel, trace::propagate as Propagate)
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX))
+        Ok(WorkerClient::new(self.shared.channel(tenant, placement.address())?))
     }
 }
 

@@ -1,9 +1,10 @@
 //! Declared sessions by UID and by namespace: kube's stores would have to be searched.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{PoisonError, RwLock};
 
 use croft_crds::AgentSession;
+use jiff::Timestamp;
 use kube::ResourceExt as _;
 use kube::runtime::reflector::ObjectRef;
 
@@ -25,10 +26,19 @@ struct Inner {
 #[derive(Default)]
 struct Names {
     all: HashSet<String>,
-    /// Those that wait for their session to be opened: few or none, where there may be very many in all.
-    waiting: HashSet<String>,
-    /// Those of them that a limit keeps waiting.
-    limited: HashSet<String>,
+    /// Those that wait for their session to be opened, and when they were declared: few or none, where there may be very many in all.
+    waiting: HashMap<String, Timestamp>,
+    /// Those of them that another worker may help, as what a limit keeps waiting it does not, and that have not been taken to be tried;
+    /// the oldest first.
+    for_workers: BTreeSet<(Timestamp, String)>,
+}
+
+impl Names {
+    fn forget_waiting(&mut self, name: &str) {
+        if let Some(declared) = self.waiting.remove(name) {
+            self.for_workers.remove(&(declared, name.to_owned()));
+        }
+    }
 }
 
 impl SessionIndex {
@@ -43,13 +53,14 @@ impl SessionIndex {
         inner.by_uid.insert(uid, ObjectRef::from_obj(session));
         let names = inner.by_namespace.entry(namespace).or_default();
         let name = session.name_any();
-        let is_limited = waits && status.is_some_and(is_limited);
-        for (set, is_in) in [(&mut names.waiting, waits), (&mut names.limited, is_limited), (&mut names.all, true)] {
-            if is_in {
-                set.insert(name.clone());
-            } else {
-                set.remove(&name);
+        names.forget_waiting(&name);
+        names.all.insert(name.clone());
+        if waits {
+            let declared = session.creation_timestamp().map(|time| time.0).unwrap_or_default();
+            if !status.is_some_and(is_limited) {
+                names.for_workers.insert((declared, name.clone()));
             }
+            names.waiting.insert(name, declared);
         }
     }
 
@@ -60,8 +71,7 @@ impl SessionIndex {
         inner.by_uid.remove(&uid);
         let Some(names) = inner.by_namespace.get_mut(&namespace) else { return };
         names.all.remove(&session.name_any());
-        names.waiting.remove(&session.name_any());
-        names.limited.remove(&session.name_any());
+        names.forget_waiting(&session.name_any());
         if names.all.is_empty() {
             inner.by_namespace.remove(&namespace);
         }
@@ -85,12 +95,26 @@ impl SessionIndex {
 
     /// Those in a namespace that wait for their session to be opened.
     pub fn waiting(&self, namespace: &str) -> Vec<ObjectRef<AgentSession>> {
-        self.named(namespace, |names| names.waiting.iter().collect())
+        self.named(namespace, |names| names.waiting.keys().collect())
     }
 
-    /// Those of [`waiting`](Self::waiting) that another worker may help: what a limit keeps waiting it does not.
-    pub fn waiting_for_workers(&self, namespace: &str) -> Vec<ObjectRef<AgentSession>> {
-        self.named(namespace, |names| names.waiting.difference(&names.limited).collect())
+    /// Takes so many of [`waiting`](Self::waiting) to be tried, the oldest first, that another worker may help: what a limit keeps
+    /// waiting it does not. None is taken again until it is [put back](Self::put_back), or its status changes.
+    pub fn take_for_workers(&self, namespace: &str, count: u32) -> Vec<ObjectRef<AgentSession>> {
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(names) = inner.by_namespace.get_mut(namespace) else { return Vec::new() };
+        let taken = (0..count).map_while(|_| names.for_workers.pop_first());
+        taken.map(|(_, name)| ObjectRef::new(&name).within(namespace)).collect()
+    }
+
+    /// It was tried, and waits as before.
+    pub fn put_back(&self, session: &AgentSession) {
+        let (name, namespace) = (session.name_any(), session.namespace().unwrap_or_default());
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(names) = inner.by_namespace.get_mut(&namespace) else { return };
+        if let Some(declared) = names.waiting.get(&name).filter(|_| !session.status.as_ref().is_some_and(is_limited)) {
+            names.for_workers.insert((*declared, name));
+        }
     }
 
     fn named(&self, namespace: &str, which: impl Fn(&Names) -> Vec<&String>) -> Vec<ObjectRef<AgentSession>> {
@@ -139,7 +163,13 @@ mod tests {
             });
             json!({ "phase": "Pending", "conditions": [ready] })
         };
-        let helped = || index.waiting_for_workers("tenant-heron").into_iter().map(|found| found.name);
+        let helped = || {
+            let taken = index.take_for_workers("tenant-heron", 9);
+            for one in &taken {
+                index.put_back(&session(&one.name, "", &json!(null)));
+            }
+            taken.into_iter().map(|taken| taken.name)
+        };
         index.put(&session("new", "1", &json!(null)));
         index.put(&session("early", "2", &waits("FrontUnavailable")));
         index.put(&session("full", "3", &waits("LimitReached")));
@@ -151,6 +181,31 @@ mod tests {
         index.remove(&session("full", "3", &json!(null)));
         index.put(&session("full", "4", &json!(null)));
         assert_eq!(helped().count(), 3, "one of an old name has nothing of it");
+    }
+
+    /// Once, each time that a worker became ready all were tried at once.
+    #[test]
+    fn no_more_are_tried_for_a_worker_than_it_takes_and_the_oldest_first() {
+        let index = SessionIndex::default();
+        let mut sessions = Vec::new();
+        for (name, declared) in [("third", 3), ("first", 1), ("second", 2)] {
+            let mut one = session(name, name, &json!(null));
+            one.metadata.creation_timestamp =
+                serde_json::from_value(json!(format!("2026-01-01T00:00:0{declared}Z"))).unwrap();
+            index.put(&one);
+            sessions.push(one);
+        }
+        let taken = |count| {
+            let taken = index.take_for_workers("tenant-heron", count);
+            taken.into_iter().map(|taken| taken.name).collect::<Vec<_>>()
+        };
+        assert_eq!(taken(2), ["first", "second"]);
+        assert_eq!(taken(2), ["third"], "the others are being tried");
+        index.put_back(&sessions[1]);
+        assert_eq!(taken(2), ["first"]);
+        index.put(&session("second", "second", &json!({ "phase": "Ready", "sessionID": "0190" })));
+        index.put_back(&sessions[2]);
+        assert_eq!(taken(2), [""; 0], "it has been opened");
     }
 
     #[test]

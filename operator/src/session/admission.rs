@@ -55,6 +55,15 @@ pub(crate) fn wake(tenant: &AgentTenant, context: &Context) {
     }
 }
 
+/// Has the next one tried that waits for a worker, as `session` waits no more. At a worker that is full this ends: who is refused
+/// passes nothing on.
+pub(super) fn pass_worker_on(session: &AgentSession, context: &Context) {
+    let namespace = session.namespace().unwrap_or_default();
+    for next in context.cluster.session_index.take_for_workers(&namespace, 1) {
+        context.cluster.changes.sessions.mark(next);
+    }
+}
+
 /// Gives the room that `session` could not use to the next that waits for some. Does nothing unless its status says by now that it waits
 /// for something else, or for nothing: so each time there is one fewer, and this ends.
 pub(super) fn pass_on(session: &AgentSession, context: &Context) {

@@ -2,11 +2,11 @@
 
 use croft_crds::{AgentSession, AgentSessionStatus};
 use kube::ResourceExt as _;
-use kube::runtime::controller::Action;
 use std::time::Duration;
 
 use super::Error;
 use crate::context::Context;
+use crate::controller::Action;
 use crate::tenant::session_defaults;
 
 /// To be asked of a session after which nothing follows.

@@ -8,6 +8,7 @@ use croft_crds::{AgentSession, AgentSessionStatus};
 use croft_proto::v1::{Session, SessionState};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
+use kube::runtime::reflector::ObjectRef;
 use serde_json::json;
 use tonic::{Code, Status};
 
@@ -137,7 +138,7 @@ impl Summary {
 }
 
 /// The fixed word for what stands between the object and its session.
-fn front_reason(status: &Status) -> &'static str {
+pub(super) fn front_reason(status: &Status) -> &'static str {
     match status.code() {
         Code::ResourceExhausted => LIMIT_REACHED,
         _ if refusal::is_lack(status) => "WorkersLack",
@@ -207,9 +208,26 @@ pub(super) async fn write(session: &AgentSession, summary: Summary, context: &Co
             context.told.wrote(&declared);
             Ok(Written::Now(Box::new(status)))
         }
-        // Deleted meanwhile; one of the same name has its own pass, which puts its status right.
-        Ok(_) => Ok(Written::Gone),
+        Ok(_) => take_back(session, context).await.map(|()| Written::Gone),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(Written::Gone),
+        Err(error) => Err(Error::Status(error)),
+    }
+}
+
+/// Takes away what was written to an object that had been made anew under the name of another meanwhile. It is as one that nothing was said
+/// of yet, and is looked at again.
+async fn take_back(session: &AgentSession, context: &Context) -> Result<(), Error> {
+    let patch = json!({ "status": null });
+    let (namespace, name) = (session.namespace(), session.name_any());
+    match context.writer.merge_status::<AgentSession>(namespace.as_deref(), &name, &patch).await {
+        Ok(written) => {
+            let (uid, version) = (written.uid.unwrap_or_default(), written.resource_version);
+            context.session_statuses.remember(uid, version.as_deref(), AgentSessionStatus::default());
+            context.cluster.changes.sessions.mark(ObjectRef::from_obj(session));
+            Ok(())
+        }
+        // It is gone as well.
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
         Err(error) => Err(Error::Status(error)),
     }
 }

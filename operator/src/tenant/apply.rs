@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use croft_crds::{AgentTenant, labels};
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
-use kube::ResourceExt as _;
+use kube::{Resource, ResourceExt as _};
 use tokio::time::Instant;
 
-use super::observe::Observed;
+use super::observe::{self, Observed};
 use super::part::{Failure, Part};
 use super::platform_keys::{self, PlatformKeys};
 use super::pull_credentials::{self, PullCredentials};
@@ -119,12 +120,15 @@ pub(super) async fn ensure_providers(
     }
 }
 
-/// Takes away a child that is no longer wanted, if it is there and this tenant's.
-async fn remove<K: Kept>(tenant: &AgentTenant, name: &str, context: &Context) -> Result<(), Error> {
+/// Takes away a child that is no longer wanted, if it is there and this tenant's. One that was made a moment ago too, of which the copies
+/// know nothing yet: the watch's word of our own write wakes nobody.
+async fn remove<K>(tenant: &AgentTenant, name: &str, context: &Context) -> Result<(), Error>
+where
+    K: Kept + Resource<Scope = NamespaceResourceScope>,
+{
     let namespace = tenant.namespace_name();
-    let Some(live) = context.cluster.get::<K>(Some(&namespace), name).filter(|live| is_owned(&**live, tenant)) else {
-        return Ok(());
-    };
+    let live = observe::latest::<K>(&namespace, name, context).await?;
+    let Some(live) = live.filter(|live| is_owned(&**live, tenant)) else { return Ok(()) };
     let deleted = context.writer.delete::<K>(Some(&namespace), name, &live.uid().unwrap_or_default()).await;
     deleted.map_err(|source| Error::Delete { kind: K::kind(&()).into_owned(), name: name.to_owned(), source })
 }

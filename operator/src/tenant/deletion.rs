@@ -10,7 +10,6 @@ use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt as _;
 use kube::api::Api;
-use kube::runtime::controller::Action;
 use serde_json::json;
 use tonic::Status;
 
@@ -18,11 +17,15 @@ use super::status::{PREVENTED, REMOVED};
 use super::{Error, report};
 use crate::cluster::is_owned;
 use crate::context::Context;
+use crate::controller::Action;
 use crate::token::TenantRef;
 
 const SOON: Duration = Duration::from_secs(1);
 /// Between two tries of a removal that is past its deadline.
 const LATER: Duration = Duration::from_secs(10);
+/// Between two looks at a namespace that does not go, at most.
+const SELDOM: Duration = Duration::from_mins(1);
+const NAMESPACE_GOES: &str = "the namespace is being deleted";
 
 /// How far the fronts are.
 #[derive(Debug, PartialEq)]
@@ -70,16 +73,20 @@ pub(super) async fn step(tenant: &AgentTenant, context: &Context) -> Result<Acti
         Begun { told: "RemovalBegun".to_owned(), at: context.now() }
     };
     let is_removed = begun.told == "DeletingNamespace";
-    let is_going = namespace.as_ref().is_some_and(|namespace| namespace.metadata.deletion_timestamp.is_some());
-    if is_going && is_removed {
-        return Ok(Action::requeue(SOON));
+    let going = namespace.as_ref().filter(|namespace| namespace.metadata.deletion_timestamp.is_some());
+    if let Some(going) = going.filter(|_| is_removed) {
+        report::report_removal(tenant, "DeletingNamespace", what_holds(going), context).await?;
+        // The end of the namespace wakes us too. One that stays is looked at less and less often.
+        let lasted = Duration::from_secs(u64::try_from(context.now() - begun.at).unwrap_or(0));
+        return Ok(Action::requeue((lasted / 10).clamp(SOON, SELDOM)));
     }
+    let is_going = going.is_some();
     // Who wants it erased may have said so while the namespace was going, and the fronts done with it before.
     let is_kept = tenant.spec.deletion_policy == DeletionPolicy::Archive;
     let removal = if is_removed && is_kept { Removal::Done } else { removal(tenant, context).await };
     let is_late = context.now() - begun.at >= context.settings.removal_max_seconds;
     let (reason, message) = match (removal, namespace.is_some()) {
-        (Removal::Done, true) => ("DeletingNamespace", "the namespace is being deleted".to_owned()),
+        (Removal::Done, true) => ("DeletingNamespace", NAMESPACE_GOES.to_owned()),
         (Removal::Waiting { reason, message }, _) if !is_late => {
             report::report_removal(tenant, reason, message, context).await?;
             return Ok(Action::requeue(SOON));
@@ -102,6 +109,14 @@ pub(super) async fn step(tenant: &AgentTenant, context: &Context) -> Result<Acti
     report::report_removal(tenant, reason, message, context).await?;
     // The end of the namespace wakes us too.
     Ok(Action::requeue(if reason == "PastDeadline" { LATER } else { SOON }))
+}
+
+/// What Kubernetes says that the namespace still waits for, such as somebody's finalizer.
+fn what_holds(namespace: &Namespace) -> String {
+    let conditions = namespace.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    let told = conditions.iter().filter(|condition| condition.status == "True");
+    let told: Vec<_> = told.filter_map(|condition| condition.message.as_deref()).collect();
+    if told.is_empty() { NAMESPACE_GOES.to_owned() } else { format!("{NAMESPACE_GOES}: {}", told.join("; ")) }
 }
 
 /// A removal under way.
@@ -210,6 +225,23 @@ mod tests {
         assert!(!is_ours(&namespace(json!([]), "egret"), &tenant, &nothing), "it was never this tenant's");
         assert!(!is_ours(&namespace(json!([]), "heron"), &tenant, &told));
         assert!(!is_ours(&namespace(owner("another"), "egret"), &tenant, &told));
+    }
+
+    #[test]
+    fn a_namespace_that_stays_says_what_holds_it() {
+        let namespace = |conditions: serde_json::Value| -> Namespace {
+            serde_json::from_value(json!({ "metadata": {}, "status": { "conditions": conditions } })).unwrap()
+        };
+        assert_eq!(what_holds(&namespace(json!([]))), "the namespace is being deleted");
+        let condition = |kind: &str, status: &str, message: &str| {
+            let time = "2026-01-01T00:00:00Z";
+            json!({ "type": kind, "status": status, "message": message, "reason": "", "lastTransitionTime": time })
+        };
+        let held = namespace(json!([
+            condition("NamespaceDeletionContentFailure", "False", "All content successfully deleted"),
+            condition("NamespaceContentRemaining", "True", "Some resources are remaining: configmaps."),
+        ]));
+        assert_eq!(what_holds(&held), "the namespace is being deleted: Some resources are remaining: configmaps.");
     }
 
     #[test]

@@ -1,15 +1,19 @@
 //! How a tenant's workers are, and why not better.
 
 use croft_crds::AgentTenant;
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentCondition};
 
 use super::bounds::quota_problem;
 use super::tier::Tiers;
 use crate::worker::{Problem, Worker};
 
+/// As Kubernetes calls it.
+const NOT_IN_TIME: &str = "ProgressDeadlineExceeded";
+
 /// What keeps workers from running, the deepest cause first: a quota leaves no pod to have a problem of its own.
 pub(crate) fn problem(deployment: Option<&Deployment>, workers: &[Worker]) -> Option<Problem> {
-    deployment.and_then(refused).or_else(|| workers.iter().find_map(|worker| worker.problem.clone()))
+    let of_a_worker = || workers.iter().find_map(|worker| worker.problem.clone());
+    deployment.and_then(refused).or_else(of_a_worker).or_else(|| deployment.and_then(stalled))
 }
 
 /// For callers: why there is no worker, or nothing if there is one.
@@ -46,6 +50,16 @@ fn refused(deployment: &Deployment) -> Option<Problem> {
     })
 }
 
+/// Pods that run, as far as anyone can tell, and have not become ready within the Deployment's `progressDeadlineSeconds`.
+fn stalled(deployment: &Deployment) -> Option<Problem> {
+    let conditions = deployment.status.as_ref()?.conditions.as_ref()?;
+    let is_late = |condition: &DeploymentCondition| {
+        condition.type_ == "Progressing" && condition.reason.as_deref() == Some(NOT_IN_TIME)
+    };
+    let message = "the workers have not become ready in time: their logs say why".to_owned();
+    conditions.iter().any(is_late).then_some(Problem { reason: NOT_IN_TIME, message })
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -75,6 +89,18 @@ mod tests {
             problem.message,
             "quota exceeded: tenant, requested: limits.cpu=1, used: limits.cpu=0, limited: limits.cpu=500m"
         );
+    }
+
+    #[test]
+    fn workers_that_run_and_never_become_ready_are_told_of_unless_there_is_a_deeper_cause() {
+        let late: Deployment = serde_json::from_value(json!({ "status": { "conditions": [
+            { "type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "x7k2p" },
+        ] } }))
+        .unwrap();
+        let told = problem(Some(&late), &[worker(false, None)]).unwrap();
+        assert_eq!(told.reason, "ProgressDeadlineExceeded");
+        assert_eq!(told.message, "the workers have not become ready in time: their logs say why");
+        assert_eq!(problem(Some(&late), &[worker(false, Some("Crashing"))]).unwrap().reason, "Crashing");
     }
 
     #[test]

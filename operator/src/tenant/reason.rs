@@ -1,7 +1,7 @@
 //! The words that a tenant's conditions give as reasons. Each leads to an entry of `docs/runbook.md`.
 
 /// Every word that there is, in the order of the runbook.
-pub(crate) const ALL: [&str; 47] = [
+pub(crate) const ALL: [&str; 48] = [
     // All is well, or will be.
     "AllWell",
     "Applied",
@@ -29,6 +29,7 @@ pub(crate) const ALL: [&str; 47] = [
     "ImageUnavailable",
     "Crashing",
     "NotStartable",
+    "ProgressDeadlineExceeded",
     "KeysMissing",
     "KeyUnusable",
     "PlatformKeyMissing",

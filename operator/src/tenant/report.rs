@@ -2,7 +2,7 @@
 //! is told as an Event too.
 
 use croft_crds::condition::{self, Verdict};
-use croft_crds::tenant::TenantPhase;
+use croft_crds::tenant::{TenantPhase, WorkersStatus};
 use croft_crds::{AgentTenant, AgentTenantStatus};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -65,8 +65,14 @@ pub(super) async fn report_removal(
     let mut status = before.clone();
     status.phase = Some(TenantPhase::Terminating);
     status.observed_generation = tenant.metadata.generation;
-    // The removal's time counts from its beginning, and not from when it was put off.
-    status.conditions.retain(|condition| condition.type_ != REMOVED || condition.reason != PREVENTED);
+    // Nobody keeps the parts up any more. The removal's time counts from its beginning, and not from when it was put off.
+    status.conditions.retain(|condition| match condition.type_.as_str() {
+        REMOVED => condition.reason != PREVENTED,
+        kind => kind == "Ready",
+    });
+    let deployment = context.cluster.get::<Deployment>(Some(&tenant.namespace_name()), workers::NAME);
+    let ready = deployment.and_then(|deployment| deployment.status.as_ref()?.ready_replicas).unwrap_or(0);
+    status.workers = Some(WorkersStatus { desired: 0, ready });
     let now = Time(context.timestamp());
     let going = Verdict { kind: "Ready", holds: Some(false), reason: "Terminating", message: message.clone() };
     condition::set(&mut status.conditions, going, tenant.metadata.generation, &now);

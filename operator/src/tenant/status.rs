@@ -20,6 +20,8 @@ pub(super) const REMOVED: &str = "Removed";
 /// Its reason until the removal begins.
 pub(super) const PREVENTED: &str = "DeletionPrevented";
 
+const WORKERS_READY: &str = "WorkersReady";
+
 /// All that a status is made of.
 pub(super) struct Facts<'a> {
     pub(super) tenant: &'a AgentTenant,
@@ -64,7 +66,10 @@ pub(super) fn status(facts: &Facts<'_>) -> AgentTenantStatus {
             || budget_untold && condition.type_ == spending::KIND
     });
     for verdict in verdicts {
-        condition::set(&mut conditions, verdict, tenant.metadata.generation, facts.now);
+        // Of workers to which an edit has not come nothing is said about it.
+        let is_behind = verdict.kind == WORKERS_READY && !came_past_workers(pass);
+        let generation = if is_behind { observed_before(before, verdict.kind) } else { tenant.metadata.generation };
+        condition::set(&mut conditions, verdict, generation, facts.now);
     }
     let taken = matches!(pass.outcome, Err(Failure { error: Error::NamespaceTaken { .. }, .. }));
     AgentTenantStatus {
@@ -76,6 +81,20 @@ pub(super) fn status(facts: &Facts<'_>) -> AgentTenantStatus {
         spend: Some(spend(facts)),
         conditions,
     }
+}
+
+/// Whether the workers' Deployment is as the spec wants it.
+fn came_past_workers(pass: Pass<'_>) -> bool {
+    match pass.outcome {
+        Ok(()) => true,
+        Err(Failure { part: Some(at), in_order: true, .. }) => *at > Part::Workers,
+        Err(_) => false,
+    }
+}
+
+/// Which generation a condition told of.
+fn observed_before(before: &AgentTenantStatus, kind: &str) -> Option<i64> {
+    before.conditions.iter().find(|condition| condition.type_ == kind)?.observed_generation
 }
 
 /// What is wanted comes from the spec: the copy of a Deployment that was applied a moment ago may be behind.
@@ -188,7 +207,7 @@ fn workers_ready(tenant: &AgentTenant, workers: WorkersStatus, rollout: &Rollout
         Rollout::Waiting(None) if ready >= desired => (false, "Starting", rolling()),
         Rollout::Waiting(None) => (false, "Starting", count()),
     };
-    Verdict { kind: "WorkersReady", holds: Some(holds), reason, message }
+    Verdict { kind: WORKERS_READY, holds: Some(holds), reason, message }
 }
 
 fn providers_ready(tenant: &AgentTenant, pass: Pass<'_>) -> Option<Verdict> {
@@ -446,8 +465,19 @@ mod tests {
         ));
         let error = Error::Apply { kind: "ResourceQuota".into(), name: "tenant".into(), source };
         let failure = Part::Quota.failed()(error);
-        let status = after(&well, &tenant, Err(&failure), Some(&deployment(2, 2)), "2026-01-01T00:01:00Z");
+        let mut edited = tenant.clone();
+        edited.metadata.generation = Some(4);
+        let status = after(&well, &edited, Err(&failure), Some(&deployment(2, 2)), "2026-01-01T00:01:00Z");
         assert_eq!(condition(&status, "QuotaApplied").reason, "ApiThrottled");
+        assert_eq!(condition(&status, "QuotaApplied").observed_generation, Some(4));
+        assert_eq!(
+            condition(&status, "WorkersReady"),
+            condition(&well, "WorkersReady"),
+            "the edit has not come to them"
+        );
+        let owners = Part::Owners.failed()(Error::NamespaceTaken { name: "tenant-heron".into() });
+        let past = after(&well, &edited, Err(&owners), Some(&deployment(2, 2)), "2026-01-01T00:01:00Z");
+        assert_eq!(condition(&past, "WorkersReady").observed_generation, Some(4));
         assert_eq!(condition(&status, "Ready").reason, "ApiThrottled");
         assert_eq!(condition(&status, "FenceApplied").status, "True");
         assert_eq!(condition(&status, "WorkersApplied"), condition(&well, "WorkersApplied"));

@@ -1,6 +1,7 @@
 //! What a tenant's owners and the platform's people may do in the cluster: the table of `kubectl auth can-i`, asked of a real API server.
 
 use croft_crds::AgentTenant;
+use http::Method;
 use k8s_openapi::api::authorization::v1::SubjectAccessReview;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use kube::ResourceExt as _;
@@ -8,6 +9,7 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 
+use crate::proxy::What;
 use crate::world::{Session, World, until};
 
 /// Who asks: a user and the groups that authentication would give it.
@@ -124,6 +126,27 @@ async fn an_owner_who_is_one_no_more_may_nothing_and_leaves_no_role() {
         (!can(&session, ADA, "list", "agentsessions", &namespace).await).then_some(())
     })
     .await;
+}
+
+/// Once, it took ten minutes: the copy had no binding to take away, and the watch's word of our own write woke nobody.
+#[tokio::test]
+async fn an_owner_who_is_one_no_more_before_the_watch_tells_of_the_binding_may_nothing() {
+    let session = World::alone().await;
+    let made = session.settled_tenant("fleeting", json!({})).await;
+    let (name, namespace) = (made.name_any(), made.namespace_name());
+    let stalled = session.world.proxy.inject(Method::GET, "/rolebindings?", What::Stall, None);
+    session.world.proxy.cut_watches();
+    until("the watch stands still", async || (stalled.hits() > 0).then_some(())).await;
+    let tenants = session.all::<AgentTenant>();
+    let owners = json!([{ "kind": "User", "name": ADA.0 }]);
+    session.merge(&tenants, &name, json!({ "spec": { "owners": owners } })).await;
+    until("the owner may", async || can(&session, ADA, "list", "agentsessions", &namespace).await.then_some(())).await;
+    session.merge(&tenants, &name, json!({ "spec": { "owners": null } })).await;
+    until("the owner may no more", async || {
+        (!can(&session, ADA, "list", "agentsessions", &namespace).await).then_some(())
+    })
+    .await;
+    drop(stalled);
 }
 
 /// The chart's roles for people, with what Helm would fill in left out: labels that no rule looks at.

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
 
 use croft_serve::Tasks;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -99,8 +98,8 @@ async fn a_second_replica_stands_by_with_routes_and_leaves_when_told() {
 
     let pid = replica.child.id().expect("it runs").to_string();
     assert!(Command::new("kill").arg(&pid).status().expect("kill can be run").success());
-    let left = tokio::time::timeout(Duration::from_secs(5), replica.child.wait()).await;
-    assert_eq!(left.expect("it leaves at once").expect("it was ours").code(), Some(0));
+    let left = tokio::time::timeout(LONG, replica.child.wait()).await;
+    assert_eq!(left.expect("it leaves").expect("it was ours").code(), Some(0));
 }
 
 async fn get(address: &str, path: &str) -> String {

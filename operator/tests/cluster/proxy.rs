@@ -4,6 +4,7 @@ use std::future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
@@ -25,6 +26,8 @@ pub(crate) enum What {
     Answer(u16),
     /// The API server does not hear of it, and there is no answer at all.
     Stall,
+    /// The API server hears of it when the fault is over.
+    Hold,
     /// The API server does it, and the answer is lost.
     LoseAnswer,
     /// A watch that begins well and then says this.
@@ -110,6 +113,12 @@ impl Proxy {
         self.cuts.send_modify(|cuts| *cuts += 1);
     }
 
+    fn is_held(&self, method: &Method, target: &str) -> bool {
+        let holds =
+            |fault: &Arc<Fault>| fault.what == What::Hold && fault.method == method && target.contains(&fault.path);
+        locked(&self.faults).iter().any(holds)
+    }
+
     fn verdict(&self, method: &Method, target: &str) -> Option<What> {
         let faults = locked(&self.faults);
         let fault = faults.iter().find(|fault| fault.method == method && target.contains(&fault.path))?;
@@ -129,6 +138,12 @@ async fn pass(State(proxy): State<Proxy>, request: Request) -> Response {
     match proxy.verdict(request.method(), &target) {
         Some(What::Answer(code)) => answer(code),
         Some(What::Stall) => future::pending().await,
+        Some(What::Hold) => {
+            while proxy.is_held(request.method(), &target) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            forward(&proxy, request, &target).await
+        }
         Some(What::LoseAnswer) => {
             forward(&proxy, request, &target).await;
             broken()

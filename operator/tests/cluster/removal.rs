@@ -172,7 +172,7 @@ async fn the_fronts_have_their_time_from_when_they_are_asked_and_not_from_the_de
     until("it was deleted long ago", async || {
         let tenant: AgentTenant = session.all().get(&name).await.ok()?;
         let deleted_at = tenant.metadata.deletion_timestamp?.0;
-        (Timestamp::now().duration_since(deleted_at) > SignedDuration::from_secs(9)).then_some(())
+        (Timestamp::now().duration_since(deleted_at) > SignedDuration::from_secs(21)).then_some(())
     })
     .await;
     session.merge(&session.all::<AgentTenant>(), &name, json!({ "spec": { "preventDeletion": false } })).await;
@@ -233,7 +233,9 @@ async fn a_tenant_that_shall_be_erased_after_all_is_erased() {
     session.world.front.hold_removal(&name, Some(Removal::At(RemovalStep::Erasing, 3)));
     session.merge(&session.all::<AgentTenant>(), &name, json!({ "spec": { "deletionPolicy": "Erase" } })).await;
     session.merge(&maps, "held", json!({ "metadata": { "finalizers": null } })).await;
-    assert_eq!(removed(&session, &name, "False Erasing").await, "False Erasing: 3 rows are not erased yet");
+    // By then it may be past the deadline, which is another reason with the same end.
+    let told = removed(&session, &name, "False Erasing").await;
+    assert!(told.ends_with("3 rows are not erased yet"), "{told}");
     session.world.front.hold_removal(&name, None);
     gone(&session, &name).await;
 }
@@ -252,5 +254,35 @@ async fn a_tenant_that_is_being_removed_can_still_be_stopped() {
     let told = removed(&session, &name, "False").await;
     assert_eq!(told, "False EndingSessions: 1 sessions have not ended", "that is not what takes them away");
     session.world.front.hold_removal(&name, None);
+    gone(&session, &name).await;
+}
+
+#[tokio::test]
+async fn a_tenant_that_is_going_claims_no_parts_and_says_what_holds_it() {
+    let session = World::shared().await;
+    let made = session.settled_tenant("claimless", json!({ "workers": { "replicas": 1 } })).await;
+    let (name, namespace) = (made.name_any(), made.namespace_name());
+    let pods = kubelet::pods(&session, &namespace, 1).await;
+    kubelet::set(&session, &pods[0], kubelet::ready("10.1.0.32")).await;
+    until("its worker is told of", async || {
+        let tenant: AgentTenant = session.all().get(&name).await.ok()?;
+        (tenant.status?.workers?.ready == 1).then_some(())
+    })
+    .await;
+    let maps = session.within::<ConfigMap>(&namespace);
+    let held = json!({ "metadata": { "name": "held", "finalizers": ["croft.dev/a-test-holds-it"] } });
+    maps.create(&PostParams::default(), &serde_json::from_value(held).unwrap()).await.unwrap();
+    delete(&session, &name).await;
+    let status = until("it says what holds it", async || {
+        let tenant: AgentTenant = session.all().get(&name).await.ok()?;
+        let told = condition(&tenant, "Removed")?;
+        let is_told = told.starts_with("False DeletingNamespace") && told.contains("croft.dev/a-test-holds-it");
+        tenant.status.filter(|status| is_told && status.workers.is_some_and(|workers| workers.ready == 0))
+    })
+    .await;
+    assert_eq!(status.workers.unwrap().desired, 0);
+    let kinds: Vec<_> = status.conditions.iter().map(|condition| condition.type_.as_str()).collect();
+    assert_eq!(kinds, ["Ready", "Removed"]);
+    session.merge(&maps, "held", json!({ "metadata": { "finalizers": null } })).await;
     gone(&session, &name).await;
 }

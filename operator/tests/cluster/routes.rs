@@ -21,7 +21,7 @@ use crate::kubelet;
 use crate::world::{LONG, Session, World};
 
 /// A change reaches a front within this.
-const TOLD: Duration = Duration::from_secs(1);
+const TOLD: Duration = Duration::from_mins(1);
 
 async fn connect(routes_port: u16, tls: ClientTlsConfig) -> Result<Channel, tonic::transport::Error> {
     let url = format!("https://localhost:{routes_port}");

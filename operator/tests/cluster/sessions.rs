@@ -1,18 +1,21 @@
 //! What becomes of an AgentSession.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use croft_crds::session::SessionPhase;
 use croft_crds::{AgentSession, AgentSessionStatus, AgentTenant};
 use croft_proto::v1::{SessionState, TokenUsage, UsageTotals};
+use http::Method;
 use k8s_openapi::api::core::v1::ResourceQuota;
 use kube::ResourceExt as _;
-use kube::api::{Api, DeleteParams, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use serde_json::json;
 use tonic::Code;
 
 use crate::kubelet;
-use crate::world::{Session, World, audited_writes, until};
+use crate::proxy::What;
+use crate::world::{Session, World, audited_writes, until, within};
 
 fn spec() -> serde_json::Value {
     json!({ "agent": { "model": "scripted-1", "systemPrompt": "Be brief." } })
@@ -53,6 +56,38 @@ async fn a_declared_session_is_ready_after_two_writes_and_two_passes_at_most() {
     assert_eq!(status.observed_generation, Some(1));
     let agent = made[0].agent.clone().unwrap();
     assert_eq!((agent.name.as_str(), agent.system_prompt.as_str()), ("talk", "Be brief."));
+}
+
+/// One that was deleted while its last pass still ran.
+#[tokio::test]
+async fn a_session_that_is_declared_anew_has_nothing_of_the_old_ones_status() {
+    let session = World::shared().await;
+    let tenant = session.settled_tenant("redeclared", json!({})).await;
+    let namespace = tenant.namespace_name();
+    let objects = session.within::<AgentSession>(&namespace);
+    let path = format!("/{namespace}/agentsessions/talk/status");
+    let held = session.world.proxy.inject(Method::PATCH, &path, What::Hold, Some(1));
+    let old = session.declare(&namespace, "talk", spec()).await;
+    until("its pass is about to write", async || (held.hits() == 1).then_some(())).await;
+    objects.delete("talk", &DeleteParams::default()).await.expect("it can be deleted");
+    let new = session.declare(&namespace, "talk", spec()).await;
+    assert_ne!(new.uid(), old.uid());
+    drop(held);
+    let own =
+        until("it has a session of its own", async || session.world.front.sessions_of(&new.uid()?).into_iter().next())
+            .await;
+    until("its status tells of that", async || {
+        let status = objects.get("talk").await.ok()?.status?;
+        (status.session_id.as_ref() == Some(&own.session_id)).then_some(())
+    })
+    .await;
+    until("the old one is ended", async || {
+        let olds = session.world.front.sessions_of(&old.uid()?);
+        olds.iter().all(|session| session.state() == SessionState::Terminated).then_some(())
+    })
+    .await;
+    let status = in_phase(&objects, "talk", SessionPhase::Ready).await;
+    assert_eq!(status.session_id, Some(own.session_id));
 }
 
 #[tokio::test]
@@ -410,6 +445,49 @@ async fn a_front_that_is_busy_is_asked_again() {
     in_phase(&objects, "talk", SessionPhase::Ready).await;
 }
 
+/// Once, all that waited were tried at once, each time.
+#[tokio::test]
+async fn a_worker_that_is_ready_again_wakes_as_many_sessions_as_it_takes_and_they_the_rest() {
+    const SESSIONS: usize = 40;
+    let session = World::shared().await;
+    let workers = json!({ "workers": { "replicas": 1, "sessionsPerWorker": 3 } });
+    let tenant = session.settled_tenant("flapping", workers).await;
+    let (name, namespace) = (tenant.name_any(), tenant.namespace_name());
+    let pods = kubelet::pods(&session, &namespace, 1).await;
+    let becomes = async |status: &str| {
+        let mut told = kubelet::ready("10.1.0.33");
+        told["conditions"][0]["status"] = status.into();
+        kubelet::set(&session, &pods[0], told).await;
+        until("the operator has heard of it", async || {
+            let tenant: AgentTenant = session.all().get(&name).await.ok()?;
+            (tenant.status?.workers?.ready == i32::from(status == "True")).then_some(())
+        })
+        .await;
+    };
+    session.world.front.refuse(&name, Some((Code::Unavailable, "no worker is ready yet")));
+    for number in 0..SESSIONS {
+        session.declare(&namespace, &format!("talk-{number}"), spec()).await;
+    }
+    let tried = || session.world.front.creates(&name);
+    until("they are tried seldom by now", async || (tried() >= 6 * SESSIONS).then_some(())).await;
+    let before = tried();
+    becomes("True").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(tried() - before < SESSIONS * 3 / 4, "{} were tried", tried() - before);
+
+    becomes("False").await;
+    session.world.front.refuse(&name, None);
+    becomes("True").await;
+    let objects = session.within::<AgentSession>(&namespace);
+    // Sooner than each would be tried by itself.
+    within(Duration::from_secs(5), "all are open", async || {
+        let found = objects.list(&ListParams::default()).await.ok()?;
+        let is_open = |object: &AgentSession| object.status.as_ref().is_some_and(|status| status.session_id.is_some());
+        found.iter().all(is_open).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn an_agent_that_no_front_would_take_is_given_up() {
     let session = World::shared().await;
@@ -512,11 +590,11 @@ async fn a_session_that_its_tenant_has_no_room_for_is_opened_when_another_ends()
     session.declare(&namespace, "second", spec()).await;
     let status = in_phase(&objects, "second", SessionPhase::Pending).await;
     assert_eq!(status.conditions[0].reason, "LimitReached");
-    // By now the next try is many seconds away.
-    until("it was tried often", async || (session.world.front.creates(&name) >= before + 6).then_some(())).await;
+    // By now the next try is 16 s away, or more.
+    until("it was tried often", async || (session.world.front.creates(&name) >= before + 7).then_some(())).await;
     session.world.front.refuse(&name, None);
     session.world.front.change(&first, |session| session.state = SessionState::Terminated.into());
-    crate::world::within(std::time::Duration::from_secs(4), "it is opened", async || {
+    crate::world::within(std::time::Duration::from_secs(7), "it is opened", async || {
         (objects.get("second").await.ok()?.status?.phase? == SessionPhase::Ready).then_some(())
     })
     .await;
@@ -539,16 +617,16 @@ async fn room_that_a_session_cannot_use_goes_to_the_next() {
     let held = |finalizers: serde_json::Value| json!({ "metadata": { "finalizers": finalizers } });
     session.merge(&objects, "a-going", held(json!(["croft.dev/test"]))).await;
     objects.delete("a-going", &DeleteParams::default()).await.unwrap();
-    // By now the next try of the last, and so that of each before it, is many seconds away.
+    // By now the next try of the last, and so that of each before it, is 16 s away, or more.
     let tries = |uid: &String| {
         let calls = session.world.front.calls(&name).into_iter();
         calls.filter(|call| call.starts_with("create") && call.ends_with(uid.as_str())).count()
     };
-    until("they were tried often", async || uids[1..].iter().all(|uid| tries(uid) >= 6).then_some(())).await;
+    until("they were tried often", async || uids[1..].iter().all(|uid| tries(uid) >= 7).then_some(())).await;
     session.world.front.refuse_object(&uids[1], Code::InvalidArgument, "agent.tools[0].name is taken");
     session.world.front.refuse(&name, None);
     session.world.front.change(&first, |session| session.state = SessionState::Terminated.into());
-    crate::world::within(std::time::Duration::from_secs(6), "the next is opened", async || {
+    crate::world::within(std::time::Duration::from_secs(7), "the next is opened", async || {
         (objects.get("c-next").await.ok()?.status?.phase? == SessionPhase::Ready).then_some(())
     })
     .await;
@@ -603,12 +681,12 @@ async fn a_session_that_waits_for_its_tenants_workers_is_opened_when_one_is_read
     let (name, namespace) = (tenant.name_any(), tenant.namespace_name());
     session.world.front.refuse(&name, Some((Code::Unavailable, "no worker is ready yet")));
     session.declare(&namespace, "talk", spec()).await;
-    // By now the next try is seconds away.
-    until("it was tried often", async || (session.world.front.creates(&name) >= 4).then_some(())).await;
+    // By now the next try is 10 s away, or more.
+    until("it was tried often", async || (session.world.front.creates(&name) >= 7).then_some(())).await;
     session.world.front.refuse(&name, None);
     let pods = kubelet::pods(&session, &namespace, 1).await;
     kubelet::set(&session, &pods[0], kubelet::ready("10.1.0.11")).await;
-    crate::world::within(std::time::Duration::from_secs(2), "it is opened", async || {
+    crate::world::within(std::time::Duration::from_secs(7), "it is opened", async || {
         let objects = session.within::<AgentSession>(&namespace);
         (objects.get("talk").await.ok()?.status?.phase? == SessionPhase::Ready).then_some(())
     })

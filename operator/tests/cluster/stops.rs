@@ -153,14 +153,14 @@ async fn an_emergency_stop_waits_for_no_write_of_another_tenant_that_hangs() {
     until("every place is taken", async || (stalled.hits() >= 64).then_some(())).await;
 
     session.merge(&tenants, &name, json!({ "spec": { "emergencyStop": true } })).await;
-    within(Duration::from_secs(2), "the fence is shut", async || {
+    within(Duration::from_secs(10), "the fence is shut", async || {
         let fence: NetworkPolicy = session.within(&namespace).get("fence").await.ok()?;
         let spec = fence.spec?;
         (spec.ingress.unwrap_or_default().is_empty() && spec.egress.unwrap_or_default().is_empty()).then_some(())
     })
     .await;
     // For two seconds it waits for the Deployment, which hangs too. Another pod is made in its place until that answers.
-    within(Duration::from_secs(3), "the pod goes", async || {
+    within(Duration::from_secs(10), "the pod goes", async || {
         let there = session.within::<Pod>(&namespace).get_opt(&pod).await.ok()?;
         there.is_none_or(|there| there.metadata.deletion_timestamp.is_some()).then_some(())
     })

@@ -39,6 +39,9 @@ pub struct Bounds {
     /// A peer whose machine acknowledges nothing for so long is gone, though it never said so; one that has nothing to
     /// acknowledge is asked. At least a second.
     pub peer_timeout: Duration,
+    /// At a shutdown a port of gRPC is closed once all calls that are left have answers whose callers have taken nothing of them for so long.
+    /// `None` waits for them.
+    pub unread_max: Option<Duration>,
 }
 
 impl Default for Bounds {
@@ -49,6 +52,7 @@ impl Default for Bounds {
             first_bytes_timeout: Duration::from_secs(10),
             head_timeout: Duration::from_secs(75),
             peer_timeout: Duration::from_secs(30),
+            unread_max: None,
         }
     }
 }

@@ -11,9 +11,10 @@ use tonic::transport::{Server, ServerTlsConfig};
 use crate::connections::{Bounds, Connections};
 use crate::{Metrics, Tasks};
 
+mod calls;
 mod rpc;
 
-pub use rpc::{RpcBody, RpcLayer, RpcService};
+pub use rpc::{RpcBody, RpcLayer, RpcService, Unremarkable};
 
 /// How long a caller may take to shake hands.
 const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,7 +35,7 @@ pub async fn bind(addr: SocketAddr, flag: &'static str) -> Result<TcpListener, B
 }
 
 /// Takes calls to `routes` in a vital task called `name`, each through [`RpcLayer`], until [`Tasks::stopping`]; calls
-/// that have begun then go on. Fails when `tls` isn't usable.
+/// that have begun then go on, but for those of [`Bounds::unread_max`]. Fails when `tls` isn't usable.
 pub fn serve(
     name: &'static str,
     listener: TcpListener,
@@ -59,7 +60,7 @@ pub fn serve_within(
     metrics: &Metrics,
 ) -> anyhow::Result<()> {
     // A connection that has been silent for this long is asked for a sign of life, and hung up on after as long again.
-    let Bounds { peer_timeout, streams_max, .. } = connections.bounds();
+    let Bounds { peer_timeout, streams_max, unread_max, .. } = connections.bounds();
     let silence = Some(peer_timeout * 2 / 3);
     let mut server = Server::builder()
         .max_concurrent_streams(streams_max)
@@ -68,10 +69,21 @@ pub fn serve_within(
     if let Some(tls) = tls {
         server = server.tls_config(tls.timeout(TLS_HANDSHAKE_TIMEOUT))?;
     }
-    let server = server.layer(RpcLayer::new(metrics, methods)).add_routes(routes);
+    let seen = RpcLayer::new(metrics, methods);
+    let calls = seen.calls().clone();
+    let server = server.layer(seen).add_routes(routes);
     let stopping = tasks.stopping();
     tasks.spawn_vital(name, async move {
-        server.serve_with_incoming_shutdown(connections.into_stream(), stopping.cancelled_owned()).await?;
+        let all = server.serve_with_incoming_shutdown(connections.into_stream(), stopping.clone().cancelled_owned());
+        let stuck = async {
+            let Some(unread_max) = unread_max else { return std::future::pending().await };
+            stopping.cancelled().await;
+            calls.stuck(unread_max).await;
+        };
+        tokio::select! {
+            ended = all => ended?,
+            () = stuck => tracing::info!(port = name, "the callers that are left take nothing: they are not waited for"),
+        }
         Ok(())
     });
     Ok(())

@@ -12,6 +12,9 @@ use tonic_health::server::{HealthReporter, HealthService};
 use crate::{Readiness, Tasks};
 use watches::Watches;
 
+/// Of what anybody may ask: the name of a service. At the bound it is refused with `OUT_OF_RANGE`, unread.
+const REQUEST_BYTES_MAX: usize = 1024;
+
 /// The service to add to a gRPC server. The empty name and each of `services` (full names, such as
 /// `croft.v1.LifecycleService`) serve exactly while `readiness` has no problems. 256 may watch at a time; once
 /// [`Tasks::stopping`], they are told that nothing serves any more, and their streams end.
@@ -21,7 +24,8 @@ pub async fn service(
     services: &[&'static str],
 ) -> HealthServer<impl Health + use<>> {
     let (reporter, told) = (HealthReporter::new(), CancellationToken::new());
-    let server = HealthServer::new(Watches::new(HealthService::from_health_reporter(reporter.clone()), told.clone()));
+    let server = HealthServer::new(Watches::new(HealthService::from_health_reporter(reporter.clone()), told.clone()))
+        .max_decoding_message_size(REQUEST_BYTES_MAX);
     let names: Vec<&'static str> = std::iter::once("").chain(services.iter().copied()).collect();
     let mut changes = readiness.watch();
     let stopping = tasks.stopping();

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 const ROLE: &str = "CROFT_TEST_PROGRAM";
 
 /// Longer than anything here takes.
-const WAIT_MAX: Duration = Duration::from_secs(30);
+const WAIT_MAX: Duration = Duration::from_secs(90);
 
 /// What the program under test can be told.
 #[derive(clap::Parser)]

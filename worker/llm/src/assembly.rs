@@ -156,9 +156,16 @@ impl Assembly {
     /// What an attempt used that did not end in order: what the provider told, with the output reckoned from what
     /// arrived, since the first snapshot of most providers only knows the input.
     pub fn estimated_usage(&self, input_tokens: u32) -> TokenUsage {
-        let mut usage = self
-            .usage
-            .unwrap_or(TokenUsage { input_uncached_tokens: i64::from(input_tokens), ..TokenUsage::default() });
+        let mut usage = self.usage.unwrap_or_default();
+        // No model answers to nothing: a provider that tells of none has not counted it.
+        if usage.input_uncached_tokens
+            + usage.cache_read_tokens
+            + usage.cache_write_5m_tokens
+            + usage.cache_write_1h_tokens
+            == 0
+        {
+            usage.input_uncached_tokens = i64::from(input_tokens);
+        }
         let received = tokens(content_weight(&self.content()));
         usage.output_tokens = usage.output_tokens.max(i64::from(received));
         usage
@@ -228,5 +235,11 @@ mod tests {
         let assembly = assembled(&[text(0, "twelve chars")]);
         let usage = assembly.estimated_usage(40);
         assert_eq!((usage.input_uncached_tokens, usage.output_tokens), (40, 3));
+        let told = TokenUsage { output_tokens: 1, ..TokenUsage::default() };
+        let usage = assembled(&[Delta::Usage(told), text(0, "twelve chars")]).estimated_usage(40);
+        assert_eq!((usage.input_uncached_tokens, usage.output_tokens), (40, 3), "the input was not counted");
+        let cached = TokenUsage { cache_read_tokens: 30, ..TokenUsage::default() };
+        let usage = assembled(&[Delta::Usage(cached), text(0, "twelve chars")]).estimated_usage(40);
+        assert_eq!((usage.input_uncached_tokens, usage.cache_read_tokens), (0, 30));
     }
 }

@@ -102,10 +102,11 @@ pub struct Breaker {
     generation: u64,
 }
 
-/// Leave for one call. What became of it goes back to [`Breaker::ended`].
+/// Leave for one call. That its answer began goes back to [`Breaker::began`], what became of it to [`Breaker::ended`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pass {
     generation: u64,
+    has_begun: bool,
 }
 
 impl Breaker {
@@ -135,11 +136,19 @@ impl Breaker {
             Inner::Closed => {}
             Inner::Open { until } if now < *until => return Err(*until - now),
             Inner::Open { .. } => self.turn(Inner::HalfOpen { trial_runs: true, went_well: 0 }),
-            // A trial may take as long as an answer does, and the rest need not wait for all of it at once.
+            // A trial may think for long before its answer begins, and the rest need not wait for all of it at once.
             Inner::HalfOpen { trial_runs: true, .. } => return Err(self.policy.open),
             Inner::HalfOpen { trial_runs, .. } => *trial_runs = true,
         }
-        Ok(Pass { generation: self.generation })
+        Ok(Pass { generation: self.generation, has_begun: false })
+    }
+
+    /// Takes in that the answer of a call has begun. A trial has gone well with that: an answer may take minutes, and the rest does not
+    /// wait for its end. Should it fail after all, that counts as well.
+    pub fn began(&mut self, pass: &mut Pass) {
+        if !std::mem::replace(&mut pass.has_begun, true) && pass.generation == self.generation {
+            self.went_well();
+        }
     }
 
     /// Takes in how a call went.
@@ -148,6 +157,8 @@ impl Breaker {
             return;
         }
         match (&mut self.inner, outcome) {
+            // It has counted, and it may be another's turn.
+            (Inner::HalfOpen { .. }, Outcome::Answered | Outcome::Unknown) if pass.has_begun => {}
             (Inner::Closed, Outcome::Answered) => self.remember(false),
             (Inner::Closed, Outcome::Failed { retry_after }) => {
                 self.remember(true);
@@ -156,16 +167,19 @@ impl Breaker {
                 }
             }
             (Inner::HalfOpen { trial_runs, .. }, Outcome::Unknown) => *trial_runs = false,
-            (Inner::HalfOpen { trial_runs, went_well }, Outcome::Answered) => {
-                *trial_runs = false;
-                *went_well += 1;
-                if *went_well >= self.policy.trials {
-                    (self.outcomes, self.known, self.opened) = (0, 0, 0);
-                    self.turn(Inner::Closed);
-                }
-            }
+            (Inner::HalfOpen { .. }, Outcome::Answered) => self.went_well(),
             (Inner::HalfOpen { .. }, Outcome::Failed { retry_after }) => self.open(retry_after, now),
             (Inner::Closed, Outcome::Unknown) | (Inner::Open { .. }, _) => {}
+        }
+    }
+
+    fn went_well(&mut self) {
+        let Inner::HalfOpen { trial_runs, went_well } = &mut self.inner else { return };
+        *trial_runs = false;
+        *went_well += 1;
+        if *went_well >= self.policy.trials {
+            (self.outcomes, self.known, self.opened) = (0, 0, 0);
+            self.turn(Inner::Closed);
         }
     }
 

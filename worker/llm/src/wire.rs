@@ -23,6 +23,8 @@ const TRACEPARENT: &str = "traceparent";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a small question, such as one for a count of tokens, may take. At the bound: [`Class::Timeout`].
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the body of an answer that is no stream may take. At the bound it is what has come.
+const BODY_TIMEOUT: Duration = Duration::from_secs(3);
 /// Characters of a provider's own words that are told on. What is longer is cut: it goes into events and logs.
 const MESSAGE_CHARACTERS_MAX: usize = 1_000;
 
@@ -189,7 +191,8 @@ impl Wire {
     }
 
     fn unreachable(&self, error: reqwest::Error) -> Error {
-        let class = if error.is_timeout() { Class::Timeout } else { Class::Network };
+        // One that was not connected to in time has done nothing, and charges for nothing.
+        let class = if error.is_timeout() && !error.is_connect() { Class::Timeout } else { Class::Network };
         Error::new(self.manner.provider, class, "could not be reached").because(error)
     }
 
@@ -228,8 +231,9 @@ fn tidy(mut error: Error, key: &Held) -> Error {
 async fn read(response: reqwest::Response) -> Vec<u8> {
     let mut body = Vec::new();
     let mut chunks = response.bytes_stream();
-    // A refusal whose body breaks off is still a refusal.
-    while let Some(Ok(chunk)) = chunks.next().await {
+    let until = Instant::now() + BODY_TIMEOUT;
+    // A refusal whose body breaks off, or does not come, is still a refusal.
+    while let Ok(Some(Ok(chunk))) = timeout_at(until, chunks.next()).await {
         body.extend_from_slice(&chunk);
         if body.len() > REFUSAL_BYTES_MAX {
             break;
@@ -257,6 +261,43 @@ mod tests {
 
     fn key() -> ApiKey {
         ApiKey::from(SecretString::from("sk-very-secret"))
+    }
+
+    fn test_wire() -> Arc<Wire> {
+        let refused = |_: u16, _: Option<&Value>| Error::new("test", Class::Auth, "no");
+        let manner = Manner { provider: "test", key_header: ("x-key", ""), headers: &[], refused };
+        Wire::new(manner, key(), Limits::default()).unwrap()
+    }
+
+    /// A server that takes a connection and is not heard of again.
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_is_not_connected_to_in_time_is_not_there() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("https://{}/", listener.local_addr().unwrap());
+        let held = key().held();
+        let error = test_wire().open(&address, &Value::Null, &held).await.unwrap_err();
+        assert_eq!(error.class, Class::Network, "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn a_refusal_whose_body_does_not_come_is_still_that_refusal() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}/", listener.local_addr().unwrap());
+        let serving = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::io::AsyncReadExt::read(&mut stream, &mut [0; 4_096]).await.unwrap();
+            let head = b"HTTP/1.1 401 Unauthorized\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{";
+            tokio::io::AsyncWriteExt::write_all(&mut stream, head).await.unwrap();
+            std::future::pending::<()>().await;
+        };
+        let (wire, held) = (test_wire(), key().held());
+        tokio::select! {
+            () = serving => {}
+            answer = wire.open(&address, &Value::Null, &held) => {
+                let error = answer.unwrap_err();
+                assert_eq!((error.status, error.class), (Some(401), Class::Auth));
+            }
+        }
     }
 
     #[test]

@@ -300,6 +300,13 @@ async fn each_refusal_has_its_class() {
     let cases = [
         (400, "invalid_request_error", "max_tokens: must be positive", Class::Invalid),
         (400, "invalid_request_error", "prompt is too long: 9 tokens > 8 maximum", Class::Context),
+        (
+            400,
+            "invalid_request_error",
+            "At least one of the image dimensions exceed max allowed size for many-image requests: 2000 pixels",
+            Class::Context,
+        ),
+        (400, "invalid_request_error", "Too much media: 0 document pages + 101 images > 100", Class::Context),
         (400, "invalid_request_error", "Your credit balance is too low", Class::Quota),
         (401, "authentication_error", "invalid x-api-key", Class::Auth),
         (402, "billing_error", "pay", Class::Quota),
@@ -363,10 +370,14 @@ async fn the_key_is_in_no_error() {
 }
 
 /// A server that sends `body` as the begin of an answer and then does as `after` says.
-async fn raw(body: String, after: impl AsyncFn(&mut tokio::net::TcpStream)) -> Result<Vec<Delta>, Error> {
+async fn raw(
+    body: String,
+    idle: Duration,
+    after: impl AsyncFn(&mut tokio::net::TcpStream),
+) -> Result<Vec<Delta>, Error> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let limits = Limits { idle: Duration::from_millis(200), opened: Duration::from_secs(20), ..Limits::default() };
+    let limits = Limits { idle, opened: Duration::from_mins(1), ..Limits::default() };
     let serve = async {
         let (mut socket, _) = listener.accept().await.unwrap();
         let mut request = vec![0; 64 * 1024];
@@ -383,7 +394,7 @@ async fn raw(body: String, after: impl AsyncFn(&mut tokio::net::TcpStream)) -> R
 async fn an_answer_that_breaks_off_is_truncated() {
     let whole = golden("text");
     let half = whole[..whole.find("event: message_delta").unwrap()].to_owned();
-    let error = raw(half, async |socket| socket.shutdown().await.unwrap()).await.unwrap_err();
+    let error = raw(half, Duration::from_mins(1), async |socket| socket.shutdown().await.unwrap()).await.unwrap_err();
     assert_eq!(error.class, Class::Truncated);
     assert!(error.is_retryable());
 }
@@ -397,5 +408,5 @@ async fn an_answer_that_falls_silent_times_out() {
         let mut nothing = [0; 1];
         assert_eq!(socket.read(&mut nothing).await.unwrap_or(0), 0);
     };
-    assert_eq!(raw(half, silence).await.unwrap_err().class, Class::Timeout);
+    assert_eq!(raw(half, Duration::from_millis(200), silence).await.unwrap_err().class, Class::Timeout);
 }

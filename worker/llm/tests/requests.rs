@@ -223,6 +223,38 @@ fn output(id: &str, content: Vec<ContentBlock>) -> ContentBlock {
     block(Block::ToolOutput(ToolOutput { tool_call_id: id.into(), content, is_error: false }))
 }
 
+/// "The final block in an assistant message cannot be `thinking`", and an item of reasoning needs the one that followed it.
+#[tokio::test]
+async fn an_answer_of_nothing_but_thoughts_goes_back_to_nobody() {
+    let thought =
+        || block(Block::Thinking(Thinking { text: "hm".into(), signature: "sig".into(), ..Thinking::default() }));
+    let redacted = || block(Block::Thinking(Thinking { redacted_data: "ZGF0YQ==".into(), ..Thinking::default() }));
+    let reasoning = || native("openai", &json!({"type": "reasoning", "id": "rs_1", "summary": []}));
+    let conversation = |answer: Vec<ContentBlock>| {
+        of(vec![(Role::User, vec![text("well?")]), (Role::Assistant, answer), (Role::User, vec![text("well?")])])
+    };
+    let claude: Open = |settings| Box::new(anthropic::Anthropic::new(settings).unwrap());
+    let responses: Open = |settings| Box::new(Responses::new(settings).unwrap());
+    let asked = |kind: &str| json!({"type": kind, "text": "well?"});
+    for answer in [vec![thought()], vec![redacted(), thought()], vec![thought(), text("\n")]] {
+        let body = sent(claude, conversation(answer)).await;
+        let messages = body["messages"].as_array().unwrap();
+        assert_eq!((messages.len(), messages[0]["content"].as_array().unwrap().len()), (1, 2), "{body}");
+    }
+    let body = sent(claude, conversation(vec![text("noon"), thought()])).await;
+    assert_eq!(body["messages"][1]["content"], json!([{"type": "text", "text": "noon"}]));
+    let body = sent(claude, conversation(vec![thought(), text("noon")])).await;
+    assert_eq!(body["messages"][1]["content"].as_array().unwrap().len(), 2, "{body}");
+
+    let user = json!({"type": "message", "role": "user", "content": [asked("input_text")]});
+    for answer in [vec![reasoning()], vec![reasoning(), text("")]] {
+        let body = sent(responses, conversation(answer)).await;
+        assert_eq!(body["input"], json!([user, user]));
+    }
+    let body = sent(responses, conversation(vec![reasoning(), text("noon")])).await;
+    assert_eq!(body["input"].as_array().unwrap().len(), 4, "{body}");
+}
+
 /// `DeepSeek` refuses a conversation without them, and Groq, which tells of thoughts otherwise, one with them.
 #[tokio::test]
 async fn thoughts_go_back_to_chat_completions_in_the_field_that_they_came_in_and_in_no_other() {

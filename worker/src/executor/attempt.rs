@@ -113,9 +113,10 @@ impl Call {
         item
     }
 
-    /// Reads it to its end, and shows it.
+    /// Reads it to its end, and shows it. `permit` hears when it begins.
     pub(super) async fn finish<'step>(
         mut self,
+        permit: &mut breaker::Permit,
         shown: &Shown<'_>,
         interrupt: &Interrupt,
         mut guard: Option<Output<'step>>,
@@ -132,6 +133,9 @@ impl Call {
                 Ok(Err(error)) => break End::Failed(error),
                 Ok(Ok(delta)) => delta,
             };
+            if delta.is_output() {
+                permit.began();
+            }
             ids.settle(&mut delta);
             self.assembly.push(&delta);
             shown.preview(&delta, &self.assembly, guard.as_mut());

@@ -130,9 +130,9 @@ impl Executor<'_> {
     }
 
     async fn finish(&self, going_on: Try) -> (Grant, Attempt<'_>) {
-        let Try { grant, permit, span, call } = going_on;
+        let Try { grant, mut permit, span, call } = going_on;
         let (shown, guard, ids) = (self.shown(), self.guardrails.output(), CallIds::new(&self.state.messages));
-        let attempt = call.finish(&shown, self.interrupt, guard, ids).instrument(span.clone()).await;
+        let attempt = call.finish(&mut permit, &shown, self.interrupt, guard, ids).instrument(span.clone()).await;
         permit.ended(attempt.health());
         ended(&attempt).record(&span);
         self.count(&grant, &attempt);

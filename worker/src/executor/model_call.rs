@@ -102,7 +102,7 @@ impl Executor<'_> {
                     };
                     if let Some(cause) = Cause::of_stop(stop) {
                         self.count_for(cause, &grant, provider.as_ref()).await;
-                        outgrown = self.outgrown(cause, &grant);
+                        outgrown = self.outgrown(cause, &grant).or(outgrown);
                         if self.gives_way(grant.routed, cause) || self.goes_back(&mut outgrown) {
                             unanswered = Some(Unanswered::Stopped { stop, content, grant });
                             schedule = self.retry.start();
@@ -136,7 +136,7 @@ impl Executor<'_> {
                 let cause = failure.cause();
                 self.count_for(cause, &grant, provider.as_ref()).await;
                 unanswered = Some(Unanswered::Failed(failure));
-                outgrown = self.outgrown(cause, &grant);
+                outgrown = self.outgrown(cause, &grant).or(outgrown);
                 if self.gives_way(grant.routed, cause) || self.goes_back(&mut outgrown) {
                     schedule = self.retry.start();
                     continue;
@@ -311,6 +311,8 @@ impl Executor<'_> {
                 let output_tokens = self.bounds.output_tokens(grant.output_tokens_max);
                 let error = failure::wordless(output_tokens, output_tokens == self.bounds.output_tokens_max);
                 self.link.event(Kind::Error(error)).await;
+            } else if finish_reason == Stop::EndTurn.as_str() {
+                self.link.event(Kind::Error(failure::silent())).await;
             }
             return;
         }

@@ -89,7 +89,7 @@ pub(super) enum Outcome {
 }
 
 /// Decides about one open call, by what people have decided so far. No I/O.
-pub(super) fn plan<'toolbox>(
+pub(super) async fn plan<'toolbox>(
     call: &ToolUse,
     toolbox: &'toolbox Toolbox,
     state: &State,
@@ -106,7 +106,7 @@ pub(super) fn plan<'toolbox>(
     let todo = if let Some(result) = journalled.and_then(|entry| entry.result.clone()) {
         Todo::Known(result)
     } else {
-        todo(call, toolbox, entry, begun.as_ref().map(|begun| (begun, decision)))
+        todo(call, toolbox, entry, begun.as_ref().map(|begun| (begun, decision))).await
     };
     let replay = entry.map_or(ReplayClass::Unsafe, |entry| entry.replay);
     let fresh = || ToolCall {
@@ -119,7 +119,7 @@ pub(super) fn plan<'toolbox>(
     Plan { call: begun.unwrap_or_else(fresh), times_begun, is_decided, todo }
 }
 
-fn todo<'toolbox>(
+async fn todo<'toolbox>(
     call: &ToolUse,
     toolbox: &'toolbox Toolbox,
     entry: Option<&'toolbox Entry>,
@@ -131,7 +131,7 @@ fn todo<'toolbox>(
     if let Some(guardrail) = guarding::withheld_by(&call.arguments_json) {
         return Todo::Refuse(format!("The call was not made: guardrail {guardrail:?} refused its arguments."));
     }
-    let arguments = match entry.arguments(&call.arguments_json) {
+    let arguments = match entry.arguments(&call.arguments_json).await {
         Ok(arguments) => arguments,
         Err(problem) => return Todo::Refuse(problem.to_string()),
     };

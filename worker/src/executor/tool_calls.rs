@@ -33,9 +33,11 @@ impl Executor<'_> {
     pub(super) async fn tool_calls(&mut self) -> Superstep {
         loop {
             let (toolbox, calls) = (self.toolbox, self.state.open_calls());
-            let plan = |call| tool_call::plan(call, toolbox, &self.state, self.session, self.link);
-            let (doubtful, mut plans): (Vec<_>, Vec<_>) =
-                calls.iter().map(plan).partition(|plan| matches!(plan.todo, Todo::AskWhetherToRepeat));
+            let (mut doubtful, mut plans) = (Vec::new(), Vec::new());
+            for call in &calls {
+                let plan = tool_call::plan(call, toolbox, &self.state, self.session, self.link).await;
+                if matches!(plan.todo, Todo::AskWhetherToRepeat) { doubtful.push(plan) } else { plans.push(plan) }
+            }
             // Results that are known take their room although they come into the conversation later.
             let all = plans.iter().chain(&doubtful);
             let room = Room::beside(all.map(|plan| (&plan.call, plan.known())));

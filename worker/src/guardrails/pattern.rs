@@ -1,16 +1,13 @@
 //! Regular expressions that must not be found.
 
-use regex::{Regex, RegexBuilder};
+use regex::Regex;
 
 use super::scan::{Finding, Scanner};
+use crate::patterns::Patterns;
 
 /// Of one check. At each bound the agent is refused.
 const PATTERNS_MAX: usize = 64;
 const PATTERN_BYTES_MAX: usize = 1_024;
-/// Bytes of one compiled pattern, which keeps `(a{1000}){1000}` from taking all memory.
-const COMPILED_BYTES_MAX: usize = 256 * 1024;
-/// Bytes of the cache that a search may use.
-const CACHE_BYTES_MAX: usize = 1024 * 1024;
 /// Bytes that a stream is held back for one pattern. Matches that may be longer hold back all of the text.
 const REACH_BYTES_MAX: usize = 4_096;
 /// A pattern may look at the character behind its match.
@@ -23,7 +20,7 @@ pub(super) struct Denied {
 }
 
 impl Denied {
-    pub(super) fn open(denied: &[String]) -> Result<Self, String> {
+    pub(super) fn open(denied: &[String], compiled: &mut Patterns) -> Result<Self, String> {
         if denied.is_empty() || denied.len() > PATTERNS_MAX {
             return Err(format!("it has not 1 to {PATTERNS_MAX} patterns"));
         }
@@ -40,12 +37,7 @@ impl Denied {
             }
             let longest = syntax.properties().maximum_len().map(|bytes| bytes.saturating_add(CHARACTER_BYTES_MAX));
             reach = reach.zip(longest.filter(|bytes| *bytes <= REACH_BYTES_MAX)).map(|(one, other)| one.max(other));
-            let compiled = RegexBuilder::new(pattern)
-                .size_limit(COMPILED_BYTES_MAX)
-                .dfa_size_limit(CACHE_BYTES_MAX)
-                .build()
-                .map_err(|_| wrong(&format!("takes more than {COMPILED_BYTES_MAX} bytes when compiled")))?;
-            patterns.push(compiled);
+            patterns.push(compiled.compile(pattern).map_err(|problem| wrong(&problem))?);
         }
         Ok(Self { patterns, reach })
     }

@@ -7,7 +7,11 @@ fn spec(name: &str, check: CheckSpec) -> GuardrailSpec {
 }
 
 fn open(guardrails: Vec<GuardrailSpec>) -> Result<Guardrails, Refusal> {
-    Guardrails::open(&AgentSpec { guardrails, ..AgentSpec::default() }, &HttpClient::default())
+    Guardrails::open(
+        &AgentSpec { guardrails, ..AgentSpec::default() },
+        &HttpClient::default(),
+        &mut Patterns::default(),
+    )
 }
 
 fn denied(pattern: &str) -> CheckSpec {
@@ -31,6 +35,7 @@ fn a_check_that_can_not_be_made_is_refused_with_its_name() {
         (CheckSpec::PersonalData(PersonalDataCheck { kinds: vec!["shoe-size".into()], redact: false }), "shoe-size"),
         (CheckSpec::JsonSchema(JsonSchemaCheck { schema_json: "{".into() }), "JSON"),
         (CheckSpec::JsonSchema(JsonSchemaCheck { schema_json: r#"{"type":"wall"}"#.into() }), "JSON Schema"),
+        (CheckSpec::JsonSchema(JsonSchemaCheck { schema_json: r##"{"not":{"$ref":"#"}}"##.into() }), "without an end"),
         (CheckSpec::Http(HttpCheck { url: "ftp://checks.test".into(), ..HttpCheck::default() }), "url"),
     ];
     for (check, expected) in cases {

@@ -1,16 +1,15 @@
 //! Rules about which calls may be made, by tool and arguments.
 
 use croft_proto::v1::{Permission, PermissionRule};
-use regex::{Regex, RegexBuilder};
+use regex::Regex;
 use serde_json::{Map, Value};
 
+use crate::patterns::Patterns;
 use crate::refusal::Refusal;
 
 /// Of one agent, and conditions of one rule. At each bound the agent is refused.
 const RULES_MAX: usize = 64;
 const ARGUMENTS_MAX: usize = 16;
-/// Bytes of one compiled pattern.
-const COMPILED_BYTES_MAX: usize = 256 * 1024;
 
 /// Whether a call may be made; if not, or only after a person said yes, why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +25,8 @@ pub(super) struct Rules {
 }
 
 struct Rule {
-    tool: Regex,
+    /// What stands between the asterisks.
+    tool: Vec<String>,
     /// Where, and what must be found there.
     arguments: Vec<(String, Regex)>,
     permission: Permission,
@@ -34,12 +34,13 @@ struct Rule {
 }
 
 impl Rules {
-    pub(super) fn open(rules: &[PermissionRule]) -> Result<Self, Refusal> {
+    pub(super) fn open(rules: &[PermissionRule], patterns: &mut Patterns) -> Result<Self, Refusal> {
         if rules.len() > RULES_MAX {
             let problem = format!("there are more than {RULES_MAX}");
             return Err(Refusal::RuleInvalid { position: RULES_MAX, problem });
         }
-        let open = |(position, rule)| Rule::open(rule).map_err(|problem| Refusal::RuleInvalid { position, problem });
+        let open =
+            |(position, rule)| Rule::open(rule, patterns).map_err(|problem| Refusal::RuleInvalid { position, problem });
         Ok(Self { rules: rules.iter().enumerate().map(open).collect::<Result<_, _>>()? })
     }
 
@@ -72,7 +73,7 @@ impl Rules {
 }
 
 impl Rule {
-    fn open(rule: &PermissionRule) -> Result<Self, String> {
+    fn open(rule: &PermissionRule, patterns: &mut Patterns) -> Result<Self, String> {
         let permission = rule.permission();
         if permission == Permission::Unspecified {
             return Err("its permission is missing".to_owned());
@@ -84,12 +85,12 @@ impl Rule {
             if !wanted.path.is_empty() && !wanted.path.starts_with('/') {
                 return Err(format!("{:?} is no JSON Pointer", wanted.path));
             }
-            Ok((wanted.path.clone(), compiled(&wanted.pattern)?))
+            let pattern = patterns.compile(&wanted.pattern).map_err(|problem| format!("a pattern {problem}"))?;
+            Ok((wanted.path.clone(), pattern))
         };
         let names = if rule.tool.is_empty() { "*" } else { &rule.tool };
-        let names: Vec<_> = names.split('*').map(regex::escape).collect();
         Ok(Self {
-            tool: compiled(&format!("^{}$", names.join(".*")))?,
+            tool: names.split('*').map(str::to_owned).collect(),
             arguments: rule.arguments.iter().map(argument).collect::<Result<_, _>>()?,
             permission,
             message: rule.message.clone(),
@@ -97,7 +98,7 @@ impl Rule {
     }
 
     fn fits(&self, tool: &str, arguments: &Map<String, Value>) -> bool {
-        self.tool.is_match(tool)
+        is_called(tool, &self.tool)
             && self.arguments.iter().all(|(path, pattern)| match at(arguments, path) {
                 Some(Value::String(text)) => pattern.is_match(text),
                 Some(value) => pattern.is_match(&value.to_string()),
@@ -117,11 +118,13 @@ fn at<'a>(arguments: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
     }
 }
 
-fn compiled(pattern: &str) -> Result<Regex, String> {
-    RegexBuilder::new(pattern)
-        .size_limit(COMPILED_BYTES_MAX)
-        .build()
-        .map_err(|_| format!("a pattern is no regular expression, or takes more than {COMPILED_BYTES_MAX} bytes"))
+/// Whether a tool has this name, of which any text may stand between the parts.
+fn is_called(tool: &str, parts: &[String]) -> bool {
+    let [first, between @ .., last] = parts else { return parts.iter().any(|name| name == tool) };
+    let within = tool.strip_prefix(first.as_str()).and_then(|rest| rest.strip_suffix(last.as_str()));
+    let left =
+        between.iter().try_fold(within, |rest, part| Some(rest?.split_once(part.as_str()).map(|(_, after)| after)));
+    left.flatten().is_some()
 }
 
 #[cfg(test)]
@@ -142,7 +145,7 @@ mod tests {
     }
 
     fn decide(rules: &[PermissionRule], tool: &str, own: Permission, arguments: &Value) -> &'static str {
-        let rules = Rules::open(rules).unwrap();
+        let rules = Rules::open(rules, &mut Patterns::default()).unwrap();
         match rules.decide(tool, own, arguments.as_object().unwrap()) {
             Decision::Allow => "allow",
             Decision::Ask(_) => "ask",
@@ -172,6 +175,24 @@ mod tests {
     }
 
     #[test]
+    fn a_tool_is_named_whole_or_in_parts() {
+        for (rule, tool, expected) in [
+            ("mail", "mail", true),
+            ("mail", "mails", false),
+            ("*", "mail", true),
+            ("mail_*", "mail_", true),
+            ("*_send", "mail_send", true),
+            ("m*_*d", "mail_send", true),
+            ("m*_*_*d", "mail_send", false),
+            ("ab*ba", "aba", false),
+            ("mail.*", "mail_send", false),
+        ] {
+            let parts: Vec<_> = rule.split('*').map(str::to_owned).collect();
+            assert_eq!(is_called(tool, &parts), expected, "{rule} {tool}");
+        }
+    }
+
+    #[test]
     fn an_argument_is_found_by_its_pointer_and_one_that_is_not_there_fits_nothing() {
         let arguments = json!({"list": [{"na/me": "x"}], "flag": true});
         let fits = |path: &str, pattern: &str| {
@@ -189,7 +210,8 @@ mod tests {
             rule("", &[("to", "x")], Permission::Deny),
             rule("", &[("/to", "(")], Permission::Deny),
         ] {
-            assert!(matches!(Rules::open(&[good.clone(), bad]), Err(Refusal::RuleInvalid { position: 1, .. })));
+            let opened = Rules::open(&[good.clone(), bad], &mut Patterns::default());
+            assert!(matches!(opened, Err(Refusal::RuleInvalid { position: 1, .. })));
         }
     }
 }

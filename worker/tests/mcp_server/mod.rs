@@ -101,7 +101,7 @@ impl Server {
     /// Nobody listens there any more.
     pub(crate) async fn stop(self) {
         self.stop.cancel();
-        self.tasks.shutdown(Duration::from_secs(5)).await;
+        self.tasks.shutdown(Duration::from_secs(90)).await;
     }
 
     pub(crate) fn last_authorization(&self) -> Option<String> {

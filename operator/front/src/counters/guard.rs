@@ -12,6 +12,8 @@ use async_trait::async_trait;
 use croft_proto::id::TenantId;
 use prometheus::{IntCounter, IntGauge, Registry};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::memory::Memory;
 use super::{Answer, Ask, Bound, Counters, Settlement, Standing, Verdict};
@@ -19,6 +21,8 @@ use crate::error::Error;
 
 /// After a failure, how long nobody asks the shared counters: calls must not wait for them one after the other.
 const REST: Duration = Duration::from_secs(1);
+/// While they are away and nobody asks them anything, how often they are asked whether they are back.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long a bound's copy of the ledger is believed before it is compared with the ledger again.
 const BELIEF: Duration = Duration::from_mins(1);
 /// Bounds that are believed at a time; at the bound all are compared with the ledger again.
@@ -60,6 +64,7 @@ impl Metrics {
 struct State {
     /// The shared counters are not asked before.
     rests_until: Option<Instant>,
+    failures: u64,
     /// Bounds that were compared with the ledger since the counters came back, until when that is believed.
     believed: HashSet<(TenantId, String)>,
     believed_until: Option<Instant>,
@@ -102,6 +107,30 @@ impl Guarded {
         Ok(answer)
     }
 
+    /// Finds out that the shared counters are back where no call does, until `stopping`.
+    pub async fn watch(&self, stopping: CancellationToken) {
+        let mut failures_before = 0;
+        loop {
+            tokio::select! {
+                () = stopping.cancelled() => return,
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+            // Calls that fail know better than a question that changes nothing.
+            if self.is_away() && self.failures() == failures_before {
+                self.heard(self.shared.ping().await, TenantId(Uuid::nil()), &[]);
+            }
+            failures_before = self.failures();
+        }
+    }
+
+    fn failures(&self) -> u64 {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).failures
+    }
+
+    fn is_away(&self) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).rests_until.is_some()
+    }
+
     fn is_resting(&self) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.rests_until.is_some_and(|until| Instant::now() < until)
@@ -128,6 +157,7 @@ impl Guarded {
                     );
                 }
                 state.rests_until = Some(Instant::now() + REST);
+                state.failures += 1;
                 // What happened in the meantime is in the ledger, and not in the counters.
                 state.believed.clear();
                 self.metrics.away.set(1);
@@ -241,6 +271,10 @@ mod tests {
         async fn settle(&self, settlement: &Settlement) -> Result<Vec<Standing>, Error> {
             self.here()?.settle(settlement).await
         }
+
+        async fn ping(&self) -> Result<(), Error> {
+            self.here()?.ping().await
+        }
     }
 
     fn guarded() -> (Guarded, Arc<Fickle>) {
@@ -271,6 +305,46 @@ mod tests {
     fn settlement(ask: Ask) -> Settlement {
         let Ask { tenant, id, bounds, .. } = ask;
         Settlement { tenant, id, tokens: Some(1), bounds }
+    }
+
+    async fn watch_for(guarded: &Guarded, time: Duration) {
+        let endless = guarded.watch(CancellationToken::new());
+        tokio::time::timeout(time, endless).await.unwrap_err();
+    }
+
+    /// Once, a quiet front told that Redis was away until somebody called it.
+    #[tokio::test(start_paused = true)]
+    async fn that_the_shared_counters_are_back_is_found_out_without_a_call() {
+        let (guarded, shared) = guarded();
+        shared.is_away.store(true, Ordering::Relaxed);
+        assert!(is_let_through(&guarded, &ask(TenantId::generate(), 1)).await);
+        watch_for(&guarded, 10 * LOOK_EVERY).await;
+        assert_eq!(guarded.metrics.away.get(), 1);
+        shared.is_away.store(false, Ordering::Relaxed);
+        watch_for(&guarded, 3 * LOOK_EVERY).await;
+        assert_eq!((guarded.metrics.away.get(), guarded.metrics.alone.get()), (0, 1));
+        assert!(is_let_through(&guarded, &ask(TenantId::generate(), 2)).await);
+        assert_eq!(guarded.metrics.alone.get(), 1, "they are asked again");
+    }
+
+    /// A server that answers and takes nothing is away.
+    #[tokio::test(start_paused = true)]
+    async fn while_calls_fail_an_answer_to_nothing_is_not_believed() {
+        let (guarded, shared) = guarded();
+        let calls = async {
+            for number in 0..20 {
+                shared.is_away.store(true, Ordering::Relaxed);
+                assert!(is_let_through(&guarded, &ask(TenantId::generate(), number)).await);
+                shared.is_away.store(false, Ordering::Relaxed);
+                assert_eq!(guarded.metrics.away.get(), 1, "{number}");
+                tokio::time::sleep(REST).await;
+                assert_eq!(guarded.metrics.away.get(), 1, "{number}");
+            }
+        };
+        tokio::select! {
+            () = calls => {}
+            () = guarded.watch(CancellationToken::new()) => panic!("it ends with the program alone"),
+        }
     }
 
     /// Once, each session ever settled was remembered, and looked through at every further settlement.

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use ::redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use ::redis::{Client, FromRedisValue, Script, Value};
+use ::redis::{Client, FromRedisValue, Script, Value, cmd};
 use async_trait::async_trait;
 
 use super::{Amount, Answer, Ask, Bound, Counters, LARGEST, Ledger, Settlement, Standing, Verdict, Window};
@@ -80,6 +80,10 @@ impl Counters for RedisCounters {
             Verdict::Granted(standings) => Ok(standings),
             _ => Err(nonsense()),
         }
+    }
+
+    async fn ping(&self) -> Result<(), Error> {
+        cmd("PING").query_async(&mut self.connection.clone()).await.map_err(down)
     }
 }
 

@@ -3,6 +3,7 @@
 //! Nothing here waits for a reader and nothing grows without a bound, so a turn that publishes is never held up. What is
 //! lost here is lost to speed alone: [`follow`](super::replay::follow) finds durable events in the log.
 
+mod crowd;
 mod metrics;
 #[cfg(test)]
 mod model;
@@ -17,7 +18,7 @@ mod tests;
 mod topics;
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -31,13 +32,14 @@ use prost::Message;
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
+use self::crowd::{Crowd, Held};
 pub use self::metrics::Metrics;
 use self::outbox::{Key, Outbox};
 use self::queue::{Pushed, Queue, Sized};
 use self::sender::Sender;
 use self::topics::{Joined, ListenerId, Topic, Topics};
 use crate::events::relay::{Envelope, Frame, Relay};
-use crate::events::replay::Room;
+use crate::events::replay::{Looks, Room};
 use crate::sync::{Mutex, MutexGuard};
 
 /// Of one turn; at the bound the newest is dropped. A turn that doesn't read its controls has been told enough.
@@ -50,6 +52,12 @@ pub struct Options {
     /// that a publish finds there, without the oldest event: a large one ends nobody's subscription by itself.
     pub subscriber_events_max: usize,
     pub subscriber_bytes_max: usize,
+    /// Of all subscribers together, and of one tenant's. An event that waits for several is counted once. Beyond it previews go, and then
+    /// those subscriptions end whose readers read least.
+    pub held_bytes_max: usize,
+    pub tenant_bytes_max: usize,
+    /// A subscription ends whose oldest durable event has waited for so long, in whole seconds: its reader is stuck.
+    pub unread_max: Duration,
     /// How long a new listener waits for the relay, so that it misses nothing. Past it, the log must do.
     pub subscribe_timeout: Duration,
     /// How long a frame may take to the relay. Past it, it is lost.
@@ -61,6 +69,9 @@ impl Default for Options {
         Self {
             subscriber_events_max: 1024,
             subscriber_bytes_max: 4 * 1024 * 1024,
+            held_bytes_max: 64 * 1024 * 1024,
+            tenant_bytes_max: 16 * 1024 * 1024,
+            unread_max: Duration::from_secs(30),
             subscribe_timeout: Duration::from_millis(500),
             publish_timeout: Duration::from_secs(1),
         }
@@ -82,11 +93,16 @@ struct Shared {
     metrics: Metrics,
     outbox: Arc<Outbox>,
     topics: Arc<Mutex<Topics>>,
+    crowd: Crowd,
     relay_up: Arc<AtomicBool>,
+    /// Calls of the relay that had failed when it answered last.
+    relay_failures: AtomicU64,
     /// Turns that listen for controls: while there are any, something may still be published.
     turns: watch::Sender<usize>,
     /// What is held of logs for those who follow.
     replays: Room,
+    /// What is known of logs to those who follow.
+    looks: Looks,
 }
 
 /// What a subscription yields. Durable events may be missing, doubled or out of order, as the relay has it;
@@ -143,9 +159,24 @@ impl Hub {
         };
         sender::spawn(tasks, &sender, turns.subscribe());
         let topics = sender.topics;
-        let (tasks, replays) = (tasks.clone(), Room::default());
-        let shared = Shared { origin, relay, tasks, options, metrics, outbox, topics, relay_up, turns, replays };
-        Self { shared: Arc::new(shared) }
+        let crowd = Crowd::new(&options);
+        let shared = Arc::new(Shared {
+            origin,
+            relay,
+            tasks: tasks.clone(),
+            options,
+            metrics,
+            outbox,
+            topics,
+            crowd,
+            relay_up,
+            relay_failures: AtomicU64::new(0),
+            turns,
+            replays: Room::default(),
+            looks: Looks::default(),
+        });
+        crowd::spawn(&shared.tasks, &shared);
+        Self { shared }
     }
 
     /// Tells subscribers of this replica at once and those of others soon. Durable events must be stored already; previews
@@ -197,8 +228,7 @@ impl Hub {
     /// What happens in the session from now on.
     pub async fn subscribe(&self, tenant: TenantId, session: SessionId, options: SubscribeOptions) -> Subscription {
         let key = (tenant, session);
-        let bounds = &self.shared.options;
-        let queue = Arc::new(Queue::new(bounds.subscriber_events_max, bounds.subscriber_bytes_max));
+        let queue = self.shared.crowd.join(tenant, &self.shared.options);
         self.shared.metrics.subscribers.inc();
         let joined = self.shared.topics().add_subscriber(key, Arc::clone(&queue), options.previews);
         // Where the relay is only now being joined, the pump says it.
@@ -214,12 +244,31 @@ impl Hub {
         self.shared.relay_up.load(Ordering::Relaxed)
     }
 
+    /// The relay has answered a question that carries nothing: it is up, unless calls have failed since it last did so. Where nobody
+    /// publishes or listens, nothing else says that it is back.
+    pub fn relay_answered(&self) {
+        let count = |operation| self.shared.metrics.relay_failures.with_label_values(&[operation]).get();
+        let failures = count("publish") + count("subscribe");
+        if self.shared.relay_failures.swap(failures, Ordering::Relaxed) == failures {
+            self.shared.set_relay_up(true);
+        }
+    }
+
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.shared.metrics
     }
 
     pub(crate) fn replays(&self) -> &Room {
         &self.shared.replays
+    }
+
+    pub(crate) fn looks(&self) -> &Looks {
+        &self.shared.looks
+    }
+
+    /// Something is in the session's log that those who follow it here may not have been told.
+    pub(crate) fn look_again(&self, tenant: TenantId, session: SessionId) {
+        self.shared.look_again((tenant, session));
     }
 
     /// For what is done on behalf of those who watch.
@@ -259,6 +308,12 @@ impl Shared {
     ) -> (Vec<Sized>, bool) {
         let mut topics = self.topics();
         let mut topic = topics.get_mut(&key);
+        if let Some(held) = topic.as_ref().and_then(|topic| topic.over_full()) {
+            drop(topics);
+            self.relieve(key.0, &held);
+            topics = self.topics();
+            topic = topics.get_mut(&key);
+        }
         let mut newest = after_seq.or(topic.as_ref().map(|topic| topic.newest_seq)).unwrap_or_default();
         if let Some(topic) = &topic
             && dropped_previews > 0
@@ -271,7 +326,7 @@ impl Shared {
         }
         let mut passed = Vec::with_capacity(events.len());
         for event in events {
-            let event = Sized { bytes: event.encoded_len(), after_seq: newest, event: Arc::new(event) };
+            let event = Sized { bytes: event.encoded_len(), after_seq: newest, event: Arc::new(event.into()) };
             newest = newest.max(event.event.seq);
             passed.push(event);
         }
@@ -293,6 +348,12 @@ impl Shared {
                 Pushed::Overflowed => self.metrics.slow_subscribers.inc(),
             }
         }
+    }
+
+    fn relieve(&self, tenant: TenantId, held: &Held) {
+        let relief = self.crowd.relieve(tenant, held);
+        self.metrics.previews_dropped.with_label_values(&["subscriber"]).inc_by(relief.previews);
+        self.metrics.slow_subscribers.inc_by(relief.ended);
     }
 
     /// What came from another replica.
@@ -324,8 +385,16 @@ impl Shared {
         }
     }
 
-    /// Frames may have been lost: every subscriber of the session looks at the log.
+    /// Frames may have been lost: every subscriber of the session looks at the log. While the relay is away more will be, and what was seen
+    /// of the log is as good as any.
     fn resync(&self, key: Key) {
+        if self.topics().get_mut(&key).is_some_and(|topic| topic.elsewhere.joined) {
+            self.looks.doubt(key);
+        }
+        self.look_again(key);
+    }
+
+    fn look_again(&self, key: Key) {
         if let Some(topic) = self.topics().get_mut(&key) {
             topic.subscribers.iter().for_each(|subscriber| subscriber.queue.resync());
         }

@@ -4,6 +4,7 @@
 //! number decides: one that was sent is dropped, the next one is sent, a later one means a hole, and the log fills it. A
 //! lost relay costs time, never an event: the log is looked at every now and then anyway.
 
+mod looks;
 mod room;
 #[cfg(test)]
 mod seam;
@@ -27,6 +28,8 @@ use crate::events::fanout::{Hub, Item, SubscribeOptions, Subscription};
 use crate::events::log::EventLog;
 use crate::turn::now;
 
+pub(crate) use self::looks::Looks;
+use self::looks::{Looked, Watched};
 pub(crate) use self::room::Room;
 use self::room::{Page, Taken};
 
@@ -43,8 +46,6 @@ const FILL_AGAIN: Duration = Duration::from_secs(1);
 /// otherwise. An open stream of an idle session must cost next to nothing.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOOK_EVERY_IDLE: Duration = Duration::from_secs(5);
-/// Of so many looks in a row that find nothing, the last one also asks whether the session is still there.
-const LOOKS_FOR_NOTHING: u32 = 12;
 
 /// The session's events after `after_seq`, first those that have been, then those that come, until the session ends.
 ///
@@ -124,7 +125,8 @@ impl Place {
             skipped: 0,
             is_running: true,
             has_ended: false,
-            looks_for_nothing: 0,
+            watched: None,
+            known_until: None,
             look_at: Instant::now() + LOOK_EVERY,
             bell: Box::pin(sleep_until(Instant::now() + LOOK_EVERY)),
         }
@@ -171,8 +173,10 @@ struct Follower {
     /// By the events sent so far.
     is_running: bool,
     has_ended: bool,
-    /// In a row, since one found something or the session was known to be there.
-    looks_for_nothing: u32,
+    /// Since the first look at the log, which most streams never take.
+    watched: Option<Watched>,
+    /// The last look, which may have been another's, said until then that there is nothing.
+    known_until: Option<Instant>,
     /// When the log is to be looked at, unless something comes before.
     look_at: Instant,
     /// Rings then, or before. One timer for all that comes: to set one for each event would cost more than to pass it on.
@@ -210,6 +214,28 @@ impl Follower {
         }
     }
 
+    /// Reads on, where it is not known that there is nothing.
+    async fn look(&mut self) -> Result<(), Error> {
+        let watched = self.watched.get_or_insert_with(|| self.hub.looks().watch(self.tenant, self.session));
+        match watched.behind(self.last_seq, &self.events, self.hub.tasks()).await? {
+            Looked::Nothing { until } => {
+                self.phase = Phase::Live;
+                self.known_until = Some(until);
+                return Ok(());
+            }
+            Looked::Gone => return Err(self.erased()),
+            // So that they need not wait for their own turn to look.
+            Looked::News => self.hub.look_again(self.tenant, self.session),
+            Looked::More => {}
+        }
+        self.read().await?;
+        if self.phase == Phase::Looking {
+            // It was more than one page.
+            self.phase = Phase::Filling;
+        }
+        Ok(())
+    }
+
     async fn read(&mut self) -> Result<(), Error> {
         let ahead = match self.ahead.take() {
             // What could not be read while nobody waited for it may be now.
@@ -227,20 +253,10 @@ impl Follower {
         Ok(())
     }
 
-    /// Whether there is nothing behind the last number since the session may be gone. A live stream hears of its session's end, unless
-    /// its reader was so slow, and the relay so long away, that it is erased by now: an idle stream need not ask at each look.
-    fn is_doubtful(&mut self, page: &Page) -> bool {
-        match self.phase {
-            Phase::History => page.len == 0,
-            Phase::Looking if page.len == 0 => {
-                self.looks_for_nothing = (self.looks_for_nothing + 1) % LOOKS_FOR_NOTHING;
-                self.looks_for_nothing == 0
-            }
-            Phase::Seam | Phase::Live | Phase::Filling | Phase::Looking => {
-                self.looks_for_nothing = 0;
-                false
-            }
-        }
+    /// Whether there is nothing behind the last number, though there was to be, since the session may be gone. A live stream hears of its
+    /// session's end, unless its reader was so slow, and the relay so long away, that it is erased by now.
+    fn is_doubtful(&self, page: &Page) -> bool {
+        page.len == 0 && matches!(self.phase, Phase::History | Phase::Looking)
     }
 
     async fn fill(&mut self) -> Result<(), Error> {
@@ -255,12 +271,6 @@ impl Follower {
     }
 
     async fn read_page(&self, after_seq: u64, limit: u32) -> Result<Arc<Page>, Error> {
-        if self.phase == Phase::Looking {
-            let looked = self.hub.replays().look(&*self.events, self.tenant, self.session, after_seq).await?;
-            if let Some(nothing) = looked {
-                return Ok(nothing);
-            }
-        }
         self.reading(after_seq, limit).await.map_err(Error::internal)?
     }
 
@@ -338,7 +348,7 @@ impl Follower {
                 Phase::Filling => self.fill().await,
                 Phase::Seam => self.cross().await,
                 Phase::Live => self.live().await,
-                Phase::Looking => match self.read().await {
+                Phase::Looking => match self.look().await {
                     Ok(()) => Ok(()),
                     Err(gone @ Error::SessionNotFound { .. }) => Err(gone),
                     Err(error) => {
@@ -375,7 +385,7 @@ impl Follower {
         match self.hear().await {
             Some(Item::Durable(event)) if event.seq <= self.last_seq => {}
             Some(Item::Durable(event)) if event.seq == self.last_seq + 1 => self.ready.push_back(event),
-            Some(Item::Durable(_) | Item::Resync) => self.phase = Phase::Filling,
+            Some(Item::Durable(_)) => self.phase = Phase::Filling,
             Some(Item::Preview { event, after_seq }) if after_seq > self.last_seq => {
                 self.held = Some((event, after_seq));
                 self.phase = Phase::Filling;
@@ -386,7 +396,7 @@ impl Follower {
                 self.tell_gap();
             }
             Some(Item::Lagged { .. }) => return Err(Error::SlowConsumer { resume_after: self.last_seq }),
-            None => self.phase = Phase::Looking,
+            Some(Item::Resync) | None => self.phase = Phase::Looking,
         }
         Ok(())
     }
@@ -394,7 +404,12 @@ impl Follower {
     /// What the subscription brings; `None` when it has brought nothing for so long that the log is to be looked at.
     async fn hear(&mut self) -> Option<Item> {
         let is_quiet = !self.is_running && self.hub.relay_is_up();
-        self.look_at = Instant::now() + if is_quiet { LOOK_EVERY_IDLE } else { LOOK_EVERY };
+        let now = Instant::now();
+        self.look_at = now + if is_quiet { LOOK_EVERY_IDLE } else { LOOK_EVERY };
+        // A log that is slow to tell is given its time.
+        if let Some(known_until) = self.known_until.take().filter(|until| !is_quiet && *until > now) {
+            self.look_at = self.look_at.min(known_until);
+        }
         // It may ring too early, and never too late.
         if self.bell.deadline() > self.look_at {
             self.bell.as_mut().reset(self.look_at);

@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 
 use super::NEEDED;
 use super::role::Role;
+use super::seldom::Seldom;
 use crate::error::Error;
 
 const PREFIX_BYTES: usize = 4;
@@ -36,6 +37,9 @@ const KNOWN_TTL: Duration = Duration::from_hours(24);
 const LOOKS_MAX: usize = 4;
 /// Looks for prefixes never found that may wait behind those. At the bound there is no look, and [`Error::Unavailable`].
 const WAITING_MAX: usize = 10_000;
+/// When one that was not looked for may come again. The log tells of those seldom: whoever makes up keys would fill it.
+const CROWDED_RETRY: Duration = Duration::from_secs(1);
+const PART: &str = "the list of API keys";
 /// How long one of them waits. Then it is as at the bound.
 const WAIT_MAX: Duration = Duration::from_secs(2);
 
@@ -125,6 +129,8 @@ pub(super) struct ApiKeys {
     first_looks: Arc<Semaphore>,
     /// Those and who waits for one.
     asking: Arc<Semaphore>,
+    /// Guesses that nobody looked for.
+    crowded: Arc<Seldom>,
 }
 
 /// Why a look-up brought no key.
@@ -147,7 +153,7 @@ impl ApiKeys {
         let known = Cache::builder().max_capacity(CACHED_MAX).time_to_live(KNOWN_TTL).build();
         let [looks, first_looks, asking] =
             [LOOKS_MAX, LOOKS_MAX, LOOKS_MAX + WAITING_MAX].map(|max| Arc::new(Semaphore::new(max)));
-        Self { store, found, missing, known, looks, first_looks, asking }
+        Self { store, found, missing, known, looks, first_looks, asking, crowded: Arc::default() }
     }
 
     /// The key that the token is.
@@ -174,10 +180,12 @@ impl ApiKeys {
                     Ok(None)
                 }
                 Miss::Crowded => {
-                    let why = "too many keys that nobody has seen before are being looked for";
-                    Err(Error::unavailable("the list of API keys", Shared(why.to_owned())))
+                    if let Some(refused) = self.crowded.happened() {
+                        tracing::warn!(refused, "too many keys that nobody has seen before are being looked for");
+                    }
+                    Err(Error::Unavailable { part: PART, retry_after: CROWDED_RETRY, source: None })
                 }
-                Miss::Failed(error) => Err(Error::unavailable("the list of API keys", Shared(error.to_string()))),
+                Miss::Failed(error) => Err(Error::unavailable(PART, Shared(error.to_string()))),
             },
         }
     }
@@ -386,7 +394,7 @@ mod tests {
 
         // One that nobody has seen before finds out that nobody looks.
         let crowded = tokio::time::timeout(Duration::from_secs(30), keys.verify(&guess(usize::from(u16::MAX)))).await;
-        assert!(matches!(crowded.expect("no further guess waits"), Err(Error::Unavailable { .. })));
+        assert!(matches!(crowded.expect("no further guess waits"), Err(Error::Unavailable { source: None, .. })));
     }
 
     /// Once, 260 guesses under way refused every key that this front had not seen: behind a restart, every key.

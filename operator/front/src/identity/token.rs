@@ -10,6 +10,7 @@ use jsonwebtoken::{Algorithm, Header, Validation};
 use prometheus::Registry;
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use super::jwks::Jwks;
 use super::refusal::{Failure, Metrics, Refusal};
@@ -19,8 +20,9 @@ use super::source::{Source, client};
 
 /// Longer ones are not looked at. Real ones have one or two kilobytes, with many groups perhaps ten.
 const TOKEN_BYTES_MAX: usize = 16 * 1024;
-/// Of a name in the audit log; what is longer is cut.
+/// Of a name in the audit log; what is longer is cut, and its end is told by a digest.
 const ACTOR_CHARS_MAX: usize = 128;
+const DIGEST_CHARS: usize = 16;
 
 /// Whom a good token speaks of, before anyone knows whether there is such a tenant.
 #[derive(Debug, PartialEq, Eq)]
@@ -212,8 +214,21 @@ fn claim<'claims>(claims: &'claims Map<String, Value>, name: &str) -> Option<&'c
     })
 }
 
+/// A name as it can be shown. One of which something had to be left out ends in a digest of all of it, and so does one that looks as if:
+/// no two names are shown as one.
 fn presentable(name: &str) -> String {
-    name.chars().filter(|letter| !letter.is_control()).take(ACTOR_CHARS_MAX).collect()
+    let shown: String = name.chars().filter(|letter| !letter.is_control()).take(ACTOR_CHARS_MAX).collect();
+    if shown == name && !is_digested(name) {
+        return shown;
+    }
+    format!("{shown}~{}", &hex::encode(Sha256::digest(name))[..DIGEST_CHARS])
+}
+
+fn is_digested(name: &str) -> bool {
+    let digest = name.rsplit_once('~').map(|(_, digest)| digest);
+    digest.is_some_and(|digest| {
+        digest.len() == DIGEST_CHARS && digest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    })
 }
 
 #[cfg(test)]
@@ -260,6 +275,21 @@ mod tests {
     }
 
     #[test]
+    fn no_two_names_are_shown_as_one() {
+        let long = |end: &str| format!("{}{end}", "x".repeat(ACTOR_CHARS_MAX));
+        let given = ["u1", "u\n1", "u1\n", "\u{7f}u1"].map(str::to_owned);
+        let made = [presentable("u\n1"), long(""), long("y"), long("z")];
+        let names: Vec<_> = given.into_iter().chain(made).collect();
+        let shown: std::collections::HashSet<_> = names.iter().map(|name| presentable(name)).collect();
+        assert_eq!(shown.len(), names.len(), "{shown:?}");
+        for plain in ["u1", "alice@example.com", "a~b", &long("")] {
+            assert_eq!(presentable(plain), plain);
+        }
+        assert!(presentable(&long("y")).starts_with(&long("~")));
+        assert!(!presentable("u\n1").contains('\n'));
+    }
+
+    #[test]
     fn an_issuer_speaks_for_its_tenants_alone() {
         let mut provider = provider();
         provider.default_role = Some(Role::Viewer);
@@ -269,7 +299,7 @@ mod tests {
             person(&provider, claims(&value))
         };
         let subject = speak(json!("heron")).unwrap();
-        assert_eq!((subject.actor.as_str(), subject.roles), ("oidc/staff/u1", Role::Viewer.into()));
+        assert_eq!((subject.actor.as_str(), subject.roles), ("oidc/staff/u1~561c2c53f4392e30", Role::Viewer.into()));
         assert!(matches!(speak(json!("plover")), Err(Failure::Refused(Refusal::ForeignTenant))));
         for none in [json!(""), json!(["heron"]), json!(7)] {
             assert!(matches!(speak(none.clone()), Err(Failure::Refused(Refusal::NoTenant))), "{none}");

@@ -1,4 +1,5 @@
-//! Of how many parts a request is: messages, texts and lists, counted along the contract's descriptors before anything is made of them.
+//! Of how many parts a request is, or what a worker answers: messages, texts and lists, counted along the contract's descriptors before
+//! anything is made of them.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -10,16 +11,23 @@ use prost_types::{DescriptorProto, FileDescriptorSet};
 
 /// Of one request. The largest that anyone means, an agent with all its tools, has some thousands.
 pub(super) const PARTS_MAX: usize = 16_384;
+/// Of what a worker says at a time: an answer with all its calls has some hundreds.
+const ANSWER_PARTS_MAX: usize = 4_096;
+/// Of the checkpoints in it, each of which is a whole conversation: as many as its bytes allow where each part has 16 of a million
+/// tokens' four million.
+const CHECKPOINT_PARTS_MAX: usize = 262_144;
+const CHECKPOINT: &str = ".croft.v1.SessionCheckpoint";
 /// Decoding goes no deeper.
 const DEPTH_MAX: usize = 100;
 
 static CONTRACT: LazyLock<Contract> = LazyLock::new(Contract::read);
 
-/// What the calls of the contract take.
+/// What the calls of the contract take and answer.
 #[derive(Default)]
 struct Contract {
     /// By path, the message's name.
     requests: HashMap<String, String>,
+    answers: HashMap<String, String>,
     /// By name, which of a message's fields are messages, and which.
     messages: HashMap<String, HashMap<u64, String>>,
 }
@@ -37,7 +45,8 @@ impl Contract {
             for service in &file.service {
                 for method in &service.method {
                     let path = format!("/{package}.{}/{}", service.name(), method.name());
-                    contract.requests.insert(path, method.input_type().to_owned());
+                    contract.requests.insert(path.clone(), method.input_type().to_owned());
+                    contract.answers.insert(path, method.output_type().to_owned());
                 }
             }
         }
@@ -56,7 +65,7 @@ impl Contract {
     }
 
     /// Counts the parts of a message of this name. What decoding would refuse is refused here, before it has made what comes before.
-    fn count(&self, name: &str, mut bytes: &[u8], depth: usize, found: &mut usize) -> Result<(), &'static str> {
+    fn count(&self, name: &str, mut bytes: &[u8], depth: usize, found: &mut Found) -> Result<(), &'static str> {
         const MALFORMED: &str = "is no message of its call's";
         if depth > DEPTH_MAX {
             return Err("is nested too deeply");
@@ -77,12 +86,12 @@ impl Contract {
             if key & 7 != 2 {
                 continue;
             }
-            *found += 1;
-            if *found > PARTS_MAX {
-                return Err("has too many parts");
-            }
+            found.add()?;
             if let Some(message) = fields.and_then(|fields| fields.get(&(key >> 3))) {
+                let is_checkpoint = found.is_checkpoint;
+                found.is_checkpoint |= message == CHECKPOINT;
                 self.count(message, value, depth + 1, found)?;
+                found.is_checkpoint = is_checkpoint;
             }
         }
         Ok(())
@@ -92,11 +101,45 @@ impl Contract {
 /// How many parts the message has that a call of this path takes. A path of no call has none: nothing will be made of it. Says what is
 /// wrong where it is no such message, or has more than [`PARTS_MAX`].
 pub(super) fn parts(path: &str, message: &[u8]) -> Result<usize, &'static str> {
-    let mut found = 0;
+    let mut found = Found { parts_max: PARTS_MAX, ..Found::default() };
     if let Some(name) = CONTRACT.requests.get(path) {
         CONTRACT.count(name, message, 0, &mut found)?;
     }
-    Ok(found)
+    Ok(found.parts + found.of_checkpoints)
+}
+
+/// Whether the message that a worker answers a call of this path with may be decoded. Says what is wrong where it is no such message, or
+/// has more than [`ANSWER_PARTS_MAX`] besides the [`CHECKPOINT_PARTS_MAX`] of its checkpoints.
+pub(crate) fn answered(path: &str, message: &[u8]) -> Result<(), &'static str> {
+    let mut found =
+        Found { parts_max: ANSWER_PARTS_MAX, checkpoint_parts_max: CHECKPOINT_PARTS_MAX, ..Found::default() };
+    match CONTRACT.answers.get(path) {
+        Some(name) => CONTRACT.count(name, message, 0, &mut found),
+        None => Ok(()),
+    }
+}
+
+/// What was counted so far.
+#[derive(Default)]
+struct Found {
+    parts: usize,
+    parts_max: usize,
+    of_checkpoints: usize,
+    checkpoint_parts_max: usize,
+    /// What is counted now is within one.
+    is_checkpoint: bool,
+}
+
+impl Found {
+    fn add(&mut self) -> Result<(), &'static str> {
+        let (count, max) = if self.is_checkpoint {
+            (&mut self.of_checkpoints, self.checkpoint_parts_max)
+        } else {
+            (&mut self.parts, self.parts_max)
+        };
+        *count += 1;
+        if *count > max { Err("has too many parts") } else { Ok(()) }
+    }
 }
 
 /// Takes one off the front.
@@ -116,18 +159,27 @@ fn varint(bytes: &mut &[u8]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use croft_proto::METHODS;
-    use croft_proto::v1::{AgentSpec, CreateSessionRequest, ToolSpec};
+    use croft_proto::v1::execute_step_response::Message as Said;
+    use croft_proto::v1::session_event::Kind;
+    use croft_proto::v1::{
+        AgentMessage, AgentSpec, ContentBlock, CreateSessionRequest, ExecuteStepResponse, Message, SessionCheckpoint,
+        SessionEvent, StepEvent, StepFinished, ToolSpec,
+    };
 
     use super::*;
 
     const CREATE: &str = "/croft.v1.LifecycleService/CreateSession";
+    const STEP: &str = "/croft.v1.RuntimeService/ExecuteStep";
 
     #[test]
     fn every_call_and_every_message_of_it_is_known() {
         for method in METHODS {
-            let request = CONTRACT.requests.get(&format!("/{method}")).unwrap_or_else(|| panic!("{method}"));
-            assert!(CONTRACT.messages.contains_key(request), "{request}");
+            for messages in [&CONTRACT.requests, &CONTRACT.answers] {
+                let message = messages.get(&format!("/{method}")).unwrap_or_else(|| panic!("{method}"));
+                assert!(CONTRACT.messages.contains_key(message), "{message}");
+            }
         }
+        assert!(CONTRACT.messages.contains_key(CHECKPOINT));
         for (message, fields) in &CONTRACT.messages {
             for field in fields.values() {
                 assert!(CONTRACT.messages.contains_key(field), "{field} of {message}");
@@ -145,6 +197,32 @@ mod tests {
         // The agent, three tools with a name each, two agents; a pair, its key and its value.
         assert_eq!(parts(CREATE, &request.encode_to_vec()), Ok(1 + 6 + 2 + 3));
         assert_eq!(parts("/croft.v1.LifecycleService/Dance", &request.encode_to_vec()), Ok(0));
+    }
+
+    #[test]
+    fn a_worker_may_say_little_at_a_time_and_all_of_a_conversation() {
+        let conversation = |messages| SessionCheckpoint {
+            messages: vec![Message::default(); messages],
+            ..SessionCheckpoint::default()
+        };
+        let step = |said| ExecuteStepResponse { message: Some(said) }.encode_to_vec();
+        let most = step(Said::Checkpoint(conversation(CHECKPOINT_PARTS_MAX)));
+        assert_eq!(answered(STEP, &most), Ok(()));
+        let finished = |messages| StepFinished { checkpoint: Some(conversation(messages)), ..StepFinished::default() };
+        assert_eq!(answered(STEP, &step(Said::Finished(finished(CHECKPOINT_PARTS_MAX)))), Ok(()));
+        assert!(answered(STEP, &step(Said::Finished(finished(CHECKPOINT_PARTS_MAX + 1)))).is_err());
+        // Decoding adds one to the other.
+        assert!(answered(STEP, &[most, step(Said::Checkpoint(conversation(1)))].concat()).is_err());
+
+        let message =
+            |content| AgentMessage { content: vec![ContentBlock::default(); content], ..AgentMessage::default() };
+        let told = |content| {
+            let event = SessionEvent { kind: Some(Kind::AgentMessage(message(content))), ..SessionEvent::default() };
+            step(Said::Event(StepEvent { event: Some(event), ..StepEvent::default() }))
+        };
+        // Within an event, its event, and the message.
+        assert_eq!(answered(STEP, &told(ANSWER_PARTS_MAX - 3)), Ok(()));
+        assert!(answered(STEP, &told(ANSWER_PARTS_MAX - 2)).is_err());
     }
 
     #[test]

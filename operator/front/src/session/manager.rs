@@ -253,6 +253,7 @@ impl Manager {
         let reason = validate::terminate_reason(&request.reason)?;
         let session = self.get(identity, &request.session_id).await?;
         if session.state == SessionState::Terminated {
+            self.end_once_more(&session).await;
             return Ok(session);
         }
         if self.end(&session, Authority::Fence, &reason).await? {

@@ -3,6 +3,7 @@
 mod guardrails;
 mod limits;
 mod models;
+mod patterns;
 mod permission_rules;
 mod sub_agents;
 mod tools;
@@ -46,6 +47,7 @@ pub fn agent(agent: Option<AgentSpec>) -> Result<AgentSpec, Error> {
     }
     one(&agent)?;
     sub_agents::sub_agents(&agent)?;
+    patterns::patterns(&agent)?;
     Ok(agent)
 }
 
@@ -93,7 +95,7 @@ pub fn labels(labels: impl IntoIterator<Item = (String, String)>) -> Result<BTre
         return Err(Error::invalid("labels", format!("has more than {LABELS_MAX} entries")));
     }
     for (key, value) in &labels {
-        if key.is_empty() || key.len() > NAME_CHARS_MAX || value.len() > NAME_CHARS_MAX {
+        if key.is_empty() || [key, value].into_iter().any(|text| text.chars().count() > NAME_CHARS_MAX) {
             return Err(Error::invalid("labels", "has a key or value that is empty or longer than 63 characters"));
         }
         if key.chars().chain(value.chars()).any(char::is_control) {
@@ -121,7 +123,7 @@ pub fn clients_key(key: &str) -> Result<(), Error> {
 
 /// An idempotency key, or `None` when there is none.
 pub fn idempotency_key(key: &str) -> Result<Option<&str>, Error> {
-    if key.len() > KEY_CHARS_MAX {
+    if key.chars().count() > KEY_CHARS_MAX {
         return Err(Error::invalid("idempotency_key", format!("is longer than {KEY_CHARS_MAX} characters")));
     }
     if key.contains(char::is_control) {
@@ -342,6 +344,12 @@ mod tests {
         assert_eq!(field_of(labels([("a\0".to_owned(), "b".to_owned())])), "labels");
         assert_eq!(field_of(labels([("a".to_owned(), "b\n".to_owned())])), "labels");
         assert_eq!(field_of(idempotency_key("a\0")), "idempotency_key");
+        assert_eq!(field_of(idempotency_key(&"a".repeat(KEY_CHARS_MAX + 1))), "idempotency_key");
+        // Whatever the characters are: an index of the database has room for four bytes each.
+        let birds = |count| "\u{1f426}".repeat(count);
+        assert!(idempotency_key(&birds(KEY_CHARS_MAX)).is_ok());
+        assert!(labels([(birds(NAME_CHARS_MAX), birds(NAME_CHARS_MAX))]).is_ok());
+        assert_eq!(field_of(labels([("a".to_owned(), birds(NAME_CHARS_MAX + 1))])), "labels");
         assert_eq!(field_of(terminate_reason("a\0")), "reason");
         assert_eq!(field_of(printable("page_token", "a\0")), "page_token");
     }

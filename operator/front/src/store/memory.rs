@@ -95,6 +95,11 @@ impl Lease {
         self.expiry.is_none_or(|expiry| expiry <= now)
     }
 
+    /// Abandoned, or never had.
+    fn is_left(&self, now: Instant) -> bool {
+        self.epoch == 0 || self.expiry.is_some_and(|expiry| expiry <= now)
+    }
+
     /// Under the epoch that is told. The holder before is fenced.
     fn take(&mut self, expiry: Instant) -> u64 {
         *self = Self { epoch: self.epoch + 1, expiry: Some(expiry), is_abandoned: false };

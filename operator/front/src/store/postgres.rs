@@ -36,7 +36,7 @@ use std::time::Duration;
 use croft_proto::id::{SessionId, TenantId};
 use croft_serve::Tasks;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, PgPool, Transaction};
+use sqlx::{AssertSqlSafe, Connection as _, PgPool, Transaction};
 use tokio::time::timeout;
 
 pub(crate) use models::{add as add_models, apply as apply_models};
@@ -83,6 +83,15 @@ impl Postgres {
         pool.acquire().await.map_err(unreached)?;
         let warm = Warm::new(pool.clone(), connections_max, doubts.clone());
         Ok(Self { pool, connections_max, append_lanes: groups::LANES, call_max: CALL_MAX, doubts, warm })
+    }
+
+    /// For tests of what never comes to a connection.
+    #[cfg(test)]
+    fn unconnected() -> Self {
+        let doubts = Doubts::default();
+        let pool = connect("postgres://nobody@localhost/none", 1, doubts.clone()).unwrap();
+        let warm = Warm::new(pool.clone(), 1, doubts.clone());
+        Self { pool, connections_max: 1, append_lanes: groups::LANES, call_max: CALL_MAX, doubts, warm }
     }
 
     /// With so many transactions of one tenant that append at a time, at least one: for benchmarks.
@@ -222,6 +231,9 @@ fn connect(url: &str, connections_max: u32, doubts: Doubts) -> Result<PgPool, Er
         // another connection in the place of this one. What comes back from a call that was given up is read to its end here.
         .after_release(|connection, _| {
             Box::pin(async move {
+                // Its buffers keep the size of the largest message that they ever had. What this frees for reading goes with the next
+                // answer, which is the ping's: <https://docs.rs/sqlx-core/0.9.0/src/sqlx_core/net/socket/buffered.rs.html>.
+                connection.shrink_buffers();
                 doubts::ping(connection).await?;
                 Ok(true)
             })

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use croft_proto::id::TenantId;
-use croft_proto::v1::{RemovalPolicy, RemovalStep};
-use futures::{StreamExt, TryStreamExt, stream};
+use croft_proto::v1::{RemovalPolicy, RemovalStep, SessionState};
+use futures::{StreamExt, stream};
 use tokio::time::{Instant, timeout};
 
 use crate::audit::Action;
@@ -18,6 +18,7 @@ use crate::core::Core;
 use crate::error::Error;
 use crate::events::log::Authority;
 use crate::identity::Identity;
+use crate::session::Session;
 use crate::session::manager::Manager;
 use crate::session::store::Filter;
 use crate::shares::Shares;
@@ -31,6 +32,9 @@ const SESSIONS_BATCH: u32 = 200;
 const CONCURRENCY: usize = 8;
 /// How long one call waits for audit records to be written.
 const DRAIN_MAX: Duration = Duration::from_secs(1);
+/// How long it may take until all is in the ledger that the calls of a turn used which the end of its session cut short: its front hears of
+/// the end with the next renewal of the lease, tells the worker to stop, and asks it what nobody was told of.
+const LATE_MAX: Duration = Duration::from_secs(10);
 const ROWS_BATCH: u32 = 5_000;
 /// What is left is counted so far and no further.
 const ROWS_COUNTED_MAX: u32 = 100_000;
@@ -44,6 +48,9 @@ pub trait RemovalStore: Send + Sync {
     /// From when this returns, no session of the tenant can be opened, at whatever front. The tenant need not be known. False
     /// when it was so before.
     async fn begin(&self, tenant: TenantId, name: &str) -> Result<bool, Error>;
+
+    /// How many sessions ended so lately, by the store's clock, in the midst of a turn: what its calls used may be on its way still.
+    async fn count_cut_short(&self, tenant: TenantId, within: Duration) -> Result<u64, Error>;
 
     /// Deletes the tenant's API keys, and tells how many.
     async fn erase_credentials(&self, tenant: TenantId) -> Result<u64, Error>;
@@ -93,13 +100,18 @@ impl Removal {
         if left > 0 {
             return Ok(Progress { step: RemovalStep::EndingSessions, left });
         }
-        // Usage is written with the events that report it; only audit records may be on their way.
+        // Usage is written with the events that report it, but for that of turns that the end of their session cut short.
         let left = self.core.audit.unwritten(DRAIN_MAX).await;
         if left > 0 {
             return Ok(Progress { step: RemovalStep::Draining, left });
         }
         removal.erase_credentials(tenant).await?;
         if policy == RemovalPolicy::Erase {
+            // Nothing can be added to the ledger for a session that is gone.
+            let left = removal.count_cut_short(tenant, LATE_MAX).await?;
+            if left > 0 {
+                return Ok(Progress { step: RemovalStep::Draining, left });
+            }
             let left = self.erase(identity, until).await?;
             if left > 0 {
                 return Ok(Progress { step: RemovalStep::Erasing, left });
@@ -117,14 +129,24 @@ impl Removal {
             if open == 0 || Instant::now() >= until {
                 return Ok(open.into());
             }
-            // No word to their workers, which go too: a turn that runs is told to stop all the same.
             let batch = sessions.list(tenant, &filter, None, SESSIONS_BATCH).await?;
-            stream::iter(batch.sessions)
-                .map(|session| async move { self.manager.end(&session, Authority::Fence, REASON).await })
+            // None is left half ended for another that fails.
+            let ended: Vec<_> = stream::iter(batch.sessions)
+                .map(|session| async move { self.end(&session).await })
                 .buffer_unordered(CONCURRENCY)
-                .try_for_each(|_| std::future::ready(Ok(())))
-                .await?;
+                .collect()
+                .await;
+            ended.into_iter().collect::<Result<Vec<_>, _>>()?;
         }
+    }
+
+    /// Workers go too, and one that runs nothing for the session need not be told.
+    async fn end(&self, session: &Session) -> Result<(), Error> {
+        let ended = self.manager.end(session, Authority::Fence, REASON).await?;
+        if ended && session.state == SessionState::Running {
+            self.manager.release_worker(session, REASON);
+        }
+        Ok(())
     }
 
     /// Tells how many rows are left.

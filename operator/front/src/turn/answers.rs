@@ -8,6 +8,7 @@ use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
     ApprovalResolved, ResolveApprovalRequest, SessionEvent, SessionRunning, SessionState, StopReason, UserMessage,
 };
+use tokio::time::Instant;
 
 use super::driver::Driver;
 use super::store::{Begin, Begun};
@@ -231,16 +232,38 @@ async fn begin_the_next(
     Ok(Next::Begun)
 }
 
+/// Does as [`go_on`] in a task of its own, for as long as a lease is good, as the turn has come to its end, or nobody knows whether its end was
+/// stored. Where it was not, whoever has the turn next hears of what was decided.
+pub(super) fn go_on_behind(core: &Arc<Core>, session: &Session, turn: TurnId, input_seq: u64, sender: &str) {
+    let (core, session, sender) = (Arc::clone(core), session.clone(), sender.to_owned());
+    let until = Instant::now() + core.options.lease_ttl;
+    drop(core.tasks.clone().spawn("go-on", async move {
+        loop {
+            let tried = match core.stores.sessions.get(session.tenant, session.id).await {
+                Ok(Some(now)) if now.state == SessionState::Idle => {
+                    go_on(&core, &session, turn, input_seq, &sender).await.map(drop)
+                }
+                // It runs, and hears of it by itself; or another does, and closes what was open.
+                Ok(_) => return,
+                Err(error) => Err(error),
+            };
+            match tried {
+                Err(Error::Unavailable { .. }) if Instant::now() < until => tokio::time::sleep(LOOK_AGAIN).await,
+                Err(error) => {
+                    let (tenant, session) = (session.tenant, session.id);
+                    tracing::warn!(%tenant, %session, %error, "what was decided as a turn ended waits until it is said again");
+                    return;
+                }
+                Ok(()) => return,
+            }
+        }
+    }));
+}
+
 /// Goes on with what people have decided while a turn came to its end that left it to them: they were told that it counts, and the turn
 /// has not heard of it. Who says something after that end begins the next turn by themselves. False where nothing goes on with it:
 /// another turn runs, and closes what was open.
-pub(super) async fn go_on(
-    core: &Arc<Core>,
-    session: &Session,
-    turn: TurnId,
-    input_seq: u64,
-    sender: &str,
-) -> Result<bool, Error> {
+async fn go_on(core: &Arc<Core>, session: &Session, turn: TurnId, input_seq: u64, sender: &str) -> Result<bool, Error> {
     let unheard = unheard(core, session, turn, input_seq).await?;
     if unheard.is_empty() {
         return Ok(false);

@@ -6,7 +6,7 @@ use croft_proto::id::{SessionId, TenantId, TurnId};
 use croft_proto::v1::SessionState;
 use tokio::time::Instant;
 
-use super::Turns;
+use super::{Accepted, Turns};
 use crate::error::Error;
 use crate::events::relay::Frame;
 
@@ -24,6 +24,27 @@ impl Turns {
     pub(super) async fn at_hand(&self, tenant: TenantId, session: SessionId) -> Result<Option<TurnId>, Error> {
         let now = self.core.stores.sessions.get(tenant, session).await?;
         Ok(now.filter(|now| now.state == SessionState::Running).and_then(|now| now.turn_id.parse().ok()))
+    }
+
+    /// Stops the turn that runs before that of a message which is to interrupt it. In a task of its own: the message is stored, and whoever
+    /// sent it is told so, whatever becomes of this.
+    pub(super) fn make_way(&self, tenant: TenantId, session: SessionId, accepted: Accepted) {
+        let turns = self.clone();
+        self.core.tasks.spawn("interrupt", async move {
+            for pause in std::iter::once(0).chain(TELL_AGAIN_MS).map(Duration::from_millis) {
+                tokio::time::sleep(pause).await;
+                match turns.core.stores.sessions.get(tenant, session).await {
+                    Ok(Some(now)) if now.state == SessionState::Running && now.input_seq < accepted.seq => {
+                        if let Some(before) = now.turn_id.parse().ok().filter(|turn| *turn != accepted.turn) {
+                            turns.stop(tenant, session, before);
+                        }
+                        return;
+                    }
+                    Ok(_) => return,
+                    Err(error) => tracing::debug!(%session, %error, "cannot see which turn is to be interrupted"),
+                }
+            }
+        });
     }
 
     /// Tells a turn to stop, wherever it runs, until it does: at once, and for a while again in a task of its own. What nobody has heard

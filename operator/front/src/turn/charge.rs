@@ -1,11 +1,13 @@
-//! What attempts used in a session that has ended meanwhile. Its log takes nothing any more, so no event tells of them; their providers
-//! charge all the same, and so does the ledger.
+//! What attempts used in a session that has ended meanwhile, or in a turn whose front can store nothing any more. No event tells of them;
+//! their providers charge all the same, and so does the ledger.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use croft_proto::id::{SessionId, TenantId, TurnId};
 use croft_proto::v1::ModelAttempt;
 use croft_proto::v1::session_event::Kind;
+use tokio::time::Instant;
 
 use super::purse::Purse;
 use super::recorder::Recorder;
@@ -13,6 +15,11 @@ use crate::core::Core;
 use crate::error::Error;
 use crate::events::log::{Append, NewEvent};
 use crate::session::Session;
+
+/// How long attempts that could not be added to the ledger are tried again, and how often. There are as many at a time as turns that ended
+/// meanwhile.
+const PATIENCE: Duration = Duration::from_mins(5);
+const TRY_EVERY: Duration = Duration::from_secs(1);
 
 /// Accounts for attempts of which a worker tells when its session has ended: the front that they were made for may have been lost
 /// before it heard of them. One that is stored already counts once, since it has the same id. What is reserved for them goes by itself.
@@ -50,18 +57,45 @@ impl Charge {
         outcome
     }
 
-    /// Adds the attempts to the ledger, and settles their reservations.
+    /// Adds the attempts to the ledger, and settles their reservations. Where the ledger is away, in a task of its own, for a while.
     pub(super) async fn make(self) {
-        let Self { core, tenant, session, purse, events } = self;
-        let added = core.stores.usage.add_behind_end(tenant, session, &events).await;
-        let attempts: Vec<_> = events.into_iter().filter_map(as_attempt).collect();
-        match added {
-            Ok(()) => purse.settle(&attempts).await,
-            Err(error) => {
-                let error = format!("{:#}", anyhow::Error::from(error));
-                tracing::error!(%tenant, %session, error, ?attempts, "what an ended session used is not in the ledger");
+        if let Err(Error::Unavailable { .. }) = self.add().await {
+            let core = Arc::clone(&self.core);
+            drop(core.tasks.spawn("charge", self.make_later()));
+        }
+    }
+
+    async fn make_later(self) {
+        let (until, ending) = (Instant::now() + PATIENCE, self.core.tasks.ending());
+        loop {
+            tokio::time::sleep(TRY_EVERY).await;
+            match self.add().await {
+                Err(Error::Unavailable { .. }) if Instant::now() < until && !ending.is_cancelled() => {}
+                Err(error) => return self.give_up(error),
+                Ok(()) => return,
             }
         }
+    }
+
+    /// Twice does no harm. What fails for good is told here.
+    async fn add(&self) -> Result<(), Error> {
+        let Self { core, tenant, session, purse, events } = self;
+        match core.stores.usage.add_behind_end(*tenant, *session, events).await {
+            Ok(()) => purse.settle(&self.attempts()).await,
+            Err(error @ Error::Unavailable { .. }) => return Err(error),
+            Err(error) => self.give_up(error),
+        }
+        Ok(())
+    }
+
+    fn give_up(&self, error: Error) {
+        let (tenant, session, attempts) = (self.tenant, self.session, self.attempts());
+        let error = format!("{:#}", anyhow::Error::from(error));
+        tracing::error!(%tenant, %session, error, ?attempts, "what a session used is not in the ledger");
+    }
+
+    fn attempts(&self) -> Vec<ModelAttempt> {
+        self.events.iter().cloned().filter_map(as_attempt).collect()
     }
 }
 

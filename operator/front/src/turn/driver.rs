@@ -3,10 +3,11 @@
 mod panicked;
 mod step;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use croft_proto::id::TurnId;
+use croft_proto::id::{SessionId, TenantId, TurnId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
     ContentBlock, SessionCheckpoint, SessionError, SessionEvent, SessionIdle, SessionRunning, SessionState, StopReason,
@@ -14,7 +15,7 @@ use croft_proto::v1::{
 };
 use prometheus::IntGauge;
 use tokio::sync::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::Span;
 
 use super::Accepted;
@@ -28,8 +29,10 @@ use crate::core::Core;
 use crate::error::Error;
 use crate::events::fanout::Controls;
 use crate::events::log::{StoredCheckpoint, is_last_page};
+use crate::events::relay::Frame;
 use crate::metrics::Metrics;
 use crate::session::Session;
+use crate::session::manager::Manager;
 use panicked::{Driven, Panicked};
 use step::{Course, Origin, Step, pause};
 
@@ -39,6 +42,9 @@ const PAGE: u32 = 500;
 const WORKERS_MAX: u32 = 3;
 /// How long a step may go on in a tenant that has been stopped. The exchange tells the worker at once and needs a little less.
 const STOP_GRACE: Duration = Duration::from_millis(900);
+
+/// How long the turn of a session that has ended may take to say what it used. The exchange needs a little less.
+const ENDED_GRACE: Duration = Duration::from_millis(1_500);
 
 /// Holds a lease and does what it is for.
 pub(super) struct Driver {
@@ -133,10 +139,20 @@ impl Driver {
         // Dropped behind the hold, as who comes next has one of the same lease.
         let _watch = panicked::Watch::over(self);
         let hold = self.core.held.hold(tenant, id, self.epoch, self.core.options.lease_ttl);
-        let (first, epoch) = (self.first.take(), self.epoch);
+        let (first, epoch, core) = (self.first.take(), self.epoch, Arc::clone(&self.core));
+        let mut turns = pin!(self.turns(first, &hold));
         tokio::select! {
-            outcome = self.turns(first, &hold) => outcome,
-            () = hold.lost() => Err(Error::LeaseLost { epoch }),
+            outcome = &mut turns => outcome,
+            () = hold.lost() => match ended(&core, tenant, id).await {
+                Some(session) => {
+                    // Nobody has told the turn, or it has not come to its end yet: what its calls used is the worker's to tell.
+                    core.hub.control(tenant, id, Frame::Terminated);
+                    let outcome = timeout(ENDED_GRACE, turns).await;
+                    Manager::new(core).release_worker(&session, &session.terminate_reason);
+                    outcome.unwrap_or_else(|_| Err(Error::SessionTerminated { session_id: id.to_string() }))
+                }
+                None => Err(Error::LeaseLost { epoch }),
+            },
         }
     }
 
@@ -276,6 +292,10 @@ impl Driver {
         self.core.stores.leases.renew(tenant, id, self.epoch, self.core.options.lease_ttl).await
     }
 
+    async fn has_ended(&self) -> bool {
+        ended(&self.core, self.session.tenant, self.session.id).await.is_some()
+    }
+
     /// Waits until the tenant has been stopped for so long, and until what is being stored is: the end's checkpoint stands for that as well.
     async fn stopped_for(&self, grace: Duration, storing: &Mutex<()>) {
         self.core.tenants.stopped(self.session.tenant).await;
@@ -339,8 +359,12 @@ impl Driver {
     async fn end(&self, recorder: &mut Recorder, end: End, input: &Input, hold: &Hold) -> Result<bool, Error> {
         let End { stop_reason, error, checkpoint, last_words } = end;
         if !self.session.agent.sub_agents.is_empty() {
-            // They are another driver's to wait for, if the turn is.
-            self.see_lease().await?;
+            match self.see_lease().await {
+                // What the turn has used is paid for, as its last word is refused.
+                Err(Error::LeaseLost { .. }) if self.has_ended().await => {}
+                // They are another driver's to wait for, if the turn is.
+                seen => seen?,
+            }
         }
         // Before the last word: should this front be lost meanwhile, whoever takes the turn over ends them.
         sub_agents::end_all(&self.core, &self.session).await?;
@@ -355,16 +379,24 @@ impl Driver {
         kinds.extend(error.map(Kind::Error));
         kinds.push(Kind::SessionIdle(SessionIdle { stop_reason: stop_reason.into() }));
         hold.gives_up();
-        let released = recorder.end(kinds, checkpoint, input.seq).await?;
+        let released = recorder.end(kinds, checkpoint, input.seq).await;
+        let may_be_over = matches!(released, Ok(true) | Err(Error::Unavailable { .. }));
+        if may_be_over && stop_reason == StopReason::RequiresAction {
+            answers::go_on_behind(&self.core, &self.session, input.turn, input.seq, &input.sender);
+        }
+        let released = released?;
         if !released {
             hold.keeps();
         }
         self.core.metrics.turns.with_label_values(&[stop_reason.as_str_name()]).inc();
-        if released && stop_reason == StopReason::RequiresAction {
-            answers::go_on(&self.core, &self.session, input.turn, input.seq, &input.sender).await?;
-        }
         Ok(released)
     }
+}
+
+/// The session, if it has ended. One that can't be looked at is somebody else's to end.
+async fn ended(core: &Core, tenant: TenantId, id: SessionId) -> Option<Session> {
+    let now = core.stores.sessions.get(tenant, id).await.ok().flatten();
+    now.filter(|now| now.state == SessionState::Terminated)
 }
 
 /// A driver that runs, among those that are counted.

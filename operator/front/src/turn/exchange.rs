@@ -66,6 +66,8 @@ pub(super) enum Outcome {
     Unreached(Status),
     /// The worker refused or was lost: another may go on from the last checkpoint.
     WorkerLost(Status),
+    /// The worker told more than a turn may have: see [`Extent`](super::extent::Extent).
+    Overrun,
 }
 
 /// One step at one worker.
@@ -134,7 +136,12 @@ impl Exchange<'_> {
         }
         let lost = self.granted.lost();
         if !lost.is_empty() {
-            self.recorder.store(lost, None, self.input_seq.take()).await?;
+            let stored = self.recorder.store(lost.clone(), None, self.input_seq.take()).await;
+            if let Err(Error::Unavailable { .. } | Error::LeaseLost { .. }) = stored {
+                // Whoever goes on with the turn does not know of them.
+                self.recorder.charge_behind_end(lost).await;
+            }
+            stored?;
         }
         Ok(outcome)
     }
@@ -231,11 +238,17 @@ impl Exchange<'_> {
         self.recorder.reach(Stage::Ready);
         while let Some(response) = next.take() {
             messages += 1;
-            bytes += response.encoded_len();
+            let told = response.encoded_len();
+            bytes += told;
             if let Some(why) = self.breach(&response) {
                 tracing::warn!(tenant = %self.session.tenant, session = %self.session.id, why, "a worker is broken off");
                 self.flush(&mut gathered, incoming, outgoing).await?;
                 return Ok(Some(Outcome::WorkerLost(Status::internal(why))));
+            }
+            if !self.recorder.extent().take(response.message.as_ref(), told) {
+                tracing::warn!(tenant = %self.session.tenant, session = %self.session.id, "a worker tells too much of a turn");
+                self.flush(&mut gathered, incoming, outgoing).await?;
+                return Ok(Some(Outcome::Overrun));
             }
             match response.message {
                 Some(FromWorker::Event(step_event)) => {
@@ -296,6 +309,9 @@ impl Exchange<'_> {
             }
             Some(FromWorker::GrantRequest(_)) => {
                 (self.asking.len() + self.granted.count() >= GRANTS_MAX).then_some("it asks for too many grants")
+            }
+            Some(FromWorker::SubAgentCall(call)) if !words::is_call_id(&call.tool_call_id) => {
+                Some("it calls a sub-agent by what is no id of a call")
             }
             Some(FromWorker::SubAgentCall(_)) => {
                 let told = self.session.agent.limits.map_or(0, |limits| limits.tool_calls_max as usize);

@@ -10,6 +10,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::charge::Charge;
+use super::extent::Extent;
 use super::now;
 use super::purse::Purse;
 use super::store::Ended;
@@ -77,6 +78,7 @@ pub(super) struct Recorder {
     /// As it was when the turn began.
     tenant: Option<Arc<Tenant>>,
     purse: Purse,
+    extent: Extent,
     began: Instant,
     /// How long the turn had run by then, where whoever had it before began it.
     ran_before: Duration,
@@ -86,6 +88,8 @@ pub(super) struct Recorder {
     reached: Option<Stage>,
     /// Previews of the turn may have been shown, here or by whoever had the turn before.
     has_shown: bool,
+    /// That of the last attempt; empty before there is one.
+    last_model: String,
 }
 
 impl Recorder {
@@ -93,6 +97,7 @@ impl Recorder {
     pub(super) fn new(core: Arc<Core>, session: Session, epoch: u64, turn: TurnId, is_fresh: bool) -> Self {
         let tenant = core.tenants.get(session.tenant);
         let purse = Purse::new(Arc::clone(&core), session.clone());
+        let extent = Extent::of(session.agent.limits);
         Self {
             core,
             session,
@@ -100,11 +105,13 @@ impl Recorder {
             turn,
             tenant,
             purse,
+            extent,
             began: Instant::now(),
             ran_before: Duration::ZERO,
             under_way: Arc::default(),
             reached: None,
             has_shown: !is_fresh,
+            last_model: String::new(),
         }
     }
 
@@ -126,6 +133,11 @@ impl Recorder {
     /// What the turn may spend.
     pub(super) fn purse(&self) -> &Purse {
         &self.purse
+    }
+
+    /// What workers may still tell of the turn.
+    pub(super) fn extent(&mut self) -> &mut Extent {
+        &mut self.extent
     }
 
     /// The turn that it writes for.
@@ -192,7 +204,7 @@ impl Recorder {
         Ok(released)
     }
 
-    /// Accounts for these attempts in a session that has ended.
+    /// Accounts for these attempts, of which no event will tell: the session has ended, or whoever has the turn next does not know of them.
     pub(super) async fn charge_behind_end(&mut self, attempts: Vec<Kind>) {
         let append = self.append(attempts, None, None);
         if let Some(charge) = self.charge_of(&append) {
@@ -243,9 +255,13 @@ impl Recorder {
         kinds
     }
 
-    /// Publishes what is stored.
-    fn show(&self, events: Vec<SessionEvent>) -> Vec<u64> {
-        self.core.metrics.events_stored.inc_by(events.len() as u64);
+    /// Counts what is stored, and publishes it.
+    fn show(&mut self, events: Vec<SessionEvent>) -> Vec<u64> {
+        let metrics = &self.core.metrics;
+        metrics.events_stored.inc_by(events.len() as u64);
+        metrics.told.count(&events, &mut self.last_model);
+        let is_unpriced = |event: &&SessionEvent| matches!(&event.kind, Some(Kind::ModelAttempt(made)) if made.cost_nano_usd.is_none());
+        metrics.unpriced_attempts.inc_by(events.iter().filter(is_unpriced).count() as u64);
         let numbers = events.iter().map(|event| event.seq).collect();
         self.core.hub.publish(self.session.tenant, self.session.id, events);
         numbers
@@ -306,9 +322,6 @@ impl Recorder {
                 }
                 attempt.cost_nano_usd = self.core.models.cost_nano_usd(&attempt, now().seconds);
                 attempt.set_mode(self.mode(&attempt.provider));
-                if attempt.cost_nano_usd.is_none() {
-                    self.core.metrics.unpriced_attempts.inc();
-                }
                 Kind::ModelAttempt(attempt)
             }
             other => other,

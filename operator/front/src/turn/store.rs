@@ -61,7 +61,8 @@ pub struct Ended {
 /// The first and the last word of a turn.
 #[async_trait]
 pub trait TurnStore: Send + Sync {
-    /// Takes the lease and appends, or does neither. Fails as an append of a caller's does.
+    /// Takes the lease and appends, or does neither. Fails as an append of a caller's does. Over a turn that was broken off, the session
+    /// goes on to say that it runs that one.
     async fn begin(&self, begin: Begin) -> Result<Begun, Error>;
 
     /// Appends under the lease, and gives it up unless a message waits that no turn has taken up. Fails as an append does.

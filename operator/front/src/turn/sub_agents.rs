@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use super::Turns;
+use super::{Turns, since};
 use crate::core::Core;
 use crate::error::Error;
 use crate::events::replay;
@@ -31,6 +31,8 @@ const AT_ONCE_MAX: usize = 8;
 const PAUSE: Duration = Duration::from_millis(100);
 /// The key of the one message that a sub-agent gets.
 const MESSAGE_KEY: &str = "sub-agent-call";
+/// How long that key is known for certain.
+const KEY_HOLDS: Duration = Duration::from_hours(23);
 /// Why a sub-agent's session was ended, as in its `SessionTerminated`.
 const ANSWERED: &str = "ANSWERED";
 
@@ -136,7 +138,7 @@ impl SubAgents {
 async fn open(core: &Arc<Core>, caller: &Session, turn: TurnId, call: &SubAgentCall) -> Result<Session, Error> {
     let manager = Manager::new(Arc::clone(core));
     let until = Instant::now() + core.options.placement_timeout;
-    loop {
+    let opened = loop {
         match manager.open_child(caller, turn, &call.tool_call_id, &call.name).await {
             Err(
                 Error::NoWorker { .. }
@@ -144,25 +146,30 @@ async fn open(core: &Arc<Core>, caller: &Session, turn: TurnId, call: &SubAgentC
                 | Error::Unavailable { .. }
                 | Error::RateLimited { .. },
             ) if Instant::now() < until => tokio::time::sleep(PAUSE).await,
-            outcome => return outcome,
+            outcome => break outcome,
         }
-    }
+    };
+    manager.record_child(caller, &opened).await;
+    opened.map(|child| child.session)
 }
 
-/// Says to the sub-agent what it is called with, unless that was said, waits for its answer, and ends its session.
+/// Says to the sub-agent what it is called with, once however often this is asked, waits for its answer, and ends its session.
 async fn answer(core: &Arc<Core>, child: &Session, sender: &str, call: &SubAgentCall) -> SubAgentResult {
-    if child.newest_input_seq == 0
-        && let Err(error) = say(core, child, sender, call).await
-    {
-        // Whoever ended it says why in its log.
-        if !matches!(error, Error::SessionTerminated { .. }) {
+    // Somebody else may have spoken to it first. By its key our message is known for a day.
+    let may_be_said = child.newest_input_seq == 0 || since(child.create_time) < KEY_HOLDS;
+    let said = if may_be_said { say(core, child, sender, call).await.map(Some) } else { Ok(None) };
+    let turn = match said {
+        Ok(turn) => turn,
+        // Whoever ended it says why in its log. Another release may have said it in other words.
+        Err(Error::SessionTerminated { .. } | Error::IdempotencyKeyReused) => None,
+        Err(error) => {
             let result =
                 failed(call.tool_call_id.clone(), format!("The sub-agent could not be told what to do: {error}."));
             end(core, child).await;
             return result;
         }
-    }
-    let answer = follow(core, child).await;
+    };
+    let answer = follow(core, child, turn).await;
     end(core, child).await;
     answer.result(call.tool_call_id.clone())
 }
@@ -174,8 +181,8 @@ async fn end(core: &Arc<Core>, child: &Session) {
     }
 }
 
-/// In a task of its own: a turn that has begun must not be dropped half begun with the step of its caller.
-async fn say(core: &Arc<Core>, child: &Session, sender: &str, call: &SubAgentCall) -> Result<(), Error> {
+/// Tells the turn of the call. In a task of its own: a turn that has begun must not be dropped half begun with the step of its caller.
+async fn say(core: &Arc<Core>, child: &Session, sender: &str, call: &SubAgentCall) -> Result<TurnId, Error> {
     let until = Instant::now() + core.options.placement_timeout;
     let request = SendMessageRequest {
         session_id: child.id.to_string(),
@@ -186,7 +193,7 @@ async fn say(core: &Arc<Core>, child: &Session, sender: &str, call: &SubAgentCal
     loop {
         let (turns, tenant, request) = (Turns::new(Arc::clone(core)), child.tenant, request.clone());
         let sender = sender.to_owned();
-        let saying = async move { turns.send(tenant, &sender, request).await.map(drop) };
+        let saying = async move { turns.send(tenant, &sender, request).await.map(|sent| sent.accepted.turn) };
         // Its turn is in the trace of its caller's.
         let sent = core.tasks.spawn("sub-agent", saying.in_current_span());
         match sent.await.map_err(Error::internal)? {
@@ -214,7 +221,7 @@ fn message(arguments_json: &str) -> String {
 #[derive(Debug, Default)]
 struct Answer {
     turn: String,
-    /// Its last words.
+    /// The last words of that turn.
     said: Vec<ContentBlock>,
     /// What went wrong, as its log says.
     trouble: String,
@@ -227,8 +234,8 @@ enum End {
     Terminated(String),
 }
 
-async fn follow(core: &Arc<Core>, child: &Session) -> Answer {
-    let mut answer = Answer::default();
+async fn follow(core: &Arc<Core>, child: &Session, turn: Option<TurnId>) -> Answer {
+    let mut answer = Answer { turn: turn.map(|turn| turn.to_string()).unwrap_or_default(), ..Answer::default() };
     let mut after_seq = 0;
     loop {
         let log = Arc::clone(&core.stores.events);
@@ -264,7 +271,7 @@ impl Answer {
     fn take(&mut self, event: SessionEvent) {
         match event.kind {
             Some(Kind::SessionTerminated(terminated)) => self.end = Some(End::Terminated(terminated.reason)),
-            // The first turn is the call's.
+            // Where nobody can say, the first turn is the call's.
             Some(Kind::UserMessage(_)) if self.turn.is_empty() => self.turn = event.turn_id,
             _ if event.turn_id.is_empty() || event.turn_id != self.turn => {}
             Some(Kind::AgentMessage(message)) => {
@@ -338,10 +345,12 @@ mod tests {
 
     use super::*;
 
+    const TURN: &str = "the turn";
+
     fn told(kinds: Vec<Kind>) -> SubAgentResult {
-        let mut answer = Answer::default();
+        let mut answer = Answer { turn: TURN.to_owned(), ..Answer::default() };
         for kind in kinds {
-            let turn_id = "the turn".to_owned();
+            let turn_id = TURN.to_owned();
             answer.take(SessionEvent { turn_id, kind: Some(kind), ..SessionEvent::default() });
         }
         answer.result("call".to_owned())
@@ -364,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_words_of_the_first_turn_are_the_answer() {
+    fn the_last_words_of_the_calls_turn_are_the_answer() {
         let user = Kind::UserMessage(UserMessage::default());
         let result = told(vec![user, said("let me see"), said("it is 42"), idle(StopReason::EndTurn)]);
         assert_eq!((words(&result).as_str(), result.is_error), ("it is 42", false));

@@ -40,3 +40,11 @@ pub(super) fn may_be_stored(kind: &Kind) -> bool {
 pub(super) fn may_be_shown(kind: &Kind) -> bool {
     matches!(kind, Kind::TextDelta(_) | Kind::ThinkingDelta(_) | Kind::ToolArgumentDelta(_) | Kind::Progress(_))
 }
+
+/// Of a call's id, of which a sub-agent's session is found again. Workers give shorter ones, whatever a model calls its calls.
+const CALL_ID_BYTES_MAX: usize = 255;
+
+/// Whether it may name a call of a sub-agent: it goes into an index of the sessions.
+pub(super) fn is_call_id(id: &str) -> bool {
+    !id.is_empty() && id.len() <= CALL_ID_BYTES_MAX && !id.contains(char::is_control)
+}

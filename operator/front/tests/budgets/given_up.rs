@@ -11,10 +11,9 @@ use croft_proto::v1::BudgetAction;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use crate::scene::{COST, Scene, granted, redis};
+use crate::scene::{COST, PATIENCE, Scene, granted, redis};
 
 const TTL: Duration = Duration::from_mins(5);
-const SOON: Duration = Duration::from_secs(20);
 
 /// Counters whose answers to asks get lost on their way.
 struct Mute {
@@ -58,12 +57,13 @@ async fn what_was_granted_to_somebody_who_has_gone_is_given_back() {
     };
     let reserved = tokio::select! {
         _ = &mut leave => panic!("it has heard something"),
-        reserved = timeout(SOON, reserved) => reserved.expect("it is asked for"),
+        reserved = timeout(PATIENCE, reserved) => reserved.expect("it is asked for"),
     };
     assert_eq!(reserved, COST);
     drop(leave);
 
-    let next = timeout(SOON, keeper.leave(scene.wish(1))).await.expect("it does not wait for the reservation's end");
+    let next =
+        timeout(PATIENCE, keeper.leave(scene.wish(1))).await.expect("it does not wait for the reservation's end");
     assert!(granted(next.unwrap()).is_some(), "all of the budget is free");
     scene.end().await;
 }

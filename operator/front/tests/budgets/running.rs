@@ -10,7 +10,7 @@ use croft_proto::v1::BudgetAction;
 
 use crate::scene::{COST, INPUT, OUTPUT, Scene, granted};
 
-const TTL: Duration = Duration::from_mins(1);
+const TTL: Duration = Duration::from_mins(10);
 
 /// Whether there is room for a call at once.
 async fn has_room(scene: &Scene, keeper: &Keeper) -> bool {

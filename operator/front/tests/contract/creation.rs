@@ -40,6 +40,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::fixtures::tenant;
 
+/// Longer than anything takes, however busy the machine.
+const PATIENCE: Duration = Duration::from_secs(90);
+
 /// How a worker takes a session.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Mood {
@@ -182,13 +185,13 @@ impl Scene {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(10), forgotten).await.expect("the worker still knows it");
+        tokio::time::timeout(PATIENCE, forgotten).await.expect("the worker still knows it");
         let created = self.create("scripted-1").await.unwrap_or_else(|error| panic!("after {what}: {error}"));
         assert_eq!(self.worker.knows(), BTreeSet::from([created.id.to_string()]), "after {what}");
     }
 
     async fn end(self) {
-        assert_eq!(self.tasks.shutdown(Duration::from_secs(10)).await, 0);
+        assert_eq!(self.tasks.shutdown(PATIENCE).await, 0);
     }
 }
 

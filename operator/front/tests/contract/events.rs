@@ -166,6 +166,8 @@ pub(crate) async fn fences_the_turn(stores: &Stores) {
     late.authority = Authority::Lease { epoch };
     assert!(matches!(stores.events.append(late).await, Err(Error::LeaseLost { .. })));
     assert!(matches!(stores.leases.renew(tenant, session, epoch, LONG).await, Err(Error::LeaseLost { .. })));
+    // The next turn begins with a message.
+    appended(stores, append(tenant, session, vec![said("go on")])).await;
     assert!(lease(stores, tenant, session).await > epoch);
 }
 

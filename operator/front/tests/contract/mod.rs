@@ -35,12 +35,12 @@ macro_rules! promises {
             leases: keeps_tenants_apart, has_one_holder, grows_its_epoch, passes_on_when_it_runs_out,
                 renews_many_at_once_and_tells_of_those_that_are_lost,
                 renews_while_it_is_held, survives_a_late_heartbeat, finds_abandoned_ones_longest_first,
-                has_one_winner_of_many, refuses_sessions_that_cannot_run, is_abandoned_when_given_up_while_a_message_waits,
+                has_one_winner_of_many, is_not_taken_over_once_it_was_given_up, refuses_sessions_that_cannot_run, is_abandoned_when_given_up_while_a_message_waits,
                 is_abandoned_by_a_message_that_finds_nobody, is_abandoned_by_a_holder_that_goes;
             turns: keeps_tenants_apart, begins_with_lease_and_message_together, brings_the_newest_checkpoint_along,
                 stores_nothing_while_someone_holds_the_lease, has_one_winner_of_many, refuses_sessions_that_cannot_run,
                 answers_a_repeated_key_without_taking_the_lease, gives_the_lease_up_with_the_last_word,
-                keeps_the_lease_for_a_message_that_waits, leaves_no_message_lying;
+                keeps_the_lease_for_a_message_that_waits, says_of_a_turn_that_was_broken_off_that_it_runs, leaves_no_message_lying;
             numbering: holds_whatever_is_given_up_refused_or_repeated;
             usage: keeps_tenants_apart, counts_an_attempt_once, takes_what_a_worker_makes_up, tells_of_no_more_groups_than_fit_an_answer, tells_unknown_prices, tells_whose_account_answered, tells_how_it_was_served, lists_newest_first_in_pages,
                 summarizes_by_each_dimension, totals_nothing_without_rows, takes_no_negative_tokens,
@@ -62,7 +62,8 @@ macro_rules! promises {
             removal: shuts_the_door_for_good, shuts_the_door_on_a_tenant_that_nobody_knew,
                 lets_no_session_slip_through, erases_nothing_that_is_not_being_removed,
                 erases_in_batches_and_keeps_the_books, erases_credentials_of_the_tenant_alone,
-                erases_budgets_and_alerts_that_are_not_posted_yet, counts_and_erases_what_is_being_erased;
+                erases_budgets_and_alerts_that_are_not_posted_yet, counts_and_erases_what_is_being_erased,
+                counts_what_ended_lately_in_the_midst_of_a_turn;
             retention: erases_whole_sessions_longest_ended_first, leaves_what_is_open_or_has_just_ended,
                 keeps_tenants_apart, keeps_the_books, frees_the_keys_of_what_it_erased, shares_the_work,
                 erases_a_large_session_in_slices_and_shows_none_of_it, takes_budgets_and_alerts_of_a_session_along,

@@ -29,6 +29,9 @@ macro_rules! relay_promises {
 }
 pub(crate) use relay_promises;
 
+/// Longer than anything takes, however busy the machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+
 pub(crate) fn ids() -> (TenantId, SessionId) {
     (TenantId::generate(), SessionId::generate())
 }
@@ -44,7 +47,7 @@ fn of(frame: Frame) -> Envelope {
 
 /// The next frame; `None` once the receiver is closed.
 pub(crate) async fn next(receiver: &mut Receiver<Envelope>) -> Option<Envelope> {
-    timeout(Duration::from_secs(10), receiver.recv()).await.expect("a frame within ten seconds")
+    timeout(PATIENCE, receiver.recv()).await.expect("a frame comes")
 }
 
 pub(crate) async fn counts_who_listens(ours: &dyn Relay, theirs: &dyn Relay) {

@@ -10,8 +10,10 @@ use croft_front::identity::api_key;
 use croft_front::session::retention::Erased;
 use croft_front::session::store::{Filter, NewSession};
 use croft_front::store::Stores;
+use croft_proto::Timestamp;
 use croft_proto::id::{SessionId, TenantId};
-use croft_proto::v1::SessionCheckpoint;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{SessionCheckpoint, SessionIdle};
 use futures::future::join_all;
 
 use super::audit::{action, intact, verified};
@@ -167,4 +169,27 @@ pub(crate) async fn erases_credentials_of_the_tenant_alone(stores: &Stores) {
         found.push(stores.keys.find(prefix).await.unwrap().is_some());
     }
     assert_eq!(found, [false, false, true]);
+}
+
+pub(crate) async fn counts_what_ended_lately_in_the_midst_of_a_turn(stores: &Stores) {
+    let [ours, theirs] = two_tenants(stores).await;
+    let now = || Timestamp { seconds: jiff::Timestamp::now().as_second(), nanos: 0 };
+    let end = async |tenant, before: Vec<Kind>, ended: Timestamp| {
+        let id = session(stores, tenant).await;
+        if !before.is_empty() {
+            appended(stores, append(tenant, id, before)).await;
+        }
+        let mut end = append(tenant, id, vec![terminated("gone")]);
+        end.events[0].create_time = ended;
+        appended(stores, end).await;
+    };
+    let idle = || Kind::SessionIdle(SessionIdle::default());
+    end(ours, Vec::new(), now()).await;
+    end(ours, vec![said("hello"), idle()], now()).await;
+    end(theirs, vec![said("hello")], now()).await;
+    end(ours, vec![said("hello")], Timestamp { seconds: now().seconds - 3600, nanos: 0 }).await;
+    let minute = Duration::from_mins(1);
+    assert_eq!(stores.removal.count_cut_short(ours, minute).await.unwrap(), 0);
+    end(ours, vec![said("hello")], now()).await;
+    assert_eq!(stores.removal.count_cut_short(ours, minute).await.unwrap(), 1);
 }

@@ -3,15 +3,18 @@
 use std::time::Duration;
 
 use croft_front::Error;
-use croft_front::events::log::{Append, Authority};
+use croft_front::events::log::{Append, Authority, IdempotencyKey};
+use croft_front::session::family::Parent;
 use croft_front::store::Stores;
 use croft_front::turn::store::{Begin, Begun, Ended, Opened};
-use croft_proto::id::{SessionId, TenantId};
+use croft_proto::id::{SessionId, TenantId, TurnId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{SessionCheckpoint, SessionIdle, SessionRunning, SessionState, StopReason};
 use futures::future::join_all;
 
-use super::fixtures::{append, appended, attempt, get, key, said, seqs, session, tenant, terminated, two_tenants};
+use super::fixtures::{
+    append, appended, attempt, get, insert, key, new_child, said, seqs, session, tenant, terminated, two_tenants,
+};
 
 const LONG: Duration = Duration::from_mins(1);
 
@@ -114,7 +117,7 @@ pub(crate) async fn answers_a_repeated_key_without_taking_the_lease(stores: &Sto
     assert_eq!(stores.turns.begin(keyed(1)).await.unwrap(), Begun::Existing { first_seq: 3 }, "and after it");
     let other = stores.turns.begin(keyed(2)).await;
     assert!(matches!(other, Err(Error::IdempotencyKeyReused)), "{other:?}");
-    assert_eq!(stores.leases.acquire(tenant, session, "front-1", LONG).await.unwrap(), Some(2));
+    assert_eq!(begun(stores, begin(tenant, session)).await.epoch, 2);
 }
 
 pub(crate) async fn gives_the_lease_up_with_the_last_word(stores: &Stores) {
@@ -142,6 +145,34 @@ pub(crate) async fn keeps_the_lease_for_a_message_that_waits(stores: &Stores) {
     assert!(!stores.turns.end(last(tenant, session, epoch, 3)).await.unwrap().released);
     assert_eq!(stores.turns.begin(begin(tenant, session)).await.unwrap(), Begun::Busy);
     assert!(stores.turns.end(last(tenant, session, epoch, 5)).await.unwrap().released);
+}
+
+/// The message waits until that turn is over, and its sub-agents are not without a caller meanwhile.
+pub(crate) async fn says_of_a_turn_that_was_broken_off_that_it_runs(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let session = session(stores, tenant).await;
+    let of_turn = |begin: Begin, turn: TurnId, key: Option<IdempotencyKey>| {
+        let mut message = Append { idempotency_key: key, ..begin.message };
+        for event in &mut message.events {
+            event.turn = Some(turn);
+        }
+        Begin { message, ttl: Duration::from_millis(1), ..begin }
+    };
+    let (first, wait) = (TurnId::generate(), Duration::from_millis(20));
+    begun(stores, of_turn(begin(tenant, session), first, None)).await;
+    let parent = get(stores, tenant, session).await;
+    let mut child = new_child(&parent, "a");
+    child.parent = child.parent.map(|parent| Parent { turn: first, ..parent });
+    insert(stores, child).await;
+    // A message with a key is stored by itself, and others in groups.
+    for key in [None, Some(key("k", 1))] {
+        tokio::time::sleep(wait).await;
+        let opened = begun(stores, of_turn(begin(tenant, session), TurnId::generate(), key)).await;
+        assert_eq!(opened.session.turn_id, first.to_string());
+        let now = get(stores, tenant, session).await;
+        assert_eq!((now.state, now.turn_id), (SessionState::Running, first.to_string()));
+        assert_eq!(stores.across.orphaned(10).await.unwrap(), []);
+    }
 }
 
 /// Whoever comes while a turn ends either finds the lease free, or finds that the turn has seen the message.

@@ -1,12 +1,15 @@
 //! What every ledger of usage promises.
 
+use croft_front::Error;
 use croft_front::budget::{Account, Scope};
 use croft_front::events::log::NewEvent;
+use croft_front::session::across::Horizon;
 use croft_front::store::Stores;
 use croft_front::usage::GROUPS_MAX;
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{ModelAttempt, ProviderMode, StepStarted, TokenUsage, UsageDimension, UsageTotals};
+use uuid::Uuid;
 
 use super::fixtures::{
     agent, append, appended, at, attempt, event, get, insert, new_session, session, tenant, terminated, two_tenants,
@@ -157,7 +160,11 @@ pub(crate) async fn lists_newest_first_in_pages(stores: &Stores) {
     assert_eq!(page(None, 2).await, ["y", "c"]);
     assert_eq!(page(Some("c"), 2).await, ["a", "B"]);
     assert_eq!(page(Some("z"), 2).await, [""; 0]);
-    assert_eq!(page(Some("unknown"), 2).await, [""; 0]);
+    // Once, that was the end of the list, too.
+    let wrong = stores.usage.list(tenant, None, None, Some("unknown"), 2).await.unwrap_err();
+    assert!(matches!(&wrong, Error::Invalid { field, .. } if field == "page_token"), "{wrong:?}");
+    let stranger = super::fixtures::tenant(stores, "stranger").await;
+    assert!(stores.usage.list(stranger, None, None, Some("c"), 2).await.is_err(), "it is another's");
     let until = async |before, after| {
         let rows = stores.usage.list(tenant, None, Some(before), after, 2).await.unwrap();
         rows.into_iter().map(|row| row.attempt_id).collect::<Vec<_>>()
@@ -257,8 +264,14 @@ pub(crate) async fn adds_what_an_ended_session_used(stores: &Stores) {
     appended(stores, append(ours, session, vec![attempt("a", Some(3))])).await;
     appended(stores, append(ours, session, vec![terminated("enough")])).await;
     let late = [event(attempt("a", Some(9))), event(terminated("again")), event(attempt("b", Some(4)))];
-    for _ in 0..2 {
+    let is_told = async |since: &Horizon| {
+        let changed = stores.across.changed(since, (0, SessionId(Uuid::nil())), 10).await.unwrap();
+        changed.iter().any(|changed| changed.session == session)
+    };
+    for is_new in [true, false] {
+        let before = stores.across.horizon().await.unwrap();
         stores.usage.add_behind_end(ours, session, &late).await.unwrap();
+        assert_eq!(is_told(&before).await, is_new, "whoever follows the session hears what it has come to");
     }
     // Whose session it isn't, and nobody's.
     stores.usage.add_behind_end(theirs, session, &late).await.unwrap();

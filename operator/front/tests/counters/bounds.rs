@@ -6,7 +6,7 @@ use croft_front::counters::{Amount, Ask, Counters, LARGEST, Standing, Verdict};
 use croft_proto::id::TenantId;
 use tokio::time::sleep;
 
-use crate::{admit, ask, bound, is_granted, known, settle};
+use crate::{admit, ask, bound, in_time, is_granted, known, settle};
 
 fn standing(spent: (i64, i64), reserved: (i64, i64)) -> Standing {
     let amount = |(nano_usd, tokens)| Amount { nano_usd, tokens };
@@ -60,11 +60,20 @@ pub(crate) async fn believes_the_newer_word_of_the_ledger(counters: &dyn Counter
 }
 
 pub(crate) async fn forsakes_who_is_silent_and_asks_the_ledger_again(counters: &dyn Counters) {
-    let tenant = TenantId::generate();
-    let silent = ask(tenant, vec![], vec![known(bound("tenant", 10, None), 1, 0, 0)]);
-    assert!(is_granted(&admit(counters, &Ask { ttl: Duration::from_millis(60), ..silent }).await));
-    let next = ask(tenant, vec![], vec![bound("tenant", 10, None)]);
-    assert!(matches!(admit(counters, &next).await, Verdict::Spent { .. }));
+    let next = in_time(async || {
+        let tenant = TenantId::generate();
+        let silent = ask(tenant, vec![], vec![known(bound("tenant", 10, None), 1, 0, 0)]);
+        let silent = counters.admit(&Ask { ttl: Duration::from_millis(60), ..silent }).await.unwrap();
+        assert!(is_granted(&silent.verdict));
+        let next = ask(tenant, vec![], vec![bound("tenant", 10, None)]);
+        let refused = counters.admit(&next).await.unwrap();
+        if refused.at_ms >= silent.at_ms + 60 {
+            return None;
+        }
+        assert!(matches!(refused.verdict, Verdict::Spent { .. }));
+        Some(next)
+    })
+    .await;
     sleep(Duration::from_millis(80)).await;
     // Its holder may have written what it used before it fell silent.
     assert_eq!(admit(counters, &next).await, Verdict::Unknown(vec![0]));
@@ -75,16 +84,29 @@ pub(crate) async fn forsakes_who_is_silent_and_asks_the_ledger_again(counters: &
 }
 
 pub(crate) async fn holds_what_is_spoken_for(counters: &dyn Counters) {
-    let tenant = TenantId::generate();
-    let ttl = Duration::from_millis(150);
-    let held = Ask { ttl, ..ask(tenant, vec![], vec![known(bound("tenant", 10, None), 1, 0, 0)]) };
-    assert!(is_granted(&admit(counters, &held).await));
-    for _ in 0..4 {
-        sleep(Duration::from_millis(60)).await;
-        assert!(is_granted(&counters.hold(&held).await.unwrap().verdict));
-    }
-    let next = ask(tenant, vec![], vec![bound("tenant", 10, None)]);
-    assert!(matches!(admit(counters, &next).await, Verdict::Spent { .. }));
+    in_time(async || {
+        let tenant = TenantId::generate();
+        let ttl = Duration::from_millis(250);
+        let held = Ask { ttl, ..ask(tenant, vec![], vec![known(bound("tenant", 10, None), 1, 0, 0)]) };
+        let mut last = counters.admit(&held).await.unwrap();
+        assert!(is_granted(&last.verdict));
+        for _ in 0..4 {
+            sleep(Duration::from_millis(80)).await;
+            let word = counters.hold(&held).await.unwrap();
+            if word.at_ms >= last.at_ms + 250 {
+                return None;
+            }
+            assert!(is_granted(&word.verdict));
+            last = word;
+        }
+        let next = counters.admit(&ask(tenant, vec![], vec![bound("tenant", 10, None)])).await.unwrap();
+        if next.at_ms >= last.at_ms + 250 {
+            return None;
+        }
+        assert!(matches!(next.verdict, Verdict::Spent { .. }));
+        Some(())
+    })
+    .await;
 }
 
 pub(crate) async fn takes_a_lost_reservation_again(counters: &dyn Counters) {

@@ -58,7 +58,7 @@ async fn a_tenants_own_rate_goes_before_the_default() {
     scene.limiter.request(default).await.unwrap();
     let error = scene.limiter.request(default).await.unwrap_err();
     let Error::RateLimited { resource: "requests", limit: 1, retry_after } = error else { panic!("{error:?}") };
-    assert!(retry_after > Duration::from_secs(50) && retry_after <= SPAN, "{retry_after:?}");
+    assert!(retry_after > Duration::from_secs(1) && retry_after <= SPAN, "{retry_after:?}");
     let told = scene.registry.gather();
     let refusals = told.iter().find(|family| family.name() == "croft_rate_refusals_total").unwrap();
     assert!((refusals.get_metric()[0].get_counter().get_value() - 2.0).abs() < f64::EPSILON);

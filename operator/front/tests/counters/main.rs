@@ -6,6 +6,8 @@ mod bounds;
 mod limiter;
 mod model;
 mod outage;
+#[path = "../redis/port.rs"]
+mod port;
 #[path = "../redis/server.rs"]
 mod server;
 mod stored;
@@ -19,6 +21,9 @@ use croft_front::counters::redis::RedisCounters;
 use croft_front::counters::{Answer, Ask, Bound, Counters, Ledger, Settlement, Standing, Verdict, Window};
 use croft_proto::id::TenantId;
 use uuid::Uuid;
+
+/// The machine may be busy: what is slow here is not away.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 fn url() -> String {
     std::env::var("CROFT_TEST_REDIS_URL")
@@ -34,8 +39,7 @@ fn in_memory() -> Arc<dyn Counters> {
 }
 
 fn in_redis() -> Arc<dyn Counters> {
-    // The machine may be busy: what is slow here is not away.
-    Arc::new(RedisCounters::connect(&client(&url()), Duration::from_secs(20)).unwrap())
+    Arc::new(RedisCounters::connect(&client(&url()), PATIENCE).unwrap())
 }
 
 /// One test for each promise and each kind of counters.
@@ -97,6 +101,17 @@ async fn admit(counters: &dyn Counters, ask: &Ask) -> Verdict {
 async fn settle(counters: &dyn Counters, ask: &Ask, tokens: Option<i64>, bounds: Vec<Bound>) -> Vec<Standing> {
     let settlement = Settlement { tenant: ask.tenant, id: ask.id.clone(), tokens, bounds };
     counters.settle(&settlement).await.unwrap()
+}
+
+/// What a promise about a stretch of time came to. It is begun anew, at most twenty times, while it says `None`: by the clock that counts,
+/// the machine had stalled for longer than that stretch.
+async fn in_time<T>(promise: impl AsyncFn() -> Option<T>) -> T {
+    for _ in 0..20 {
+        if let Some(told) = promise().await {
+            return told;
+        }
+    }
+    panic!("the machine stalls each time")
 }
 
 fn is_granted(verdict: &Verdict) -> bool {

@@ -8,7 +8,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{Client, cmd};
 
 use crate::server::Server;
-use crate::{admit, ask, bound, client, in_redis, is_granted, known, settle, url, window};
+use crate::{PATIENCE, admit, ask, bound, client, in_redis, in_time, is_granted, known, settle, url, window};
 use croft_front::counters::redis::RedisCounters;
 
 async fn connection(url: &str) -> MultiplexedConnection {
@@ -19,6 +19,12 @@ async fn keys(connection: &mut MultiplexedConnection, tenant: TenantId) -> Vec<S
     let mut keys: Vec<String> = cmd("KEYS").arg(format!("croft:{{{tenant}}}:*")).query_async(connection).await.unwrap();
     keys.sort();
     keys
+}
+
+/// The server's clock.
+async fn now_ms(connection: &mut MultiplexedConnection) -> i64 {
+    let (seconds, micros): (i64, i64) = cmd("TIME").query_async(connection).await.unwrap();
+    seconds * 1_000 + micros / 1_000
 }
 
 /// The numbers of a line of the tenant's state.
@@ -48,24 +54,39 @@ async fn runs_out(connection: &mut MultiplexedConnection, ask: &Ask, millisecond
 
 #[tokio::test]
 async fn keys_begin_with_the_tenant_and_go_by_themselves() {
-    let (counters, tenant) = (in_redis(), TenantId::generate());
-    let mut connection = connection(&url()).await;
-    let ask = ask(tenant, vec![window("requests", 5, 50)], vec![known(bound("tenant::2026-11", 100, None), 1, 0, 0)]);
-    assert!(is_granted(&admit(&*counters, &ask).await));
-    let root = format!("croft:{{{tenant}}}");
-    let kept = ["kept", "moments:requests", "running", "state"];
-    assert_eq!(keys(&mut connection, tenant).await, kept.map(|key| format!("{root}:{key}")));
-    for key in ["kept", "moments:requests", "state"] {
-        let left: i64 = cmd("PTTL").arg(format!("{root}:{key}")).query_async(&mut connection).await.unwrap();
-        assert!(left > 0, "{key} is kept for ever");
-    }
+    let counters = in_redis();
+    let (ask, root) = in_time(async || {
+        let (tenant, mut connection) = (TenantId::generate(), connection(&url()).await);
+        let windows = vec![window("requests", 5, 1_000)];
+        let ask = ask(tenant, windows, vec![known(bound("tenant::2026-11", 100, None), 1, 0, 0)]);
+        let granted = counters.admit(&ask).await.unwrap();
+        assert!(is_granted(&granted.verdict));
+        let root = format!("croft:{{{tenant}}}");
+        let found = keys(&mut connection, tenant).await;
+        let mut left = Vec::new();
+        for key in ["kept", "moments:requests", "state"] {
+            let left_ms: i64 = cmd("PTTL").arg(format!("{root}:{key}")).query_async(&mut connection).await.unwrap();
+            left.push((key, left_ms));
+        }
+        if now_ms(&mut connection).await >= granted.at_ms + 1_000 {
+            return None;
+        }
+        let kept = ["kept", "moments:requests", "running", "state"];
+        assert_eq!(found, kept.map(|key| format!("{root}:{key}")));
+        for (key, left_ms) in left {
+            assert!(left_ms > 0, "{key} is kept for ever");
+        }
+        Some((ask, root))
+    })
+    .await;
     settle(&*counters, &ask, None, vec![]).await;
+    let (tenant, mut connection) = (ask.tenant, connection(&url()).await);
     let gone = async {
         while keys(&mut connection, tenant).await != ["kept", "state"].map(|key| format!("{root}:{key}")) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), gone).await.expect("nothing but the copy of the ledger is left");
+    tokio::time::timeout(PATIENCE, gone).await.expect("nothing but the copy of the ledger is left");
 }
 
 /// Each session has a bound of its own, and most sessions are never heard of again.
@@ -93,7 +114,7 @@ async fn what_is_kept_no_longer_goes_while_others_go_on() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), others).await.expect("the state is of what is in use");
+    tokio::time::timeout(PATIENCE, others).await.expect("the state is of what is in use");
 }
 
 #[tokio::test]
@@ -122,25 +143,39 @@ async fn a_window_whose_memory_redis_needed_begins_anew() {
 
 #[tokio::test]
 async fn moments_from_the_future_count_as_of_now() {
-    let (counters, tenant) = (in_redis(), TenantId::generate());
+    let counters = in_redis();
+    in_time(async || moments_from_the_future(&*counters).await).await;
+}
+
+/// `None` when the first moment had left before all was told.
+async fn moments_from_the_future(counters: &dyn Counters) -> Option<()> {
+    let (tenant, span) = (TenantId::generate(), Duration::from_millis(300));
     let mut connection = connection(&url()).await;
-    let next = || ask(tenant, vec![window("requests", 3, 100)], vec![]);
-    assert!(is_granted(&admit(&*counters, &next()).await));
+    let next = || ask(tenant, vec![window("requests", 3, 300)], vec![]);
+    let first = counters.admit(&next()).await.unwrap();
+    assert!(is_granted(&first.verdict));
     // As a clock that was ahead leaves it, with one moment of that time. A window is until when it is kept, first number in the list,
     // first that counts and last, sum, first and last moment.
     let ahead = 9e12;
     let mut told = numbers(&mut connection, tenant, "moments:requests").await;
+    if now_ms(&mut connection).await >= first.at_ms + 300 {
+        return None;
+    }
     (told[3], told[4], told[6]) = (told[3] + 1.0, told[4] + 2.0, ahead);
     write(&mut connection, tenant, "moments:requests", told).await;
     let (list, moment) = (format!("croft:{{{tenant}}}:moments:requests"), packed(vec![ahead, 2.0]));
     let _: () = cmd("RPUSH").arg(list).arg(moment).query_async(&mut connection).await.unwrap();
-    let refused = admit(&*counters, &next()).await;
-    let Verdict::Full { retry_after, .. } = refused else { panic!("they count: {refused:?}") };
-    assert!(retry_after <= Duration::from_millis(100), "and no longer than others: {retry_after:?}");
-    tokio::time::sleep(Duration::from_millis(110)).await;
-    for _ in 0..3 {
-        assert!(is_granted(&admit(&*counters, &next()).await));
+    let refused = counters.admit(&next()).await.unwrap();
+    if refused.at_ms >= first.at_ms + 300 {
+        return None;
     }
+    let Verdict::Full { retry_after, .. } = refused.verdict else { panic!("they count: {:?}", refused.verdict) };
+    assert!(retry_after <= span, "and no longer than others: {retry_after:?}");
+    tokio::time::sleep(span + Duration::from_millis(10)).await;
+    for _ in 0..3 {
+        assert!(is_granted(&admit(counters, &next()).await));
+    }
+    Some(())
 }
 
 #[tokio::test]
@@ -162,7 +197,7 @@ async fn reservations_do_not_outlive_a_clock_that_was_ahead() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), granted).await.expect("what nobody holds is free again");
+    tokio::time::timeout(PATIENCE, granted).await.expect("what nobody holds is free again");
 }
 
 /// The clock jumps ahead: every reservation seems to have run out, and whoever is still there has theirs again.
@@ -185,7 +220,7 @@ async fn a_clock_that_jumps_ahead_costs_nobody_who_is_there_a_reservation() {
 #[tokio::test]
 async fn a_flush_is_made_up_for_by_the_ledger_and_by_who_still_runs() {
     let server = Server::start().await;
-    let counters = RedisCounters::connect(&client(&server.url()), Duration::from_secs(20)).unwrap();
+    let counters = RedisCounters::connect(&client(&server.url()), PATIENCE).unwrap();
     let tenant = TenantId::generate();
     let running = ask(tenant, vec![], vec![known(bound("tenant", 30, None), 7, 10, 0)]);
     assert!(is_granted(&admit(&counters, &running).await));
@@ -208,11 +243,11 @@ async fn a_redis_that_begins_anew_from_its_file_knows_of_reservations_and_of_no_
     }
     server.kill().await;
     server.run().await;
-    let counters = RedisCounters::connect(&client(&server.url()), Duration::from_secs(20)).unwrap();
+    let counters = RedisCounters::connect(&client(&server.url()), PATIENCE).unwrap();
     let tenant = TenantId::generate();
     let wish = |nano_usd| Ask {
         nano_usd,
-        ..ask(tenant, vec![window("requests", 1, 60_000)], vec![bound("tenant::2026-11", 100, None)])
+        ..ask(tenant, vec![window("requests", 1, 600_000)], vec![bound("tenant::2026-11", 100, None)])
     };
     let first = Ask { bounds: vec![known(bound("tenant::2026-11", 100, None), 1, 0, 0)], ..wish(60) };
     assert!(is_granted(&admit(&counters, &first).await));
@@ -228,7 +263,7 @@ async fn a_redis_that_begins_anew_from_its_file_knows_of_reservations_and_of_no_
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    let verdict = tokio::time::timeout(Duration::from_secs(20), verdict).await.unwrap();
+    let verdict = tokio::time::timeout(PATIENCE, verdict).await.unwrap();
     assert!(matches!(verdict, Verdict::Spent { bound: 0, .. }), "sixty are reserved: {verdict:?}");
     assert!(is_granted(&admit(&counters, &wish(40)).await), "and the minute before is forgotten");
     assert!(matches!(admit(&counters, &wish(0)).await, Verdict::Full { .. }), "of the new one nothing is");

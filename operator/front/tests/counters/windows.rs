@@ -7,10 +7,10 @@ use croft_proto::id::TenantId;
 use futures::future::join_all;
 use tokio::time::sleep;
 
-use crate::{admit, ask, bound, is_granted, known, settle, window};
+use crate::{admit, ask, bound, in_time, is_granted, known, settle, window};
 
 /// So long that no test sees its end.
-const LONG_MS: u64 = 60_000;
+const LONG_MS: u64 = 600_000;
 
 pub(crate) async fn lets_through_what_the_limit_says_and_no_more(counters: &dyn Counters) {
     let tenant = TenantId::generate();
@@ -38,30 +38,52 @@ pub(crate) async fn keeps_windows_apart(counters: &dyn Counters) {
 }
 
 pub(crate) async fn has_room_again_as_moments_leave(counters: &dyn Counters) {
-    let tenant = TenantId::generate();
-    let next = || ask(tenant, vec![window("requests", 2, 150)], vec![]);
-    assert!(is_granted(&admit(counters, &next()).await));
-    sleep(Duration::from_millis(80)).await;
-    assert!(is_granted(&admit(counters, &next()).await));
-    assert!(!is_granted(&admit(counters, &next()).await), "a fixed window would not know of the first any more");
-    sleep(Duration::from_millis(80)).await;
-    assert!(is_granted(&admit(counters, &next()).await), "the first has left");
+    in_time(async || {
+        let tenant = TenantId::generate();
+        let next = || ask(tenant, vec![window("requests", 2, 150)], vec![]);
+        let first = counters.admit(&next()).await.unwrap();
+        assert!(is_granted(&first.verdict));
+        sleep(Duration::from_millis(80)).await;
+        assert!(is_granted(&admit(counters, &next()).await));
+        let third = counters.admit(&next()).await.unwrap();
+        if third.at_ms >= first.at_ms + 150 {
+            return None;
+        }
+        assert!(!is_granted(&third.verdict), "a fixed window would not know of the first any more");
+        sleep(Duration::from_millis(80)).await;
+        assert!(is_granted(&admit(counters, &next()).await), "the first has left");
+        Some(())
+    })
+    .await;
 }
 
 pub(crate) async fn tells_when_there_is_room_again(counters: &dyn Counters) {
-    let tenant = TenantId::generate();
-    let next = |amount| ask(tenant, vec![Window { amount, ..window("tokens", 10, 200) }], vec![]);
-    assert!(is_granted(&admit(counters, &next(4)).await));
-    sleep(Duration::from_millis(20)).await;
-    assert!(is_granted(&admit(counters, &next(6)).await));
-    let small = admit(counters, &next(4)).await;
-    let large = admit(counters, &next(5)).await;
-    let (Verdict::Full { retry_after: soon, .. }, Verdict::Full { retry_after: later, .. }) = (small, large) else {
-        panic!("there is no room")
-    };
-    assert!(later >= soon + Duration::from_millis(15), "five need what came second to leave: {soon:?}, {later:?}");
-    sleep(later).await;
-    assert!(is_granted(&admit(counters, &next(5)).await), "the word was true");
+    in_time(async || {
+        let tenant = TenantId::generate();
+        let next = |amount| ask(tenant, vec![Window { amount, ..window("tokens", 10, 200) }], vec![]);
+        let first = counters.admit(&next(4)).await.unwrap();
+        assert!(is_granted(&first.verdict));
+        sleep(Duration::from_millis(20)).await;
+        let second = counters.admit(&next(6)).await.unwrap();
+        let small = counters.admit(&next(4)).await.unwrap();
+        let large = counters.admit(&next(5)).await.unwrap();
+        if large.at_ms >= first.at_ms + 200 {
+            return None;
+        }
+        assert!(is_granted(&second.verdict));
+        let (Verdict::Full { retry_after: soon, .. }, Verdict::Full { retry_after: later, .. }) =
+            (small.verdict, large.verdict)
+        else {
+            panic!("there is no room")
+        };
+        let room_at = |at_ms: i64, pause: Duration| at_ms + i64::try_from(pause.as_millis()).unwrap();
+        assert_eq!(room_at(small.at_ms, soon), first.at_ms + 200, "four need what came first to leave");
+        assert_eq!(room_at(large.at_ms, later), second.at_ms + 200, "five need what came second to leave");
+        sleep(later).await;
+        assert!(is_granted(&admit(counters, &next(5)).await), "the word was true");
+        Some(())
+    })
+    .await;
 }
 
 pub(crate) async fn lets_a_giant_through_an_empty_window_alone(counters: &dyn Counters) {

@@ -36,7 +36,7 @@ use tokio::net::TcpListener;
 use tonic::service::Routes;
 
 /// Longer than anything here takes; what it bounds has failed.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// What the replicas share, and a tenant with a key.
 pub(crate) struct Scene {

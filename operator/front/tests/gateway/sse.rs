@@ -6,7 +6,7 @@ use croft_front::{events::fanout, gateway};
 use serde_json::{Value, json};
 
 use crate::http::{Answer, bearer, get};
-use crate::scene::{Replica, Scene, agent_message, terminated, user_message};
+use crate::scene::{PATIENCE, Replica, Scene, agent_message, terminated, user_message};
 
 /// One message of the stream.
 #[derive(Debug, Default, PartialEq)]
@@ -151,7 +151,7 @@ async fn streams_end_at_shutdown_and_with_their_credential() {
     assert_eq!(stream.id().await, "1");
     let Replica { tasks, hub, .. } = replica;
     drop(hub);
-    let (left, last) = tokio::join!(tasks.shutdown(Duration::from_secs(10)), stream.message());
+    let (left, last) = tokio::join!(tasks.shutdown(PATIENCE), stream.message());
     assert_eq!((left, last), (0, None));
 }
 

@@ -106,7 +106,7 @@ async fn a_caller_who_hangs_up_takes_the_fetch_from_nobody() {
     scene.taken(&scene.people.sign(&scene.claims())).await;
     let next = Signer::ec("people-2");
     scene.issuer.publish(&[&scene.people, &next]);
-    scene.issuer.delay(Duration::from_millis(200));
+    scene.issuer.delay(Duration::from_secs(2));
     tokio::time::sleep(Duration::from_secs(1)).await;
     let stranger = Signer::ec("stranger").sign(&scene.claims());
     let hung_up = tokio::time::timeout(Duration::from_millis(50), scene.identify(&stranger)).await;

@@ -7,6 +7,8 @@
 mod database;
 mod issuer;
 mod keys;
+#[path = "../redis/port.rs"]
+mod port;
 mod ports;
 mod program;
 mod refusals;

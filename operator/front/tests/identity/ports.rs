@@ -1,18 +1,25 @@
 //! Bad credentials at the real ports: each of them refuses, in words that teach nothing, and goes on.
 
+use std::{future, io};
+
+use axum::body::{Body, Bytes};
 use croft_front::app::MESSAGE_BYTES_CEILING;
 use croft_front::identity::Role;
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::lifecycle_service_client::LifecycleServiceClient;
 use croft_proto::v1::{AgentSpec, ContentBlock, CreateSessionRequest, ListSessionsRequest, SendMessageRequest, Text};
+use futures::{StreamExt as _, stream};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio_tungstenite::connect_async;
 use tokio_tungstenite::tungstenite;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tonic::{Code, Request};
+use tower::Service as _;
 
 use crate::issuer::Signer;
-use crate::scene::{Scene, with_token};
+use crate::scene::{PATIENCE, Scene, with_token};
 
 /// What the three ways in say to a token: gRPC, SSE, WebSocket.
 async fn said(scene: &Scene, token: &str) -> [String; 3] {
@@ -79,6 +86,38 @@ async fn nobody_without_a_credential_has_a_message_read() {
     let key = scene.api_key(Role::User).await;
     let refused = calls.send_message(with_token(huge(), &key)).await.unwrap_err();
     assert_eq!(refused.code(), Code::OutOfRange, "{refused:?}");
+}
+
+/// Once, a hundred such requests of four megabytes each, all but their last byte, were as much memory as a front has.
+#[tokio::test]
+async fn nobody_without_a_credential_has_the_front_wait_for_the_end_of_what_it_asks() {
+    const PATH: &str = "/grpc.health.v1.Health/Check";
+    let scene = Scene::new().await;
+    // A message of nine bytes, of which two come.
+    let begun = Bytes::from_static(&[0, 0, 0, 0, 9, 0x0a, 7]);
+    let by_grpc = async {
+        let first = stream::iter([Ok::<_, io::Error>(begun.clone())]);
+        let body = Body::from_stream(first.chain(stream::pending()));
+        let request = axum::http::Request::post(PATH).header("content-type", "application/grpc");
+        let mut channel = scene.channel();
+        future::poll_fn(|context| channel.poll_ready(context)).await.unwrap();
+        let answer = channel.call(request.body(tonic::body::Body::new(body)).unwrap()).await.unwrap();
+        assert_eq!(answer.headers()["grpc-status"], "4");
+    };
+    let by_web = async {
+        let mut stream = TcpStream::connect(scene.http).await.unwrap();
+        let head = format!(
+            "POST {PATH} HTTP/1.1\r\nhost: heron\r\ncontent-type: application/grpc-web+proto\r\ncontent-length: 14\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&begun).await.unwrap();
+        let mut answer = Vec::new();
+        while !String::from_utf8_lossy(&answer).contains("grpc-status") {
+            assert!(stream.read_buf(&mut answer).await.unwrap() > 0, "{answer:?}");
+        }
+        assert!(String::from_utf8_lossy(&answer).replace(' ', "").contains("grpc-status:4"), "{answer:?}");
+    };
+    tokio::time::timeout(PATIENCE, async { tokio::join!(by_grpc, by_web) }).await.expect("it is waited for");
 }
 
 /// Two bytes on the wire are some hundreds as a value: a small request took more memory than a front has.

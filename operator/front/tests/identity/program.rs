@@ -18,6 +18,7 @@ use tonic::{Code, Status};
 
 use crate::database::{Database, FRONT_ROLE};
 use crate::issuer::{Issuer, Signer};
+use crate::port::Port;
 use crate::scene::{CLUSTER, PATIENCE, with_token};
 
 fn front(arguments: &[String]) -> Command {
@@ -94,7 +95,8 @@ async fn it_asks_the_issuers_that_its_flags_name() {
     });
     std::fs::write(&providers, json!({ "providers": [provider] }).to_string()).unwrap();
     std::fs::write(&jwks, json!({ "keys": [cluster.jwk()] }).to_string()).unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let kept = Port::free();
+    let port = kept.number();
     let flags = [
         format!("--identity-providers={}", providers.display()),
         format!("--service-account-issuer={CLUSTER}"),

@@ -32,7 +32,7 @@ use tonic::transport::{Channel, Endpoint, Server};
 use crate::issuer::{Issuer, Signer};
 
 /// Longer than anything here takes; what it bounds has failed.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 /// Between two looks at whether the credential of a stream still holds.
 const RECHECK: Duration = Duration::from_millis(50);
 pub(crate) const CLUSTER: &str = "https://kubernetes.default.svc.cluster.local";
@@ -51,7 +51,7 @@ pub(crate) struct Scene {
 /// Quick, and to the second.
 pub(crate) fn timing() -> Timing {
     Timing {
-        fetch_timeout: Duration::from_secs(2),
+        fetch_timeout: Duration::from_secs(20),
         cooldown: Duration::from_millis(200),
         refresh_every: Duration::from_hours(1),
         leeway: Duration::ZERO,

@@ -10,11 +10,13 @@ use croft_front::session::store::{Filter, NewSession};
 use croft_front::tenants::removal::RemovalStore;
 use croft_proto::id::TenantId;
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{RemovalPolicy, RemovalStep, RemoveTenantRequest, RemoveTenantResponse, SessionState};
+use croft_proto::v1::{
+    ModelAttempt, RemovalPolicy, RemovalStep, RemoveTenantRequest, RemoveTenantResponse, SessionRunning, SessionState,
+};
 use tokio::sync::{Mutex, Notify};
 use tokio::time::timeout;
 
-use crate::scene::{Front, PATIENCE, Scene, new_session};
+use crate::scene::{Front, PATIENCE, Scene, event, new_session};
 
 async fn remove(scene: &Scene, front: &Front, policy: RemovalPolicy) -> RemoveTenantResponse {
     let request = RemoveTenantRequest { policy: policy.into() };
@@ -107,6 +109,10 @@ impl RemovalStore for Slow {
         begun
     }
 
+    async fn count_cut_short(&self, tenant: TenantId, within: Duration) -> Result<u64, Error> {
+        self.removal.count_cut_short(tenant, within).await
+    }
+
     async fn erase_credentials(&self, tenant: TenantId) -> Result<u64, Error> {
         self.removal.erase_credentials(tenant).await
     }
@@ -163,6 +169,23 @@ async fn a_removal_whose_caller_goes_away_meanwhile_is_recorded() {
     }
     removed(&scene, &front, RemovalPolicy::Archive).await;
     assert_eq!(recorded(&scene, &front).await, ["tenant.remove"]);
+}
+
+/// What a call has used may be told when its session has ended, and where the session is gone the ledger does not take it.
+#[tokio::test]
+async fn what_a_turn_was_cut_short_at_is_waited_for_before_its_session_is_erased() {
+    let scene = Scene::new().await;
+    let front = scene.front("front-0").await;
+    let session = scene.session(scene.heron, false).await;
+    scene.append(scene.heron, session, vec![Kind::SessionRunning(SessionRunning {})]).await;
+    let told = remove(&scene, &front, RemovalPolicy::Erase).await;
+    assert_eq!((told.step(), told.left), (RemovalStep::Draining, 1));
+    let late = ModelAttempt { attempt_id: "late".into(), ..ModelAttempt::default() };
+    let late = [event(Kind::ModelAttempt(late))];
+    scene.stores.usage.add_behind_end(scene.heron, session, &late).await.unwrap();
+    assert_eq!(removed(&scene, &front, RemovalPolicy::Erase).await.last(), Some(&RemovalStep::Done));
+    let used = scene.stores.usage.list(scene.heron, None, None, None, 10).await.unwrap();
+    assert_eq!(used.iter().map(|used| &*used.attempt_id).collect::<Vec<_>>(), ["late"]);
 }
 
 #[tokio::test]

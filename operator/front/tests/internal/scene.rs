@@ -32,7 +32,7 @@ use tonic::Request;
 use tonic::transport::{Channel, Endpoint, Server};
 
 /// Longer than anything here takes; what it bounds has failed.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The operator's part: an authority that issues certificates and signs tokens.
 pub(crate) struct Operator(CertifiedIssuer<'static, KeyPair>);

@@ -3,5 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
 mod authority;
+#[path = "../redis/port.rs"]
+mod port;
 mod routes;
 mod workers;

@@ -1,13 +1,14 @@
 //! Changes of sessions have the numbers of their transactions: those of a database that was put back on another server, and of transactions
 //! that take long.
 
+use croft_front::reprice_command::{Choice, reprice};
 use croft_front::session::across::Horizon;
 use croft_front::store::Stores;
 use croft_proto::id::SessionId;
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
-use crate::contract::fixtures::{append, appended, session, tenant, terminated};
+use crate::contract::fixtures::{append, appended, attempt, session, tenant, terminated};
 use crate::database::execute;
 use crate::ground;
 
@@ -36,6 +37,23 @@ async fn changes_of_before_are_not_told_and_those_since_are() {
     let ask = format!("select count(*) from croft_changed_sessions({}, gen_random_uuid(), 10)", horizon.next);
     let told: i64 = sqlx::query_scalar(AssertSqlSafe(ask)).fetch_one(&mut admin).await.unwrap();
     assert_eq!(told, 0);
+    ground.end().await;
+}
+
+/// Once, the operator went on telling what a session had cost before.
+#[tokio::test]
+async fn what_a_session_costs_anew_is_told() {
+    let ground = ground().await;
+    let (stores, mut admin) = (&ground.stores, ground.database.admin().await);
+    let tenant = tenant(stores, "ours").await;
+    let [unpriced, priced] = [session(stores, tenant).await, session(stores, tenant).await];
+    appended(stores, append(tenant, unpriced, vec![attempt("a", None), terminated("done")])).await;
+    appended(stores, append(tenant, priced, vec![attempt("b", Some(7)), terminated("done")])).await;
+    // The fixtures' clock is behind the seed's prices.
+    execute(&mut admin, "update prices set effective_from = '2020-01-01' where model_id = 'scripted-1'").await.unwrap();
+    let before = stores.across.horizon().await.unwrap();
+    assert_eq!(reprice(&ground.database.admin_url(), Choice::default()).await.unwrap().changed, 1);
+    assert_eq!(changed(stores, &before).await, [unpriced]);
     ground.end().await;
 }
 

@@ -66,7 +66,20 @@ impl Database {
 
     pub(crate) async fn end(self) {
         let mut server = connect(&format!("{}postgres", self.server)).await;
-        execute(&mut server, &format!("drop database {} with (force)", self.name)).await.unwrap();
+        let drop = format!("drop database {} with (force)", self.name);
+        for _ in 0..50 {
+            match execute(&mut server, &drop).await {
+                // Whom it has ended may take a while to go: https://www.postgresql.org/docs/current/errcodes-appendix.html
+                Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("55006") => {
+                    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+                }
+                dropped => {
+                    dropped.unwrap();
+                    return;
+                }
+            }
+        }
+        panic!("{} is in use", self.name);
     }
 }
 

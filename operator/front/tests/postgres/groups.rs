@@ -48,6 +48,34 @@ async fn many_at_once_share_few_transactions() {
     database.end().await;
 }
 
+/// They waited for its bytes, and failed with it where it took too long.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_one_shares_no_transaction_with_small_ones() {
+    const LARGE: usize = 5;
+    let database = Database::migrated().await;
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
+    let tenant = tenant(&stores, "ours").await;
+    let sessions: Vec<_> =
+        join_all((0..21).map(|_| insert(&stores, new_session(tenant)))).await.iter().map(|new| new.id).collect();
+    let appends = sessions.iter().enumerate().map(|(place, session)| {
+        let text = if place == LARGE { "x".repeat(20_000_000) } else { "one".to_owned() };
+        stores.events.append(append(tenant, *session, vec![said(&text)]))
+    });
+    for outcome in join_all(appends).await {
+        assert!(matches!(outcome.unwrap(), Appended::New(events) if events.len() == 1));
+    }
+    let together: i64 = sqlx::query_scalar(
+        "select count(*) from events
+        where seq > 2 and xmin = (select xmin from events where seq > 2 and session_id = $1)",
+    )
+    .bind(sessions[LARGE].0)
+    .fetch_one(&mut database.admin().await)
+    .await
+    .unwrap();
+    assert_eq!(together, 1);
+    database.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn one_that_cannot_be_stored_takes_no_other_with_it() {
     let database = Database::migrated().await;

@@ -15,6 +15,8 @@ mod idempotency;
 mod migrations;
 mod outage;
 mod pool;
+#[path = "../redis/port.rs"]
+mod port;
 mod reprice;
 mod row_security;
 mod silence;

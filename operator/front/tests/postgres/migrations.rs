@@ -231,7 +231,7 @@ async fn fronts_go_on_while_budgets_of_sessions_that_are_gone_go() {
         execute(&mut holder, "rollback").await.unwrap();
         worked
     };
-    let meanwhile = tokio::time::timeout(Duration::from_secs(30), meanwhile);
+    let meanwhile = tokio::time::timeout(Duration::from_secs(90), meanwhile);
     let (ran, worked) = tokio::join!(migrate::run(&url, FRONT_ROLE), meanwhile);
     ran.unwrap();
     worked.expect("none goes, or they went with migration 28").unwrap();
@@ -258,7 +258,7 @@ async fn fronts_go_on_while_a_migration_lacks_its_lock() {
         }
         execute(&mut dump, "rollback").await
     };
-    let meanwhile = tokio::time::timeout(Duration::from_mins(1), meanwhile);
+    let meanwhile = tokio::time::timeout(Duration::from_secs(90), meanwhile);
     let (ran, worked) = tokio::join!(migrate::run(&url, FRONT_ROLE), meanwhile);
     worked.expect("it waits for no lock").unwrap();
     ran.unwrap();
@@ -281,7 +281,7 @@ async fn one_waits_for_another_for_as_long_as_that_takes() {
         }
         other.unlock().await.unwrap();
     };
-    let meanwhile = tokio::time::timeout(Duration::from_secs(20), meanwhile);
+    let meanwhile = tokio::time::timeout(Duration::from_secs(90), meanwhile);
     let (ran, waited) = tokio::join!(migrate::run(&url, FRONT_ROLE), meanwhile);
     waited.expect("it does not wait that long");
     ran.unwrap();

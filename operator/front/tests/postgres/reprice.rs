@@ -178,6 +178,36 @@ async fn an_attempt_is_priced_by_how_it_was_served() {
     database.end().await;
 }
 
+/// Once, a file with a new price took the model's aliases and capabilities with it.
+#[tokio::test]
+async fn a_price_alone_leaves_the_rest_of_its_model_as_it_was() {
+    const MODEL: &str = "modelId: claude-haiku-4-5, provider: anthropic";
+    let database = Database::migrated().await;
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
+    let applied = async |named: &str| {
+        if !named.is_empty() {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), format!("[{{{MODEL}, {named}}}]")).unwrap();
+            models_command::apply(file.path(), &database.admin_url()).await.unwrap();
+        }
+        let models = stores.models.load().await.unwrap();
+        models.into_iter().find(|model| model.model_id == "claude-haiku-4-5").unwrap()
+    };
+    let before = applied("").await;
+    assert!(!before.aliases.is_empty() && before.capabilities.unwrap().tools);
+    let price = "prices: [{effectiveFrom: '2026-11-01T00:00:00Z', inputUsd: '3', outputUsd: '9', source: ours}]";
+    let priced = applied(price).await;
+    assert_eq!((&priced.aliases, priced.capabilities), (&before.aliases, before.capabilities));
+    assert_eq!(priced.prices.len(), before.prices.len() + 1);
+    let renamed = applied("aliases: [other]").await;
+    assert_eq!((&*renamed.aliases[0], renamed.capabilities), ("other", before.capabilities));
+    let able = applied("capabilities: {images: true, contextTokensMax: '9'}").await;
+    let can = able.capabilities.unwrap();
+    assert_eq!((can.tools, can.images, can.context_tokens_max), (false, true, 9), "what is named is the whole");
+    assert_eq!((able.aliases, able.prices), (renamed.aliases, priced.prices));
+    database.end().await;
+}
+
 #[tokio::test]
 async fn a_price_that_is_gone_makes_nothing_unknown() {
     let database = Database::migrated().await;

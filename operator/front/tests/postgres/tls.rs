@@ -1,6 +1,6 @@
 //! PostgreSQL by TLS: its certificate is checked, by migrations as by the front.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::Ipv4Addr;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -19,6 +19,7 @@ use tokio::time::{sleep, timeout};
 use crate::authority::Authority;
 use crate::contract::fixtures::{append, appended, said, session, tenant};
 use crate::database::{FRONT_ROLE, execute};
+use crate::port::Port;
 
 const PASSWORD: &str = "croft-test";
 /// Whoever comes, comes by TLS.
@@ -26,7 +27,7 @@ const TLS_ALONE: &str = "hostssl all all 127.0.0.1/32 scram-sha-256\n";
 
 /// A server that is reached by TLS alone, as `127.0.0.1`. Killed when dropped.
 struct Guarded {
-    port: u16,
+    port: Port,
     folder: TempDir,
     _process: Child,
 }
@@ -55,9 +56,9 @@ impl Guarded {
         let made = made.unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = Port::free();
         let mut run = as_owner(&programs.join("postgres"), owner, folder.path());
-        run.arg("-D").arg(&data).args(["-p", &port.to_string(), "-h", "127.0.0.1", "-c", "ssl=on"]);
+        run.arg("-D").arg(&data).args(["-p", &port.number().to_string(), "-h", "127.0.0.1", "-c", "ssl=on"]);
         for (name, path) in [("ssl_cert_file", &*cert), ("ssl_key_file", &key), ("hba_file", &access)] {
             run.arg("-c").arg(format!("{name}={}", path.display()));
         }
@@ -69,7 +70,7 @@ impl Guarded {
                 sleep(Duration::from_millis(50)).await;
             }
         };
-        timeout(Duration::from_mins(1), answers).await.expect("PostgreSQL comes up, and shows its certificate");
+        timeout(Duration::from_secs(90), answers).await.expect("PostgreSQL comes up, and shows its certificate");
         server
     }
 
@@ -80,7 +81,7 @@ impl Guarded {
     }
 
     fn with(&self, role: &str, host: &str, parameters: &str) -> String {
-        format!("postgres://{role}:{PASSWORD}@{host}:{}/postgres?{parameters}", self.port)
+        format!("postgres://{role}:{PASSWORD}@{host}:{}/postgres?{parameters}", self.port.number())
     }
 }
 

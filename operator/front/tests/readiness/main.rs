@@ -11,6 +11,8 @@ mod authority;
 mod database;
 mod link;
 mod operator;
+#[path = "../redis/port.rs"]
+mod port;
 #[path = "../redis/server.rs"]
 #[expect(dead_code, reason = "other tests need more of it")]
 mod server;
@@ -28,14 +30,11 @@ use tokio::process::{Child, Command};
 
 use crate::link::Link;
 use crate::operator::Operator;
+use crate::port::Port;
 use crate::server::Server;
 
 /// Longer than anything here takes; what it bounds has failed.
-const PATIENCE: Duration = Duration::from_mins(1);
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The status and the problems: as lines at the metrics' port, as JSON at the clients'.
 async fn asked(port: u16, path: &str) -> Option<(u16, Vec<String>)> {
@@ -87,13 +86,15 @@ async fn until_only(ports: [u16; 2], part: &str) {
 struct Front {
     /// Of the metrics, and of HTTP.
     ports: [u16; 2],
+    _kept: [Port; 2],
     folder: TempDir,
     process: Child,
 }
 
 impl Front {
     fn start(ca: &Authority, postgres_url: &str, redis: &Server, operator_port: u16) -> Self {
-        let (ports, folder) = ([free_port(), free_port()], tempfile::tempdir().unwrap());
+        let (kept, folder) = ([Port::free(), Port::free()], tempfile::tempdir().unwrap());
+        let ports = kept.each_ref().map(Port::number);
         let file = |name: &str| folder.path().join(name).display().to_string();
         let mut command = Command::new(env!("CARGO_BIN_EXE_croft-front"));
         command.args([
@@ -114,7 +115,7 @@ impl Front {
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
         let errors = log.try_clone().unwrap();
         let process = command.env_clear().stdout(log).stderr(errors).kill_on_drop(true).spawn().unwrap();
-        Self { ports, folder, process }
+        Self { ports, _kept: kept, folder, process }
     }
 
     fn renew(&self, ca: &Authority) {

@@ -1,7 +1,6 @@
 //! An operator without tenants, that can be stopped.
 
 use std::pin::Pin;
-use std::time::Duration;
 
 use croft_proto::v1::route_service_server::{RouteService, RouteServiceServer};
 use croft_proto::v1::watch_routes_response::Change;
@@ -57,6 +56,6 @@ impl Operator {
     }
 
     pub(crate) async fn stop(&mut self) {
-        assert_eq!(self.tasks.shutdown(Duration::from_secs(10)).await, 0);
+        assert_eq!(self.tasks.shutdown(crate::PATIENCE).await, 0);
     }
 }

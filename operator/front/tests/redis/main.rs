@@ -4,6 +4,7 @@
 
 mod authority;
 mod outage;
+mod port;
 #[path = "../contract/relay.rs"]
 mod relay;
 mod server;
@@ -44,7 +45,7 @@ async fn on(url: &str) -> Ground {
 impl Ground {
     /// Both are held while the tasks end: nothing must wait for the handles to go.
     async fn end(self) {
-        assert_eq!(self.tasks.shutdown(Duration::from_secs(10)).await, 0, "tasks outlive the shutdown");
+        assert_eq!(self.tasks.shutdown(relay::PATIENCE).await, 0, "tasks outlive the shutdown");
     }
 }
 
@@ -74,9 +75,9 @@ async fn the_last_listener_of_a_replica_unsubscribes_it() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), left(1)).await.expect("the other replica leaves");
+    tokio::time::timeout(relay::PATIENCE, left(1)).await.expect("the other replica leaves");
     drop(second);
-    tokio::time::timeout(Duration::from_secs(10), left(0)).await.expect("the last one leaves");
+    tokio::time::timeout(relay::PATIENCE, left(0)).await.expect("the last one leaves");
     ground.end().await;
 }
 

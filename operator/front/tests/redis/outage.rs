@@ -7,10 +7,8 @@ use croft_front::events::relay::Relay;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::on;
-use crate::relay::{ids, next, numbered};
+use crate::relay::{PATIENCE, ids, next, numbered};
 use crate::server::Server;
-
-const SOON: Duration = Duration::from_secs(10);
 
 fn is_down<T>(result: &Result<T, Error>) -> bool {
     matches!(result, Err(Error::Unavailable { part: "redis", .. }))
@@ -28,16 +26,18 @@ async fn a_restart_is_told_and_survived() {
     server.kill().await;
     // The listener learns that it may miss something, although nobody says a word.
     assert_eq!(next(&mut listener).await, None);
+    let mut shortest = Duration::MAX;
     for _ in 0..3 {
         let asked = Instant::now();
         assert!(is_down(&ground.ours.publish(tenant, session, &numbered(2)).await));
         assert!(is_down(&ground.theirs.subscribe(tenant, session).await));
         assert!(is_down(&ground.ours.check().await));
-        assert!(asked.elapsed() < Duration::from_secs(5), "it says so at once");
+        shortest = shortest.min(asked.elapsed());
     }
+    assert!(shortest < Duration::from_secs(5), "it says so at once, but for stalls of the machine: {shortest:?}");
 
     server.run().await;
-    let mut listener = timeout(SOON, async {
+    let mut listener = timeout(PATIENCE, async {
         loop {
             match ground.theirs.subscribe(tenant, session).await {
                 Ok(listener) => return listener,
@@ -52,7 +52,7 @@ async fn a_restart_is_told_and_survived() {
             sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(SOON, publishing).await.expect("publishing works again");
+    timeout(PATIENCE, publishing).await.expect("publishing works again");
     assert_eq!(next(&mut listener).await, Some(numbered(3)));
     ground.ours.check().await.unwrap();
     drop(listener);
@@ -61,7 +61,7 @@ async fn a_restart_is_told_and_survived() {
 
 #[tokio::test]
 async fn a_front_may_start_before_its_redis() {
-    let mut server = Server::stopped().await;
+    let mut server = Server::stopped();
     let ground = on(&server.url()).await;
     let (tenant, session) = ids();
     assert!(is_down(&ground.ours.check().await));
@@ -75,13 +75,13 @@ async fn a_front_may_start_before_its_redis() {
             sleep(Duration::from_millis(20)).await;
         }
     };
-    let mut listener = timeout(SOON, listening).await.expect("listening works");
+    let mut listener = timeout(PATIENCE, listening).await.expect("listening works");
     let publishing = async {
         while ground.ours.publish(tenant, session, &numbered(1)).await.is_err() {
             sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(SOON, publishing).await.expect("publishing works");
+    timeout(PATIENCE, publishing).await.expect("publishing works");
     assert_eq!(next(&mut listener).await, Some(numbered(1)));
     drop(listener);
     ground.end().await;

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use redis::Client;
 use tempfile::TempDir;
-use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
+use crate::port::Port;
+
 /// Killed when dropped.
 pub(crate) struct Server {
-    port: u16,
+    port: Port,
     folder: TempDir,
     process: Option<Child>,
 }
@@ -19,22 +20,22 @@ pub(crate) struct Server {
 impl Server {
     /// A server that runs.
     pub(crate) async fn start() -> Self {
-        let mut server = Self::stopped().await;
+        let mut server = Self::stopped();
         server.run().await;
         server
     }
 
-    /// A server that does not run yet, on a port that was free a moment ago.
-    pub(crate) async fn stopped() -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    /// A server that does not run yet.
+    pub(crate) fn stopped() -> Self {
+        let port = Port::free();
         let folder = tempfile::tempdir().unwrap();
-        let settings = format!("bind 127.0.0.1\nport {port}\nsave \"\"\ndir {}\n", folder.path().display());
+        let settings = format!("bind 127.0.0.1\nport {}\nsave \"\"\ndir {}\n", port.number(), folder.path().display());
         std::fs::write(folder.path().join("redis.conf"), settings).unwrap();
         Self { port, folder, process: None }
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        format!("redis://127.0.0.1:{}", self.port.number())
     }
 
     /// With its settings of before, where it was told to write them down.
@@ -52,7 +53,7 @@ impl Server {
                 sleep(Duration::from_millis(10)).await;
             }
         };
-        timeout(Duration::from_secs(20), answers).await.expect("redis-server comes up");
+        timeout(Duration::from_secs(90), answers).await.expect("redis-server comes up");
     }
 
     pub(crate) async fn kill(&mut self) {

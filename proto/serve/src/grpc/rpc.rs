@@ -11,6 +11,7 @@ use tonic::Code;
 use tower::{Layer, Service};
 use tracing::{Instrument, Span};
 
+use super::calls::{Calls, UnderWay};
 use crate::Metrics;
 use crate::metrics::RpcMetrics;
 
@@ -20,18 +21,28 @@ const UNSEEN: &str = "grpc.health.v1.Health";
 /// What stands for a method that nobody has heard of, whatever it is answered: its name is the caller's invention and has no bound.
 const UNKNOWN: &str = "unknown";
 
+/// In the extensions of an answer: its failure is no news to the log, since anybody can have it as often as he likes. It is counted as any.
+#[derive(Debug, Clone, Copy)]
+pub struct Unremarkable;
+
 /// Wraps a server, or routes, to see its calls. The span is called `rpc` and has empty fields `tenant` and `session`,
 /// which a handler fills with `Span::current().record(…)`; log lines within it then bear them.
 #[derive(Clone)]
 pub struct RpcLayer {
     metrics: RpcMetrics,
     methods: &'static [&'static str],
+    calls: Calls,
 }
 
 impl RpcLayer {
     /// Counts these `methods`, each named as in its path, into `metrics`; several servers of one program may share them.
     pub fn new(metrics: &Metrics, methods: &'static [&'static str]) -> Self {
-        Self { metrics: metrics.rpc().clone(), methods }
+        Self { metrics: metrics.rpc().clone(), methods, calls: Calls::default() }
+    }
+
+    /// Those that are under way.
+    pub(super) fn calls(&self) -> &Calls {
+        &self.calls
     }
 }
 
@@ -39,7 +50,8 @@ impl<S> Layer<S> for RpcLayer {
     type Service = RpcService<S>;
 
     fn layer(&self, inner: S) -> RpcService<S> {
-        RpcService { inner, metrics: self.metrics.clone(), methods: self.methods }
+        let Self { metrics, methods, calls } = self.clone();
+        RpcService { inner, metrics, methods, calls }
     }
 }
 
@@ -49,6 +61,7 @@ pub struct RpcService<S> {
     inner: S,
     metrics: RpcMetrics,
     methods: &'static [&'static str],
+    calls: Calls,
 }
 
 impl<S, B, R> Service<Request<B>> for RpcService<S>
@@ -65,18 +78,25 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
+        let under_way = self.calls.begin();
         let Some(mut call) = Call::begin(&request, &self.metrics, self.methods) else {
             let answer = self.inner.call(request);
-            return Box::pin(async move { Ok(answer.await?.map(|inner| RpcBody { inner, call: None })) });
+            return Box::pin(async move {
+                let answer = answer.await?;
+                under_way.answered();
+                Ok(answer.map(|inner| RpcBody { inner, call: None, under_way }))
+            });
         };
         let answer = call.span.in_scope(|| self.inner.call(request)).instrument(call.span.clone());
         Box::pin(async move {
             let answer = answer.await?;
+            under_way.answered();
             // A call that fails before its first message has its status in the headers.
             if let Some(code) = code_in(answer.headers()) {
+                call.is_unremarkable = answer.extensions().get::<Unremarkable>().is_some();
                 call.end(code);
             }
-            Ok(answer.map(|inner| RpcBody { inner, call: Some(call) }))
+            Ok(answer.map(|inner| RpcBody { inner, call: Some(call), under_way }))
         })
     }
 }
@@ -89,6 +109,7 @@ struct Call {
     span: Span,
     metrics: RpcMetrics,
     ended: bool,
+    is_unremarkable: bool,
 }
 
 impl Call {
@@ -113,7 +134,15 @@ impl Call {
             session = tracing::field::Empty,
         );
         crate::trace::adopt(&span, request.headers());
-        Some(Self { service, method, begun: Instant::now(), span, metrics: metrics.clone(), ended: false })
+        Some(Self {
+            service,
+            method,
+            begun: Instant::now(),
+            span,
+            metrics: metrics.clone(),
+            ended: false,
+            is_unremarkable: false,
+        })
     }
 
     fn end(&mut self, code: Code) {
@@ -134,6 +163,8 @@ impl Call {
         let _entered = self.span.enter();
         if ours {
             self.span.record("otel.status_code", "ERROR");
+        }
+        if ours && !self.is_unremarkable {
             tracing::warn!(code = name, seconds, "call failed");
         } else {
             tracing::debug!(code = name, seconds, "call ended");
@@ -151,6 +182,7 @@ impl Drop for Call {
 pub struct RpcBody<R> {
     inner: R,
     call: Option<Call>,
+    under_way: UnderWay,
 }
 
 impl<R: Body + Unpin> Body for RpcBody<R> {
@@ -161,10 +193,16 @@ impl<R: Body + Unpin> Body for RpcBody<R> {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<R::Data>, R::Error>>> {
-        let Self { inner, call } = &mut *self;
-        let Some(call) = call else { return Pin::new(inner).poll_frame(context) };
+        let Self { inner, call, under_way } = &mut *self;
+        let Some(call) = call else {
+            let frame = Pin::new(inner).poll_frame(context);
+            under_way.polled(frame.is_pending());
+            return frame;
+        };
         let span = call.span.clone();
-        let frame = ready!(span.in_scope(|| Pin::new(inner).poll_frame(context)));
+        let frame = span.in_scope(|| Pin::new(inner).poll_frame(context));
+        under_way.polled(frame.is_pending());
+        let frame = ready!(frame);
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(trailers) = frame.trailers_ref() {

@@ -14,7 +14,7 @@ use crate::authority::Authority;
 use crate::collector::{Collector, Running, something};
 
 /// Longer than anything here takes; what it bounds has failed.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(90);
 /// RFC 9113, section 3.4: what a client says first, with an empty frame of settings.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 

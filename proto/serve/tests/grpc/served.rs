@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use croft_serve::grpc;
+use croft_serve::connections::Bounds;
+use croft_serve::{Tasks, grpc};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
 use tokio::net::TcpStream;
+use tonic::transport::Endpoint;
 
 use crate::collector::{Collector, Running, something};
 
@@ -22,10 +24,27 @@ async fn a_call_that_has_begun_is_answered_though_intake_has_stopped() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), closed).await.expect("the server should stop listening");
+    tokio::time::timeout(Duration::from_secs(90), closed).await.expect("the server should stop listening");
     collector.answers.add_permits(1);
     begun.await.unwrap().unwrap();
-    assert_eq!(server.tasks.shutdown(Duration::from_secs(10)).await, 0);
+    assert_eq!(server.tasks.shutdown(Duration::from_secs(90)).await, 0);
+}
+
+/// A client that opened its window no further held a replica up for all of its grace.
+#[tokio::test]
+async fn a_caller_that_takes_nothing_does_not_hold_up_a_shutdown() {
+    let collector = Collector::new();
+    let bounds = Bounds { unread_max: Some(Duration::from_secs(1)), ..Bounds::default() };
+    let server = Running::within(bounds, collector.routes(), None).await;
+    let endpoint = Endpoint::from_shared(server.url()).unwrap().initial_stream_window_size(0);
+    let mut client = TraceServiceClient::new(endpoint.connect().await.unwrap());
+    let stuck = Tasks::new().spawn("caller", async move { client.export(something()).await });
+    collector.arrived.acquire().await.unwrap().forget();
+
+    let shutdown = server.tasks.shutdown(Duration::from_mins(2));
+    let left = tokio::time::timeout(Duration::from_secs(90), shutdown).await.expect("it waits for the caller");
+    assert_eq!(left, 0);
+    assert!(!stuck.is_finished(), "it was answered");
 }
 
 #[tokio::test]

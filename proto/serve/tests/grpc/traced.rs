@@ -45,7 +45,7 @@ async fn a_call_is_one_trace_from_client_to_server() {
     };
     calls.instrument(tracing::info_span!("turn")).await;
     // The last span ends with the connection's task.
-    server.tasks.shutdown(std::time::Duration::from_secs(10)).await;
+    server.tasks.shutdown(std::time::Duration::from_secs(90)).await;
     drop(default);
     telemetry.flush().await;
 

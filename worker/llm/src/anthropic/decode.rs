@@ -103,6 +103,14 @@ struct Usage {
     speed: Option<String>,
 }
 
+impl Usage {
+    /// Something was counted.
+    fn counts(&self) -> bool {
+        let cached = self.cache_creation_input_tokens.or(self.cache_read_input_tokens);
+        self.input_tokens.or(self.output_tokens).or(cached).is_some()
+    }
+}
+
 #[derive(Deserialize)]
 struct CacheCreation {
     #[serde(default)]
@@ -286,7 +294,9 @@ impl Decoder {
             }
             (None, None) => {}
         }
-        deltas.push_back(Delta::Usage(self.usage));
+        if snapshot.counts() {
+            deltas.push_back(Delta::Usage(self.usage));
+        }
         let speed = snapshot.speed.filter(|speed| speed == "fast");
         deltas.extend(self.tier.take(speed.or(snapshot.service_tier).as_deref()));
     }

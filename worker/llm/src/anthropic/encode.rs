@@ -13,6 +13,8 @@ use crate::request::Request;
 use crate::tool_call_ids::{BYTES_MAX, portable};
 use crate::tool_name::tool_name;
 
+const USER: &str = "user";
+const ASSISTANT: &str = "assistant";
 /// What a model is told of an error without words.
 const SILENT_ERROR: &str = "The tool failed and did not say why.";
 
@@ -44,22 +46,36 @@ pub(super) fn count(request: &Request) -> Value {
 }
 
 /// The API knows two roles; results of tools are the user's, and must stand before what the user says. Neighbours of
-/// one role become one message.
+/// one role become one message. What was thought may not be the last of an answer: one that broke off, or said nothing, has it so.
 fn messages(messages: &[Message]) -> Vec<Value> {
-    let mut turns: Vec<(&'static str, Vec<Value>)> = Vec::new();
+    let mut turns = Vec::new();
     for message in messages {
         let role = match message.role() {
-            Role::Assistant => "assistant",
-            Role::User | Role::Tool | Role::Unspecified => "user",
+            Role::Assistant => ASSISTANT,
+            Role::User | Role::Tool | Role::Unspecified => USER,
         };
-        let blocks: Vec<_> = message.content.iter().filter_map(block).collect();
-        match turns.last_mut() {
-            _ if blocks.is_empty() => {}
-            Some((last, content)) if *last == role => content.extend(blocks),
-            _ => turns.push((role, blocks)),
-        }
+        join(&mut turns, role, message.content.iter().filter_map(block).collect());
     }
-    turns.into_iter().map(|(role, content)| json!({"role": role, "content": content})).collect()
+    let mut sent = Vec::new();
+    for (role, mut content) in turns {
+        while role == ASSISTANT && content.last().is_some_and(is_thinking) {
+            content.pop();
+        }
+        join(&mut sent, role, content);
+    }
+    sent.into_iter().map(|(role, content)| json!({"role": role, "content": content})).collect()
+}
+
+fn join(turns: &mut Vec<(&'static str, Vec<Value>)>, role: &'static str, blocks: Vec<Value>) {
+    match turns.last_mut() {
+        _ if blocks.is_empty() => {}
+        Some((last, content)) if *last == role => content.extend(blocks),
+        _ => turns.push((role, blocks)),
+    }
+}
+
+fn is_thinking(block: &Value) -> bool {
+    matches!(block["type"].as_str(), Some("thinking" | "redacted_thinking"))
 }
 
 /// `None` for what the API would refuse: texts of nothing but white space, thinking without proof, and blocks of other

@@ -51,6 +51,8 @@ fn refined(class: Class, message: &str) -> Class {
     let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
     match class {
         Class::Invalid if says(&["prompt is too long", "context limit", "context window"]) => Class::Context,
+        // Of more than twenty images each must be smaller, and of more than a hundred none is taken: the oldest can be left out.
+        Class::Invalid if says(&["many-image requests", "too much media"]) => Class::Context,
         Class::Invalid if says(&["content filtering", "usage policy"]) => Class::Content,
         Class::Invalid | Class::Rate | Class::Auth if says(&["credit balance", "spend limit", "spending limit"]) => {
             Class::Quota

@@ -144,6 +144,14 @@ pub struct Permit {
 }
 
 impl Permit {
+    /// Tells that the answer has begun. To say so again changes nothing.
+    pub fn began(&mut self) {
+        let Some(pass) = self.pass.as_mut().filter(|pass| !pass.has_begun) else { return };
+        if let Some(Held { breaker, .. }) = self.shared.lock().by_key.get_mut(&self.key) {
+            breaker.began(pass);
+        }
+    }
+
     /// Tells how the call went.
     pub fn ended(mut self, outcome: Outcome) {
         self.outcome = outcome;

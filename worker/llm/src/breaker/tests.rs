@@ -63,6 +63,38 @@ fn it_is_closed_again_by_trials_that_go_well_one_after_another() {
 }
 
 #[test]
+fn a_trial_whose_answer_has_begun_lets_the_next_through_and_counts_once() {
+    let now = Instant::now();
+    let mut breaker = opened(now);
+    let later = now + POLICY.open;
+    let mut first = breaker.admit(later).unwrap();
+    assert!(breaker.admit(later).is_err());
+    breaker.began(&mut first);
+    breaker.began(&mut first);
+    breaker.ended(first, Outcome::Answered, later);
+    assert_eq!(breaker.state(later), State::HalfOpen, "one has gone well, of two");
+    let mut second = breaker.admit(later).unwrap();
+    breaker.began(&mut second);
+    assert_eq!(breaker.state(later), State::Closed);
+}
+
+#[test]
+fn a_trial_that_fails_after_its_answer_began_opens_it_again() {
+    let now = Instant::now();
+    let mut breaker = opened(now);
+    let later = now + POLICY.open;
+    let mut first = breaker.admit(later).unwrap();
+    breaker.began(&mut first);
+    let second = breaker.admit(later).unwrap();
+    breaker.ended(first, Outcome::Unknown, later);
+    assert!(breaker.admit(later).is_err(), "the second trial runs");
+    breaker.ended(first, FAILED, later);
+    assert_eq!(breaker.state(later), State::Open);
+    breaker.ended(second, Outcome::Answered, later);
+    assert_eq!(breaker.state(later), State::Open);
+}
+
+#[test]
 fn it_stays_open_for_longer_each_time_up_to_a_bound() {
     let mut now = Instant::now();
     let mut breaker = opened(now);
@@ -114,6 +146,7 @@ fn what_speaks_for_the_request_and_not_for_the_provider_is_an_answer() {
 #[derive(Debug, Clone)]
 enum Event {
     Admit,
+    Begin(prop::sample::Index),
     End(prop::sample::Index, Outcome),
     Wait(Duration),
 }
@@ -127,6 +160,7 @@ fn event() -> impl Strategy<Value = Event> {
     ];
     prop_oneof![
         3 => Just(Event::Admit),
+        1 => any::<prop::sample::Index>().prop_map(Event::Begin),
         3 => (any::<prop::sample::Index>(), outcome).prop_map(|(pick, outcome)| Event::End(pick, outcome)),
         1 => (0..40_000_u64).prop_map(|milliseconds| Event::Wait(Duration::from_millis(milliseconds))),
     ]
@@ -154,7 +188,7 @@ proptest! {
                         prop_assert_ne!(before, State::Open);
                         running.push(pass);
                         if before == State::HalfOpen {
-                            // One at a time: a second is refused until the first has ended.
+                            // One at a time: a second is refused until the first has begun or ended.
                             prop_assert!(breaker.clone().admit(now).is_err());
                         }
                     }
@@ -185,7 +219,15 @@ proptest! {
                         (same, unchanged) => prop_assert_eq!(same, unchanged),
                     }
                 }
-                Event::End(..) => {}
+                Event::Begin(pick) if !running.is_empty() => {
+                    let pick = pick.index(running.len());
+                    breaker.began(&mut running[pick]);
+                    match (before, breaker.state(now)) {
+                        (State::HalfOpen, State::Closed) => failures = 0,
+                        (same, unchanged) => prop_assert_eq!(same, unchanged),
+                    }
+                }
+                Event::Begin(_) | Event::End(..) => {}
             }
         }
         // Whatever happened, it is never stuck: once all calls have ended and the wait is over, one goes through.

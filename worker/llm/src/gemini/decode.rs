@@ -98,6 +98,21 @@ struct Usage {
 }
 
 impl Usage {
+    /// Takes in what a later one counts; what it leaves out stands as it was. False if it counts nothing.
+    fn take(&mut self, newer: &Self) -> bool {
+        let mut counts = false;
+        let mut take = |count: &mut Option<i64>, newer: Option<i64>| {
+            counts |= newer.is_some();
+            *count = newer.or(*count);
+        };
+        take(&mut self.prompt_token_count, newer.prompt_token_count);
+        take(&mut self.cached_content_token_count, newer.cached_content_token_count);
+        take(&mut self.candidates_token_count, newer.candidates_token_count);
+        take(&mut self.thoughts_token_count, newer.thoughts_token_count);
+        take(&mut self.tool_use_prompt_token_count, newer.tool_use_prompt_token_count);
+        counts
+    }
+
     /// The prompt is told with what was cached, the output without what was thought.
     fn neutral(&self) -> TokenUsage {
         let count = |count: Option<i64>| count.unwrap_or_default().max(0);
@@ -185,6 +200,7 @@ pub(crate) struct Decoder {
     blocks: Blocks,
     calls: u32,
     has_output: bool,
+    usage: Usage,
     tier: tier::Told,
     stop: Option<Stop>,
 }
@@ -229,6 +245,7 @@ impl Decoder {
             blocks: Blocks::default(),
             calls: 0,
             has_output: false,
+            usage: Usage::default(),
             tier: tier::Told::default(),
             stop: None,
         }
@@ -267,7 +284,9 @@ impl Decoder {
     fn used(&mut self, usage: Option<Usage>, deltas: &mut VecDeque<Delta>) {
         let Some(usage) = usage else { return };
         deltas.extend(self.tier.take(usage.service_tier.as_deref()));
-        deltas.push_back(Delta::Usage(usage.neutral()));
+        if self.usage.take(&usage) {
+            deltas.push_back(Delta::Usage(self.usage.neutral()));
+        }
     }
 
     fn part(&mut self, part: Part, deltas: &mut VecDeque<Delta>) {

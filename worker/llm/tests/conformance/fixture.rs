@@ -50,7 +50,7 @@ pub const FIXTURES: [&dyn Fixture; 5] =
     [&anthropic::Fixture, &chat::Fixture, &responses::Fixture, &gemini::Fixture, &scripted::Fixture];
 
 pub fn settings(base_url: &str) -> Settings {
-    let limits = Limits { idle: Duration::from_secs(5), ..Limits::default() };
+    let limits = Limits { idle: Duration::from_mins(1), ..Limits::default() };
     Settings { base_url: base_url.into(), api_key: SecretString::from(KEY).into(), limits }
 }
 

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::super::Guardrails;
 use crate::http_client::HttpClient;
+use crate::patterns::Patterns;
 
 fn guardrails(checks: Vec<CheckSpec>, mode: GuardrailMode) -> Guardrails {
     let specs = checks.into_iter().map(|check| GuardrailSpec {
@@ -15,7 +16,7 @@ fn guardrails(checks: Vec<CheckSpec>, mode: GuardrailMode) -> Guardrails {
         ..GuardrailSpec::default()
     });
     let agent = AgentSpec { guardrails: specs.collect(), ..AgentSpec::default() };
-    Guardrails::open(&agent, &HttpClient::default()).unwrap()
+    Guardrails::open(&agent, &HttpClient::default(), &mut Patterns::default()).unwrap()
 }
 
 fn denied(patterns: &[&str]) -> CheckSpec {
@@ -26,11 +27,15 @@ fn redacting() -> CheckSpec {
     CheckSpec::PersonalData(PersonalDataCheck { kinds: Vec::new(), redact: true })
 }
 
+fn ended(finish: impl Future<Output = String>) -> String {
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(finish)
+}
+
 /// What is let through of a text that comes in these pieces, before its end and then.
 fn streamed(guardrails: &Guardrails, pieces: &[&str]) -> (String, String, bool) {
     let mut output = guardrails.output().unwrap();
     let before: String = pieces.iter().map(|piece| output.push(piece)).collect();
-    let end = futures::executor::block_on(output.finish(false));
+    let end = ended(output.finish(false));
     assert_eq!(output.released(), format!("{before}{end}"));
     (before, end, output.is_blocked())
 }
@@ -87,7 +92,7 @@ fn a_shadow_holds_nothing_back_and_tells() {
     let mut output = guardrails.output().unwrap();
     let text = "open sesame, jo@doe.example";
     assert_eq!(output.push(text), text);
-    assert_eq!(futures::executor::block_on(output.finish(false)), "");
+    assert_eq!(ended(output.finish(false)), "");
     let told: Vec<_> =
         output.violations().iter().map(|told| (told.reason.as_str(), told.blocked, told.redacted)).collect();
     assert_eq!((told, output.is_blocked()), (vec![("pattern", false, false), ("personal_data", false, false)], false));

@@ -11,6 +11,7 @@ use shuttle::future::block_on;
 use shuttle::thread;
 use tokio_util::sync::CancellationToken;
 
+use super::crowd::Held;
 use super::*;
 use crate::events::testing::DownRelay;
 use crate::sync::model::check;
@@ -31,13 +32,13 @@ fn preview() -> SessionEvent {
 
 fn sized(event: SessionEvent) -> Sized {
     let after_seq = event.seq.saturating_sub(1);
-    Sized { bytes: 10, event: Arc::new(event), after_seq }
+    Sized { bytes: 10, event: Arc::new(event.into()), after_seq }
 }
 
 /// A hub without its tasks, which a model has no clock for: the relay is never asked.
 fn hub(events_max: usize) -> Hub {
     let options = Options { subscriber_events_max: events_max, ..Options::default() };
-    let origin = Uuid::now_v7();
+    let (origin, crowd) = (Uuid::now_v7(), Crowd::new(&options));
     Hub {
         shared: Arc::new(Shared {
             origin,
@@ -47,17 +48,19 @@ fn hub(events_max: usize) -> Hub {
             metrics: Metrics::register(&Registry::new()).unwrap(),
             outbox: Arc::new(Outbox::new(origin)),
             topics: Arc::default(),
+            crowd,
             relay_up: Arc::new(AtomicBool::new(true)),
+            relay_failures: AtomicU64::new(0),
             turns: watch::Sender::new(0),
-            replays: crate::events::replay::Room::default(),
+            replays: Room::default(),
+            looks: Looks::default(),
         }),
     }
 }
 
 /// Takes a place as `Hub::subscribe` does, and tells whether it was the first of its topic.
 fn join(hub: &Hub, key: Key) -> (Subscription, Option<CancellationToken>) {
-    let bounds = &hub.shared.options;
-    let queue = Arc::new(Queue::new(bounds.subscriber_events_max, bounds.subscriber_bytes_max));
+    let queue = hub.shared.crowd.join(key.0, &hub.shared.options);
     hub.shared.metrics.subscribers.inc();
     let Joined { id, asked: _, pump } = hub.shared.topics().add_subscriber(key, Arc::clone(&queue), true);
     let listener = Listener { shared: Arc::clone(&hub.shared), key, id, is_turn: false };
@@ -67,7 +70,7 @@ fn join(hub: &Hub, key: Key) -> (Subscription, Option<CancellationToken>) {
 #[test]
 fn a_reader_that_sleeps_is_woken_by_each_kind_of_news() {
     check(ORDERS, || {
-        let queue = Arc::new(Queue::new(64, 1_000));
+        let queue = Arc::new(Queue::new(64, 1_000, Held::unbounded()));
         let pushing = Arc::clone(&queue);
         let pusher = thread::spawn(move || {
             pushing.push(sized(durable(1)));
@@ -93,7 +96,7 @@ fn a_reader_that_sleeps_is_woken_by_each_kind_of_news() {
 #[test]
 fn a_slow_reader_is_told_every_preview_that_it_lost_and_every_durable_event_or_its_end() {
     check(ORDERS, || {
-        let queue = Arc::new(Queue::new(3, 1_000));
+        let queue = Arc::new(Queue::new(3, 1_000, Held::unbounded()));
         let pushing = Arc::clone(&queue);
         let pusher = thread::spawn(move || {
             for seq in 1..=3 {

@@ -2,7 +2,7 @@
 //! was under way is the next frame, so an idle system waits for nothing and a busy one sends few large frames.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 
 use croft_proto::id::{SessionId, TenantId};
 use tokio::sync::Notify;
@@ -217,13 +217,15 @@ impl State {
         let dropped_previews = std::mem::take(&mut pending.dropped);
         self.events -= pending.events.len();
         self.bytes -= std::mem::take(&mut pending.bytes);
-        let events = pending.events.drain(..).map(|sized| Arc::unwrap_or_clone(sized.event)).collect();
+        let events = pending.events.drain(..).map(Sized::into_event).collect();
         Some(Job { key, envelope: Envelope { origin, after_seq, dropped_previews, frame: Frame::Events(events) } })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use croft_proto::v1::SessionEvent;
 
     use super::*;
@@ -233,7 +235,8 @@ mod tests {
     }
 
     fn durable(seq: u64) -> Sized {
-        Sized { event: Arc::new(SessionEvent { seq, ..Default::default() }), bytes: 10, after_seq: seq - 1 }
+        let event = SessionEvent { seq, ..Default::default() };
+        Sized { event: Arc::new(event.into()), bytes: 10, after_seq: seq - 1 }
     }
 
     fn preview(after_seq: u64) -> Sized {

@@ -2,18 +2,21 @@
 //! for durable events.
 
 use std::collections::VecDeque;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use croft_proto::v1::SessionEvent;
 
 use super::Item;
+use super::crowd::Held;
 use crate::sync::{Mutex, MutexGuard};
 
 /// An event on its way to many, with its size on the wire.
 #[derive(Debug, Clone)]
 pub(super) struct Sized {
-    pub(super) event: Arc<SessionEvent>,
+    pub(super) event: Arc<Told>,
     pub(super) bytes: usize,
     /// For previews: the newest durable number that the sender knew of.
     pub(super) after_seq: u64,
@@ -23,6 +26,55 @@ impl Sized {
     pub(super) fn is_preview(&self) -> bool {
         self.event.seq == 0
     }
+
+    /// Without a copy, if nobody else has it.
+    pub(super) fn into_event(self) -> SessionEvent {
+        Arc::try_unwrap(self.event).map_or_else(|shared| shared.event.clone(), |told| told.event)
+    }
+
+    /// It lies in one more queue; in the first it is counted.
+    fn enter(&self, held: &Held) {
+        if self.event.queues.fetch_add(1, Ordering::Relaxed) == 0 {
+            held.add(self.bytes);
+        }
+    }
+
+    fn leave(&self, held: &Held) {
+        if self.event.queues.fetch_sub(1, Ordering::Relaxed) == 1 {
+            held.subtract(self.bytes);
+        }
+    }
+}
+
+/// An event that is told to several.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    event: SessionEvent,
+    /// In so many it lies.
+    queues: AtomicUsize,
+}
+
+impl From<SessionEvent> for Told {
+    fn from(event: SessionEvent) -> Self {
+        Self { event, queues: AtomicUsize::new(0) }
+    }
+}
+
+impl Deref for Told {
+    type Target = SessionEvent;
+
+    fn deref(&self) -> &SessionEvent {
+        &self.event
+    }
+}
+
+/// Why a queue should make room before others: of those that lie, and of the others, the larger first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Weight {
+    lies: bool,
+    /// Without the oldest event, which may have just come.
+    bytes_behind: usize,
+    bytes: usize,
 }
 
 /// What a push did beyond taking the event in.
@@ -40,7 +92,14 @@ pub(super) enum Pushed {
 pub(super) struct Queue {
     events_max: usize,
     bytes_max: usize,
+    held: Held,
     state: Mutex<State>,
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.lock().clear(&self.held);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +116,9 @@ struct State {
     lagged: bool,
     /// The newest durable number that was popped.
     last_seq: u64,
+    /// The place of the oldest durable event at the last sweep, and how many sweeps have found it there before.
+    swept: Option<u64>,
+    sweeps: u32,
     waker: Option<Waker>,
 }
 
@@ -64,8 +126,12 @@ impl Queue {
     /// At either bound the oldest previews go first; without any left, the queue ends. Of bytes, only what a publish finds counts,
     /// but for the oldest event: so an event always fits, whatever its size, and so does all that one publish brings to a
     /// reader that had taken what was there.
-    pub(super) fn new(events_max: usize, bytes_max: usize) -> Self {
-        Self { events_max, bytes_max, state: Mutex::default() }
+    pub(super) fn new(events_max: usize, bytes_max: usize, held: Held) -> Self {
+        Self { events_max, bytes_max, held, state: Mutex::default() }
+    }
+
+    pub(super) fn held(&self) -> &Held {
+        &self.held
     }
 
     /// Takes in what is published together.
@@ -79,6 +145,7 @@ impl Queue {
             let mut fits = true;
             while fits && self.is_full(&state, found_bytes) {
                 if let Some((place, gone)) = state.previews.pop_front() {
+                    gone.leave(&self.held);
                     state.bytes -= gone.bytes;
                     found_bytes -= if place < first_place { gone.bytes } else { 0 };
                     dropped += 1;
@@ -87,15 +154,13 @@ impl Queue {
                 }
             }
             if fits {
+                event.enter(&self.held);
                 state.push(event);
             } else if event.is_preview() {
                 dropped += 1;
             } else {
                 // Nothing that is queued may be skipped: better no memory held than half a story.
-                state.durables = VecDeque::new();
-                state.bytes = 0;
-                state.lagged = true;
-                state.wake();
+                state.end(&self.held);
                 return Pushed::Overflowed;
             }
         }
@@ -135,18 +200,62 @@ impl Queue {
             state.waker = Some(context.waker().clone());
             return Poll::Pending;
         };
+        next.leave(&self.held);
         state.bytes -= next.bytes;
         let after_seq = next.after_seq;
         if next.is_preview() {
-            return Poll::Ready(Item::Preview { event: Arc::unwrap_or_clone(next.event), after_seq });
+            return Poll::Ready(Item::Preview { event: next.into_event(), after_seq });
         }
         state.last_seq = next.event.seq;
-        Poll::Ready(Item::Durable(Arc::unwrap_or_clone(next.event)))
+        Poll::Ready(Item::Durable(next.into_event()))
     }
 
     /// Has ended by overflow.
     pub(super) fn has_lagged(&self) -> bool {
         self.lock().lagged
+    }
+
+    /// `None` where there is nothing but an event that has just come.
+    pub(super) fn weight(&self) -> Option<Weight> {
+        let state = self.lock();
+        let bytes_behind = state.bytes - state.oldest_bytes();
+        let weight = Weight { lies: state.sweeps > 0, bytes_behind, bytes: state.bytes };
+        (weight.lies || bytes_behind > 0).then_some(weight)
+    }
+
+    /// Drops the previews, to make room: so many.
+    pub(super) fn shed(&self) -> u64 {
+        let mut state = self.lock();
+        let previews = std::mem::take(&mut state.previews);
+        for (_, gone) in &previews {
+            gone.leave(&self.held);
+            state.bytes -= gone.bytes;
+        }
+        state.dropped += previews.len() as u64;
+        previews.len() as u64
+    }
+
+    /// Ends it where something durable lies, to make room. False if it was not so.
+    pub(super) fn end(&self) -> bool {
+        let mut state = self.lock();
+        let ends = !state.durables.is_empty();
+        if ends {
+            state.end(&self.held);
+        }
+        ends
+    }
+
+    /// Ends it when the oldest durable event is the same as so many sweeps ago. False if it goes on, or had ended.
+    pub(super) fn sweep(&self, sweeps_max: u32) -> bool {
+        let mut state = self.lock();
+        let oldest = state.durables.front().map(|(place, _)| *place);
+        state.sweeps = if oldest.is_some() && oldest == state.swept { state.sweeps + 1 } else { 0 };
+        state.swept = oldest;
+        let ends = state.sweeps >= sweeps_max && oldest.is_some();
+        if ends {
+            state.end(&self.held);
+        }
+        ends
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -170,6 +279,20 @@ impl State {
         } else {
             self.durables.push_back((place, event));
         }
+    }
+
+    /// Keeps nothing, and takes nothing from now on.
+    fn end(&mut self, held: &Held) {
+        self.clear(held);
+        self.lagged = true;
+        self.wake();
+    }
+
+    fn clear(&mut self, held: &Held) {
+        let (durables, previews) = (std::mem::take(&mut self.durables), std::mem::take(&mut self.previews));
+        durables.iter().chain(&previews).for_each(|(_, event)| event.leave(held));
+        self.bytes = 0;
+        self.sweeps = 0;
     }
 
     /// Of the event that is popped next; 0 for none.
@@ -205,7 +328,8 @@ mod tests {
     use super::*;
 
     fn durable(seq: u64) -> Sized {
-        Sized { event: Arc::new(SessionEvent { seq, ..Default::default() }), bytes: 10, after_seq: 0 }
+        let event = SessionEvent { seq, ..Default::default() };
+        Sized { event: Arc::new(event.into()), bytes: 10, after_seq: 0 }
     }
 
     fn preview(after_seq: u64) -> Sized {
@@ -225,7 +349,7 @@ mod tests {
 
     #[test]
     fn the_oldest_previews_go_first_and_the_gap_is_told_before_the_next_event() {
-        let queue = Queue::new(3, 1_000);
+        let queue = Queue::new(3, 1_000, Held::unbounded());
         assert_eq!(queue.push(preview(1)), Pushed::Kept);
         assert_eq!(queue.push(preview(2)), Pushed::Kept);
         assert_eq!(queue.push(durable(3)), Pushed::Kept);
@@ -240,7 +364,7 @@ mod tests {
 
     #[test]
     fn a_preview_that_finds_only_durable_events_is_the_one_that_goes() {
-        let queue = Queue::new(2, 1_000);
+        let queue = Queue::new(2, 1_000, Held::unbounded());
         queue.push(durable(1));
         queue.push(durable(2));
         assert_eq!(queue.push(preview(2)), Pushed::Dropped(1));
@@ -250,7 +374,7 @@ mod tests {
 
     #[test]
     fn too_many_durable_events_end_the_queue_with_the_last_number_that_was_popped() {
-        let queue = Queue::new(2, 1_000);
+        let queue = Queue::new(2, 1_000, Held::unbounded());
         queue.push(durable(1));
         assert!(is_durable(pop(&queue), 1));
         queue.push(durable(2));
@@ -263,7 +387,7 @@ mod tests {
 
     #[test]
     fn bytes_are_bounded_but_one_event_always_fits() {
-        let queue = Queue::new(100, 25);
+        let queue = Queue::new(100, 25, Held::unbounded());
         assert_eq!(queue.push(Sized { bytes: 1_000, ..durable(1) }), Pushed::Kept);
         assert_eq!(queue.push(durable(2)), Pushed::Kept, "the first may be under way to a reader");
         assert!(is_durable(pop(&queue), 1));
@@ -281,12 +405,12 @@ mod tests {
     /// A message of 5 MiB and the word that its turn runs: all who watched were thrown out.
     #[test]
     fn what_is_published_together_fits_where_nothing_lay() {
-        let queue = Queue::new(100, 25);
+        let queue = Queue::new(100, 25, Held::unbounded());
         let large = |seq| Sized { bytes: 40, ..durable(seq) };
         assert_eq!(queue.push_all([large(1), durable(2), large(3)]), Pushed::Kept);
         assert_eq!(queue.push(durable(4)), Pushed::Overflowed, "behind a reader that takes nothing");
 
-        let queue = Queue::new(100, 25);
+        let queue = Queue::new(100, 25, Held::unbounded());
         queue.push_all([durable(1), durable(2)]);
         assert_eq!(queue.push_all([large(3), large(4)]), Pushed::Kept, "it had nearly taken what was there");
         assert_eq!(queue.push_all([preview(4), preview(4)]), Pushed::Dropped(2));

@@ -1,5 +1,5 @@
 //! Readers as a property: whoever is slow, stuck, leaves or comes anew, each reader that stays is told every durable event or its
-//! end, previews in their order, and exactly how many of them it lost; and nothing is kept beyond the bound.
+//! end, previews in their order, and exactly how many of them it lost; and nothing is kept beyond the bounds, or behind their backs.
 
 use croft_proto::v1::session_event::Kind;
 use futures::{FutureExt as _, StreamExt as _};
@@ -108,9 +108,9 @@ impl Reader {
     }
 }
 
-async fn play(steps: Vec<Step>, events_max: usize) {
+async fn play(steps: Vec<Step>, events_max: usize, held_bytes_max: usize) {
     let scene = Scene::new().await;
-    let options = Options { subscriber_events_max: events_max, ..Options::default() };
+    let options = Options { subscriber_events_max: events_max, held_bytes_max, ..Options::default() };
     let hub = scene.hub(Arc::new(MemoryRelay::default()), options);
     let _turn = hub.controls(scene.tenant, scene.session).await;
     let mut readers: [Option<Reader>; READERS] = [const { None }; READERS];
@@ -156,6 +156,8 @@ async fn play(steps: Vec<Step>, events_max: usize) {
             assert_eq!(reader.told + reader.lost, reader.published, "every preview came, or was told to be lost");
         }
     }
+    drop(readers);
+    assert_eq!(hub.shared.crowd.held_bytes(), 0, "what nobody waits for is held");
 }
 
 proptest! {
@@ -163,8 +165,9 @@ proptest! {
     fn each_reader_is_told_all_that_is_durable_or_its_end_and_every_preview_that_it_lost(
         steps in prop::collection::vec(step(), 1..150),
         events_max in 2_usize..24,
+        held_bytes_max in prop_oneof![50..2_000_usize, Just(usize::MAX)],
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-        runtime.block_on(play(steps, events_max));
+        runtime.block_on(play(steps, events_max, held_bytes_max));
     }
 }

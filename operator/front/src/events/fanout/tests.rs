@@ -174,6 +174,83 @@ async fn large_events_that_are_published_together_all_arrive() {
     assert_eq!(ours.metrics().slow_subscribers.get(), 0);
 }
 
+fn large(seq: u64) -> SessionEvent {
+    SessionEvent { seq, turn_id: "x".repeat(1_000), ..SessionEvent::default() }
+}
+
+/// Two hundred streams of one connection that reads nothing held 4 MiB each.
+#[tokio::test(start_paused = true)]
+async fn streams_that_are_not_read_hold_no_more_than_their_bound_together() {
+    let scene = Scene::new().await;
+    let options = Options { tenant_bytes_max: 40_000, ..Options::default() };
+    let hub = scene.hub(Arc::new(MemoryRelay::default()), options);
+    let sessions: Vec<_> = (0..20).map(|_| SessionId::generate()).collect();
+    let mut stuck = Vec::new();
+    for session in &sessions {
+        stuck.push(hub.subscribe(scene.tenant, *session, PREVIEWS).await);
+    }
+    let mut quick = hub.subscribe(scene.tenant, scene.session, PREVIEWS).await;
+    let (others, theirs) = (TenantId::generate(), SessionId::generate());
+    let mut of_others = hub.subscribe(others, theirs, PREVIEWS).await;
+    hub.publish(others, theirs, vec![large(1), large(2)]);
+    for seq in 1..=50 {
+        for session in &sessions {
+            hub.publish(scene.tenant, *session, vec![large(seq)]);
+        }
+        hub.publish(scene.tenant, scene.session, vec![large(seq)]);
+        assert_eq!(number(&next(&mut quick).await), seq, "who reads is told");
+        assert!(hub.shared.crowd.held_bytes() < 45_000, "{} bytes are held", hub.shared.crowd.held_bytes());
+    }
+    let ended = stuck.iter().filter(|one| one.has_lagged()).count();
+    assert_eq!(hub.metrics().slow_subscribers.get(), u64::try_from(ended).unwrap());
+    assert!(ended > 0);
+    assert_eq!((number(&next(&mut of_others).await), number(&next(&mut of_others).await)), (1, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_many_wait_for_is_counted_once() {
+    let scene = Scene::new().await;
+    let options = Options { held_bytes_max: 4_000, tenant_bytes_max: 4_000, ..Options::default() };
+    let hub = scene.hub(Arc::new(MemoryRelay::default()), options);
+    let mut watching = Vec::new();
+    for _ in 0..100 {
+        watching.push(hub.subscribe(scene.tenant, scene.session, PREVIEWS).await);
+    }
+    for seq in 1..=3 {
+        hub.publish(scene.tenant, scene.session, vec![large(seq)]);
+    }
+    assert!((3_000..4_000).contains(&hub.shared.crowd.held_bytes()));
+    for one in &mut watching {
+        for seq in 1..=3 {
+            assert_eq!(number(&next(one).await), seq);
+        }
+    }
+    assert_eq!(hub.shared.crowd.held_bytes(), 0);
+}
+
+/// Of a session in which little happens: its queue would never be full.
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_not_read_for_long_ends_and_holds_nothing() {
+    let scene = Scene::new().await;
+    let hub = scene.hub(Arc::new(MemoryRelay::default()), Options::default());
+    let mut stuck = hub.subscribe(scene.tenant, scene.session, PREVIEWS).await;
+    let mut idle = hub.subscribe(scene.tenant, scene.session, PREVIEWS).await;
+    let first = scene.publish(&hub, user_message()).await;
+    for one in [&mut stuck, &mut idle] {
+        assert_eq!(number(&next(one).await), first);
+    }
+    let second = scene.publish(&hub, user_message()).await;
+    scene.preview(&hub, "he");
+    assert_eq!(number(&next(&mut idle).await), second);
+    assert!(matches!(next(&mut idle).await, Item::Preview { .. }));
+    sleep(Options::default().unread_max.saturating_sub(Duration::from_secs(1))).await;
+    assert!(!stuck.has_lagged());
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(next(&mut stuck).await, Item::Lagged { last_seq: first });
+    assert_eq!(hub.shared.crowd.held_bytes(), 0);
+    assert!(!idle.has_lagged(), "it has read all there was");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_relay_that_is_down_holds_up_neither_a_turn_nor_those_who_listen_here() {
     let scene = Scene::new().await;
@@ -191,6 +268,27 @@ async fn a_relay_that_is_down_holds_up_neither_a_turn_nor_those_who_listen_here(
     assert!(hub.shared.outbox.len() <= 5_000);
     assert!(hub.metrics().relay_shed.with_label_values(&["preview"]).get() > 0, "the outbox has its bound");
     drop(controls);
+}
+
+/// Once, a quiet front told that the relay was down until somebody published or listened.
+#[tokio::test(start_paused = true)]
+async fn a_relay_that_answers_is_up_unless_calls_of_it_fail_meanwhile() {
+    let scene = Scene::new().await;
+    let hub = scene.hub(Arc::new(DownRelay), Options::default());
+    let fails = async || {
+        drop(hub.subscribe(scene.tenant, scene.session, PREVIEWS).await);
+        settle().await;
+        assert!(!hub.relay_is_up());
+    };
+    for _ in 0..3 {
+        fails().await;
+        hub.relay_answered();
+        assert!(!hub.relay_is_up(), "it takes no call");
+    }
+    hub.relay_answered();
+    assert!(hub.relay_is_up());
+    assert_eq!(hub.metrics().relay_up.get(), 1);
+    fails().await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::crowd::Held;
 use super::outbox::Key;
 use super::queue::Queue;
 use crate::events::relay::Frame;
@@ -81,6 +82,11 @@ pub(super) struct Joined {
 }
 
 impl Topic {
+    /// What subscribers here hold with all others, where it is too much.
+    pub(super) fn over_full(&self) -> Option<Held> {
+        self.subscribers.first().map(|subscriber| subscriber.queue.held()).filter(|held| held.wants_relief()).cloned()
+    }
+
     /// Somebody here wants to see previews.
     pub(super) fn wants_previews(&self) -> bool {
         self.subscribers.iter().any(|subscriber| subscriber.previews)

@@ -127,23 +127,11 @@ impl Room {
             let taken = told + events.len() * EVENT_BYTES;
             if self.fit(tenant, &mut place, taken) {
                 let is_last = log::is_last(events.len(), told, limit);
-                return Ok(self.keep(tenant, events, Some(place), after_seq, is_last));
+                return Ok(self.keep(tenant, events, place, after_seq, is_last));
             }
             // One event may be larger than a page. To wait for more with what there is in hand would keep it from others who do.
             bytes = taken;
         }
-    }
-
-    /// An empty page, where nothing stands behind this number: that takes no room.
-    pub(super) async fn look(
-        &self,
-        log: &dyn EventLog,
-        tenant: TenantId,
-        session: SessionId,
-        after_seq: u64,
-    ) -> Result<Option<Arc<Page>>, Error> {
-        let events = log.read(tenant, session, after_seq, 1).await?;
-        Ok(events.is_empty().then(|| self.keep(tenant, events, None, after_seq, true)))
     }
 
     /// How many bytes are held.
@@ -156,11 +144,11 @@ impl Room {
         &self,
         tenant: TenantId,
         events: Vec<SessionEvent>,
-        place: Option<Place>,
+        place: Place,
         after_seq: u64,
         is_last: bool,
     ) -> Arc<Page> {
-        let place = place.filter(|_| !events.is_empty());
+        let place = (!events.is_empty()).then_some(place);
         let now = Instant::now();
         let page = Arc::new(Page {
             room: self.clone(),

@@ -9,11 +9,13 @@ use futures::stream::BoxStream;
 use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
 
+use super::looks::{AT_ONCE_MAX, LOOKS_FOR_NOTHING};
 use super::*;
 use crate::events::fanout::Options;
 use crate::events::log::{Append, Appended, IdempotencyKey, StoredCheckpoint};
 use crate::events::relay::memory::MemoryRelay;
 use crate::events::testing::{DownRelay, Scene, agent_message, terminated, user_message};
+use crate::store::memory::Memory;
 
 type Events = BoxStream<'static, Result<SessionEvent, Error>>;
 
@@ -89,6 +91,55 @@ impl EventLog for Moody {
 
     async fn checkpoint(&self, tenant: TenantId, session: SessionId) -> Result<Option<StoredCheckpoint>, Error> {
         self.scene.log.checkpoint(tenant, session).await
+    }
+}
+
+/// A log that takes its time, and counts who reads it.
+struct Counted {
+    log: Arc<Memory>,
+    reads: Arc<Reads>,
+}
+
+#[derive(Default)]
+struct Reads {
+    count: AtomicUsize,
+    under_way: AtomicUsize,
+    /// At the same time.
+    most: AtomicUsize,
+}
+
+#[async_trait]
+impl EventLog for Counted {
+    async fn append(&self, append: Append) -> Result<Appended, Error> {
+        self.log.append(append).await
+    }
+
+    async fn find_sent(
+        &self,
+        tenant: TenantId,
+        session: SessionId,
+        key: &IdempotencyKey,
+    ) -> Result<Option<u64>, Error> {
+        self.log.find_sent(tenant, session, key).await
+    }
+
+    async fn read(
+        &self,
+        tenant: TenantId,
+        session: SessionId,
+        after_seq: u64,
+        limit: u32,
+    ) -> Result<Vec<SessionEvent>, Error> {
+        self.reads.count.fetch_add(1, Ordering::Relaxed);
+        let under_way = self.reads.under_way.fetch_add(1, Ordering::Relaxed) + 1;
+        self.reads.most.fetch_max(under_way, Ordering::Relaxed);
+        sleep(Duration::from_millis(20)).await;
+        self.reads.under_way.fetch_sub(1, Ordering::Relaxed);
+        self.log.read(tenant, session, after_seq, limit).await
+    }
+
+    async fn checkpoint(&self, tenant: TenantId, session: SessionId) -> Result<Option<StoredCheckpoint>, Error> {
+        self.log.checkpoint(tenant, session).await
     }
 }
 
@@ -491,6 +542,46 @@ async fn without_a_relay_events_of_other_replicas_come_within_a_second() {
         assert_eq!(next_number(&mut events).await, expected);
         assert!(began.elapsed() <= LOOK_EVERY, "{:?}", began.elapsed());
     }
+    // More than a page of them.
+    let last = 5 + 2 * u64::from(PAGE);
+    for _ in 5..=last {
+        scene.append(user_message()).await;
+    }
+    let began = Instant::now();
+    while next_number(&mut events).await < last {}
+    assert!(began.elapsed() <= LOOK_EVERY, "{:?}", began.elapsed());
+}
+
+/// Each of them looked by itself, all at the same time, and turns that wanted to store something waited behind them.
+#[tokio::test(start_paused = true)]
+async fn without_a_relay_those_who_follow_a_session_share_their_looks() {
+    const SESSIONS: usize = 50;
+    const SECONDS: usize = 20;
+    let scenes = join_all((0..SESSIONS).map(|_| Scene::new())).await;
+    let hub = scenes[0].hub(Arc::new(DownRelay), Options::default());
+    let reads = Arc::new(Reads::default());
+    let mut followers = Vec::new();
+    for scene in &scenes {
+        for _ in 0..10 {
+            let log = Arc::new(Counted { log: Arc::clone(&scene.log), reads: Arc::clone(&reads) });
+            followers.push(follow(log, &hub, scene.tenant, scene.session, 1, true).await.unwrap().boxed());
+        }
+    }
+    reads.count.store(0, Ordering::Relaxed);
+    reads.most.store(0, Ordering::Relaxed);
+    let quiet = timeout(Duration::from_secs(SECONDS as u64), join_all(followers.iter_mut().map(StreamExt::next))).await;
+    assert!(quiet.is_err(), "nothing happens");
+    let count = reads.count.load(Ordering::Relaxed);
+    assert!(count >= SESSIONS * SECONDS / 2, "they look: {count}");
+    assert!(count <= SESSIONS * (SECONDS + 1), "{count} reads in {SECONDS} s");
+    assert!(reads.most.load(Ordering::Relaxed) <= AT_ONCE_MAX);
+
+    // Elsewhere: no word of it comes here.
+    scenes[0].append(user_message()).await;
+    let began = Instant::now();
+    let told = join_all(followers[..10].iter_mut().map(next_number)).await;
+    assert_eq!(told, [2; 10]);
+    assert!(began.elapsed() <= LOOK_EVERY * 2, "{:?}", began.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

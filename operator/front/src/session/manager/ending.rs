@@ -1,14 +1,19 @@
 //! The end of a session, whoever wants it: its client, the clock, or the tenant's removal.
 
-use croft_proto::v1::SessionTerminated;
+use std::time::Duration;
+
 use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{SessionEvent, SessionTerminated};
 
 use super::{Manager, event};
 use crate::error::Error;
-use crate::events::log::{Append, Appended, Authority};
+use crate::events::log::{Append, Appended, Authority, NewEvent};
 use crate::events::relay::Frame;
 use crate::session::Session;
 use crate::turn;
+
+/// When a log is looked at whose store did not say whether it took an end.
+const LOOK_AFTER: [Duration; 2] = [Duration::ZERO, Duration::from_millis(200)];
 
 impl Manager {
     /// Ends a session. The event fences the running turn in the same transaction, so nothing follows it, and of all that
@@ -16,25 +21,71 @@ impl Manager {
     ///
     /// Fails with [`Error::SessionBusy`] when `authority` is [`Authority::Overdue`] or [`Authority::AtRest`] and the session isn't.
     pub(crate) async fn end(&self, session: &Session, authority: Authority, reason: &str) -> Result<bool, Error> {
+        let end = event(Kind::SessionTerminated(SessionTerminated { reason: reason.to_owned() }));
         let append = Append {
             tenant: session.tenant,
             session: session.id,
             authority,
-            events: vec![event(Kind::SessionTerminated(SessionTerminated { reason: reason.to_owned() }))],
+            events: vec![end.clone()],
             checkpoint: None,
             idempotency_key: None,
             input_seq: None,
         };
-        match self.core.stores.events.append(append).await {
-            Ok(Appended::New(events)) => {
-                self.core.hub.publish(session.tenant, session.id, events);
-                self.core.hub.control(session.tenant, session.id, Frame::Terminated);
-                self.end_what_hangs_on(session);
-                Ok(true)
+        let stored = match self.core.stores.events.append(append).await {
+            Ok(Appended::New(events)) => events,
+            Ok(Appended::Existing { .. }) | Err(Error::SessionTerminated { .. }) => return Ok(false),
+            // It may be stored all the same, and then nobody else does what belongs to it.
+            Err(error @ Error::Unavailable { .. }) => match self.stored_end(session, &end).await {
+                Some(stored) => vec![stored],
+                None => return Err(error),
+            },
+            Err(error) => return Err(error),
+        };
+        self.tell_of_end(session, stored);
+        Ok(true)
+    }
+
+    /// The same for a session that has ended: whoever ended it may have been lost before it could say so. All of it may be said twice.
+    pub(super) async fn end_once_more(&self, session: &Session) {
+        match self.last_event(session).await {
+            Ok(last) => self.tell_of_end(session, last.into_iter().collect()),
+            Err(error) => {
+                tracing::debug!(session = %session.id, %error, "who watches a session that has ended is told later");
+                self.tell_of_end(session, Vec::new());
             }
-            Ok(Appended::Existing { .. }) | Err(Error::SessionTerminated { .. }) => Ok(false),
-            Err(error) => Err(error),
         }
+        self.release_worker(session, &session.terminate_reason);
+    }
+
+    fn tell_of_end(&self, session: &Session, events: Vec<SessionEvent>) {
+        self.core.hub.publish(session.tenant, session.id, events);
+        self.core.hub.control(session.tenant, session.id, Frame::Terminated);
+        self.end_what_hangs_on(session);
+    }
+
+    /// This end, if it is the one that the session has come to.
+    async fn stored_end(&self, session: &Session, end: &NewEvent) -> Option<SessionEvent> {
+        for pause in LOOK_AFTER {
+            tokio::time::sleep(pause).await;
+            match self.last_event(session).await {
+                // Another's has another time.
+                Ok(Some(last)) if last.kind.as_ref() == Some(&end.kind) => {
+                    return Some(last).filter(|last| last.create_time == Some(end.create_time));
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::debug!(session = %session.id, %error, "cannot see whether the session has ended");
+                }
+            }
+        }
+        None
+    }
+
+    async fn last_event(&self, session: &Session) -> Result<Option<SessionEvent>, Error> {
+        let (tenant, id) = (session.tenant, session.id);
+        let Some(now) = self.core.stores.sessions.get(tenant, id).await? else { return Ok(None) };
+        let last = self.core.stores.events.read(tenant, id, now.last_seq.saturating_sub(1), 1).await?;
+        Ok(last.into_iter().next())
     }
 
     /// Lets the session's worker forget it, in a task of its own: nobody's answer depends on the worker, which may be gone. What it

@@ -33,8 +33,16 @@ const GRACE: Duration = Duration::from_millis(800);
 /// Between two looks at whether it has. It is told to stop with each: it may have begun a moment ago, and not listened yet.
 const LOOK_EVERY: Duration = Duration::from_millis(40);
 
+/// The session for a call of a sub-agent.
+pub(crate) struct Child {
+    pub(crate) session: Session,
+    /// It was not there before.
+    pub(crate) is_new: bool,
+}
+
 impl Manager {
-    /// The session for a call of a sub-agent: the one that is there, or a new one. Asked again, by whichever front, it is the same.
+    /// The session for a call of a sub-agent: the one that is there, or a new one. Asked again, by whichever front, it is the same. What
+    /// came of it in the end is to be [recorded](Self::record_child).
     ///
     /// Fails as [`Manager::create`] does; with [`Error::Invalid`] when the tool calls no sub-agent, or one too deep; and with
     /// [`Error::SessionTerminated`] when the caller has ended.
@@ -44,9 +52,9 @@ impl Manager {
         turn: TurnId,
         tool_call_id: &str,
         tool: &str,
-    ) -> Result<Session, Error> {
+    ) -> Result<Child, Error> {
         if let Some(child) = self.core.stores.sessions.child(caller.tenant, caller.id, tool_call_id).await? {
-            return Ok(child);
+            return Ok(Child { session: child, is_new: false });
         }
         let agent = callee(&caller.agent, tool).ok_or_else(|| Error::invalid("tool", "calls no sub-agent"))?;
         let parent = Parent::of(caller, turn, tool_call_id);
@@ -65,16 +73,20 @@ impl Manager {
         let ends = [lifetime.expire_time, caller.expire_time];
         lifetime.expire_time = ends.into_iter().flatten().min_by_key(time::micros);
         let opening = Opening { agent, labels: BTreeMap::new(), lifetime, idempotency_key: None, parent: Some(parent) };
-        let opened = self.open(&tenant, opening).await;
-        let (resource, outcome) = match &opened {
-            Ok(child) => (format!("sessions/{}", child.id), "ok"),
+        Ok(Child { session: self.open(&tenant, opening).await?, is_new: true })
+    }
+
+    /// Records that a call's session was opened, or why it was not. Once a call, however often it was tried: each try would be a record.
+    pub(crate) async fn record_child(&self, caller: &Session, opened: &Result<Child, Error>) {
+        let (resource, outcome) = match opened {
+            Ok(child) if !child.is_new => return,
+            Ok(child) => (format!("sessions/{}", child.session.id), "ok"),
             Err(error) => ("sessions".to_owned(), error.reason()),
         };
         let actor = format!("sessions/{}", caller.id);
         let action =
             Action { tenant: caller.tenant, actor, action: "session.create".into(), resource, outcome: outcome.into() };
         self.core.audit.record(action).await;
-        opened
     }
 
     /// Ends a sub-agent's session. A turn at hand is let end in order first, so that what it used is told; when that takes longer than

@@ -67,12 +67,18 @@ impl Record {
 }
 
 impl State {
-    /// Draws the conclusions from a session's new state.
-    pub(super) fn turned(&mut self, tenant: TenantId, session: SessionId) -> Result<(), Error> {
+    /// Has whoever follows the session told of it.
+    pub(super) fn changed(&mut self, tenant: TenantId, session: SessionId) -> Result<&mut Record, Error> {
         self.changes += 1;
         let change_number = self.changes;
         let record = self.record(tenant, session)?;
         record.change_number = change_number;
+        Ok(record)
+    }
+
+    /// Draws the conclusions from a session's new state.
+    pub(super) fn turned(&mut self, tenant: TenantId, session: SessionId) -> Result<(), Error> {
+        let record = self.changed(tenant, session)?;
         record.due_time = projection::due_time(&record.session);
         Ok(())
     }

@@ -26,7 +26,7 @@ impl LeaseStore for Memory {
             return Err(Error::SessionTerminated { session_id: session.to_string() });
         }
         let now = Instant::now();
-        if !record.lease.is_free(now) {
+        if !record.lease.is_left(now) {
             return Ok(None);
         }
         Ok(Some(record.lease.take(now + ttl)))

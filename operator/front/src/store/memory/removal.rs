@@ -1,12 +1,17 @@
 //! The removal of tenants in memory.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::SessionState;
+use croft_proto::v1::session_event::Kind;
 
-use super::{Memory, State};
+use super::{Memory, Record, State};
 use crate::error::Error;
+use crate::store::time;
 use crate::tenants::removal::RemovalStore;
+use crate::turn::now;
 
 #[async_trait]
 impl RemovalStore for Memory {
@@ -14,6 +19,19 @@ impl RemovalStore for Memory {
         let mut state = self.lock();
         state.tenants.entry(tenant).or_insert_with(|| name.to_owned());
         Ok(state.removing.insert(tenant))
+    }
+
+    async fn count_cut_short(&self, tenant: TenantId, within: Duration) -> Result<u64, Error> {
+        let within = i64::try_from(within.as_micros()).unwrap_or(i64::MAX);
+        let since = time::micros(&now()).saturating_sub(within);
+        let mut state = self.lock();
+        let cut_short = state.records_of(tenant).filter(|Record { session, events, .. }| {
+            // At rest, a session's last word is that it is.
+            let before = events.iter().rev().nth(1).and_then(|event| event.kind.as_ref());
+            let was_at_rest = matches!(before, None | Some(Kind::SessionReady(_) | Kind::SessionIdle(_)));
+            session.terminate_time.is_some_and(|ended| time::micros(&ended) > since) && !was_at_rest
+        });
+        Ok(cut_short.count() as u64)
     }
 
     async fn erase_credentials(&self, tenant: TenantId) -> Result<u64, Error> {

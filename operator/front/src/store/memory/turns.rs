@@ -31,7 +31,12 @@ impl TurnStore for Memory {
         match state.append(message)? {
             Appended::Existing { first_seq } => Ok(Begun::Existing { first_seq }),
             Appended::New(events) => {
-                let epoch = state.record(tenant, session)?.lease.take(now + ttl);
+                let record = state.record(tenant, session)?;
+                if before.state == SessionState::Running {
+                    // The turn that was broken off comes first.
+                    record.session.turn_id.clone_from(&before.turn_id);
+                }
+                let epoch = record.lease.take(now + ttl);
                 Ok(Begun::New(Box::new(Opened { epoch, events, session: before, checkpoint })))
             }
         }

@@ -12,7 +12,7 @@ use super::{Memory, State};
 use crate::error::Error;
 use crate::events::log::NewEvent;
 use crate::store::{projection, time};
-use crate::usage::{GROUPS_MAX, UsageStore};
+use crate::usage::{self, GROUPS_MAX, UsageStore};
 
 #[async_trait]
 impl UsageStore for Memory {
@@ -27,10 +27,10 @@ impl UsageStore for Memory {
         let state = self.lock();
         let mut rows: Vec<_> = state.usage_of(tenant).collect();
         rows.sort_by_key(|row| Reverse((time_of(row), row.attempt_id.clone())));
-        // An unknown cursor has nothing after it.
-        let skip = after.map_or(0, |after| {
-            rows.iter().position(|row| row.attempt_id == after).map_or(rows.len(), |position| position + 1)
-        });
+        let skip = match after {
+            None => 0,
+            Some(after) => 1 + rows.iter().position(|row| row.attempt_id == after).ok_or_else(usage::unknown_page)?,
+        };
         let session = session.map(|session| session.to_string());
         Ok(rows
             .into_iter()
@@ -73,10 +73,16 @@ impl UsageStore for Memory {
 
     async fn add_behind_end(&self, tenant: TenantId, session: SessionId, events: &[NewEvent]) -> Result<(), Error> {
         let mut state = self.lock();
-        if state.record(tenant, session).is_err() {
+        let Ok(record) = state.record(tenant, session) else {
+            usage::added_for_nobody(tenant, session, events);
             return Ok(());
+        };
+        let attempts = record.session.usage.attempts;
+        state.meter_for(tenant, session, projection::usage_rows(session, events))?;
+        if state.record(tenant, session)?.session.usage.attempts != attempts {
+            state.changed(tenant, session)?;
         }
-        state.meter_for(tenant, session, projection::usage_rows(session, events))
+        Ok(())
     }
 }
 

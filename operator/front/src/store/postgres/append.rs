@@ -44,7 +44,7 @@ const APPEND: &str = concat!(
             last_seq = last_seq + $3,
             state = coalesce($4, state),
             worker = coalesce($5, worker),
-            turn_id = coalesce($6, turn_id),
+            turn_id = case when $23::text is not null and state = 'running' then turn_id else coalesce($6, turn_id) end,
             last_stop_reason = coalesce($7, last_stop_reason),
             terminate_reason = coalesce($8, terminate_reason),
             newest_input_seq = coalesce(last_seq + $9, newest_input_seq),
@@ -303,6 +303,11 @@ impl Columns {
             times: events.iter().map(|event| Time(event.create_time)).collect(),
             payloads: events.iter().map(payload).collect(),
         })
+    }
+
+    /// Of the payloads.
+    pub(super) fn bytes(&self) -> usize {
+        self.payloads.iter().map(Vec::len).sum()
     }
 
     /// Takes over the events of others.

@@ -17,8 +17,8 @@ use crate::error::Error;
 use crate::events::log::Authority;
 
 /// What `APPEND` does for one append, for all of a group, and all that its transaction does besides. Each append is of another session.
-/// See `migrations/0023_one_call.sql`, `0024_by_key.sql`, `0025_one_look.sql` and
-/// `0026_service_tiers.sql`.
+/// See `migrations/0023_one_call.sql`, `0024_by_key.sql`, `0025_one_look.sql`, `0026_service_tiers.sql` and
+/// `0034_turns_broken_off.sql`.
 const APPEND_GROUP: &str =
     "select * from croft_append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,
     $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40)";
@@ -75,6 +75,11 @@ impl Columns {
         self.within.extend((1..).take(append.events.len()));
         self.events.append(columns);
         self.places.resize(self.events.kinds.len(), place);
+    }
+
+    /// Of the columns that may be large.
+    fn bytes(&self) -> usize {
+        self.events.bytes() + self.checkpoints.iter().flatten().map(Vec::len).sum::<usize>()
     }
 
     /// The arguments from the sessions to the payloads.
@@ -157,9 +162,10 @@ impl Postgres {
         let reported =
             group.iter().map(|Prepared { append, .. }| Reported { session: append.session, events: &append.events });
         let used = usage::Columns::of(reported);
+        let bytes = columns.bytes();
         let call = || used.bind(columns.bind(sqlx::query(APPEND_GROUP).bind(tenant.0)));
         let mut rows: Vec<_> = group.iter().map(|_| None).collect();
-        for row in self.at_once(call).await? {
+        for row in self.at_once(bytes, call).await? {
             let place: i64 = row.try_get("place").map_err(failed)?;
             let index = usize::try_from(place - 1).map_err(Error::internal)?;
             rows[index] = Some(row);

@@ -33,6 +33,10 @@ impl Job for Prepared {
         self.append.events.len()
     }
 
+    fn bytes(&self) -> usize {
+        self.columns.bytes() + self.append.checkpoint.as_ref().map_or(0, prost::Message::encoded_len)
+    }
+
     async fn store(postgres: &Postgres, tenant: TenantId, group: Vec<Self>) -> Vec<Result<Stored, Error>> {
         postgres.append_group(tenant, group).await
     }

@@ -55,6 +55,11 @@ impl Job for NewSession {
         self.events.len()
     }
 
+    fn bytes(&self) -> usize {
+        let events = self.events.iter().map(|event| event.kind.encoded_len());
+        self.agent.encoded_len() + events.sum::<usize>()
+    }
+
     async fn store(postgres: &Postgres, tenant: TenantId, group: Vec<Self>) -> Vec<Result<Inserted, Error>> {
         let uses_models = usage::Columns::of(group.iter().map(|new| Reported { session: new.id, events: &new.events }));
         if uses_models.is_empty() {
@@ -95,6 +100,7 @@ impl Postgres {
         }
         let labels = sessions.iter().map(|session| serde_json::to_string(&session.labels));
         let labels = labels.collect::<Result<Vec<_>, _>>().map_err(Error::internal)?;
+        let bytes = events.bytes() + group.iter().map(|new| new.agent.encoded_len()).sum::<usize>();
         let is_limited = group.iter().any(|new| new.sessions_max.is_some());
         let call = || {
             sqlx::query(INSERT_GROUP)
@@ -124,7 +130,7 @@ impl Postgres {
                 .bind(&events.payloads)
                 .bind(is_limited)
         };
-        let rows = self.at_once(call).await?;
+        let rows = self.at_once(bytes, call).await?;
         let row = rows.first().ok_or_else(|| Error::internal(anyhow::anyhow!("no row of what was made")))?;
         let made: Vec<Uuid> = row.try_get("made").map_err(failed)?;
         let made: HashSet<_> = made.into_iter().map(SessionId).collect();

@@ -33,7 +33,7 @@ impl LeaseStore for Postgres {
                 select $1, $2, 1, $3, clock_timestamp() + $4 * interval '1 microsecond' from open where state <> 'terminated'
                 on conflict (tenant_id, session_id) do update
                     set epoch = old.epoch + 1, holder = excluded.holder, expire_time = excluded.expire_time
-                    where old.holder is null or old.expire_time <= clock_timestamp()
+                    where old.holder is not null and old.expire_time <= clock_timestamp()
                 returning epoch
             ), told as (
                 update sessions set lease_epoch = (select epoch from taken)

@@ -96,22 +96,30 @@ pub(crate) async fn add(connection: &mut PgConnection, models: &[Model]) -> Resu
     write(connection, models, Known::Stays).await
 }
 
-/// Adds models and prices, in the place of those that are there.
+/// Adds models and prices, in the place of those that are there. Aliases and capabilities that are not named stay.
 pub(crate) async fn apply(connection: &mut PgConnection, models: &[Model]) -> Result<(), sqlx::Error> {
     write(connection, models, Known::IsReplaced).await
 }
 
-async fn write(connection: &mut PgConnection, models: &[Model], known: Known) -> Result<(), sqlx::Error> {
-    let on_conflict = match known {
-        Known::Stays => "on conflict do nothing",
-        Known::IsReplaced => {
-            "on conflict (model_id) do update set provider = excluded.provider, aliases = excluded.aliases,
-                tools = excluded.tools, images = excluded.images, thinking = excluded.thinking,
+/// What of a model is replaced is what is named; a price alone leaves the rest as it is.
+fn on_conflict(known: Known, model: &Model) -> String {
+    if known == Known::Stays {
+        return "on conflict do nothing".to_owned();
+    }
+    let aliases = if model.aliases.is_empty() { "" } else { ", aliases = excluded.aliases" };
+    let capabilities = match model.capabilities {
+        None => "",
+        Some(_) => {
+            ", tools = excluded.tools, images = excluded.images, thinking = excluded.thinking,
                 context_tokens_max = excluded.context_tokens_max, output_tokens_max = excluded.output_tokens_max"
         }
     };
+    format!("on conflict (model_id) do update set provider = excluded.provider{aliases}{capabilities}")
+}
+
+async fn write(connection: &mut PgConnection, models: &[Model], known: Known) -> Result<(), sqlx::Error> {
     for model in models {
-        let can = model.capabilities.unwrap_or_default();
+        let (on_conflict, can) = (on_conflict(known, model), model.capabilities.unwrap_or_default());
         sqlx::query(AssertSqlSafe(format!("insert into models values ($1, $2, $3, $4, $5, $6, $7, $8) {on_conflict}")))
             .bind(&model.model_id)
             .bind(&model.provider)

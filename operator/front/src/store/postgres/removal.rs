@@ -1,9 +1,11 @@
 //! The removal of tenants in Postgres.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use croft_proto::id::TenantId;
 
-use super::{Postgres, failed};
+use super::{Postgres, failed, leases};
 use crate::error::Error;
 use crate::tenants::removal::RemovalStore;
 
@@ -34,6 +36,23 @@ impl RemovalStore for Postgres {
         .map_err(failed)?;
         tx.commit().await.map_err(failed)?;
         Ok(begun.rows_affected() == 1)
+    }
+
+    async fn count_cut_short(&self, tenant: TenantId, within: Duration) -> Result<u64, Error> {
+        let mut tx = self.tenant(tenant).await?;
+        // At rest, a session's last word is that it is.
+        let sessions: i64 = sqlx::query_scalar(
+            "select count(*) from sessions s
+            join events e on e.tenant_id = $1 and e.session_id = s.session_id and e.seq = s.last_seq - 1
+            where s.tenant_id = $1 and s.terminate_time > now() - $2 * interval '1 microsecond'
+                and e.kind not in ('session_ready', 'session_idle')",
+        )
+        .bind(tenant.0)
+        .bind(leases::micros(within))
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(failed)?;
+        Ok(sessions.cast_unsigned())
     }
 
     async fn erase_credentials(&self, tenant: TenantId) -> Result<u64, Error> {

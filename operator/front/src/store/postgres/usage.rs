@@ -13,7 +13,7 @@ use super::{Postgres, Tx, failed, row};
 use crate::error::Error;
 use crate::events::log::NewEvent;
 use crate::store::projection;
-use crate::usage::{GROUPS_MAX, UsageStore};
+use crate::usage::{self, GROUPS_MAX, UsageStore};
 
 /// Adds the rows that are new to the ledger, and to their sessions' totals. See `migrations/0023_one_call.sql`, `0024_by_key.sql` and
 /// `0026_service_tiers.sql`.
@@ -98,7 +98,7 @@ impl UsageStore for Postgres {
         limit: u32,
     ) -> Result<Vec<UsageEvent>, Error> {
         let mut tx = self.tenant(tenant).await?;
-        // An unknown cursor compares as null, and so has nothing after it.
+        // An unknown cursor compares as null, and so has nothing after it: whether it is known is asked then.
         let rows = sqlx::query(
             "select attempt_id, session_id, agent, provider, model, input_uncached_tokens, cache_read_tokens,
                 cache_write_5m_tokens, cache_write_1h_tokens, output_tokens, reasoning_tokens, cost_nano_usd, latency_ms,
@@ -121,6 +121,14 @@ impl UsageStore for Postgres {
         .fetch_all(&mut *tx)
         .await
         .map_err(failed)?;
+        if let (Some(after), []) = (after, &rows[..]) {
+            let look = "select exists (select from llm_usage_events where tenant_id = $1 and attempt_id = $2)";
+            let is_known: bool =
+                sqlx::query_scalar(look).bind(tenant.0).bind(after).fetch_one(&mut *tx).await.map_err(failed)?;
+            if !is_known {
+                return Err(usage::unknown_page());
+            }
+        }
         rows.iter().map(row::usage_event).collect::<Result<_, _>>().map_err(failed)
     }
 
@@ -167,8 +175,34 @@ impl UsageStore for Postgres {
 
     async fn add_behind_end(&self, tenant: TenantId, session: SessionId, events: &[NewEvent]) -> Result<(), Error> {
         let mut tx = self.locking(tenant, [session]).await?;
-        meter(&mut tx, tenant, Reported { session, events }).await?;
-        tx.commit().await.map_err(failed)
+        let added = meter(&mut tx, tenant, Reported { session, events }).await?;
+        let is_known = match added {
+            Some(_) => {
+                // Its state changes no more, and whoever follows it is to be told what it has come to.
+                sqlx::query(
+                    "update sessions set change_number = pg_current_xact_id()::text::bigint
+                    where tenant_id = $1 and session_id = $2",
+                )
+                .bind(tenant.0)
+                .bind(session.0)
+                .execute(&mut *tx)
+                .await
+                .map_err(failed)?;
+                true
+            }
+            None => sqlx::query("select from sessions where tenant_id = $1 and session_id = $2")
+                .bind(tenant.0)
+                .bind(session.0)
+                .fetch_optional(&mut *tx)
+                .await
+                .map_err(failed)?
+                .is_some(),
+        };
+        tx.commit().await.map_err(failed)?;
+        if !is_known {
+            usage::added_for_nobody(tenant, session, events);
+        }
+        Ok(())
     }
 }
 

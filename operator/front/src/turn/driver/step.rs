@@ -22,6 +22,7 @@ use crate::session::manager::INIT_TIMEOUT;
 use crate::tenants::Tenant;
 use crate::turn::approvals::Approvals;
 use crate::turn::exchange::{Exchange, Outcome, checkpoint_taken};
+use crate::turn::extent;
 use crate::turn::granted::Granted;
 use crate::turn::recorder::{Recorder, Stage};
 use crate::turn::standing::Standing;
@@ -125,6 +126,11 @@ impl Driver {
                 worker.clear();
                 self.refused(&tenant, placement.worker(), &status, is_told).await
             }
+            Outcome::Overrun => {
+                self.core.router.report_failure(tenant.id, placement.worker());
+                worker.clear();
+                Ok(Step::Done(End::failed(StopReason::Error, extent::beyond())))
+            }
             Outcome::Finished { finished, mut last_words } if finished.stop_reason() == StopReason::HandedBack => {
                 self.core.router.report_failure(tenant.id, placement.worker());
                 worker.clear();
@@ -136,11 +142,11 @@ impl Driver {
                 }
                 Ok(Step::Again)
             }
-            Outcome::Finished { finished, last_words } => Ok(Step::Done(End {
-                checkpoint: finished.checkpoint.clone(),
-                last_words,
-                ..End::of(finished.stop_reason())
-            })),
+            Outcome::Finished { finished, last_words } => {
+                let end = End::of(finished.stop_reason());
+                // As large as the conversation: there is one of it at a time.
+                Ok(Step::Done(End { checkpoint: finished.checkpoint, last_words, ..end }))
+            }
         }
     }
 

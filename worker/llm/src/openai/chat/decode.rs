@@ -10,7 +10,7 @@ use super::calls::Calls;
 use crate::answer::{self, cut, senseless};
 use crate::blocks::{Blocks, Said};
 use crate::delta::{Delta, Stop};
-use crate::error::Error;
+use crate::error::{Class, Error};
 use crate::openai::{NAME, failure};
 use crate::quick::{Quick, once};
 use crate::tier;
@@ -37,6 +37,8 @@ struct Choice {
     index: u32,
     delta: Option<Piece>,
     finish_reason: Option<String>,
+    /// Where Moonshot tells of it.
+    usage: Option<Usage>,
 }
 
 #[derive(Deserialize)]
@@ -88,17 +90,20 @@ struct FunctionPiece {
     arguments: Option<String>,
 }
 
+/// Of both interfaces, since some servers give the names of the other, or both at once.
 #[derive(Deserialize)]
 pub(in crate::openai) struct Usage {
-    #[serde(alias = "input_tokens")]
     prompt_tokens: Option<i64>,
-    #[serde(alias = "output_tokens")]
+    input_tokens: Option<i64>,
     completion_tokens: Option<i64>,
+    output_tokens: Option<i64>,
     total_tokens: Option<i64>,
-    #[serde(alias = "input_tokens_details")]
+    /// Where Moonshot tells of it.
+    cached_tokens: Option<i64>,
     prompt_tokens_details: Option<InputDetails>,
-    #[serde(alias = "output_tokens_details")]
+    input_tokens_details: Option<InputDetails>,
     completion_tokens_details: Option<OutputDetails>,
+    output_tokens_details: Option<OutputDetails>,
 }
 
 #[derive(Deserialize)]
@@ -116,14 +121,18 @@ impl Usage {
     /// The input is told with what was cached, the output with what was thought, but for servers such as xAI's, which tell of that
     /// beside it: there the total is of all three. A cache is written for no known time: for the shorter one.
     /// <https://docs.x.ai/docs/key-information/consumption-and-rate-limits>
-    pub(in crate::openai) fn neutral(&self) -> TokenUsage {
+    /// `None` where nothing was counted.
+    pub(in crate::openai) fn neutral(&self) -> Option<TokenUsage> {
         let count = |count: Option<i64>| count.unwrap_or_default().max(0);
-        let input = self.prompt_tokens_details.as_ref();
-        let cache_read_tokens = count(input.and_then(|details| details.cached_tokens));
+        let (prompt, completion) =
+            (self.prompt_tokens.or(self.input_tokens), self.completion_tokens.or(self.output_tokens));
+        prompt.or(completion)?;
+        let (prompt, completion) = (count(prompt), count(completion));
+        let input = self.prompt_tokens_details.as_ref().or(self.input_tokens_details.as_ref());
+        let cache_read_tokens = count(input.and_then(|details| details.cached_tokens).or(self.cached_tokens));
         let cache_write_5m_tokens = count(input.and_then(|details| details.cache_write_tokens));
         let cached = cache_read_tokens.saturating_add(cache_write_5m_tokens);
-        let output = self.completion_tokens_details.as_ref();
-        let (prompt, completion) = (count(self.prompt_tokens), count(self.completion_tokens));
+        let output = self.completion_tokens_details.as_ref().or(self.output_tokens_details.as_ref());
         let reasoning_tokens = count(output.and_then(|details| details.reasoning_tokens));
         let with_reasoning = completion.saturating_add(reasoning_tokens);
         let is_beside = match self.total_tokens {
@@ -132,14 +141,14 @@ impl Usage {
             // It says nothing: a part can't be more than the whole.
             _ => reasoning_tokens > completion,
         };
-        TokenUsage {
+        Some(TokenUsage {
             input_uncached_tokens: prompt.saturating_sub(cached).max(0),
             cache_read_tokens,
             cache_write_5m_tokens,
             output_tokens: if is_beside { with_reasoning } else { completion },
             reasoning_tokens,
             ..TokenUsage::default()
-        }
+        })
     }
 }
 
@@ -165,7 +174,7 @@ impl answer::Decoder for Decoder {
     fn event(&mut self, data: &str, deltas: &mut VecDeque<Delta>) -> Result<(), Error> {
         if data.trim() == DONE {
             if self.stop.is_none() && self.has_blank_reason {
-                self.finish("stop", deltas);
+                self.finish("stop", deltas)?;
             }
             deltas.push_back(Delta::Stop(self.stop.ok_or_else(|| cut(NAME))?));
             return Ok(());
@@ -194,13 +203,14 @@ impl answer::Decoder for Decoder {
             if let Some(piece) = choice.delta {
                 self.piece(piece, deltas);
             }
+            deltas.extend(choice.usage.and_then(|usage| usage.neutral()).map(Delta::Usage));
             match choice.finish_reason.as_deref() {
                 None => {}
                 Some("") => self.has_blank_reason = true,
-                Some(reason) => self.finish(reason, deltas),
+                Some(reason) => self.finish(reason, deltas)?,
             }
         }
-        deltas.extend(chunk.usage.map(|usage| Delta::Usage(usage.neutral())));
+        deltas.extend(chunk.usage.and_then(|usage| usage.neutral()).map(Delta::Usage));
         Ok(())
     }
 
@@ -323,9 +333,15 @@ impl Decoder {
         }
     }
 
-    fn finish(&mut self, reason: &str, deltas: &mut VecDeque<Delta>) {
+    /// Fails if the reason is one of the server's own.
+    fn finish(&mut self, reason: &str, deltas: &mut VecDeque<Delta>) -> Result<(), Error> {
         let stop = match reason {
-            "length" => Stop::MaxTokens,
+            // DeepSeek's, OpenRouter's, and those of SGLang and vLLM.
+            "insufficient_system_resource" | "error" | "abort" | "aborted" => {
+                return Err(Error::new(NAME, Class::Overload, format!("broke its answer off: {reason}")));
+            }
+            // The latter is Mistral's, of an answer that came to the end of the context.
+            "length" | "model_length" => Stop::MaxTokens,
             "content_filter" => Stop::Refusal,
             _ if self.refused => Stop::Refusal,
             "tool_calls" | "function_call" => Stop::ToolUse,
@@ -345,6 +361,7 @@ impl Decoder {
                 deltas.push_back(Delta::ToolCallStopped { block, arguments_json });
             }
         }
+        Ok(())
     }
 }
 

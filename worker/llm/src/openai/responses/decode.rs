@@ -279,7 +279,7 @@ impl Decoder {
             None => (None, None, String::new()),
         };
         deltas.extend(self.tier.take(tier.as_deref()));
-        deltas.extend(usage.map(|usage| Delta::Usage(usage.neutral())));
+        deltas.extend(usage.and_then(|usage| usage.neutral()).map(Delta::Usage));
         let stop = match (kind, reason.as_str()) {
             ("response.incomplete", "content_filter") => Stop::Refusal,
             ("response.incomplete", _) => Stop::MaxTokens,

@@ -99,6 +99,10 @@ fn items(message: &Message) -> Vec<Value> {
         }
     }
     flush(&mut parts, &mut items);
+    // Reasoning is refused without the item that it led to: an answer that broke off, or said nothing, has none.
+    while items.last().is_some_and(|item| item["type"] == "reasoning") {
+        items.pop();
+    }
     items
 }
 

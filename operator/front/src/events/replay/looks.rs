@@ -1,0 +1,177 @@
+//! Looks at whether a log has more than its live streams were told: one look for all who follow a session, and few at a time.
+//!
+//! While the relay is away each open stream wants to know once a second, and the database has more to do than to tell them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use croft_proto::id::{SessionId, TenantId};
+use croft_serve::Tasks;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::LOOK_EVERY;
+use crate::error::Error;
+use crate::events::log::EventLog;
+
+/// At a time, of one replica. Whoever is behind them waits.
+pub(super) const AT_ONCE_MAX: usize = 4;
+/// Of so many looks at a session, one also asks whether it is still there.
+pub(super) const LOOKS_FOR_NOTHING: u32 = 12;
+
+type Key = (TenantId, SessionId);
+
+/// Of one replica. Clones share them.
+#[derive(Clone)]
+pub(crate) struct Looks {
+    at_once: Arc<Semaphore>,
+    looks: Arc<Mutex<HashMap<Key, Arc<Look>>>>,
+}
+
+/// A session that somebody here looks at, until that is dropped.
+pub(super) struct Watched {
+    looks: Looks,
+    key: Key,
+    look: Arc<Look>,
+}
+
+/// What those know who follow a session.
+#[derive(Default)]
+struct Look {
+    seen: Mutex<Seen>,
+    /// One at a time.
+    looking: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct Seen {
+    /// The newest number that a look has found.
+    newest: u64,
+    /// When the last look began.
+    at: Option<Instant>,
+    /// What was seen up to then may be out of date.
+    doubted_at: Option<Instant>,
+    looks: u32,
+}
+
+/// What stands behind a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Looked {
+    /// So it was known to be until then.
+    Nothing { until: Instant },
+    /// Something, which others may not know of.
+    News,
+    /// Something that was known.
+    More,
+    /// The session is not there any more.
+    Gone,
+}
+
+impl Default for Looks {
+    fn default() -> Self {
+        Self { at_once: Arc::new(Semaphore::new(AT_ONCE_MAX)), looks: Arc::default() }
+    }
+}
+
+impl Looks {
+    pub(super) fn watch(&self, tenant: TenantId, session: SessionId) -> Watched {
+        let key = (tenant, session);
+        let look = Arc::clone(self.looks().entry(key).or_default());
+        Watched { looks: self.clone(), key, look }
+    }
+
+    /// Frames of the session may have been lost up to now: what was seen before says nothing.
+    pub(crate) fn doubt(&self, key: Key) {
+        let look = self.looks().get(&key).cloned();
+        if let Some(look) = look {
+            look.seen().doubted_at = Some(Instant::now());
+        }
+    }
+
+    fn looks(&self) -> MutexGuard<'_, HashMap<Key, Arc<Look>>> {
+        self.looks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Watched {
+    /// What stands behind this number, by a look that is not older than [`LOOK_EVERY`]. It goes on in a task of its own: a reader that stops
+    /// in the middle would keep the others from theirs.
+    pub(super) async fn behind(
+        &self,
+        after_seq: u64,
+        events: &Arc<dyn EventLog>,
+        tasks: &Tasks,
+    ) -> Result<Looked, Error> {
+        let asked_at = Instant::now();
+        if let Some(known) = self.look.known(after_seq, asked_at) {
+            return Ok(known);
+        }
+        let (look, at_once) = (Arc::clone(&self.look), Arc::clone(&self.looks.at_once));
+        let (events, key) = (Arc::clone(events), self.key);
+        let looking = async move {
+            let _looking = look.looking.lock().await;
+            if let Some(known) = look.known(after_seq, asked_at) {
+                return Ok(known);
+            }
+            let _one_of_few = at_once.acquire().await.map_err(Error::internal)?;
+            look.look(&*events, key, after_seq).await
+        };
+        AbortOnDropHandle::new(tasks.spawn("event-look", looking)).await.map_err(Error::internal)?
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let mut looks = self.looks.looks();
+        // Whoever watches has one, and the map.
+        if Arc::strong_count(&self.look) <= 2 {
+            looks.remove(&self.key);
+        }
+    }
+}
+
+impl Look {
+    /// By a look that is young enough, or that began later than it was asked for, however long it took.
+    fn known(&self, after_seq: u64, asked_at: Instant) -> Option<Looked> {
+        let seen = self.seen();
+        if seen.newest > after_seq {
+            return Some(Looked::More);
+        }
+        let is_good = |at: Instant| {
+            let is_young = at.elapsed() < LOOK_EVERY || at > asked_at;
+            is_young && seen.doubted_at.is_none_or(|doubted_at| at > doubted_at)
+        };
+        seen.at.filter(|at| is_good(*at)).map(nothing)
+    }
+
+    async fn look(&self, events: &dyn EventLog, (tenant, session): Key, after_seq: u64) -> Result<Looked, Error> {
+        let began = Instant::now();
+        let asks_for_it = {
+            let mut seen = self.seen();
+            seen.at = Some(began);
+            seen.looks = (seen.looks + 1) % LOOKS_FOR_NOTHING;
+            seen.looks == 0
+        };
+        let (from, limit) = if asks_for_it { (after_seq.saturating_sub(1), 2) } else { (after_seq, 1) };
+        let found = events.read(tenant, session, from, limit).await?;
+        Ok(match found.last() {
+            Some(last) if last.seq > after_seq => {
+                let mut seen = self.seen();
+                seen.newest = seen.newest.max(last.seq);
+                Looked::News
+            }
+            None if asks_for_it => Looked::Gone,
+            Some(_) | None => nothing(began),
+        })
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// By a look that began then.
+fn nothing(at: Instant) -> Looked {
+    Looked::Nothing { until: at + LOOK_EVERY }
+}
