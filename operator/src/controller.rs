@@ -13,7 +13,7 @@ use std::time::Duration;
 use croft_serve::Tasks;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tokio_util::time::{DelayQueue, delay_queue};
@@ -26,6 +26,8 @@ use crate::metrics::Metrics;
 
 /// How often the age of what waits is told.
 const TELL_EVERY: Duration = Duration::from_secs(1);
+/// The longest that an object waits for its next pass: longer than the queue of delays can bear must not be asked of it.
+const PAUSE_MAX: Duration = Duration::from_hours(30 * 24);
 /// The passes of one tenant have one of so many parts of all at a time, at most.
 const SHARES: u16 = 4;
 
@@ -118,6 +120,8 @@ pub async fn run<T, K, E, Fut>(
     let mut wanted = Wanted::new(Queue::new(limits.concurrency.div_ceil(SHARES).into(), tenant));
     let mut passes = FuturesUnordered::new();
     let waiting = Waiting::new(name, &metrics);
+    let mut tells = tokio::time::interval(TELL_EVERY);
+    tells.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         while passes.len() < limits.concurrency.into()
             && let Some(key) = wanted.begin()
@@ -137,13 +141,14 @@ pub async fn run<T, K, E, Fut>(
                 (key, action)
             });
         }
-        waiting.tell(&wanted.queue);
+        // Marks come one by one, and very many at a start.
+        tokio::task::coop::consume_budget().await;
         tokio::select! {
             () = stopping.cancelled() => break,
             key = marks.next() => wanted.now(key),
             Some(due) = wanted.later.next(), if !wanted.later.is_empty() => wanted.now(due.into_inner()),
             Some((key, action)) = passes.next(), if !passes.is_empty() => wanted.ended(&key, action),
-            () = tokio::time::sleep(TELL_EVERY), if !wanted.queue.is_empty() => {}
+            _ = tells.tick() => waiting.tell(&wanted.queue),
         }
     }
     while passes.next().await.is_some() {}
@@ -189,7 +194,7 @@ impl<T: Clone + Eq + Hash> Wanted<T> {
         if self.again.remove(key) {
             self.queue.push(key.clone());
         } else if let Some(pause) = action.again_after {
-            self.due.insert(key.clone(), self.later.insert(key.clone(), pause));
+            self.due.insert(key.clone(), self.later.insert(key.clone(), pause.min(PAUSE_MAX)));
         }
     }
 }

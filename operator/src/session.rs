@@ -35,8 +35,8 @@ pub use endings::Bereaved;
 pub(crate) use endings::Ending;
 use endings::Why;
 use known::Known;
-pub(crate) use status::is_limited;
 use status::{Summary, Written};
+pub(crate) use status::{WorkersHelp, workers_help};
 use told::Declared;
 pub use told::Told;
 
@@ -66,6 +66,8 @@ impl PassError for Error {
     fn reason(&self) -> &'static str {
         match self {
             Self::Read { .. } => "ReadFailed",
+            // Its tenant's workers are full, or there are none: the tenant's to mend, where a front that is away is the platform's.
+            Self::Front { source, .. } if refusal::is_without_worker(source) => "NoWorker",
             Self::Front { source, .. } | Self::Full(source) => status::front_reason(source),
             Self::Status(_) => "StatusFailed",
             Self::Delete(_) => "DeleteFailed",

@@ -15,7 +15,7 @@ use croft_proto::v1::{AgentSpec, GuardrailMode, GuardrailSpec, GuardrailStage, G
 use serde_json::Value;
 
 use crate::http_client::HttpClient;
-use crate::json_schema::JsonSchema;
+use crate::json_schema::{JsonSchema, Unfit};
 use crate::patterns::Patterns;
 use crate::refusal::Refusal;
 use asked::Asked;
@@ -226,7 +226,14 @@ impl Guard {
             }
             Check::Schema(schema) => {
                 let Ok(value) = serde_json::from_str(text) else { return Verdict::Refused("schema") };
-                if schema.hold(value).await.is_ok() { Verdict::Passed } else { Verdict::Refused("schema") }
+                match schema.hold(value).await {
+                    Ok(_) => Verdict::Passed,
+                    Err(Unfit::Fault(_)) => Verdict::Refused("schema"),
+                    Err(Unfit::Late) => {
+                        tracing::warn!(guardrail = self.name, "a text took too long to hold to a guardrail's schema");
+                        Verdict::Refused("schema_late")
+                    }
+                }
             }
             Check::Http(asked) => asked.about(&self.name, point(stage), text).await,
         }

@@ -3,16 +3,21 @@
 
 mod extent;
 
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
 use jsonschema::{PatternOptions, Validator};
 use serde_json::Value;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// How long one value may take. At the bound it counts as one that does not fit.
+/// How long one value may take. At the bound nobody waits for it any more.
 const TIME_MAX: Duration = Duration::from_secs(1);
+/// The time is waited for in so many parts: of one in which the whole process stood still no more than that part is lost.
+const TIME_PARTS: u32 = 20;
+/// How long a value may wait for its place, and then for its thread. At the bound it counts as one that took too long.
+const WAIT_MAX: Duration = Duration::from_secs(30);
 /// Values that are looked at at a time. One that takes too long keeps its place until it is through, since nothing can end it.
 const AT_A_TIME_MAX: usize = 8;
 /// A schema that is as deep as it may be, over a value that is as deep as JSON is read.
@@ -23,6 +28,17 @@ const PATTERN_BYTES_MAX: usize = 256 * 1024;
 const STEPS_BACK_MAX: usize = 100_000;
 
 static PLACES: Semaphore = Semaphore::const_new(AT_A_TIME_MAX);
+
+/// Why a value is not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unfit {
+    /// Nobody knows whether it fits.
+    #[error("it took longer than {} ms to look at", TIME_MAX.as_millis())]
+    Late,
+    /// It does not, for this reason.
+    #[error("{0}")]
+    Fault(String),
+}
 
 /// See the module.
 pub(crate) struct JsonSchema {
@@ -44,25 +60,39 @@ impl JsonSchema {
         Ok(Self { validator: Arc::new(validator) })
     }
 
-    /// The value, if it fits; otherwise what does not.
-    pub(crate) async fn hold(&self, value: Value) -> Result<Value, String> {
-        let late = || format!("it took longer than {} ms to look at", TIME_MAX.as_millis());
-        let place = tokio::time::timeout(TIME_MAX, PLACES.acquire()).await;
-        let Ok(Ok(place)) = place else { return Err(late()) };
-        let validator = Arc::clone(&self.validator);
-        let waiting = move || {
-            let (sender, outcome) = mpsc::sync_channel(1);
-            // One of the runtime's own would be waited for at the end of the process.
-            let held = thread::Builder::new().name("json-schema".to_owned()).stack_size(STACK_BYTES).spawn(move || {
-                let problem = fault(&validator, &value);
-                drop(place);
-                // Nobody waits any more once the time is up.
-                drop(sender.send(problem.map_or(Ok(value), Err)));
-            });
-            held.is_ok().then(|| outcome.recv_timeout(TIME_MAX).ok()).flatten()
+    /// The value, if it fits; otherwise why it is not taken.
+    pub(crate) async fn hold(&self, value: Value) -> Result<Value, Unfit> {
+        // One that is free is taken however late it is.
+        let place = match PLACES.try_acquire() {
+            Ok(place) => place,
+            Err(_) => match tokio::time::timeout(WAIT_MAX, PLACES.acquire()).await {
+                Ok(Ok(place)) => place,
+                Ok(Err(_)) | Err(_) => return Err(Unfit::Late),
+            },
         };
-        tokio::task::spawn_blocking(waiting).await.ok().flatten().unwrap_or_else(|| Err(late()))
+        let validator = Arc::clone(&self.validator);
+        tokio::task::spawn_blocking(move || looked_at(validator, value, place)).await.unwrap_or(Err(Unfit::Late))
     }
+}
+
+/// Has another thread look, which is left behind when the time is up.
+fn looked_at(validator: Arc<Validator>, value: Value, place: SemaphorePermit<'static>) -> Result<Value, Unfit> {
+    let (begin, running) = mpsc::channel::<()>();
+    let (end, outcome) = mpsc::sync_channel(1);
+    let look = move || {
+        drop(begin);
+        let fault = fault(&validator, &value);
+        drop(place);
+        // Nobody waits any more once the time is up.
+        drop(end.send(fault.map_or(Ok(value), |fault| Err(Unfit::Fault(fault)))));
+    };
+    // One of the runtime's own would be waited for at the end of the process.
+    let thread = thread::Builder::new().name("json-schema".to_owned()).stack_size(STACK_BYTES).spawn(look);
+    // The time is the validator's own: a machine that has none to spare says nothing of the value.
+    if thread.is_err() || running.recv_timeout(WAIT_MAX) == Err(RecvTimeoutError::Timeout) {
+        return Err(Unfit::Late);
+    }
+    (0..TIME_PARTS).find_map(|_| outcome.recv_timeout(TIME_MAX / TIME_PARTS).ok()).unwrap_or(Err(Unfit::Late))
 }
 
 fn fault(validator: &Validator, value: &Value) -> Option<String> {
@@ -97,6 +127,15 @@ mod tests {
         assert!(JsonSchema::open(&doubling(8)).is_ok());
     }
 
+    #[test]
+    fn a_reference_to_nothing_is_refused_where_it_counts() {
+        for schema in [json!({"items": {"$ref": "#/$defs/none"}}), json!({"$ref": "https://elsewhere.test/schema"})] {
+            assert!(JsonSchema::open(&schema).err().unwrap().starts_with("is no JSON Schema"), "{schema}");
+        }
+        let shown = json!({"properties": {"where": {"default": {"$ref": "#none"}, "enum": [{"$ref": "none"}]}}});
+        assert!(JsonSchema::open(&shown).is_ok());
+    }
+
     #[tokio::test]
     async fn a_value_fits_or_is_told_what_is_wrong_with_it() {
         let tree = json!({"type": "object", "properties": {"next": {"$ref": "#"}, "name": {"type": "string"}}});
@@ -104,15 +143,16 @@ mod tests {
         let fits = json!({"next": {"next": {"name": "leaf"}}});
         assert_eq!(schema.hold(fits.clone()).await, Ok(fits));
         let problem = schema.hold(json!({"next": {"next": {"name": 7}}})).await.unwrap_err();
-        assert_eq!(problem, "7 is not of type \"string\"");
+        assert_eq!(problem, Unfit::Fault("7 is not of type \"string\"".to_owned()));
     }
 
     #[tokio::test]
-    async fn a_value_that_takes_too_long_does_not_fit_and_others_are_looked_at_meanwhile() {
+    async fn a_value_that_takes_too_long_is_given_up_and_others_are_looked_at_meanwhile() {
         let many: Vec<_> = (0..2_000).map(|least| json!({"minLength": least % 3})).collect();
         let schema = JsonSchema::open(&json!({"items": {"allOf": many}})).unwrap();
         let problem = schema.hold(vec!["abc"; 50_000].into()).await.unwrap_err();
-        assert_eq!(problem, "it took longer than 1000 ms to look at");
+        assert_eq!(problem, Unfit::Late);
+        assert_eq!(problem.to_string(), "it took longer than 1000 ms to look at");
         assert_eq!(schema.hold(json!(["abc"])).await, Ok(json!(["abc"])));
     }
 

@@ -21,7 +21,7 @@ use serde_json::{Map, Value};
 use tracing::Instrument as _;
 
 use crate::http_client::HttpClient;
-use crate::json_schema::JsonSchema;
+use crate::json_schema::{JsonSchema, Unfit};
 use crate::patterns::Patterns;
 use crate::refusal::Refusal;
 use crate::spans;
@@ -186,12 +186,28 @@ impl Entry {
         Ok(Self { tool, definition, permission: spec.permission(), replay, timeout, schema, is_sub_agent })
     }
 
-    /// The arguments as an object that the schema takes, or a sentence for the model.
-    pub(crate) async fn arguments(&self, json: &str) -> Result<Map<String, Value>, Error> {
-        let arguments: Value =
-            serde_json::from_str(json).map_err(|error| Error(format!("The arguments are not valid JSON: {error}.")))?;
-        let held = self.schema.hold(arguments).await;
-        match held.map_err(|problem| Error(format!("The arguments do not fit the tool's schema: {problem}.")))? {
+    /// The arguments as an object that the schema takes, or a sentence for the model. Those of a call that `is_begun` may be as they
+    /// are if nobody knows in time whether they fit: what was begun is not to be denied.
+    pub(crate) async fn arguments(&self, json: &str, is_begun: bool) -> Result<Map<String, Value>, Error> {
+        let parse =
+            || serde_json::from_str(json).map_err(|error| Error(format!("The arguments are not valid JSON: {error}.")));
+        let arguments = match self.schema.hold(parse()?).await {
+            Ok(arguments) => arguments,
+            Err(Unfit::Late) => {
+                tracing::warn!(tool = self.definition.name, is_begun, "arguments took too long to hold to the schema");
+                if !is_begun {
+                    return Err(Error(format!(
+                        "The arguments could not be held to the tool's schema: {}.",
+                        Unfit::Late
+                    )));
+                }
+                parse()?
+            }
+            Err(Unfit::Fault(problem)) => {
+                return Err(Error(format!("The arguments do not fit the tool's schema: {problem}.")));
+            }
+        };
+        match arguments {
             Value::Object(arguments) => Ok(arguments),
             _ => Err(Error("The arguments must be a JSON object.".into())),
         }
@@ -243,6 +259,7 @@ fn shortened(mut block: ContentBlock) -> ContentBlock {
 mod tests {
     use super::*;
     use croft_proto::v1::{BuiltinTool, McpTool};
+    use serde_json::json;
 
     fn clock() -> ToolSpec {
         let source = Some(Source::Builtin(BuiltinTool { name: "clock".into() }));
@@ -297,9 +314,22 @@ mod tests {
         let toolbox = open(vec![spec]).unwrap();
         assert_eq!(toolbox.definitions()[0].description, "The village clock.");
         let entry = toolbox.get("clock").unwrap();
-        assert!(entry.arguments(r#"{"bell":1}"#).await.is_ok());
-        assert!(entry.arguments("{}").await.unwrap_err().0.contains("bell"));
+        assert!(entry.arguments(r#"{"bell":1}"#, false).await.is_ok());
+        assert!(entry.arguments("{}", true).await.unwrap_err().0.contains("bell"));
         assert_eq!(entry.replay, ReplayClass::Unsafe);
+    }
+
+    #[tokio::test]
+    async fn what_was_begun_is_not_denied_for_arguments_that_take_too_long_to_look_at() {
+        let many: Vec<_> = (0..2_000).map(|least| json!({"minLength": least % 3})).collect();
+        let schema = json!({"properties": {"bells": {"items": {"allOf": many}}}});
+        let toolbox = open(vec![ToolSpec { input_schema_json: schema.to_string(), ..clock() }]).unwrap();
+        let entry = toolbox.get("clock").unwrap();
+        let slow = json!({"bells": vec!["abc"; 50_000]}).to_string();
+        let (fresh, begun) = tokio::join!(entry.arguments(&slow, false), entry.arguments(&slow, true));
+        let told = "The arguments could not be held to the tool's schema: it took longer than 1000 ms to look at.";
+        assert_eq!(fresh.unwrap_err().0, told);
+        assert_eq!(begun.unwrap()["bells"].as_array().map(Vec::len), Some(50_000));
     }
 
     #[test]
@@ -313,7 +343,7 @@ mod tests {
     async fn a_slow_tool_is_cut_off_with_a_sentence() {
         let toolbox = open(vec![ToolSpec { timeout_ms: 50, ..clock() }]).unwrap();
         let entry = toolbox.get("clock").unwrap();
-        let arguments = entry.arguments(r#"{"sleep_ms":5000}"#).await.unwrap();
+        let arguments = entry.arguments(r#"{"sleep_ms":5000}"#, false).await.unwrap();
         let outcome = entry.call("call-1", Invocation { arguments, idempotency_key: String::new() }).await;
         assert_eq!(outcome, Err(Error("The tool gave no result within 50 ms; the call may have taken effect.".into())));
     }

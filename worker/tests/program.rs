@@ -13,7 +13,7 @@ use std::time::Duration;
 use croft_proto::v1::runtime_service_client::RuntimeServiceClient;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::tool_spec::Source;
-use croft_proto::v1::{AgentSpec, McpTool, StopReason, ToolSpec};
+use croft_proto::v1::{AgentLimits, AgentSpec, McpTool, StopReason, ToolSpec};
 use croft_serve::tls::{PeerRole, install_provider};
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use serde_json::{Value, json};
@@ -220,13 +220,16 @@ async fn the_health_service_answers_the_front() {
 #[tokio::test]
 async fn sigterm_hands_the_turn_back_and_ends_the_program() {
     const NAPS: usize = 50;
+    const MODEL_CALLS_MAX: u32 = 100;
     let mut program = Program::start(None).await;
     let client = program.front().await;
     let session_id = session();
-    init(&client, &session_id, &agent()).await.unwrap();
+    let limits = Some(AgentLimits { model_calls_max: MODEL_CALLS_MAX, ..AgentLimits::default() });
+    init(&client, &session_id, &AgentSpec { limits, ..agent() }).await.unwrap();
     // More than are over before the program is told to end, however long that takes.
     let nap = json!({"tool_call": {"name": "clock", "arguments": {"sleep_ms": 400}}});
-    let mut steps = vec![nap; NAPS];
+    // Each behind a word: calls that follow each other are of one answer, and run side by side.
+    let mut steps: Vec<_> = (0..NAPS).flat_map(|_| [json!({"text": "again"}), nap.clone()]).collect();
     steps.push(json!({"text": "done"}));
     let steps = script(&json!(steps));
     let mut front = Front::open(&client, start(&session_id, steps)).await;

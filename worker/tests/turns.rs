@@ -13,7 +13,7 @@ use croft_proto::v1::execute_step_response::Message as FromWorker;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
     AgentLimits, AgentSpec, Grant, GrantRefused, ModelAttempt, Role, SessionCheckpoint, SessionError, StepCancel,
-    StepStart, StopReason,
+    StepStart, StopReason, ToolSpec,
 };
 use serde_json::json;
 use support::*;
@@ -236,6 +236,19 @@ async fn an_answer_that_says_nothing_is_told_of() {
     assert_eq!(heard.checkpoint().messages.len(), 1, "the question stays");
 }
 
+/// It has done what it was asked for, and need not say so twice.
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_adds_nothing_to_what_the_turn_came_to_is_no_failure() {
+    let said = json!([{"text": "I have filed it."}, {"stop": "pause"}, {"delay_ms": 1}]);
+    let called = json!([clock_call(), {"delay_ms": 1}]);
+    for steps in [said, called] {
+        let heard = turn(&worker().await, &agent(), script(&steps)).await;
+        assert_eq!(heard.stop_reason(), StopReason::EndTurn);
+        assert!(!heard.story().contains(&"error"), "{steps}: {:?}", heard.story());
+        assert_eq!(attempts(&heard).len(), 2);
+    }
+}
+
 /// For a model that gives less, or by a budget that has room for less.
 #[tokio::test(start_paused = true)]
 async fn a_model_is_asked_for_no_more_output_than_was_granted() {
@@ -304,6 +317,20 @@ async fn the_turn_ends_at_its_time_limit_wherever_it_is() {
         assert_eq!(began.elapsed().as_millis() / 100, 5);
         assert_eq!(heard.story().iter().filter(|name| **name == "result").count(), results);
     }
+}
+
+/// A tenant's schema may be one that arguments take long to be held to.
+#[tokio::test]
+async fn the_turn_ends_at_its_time_limit_also_while_arguments_are_looked_at() {
+    let many: Vec<_> = (0..9_000).map(|least| json!({"minLength": least % 2})).collect();
+    let input_schema_json = json!({"properties": {"bells": {"items": {"allOf": many}}}}).to_string();
+    let limits = limits(AgentLimits { turn_timeout_ms: 400, ..AgentLimits::default() });
+    let agent = AgentSpec { tools: vec![ToolSpec { input_schema_json, ..builtin("clock") }], ..limits };
+    let call = json!({"tool_call": {"name": "clock", "arguments": {"bells": vec!["a"; 12_000]}}});
+    let heard = turn(&worker().await, &agent, script(&json!([call, call]))).await;
+    assert_eq!(heard.stop_reason(), StopReason::TimeLimit);
+    assert!(!heard.story().contains(&"call"), "{:?}", heard.story());
+    assert!(conversation::open_calls(&heard.checkpoint().messages).is_empty());
 }
 
 #[tokio::test(start_paused = true)]

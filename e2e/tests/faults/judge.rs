@@ -88,6 +88,16 @@ pub(crate) async fn faults(world: &World, tenant: usize, told: &Told, record: &R
     wrong
 }
 
+/// How many attempts have a row of usage, and no word in the log.
+fn paid_in_silence(record: &Record) -> usize {
+    let told = record.events.iter().filter_map(|event| match &event.kind {
+        Some(Kind::ModelAttempt(attempt)) => Some(attempt.attempt_id.as_str()),
+        _ => None,
+    });
+    let told: BTreeSet<_> = told.collect();
+    record.usage.iter().filter(|row| !told.contains(row.attempt_id.as_str())).count()
+}
+
 /// What is wrong with what was done in the world outside. With `all_told`, nobody was lost together with the only one who knew.
 pub(crate) fn misdeeds(records: &[Record], deeds: &Deeds, all_told: bool) -> Vec<String> {
     let mut wrong = Vec::new();
@@ -101,8 +111,12 @@ pub(crate) fn misdeeds(records: &[Record], deeds: &Deeds, all_told: bool) -> Vec
         .collect();
     let (made, told) = (deeds.models(), attempts.len() as u64);
     let reckoned = attempts.iter().filter(|attempt| attempt.finish_reason == "lost").count() as u64;
-    if told - reckoned > made || (all_told && told < made) {
-        wrong.push(format!("{made} attempts were made; {told} are told, {reckoned} of them reckoned"));
+    // A log that was over when its worker told of a call takes nothing any more: such a call has its row of usage alone.
+    let silent: usize = records.iter().map(paid_in_silence).sum();
+    if told - reckoned > made || (all_told && told + (silent as u64) < made) {
+        wrong.push(format!(
+            "{made} attempts were made; {told} are told, {reckoned} of them reckoned, and {silent} paid in silence"
+        ));
     }
     let mut calls = BTreeMap::new();
     for event in records.iter().flat_map(|record| &record.events) {

@@ -126,15 +126,20 @@ fn histories(seeds: impl Iterator<Item = u64>) {
 
 /// Several threads share them: `play` is one thread's work.
 fn share(place: u64, of: u64) {
-    let seeds = std::env::var("CROFT_SEED").map_or(1..=HISTORIES, |seeds| {
-        let (first, last) = seeds.split_once('-').unwrap_or((&seeds, &seeds));
-        let seed = |seed: &str| seed.parse().expect("CROFT_SEED is a number, or two: 1-9");
-        seed(first)..=seed(last)
-    });
-    histories(seeds.filter(|seed| seed / PLANS % of == place));
+    let seeds: Vec<u64> = match std::env::var("CROFT_SEED") {
+        Ok(seeds) => {
+            let (first, last) = seeds.split_once('-').unwrap_or((&seeds, &seeds));
+            let seed = |seed: &str| seed.parse().expect("CROFT_SEED is a number, or two: 1-9");
+            (seed(first)..=seed(last)).collect()
+        }
+        Err(_) => (1..=HISTORIES).chain(FOUND).collect(),
+    };
+    histories(seeds.into_iter().filter(|seed| seed / PLANS % of == place));
 }
 
 const HISTORIES: u64 = 520;
+/// Of those beyond, the ones that have found something.
+const FOUND: [u64; 1] = [2039];
 /// Plans of faults for each scenario: each is compared with the one time that nothing disturbed it.
 const PLANS: u64 = 4;
 

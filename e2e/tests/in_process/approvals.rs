@@ -1,7 +1,7 @@
 //! What people are asked, and may still answer.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -353,6 +353,57 @@ async fn a_decision_whose_turn_cannot_go_on_with_it_at_once_has_its_effect_later
     ends.goes_on.notify_one();
     tried.notified().await;
     is_away.store(false, Ordering::SeqCst);
+    let done =
+        |session: &Session| session.state == SessionState::Idle && session.last_stop_reason == StopReason::EndTurn;
+    let session = world.wait_for(&session_id, done).await;
+    let log = world.core.stores.events.read(world.tenant(), session.id, 0, 100).await.unwrap();
+    assert_eq!(failures(&log), [false], "the call was made: {log:?}");
+}
+
+/// Says at once that nobody knows what has become of the first end, which is stored as late as the test will have it.
+struct Unknown {
+    turns: Arc<dyn TurnStore>,
+    last: Mutex<Option<Append>>,
+    is_under_way: Notify,
+    is_first: AtomicBool,
+}
+
+#[async_trait]
+impl TurnStore for Unknown {
+    async fn begin(&self, begin: Begin) -> Result<Begun, Error> {
+        self.turns.begin(begin).await
+    }
+
+    async fn end(&self, last: Append) -> Result<Ended, Error> {
+        if self.is_first.swap(false, Ordering::SeqCst) {
+            *self.last.lock().unwrap() = Some(last);
+            self.is_under_way.notify_one();
+            return Err(Error::unavailable("postgres", anyhow::anyhow!("the connection was lost")));
+        }
+        self.turns.end(last).await
+    }
+}
+
+/// The turn looked as if it went on, and was left to hear of the answer by itself.
+#[tokio::test]
+async fn an_answer_to_a_turn_whose_end_takes_its_time_has_its_effect() {
+    let mut stores = Stores::memory();
+    let (last, is_under_way) = (Mutex::default(), Notify::new());
+    let unknown = Unknown { turns: stores.turns, last, is_under_way, is_first: AtomicBool::new(true) };
+    let unknown = Arc::new(unknown);
+    stores.turns = unknown.clone();
+    let world = World::on(Ground { stores, ..Ground::default() }).await;
+    let mut client = world.client();
+    let agent = AgentSpec { limits: Some(AgentLimits { turn_timeout_ms: 3_000, ..Default::default() }), ..cautious() };
+    let session_id = client.create(agent).await.unwrap().session_id;
+    let (approval_id, _events) = asked(&mut client, &session_id).await;
+    let yes =
+        ResolveApprovalRequest { session_id: session_id.clone(), approval_id, approved: true, ..Default::default() };
+    unknown.is_under_way.notified().await;
+    client.lifecycle.resolve_approval(yes).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let last = unknown.last.lock().unwrap().take().unwrap();
+    unknown.turns.end(last).await.unwrap();
     let done =
         |session: &Session| session.state == SessionState::Idle && session.last_stop_reason == StopReason::EndTurn;
     let session = world.wait_for(&session_id, done).await;

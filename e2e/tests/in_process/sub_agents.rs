@@ -1,13 +1,19 @@
 //! Agents that are called like tools: each call is a session of its own.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use croft_e2e::client::{Client, message, scripted_agent};
 use croft_e2e::steady::steady;
+use croft_front::Error as FrontError;
 use croft_front::core::Options;
+use croft_front::events::log::IdempotencyKey;
+use croft_front::session::Session as StoredSession;
+use croft_front::session::store::{Filter, Inserted, NewSession, Page, SessionStore};
 use croft_front::store::Stores;
+use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::tool_spec::Source;
@@ -388,6 +394,67 @@ async fn a_sub_agent_that_is_not_started_for_long_is_recorded_once() {
     let refused = |record: &&AuditRecord| record.action == "session.create" && record.outcome != "ok";
     let refused: Vec<_> = records.iter().filter(refused).map(|record| (&*record.actor, &*record.outcome)).collect();
     assert_eq!(refused, [(&*format!("sessions/{session_id}"), "NO_WORKER")]);
+}
+
+/// Records the first sub-agent's session and says that nobody knows whether it did.
+struct Mute(Arc<dyn SessionStore>, AtomicBool);
+
+#[async_trait]
+impl SessionStore for Mute {
+    async fn insert(&self, new: NewSession) -> Result<Inserted, FrontError> {
+        let is_first = new.parent.is_some() && !self.1.swap(true, Ordering::SeqCst);
+        let inserted = self.0.insert(new).await;
+        if is_first {
+            return Err(FrontError::unavailable("postgres", anyhow::anyhow!("the connection was lost")));
+        }
+        inserted
+    }
+
+    async fn get(&self, tenant: TenantId, id: SessionId) -> Result<Option<StoredSession>, FrontError> {
+        self.0.get(tenant, id).await
+    }
+
+    async fn list(
+        &self,
+        tenant: TenantId,
+        filter: &Filter,
+        after: Option<SessionId>,
+        limit: u32,
+    ) -> Result<Page, FrontError> {
+        self.0.list(tenant, filter, after, limit).await
+    }
+
+    async fn count_open(&self, tenant: TenantId) -> Result<u32, FrontError> {
+        self.0.count_open(tenant).await
+    }
+
+    async fn child(&self, t: TenantId, parent: SessionId, call: &str) -> Result<Option<StoredSession>, FrontError> {
+        self.0.child(t, parent, call).await
+    }
+
+    async fn find_created(&self, t: TenantId, key: &IdempotencyKey) -> Result<Option<StoredSession>, FrontError> {
+        self.0.find_created(t, key).await
+    }
+}
+
+/// The next try found it, took it for one of an earlier turn's, and no record told who opened it.
+#[tokio::test]
+async fn a_sub_agent_whose_start_nobody_heard_of_is_recorded_all_the_same() {
+    let mut stores = Stores::memory();
+    stores.sessions = Arc::new(Mute(stores.sessions, AtomicBool::new(false)));
+    let world = World::on(Ground { stores, ..Ground::default() }).await;
+    let mut client = world.client();
+    let session_id = client.create(editor()).await.unwrap().session_id;
+    let steps = json!([ask("reader", &json!([{"text": "hello"}])), {"text": "good"}]);
+    let events = say(&mut client, &session_id, &steps).await;
+    assert_eq!(results(&events), [("hello".to_owned(), false)]);
+    let [child] = &children(&mut client, &session_id).await[..] else { panic!("one call, one session") };
+    world.core.audit.unwritten(PATIENCE).await;
+    let records = world.core.stores.audit.list(world.tenant(), 0, 1_000).await.unwrap();
+    let resource = format!("sessions/{}", child.session_id);
+    let opened = |record: &&AuditRecord| record.action == "session.create" && record.resource == resource;
+    let opened: Vec<_> = records.iter().filter(opened).map(|record| (&*record.actor, &*record.outcome)).collect();
+    assert_eq!(opened, [(&*format!("sessions/{session_id}"), "ok")]);
 }
 
 #[tokio::test]

@@ -24,8 +24,9 @@ use crate::reprice_command::Choice;
 
 /// A hundred years. What is longer is a mistake, or "for ever", which is 0.
 const RETENTION_HOURS_MAX: u64 = 100 * 366 * 24;
-/// At a shutdown, clients that have taken nothing for so long are not waited for: they go on at another replica.
-const UNREAD_MAX: Duration = Duration::from_secs(5);
+/// At a shutdown, clients that have asked for nothing for so long are not waited for: they go on at another replica. Who takes a large
+/// event slowly asks for no more until it is there: so long is enough for 4 MiB at 300 KB/s, and still below the grace.
+const UNREAD_MAX: Duration = Duration::from_secs(15);
 
 /// The front of Croft: sessions for the tenants' clients.
 #[derive(Debug, Parser)]

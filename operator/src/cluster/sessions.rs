@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use kube::ResourceExt as _;
 use kube::runtime::reflector::ObjectRef;
 
-use crate::session::is_limited;
+use crate::session::{WorkersHelp, workers_help};
 
 /// Fed by the watch; every look-up takes the same time however many sessions there are.
 #[derive(Default)]
@@ -28,16 +28,28 @@ struct Names {
     all: HashSet<String>,
     /// Those that wait for their session to be opened, and when they were declared: few or none, where there may be very many in all.
     waiting: HashMap<String, Timestamp>,
-    /// Those of them that another worker may help, as what a limit keeps waiting it does not, and that have not been taken to be tried;
-    /// the oldest first.
+    /// Those of them that any worker may help, and that have not been taken to be tried; the oldest first.
     for_workers: BTreeSet<(Timestamp, String)>,
+    /// The same of those whom workers may help that have what the others lacked. They must not keep the turns of those above.
+    for_other_workers: BTreeSet<(Timestamp, String)>,
 }
 
 impl Names {
     fn forget_waiting(&mut self, name: &str) {
         if let Some(declared) = self.waiting.remove(name) {
-            self.for_workers.remove(&(declared, name.to_owned()));
+            let one = (declared, name.to_owned());
+            self.for_workers.remove(&one);
+            self.for_other_workers.remove(&one);
         }
+    }
+
+    fn offer(&mut self, session: &AgentSession, declared: Timestamp) {
+        let one = (declared, session.name_any());
+        match workers_help(session.status.as_ref()) {
+            WorkersHelp::Any => self.for_workers.insert(one),
+            WorkersHelp::Other => self.for_other_workers.insert(one),
+            WorkersHelp::None => false,
+        };
     }
 }
 
@@ -57,9 +69,7 @@ impl SessionIndex {
         names.all.insert(name.clone());
         if waits {
             let declared = session.creation_timestamp().map(|time| time.0).unwrap_or_default();
-            if !status.is_some_and(is_limited) {
-                names.for_workers.insert((declared, name.clone()));
-            }
+            names.offer(session, declared);
             names.waiting.insert(name, declared);
         }
     }
@@ -98,13 +108,14 @@ impl SessionIndex {
         self.named(namespace, |names| names.waiting.keys().collect())
     }
 
-    /// Takes so many of [`waiting`](Self::waiting) to be tried, the oldest first, that another worker may help: what a limit keeps
-    /// waiting it does not. None is taken again until it is [put back](Self::put_back), or its status changes.
+    /// Takes so many of [`waiting`](Self::waiting) to be tried, the oldest first, that a worker may help, and as many that it may help if it
+    /// has what the others lacked. None is taken again until it is [put back](Self::put_back), or its status changes.
     pub fn take_for_workers(&self, namespace: &str, count: u32) -> Vec<ObjectRef<AgentSession>> {
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         let Some(names) = inner.by_namespace.get_mut(namespace) else { return Vec::new() };
-        let taken = (0..count).map_while(|_| names.for_workers.pop_first());
-        taken.map(|(_, name)| ObjectRef::new(&name).within(namespace)).collect()
+        let taken: Vec<_> = (0..count).map_while(|_| names.for_workers.pop_first()).collect();
+        let others: Vec<_> = (0..count).map_while(|_| names.for_other_workers.pop_first()).collect();
+        taken.into_iter().chain(others).map(|(_, name)| ObjectRef::new(&name).within(namespace)).collect()
     }
 
     /// It was tried, and waits as before.
@@ -112,8 +123,8 @@ impl SessionIndex {
         let (name, namespace) = (session.name_any(), session.namespace().unwrap_or_default());
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         let Some(names) = inner.by_namespace.get_mut(&namespace) else { return };
-        if let Some(declared) = names.waiting.get(&name).filter(|_| !session.status.as_ref().is_some_and(is_limited)) {
-            names.for_workers.insert((*declared, name));
+        if let Some(declared) = names.waiting.get(&name).copied() {
+            names.offer(session, declared);
         }
     }
 
@@ -177,6 +188,8 @@ mod tests {
         assert_eq!(index.waiting("tenant-heron").len(), 3);
         index.put(&session("full", "3", &waits("WorkersLack")));
         assert_eq!(helped().count(), 3);
+        index.put(&session("full", "3", &waits("ModelNotFound")));
+        assert_eq!(helped().count(), 2, "no worker registers models");
         index.put(&session("full", "3", &waits("LimitReached")));
         index.remove(&session("full", "3", &json!(null)));
         index.put(&session("full", "4", &json!(null)));
@@ -206,6 +219,22 @@ mod tests {
         index.put(&session("second", "second", &json!({ "phase": "Ready", "sessionID": "0190" })));
         index.put_back(&sessions[2]);
         assert_eq!(taken(2), [""; 0], "it has been opened");
+    }
+
+    #[test]
+    fn who_lacks_something_keeps_nobodys_turn() {
+        let index = SessionIndex::default();
+        let time = "2026-01-01T00:00:00Z";
+        let lack = json!({
+            "type": "Ready", "status": "False", "reason": "WorkersLack", "message": "", "lastTransitionTime": time,
+        });
+        let lacks = json!({ "phase": "Pending", "conditions": [lack] });
+        index.put(&session("a-lacking", "1", &lacks));
+        index.put(&session("b-lacking", "2", &lacks));
+        index.put(&session("c-waiting", "3", &json!(null)));
+        let taken = index.take_for_workers("tenant-heron", 1);
+        let names: Vec<_> = taken.iter().map(|taken| taken.name.as_str()).collect();
+        assert_eq!(names, ["c-waiting", "a-lacking"]);
     }
 
     #[test]

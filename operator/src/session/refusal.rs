@@ -21,6 +21,11 @@ pub(super) fn is_closed(status: &Status) -> bool {
     status.code() == Code::FailedPrecondition && reason.is_none_or(|reason| reason.starts_with("TENANT_"))
 }
 
+/// Whether the front finds no worker of the tenant's that is ready and has room.
+pub(super) fn is_without_worker(status: &Status) -> bool {
+    has_reason(status, "NO_WORKER")
+}
+
 fn has_reason(status: &Status, reason: &str) -> bool {
     status.get_error_details().error_info().is_some_and(|info| info.reason == reason)
 }
@@ -74,6 +79,13 @@ pub(super) mod tests {
         assert!(is_model_missing(&missing) && !is_final(&missing));
         let invalid = by_front(Code::InvalidArgument, "INVALID_ARGUMENT");
         assert!(is_final(&invalid) && !is_model_missing(&invalid));
+    }
+
+    #[test]
+    fn a_tenant_without_a_worker_is_told_from_a_front_that_is_away() {
+        assert!(is_without_worker(&by_front(Code::Unavailable, "NO_WORKER")));
+        assert!(!is_without_worker(&by_front(Code::Unavailable, "UNAVAILABLE")));
+        assert!(!is_without_worker(&Status::new(Code::Unavailable, "")));
     }
 
     #[test]

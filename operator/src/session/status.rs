@@ -22,6 +22,8 @@ pub(super) const NUMBERS_EVERY: Duration = Duration::from_mins(1);
 
 const NOT_OPEN: &str = "TenantNotOpen";
 const LIMIT_REACHED: &str = "LimitReached";
+const WORKERS_LACK: &str = "WorkersLack";
+const MODEL_NOT_FOUND: &str = "ModelNotFound";
 
 /// What there is to say about a session.
 #[derive(Debug, Clone, PartialEq)]
@@ -141,8 +143,8 @@ impl Summary {
 pub(super) fn front_reason(status: &Status) -> &'static str {
     match status.code() {
         Code::ResourceExhausted => LIMIT_REACHED,
-        _ if refusal::is_lack(status) => "WorkersLack",
-        _ if refusal::is_model_missing(status) => "ModelNotFound",
+        _ if refusal::is_lack(status) => WORKERS_LACK,
+        _ if refusal::is_model_missing(status) => MODEL_NOT_FOUND,
         _ if refusal::is_closed(status) => NOT_OPEN,
         Code::Unauthenticated | Code::PermissionDenied => "OperatorRefused",
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => "FrontUnavailable",
@@ -165,8 +167,30 @@ pub(super) fn lacks_room(session: &AgentSession, context: &Context) -> bool {
     current.session_id.is_none() && is_limited(&current)
 }
 
+/// Whom a worker that becomes ready may help.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WorkersHelp {
+    Any,
+    /// Only one that has what the others lacked.
+    Other,
+    /// A limit or a missing model keeps it waiting.
+    None,
+}
+
+/// Whether another worker may help the object to its session, by what its status says.
+pub(crate) fn workers_help(status: Option<&AgentSessionStatus>) -> WorkersHelp {
+    let says = |reason: &str| status.is_some_and(|status| status.conditions.iter().any(|one| one.reason == reason));
+    if says(LIMIT_REACHED) || says(MODEL_NOT_FOUND) {
+        WorkersHelp::None
+    } else if says(WORKERS_LACK) {
+        WorkersHelp::Other
+    } else {
+        WorkersHelp::Any
+    }
+}
+
 /// Whether it says that a limit stands between the object and its session.
-pub(crate) fn is_limited(status: &AgentSessionStatus) -> bool {
+fn is_limited(status: &AgentSessionStatus) -> bool {
     status.conditions.iter().any(|condition| condition.reason == LIMIT_REACHED)
 }
 

@@ -13,7 +13,11 @@ const NOT_IN_TIME: &str = "ProgressDeadlineExceeded";
 /// What keeps workers from running, the deepest cause first: a quota leaves no pod to have a problem of its own.
 pub(crate) fn problem(deployment: Option<&Deployment>, workers: &[Worker]) -> Option<Problem> {
     let of_a_worker = || workers.iter().find_map(|worker| worker.problem.clone());
-    deployment.and_then(refused).or_else(of_a_worker).or_else(|| deployment.and_then(stalled))
+    // Of a worker that no node has begun with, its scheduling or its image tells.
+    let is_running =
+        || workers.iter().any(|one| !one.ready && one.address.is_some() && one.ends_within_seconds.is_none());
+    let never_ready = || deployment.filter(|_| is_running()).and_then(stalled);
+    deployment.and_then(refused).or_else(of_a_worker).or_else(never_ready)
 }
 
 /// For callers: why there is no worker, or nothing if there is one.
@@ -50,7 +54,7 @@ fn refused(deployment: &Deployment) -> Option<Problem> {
     })
 }
 
-/// Pods that run, as far as anyone can tell, and have not become ready within the Deployment's `progressDeadlineSeconds`.
+/// Pods that have not become ready within the Deployment's `progressDeadlineSeconds`.
 fn stalled(deployment: &Deployment) -> Option<Problem> {
     let conditions = deployment.status.as_ref()?.conditions.as_ref()?;
     let is_late = |condition: &DeploymentCondition| {
@@ -97,10 +101,12 @@ mod tests {
             { "type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "x7k2p" },
         ] } }))
         .unwrap();
-        let told = problem(Some(&late), &[worker(false, None)]).unwrap();
+        let running = Worker { address: Some("10.1.0.7:50052".into()), ..worker(false, None) };
+        let told = problem(Some(&late), &[running]).unwrap();
         assert_eq!(told.reason, "ProgressDeadlineExceeded");
         assert_eq!(told.message, "the workers have not become ready in time: their logs say why");
         assert_eq!(problem(Some(&late), &[worker(false, Some("Crashing"))]).unwrap().reason, "Crashing");
+        assert_eq!(problem(Some(&late), &[worker(false, None)]), None, "it does not run yet");
     }
 
     #[test]

@@ -157,7 +157,7 @@ impl TierValues {
                 mistakes.push(format!("{field} is {amount}, which is no amount such as 500m or 2Gi"));
             }
         }
-        let numbers: [(&str, i64, i64); 10] = [
+        let numbers: [(&str, i64, i64); 11] = [
             ("quota.pods", self.quota_pods.into(), 10_000),
             ("quota.agentSessions", self.quota_agent_sessions.unwrap_or(1).into(), AGENT_SESSIONS_MAX.into()),
             ("workers.replicas", self.replicas.into(), 100),
@@ -167,6 +167,11 @@ impl TierValues {
             ("limits.tokensPerMinute", self.tokens_per_minute.unwrap_or(1), 1_000_000_000_000),
             ("limits.maxMessageBytes", self.message_bytes_max.into(), MESSAGE_BYTES_MAX.into()),
             ("sessionDefaults.idleTimeoutSeconds", self.session_idle_timeout_seconds.into(), 31_536_000),
+            (
+                "sessionDefaults.ttlSecondsAfterFinished",
+                self.session_ttl_seconds_after_finished.unwrap_or(1).into(),
+                31_536_000,
+            ),
             ("budget.monthlyTokens", self.monthly_budget_tokens.unwrap_or(1), 1_000_000_000_000_000),
         ];
         for (field, value, max) in numbers {

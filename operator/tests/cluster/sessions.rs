@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::ResourceQuota;
 use kube::ResourceExt as _;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use serde_json::json;
+use tokio::time::Instant;
 use tonic::Code;
 
 use crate::kubelet;
@@ -470,12 +471,21 @@ async fn a_worker_that_is_ready_again_wakes_as_many_sessions_as_it_takes_and_the
     }
     let tried = || session.world.front.creates(&name);
     until("they are tried seldom by now", async || (tried() >= 6 * SESSIONS).then_some(())).await;
-    let before = tried();
-    becomes("True").await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    assert!(tried() - before < SESSIONS * 3 / 4, "{} were tried", tried() - before);
-
-    becomes("False").await;
+    // Each is tried by itself, too, every eight seconds or more: what took longer than five says nothing of the worker.
+    let mut rounds = 0;
+    loop {
+        let (before, began) = (tried(), Instant::now());
+        becomes("True").await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let (count, took) = (tried() - before, began.elapsed());
+        becomes("False").await;
+        if took < Duration::from_secs(5) {
+            assert!(count < SESSIONS * 3 / 4, "{count} were tried");
+            break;
+        }
+        rounds += 1;
+        assert!(rounds < 10, "the machine is too busy for this");
+    }
     session.world.front.refuse(&name, None);
     becomes("True").await;
     let objects = session.within::<AgentSession>(&namespace);
@@ -590,7 +600,7 @@ async fn a_session_that_its_tenant_has_no_room_for_is_opened_when_another_ends()
     session.declare(&namespace, "second", spec()).await;
     let status = in_phase(&objects, "second", SessionPhase::Pending).await;
     assert_eq!(status.conditions[0].reason, "LimitReached");
-    // By now the next try is 16 s away, or more.
+    // By now the next try is 10 s away, or more.
     until("it was tried often", async || (session.world.front.creates(&name) >= before + 7).then_some(())).await;
     session.world.front.refuse(&name, None);
     session.world.front.change(&first, |session| session.state = SessionState::Terminated.into());
@@ -617,7 +627,7 @@ async fn room_that_a_session_cannot_use_goes_to_the_next() {
     let held = |finalizers: serde_json::Value| json!({ "metadata": { "finalizers": finalizers } });
     session.merge(&objects, "a-going", held(json!(["croft.dev/test"]))).await;
     objects.delete("a-going", &DeleteParams::default()).await.unwrap();
-    // By now the next try of the last, and so that of each before it, is 16 s away, or more.
+    // By now the next try of the last, and so that of each before it, is 10 s away, or more.
     let tries = |uid: &String| {
         let calls = session.world.front.calls(&name).into_iter();
         calls.filter(|call| call.starts_with("create") && call.ends_with(uid.as_str())).count()

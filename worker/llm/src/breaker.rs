@@ -76,7 +76,7 @@ pub enum State {
     Closed,
     /// None does.
     Open,
-    /// One at a time does.
+    /// One at a time does, until its answer begins.
     HalfOpen,
 }
 
@@ -143,11 +143,14 @@ impl Breaker {
         Ok(Pass { generation: self.generation, has_begun: false })
     }
 
-    /// Takes in that the answer of a call has begun. A trial has gone well with that: an answer may take minutes, and the rest does not
-    /// wait for its end. Should it fail after all, that counts as well.
+    /// Takes in that the answer of a call has begun. Behind a trial it is another's turn then, since an answer may take minutes. How
+    /// the trial went only its end tells.
     pub fn began(&mut self, pass: &mut Pass) {
-        if !std::mem::replace(&mut pass.has_begun, true) && pass.generation == self.generation {
-            self.went_well();
+        let is_news = !std::mem::replace(&mut pass.has_begun, true) && pass.generation == self.generation;
+        if let Inner::HalfOpen { trial_runs, .. } = &mut self.inner
+            && is_news
+        {
+            *trial_runs = false;
         }
     }
 
@@ -157,8 +160,6 @@ impl Breaker {
             return;
         }
         match (&mut self.inner, outcome) {
-            // It has counted, and it may be another's turn.
-            (Inner::HalfOpen { .. }, Outcome::Answered | Outcome::Unknown) if pass.has_begun => {}
             (Inner::Closed, Outcome::Answered) => self.remember(false),
             (Inner::Closed, Outcome::Failed { retry_after }) => {
                 self.remember(true);
@@ -166,16 +167,19 @@ impl Breaker {
                     self.open(retry_after, now);
                 }
             }
-            (Inner::HalfOpen { trial_runs, .. }, Outcome::Unknown) => *trial_runs = false,
-            (Inner::HalfOpen { .. }, Outcome::Answered) => self.went_well(),
+            (Inner::HalfOpen { trial_runs, .. }, Outcome::Unknown) => *trial_runs &= pass.has_begun,
+            (Inner::HalfOpen { trial_runs, .. }, Outcome::Answered) => {
+                // One that began has made room for the next, which may run.
+                *trial_runs &= pass.has_begun;
+                self.went_well();
+            }
             (Inner::HalfOpen { .. }, Outcome::Failed { retry_after }) => self.open(retry_after, now),
             (Inner::Closed, Outcome::Unknown) | (Inner::Open { .. }, _) => {}
         }
     }
 
     fn went_well(&mut self) {
-        let Inner::HalfOpen { trial_runs, went_well } = &mut self.inner else { return };
-        *trial_runs = false;
+        let Inner::HalfOpen { went_well, .. } = &mut self.inner else { return };
         *went_well += 1;
         if *went_well >= self.policy.trials {
             (self.outcomes, self.known, self.opened) = (0, 0, 0);

@@ -109,7 +109,7 @@ pub(super) fn wordless(output_tokens: u32, is_agents: bool) -> SessionError {
     SessionError { reason: "MODEL_OUTPUT_TOKENS_SPENT".to_owned(), message, retryable: false }
 }
 
-/// What people are told of an answer that ended in order and says nothing, which some models give behind results of tools.
+/// What people are told of a turn that ended in order, without a word and without a call.
 pub(super) fn silent() -> SessionError {
     let message = "the model ended its answer without a word".to_owned();
     SessionError { reason: "MODEL_ANSWER_EMPTY".to_owned(), message, retryable: true }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use croft_llm::refusals::{Part, Sent};
 use croft_llm::{Class, Error, Provider, Request, Stop, carry, estimate};
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{AgentMessage, ContentBlock, Grant, GrantRequest, Message, SessionError, StopReason};
+use croft_proto::v1::{AgentMessage, ContentBlock, Grant, GrantRequest, Message, Role, SessionError, StopReason};
 use uuid::Uuid;
 
 use super::attempt::{self, Attempt, End};
@@ -311,7 +311,8 @@ impl Executor<'_> {
                 let output_tokens = self.bounds.output_tokens(grant.output_tokens_max);
                 let error = failure::wordless(output_tokens, output_tokens == self.bounds.output_tokens_max);
                 self.link.event(Kind::Error(error)).await;
-            } else if finish_reason == Stop::EndTurn.as_str() {
+            } else if finish_reason == Stop::EndTurn.as_str() && self.state.last_role() == Some(Role::User) {
+                // Behind results of tools, or the rest of an answer, it is no failure to have nothing to add.
                 self.link.event(Kind::Error(failure::silent())).await;
             }
             return;

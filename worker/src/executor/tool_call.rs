@@ -88,7 +88,7 @@ pub(super) enum Outcome {
     Held,
 }
 
-/// Decides about one open call, by what people have decided so far. No I/O.
+/// Decides about one open call, by what people have decided so far. Tells nothing, so it may be left at any time.
 pub(super) async fn plan<'toolbox>(
     call: &ToolUse,
     toolbox: &'toolbox Toolbox,
@@ -131,7 +131,7 @@ async fn todo<'toolbox>(
     if let Some(guardrail) = guarding::withheld_by(&call.arguments_json) {
         return Todo::Refuse(format!("The call was not made: guardrail {guardrail:?} refused its arguments."));
     }
-    let arguments = match entry.arguments(&call.arguments_json).await {
+    let arguments = match entry.arguments(&call.arguments_json, begun.is_some()).await {
         Ok(arguments) => arguments,
         Err(problem) => return Todo::Refuse(problem.to_string()),
     };

@@ -3,6 +3,7 @@
 
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{StopReason, ToolCall, ToolResult};
+use futures::future::join_all;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 
@@ -34,8 +35,13 @@ impl Executor<'_> {
         loop {
             let (toolbox, calls) = (self.toolbox, self.state.open_calls());
             let (mut doubtful, mut plans) = (Vec::new(), Vec::new());
-            for call in &calls {
-                let plan = tool_call::plan(call, toolbox, &self.state, self.session, self.link).await;
+            let plan = |call| tool_call::plan(call, toolbox, &self.state, self.session, self.link);
+            // What it holds to schemas is the model's, and may take its time.
+            let planned = match self.interrupt.or_unready(join_all(calls.iter().map(plan))).await {
+                Ok(planned) => planned,
+                Err(why) => return Superstep::Interrupted(why),
+            };
+            for plan in planned {
                 if matches!(plan.todo, Todo::AskWhetherToRepeat) { doubtful.push(plan) } else { plans.push(plan) }
             }
             // Results that are known take their room although they come into the conversation later.

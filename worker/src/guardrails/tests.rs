@@ -1,4 +1,5 @@
 use croft_proto::v1::{HttpCheck, JsonSchemaCheck, LengthCheck, PatternCheck, PersonalDataCheck};
+use serde_json::json;
 
 use super::*;
 
@@ -62,6 +63,16 @@ async fn a_check_looks_where_it_is_told_and_without_a_word_everywhere() {
     let review = everywhere.review(GuardrailStage::Input, &mut [&mut text]).await;
     assert_eq!(review.blocked_by.as_deref(), Some("all"));
     assert_eq!((review.violations[0].point.as_str(), review.violations[0].reason.as_str()), ("input", "pattern"));
+}
+
+#[tokio::test]
+async fn a_text_that_takes_too_long_to_look_at_is_refused_for_that() {
+    let many: Vec<_> = (0..2_000).map(|least| json!({"minLength": least % 3})).collect();
+    let schema_json = json!({"items": {"allOf": many}}).to_string();
+    let guardrails = open(vec![spec("shape", CheckSpec::JsonSchema(JsonSchemaCheck { schema_json }))]).unwrap();
+    let mut text = json!(vec!["abc"; 50_000]).to_string();
+    let review = guardrails.review(GuardrailStage::Input, &mut [&mut text]).await;
+    assert_eq!((review.blocked_by.as_deref(), review.violations[0].reason.as_str()), (Some("shape"), "schema_late"));
 }
 
 #[tokio::test]

@@ -53,10 +53,11 @@ pub struct Options {
     pub subscriber_events_max: usize,
     pub subscriber_bytes_max: usize,
     /// Of all subscribers together, and of one tenant's. An event that waits for several is counted once. Beyond it previews go, and then
-    /// those subscriptions end whose readers read least.
+    /// those subscriptions end that hold most.
     pub held_bytes_max: usize,
     pub tenant_bytes_max: usize,
-    /// A subscription ends whose oldest durable event has waited for so long, in whole seconds: its reader is stuck.
+    /// A subscription ends in which something durable waits and of which nothing was taken for so long, in whole seconds: its reader is
+    /// stuck. Well above what a slow connection takes for a round of all its subscriptions, whose readers are not.
     pub unread_max: Duration,
     /// How long a new listener waits for the relay, so that it misses nothing. Past it, the log must do.
     pub subscribe_timeout: Duration,
@@ -71,7 +72,7 @@ impl Default for Options {
             subscriber_bytes_max: 4 * 1024 * 1024,
             held_bytes_max: 64 * 1024 * 1024,
             tenant_bytes_max: 16 * 1024 * 1024,
-            unread_max: Duration::from_secs(30),
+            unread_max: Duration::from_mins(2),
             subscribe_timeout: Duration::from_millis(500),
             publish_timeout: Duration::from_secs(1),
         }

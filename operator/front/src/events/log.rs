@@ -30,6 +30,8 @@ pub enum Authority {
     Caller,
     /// As a caller, while this turn runs: a word to it; refused with [`Error::SessionBusy`] when it is over, or not at hand.
     During { turn: TurnId },
+    /// As a caller, as long as no user message has come behind the one of this number; refused with [`Error::SessionBusy`] once one has.
+    Behind { input_seq: u64 },
     /// As a caller, and the lease's epoch moves on, so that the turn at hand can write nothing more: termination.
     Fence,
     /// As [`Self::Fence`], of a session without a turn at hand; refused with [`Error::SessionBusy`] while there is one.

@@ -84,7 +84,9 @@ impl Turns {
                 };
                 self.tell_the_turn(&session, question.turn, told, once).await
             } else {
-                let next = begin_the_next(&self.core, &session, question.sender, vec![resolved], once).await;
+                let next =
+                    begin_the_next(&self.core, &session, session.input_seq, question.sender, vec![resolved], once)
+                        .await;
                 next.map(|next| next == Next::Begun)
             };
             match answered {
@@ -194,14 +196,16 @@ enum Next {
     Begun,
     /// Somebody has begun it before.
     BegunBefore,
-    /// Another turn runs, or is about to.
+    /// Another turn runs, is about to, or has come and gone.
     Busy,
 }
 
-/// A turn without words of the user's, for whoever the last one ran.
+/// A turn without words of the user's, for whoever the last one ran, which took up the message of this number. Once another has come it is
+/// too late: that one closes what was open.
 async fn begin_the_next(
     core: &Arc<Core>,
     session: &Session,
+    input_seq: u64,
     sender: String,
     resolved: Vec<ApprovalResolved>,
     once: IdempotencyKey,
@@ -213,7 +217,7 @@ async fn begin_the_next(
     let message = Append {
         tenant,
         session,
-        authority: Authority::Caller,
+        authority: Authority::Behind { input_seq },
         events: kinds.map(|kind| turn_event(turn, kind)).collect(),
         checkpoint: None,
         idempotency_key: Some(once),
@@ -243,7 +247,15 @@ pub(super) fn go_on_behind(core: &Arc<Core>, session: &Session, turn: TurnId, in
                 Ok(Some(now)) if now.state == SessionState::Idle => {
                     go_on(&core, &session, turn, input_seq, &sender).await.map(drop)
                 }
-                // It runs, and hears of it by itself; or another does, and closes what was open.
+                // Its end is being stored yet; or was not, and whoever has it next hears of what was decided.
+                Ok(Some(now)) if now.state == SessionState::Running && now.turn_id == turn.to_string() => {
+                    if Instant::now() >= until {
+                        return;
+                    }
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                    continue;
+                }
+                // Another runs, and closes what was open.
                 Ok(_) => return,
                 Err(error) => Err(error),
             };
@@ -270,7 +282,7 @@ async fn go_on(core: &Arc<Core>, session: &Session, turn: TurnId, input_seq: u64
     }
     // The turn's own front may do so, and whoever answers again at another.
     let once = IdempotencyKey { key: format!("unheard/{turn}"), body_hash: <[u8; 32]>::default() };
-    Ok(begin_the_next(core, session, sender.to_owned(), unheard, once).await? != Next::Busy)
+    Ok(begin_the_next(core, session, input_seq, sender.to_owned(), unheard, once).await? != Next::Busy)
 }
 
 /// Decisions about calls of this turn that were made, and came to nothing.

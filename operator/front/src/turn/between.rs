@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use croft_proto::id::{SessionId, TenantId, TurnId};
-use croft_proto::v1::SessionState;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{SessionEvent, SessionState};
 use tokio::time::Instant;
 
 use super::{Accepted, Turns};
 use crate::error::Error;
+use crate::events::log::is_last_page;
 use crate::events::relay::Frame;
 
 /// When a turn is told again to stop. It may have begun a moment ago, or be on its way to another replica, and not listen yet.
@@ -18,6 +20,8 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 /// So many lease times, and so much more for the relay to come back.
 const TELL_FOR_LEASES: u32 = 3;
 const TELL_FOR_RELAY: Duration = Duration::from_secs(15);
+/// Events that are read at a time while looking for the beginning of a turn.
+const PAGE: u32 = 500;
 
 impl Turns {
     /// The turn that is running as the session is stored now.
@@ -33,18 +37,47 @@ impl Turns {
         self.core.tasks.spawn("interrupt", async move {
             for pause in std::iter::once(0).chain(TELL_AGAIN_MS).map(Duration::from_millis) {
                 tokio::time::sleep(pause).await;
-                match turns.core.stores.sessions.get(tenant, session).await {
-                    Ok(Some(now)) if now.state == SessionState::Running && now.input_seq < accepted.seq => {
-                        if let Some(before) = now.turn_id.parse().ok().filter(|turn| *turn != accepted.turn) {
+                match turns.in_the_way(tenant, session, accepted).await {
+                    Ok(before) => {
+                        if let Some(before) = before {
                             turns.stop(tenant, session, before);
                         }
                         return;
                     }
-                    Ok(_) => return,
                     Err(error) => tracing::debug!(%session, %error, "cannot see which turn is to be interrupted"),
                 }
             }
         });
+    }
+
+    /// The turn that runs and began before this message came. One that began behind it, of a message that had waited, is none that it was to
+    /// interrupt: whoever repeats it would.
+    async fn in_the_way(
+        &self,
+        tenant: TenantId,
+        session: SessionId,
+        accepted: Accepted,
+    ) -> Result<Option<TurnId>, Error> {
+        let Some(now) = self.core.stores.sessions.get(tenant, session).await? else { return Ok(None) };
+        if now.state != SessionState::Running || now.input_seq >= accepted.seq {
+            return Ok(None);
+        }
+        let Some(turn) = now.turn_id.parse().ok().filter(|turn| *turn != accepted.turn) else { return Ok(None) };
+        // From the message on: seldom much is behind it, and before it may be all of a long turn.
+        let mut after = accepted.seq;
+        loop {
+            let page = self.core.stores.events.read(tenant, session, after, PAGE).await?;
+            let begins = |event: &SessionEvent| {
+                event.turn_id == now.turn_id && matches!(event.kind, Some(Kind::SessionRunning(_)))
+            };
+            if page.iter().any(begins) {
+                return Ok(None);
+            }
+            if is_last_page(&page, PAGE) {
+                return Ok(Some(turn));
+            }
+            after = page.last().map_or(after, |event| event.seq);
+        }
     }
 
     /// Tells a turn to stop, wherever it runs, until it does: at once, and for a while again in a task of its own. What nobody has heard

@@ -20,6 +20,9 @@ use crate::session::Session;
 /// meanwhile.
 const PATIENCE: Duration = Duration::from_mins(5);
 const TRY_EVERY: Duration = Duration::from_secs(1);
+/// So many lease times has whoever goes on with a turn to be told of its attempts: one until the lease has run out, and one to reach the
+/// worker. As much again behind each try that finds the ledger away, as then nobody can go on with the turn either.
+const TOLD_WITHIN_LEASES: u32 = 2;
 
 /// Accounts for attempts of which a worker tells when its session has ended: the front that they were made for may have been lost
 /// before it heard of them. One that is stored already counts once, since it has the same id. What is reserved for them goes by itself.
@@ -59,20 +62,38 @@ impl Charge {
 
     /// Adds the attempts to the ledger, and settles their reservations. Where the ledger is away, in a task of its own, for a while.
     pub(super) async fn make(self) {
-        if let Err(Error::Unavailable { .. }) = self.add().await {
+        if let Err(error @ Error::Unavailable { .. }) = self.add().await {
+            let (tenant, session, attempts) = (self.tenant, self.session, self.attempts());
+            // Should this front be lost before they are added, they are to be found here.
+            tracing::warn!(%tenant, %session, %error, ?attempts, "what a session used is added to the ledger later");
             let core = Arc::clone(&self.core);
-            drop(core.tasks.spawn("charge", self.make_later()));
+            drop(core.tasks.spawn("charge", self.make_later(TRY_EVERY, error)));
         }
     }
 
-    async fn make_later(self) {
-        let (until, ending) = (Instant::now() + PATIENCE, self.core.tasks.ending());
+    /// The same in a task of its own, once whoever goes on with the turn has had the time to hear of the attempts from their worker: what
+    /// comes first counts, and these are reckoned.
+    pub(super) fn make_unless_told(self) {
+        let (tenant, session, attempts) = (self.tenant, self.session, self.attempts());
+        tracing::info!(%tenant, %session, ?attempts, "what a turn used is added to the ledger unless its worker tells of it");
+        let (core, not_yet) = (Arc::clone(&self.core), Error::internal(anyhow::anyhow!("this front ends before that")));
+        let every = TOLD_WITHIN_LEASES * core.options.lease_ttl;
+        drop(core.tasks.spawn("charge", self.make_later(every, not_yet)));
+    }
+
+    /// Tries for a while, with a pause before each try. `error` is why it has not been done yet.
+    async fn make_later(self, every: Duration, mut error: Error) {
+        let (until, ending) = (Instant::now() + every + PATIENCE, self.core.tasks.ending());
         loop {
-            tokio::time::sleep(TRY_EVERY).await;
-            match self.add().await {
-                Err(Error::Unavailable { .. }) if Instant::now() < until && !ending.is_cancelled() => {}
-                Err(error) => return self.give_up(error),
-                Ok(()) => return,
+            let tried = async {
+                tokio::time::sleep(every).await;
+                self.add().await
+            };
+            match ending.run_until_cancelled(tried).await {
+                Some(Err(again @ Error::Unavailable { .. })) if Instant::now() < until => error = again,
+                Some(Err(error)) => return self.give_up(error),
+                Some(Ok(())) => return,
+                None => return self.give_up(error),
             }
         }
     }

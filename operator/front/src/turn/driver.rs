@@ -13,6 +13,7 @@ use croft_proto::v1::{
     ContentBlock, SessionCheckpoint, SessionError, SessionEvent, SessionIdle, SessionRunning, SessionState, StopReason,
     UserMessage,
 };
+use futures::future::{Either, select};
 use prometheus::IntGauge;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
@@ -20,7 +21,7 @@ use tracing::Span;
 
 use super::Accepted;
 use super::answers;
-use super::held::Hold;
+use super::held::{Hold, Loss};
 use super::recorder::Recorder;
 use super::standing::{Folding, Standing};
 use super::store::Opened;
@@ -43,7 +44,8 @@ const WORKERS_MAX: u32 = 3;
 /// How long a step may go on in a tenant that has been stopped. The exchange tells the worker at once and needs a little less.
 const STOP_GRACE: Duration = Duration::from_millis(900);
 
-/// How long the turn of a session that has ended may take to say what it used. The exchange needs a little less.
+/// How long it may take to see whether a session has ended whose lease is lost; and then, if it has, its turn to say what it used. The
+/// exchange needs a little less.
 const ENDED_GRACE: Duration = Duration::from_millis(1_500);
 
 /// Holds a lease and does what it is for.
@@ -143,16 +145,20 @@ impl Driver {
         let mut turns = pin!(self.turns(first, &hold));
         tokio::select! {
             outcome = &mut turns => outcome,
-            () = hold.lost() => match ended(&core, tenant, id).await {
-                Some(session) => {
-                    // Nobody has told the turn, or it has not come to its end yet: what its calls used is the worker's to tell.
-                    core.hub.control(tenant, id, Frame::Terminated);
-                    let outcome = timeout(ENDED_GRACE, turns).await;
-                    Manager::new(core).release_worker(&session, &session.terminate_reason);
-                    outcome.unwrap_or_else(|_| Err(Error::SessionTerminated { session_id: id.to_string() }))
-                }
-                None => Err(Error::LeaseLost { epoch }),
-            },
+            loss = hold.lost() => {
+                // A store that renews nothing can't be asked either, and a turn that stands still holds on to what others need.
+                let look = async { if loss == Loss::Told { ended(&core, tenant, id).await } else { None } };
+                let (session, turns) = match timeout(ENDED_GRACE, select(turns, pin!(look))).await {
+                    Ok(Either::Left((outcome, _))) => return outcome,
+                    Ok(Either::Right((Some(session), turns))) => (session, turns),
+                    Ok(Either::Right((None, _))) | Err(_) => return Err(Error::LeaseLost { epoch }),
+                };
+                // Nobody has told the turn, or it has not come to its end yet: what its calls used is the worker's to tell.
+                core.hub.control(tenant, id, Frame::Terminated);
+                let outcome = timeout(ENDED_GRACE, turns).await;
+                Manager::new(core).release_worker(&session, &session.terminate_reason);
+                outcome.unwrap_or_else(|_| Err(Error::SessionTerminated { session_id: id.to_string() }))
+            }
         }
     }
 

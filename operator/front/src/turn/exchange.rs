@@ -138,8 +138,8 @@ impl Exchange<'_> {
         if !lost.is_empty() {
             let stored = self.recorder.store(lost.clone(), None, self.input_seq.take()).await;
             if let Err(Error::Unavailable { .. } | Error::LeaseLost { .. }) = stored {
-                // Whoever goes on with the turn does not know of them.
-                self.recorder.charge_behind_end(lost).await;
+                // Whoever goes on with the turn does not know of them, unless their worker lives and tells it.
+                self.recorder.charge_unless_told(lost);
             }
             stored?;
         }

@@ -11,8 +11,8 @@ use std::time::Duration;
 use croft_proto::id::{SessionId, TenantId};
 use futures::future::{Either, select};
 use futures::{StreamExt, stream};
+use tokio::sync::SetOnce;
 use tokio::time::{Instant, timeout};
-use tokio_util::sync::CancellationToken;
 
 use crate::core::Core;
 
@@ -34,16 +34,26 @@ struct Lease {
     epoch: u64,
     /// What the last renewal said.
     good_until: Instant,
-    lost: CancellationToken,
+    lost: Arc<SetOnce<Loss>>,
     /// Its driver is giving it up: see [`Hold::gives_up`].
     is_given_up: bool,
 }
 
+/// How it is known that a lease is somebody else's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Loss {
+    /// The store said so.
+    Told,
+    /// The store has said nothing for as long as the lease was good; or a newer one is held here.
+    Inferred,
+}
+
 impl Lease {
     /// It is somebody else's. Whoever gives it up has nothing to stop for.
-    fn lose(&self) {
+    fn lose(&self, how: Loss) {
         if !self.is_given_up {
-            self.lost.cancel();
+            // The first word counts.
+            let _ = self.lost.set(how);
         }
     }
 }
@@ -55,10 +65,10 @@ impl Held {
     /// Until what comes back is dropped, a lease is held, which is good for `ttl` from now on. Whoever held an older one of the session here
     /// has lost it.
     pub(super) fn hold(&self, tenant: TenantId, session: SessionId, epoch: u64, ttl: Duration) -> Hold {
-        let (turn, lost) = ((tenant, session), CancellationToken::new());
-        let lease = Lease { epoch, good_until: Instant::now() + ttl, lost: lost.clone(), is_given_up: false };
+        let (turn, lost) = ((tenant, session), Arc::new(SetOnce::new()));
+        let lease = Lease { epoch, good_until: Instant::now() + ttl, lost: Arc::clone(&lost), is_given_up: false };
         if let Some(older) = self.lock().insert(turn, lease) {
-            older.lose();
+            older.lose(Loss::Inferred);
         }
         Hold { held: self.clone(), turn, epoch, lost }
     }
@@ -87,7 +97,7 @@ impl Held {
             // Another of the same session may have come since.
             let Some(lease) = held.get_mut(&(tenant, session)).filter(|lease| lease.epoch == epoch) else { continue };
             if lost.contains(&session) {
-                lease.lose();
+                lease.lose(Loss::Told);
             } else {
                 lease.good_until = good_until;
             }
@@ -98,7 +108,7 @@ impl Held {
     fn give_up_what_ran_out(&self) {
         let now = Instant::now();
         for lease in self.lock().values().filter(|lease| lease.good_until <= now) {
-            lease.lose();
+            lease.lose(Loss::Inferred);
         }
     }
 }
@@ -107,13 +117,13 @@ pub(super) struct Hold {
     held: Held,
     turn: Turn,
     epoch: u64,
-    lost: CancellationToken,
+    lost: Arc<SetOnce<Loss>>,
 }
 
 impl Hold {
     /// Until the lease is somebody else's.
-    pub(super) async fn lost(&self) {
-        self.lost.cancelled().await;
+    pub(super) async fn lost(&self) -> Loss {
+        *self.lost.wait().await
     }
 
     /// The driver is about to give the lease up, with the turn's last word: from then on the lease is nobody's, which a renewal would find
@@ -204,4 +214,26 @@ pub async fn leave_turns_behind(core: Arc<Core>) {
         }
     });
     stream::iter(leave).buffer_unordered(AT_A_TIME).collect::<()>().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(9);
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_loses_a_lease_learns_whether_the_store_said_so() {
+        let (held, tenant) = (Held::default(), TenantId::generate());
+        let [told, silent, older] = [(); 3].map(|()| SessionId::generate());
+        let take = |session| held.hold(tenant, session, 1, TTL);
+        let (told_of, ran_out, replaced) = (take(told), take(silent), take(older));
+        held.renewed((tenant, vec![(told, 1), (older, 1)]), &[told], Instant::now() + 2 * TTL);
+        assert_eq!(told_of.lost().await, Loss::Told);
+        tokio::time::sleep(TTL).await;
+        held.give_up_what_ran_out();
+        assert_eq!((told_of.lost().await, ran_out.lost().await), (Loss::Told, Loss::Inferred));
+        let _newer = held.hold(tenant, older, 2, TTL);
+        assert_eq!(replaced.lost().await, Loss::Inferred);
+    }
 }

@@ -204,11 +204,19 @@ impl Recorder {
         Ok(released)
     }
 
-    /// Accounts for these attempts, of which no event will tell: the session has ended, or whoever has the turn next does not know of them.
+    /// Accounts for these attempts, of which no event will tell, since the session has ended.
     pub(super) async fn charge_behind_end(&mut self, attempts: Vec<Kind>) {
         let append = self.append(attempts, None, None);
         if let Some(charge) = self.charge_of(&append) {
             Box::pin(charge.make()).await;
+        }
+    }
+
+    /// The same for attempts of a turn that another front goes on with, later: should their worker tell it of them, that counts.
+    pub(super) fn charge_unless_told(&mut self, attempts: Vec<Kind>) {
+        let append = self.append(attempts, None, None);
+        if let Some(charge) = self.charge_of(&append) {
+            charge.make_unless_told();
         }
     }
 

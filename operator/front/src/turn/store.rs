@@ -26,7 +26,8 @@ pub enum Begun {
     New(Box<Opened>),
     /// The idempotency key had appended before, from this number on; nothing was stored, and no lease taken.
     Existing { first_seq: u64 },
-    /// Somebody holds the lease; nothing was stored.
+    /// Somebody holds the lease, or a message has come that [`Authority::Behind`](crate::events::log::Authority::Behind) rules out; nothing was
+    /// stored.
     Busy,
 }
 

@@ -138,8 +138,9 @@ impl SubAgents {
 async fn open(core: &Arc<Core>, caller: &Session, turn: TurnId, call: &SubAgentCall) -> Result<Session, Error> {
     let manager = Manager::new(Arc::clone(core));
     let until = Instant::now() + core.options.placement_timeout;
+    let mut may_be_open = false;
     let opened = loop {
-        match manager.open_child(caller, turn, &call.tool_call_id, &call.name).await {
+        match manager.open_child(caller, turn, &call.tool_call_id, &call.name, &mut may_be_open).await {
             Err(
                 Error::NoWorker { .. }
                 | Error::WorkerLost { .. }
@@ -154,7 +155,7 @@ async fn open(core: &Arc<Core>, caller: &Session, turn: TurnId, call: &SubAgentC
 }
 
 /// Says to the sub-agent what it is called with, once however often this is asked, waits for its answer, and ends its session.
-async fn answer(core: &Arc<Core>, child: &Session, sender: &str, call: &SubAgentCall) -> SubAgentResult {
+pub(super) async fn answer(core: &Arc<Core>, child: &Session, sender: &str, call: &SubAgentCall) -> SubAgentResult {
     // Somebody else may have spoken to it first. By its key our message is known for a day.
     let may_be_said = child.newest_input_seq == 0 || since(child.create_time) < KEY_HOLDS;
     let said = if may_be_said { say(core, child, sender, call).await.map(Some) } else { Ok(None) };
@@ -162,6 +163,11 @@ async fn answer(core: &Arc<Core>, child: &Session, sender: &str, call: &SubAgent
         Ok(turn) => turn,
         // Whoever ended it says why in its log. Another release may have said it in other words.
         Err(Error::SessionTerminated { .. } | Error::IdempotencyKeyReused) => None,
+        // It was told before, and is at work: that it can't be told once more is no reason to end it.
+        Err(error) if child.newest_input_seq > 0 => {
+            tracing::info!(session = %child.id, %error, "a sub-agent is followed without being told again");
+            None
+        }
         Err(error) => {
             let result =
                 failed(call.tool_call_id.clone(), format!("The sub-agent could not be told what to do: {error}."));

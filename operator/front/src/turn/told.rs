@@ -160,9 +160,11 @@ impl Told {
 
 fn outcome(attempt: &ModelAttempt) -> &str {
     match (attempt.error_class.as_str(), attempt.finish_reason.as_str()) {
+        // Its class is that of an answer that breaks off, which is no fault of its provider's.
+        (_, "lost") => "lost",
         ("", "end_turn" | "tool_use" | "max_tokens" | "context_full" | "pause") => "ok",
         // A class alone says that it failed.
-        ("", word @ ("hedged" | "cancelled" | "guardrail" | "refusal" | "bad_tool_call" | "lost")) => word,
+        ("", word @ ("hedged" | "cancelled" | "guardrail" | "refusal" | "bad_tool_call")) => word,
         ("" | "ok" | "hedged" | "cancelled" | "guardrail" | "refusal" | "bad_tool_call" | "lost", _) => OTHER,
         (class, _) => class,
     }
@@ -226,8 +228,9 @@ impl<const LABELS: usize> Counted<LABELS> {
 mod tests {
     use std::collections::BTreeSet;
 
-    use croft_proto::v1::{ModelRouted, ToolResult};
+    use croft_proto::v1::{Grant, GrantRequest, ModelRouted, ToolResult};
 
+    use super::super::granted::Granted;
     use super::*;
 
     fn event(kind: Kind) -> SessionEvent {
@@ -305,6 +308,20 @@ mod tests {
         told.count(&[attempt("b", "error"), attempt("c", "context")], &mut last_model);
         assert_eq!((told.fallbacks.of(["error"]).get(), told.fallbacks.of(["context"]).get()), (1, 1));
         assert_eq!(told.attempts.of(["anthropic", "tenant", "ok"]).get(), 5);
+    }
+
+    /// It counted among answers that break off, as if its provider had failed.
+    #[tokio::test]
+    async fn an_attempt_that_was_lost_with_its_worker_is_no_failure_of_its_provider() {
+        let told = Told::register(&Registry::new()).unwrap();
+        let mut granted = Granted::default();
+        granted.give(&GrantRequest::default(), Grant { provider: "anthropic".into(), ..Grant::default() });
+        let lost: Vec<_> = granted.lost().into_iter().map(event).collect();
+        told.count(&lost, &mut String::new());
+        let counted = |outcome| told.attempts.of(["anthropic", "tenant", outcome]).get();
+        assert_eq!((counted("lost"), counted("truncated")), (1, 0));
+        let took = &told.attempt_seconds[place(PROVIDERS, "anthropic")];
+        assert_eq!(took.get_sample_count(), 0, "nobody knows");
     }
 
     #[test]

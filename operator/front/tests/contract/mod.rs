@@ -37,7 +37,8 @@ macro_rules! promises {
                 renews_while_it_is_held, survives_a_late_heartbeat, finds_abandoned_ones_longest_first,
                 has_one_winner_of_many, is_not_taken_over_once_it_was_given_up, refuses_sessions_that_cannot_run, is_abandoned_when_given_up_while_a_message_waits,
                 is_abandoned_by_a_message_that_finds_nobody, is_abandoned_by_a_holder_that_goes;
-            turns: keeps_tenants_apart, begins_with_lease_and_message_together, brings_the_newest_checkpoint_along,
+            turns: keeps_tenants_apart, begins_with_lease_and_message_together,
+                begins_behind_no_message_that_its_caller_has_not_seen, brings_the_newest_checkpoint_along,
                 stores_nothing_while_someone_holds_the_lease, has_one_winner_of_many, refuses_sessions_that_cannot_run,
                 answers_a_repeated_key_without_taking_the_lease, gives_the_lease_up_with_the_last_word,
                 keeps_the_lease_for_a_message_that_waits, says_of_a_turn_that_was_broken_off_that_it_runs, leaves_no_message_lying;

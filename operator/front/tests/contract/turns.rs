@@ -48,6 +48,26 @@ pub(crate) async fn keeps_tenants_apart(stores: &Stores) {
     stores.leases.renew(ours, session, epoch, LONG).await.unwrap();
 }
 
+pub(crate) async fn begins_behind_no_message_that_its_caller_has_not_seen(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let session = session(stores, tenant).await;
+    let behind = |input_seq, used: &str| {
+        let begin = begin(tenant, session);
+        let authority = Authority::Behind { input_seq };
+        Begin { message: Append { authority, idempotency_key: Some(key(used, 1)), ..begin.message }, ..begin }
+    };
+    let Opened { epoch, .. } = begun(stores, begin(tenant, session)).await;
+    stores.turns.end(last(tenant, session, epoch, 3)).await.unwrap();
+
+    // Its caller looked before that message came, whose turn is over by now.
+    assert_eq!(stores.turns.begin(behind(0, "late")).await.unwrap(), Begun::Busy);
+    let opened = begun(stores, behind(3, "in time")).await;
+    assert_eq!((opened.epoch, seqs(&opened.events)), (2, vec![6, 7]), "the one that came late has taken no lease");
+    let told = append(tenant, session, vec![said("and this")]);
+    let late = stores.events.append(Append { authority: Authority::Behind { input_seq: 3 }, ..told }).await;
+    assert!(matches!(late, Err(Error::SessionBusy { .. })), "{late:?}");
+}
+
 pub(crate) async fn begins_with_lease_and_message_together(stores: &Stores) {
     let tenant = tenant(stores, "ours").await;
     let session = session(stores, tenant).await;

@@ -44,7 +44,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => (session.clone(), key(), prop::option::weighted(0.3, 0..4_u32), 0..2_u8)
             .prop_map(|(session, key, limit, label)| Step::Insert { session, key, limit, label }),
         6 => (
-            session.clone(), 0..10_u8, prop::collection::vec(0..10_u8, 1..4), key(), any::<bool>(),
+            session.clone(), 0..11_u8, prop::collection::vec(0..10_u8, 1..4), key(), any::<bool>(),
             prop::option::of(0..9_u64),
         )
             .prop_map(|(session, authority, kinds, key, checkpoint, input)| {
@@ -117,6 +117,7 @@ impl Case {
                     3 | 4 => Authority::Overdue { as_of: at(i64::from(*authority) * 5) },
                     // The turn that may have begun: see `event`.
                     9 => Authority::AtRest,
+                    10 => Authority::Behind { input_seq: 1 },
                     8 => Authority::During { turn: TurnId(Uuid::nil()) },
                     epoch => Authority::Lease { epoch: u64::from(*epoch) - 4 },
                 };

@@ -46,6 +46,8 @@ impl Calls {
 
     /// Resolves once there are calls, and none of them has asked for more of its answer for so long, though there is more: their callers
     /// take nothing. What waits for a caller's window is not even asked: <https://datatracker.ietf.org/doc/html/rfc9113#section-5.2>.
+    /// A message is one part of an answer, and behind it no more is asked for until all of it is sent: `unread_max` is above what a
+    /// slow caller takes for a large one.
     pub(crate) async fn stuck(&self, unread_max: Duration) {
         let mut seen: HashMap<u64, (u64, Instant)> = HashMap::new();
         loop {

@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use reqwest::Url;
 use serde_json::Value;
 
-use super::{NAMES, Node};
+use super::{DATA, NAMES, Node};
+
+const DRAFT_4: &str = "://json-schema.org/draft-04/schema";
 
 /// See the module.
 pub(super) struct Places<'a> {
@@ -13,6 +15,10 @@ pub(super) struct Places<'a> {
     schemas: HashMap<Url, &'a Value>,
     /// By the address of the schema, with the name as its fragment.
     names: HashMap<String, Node<'a>>,
+    /// The root has an address.
+    has_address: bool,
+    /// What is in it has an address or a draft of its own.
+    has_others: bool,
 }
 
 /// What addresses are relative to where nothing else is said.
@@ -20,9 +26,16 @@ pub(super) fn nowhere() -> Result<Url, String> {
     Url::parse("json-schema:///").map_err(|error| format!("has no address: {error}"))
 }
 
-/// What references in `value` are relative to, which stands in a schema of that address.
-pub(super) fn based(value: &Value, base: &Url) -> Url {
-    let id = value.get("$id").and_then(Value::as_str).filter(|id| !id.starts_with('#'));
+/// The word for the address of a schema.
+pub(super) fn id_word(schema: &Value) -> &'static str {
+    let draft = schema.get("$schema").and_then(Value::as_str).unwrap_or_default().trim_end_matches('#');
+    let is_4 = ["http", "https"].iter().any(|scheme| draft.strip_prefix(scheme) == Some(DRAFT_4));
+    if is_4 { "id" } else { "$id" }
+}
+
+/// What references in `value` are relative to, which stands in a schema of that address, with that word for its own.
+pub(super) fn based(value: &Value, base: &Url, id_word: &str) -> Url {
+    let id = value.get(id_word).and_then(Value::as_str).filter(|id| !id.starts_with('#'));
     id.and_then(|id| address(id, base)).map_or_else(|| base.clone(), |(address, _)| address)
 }
 
@@ -36,50 +49,64 @@ fn address<'r>(reference: &'r str, base: &Url) -> Option<(Url, &'r str)> {
 
 impl<'a> Places<'a> {
     pub(super) fn of(schema: &'a Value) -> Result<Self, String> {
-        let nowhere = nowhere()?;
-        let mut places = Self { schemas: HashMap::from([(nowhere.clone(), schema)]), names: HashMap::new() };
-        places.collect(Node { value: schema, base: based(schema, &nowhere), are_names: false });
+        let (nowhere, id_word) = (nowhere()?, id_word(schema));
+        let mut places = Self {
+            schemas: HashMap::from([(nowhere.clone(), schema)]),
+            names: HashMap::new(),
+            has_address: schema.get(id_word).is_some(),
+            has_others: false,
+        };
+        let base = based(schema, &nowhere, id_word);
+        places.collect(Node { value: schema, base, id_word, are_names: false }, true);
         Ok(places)
     }
 
-    fn collect(&mut self, node: Node<'a>) {
-        let Node { value, base, are_names } = node;
+    /// Whether a reference that names nothing here names nothing to a validator either, which reads addresses by rules of its own.
+    pub(super) fn is_sure_of(&self, reference: &str) -> bool {
+        !self.has_others && (reference.starts_with('#') || !self.has_address)
+    }
+
+    fn collect(&mut self, node: Node<'a>, is_root: bool) {
+        let Node { value, base, id_word, are_names } = node;
         let word = |key: &str| value.get(key).and_then(Value::as_str).filter(|_| !are_names);
-        if let Some(id) = word("$id") {
+        self.has_others |= !is_root && (word(id_word).is_some() || word("$schema").is_some());
+        if let Some(id) = word(id_word) {
             match id.strip_prefix('#') {
                 None => drop(self.schemas.entry(base.clone()).or_insert(value)),
                 // Older drafts give names so.
-                Some(name) => self.name(name, value, &base),
+                Some(name) => self.name(name, value, &base, id_word),
             }
         }
         for name in ["$anchor", "$dynamicAnchor"].into_iter().filter_map(word) {
-            self.name(name, value, &base);
+            self.name(name, value, &base, id_word);
         }
-        let part = |value, are_names| Node { value, base: based(value, &base), are_names };
+        let part = |value, are_names| Node { value, base: based(value, &base, id_word), id_word, are_names };
         match value {
-            Value::Array(items) => items.iter().for_each(|item| self.collect(part(item, false))),
+            Value::Array(items) => items.iter().for_each(|item| self.collect(part(item, false), false)),
             Value::Object(object) => {
-                for (key, value) in object {
-                    self.collect(part(value, !are_names && NAMES.contains(&key.as_str())));
+                let parts = object.iter().filter(|(key, _)| are_names || !DATA.contains(&key.as_str()));
+                for (key, value) in parts {
+                    self.collect(part(value, !are_names && NAMES.contains(&key.as_str())), false);
                 }
             }
             _ => {}
         }
     }
 
-    fn name(&mut self, name: &str, value: &'a Value, base: &Url) {
-        let node = || Node { value, base: base.clone(), are_names: false };
+    fn name(&mut self, name: &str, value: &'a Value, base: &Url, id_word: &'static str) {
+        let node = || Node { value, base: base.clone(), id_word, are_names: false };
         self.names.entry(format!("{base}#{name}")).or_insert_with(node);
     }
 
-    /// What a reference names that stands in a schema of that address.
-    pub(super) fn find(&self, reference: &str, base: &Url) -> Option<Node<'a>> {
-        let (address, fragment) = address(reference, base)?;
+    /// What a reference names that stands in that part of the schema.
+    pub(super) fn find(&self, reference: &str, from: &Node<'a>) -> Option<Node<'a>> {
+        let id_word = from.id_word;
+        let (address, fragment) = address(reference, &from.base)?;
         let schema = self.schemas.get(&address).copied();
         if !fragment.is_empty() && !fragment.starts_with('/') {
             return self.names.get(&format!("{address}#{fragment}")).cloned();
         }
-        let mut place = Node { value: schema?, base: address, are_names: false };
+        let mut place = Node { value: schema?, base: address, id_word, are_names: false };
         for step in fragment.split('/').skip(1) {
             let step = unescaped(step)?;
             place.value = match place.value {
@@ -87,7 +114,7 @@ impl<'a> Places<'a> {
                 Value::Array(items) => items.get(step.parse::<usize>().ok()?)?,
                 _ => return None,
             };
-            place.base = based(place.value, &place.base);
+            place.base = based(place.value, &place.base, id_word);
         }
         Some(place)
     }

@@ -1,7 +1,8 @@
 //! All queues of a replica: what lies in them together is bounded, in all and by tenant, and nothing durable lies there for long.
 //!
-//! An event that lies in several queues is held, and counted, once. Beyond a bound those queues make room that lie longest or hold most:
-//! first by their previews, then by their end. One whose reader has taken all but what has just come is left alone.
+//! An event that lies in several queues is held, and counted, once. Beyond a bound all make room by their previews, and if that is not
+//! enough, those that hold most end; but none whose reader has taken all but what has just come, and none that holds next to nothing: its
+//! end would help nobody.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -19,12 +20,14 @@ use crate::sync::{Mutex, MutexGuard};
 
 /// How often all queues are looked at.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// A queue that holds less than such a part of a bound does not end to make room.
+const SMALL_PART: usize = 256;
 
 /// Of one replica.
 pub(super) struct Crowd {
     all: Arc<Account>,
     tenant_bytes_max: usize,
-    /// So many looks find the same durable event unread before its queue ends.
+    /// So many looks after something durable was found in a queue of which nothing is taken, it ends.
     sweeps_max: u32,
     state: Mutex<State>,
 }
@@ -125,24 +128,31 @@ impl Crowd {
     pub(super) fn relieve(&self, tenant: TenantId, held: &Held) -> Relief {
         let is_own = held.own.wants_relief();
         let account = if is_own { &held.own } else { &held.all };
-        let queues = self.queues().into_iter().filter(|(owner, _)| !is_own || *owner == tenant);
-        let mut weighed: Vec<_> = queues.filter_map(|(_, queue)| Some((queue.weight()?, queue))).collect();
-        weighed.sort_by_key(|(weight, _)| Reverse(*weight));
+        let mut queues = self.queues();
+        queues.retain(|(owner, _)| !is_own || *owner == tenant);
         // Some at a time, so that not each event that comes looks for more.
         let enough = account.bytes_max / 8 * 7;
         let mut relief = Relief::default();
-        for (_, queue) in weighed {
+        for queue in heaviest_first(&queues, 0) {
             if !account.is_over(enough) {
                 return relief;
             }
             relief.previews += queue.shed();
-            relief.ended += u64::from(account.is_over(enough) && queue.end());
+        }
+        // Also less than an equal part for each, so that those that are left alone never hold more than the bound together.
+        let bytes_min = (account.bytes_max / SMALL_PART.max(queues.len())).max(1);
+        // An end that frees nothing, as all lies in other queues too, is no reason to stop: theirs may come next.
+        for queue in heaviest_first(&queues, bytes_min) {
+            if !account.is_over(enough) {
+                return relief;
+            }
+            relief.ended += u64::from(queue.end(bytes_min));
         }
         account.has_no_more.store(account.is_over(account.bytes_max), Ordering::Relaxed);
         relief
     }
 
-    /// Ends queues whose oldest durable event has lain unread for too long: so many.
+    /// Ends queues in which something durable lies and of which nothing was taken for too long: so many.
     pub(super) fn sweep(&self) -> u64 {
         let mut ended = 0;
         for (_, queue) in self.queues() {
@@ -169,6 +179,14 @@ impl Crowd {
         // No code that holds the lock can leave the state half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Those that weigh so much at least.
+fn heaviest_first(queues: &[(TenantId, Arc<Queue>)], bytes_min: usize) -> impl Iterator<Item = &Queue> {
+    let weighed = queues.iter().map(|(_, queue)| (queue.weight(), &**queue));
+    let mut weighed: Vec<_> = weighed.filter(|(weight, _)| *weight >= bytes_min).collect();
+    weighed.sort_by_key(|(weight, _)| Reverse(*weight));
+    weighed.into_iter().map(|(_, queue)| queue)
 }
 
 /// Starts the task that looks at all queues. It ends with the hub, or when nobody is left who reads.

@@ -68,15 +68,6 @@ impl Deref for Told {
     }
 }
 
-/// Why a queue should make room before others: of those that lie, and of the others, the larger first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Weight {
-    lies: bool,
-    /// Without the oldest event, which may have just come.
-    bytes_behind: usize,
-    bytes: usize,
-}
-
 /// What a push did beyond taking the event in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pushed {
@@ -116,8 +107,7 @@ struct State {
     lagged: bool,
     /// The newest durable number that was popped.
     last_seq: u64,
-    /// The place of the oldest durable event at the last sweep, and how many sweeps have found it there before.
-    swept: Option<u64>,
+    /// So many sweeps have found something durable here since the reader asked.
     sweeps: u32,
     waker: Option<Waker>,
 }
@@ -187,6 +177,8 @@ impl Queue {
 
     pub(super) fn poll_pop(&self, context: &mut Context<'_>) -> Poll<Item> {
         let mut state = self.lock();
+        // Who asks is not stuck, whatever there is to take: with many streams on one connection, the next turn may be a while off.
+        state.sweeps = 0;
         if state.lagged {
             return Poll::Ready(Item::Lagged { last_seq: state.last_seq });
         }
@@ -215,12 +207,9 @@ impl Queue {
         self.lock().lagged
     }
 
-    /// `None` where there is nothing but an event that has just come.
-    pub(super) fn weight(&self) -> Option<Weight> {
-        let state = self.lock();
-        let bytes_behind = state.bytes - state.oldest_bytes();
-        let weight = Weight { lies: state.sweeps > 0, bytes_behind, bytes: state.bytes };
-        (weight.lies || bytes_behind > 0).then_some(weight)
+    /// Bytes that lie here and have not just come.
+    pub(super) fn weight(&self) -> usize {
+        self.lock().weight()
     }
 
     /// Drops the previews, to make room: so many.
@@ -235,23 +224,21 @@ impl Queue {
         previews.len() as u64
     }
 
-    /// Ends it where something durable lies, to make room. False if it was not so.
-    pub(super) fn end(&self) -> bool {
+    /// Ends it where something durable lies and it still weighs so much, to make room. False if it was not so.
+    pub(super) fn end(&self, bytes_min: usize) -> bool {
         let mut state = self.lock();
-        let ends = !state.durables.is_empty();
+        let ends = !state.durables.is_empty() && state.weight() >= bytes_min;
         if ends {
             state.end(&self.held);
         }
         ends
     }
 
-    /// Ends it when the oldest durable event is the same as so many sweeps ago. False if it goes on, or had ended.
+    /// Ends it when something durable was here so many sweeps ago and the reader has not asked since. False if it goes on, or had ended.
     pub(super) fn sweep(&self, sweeps_max: u32) -> bool {
         let mut state = self.lock();
-        let oldest = state.durables.front().map(|(place, _)| *place);
-        state.sweeps = if oldest.is_some() && oldest == state.swept { state.sweeps + 1 } else { 0 };
-        state.swept = oldest;
-        let ends = state.sweeps >= sweeps_max && oldest.is_some();
+        state.sweeps = if state.durables.is_empty() { 0 } else { state.sweeps.saturating_add(1) };
+        let ends = state.sweeps > sweeps_max;
         if ends {
             state.end(&self.held);
         }
@@ -293,6 +280,12 @@ impl State {
         durables.iter().chain(&previews).for_each(|(_, event)| event.leave(held));
         self.bytes = 0;
         self.sweeps = 0;
+    }
+
+    /// See [`Queue::weight`]. Until a second look finds something durable here still, the oldest event may have just come.
+    fn weight(&self) -> usize {
+        let has_lain = self.sweeps > 1;
+        if has_lain { self.bytes } else { self.bytes - self.oldest_bytes() }
     }
 
     /// Of the event that is popped next; 0 for none.
@@ -400,6 +393,40 @@ mod tests {
         assert_eq!(queue.push(durable(5)), Pushed::Dropped(1));
         queue.push(durable(6));
         assert_eq!(queue.push(durable(7)), Pushed::Overflowed, "behind a reader that takes nothing");
+    }
+
+    /// A connection with many streams took half a minute for a round: the first of them to have two events was ended.
+    #[test]
+    fn a_reader_that_asks_is_not_stuck_whatever_it_takes() {
+        let queue = Queue::new(100, 1_000, Held::unbounded());
+        queue.push_all([preview(0), preview(0), durable(1), durable(2)]);
+        for _ in 0..2 {
+            assert!((0..5).all(|_| !queue.sweep(5)));
+            assert!(matches!(pop(&queue), Some(Item::Preview { .. })));
+        }
+        assert!((0..5).all(|_| !queue.sweep(5)));
+        queue.resync();
+        assert_eq!(pop(&queue), Some(Item::Resync));
+        assert!((0..5).all(|_| !queue.sweep(5)));
+        assert!(queue.sweep(5), "it has not asked for longer");
+        assert_eq!(pop(&queue), Some(Item::Lagged { last_seq: 0 }));
+    }
+
+    #[test]
+    fn what_has_just_come_weighs_nothing_until_it_has_lain() {
+        let queue = Queue::new(100, 1_000, Held::unbounded());
+        queue.push_all([durable(1), durable(2)]);
+        assert_eq!(queue.weight(), 10);
+        queue.sweep(5);
+        assert_eq!(queue.weight(), 10, "it may have come just before");
+        queue.sweep(5);
+        assert_eq!(queue.weight(), 20);
+        assert!(is_durable(pop(&queue), 1));
+        assert_eq!(queue.weight(), 0, "its reader reads");
+        assert!(!queue.end(1));
+        queue.push(durable(3));
+        assert!(queue.end(10));
+        assert!(!queue.end(0), "it has ended");
     }
 
     /// A message of 5 MiB and the word that its turn runs: all who watched were thrown out.

@@ -207,6 +207,99 @@ async fn streams_that_are_not_read_hold_no_more_than_their_bound_together() {
     assert_eq!((number(&next(&mut of_others).await), number(&next(&mut of_others).await)), (1, 2));
 }
 
+/// Streams for which a word had waited for two seconds were ended before the one that held nearly all.
+#[tokio::test(start_paused = true)]
+async fn the_streams_that_hold_most_make_room_and_those_that_hold_next_to_nothing_never() {
+    let scene = Scene::new().await;
+    let options = Options { tenant_bytes_max: 40_000, ..Options::default() };
+    let hub = scene.hub(Arc::new(MemoryRelay::default()), options);
+    let mut small = Vec::new();
+    for _ in 0..20 {
+        let session = SessionId::generate();
+        small.push(hub.subscribe(scene.tenant, session, PREVIEWS).await);
+        hub.publish(scene.tenant, session, vec![SessionEvent { seq: 1, ..SessionEvent::default() }]);
+    }
+    sleep(Duration::from_secs(5)).await;
+    let stuck = hub.subscribe(scene.tenant, scene.session, PREVIEWS).await;
+    for seq in 1..=50 {
+        hub.publish(scene.tenant, scene.session, vec![large(seq)]);
+    }
+    assert!(stuck.has_lagged());
+    assert!(!small.iter().any(Subscription::has_lagged));
+
+    // What has just come is too much, and nobody is to blame.
+    let mut watching = Vec::new();
+    for _ in 0..10 {
+        let session = SessionId::generate();
+        watching.push(hub.subscribe(scene.tenant, session, PREVIEWS).await);
+        let event = SessionEvent { seq: 1, turn_id: "x".repeat(10_000), ..SessionEvent::default() };
+        hub.publish(scene.tenant, session, vec![event]);
+    }
+    assert!(hub.shared.crowd.held_bytes() > 40_000);
+    assert!(!small.iter().chain(&watching).any(Subscription::has_lagged));
+    assert_eq!(hub.metrics().slow_subscribers.get(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_previews_of_all_go_before_any_stream_ends() {
+    let scene = Scene::new().await;
+    let options = Options { tenant_bytes_max: 40_000, ..Options::default() };
+    let hub = scene.hub(Arc::new(MemoryRelay::default()), options);
+    let talking = SessionId::generate();
+    let mut of_events = hub.subscribe(scene.tenant, scene.session, PREVIEWS).await;
+    let mut of_previews = hub.subscribe(scene.tenant, talking, PREVIEWS).await;
+    for seq in 1..=30 {
+        hub.publish(scene.tenant, scene.session, vec![large(seq)]);
+    }
+    for _ in 0..15 {
+        hub.publish(scene.tenant, talking, vec![large(0)]);
+    }
+    assert!(hub.shared.crowd.held_bytes() < 40_000);
+    assert_eq!(hub.metrics().slow_subscribers.get(), 0);
+    assert!(matches!(next(&mut of_previews).await, Item::Gap { .. }));
+    for seq in 1..=30 {
+        assert_eq!(number(&next(&mut of_events).await), seq);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_preview_for_each_of_many_streams_is_no_more_than_the_bound_either() {
+    let scene = Scene::new().await;
+    let options = Options { tenant_bytes_max: 40_000, ..Options::default() };
+    let hub = scene.hub(Arc::new(MemoryRelay::default()), options);
+    let mut stuck = Vec::new();
+    for _ in 0..60 {
+        let session = SessionId::generate();
+        stuck.push(hub.subscribe(scene.tenant, session, PREVIEWS).await);
+        hub.publish(scene.tenant, session, vec![large(0)]);
+        assert!(hub.shared.crowd.held_bytes() < 42_000, "{} bytes are held", hub.shared.crowd.held_bytes());
+    }
+    assert!(!stuck.iter().any(Subscription::has_lagged));
+}
+
+/// So many that what each holds is next to nothing, but for what all do.
+#[tokio::test(start_paused = true)]
+async fn a_crowd_of_small_streams_holds_no_more_than_its_bound() {
+    let scene = Scene::new().await;
+    let options = Options { tenant_bytes_max: 40_000, ..Options::default() };
+    let hub = scene.hub(Arc::new(MemoryRelay::default()), options);
+    let mut stuck = Vec::new();
+    for _ in 0..400 {
+        let session = SessionId::generate();
+        stuck.push(hub.subscribe(scene.tenant, session, PREVIEWS).await);
+        let event = SessionEvent { seq: 1, turn_id: "x".repeat(120), ..SessionEvent::default() };
+        hub.publish(scene.tenant, session, vec![event]);
+    }
+    assert!(!stuck.iter().any(Subscription::has_lagged), "it has just come");
+    sleep(Duration::from_secs(3)).await;
+    let mut quick = hub.subscribe(scene.tenant, scene.session, PREVIEWS).await;
+    hub.publish(scene.tenant, scene.session, vec![large(1)]);
+    assert_eq!(number(&next(&mut quick).await), 1);
+    assert!(hub.shared.crowd.held_bytes() < 40_000);
+    let ended = stuck.iter().filter(|one| one.has_lagged()).count();
+    assert!((1..400).contains(&ended), "{ended} have ended");
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_event_that_many_wait_for_is_counted_once() {
     let scene = Scene::new().await;
@@ -226,6 +319,24 @@ async fn an_event_that_many_wait_for_is_counted_once() {
         }
     }
     assert_eq!(hub.shared.crowd.held_bytes(), 0);
+}
+
+/// As of a connection that has a hundred other streams to take from meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_read_now_and_then_goes_on() {
+    let scene = Scene::new().await;
+    let hub = scene.hub(Arc::new(MemoryRelay::default()), Options::default());
+    let mut slow = hub.subscribe(scene.tenant, scene.session, PREVIEWS).await;
+    for _ in 0..5 {
+        scene.preview(&hub, "he");
+    }
+    let seq = scene.publish(&hub, user_message()).await;
+    for _ in 0..5 {
+        sleep(Options::default().unread_max / 2).await;
+        assert!(matches!(next(&mut slow).await, Item::Preview { .. }));
+    }
+    sleep(Options::default().unread_max / 2).await;
+    assert_eq!(number(&next(&mut slow).await), seq);
 }
 
 /// Of a session in which little happens: its queue would never be full.

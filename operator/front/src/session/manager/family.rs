@@ -36,13 +36,15 @@ const LOOK_EVERY: Duration = Duration::from_millis(40);
 /// The session for a call of a sub-agent.
 pub(crate) struct Child {
     pub(crate) session: Session,
-    /// It was not there before.
+    /// It was not there before the first try.
     pub(crate) is_new: bool,
 }
 
 impl Manager {
     /// The session for a call of a sub-agent: the one that is there, or a new one. Asked again, by whichever front, it is the same. What
     /// came of it in the end is to be [recorded](Self::record_child).
+    ///
+    /// `may_be_open` is whether a try before may have opened it without hearing of that: then one that is there is new. False at first.
     ///
     /// Fails as [`Manager::create`] does; with [`Error::Invalid`] when the tool calls no sub-agent, or one too deep; and with
     /// [`Error::SessionTerminated`] when the caller has ended.
@@ -52,9 +54,10 @@ impl Manager {
         turn: TurnId,
         tool_call_id: &str,
         tool: &str,
+        may_be_open: &mut bool,
     ) -> Result<Child, Error> {
         if let Some(child) = self.core.stores.sessions.child(caller.tenant, caller.id, tool_call_id).await? {
-            return Ok(Child { session: child, is_new: false });
+            return Ok(Child { session: child, is_new: *may_be_open });
         }
         let agent = callee(&caller.agent, tool).ok_or_else(|| Error::invalid("tool", "calls no sub-agent"))?;
         let parent = Parent::of(caller, turn, tool_call_id);
@@ -73,7 +76,9 @@ impl Manager {
         let ends = [lifetime.expire_time, caller.expire_time];
         lifetime.expire_time = ends.into_iter().flatten().min_by_key(time::micros);
         let opening = Opening { agent, labels: BTreeMap::new(), lifetime, idempotency_key: None, parent: Some(parent) };
-        Ok(Child { session: self.open(&tenant, opening).await?, is_new: true })
+        let opened = self.open(&tenant, opening).await;
+        *may_be_open |= matches!(opened, Err(Error::Unavailable { .. }));
+        Ok(Child { session: opened?, is_new: true })
     }
 
     /// Records that a call's session was opened, or why it was not. Once a call, however often it was tried: each try would be a record.

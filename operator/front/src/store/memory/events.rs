@@ -121,12 +121,16 @@ impl Record {
             Authority::During { turn } if !self.runs(turn) => {
                 Err(Error::SessionBusy { session_id: self.session.id.to_string() })
             }
+            Authority::Behind { input_seq } if self.session.newest_input_seq != input_seq => {
+                Err(Error::SessionBusy { session_id: self.session.id.to_string() })
+            }
             Authority::AtRest if self.session.state == SessionState::Running => {
                 Err(Error::SessionBusy { session_id: self.session.id.to_string() })
             }
             Authority::Lease { .. }
             | Authority::Caller
             | Authority::During { .. }
+            | Authority::Behind { .. }
             | Authority::Fence
             | Authority::AtRest
             | Authority::Overdue { .. } => Ok(()),

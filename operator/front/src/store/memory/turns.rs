@@ -28,9 +28,11 @@ impl TurnStore for Memory {
             return Ok(Begun::Busy);
         }
         let (before, checkpoint) = (record.session.clone(), record.checkpoint.clone());
-        match state.append(message)? {
-            Appended::Existing { first_seq } => Ok(Begun::Existing { first_seq }),
-            Appended::New(events) => {
+        match state.append(message) {
+            Err(Error::SessionBusy { .. }) => Ok(Begun::Busy),
+            Err(error) => Err(error),
+            Ok(Appended::Existing { first_seq }) => Ok(Begun::Existing { first_seq }),
+            Ok(Appended::New(events)) => {
                 let record = state.record(tenant, session)?;
                 if before.state == SessionState::Running {
                     // The turn that was broken off comes first.

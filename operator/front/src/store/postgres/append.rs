@@ -27,6 +27,7 @@ const APPEND: &str = concat!(
         insert into leases as old (tenant_id, session_id, epoch, holder, expire_time)
         select $1, $2, 1, $23, clock_timestamp() + $24 * interval '1 microsecond'
         from sessions where $23::text is not null and tenant_id = $1 and session_id = $2 and state <> 'terminated'
+            and ($28::bigint is null or newest_input_seq = $28)
         on conflict (tenant_id, session_id) do update
             set epoch = old.epoch + 1, holder = excluded.holder, expire_time = excluded.expire_time
             where old.holder is null or old.expire_time <= clock_timestamp()
@@ -58,6 +59,7 @@ const APPEND: &str = concat!(
             and ($13::bigint is null or lease_epoch = $13) and ($22::timestamptz is null or due_time <= $22)
             and ($23::text is null or exists (select 1 from taken))
             and ($26::text is null or (state = 'running' and turn_id = $26)) and not ($27 and state = 'running')
+            and ($28::bigint is null or newest_input_seq = $28)
         returning last_seq - $3 as base, lease_epoch
     ), forgotten as (
         delete from idempotency_keys
@@ -113,8 +115,9 @@ impl Postgres {
             Authority::Lease { epoch } => (Some(signed(epoch)), None, None),
             Authority::Overdue { as_of } => (None, Some(Time(as_of)), None),
             Authority::During { turn } => (None, None, Some(turn.to_string())),
-            Authority::Caller | Authority::Fence | Authority::AtRest => (None, None, None),
+            Authority::Caller | Authority::Behind { .. } | Authority::Fence | Authority::AtRest => (None, None, None),
         };
+        let behind = if let Authority::Behind { input_seq } = authority { Some(signed(input_seq)) } else { None };
         let (key, scope) = (idempotency_key.as_ref(), scope(session));
 
         // The order of locks is session, then lease, here as anywhere.
@@ -150,6 +153,7 @@ impl Postgres {
             .bind(lease.releases())
             .bind(during)
             .bind(authority == Authority::AtRest)
+            .bind(behind)
             .fetch_optional(&mut *tx)
             .await
             .map_err(failed)?;
@@ -205,9 +209,10 @@ pub(super) async fn refused(
         (Some("terminated"), _) => Error::SessionTerminated { session_id },
         (Some(_), _) if matches!(lease, LeaseChange::Take { .. }) => return Ok(Stored::Busy),
         (Some(_), Authority::Lease { epoch }) => Error::LeaseLost { epoch },
-        (Some(_), Authority::Overdue { .. } | Authority::During { .. } | Authority::AtRest) => {
-            Error::SessionBusy { session_id }
-        }
+        (
+            Some(_),
+            Authority::Overdue { .. } | Authority::During { .. } | Authority::Behind { .. } | Authority::AtRest,
+        ) => Error::SessionBusy { session_id },
         (Some(state), Authority::Caller | Authority::Fence) => {
             Error::internal(anyhow::anyhow!("a {state} session took no events"))
         }
@@ -270,8 +275,8 @@ impl Prepared {
 
     /// Never part of a group: a key may turn out to be taken, an end takes more locks, and a turn may be over.
     pub(super) fn stands_alone(&self) -> bool {
-        let is_to_a_turn = matches!(self.append.authority, Authority::During { .. });
-        self.append.idempotency_key.is_some() || self.fences() || is_to_a_turn
+        let depends = matches!(self.append.authority, Authority::During { .. } | Authority::Behind { .. });
+        self.append.idempotency_key.is_some() || self.fences() || depends
     }
 
     /// Ends the turn at hand as well.

@@ -64,6 +64,7 @@ impl Columns {
             // The others are never part of a group.
             Authority::Caller
             | Authority::During { .. }
+            | Authority::Behind { .. }
             | Authority::Fence
             | Authority::AtRest
             | Authority::Overdue { .. } => None,

@@ -37,8 +37,8 @@ struct Choice {
     index: u32,
     delta: Option<Piece>,
     finish_reason: Option<String>,
-    /// Where Moonshot tells of it.
-    usage: Option<Usage>,
+    /// Where Moonshot tells of it. Of others it may be anything.
+    usage: Option<Value>,
 }
 
 #[derive(Deserialize)]
@@ -198,20 +198,22 @@ impl answer::Decoder for Decoder {
         if self.opened {
             deltas.extend(self.tier.take(chunk.service_tier.as_deref()));
         }
+        let mut finished = Ok(());
         // We ask for one choice.
         for choice in choices.into_iter().filter(|choice| choice.index == 0) {
             if let Some(piece) = choice.delta {
                 self.piece(piece, deltas);
             }
-            deltas.extend(choice.usage.and_then(|usage| usage.neutral()).map(Delta::Usage));
+            deltas.extend(choice.usage.and_then(|usage| Usage::deserialize(usage).ok()?.neutral()).map(Delta::Usage));
             match choice.finish_reason.as_deref() {
                 None => {}
                 Some("") => self.has_blank_reason = true,
-                Some(reason) => self.finish(reason, deltas)?,
+                Some(reason) => finished = finished.and_then(|()| self.finish(reason, deltas)),
             }
         }
+        // What was broken off was counted, too.
         deltas.extend(chunk.usage.and_then(|usage| usage.neutral()).map(Delta::Usage));
-        Ok(())
+        finished
     }
 
     fn failure(body: &Value) -> Error {
