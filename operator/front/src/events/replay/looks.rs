@@ -26,7 +26,8 @@ type Key = (TenantId, SessionId);
 #[derive(Clone)]
 pub(crate) struct Looks {
     at_once: Arc<Semaphore>,
-    looks: Arc<Mutex<HashMap<Key, Arc<Look>>>>,
+    /// With how many watch each.
+    looks: Arc<Mutex<HashMap<Key, (usize, Arc<Look>)>>>,
 }
 
 /// A session that somebody here looks at, until that is dropped.
@@ -46,9 +47,9 @@ struct Look {
 
 #[derive(Default)]
 struct Seen {
-    /// The newest number that a look has found.
+    /// The newest number that a look has found, or somebody had who asked for one.
     newest: u64,
-    /// When the last look began.
+    /// When the last look began that found nothing.
     at: Option<Instant>,
     /// What was seen up to then may be out of date.
     doubted_at: Option<Instant>,
@@ -77,19 +78,21 @@ impl Default for Looks {
 impl Looks {
     pub(super) fn watch(&self, tenant: TenantId, session: SessionId) -> Watched {
         let key = (tenant, session);
-        let look = Arc::clone(self.looks().entry(key).or_default());
-        Watched { looks: self.clone(), key, look }
+        let mut looks = self.looks();
+        let (watching, look) = looks.entry(key).or_default();
+        *watching += 1;
+        Watched { looks: self.clone(), key, look: Arc::clone(look) }
     }
 
     /// Frames of the session may have been lost up to now: what was seen before says nothing.
     pub(crate) fn doubt(&self, key: Key) {
-        let look = self.looks().get(&key).cloned();
+        let look = self.looks().get(&key).map(|(_, look)| Arc::clone(look));
         if let Some(look) = look {
             look.seen().doubted_at = Some(Instant::now());
         }
     }
 
-    fn looks(&self) -> MutexGuard<'_, HashMap<Key, Arc<Look>>> {
+    fn looks(&self) -> MutexGuard<'_, HashMap<Key, (usize, Arc<Look>)>> {
         self.looks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -124,8 +127,9 @@ impl Watched {
 impl Drop for Watched {
     fn drop(&mut self) {
         let mut looks = self.looks.looks();
-        // Whoever watches has one, and the map.
-        if Arc::strong_count(&self.look) <= 2 {
+        let Some((watching, _)) = looks.get_mut(&self.key) else { return };
+        *watching -= 1;
+        if *watching == 0 {
             looks.remove(&self.key);
         }
     }
@@ -149,7 +153,8 @@ impl Look {
         let began = Instant::now();
         let asks_for_it = {
             let mut seen = self.seen();
-            seen.at = Some(began);
+            // Whoever asks has that one, so that others who have not need no look of their own.
+            seen.newest = seen.newest.max(after_seq);
             seen.looks = (seen.looks + 1) % LOOKS_FOR_NOTHING;
             seen.looks == 0
         };
@@ -159,10 +164,15 @@ impl Look {
             Some(last) if last.seq > after_seq => {
                 let mut seen = self.seen();
                 seen.newest = seen.newest.max(last.seq);
+                // What stands behind it nobody has looked for.
+                seen.at = None;
                 Looked::News
             }
             None if asks_for_it => Looked::Gone,
-            Some(_) | None => nothing(began),
+            Some(_) | None => {
+                self.seen().at = Some(began);
+                nothing(began)
+            }
         })
     }
 
@@ -174,4 +184,45 @@ impl Look {
 /// By a look that began then.
 fn nothing(at: Instant) -> Looked {
     Looked::Nothing { until: at + LOOK_EVERY }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::events::testing::{Scene, user_message};
+
+    /// Each would wait for its own turn to look while the other's look hides that there is more.
+    #[tokio::test(start_paused = true)]
+    async fn whoever_is_behind_another_is_told_that_there_is_more() {
+        let (scene, looks) = (Scene::new().await, Looks::default());
+        let log: Arc<dyn EventLog> = scene.log.clone();
+        let [slow, quick] = [(); 2].map(|()| looks.watch(scene.tenant, scene.session));
+        for _ in 2..=3 {
+            scene.append(user_message()).await;
+        }
+        assert_eq!(slow.behind(1, &log, &scene.tasks).await.unwrap(), Looked::News);
+        // By now another event was stored, and the quick one has read it, too.
+        let nothing = quick.behind(3, &log, &scene.tasks).await.unwrap();
+        assert!(matches!(nothing, Looked::Nothing { .. }), "{nothing:?}");
+        assert_eq!(slow.behind(2, &log, &scene.tasks).await.unwrap(), Looked::More);
+
+        scene.append(user_message()).await;
+        tokio::time::sleep(LOOK_EVERY).await;
+        assert_eq!(slow.behind(3, &log, &scene.tasks).await.unwrap(), Looked::News);
+        scene.append(user_message()).await;
+        assert_eq!(quick.behind(4, &log, &scene.tasks).await.unwrap(), Looked::News, "nobody has looked behind it");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_left_of_a_session_that_nobody_follows() {
+        let (scene, looks) = (Scene::new().await, Looks::default());
+        let [one, other] = [(); 2].map(|()| looks.watch(scene.tenant, scene.session));
+        // As a look has that is still under way.
+        let under_way = Arc::clone(&one.look);
+        drop(one);
+        assert_eq!(looks.looks().len(), 1);
+        drop(other);
+        assert_eq!(looks.looks().len(), 0);
+        drop(under_way);
+    }
 }
