@@ -26,8 +26,14 @@ type Key = (TenantId, SessionId);
 #[derive(Clone)]
 pub(crate) struct Looks {
     at_once: Arc<Semaphore>,
-    /// With how many watch each.
-    looks: Arc<Mutex<HashMap<Key, (usize, Arc<Look>)>>>,
+    looks: Arc<Mutex<HashMap<Key, Shared>>>,
+}
+
+/// By how many a look is shared.
+#[derive(Default)]
+struct Shared {
+    watching: usize,
+    look: Arc<Look>,
 }
 
 /// A session that somebody here looks at, until that is dropped.
@@ -79,20 +85,20 @@ impl Looks {
     pub(super) fn watch(&self, tenant: TenantId, session: SessionId) -> Watched {
         let key = (tenant, session);
         let mut looks = self.looks();
-        let (watching, look) = looks.entry(key).or_default();
-        *watching += 1;
-        Watched { looks: self.clone(), key, look: Arc::clone(look) }
+        let shared = looks.entry(key).or_default();
+        shared.watching += 1;
+        Watched { looks: self.clone(), key, look: Arc::clone(&shared.look) }
     }
 
     /// Frames of the session may have been lost up to now: what was seen before says nothing.
     pub(crate) fn doubt(&self, key: Key) {
-        let look = self.looks().get(&key).map(|(_, look)| Arc::clone(look));
+        let look = self.looks().get(&key).map(|shared| Arc::clone(&shared.look));
         if let Some(look) = look {
             look.seen().doubted_at = Some(Instant::now());
         }
     }
 
-    fn looks(&self) -> MutexGuard<'_, HashMap<Key, (usize, Arc<Look>)>> {
+    fn looks(&self) -> MutexGuard<'_, HashMap<Key, Shared>> {
         self.looks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -127,9 +133,9 @@ impl Watched {
 impl Drop for Watched {
     fn drop(&mut self) {
         let mut looks = self.looks.looks();
-        let Some((watching, _)) = looks.get_mut(&self.key) else { return };
-        *watching -= 1;
-        if *watching == 0 {
+        let Some(shared) = looks.get_mut(&self.key) else { return };
+        shared.watching -= 1;
+        if shared.watching == 0 {
             looks.remove(&self.key);
         }
     }
