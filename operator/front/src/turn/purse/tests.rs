@@ -194,7 +194,8 @@ impl Scene {
         let ask = Ask {
             tenant: self.session.tenant,
             id: uuid::Uuid::new_v4().to_string(),
-            ttl: Duration::from_millis(1),
+            // Of a reservation that runs out nobody knows what was used.
+            ttl: Duration::from_hours(1),
             nano_usd: 0,
             tokens: 0,
             windows: Vec::new(),
