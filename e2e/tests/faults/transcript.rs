@@ -1,6 +1,6 @@
 //! What a conversation comes to, and how it differs from one that nothing disturbed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::session_event::Kind;
@@ -87,8 +87,11 @@ impl Record {
         }
         let billed: BTreeMap<_, _> =
             self.usage.iter().map(|row| (row.attempt_id.clone(), row.tokens.unwrap_or_default())).collect();
-        // A log that is over takes nothing any more: what a worker alone knew of by then is paid for without a word in it.
-        let may_be_silent = |id: &String| self.is_over() && !attempts.contains_key(id);
+        // A log that is over takes nothing any more: what a worker alone knew of by then is paid for without a word in it. So is what was
+        // lost with a worker, when the log was away as that was found out.
+        let lost: BTreeSet<_> =
+            self.usage.iter().filter(|row| row.finish_reason == "lost").map(|row| &row.attempt_id).collect();
+        let may_be_silent = |id: &String| !attempts.contains_key(id) && (self.is_over() || lost.contains(id));
         let told: BTreeMap<_, _> =
             billed.iter().filter(|(id, _)| !may_be_silent(id)).map(|(id, usage)| (id.clone(), *usage)).collect();
         if billed.len() != self.usage.len() || told != attempts {
