@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::sync::{Mutex, MutexGuard};
 use crate::tenants::{Tenant, Tenants};
 
-/// How long a worker that failed is passed over, while another can take its place.
+/// How long a worker that failed is passed over, while another can take its place and it has done nothing well.
 const PENALTY: Duration = Duration::from_secs(5);
 
 /// Places sessions on workers. Clones share the counts.
@@ -38,19 +38,23 @@ struct Counts {
 struct Worker {
     placed: u32,
     chosen_at: u64,
-    /// Reported unhealthy, until reported healthy again.
-    unhealthy: bool,
-    /// Failed at this address, and is passed over until then. A new pod under an old name starts with a clean record.
-    failed: Option<(String, Instant)>,
+    /// A new pod under an old name starts with a clean record.
+    failed: Option<Failure>,
+}
+
+#[derive(Debug)]
+struct Failure {
+    address: String,
+    at: Instant,
 }
 
 impl Worker {
     fn is_out(&self, address: &str, now: Instant) -> bool {
-        self.unhealthy || self.failed.as_ref().is_some_and(|(at, until)| at == address && now < *until)
+        self.failed.as_ref().is_some_and(|failure| failure.address == address && now < failure.at + PENALTY)
     }
 
     fn is_blank(&self) -> bool {
-        self.placed == 0 && !self.unhealthy && self.failed.is_none()
+        self.placed == 0 && self.failed.is_none()
     }
 }
 
@@ -61,6 +65,7 @@ pub struct Placement {
     worker: String,
     address: String,
     namespace: String,
+    placed_at: Instant,
     /// Where it counts; `None` when it doesn't.
     router: Option<Router>,
 }
@@ -131,6 +136,7 @@ impl Router {
             worker: chosen.name.clone(),
             address: chosen.address.clone(),
             namespace: route.namespace.clone(),
+            placed_at: Instant::now(),
             router: Some(self.clone()),
         })
     }
@@ -147,37 +153,31 @@ impl Router {
             worker: found.name.clone(),
             address: found.address.clone(),
             namespace: route.namespace.clone(),
+            placed_at: Instant::now(),
             router: None,
         })
     }
 
-    /// The worker did not answer as it should: it is passed over for 5 s. A worker without a route is no matter.
-    pub fn report_failure(&self, tenant: TenantId, worker: &str) {
-        self.note(tenant, worker, |state, route| {
-            state.failed = Some((route.address.clone(), Instant::now() + PENALTY));
-        });
-    }
-
-    /// Takes a worker out, or back in. A worker without a route is no matter.
-    pub fn update_health(&self, tenant: TenantId, worker: &str, healthy: bool) {
-        self.note(tenant, worker, |state, _| {
-            state.unhealthy = !healthy;
-            if healthy {
-                state.failed = None;
-            }
-        });
+    /// Whether the worker did well with what was placed there. One that failed is passed over for 5 s, or until it has done
+    /// something well that was placed there since: what a draining worker still finishes says nothing of what it would take.
+    /// A worker without a route is no matter.
+    pub fn update_health(&self, placement: &Placement, healthy: bool) {
+        let Some(route) = self.tenants.get(placement.tenant) else { return };
+        if !route.workers.iter().any(|worker| worker.name == placement.worker) {
+            return;
+        }
+        let mut counts = self.lock();
+        let worker = counts.workers.entry(placement.tenant).or_default().entry(placement.worker.clone()).or_default();
+        if healthy {
+            worker.failed.take_if(|failure| failure.at < placement.placed_at);
+        } else {
+            worker.failed = Some(Failure { address: placement.address.clone(), at: Instant::now() });
+        }
     }
 
     /// How many sessions this front has on the worker now.
     pub fn placed(&self, tenant: TenantId, worker: &str) -> u32 {
         self.lock().worker(tenant, worker).map_or(0, |worker| worker.placed)
-    }
-
-    fn note(&self, tenant: TenantId, worker: &str, change: impl FnOnce(&mut Worker, &WorkerRoute)) {
-        let Some(route) = self.tenants.get(tenant) else { return };
-        let Some(route) = route.workers.iter().find(|route| route.name == worker) else { return };
-        let mut counts = self.lock();
-        change(counts.workers.entry(tenant).or_default().entry(worker.to_owned()).or_default(), route);
     }
 
     fn lock(&self) -> MutexGuard<'_, Counts> {
@@ -331,32 +331,51 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_worker_that_failed_is_passed_over_for_a_while_but_is_still_the_last_resort() {
         let (router, tenants, tenant) = router(vec![worker("reed"), worker("rush")]);
-        router.report_failure(tenant, "reed");
+        let (reed, rush) = (router.locate(tenant, "reed").unwrap(), router.locate(tenant, "rush").unwrap());
+        router.update_health(&reed, false);
         let kept = [place(&router, tenant), place(&router, tenant)];
         assert!(kept.iter().all(|placement| placement.worker() == "rush"));
         let preferred = router.place(tenant, SessionId::generate(), Some("reed")).unwrap();
         assert_eq!(preferred.worker(), "rush");
 
-        router.report_failure(tenant, "rush");
+        router.update_health(&rush, false);
         assert_eq!(place(&router, tenant).worker(), "reed", "both failed; reed is the emptier one");
 
-        router.update_health(tenant, "rush", true);
-        router.report_failure(tenant, "reed");
         tokio::time::advance(PENALTY).await;
-        assert_eq!(place(&router, tenant).worker(), "reed");
+        router.update_health(&rush, false);
+        assert_eq!(place(&router, tenant).worker(), "reed", "its time is over");
 
-        // A pod that comes back under the same name has not failed.
-        router.report_failure(tenant, "reed");
+        // A pod that comes back under the same name has not failed, whatever is said of the one before.
         let reborn = WorkerRoute { address: "10.9.8.77:7070".into(), ..worker("reed") };
         tell(&tenants, tenant, vec![reborn, worker("rush")], "");
+        router.update_health(&reed, false);
         assert_eq!(place(&router, tenant).address(), "10.9.8.77:7070");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_worker_did_well_since_it_failed_takes_it_back_in() {
+        let (router, _, tenant) = router(vec![worker("reed"), worker("rush")]);
+        let before = place(&router, tenant);
+        assert_eq!(before.worker(), "reed");
+        tokio::time::advance(Duration::from_millis(1)).await;
+        router.update_health(&before, false);
+        router.update_health(&before, true);
+        let prefer_reed = || router.place(tenant, SessionId::generate(), Some("reed")).unwrap();
+        assert_eq!(prefer_reed().worker(), "rush", "a turn from before, which a draining worker finishes");
+
+        tokio::time::advance(Duration::from_millis(1)).await;
+        router.update_health(&router.locate(tenant, "reed").unwrap(), true);
+        assert_eq!(prefer_reed().worker(), "reed");
     }
 
     #[tokio::test]
     async fn health_of_an_unknown_worker_is_no_matter() {
-        let (router, _, tenant) = router(vec![worker("reed")]);
-        router.update_health(tenant, "bulrush", false);
-        router.report_failure(TenantId::generate(), "reed");
+        let (router, tenants, tenant) = router(vec![worker("reed"), worker("bulrush")]);
+        let unknown = router.locate(tenant, "bulrush").unwrap();
+        tell(&tenants, tenant, vec![worker("reed")], "");
+        for healthy in [false, true] {
+            router.update_health(&unknown, healthy);
+        }
         assert_eq!(place(&router, tenant).worker(), "reed");
         assert!(router.lock().workers[&tenant].keys().all(|name| name == "reed"));
     }
@@ -402,17 +421,18 @@ mod tests {
                         if let Ok(placement) = router.place(tenant, SessionId::generate(), preferred) {
                             let placed = router.placed(tenant, placement.worker());
                             assert!((1..=2).contains(&placed), "{placed} on {}", placement.worker());
-                            router.report_failure(tenant, placement.worker());
+                            router.update_health(&placement, false);
                         }
                     }
                 })
             };
             let threads = [placing(Some("reed")), placing(None)];
             let (turning, leaving) = (router.clone(), tenants.clone());
+            let reed = router.locate(tenant, "reed").unwrap();
             let health = shuttle::thread::spawn(move || {
-                turning.update_health(tenant, "reed", false);
-                turning.update_health(tenant, "bulrush", true);
-                turning.update_health(tenant, "reed", true);
+                for healthy in [false, true, false] {
+                    turning.update_health(&reed, healthy);
+                }
             });
             let telling = shuttle::thread::spawn(move || {
                 for workers in [vec![bounded("rush")], vec![], vec![bounded("reed"), bounded("rush")]] {
@@ -460,9 +480,7 @@ mod tests {
                         let preferred = (round % 3 == 0).then_some("reed");
                         if let Ok(placement) = router.place(tenant, SessionId::generate(), preferred) {
                             assert!(router.placed(tenant, placement.worker()) <= 3);
-                            if round % 7 == 0 {
-                                router.report_failure(tenant, placement.worker());
-                            }
+                            router.update_health(&placement, round % 7 != 0);
                         }
                     }
                 });

@@ -5,6 +5,8 @@
 //! lost relay costs time, never an event: the log is looked at every now and then anyway.
 
 mod looks;
+#[cfg(test)]
+mod meanwhile;
 mod room;
 #[cfg(test)]
 mod seam;
@@ -29,7 +31,7 @@ use crate::events::log::EventLog;
 use crate::turn::now;
 
 pub(crate) use self::looks::Looks;
-use self::looks::{Looked, Watched};
+use self::looks::{Asked, Looked, Watched};
 pub(crate) use self::room::Room;
 use self::room::{Page, Taken};
 
@@ -51,7 +53,7 @@ const LOOK_EVERY_IDLE: Duration = Duration::from_secs(5);
 ///
 /// Durable events come in order, each once. Previews come between them as they happen, never after the event that replaces
 /// them; with `durable_only` not at all. A reader that can't keep up with what happens gets [`Error::SlowConsumer`] as the
-/// last item; while it still reads what has been, it may take its time. One whose session is erased meanwhile gets
+/// last item; while it still reads what has been, or what it missed, it may take its time. One whose session is erased meanwhile gets
 /// [`Error::SessionNotFound`]. The caller has checked that the session exists and has the number.
 pub async fn follow(
     events: Arc<dyn EventLog>,
@@ -126,6 +128,7 @@ impl Place {
             is_running: true,
             has_ended: false,
             watched: None,
+            asked: None,
             known_until: None,
             look_at: Instant::now() + LOOK_EVERY,
             bell: Box::pin(sleep_until(Instant::now() + LOOK_EVERY)),
@@ -144,6 +147,8 @@ enum Phase {
     Live,
     /// Something is missing, and the log has it.
     Filling,
+    /// Has read all of that, and has not looked at the subscription since.
+    Filled,
     /// Nothing is known to be missing; the log may know better.
     Looking,
 }
@@ -175,6 +180,8 @@ struct Follower {
     has_ended: bool,
     /// Since the first look at the log, which most streams never take.
     watched: Option<Watched>,
+    /// The look that it waits for.
+    asked: Option<Asked>,
     /// The last look, which may have been another's, said until then that there is nothing.
     known_until: Option<Instant>,
     /// When the log is to be looked at, unless something comes before.
@@ -202,7 +209,8 @@ impl Follower {
                 Taken::Event(event, _) => {
                     if let Some(kind) = event.kind {
                         self.has_ended = matches!(kind, Kind::SessionTerminated(_));
-                        self.is_running = !is_rest(&kind);
+                        // An alert mostly comes behind a turn's end, and whatever else a turn says puts it right.
+                        self.is_running = !is_rest(&kind) && !is_of_a_budget(&kind);
                     }
                 }
                 Taken::Empty => {}
@@ -214,19 +222,43 @@ impl Follower {
         }
     }
 
-    /// Reads on, where it is not known that there is nothing.
+    /// Reads on, where it is not known that there is nothing. Until its turn to look has come, it takes what happens here.
     async fn look(&mut self) -> Result<(), Error> {
         let watched = self.watched.get_or_insert_with(|| self.hub.looks().watch(self.tenant, self.session));
-        match watched.behind(self.last_seq, &self.events, self.hub.tasks()).await? {
-            Looked::Nothing { until } => {
+        let asked_at = self.asked.as_ref().map_or_else(Instant::now, |asked| asked.at);
+        let looked = match watched.known(self.last_seq, asked_at) {
+            Some(known) => known,
+            None => {
+                let ask = || watched.ask(self.last_seq, &self.events, self.hub.tasks());
+                let asked = self.asked.get_or_insert_with(ask);
+                tokio::select! {
+                    biased;
+                    Some(item) = self.subscription.next() => return self.take(item),
+                    looked = &mut asked.look => {
+                        self.asked = None;
+                        looked.map_err(Error::internal)??
+                    }
+                }
+            }
+        };
+        match looked {
+            Looked::Nothing { at } if watched.is_doubted(at) => return Ok(()),
+            Looked::Nothing { at } => {
                 self.phase = Phase::Live;
-                self.known_until = Some(until);
+                self.known_until = Some(at + LOOK_EVERY);
                 return Ok(());
             }
             Looked::Gone => return Err(self.erased()),
+            // It has come meanwhile. Where nothing more is likely to come, what stands behind it is asked for at once.
+            Looked::News { newest } | Looked::More { newest } if newest <= self.last_seq => {
+                if self.is_running {
+                    self.phase = Phase::Live;
+                }
+                return Ok(());
+            }
             // So that they need not wait for their own turn to look.
-            Looked::News => self.hub.look_again(self.tenant, self.session),
-            Looked::More => {}
+            Looked::News { .. } => self.hub.look_again(self.tenant, self.session),
+            Looked::More { .. } => {}
         }
         self.read().await?;
         if self.phase == Phase::Looking {
@@ -300,7 +332,8 @@ impl Follower {
         self.phase = match (page.is_last, self.phase) {
             (false, phase) => phase,
             (true, Phase::History) => Phase::Seam,
-            (true, Phase::Seam | Phase::Live | Phase::Filling | Phase::Looking) => Phase::Live,
+            (true, Phase::Filling | Phase::Looking) => Phase::Filled,
+            (true, Phase::Seam | Phase::Filled | Phase::Live) => Phase::Live,
         };
         self.page = Some(page);
     }
@@ -327,7 +360,7 @@ impl Follower {
                 self.ahead = None;
                 self.phase = match self.phase {
                     Phase::History | Phase::Seam => Phase::History,
-                    Phase::Live | Phase::Filling | Phase::Looking => Phase::Filling,
+                    Phase::Live | Phase::Filling | Phase::Filled | Phase::Looking => Phase::Filling,
                 };
             }
         }
@@ -343,14 +376,18 @@ impl Follower {
             if self.has_ended {
                 return None;
             }
+            if self.phase != Phase::Looking {
+                self.asked = None;
+            }
             let step = match self.phase {
                 Phase::History => self.read().await,
                 Phase::Filling => self.fill().await,
-                Phase::Seam => self.cross().await,
+                Phase::Seam => self.cross(Phase::History).await,
+                Phase::Filled => self.cross(Phase::Filling).await,
                 Phase::Live => self.live().await,
                 Phase::Looking => match self.look().await {
                     Ok(()) => Ok(()),
-                    Err(gone @ Error::SessionNotFound { .. }) => Err(gone),
+                    Err(end @ (Error::SessionNotFound { .. } | Error::SlowConsumer { .. })) => Err(end),
                     Err(error) => {
                         // What comes live needs no log, so the stream goes on.
                         tracing::debug!(tenant = %self.tenant, session = %self.session, %error, "cannot look at the log");
@@ -366,14 +403,17 @@ impl Follower {
         }
     }
 
-    /// A reader of a long history may have let its subscription overflow, which is no fault: it takes a new one, and reads on.
-    async fn cross(&mut self) -> Result<(), Error> {
-        if self.subscription.has_lagged() {
-            self.subscription = self.hub.subscribe(self.tenant, self.session, self.options).await;
-            self.phase = Phase::History;
-        } else {
-            self.phase = Phase::Live;
-        }
+    /// A reader of a long history, or of much that it missed, may have let its subscription overflow, which is no fault: it takes a new
+    /// one, and reads on.
+    async fn cross(&mut self, reading: Phase) -> Result<(), Error> {
+        self.phase = match self.subscription.lagged() {
+            Some(dropped_previews) => {
+                self.skipped += dropped_previews;
+                self.subscription = self.hub.subscribe(self.tenant, self.session, self.options).await;
+                reading
+            }
+            None => Phase::Live,
+        };
         Ok(())
     }
 
@@ -383,20 +423,30 @@ impl Follower {
             return Ok(());
         }
         match self.hear().await {
-            Some(Item::Durable(event)) if event.seq <= self.last_seq => {}
-            Some(Item::Durable(event)) if event.seq == self.last_seq + 1 => self.ready.push_back(event),
-            Some(Item::Durable(_)) => self.phase = Phase::Filling,
-            Some(Item::Preview { event, after_seq }) if after_seq > self.last_seq => {
+            Some(item) => self.take(item),
+            None => {
+                self.phase = Phase::Looking;
+                Ok(())
+            }
+        }
+    }
+
+    fn take(&mut self, item: Item) -> Result<(), Error> {
+        match item {
+            Item::Durable(event) if event.seq <= self.last_seq => {}
+            Item::Durable(event) if event.seq == self.last_seq + 1 => self.ready.push_back(event),
+            Item::Durable(_) => self.phase = Phase::Filling,
+            Item::Preview { event, after_seq } if after_seq > self.last_seq => {
                 self.held = Some((event, after_seq));
                 self.phase = Phase::Filling;
             }
-            Some(Item::Preview { event, after_seq }) => self.preview(event, after_seq),
-            Some(Item::Gap { dropped_previews }) => {
+            Item::Preview { event, after_seq } => self.preview(event, after_seq),
+            Item::Gap { dropped_previews } => {
                 self.skipped += dropped_previews;
                 self.tell_gap();
             }
-            Some(Item::Lagged { .. }) => return Err(Error::SlowConsumer { resume_after: self.last_seq }),
-            Some(Item::Resync) | None => self.phase = Phase::Looking,
+            Item::Lagged { .. } => return Err(Error::SlowConsumer { resume_after: self.last_seq }),
+            Item::Resync => self.phase = Phase::Looking,
         }
         Ok(())
     }

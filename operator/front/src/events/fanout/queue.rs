@@ -128,6 +128,7 @@ impl Queue {
     pub(super) fn push_all(&self, events: impl IntoIterator<Item = Sized>) -> Pushed {
         let mut state = self.lock();
         if state.lagged {
+            state.dropped += events.into_iter().filter(Sized::is_preview).count() as u64;
             return Pushed::Kept;
         }
         let (first_place, mut found_bytes, mut dropped) = (state.next_place, state.bytes, 0);
@@ -150,6 +151,7 @@ impl Queue {
                 dropped += 1;
             } else {
                 // Nothing that is queued may be skipped: better no memory held than half a story.
+                state.dropped += dropped;
                 state.end(&self.held);
                 return Pushed::Overflowed;
             }
@@ -202,9 +204,10 @@ impl Queue {
         Poll::Ready(Item::Durable(next.into_event()))
     }
 
-    /// Has ended by overflow.
-    pub(super) fn has_lagged(&self) -> bool {
-        self.lock().lagged
+    /// If it has ended by overflow: the previews that were dropped since the last gap notice.
+    pub(super) fn lagged(&self) -> Option<u64> {
+        let state = self.lock();
+        state.lagged.then_some(state.dropped)
     }
 
     /// Bytes that lie here and have not just come.
@@ -270,6 +273,7 @@ impl State {
 
     /// Keeps nothing, and takes nothing from now on.
     fn end(&mut self, held: &Held) {
+        self.dropped += self.previews.len() as u64;
         self.clear(held);
         self.lagged = true;
         self.wake();

@@ -65,12 +65,12 @@ struct Seen {
 /// What stands behind a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Looked {
-    /// So it was known to be until then.
-    Nothing { until: Instant },
-    /// Something, which others may not know of.
-    News,
-    /// Something that was known.
-    More,
+    /// By a look that began then.
+    Nothing { at: Instant },
+    /// This number at least, which others may not know of.
+    News { newest: u64 },
+    /// This number at least, which was known.
+    More { newest: u64 },
     /// The session is not there any more.
     Gone,
 }
@@ -104,30 +104,38 @@ impl Looks {
 }
 
 impl Watched {
-    /// What stands behind this number, by a look that is not older than [`LOOK_EVERY`]. It goes on in a task of its own: a reader that stops
-    /// in the middle would keep the others from theirs.
-    pub(super) async fn behind(
-        &self,
-        after_seq: u64,
-        events: &Arc<dyn EventLog>,
-        tasks: &Tasks,
-    ) -> Result<Looked, Error> {
-        let asked_at = Instant::now();
-        if let Some(known) = self.look.known(after_seq, asked_at) {
-            return Ok(known);
-        }
+    /// What is known to stand behind this number, by a look that is not older than [`LOOK_EVERY`] or than it was asked for.
+    pub(super) fn known(&self, after_seq: u64, asked_at: Instant) -> Option<Looked> {
+        self.look.known(after_seq, asked_at)
+    }
+
+    /// Asks for a look at what stands behind this number, which comes in its turn. It goes on in a task of its own: a reader that stops in
+    /// the middle would keep the others from theirs.
+    pub(super) fn ask(&self, after_seq: u64, events: &Arc<dyn EventLog>, tasks: &Tasks) -> Asked {
+        let at = Instant::now();
         let (look, at_once) = (Arc::clone(&self.look), Arc::clone(&self.looks.at_once));
         let (events, key) = (Arc::clone(events), self.key);
         let looking = async move {
             let _looking = look.looking.lock().await;
-            if let Some(known) = look.known(after_seq, asked_at) {
+            if let Some(known) = look.known(after_seq, at) {
                 return Ok(known);
             }
             let _one_of_few = at_once.acquire().await.map_err(Error::internal)?;
             look.look(&*events, key, after_seq).await
         };
-        AbortOnDropHandle::new(tasks.spawn("event-look", looking)).await.map_err(Error::internal)?
+        Asked { at, look: AbortOnDropHandle::new(tasks.spawn("event-look", looking)) }
     }
+
+    /// Frames may have been lost since then: that nothing was there says nothing any more.
+    pub(super) fn is_doubted(&self, at: Instant) -> bool {
+        self.look.seen().is_doubted(at)
+    }
+}
+
+/// A look that somebody waits for. Nobody waits any more once it is dropped.
+pub(super) struct Asked {
+    pub(super) at: Instant,
+    pub(super) look: AbortOnDropHandle<Result<Looked, Error>>,
 }
 
 impl Drop for Watched {
@@ -146,13 +154,13 @@ impl Look {
     fn known(&self, after_seq: u64, asked_at: Instant) -> Option<Looked> {
         let seen = self.seen();
         if seen.newest > after_seq {
-            return Some(Looked::More);
+            return Some(Looked::More { newest: seen.newest });
         }
         let is_good = |at: Instant| {
             let is_young = at.elapsed() < LOOK_EVERY || at > asked_at;
-            is_young && seen.doubted_at.is_none_or(|doubted_at| at > doubted_at)
+            is_young && !seen.is_doubted(at)
         };
-        seen.at.filter(|at| is_good(*at)).map(nothing)
+        seen.at.filter(|at| is_good(*at)).map(|at| Looked::Nothing { at })
     }
 
     async fn look(&self, events: &dyn EventLog, (tenant, session): Key, after_seq: u64) -> Result<Looked, Error> {
@@ -172,12 +180,12 @@ impl Look {
                 seen.newest = seen.newest.max(last.seq);
                 // What stands behind it nobody has looked for.
                 seen.at = None;
-                Looked::News
+                Looked::News { newest: last.seq }
             }
             None if asks_for_it => Looked::Gone,
             Some(_) | None => {
                 self.seen().at = Some(began);
-                nothing(began)
+                Looked::Nothing { at: began }
             }
         })
     }
@@ -187,9 +195,10 @@ impl Look {
     }
 }
 
-/// By a look that began then.
-fn nothing(at: Instant) -> Looked {
-    Looked::Nothing { until: at + LOOK_EVERY }
+impl Seen {
+    fn is_doubted(&self, at: Instant) -> bool {
+        self.doubted_at.is_some_and(|doubted_at| at <= doubted_at)
+    }
 }
 
 #[cfg(test)]
@@ -197,26 +206,33 @@ mod tests {
     use super::*;
     use crate::events::testing::{Scene, user_message};
 
+    async fn behind(watched: &Watched, after_seq: u64, scene: &Scene) -> Looked {
+        let log: Arc<dyn EventLog> = scene.log.clone();
+        match watched.known(after_seq, Instant::now()) {
+            Some(known) => known,
+            None => watched.ask(after_seq, &log, &scene.tasks).look.await.unwrap().unwrap(),
+        }
+    }
+
     /// Each would wait for its own turn to look while the other's look hides that there is more.
     #[tokio::test(start_paused = true)]
     async fn whoever_is_behind_another_is_told_that_there_is_more() {
         let (scene, looks) = (Scene::new().await, Looks::default());
-        let log: Arc<dyn EventLog> = scene.log.clone();
         let [slow, quick] = [(); 2].map(|()| looks.watch(scene.tenant, scene.session));
         for _ in 2..=3 {
             scene.append(user_message()).await;
         }
-        assert_eq!(slow.behind(1, &log, &scene.tasks).await.unwrap(), Looked::News);
+        assert_eq!(behind(&slow, 1, &scene).await, Looked::News { newest: 2 });
         // By now another event was stored, and the quick one has read it, too.
-        let nothing = quick.behind(3, &log, &scene.tasks).await.unwrap();
+        let nothing = behind(&quick, 3, &scene).await;
         assert!(matches!(nothing, Looked::Nothing { .. }), "{nothing:?}");
-        assert_eq!(slow.behind(2, &log, &scene.tasks).await.unwrap(), Looked::More);
+        assert_eq!(behind(&slow, 2, &scene).await, Looked::More { newest: 3 });
 
         scene.append(user_message()).await;
         tokio::time::sleep(LOOK_EVERY).await;
-        assert_eq!(slow.behind(3, &log, &scene.tasks).await.unwrap(), Looked::News);
+        assert_eq!(behind(&slow, 3, &scene).await, Looked::News { newest: 4 });
         scene.append(user_message()).await;
-        assert_eq!(quick.behind(4, &log, &scene.tasks).await.unwrap(), Looked::News, "nobody has looked behind it");
+        assert_eq!(behind(&quick, 4, &scene).await, Looked::News { newest: 5 }, "nobody has looked behind it");
     }
 
     #[tokio::test]

@@ -17,17 +17,17 @@ use crate::events::relay::memory::MemoryRelay;
 use crate::events::testing::{DownRelay, Scene, agent_message, terminated, user_message};
 use crate::store::memory::Memory;
 
-type Events = BoxStream<'static, Result<SessionEvent, Error>>;
+pub(super) type Events = BoxStream<'static, Result<SessionEvent, Error>>;
 
-async fn follow_from(scene: &Scene, hub: &Hub, after_seq: u64) -> Events {
+pub(super) async fn follow_from(scene: &Scene, hub: &Hub, after_seq: u64) -> Events {
     follow(scene.log.clone(), hub, scene.tenant, scene.session, after_seq, false).await.unwrap().boxed()
 }
 
-async fn next(events: &mut Events) -> SessionEvent {
+pub(super) async fn next(events: &mut Events) -> SessionEvent {
     events.next().await.expect("the stream has ended").unwrap()
 }
 
-async fn next_number(events: &mut Events) -> u64 {
+pub(super) async fn next_number(events: &mut Events) -> u64 {
     next(events).await.seq
 }
 
@@ -216,13 +216,16 @@ async fn an_alert_behind_a_turns_end_leaves_a_stream_idle() {
     let scene = Arc::new(Scene::new().await);
     let hub = scene.hub(Arc::new(MemoryRelay::default()), Options::default());
     let log = Moody::new(&scene);
-    let mut events = follow(log.clone(), &hub, scene.tenant, scene.session, 1, false).await.unwrap().boxed();
+    let mut told = follow(log.clone(), &hub, scene.tenant, scene.session, 1, false).await.unwrap().boxed();
     let seq = scene.publish(&hub, Kind::BudgetAlert(v1::BudgetAlert::default())).await;
-    assert_eq!(next_number(&mut events).await, seq);
-    let before = log.reads.load(Ordering::Relaxed);
-    assert!(timeout(LOOK_EVERY_IDLE * 10, events.next()).await.is_err());
-    let looks = log.reads.load(Ordering::Relaxed) - before;
-    assert!(looks <= 11, "{looks}");
+    assert_eq!(next_number(&mut told).await, seq);
+    let resumed = follow(log.clone(), &hub, scene.tenant, scene.session, seq, false).await.unwrap().boxed();
+    for mut events in [told, resumed] {
+        let before = log.reads.load(Ordering::Relaxed);
+        assert!(timeout(LOOK_EVERY_IDLE * 10, events.next()).await.is_err());
+        let looks = log.reads.load(Ordering::Relaxed) - before;
+        assert!(looks <= 11, "{looks}");
+    }
 }
 
 /// Follows a history of so many of these; how often the log has been read once so many events have been told.

@@ -90,7 +90,7 @@ impl Driver {
                 stop_reason = told_to_stop(input.turn, controls) => return Ok(Step::Done(End::of(stop_reason))),
             };
             if let Err(status) = known.unwrap_or_else(|_| Err(Status::deadline_exceeded("it does not answer"))) {
-                return Ok(self.refused(&tenant, placement.worker(), &status, is_told).await?.unreached());
+                return Ok(self.refused(&placement, &status, is_told).await?.unreached());
             }
             placement.worker().clone_into(worker);
         }
@@ -119,20 +119,20 @@ impl Driver {
             Outcome::Cancelled(stop_reason) => Ok(Step::Done(End::of(stop_reason))),
             Outcome::Unreached(status) => {
                 worker.clear();
-                Ok(self.refused(&tenant, placement.worker(), &status, is_told).await?.unreached())
+                Ok(self.refused(&placement, &status, is_told).await?.unreached())
             }
             Outcome::WorkerLost(status) => {
                 // Whatever worker comes next does not know the session.
                 worker.clear();
-                self.refused(&tenant, placement.worker(), &status, is_told).await
+                self.refused(&placement, &status, is_told).await
             }
             Outcome::Overrun => {
-                self.core.router.report_failure(tenant.id, placement.worker());
+                self.core.router.update_health(&placement, false);
                 worker.clear();
                 Ok(Step::Done(End::failed(StopReason::Error, extent::beyond())))
             }
             Outcome::Finished { finished, mut last_words } if finished.stop_reason() == StopReason::HandedBack => {
-                self.core.router.report_failure(tenant.id, placement.worker());
+                self.core.router.update_health(&placement, false);
                 worker.clear();
                 if let Some(checkpoint) = &finished.checkpoint {
                     last_words.push(Kind::CheckpointTaken(checkpoint_taken(checkpoint)));
@@ -143,6 +143,7 @@ impl Driver {
                 Ok(Step::Again)
             }
             Outcome::Finished { finished, last_words } => {
+                self.core.router.update_health(&placement, true);
                 let end = End::of(finished.stop_reason());
                 // As large as the conversation: there is one of it at a time.
                 Ok(Step::Done(End { checkpoint: finished.checkpoint, last_words, ..end }))
@@ -150,7 +151,7 @@ impl Driver {
         }
     }
 
-    async fn refused(&self, tenant: &Tenant, worker: &str, status: &Status, is_told: bool) -> Result<Step, Error> {
+    async fn refused(&self, placement: &Placement, status: &Status, is_told: bool) -> Result<Step, Error> {
         if worker_error::is_of_stale_epoch(status) {
             // The worker has heard of whoever drives the turn by now, and there is nothing wrong with it.
             self.see_lease().await?;
@@ -166,7 +167,7 @@ impl Driver {
             _ => {
                 // An unknown session is no fault of the worker's: it has been restarted.
                 if status.code() != Code::NotFound {
-                    self.core.router.report_failure(tenant.id, worker);
+                    self.core.router.update_health(placement, false);
                 }
                 Step::Lost(session_error(&error))
             }
