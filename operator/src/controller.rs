@@ -3,31 +3,30 @@
 
 mod backoff;
 mod queue;
+mod wanted;
 
-use std::collections::{HashMap, HashSet};
 use std::fmt::{Debug, Display};
 use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
 use croft_serve::Tasks;
+use croft_serve::log::chain;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tokio_util::time::{DelayQueue, delay_queue};
 
 pub(crate) use backoff::{Backoff, chance};
 use queue::Queue;
+use wanted::{Waiting, Wanted};
 
 use crate::marks::Marks;
 use crate::metrics::Metrics;
 
 /// How often the age of what waits is told.
 const TELL_EVERY: Duration = Duration::from_secs(1);
-/// The longest that an object waits for its next pass: longer than the queue of delays can bear must not be asked of it.
-const PAUSE_MAX: Duration = Duration::from_hours(30 * 24);
 /// The passes of one tenant have one of so many parts of all at a time, at most.
 const SHARES: u16 = 4;
 
@@ -154,78 +153,6 @@ pub async fn run<T, K, E, Fut>(
     while passes.next().await.is_some() {}
 }
 
-/// Which objects are to be looked at, now or later, and which are being looked at: one that is marked meanwhile is looked at once more.
-struct Wanted<T> {
-    queue: Queue<T>,
-    running: HashSet<T>,
-    /// Those that run and are to run again.
-    again: HashSet<T>,
-    later: DelayQueue<T>,
-    /// Where an object is in `later`.
-    due: HashMap<T, delay_queue::Key>,
-}
-
-impl<T: Clone + Eq + Hash> Wanted<T> {
-    fn new(queue: Queue<T>) -> Self {
-        Self { queue, running: HashSet::new(), again: HashSet::new(), later: DelayQueue::new(), due: HashMap::new() }
-    }
-
-    /// A pass that is due later is not needed: this one will say when there shall be another.
-    fn now(&mut self, key: T) {
-        if let Some(due) = self.due.remove(&key) {
-            self.later.try_remove(&due);
-        }
-        if self.running.contains(&key) {
-            self.again.insert(key);
-        } else {
-            self.queue.push(key);
-        }
-    }
-
-    fn begin(&mut self) -> Option<T> {
-        let key = self.queue.take()?;
-        self.running.insert(key.clone());
-        Some(key)
-    }
-
-    fn ended(&mut self, key: &T, action: Action) {
-        self.running.remove(key);
-        self.queue.ended(key);
-        if self.again.remove(key) {
-            self.queue.push(key.clone());
-        } else if let Some(pause) = action.again_after {
-            self.due.insert(key.clone(), self.later.insert(key.clone(), pause.min(PAUSE_MAX)));
-        }
-    }
-}
-
-/// Tells how much waits and for how long; nothing once it is dropped.
-struct Waiting {
-    count: prometheus::IntGauge,
-    oldest_seconds: prometheus::Gauge,
-}
-
-impl Waiting {
-    fn new(name: &'static str, metrics: &Metrics) -> Self {
-        Self {
-            count: metrics.passes_waiting.with_label_values(&[name]),
-            oldest_seconds: metrics.passes_oldest_seconds.with_label_values(&[name]),
-        }
-    }
-
-    fn tell<T: Clone + Eq + Hash>(&self, queue: &Queue<T>) {
-        self.count.set(i64::try_from(queue.len()).unwrap_or(i64::MAX));
-        self.oldest_seconds.set(queue.oldest().map_or(0.0, |since| since.elapsed().as_secs_f64()));
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.count.set(0);
-        self.oldest_seconds.set(0.0);
-    }
-}
-
 struct Runner<T> {
     kind: String,
     backoff: Backoff<T>,
@@ -278,18 +205,6 @@ impl<T: Clone + Eq + Hash + Display> Runner<T> {
     fn count(&self, outcome: &str) {
         self.metrics.reconciles.with_label_values(&[&self.kind, outcome]).inc();
     }
-}
-
-/// An error with what led to it.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ pub(crate) async fn keep(context: Arc<Context>) {
         match tokio::time::timeout(ENSURE_MAX, ensure(&context)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                let error = crate::controller::chain(&error);
+                let error = croft_serve::log::chain(&error);
                 tracing::warn!(error, secret = SECRET, "cannot keep the fronts' certificate");
             }
             Err(_) => {

@@ -1,6 +1,8 @@
 //! A warm copy of one kind, kept by a watch, that says what changed.
 
 mod copies;
+#[cfg(test)]
+mod fixtures;
 mod readable;
 
 use std::collections::HashMap;
@@ -175,11 +177,12 @@ mod tests {
     use croft_crds::tenant::AgentTenantSpec;
     use k8s_openapi::api::core::v1::ConfigMap;
     use kube::ResourceExt as _;
-    use kube::api::{ObjectList, ObjectMeta};
+    use kube::api::ObjectList;
     use prometheus::IntGauge;
     use serde_json::json;
     use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
 
+    use super::fixtures::named;
     use super::*;
 
     /// As a list of the API server has them; none can be read whose tier this release does not know.
@@ -239,16 +242,6 @@ mod tests {
         assert_eq!(feed(listed(&[(lost, "later")])).1, 1);
         let deleted = tenants(&[(lost, "later")]).remove(0);
         assert_eq!(feed(vec![Delete(deleted)]), (vec![gone(lost, true)], 0));
-    }
-
-    fn named(name: &str, version: &str) -> ConfigMap {
-        let metadata = ObjectMeta {
-            name: Some(name.into()),
-            namespace: Some("tenant-heron".into()),
-            resource_version: Some(version.into()),
-            ..ObjectMeta::default()
-        };
-        ConfigMap { metadata, ..ConfigMap::default() }
     }
 
     #[test]

@@ -70,8 +70,7 @@ pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> a
     // Every replica makes it if it is missing, and only the first one's counts.
     let first = Writer::new(patient, metrics.clone(), Fence::unguarded());
     let authority = Arc::new(Authority::load_or_create(&secrets, &first, &args.namespace, now).await?);
-    let own = Subject::operator(&args.namespace).issue(&authority, now)?;
-    let tls = TlsFiles { cert: own.cert.into(), key: own.key.into(), ca: authority.cert_pem().into() };
+    let tls = own_tls(&args.namespace, &authority, now)?;
     tls.register(&program.metrics)?;
     let tokens = Arc::new(TokenMaker::new(&authority)?);
 
@@ -130,6 +129,12 @@ pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> a
     Ok(started)
 }
 
+/// What this replica shows to fronts, and how it knows them.
+fn own_tls(namespace: &str, authority: &Authority, now: i64) -> anyhow::Result<TlsFiles> {
+    let own = Subject::operator(namespace).issue(authority, now)?;
+    Ok(TlsFiles { cert: own.cert.into(), key: own.key.into(), ca: authority.cert_pem().into() })
+}
+
 /// The kubeconfig that `KUBECONFIG` names, or that of the pod's service account.
 pub async fn kube_config() -> anyhow::Result<KubeConfig> {
     KubeConfig::infer().await.context("cannot find the cluster: neither KUBECONFIG nor a service account leads to one")
@@ -160,51 +165,10 @@ async fn lead(context: Arc<Context>, args: &Args, metrics: Metrics, tasks: Tasks
     for session in context.cluster.sessions.state() {
         changes.sessions.mark(ObjectRef::from_obj(&*session));
     }
+    let stops = stops(&context, &metrics, &tasks);
+    let tenants = tenants(&context, args.limits(TENANT_RETRY_MAX), &metrics, &tasks);
+    let sessions = sessions(&context, args.limits(SESSION_RETRY_MAX), &metrics, &tasks);
     let of = |context: &Arc<Context>| Arc::clone(context);
-    let (for_stops, for_tenants, for_sessions) = (of(&context), of(&context), of(&context));
-    let (all, stopped, declared) = (of(&context), of(&context), of(&context));
-    let stops = Source {
-        name: "stops",
-        marks: changes.stops.clone(),
-        find: Box::new(move |name: &String| stopped.cluster.tenant(name).filter(|tenant| tenant.spec.emergency_stop)),
-        tenant: |name| name,
-    };
-    let stops = controller::run(
-        stops,
-        move |tenant| tenant::stop_in_emergency(tenant, of(&for_stops)),
-        STOPS,
-        metrics.clone(),
-        tasks.clone(),
-        stopping.clone(),
-    );
-    let tenants = Source {
-        name: "tenants",
-        marks: changes.tenants.clone(),
-        find: Box::new(move |name: &String| all.cluster.tenant(name)),
-        tenant: |name| name,
-    };
-    let tenants = controller::run(
-        tenants,
-        move |tenant| tenant::reconcile(tenant, of(&for_tenants)),
-        args.limits(TENANT_RETRY_MAX),
-        metrics.clone(),
-        tasks.clone(),
-        stopping.clone(),
-    );
-    let sessions = Source {
-        name: "sessions",
-        marks: changes.sessions.clone(),
-        find: Box::new(move |session: &ObjectRef<AgentSession>| declared.cluster.sessions.get(session)),
-        tenant: |session| session.namespace.as_deref().unwrap_or_default(),
-    };
-    let sessions = controller::run(
-        sessions,
-        move |session| session::reconcile(session, of(&for_sessions)),
-        args.limits(SESSION_RETRY_MAX),
-        metrics.clone(),
-        tasks,
-        stopping.clone(),
-    );
     let interval = Duration::from_millis(args.session_status_ms);
     let followed = session::follow::run(of(&context), interval, stopping.clone());
     let ended = session::endings::run(of(&context), stopping.clone());
@@ -213,6 +177,53 @@ async fn lead(context: Arc<Context>, args: &Args, metrics: Metrics, tasks: Tasks
     let certificate = stopping.run_until_cancelled(front_certificate::keep(of(&context)));
     tokio::join!(stops, tenants, sessions, followed, ended, totalled, certificate);
     metrics.leader.set(0);
+}
+
+/// Emergency stops, beside the passes.
+fn stops(context: &Arc<Context>, metrics: &Metrics, tasks: &Tasks) -> impl Future<Output = ()> + use<> {
+    let (for_passes, stopped) = (Arc::clone(context), Arc::clone(context));
+    let source = Source {
+        name: "stops",
+        marks: context.cluster.changes.stops.clone(),
+        find: Box::new(move |name: &String| stopped.cluster.tenant(name).filter(|tenant| tenant.spec.emergency_stop)),
+        tenant: |name| name,
+    };
+    let pass = move |tenant| tenant::stop_in_emergency(tenant, Arc::clone(&for_passes));
+    controller::run(source, pass, STOPS, metrics.clone(), tasks.clone(), tasks.stopping())
+}
+
+fn tenants(
+    context: &Arc<Context>,
+    limits: Limits,
+    metrics: &Metrics,
+    tasks: &Tasks,
+) -> impl Future<Output = ()> + use<> {
+    let (for_passes, all) = (Arc::clone(context), Arc::clone(context));
+    let source = Source {
+        name: "tenants",
+        marks: context.cluster.changes.tenants.clone(),
+        find: Box::new(move |name: &String| all.cluster.tenant(name)),
+        tenant: |name| name,
+    };
+    let pass = move |tenant| tenant::reconcile(tenant, Arc::clone(&for_passes));
+    controller::run(source, pass, limits, metrics.clone(), tasks.clone(), tasks.stopping())
+}
+
+fn sessions(
+    context: &Arc<Context>,
+    limits: Limits,
+    metrics: &Metrics,
+    tasks: &Tasks,
+) -> impl Future<Output = ()> + use<> {
+    let (for_passes, declared) = (Arc::clone(context), Arc::clone(context));
+    let source = Source {
+        name: "sessions",
+        marks: context.cluster.changes.sessions.clone(),
+        find: Box::new(move |session: &ObjectRef<AgentSession>| declared.cluster.sessions.get(session)),
+        tenant: |session| session.namespace.as_deref().unwrap_or_default(),
+    };
+    let pass = move |session| session::reconcile(session, Arc::clone(&for_passes));
+    controller::run(source, pass, limits, metrics.clone(), tasks.clone(), tasks.stopping())
 }
 
 /// The server keeps the certificate that it began with, so the program begins anew before it ends.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use croft_proto::v1::execute_step_request::Message;
 use croft_proto::v1::{ExecuteStepRequest, StepStart, StepStarted, StopReason};
+pub(crate) use croft_serve::log::chain;
 use tonic::{Status, Streaming};
 use tracing::Span;
 
@@ -158,16 +159,4 @@ impl Step {
         };
         tokio::join!(listening, left_over, late, drained);
     }
-}
-
-/// An error with its causes, for a log line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -180,21 +180,11 @@ mod tests {
 
     use Event::{Apply, Delete, Init, InitApply, InitDone};
     use k8s_openapi::api::core::v1::{ConfigMap, ResourceQuota};
-    use kube::api::ObjectMeta;
     use serde_json::json;
 
     use super::*;
+    use crate::mirror::fixtures::named;
     use crate::recent::Recent;
-
-    fn named(name: &str, version: &str) -> ConfigMap {
-        let metadata = ObjectMeta {
-            name: Some(name.into()),
-            namespace: Some("tenant-heron".into()),
-            resource_version: Some(version.into()),
-            ..ObjectMeta::default()
-        };
-        ConfigMap { metadata, ..ConfigMap::default() }
-    }
 
     #[test]
     fn what_went_while_the_watch_was_broken_is_told() {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use croft_crds::AgentSession;
+use croft_serve::log::chain;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use kube::api::Api;
@@ -15,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::told::Declared;
 use super::{Error, refused};
 use crate::context::Context;
-use crate::controller::{Backoff, chain};
+use crate::controller::Backoff;
 use crate::token::TenantRef;
 
 /// Calls at a time; more wait.

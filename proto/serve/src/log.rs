@@ -57,6 +57,18 @@ where
     Ok(tracing_subscriber::registry().with(spans).with(lines))
 }
 
+/// An error with its causes, the first that led to it last: `cannot apply Secret worker-tls: connection refused`.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
 /// `{"time":…,"level":…,"target":…,"message":…,"trace_id":…,"span_id":…, fields…}`, flat, so that `jq .tenant` works
 /// wherever the field was set. A field of the event wins over one of a span, an inner span's over an outer's.
 struct JsonLine;
@@ -144,14 +156,7 @@ impl Visit for Fields {
     }
 
     fn record_error(&mut self, field: &Field, error: &(dyn std::error::Error + 'static)) {
-        let mut text = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            text.push_str(": ");
-            text.push_str(&cause.to_string());
-            source = cause.source();
-        }
-        self.put(field, text);
+        self.put(field, chain(error));
     }
 }
 
