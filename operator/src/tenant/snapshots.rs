@@ -59,12 +59,31 @@ fn a_renewed_certificate_or_another_provider_rolls_the_workers_and_nothing_else_
     assert_eq!(before, template(&scaled, &issued()));
 }
 
-#[test]
-fn lent_keys_are_planned_by_their_fingerprints_alone() {
+/// One who is lent a key.
+fn borrower() -> Wanted {
     let mut tenant = fixtures::minimal();
     tenant.spec.llm.providers =
         vec![serde_json::from_value(serde_json::json!({ "name": "anthropic", "source": "Platform" })).unwrap()];
-    let wanted = Wanted::parse(&tenant, &fixtures::keys(), &fixtures::settings()).unwrap();
+    Wanted::parse(&tenant, &fixtures::keys(), &fixtures::settings()).unwrap()
+}
+
+/// All but what is in them, which is made when they are written.
+#[test]
+fn secrets() {
+    let wanted = borrower();
+    let authority = Authority::generate(1_800_000_000).unwrap();
+    let sources = std::collections::BTreeMap::from([("registry".to_owned(), "7".to_owned())]);
+    let secrets = [
+        tls::tls(&wanted, &authority, &issued()),
+        platform_keys::platform_keys(&wanted).unwrap().secret,
+        pull_credentials::pull_credentials(&wanted, &sources).unwrap().secret,
+    ];
+    insta::assert_yaml_snapshot!(secrets.map(|secret| Secret { data: None, ..secret }));
+}
+
+#[test]
+fn lent_keys_are_planned_by_their_fingerprints_alone() {
+    let wanted = borrower();
     let planned = platform_keys::platform_keys(&wanted).unwrap();
     assert_eq!(planned.secret.data, None);
     assert_eq!(planned.entries["anthropic"].from.key, "api-key");
