@@ -2,6 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper of tests may fail loudly")]
 
+mod grants;
+mod interrupts;
+mod limits;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::time::Duration;
@@ -12,8 +16,7 @@ use croft_proto::v1::execute_step_request::Message as ToWorker;
 use croft_proto::v1::execute_step_response::Message as FromWorker;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    AgentLimits, AgentSpec, Grant, GrantRefused, ModelAttempt, Role, SessionCheckpoint, SessionError, StepCancel,
-    StepStart, StopReason, ToolSpec,
+    AgentLimits, AgentSpec, Grant, ModelAttempt, Role, SessionCheckpoint, SessionError, StepStart, StopReason,
 };
 use serde_json::json;
 use support::*;
@@ -93,7 +96,7 @@ async fn an_attempt_tells_what_it_used_and_how_long_it_took() {
 /// The scripts of the page, each played whole.
 #[tokio::test(start_paused = true)]
 async fn what_the_page_shows_of_the_scripted_model_does_what_the_page_says() {
-    let page = include_str!("../../docs/providers.md");
+    let page = include_str!("../../../docs/providers.md");
     let (_, section) = page.split_once("\n## The scripted model\n").unwrap();
     let scripts: Vec<_> = section.split("```json\n").skip(1).map(|rest| rest.split_once("```").unwrap().0).collect();
     let worker = worker().await;
@@ -249,205 +252,12 @@ async fn an_answer_that_adds_nothing_to_what_the_turn_came_to_is_no_failure() {
     }
 }
 
-/// For a model that gives less, or by a budget that has room for less.
-#[tokio::test(start_paused = true)]
-async fn a_model_is_asked_for_no_more_output_than_was_granted() {
-    let flaky = Flaky::new(0, Class::Overload);
-    let requests = std::sync::Arc::clone(&flaky.requests);
-    let worker = worker_with_flaky(flaky).await;
-    for (wanted, granted, expected) in
-        [(0, 8_192, 8_192), (0, 99_999, 99_999), (0, 0, 4_096), (500, 99_999, 500), (500, 77, 77), (500, 0, 500)]
-    {
-        let session_id = session();
-        let limits = Some(AgentLimits { output_tokens_max: wanted, ..AgentLimits::default() });
-        init(&worker.client, &session_id, &AgentSpec { model: "weather".into(), limits, ..agent() }).await.unwrap();
-        let mut front = Front::open(&worker.client, start(&session_id, text("hello"))).await;
-        front.grants = false;
-        front.provider = "flaky".into();
-        front.until(|message| matches!(message, FromWorker::GrantRequest(_))).await;
-        assert_eq!(front.heard.grants[0].output_tokens_max, wanted, "without a word of the agent's the front chooses");
-        let grant = Grant { output_tokens_max: granted, ..front.grant(&front.heard.grants[0]) };
-        front.send(ToWorker::Grant(grant)).await;
-        assert_eq!(front.finish().await.stop_reason(), StopReason::EndTurn);
-        assert_eq!(requests.lock().unwrap().last().unwrap().output_tokens_max, expected);
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_paused_answer_goes_on_in_another_call() {
     let steps = json!([{"text": "first half"}, {"stop": "pause"}, {"text": "second half"}]);
     let heard = turn(&worker().await, &agent(), script(&steps)).await;
     assert_eq!(heard.stop_reason(), StopReason::EndTurn);
     assert_eq!(heard.story(), ["started", "attempt", "message", "attempt", "message", "completed"]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_loop_ends_at_its_limit() {
-    let agent = limits(AgentLimits { model_calls_max: 2, ..AgentLimits::default() });
-    let steps = json!([clock_call(), {"text": "again"}, clock_call(), {"text": "never said"}]);
-    let heard = turn(&worker().await, &agent, script(&steps)).await;
-    assert_eq!(heard.stop_reason(), StopReason::LoopLimit);
-    assert_eq!(attempts(&heard).len(), 2);
-    let state = heard.checkpoint();
-    assert_eq!(state.model_calls, 2);
-    assert_eq!(state.messages.last().unwrap().role(), Role::Tool, "the last calls have their results");
-}
-
-#[tokio::test(start_paused = true)]
-async fn tool_calls_end_at_their_limit_and_leave_no_call_open() {
-    let agent = limits(AgentLimits { tool_calls_max: 2, ..AgentLimits::default() });
-    let steps = json!([clock_call(), {"text": "more"}, clock_call(), clock_call(), {"text": "never said"}]);
-    let heard = turn(&worker().await, &agent, script(&steps)).await;
-    assert_eq!(heard.stop_reason(), StopReason::ToolLimit);
-    let story = heard.story();
-    assert_eq!(story.iter().filter(|name| **name == "call").count(), 1, "a batch beyond the limit is not begun");
-    assert_eq!(story.iter().filter(|name| **name == "result").count(), 3);
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_turn_ends_at_its_time_limit_wherever_it_is() {
-    let agent = limits(AgentLimits { turn_timeout_ms: 500, ..AgentLimits::default() });
-    let worker = worker().await;
-    let talking = json!([{"text": "on and on and on and on and on and on", "token_delay_ms": 100}]);
-    let sleeping = json!([{"tool_call": {"name": "clock", "arguments": {"sleep_ms": 60_000}}}]);
-    for (steps, results) in [(talking, 0), (sleeping, 1)] {
-        let began = Instant::now();
-        let heard = turn(&worker, &agent, script(&steps)).await;
-        assert_eq!(heard.stop_reason(), StopReason::TimeLimit);
-        assert_eq!(began.elapsed().as_millis() / 100, 5);
-        assert_eq!(heard.story().iter().filter(|name| **name == "result").count(), results);
-    }
-}
-
-/// A tenant's schema may be one that arguments take long to be held to.
-#[tokio::test]
-async fn the_turn_ends_at_its_time_limit_also_while_arguments_are_looked_at() {
-    let many: Vec<_> = (0..9_000).map(|least| json!({"minLength": least % 2})).collect();
-    let input_schema_json = json!({"properties": {"bells": {"items": {"allOf": many}}}}).to_string();
-    let limits = limits(AgentLimits { turn_timeout_ms: 400, ..AgentLimits::default() });
-    let agent = AgentSpec { tools: vec![ToolSpec { input_schema_json, ..builtin("clock") }], ..limits };
-    let call = json!({"tool_call": {"name": "clock", "arguments": {"bells": vec!["a"; 12_000]}}});
-    let heard = turn(&worker().await, &agent, script(&json!([call, call]))).await;
-    assert_eq!(heard.stop_reason(), StopReason::TimeLimit);
-    assert!(!heard.story().contains(&"call"), "{:?}", heard.story());
-    assert!(conversation::open_calls(&heard.checkpoint().messages).is_empty());
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_interrupt_in_mid_token_keeps_what_was_said() {
-    let worker = worker().await;
-    let session_id = session();
-    init(&worker.client, &session_id, &agent()).await.unwrap();
-    let steps = json!([{"text": "one two three four", "token_delay_ms": 1_000}, clock_call()]);
-    let mut front = Front::open(&worker.client, start(&session_id, script(&steps))).await;
-    front.until_event(|kind| matches!(kind, Kind::TextDelta(delta) if delta.text == "two ")).await;
-    let began = Instant::now();
-    let stop_reason = StopReason::Interrupted.into();
-    front.send(ToWorker::Cancel(StepCancel { stop_reason })).await;
-    let heard = front.finish().await;
-    assert!(began.elapsed() < Duration::from_millis(500));
-    assert_eq!(heard.stop_reason(), StopReason::Interrupted);
-    assert_eq!(heard.story(), ["started", "attempt", "message", "completed"]);
-    assert_eq!(message(&heard), "one two ");
-    let [attempt] = &attempts(&heard)[..] else { panic!() };
-    assert_eq!((attempt.finish_reason.as_str(), attempt.usage_estimated), ("cancelled", true));
-    let usage = attempt.usage.unwrap();
-    assert!(usage.input_uncached_tokens > 0 && usage.output_tokens == 2, "{usage:?}");
-    assert_eq!(heard.checkpoint().messages.len(), 2);
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_interrupt_before_the_first_token_leaves_only_the_attempt() {
-    let worker = worker().await;
-    let session_id = session();
-    init(&worker.client, &session_id, &agent()).await.unwrap();
-    let steps = json!([{"delay_ms": 60_000}, {"text": "late"}]);
-    let mut front = Front::open(&worker.client, start(&session_id, script(&steps))).await;
-    front.until(|message| matches!(message, FromWorker::GrantRequest(_))).await;
-    tokio::time::sleep(Duration::from_millis(10)).await;
-    front.send(ToWorker::Cancel(StepCancel { stop_reason: StopReason::Terminated.into() })).await;
-    let heard = front.finish().await;
-    assert_eq!(heard.stop_reason(), StopReason::Terminated);
-    assert_eq!(heard.story(), ["started", "attempt", "completed"]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_interrupt_while_a_grant_is_awaited_makes_no_attempt() {
-    let worker = worker().await;
-    let session_id = session();
-    init(&worker.client, &session_id, &agent()).await.unwrap();
-    let mut front = Front::open(&worker.client, start(&session_id, text("hello"))).await;
-    front.grants = false;
-    front.until(|message| matches!(message, FromWorker::GrantRequest(_))).await;
-    front.send(ToWorker::Cancel(StepCancel { stop_reason: StopReason::Interrupted.into() })).await;
-    let heard = front.finish().await;
-    assert_eq!(heard.stop_reason(), StopReason::Interrupted);
-    assert_eq!(heard.story(), ["started", "completed"]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_grant_says_which_model_is_called() {
-    let worker = worker().await;
-    let session_id = session();
-    let agent = AgentSpec { model: "the-best-one".into(), ..agent() };
-    init(&worker.client, &session_id, &agent).await.unwrap();
-    let mut front = Front::open(&worker.client, start(&session_id, text("hello"))).await;
-    front.model = "a-cheaper-one".into();
-    let heard = front.finish().await;
-    assert_eq!(heard.grants[0].model, "the-best-one");
-    assert!(heard.grants[0].input_tokens_estimated > 5, "the system prompt, the tools and the message");
-    assert_eq!(attempts(&heard)[0].model, "a-cheaper-one");
-    let Kind::AgentMessage(message) = &heard.durables[2] else { panic!() };
-    assert_eq!(message.model, "a-cheaper-one");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_refused_grant_ends_the_turn_with_its_reason() {
-    let worker = worker().await;
-    for (reason, stop_reason, told) in [
-        ("BUDGET", StopReason::Budget, None),
-        ("RATE_LIMIT", StopReason::Error, Some(true)),
-        ("MODEL_UNKNOWN", StopReason::Error, Some(false)),
-    ] {
-        let session_id = session();
-        init(&worker.client, &session_id, &agent()).await.unwrap();
-        let mut front = Front::open(&worker.client, start(&session_id, text("hello"))).await;
-        front.grants = false;
-        front.until(|message| matches!(message, FromWorker::GrantRequest(_))).await;
-        let request_id = front.heard.grants[0].request_id.clone();
-        let message = "no more today".into();
-        front.send(ToWorker::GrantRefused(GrantRefused { request_id, reason: reason.into(), message })).await;
-        let heard = front.finish().await;
-        assert_eq!(heard.stop_reason(), stop_reason);
-        assert!(attempts(&heard).is_empty(), "no attempt was made");
-        if let Some(retryable) = told {
-            assert_eq!((error(&heard).reason.as_str(), error(&heard).retryable), (reason, retryable));
-        } else {
-            assert_eq!(heard.story(), ["started", "completed"]);
-        }
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_front_that_never_answers_a_grant_ends_the_turn() {
-    let worker = worker().await;
-    let session_id = session();
-    init(&worker.client, &session_id, &agent()).await.unwrap();
-    let mut front = Front::open(&worker.client, start(&session_id, text("hello"))).await;
-    front.grants = false;
-    let heard = front.finish().await;
-    assert_eq!((heard.stop_reason(), error(&heard).reason.as_str()), (StopReason::Error, "GRANT_TIMEOUT"));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_grant_for_a_provider_that_is_not_there_ends_the_turn() {
-    let worker = worker().await;
-    let session_id = session();
-    init(&worker.client, &session_id, &agent()).await.unwrap();
-    let mut front = Front::open(&worker.client, start(&session_id, text("hello"))).await;
-    front.provider = "gemini".into();
-    let heard = front.finish().await;
-    assert_eq!((heard.stop_reason(), error(&heard).reason.as_str()), (StopReason::Error, "PROVIDER_MISSING"));
 }
 
 async fn flaky_turn(flaky: Flaky) -> Heard {
