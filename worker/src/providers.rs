@@ -193,6 +193,54 @@ mod tests {
         }
     }
 
+    /// The file as the operator writes it, in the operator's own snapshot, with its folder in this one.
+    fn written(snapshot: &str, folder: &Path) -> PathBuf {
+        let line = snapshot.lines().find_map(|line| line.trim_start().strip_prefix("providers.json: ")).unwrap();
+        let text: String = serde_json::from_str(line).unwrap();
+        let path = folder.join("providers.json");
+        std::fs::write(&path, text.replace("/etc/croft", folder.to_str().unwrap())).unwrap();
+        path
+    }
+
+    #[tokio::test]
+    async fn what_the_operator_writes_is_read_here() {
+        let folder = tempfile::tempdir().unwrap();
+        let within = |path: &str| Some(folder.path().join(path));
+        std::fs::create_dir(folder.path().join("keys")).unwrap();
+        std::fs::write(folder.path().join("keys/anthropic"), "sk-ant-of-a-test\n").unwrap();
+        let full =
+            include_str!("../../operator/src/tenant/snapshots/croft_operator__tenant__snapshots__providers_full.snap");
+        let path = written(full, folder.path());
+        let (providers, _) = open(Some(&path)).unwrap();
+        assert!(providers.get("anthropic").is_some(), "it is there, with its key");
+        let server = |name: &str, url: &str| McpServer {
+            name: name.into(),
+            url: url.into(),
+            token_file: None,
+            user_tokens_folder: None,
+            tools: Vec::new(),
+        };
+        let tickets = McpServer {
+            token_file: within("keys/mcp-tickets"),
+            tools: vec!["search".into(), "book".into()],
+            ..server("tickets", "https://tools.example.com/mcp")
+        };
+        let mail = McpServer {
+            user_tokens_folder: within("user-tokens/mail"),
+            ..server("mail", "https://mail.example.com/mcp")
+        };
+        let maps = server("maps", "https://maps.example.com/mcp");
+        assert_eq!(mcp_servers(Some(&path)).unwrap(), [tickets, maps, mail]);
+
+        let minimal = include_str!(
+            "../../operator/src/tenant/snapshots/croft_operator__tenant__snapshots__providers_minimal.snap"
+        );
+        let path = written(minimal, folder.path());
+        let (providers, _) = open(Some(&path)).unwrap();
+        assert!(providers.get("anthropic").is_none() && providers.get("scripted").is_some());
+        assert_eq!(mcp_servers(Some(&path)).unwrap(), []);
+    }
+
     #[test]
     fn an_agent_with_a_model_to_fall_back_on_may_run() {
         let providers = Providers::new().with(scripted::Scripted::new());

@@ -13,7 +13,9 @@ use std::time::Duration;
 use croft_proto::v1::runtime_service_client::RuntimeServiceClient;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::tool_spec::Source;
-use croft_proto::v1::{AgentLimits, AgentSpec, McpTool, StopReason, ToolSpec};
+use croft_proto::v1::{
+    AgentLimits, AgentSpec, CheckpointRequest, McpTool, RuntimeServiceTerminateSessionRequest, StopReason, ToolSpec,
+};
 use croft_serve::tls::{PeerRole, install_provider};
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use serde_json::{Value, json};
@@ -188,6 +190,27 @@ async fn the_front_runs_a_turn_at_the_programs_port() {
     ] {
         assert!(metrics.contains(name), "{name} is missing in\n{metrics}");
     }
+}
+
+#[tokio::test]
+async fn the_front_reads_a_sessions_state_at_the_programs_port_and_ends_it() {
+    let program = Program::start(None).await;
+    let mut client = program.front().await;
+    let session_id = session();
+    init(&client, &session_id, &agent()).await.unwrap();
+    let asked = CheckpointRequest { session_id: session_id.clone() };
+    let state = client.checkpoint(asked.clone()).await.unwrap().into_inner();
+    assert_eq!(state.checkpoint, None, "nothing was said yet");
+    let heard = Front::open(&client, start(&session_id, text("hello"))).await.finish().await;
+    let state = client.checkpoint(asked.clone()).await.unwrap().into_inner();
+    assert_eq!(state.checkpoint, Some(heard.checkpoint()));
+
+    let ended = RuntimeServiceTerminateSessionRequest { session_id, reason: "a test is over".into() };
+    assert!(client.terminate_session(ended.clone()).await.unwrap().into_inner().found);
+    let (_, metrics) = program.page("/metrics").await;
+    assert!(metrics.contains("croft_worker_sessions 0"), "{metrics}");
+    assert_eq!(client.checkpoint(asked).await.unwrap_err().code(), Code::NotFound);
+    assert!(!client.terminate_session(ended).await.unwrap().into_inner().found, "and once more is no error");
 }
 
 #[tokio::test]
