@@ -18,6 +18,8 @@ pub struct Assembly {
     pub stop: Option<Stop>,
     /// How the provider serves the call; empty for its standard.
     pub service_tier: String,
+    /// Why the model would not go on, where its provider tells; else empty.
+    pub refusal: String,
     /// Empty until the provider took the call.
     pub response_id: String,
     /// The model that answers, as the provider calls it; empty until the provider took the call.
@@ -88,6 +90,7 @@ impl Assembly {
             }
             Delta::Usage(usage) => self.usage = Some(*usage),
             Delta::ServiceTier(tier) => self.service_tier.clone_from(tier),
+            Delta::Refused(why) => self.refusal.clone_from(why),
             Delta::Stop(stop) => self.stop = Some(*stop),
         }
     }

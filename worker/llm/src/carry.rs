@@ -27,14 +27,36 @@ pub fn strip(messages: &mut Vec<Message>, provider: &str, model: &str) {
 /// Takes out what holds only for the conversation as it was, of one of which parts are left out: thinking that is proven for all
 /// before it, and native blocks. Thinking that goes back as mere text stays: its server may refuse an answer without it.
 pub fn unbind(messages: &mut Vec<Message>) {
-    for message in messages.iter_mut() {
-        message.content.retain(|block| match &block.block {
-            Some(Block::Thinking(thinking)) => thinking.signature == REASONING_CONTENT,
-            Some(Block::Native(_)) | None => false,
-            Some(Block::Text(_) | Block::Image(_) | Block::ToolUse(_) | Block::ToolOutput(_)) => true,
-        });
+    unbind_those(messages, |_| true);
+}
+
+/// The same for what `model` of `provider` wrote, which its provider does not take back any more. True when there was any.
+pub fn unbind_of(messages: &mut Vec<Message>, provider: &str, model: &str) -> bool {
+    unbind_those(messages, |message| message.provider == provider && message.model == model)
+}
+
+fn unbind_those(messages: &mut Vec<Message>, is_one: impl Fn(&Message) -> bool) -> bool {
+    let mut any = false;
+    for message in messages.iter_mut().filter(|message| is_one(message)) {
+        let blocks = message.content.len();
+        message.content.retain(|block| !is_bound(block));
+        any |= message.content.len() < blocks;
     }
     messages.retain(|message| !message.content.is_empty());
+    any
+}
+
+/// Some of it holds only for the conversation as it was.
+pub(crate) fn has_bound(messages: &[Message]) -> bool {
+    messages.iter().flat_map(|message| &message.content).any(is_bound)
+}
+
+fn is_bound(block: &ContentBlock) -> bool {
+    match &block.block {
+        Some(Block::Thinking(thinking)) => thinking.signature != REASONING_CONTENT,
+        Some(Block::Native(_)) | None => true,
+        Some(Block::Text(_) | Block::Image(_) | Block::ToolUse(_) | Block::ToolOutput(_)) => false,
+    }
 }
 
 /// Puts words in the place of each image that a model of `provider` could not take: of all for one that does not see, else of those of
@@ -130,6 +152,20 @@ mod tests {
         unbind(&mut messages);
         assert!(matches!(messages[0].content[0].block, Some(Block::Thinking(_))));
         assert_eq!((messages[0].content.len(), messages[1].content.len()), (3, 2), "no native block, and no proof");
+    }
+
+    #[test]
+    fn what_one_model_wrote_is_unbound_and_what_others_wrote_stays_bound() {
+        let (ours, theirs) = (answer("openai", "gpt-6-sol"), answer("anthropic", "claude-opus-5-5"));
+        let mut thought = ours.clone();
+        thought.content.truncate(2);
+        let mut messages = vec![ours, thought, theirs.clone()];
+        assert!(has_bound(&messages));
+        assert!(unbind_of(&mut messages, "openai", "gpt-6-sol"));
+        assert!(!unbind_of(&mut messages, "openai", "gpt-6-sol"), "nothing is left of it");
+        assert_eq!((messages.len(), messages[0].content.len()), (2, 2), "text and call stay");
+        assert_eq!(messages[1], theirs);
+        assert!(!has_bound(&messages[..1]) && has_bound(&messages));
     }
 
     #[test]

@@ -55,6 +55,8 @@ pub enum Delta {
     /// How the provider serves the call, which is part of what it costs: its word in lower case, empty for its standard. It
     /// replaces what was told before.
     ServiceTier(String),
+    /// Why the model would not go on, where its provider tells. Comes before [`Stop::Refusal`]; no part of the answer.
+    Refused(String),
     /// The end of an answer that is whole. Nothing follows.
     Stop(Stop),
 }
@@ -63,7 +65,7 @@ impl Delta {
     /// The model began to answer: this is what "first token" means.
     pub fn is_output(&self) -> bool {
         match self {
-            Self::Opened { .. } | Self::Usage(_) | Self::ServiceTier(_) | Self::Stop(_) => false,
+            Self::Opened { .. } | Self::Usage(_) | Self::ServiceTier(_) | Self::Refused(_) | Self::Stop(_) => false,
             Self::Text { .. }
             | Self::Thinking { .. }
             | Self::Signature { .. }

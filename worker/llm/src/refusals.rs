@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use croft_proto::v1::Role;
 
+use crate::carry;
 use crate::error::{Class, Error};
 use crate::request::Request;
 
@@ -38,6 +39,27 @@ const OF_A_SCHEMA: [&str; 4] = ["schema", "properties", "tools.", "tools["];
 const OF_THE_ROLES: [&str; 2] = ["'user' after role 'tool'", ROLES_MUST_ALTERNATE];
 pub(crate) const ROLES_MUST_ALTERNATE: &str = "roles must alternate";
 
+/// How providers say that they do not take back what a model thought: of what, and what is wrong with it. OpenAI's proof is good for one
+/// organization, or one resource of Azure's, Gemini's for one way to the model; Anthropic's for the answer as it was. The words are theirs,
+/// without quotes.
+const OF_THE_PROOFS: [(&str, &str); 13] = [
+    // `invalid_encrypted_content`: "could not be verified. Reason: Encrypted content organization_id did not match the target organization."
+    ("encrypted content", "could not be verified"),
+    ("encrypted content", "could not be decrypted"),
+    ("encrypted content", "did not match"),
+    ("encrypted_content", "could not be verified"),
+    ("encrypted_content", "not issued to this caller"),
+    // Of an answer that has lost its other half, and of servers that go by an item's id.
+    ("of type reasoning", "without its required following item"),
+    ("rs_", "items are not persisted"),
+    ("thinking block", "invalid signature"),
+    ("redacted_thinking block", "invalid data"),
+    ("redacted_thinking", "cannot be modified"),
+    ("thought signature", "invalid"),
+    ("thought signature", "not valid"),
+    ("thought signature", "corrupted"),
+];
+
 /// A part of a request that some models refuse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Part {
@@ -59,6 +81,8 @@ pub struct Sent {
     temperature: Option<f64>,
     /// Behind which a user's word may stand.
     has_results: bool,
+    /// What models thought, as it is proven to be theirs.
+    has_proofs: bool,
     /// Was left out already.
     refused: Vec<Part>,
 }
@@ -68,8 +92,20 @@ impl Sent {
         Self {
             temperature: request.temperature,
             has_results: request.messages.iter().any(|message| message.role() == Role::Tool),
+            has_proofs: carry::has_bound(&request.messages),
             refused: request.refused.clone(),
         }
+    }
+
+    /// The provider does not take back what the model thought, though it is its own: the key is another account's by now, or its address
+    /// another's. That is so for this conversation, and all calls of it to come; others may have been begun since.
+    pub fn has_refused_proofs(&self, error: &Error) -> bool {
+        if !self.has_proofs || error.was_not_made || error.class != Class::Invalid {
+            return false;
+        }
+        let is_quote = |character: char| matches!(character, '`' | '\'' | '"' | '\\');
+        let message = error.message.to_lowercase().replace(is_quote, "");
+        OF_THE_PROOFS.iter().any(|(of_what, word)| message.contains(of_what) && message.contains(word))
     }
 
     /// The part of it that a message refuses, so that a call without it may go through.
@@ -223,6 +259,40 @@ mod tests {
             assert_eq!(Sent::default().refused_by(message), None, "there is no result: {message}");
         }
         assert_eq!(with(&[]).refused_by("Unexpected role 'tool' after role 'user'"), None);
+    }
+
+    #[test]
+    fn each_provider_has_its_own_word_for_thoughts_that_it_does_not_take_back() {
+        let sent = Sent { has_proofs: true, ..Sent::default() };
+        for message in [
+            "The encrypted content gAAA...DQ== could not be verified.",
+            "The encrypted content for item rs_0a18 could not be verified. Reason: Encrypted content could not be decrypted or parsed.",
+            "Encrypted content organization_id did not match the target organization.",
+            "Upstream request failed: [invalid_request_error] reasoning `encrypted_content` was not issued to this caller",
+            "Item 'rs_0a18' of type 'reasoning' was provided without its required following item.",
+            "Item with id 'rs_0a18' not found. Items are not persisted when `store` is set to false.",
+            "messages.1.content.0: Invalid `signature` in `thinking` block",
+            r#"{\"message\":\"messages.1.content.0: Invalid `signature` in `thinking` block\"}"#,
+            "messages.3.content.0: Invalid `data` in `redacted_thinking` block",
+            "messages.5.content.1: `thinking` or `redacted_thinking` blocks in the latest assistant message cannot be modified.",
+            "Corrupted thought signature.",
+            "Invalid thought signature.",
+            "Unable to submit request because Thought signature is not valid.",
+        ] {
+            assert!(sent.has_refused_proofs(&refusal(message)), "{message}");
+            assert!(!Sent::default().has_refused_proofs(&refusal(message)), "there were none: {message}");
+            assert!(!sent.has_refused_proofs(&Error::new("p", Class::Overload, message)), "{message}");
+            assert!(!sent.has_refused_proofs(&refusal(message).without_a_call()), "{message}");
+        }
+        for message in [
+            "Encrypted content is not supported with this model.",
+            "Function call is missing a thought_signature in functionCall parts.",
+            "Expected `thinking` or `redacted_thinking`, but found `tool_use`.",
+            "Item 'msg_1' of type 'message' was provided without its required 'reasoning' item: 'rs_1'.",
+            "tools.0: the signature is invalid",
+        ] {
+            assert!(!sent.has_refused_proofs(&refusal(message)), "{message}");
+        }
     }
 
     #[test]

@@ -125,7 +125,7 @@ fn said(delta: &Delta) -> usize {
         Delta::ToolArguments { partial_json, .. } => partial_json.len(),
         Delta::ToolCallStopped { arguments_json, .. } => arguments_json.len(),
         Delta::Native { native, .. } => native.json.len(),
-        Delta::ServiceTier(tier) => tier.len(),
+        Delta::ServiceTier(word) | Delta::Refused(word) => word.len(),
         Delta::Usage(_) | Delta::Stop(_) => 0,
     }
 }

@@ -201,9 +201,14 @@ async fn gemini() {
 
 #[tokio::test]
 async fn a_call_of_another_model_has_a_stand_in_for_its_signature_where_one_is_demanded() {
-    for (model, expected) in
-        [("gemini-3-x", json!("skip_thought_signature_validator")), ("gemini-2.5-pro", Value::Null)]
-    {
+    let stand_in = json!("skip_thought_signature_validator");
+    for (model, expected) in [
+        ("gemini-3-x", stand_in.clone()),
+        ("gemini-3.8-flash", stand_in.clone()),
+        ("gemini-4-x", stand_in),
+        ("gemini-2.5-pro", Value::Null),
+        ("gemini-next", Value::Null),
+    ] {
         let body = sent(|settings| Box::new(Gemini::new(settings).unwrap()), request(model, vec![])).await;
         let parts = &body["contents"][1]["parts"];
         assert_eq!(parts[1]["functionCall"]["id"], "a");

@@ -193,6 +193,7 @@ impl Shown<'_> {
             | Delta::Native { .. }
             | Delta::Usage(_)
             | Delta::ServiceTier(_)
+            | Delta::Refused(_)
             | Delta::Stop(_) => {}
         }
     }
@@ -334,7 +335,8 @@ impl Attempt<'_> {
 
     /// What it used, and whether that is reckoned rather than told.
     pub(super) fn usage(&self) -> (TokenUsage, bool) {
-        let opened = !self.assembly.response_id.is_empty() || self.first_token.is_some();
+        let Assembly { response_id, usage, .. } = &self.assembly;
+        let opened = !response_id.is_empty() || usage.is_some() || self.first_token.is_some();
         match &self.end {
             // One that was blocked at its end had been told in full.
             End::Stopped(_) | End::Blocked if self.assembly.stop.is_some() => match self.assembly.usage {

@@ -115,6 +115,12 @@ pub(super) fn silent() -> SessionError {
     SessionError { reason: "MODEL_ANSWER_EMPTY".to_owned(), message, retryable: true }
 }
 
+/// What people are told of an answer that the model would not give, where its provider says why.
+pub(super) fn refusal(model: &str, why: &str) -> SessionError {
+    let message = format!("{model} would not go on: {why}");
+    SessionError { reason: reason(Class::Content).to_owned(), message, retryable: Class::Content.is_retryable() }
+}
+
 /// What a refused grant means: the reason, and what people are told unless the front has told them of the budget
 /// itself.
 pub(super) fn refused(refused: GrantRefused) -> (StopReason, Option<SessionError>) {

@@ -18,7 +18,7 @@ use crate::spans;
 
 /// How long the front may think about a second call. What the first one says meanwhile waits, so that it is known whether there
 /// is leave; at the bound there is none.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
+const GRANT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A call with all that belongs to it.
 struct Try {
@@ -61,10 +61,10 @@ impl Executor<'_> {
 
     /// Asks for leave and starts a second try, unless the first begins meanwhile.
     async fn second(&self, first: &mut Try, provider: &dyn Provider) -> Option<Try> {
-        let mut leave = pin!(self.leave_again(first.grant.model.clone(), first.call.input_tokens_estimated()));
+        let mut asked = pin!(self.ask_for_second_grant(first.grant.model.clone(), first.call.input_tokens_estimated()));
         let granted = tokio::select! {
-            granted = &mut leave => granted,
-            () = first.begun() => leave.await,
+            granted = &mut asked => granted,
+            () = first.begun() => asked.await,
         };
         let Some(grant) = granted else {
             self.metrics.hedge("refused");
@@ -86,7 +86,7 @@ impl Executor<'_> {
         }
     }
 
-    async fn leave_again(&self, model: String, input_tokens_estimated: u32) -> Option<Grant> {
+    async fn ask_for_second_grant(&self, model: String, input_tokens_estimated: u32) -> Option<Grant> {
         let request = GrantRequest {
             request_id: Uuid::now_v7().to_string(),
             model,
@@ -96,7 +96,7 @@ impl Executor<'_> {
             hedges: true,
             as_asked: false,
         };
-        let asked = tokio::time::timeout(LEAVE_TIMEOUT, self.link.grant(request));
+        let asked = tokio::time::timeout(GRANT_TIMEOUT, self.link.grant(request));
         self.interrupt.or(asked).await.ok()?.ok()?.ok()
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use croft_llm::refusals::{Part, Sent};
+use croft_llm::retry::Schedule;
 use croft_llm::{Class, Error, Provider, Request, Stop, carry, estimate};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{AgentMessage, ContentBlock, Grant, GrantRequest, Message, Role, SessionError, StopReason};
@@ -34,9 +35,17 @@ enum Refused {
 
 /// What a model came to that another may do better. It is told if none can.
 enum Unanswered {
-    Stopped { stop: Stop, content: Vec<ContentBlock>, grant: Grant },
+    Stopped { said: Said, grant: Grant },
     Failed(Failure),
     Unusable(SessionError),
+}
+
+/// An answer that came to its end.
+struct Said {
+    stop: Stop,
+    content: Vec<ContentBlock>,
+    /// Why the model would not go on, where its provider tells; else empty.
+    refusal: String,
 }
 
 /// A model that the conversation does not fit, with those that could take over from it.
@@ -49,108 +58,170 @@ struct Outgrown {
 /// Parts of requests that models were found to refuse, by provider and model.
 type Learnt = HashMap<(String, String), Vec<Part>>;
 
+/// What the attempts of one superstep have come to so far.
+struct Tries {
+    /// Of the model at hand.
+    schedule: Schedule,
+    /// The last that came to nothing.
+    unanswered: Option<Unanswered>,
+    outgrown: Option<Outgrown>,
+    learnt: Learnt,
+}
+
+/// What follows from an attempt, or from none.
+enum Next {
+    Again,
+    Over(Superstep),
+}
+
 impl Executor<'_> {
     pub(super) async fn model_call(&mut self) -> Superstep {
         self.state.model_calls += 1;
         // It was of a conversation that a model has answered since.
         self.chain.input_tokens = None;
-        let mut schedule = self.retry.start();
-        let mut unanswered = None;
-        let mut outgrown = None;
-        let mut learnt = Learnt::new();
+        let schedule = self.retry.start();
+        let mut tries = Tries { schedule, unanswered: None, outgrown: None, learnt: Learnt::new() };
         loop {
-            let (grant, provider) = match self.leave().await {
-                Ok(granted) => granted,
-                Err(Refused::Interrupted(Why::Stop(StopReason::HandedBack))) => {
-                    return Superstep::Ended(self.hand_back());
-                }
-                Err(Refused::Interrupted(why)) => return Superstep::Interrupted(why),
-                Err(Refused::Ended(stop_reason, error)) => return self.failed(stop_reason, error).await,
-                Err(Refused::Unusable { error, routed }) => {
-                    // The first failure is what people should hear of, unless there was none.
-                    let took_over = !self.chain.reason().is_empty();
-                    unanswered = unanswered.or(error.map(Unanswered::Unusable));
-                    let another =
-                        if took_over && !routed { self.chain.skip() } else { self.gives_way(routed, Cause::Error) };
-                    if another || self.goes_back(&mut outgrown) {
-                        schedule = self.retry.start();
-                        continue;
-                    }
-                    return self.unanswered(unanswered).await;
-                }
+            let next = match self.ask_for_grant().await {
+                Ok((grant, provider)) => self.granted(grant, provider.as_ref(), &mut tries).await,
+                Err(refused) => self.refused(refused, &mut tries).await,
             };
-            let (grant, attempt) = self.attempt(grant, provider.as_ref()).await;
-            self.link.attempted(attempt.event(&grant, self.chain.reason())).await;
-            self.tell_violations(attempt.guard.as_ref().map_or(&[], Output::violations)).await;
-            let failure = match attempt.end {
-                // What it said led up to a call that never came, and does not stay. Whole calls beside it are made all the
-                // same: the model goes on from their results.
-                End::Stopped(Stop::BadToolCall) if attempt.assembly.calls().is_empty() => {
-                    Failure::BadToolCall { provider: provider.name() }
-                }
-                End::Stopped(stop) => {
-                    let content = match stop {
-                        // The last call may be cut, and none of them will be made: without results they may not stay.
-                        Stop::MaxTokens | Stop::ContextFull | Stop::Refusal => Ok(attempt.text_only()),
-                        Stop::EndTurn | Stop::ToolUse | Stop::BadToolCall | Stop::Pause => {
-                            self.guarded(attempt.content()).await
-                        }
-                    };
-                    let content = match content {
-                        Ok(content) => content,
-                        Err(why) => return self.broken_off(attempt.text_only(), &grant, why).await,
-                    };
-                    if let Some(cause) = Cause::of_stop(stop) {
-                        self.count_for(cause, &grant, provider.as_ref()).await;
-                        outgrown = self.outgrown(cause, &grant).or(outgrown);
-                        if self.gives_way(grant.routed, cause) || self.goes_back(&mut outgrown) {
-                            unanswered = Some(Unanswered::Stopped { stop, content, grant });
-                            schedule = self.retry.start();
-                            continue;
-                        }
-                    }
-                    self.answer(content, stop.as_str(), &grant).await;
-                    return Superstep::Answered(stop);
-                }
-                End::Interrupted(why) => return self.broken_off(attempt.text_only(), &grant, why).await,
-                End::Blocked => {
-                    self.answer(attempt.text_only(), attempt::BLOCKED, &grant).await;
-                    return Superstep::Ended(StopReason::Guardrail);
-                }
-                // The one that is left is never given up.
-                End::Hedged => return Superstep::Ended(StopReason::Error),
-                End::Failed(error) => Failure::Call(error),
-            };
-            tracing::warn!(
-                provider = %grant.provider, model = %grant.model, class = failure.as_str(),
-                error = %crate::step::chain(&failure), "model attempt failed"
-            );
-            if self.leaves_out(&grant, &attempt.sent, &failure, &mut learnt) {
-                self.metrics.model_retry(&grant.provider, failure.as_str());
-                continue;
+            if let Next::Over(superstep) = next {
+                return superstep;
             }
-            // Nobody waits for a breaker while there is another model to ask.
-            let waits = !failure.was_not_made() || !self.may_give_way(grant.routed);
-            let again = if waits { failure.again(&mut schedule) } else { None };
-            let Some(delay) = again else {
-                let cause = failure.cause();
-                self.count_for(cause, &grant, provider.as_ref()).await;
-                unanswered = Some(Unanswered::Failed(failure));
-                outgrown = self.outgrown(cause, &grant).or(outgrown);
-                if self.gives_way(grant.routed, cause) || self.goes_back(&mut outgrown) {
-                    schedule = self.retry.start();
-                    continue;
-                }
-                return self.unanswered(unanswered).await;
-            };
-            tokio::select! {
-                biased;
-                why = self.interrupt.wait() => return Superstep::Interrupted(why),
-                () = self.draining.cancelled() => return Superstep::Ended(self.hand_back()),
-                () = tokio::time::sleep(delay) => {}
-            }
-            self.metrics.model_retry(&grant.provider, failure.as_str());
         }
+    }
+
+    /// There is no leave for the model at hand, or no way to it.
+    async fn refused(&mut self, refused: Refused, tries: &mut Tries) -> Next {
+        Next::Over(match refused {
+            Refused::Interrupted(Why::Stop(StopReason::HandedBack)) => Superstep::Ended(self.hand_back()),
+            Refused::Interrupted(why) => Superstep::Interrupted(why),
+            Refused::Ended(stop_reason, error) => self.failed(stop_reason, error).await,
+            Refused::Unusable { error, routed } => {
+                // The first failure is what people should hear of, unless there was none.
+                tries.unanswered = tries.unanswered.take().or(error.map(Unanswered::Unusable));
+                let took_over = !self.chain.reason().is_empty();
+                let another =
+                    if took_over && !routed { self.chain.skip() } else { self.gives_way(routed, Cause::Error) };
+                if self.goes_on(another, tries) {
+                    return Next::Again;
+                }
+                self.give_up(tries.unanswered.take()).await
+            }
+        })
+    }
+
+    /// Makes an attempt, and tells of it.
+    async fn granted(&mut self, grant: Grant, provider: &dyn Provider, tries: &mut Tries) -> Next {
+        let (grant, attempt) = self.attempt(grant, provider).await;
+        self.link.attempted(attempt.event(&grant, self.chain.reason())).await;
+        self.tell_violations(attempt.guard.as_ref().map_or(&[], Output::violations)).await;
+        match attempt.end {
+            // What it said led up to a call that never came, and does not stay. Whole calls beside it are made all the
+            // same: the model goes on from their results.
+            End::Stopped(Stop::BadToolCall) if attempt.assembly.calls().is_empty() => {
+                let failure = Failure::BadToolCall { provider: provider.name() };
+                self.came_to_nothing(failure, &attempt.sent, &grant, provider, tries).await
+            }
+            End::Stopped(stop) => {
+                let content = match stop {
+                    // The last call may be cut, and none of them will be made: without results they may not stay.
+                    Stop::MaxTokens | Stop::ContextFull | Stop::Refusal => Ok(attempt.text_only()),
+                    Stop::EndTurn | Stop::ToolUse | Stop::BadToolCall | Stop::Pause => {
+                        self.guarded(attempt.content()).await
+                    }
+                };
+                match content {
+                    Ok(content) => {
+                        let said = Said { stop, content, refusal: attempt.assembly.refusal };
+                        self.stopped(said, grant, provider, tries).await
+                    }
+                    Err(why) => Next::Over(self.broken_off(attempt.text_only(), &grant, why).await),
+                }
+            }
+            End::Interrupted(why) => Next::Over(self.broken_off(attempt.text_only(), &grant, why).await),
+            End::Blocked => {
+                self.answer(attempt.text_only(), attempt::BLOCKED, &grant).await;
+                Next::Over(Superstep::Ended(StopReason::Guardrail))
+            }
+            // The one that is left is never given up.
+            End::Hedged => Next::Over(Superstep::Ended(StopReason::Error)),
+            End::Failed(error) => {
+                self.came_to_nothing(Failure::Call(error), &attempt.sent, &grant, provider, tries).await
+            }
+        }
+    }
+
+    /// A model answered to the end. Another takes over where it would not, or could not, go on.
+    async fn stopped(&mut self, said: Said, grant: Grant, provider: &dyn Provider, tries: &mut Tries) -> Next {
+        if let Some(cause) = Cause::of_stop(said.stop)
+            && self.hands_over(cause, &grant, provider, tries).await
+        {
+            tries.unanswered = Some(Unanswered::Stopped { said, grant });
+            return Next::Again;
+        }
+        Next::Over(self.answered(said, &grant).await)
+    }
+
+    /// An attempt failed, or said what nobody can make use of: it is made again where that may help.
+    async fn came_to_nothing(
+        &mut self,
+        failure: Failure,
+        sent: &Sent,
+        grant: &Grant,
+        provider: &dyn Provider,
+        tries: &mut Tries,
+    ) -> Next {
+        tracing::warn!(
+            provider = %grant.provider, model = %grant.model, class = failure.as_str(),
+            error = %crate::step::chain(&failure), "model attempt failed"
+        );
+        if self.unbinds(grant, sent, &failure) || self.leaves_out(grant, sent, &failure, &mut tries.learnt) {
+            self.metrics.model_retry(&grant.provider, failure.as_str());
+            return Next::Again;
+        }
+        // Nobody waits for a breaker while there is another model to ask.
+        let waits = !failure.was_not_made() || !self.may_give_way(grant.routed);
+        let again = if waits { failure.again(&mut tries.schedule) } else { None };
+        let Some(delay) = again else {
+            let goes_on = self.hands_over(failure.cause(), grant, provider, tries).await;
+            let unanswered = Some(Unanswered::Failed(failure));
+            if goes_on {
+                tries.unanswered = unanswered;
+                return Next::Again;
+            }
+            return Next::Over(self.give_up(unanswered).await);
+        };
+        tokio::select! {
+            biased;
+            why = self.interrupt.wait() => return Next::Over(Superstep::Interrupted(why)),
+            () = self.draining.cancelled() => return Next::Over(Superstep::Ended(self.hand_back())),
+            () = tokio::time::sleep(delay) => {}
+        }
+        self.metrics.model_retry(&grant.provider, failure.as_str());
+        Next::Again
+    }
+
+    /// True when there is another model to ask in place of the one at hand, or a shorter conversation to send.
+    async fn hands_over(&mut self, cause: Cause, grant: &Grant, provider: &dyn Provider, tries: &mut Tries) -> bool {
+        self.count_for(cause, grant, provider).await;
+        if cause == Cause::Context {
+            // What to go back to, should no other take a conversation that this one did not.
+            let (provider, model) = (grant.provider.clone(), grant.model.clone());
+            tries.outgrown = Some(Outgrown { provider, model, chain: self.chain.clone() });
+        }
+        let another = self.gives_way(grant.routed, cause);
+        self.goes_on(another, tries)
+    }
+
+    /// With `another` model at hand, or without one with a conversation that is shorter. Either has all its tries before it.
+    fn goes_on(&mut self, another: bool, tries: &mut Tries) -> bool {
+        let goes_on = another || self.goes_back(&mut tries.outgrown);
+        if goes_on {
+            tries.schedule = self.retry.start();
+        }
+        goes_on
     }
 
     /// The call was not made after all: whoever goes on makes it.
@@ -172,12 +243,6 @@ impl Executor<'_> {
             tracing::info!(model = self.chain.model(), cause = cause.as_str(), "another model takes over");
         }
         hops
-    }
-
-    /// What to go back to, should no other take a conversation that this one did not.
-    fn outgrown(&self, cause: Cause, grant: &Grant) -> Option<Outgrown> {
-        let (provider, model) = (grant.provider.clone(), grant.model.clone());
-        (cause == Cause::Context).then(|| Outgrown { provider, model, chain: self.chain.clone() })
     }
 
     /// No other took the conversation over: true when the model that it did not fit can be sent a shorter one.
@@ -203,7 +268,7 @@ impl Executor<'_> {
     }
 
     /// Asks the front for a model call.
-    async fn leave(&self) -> Result<(Grant, Arc<dyn Provider>), Refused> {
+    async fn ask_for_grant(&self) -> Result<(Grant, Arc<dyn Provider>), Refused> {
         let model = self.chain.model().to_owned();
         let unsent = self.request(&Grant { model: model.clone(), ..Grant::default() }, 0);
         let estimate = estimate::input_tokens(&unsent);
@@ -266,6 +331,17 @@ impl Executor<'_> {
         }
     }
 
+    /// Its provider does not take back what the model thought: this call and all later ones of the session go without.
+    fn unbinds(&mut self, grant: &Grant, sent: &Sent, failure: &Failure) -> bool {
+        let Failure::Call(error) = failure else { return false };
+        let (provider, model) = (&grant.provider, &grant.model);
+        if !sent.has_refused_proofs(error) || !self.state.unbind(provider, model) {
+            return false;
+        }
+        tracing::warn!(%provider, %model, "the provider does not take back what the model thought; calls go without it");
+        true
+    }
+
     /// It was a part of the request that the model refused, and no turn need fail of it: all calls to come go without it, this one
     /// first. What was `learnt` so is forgotten if the call is refused without it, too.
     fn leaves_out(&self, grant: &Grant, sent: &Sent, failure: &Failure, learnt: &mut Learnt) -> bool {
@@ -302,6 +378,16 @@ impl Executor<'_> {
         Superstep::Interrupted(why)
     }
 
+    /// The answer stands: none does better.
+    async fn answered(&mut self, said: Said, grant: &Grant) -> Superstep {
+        let Said { stop, content, refusal } = said;
+        self.answer(content, stop.as_str(), grant).await;
+        if !refusal.is_empty() {
+            self.link.event(Kind::Error(failure::refusal(&grant.model, &refusal))).await;
+        }
+        Superstep::Answered(stop)
+    }
+
     /// Takes what was said, as it may be stored.
     async fn answer(&mut self, content: Vec<ContentBlock>, finish_reason: &str, grant: &Grant) {
         self.state.answered(content.clone(), finish_reason, &grant.provider, &grant.model);
@@ -321,12 +407,9 @@ impl Executor<'_> {
     }
 
     /// No model is left: tells what the last one came to.
-    async fn unanswered(&mut self, unanswered: Option<Unanswered>) -> Superstep {
+    async fn give_up(&mut self, unanswered: Option<Unanswered>) -> Superstep {
         match unanswered {
-            Some(Unanswered::Stopped { stop, content, grant }) => {
-                self.answer(content, stop.as_str(), &grant).await;
-                Superstep::Answered(stop)
-            }
+            Some(Unanswered::Stopped { said, grant }) => self.answered(said, &grant).await,
             Some(Unanswered::Failed(failure)) => {
                 self.failed(failure.stop_reason(), Some(failure.session_error())).await
             }

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use croft_llm::carry;
 use croft_proto::conversation;
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::{
@@ -104,6 +105,12 @@ impl State {
             let (provider, model) = (provider.to_owned(), model.to_owned());
             self.messages.push(Message { role: Role::Assistant.into(), content, provider, model });
         }
+    }
+
+    /// Takes out what proves the thoughts of that model to be its own, since its provider does not take them back. Checkpoints go without
+    /// it from then on, so that no later call is refused for it. False when there is none.
+    pub(super) fn unbind(&mut self, provider: &str, model: &str) -> bool {
+        carry::unbind_of(&mut self.messages, provider, model)
     }
 
     /// Takes in results, which must come in the order of their calls.

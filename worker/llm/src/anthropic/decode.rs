@@ -54,6 +54,8 @@ struct Piece<'data> {
     signature: Option<String>,
     #[serde(borrow)]
     stop_reason: Option<Cow<'data, str>>,
+    /// Of a refusal. Its fields come and go with models.
+    stop_details: Option<Box<Value>>,
 }
 
 impl<'data> Piece<'data> {
@@ -81,7 +83,7 @@ impl<'data> Piece<'data> {
             "partial_json" => once(&mut piece.partial_json, quick.text()?),
             "thinking" => once(&mut piece.thinking, quick.text()?),
             "signature" => once(&mut piece.signature, quick.text()?),
-            "stop_reason" => None,
+            "stop_reason" | "stop_details" => None,
             _ => quick.skip(),
         })?;
         piece.kind = Cow::Borrowed(kind.unwrap_or_default());
@@ -141,6 +143,9 @@ pub(crate) struct Decoder {
     stop: Option<Stop>,
 }
 
+/// Of the words on a refusal. The rest is left out.
+const WHY_CHARACTERS_MAX: usize = 1_000;
+
 const EVENTS: [&str; 7] = [
     "message_start",
     "content_block_start",
@@ -178,8 +183,11 @@ impl answer::Decoder for Decoder {
                 self.count(usage, deltas);
             }
             "message_delta" => {
-                let reason = required(event.delta, "delta")?.stop_reason;
-                self.stop = reason.as_deref().map(stop).or(self.stop);
+                let piece = required(event.delta, "delta")?;
+                self.stop = piece.stop_reason.as_deref().map(stop).or(self.stop);
+                if self.stop == Some(Stop::Refusal) {
+                    deltas.extend(piece.stop_details.as_deref().and_then(why).map(Delta::Refused));
+                }
                 self.count(event.usage, deltas);
             }
             "message_stop" => deltas.push_back(Delta::Stop(self.stop.ok_or_else(|| cut(NAME))?)),
@@ -319,6 +327,17 @@ fn stop(reason: &str) -> Stop {
             Stop::EndTurn
         }
     }
+}
+
+/// Why the model would not go on: in words, and by the policy's name of it, as far as it is told.
+fn why(details: &Value) -> Option<String> {
+    let field = |name: &str| details.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+    let why = match (field("explanation"), field("category")) {
+        (Some(explanation), Some(category)) => format!("{explanation} ({category})"),
+        (Some(word), None) | (None, Some(word)) => word.to_owned(),
+        (None, None) => return None,
+    };
+    Some(why.chars().take(WHY_CHARACTERS_MAX).collect())
 }
 
 fn index(index: Option<u32>) -> Result<u32, Error> {

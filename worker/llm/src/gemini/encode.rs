@@ -16,7 +16,7 @@ use crate::request::Request;
 use crate::tool_call_ids::{BYTES_MAX, portable};
 use crate::tool_name::tool_name;
 
-/// Gemini 3 refuses a call that lacks its signature. This in its place stands for a call that another model made.
+/// Models from Gemini 3 on refuse a call that lacks its signature. This in its place stands for a call that another model made.
 /// <https://ai.google.dev/gemini-api/docs/thought-signatures>
 const FOREIGN: &str = "skip_thought_signature_validator";
 
@@ -59,7 +59,7 @@ fn content(request: &Request) -> Value {
 fn contents(request: &Request) -> Vec<Value> {
     let messages = portable(&request.messages, BYTES_MAX);
     let names = names(&messages);
-    let demands_signatures = request.model.starts_with("gemini-3");
+    let demands_signatures = demands_signatures(&request.model);
     let mut turns: Vec<(&'static str, Vec<Value>)> = Vec::new();
     for message in messages.iter() {
         let (role, parts) = match message.role() {
@@ -73,6 +73,11 @@ fn contents(request: &Request) -> Vec<Value> {
         }
     }
     turns.into_iter().map(|(role, parts)| json!({"role": role, "parts": parts})).collect()
+}
+
+fn demands_signatures(model: &str) -> bool {
+    let generation = model.strip_prefix("gemini-").map(|name| name.split(['.', '-']).next().unwrap_or_default());
+    generation.and_then(|generation| generation.parse::<u32>().ok()).is_some_and(|generation| generation >= 3)
 }
 
 /// The tool of each call: a result must name it.

@@ -182,6 +182,7 @@ fn of_word(word: &str) -> Option<Class> {
         | "BadRequestError"
         | "NotFoundError"
         | "invalid_prompt"
+        | "invalid_encrypted_content"
         | "model_not_found"
         | "DeploymentNotFound"
         | "invalid_value"

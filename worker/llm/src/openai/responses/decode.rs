@@ -142,8 +142,10 @@ impl answer::Decoder for Decoder {
             }
             "response.completed" | "response.incomplete" => self.close(&event.kind, event.response, deltas),
             "response.failed" | "response.cancelled" => {
-                let error = event.response.and_then(|response| response.error);
                 let silent = || Error::new(NAME, Class::Overload, "failed without a word");
+                let Some(Response { usage, service_tier, error, .. }) = event.response else { return Err(silent()) };
+                // What was broken off was counted, too.
+                self.count(usage, service_tier.as_deref(), deltas);
                 return Err(error.map_or_else(silent, |error| failure::in_stream(&error)));
             }
             // With its fields beside the type, or in an object of their own.
@@ -271,6 +273,11 @@ impl Decoder {
         }
     }
 
+    fn count(&mut self, usage: Option<Usage>, tier: Option<&str>, deltas: &mut VecDeque<Delta>) {
+        deltas.extend(self.tier.take(tier));
+        deltas.extend(usage.and_then(|usage| usage.neutral()).map(Delta::Usage));
+    }
+
     fn close(&mut self, kind: &str, response: Option<Response>, deltas: &mut VecDeque<Delta>) {
         let (usage, tier, reason) = match response {
             Some(Response { usage, service_tier, incomplete_details, .. }) => {
@@ -278,8 +285,7 @@ impl Decoder {
             }
             None => (None, None, String::new()),
         };
-        deltas.extend(self.tier.take(tier.as_deref()));
-        deltas.extend(usage.and_then(|usage| usage.neutral()).map(Delta::Usage));
+        self.count(usage, tier.as_deref(), deltas);
         let stop = match (kind, reason.as_str()) {
             ("response.incomplete", "content_filter") => Stop::Refusal,
             ("response.incomplete", _) => Stop::MaxTokens,
