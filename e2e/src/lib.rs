@@ -2,7 +2,9 @@
 
 pub mod bench;
 pub mod client;
+pub mod control_plane;
 pub mod helm;
 pub mod kubectl;
+pub mod programs;
 pub mod steady;
 pub mod system;

@@ -20,6 +20,8 @@ pub struct Place(u64);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     pub user: String,
+    /// The id of the token that it came with; empty for one who came with another credential.
+    pub credential: String,
     pub verb: String,
     /// Such as `agentsessions/status`.
     pub resource: String,
@@ -63,6 +65,7 @@ fn entry(line: &str) -> Option<Entry> {
     let (resource, subresource) = (text(&value["objectRef"]["resource"]), text(&value["objectRef"]["subresource"]));
     Some(Entry {
         user: text(&value["user"]["username"]),
+        credential: text(&value["user"]["extra"]["authentication.kubernetes.io/credential-id"][0]),
         verb: text(&value["verb"]),
         resource: if subresource.is_empty() { resource } else { format!("{resource}/{subresource}") },
         code: value["responseStatus"]["code"].as_u64().unwrap_or_default(),
@@ -75,10 +78,12 @@ mod tests {
 
     #[test]
     fn answered_requests_are_read_and_writes_told_apart() {
-        let line = r#"{"stage":"ResponseComplete","verb":"patch","user":{"username":"heron"},
+        let line = r#"{"stage":"ResponseComplete","verb":"patch","user":{"username":"heron",
+            "extra":{"authentication.kubernetes.io/credential-id":["JTI=plum"]}},
             "objectRef":{"resource":"agentsessions","subresource":"status"},"responseStatus":{"code":200}}"#;
         let read = entry(line).unwrap();
         assert_eq!((read.user.as_str(), read.resource.as_str(), read.code), ("heron", "agentsessions/status", 200));
+        assert_eq!(read.credential, "JTI=plum");
         assert!(read.is_write());
         assert!(!Entry { resource: "leases".into(), ..read.clone() }.is_write());
         assert!(!Entry { verb: "watch".into(), ..read }.is_write());

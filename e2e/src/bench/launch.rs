@@ -28,7 +28,7 @@ pub struct OperatorPorts {
 }
 
 /// As the cluster's administrator.
-pub(super) async fn client(kubeconfig: &Path) -> anyhow::Result<Client> {
+pub async fn client(kubeconfig: &Path) -> anyhow::Result<Client> {
     Ok(Client::try_from(config(kubeconfig).await?)?)
 }
 
@@ -46,18 +46,20 @@ async fn config(kubeconfig: &Path) -> anyhow::Result<Config> {
 }
 
 /// The operator comes as its service account, with the chart's rights and no more, and under the API server's rules for
-/// fairness, from which administrators are exempt.
-pub(super) async fn operator_kubeconfig(client: &Client, place: &Place) -> anyhow::Result<()> {
+/// fairness, from which administrators are exempt. The administrator's kubeconfig `admin` gives the rest of what is written to `path`;
+/// returned is the token, another one each time.
+pub async fn operator_kubeconfig(client: &Client, admin: &Path, path: &Path) -> anyhow::Result<String> {
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), NAMESPACE);
     let spec = TokenRequestSpec { expiration_seconds: Some(6 * 60 * 60), ..TokenRequestSpec::default() };
     let request = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
     let issued = accounts.create_token_request("croft-operator", &PostParams::default(), &request).await?;
-    let token = issued.status.context("the API server gives no token")?.token;
-    let mut config = serde_json::to_value(Kubeconfig::read_from(&place.kubeconfig)?)?;
+    let token = issued.status.and_then(|status| status.token).context("the API server gives no token")?;
+    let mut config = serde_json::to_value(Kubeconfig::read_from(admin)?)?;
     for user in config["users"].as_array_mut().into_iter().flatten() {
         user["user"] = json!({ "token": token });
     }
-    write_private(&place.scratch.join("operator.kubeconfig"), serde_yaml::to_string(&config)?.as_bytes())
+    write_private(path, serde_yaml::to_string(&config)?.as_bytes())?;
+    Ok(token)
 }
 
 pub(super) fn start_operator(

@@ -84,8 +84,22 @@ impl Program {
 
     /// Asks it to end, as Kubernetes does first. Says when it was asked.
     pub async fn terminate(&self) -> anyhow::Result<Instant> {
+        self.signal("-TERM").await
+    }
+
+    /// Has it stand still, as a machine does that is short of time. Says when it was asked.
+    pub async fn pause(&self) -> anyhow::Result<Instant> {
+        self.signal("-STOP").await
+    }
+
+    /// Has it go on where it stood still. Says when it was asked.
+    pub async fn resume(&self) -> anyhow::Result<Instant> {
+        self.signal("-CONT").await
+    }
+
+    async fn signal(&self, signal: &str) -> anyhow::Result<Instant> {
         let now = Instant::now();
-        let sent = Command::new("kill").arg("-TERM").arg(self.pid.to_string()).status().await?;
+        let sent = Command::new("kill").arg(signal).arg(self.pid.to_string()).status().await?;
         ensure!(sent.success(), "cannot signal {}", self.name);
         Ok(now)
     }

@@ -67,7 +67,7 @@ impl Stage {
         let client = launch::client(&place.kubeconfig).await?;
         let trusted = launch::trusted_client(&place.kubeconfig).await?;
         chart::install(NAMESPACE).await?;
-        launch::operator_kubeconfig(&client, &place).await?;
+        launch::operator_kubeconfig(&client, &place.kubeconfig, &place.scratch.join("operator.kubeconfig")).await?;
         let tasks = Tasks::new();
         kubelet::start(&tasks, &client, format!("tenant-{TENANT}")).await?;
 
