@@ -31,11 +31,20 @@ trap 'exit 130' INT TERM
 
 formatted() { cargo fmt --all --check; }
 proto_lint() { (cd proto && ../target/croft/bin/buf lint); }
+everything=(--set "monitoring.podMonitor.enabled=true,monitoring.rules.enabled=true,monitoring.dashboards.enabled=true")
 chart_lint() {
-    local everything=(--set "monitoring.podMonitor.enabled=true,monitoring.rules.enabled=true,monitoring.dashboards.enabled=true")
     target/croft/bin/helm lint --quiet charts/croft --values e2e/values.yaml &&
         target/croft/bin/helm lint --quiet charts/croft --values e2e/values.yaml "${everything[@]}" &&
         target/croft/bin/helm template croft charts/croft --namespace croft-system --values e2e/values.yaml >/dev/null
+}
+# Against the schemas of the API server that is up. Those two kinds are Prometheus's operator's.
+chart_objects() {
+    local schemas=target/croft/schemas
+    rm -rf "$schemas"
+    (. target/croft-test/test-env && kubectl get --raw /openapi/v2) | $cluster schemas --to "$schemas" &&
+        target/croft/bin/helm template croft charts/croft --namespace croft-system --values e2e/values.yaml "${everything[@]}" |
+        target/croft/bin/kubeconform -strict -summary -skip PodMonitor,PrometheusRule \
+            -schema-location "$schemas/{{ .ResourceKind }}{{ .KindSuffix }}.json"
 }
 alert_rules() {
     promtool check rules --lint=all --lint-fatal charts/croft/alerts.yaml && promtool test rules e2e/alerts.yaml
@@ -59,7 +68,7 @@ cluster_tests_of_the_starter() { (cd e2e/cluster/starter && go vet ./... && go t
 
 export CROFT_WITH_TESTS=yes INSTA_UPDATE=no
 step "Debian packages" $cluster apt services node policy rules
-step "cluster programs" $cluster tools kube dns helm cilium buf
+step "cluster programs" $cluster tools kube dns helm cilium buf kubeconform
 step "format" formatted
 step "protobuf lint" proto_lint
 step "chart lint" chart_lint
@@ -68,6 +77,7 @@ step "clippy" quiet clippy cargo clippy --workspace --all-targets -- -D warnings
 step "build" quiet test-build cargo build --workspace --bins --tests
 step "the cluster's own tests" quiet starter cluster_tests_of_the_starter
 step "services" e2e/test-services.sh
+step "chart's objects" chart_objects
 step "system" e2e/up.sh
 . target/croft-test/test-env
 step "tests" tests

@@ -28,6 +28,7 @@ const usage = `usage: cluster.sh COMMAND [--dir DIR]
   status                      what is running
   tools [NAME…]               build what is missing of the tools, link them into DIR/bin
   built NAME                  whether a tool is built already
+  schemas [--to FOLDER]       a JSON Schema a kind for kubeconform, of what kubectl get --raw /openapi/v2 says on standard input
   apt GROUP…                  install what is missing of Debian's packages: services node policy
 
 DIR is target/croft in the repository unless told. DIR/env is made for sourcing.
@@ -59,6 +60,9 @@ func run(args []string) error {
 	}
 	if words[0] == "apt" {
 		return install(words[1:])
+	}
+	if words[0] == "schemas" {
+		return writeSchemas(os.Stdin, *to)
 	}
 	if strings.Join(words[:min(len(words), 2)], " ") == "images save" {
 		return saveImages(*to, *repository, *tag, words[2:])
