@@ -36,8 +36,13 @@ front:
   redis:
     url: "$CROFT_REDIS_URL_IN_CLUSTER"
 VALUES
+    # Whose tokens the fronts take: the cluster's own service accounts'.
+    kubectl get --raw /openid/v1/jwks >$dir/jwks.json
+    local issuer
+    issuer=$(kubectl get --raw /.well-known/openid-configuration | grep -o '"issuer":"[^"]*"' | cut -d'"' -f4)
     helm upgrade --install croft charts/croft --namespace croft-system \
-        --values e2e/values.yaml --values $dir/values.yaml --wait --timeout 180s >$dir/helm.log 2>&1 || {
+        --values e2e/values.yaml --values $dir/values.yaml \
+        --set front.serviceAccounts.issuer="$issuer" --set-file front.serviceAccounts.jwks=$dir/jwks.json --wait --timeout 180s >$dir/helm.log 2>&1 || {
         cat $dir/helm.log
         kubectl get pods,events -n croft-system
         return 1

@@ -1,9 +1,11 @@
-//! A worker that dies in mid turn.
+//! A worker that dies in mid turn: by the kernel's hand, so that it can hand nothing back.
+
+use std::process::Command;
 
 use croft_e2e::client::{message, scripted_agent};
 use croft_e2e::system::System;
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{SessionState, StopReason};
+use croft_proto::v1::{SessionEvent, SessionState, StopReason};
 
 use crate::support::{PATIENCE, Tenant, answer, assert_contiguous, eventually, whole_turn};
 
@@ -23,14 +25,13 @@ async fn a_worker_killed_in_mid_turn_leaves_a_clear_state_and_the_next_message_w
     while let Some(response) = tokio::time::timeout(PATIENCE, events.message()).await.expect("the turn ends").unwrap() {
         let event = response.event.unwrap();
         if matches!(event.kind, Some(Kind::TextDelta(_))) && !killed {
-            let selector = "app.kubernetes.io/component=worker";
-            let kill = ["delete", "pod", "-n", &tenant.namespace, "-l", selector, "--grace-period=0", "--force"];
-            system.kubectl(&kill).await.unwrap();
-            killed = true;
+            killed = kill_worker(&tenant.name);
         }
         seen.push(event);
     }
-    assert!(killed, "no token came to kill the worker by");
+    assert!(killed, "no token came to kill the worker by, or no worker was there");
+    let handed_back = |event: &SessionEvent| matches!(&event.kind, Some(Kind::StepCompleted(step)) if step.stop_reason() == StopReason::HandedBack);
+    assert!(!seen.iter().any(handed_back), "it had time to hand its turn back: {seen:?}");
     assert_contiguous(&seen);
     let Some(Kind::SessionIdle(idle)) = seen.last().and_then(|event| event.kind.clone()) else {
         panic!("the turn has no end: {:?}", seen.last());
@@ -67,4 +68,16 @@ async fn a_worker_killed_in_mid_turn_leaves_a_clear_state_and_the_next_message_w
     })
     .await;
     tenant.remove(&system).await;
+}
+
+/// Kills the tenant's worker, a process of this machine, which is the node. A pod that is deleted, however hard, is asked to end first.
+fn kill_worker(tenant: &str) -> bool {
+    let whose = format!("CROFT_TENANT={tenant}");
+    let processes = std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let is_its_worker = |pid: &String| {
+        let environ = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environ.split(|byte| *byte == 0).any(|variable| variable == whose.as_bytes())
+    };
+    let pids: Vec<String> = processes.filter(|name| name.parse::<u32>().is_ok()).filter(is_its_worker).collect();
+    !pids.is_empty() && Command::new("kill").arg("-KILL").args(&pids).status().unwrap().success()
 }

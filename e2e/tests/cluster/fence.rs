@@ -7,6 +7,7 @@ use croft_e2e::system::System;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::models;
 use crate::outside::{self, Outside};
 use crate::support::{Tenant, eventually, front_pods, pods};
 
@@ -112,8 +113,8 @@ async fn tenants_cannot_reach_each_other_nor_the_platform() {
     blue.remove(&system).await;
 }
 
-/// A pod that listens on port 8000.
-fn listener(name: &str) -> String {
+/// A pod that listens on port 8000: the probe, with this verb.
+fn listener(name: &str, verb: &str) -> String {
     format!(
         "
 ---
@@ -122,19 +123,29 @@ kind: Pod
 metadata: {{ name: {name}, namespace: models, labels: {{ app: {name} }} }}
 spec:
   terminationGracePeriodSeconds: 0
-  containers: [{{ name: probe, image: croft/probe:dev, imagePullPolicy: Never, args: [listen, \"8000\"] }}]
+  containers: [{{ name: probe, image: croft/probe:dev, imagePullPolicy: Never, args: [{verb}, \"8000\"] }}]
 "
     )
 }
+
+const SERVICE: &str = "
+---
+apiVersion: v1
+kind: Service
+metadata: { name: llama, namespace: models }
+spec:
+  selector: { app: llama }
+  ports: [{ port: 80, targetPort: 8000 }]
+";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tenants_reach_the_public_internet_what_is_listed_and_models_and_nothing_beside_it() {
     let system = System::from_env_file().unwrap();
     let _outside = Outside::start(&system).await;
     let models = format!(
-        "apiVersion: v1\nkind: Namespace\nmetadata: {{ name: models }}\n{}{}",
-        listener("llama"),
-        listener("neighbour")
+        "apiVersion: v1\nkind: Namespace\nmetadata: {{ name: models }}\n{}{}{SERVICE}",
+        listener("llama", "model"),
+        listener("neighbour", "listen")
     );
     // The namespace's service account comes a moment after it.
     eventually("the model's pods are created", async || system.apply(&models).await).await;
@@ -175,6 +186,9 @@ async fn tenants_reach_the_public_internet_what_is_listed_and_models_and_nothing
         ("a pod beside the model", format!("{}:8000", neighbour.ip)),
     ];
     probe.reaches_none(&closed).await;
+    // With new workers beside the old ones there is no room for it.
+    system.kubectl(&["delete", "pod", "probe", "-n", &green.namespace]).await.unwrap();
+    models::answer(&system, &green, &more).await;
     green.remove(&system).await;
     system.kubectl(&["delete", "namespace", "models", "--timeout=120s"]).await.unwrap();
 }

@@ -19,6 +19,8 @@ pub(crate) const LISTED: &str = "172.31.7.7";
 pub(crate) const UNLISTED: &str = "172.31.7.8";
 /// All of them listen on these.
 pub(crate) const PORTS: [u16; 3] = [80, 8443, 9443];
+/// And on this one they play a model provider.
+pub(crate) const MODEL_PORT: u16 = 8080;
 
 /// They listen as long as this lives.
 pub(crate) struct Outside {
@@ -44,6 +46,7 @@ impl Outside {
         for port in &PORTS[1..] {
             listeners.push(listen(&[&within[..], &[probe, "listen", &port.to_string()]].concat())?);
         }
+        listeners.push(listen(&[&within[..], &[probe, "model", &MODEL_PORT.to_string()]].concat())?);
         run(&["ip", "link", "add", LINK, "type", "veth", "peer", "name", "eth0", "netns", &pid]).await?;
         run(&["ip", "address", "add", &format!("{GATEWAY}/32"), "dev", LINK]).await?;
         run(&["ip", "link", "set", LINK, "up"]).await?;

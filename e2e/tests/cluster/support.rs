@@ -10,6 +10,7 @@ use croft_front::store::postgres::Postgres;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{SendMessageResponse, SessionEvent};
 use secrecy::ExposeSecret;
+use serde_json::json;
 use tokio::time::Instant;
 use tonic::Streaming;
 
@@ -148,4 +149,14 @@ pub(crate) fn assert_contiguous(events: &[SessionEvent]) {
     for pair in numbers.windows(2) {
         assert_eq!(pair[1], pair[0] + 1, "a hole or a double in {numbers:?}");
     }
+}
+
+/// Puts the tenant's key of a provider where its spec says that it is: Secret `models`, key `anthropic`.
+pub(crate) async fn put_key(system: &System, tenant: &Tenant, key: &str) {
+    let secret = json!({
+        "apiVersion": "v1", "kind": "Secret",
+        "metadata": { "name": "models", "namespace": tenant.namespace },
+        "stringData": { "anthropic": key },
+    });
+    system.apply(&secret.to_string()).await.unwrap();
 }

@@ -7,7 +7,7 @@ use croft_proto::v1::{GetSessionRequest, SendMessageResponse, Session, SessionEv
 use serde_json::json;
 use tonic::{Code, Streaming};
 
-use crate::support::{PATIENCE, Tenant, answer, assert_contiguous, eventually, pods, whole_turn};
+use crate::support::{PATIENCE, Tenant, answer, assert_contiguous, eventually, pods, put_key, whole_turn};
 
 const WORKERS: &str = "app.kubernetes.io/component=worker";
 /// About five seconds.
@@ -128,15 +128,6 @@ async fn an_erased_tenant_leaves_its_books_and_nothing_else() {
         other => anyhow::bail!("{other:?}"),
     })
     .await;
-}
-
-async fn put_key(system: &System, tenant: &Tenant, key: &str) {
-    let secret = json!({
-        "apiVersion": "v1", "kind": "Secret",
-        "metadata": { "name": "models", "namespace": tenant.namespace },
-        "stringData": { "anthropic": key },
-    });
-    system.apply(&secret.to_string()).await.unwrap();
 }
 
 async fn patch(system: &System, tenant: &Tenant, patch: &serde_json::Value) {

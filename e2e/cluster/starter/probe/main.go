@@ -2,6 +2,7 @@
 //
 //	probe connect HOST:PORT TIMEOUT   0 when a TCP connection opens in time
 //	probe listen PORT                 accepts, says hello, closes; until it is ended
+//	probe model PORT                  plays a model provider, until it is ended
 //	probe resolve NAME [TIMEOUT]      0 and the addresses when the name has any
 //	probe sleep                       until it is ended
 package main
@@ -34,6 +35,8 @@ func run(args []string) error {
 		return connect(args[0], args[1])
 	case verb == "listen" && len(args) == 1:
 		return listen(args[0])
+	case verb == "model" && len(args) == 1:
+		return model(args[0])
 	case verb == "resolve" && len(args) == 1:
 		return resolve(args[0], "5s")
 	case verb == "resolve" && len(args) == 2:
@@ -44,7 +47,7 @@ func run(args []string) error {
 		<-told
 		return nil
 	}
-	return fmt.Errorf("usage: probe connect HOST:PORT TIMEOUT | listen PORT | resolve NAME [TIMEOUT] | sleep")
+	return fmt.Errorf("usage: probe connect HOST:PORT TIMEOUT | listen PORT | model PORT | resolve NAME [TIMEOUT] | sleep")
 }
 
 func connect(address, timeout string) error {
