@@ -9,12 +9,12 @@ use croft_llm::{ApiKey, Limits, Providers, Settings, openai, scripted};
 use croft_proto::v1::AgentSpec;
 use croft_serve::Mistakes;
 use croft_serve::config::http_url;
+use croft_serve::log::chain;
 use secrecy::SecretString;
 use serde::Deserialize;
 
 use crate::keys::{self, Keys};
 use crate::refusal::Refusal;
-use crate::step::chain;
 use crate::tools::mcp::McpServer;
 
 /// Families of models by how their names begin, for a front that does not say whose a model is. A name that fits nothing

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use croft_proto::v1::execute_step_request::Message;
 use croft_proto::v1::{ExecuteStepRequest, StepStart, StepStarted, StopReason};
-pub(crate) use croft_serve::log::chain;
 use tonic::{Status, Streaming};
 use tracing::Span;
 

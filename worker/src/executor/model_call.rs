@@ -175,7 +175,7 @@ impl Executor<'_> {
     ) -> Next {
         tracing::warn!(
             provider = %grant.provider, model = %grant.model, class = failure.as_str(),
-            error = %crate::step::chain(&failure), "model attempt failed"
+            error = %croft_serve::log::chain(&failure), "model attempt failed"
         );
         if self.unbinds(grant, sent, &failure) || self.leaves_out(grant, sent, &failure, &mut tries.learnt) {
             self.metrics.model_retry(&grant.provider, failure.as_str());
@@ -261,7 +261,7 @@ impl Executor<'_> {
         let request = self.request(grant, 0);
         match self.interrupt.or(provider.count_tokens(request)).await {
             Ok(Ok(count)) => self.chain.input_tokens = count,
-            Ok(Err(error)) => tracing::debug!(error = %crate::step::chain(&error), "no count of tokens"),
+            Ok(Err(error)) => tracing::debug!(error = %croft_serve::log::chain(&error), "no count of tokens"),
             // It shows again at the next wait.
             Err(_) => {}
         }

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use croft_proto::v1::HttpCheck;
 use croft_serve::config::http_url;
+use croft_serve::log::chain;
 use serde::{Deserialize, Serialize};
 
 use super::Verdict;
 use crate::http_client::HttpClient;
-use crate::step::chain;
 
 /// How long a server may take if the agent says nothing.
 const TIMEOUT: Duration = Duration::from_secs(5);

@@ -2,11 +2,10 @@
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use croft_serve::log::chain;
 use rmcp::model::{CallToolResult, ContentBlock, ResourceContents};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
-
-use crate::step::chain;
 
 /// Stands where the credential was.
 const BLOT: &str = "***";
