@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 
 pub use budget::{BudgetSpec, OnExceeded, nano_usd};
 pub use egress::{
-    AllowedPort, AllowedRange, CLOUDS_ADDRESSES, EgressSpec, Protocol, UnusableRange, clouds_addresses_in, overlapping,
-    parse_range,
+    AllowedPort, AllowedRange, CLOUDS_ADDRESSES, EgressSpec, InternetAccess, Protocol, UnusableRange,
+    clouds_addresses_in, overlapping, parse_range,
 };
 pub use limits::{LimitsSpec, MESSAGE_BYTES_MAX, SessionDefaultsSpec};
 pub use llm::{
@@ -91,7 +91,7 @@ pub struct AgentTenantSpec {
     /// The pods that run this tenant's sessions.
     #[serde(default, skip_serializing_if = "is_default")]
     pub workers: WorkersSpec,
-    /// Where the workers may connect to, beyond cluster DNS and the public internet.
+    /// Where the workers may connect to, beyond cluster DNS and models in the cluster.
     #[serde(default, skip_serializing_if = "is_default")]
     pub egress: EgressSpec,
     /// The language model providers that the workers may use.

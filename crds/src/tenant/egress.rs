@@ -8,11 +8,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::is_default;
 
-/// Ways out of the namespace beyond cluster DNS and the public internet.
+/// Ways out of the namespace beyond cluster DNS and models in the cluster.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct EgressSpec {
-    /// Ranges that the workers may connect to although they are private, for example a database's.
+    /// Whether the workers may connect to the public internet, at any address and port of it. With `Deny` no provider, MCP server or guardrail
+    /// there is reached whose address is not in a range of `allow`.
+    #[serde(default)]
+    pub internet: InternetAccess,
+    /// Ranges that the workers may connect to although they are private, for example a database's, or although `internet` is `Deny`.
     #[serde(default, skip_serializing_if = "is_default")]
     #[schemars(length(max = 32))]
     #[x_kube(
@@ -21,6 +25,14 @@ pub struct EgressSpec {
             .message("two ranges overlap: list each address once, with all of its ports"),
     )]
     pub allow: Vec<AllowedRange>,
+}
+
+/// What becomes of connections to the public internet.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum InternetAccess {
+    #[default]
+    Allow,
+    Deny,
 }
 
 /// One range, and the ports in it.

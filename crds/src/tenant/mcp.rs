@@ -17,7 +17,7 @@ pub struct McpServerSpec {
     /// What people and models are told of it.
     #[schemars(length(max = 40), regex(pattern = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"))]
     pub name: String,
-    /// Where it is, by streamable HTTP. It must be within the fence: on the public internet, or in `egress.allow`.
+    /// Where it is, by streamable HTTP. It must be within the fence: on the public internet, unless `egress.internet` is `Deny`, or in `egress.allow`.
     #[schemars(length(min = 1, max = 512))]
     #[x_kube(
         validation = Rule::new("isURL(self) && url(self).getScheme() in ['http', 'https'] && url(self).getHost() != ''")

@@ -186,6 +186,34 @@ async fn tenants_reach_the_public_internet_what_is_listed_and_models_and_nothing
         ("a pod beside the model", format!("{}:8000", neighbour.ip)),
     ];
     probe.reaches_none(&closed).await;
+
+    // Of the public internet, what is listed is all that stays when it is denied.
+    let listed = |address: &str| serde_json::json!({ "cidr": format!("{address}/32"), "ports": [{ "port": 8443 }] });
+    let denied = serde_json::json!({ "spec": { "egress": {
+        "internet": "Deny", "allow": [listed(outside::LISTED), listed(outside::PUBLIC)],
+    } } });
+    system.kubectl(&["patch", "agenttenant", &green.name, "--type=merge", "-p", &denied.to_string()]).await.unwrap();
+    eventually("the internet is closed", async || {
+        anyhow::ensure!(!probe.reaches(&format!("{}:80", outside::PUBLIC)).await, "it is open");
+        Ok(())
+    })
+    .await;
+    for (what, address) in open.iter().filter(|(what, _)| *what != "any port there") {
+        eventually(what, async || match probe.runs(&["connect", address, "2s"]).await {
+            (true, _) => Ok(()),
+            (false, said) => anyhow::bail!("{said}"),
+        })
+        .await;
+    }
+    let denied = [
+        ("a port of the internet that is not listed", format!("{}:80", outside::PUBLIC)),
+        ("another one", format!("{}:9443", outside::PUBLIC)),
+    ];
+    probe.reaches_none(&denied).await;
+    probe.reaches_none(&closed).await;
+
+    let allowed = serde_json::json!({ "spec": { "egress": { "internet": "Allow" } } });
+    system.kubectl(&["patch", "agenttenant", &green.name, "--type=merge", "-p", &allowed.to_string()]).await.unwrap();
     // With new workers beside the old ones there is no room for it.
     system.kubectl(&["delete", "pod", "probe", "-n", &green.namespace]).await.unwrap();
     models::answer(&system, &green, &more).await;

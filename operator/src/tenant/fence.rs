@@ -1,5 +1,5 @@
-//! The fence around a tenant: deny everything, then let the front in, and DNS, the public internet, the listed ranges,
-//! the models of the cluster and the platform's collectors out. In an emergency nothing is let through.
+//! The fence around a tenant: deny everything, then let the front in, and DNS, the public internet unless it is denied, the listed
+//! ranges, the models of the cluster and the platform's collectors out. In an emergency nothing is let through.
 
 use std::collections::BTreeMap;
 
@@ -46,7 +46,9 @@ pub(crate) fn fence(wanted: &Wanted) -> NetworkPolicy {
         return shut(wanted.child_meta(NAME));
     }
     let mut egress = to_dns(&wanted.surroundings);
-    egress.push(to_public_internet(&wanted.surroundings));
+    if wanted.has_internet {
+        egress.push(to_public_internet(&wanted.surroundings));
+    }
     egress.extend(to_listed(wanted));
     egress.extend(to_models(wanted));
     if wanted.workers.otlp_endpoint.is_some() {
@@ -187,6 +189,7 @@ mod tests {
     use std::net::IpAddr;
 
     use croft_crds::AgentTenant;
+    use croft_crds::tenant::InternetAccess;
 
     use super::*;
     use crate::tenant::fixtures;
@@ -292,6 +295,28 @@ mod tests {
         let spec = spec_of(&["10.20.0.0/16", "fd12:3456::/32"]);
         assert!(lets_out(&spec, "10.20.255.255") && lets_out(&spec, "fd12:3456::1"));
         assert!(!lets_out(&spec, "10.21.0.0") && !lets_out(&spec, "fd12:3457::1"));
+    }
+
+    #[test]
+    fn a_tenant_that_is_denied_the_internet_reaches_names_what_is_listed_and_its_models() {
+        let mut tenant = fixtures::in_cluster();
+        tenant.spec.egress.internet = InternetAccess::Deny;
+        let spec = |tenant: &AgentTenant| {
+            fence(&Wanted::parse(tenant, &fixtures::keys_of(tenant), &fixtures::settings()).unwrap()).spec.unwrap()
+        };
+        let bare = spec(&tenant);
+        for closed in ["1.1.1.1", "203.0.113.7", "2606:4700::1", "10.20.0.1", "169.254.169.254"] {
+            assert!(!lets_out(&bare, closed), "{closed} must be closed");
+        }
+        let egress = bare.egress.unwrap();
+        assert_eq!(
+            (&egress[..1], egress.len()),
+            (&to_dns(&Surroundings::default())[..], 2),
+            "the other is to the model"
+        );
+        tenant.spec.egress.allow = vec![AllowedRange { cidr: "203.0.113.7/32".to_owned(), ports: Vec::new() }];
+        let listed = spec(&tenant);
+        assert!(lets_out(&listed, "203.0.113.7") && !lets_out(&listed, "203.0.113.8"));
     }
 
     #[test]

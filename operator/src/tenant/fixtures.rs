@@ -73,7 +73,7 @@ pub(crate) fn full() -> AgentTenant {
                 { "kind": "Group", "name": "heron-admins" },
                 { "kind": "ServiceAccount", "name": "deployer", "namespace": "ci" },
             ],
-            "egress": { "allow": [
+            "egress": { "internet": "Deny", "allow": [
                 { "cidr": "10.20.0.0/16", "ports": [{ "port": 5432 }, { "port": 9000, "endPort": 9010 }] },
                 { "cidr": "fd12:3456::/32" },
             ] },

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use croft_crds::tenant::{
-    AllowedRange, McpServerSpec, ModelServiceSpec, OwnerSpec, ProviderApi, ProviderName, ProviderSource, ProviderSpec,
-    SecretKeyRef, overlapping, parse_range,
+    AllowedRange, InternetAccess, McpServerSpec, ModelServiceSpec, OwnerSpec, ProviderApi, ProviderName,
+    ProviderSource, ProviderSpec, SecretKeyRef, overlapping, parse_range,
 };
 use croft_crds::{AgentTenant, Quantity, labels};
 use k8s_openapi::api::core::v1::Toleration;
@@ -63,7 +63,9 @@ pub(crate) struct Wanted {
     pub(crate) workers: Workers,
     /// Nothing gets in or out any more.
     pub(crate) is_stopped: bool,
-    /// Ranges beyond the public internet, checked.
+    /// Workers may connect to whatever is public.
+    pub(crate) has_internet: bool,
+    /// Ranges that workers may connect to whatever else is closed, checked.
     pub(crate) ranges: Vec<AllowedRange>,
     /// Those whose key is there, or who need none: a worker does not start with one that lacks its key.
     pub(crate) providers: Vec<Provider>,
@@ -156,6 +158,7 @@ impl Wanted {
                 runtime_class: spec.workers.runtime_class_name.clone(),
             },
             is_stopped: spec.emergency_stop,
+            has_internet: spec.egress.internet == InternetAccess::Allow,
             ranges: spec.egress.allow.clone(),
             providers: spec.llm.providers.iter().filter_map(|spec| provider(spec, keys, &settings.platform)).collect(),
             mcp_servers: spec.mcp_servers.clone(),
