@@ -206,7 +206,9 @@ async fn open(session: &AgentSession, tenant: &TenantRef, context: &Context) -> 
 /// that the limit was raised; where nothing is known, nobody may tell that there is some again.
 fn not_opened(status: Status, room: Option<usize>) -> Error {
     match room {
-        Some(0) if status.code() == Code::ResourceExhausted => Error::Full(Box::new(status)),
+        Some(0) if status.code() == Code::ResourceExhausted && !refusal::is_without_worker(&status) => {
+            Error::Full(Box::new(status))
+        }
         _ => refused("CreateSession", status),
     }
 }
@@ -293,6 +295,7 @@ mod tests {
             assert_eq!(retry(Code::ResourceExhausted, reason, None), Retry::Backoff, "{reason}");
         }
         assert_eq!(retry(Code::Unavailable, "NO_WORKER", Some(0)), Retry::Backoff);
+        assert_eq!(retry(Code::ResourceExhausted, "WORKERS_FULL", Some(0)), Retry::Backoff);
     }
 
     #[test]

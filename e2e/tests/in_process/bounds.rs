@@ -122,12 +122,13 @@ async fn usage_says_whose_account_answered() {
     let mut client = world.client();
     let session = client.create(scripted_agent("billed")).await.unwrap();
     let mut expected = Vec::new();
-    for mode in [ProviderMode::Unspecified, ProviderMode::InCluster, ProviderMode::TenantKey] {
+    use ProviderMode::{InCluster, Platform, TenantEndpoint, TenantKey, Unspecified};
+    for mode in [Unspecified, InCluster, TenantKey, TenantEndpoint, Platform] {
         let provider = ProviderRoute { name: "scripted".into(), mode: mode.into() };
         world.reroute(|route| route.providers = vec![provider]);
         let sent = client.lifecycle.send_message(message(&session.session_id, "hello")).await.unwrap();
         read_all(sent.into_inner()).await;
-        expected.insert(0, if mode == ProviderMode::Unspecified { ProviderMode::Platform } else { mode });
+        expected.insert(0, if mode == Unspecified { Platform } else { mode });
     }
     let usage = ListUsageEventsRequest { session_id: session.session_id, ..ListUsageEventsRequest::default() };
     let usage = client.usage.list_usage_events(usage).await.unwrap().into_inner().usage_events;

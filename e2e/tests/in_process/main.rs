@@ -32,9 +32,11 @@ mod slow;
 mod stop;
 mod sub_agents;
 mod tenure;
+mod suspended;
 mod told;
 mod trace;
 mod world;
+mod workers;
 
 use std::time::Duration;
 

@@ -95,18 +95,7 @@ impl World {
     pub(crate) async fn on(ground: Ground) -> Self {
         let Ground { stores, relay, counters, limits, options: front_options, mcp_servers, builtins } = ground;
         let tasks = Tasks::new();
-        let worker = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let worker_address = worker.local_addr().unwrap();
-        let options = RuntimeOptions {
-            require_front_certificate: false,
-            mcp_servers,
-            ..RuntimeOptions::new("acme", "worker-0", "tenant-acme")
-        };
-        let providers = Providers::default().with(croft_llm::scripted::Scripted::new()).with(Liar);
-        let builtins = builtins.with("nap", Nap).with("trace", Trace);
-        let runtime = RuntimeServer::with_builtins(options, providers, builtins, tasks.clone());
-        let (routes, metrics) = (Routes::new(runtime.service()), Metrics::new("croft-worker").unwrap());
-        croft_serve::grpc::serve("worker", worker, None, routes, croft_proto::METHODS, &tasks, &metrics).unwrap();
+        let worker = worker(RuntimeOptions { mcp_servers, ..of_acme("worker-0") }, builtins, &tasks).await;
 
         let tenants = Tenants::new();
         let mut routes = Vec::new();
@@ -122,15 +111,7 @@ impl World {
                 name: name.into(),
                 namespace: format!("tenant-{name}"),
                 admission: TenantAdmission::Open.into(),
-                workers: (name == "acme")
-                    .then(|| WorkerRoute {
-                        name: "worker-0".into(),
-                        address: worker_address.to_string(),
-                        ready: true,
-                        sessions_max: 50,
-                    })
-                    .into_iter()
-                    .collect(),
+                workers: (name == "acme").then(|| worker.clone()).into_iter().collect(),
                 limits: Some(limits),
                 tier: "standard".into(),
                 ..TenantRoute::default()
@@ -172,6 +153,12 @@ impl World {
 
     /// The same, of one that can be shut down by itself.
     pub(crate) async fn client_of_a_front_with(&self, tasks: &Tasks) -> Client {
+        let (grpc, _) = self.front_with(tasks).await;
+        Client::new(&grpc.to_string(), &self.api_key).unwrap()
+    }
+
+    /// The ports of such a one.
+    pub(crate) async fn front_with(&self, tasks: &Tasks) -> (SocketAddr, SocketAddr) {
         let parts = Parts {
             replica: "front-1".into(),
             stores: self.core.stores.clone(),
@@ -181,8 +168,8 @@ impl World {
             tls: None,
             options: self.core.options.clone(),
         };
-        let (_, grpc, _, _) = serve(parts, tasks).await;
-        Client::new(&grpc.to_string(), &self.api_key).unwrap()
+        let (_, grpc, http, _) = serve(parts, tasks).await;
+        (grpc, http)
     }
 
     /// Another replica, which knows these tenants.
@@ -264,6 +251,23 @@ impl World {
         };
         session
     }
+}
+
+/// What a worker of the tenant `acme` is.
+pub(crate) fn of_acme(name: &str) -> RuntimeOptions {
+    RuntimeOptions { require_front_certificate: false, ..RuntimeOptions::new("acme", name, "tenant-acme") }
+}
+
+/// Serves a worker, for as long as these tasks run. The way to it, with room for fifty sessions whatever it says itself.
+pub(crate) async fn worker(options: RuntimeOptions, builtins: Builtins, tasks: &Tasks) -> WorkerRoute {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (name, address) = (options.worker.clone(), listener.local_addr().unwrap().to_string());
+    let providers = Providers::default().with(croft_llm::scripted::Scripted::new()).with(Liar);
+    let builtins = builtins.with("nap", Nap).with("trace", Trace);
+    let runtime = RuntimeServer::with_builtins(options, providers, builtins, tasks.clone());
+    let (routes, metrics) = (Routes::new(runtime.service()), Metrics::new("croft-worker").unwrap());
+    croft_serve::grpc::serve("worker", listener, None, routes, croft_proto::METHODS, tasks, &metrics).unwrap();
+    WorkerRoute { name, address, ready: true, sessions_max: 50 }
 }
 
 /// Serves a front on ports of its own, as its program does.

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// Before a worker is asked for once more: a turn elsewhere may be over by then, or a pod in the place of one that is gone.
+const WORKER_RETRY: Duration = Duration::from_secs(1);
+
 /// A failure with all that the caller may know about it.
 ///
 /// Nothing in a message comes from SQL, a key or another tenant: what a caller can't act on is [`Error::Internal`], whose
@@ -44,8 +47,16 @@ pub enum Error {
     TenantClosed { why: &'static str },
     #[error("the tenant is stopped: nothing runs until its administrator lets it go on")]
     TenantStopped,
+    #[error("the tenant is suspended: nothing runs until its administrator wakes it")]
+    TenantSuspended,
+    /// None of the tenant's workers is ready. `problem` is the operator's fixed word for what must be mended, and empty where time alone may
+    /// do it.
     #[error("no worker can take the session: {why}")]
-    NoWorker { why: String },
+    NoWorker { why: String, problem: String },
+    /// Each of the tenant's ready workers runs as many sessions as it may. `problem` is the operator's fixed word for what keeps it from having
+    /// more of them, and empty where nothing does.
+    #[error("no worker can take the session: {why}")]
+    WorkersFull { why: String, problem: String },
     #[error("the worker refused the session: {message}")]
     WorkerRefused { reason: String, message: String },
     #[error("the worker was lost: {message}")]
@@ -78,6 +89,21 @@ impl Error {
         Self::Unavailable { part, retry_after: Duration::from_secs(1), source: Some(source.into()) }
     }
 
+    /// No worker is ready, and nothing is known that somebody would have to mend.
+    pub fn no_worker(why: impl Into<String>) -> Self {
+        Self::NoWorker { why: why.into(), problem: String::new() }
+    }
+
+    /// When the same request may be taken; `None` where time alone changes nothing, or nobody knows.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::RateLimited { retry_after, .. } | Self::Unavailable { retry_after, .. } => Some(*retry_after),
+            Self::WorkersFull { .. } | Self::WorkerLost { .. } => Some(WORKER_RETRY),
+            Self::NoWorker { problem, .. } if problem.is_empty() => Some(WORKER_RETRY),
+            _ => None,
+        }
+    }
+
     /// The fixed word for `ErrorInfo.reason`, metrics and the audit log.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -95,9 +121,10 @@ impl Error {
             Self::SessionLimit { .. } => "SESSION_LIMIT",
             Self::StreamLimit { .. } => "STREAM_LIMIT",
             Self::RateLimited { .. } => "RATE_LIMITED",
-            Self::TenantClosed { .. } => "TENANT_CLOSED",
+            Self::TenantClosed { .. } | Self::TenantSuspended => "TENANT_CLOSED",
             Self::TenantStopped => "TENANT_STOPPED",
             Self::NoWorker { .. } => "NO_WORKER",
+            Self::WorkersFull { .. } => "WORKERS_FULL",
             Self::WorkerRefused { .. } => "WORKER_REFUSED",
             Self::WorkerLost { .. } => "WORKER_LOST",
             Self::SlowConsumer { .. } => "SLOW_CONSUMER",

@@ -19,6 +19,9 @@ use crate::tenants::{Tenant, Tenants};
 /// How long a worker that failed is passed over, while another can take its place and it has done nothing well.
 const PENALTY: Duration = Duration::from_secs(5);
 
+/// Said where no ready worker has room. It names no number: what people are told must not change from one try to the next.
+pub(crate) const ALL_FULL: &str = "all ready workers are full";
+
 /// Places sessions on workers. Clones share the counts.
 #[derive(Debug, Clone)]
 pub struct Router {
@@ -110,7 +113,7 @@ impl Router {
     /// preferred one wins if it can take the session at all.
     ///
     /// Workers that failed lately are passed over while there is another; the last one is tried all the same, since a
-    /// call that fails costs the caller no more than a refusal. Fails with [`Error::NoWorker`].
+    /// call that fails costs the caller no more than a refusal. Fails with [`Error::NoWorker`] or [`Error::WorkersFull`].
     pub fn place(&self, tenant: TenantId, session: SessionId, preferred: Option<&str>) -> Result<Placement, Error> {
         let Some(route) = self.tenants.get(tenant) else {
             // Places that are in use still have to be given back, also once the tenant is there again.
@@ -120,11 +123,11 @@ impl Router {
                 }
                 *other != tenant || !workers.is_empty()
             });
-            return Err(Error::NoWorker { why: "the tenant is gone".to_owned() });
+            return Err(Error::no_worker("the tenant is gone"));
         };
         let mut counts = self.lock();
         counts.prune(&route, &self.tenants);
-        let chosen = counts.choose(&route, preferred).ok_or_else(|| Error::NoWorker { why: why_none(&route) })?;
+        let chosen = counts.choose(&route, preferred).ok_or_else(|| why_none(&route))?;
         counts.turn += 1;
         let turn = counts.turn;
         tracing::debug!(%tenant, %session, worker = chosen.name, "placed");
@@ -145,7 +148,7 @@ impl Router {
     ///
     /// Fails with [`Error::NoWorker`] when it has no route.
     pub fn locate(&self, tenant: TenantId, worker: &str) -> Result<Placement, Error> {
-        let gone = || Error::NoWorker { why: "the worker is gone".to_owned() };
+        let gone = || Error::no_worker("the worker is gone");
         let route = self.tenants.get(tenant).ok_or_else(gone)?;
         let found = route.workers.iter().find(|route| route.name == worker).ok_or_else(gone)?;
         Ok(Placement {
@@ -224,19 +227,19 @@ impl Counts {
     }
 }
 
-/// The operator's word if it has one; ours otherwise.
-fn why_none(route: &Tenant) -> String {
-    let ready = route.workers.iter().filter(|worker| worker.ready).count();
-    if ready > 0 {
-        return format!("all {ready} ready workers are full");
+/// With the operator's word if it has one.
+fn why_none(route: &Tenant) -> Error {
+    let (told, problem) = (&route.workers_problem, route.workers_problem_reason.clone());
+    if route.workers.iter().any(|worker| worker.ready) {
+        let why = if told.is_empty() { ALL_FULL.to_owned() } else { format!("{ALL_FULL}, and no more come: {told}") };
+        return Error::WorkersFull { why, problem };
     }
-    if !route.workers_problem.is_empty() {
-        return route.workers_problem.clone();
-    }
-    match route.workers.len() {
+    let why = match route.workers.len() {
+        _ if !told.is_empty() => told.clone(),
         0 => "the tenant has no worker yet".to_owned(),
         count => format!("none of {count} workers is ready"),
-    }
+    };
+    Error::NoWorker { why, problem }
 }
 
 #[cfg(test)]
@@ -262,6 +265,7 @@ mod tests {
             namespace: "tenant-heron".into(),
             workers,
             workers_problem: workers_problem.into(),
+            workers_problem_reason: if workers_problem.is_empty() { "" } else { "Short" }.into(),
             ..Default::default()
         };
         let change = Some(Change::Snapshot(RouteSnapshot { tenants: vec![route] }));
@@ -280,7 +284,7 @@ mod tests {
 
     fn why(router: &Router, tenant: TenantId) -> String {
         match router.place(tenant, SessionId::generate(), None) {
-            Err(Error::NoWorker { why }) => why,
+            Err(Error::NoWorker { why, .. } | Error::WorkersFull { why, .. }) => why,
             other => panic!("placed: {other:?}"),
         }
     }
@@ -301,9 +305,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_worker_takes_no_more_until_a_place_is_given_back() {
-        let (router, _, tenant) = router(vec![WorkerRoute { sessions_max: 1, ..worker("reed") }]);
+        let bounded = |name| WorkerRoute { sessions_max: 1, ..worker(name) };
+        let (router, tenants, tenant) = router(vec![bounded("reed")]);
         let only = place(&router, tenant);
-        assert_eq!(why(&router, tenant), "all 1 ready workers are full");
+        assert_eq!(why(&router, tenant), "all ready workers are full");
+        let short = "quota exceeded: requests.cpu";
+        tell(&tenants, tenant, vec![bounded("reed")], short);
+        assert_eq!(why(&router, tenant), format!("all ready workers are full, and no more come: {short}"));
+        let refused = router.place(tenant, SessionId::generate(), None);
+        assert!(matches!(&refused, Err(Error::WorkersFull { problem, .. }) if problem == "Short"), "{refused:?}");
         drop(only);
         assert_eq!(place(&router, tenant).worker(), "reed");
     }

@@ -32,14 +32,16 @@ impl From<Error> for Status {
             Error::StreamLimit { .. } => {
                 details.add_quota_failure_violation("streams", message.as_str());
             }
-            Error::RateLimited { resource, retry_after, .. } => {
+            Error::RateLimited { resource, .. } => {
                 details.add_quota_failure_violation(*resource, message.as_str());
-                details.set_retry_info(Some(*retry_after));
             }
-            Error::Unavailable { retry_after, .. } => {
-                details.set_retry_info(Some(*retry_after));
+            Error::WorkersFull { .. } => {
+                details.add_quota_failure_violation("workers", message.as_str());
             }
             _ => {}
+        }
+        if let Some(retry_after) = error.retry_after() {
+            details.set_retry_info(Some(retry_after));
         }
         match &error {
             Error::Internal { source } | Error::Unavailable { source: Some(source), .. } => {
@@ -61,9 +63,9 @@ fn code(error: &Error) -> Code {
         | Error::SessionTerminated { .. }
         | Error::IdempotencyKeyReused
         | Error::TenantClosed { .. }
-        | Error::TenantStopped => Code::FailedPrecondition,
+        | Error::TenantStopped
+        | Error::TenantSuspended => Code::FailedPrecondition,
         Error::WorkerRefused { reason, .. } => match reason.as_str() {
-            "WORKER_FULL" => Code::ResourceExhausted,
             // No worker would ever take it. What one lacks may come: a provider, a tool server.
             reason if reason == "MALFORMED" || reason.ends_with("_INVALID") => Code::InvalidArgument,
             _ => Code::FailedPrecondition,
@@ -73,6 +75,7 @@ fn code(error: &Error) -> Code {
         Error::SessionLimit { .. }
         | Error::StreamLimit { .. }
         | Error::RateLimited { .. }
+        | Error::WorkersFull { .. }
         | Error::SlowConsumer { .. } => Code::ResourceExhausted,
         Error::NoWorker { .. } | Error::WorkerLost { .. } | Error::Unavailable { .. } => Code::Unavailable,
         Error::Internal { .. } => Code::Internal,
@@ -103,6 +106,9 @@ fn metadata(error: &Error) -> HashMap<String, String> {
             &[("resource", (*resource).to_owned()), ("limit", limit.to_string())]
         }
         Error::WorkerRefused { reason, .. } => &[("worker_reason", reason.clone())],
+        Error::NoWorker { problem, .. } | Error::WorkersFull { problem, .. } if !problem.is_empty() => {
+            &[("workers_problem", problem.clone())]
+        }
         _ => &[],
     };
     pairs.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect()
@@ -147,7 +153,29 @@ mod tests {
         for reason in ["PROVIDER_MISSING", "TOOL_UNSUPPORTED", "WORKER_REFUSED"] {
             assert_eq!(code(reason), Code::FailedPrecondition, "{reason}");
         }
-        assert_eq!(code("WORKER_FULL"), Code::ResourceExhausted);
+    }
+
+    #[test]
+    fn a_tenant_without_room_says_what_must_be_mended_or_when_to_come_back() {
+        let told = |error: Error| {
+            let status = Status::from(error);
+            let details = status.get_error_details();
+            let info = details.error_info().unwrap().clone();
+            let comes_back = details.retry_info().is_some();
+            (status.code(), info.reason, info.metadata.get("workers_problem").cloned(), comes_back)
+        };
+        let of = |problem: &str| ("as it is".to_owned(), problem.to_owned());
+        let quota = || Some("QuotaExceeded".to_owned());
+        let (why, problem) = of("");
+        let waits = (Code::Unavailable, "NO_WORKER".to_owned(), None, true);
+        assert_eq!(told(Error::NoWorker { why, problem }), waits);
+        let (why, problem) = of("QuotaExceeded");
+        let must_be_mended = (Code::Unavailable, "NO_WORKER".to_owned(), quota(), false);
+        assert_eq!(told(Error::NoWorker { why, problem }), must_be_mended);
+        // A turn may end all the same.
+        let (why, problem) = of("QuotaExceeded");
+        let full = (Code::ResourceExhausted, "WORKERS_FULL".to_owned(), quota(), true);
+        assert_eq!(told(Error::WorkersFull { why, problem }), full);
     }
 
     #[test]

@@ -33,8 +33,10 @@ pub struct Tenant {
     pub limits: TenantLimits,
     /// In the order of their names.
     pub workers: Vec<WorkerRoute>,
-    /// Why there is no worker, in words for callers; empty when all is well.
+    /// Why there are no more workers, in words for callers; empty when all is well.
     pub workers_problem: String,
+    /// The fixed word for it, empty where time alone may mend it.
+    pub workers_problem_reason: String,
     pub tier: String,
     /// Whose account answers, by the provider's name.
     pub providers: BTreeMap<String, ProviderMode>,
@@ -57,6 +59,7 @@ impl Tenant {
             limits: route.limits.unwrap_or_default(),
             workers,
             workers_problem: route.workers_problem,
+            workers_problem_reason: route.workers_problem_reason,
             tier: route.tier,
             providers: providers.map(|provider| (provider.name.clone(), provider.mode())).collect(),
         })
@@ -106,6 +109,15 @@ impl Tenants {
     /// All tenants, in no order.
     pub fn list(&self) -> Vec<Arc<Tenant>> {
         self.read().by_id.values().cloned().collect()
+    }
+
+    /// Why nothing of the tenant's may run, if so: it has been stopped in an emergency, or is suspended.
+    pub fn halted(&self, id: TenantId) -> Option<Error> {
+        match self.read().by_id.get(&id)?.admission {
+            TenantAdmission::Stopped => Some(Error::TenantStopped),
+            TenantAdmission::Suspended => Some(Error::TenantSuspended),
+            _ => None,
+        }
     }
 
     /// The tenant has been stopped in an emergency.

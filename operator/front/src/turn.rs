@@ -115,9 +115,10 @@ impl Turns {
     }
 
     /// Stores a message, and starts a turn for it or leaves it to the turn at hand, as the busy policy says. `sender` is as in the audit log.
+    /// Nothing is stored where nothing of the tenant's may run: fails with [`Error::TenantStopped`] or [`Error::TenantSuspended`].
     pub async fn send(&self, tenant: TenantId, sender: &str, mut request: SendMessageRequest) -> Result<Sent, Error> {
-        if self.core.tenants.is_stopped(tenant) {
-            return Err(Error::TenantStopped);
+        if let Some(why) = self.core.tenants.halted(tenant) {
+            return Err(why);
         }
         let (asked, known) = (Instant::now(), self.core.tenants.get(tenant));
         let limit = known.map_or(0, |tenant| tenant.limits.message_bytes_max as usize);

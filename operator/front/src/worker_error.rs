@@ -4,6 +4,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use crate::error::Error;
+use crate::routing::ALL_FULL;
 
 /// The worker knows of a driver of the session's turn that came later.
 pub(crate) fn is_of_stale_epoch(status: &Status) -> bool {
@@ -16,6 +17,10 @@ pub(crate) fn from_status(status: &Status) -> Error {
     let details = status.get_error_details();
     let reason = details.error_info().map(|info| info.reason.clone()).unwrap_or_default();
     match status.code() {
+        // Other fronts have placed there, too.
+        Code::ResourceExhausted if reason == "WORKER_FULL" => {
+            Error::WorkersFull { why: ALL_FULL.to_owned(), problem: String::new() }
+        }
         Code::InvalidArgument | Code::FailedPrecondition | Code::ResourceExhausted | Code::PermissionDenied => {
             let reason = if reason.is_empty() { "WORKER_REFUSED".to_owned() } else { reason };
             Error::WorkerRefused { reason, message: status.message().to_owned() }

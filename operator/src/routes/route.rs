@@ -49,6 +49,9 @@ fn build(
             sessions_max,
         })
     });
+    let problem = workers_problem(tenant, deployment, workers, tiers);
+    let (workers_problem_reason, workers_problem) =
+        problem.map(|problem| (problem.reason.to_owned(), problem.message)).unwrap_or_default();
     TenantRoute {
         tenant_id: tenant.uid().unwrap_or_default(),
         name: tenant.name_any(),
@@ -56,7 +59,8 @@ fn build(
         admission: admission(tenant).into(),
         workers: routed.collect(),
         limits: Some(bounds(tenant, tiers)),
-        workers_problem: workers_problem(tenant, deployment, workers, tiers),
+        workers_problem,
+        workers_problem_reason,
         tier: tenant.spec.tier.as_str().to_owned(),
         providers: usable(tenant, providers),
     }

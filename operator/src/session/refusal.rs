@@ -23,7 +23,7 @@ pub(super) fn is_closed(status: &Status) -> bool {
 
 /// Whether the front finds no worker of the tenant's that is ready and has room.
 pub(super) fn is_without_worker(status: &Status) -> bool {
-    has_reason(status, "NO_WORKER")
+    has_reason(status, "NO_WORKER") || has_reason(status, "WORKERS_FULL")
 }
 
 fn has_reason(status: &Status, reason: &str) -> bool {
@@ -84,6 +84,7 @@ pub(super) mod tests {
     #[test]
     fn a_tenant_without_a_worker_is_told_from_a_front_that_is_away() {
         assert!(is_without_worker(&by_front(Code::Unavailable, "NO_WORKER")));
+        assert!(is_without_worker(&by_front(Code::ResourceExhausted, "WORKERS_FULL")));
         assert!(!is_without_worker(&by_front(Code::Unavailable, "UNAVAILABLE")));
         assert!(!is_without_worker(&Status::new(Code::Unavailable, "")));
     }

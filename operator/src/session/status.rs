@@ -142,6 +142,8 @@ impl Summary {
 /// The fixed word for what stands between the object and its session.
 pub(super) fn front_reason(status: &Status) -> &'static str {
     match status.code() {
+        // Another worker may help.
+        _ if refusal::is_without_worker(status) => "FrontUnavailable",
         Code::ResourceExhausted => LIMIT_REACHED,
         _ if refusal::is_lack(status) => WORKERS_LACK,
         _ if refusal::is_model_missing(status) => MODEL_NOT_FOUND,

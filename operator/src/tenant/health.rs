@@ -20,24 +20,23 @@ pub(crate) fn problem(deployment: Option<&Deployment>, workers: &[Worker]) -> Op
     deployment.and_then(refused).or_else(of_a_worker).or_else(never_ready)
 }
 
-/// For callers: why there is no worker, or nothing if there is one.
+/// For callers: why there is no worker, or no more of them; nothing if all is well. Without a reason where workers are only starting.
 pub(crate) fn workers_problem(
     tenant: &AgentTenant,
     deployment: Option<&Deployment>,
     workers: &[Worker],
     tiers: &Tiers,
-) -> String {
-    if workers.iter().any(|worker| worker.ready) {
-        return String::new();
+) -> Option<Problem> {
+    let is_served = workers.iter().any(|worker| worker.ready);
+    let told = |reason, message: &str| Some(Problem { reason, message: message.to_owned() });
+    if !is_served && tenant.spec.emergency_stop {
+        return told("Stopped", "the tenant is stopped");
     }
-    if tenant.spec.emergency_stop {
-        return "the tenant is stopped".to_owned();
-    }
-    if tenant.spec.suspend {
-        return "the tenant is suspended".to_owned();
+    if !is_served && tenant.spec.suspend {
+        return told("Suspended", "the tenant is suspended");
     }
     let problem = quota_problem(tenant, tiers).or_else(|| problem(deployment, workers));
-    problem.map_or_else(|| "no worker is ready yet".to_owned(), |problem| problem.message)
+    problem.or_else(|| if is_served { None } else { told("", "no worker is ready yet") })
 }
 
 /// Pods that the API server would not have.
@@ -110,18 +109,33 @@ mod tests {
     }
 
     #[test]
-    fn callers_hear_a_reason_only_while_no_worker_takes_them() {
-        let told = |tenant: &AgentTenant, workers: &[Worker]| workers_problem(tenant, None, workers, &Tiers::default());
+    fn callers_hear_why_there_is_no_worker_or_no_more_of_them() {
+        let told = |tenant: &AgentTenant, workers: &[Worker]| {
+            let problem = workers_problem(tenant, None, workers, &Tiers::default());
+            problem.map_or_else(String::new, |problem| format!("{}: {}", problem.reason, problem.message))
+        };
         let mut tenant = fixtures::minimal();
-        let workers = [worker(false, Some("Crashing")), worker(true, None)];
-        assert_eq!(told(&tenant, &workers), "");
-        assert_eq!(told(&tenant, &workers[..1]), "because Crashing");
-        assert_eq!(told(&tenant, &[]), "no worker is ready yet");
+        let workers = [worker(false, Some("Crashing")), worker(true, None), worker(false, None)];
+        assert_eq!(told(&tenant, &workers[..1]), "Crashing: because Crashing");
+        assert_eq!(told(&tenant, &workers[..2]), "Crashing: because Crashing", "the others may be full");
+        assert_eq!(told(&tenant, &workers[1..]), "", "one more is starting");
+        assert_eq!(told(&tenant, &[]), ": no worker is ready yet");
         tenant.spec.quota.cpu = Some("10m".into());
-        assert_eq!(told(&tenant, &[]), "quota exceeded: one worker may use 1 of cpu, and the quota is 10m");
+        let short = "QuotaTooSmall: quota exceeded: one worker may use 1 of cpu, and the quota is 10m";
+        assert_eq!(told(&tenant, &[]), short);
         tenant.spec.suspend = true;
-        assert_eq!(told(&tenant, &[]), "the tenant is suspended");
+        assert_eq!(told(&tenant, &workers[1..]), short, "until the last one has gone");
+        assert_eq!(told(&tenant, &[]), "Suspended: the tenant is suspended");
         tenant.spec.emergency_stop = true;
-        assert_eq!(told(&tenant, &[]), "the tenant is stopped");
+        assert_eq!(told(&tenant, &[]), "Stopped: the tenant is stopped");
+    }
+
+    #[test]
+    fn a_quota_is_named_beside_a_worker_that_had_room_in_it() {
+        let short = failing("pods \"workers-2\" is forbidden: exceeded quota: tenant, requested: limits.cpu=1");
+        let problem = workers_problem(&fixtures::minimal(), Some(&short), &[worker(true, None)], &Tiers::default());
+        let problem = problem.unwrap();
+        assert_eq!(problem.reason, "QuotaExceeded");
+        assert_eq!(problem.message, "quota exceeded: tenant, requested: limits.cpu=1");
     }
 }

@@ -33,12 +33,7 @@ impl From<&Error> for Failure {
             Error::Internal { .. } => "an internal error; the log of the front has it".to_owned(),
             other => other.to_string(),
         };
-        let retry_after_ms = match error {
-            Error::Unavailable { retry_after, .. } | Error::RateLimited { retry_after, .. } => {
-                u64::try_from(retry_after.as_millis()).ok()
-            }
-            _ => None,
-        };
+        let retry_after_ms = error.retry_after().and_then(|after| u64::try_from(after.as_millis()).ok());
         Self { retry_after_ms, ..Self::new(error.reason(), message) }
     }
 }
@@ -62,17 +57,14 @@ impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         log(&self.0);
         let mut response = (status(&self.0), Json(Body { error: Failure::from(&self.0) })).into_response();
-        match &self.0 {
-            Error::Unauthenticated { .. } => {
-                response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-            }
-            Error::Unavailable { retry_after, .. } | Error::RateLimited { retry_after, .. } => {
-                // In whole seconds, none too few, and never "at once".
-                let seconds = retry_after.as_millis().div_ceil(1_000).max(1);
-                let seconds = u64::try_from(seconds).unwrap_or(u64::MAX);
-                response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
-            }
-            _ => {}
+        if matches!(self.0, Error::Unauthenticated { .. }) {
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(retry_after) = self.0.retry_after() {
+            // In whole seconds, none too few, and never "at once".
+            let seconds = retry_after.as_millis().div_ceil(1_000).max(1);
+            let seconds = u64::try_from(seconds).unwrap_or(u64::MAX);
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }
@@ -108,11 +100,13 @@ fn status(error: &Error) -> StatusCode {
         | Error::IdempotencyKeyReused
         | Error::TenantClosed { .. }
         | Error::TenantStopped
+        | Error::TenantSuspended
         | Error::WorkerRefused { .. }
         | Error::LeaseLost { .. } => StatusCode::CONFLICT,
         Error::SessionLimit { .. }
         | Error::StreamLimit { .. }
         | Error::RateLimited { .. }
+        | Error::WorkersFull { .. }
         | Error::SlowConsumer { .. } => StatusCode::TOO_MANY_REQUESTS,
         Error::NoWorker { .. } | Error::WorkerLost { .. } | Error::Unavailable { .. } => {
             StatusCode::SERVICE_UNAVAILABLE

@@ -15,6 +15,7 @@ use croft_proto::v1::{
     TerminateSessionRequest,
 };
 use serde::Serialize;
+use tokio::time::Instant;
 
 use super::family::Parent;
 use super::lifetime::Lifetime;
@@ -33,8 +34,12 @@ pub(crate) use family::CALL_ENDED;
 
 const PAGE_SIZE: u32 = 50;
 const PAGE_SIZE_MAX: i32 = 1_000;
-/// A worker that takes longer than this to take a session is treated as failed, and the session is not made.
+/// A worker that takes longer than this to take a session is treated as failed, and another one is asked.
 pub(crate) const INIT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Workers that are asked to take a new session, one after the other. Then the session is not made.
+const WORKERS_MAX: usize = 3;
+/// And how long that may take in all: callers wait for it, the operator for ten seconds.
+const PLACING_MAX: Duration = Duration::from_secs(8);
 
 /// A session that is about to be opened.
 struct Opening {
@@ -59,9 +64,9 @@ impl Manager {
     /// Opens a session in five steps: authorise, resolve the agent and its model, snapshot, place, initialise; then records it
     /// with its first two events in one transaction.
     ///
-    /// Nothing is recorded before the worker has the session, so a step that fails leaves no half-made session; a placement is
+    /// Nothing is recorded before a worker has the session, so a step that fails leaves no half-made session; a placement is
     /// given back when its guard is dropped, and a worker that was told is told again. A tenant that has all its sessions costs no worker
-    /// anything; the store, which counts under a lock, has the last word.
+    /// anything; the store, which counts under a lock, has the last word. What finds no worker with room costs nothing of a rate.
     pub async fn create(&self, identity: &Identity, request: CreateSessionRequest) -> Result<Session, Error> {
         let body = CreateSessionRequest { idempotency_key: String::new(), ..request.clone() };
         let key = idempotency_key(&request.idempotency_key, &body)?;
@@ -89,11 +94,11 @@ impl Manager {
             let existing = self.opened_before(tenant.id, idempotency_key.as_ref(), parent.as_ref()).await?;
             return existing.ok_or(Error::SessionLimit { max });
         }
-        self.core.limiter.session(tenant.id, &self.core.models.provider_of(&agent.model)).await?;
         let config_hash = snapshot::config_hash(&agent)?;
         let id = SessionId::generate();
         let placement = self.core.router.place(tenant.id, id, None)?;
-        self.initialise(tenant, &placement, id, &agent).await?;
+        self.core.limiter.session(tenant.id, &self.core.models.provider_of(&agent.model)).await?;
+        let (id, placement) = self.settle(tenant, (id, placement), &agent).await?;
 
         let new = NewSession {
             id,
@@ -157,7 +162,7 @@ impl Manager {
         match tenant.admission {
             TenantAdmission::Open | TenantAdmission::Unspecified => Ok(tenant),
             TenantAdmission::Cordoned => Err(Error::TenantClosed { why: "it is cordoned" }),
-            TenantAdmission::Suspended => Err(Error::TenantClosed { why: "it is suspended" }),
+            TenantAdmission::Suspended => Err(Error::TenantSuspended),
             TenantAdmission::Terminating => Err(being_removed()),
             TenantAdmission::Stopped => Err(Error::TenantStopped),
         }
@@ -182,12 +187,46 @@ impl Manager {
         Ok(agent)
     }
 
+    /// Has a worker take the session: the one where it is placed, or in place of one that is lost, shuts down or is full another. Each is told
+    /// of an id of its own, so that what the one before hears late, or forgets late, is no other's session.
+    async fn settle(
+        &self,
+        tenant: &Tenant,
+        mut placed: (SessionId, Placement),
+        agent: &AgentSpec,
+    ) -> Result<(SessionId, Placement), Error> {
+        let until = Instant::now() + PLACING_MAX;
+        let mut asked = Vec::new();
+        loop {
+            let (id, placement) = placed;
+            let within = INIT_TIMEOUT.min(until.saturating_duration_since(Instant::now()));
+            let error = match self.initialise(tenant, &placement, id, agent, within).await {
+                Ok(()) => return Ok((id, placement)),
+                Err(error @ (Error::WorkerLost { .. } | Error::WorkersFull { .. })) => error,
+                Err(error) => return Err(error),
+            };
+            asked.push(placement.worker().to_owned());
+            drop(placement);
+            if asked.len() >= WORKERS_MAX || Instant::now() >= until {
+                return Err(error);
+            }
+            let id = SessionId::generate();
+            placed = match self.core.router.place(tenant.id, id, None) {
+                Ok(next) if asked.iter().all(|worker| worker != next.worker()) => (id, next),
+                // There is no other.
+                Ok(_) | Err(_) => return Err(error),
+            };
+        }
+    }
+
+    /// Asks one worker, and takes down how it did.
     async fn initialise(
         &self,
         tenant: &Tenant,
         placement: &Placement,
         id: SessionId,
         agent: &AgentSpec,
+        within: Duration,
     ) -> Result<(), Error> {
         let mut worker = self.core.workers.client(tenant, placement)?;
         let request = InitWorkerSessionRequest {
@@ -196,14 +235,32 @@ impl Manager {
             agent: Some(agent.clone()),
             provider: self.core.models.provider_of(&agent.model),
         };
-        match tokio::time::timeout(INIT_TIMEOUT, worker.init_worker_session(request)).await {
+        let outcome = match tokio::time::timeout(within, worker.init_worker_session(request)).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(status)) => Err(crate::worker_error::from_status(&status)),
-            Err(_) => {
-                self.forget(tenant, placement, id, "it took too long to take it").await;
-                Err(Error::WorkerLost { message: "it did not answer in time".into() })
+            Err(_) => Err(Error::WorkerLost { message: "it did not answer in time".into() }),
+        };
+        match &outcome {
+            Ok(()) => self.core.router.update_health(placement, true),
+            Err(Error::WorkerLost { .. }) => {
+                self.core.router.update_health(placement, false);
+                // It may have taken it all the same.
+                self.forget_behind(placement, id, "it was not heard to take it");
             }
+            Err(Error::WorkersFull { .. }) => self.core.router.update_health(placement, false),
+            Err(_) => {}
         }
+        outcome
+    }
+
+    /// As [`Self::forget`], in a task of its own: nobody waits for a worker that does not answer.
+    fn forget_behind(&self, placement: &Placement, id: SessionId, reason: &'static str) {
+        let (manager, tenant, worker) = (self.clone(), placement.tenant(), placement.worker().to_owned());
+        drop(self.core.tasks.spawn("forget-session", async move {
+            let Some(tenant) = manager.core.tenants.get(tenant) else { return };
+            let Ok(placement) = manager.core.router.locate(tenant.id, &worker) else { return };
+            manager.forget(&tenant, &placement, id, reason).await;
+        }));
     }
 
     /// Tells a worker to forget a session, which it does by itself too, later, if this fails. Returns the attempts at models that it

@@ -43,10 +43,10 @@ struct Question {
 
 impl Turns {
     /// Answers a question. Fails with [`Error::ApprovalNotPending`] where it is not open: the first word counts, and a call that is over
-    /// waits for none.
+    /// waits for none; and with [`Error::TenantStopped`] or [`Error::TenantSuspended`] where nothing of the tenant's may run.
     pub async fn answer(&self, identity: &Identity, request: ResolveApprovalRequest) -> Result<(), Error> {
-        if self.core.tenants.is_stopped(identity.tenant) {
-            return Err(Error::TenantStopped);
+        if let Some(why) = self.core.tenants.halted(identity.tenant) {
+            return Err(why);
         }
         validate::approval_message(&request.message)?;
         let pending = || Error::ApprovalNotPending { approval_id: request.approval_id.chars().take(64).collect() };

@@ -259,7 +259,8 @@ impl Driver {
                 let error = Error::internal(anyhow::anyhow!("the turn's driver panicked"));
                 break End::failed(StopReason::Error, session_error(&error));
             }
-            if self.core.tenants.is_stopped(self.session.tenant) {
+            // A worker of a suspended tenant has time to end what it is at: only what it hands back goes no further.
+            if self.core.tenants.halted(self.session.tenant).is_some() {
                 break End::of(StopReason::Interrupted);
             }
             let storing = recorder.under_way();
@@ -312,8 +313,8 @@ impl Driver {
     /// Says so when it was not the user who stopped the turn.
     fn explained(&self, end: End) -> End {
         let unexplained = end.stop_reason == StopReason::Interrupted && end.error.is_none();
-        if unexplained && self.core.tenants.is_stopped(self.session.tenant) {
-            return End { error: Some(session_error(&Error::TenantStopped)), ..end };
+        if unexplained && let Some(why) = self.core.tenants.halted(self.session.tenant) {
+            return End { error: Some(session_error(&why)), ..end };
         }
         end
     }
@@ -455,6 +456,6 @@ fn session_error(error: &Error) -> SessionError {
     SessionError {
         reason: error.reason().to_owned(),
         message: error.to_string(),
-        retryable: matches!(error, Error::WorkerLost { .. } | Error::NoWorker { .. }),
+        retryable: matches!(error, Error::WorkerLost { .. } | Error::NoWorker { .. } | Error::WorkersFull { .. }),
     }
 }

@@ -143,6 +143,7 @@ async fn open(core: &Arc<Core>, caller: &Session, turn: TurnId, call: &SubAgentC
         match manager.open_child(caller, turn, &call.tool_call_id, &call.name, &mut may_be_open).await {
             Err(
                 Error::NoWorker { .. }
+                | Error::WorkersFull { .. }
                 | Error::WorkerLost { .. }
                 | Error::Unavailable { .. }
                 | Error::RateLimited { .. },

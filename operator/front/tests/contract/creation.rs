@@ -51,6 +51,8 @@ enum Mood {
     Refusing,
     /// It takes the session, and never says so.
     Hanging,
+    /// It takes the session, and is not heard to.
+    Breaking,
 }
 
 /// A worker that knows its sessions by name alone.
@@ -80,8 +82,10 @@ impl RuntimeService for Worker {
             return Err(Status::failed_precondition("not today"));
         }
         self.sessions.lock().unwrap().insert(request.into_inner().session_id);
-        if mood == Mood::Hanging {
-            std::future::pending::<()>().await;
+        match mood {
+            Mood::Hanging => std::future::pending().await,
+            Mood::Breaking => return Err(Status::unavailable("the connection broke")),
+            Mood::Willing | Mood::Refusing => {}
         }
         Ok(Response::new(InitWorkerSessionResponse::default()))
     }
@@ -213,6 +217,7 @@ pub(crate) async fn leaves_nothing_behind_when_a_step_fails(stores: &Stores) {
         ("place", homeless, "scripted-1", "NO_WORKER"),
         ("initialise, refused", Box::new(mood(Mood::Refusing)), "scripted-1", "WORKER_REFUSED"),
         ("initialise, lost", unreachable, "scripted-1", "WORKER_LOST"),
+        ("initialise, broken off", Box::new(mood(Mood::Breaking)), "scripted-1", "WORKER_LOST"),
     ] {
         let scene = Scene::new(stores).await;
         change(&scene);

@@ -68,7 +68,7 @@ impl Manager {
         // A cordon keeps new work out, and this belongs to work that goes on.
         match tenant.admission {
             TenantAdmission::Open | TenantAdmission::Unspecified | TenantAdmission::Cordoned => {}
-            TenantAdmission::Suspended => return Err(Error::TenantClosed { why: "it is suspended" }),
+            TenantAdmission::Suspended => return Err(Error::TenantSuspended),
             TenantAdmission::Terminating => return Err(crate::store::being_removed()),
             TenantAdmission::Stopped => return Err(Error::TenantStopped),
         }

@@ -184,7 +184,7 @@ impl Driver {
         let until = Instant::now() + self.core.options.placement_timeout;
         let preferred = Some(preferred).filter(|worker| !worker.is_empty());
         loop {
-            let unknown = || Error::NoWorker { why: "its tenant is gone".to_owned() };
+            let unknown = || Error::no_worker("its tenant is gone");
             let placed = match self.core.tenants.get(self.session.tenant) {
                 None => Err(unknown()),
                 Some(tenant) => {
@@ -196,7 +196,7 @@ impl Driver {
                 Err(error) if Instant::now() >= until => return Err(Unplaced::Nowhere(error)),
                 Err(_) => {}
             }
-            if self.core.tenants.is_stopped(self.session.tenant) {
+            if self.core.tenants.halted(self.session.tenant).is_some() {
                 return Err(Unplaced::Stopped(StopReason::Interrupted));
             }
             if let Some(stop_reason) = pause(turn, controls).await {

@@ -1,0 +1,217 @@
+//! Which worker has a session, and what callers hear while none can have it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use croft_e2e::client::{Client, message, scripted_agent};
+use croft_e2e::steady::steady;
+use croft_front::core::Options;
+use croft_front::limits::rates::Rates;
+use croft_front::worker_client::{Dial, Wire};
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{SendMessageResponse, SessionError, SessionEvent, StopReason, WorkerRoute};
+use croft_worker::RuntimeOptions;
+use croft_worker::tools::Builtins;
+use futures::FutureExt as _;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+use tonic::{Code, Status, Streaming};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::world::{Ground, PATIENCE, STALL, World, of_acme, read_all, stop_reason, worker};
+
+const SLOW: &str = r#"{"script": [{"text": "a b c d e f g h", "token_delay_ms": 60000}]}"#;
+const QUICK: &str = r#"{"script": [{"text": "there"}]}"#;
+/// Where nothing is.
+const NOWHERE: &str = "nowhere:50052";
+
+/// Reaches workers by their addresses, and [`NOWHERE`] as `nowhere` does.
+fn dial(nowhere: impl Fn() -> Option<String> + Send + Sync + Clone + 'static) -> Dial {
+    Arc::new(move |address| {
+        let nowhere = nowhere.clone();
+        async move {
+            let address = match address.as_str() {
+                NOWHERE => match nowhere() {
+                    Some(address) => address,
+                    None => std::future::pending().await,
+                },
+                _ => address,
+            };
+            Ok(Box::new(TcpStream::connect(address).await?) as Box<dyn Wire>)
+        }
+        .boxed()
+    })
+}
+
+fn at(name: &str, address: &str) -> WorkerRoute {
+    WorkerRoute { name: name.into(), address: address.into(), ready: true, sessions_max: 50 }
+}
+
+/// A turn that goes on until it is interrupted, once a worker has it.
+async fn busy(client: &mut Client, session_id: &str) -> Streaming<SendMessageResponse> {
+    let mut events = client.lifecycle.send_message(message(session_id, SLOW)).await.unwrap().into_inner();
+    loop {
+        if let Some(Kind::StepStarted(_)) = events.message().await.unwrap().unwrap().event.unwrap().kind {
+            return events;
+        }
+    }
+}
+
+fn details(refused: &Status, code: Code, reason: &str) -> ErrorDetails {
+    assert_eq!(refused.code(), code, "{refused:?}");
+    let details = refused.get_error_details();
+    assert_eq!(details.error_info().unwrap().reason, reason);
+    details
+}
+
+fn trouble(events: &[SessionEvent]) -> &SessionError {
+    let errors = events.iter().filter_map(|event| match &event.kind {
+        Some(Kind::Error(error)) => Some(error),
+        _ => None,
+    });
+    errors.last().unwrap_or_else(|| panic!("{events:?}"))
+}
+
+/// The emptiest worker is the one that has just gone with its node: each new session was given to it, and failed.
+#[tokio::test]
+async fn a_session_is_opened_at_another_worker_while_one_is_lost() {
+    steady(STALL, async || {
+        let world = World::start().await;
+        world.core.workers.dial_by(dial(|| None));
+        world.reroute(|route| route.workers.insert(0, at("gone", NOWHERE)));
+        let mut client = world.client();
+        let session = client.create(scripted_agent("first")).await.unwrap();
+        assert_eq!(session.worker, "worker-0");
+        // By now it is known, and nobody waits for it.
+        let asked = Instant::now();
+        let session = client.create(scripted_agent("second")).await.unwrap();
+        assert_eq!(session.worker, "worker-0");
+        assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    })
+    .await;
+}
+
+/// Fronts count for themselves what they have placed, so that a worker may be full without that they know.
+#[tokio::test]
+async fn a_session_is_opened_at_another_worker_while_one_is_full() {
+    let world = World::start().await;
+    let tiny = RuntimeOptions { sessions_max: 1, ..of_acme("tiny") };
+    let tiny = worker(tiny, Builtins::default(), &world.tasks).await;
+    let large = world.worker();
+    world.reroute(|route| route.workers = vec![tiny.clone()]);
+    let mut client = world.client();
+    let session_id = client.create(scripted_agent("busy")).await.unwrap().session_id;
+    let _busy = busy(&mut client, &session_id).await;
+
+    let mut elsewhere = world.client_of_another_front().await;
+    let refused = elsewhere.create(scripted_agent("too-many")).await.unwrap_err();
+    let details = details(&refused, Code::ResourceExhausted, "WORKERS_FULL");
+    assert!(details.retry_info().unwrap().retry_delay.is_some_and(|delay| !delay.is_zero()));
+    world.reroute(|route| route.workers.push(at("worker-0", &large)));
+    let mut third = world.client_of_another_front().await;
+    assert_eq!(third.create(scripted_agent("elsewhere")).await.unwrap().worker, "worker-0");
+}
+
+/// Clients that tried again while their workers restarted heard of their rate when those were back.
+#[tokio::test]
+async fn who_finds_no_worker_has_used_nothing_of_a_rate() {
+    let options = Options { rates: Rates { sessions: 1, ..Rates::default() }, ..Options::default() };
+    let world = World::on(Ground { options, ..Ground::default() }).await;
+    let mut client = world.client();
+    let address = world.worker();
+    world.reroute(|route| route.workers.clear());
+    for _ in 0..3 {
+        let refused = client.create(scripted_agent("early")).await.unwrap_err();
+        let details = details(&refused, Code::Unavailable, "NO_WORKER");
+        assert!(details.retry_info().is_some(), "a worker may come");
+    }
+    world.reroute(|route| route.workers = vec![at("worker-0", &address)]);
+    client.create(scripted_agent("in-time")).await.unwrap();
+    let refused = client.create(scripted_agent("one-more")).await.unwrap_err();
+    details(&refused, Code::ResourceExhausted, "RATE_LIMITED");
+}
+
+#[tokio::test]
+async fn callers_hear_in_the_operators_words_why_there_is_no_worker_or_no_more_of_them() {
+    const SENTENCE: &str = "quota exceeded: tenant, requested: limits.cpu=1, used: limits.cpu=1, limited: limits.cpu=1";
+    let options = Options { placement_timeout: Duration::from_millis(300), ..Options::default() };
+    let world = World::on(Ground { options, ..Ground::default() }).await;
+    let mut client = world.client();
+    let busy_id = client.create(scripted_agent("busy")).await.unwrap().session_id;
+    let waiting_id = client.create(scripted_agent("waiting")).await.unwrap().session_id;
+    let address = world.worker();
+    world.reroute(|route| {
+        route.workers[0].sessions_max = 1;
+        route.workers_problem = SENTENCE.into();
+        route.workers_problem_reason = "QuotaExceeded".into();
+    });
+    let is_told = |refused: &Status, details: &ErrorDetails| {
+        assert!(refused.message().contains(SENTENCE), "{refused:?}");
+        assert_eq!(details.error_info().unwrap().metadata["workers_problem"], "QuotaExceeded");
+    };
+    let _busy = busy(&mut client, &busy_id).await;
+    let refused = client.create(scripted_agent("one-more")).await.unwrap_err();
+    let full = details(&refused, Code::ResourceExhausted, "WORKERS_FULL");
+    is_told(&refused, &full);
+    assert!(full.retry_info().is_some(), "a turn may end");
+    assert_eq!(full.quota_failure().unwrap().violations[0].subject, "workers");
+    let turn = client.lifecycle.send_message(message(&waiting_id, QUICK)).await.unwrap().into_inner();
+    let turn = read_all(turn).await;
+    assert_eq!(stop_reason(&turn), Some(StopReason::WorkerLost), "{turn:?}");
+    let told = trouble(&turn);
+    assert_eq!((told.reason.as_str(), told.retryable), ("WORKERS_FULL", true));
+    assert!(told.message.contains(SENTENCE), "{told:?}");
+
+    world.reroute(|route| route.workers.clear());
+    let refused = client.create(scripted_agent("one-more")).await.unwrap_err();
+    let none = details(&refused, Code::Unavailable, "NO_WORKER");
+    is_told(&refused, &none);
+    assert!(none.retry_info().is_none(), "somebody has to mend it");
+    let turn = client.lifecycle.send_message(message(&waiting_id, QUICK)).await.unwrap().into_inner();
+    let turn = read_all(turn).await;
+    let told = trouble(&turn);
+    assert_eq!((told.reason.as_str(), told.message.contains(SENTENCE)), ("NO_WORKER", true), "{told:?}");
+
+    world.reroute(|route| route.workers = vec![at("worker-0", &address)]);
+    let turn = client.lifecycle.send_message(message(&waiting_id, QUICK)).await.unwrap().into_inner();
+    assert_eq!(stop_reason(&read_all(turn).await), Some(StopReason::EndTurn));
+}
+
+/// A worker that failed is passed over for some seconds, or until it has done something well: as the last one that has room.
+#[tokio::test]
+async fn a_turn_that_goes_well_takes_its_worker_back_in() {
+    let world = World::start().await;
+    let (is_there, failed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+    let (looked, counted, address) = (Arc::clone(&is_there), Arc::clone(&failed), world.worker());
+    world.core.workers.dial_by(dial(move || {
+        if looked.load(Ordering::SeqCst) {
+            return Some(address.clone());
+        }
+        counted.fetch_add(1, Ordering::SeqCst);
+        // Nothing listens there.
+        Some("127.0.0.1:1".to_owned())
+    }));
+    let other = worker(of_acme("other"), Builtins::default(), &world.tasks).await;
+    let mut client = world.client();
+    world.reroute(|route| route.workers = vec![WorkerRoute { sessions_max: 1, ..other.clone() }]);
+    let [busy_id, session_id] = [
+        client.create(scripted_agent("busy")).await.unwrap().session_id,
+        client.create(scripted_agent("patient")).await.unwrap().session_id,
+    ];
+    let _busy = busy(&mut client, &busy_id).await;
+    world.reroute(|route| route.workers.push(at("shaky", NOWHERE)));
+    let events = client.lifecycle.send_message(message(&session_id, QUICK)).await.unwrap().into_inner();
+    let has_failed = async {
+        while failed.load(Ordering::SeqCst) == 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    timeout(PATIENCE, has_failed).await.expect("it is not tried");
+    is_there.store(true, Ordering::SeqCst);
+    let turn = read_all(events).await;
+    assert_eq!(stop_reason(&turn), Some(StopReason::EndTurn), "{turn:?}");
+    // The other has room again, and one session more.
+    world.reroute(|route| route.workers[0].sessions_max = 50);
+    assert_eq!(client.create(scripted_agent("next")).await.unwrap().worker, "shaky");
+}
