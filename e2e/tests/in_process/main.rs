@@ -26,17 +26,18 @@ mod paused_log;
 mod previews;
 mod receiver;
 mod requests;
+mod resumes;
 mod retention;
 mod routing;
 mod slow;
 mod stop;
 mod sub_agents;
-mod tenure;
 mod suspended;
+mod tenure;
 mod told;
 mod trace;
-mod world;
 mod workers;
+mod world;
 
 use std::time::Duration;
 

@@ -73,7 +73,8 @@ pub async fn assemble(parts: Parts, tasks: &Tasks, registry: &prometheus::Regist
     tasks.spawn_endless("counters-watch", async move { guarded.watch(stopping).await });
     let (rates, provider_rates) = (options.rates, options.provider_rates.clone());
     let hub = Hub::new(relay, tasks, registry)?;
-    let limiter = Limiter::new(Arc::clone(&counters), tenants.clone(), rates, provider_rates, registry)?;
+    let streams_max = options.streams_per_tenant_max;
+    let limiter = Limiter::new(Arc::clone(&counters), tenants.clone(), rates, provider_rates, streams_max, registry)?;
     let budgets = keeper::Parts {
         store: Arc::clone(&stores.budgets),
         events: Arc::clone(&stores.events),

@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
+use axum::body::{Body, to_bytes};
 use axum::extract::{Request as HttpRequest, State};
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use axum::middleware::Next;
 use axum::response::Response;
+use croft_proto::v1::StreamEventsRequest;
 use croft_serve::grpc::Unremarkable;
 use croft_serve::tls::{PeerRole, peer_role};
+use prost::Message as _;
 use secrecy::SecretString;
 use tonic::{Request, Status};
 
@@ -16,7 +19,9 @@ use crate::acts;
 use crate::core::Core;
 use crate::error::Error;
 use crate::identity::{Call, Identity, Tenure};
-use crate::intake::anybody;
+use crate::intake::{PREFIX_BYTES, anybody};
+
+const STREAM_EVENTS: &str = "/croft.v1.LifecycleService/StreamEvents";
 
 /// Which port a call came in by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,8 +60,8 @@ impl Door {
 }
 
 /// Stands before the calls of the clients' port: a call without a valid credential is answered before its message is read, so that
-/// only tenants can have the front hold large ones, and so is one beyond the tenant's rate. Nor is one decoded
-/// that takes too much room: see [`Intake`](crate::intake::Intake). Health and reflection ask nobody
+/// only tenants can have the front hold large ones, and so is one beyond the tenant's rate, but for streams of events: whether one is
+/// opened or gone on with, its message says. Nor is one decoded that takes too much room: see [`Intake`](crate::intake::Intake). Health and reflection ask nobody
 /// who he is, and read the little that [`anybody`] may say.
 pub(crate) async fn guard(State(core): State<Arc<Core>>, mut request: HttpRequest, next: Next) -> Response {
     if request.uri().path().starts_with("/croft.") {
@@ -64,9 +69,11 @@ pub(crate) async fn guard(State(core): State<Arc<Core>>, mut request: HttpReques
             Ok(token) => core.authenticator.authenticate_bearer(token).await,
             Err(error) => Err(error),
         };
+        // What a stream counts as, its message says.
+        let is_stream = request.uri().path() == STREAM_EVENTS;
         let identified = match identified {
-            Ok(identity) => core.limiter.request(identity.tenant).await.map(|()| identity),
-            Err(error) => Err(error),
+            Ok(identity) if !is_stream => core.limiter.request(identity.tenant).await.map(|()| identity),
+            identified => identified,
         };
         let identity = match identified {
             Ok(identity) => identity,
@@ -76,13 +83,33 @@ pub(crate) async fn guard(State(core): State<Arc<Core>>, mut request: HttpReques
         request.extensions_mut().insert(identity);
         // All calls of clients have one message to say.
         let (head, body) = request.into_parts();
-        return match core.intake.read(tenant, head.uri.path(), body).await {
-            Ok((body, room)) => room.answering(next.run(HttpRequest::from_parts(head, body))).await,
-            Err(refused) => refused.into_http(),
+        let (body, room) = match core.intake.read(tenant, head.uri.path(), body).await {
+            Ok(read) => read,
+            Err(refused) => return refused.into_http(),
         };
+        let body = if is_stream {
+            let (body, after_seq) = cursor(body).await;
+            let limited =
+                if after_seq > 0 { core.limiter.resume(tenant).await } else { core.limiter.request(tenant).await };
+            if let Err(error) = limited {
+                return refused(error);
+            }
+            body
+        } else {
+            body
+        };
+        return room.answering(next.run(HttpRequest::from_parts(head, body))).await;
     }
     let (head, body) = request.into_parts();
     next.run(HttpRequest::from_parts(head, anybody::bounded(body))).await
+}
+
+/// The number behind which a stream is to go on, of a request that was read; 0 where it says none.
+async fn cursor(body: Body) -> (Body, u64) {
+    // There is no more of it than was read.
+    let read = to_bytes(body, usize::MAX).await.unwrap_or_default();
+    let asked = read.get(PREFIX_BYTES..).and_then(|message| StreamEventsRequest::decode(message).ok());
+    (Body::from(read), asked.map_or(0, |asked| asked.after_seq))
 }
 
 /// The answer to a call that is not let in. What is not available here without an error of its own is what somebody keeps busy who says

@@ -46,15 +46,32 @@ use crate::events::fanout::Hub;
 use crate::events::log::EventLog;
 use crate::identity::{Authenticator, Identity};
 use crate::intake::Intake;
+use crate::leaving::LEAVE_WITHIN;
 use crate::lifecycle::Lifecycle;
 use crate::seats::Seats;
 use crate::session::store::SessionStore;
+
+/// What a client wants with a stream that it opens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opens {
+    /// To begin: that is one of its tenant's calls.
+    New,
+    /// To go on with one that broke off, behind a number: of those the tenant may have more.
+    Again,
+}
+
+impl Opens {
+    /// By the last number that the client has.
+    fn behind(after_seq: u64) -> Self {
+        if after_seq > 0 { Self::Again } else { Self::New }
+    }
+}
 
 /// What a WebSocket client can do besides watching.
 #[async_trait]
 pub trait Calls: Send + Sync {
     /// A call that opens a stream, before anything is done for it. Fails with [`Error::RateLimited`].
-    async fn limit(&self, identity: &Identity) -> Result<(), Error>;
+    async fn limit(&self, identity: &Identity, opens: Opens) -> Result<(), Error>;
 
     /// Stores a message, and leaves its turn to run. Returns the message's number.
     async fn send_message(&self, identity: &Identity, request: SendMessageRequest) -> Result<u64, Error>;
@@ -68,8 +85,11 @@ pub trait Calls: Send + Sync {
 
 #[async_trait]
 impl Calls for Lifecycle {
-    async fn limit(&self, identity: &Identity) -> Result<(), Error> {
-        Self::limit(self, identity).await
+    async fn limit(&self, identity: &Identity, opens: Opens) -> Result<(), Error> {
+        match opens {
+            Opens::New => Self::limit(self, identity).await,
+            Opens::Again => self.limit_resumes(identity).await,
+        }
     }
 
     async fn send_message(&self, identity: &Identity, request: SendMessageRequest) -> Result<u64, Error> {
@@ -99,6 +119,8 @@ pub struct Options {
     pub write_timeout: Duration,
     /// Between two looks at whether an open stream's credential still holds.
     pub recheck_every: Duration,
+    /// At a shutdown streams end one after the other, all of them within so long.
+    pub leave_within: Duration,
     /// Of one WebSocket. At the bound a further subscription is refused.
     pub subscriptions_max: usize,
     /// That a WebSocket's client may send in a second, over time and at once. Beyond, they are refused; far beyond, the
@@ -116,6 +138,7 @@ impl Default for Options {
             keep_alive: Duration::from_secs(15),
             write_timeout: Duration::from_secs(20),
             recheck_every: Duration::from_secs(30),
+            leave_within: LEAVE_WITHIN,
             subscriptions_max: 64,
             frames_per_second: 50,
             frames_at_once: 100,

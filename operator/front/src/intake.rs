@@ -31,7 +31,7 @@ const SMALL_BYTES: usize = 16 * 1024;
 /// From a request's head to its end.
 const READ_MAX: Duration = Duration::from_mins(1);
 /// What says before a message of gRPC whether it is compressed, and how long it is.
-const PREFIX_BYTES: usize = 5;
+pub(crate) const PREFIX_BYTES: usize = 5;
 /// What a part takes as a value, at most and roughly.
 const PART_BYTES: usize = 512;
 /// Requests of one tenant that are being read; more wait until one has come.

@@ -18,6 +18,7 @@ pub mod gateway;
 pub mod identity;
 pub mod intake;
 pub mod lease;
+mod leaving;
 pub mod lifecycle;
 pub mod limits;
 pub mod metrics;

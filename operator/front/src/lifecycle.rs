@@ -22,6 +22,7 @@ use crate::error::Error;
 use crate::events::replay;
 use crate::events::tenured::tenured;
 use crate::identity::{Call, Identity, Tenure};
+use crate::leaving::{LEAVE_WITHIN, leaving, until_left};
 use crate::session::manager::Manager;
 use crate::session::validate;
 use crate::turn::{Accepted, Sent, Turns, ends_turn};
@@ -51,6 +52,11 @@ impl Lifecycle {
     /// The tenant's rate has room.
     pub async fn limit(&self, identity: &Identity) -> Result<(), Error> {
         self.core.limiter.request(identity.tenant).await
+    }
+
+    /// The same, for a stream that a client goes on with.
+    pub async fn limit_resumes(&self, identity: &Identity) -> Result<(), Error> {
+        self.core.limiter.resume(identity.tenant).await
     }
 
     /// Stores a message. Its turn begins when what comes back is dropped.
@@ -133,13 +139,6 @@ impl Lifecycle {
         let act = Act::of::<ResolveApprovalRequest>(identity, resource(&request.session_id));
         let (turns, identity) = (self.turns.clone(), identity.clone());
         act.carry_out(&self.core, async move { turns.answer(&identity, request).await }).await
-    }
-
-    /// Ends a stream that was cut by shutdown, and none that ended by itself.
-    fn last_word(&self, error: Error) -> impl Stream<Item = Result<SessionEvent, Error>> + Send + 'static {
-        let stopping = self.core.tasks.stopping();
-        futures::stream::once(async move { Err(error) })
-            .take_while(move |_| std::future::ready(stopping.is_cancelled()))
     }
 }
 
@@ -255,10 +254,9 @@ impl LifecycleService for Lifecycle {
             replay::follow(log, &self.core.hub, session.tenant, session.id, request.after_seq, request.durable_only)
                 .await?;
         // A stream may be idle for ever, and must not hold up the shutdown: its caller resumes at another replica.
-        let stopping = self.core.tasks.stopping().cancelled_owned();
-        let goodbye = Error::unavailable("this replica", anyhow::anyhow!("it is shutting down"));
-        let events = tenured(events, request.after_seq, tenure, seat);
-        let events = events.take_until(stopping).chain(self.last_word(goodbye));
+        let left = leaving(self.core.tasks.stopping(), LEAVE_WITHIN);
+        let goodbye = || Error::unavailable("this replica", anyhow::anyhow!("it is shutting down"));
+        let events = until_left(tenured(events, request.after_seq, tenure, seat), left, goodbye);
         Ok(Response::new(Box::pin(
             events.map(|event| Ok(StreamEventsResponse { event: Some(event.map_err(Status::from)?) })),
         )))

@@ -19,6 +19,9 @@ use rates::{ProviderRates, Rates};
 
 /// What the windows span.
 pub const SPAN: Duration = Duration::from_mins(1);
+/// Streams that a tenant may resume in a minute, for each that it may have at a replica: of one that goes away all come back, some to one
+/// that goes next.
+const RESUMES_A_STREAM: i64 = 2;
 /// A refused caller is told to come back within these bounds: not so soon that it hammers, and never later than the window spans.
 const RETRY_AFTER: [Duration; 2] = [Duration::from_millis(50), SPAN];
 
@@ -27,6 +30,8 @@ const RETRY_AFTER: [Duration; 2] = [Duration::from_millis(50), SPAN];
 pub enum Resource {
     /// Calls of the tenant's clients, and calls of its workers to one provider.
     Requests,
+    /// Streams that clients go on with.
+    Resumes,
     /// New sessions.
     Sessions,
     /// Tokens of all classes, that models use.
@@ -38,6 +43,7 @@ impl Resource {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Requests => "requests",
+            Self::Resumes => "resumes",
             Self::Sessions => "sessions",
             Self::Tokens => "tokens",
         }
@@ -81,28 +87,42 @@ pub struct Limiter {
     tenants: Tenants,
     defaults: Rates,
     providers: Arc<ProviderRates>,
+    resumes: i64,
     refusals: IntCounterVec,
 }
 
 impl Limiter {
-    /// `defaults` are for tenants that have no limit of their own. Fails if its instrument is registered already.
+    /// `defaults` are for tenants that have no limit of their own, and `streams_max` is how many streams a tenant may have at a replica.
+    /// Fails if its instrument is registered already.
     pub fn new(
         counters: Arc<dyn Counters>,
         tenants: Tenants,
         defaults: Rates,
         providers: ProviderRates,
+        streams_max: usize,
         registry: &Registry,
     ) -> Result<Self, prometheus::Error> {
         let refusals = Opts::new("croft_rate_refusals_total", "Calls that were refused since a rate was used up");
         let refusals = IntCounterVec::new(refusals, &["resource"])?;
         registry.register(Box::new(refusals.clone()))?;
-        Ok(Self { counters, tenants, defaults, providers: Arc::new(providers), refusals })
+        let resumes = i64::try_from(streams_max).unwrap_or(i64::MAX).saturating_mul(RESUMES_A_STREAM);
+        Ok(Self { counters, tenants, defaults, providers: Arc::new(providers), resumes, refusals })
     }
 
     /// A client calls. Fails with [`Error::RateLimited`].
     pub async fn request(&self, tenant: TenantId) -> Result<(), Error> {
         let mut limits = Limits::default();
         limits.add(Resource::Requests, "", self.rates(tenant).requests, 1);
+        self.judge(tenant, limits).await
+    }
+
+    /// A client goes on with a stream of events that broke off: most often since a replica went away, and with all others of that replica.
+    /// They have a window of their own, in which there is room for them, and take none from other calls. A tenant that may call without
+    /// a limit may resume so. Fails with [`Error::RateLimited`].
+    pub async fn resume(&self, tenant: TenantId) -> Result<(), Error> {
+        let requests = self.rates(tenant).requests;
+        let mut limits = Limits::default();
+        limits.add(Resource::Resumes, "", if requests > 0 { requests.max(self.resumes) } else { 0 }, 1);
         self.judge(tenant, limits).await
     }
 
@@ -169,5 +189,22 @@ impl Limiter {
     fn provider_rates(&self, tenant: TenantId, provider: &str) -> Rates {
         let tier = self.tenants.get(tenant).map(|tenant| tenant.tier.clone()).unwrap_or_default();
         self.providers.of(provider, &tier)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_refused_comes_back_neither_at_once_nor_later_than_the_window_spans() {
+        let told = |after: Duration| match Limits::default().refusal(0, after) {
+            Error::RateLimited { retry_after, .. } => retry_after,
+            other => panic!("{other:?}"),
+        };
+        let [least, most] = [Duration::from_millis(50), Duration::from_mins(1)];
+        assert_eq!(told(Duration::ZERO), least);
+        assert_eq!(told(Duration::from_millis(51)), Duration::from_millis(51));
+        assert_eq!(told(most * 2), most);
     }
 }

@@ -5,7 +5,7 @@ use axum::http::HeaderMap;
 use axum::http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{Gateway, Shared};
+use super::{Gateway, Opens, Shared};
 use crate::error::Error;
 use crate::identity::{Call, NEEDED, Tenure};
 
@@ -30,12 +30,13 @@ impl Credential {
         token.map(|token| Self { token: token.into() }).ok_or(missing)
     }
 
-    /// Whose it is, and for how long. To open a stream is a call of the tenant's, which has so many in a minute.
-    pub(super) async fn admit<C: Call>(self, shared: &Shared) -> Result<Tenure, Error> {
+    /// Whose it is, and for how long. To open a stream is a call of the tenant's, which has so many in a minute, or is resumed, which it may
+    /// do more often.
+    pub(super) async fn admit<C: Call>(self, shared: &Shared, opens: Opens) -> Result<Tenure, Error> {
         let Gateway { authenticator, calls, options, .. } = &shared.gateway;
         let identity = authenticator.authenticate_bearer(self.token.expose_secret()).await?;
         identity.may::<C>()?;
-        calls.limit(&identity).await?;
+        calls.limit(&identity, opens).await?;
         Ok(Tenure::of_token(authenticator.clone(), identity, self.token, options.recheck_every))
     }
 }

@@ -5,26 +5,33 @@
 //! leaves previews out. The credential is the `authorization` header's, or `?access_token=`.
 //!
 //! The stream ends when the session does; a browser that comes back then gets 204, and stays away. An error in mid stream is
-//! a message of type `error`, with the body that an HTTP error has.
+//! a message of type `error`, with the body that an HTTP error has. So is what keeps an `EventSource` from going on for now: with any status
+//! but 200 it would never come back (<https://html.spec.whatwg.org/multipage/server-sent-events.html#fail-the-connection>).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Path, Query, State};
+use axum::http::header::ACCEPT;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use croft_proto::v1::{SessionEvent, StreamEventsRequest};
-use futures::StreamExt;
+use futures::{StreamExt, stream};
 use serde::Deserialize;
 use serde_json::json;
 
 use super::credential::Credential;
 use super::failure::{Failure, Refused, log};
 use super::open::{Opened, Wanted, open};
-use super::{Metrics, Shared};
+use super::{Metrics, Opens, Shared};
 use crate::error::Error;
 use crate::events::tenured::tenured;
+use crate::leaving::{leaving, some_part_of};
 
+const EVENT_STREAM: &str = "text/event-stream";
+/// Beyond what a refusal says: all who were refused together would come back together.
+const COME_BACK_WITHIN: Duration = Duration::from_secs(5);
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Tells nginx, and those that follow it, not to keep tokens back.
 const NO_BUFFERING: (HeaderName, HeaderValue) =
@@ -45,10 +52,26 @@ pub(super) async fn events(
     headers: HeaderMap,
 ) -> Result<Response, Refused> {
     let Query(asked) = asked.map_err(|_| Error::invalid("the query", "can't be read"))?;
-    let tenure = Credential::find(&headers, asked.access_token)?.admit::<StreamEventsRequest>(&shared).await?;
-    let after_seq = cursor(&headers, asked.after_seq.as_deref())?;
+    let after_seq = cursor(&headers, asked.after_seq.as_deref());
+    let comes_back = after_seq.as_ref().ok().copied().filter(|seq| *seq > 0 && is_event_source(&headers));
+    match (follow(&shared, &session_id, asked, after_seq, &headers).await, comes_back) {
+        (Err(error), Some(after_seq)) if is_passing(&error) => Ok(later(&error, after_seq)),
+        (followed, _) => Ok(followed?),
+    }
+}
+
+async fn follow(
+    shared: &Shared,
+    session_id: &str,
+    asked: Asked,
+    after_seq: Result<u64, Error>,
+    headers: &HeaderMap,
+) -> Result<Response, Error> {
+    let opens = Opens::behind(after_seq.as_ref().copied().unwrap_or_default());
+    let tenure = Credential::find(headers, asked.access_token)?.admit::<StreamEventsRequest>(shared, opens).await?;
+    let after_seq = after_seq?;
     let (permit, seat) = (shared.admit()?, shared.gateway.seats.take(tenure.identity().tenant)?);
-    let wanted = Wanted { session_id: &session_id, after_seq, durable_only: asked.durable_only };
+    let wanted = Wanted { session_id, after_seq, durable_only: asked.durable_only };
     let events = match open(&shared.gateway, tenure.identity(), wanted).await? {
         Opened::Events(events) => events,
         Opened::Over => return Ok(StatusCode::NO_CONTENT.into_response()),
@@ -56,12 +79,32 @@ pub(super) async fn events(
     let metrics = shared.gateway.metrics.clone();
     let counted = (permit, metrics.open("sse"));
     let keep_alive = KeepAlive::new().interval(shared.gateway.options.keep_alive);
-    let stopping = shared.gateway.tasks.stopping().cancelled_owned();
-    let messages = tenured(events, after_seq, tenure, seat).take_until(stopping).map(move |event| {
+    let left = leaving(shared.gateway.tasks.stopping(), shared.gateway.options.leave_within);
+    let messages = tenured(events, after_seq, tenure, seat).take_until(left).map(move |event| {
         let _for_as_long = &counted;
         message(event, &metrics)
     });
     Ok(([NO_BUFFERING], Sse::new(messages).keep_alive(keep_alive)).into_response())
+}
+
+/// The request is an `EventSource`'s, or made to look like one: what reconnects by itself says what it has had, and asks for nothing else.
+fn is_event_source(headers: &HeaderMap) -> bool {
+    let says = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    !says(LAST_EVENT_ID).is_empty() || says(ACCEPT).split(',').any(|kind| kind.trim() == EVENT_STREAM)
+}
+
+/// The same request may be taken in a while.
+fn is_passing(error: &Error) -> bool {
+    matches!(error, Error::RateLimited { .. } | Error::StreamLimit { .. } | Error::Unavailable { .. })
+}
+
+/// Has an `EventSource` come back later, each at a time of its own, with the number that it has: where a stream names none, it forgets it.
+fn later(error: &Error, after_seq: u64) -> Response {
+    log(error);
+    let after = error.retry_after().unwrap_or(COME_BACK_WITHIN) + some_part_of(COME_BACK_WITHIN);
+    let told = Event::default().retry(after).id(after_seq.to_string()).event("error");
+    let told = told.json_data(json!({ "error": Failure::from(error) }));
+    ([NO_BUFFERING], Sse::new(stream::iter([told]))).into_response()
 }
 
 /// Where to begin. The header is newer than the query: it comes with a reconnect to the same address.

@@ -28,6 +28,9 @@
 //! {"pong": {"id": "…"}}
 //! {"error": {"reason": "…", "message": "…", "sessionId": "…"}}
 //! ```
+//! With `?resume=true` the connection takes the place of one that broke off, and so do its subscriptions that go on behind a number: they are
+//! no calls of the tenant's, of which it has so many in a minute.
+//!
 //! `event` is a `SessionEvent` in the protobuf JSON mapping, where 64-bit numbers are text. `ended` closes the subscription
 //! of a session that is terminated. A frame that makes no sense is answered with an error, and the connection stays.
 //!
@@ -54,9 +57,9 @@ use croft_proto::v1::StreamEventsRequest;
 use serde::Deserialize;
 
 use self::connection::Connection;
-use super::Shared;
 use super::credential::Credential;
 use super::failure::{self, Refused};
+use super::{Opens, Shared};
 use crate::error::Error;
 
 /// The protocol that the server speaks, if the client asks which.
@@ -69,6 +72,9 @@ const BUFFER_BYTES: usize = 2 * 1024;
 #[derive(Deserialize)]
 pub(super) struct Asked {
     access_token: Option<String>,
+    /// The connection takes the place of one that broke off.
+    #[serde(default)]
+    resume: bool,
 }
 
 pub(super) async fn upgrade(
@@ -78,7 +84,8 @@ pub(super) async fn upgrade(
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Refused> {
     let Query(asked) = asked.map_err(|_| Error::invalid("the query", "can't be read"))?;
-    let tenure = Credential::find(&headers, asked.access_token)?.admit::<StreamEventsRequest>(&shared).await?;
+    let opens = if asked.resume { Opens::Again } else { Opens::New };
+    let tenure = Credential::find(&headers, asked.access_token)?.admit::<StreamEventsRequest>(&shared, opens).await?;
     let upgrade = match upgrade {
         Ok(upgrade) => upgrade,
         Err(rejection) => {
@@ -97,7 +104,7 @@ pub(super) async fn upgrade(
         .max_frame_size(FRAME_BYTES_MAX);
     Ok(upgrade.on_upgrade(async move |socket| {
         // The task that calls this has no owner; ours has.
-        let connection = Connection::new(shared, tenure, socket);
+        let connection = Connection::new(shared, tenure, socket, opens);
         drop(tasks.spawn("websocket", async move {
             connection.run().await;
             drop(places);

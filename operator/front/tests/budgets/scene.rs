@@ -88,8 +88,8 @@ impl Scene {
         let registry = Registry::new();
         let counters: Arc<dyn Counters> = Arc::new(Guarded::new(counters, 1, Metrics::register(&registry).unwrap()));
         let tenants = Tenants::new();
-        let limiter =
-            Limiter::new(Arc::clone(&counters), tenants.clone(), Rates::default(), ProviderRates::default(), &registry);
+        let (rates, of_providers) = (Rates::default(), ProviderRates::default());
+        let limiter = Limiter::new(Arc::clone(&counters), tenants.clone(), rates, of_providers, 0, &registry);
         let parts = Parts {
             store: Arc::clone(&self.stores.budgets),
             events: Arc::clone(&self.stores.events),

@@ -24,7 +24,7 @@ impl Scene {
     fn new(counters: Arc<dyn croft_front::counters::Counters>, defaults: Rates, providers: &str) -> Self {
         let (tenants, registry) = (Tenants::new(), Registry::new());
         let providers = ProviderRates::parse(providers).unwrap();
-        let limiter = Limiter::new(counters, tenants.clone(), defaults, providers, &registry).unwrap();
+        let limiter = Limiter::new(counters, tenants.clone(), defaults, providers, 3, &registry).unwrap();
         Self { limiter, tenants, registry }
     }
 
@@ -82,6 +82,33 @@ async fn a_tier_has_its_rate_at_each_provider() {
     scene.tell(free, "standard", requests(0));
     scene.limiter.session(free, "anthropic").await.unwrap();
     assert!(scene.limiter.session(free, "anthropic").await.is_err());
+}
+
+/// All watchers of a replica come back when it goes, and were refused, with all else that their tenant called.
+#[tokio::test]
+async fn streams_that_are_resumed_take_nothing_from_other_calls() {
+    let scene = Scene::new(in_redis(), Rates::default(), "{}");
+    let [few, many, unlimited] = [TenantId::generate(), TenantId::generate(), TenantId::generate()];
+    scene.tell(few, "free", requests(2));
+    scene.tell(many, "free", requests(8));
+    scene.tell(unlimited, "free", requests(0));
+    // Three streams at a replica, twice.
+    for _ in 0..6 {
+        scene.limiter.resume(few).await.unwrap();
+    }
+    let error = scene.limiter.resume(few).await.unwrap_err();
+    assert!(matches!(error, Error::RateLimited { resource: "resumes", limit: 6, .. }), "{error:?}");
+    for _ in 0..2 {
+        scene.limiter.request(few).await.unwrap();
+    }
+    assert!(scene.limiter.request(few).await.is_err());
+    for _ in 0..8 {
+        scene.limiter.resume(many).await.unwrap();
+    }
+    assert!(scene.limiter.resume(many).await.is_err());
+    for _ in 0..10 {
+        scene.limiter.resume(unlimited).await.unwrap();
+    }
 }
 
 #[tokio::test]

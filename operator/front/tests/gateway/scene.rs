@@ -10,7 +10,7 @@ use croft_front::Error;
 use croft_front::events::fanout::{self, Hub};
 use croft_front::events::log::{Append, Appended, Authority, EventLog, NewEvent};
 use croft_front::events::relay::memory::MemoryRelay;
-use croft_front::gateway::{self, Calls, Gateway};
+use croft_front::gateway::{self, Calls, Gateway, Opens};
 use croft_front::identity::api_key::{KeyStore, generate};
 use croft_front::identity::{Authenticator, Identity};
 use croft_front::intake::Intake;
@@ -66,16 +66,22 @@ pub(crate) struct RecordedCalls {
     pub(crate) answered: Mutex<Vec<ResolveApprovalRequest>>,
     /// Calls that the tenant has left in this minute; `None` is any number.
     pub(crate) left: Mutex<Option<u32>>,
+    /// Streams that it may still resume; `None` is any number.
+    pub(crate) resumes_left: Mutex<Option<u32>>,
 }
 
 #[async_trait]
 impl Calls for RecordedCalls {
-    async fn limit(&self, _: &Identity) -> Result<(), Error> {
-        let mut left = self.left.lock().unwrap();
+    async fn limit(&self, _: &Identity, opens: Opens) -> Result<(), Error> {
+        let (resource, window) = match opens {
+            Opens::New => ("requests", &self.left),
+            Opens::Again => ("resumes", &self.resumes_left),
+        };
+        let mut left = window.lock().unwrap();
         match left.as_mut() {
             Some(0) => {
                 let retry_after = Duration::from_millis(1_500);
-                return Err(Error::RateLimited { resource: "requests", limit: 60, retry_after });
+                return Err(Error::RateLimited { resource, limit: 60, retry_after });
             }
             Some(left) => *left -= 1,
             None => {}

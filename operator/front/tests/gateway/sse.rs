@@ -13,6 +13,7 @@ use crate::scene::{PATIENCE, Replica, Scene, agent_message, terminated, user_mes
 struct Message {
     id: Option<String>,
     event: Option<String>,
+    retry: Option<u64>,
     data: Value,
 }
 
@@ -24,7 +25,10 @@ struct Stream {
 impl Stream {
     async fn open(scene: &Scene, replica: &Replica, path: &str, last_event_id: Option<u64>) -> Self {
         let last_event_id = last_event_id.map(|id| format!("last-event-id: {id}"));
-        let headers: Vec<_> = bearer(&scene.key).into_iter().chain(last_event_id).collect();
+        Self::of(replica, path, bearer(&scene.key).into_iter().chain(last_event_id).collect()).await
+    }
+
+    async fn of(replica: &Replica, path: &str, headers: Vec<String>) -> Self {
         let answer = get(replica.address, path, &headers).await;
         assert_eq!(answer.status, 200);
         assert!(answer.head.contains("content-type: text/event-stream"), "{}", answer.head);
@@ -50,6 +54,7 @@ impl Stream {
                 Some(("id", id)) => message.id = Some(id.to_owned()),
                 Some(("event", event)) => message.event = Some(event.to_owned()),
                 Some(("data", data)) => message.data = serde_json::from_str(data).unwrap(),
+                Some(("retry", milliseconds)) => message.retry = Some(milliseconds.parse().unwrap()),
                 _ => panic!("what is this: {line}"),
             }
         }
@@ -170,4 +175,47 @@ async fn at_its_bound_the_port_refuses_and_says_when_to_come_back() {
     drop(stream);
     replica.wait_for_connections("sse", 0).await;
     Stream::open(&scene, &replica, &path, None).await;
+}
+
+/// Browsers never come back from any answer but 200, so that one refusal ended a page's stream for good.
+#[tokio::test]
+async fn a_browser_that_can_not_go_on_for_now_is_told_to_come_back() {
+    let scene = Scene::new().await;
+    let options = gateway::Options { connections_max: 1, ..Default::default() };
+    let replica = scene.replica_with(fanout::Options::default(), options).await;
+    let session = scene.session().await;
+    for _ in 0..3 {
+        scene.publish(&replica, session, user_message("hello")).await;
+    }
+    let path = format!("/v1/sessions/{session}/events");
+    let behind = format!("{path}?after_seq=3");
+    let with = |header: &str| bearer(&scene.key).into_iter().chain([header.to_owned()]).collect::<Vec<_>>();
+    let (comes_back, accepts) = (with("last-event-id: 3"), with("accept: text/event-stream"));
+
+    // Neither a call of the tenant's is left, nor a stream that it may resume.
+    *scene.calls.left.lock().unwrap() = Some(0);
+    *scene.calls.resumes_left.lock().unwrap() = Some(0);
+    for (path, headers) in [(&path, &comes_back), (&behind, &comes_back), (&behind, &accepts)] {
+        let mut stream = Stream::of(&replica, path, headers.clone()).await;
+        let told = stream.message().await.unwrap();
+        assert_eq!((told.event.as_deref(), &told.data["error"]["reason"]), (Some("error"), &json!("RATE_LIMITED")));
+        assert_eq!(told.id.as_deref(), Some("3"), "it would forget where it was");
+        let retry = told.retry.unwrap();
+        assert!((1_500..=6_500).contains(&retry), "{retry}");
+        assert_eq!(stream.message().await, None);
+    }
+    // Whoever begins, or asks as a program does, sees it in the status.
+    for (path, headers) in [(&path, &accepts), (&behind, &bearer(&scene.key))] {
+        assert_eq!(get(replica.address, path, headers).await.status, 429, "{path} {headers:?}");
+    }
+
+    // There is room in the one window again, which is all that goes on.
+    *scene.calls.resumes_left.lock().unwrap() = Some(1);
+    let mut stream = Stream::of(&replica, &path, comes_back.clone()).await;
+    assert_eq!(stream.id().await, "4");
+    *scene.calls.resumes_left.lock().unwrap() = None;
+    let told = Stream::of(&replica, &path, comes_back.clone()).await.message().await.unwrap();
+    assert_eq!(told.data["error"]["reason"], "UNAVAILABLE", "the port has no more connections");
+    let never = get(replica.address, &path, &["last-event-id: 3".to_owned()]).await;
+    assert_eq!(never.status, 401, "what no time mends");
 }

@@ -24,7 +24,11 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) async fn connect(scene: &Scene, replica: &Replica) -> Self {
-        let mut request = format!("ws://{}/v1/ws", replica.address).into_client_request().unwrap();
+        Self::connect_at(scene, replica, "/v1/ws").await
+    }
+
+    pub(crate) async fn connect_at(scene: &Scene, replica: &Replica, path: &str) -> Self {
+        let mut request = format!("ws://{}{path}", replica.address).into_client_request().unwrap();
         let bearer = HeaderValue::from_str(&format!("Bearer {}", scene.key)).unwrap();
         request.headers_mut().insert("authorization", bearer);
         // We answer no ping while we don't read, and can say more than the server takes.
@@ -278,6 +282,33 @@ async fn subscriptions_are_calls_of_the_tenants_eight_to_one() {
 
 #[tokio::test]
 async fn subscriptions_and_frames_of_one_connection_have_a_bound() {
+#[tokio::test]
+async fn a_connection_in_place_of_one_that_broke_off_takes_none_of_the_tenants_calls() {
+    let scene = Scene::new().await;
+    let options = gateway::Options { subscriptions_max: 3, ..Default::default() };
+    let replica = scene.replica_with(fanout::Options::default(), options).await;
+    let sessions = [scene.session().await, scene.session().await];
+    *scene.calls.left.lock().unwrap() = Some(0);
+    *scene.calls.resumes_left.lock().unwrap() = Some(3);
+    let mut client = Client::connect_at(&scene, &replica, "/v1/ws?resume=true").await;
+    for session in sessions {
+        client.subscribe(session, 1).await;
+    }
+    assert_eq!(*scene.calls.resumes_left.lock().unwrap(), Some(0));
+    let subscribe = |since| json!({ "subscribe": { "sessionId": sessions[0].to_string(), "since": since } });
+    let again = async |client: &mut Client, since: u64| {
+        client.say(json!({ "unsubscribe": { "sessionId": sessions[0].to_string() } })).await;
+        client.hear().await;
+        client.say(subscribe(since)).await;
+        client.hear().await["error"]["message"].take()
+    };
+    assert_eq!(again(&mut client, 1).await, "the limit of 60 resumes in a minute is reached");
+    // To begin is a call, and so is what is more than a connection has.
+    for since in [0, 1] {
+        assert_eq!(again(&mut client, since).await, "the limit of 60 requests in a minute is reached");
+    }
+}
+
     let scene = Scene::new().await;
     let options =
         gateway::Options { subscriptions_max: 2, frames_per_second: 1, frames_at_once: 5, ..Default::default() };

@@ -22,9 +22,10 @@ use crate::error::Error;
 use crate::gateway::failure::log;
 use crate::gateway::metrics::Open;
 use crate::gateway::open::{Opened, Wanted, open};
-use crate::gateway::{Failure, Shared};
+use crate::gateway::{Failure, Opens, Shared};
 use crate::identity::{Identity, Tenure};
 use crate::intake::Held;
+use crate::leaving::leaving;
 
 /// Frames of the client that wait to be carried out. At the bound the client is not read from.
 const WAITING_MAX: usize = 16;
@@ -37,7 +38,8 @@ const TOGETHER_BYTES_MAX: usize = 256 * 1024;
 
 /// Subscriptions that come with one call of the tenant's, of which it has so many in a minute; the first ones with the call that opened
 /// the connection. Each looks into the store, so that they can't be for nothing; and who connects anew with many must have some
-/// calls left to talk to them.
+/// calls left to talk to them. A connection in place of one that broke off has none: each of its first ones that goes on behind a number is
+/// resumed, as many as there may be at a time.
 const SUBSCRIPTIONS_A_CALL: u32 = 8;
 
 /// How long a peer may take to hear why it is closed, and to close in turn.
@@ -63,6 +65,8 @@ struct State {
     limiter: Limiter,
     /// Subscriptions that the last call still stands for.
     covered: u32,
+    /// Those that may still be resumed.
+    resumes: usize,
     heard_at: Instant,
 }
 
@@ -91,7 +95,7 @@ enum End {
 }
 
 impl Connection {
-    pub(super) fn new(shared: Arc<Shared>, tenure: Tenure, socket: WebSocket) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, tenure: Tenure, socket: WebSocket, opens: Opens) -> Self {
         let (outgoing, incoming) = socket.split();
         let options = &shared.gateway.options;
         let state = State {
@@ -99,7 +103,8 @@ impl Connection {
             waiting: VecDeque::new(),
             current: None,
             limiter: Limiter::new(options.frames_per_second, options.frames_at_once),
-            covered: SUBSCRIPTIONS_A_CALL,
+            covered: if opens == Opens::New { SUBSCRIPTIONS_A_CALL } else { 0 },
+            resumes: if opens == Opens::New { 0 } else { options.subscriptions_max },
             heard_at: Instant::now(),
         };
         let metrics = &shared.gateway.metrics;
@@ -139,7 +144,7 @@ impl Connection {
     }
 
     async fn talk(&mut self) -> End {
-        let stopping = self.shared.gateway.tasks.stopping();
+        let mut left = pin!(leaving(self.shared.gateway.tasks.stopping(), self.shared.gateway.options.leave_within));
         let mut ended = pin!(self.tenure.clone().ended());
         let keep_alive = self.shared.gateway.options.keep_alive;
         let mut ticks = tokio::time::interval_at(Instant::now() + keep_alive, keep_alive);
@@ -149,7 +154,7 @@ impl Connection {
             let State { subscriptions, waiting, current, .. } = &mut self.state;
             let reads = waiting.len() < WAITING_MAX;
             let step = tokio::select! {
-                () = stopping.cancelled() => Err(End::close(close_code::AWAY, "this replica is going away")),
+                () = &mut left => Err(End::close(close_code::AWAY, "this replica is going away")),
                 () = &mut ended => Err(End::close(close_code::POLICY, "the credential has ended")),
                 message = self.incoming.next(), if reads => self.hear(message).await,
                 outcome = async { current.as_mut().expect("checked below").await }, if current.is_some() => {
@@ -189,10 +194,17 @@ impl Connection {
                 ready(ServerFrame::Error { failure, session_id: Some(session_id) })
             }
             ClientFrame::Subscribe(subscribe) => {
-                let is_covered = self.state.covered > 0;
-                self.state.covered = if is_covered { self.state.covered } else { SUBSCRIPTIONS_A_CALL } - 1;
+                let is_resumed = self.state.resumes > 0 && subscribe.since > 0;
+                let (opens, is_covered) = if is_resumed {
+                    self.state.resumes -= 1;
+                    (Opens::Again, false)
+                } else {
+                    let is_covered = self.state.covered > 0;
+                    self.state.covered = if is_covered { self.state.covered } else { SUBSCRIPTIONS_A_CALL } - 1;
+                    (Opens::New, is_covered)
+                };
                 async move {
-                    if !is_covered && let Err(error) = shared.gateway.calls.limit(&identity).await {
+                    if !is_covered && let Err(error) = shared.gateway.calls.limit(&identity, opens).await {
                         return Outcome::Limited(failed(&error, subscribe.session_id));
                     }
                     subscribed(shared, identity, subscribe).await
