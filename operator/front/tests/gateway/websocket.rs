@@ -281,8 +281,6 @@ async fn subscriptions_are_calls_of_the_tenants_eight_to_one() {
 }
 
 #[tokio::test]
-async fn subscriptions_and_frames_of_one_connection_have_a_bound() {
-#[tokio::test]
 async fn a_connection_in_place_of_one_that_broke_off_takes_none_of_the_tenants_calls() {
     let scene = Scene::new().await;
     let options = gateway::Options { subscriptions_max: 3, ..Default::default() };
@@ -309,6 +307,8 @@ async fn a_connection_in_place_of_one_that_broke_off_takes_none_of_the_tenants_c
     }
 }
 
+#[tokio::test]
+async fn subscriptions_and_frames_of_one_connection_have_a_bound() {
     let scene = Scene::new().await;
     let options =
         gateway::Options { subscriptions_max: 2, frames_per_second: 1, frames_at_once: 5, ..Default::default() };
