@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use croft_serve::tls;
 use http::{Method, Request};
-use kube::api::{Api, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config, ResourceExt as _};
+use kube::{Client, Config};
 use serde_json::{Value, json};
 use tokio::time::Instant;
+
+use crate::kinds;
 
 /// On everything that a test makes, so that the next run can clear away what a killed one left.
 pub(crate) const TEST_LABEL: &str = "croft.dev/made-by-test";
@@ -31,15 +32,7 @@ impl Session {
         let options = KubeConfigOptions::default();
         let config = Config::from_custom_kubeconfig(kubeconfig, &options).await.expect("the kubeconfig is usable");
         let client = Client::try_from(config).expect("a client can be made");
-        let kinds = Api::all(client.clone());
-        for kind in croft_crds::generate::definitions() {
-            let name = kind.name_any();
-            let parameters = PatchParams::apply("croft-test").force();
-            kinds.patch(&name, &parameters, &Patch::Apply(&kind)).await.expect("the kind is taken");
-            let established = kube::runtime::conditions::is_crd_established();
-            let wait = kube::runtime::wait::await_condition(kinds.clone(), &name, established);
-            tokio::time::timeout(LONG, wait).await.expect("the kind is served in time").expect("the kind is served");
-        }
+        kinds::install(&client).await;
         Self { client, run: uuid::Uuid::new_v4().simple().to_string()[..8].to_owned() }
     }
 

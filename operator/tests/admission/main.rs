@@ -4,5 +4,7 @@
 mod api;
 #[path = "../../../crds/tests/corpus/mod.rs"]
 mod corpus;
+#[path = "../cluster/kinds.rs"]
+mod kinds;
 mod objects;
 mod policies;

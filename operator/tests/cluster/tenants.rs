@@ -13,19 +13,14 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::api::{Api, DeleteParams, ListParams, PostParams, WatchEvent, WatchParams};
-use kube::core::DynamicObject;
 use kube::{Resource, ResourceExt as _};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::kubelet;
-use crate::providers::LENT;
-use crate::world::{Session, World, condition, tenant, until, within};
-
-/// Long before the next look at a tenant that nothing happened to, which is minutes away: here many tests share two cores.
-const REPAIRED: Duration = Duration::from_mins(1);
-/// How long most repairs take at the most here. That they take less than a second is for a benchmark to show.
-const REPAIRED_MOSTLY: Duration = Duration::from_secs(5);
+use crate::repairs::REPAIRED;
+use crate::routes::{next_where, watch};
+use crate::world::{Session, World, assert_mostly_within, condition, tenant, until, within};
 
 /// `kind/name` of every child and its resource version.
 async fn versions(session: &Session, namespace: &str) -> Vec<(String, String)> {
@@ -56,7 +51,7 @@ async fn versions(session: &Session, namespace: &str) -> Vec<(String, String)> {
     all
 }
 
-fn owners() -> Value {
+pub(crate) fn owners() -> Value {
     json!([{ "kind": "User", "name": "ada" }, { "kind": "ServiceAccount", "name": "ci", "namespace": "ci" }])
 }
 
@@ -236,186 +231,6 @@ async fn what_a_part_no_longer_wants_goes_also_from_one_that_was_created() {
     assert_eq!(session.world.writes() - writes - first, first - 1, "only the first apply takes ownership over");
 }
 
-/// A tenant that has every part there is, with what the platform lends it; no other test may run meanwhile.
-async fn full_tenant(session: &Session, name: &str) -> AgentTenant {
-    take_back(session).await;
-    let platform = session.within::<Secret>(&session.world.namespace);
-    let registries = json!({ "auths": { "registry.example.com": { "auth": "bWFkZTp1cA==" } } }).to_string();
-    for lent in [
-        json!({ "metadata": { "name": "lent" }, "stringData": { "api-key": LENT } }),
-        json!({
-            "metadata": { "name": "registry" }, "type": "kubernetes.io/dockerconfigjson",
-            "stringData": { ".dockerconfigjson": registries },
-        }),
-    ] {
-        let lent = serde_json::from_value(lent).expect("it is a Secret");
-        platform.create(&PostParams::default(), &lent).await.expect("it can be made");
-    }
-    let providers = json!([{ "name": "anthropic", "source": "Platform" }]);
-    let spec = json!({ "owners": owners(), "llm": { "providers": providers } });
-    let made = session.settled_tenant(name, spec).await;
-    let copies = session.within::<Secret>(&made.namespace_name());
-    for name in ["platform-keys", "pull-credentials"] {
-        until(&format!("{name} is copied"), async || copies.get_opt(name).await.ok()?).await;
-    }
-    kubelet::pods(session, &made.namespace_name(), 2).await;
-    session.quiet().await;
-    made
-}
-
-/// Takes back what [`full_tenant`] lent.
-async fn take_back(session: &Session) {
-    let platform = session.within::<Secret>(&session.world.namespace);
-    for name in ["lent", "registry"] {
-        // It may not be there.
-        let _ = platform.delete(name, &DeleteParams::default()).await;
-    }
-    session.quiet().await;
-}
-
-fn assert_mostly_quick(mut repairs: Vec<Duration>) {
-    repairs.sort();
-    let median = repairs[repairs.len() / 2];
-    assert!(median < REPAIRED_MOSTLY, "half of them took {median:?} and more: {repairs:?}");
-}
-
-#[tokio::test]
-async fn a_part_that_is_deleted_comes_back() {
-    async fn deleted<K>(api: Api<K>, name: &str) -> Duration
-    where
-        K: Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
-    {
-        let before = api.get(name).await.expect("it is there").uid();
-        let since = Instant::now();
-        api.delete(name, &DeleteParams::background()).await.expect("it can be deleted");
-        within(REPAIRED, &format!("{} {name} is back", K::kind(&())), async || {
-            let found = api.get_opt(name).await.ok()??;
-            (found.uid() != before && found.meta().deletion_timestamp.is_none()).then_some(())
-        })
-        .await;
-        since.elapsed()
-    }
-    let session = World::alone().await;
-    let made = full_tenant(&session, "deleted").await;
-    let namespace = made.namespace_name();
-    let repairs = vec![
-        deleted::<NetworkPolicy>(session.within(&namespace), "fence").await,
-        deleted::<ResourceQuota>(session.within(&namespace), "tenant").await,
-        deleted::<LimitRange>(session.within(&namespace), "tenant").await,
-        deleted::<ServiceAccount>(session.within(&namespace), "worker").await,
-        deleted::<Role>(session.within(&namespace), "owners").await,
-        deleted::<RoleBinding>(session.within(&namespace), "owners").await,
-        deleted::<ConfigMap>(session.within(&namespace), "providers").await,
-        deleted::<Secret>(session.within(&namespace), "worker-tls").await,
-        deleted::<Service>(session.within(&namespace), "workers").await,
-        deleted::<Deployment>(session.within(&namespace), "workers").await,
-        deleted::<PodDisruptionBudget>(session.within(&namespace), "workers").await,
-        deleted::<Secret>(session.within(&namespace), "platform-keys").await,
-        deleted::<Secret>(session.within(&namespace), "pull-credentials").await,
-    ];
-    take_back(&session).await;
-    assert_mostly_quick(repairs);
-}
-
-#[tokio::test]
-async fn an_edit_of_a_part_is_undone() {
-    let session = World::alone().await;
-    let made = full_tenant(&session, "edited").await;
-    let namespace = made.namespace_name();
-    let stranger = json!({ "subjects": [
-        { "kind": "User", "name": "eve", "apiGroup": "rbac.authorization.k8s.io" },
-    ] });
-    let everything = json!({ "rules": [{ "apiGroups": ["*"], "resources": ["*"], "verbs": ["*"] }] });
-    // Of the copy for registries only what is on it is looked at.
-    let unlabelled = json!({ "metadata": { "labels": { "app.kubernetes.io/name": null } } });
-    let edits: [(&str, &str, Value, &str); 13] = [
-        ("RoleBinding", "owners", stranger, "/subjects"),
-        ("Role", "owners", everything, "/rules"),
-        ("Deployment", "workers", json!({ "spec": { "replicas": 7 } }), "/spec/replicas"),
-        ("NetworkPolicy", "fence", json!({ "spec": { "egress": [{}] } }), "/spec/egress"),
-        ("ResourceQuota", "tenant", json!({ "spec": { "hard": { "limits.cpu": "64" } } }), "/spec/hard/limits.cpu"),
-        ("LimitRange", "tenant", json!({ "spec": { "limits": [] } }), "/spec/limits"),
-        ("ServiceAccount", "worker", json!({ "automountServiceAccountToken": true }), "/automountServiceAccountToken"),
-        ("ConfigMap", "providers", json!({ "data": { "providers.json": "{}" } }), "/data/providers.json"),
-        ("Service", "workers", json!({ "spec": { "selector": { "croft.dev/tenant": "egret" } } }), "/spec/selector"),
-        ("PodDisruptionBudget", "workers", json!({ "spec": { "maxUnavailable": 9 } }), "/spec/maxUnavailable"),
-        ("Secret", "platform-keys", json!({ "stringData": { "anthropic": "garbled" } }), "/data/anthropic"),
-        ("Secret", "pull-credentials", unlabelled, "/metadata/labels"),
-        (
-            "NetworkPolicy",
-            "fence",
-            json!({ "metadata": { "labels": { "croft.dev/tenant": null } } }),
-            "/metadata/labels",
-        ),
-    ];
-    let mut repairs = Vec::new();
-    for (kind, name, edit, field) in edits {
-        let api = dynamic(&session, kind, &namespace);
-        let read = async || {
-            let object = serde_json::to_value(api.get(name).await.expect("it is there")).expect("it is JSON");
-            object.pointer(field).cloned()
-        };
-        let before = read().await;
-        let since = Instant::now();
-        session.merge(&api, name, edit).await;
-        within(REPAIRED, &format!("{kind} {name} has its {field} back"), async || {
-            (read().await == before).then_some(())
-        })
-        .await;
-        repairs.push(since.elapsed());
-    }
-    take_back(&session).await;
-    assert_mostly_quick(repairs);
-    let namespaces = session.all::<Namespace>();
-    let weakened = json!({ "metadata": { "labels": {
-        "pod-security.kubernetes.io/enforce": "privileged", "croft.dev/tenant": null,
-    } } });
-    session.merge(&namespaces, &namespace, weakened).await;
-    within(REPAIRED, "the namespace is restricted again", async || {
-        let labels = namespaces.get(&namespace).await.ok()?.metadata.labels?;
-        (labels["pod-security.kubernetes.io/enforce"] == "restricted" && labels.contains_key("croft.dev/tenant"))
-            .then_some(())
-    })
-    .await;
-}
-
-fn dynamic(session: &Session, kind: &str, namespace: &str) -> Api<DynamicObject> {
-    let (group, plural) = match kind {
-        "Deployment" => ("apps", "deployments"),
-        "NetworkPolicy" => ("networking.k8s.io", "networkpolicies"),
-        "PodDisruptionBudget" => ("policy", "poddisruptionbudgets"),
-        "ResourceQuota" => ("", "resourcequotas"),
-        "LimitRange" => ("", "limitranges"),
-        "ServiceAccount" => ("", "serviceaccounts"),
-        "ConfigMap" => ("", "configmaps"),
-        "Secret" => ("", "secrets"),
-        "Service" => ("", "services"),
-        "Role" => ("rbac.authorization.k8s.io", "roles"),
-        "RoleBinding" => ("rbac.authorization.k8s.io", "rolebindings"),
-        _ => panic!("{kind} is no part"),
-    };
-    let kind = kube::core::GroupVersionKind::gvk(group, "v1", kind);
-    let resource = kube::core::ApiResource::from_gvk_with_plural(&kind, plural);
-    Api::namespaced_with(session.client.clone(), namespace, &resource)
-}
-
-#[tokio::test]
-async fn a_garbled_key_of_the_workers_is_replaced() {
-    let session = World::alone().await;
-    let made = session.settled_tenant("garbled", json!({})).await;
-    session.quiet().await;
-    let secrets = session.within::<Secret>(&made.namespace_name());
-    let before = secrets.get("worker-tls").await.unwrap().data.unwrap();
-    session.merge(&secrets, "worker-tls", json!({ "stringData": { "tls.key": "garbled" } })).await;
-    let after = within(REPAIRED, "there is a new key", async || {
-        let data = secrets.get("worker-tls").await.ok()?.data?;
-        (data["tls.key"].0 != b"garbled").then_some(data)
-    })
-    .await;
-    assert_ne!(after["tls.key"], before["tls.key"]);
-    assert_ne!(after["tls.crt"], before["tls.crt"], "a certificate goes with its key");
-}
-
 #[tokio::test]
 async fn a_foreign_namespace_is_never_adopted() {
     let session = World::shared().await;
@@ -452,22 +267,6 @@ async fn a_foreign_namespace_is_never_adopted() {
 }
 
 #[tokio::test]
-async fn a_namespace_that_is_deleted_by_hand_is_made_anew() {
-    let session = World::shared().await;
-    let made = session.settled_tenant("phoenix", json!({})).await;
-    let namespaces = session.all::<Namespace>();
-    let before = namespaces.get(&made.namespace_name()).await.unwrap().uid();
-    namespaces.delete(&made.namespace_name(), &DeleteParams::default()).await.unwrap();
-    until("it is there again, with its workers", async || {
-        let namespace = namespaces.get_opt(&made.namespace_name()).await.ok()??;
-        let is_new = namespace.uid() != before && namespace.metadata.deletion_timestamp.is_none();
-        let workers = session.within::<Deployment>(&made.namespace_name()).get_opt("workers").await.ok()?;
-        (is_new && workers.is_some()).then_some(())
-    })
-    .await;
-}
-
-#[tokio::test]
 async fn an_exhausted_quota_is_named_long_before_the_next_look() {
     let session = World::alone().await;
     let made = session.tenant("poor", json!({ "quota": { "cpu": "1500m" } })).await;
@@ -497,6 +296,60 @@ async fn an_image_that_cannot_be_had_is_named() {
     })
     .await;
     assert_eq!(told, "False ImageUnavailable: the image croft/worker:dev can't be had");
+}
+
+/// What a node or the scheduler tells of a worker that does not run; the reason that the tenant's people are given, and the sentence, which
+/// callers are given too.
+fn hindrances() -> [(Value, &'static str, &'static str); 3] {
+    let unscheduled = json!({ "phase": "Pending", "conditions": [{
+        "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available",
+    }] });
+    let waiting = |reason: &str, last: Value| {
+        json!({ "phase": "Pending", "containerStatuses": [{
+            "name": "worker", "image": "croft/worker:dev", "imageID": "", "ready": false, "restartCount": 3,
+            "state": { "waiting": { "reason": reason } }, "lastState": last,
+        }] })
+    };
+    let killed = json!({ "terminated": { "exitCode": 137 } });
+    [
+        (unscheduled, "Unschedulable", "no node takes the worker: 0/3 nodes are available"),
+        (waiting("ErrImagePull", json!({})), "ImageUnavailable", "the image croft/worker:dev can't be had"),
+        (waiting("CrashLoopBackOff", killed), "Crashing", "the worker ends again and again, last with code 137"),
+    ]
+}
+
+#[tokio::test]
+async fn why_a_worker_does_not_run_is_told_to_people_and_to_callers_mostly_within_a_second() {
+    const ROUNDS: usize = 3;
+    let session = World::alone().await;
+    let made = session.settled_tenant("hindered", json!({ "workers": { "replicas": 1 } })).await;
+    let pods = kubelet::pods(&session, &made.namespace_name(), 1).await;
+    let mut stream = watch(&session).await;
+    stream.message().await.unwrap().unwrap();
+    let mut times = Vec::new();
+    for (status, reason, message) in std::iter::repeat_n(hindrances(), ROUNDS).flatten() {
+        session.quiet().await;
+        let since = Instant::now();
+        kubelet::set(&session, &pods[0], status).await;
+        let people = async {
+            until(&format!("{reason} is told"), async || {
+                let tenant: AgentTenant = session.all().get(&made.name_any()).await.ok()?;
+                (condition(&tenant, "WorkersReady")? == format!("False {reason}: {message}")).then_some(())
+            })
+            .await;
+            since.elapsed()
+        };
+        let callers = async {
+            next_where(&mut stream, &made, |route| route.workers_problem == message).await;
+            since.elapsed()
+        };
+        times.extend(<[Duration; 2]>::from(tokio::join!(people, callers)));
+        // As it is before anybody has begun with it.
+        let untouched = json!({ "phase": "Pending", "conditions": null, "containerStatuses": null });
+        kubelet::set(&session, &pods[0], untouched).await;
+        next_where(&mut stream, &made, |route| route.workers_problem == "no worker is ready yet").await;
+    }
+    assert_mostly_within(Duration::from_secs(1), times);
 }
 
 #[tokio::test]
@@ -572,4 +425,24 @@ async fn workers_know_the_collector_and_their_fence_lets_them_go_there() {
     for (name, value) in [("CROFT_LOG", "debug"), ("CROFT_OTLP_ENDPOINT", "http://collector.tracing:4317")] {
         assert!(environment.as_array().unwrap().contains(&json!({ "name": name, "value": value })), "{environment}");
     }
+}
+
+#[tokio::test]
+async fn the_internet_is_taken_from_a_tenant_and_given_back_while_its_workers_run_on() {
+    let session = World::shared().await;
+    let made = session.settled_tenant("secluded", json!({})).await;
+    let (name, namespace) = (made.name_any(), made.namespace_name());
+    let before: Deployment = session.within(&namespace).get("workers").await.unwrap();
+    for (internet, is_open) in [("Deny", false), ("Allow", true)] {
+        let wanted = json!({ "spec": { "egress": { "internet": internet } } });
+        session.merge(&session.all::<AgentTenant>(), &name, wanted).await;
+        within(REPAIRED, &format!("the fence is as {internet} wants it"), async || {
+            let fence: NetworkPolicy = session.within(&namespace).get("fence").await.ok()?;
+            let egress = serde_json::to_string(&fence.spec?.egress?).ok()?;
+            (egress.contains("0.0.0.0/0") == is_open && egress.contains("kube-dns")).then_some(())
+        })
+        .await;
+    }
+    let after: Deployment = session.within(&namespace).get("workers").await.unwrap();
+    assert_eq!(after.metadata.generation, before.metadata.generation);
 }

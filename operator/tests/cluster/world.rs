@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{OnceLock, mpsc};
 use std::time::Duration;
 
-use croft_crds::{AgentSession, AgentTenant};
+use croft_crds::session::SessionPhase;
+use croft_crds::{AgentSession, AgentSessionStatus, AgentTenant};
 use croft_operator::config::Args;
 use croft_operator::operator;
 use croft_serve::{Metrics, Program, tls};
@@ -21,6 +22,7 @@ use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::time::Instant;
 
 use crate::front::FakeFront;
+use crate::kinds;
 use crate::proxy::Proxy;
 
 /// On everything that a test makes, so that the next run can clear away what a killed one left.
@@ -185,6 +187,19 @@ pub(crate) fn tenant(name: &str, spec: &Value) -> AgentTenant {
     serde_json::from_value(tenant).expect("reads as the kind")
 }
 
+/// What a test declares that minds no particular agent.
+pub(crate) fn spec() -> Value {
+    json!({ "agent": { "model": "scripted-1", "systemPrompt": "Be brief." } })
+}
+
+/// The status of a session once it is in a phase.
+pub(crate) async fn in_phase(api: &Api<AgentSession>, name: &str, phase: SessionPhase) -> AgentSessionStatus {
+    until(&format!("{name} is {phase:?}"), async || {
+        api.get(name).await.ok()?.status.filter(|status| status.phase == Some(phase))
+    })
+    .await
+}
+
 /// Asks until there is an answer. Fails when that takes too long.
 pub(crate) async fn until<T>(what: &str, ask: impl AsyncFnMut() -> Option<T>) -> T {
     within(LONG, what, ask).await
@@ -200,6 +215,13 @@ pub(crate) async fn within<T>(patience: Duration, what: &str, mut ask: impl Asyn
         tokio::time::sleep(PAUSE).await;
     }
     panic!("not within {patience:?}: {what}");
+}
+
+/// Most of it took no longer than this. The machine may have stood still in the rest.
+pub(crate) fn assert_mostly_within(bound: Duration, mut took: Vec<Duration>) {
+    took.sort();
+    let median = took[took.len() / 2];
+    assert!(median < bound, "half of them took {median:?} and more: {took:?}");
 }
 
 pub(crate) fn kubeconfig_path() -> String {
@@ -246,7 +268,7 @@ fn world() -> &'static World {
 
 async fn start() -> (World, Program) {
     let client = client().await;
-    install_kinds(&client).await;
+    kinds::install(&client).await;
     clear_away(&client).await;
     let namespace = format!("croft-test-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
     let made: Namespace = serde_json::from_value(json!({
@@ -297,18 +319,6 @@ async fn start() -> (World, Program) {
     }
     let (routes_port, metrics) = (started.routes_addr.port(), program.metrics.clone());
     (World { namespace, routes_port, front, proxy, metrics }, program)
-}
-
-async fn install_kinds(client: &Client) {
-    let kinds = Api::all(client.clone());
-    for kind in croft_crds::generate::definitions() {
-        let name = kind.name_any();
-        let parameters = PatchParams::apply("croft-test").force();
-        kinds.patch(&name, &parameters, &Patch::Apply(&kind)).await.expect("the kind is taken");
-        let established = kube::runtime::conditions::is_crd_established();
-        let wait = kube::runtime::wait::await_condition(kinds.clone(), &name, established);
-        tokio::time::timeout(LONG, wait).await.expect("the kind is served in time").expect("the kind is served");
-    }
 }
 
 /// What a run left that was killed before its end.
