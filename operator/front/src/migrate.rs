@@ -3,12 +3,14 @@
 mod holders;
 
 use std::collections::HashMap;
+use std::str::FromStr;
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::migrate::{Migrate as _, Migrator};
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, Row};
 use tokio::time::{Instant, timeout};
 
@@ -37,9 +39,9 @@ const MAY_TAKE_ON: &str = "select pg_has_role(
     case when current_setting('server_version_num')::int < 160000 then 'member' else 'set' end)";
 
 /// Another that migrates is waited for for as long as it takes: nobody else wants that lock. A server that hears nothing of its client
-/// being gone goes on with what it does, and with the locks that it has for it.
-const SETTINGS: &str = "set application_name = 'croft-front migrate'; set lock_timeout = 0; \
-    set client_connection_check_interval = '2s'";
+/// being gone goes on with what it does, and with the locks that it has for it. They are told with the first message, as fronts tell
+/// theirs: a pooler that would hand locks and settings of one client to another refuses them.
+const SETTINGS: [(&str, &str); 2] = [("lock_timeout", "0"), ("client_connection_check_interval", "2s")];
 /// All other locks are waited for for less long than fronts wait for theirs (`store/postgres.rs`), who may be queued behind; and for longer
 /// than `deadlock_timeout`, after which PostgreSQL sends an autovacuum away that is in the way.
 const LOCK_TIMEOUT: &str = "set lock_timeout = '2s'";
@@ -92,9 +94,12 @@ async fn attempt(
     holders: &mut Vec<String>,
     give_up: &mut Instant,
 ) -> anyhow::Result<()> {
-    let mut admin =
-        PgConnection::connect(admin_url.expose_secret()).await.map_err(explained).context("cannot reach PostgreSQL")?;
-    sqlx::raw_sql(SETTINGS).execute(&mut admin).await.context("cannot set what migrations wait for")?;
+    // The parser's complaint may quote the URL, and with it a password.
+    let options = PgConnectOptions::from_str(admin_url.expose_secret())
+        .map_err(|_| anyhow::anyhow!("the PostgreSQL URL can't be read"))?
+        .application_name("croft-front migrate")
+        .options(SETTINGS);
+    let mut admin = PgConnection::connect_with(&options).await.map_err(explained).context("cannot reach PostgreSQL")?;
     let asked = Instant::now();
     wait_for_others(&mut admin).await.context("cannot wait for another that migrates")?;
     *give_up += asked.elapsed();

@@ -23,7 +23,7 @@ pub use reaper::watch_for_sessions_due;
 pub use retention::watch_for_sessions_to_erase;
 
 /// A session as it stands. Its state is a projection of its durable events and changes with them alone: see
-/// [`crate::events::log::EventLog::append`].
+/// [`crate::events::log::EventLog::append`]. Its totals also change with what was used behind its end, and when prices are corrected.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Session {
     pub id: SessionId,

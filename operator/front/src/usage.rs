@@ -1,5 +1,5 @@
-//! What models used and cost. Rows are written by [`crate::events::log::EventLog::append`], with the event that reports
-//! them; here they are read.
+//! What models used and cost. A row is written with the event that reports its attempt, where the session's log takes one; here rows are
+//! read, and those are added of which no event tells.
 
 use async_trait::async_trait;
 use croft_proto::Timestamp;

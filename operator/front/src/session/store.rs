@@ -46,18 +46,22 @@ pub enum Inserted {
 /// largest, and all that sessions have besides, a page is still below the 4 MiB that a gRPC client takes unless it was told otherwise.
 pub const PAGE_BYTES: u32 = 1 << 20;
 
+/// Sessions that are looked at for a page of those that carry some labels. Where few do, a look at all of a tenant's would take longer than
+/// a statement may, each time.
+pub const LOOKED_AT_MAX: u32 = 50_000;
+
 /// A page of sessions.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Page {
     pub sessions: Vec<Session>,
-    /// There are others behind it.
-    pub more: bool,
+    /// See [`Self::next`].
+    pub(crate) next: Option<SessionId>,
 }
 
 impl Page {
-    /// Behind which the next page begins, if there is one.
+    /// Behind which the next page begins, if there is one: the last session of this one, or the last that was looked at for it.
     pub fn next(&self) -> Option<SessionId> {
-        self.sessions.last().filter(|_| self.more).map(|last| last.id)
+        self.next
     }
 }
 
@@ -96,7 +100,8 @@ pub trait SessionStore: Send + Sync {
     async fn get(&self, tenant: TenantId, id: SessionId) -> Result<Option<Session>, Error>;
 
     /// Sessions, newest first (by id, which is a UUID of version 7), that come after `after` in that order; at most `limit`, and no more
-    /// once they have [`PAGE_BYTES`].
+    /// once they have [`PAGE_BYTES`]. Where the filter has labels, [`LOOKED_AT_MAX`] are looked at: there may be fewer on a page, or none, and
+    /// others behind it.
     async fn list(
         &self,
         tenant: TenantId,

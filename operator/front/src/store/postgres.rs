@@ -24,19 +24,19 @@ mod row;
 mod sessions;
 mod tenants;
 mod time;
+mod timed;
 mod turns;
 mod usage;
 mod warm;
 
-use std::fmt::Display;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use croft_proto::id::{SessionId, TenantId};
+use croft_proto::id::TenantId;
 use croft_serve::Tasks;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, Connection as _, PgPool, Transaction};
+use sqlx::{Connection as _, PgPool};
 use tokio::time::timeout;
 
 pub(crate) use models::{add as add_models, apply as apply_models};
@@ -61,6 +61,12 @@ const CALL_MAX: Duration = Duration::from_secs(20);
 /// A server that offers TLS is reached by TLS or not at all, unless the URL says otherwise.
 const HANDSHAKE_FAILED: &str = "the TLS handshake with PostgreSQL failed; `sslmode` in the URL says what is asked of the server's certificate, and \
      `sslmode=disable` connects without TLS";
+
+/// The code of what poolers say to a startup parameter that they don't keep apart for each client:
+/// <https://www.postgresql.org/docs/15/errcodes-appendix.html>.
+const PROTOCOL_VIOLATION: &str = "08P01";
+const THROUGH_A_POOLER: &str = "PostgreSQL must be reached directly, or through a pooler that keeps a session's connection and passes on the startup \
+     parameter `options`: what answers at this URL refuses it";
 
 /// All stores over one pool of connections; cheap to clone.
 #[derive(Debug, Clone)]
@@ -108,7 +114,8 @@ impl Postgres {
 
     /// The database answers, and its schema is the one that this program was built for.
     pub async fn check(&self) -> Result<(), Error> {
-        if migrate::is_current(&self.pool).await? {
+        let is_current = self.in_time(migrate::is_current(&self.pool)).await;
+        if is_current.unwrap_or_else(|silent| Err(failed(silent)))? {
             Ok(())
         } else {
             Err(Error::unavailable("a current database schema", anyhow::anyhow!("`croft-front migrate` has not run")))
@@ -120,60 +127,7 @@ impl Postgres {
         tenants::named(self, name).await
     }
 
-    /// A transaction that sees this tenant alone.
-    async fn tenant(&self, tenant: TenantId) -> Result<Tx, Error> {
-        self.tenant_and(tenant, "").await
-    }
-
-    /// As [`Self::tenant`]; in the same round trip also runs statements whose rows nobody wants: locks. They come first, so
-    /// that what follows sees all that was committed before them.
-    async fn tenant_and(&self, tenant: TenantId, locks: impl Display) -> Result<Tx, Error> {
-        // A UUID is hex and hyphens: there is nothing to escape.
-        self.begin(format!("begin; set local role croft_request; set local croft.tenant = '{tenant}'; {locks}")).await
-    }
-
-    /// As [`Self::tenant_and`], for a statement whose plan is made once a connection: for one that looks rows up by key, to plan takes
-    /// longer than to carry out. See `migrations/0023_one_call.sql`.
-    async fn planned(&self, tenant: TenantId, locks: impl Display) -> Result<Tx, Error> {
-        let once = "set local plan_cache_mode = force_generic_plan; set local enable_seqscan = off";
-        self.tenant_and(tenant, format!("{once}; {locks}")).await
-    }
-
-    /// A transaction that holds the locks of those of these sessions that there are. What follows sees all that the last holders
-    /// of the locks did. They are taken in the order of the ids, so that two who want several don't wait for each other.
-    async fn locking(&self, tenant: TenantId, sessions: impl IntoIterator<Item = SessionId>) -> Result<Tx, Error> {
-        let ids: Vec<_> = sessions.into_iter().map(|session| format!("'{session}'")).collect();
-        let lock = format!(
-            "select 1 from sessions where tenant_id = '{tenant}' and session_id in ({}) order by session_id for no key update",
-            ids.join(", ")
-        );
-        self.planned(tenant, lock).await
-    }
-
-    /// A transaction of the request role that sees no tenant, for functions that look across them.
-    async fn nobody(&self) -> Result<Tx, Error> {
-        self.begin("begin; set local role croft_request".to_owned()).await
-    }
-
-    /// A transaction that may insert for any tenant, and read nothing.
-    async fn writer(&self) -> Result<Tx, Error> {
-        self.begin("begin; set local role croft_writer".to_owned()).await
-    }
-
-    /// A connection that went away while it was idle shows it here, where nothing has happened yet: the next one is tried. At
-    /// worst all of them are stale, and the last try is on a new one. Testing each before use would cost a round trip.
-    async fn begin(&self, statements: String) -> Result<Tx, Error> {
-        self.warm.give_way();
-        let mut stale = 0;
-        loop {
-            match self.in_time(self.pool.begin_with(AssertSqlSafe(statements.as_str()))).await.flatten() {
-                Err(error) if stale < self.connections_max && was_idle_too_long(&error) => stale += 1,
-                result => return result.map_err(failed),
-            }
-        }
-    }
-
-    /// A call of the server, for as long as one may take. Whether one that was given up was carried out nobody knows; its connection is
+    /// What is asked of the server, for as long as a call may take. Whether one that was given up was carried out nobody knows; its connection is
     /// looked at on its way back to the pool, and those that have been idle since before their next use.
     async fn in_time<T>(&self, call: impl Future<Output = T>) -> Result<T, sqlx::Error> {
         timeout(self.call_max, call).await.map_err(|_| {
@@ -205,8 +159,6 @@ impl Stores {
         }
     }
 }
-
-type Tx = Transaction<'static, sqlx::Postgres>;
 
 /// A pool that connects when it is first used.
 fn connect(url: &str, connections_max: u32, doubts: Doubts) -> Result<PgPool, Error> {
@@ -243,14 +195,29 @@ fn connect(url: &str, connections_max: u32, doubts: Doubts) -> Result<PgPool, Er
 
 /// As [`failed`], of the first connection.
 fn unreached(error: sqlx::Error) -> Error {
-    if is_handshake(&error) { Error::unavailable("postgres", explained(error)) } else { failed(error) }
+    if is_handshake(&error) || is_pooler(&error) {
+        Error::unavailable("postgres", explained(error))
+    } else {
+        failed(error)
+    }
 }
 
-/// Why there is no connection. Where TLS failed, who reads it is told how to have it otherwise.
+/// Why there is no connection. Where TLS failed, or a pooler is in the way, who reads it is told how to have it otherwise.
 pub(crate) fn explained(error: sqlx::Error) -> anyhow::Error {
-    let is_handshake = is_handshake(&error);
+    let (is_handshake, is_pooler) = (is_handshake(&error), is_pooler(&error));
     let error = anyhow::Error::from(error);
-    if is_handshake { error.context(HANDSHAKE_FAILED) } else { error }
+    match (is_handshake, is_pooler) {
+        (true, _) => error.context(HANDSHAKE_FAILED),
+        (false, true) => error.context(THROUGH_A_POOLER),
+        (false, false) => error,
+    }
+}
+
+/// PgBouncer and its kin refuse the startup parameters that they would have to keep apart for each client:
+/// <https://www.pgbouncer.org/config.html#ignore_startup_parameters>.
+fn is_pooler(error: &sqlx::Error) -> bool {
+    let sqlx::Error::Database(refusal) = error else { return false };
+    refusal.code().as_deref() == Some(PROTOCOL_VIOLATION) && refusal.message().contains("startup parameter")
 }
 
 /// What the TLS library says of a handshake comes as data that are not valid.

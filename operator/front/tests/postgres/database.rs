@@ -10,7 +10,7 @@ use uuid::Uuid;
 pub(crate) const FRONT_ROLE: &str = "croft_test_front";
 /// An owner of databases who is no superuser, as with a hosted Postgres.
 pub(crate) const OWNER_ROLE: &str = "croft_test_owner";
-const PASSWORD: &str = "croft-test";
+pub(crate) const PASSWORD: &str = "croft-test";
 
 /// A database; [`Database::end`] drops it, a test that fails leaves it to be looked at.
 pub(crate) struct Database {
@@ -20,13 +20,18 @@ pub(crate) struct Database {
 }
 
 impl Database {
-    /// With nothing in it.
-    pub(crate) async fn empty() -> Self {
+    /// That is still to be made.
+    pub(crate) fn unmade() -> Self {
         let url = std::env::var("CROFT_TEST_POSTGRES_URL")
             .expect("CROFT_TEST_POSTGRES_URL is not set: `make test-services` starts a PostgreSQL and tells its URL");
         let (server, _) = url.rsplit_once('/').expect("a URL with a database");
-        let database = Self { server: format!("{server}/"), name: format!("croft_test_{}", Uuid::new_v4().simple()) };
-        let mut server = connect(&url).await;
+        Self { server: format!("{server}/"), name: format!("croft_test_{}", Uuid::new_v4().simple()) }
+    }
+
+    /// With nothing in it.
+    pub(crate) async fn empty() -> Self {
+        let database = Self::unmade();
+        let mut server = database.server().await;
         execute(&mut server, &role(FRONT_ROLE, "")).await.unwrap();
         execute(&mut server, &role(OWNER_ROLE, "createrole")).await.unwrap();
         execute(&mut server, &format!("create database {}", database.name)).await.unwrap();
@@ -59,13 +64,24 @@ impl Database {
         connect(&self.url_of(role)).await
     }
 
+    /// A superuser's connection to the server.
+    pub(crate) async fn server(&self) -> PgConnection {
+        connect(&format!("{}postgres", self.server)).await
+    }
+
+    /// The same of a role of tests.
+    pub(crate) async fn server_as(&self, role: &str) -> PgConnection {
+        let (_, host) = self.server.rsplit_once('@').expect("a URL with a user");
+        connect(&format!("postgres://{role}:{PASSWORD}@{host}postgres")).await
+    }
+
     /// A superuser's connection.
     pub(crate) async fn admin(&self) -> PgConnection {
         connect(&format!("{}{}", self.server, self.name)).await
     }
 
     pub(crate) async fn end(self) {
-        let mut server = connect(&format!("{}postgres", self.server)).await;
+        let mut server = self.server().await;
         let drop = format!("drop database {} with (force)", self.name);
         for _ in 0..50 {
             match execute(&mut server, &drop).await {

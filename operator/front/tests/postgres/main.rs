@@ -9,17 +9,22 @@ mod changes;
 #[path = "../contract/mod.rs"]
 mod contract;
 mod database;
+mod functions;
 mod groups;
 mod hooks;
 mod idempotency;
+mod install;
+mod labels;
 mod migrations;
 mod outage;
 mod pool;
+mod pooler;
 #[path = "../redis/port.rs"]
 mod port;
 mod reprice;
 mod row_security;
 mod silence;
+mod silent;
 mod tampering;
 mod tls;
 mod turn_cost;

@@ -100,7 +100,7 @@ impl SessionStore for Memory {
             bytes += session.agent.encoded_len() + labels.sum::<usize>();
             page.sessions.push(session.clone());
         }
-        page.more = found.peek().is_some();
+        page.next = page.sessions.last().filter(|_| found.peek().is_some()).map(|last| last.id);
         Ok(page)
     }
 

@@ -8,9 +8,10 @@ use uuid::Uuid;
 
 use super::row::{select_session, state_word, stop_reason_word};
 use super::time::Time;
+use super::timed::{Timed, Tx};
 use super::turns::{LeaseChange, Stored};
 use super::usage::{self, Reported};
-use super::{Postgres, Tx, failed, sessions, signed};
+use super::{Postgres, failed, sessions, signed};
 use crate::error::Error;
 use crate::events::log::{Append, Authority, EventLog, IdempotencyKey, NewEvent};
 use crate::store::projection::{self, Change};
@@ -103,10 +104,10 @@ const APPEND: &str = concat!(
 impl Postgres {
     /// One append in a transaction of its own.
     pub(super) async fn append_alone(&self, prepared: Prepared) -> Result<Stored, Error> {
-        self.in_time(Box::pin(self.append_prepared(prepared))).await.unwrap_or_else(|silent| Err(failed(silent)))
+        self.timed(|server| Box::pin(self.append_prepared(server, prepared))).await
     }
 
-    async fn append_prepared(&self, prepared: Prepared) -> Result<Stored, Error> {
+    async fn append_prepared(&self, server: Timed<'_>, prepared: Prepared) -> Result<Stored, Error> {
         let waits = prepared.may_wait();
         let Prepared { append, change, columns, lease } = prepared;
         let Append { tenant, session, authority, events, checkpoint, idempotency_key, input_seq } = append;
@@ -122,8 +123,8 @@ impl Postgres {
 
         // The order of locks is session, then lease, here as anywhere.
         let mut tx = match &lease {
-            LeaseChange::Keep => self.planned(tenant, "").await?,
-            LeaseChange::Take { .. } | LeaseChange::Release => self.locking(tenant, [session]).await?,
+            LeaseChange::Keep => server.planned(tenant, "").await?,
+            LeaseChange::Take { .. } | LeaseChange::Release => server.locking(tenant, [session]).await?,
         };
         let numbered = sqlx::query(APPEND)
             .bind(tenant.0)

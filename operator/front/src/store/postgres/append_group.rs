@@ -138,9 +138,11 @@ impl Postgres {
         authority: Authority,
         lease: &LeaseChange,
     ) -> Result<Stored, Error> {
-        let mut tx = self.tenant(tenant).await?;
-        let why = self.in_time(refused(&mut tx, tenant, session, authority, lease, None)).await;
-        why.unwrap_or_else(|silent| Err(failed(silent)))
+        self.timed(async |server| {
+            let mut tx = server.tenant(tenant).await?;
+            refused(&mut tx, tenant, session, authority, lease, None).await
+        })
+        .await
     }
 
     async fn append_each(&self, group: Vec<Prepared>) -> Vec<Result<Stored, Error>> {

@@ -45,7 +45,8 @@ impl Postgres {
             tries += 1;
             if rows.is_empty() && tries <= self.connections_max {
                 if is_left_open(&error) {
-                    sqlx::raw_sql(END_OF_LEFTOVER).execute(&mut *lent.connection).await.map_err(failed)?;
+                    let end = sqlx::raw_sql(END_OF_LEFTOVER).execute(&mut *lent.connection);
+                    self.in_time(end).await.flatten().map_err(failed)?;
                     continue;
                 }
                 if matches!(error, sqlx::Error::Database(_)) && was_idle_too_long(&error) {

@@ -8,7 +8,8 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 
 use super::time::Time;
-use super::{Postgres, Tx, failed, signed};
+use super::timed::Tx;
+use super::{Postgres, failed, signed};
 use crate::audit::{Action, AuditStore, Known, Place};
 use crate::error::Error;
 use crate::store::chain::{self, Chain, Link};
@@ -21,54 +22,95 @@ const PAGE: i64 = 20_000;
 #[async_trait]
 impl AuditStore for Postgres {
     async fn append(&self, place: Place, actions: Vec<Action>) -> Result<(), Error> {
-        if actions.is_empty() {
-            return Ok(());
-        }
-        let mut tx = self.writer().await?;
-        sqlx::query("select croft_append_audit_once($1, $2, $3, $4, $5, $6, $7)")
-            .bind(place.journal)
-            .bind(signed(place.first))
-            .bind(actions.iter().map(|action| action.tenant.0).collect::<Vec<_>>())
-            .bind(actions.iter().map(|action| action.actor.as_str()).collect::<Vec<_>>())
-            .bind(actions.iter().map(|action| &*action.action).collect::<Vec<_>>())
-            .bind(actions.iter().map(|action| action.resource.as_str()).collect::<Vec<_>>())
-            .bind(actions.iter().map(|action| &*action.outcome).collect::<Vec<_>>())
-            .execute(&mut *tx)
-            .await
-            .map_err(refused)?;
-        tx.commit().await.map_err(failed)
+        self.timed(async |server| {
+            if actions.is_empty() {
+                return Ok(());
+            }
+            let mut tx = server.writer().await?;
+            sqlx::query("select croft_append_audit_once($1, $2, $3, $4, $5, $6, $7)")
+                .bind(place.journal)
+                .bind(signed(place.first))
+                .bind(actions.iter().map(|action| action.tenant.0).collect::<Vec<_>>())
+                .bind(actions.iter().map(|action| action.actor.as_str()).collect::<Vec<_>>())
+                .bind(actions.iter().map(|action| &*action.action).collect::<Vec<_>>())
+                .bind(actions.iter().map(|action| action.resource.as_str()).collect::<Vec<_>>())
+                .bind(actions.iter().map(|action| &*action.outcome).collect::<Vec<_>>())
+                .execute(&mut *tx)
+                .await
+                .map_err(refused)?;
+            tx.commit().await.map_err(failed)
+        })
+        .await
     }
 
     async fn list(&self, tenant: TenantId, after_number: u64, limit: u32) -> Result<Vec<AuditRecord>, Error> {
-        let mut tx = self.tenant(tenant).await?;
-        list(&mut tx, tenant, after_number, limit).await
+        self.timed(async |server| {
+            let mut tx = server.tenant(tenant).await?;
+            list(&mut tx, tenant, after_number, limit).await
+        })
+        .await
     }
 
     async fn verify(&self, tenant: TenantId, known: Option<Known>) -> Result<VerifyAuditLogResponse, Error> {
-        let mut tx = self.tenant(tenant).await?;
-        // In one statement, so that records and end are of the same moment: what is added later is for the next verification.
-        let end = sqlx::query(
-            "select l.oldest, l.newest, h.number, h.hash
-            from (
-                select coalesce(min(number), 1) as oldest, coalesce(max(number), 0) as newest
-                from audit_log where tenant_id = $1
-            ) l
-            left join audit_heads h on h.tenant_id = $1",
-        )
-        .bind(tenant.0)
-        .fetch_one(&mut *tx)
-        .await
-        .map_err(failed)?;
-        let oldest: i64 = end.try_get("oldest").map_err(failed)?;
-        let newest: i64 = end.try_get("newest").map_err(failed)?;
-        let number = end.try_get::<Option<i64>, _>("number").map_err(failed)?.unwrap_or_default();
-        let hash = end.try_get::<Option<&[u8]>, _>("hash").map_err(failed)?.unwrap_or(&chain::START);
-
+        let (oldest, end) = self.extent(tenant).await?;
         let mut chain = Chain::new(tenant, known);
         if oldest < 1 {
             return Ok(chain.verdict(false));
         }
         loop {
+            let after = chain.verified();
+            if !self.verify_page(tenant, &mut chain, end.newest).await? {
+                return Ok(chain.verdict(false));
+            }
+            // Either that was all, or a whole page is missing.
+            if chain.verified() == after || signed(chain.verified()) == end.newest {
+                break;
+            }
+        }
+        Ok(chain.verdict(end.newest == end.number && chain.ends_at(end.number.cast_unsigned(), &end.hash)))
+    }
+}
+
+/// Where the log ends: by its records, and by what is kept of it apart.
+struct End {
+    newest: i64,
+    number: i64,
+    hash: Vec<u8>,
+}
+
+impl Postgres {
+    /// The number of the oldest record, and where the log ends: in one statement, so that records and end are of the same moment. What is
+    /// added later is for the next verification.
+    async fn extent(&self, tenant: TenantId) -> Result<(i64, End), Error> {
+        self.timed(async |server| {
+            let mut tx = server.tenant(tenant).await?;
+            let row = sqlx::query(
+                "select l.oldest, l.newest, h.number, h.hash
+                from (
+                    select coalesce(min(number), 1) as oldest, coalesce(max(number), 0) as newest
+                    from audit_log where tenant_id = $1
+                ) l
+                left join audit_heads h on h.tenant_id = $1",
+            )
+            .bind(tenant.0)
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(failed)?;
+            let hash = row.try_get::<Option<Vec<u8>>, _>("hash").map_err(failed)?;
+            let end = End {
+                newest: row.try_get("newest").map_err(failed)?,
+                number: row.try_get::<Option<i64>, _>("number").map_err(failed)?.unwrap_or_default(),
+                hash: hash.unwrap_or_else(|| chain::START.to_vec()),
+            };
+            Ok((row.try_get("oldest").map_err(failed)?, end))
+        })
+        .await
+    }
+
+    /// Adds the next page of the records up to this number. False when one does not fit.
+    async fn verify_page(&self, tenant: TenantId, chain: &mut Chain, newest: i64) -> Result<bool, Error> {
+        self.timed(async |server| {
+            let mut tx = server.tenant(tenant).await?;
             let after = signed(chain.verified());
             // The rows are hashed while the next ones are on their way.
             let mut rows = sqlx::query(
@@ -80,16 +122,13 @@ impl AuditStore for Postgres {
             .bind(newest.min(after.saturating_add(PAGE)))
             .fetch(&mut *tx);
             while let Some(row) = rows.try_next().await.map_err(failed)? {
-                if !fits(&mut chain, &row).map_err(failed)? {
-                    return Ok(chain.verdict(false));
+                if !fits(chain, &row).map_err(failed)? {
+                    return Ok(false);
                 }
             }
-            // Either that was all, or a whole page is missing.
-            if signed(chain.verified()) == after || signed(chain.verified()) == newest {
-                break;
-            }
-        }
-        Ok(chain.verdict(newest == number && chain.ends_at(number.cast_unsigned(), hash)))
+            Ok(true)
+        })
+        .await
     }
 }
 

@@ -53,204 +53,249 @@ const LEDGERS: &str = "
 #[async_trait]
 impl BudgetStore for Postgres {
     async fn list(&self, tenant: TenantId) -> Result<Vec<Budget>, Error> {
-        let mut tx = self.tenant(tenant).await?;
-        let rows = sqlx::query(
-            "select scope, subject, period, limit_nano_usd, limit_tokens, action from budgets where tenant_id = $1
-            order by array_position(array['tenant', 'agent', 'session'], scope), subject,
-                array_position(array['day', 'month', 'life'], period)",
-        )
-        .bind(tenant.0)
-        .fetch_all(&mut *tx)
+        self.timed(async |server| {
+            let mut tx = server.tenant(tenant).await?;
+            let rows = sqlx::query(
+                "select scope, subject, period, limit_nano_usd, limit_tokens, action from budgets where tenant_id = $1
+                order by array_position(array['tenant', 'agent', 'session'], scope), subject,
+                    array_position(array['day', 'month', 'life'], period)",
+            )
+            .bind(tenant.0)
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed)?;
+            rows.iter().map(budget).collect::<Result<_, _>>().map_err(failed)
+        })
         .await
-        .map_err(failed)?;
-        rows.iter().map(budget).collect::<Result<_, _>>().map_err(failed)
     }
 
     async fn put(&self, tenant: TenantId, budget: &Budget) -> Result<(), Error> {
-        let mut tx = self.tenant(tenant).await?;
-        sqlx::query(
-            "insert into budgets (tenant_id, scope, subject, period, limit_nano_usd, limit_tokens, action)
-            values ($1, $2, $3, $4, $5, $6, $7)
-            on conflict (tenant_id, scope, subject, period) do update set limit_nano_usd = excluded.limit_nano_usd,
-                limit_tokens = excluded.limit_tokens, action = excluded.action, update_time = now()",
-        )
-        .bind(tenant.0)
-        .bind(budget.scope.as_str())
-        .bind(&budget.subject)
-        .bind(budget.period.as_str())
-        .bind(budget.nano_usd)
-        .bind(budget.tokens)
-        .bind(action_word(budget.action))
-        .execute(&mut *tx)
+        self.timed(async |server| {
+            let mut tx = server.tenant(tenant).await?;
+            sqlx::query(
+                "insert into budgets (tenant_id, scope, subject, period, limit_nano_usd, limit_tokens, action)
+                values ($1, $2, $3, $4, $5, $6, $7)
+                on conflict (tenant_id, scope, subject, period) do update set limit_nano_usd = excluded.limit_nano_usd,
+                    limit_tokens = excluded.limit_tokens, action = excluded.action, update_time = now()",
+            )
+            .bind(tenant.0)
+            .bind(budget.scope.as_str())
+            .bind(&budget.subject)
+            .bind(budget.period.as_str())
+            .bind(budget.nano_usd)
+            .bind(budget.tokens)
+            .bind(action_word(budget.action))
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+            tx.commit().await.map_err(failed)
+        })
         .await
-        .map_err(failed)?;
-        tx.commit().await.map_err(failed)
     }
 
     async fn delete(&self, tenant: TenantId, scope: Scope, subject: &str, period: Period) -> Result<bool, Error> {
-        let mut tx = self.tenant(tenant).await?;
-        let deleted =
-            sqlx::query("delete from budgets where tenant_id = $1 and scope = $2 and subject = $3 and period = $4")
-                .bind(tenant.0)
-                .bind(scope.as_str())
-                .bind(subject)
-                .bind(period.as_str())
-                .execute(&mut *tx)
-                .await
-                .map_err(failed)?;
-        tx.commit().await.map_err(failed)?;
-        Ok(deleted.rows_affected() > 0)
+        self.timed(async |server| {
+            let mut tx = server.tenant(tenant).await?;
+            let deleted =
+                sqlx::query("delete from budgets where tenant_id = $1 and scope = $2 and subject = $3 and period = $4")
+                    .bind(tenant.0)
+                    .bind(scope.as_str())
+                    .bind(subject)
+                    .bind(period.as_str())
+                    .execute(&mut *tx)
+                    .await
+                    .map_err(failed)?;
+            tx.commit().await.map_err(failed)?;
+            Ok(deleted.rows_affected() > 0)
+        })
+        .await
     }
 
     async fn ledgers(&self, tenant: TenantId, accounts: &[Account]) -> Result<Vec<Ledger>, Error> {
-        if accounts.is_empty() {
-            return Ok(Vec::new());
-        }
-        let session = |account: &Account| match account.scope {
-            Scope::Session => Uuid::parse_str(&account.subject).ok().or(Some(Uuid::nil())),
-            Scope::Tenant | Scope::Agent => None,
-        };
-        let mut tx = self.tenant(tenant).await?;
-        let rows = sqlx::query(LEDGERS)
-            .bind(tenant.0)
-            .bind(accounts.iter().map(|account| account.scope.as_str()).collect::<Vec<_>>())
-            .bind(accounts.iter().map(|account| account.subject.as_str()).collect::<Vec<_>>())
-            .bind(accounts.iter().map(|account| account.period.as_str()).collect::<Vec<_>>())
-            .bind(accounts.iter().map(session).collect::<Vec<_>>())
-            .fetch_all(&mut *tx)
-            .await
-            .map_err(failed)?;
-        let ledger = |row: &PgRow| {
-            Ok(Ledger {
-                version: row.try_get("version")?,
-                nano_usd: row.try_get("nano_usd")?,
-                tokens: row.try_get("tokens")?,
-            })
-        };
-        rows.iter().map(ledger).collect::<Result<_, _>>().map_err(failed)
+        self.timed(async |server| {
+            if accounts.is_empty() {
+                return Ok(Vec::new());
+            }
+            let session = |account: &Account| match account.scope {
+                Scope::Session => Uuid::parse_str(&account.subject).ok().or(Some(Uuid::nil())),
+                Scope::Tenant | Scope::Agent => None,
+            };
+            let mut tx = server.tenant(tenant).await?;
+            let rows = sqlx::query(LEDGERS)
+                .bind(tenant.0)
+                .bind(accounts.iter().map(|account| account.scope.as_str()).collect::<Vec<_>>())
+                .bind(accounts.iter().map(|account| account.subject.as_str()).collect::<Vec<_>>())
+                .bind(accounts.iter().map(|account| account.period.as_str()).collect::<Vec<_>>())
+                .bind(accounts.iter().map(session).collect::<Vec<_>>())
+                .fetch_all(&mut *tx)
+                .await
+                .map_err(failed)?;
+            let ledger = |row: &PgRow| {
+                Ok(Ledger {
+                    version: row.try_get("version")?,
+                    nano_usd: row.try_get("nano_usd")?,
+                    tokens: row.try_get("tokens")?,
+                })
+            };
+            rows.iter().map(ledger).collect::<Result<_, _>>().map_err(failed)
+        })
+        .await
     }
 
     async fn is_unpriced(&self, tenant: TenantId, session: SessionId) -> Result<bool, Error> {
-        let mut tx = self.tenant(tenant).await?;
-        sqlx::query_scalar(
-            "with recursive family (id, unpriced_attempts) as (
-                select session_id, unpriced_attempts from sessions where tenant_id = $1 and session_id = $2
-                union all
-                select s.session_id, s.unpriced_attempts from family f
-                join sessions s on s.tenant_id = $1 and s.parent_id = f.id
+        self.timed(async |server| {
+            let mut tx = server.tenant(tenant).await?;
+            sqlx::query_scalar(
+                "with recursive family (id, unpriced_attempts) as (
+                    select session_id, unpriced_attempts from sessions where tenant_id = $1 and session_id = $2
+                    union all
+                    select s.session_id, s.unpriced_attempts from family f
+                    join sessions s on s.tenant_id = $1 and s.parent_id = f.id
+                )
+                select exists (select from family where unpriced_attempts > 0)",
             )
-            select exists (select from family where unpriced_attempts > 0)",
-        )
-        .bind(tenant.0)
-        .bind(session.0)
-        .fetch_one(&mut *tx)
+            .bind(tenant.0)
+            .bind(session.0)
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(failed)
+        })
         .await
-        .map_err(failed)
     }
 
     async fn alert(&self, tenant: TenantId, alert: &Alert) -> Result<bool, Error> {
-        let mut tx = self.tenant(tenant).await?;
-        let inserted = of_alert(
-            "insert into budget_alerts (tenant_id, scope, subject, period, unit, limit_amount, percent, spent_amount, session_id)
-            values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict do nothing",
-            tenant,
-            alert,
-        )
-        .bind(alert.spent)
-        .bind(alert.session.0)
-        .execute(&mut *tx)
+        self.timed(async |server| {
+            let mut tx = server.tenant(tenant).await?;
+            let inserted = of_alert(
+                "insert into budget_alerts (tenant_id, scope, subject, period, unit, limit_amount, percent, spent_amount, session_id)
+                values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict do nothing",
+                tenant,
+                alert,
+            )
+            .bind(alert.spent)
+            .bind(alert.session.0)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+            tx.commit().await.map_err(failed)?;
+            Ok(inserted.rows_affected() > 0)
+        })
         .await
-        .map_err(failed)?;
-        tx.commit().await.map_err(failed)?;
-        Ok(inserted.rows_affected() > 0)
     }
 
     async fn told(&self, tenant: TenantId, alert: &Alert) -> Result<(), Error> {
-        let mut tx = self.tenant(tenant).await?;
-        of_alert(
-            "update budget_alerts set tell_time = now()
-            where (tenant_id, scope, subject, period, unit, limit_amount, percent) = ($1, $2, $3, $4, $5, $6, $7)",
-            tenant,
-            alert,
-        )
-        .execute(&mut *tx)
+        self.timed(async |server| {
+            let mut tx = server.tenant(tenant).await?;
+            of_alert(
+                "update budget_alerts set tell_time = now()
+                where (tenant_id, scope, subject, period, unit, limit_amount, percent) = ($1, $2, $3, $4, $5, $6, $7)",
+                tenant,
+                alert,
+            )
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+            tx.commit().await.map_err(failed)
+        })
         .await
-        .map_err(failed)?;
-        tx.commit().await.map_err(failed)
     }
 
     async fn untold(&self, older_than: Duration, limit: u32) -> Result<Vec<(TenantId, Alert)>, Error> {
-        let seconds = older_than.as_secs_f64();
-        let mut tx = self.nobody().await?;
-        let tenants: Vec<Uuid> = sqlx::query_scalar("select croft_untold_alerts(make_interval(secs => $1), $2)")
-            .bind(seconds)
-            .bind(i64::from(limit))
-            .fetch_all(&mut *tx)
-            .await
-            .map_err(failed)?;
-        tx.rollback().await.map_err(failed)?;
         let mut untold = Vec::new();
-        for tenant in tenants.into_iter().map(TenantId) {
-            let mut tx = self.tenant(tenant).await?;
-            let rows = sqlx::query(
-                "select scope, subject, period, unit, limit_amount, percent, spent_amount, session_id from budget_alerts
-                where tenant_id = $1 and tell_time is null and create_time < now() - make_interval(secs => $2)
-                order by create_time limit $3",
-            )
-            .bind(tenant.0)
-            .bind(seconds)
-            .bind(i64::from(limit))
-            .fetch_all(&mut *tx)
-            .await
-            .map_err(failed)?;
-            for row in &rows {
-                untold.push((tenant, alert(row).map_err(failed)?));
-            }
+        for tenant in self.untold_tenants(older_than, limit).await? {
+            untold.append(&mut self.untold_of(tenant, older_than, limit).await?);
         }
         untold.truncate(limit as usize);
         Ok(untold)
     }
 
     async fn claim_hooks(&self, limit: usize, lease: Duration) -> Result<Vec<Claimed>, Error> {
-        let mut tx = self.nobody().await?;
-        let rows = sqlx::query("select * from croft_claim_hooks($1, make_interval(secs => $2))")
-            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-            .bind(lease.as_secs_f64())
-            .fetch_all(&mut *tx)
-            .await
-            .map_err(failed)?;
-        tx.commit().await.map_err(failed)?;
-        let claimed = |row: &PgRow| {
-            Ok(Claimed {
-                tenant: TenantId(row.try_get("tenant_id")?),
-                tenant_name: row.try_get("tenant_name")?,
-                alert: alert(row)?,
-                create_time: row.try_get::<Time, _>("create_time")?.0,
-                tries: row.try_get::<i32, _>("hook_tries")?.cast_unsigned(),
-            })
-        };
-        rows.iter().map(claimed).collect::<Result<_, _>>().map_err(failed)
+        self.timed(async |server| {
+            let mut tx = server.nobody().await?;
+            let rows = sqlx::query("select * from croft_claim_hooks($1, make_interval(secs => $2))")
+                .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+                .bind(lease.as_secs_f64())
+                .fetch_all(&mut *tx)
+                .await
+                .map_err(failed)?;
+            tx.commit().await.map_err(failed)?;
+            let claimed = |row: &PgRow| {
+                Ok(Claimed {
+                    tenant: TenantId(row.try_get("tenant_id")?),
+                    tenant_name: row.try_get("tenant_name")?,
+                    alert: alert(row)?,
+                    create_time: row.try_get::<Time, _>("create_time")?.0,
+                    tries: row.try_get::<i32, _>("hook_tries")?.cast_unsigned(),
+                })
+            };
+            rows.iter().map(claimed).collect::<Result<_, _>>().map_err(failed)
+        })
+        .await
     }
 
     async fn hook_ended(&self, tenant: TenantId, alert: &Alert, end: HookEnd) -> Result<(), Error> {
-        let (word, pause) = match end {
-            HookEnd::Taken => (Some("taken"), None),
-            HookEnd::Dead => (Some("dead"), None),
-            HookEnd::Again(pause) => (None, Some(pause.as_secs_f64())),
-        };
-        let mut tx = self.tenant(tenant).await?;
-        of_alert(
-            "update budget_alerts set hook_end = $8, hook_time = now() + make_interval(secs => $9)
-            where (tenant_id, scope, subject, period, unit, limit_amount, percent) = ($1, $2, $3, $4, $5, $6, $7)",
-            tenant,
-            alert,
-        )
-        .bind(word)
-        .bind(pause)
-        .execute(&mut *tx)
+        self.timed(async |server| {
+            let (word, pause) = match end {
+                HookEnd::Taken => (Some("taken"), None),
+                HookEnd::Dead => (Some("dead"), None),
+                HookEnd::Again(pause) => (None, Some(pause.as_secs_f64())),
+            };
+            let mut tx = server.tenant(tenant).await?;
+            of_alert(
+                "update budget_alerts set hook_end = $8, hook_time = now() + make_interval(secs => $9)
+                where (tenant_id, scope, subject, period, unit, limit_amount, percent) = ($1, $2, $3, $4, $5, $6, $7)",
+                tenant,
+                alert,
+            )
+            .bind(word)
+            .bind(pause)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+            tx.commit().await.map_err(failed)
+        })
         .await
-        .map_err(failed)?;
-        tx.commit().await.map_err(failed)
+    }
+}
+
+impl Postgres {
+    /// Those that have an alert of which nobody was told.
+    async fn untold_tenants(&self, older_than: Duration, limit: u32) -> Result<Vec<TenantId>, Error> {
+        self.timed(async |server| {
+            let mut tx = server.nobody().await?;
+            let tenants = sqlx::query_scalar("select croft_untold_alerts(make_interval(secs => $1), $2)")
+                .bind(older_than.as_secs_f64())
+                .bind(i64::from(limit))
+                .fetch_all(&mut *tx)
+                .await
+                .map_err(failed)?;
+            Ok(tenants.into_iter().map(TenantId).collect())
+        })
+        .await
+    }
+
+    async fn untold_of(
+        &self,
+        tenant: TenantId,
+        older_than: Duration,
+        limit: u32,
+    ) -> Result<Vec<(TenantId, Alert)>, Error> {
+        self.timed(async |server| {
+            let mut tx = server.tenant(tenant).await?;
+            let rows = sqlx::query(
+                "select scope, subject, period, unit, limit_amount, percent, spent_amount, session_id from budget_alerts
+                where tenant_id = $1 and tell_time is null and create_time < now() - make_interval(secs => $2)
+                order by create_time limit $3",
+            )
+            .bind(tenant.0)
+            .bind(older_than.as_secs_f64())
+            .bind(i64::from(limit))
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed)?;
+            rows.iter().map(|row| Ok((tenant, alert(row)?))).collect::<Result<_, _>>().map_err(failed)
+        })
+        .await
     }
 }
 

@@ -25,9 +25,12 @@ impl EventLog for Postgres {
         session: SessionId,
         key: &IdempotencyKey,
     ) -> Result<Option<u64>, Error> {
-        let mut tx = self.tenant(tenant).await?;
-        let used = sessions::used(&mut tx, tenant, &scope(session), key).await?;
-        Ok(used.map(|(_, first_seq)| first_seq))
+        self.timed(async |server| {
+            let mut tx = server.tenant(tenant).await?;
+            let used = sessions::used(&mut tx, tenant, &scope(session), key).await?;
+            Ok(used.map(|(_, first_seq)| first_seq))
+        })
+        .await
     }
 
     async fn read(
@@ -37,39 +40,45 @@ impl EventLog for Postgres {
         after_seq: u64,
         limit: u32,
     ) -> Result<Vec<SessionEvent>, Error> {
-        let mut tx = self.tenant(tenant).await?;
-        let rows = sqlx::query(
-            "select seq, payload from (
-                select seq, payload,
-                    sum(octet_length(payload)) over (order by seq rows unbounded preceding) - octet_length(payload) as before
-                from events where tenant_id = $1 and session_id = $2 and seq > $3
-                    -- One that is being erased still has some, and shows none.
-                    and exists (select from sessions where tenant_id = $1 and session_id = $2)
-                order by seq limit $4
-            ) page
-            where before < $5 order by seq",
-        )
-        .bind(tenant.0)
-        .bind(session.0)
-        .bind(signed(after_seq))
-        .bind(i64::from(limit))
-        .bind(i64::from(PAGE_BYTES))
-        .fetch_all(&mut *tx)
+        self.timed(async |server| {
+            let mut tx = server.tenant(tenant).await?;
+            let rows = sqlx::query(
+                "select seq, payload from (
+                    select seq, payload,
+                        sum(octet_length(payload)) over (order by seq rows unbounded preceding) - octet_length(payload) as before
+                    from events where tenant_id = $1 and session_id = $2 and seq > $3
+                        -- One that is being erased still has some, and shows none.
+                        and exists (select from sessions where tenant_id = $1 and session_id = $2)
+                    order by seq limit $4
+                ) page
+                where before < $5 order by seq",
+            )
+            .bind(tenant.0)
+            .bind(session.0)
+            .bind(signed(after_seq))
+            .bind(i64::from(limit))
+            .bind(i64::from(PAGE_BYTES))
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed)?;
+            let session_id = session.to_string();
+            rows.iter().map(|row| event(&session_id, row)).collect::<Result<_, _>>().map_err(failed)
+        })
         .await
-        .map_err(failed)?;
-        let session_id = session.to_string();
-        rows.iter().map(|row| event(&session_id, row)).collect::<Result<_, _>>().map_err(failed)
     }
 
     async fn checkpoint(&self, tenant: TenantId, session: SessionId) -> Result<Option<StoredCheckpoint>, Error> {
-        let mut tx = self.tenant(tenant).await?;
-        let row = sqlx::query("select seq, checkpoint from checkpoints where tenant_id = $1 and session_id = $2")
-            .bind(tenant.0)
-            .bind(session.0)
-            .fetch_optional(&mut *tx)
-            .await
-            .map_err(failed)?;
-        row.as_ref().map(|row| checkpoint(row, "seq")).transpose().map_err(failed)
+        self.timed(async |server| {
+            let mut tx = server.tenant(tenant).await?;
+            let row = sqlx::query("select seq, checkpoint from checkpoints where tenant_id = $1 and session_id = $2")
+                .bind(tenant.0)
+                .bind(session.0)
+                .fetch_optional(&mut *tx)
+                .await
+                .map_err(failed)?;
+            row.as_ref().map(|row| checkpoint(row, "seq")).transpose().map_err(failed)
+        })
+        .await
     }
 }
 

@@ -73,17 +73,13 @@ impl Job for NewSession {
         }
         let mut outcomes = Vec::with_capacity(group.len());
         for new in group {
-            outcomes.push(postgres.insert_alone(new).await);
+            outcomes.push(postgres.insert(new).await);
         }
         outcomes
     }
 }
 
 impl Postgres {
-    async fn insert_alone(&self, new: NewSession) -> Result<Inserted, Error> {
-        self.in_time(self.insert(new)).await.unwrap_or_else(|silent| Err(failed(silent)))
-    }
-
     /// Of sessions whose events report no usage.
     async fn insert_together(
         &self,
@@ -156,7 +152,7 @@ impl SessionStore for GroupedSessions {
         if new.idempotency_key.is_some() || new.parent.is_some() {
             // In a task of its own: a turn that is cut off while the transaction begins would leave the tenant locked.
             let postgres = Arc::clone(&self.postgres);
-            let storing = self.tasks.spawn("store-one", async move { postgres.insert_alone(new).await });
+            let storing = self.tasks.spawn("store-one", async move { postgres.insert(new).await });
             let lost = |_| Err(Error::unavailable("postgres", anyhow::anyhow!("what stores a session has failed")));
             return storing.await.unwrap_or_else(lost);
         }

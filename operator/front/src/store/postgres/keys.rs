@@ -15,60 +15,72 @@ use crate::identity::role::Role;
 #[async_trait]
 impl KeyStore for Postgres {
     async fn insert(&self, key: &StoredKey, expire_time: Option<Timestamp>) -> Result<(), Error> {
-        let mut tx = self.tenant(key.tenant).await?;
-        sqlx::query(
-            "insert into api_keys (prefix, tenant_id, secret_hash, role, expire_time) values ($1, $2, $3, $4, $5)",
-        )
-        .bind(&key.prefix)
-        .bind(key.tenant.0)
-        .bind(key.secret_hash)
-        .bind(key.role.as_str())
-        .bind(expire_time.map(Time))
-        .execute(&mut *tx)
+        self.timed(async |server| {
+            let mut tx = server.tenant(key.tenant).await?;
+            sqlx::query(
+                "insert into api_keys (prefix, tenant_id, secret_hash, role, expire_time) values ($1, $2, $3, $4, $5)",
+            )
+            .bind(&key.prefix)
+            .bind(key.tenant.0)
+            .bind(key.secret_hash)
+            .bind(key.role.as_str())
+            .bind(expire_time.map(Time))
+            .execute(&mut *tx)
+            .await
+            .map_err(|error| match &error {
+                sqlx::Error::Database(refusal) if refusal.is_unique_violation() => Error::invalid("prefix", "is taken"),
+                _ if is_foreign_key(&error) => Error::invalid("tenant", "does not exist"),
+                _ => failed(error),
+            })?;
+            tx.commit().await.map_err(failed)
+        })
         .await
-        .map_err(|error| match &error {
-            sqlx::Error::Database(refusal) if refusal.is_unique_violation() => Error::invalid("prefix", "is taken"),
-            _ if is_foreign_key(&error) => Error::invalid("tenant", "does not exist"),
-            _ => failed(error),
-        })?;
-        tx.commit().await.map_err(failed)
     }
 
     async fn list(&self, tenant: TenantId) -> Result<Vec<KeyRecord>, Error> {
-        let mut tx = self.tenant(tenant).await?;
-        let rows = sqlx::query(
-            "select prefix, role, create_time, expire_time, revoke_time from api_keys where tenant_id = $1
-            order by create_time desc, prefix",
-        )
-        .bind(tenant.0)
-        .fetch_all(&mut *tx)
+        self.timed(async |server| {
+            let mut tx = server.tenant(tenant).await?;
+            let rows = sqlx::query(
+                "select prefix, role, create_time, expire_time, revoke_time from api_keys where tenant_id = $1
+                order by create_time desc, prefix",
+            )
+            .bind(tenant.0)
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed)?;
+            rows.iter().map(record).collect::<Result<_, _>>().map_err(failed)
+        })
         .await
-        .map_err(failed)?;
-        rows.iter().map(record).collect::<Result<_, _>>().map_err(failed)
     }
 
     async fn revoke(&self, tenant: TenantId, prefix: &str) -> Result<bool, Error> {
-        let mut tx = self.tenant(tenant).await?;
-        let revoked = sqlx::query(
-            "update api_keys set revoke_time = coalesce(revoke_time, now()) where tenant_id = $1 and prefix = $2",
-        )
-        .bind(tenant.0)
-        .bind(prefix)
-        .execute(&mut *tx)
+        self.timed(async |server| {
+            let mut tx = server.tenant(tenant).await?;
+            let revoked = sqlx::query(
+                "update api_keys set revoke_time = coalesce(revoke_time, now()) where tenant_id = $1 and prefix = $2",
+            )
+            .bind(tenant.0)
+            .bind(prefix)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+            tx.commit().await.map_err(failed)?;
+            Ok(revoked.rows_affected() > 0)
+        })
         .await
-        .map_err(failed)?;
-        tx.commit().await.map_err(failed)?;
-        Ok(revoked.rows_affected() > 0)
     }
 
     async fn find(&self, prefix: &str) -> Result<Option<StoredKey>, Error> {
-        let mut tx = self.nobody().await?;
-        let row = sqlx::query("select prefix, tenant_id, tenant_name, secret_hash, role from croft_api_key($1)")
-            .bind(prefix)
-            .fetch_optional(&mut *tx)
-            .await
-            .map_err(failed)?;
-        row.as_ref().map(key).transpose().map_err(failed)
+        self.timed(async |server| {
+            let mut tx = server.nobody().await?;
+            let row = sqlx::query("select prefix, tenant_id, tenant_name, secret_hash, role from croft_api_key($1)")
+                .bind(prefix)
+                .fetch_optional(&mut *tx)
+                .await
+                .map_err(failed)?;
+            row.as_ref().map(key).transpose().map_err(failed)
+        })
+        .await
     }
 }
 

@@ -15,30 +15,33 @@ use crate::models::ModelStore;
 #[async_trait]
 impl ModelStore for Postgres {
     async fn load(&self) -> Result<Vec<Model>, Error> {
-        let mut tx = self.nobody().await?;
-        let models = sqlx::query(
-            "select model_id, provider, aliases, tools, images, thinking, context_tokens_max, output_tokens_max
-            from models order by model_id",
-        )
-        .fetch_all(&mut *tx)
+        self.timed(async |server| {
+            let mut tx = server.nobody().await?;
+            let models = sqlx::query(
+                "select model_id, provider, aliases, tools, images, thinking, context_tokens_max, output_tokens_max
+                from models order by model_id",
+            )
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed)?;
+            let prices = sqlx::query(
+                "select model_id, effective_from, above_input_tokens, input_usd::text, cache_read_usd::text,
+                    cache_write_5m_usd::text, cache_write_1h_usd::text, output_usd::text, source, service_tier
+                from (
+                    select '' as service_tier, * from prices
+                    union all
+                    select service_tier, model_id, effective_from, above_input_tokens, input_usd, cache_read_usd, cache_write_5m_usd,
+                        cache_write_1h_usd, output_usd, source
+                    from service_tier_prices
+                ) as all_prices
+                order by model_id, service_tier, effective_from, above_input_tokens",
+            )
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed)?;
+            read(&models, &prices).map_err(failed)
+        })
         .await
-        .map_err(failed)?;
-        let prices = sqlx::query(
-            "select model_id, effective_from, above_input_tokens, input_usd::text, cache_read_usd::text,
-                cache_write_5m_usd::text, cache_write_1h_usd::text, output_usd::text, source, service_tier
-            from (
-                select '' as service_tier, * from prices
-                union all
-                select service_tier, model_id, effective_from, above_input_tokens, input_usd, cache_read_usd, cache_write_5m_usd,
-                    cache_write_1h_usd, output_usd, source
-                from service_tier_prices
-            ) as all_prices
-            order by model_id, service_tier, effective_from, above_input_tokens",
-        )
-        .fetch_all(&mut *tx)
-        .await
-        .map_err(failed)?;
-        read(&models, &prices).map_err(failed)
     }
 }
 

@@ -19,16 +19,19 @@ impl RetentionStore for Postgres {
         sessions_max: u32,
         events_max: u32,
     ) -> Result<Erased, Error> {
-        let mut tx = self.tenant(tenant).await?;
-        let erased = sqlx::query("select sessions_erased, events_erased from croft_erase_ended($1, $2, $3)")
-            .bind(Time(before))
-            .bind(i64::from(sessions_max))
-            .bind(i64::from(events_max))
-            .fetch_one(&mut *tx)
-            .await
-            .map_err(failed)?;
-        tx.commit().await.map_err(failed)?;
-        let count = |column| erased.try_get::<i64, _>(column).map(i64::cast_unsigned).map_err(failed);
-        Ok(Erased { sessions: count("sessions_erased")?, events: count("events_erased")? })
+        self.timed(async |server| {
+            let mut tx = server.tenant(tenant).await?;
+            let erased = sqlx::query("select sessions_erased, events_erased from croft_erase_ended($1, $2, $3)")
+                .bind(Time(before))
+                .bind(i64::from(sessions_max))
+                .bind(i64::from(events_max))
+                .fetch_one(&mut *tx)
+                .await
+                .map_err(failed)?;
+            tx.commit().await.map_err(failed)?;
+            let count = |column| erased.try_get::<i64, _>(column).map(i64::cast_unsigned).map_err(failed);
+            Ok(Erased { sessions: count("sessions_erased")?, events: count("events_erased")? })
+        })
+        .await
     }
 }

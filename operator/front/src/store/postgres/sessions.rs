@@ -5,16 +5,18 @@ use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::SessionState;
 use prost::Message;
 use sqlx::{AssertSqlSafe, Row};
+use uuid::Uuid;
 
 use super::append::Columns;
 use super::row::{self, SELECT_SESSION, state_word, stop_reason_word};
 use super::time::Time;
+use super::timed::Tx;
 use super::usage::{self, Reported};
-use super::{Postgres, Tx, failed, is_foreign_key, signed};
+use super::{Postgres, failed, is_foreign_key, signed};
 use crate::error::Error;
 use crate::events::log::IdempotencyKey;
 use crate::session::Session;
-use crate::session::store::{Filter, Inserted, NewSession, PAGE_BYTES, Page, SessionStore};
+use crate::session::store::{Filter, Inserted, LOOKED_AT_MAX, NewSession, PAGE_BYTES, Page, SessionStore};
 use crate::store::{being_removed, projection, unknown_tenant};
 
 /// The scope of keys of `CreateSession`.
@@ -71,79 +73,85 @@ const INSERT: &str = "
 #[async_trait]
 impl SessionStore for Postgres {
     async fn insert(&self, new: NewSession) -> Result<Inserted, Error> {
-        let mut session = projection::begin(&new)?;
-        let columns = Columns::of(&new.events)?;
-        let mut tx = self.planned(new.tenant, tenant_lock(new.tenant, new.sessions_max.is_some())).await?;
-        let (key, parent) = (new.idempotency_key.as_ref(), new.parent.as_ref());
-        let lineage: Vec<_> = parent.iter().flat_map(|parent| &parent.lineage).collect();
-        let outcome = sqlx::query(INSERT)
-            .bind(new.tenant.0)
-            .bind(new.id.0)
-            .bind(SCOPE)
-            .bind(key.map(|key| &key.key))
-            .bind(key.map(|key| key.body_hash))
-            .bind(new.sessions_max.map(i64::from))
-            .bind(state_word(session.state))
-            .bind(session.agent.encode_to_vec())
-            .bind(&session.agent.name)
-            .bind(&session.config_hash)
-            .bind(serde_json::to_string(&session.labels).map_err(Error::internal)?)
-            .bind(Time(session.create_time))
-            .bind(Time(session.update_time))
-            .bind(signed(session.last_seq))
-            .bind(signed(session.newest_input_seq))
-            .bind(&session.turn_id)
-            .bind(&session.worker)
-            .bind(&session.terminate_reason)
-            .bind(stop_reason_word(session.last_stop_reason))
-            .bind(columns.kinds)
-            .bind(columns.turns)
-            .bind(columns.times)
-            .bind(columns.payloads)
-            .bind(session.idle_timeout_ms)
-            .bind(session.expire_time.map(Time))
-            .bind(parent.map(|parent| parent.session.0))
-            .bind(parent.map(|parent| parent.turn.0))
-            .bind(parent.map(|parent| parent.tool_call_id.as_str()))
-            .bind(serde_json::to_string(&lineage).map_err(Error::internal)?)
-            .fetch_one(&mut *tx)
-            .await
-            .map_err(|error| if is_foreign_key(&error) { unknown_tenant() } else { failed(error) })?;
+        self.timed(async |server| {
+            let mut session = projection::begin(&new)?;
+            let columns = Columns::of(&new.events)?;
+            let mut tx = server.planned(new.tenant, tenant_lock(new.tenant, new.sessions_max.is_some())).await?;
+            let (key, parent) = (new.idempotency_key.as_ref(), new.parent.as_ref());
+            let lineage: Vec<_> = parent.iter().flat_map(|parent| &parent.lineage).collect();
+            let outcome = sqlx::query(INSERT)
+                .bind(new.tenant.0)
+                .bind(new.id.0)
+                .bind(SCOPE)
+                .bind(key.map(|key| &key.key))
+                .bind(key.map(|key| key.body_hash))
+                .bind(new.sessions_max.map(i64::from))
+                .bind(state_word(session.state))
+                .bind(session.agent.encode_to_vec())
+                .bind(&session.agent.name)
+                .bind(&session.config_hash)
+                .bind(serde_json::to_string(&session.labels).map_err(Error::internal)?)
+                .bind(Time(session.create_time))
+                .bind(Time(session.update_time))
+                .bind(signed(session.last_seq))
+                .bind(signed(session.newest_input_seq))
+                .bind(&session.turn_id)
+                .bind(&session.worker)
+                .bind(&session.terminate_reason)
+                .bind(stop_reason_word(session.last_stop_reason))
+                .bind(columns.kinds)
+                .bind(columns.turns)
+                .bind(columns.times)
+                .bind(columns.payloads)
+                .bind(session.idle_timeout_ms)
+                .bind(session.expire_time.map(Time))
+                .bind(parent.map(|parent| parent.session.0))
+                .bind(parent.map(|parent| parent.turn.0))
+                .bind(parent.map(|parent| parent.tool_call_id.as_str()))
+                .bind(serde_json::to_string(&lineage).map_err(Error::internal)?)
+                .fetch_one(&mut *tx)
+                .await
+                .map_err(|error| if is_foreign_key(&error) { unknown_tenant() } else { failed(error) })?;
 
-        if let Some(key) = key
-            && outcome.get::<i64, _>("keyed") == 0
-        {
-            tx.rollback().await.map_err(failed)?;
-            // It is there, unless it has just turned a day old.
-            let existing = self.find_created(new.tenant, key).await?;
-            return existing.map(Inserted::Existing).ok_or_else(|| {
-                Error::unavailable("the idempotency key", anyhow::anyhow!("it was forgotten between two looks"))
-            });
-        }
-        if outcome.get::<i64, _>("made") == 0 {
-            if let Some(parent) = parent {
+            if let Some(key) = key
+                && outcome.get::<i64, _>("keyed") == 0
+            {
                 tx.rollback().await.map_err(failed)?;
-                if let Some(existing) = self.child(new.tenant, parent.session, &parent.tool_call_id).await? {
-                    return Ok(Inserted::Existing(existing));
-                }
-                let above = SessionStore::get(self, new.tenant, parent.session).await?;
-                if above.is_none_or(|above| above.state == SessionState::Terminated) {
-                    return Err(Error::SessionTerminated { session_id: parent.session.to_string() });
-                }
+                // It is there, unless it has just turned a day old.
+                let existing = self.find_created(new.tenant, key).await?;
+                return existing.map(Inserted::Existing).ok_or_else(|| {
+                    Error::unavailable("the idempotency key", anyhow::anyhow!("it was forgotten between two looks"))
+                });
             }
-            return Err(not_made(outcome.try_get("removing").map_err(failed)?, new.sessions_max));
-        }
-        let reported = Reported { session: new.id, events: &new.events };
-        if let Some(totals) = usage::meter(&mut tx, new.tenant, reported).await? {
-            session.usage = totals;
-        }
-        tx.commit().await.map_err(failed)?;
-        Ok(Inserted::New { session, events: projection::number(new.id, 1, new.events) })
+            if outcome.get::<i64, _>("made") == 0 {
+                if let Some(parent) = parent {
+                    tx.rollback().await.map_err(failed)?;
+                    if let Some(existing) = self.child(new.tenant, parent.session, &parent.tool_call_id).await? {
+                        return Ok(Inserted::Existing(existing));
+                    }
+                    let above = SessionStore::get(self, new.tenant, parent.session).await?;
+                    if above.is_none_or(|above| above.state == SessionState::Terminated) {
+                        return Err(Error::SessionTerminated { session_id: parent.session.to_string() });
+                    }
+                }
+                return Err(not_made(outcome.try_get("removing").map_err(failed)?, new.sessions_max));
+            }
+            let reported = Reported { session: new.id, events: &new.events };
+            if let Some(totals) = usage::meter(&mut tx, new.tenant, reported).await? {
+                session.usage = totals;
+            }
+            tx.commit().await.map_err(failed)?;
+            Ok(Inserted::New { session, events: projection::number(new.id, 1, new.events) })
+        })
+        .await
     }
 
     async fn get(&self, tenant: TenantId, id: SessionId) -> Result<Option<Session>, Error> {
-        let mut tx = self.tenant(tenant).await?;
-        get(&mut tx, tenant, id).await
+        self.timed(async |server| {
+            let mut tx = server.tenant(tenant).await?;
+            get(&mut tx, tenant, id).await
+        })
+        .await
     }
 
     async fn list(
@@ -153,79 +161,121 @@ impl SessionStore for Postgres {
         after: Option<SessionId>,
         limit: u32,
     ) -> Result<Page, Error> {
-        let states: Vec<_> = filter.states.iter().copied().map(state_word).collect();
-        let labels = serde_json::to_string(&filter.labels).map_err(Error::internal)?;
-        // Said in words, so that the index of open sessions serves where it can.
-        let only_open = !filter.states.is_empty() && !filter.states.contains(&SessionState::Terminated);
-        let only_open = if only_open { "and s.state <> 'terminated'" } else { "" };
-        let mut tx = self.tenant(tenant).await?;
-        let rows = sqlx::query(AssertSqlSafe(format!(
-            "with page as (
-                select session_id, row_number() over places as place, count(*) over () as found,
-                    sum(bytes) over places - bytes as before
-                from (
-                    select s.session_id, octet_length(s.agent) + octet_length(s.labels::text) as bytes
-                    from sessions s
-                    where s.tenant_id = $1 and ($2::uuid is null or s.session_id < $2)
-                        and (cardinality($3::text[]) = 0 or s.state = any($3))
-                        and ($7::uuid is null or s.parent_id = $7) and s.labels @> $4::text::jsonb
-                        and (cardinality($6::uuid[]) = 0 or s.session_id = any($6)) {only_open}
-                    order by s.session_id desc limit $5 + 1
-                ) as found
-                window places as (order by session_id desc rows unbounded preceding)
-            )
-            select p.found, s.* from page p
-            join ({SELECT_SESSION} where s.tenant_id = $1) s on s.session_id = p.session_id
-            where p.place <= $5 and p.before < $8
-            order by p.place"
-        )))
-        .bind(tenant.0)
-        .bind(after.map(|after| after.0))
-        .bind(states)
-        .bind(labels)
-        .bind(i64::from(limit))
-        .bind(filter.ids.iter().map(|id| id.0).collect::<Vec<_>>())
-        .bind(filter.parent.map(|parent| parent.0))
-        .bind(i64::from(PAGE_BYTES))
-        .fetch_all(&mut *tx)
+        self.timed(async |server| {
+            let states: Vec<_> = filter.states.iter().copied().map(state_word).collect();
+            let labels = serde_json::to_string(&filter.labels).map_err(Error::internal)?;
+            let ids = filter.ids.iter().map(|id| id.0).collect::<Vec<_>>();
+            let parent = filter.parent.map(|parent| parent.0);
+            // Said in words, so that the index of open sessions serves where it can.
+            let only_open = !filter.states.is_empty() && !filter.states.contains(&SessionState::Terminated);
+            let only_open = if only_open { "and s.state <> 'terminated'" } else { "" };
+            let indexed = format!(
+                "sessions s
+                where s.tenant_id = $1 and ($2::uuid is null or s.session_id < $2) and ($3::uuid is null or s.parent_id = $3)
+                    and (cardinality($4::uuid[]) = 0 or s.session_id = any($4)) {only_open}"
+            );
+            // No index has labels: it would cost each turn of each session more than the few lists by them are worth.
+            let (source, locks) = if filter.labels.is_empty() {
+                (indexed.clone(), "")
+            } else {
+                let looked_at = format!("(select s.* from {indexed} order by s.session_id desc limit {LOOKED_AT_MAX}) s where true");
+                (looked_at, "set transaction isolation level repeatable read")
+            };
+            let mut tx = server.tenant_and(tenant, locks).await?;
+            let rows = sqlx::query(AssertSqlSafe(format!(
+                "with page as (
+                    select session_id, row_number() over places as place, count(*) over () as found,
+                        sum(bytes) over places - bytes as before
+                    from (
+                        select s.session_id, octet_length(s.agent) + octet_length(s.labels::text) as bytes
+                        from {source}
+                            and (cardinality($5::text[]) = 0 or s.state = any($5)) and s.labels @> $6::text::jsonb
+                        order by s.session_id desc limit $7 + 1
+                    ) as found
+                    window places as (order by session_id desc rows unbounded preceding)
+                )
+                select p.found, s.* from page p
+                join ({SELECT_SESSION} where s.tenant_id = $1) s on s.session_id = p.session_id
+                where p.place <= $7 and p.before < $8
+                order by p.place"
+            )))
+            .bind(tenant.0)
+            .bind(after.map(|after| after.0))
+            .bind(parent)
+            .bind(&ids)
+            .bind(states)
+            .bind(labels)
+            .bind(i64::from(limit))
+            .bind(i64::from(PAGE_BYTES))
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed)?;
+            let found = rows.first().map_or(Ok(0), |row| row.try_get::<i64, _>("found")).map_err(failed)?;
+            let sessions = rows.iter().map(row::session).collect::<Result<Vec<_>, _>>().map_err(failed)?;
+            let next = if i64::try_from(sessions.len()).is_ok_and(|shown| shown < found) {
+                sessions.last().map(|last| last.id)
+            } else if filter.labels.is_empty() {
+                None
+            } else {
+                // Of the same moment, so that none is passed over and none shown twice.
+                let last_looked_at = format!(
+                    "select s.session_id from {indexed} order by s.session_id desc offset {LOOKED_AT_MAX} - 1 limit 1"
+                );
+                let last: Option<Uuid> = sqlx::query_scalar(AssertSqlSafe(last_looked_at))
+                    .bind(tenant.0)
+                    .bind(after.map(|after| after.0))
+                    .bind(parent)
+                    .bind(&ids)
+                    .fetch_optional(&mut *tx)
+                    .await
+                    .map_err(failed)?;
+                last.map(SessionId)
+            };
+            Ok(Page { sessions, next })
+        })
         .await
-        .map_err(failed)?;
-        let found = rows.first().map_or(Ok(0), |row| row.try_get::<i64, _>("found")).map_err(failed)?;
-        let sessions = rows.iter().map(row::session).collect::<Result<Vec<_>, _>>().map_err(failed)?;
-        Ok(Page { more: i64::try_from(sessions.len()).is_ok_and(|shown| shown < found), sessions })
     }
 
     async fn count_open(&self, tenant: TenantId) -> Result<u32, Error> {
-        let mut tx = self.tenant(tenant).await?;
-        let count: i64 =
-            sqlx::query_scalar("select coalesce(sum(sessions), 0)::bigint from open_sessions where tenant_id = $1")
-                .bind(tenant.0)
-                .fetch_one(&mut *tx)
-                .await
-                .map_err(failed)?;
-        Ok(u32::try_from(count).unwrap_or(u32::MAX))
+        self.timed(async |server| {
+            let mut tx = server.tenant(tenant).await?;
+            let count: i64 =
+                sqlx::query_scalar("select coalesce(sum(sessions), 0)::bigint from open_sessions where tenant_id = $1")
+                    .bind(tenant.0)
+                    .fetch_one(&mut *tx)
+                    .await
+                    .map_err(failed)?;
+            Ok(u32::try_from(count).unwrap_or(u32::MAX))
+        })
+        .await
     }
 
     async fn child(&self, tenant: TenantId, parent: SessionId, tool_call_id: &str) -> Result<Option<Session>, Error> {
-        let mut tx = self.tenant(tenant).await?;
-        let row = sqlx::query(AssertSqlSafe(format!(
-            "{SELECT_SESSION} where s.tenant_id = $1 and s.parent_id = $2 and s.parent_call = $3"
-        )))
-        .bind(tenant.0)
-        .bind(parent.0)
-        .bind(tool_call_id)
-        .fetch_optional(&mut *tx)
+        self.timed(async |server| {
+            let mut tx = server.tenant(tenant).await?;
+            let row = sqlx::query(AssertSqlSafe(format!(
+                "{SELECT_SESSION} where s.tenant_id = $1 and s.parent_id = $2 and s.parent_call = $3"
+            )))
+            .bind(tenant.0)
+            .bind(parent.0)
+            .bind(tool_call_id)
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(failed)?;
+            row.as_ref().map(row::session).transpose().map_err(failed)
+        })
         .await
-        .map_err(failed)?;
-        row.as_ref().map(row::session).transpose().map_err(failed)
     }
 
     async fn find_created(&self, tenant: TenantId, key: &IdempotencyKey) -> Result<Option<Session>, Error> {
-        let mut tx = self.tenant(tenant).await?;
-        match used(&mut tx, tenant, SCOPE, key).await? {
-            Some((session, _)) => get(&mut tx, tenant, session).await,
-            None => Ok(None),
-        }
+        self.timed(async |server| {
+            let mut tx = server.tenant(tenant).await?;
+            match used(&mut tx, tenant, SCOPE, key).await? {
+                Some((session, _)) => get(&mut tx, tenant, session).await,
+                None => Ok(None),
+            }
+        })
+        .await
     }
 }
 

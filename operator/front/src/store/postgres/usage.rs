@@ -9,7 +9,8 @@ use uuid::Uuid;
 
 use super::at_once::Call;
 use super::time::Time;
-use super::{Postgres, Tx, failed, row};
+use super::timed::Tx;
+use super::{Postgres, failed, row};
 use crate::error::Error;
 use crate::events::log::NewEvent;
 use crate::store::projection;
@@ -97,39 +98,42 @@ impl UsageStore for Postgres {
         after: Option<&str>,
         limit: u32,
     ) -> Result<Vec<UsageEvent>, Error> {
-        let mut tx = self.tenant(tenant).await?;
-        // An unknown cursor compares as null, and so has nothing after it: whether it is known is asked then.
-        let rows = sqlx::query(
-            "select attempt_id, session_id, agent, provider, model, input_uncached_tokens, cache_read_tokens,
-                cache_write_5m_tokens, cache_write_1h_tokens, output_tokens, reasoning_tokens, cost_nano_usd, latency_ms,
-                finish_reason, error_class, create_time, usage_estimated, mode, service_tier
-            from llm_usage_events
-            where tenant_id = $1 and ($2::uuid is null or session_id = $2) and (
-                $3::text is null or (create_time, attempt_id) < (
-                    select create_time, attempt_id from llm_usage_events where tenant_id = $1 and attempt_id = $3
+        self.timed(async |server| {
+            let mut tx = server.tenant(tenant).await?;
+            // An unknown cursor compares as null, and so has nothing after it: whether it is known is asked then.
+            let rows = sqlx::query(
+                "select attempt_id, session_id, agent, provider, model, input_uncached_tokens, cache_read_tokens,
+                    cache_write_5m_tokens, cache_write_1h_tokens, output_tokens, reasoning_tokens, cost_nano_usd, latency_ms,
+                    finish_reason, error_class, create_time, usage_estimated, mode, service_tier
+                from llm_usage_events
+                where tenant_id = $1 and ($2::uuid is null or session_id = $2) and (
+                    $3::text is null or (create_time, attempt_id) < (
+                        select create_time, attempt_id from llm_usage_events where tenant_id = $1 and attempt_id = $3
+                    )
                 )
+                -- Without an `or`, so that whatever the plan, the index begins there.
+                and create_time < coalesce($5::timestamptz, 'infinity')
+                order by create_time desc, attempt_id desc limit $4",
             )
-            -- Without an `or`, so that whatever the plan, the index begins there.
-            and create_time < coalesce($5::timestamptz, 'infinity')
-            order by create_time desc, attempt_id desc limit $4",
-        )
-        .bind(tenant.0)
-        .bind(session.map(|session| session.0))
-        .bind(after)
-        .bind(i64::from(limit))
-        .bind(before.map(Time))
-        .fetch_all(&mut *tx)
-        .await
-        .map_err(failed)?;
-        if let (Some(after), []) = (after, &rows[..]) {
-            let look = "select exists (select from llm_usage_events where tenant_id = $1 and attempt_id = $2)";
-            let is_known: bool =
-                sqlx::query_scalar(look).bind(tenant.0).bind(after).fetch_one(&mut *tx).await.map_err(failed)?;
-            if !is_known {
-                return Err(usage::unknown_page());
+            .bind(tenant.0)
+            .bind(session.map(|session| session.0))
+            .bind(after)
+            .bind(i64::from(limit))
+            .bind(before.map(Time))
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed)?;
+            if let (Some(after), []) = (after, &rows[..]) {
+                let look = "select exists (select from llm_usage_events where tenant_id = $1 and attempt_id = $2)";
+                let is_known: bool =
+                    sqlx::query_scalar(look).bind(tenant.0).bind(after).fetch_one(&mut *tx).await.map_err(failed)?;
+                if !is_known {
+                    return Err(usage::unknown_page());
+                }
             }
-        }
-        rows.iter().map(row::usage_event).collect::<Result<_, _>>().map_err(failed)
+            rows.iter().map(row::usage_event).collect::<Result<_, _>>().map_err(failed)
+        })
+        .await
     }
 
     async fn summarize(
@@ -139,70 +143,76 @@ impl UsageStore for Postgres {
         end: Option<Timestamp>,
         group_by: &[UsageDimension],
     ) -> Result<Vec<UsageSummary>, Error> {
-        let keys = group_by.iter().copied().map(expression).collect::<Result<Vec<_>, _>>()?.join(", ");
-        // Without a dimension there is one total, even of nothing.
-        let grouping = match group_by {
-            [] => String::new(),
-            _ => format!("group by keys order by keys limit {}", GROUPS_MAX + 1),
-        };
-        let mut tx = self.tenant(tenant).await?;
-        let rows = sqlx::query(AssertSqlSafe(format!(
-            "select array[{keys}]::text[] as keys, count(*) as attempts,
-                count(*) filter (where cost_nano_usd is null) as unpriced_attempts,
-                coalesce(sum(input_uncached_tokens), 0)::bigint as input_uncached_tokens,
-                coalesce(sum(cache_read_tokens), 0)::bigint as cache_read_tokens,
-                coalesce(sum(cache_write_5m_tokens), 0)::bigint as cache_write_5m_tokens,
-                coalesce(sum(cache_write_1h_tokens), 0)::bigint as cache_write_1h_tokens,
-                coalesce(sum(output_tokens), 0)::bigint as output_tokens,
-                coalesce(sum(reasoning_tokens), 0)::bigint as reasoning_tokens,
-                coalesce(sum(cost_nano_usd), 0)::bigint as cost_nano_usd
-            from llm_usage_events
-            where tenant_id = $1 and ($2::timestamptz is null or create_time >= $2)
-                and ($3::timestamptz is null or create_time < $3)
-            {grouping}"
-        )))
-        .bind(tenant.0)
-        .bind(start.map(Time))
-        .bind(end.map(Time))
-        .fetch_all(&mut *tx)
+        self.timed(async |server| {
+            let keys = group_by.iter().copied().map(expression).collect::<Result<Vec<_>, _>>()?.join(", ");
+            // Without a dimension there is one total, even of nothing.
+            let grouping = match group_by {
+                [] => String::new(),
+                _ => format!("group by keys order by keys limit {}", GROUPS_MAX + 1),
+            };
+            let mut tx = server.tenant(tenant).await?;
+            let rows = sqlx::query(AssertSqlSafe(format!(
+                "select array[{keys}]::text[] as keys, count(*) as attempts,
+                    count(*) filter (where cost_nano_usd is null) as unpriced_attempts,
+                    coalesce(sum(input_uncached_tokens), 0)::bigint as input_uncached_tokens,
+                    coalesce(sum(cache_read_tokens), 0)::bigint as cache_read_tokens,
+                    coalesce(sum(cache_write_5m_tokens), 0)::bigint as cache_write_5m_tokens,
+                    coalesce(sum(cache_write_1h_tokens), 0)::bigint as cache_write_1h_tokens,
+                    coalesce(sum(output_tokens), 0)::bigint as output_tokens,
+                    coalesce(sum(reasoning_tokens), 0)::bigint as reasoning_tokens,
+                    coalesce(sum(cost_nano_usd), 0)::bigint as cost_nano_usd
+                from llm_usage_events
+                where tenant_id = $1 and ($2::timestamptz is null or create_time >= $2)
+                    and ($3::timestamptz is null or create_time < $3)
+                {grouping}"
+            )))
+            .bind(tenant.0)
+            .bind(start.map(Time))
+            .bind(end.map(Time))
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed)?;
+            rows.iter()
+                .map(|row| Ok(UsageSummary { keys: row.try_get("keys")?, totals: Some(row::totals(row)?) }))
+                .collect::<Result<_, _>>()
+                .map_err(failed)
+        })
         .await
-        .map_err(failed)?;
-        rows.iter()
-            .map(|row| Ok(UsageSummary { keys: row.try_get("keys")?, totals: Some(row::totals(row)?) }))
-            .collect::<Result<_, _>>()
-            .map_err(failed)
     }
 
     async fn add_behind_end(&self, tenant: TenantId, session: SessionId, events: &[NewEvent]) -> Result<(), Error> {
-        let mut tx = self.locking(tenant, [session]).await?;
-        let added = meter(&mut tx, tenant, Reported { session, events }).await?;
-        let is_known = match added {
-            Some(_) => {
-                // Its state changes no more, and whoever follows it is to be told what it has come to.
-                sqlx::query(
-                    "update sessions set change_number = pg_current_xact_id()::text::bigint
-                    where tenant_id = $1 and session_id = $2",
-                )
-                .bind(tenant.0)
-                .bind(session.0)
-                .execute(&mut *tx)
-                .await
-                .map_err(failed)?;
-                true
+        self.timed(async |server| {
+            let mut tx = server.locking(tenant, [session]).await?;
+            let added = meter(&mut tx, tenant, Reported { session, events }).await?;
+            let is_known = match added {
+                Some(_) => {
+                    // Its state changes no more, and whoever follows it is to be told what it has come to.
+                    sqlx::query(
+                        "update sessions set change_number = pg_current_xact_id()::text::bigint
+                        where tenant_id = $1 and session_id = $2",
+                    )
+                    .bind(tenant.0)
+                    .bind(session.0)
+                    .execute(&mut *tx)
+                    .await
+                    .map_err(failed)?;
+                    true
+                }
+                None => sqlx::query("select from sessions where tenant_id = $1 and session_id = $2")
+                    .bind(tenant.0)
+                    .bind(session.0)
+                    .fetch_optional(&mut *tx)
+                    .await
+                    .map_err(failed)?
+                    .is_some(),
+            };
+            tx.commit().await.map_err(failed)?;
+            if !is_known {
+                usage::added_for_nobody(tenant, session, events);
             }
-            None => sqlx::query("select from sessions where tenant_id = $1 and session_id = $2")
-                .bind(tenant.0)
-                .bind(session.0)
-                .fetch_optional(&mut *tx)
-                .await
-                .map_err(failed)?
-                .is_some(),
-        };
-        tx.commit().await.map_err(failed)?;
-        if !is_known {
-            usage::added_for_nobody(tenant, session, events);
-        }
-        Ok(())
+            Ok(())
+        })
+        .await
     }
 }
 
