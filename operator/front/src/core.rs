@@ -62,6 +62,8 @@ pub struct Options {
     pub turn_timeout: Duration,
     /// Streams of events that one tenant may have open at this replica: see [`Seats`].
     pub streams_per_tenant_max: usize,
+    /// The same, of all tenants.
+    pub streams_max: usize,
     /// Between two looks at whether an open stream's credential still holds.
     pub credential_recheck: Duration,
     /// How long a session that has ended is kept; `None` is for ever.
@@ -90,6 +92,7 @@ impl Default for Options {
             placement_timeout: Duration::from_secs(10),
             turn_timeout: Duration::from_mins(10),
             streams_per_tenant_max: 5_000,
+            streams_max: 40_000,
             credential_recheck: Duration::from_secs(30),
             retention: Some(Duration::from_hours(90 * 24)),
             retention_look_every: Duration::from_mins(10),

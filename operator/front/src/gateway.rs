@@ -3,7 +3,7 @@
 //! | path | what |
 //! | --- | --- |
 //! | `GET /v1/sessions/{id}/events` | [events of one session](sse) |
-//! | `GET /v1/ws` | [events of many, and messages to them](ws) |
+//! | `GET /v1/ws`, over HTTP/2 `CONNECT` | [events of many, and messages to them](ws) |
 //! | `GET /healthz` | the process lives |
 //! | `GET /readyz` | it can do its work; 503 and the reasons otherwise |
 //! | `POST /croft.v1.…/…` | [the calls of the gRPC port](browser), as gRPC-Web |
@@ -26,7 +26,7 @@ use async_trait::async_trait;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{MethodFilter, get, on};
 use axum::{Json, Router};
 use croft_proto::v1::{InterruptSessionRequest, ResolveApprovalRequest, SendMessageRequest};
 use croft_serve::connections::Connections;
@@ -212,7 +212,7 @@ pub fn router(gateway: Gateway) -> Router {
     let cors = browser::cors(&gateway.options.allowed_origins);
     Router::new()
         .route("/v1/sessions/{session_id}/events", get(sse::events))
-        .route("/v1/ws", get(ws::upgrade))
+        .route("/v1/ws", on(MethodFilter::GET.or(MethodFilter::CONNECT), ws::upgrade))
         // Tokens may be in the query, so that the path is all that is ever shown.
         .layer(TraceLayer::new_for_http().make_span_with(|request: &Request| {
             let span = tracing::info_span!("http", method = %request.method(), path = request.uri().path());

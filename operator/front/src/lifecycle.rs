@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use croft_proto::id::TurnId;
+use croft_proto::id::{SessionId, TurnId};
 use croft_proto::v1::lifecycle_service_server::LifecycleService;
 use croft_proto::v1::{
     CreateSessionRequest, CreateSessionResponse, FamilyUsage, GetSessionRequest, GetSessionResponse,
@@ -60,7 +60,9 @@ impl Lifecycle {
     }
 
     /// Stores a message. Its turn begins when what comes back is dropped.
-    pub async fn accept(&self, identity: &Identity, request: SendMessageRequest) -> Result<Sent, Error> {
+    pub async fn accept(&self, identity: &Identity, mut request: SendMessageRequest) -> Result<Sent, Error> {
+        // By what is asked for a repeated request is known, not by how it is spelled.
+        request.session_id = told(request.session_id);
         let act = Act::of::<SendMessageRequest>(identity, resource(&request.session_id));
         let (turns, tenant, sender) = (self.turns.clone(), identity.tenant, identity.actor.clone());
         let work = async move {
@@ -142,9 +144,17 @@ impl Lifecycle {
     }
 }
 
-/// What a call on a session is recorded with.
+/// The id as the store tells it, however the caller spelled it. What is none stays as it is.
+fn told(session_id: String) -> String {
+    session_id.parse().map_or(session_id, |id: SessionId| id.to_string())
+}
+
+/// What a call on a session is recorded with: the same name, however the caller spelled it.
 fn resource(session_id: &str) -> String {
-    format!("sessions/{session_id}")
+    match session_id.parse::<SessionId>() {
+        Ok(id) => format!("sessions/{id}"),
+        Err(_) => format!("sessions/{session_id}"),
+    }
 }
 
 /// Cuts a session's events down to one turn. It is over with the turn's last event, whenever the next one comes.

@@ -43,6 +43,8 @@ async fn attend(connection: Connection, routes: Router, bounds: Bounds, stopping
     builder
         .http2()
         .timer(TokioTimer::new())
+        // By RFC 8441 WebSockets begin so.
+        .enable_connect_protocol()
         .max_concurrent_streams(bounds.streams_max)
         .keep_alive_interval(bounds.peer_timeout)
         .keep_alive_timeout(bounds.peer_timeout);

@@ -74,7 +74,7 @@ async fn to_one_socket_a_foreign_session_is_as_one_that_never_was() {
 #[tokio::test]
 async fn a_tenant_has_so_many_streams_over_all_its_connections_and_no_other_tenant_feels_it() {
     let mut scene = Scene::new().await;
-    scene.seats = Seats::new(3);
+    scene.seats = Seats::new(3, 100);
     let (replica, session) = (scene.replica().await, scene.session().await);
     let path = format!("/v1/sessions/{session}/events");
     // A WebSocket, its subscription, and a stream.

@@ -6,6 +6,7 @@ mod bounds;
 mod browser;
 mod connections;
 mod http;
+mod http2;
 mod scene;
 mod sse;
 mod websocket;

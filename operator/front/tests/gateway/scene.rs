@@ -116,7 +116,15 @@ impl Scene {
         let (store, tenants) = (Arc::new(Memory::default()), Tenants::new());
         let (tenant, key) = add_tenant(&store, "heron").await;
         tell(&tenants, &[(tenant, "heron")]);
-        Self { store, relay: Arc::default(), tenants, tenant, key, calls: Arc::default(), seats: Seats::new(1_000) }
+        Self {
+            store,
+            relay: Arc::default(),
+            tenants,
+            tenant,
+            key,
+            calls: Arc::default(),
+            seats: Seats::new(1_000, 10_000),
+        }
     }
 
     /// Another tenant, with its key.

@@ -6,7 +6,7 @@ use croft_front::{events::fanout, gateway};
 use croft_proto::id::SessionId;
 use futures::{SinkExt, StreamExt};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -18,8 +18,8 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, connect_
 
 use crate::scene::{PATIENCE, Replica, Scene, agent_message, terminated, user_message};
 
-pub(crate) struct Client {
-    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+pub(crate) struct Client<S = MaybeTlsStream<TcpStream>> {
+    pub(crate) socket: WebSocketStream<S>,
 }
 
 impl Client {
@@ -35,7 +35,9 @@ impl Client {
         let (socket, _) = connect_async_with_config(request, Some(WebSocketConfig::default()), true).await.unwrap();
         Self { socket }
     }
+}
 
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     pub(crate) async fn say(&mut self, frame: Value) {
         self.try_say(frame).await.unwrap();
     }

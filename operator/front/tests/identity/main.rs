@@ -14,4 +14,5 @@ mod program;
 mod refusals;
 mod roles;
 mod scene;
+mod spelling;
 mod streams;

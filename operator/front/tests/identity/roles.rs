@@ -1,13 +1,18 @@
 //! What each kind of credential opens on the real port, call by call.
 
+use std::collections::BTreeMap;
+
 use croft_front::identity::Role;
+use croft_proto::METHODS;
 use croft_proto::v1::audit_service_client::AuditServiceClient;
+use croft_proto::v1::budget_service_client::BudgetServiceClient;
 use croft_proto::v1::lifecycle_service_client::LifecycleServiceClient;
 use croft_proto::v1::model_registry_service_client::ModelRegistryServiceClient;
 use croft_proto::v1::usage_service_client::UsageServiceClient;
 use croft_proto::v1::{
-    CreateSessionRequest, GetModelRequest, GetSessionRequest, InterruptSessionRequest, ListAuditRecordsRequest,
-    ListModelsRequest, ListSessionsRequest, ListUsageEventsRequest, ResolveApprovalRequest, SendMessageRequest,
+    CreateSessionRequest, DeleteBudgetRequest, ExportUsageRequest, GetModelRequest, GetSessionRequest,
+    InterruptSessionRequest, ListAuditRecordsRequest, ListBudgetsRequest, ListModelsRequest, ListSessionsRequest,
+    ListUsageEventsRequest, RecommendModelsRequest, ResolveApprovalRequest, SendMessageRequest, SetBudgetRequest,
     StreamEventsRequest, SummarizeUsageRequest, TerminateSessionRequest, VerifyAuditLogRequest,
 };
 use serde_json::json;
@@ -18,33 +23,47 @@ use tonic_types::StatusExt;
 
 use crate::scene::{Scene, with_token};
 
-/// Makes every call that there is, and tells of each whether it was let through to where it fails for being empty.
-async fn let_through(scene: &Scene, token: &str) -> Vec<(&'static str, bool)> {
+/// Those of the calls that there are which are no client's: workers and the operator serve them, or ask for them at another port.
+const OF_OTHER_PORTS: [&str; 3] = ["croft.v1.RuntimeService/", "croft.v1.RouteService/", "croft.v1.TenantService/"];
+
+/// Makes every call of the clients' port, and tells of each whether it was let through to where it fails for being empty.
+async fn let_through(scene: &Scene, token: &str) -> BTreeMap<&'static str, bool> {
     let mut lifecycle = LifecycleServiceClient::new(scene.channel());
+    let mut budgets = BudgetServiceClient::new(scene.channel());
     let mut usage = UsageServiceClient::new(scene.channel());
     let mut models = ModelRegistryServiceClient::new(scene.channel());
     let mut audit = AuditServiceClient::new(scene.channel());
-    macro_rules! outcome {
-        ($client:ident.$call:ident($request:ty)) => {
-            (stringify!($call), passed($client.$call(with_token(<$request>::default(), token)).await.err()))
+    let mut outcomes = BTreeMap::new();
+    macro_rules! ask {
+        ($($path:literal: $client:ident.$call:ident($request:ty);)*) => {
+            $(
+                let refusal = $client.$call(with_token(<$request>::default(), token)).await.err();
+                outcomes.insert($path, passed(refusal));
+            )*
         };
     }
-    vec![
-        outcome!(lifecycle.get_session(GetSessionRequest)),
-        outcome!(lifecycle.list_sessions(ListSessionsRequest)),
-        outcome!(lifecycle.stream_events(StreamEventsRequest)),
-        outcome!(models.list_models(ListModelsRequest)),
-        outcome!(models.get_model(GetModelRequest)),
-        outcome!(usage.list_usage_events(ListUsageEventsRequest)),
-        outcome!(usage.summarize_usage(SummarizeUsageRequest)),
-        outcome!(lifecycle.create_session(CreateSessionRequest)),
-        outcome!(lifecycle.send_message(SendMessageRequest)),
-        outcome!(lifecycle.interrupt_session(InterruptSessionRequest)),
-        outcome!(lifecycle.resolve_approval(ResolveApprovalRequest)),
-        outcome!(lifecycle.terminate_session(TerminateSessionRequest)),
-        outcome!(audit.list_audit_records(ListAuditRecordsRequest)),
-        outcome!(audit.verify_audit_log(VerifyAuditLogRequest)),
-    ]
+    ask! {
+        "LifecycleService/GetSession": lifecycle.get_session(GetSessionRequest);
+        "LifecycleService/ListSessions": lifecycle.list_sessions(ListSessionsRequest);
+        "LifecycleService/StreamEvents": lifecycle.stream_events(StreamEventsRequest);
+        "LifecycleService/CreateSession": lifecycle.create_session(CreateSessionRequest);
+        "LifecycleService/SendMessage": lifecycle.send_message(SendMessageRequest);
+        "LifecycleService/InterruptSession": lifecycle.interrupt_session(InterruptSessionRequest);
+        "LifecycleService/ResolveApproval": lifecycle.resolve_approval(ResolveApprovalRequest);
+        "LifecycleService/TerminateSession": lifecycle.terminate_session(TerminateSessionRequest);
+        "ModelRegistryService/ListModels": models.list_models(ListModelsRequest);
+        "ModelRegistryService/GetModel": models.get_model(GetModelRequest);
+        "ModelRegistryService/RecommendModels": models.recommend_models(RecommendModelsRequest);
+        "UsageService/ListUsageEvents": usage.list_usage_events(ListUsageEventsRequest);
+        "UsageService/SummarizeUsage": usage.summarize_usage(SummarizeUsageRequest);
+        "UsageService/ExportUsage": usage.export_usage(ExportUsageRequest);
+        "BudgetService/ListBudgets": budgets.list_budgets(ListBudgetsRequest);
+        "BudgetService/SetBudget": budgets.set_budget(SetBudgetRequest);
+        "BudgetService/DeleteBudget": budgets.delete_budget(DeleteBudgetRequest);
+        "AuditService/ListAuditRecords": audit.list_audit_records(ListAuditRecordsRequest);
+        "AuditService/VerifyAuditLog": audit.verify_audit_log(VerifyAuditLogRequest);
+    }
+    outcomes
 }
 
 fn passed(refusal: Option<Status>) -> bool {
@@ -61,27 +80,48 @@ fn passed(refusal: Option<Status>) -> bool {
     }
 }
 
-/// The calls in the order of [`let_through`]: seven read, five work with sessions, two see the audit log.
-fn allowed(role: Role) -> Vec<bool> {
-    let (work, audit) = match role {
-        Role::Viewer => (false, false),
-        Role::User => (true, false),
-        Role::Auditor => (false, true),
-        Role::Admin => (true, true),
+/// What the roles open of all the calls that there are. One that is in none of the lists is let through for nobody but an admin.
+fn allowed(roles: &[Role]) -> BTreeMap<&'static str, bool> {
+    const READ: [&str; 10] = [
+        "LifecycleService/GetSession",
+        "LifecycleService/ListSessions",
+        "LifecycleService/StreamEvents",
+        "ModelRegistryService/ListModels",
+        "ModelRegistryService/GetModel",
+        "ModelRegistryService/RecommendModels",
+        "UsageService/ListUsageEvents",
+        "UsageService/SummarizeUsage",
+        "UsageService/ExportUsage",
+        "BudgetService/ListBudgets",
+    ];
+    const WORK: [&str; 5] = [
+        "LifecycleService/CreateSession",
+        "LifecycleService/SendMessage",
+        "LifecycleService/InterruptSession",
+        "LifecycleService/ResolveApproval",
+        "LifecycleService/TerminateSession",
+    ];
+    const AUDIT: [&str; 2] = ["AuditService/ListAuditRecords", "AuditService/VerifyAuditLog"];
+    let of_clients = METHODS.iter().filter(|method| !OF_OTHER_PORTS.iter().any(|service| method.starts_with(service)));
+    let calls = of_clients.map(|method| method.trim_start_matches("croft.v1."));
+    let opens = |call, role| match role {
+        Role::Viewer => READ.contains(&call),
+        Role::User => READ.contains(&call) || WORK.contains(&call),
+        Role::Auditor => READ.contains(&call) || AUDIT.contains(&call),
+        Role::Admin => true,
     };
-    [vec![true; 7], vec![work; 5], vec![audit; 2]].concat()
+    calls.map(|call| (call, roles.iter().any(|role| opens(call, *role)))).collect()
 }
 
-fn assert_allows(role: Role, outcomes: &[(&'static str, bool)]) {
-    let expected: Vec<_> = outcomes.iter().zip(allowed(role)).map(|((call, _), allowed)| (*call, allowed)).collect();
-    assert_eq!(outcomes, expected, "{role}");
+fn assert_allow(roles: &[Role], outcomes: &BTreeMap<&'static str, bool>) {
+    assert_eq!(*outcomes, allowed(roles), "{roles:?}");
 }
 
 #[tokio::test]
 async fn an_api_key_opens_what_its_role_does() {
     let scene = Scene::new().await;
     for role in Role::ALL {
-        assert_allows(role, &let_through(&scene, &scene.api_key(role).await).await);
+        assert_allow(&[role], &let_through(&scene, &scene.api_key(role).await).await);
     }
 }
 
@@ -91,10 +131,10 @@ async fn a_token_of_an_issuer_opens_what_its_roles_do() {
     scene.taken(&scene.people.sign(&scene.claims())).await;
     for role in Role::ALL {
         let token = scene.changed("roles", json!([role.as_str(), "football"]));
-        assert_allows(role, &let_through(&scene, &token).await);
+        assert_allow(&[role], &let_through(&scene, &token).await);
     }
     let both = scene.changed("roles", json!("auditor user"));
-    assert_allows(Role::Admin, &let_through(&scene, &both).await);
+    assert_allow(&[Role::Auditor, Role::User], &let_through(&scene, &both).await);
 }
 
 #[tokio::test]
@@ -102,7 +142,7 @@ async fn a_service_account_is_a_user() {
     let scene = Scene::new().await;
     let token = scene.cluster.sign(&scene.service_account("tenant-heron"));
     scene.taken(&token).await;
-    assert_allows(Role::User, &let_through(&scene, &token).await);
+    assert_allow(&[Role::User], &let_through(&scene, &token).await);
 }
 
 #[tokio::test]

@@ -72,6 +72,10 @@ impl Scene {
 
     /// `change` is done to the issuer before the front knows of it.
     pub(crate) async fn with(timing: Timing, change: impl FnOnce(&Issuer)) -> Self {
+        Self::within(Options::default(), timing, change).await
+    }
+
+    pub(crate) async fn within(options: Options, timing: Timing, change: impl FnOnce(&Issuer)) -> Self {
         let (people, cluster, tasks) = (Signer::ec("people-1"), Signer::rsa("cluster-1"), Tasks::new());
         let issuer = Issuer::start(&tasks, &[&people]).await;
         change(&issuer);
@@ -104,7 +108,7 @@ impl Scene {
             counters: Arc::new(Memory::default()),
             tenants,
             tls: None,
-            options: Options { identity, credential_recheck: RECHECK, ..Options::default() },
+            options: Options { identity, credential_recheck: RECHECK, ..options },
         };
         let registry = prometheus::Registry::new();
         let core = assemble(parts, &tasks, &registry).await.unwrap();

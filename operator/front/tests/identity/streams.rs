@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use croft_front::core::Options;
 use croft_front::events::log::NewEvent;
 use croft_front::session::store::NewSession;
 use croft_proto::Timestamp;
-use croft_proto::id::SessionId;
+use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::lifecycle_service_client::LifecycleServiceClient;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{AgentSpec, SessionCreated, StreamEventsRequest};
@@ -18,12 +19,16 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tonic::Code;
 use tonic_types::StatusExt;
 
-use crate::scene::{PATIENCE, Scene, with_token};
+use crate::scene::{PATIENCE, Scene, timing, with_token};
 
 /// Seconds that a token lives which a test waits for the end of; a stream is opened well before.
 const LIFE: u64 = 8;
 
-async fn session(scene: &Scene) -> SessionId {
+pub(crate) async fn session(scene: &Scene) -> SessionId {
+    session_of(scene, scene.heron).await
+}
+
+async fn session_of(scene: &Scene, tenant: TenantId) -> SessionId {
     let created = NewEvent {
         kind: Kind::SessionCreated(SessionCreated::default()),
         turn: None,
@@ -33,7 +38,7 @@ async fn session(scene: &Scene) -> SessionId {
     let id = SessionId::generate();
     let new = NewSession {
         id,
-        tenant: scene.heron,
+        tenant,
         tenant_name: "heron".into(),
         agent: AgentSpec::default(),
         config_hash: String::new(),
@@ -121,4 +126,28 @@ async fn a_viewer_sees_over_a_websocket_and_sends_nothing() {
     socket.send(Message::text(subscribe.to_string())).await.unwrap();
     let answer = tokio::time::timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap();
     assert!(answer.to_text().unwrap().contains("subscribed"), "{answer}");
+}
+
+/// Each tenant's own bound is far from reached: forty of them could once open two hundred thousand streams at one front.
+#[tokio::test]
+async fn all_tenants_together_have_no_more_streams_than_a_replica_has() {
+    let scene = Scene::within(Options { streams_max: 3, ..Options::default() }, timing(), |_| {}).await;
+    let mut open = Vec::new();
+    let mut refused = None;
+    for namespace in ["tenant-heron", "tenant-plover"] {
+        let token = scene.cluster.sign(&scene.service_account(namespace));
+        let session = session_of(&scene, scene.taken(&token).await.tenant).await;
+        let mut calls = LifecycleServiceClient::new(scene.channel());
+        for _ in 0..2 {
+            let watch = StreamEventsRequest { session_id: session.to_string(), ..StreamEventsRequest::default() };
+            match calls.stream_events(with_token(watch, &token)).await {
+                Ok(stream) => open.push(stream),
+                Err(status) => assert!(refused.replace(status).is_none(), "only the fourth has no place"),
+            }
+        }
+    }
+    assert_eq!(open.len(), 3);
+    let refused = refused.expect("there are three places");
+    assert_eq!((refused.code(), refused.message()), (Code::Unavailable, "a free stream is not available"));
+    assert!(refused.get_error_details().retry_info().is_some_and(|info| info.retry_delay.is_some()));
 }
