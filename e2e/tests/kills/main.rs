@@ -5,8 +5,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "../traces/collector.rs"]
+#[expect(dead_code, reason = "other tests need more of it")]
+mod collector;
 #[path = "../faults/dice.rs"]
 mod dice;
+mod lifecycle;
+#[path = "../../../worker/tests/mcp_server/mod.rs"]
+mod mcp_server;
 #[path = "../in_process/receiver.rs"]
 mod receiver;
 mod relay;
@@ -16,6 +22,7 @@ mod stage;
 #[path = "../faults/story.rs"]
 mod story;
 mod supersteps;
+mod traced;
 #[path = "../faults/transcript.rs"]
 mod transcript;
 mod wired;

@@ -11,6 +11,7 @@ use croft_e2e::bench::launch::{Ports, command, loopback, tls_flags};
 use croft_e2e::bench::process::Program;
 use croft_e2e::bench::scrape::Scrape;
 use croft_e2e::client::Client;
+use croft_e2e::programs::beside_tests;
 use croft_proto::id::TenantId;
 use croft_proto::v1::{TenantAdmission, TenantRoute, WorkerRoute};
 use croft_serve::Tasks;
@@ -41,7 +42,10 @@ pub(crate) struct Stage {
     fronts: Vec<Pod>,
     workers: Vec<Pod>,
     relay: Proxy,
+    /// By a superuser's URL.
     postgres: String,
+    /// The same for the stage's own database.
+    owner_url: String,
     database: String,
     scratch: PathBuf,
     tasks: Tasks,
@@ -57,14 +61,8 @@ fn service(variable: &str) -> String {
     })
 }
 
-/// Where the programs are: beside the tests, as `cargo build --workspace --bins` leaves them.
 fn programs() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let programs = test.ancestors().nth(2).unwrap().to_owned();
-    for program in ["croft-front", "croft-worker"] {
-        assert!(programs.join(program).exists(), "{program} is not built: `cargo build --workspace --bins` builds it");
-    }
-    programs
+    beside_tests(&["croft-front", "croft-worker"]).unwrap()
 }
 
 fn start(
@@ -106,121 +104,179 @@ async fn migrated(admin: &str) -> Migrated {
     Migrated { database, owner_url, host: host.to_owned() }
 }
 
-impl Stage {
-    pub(crate) async fn set() -> Self {
-        Self::with(&[]).await
-    }
+/// What programs are told beside what they need.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Flags {
+    pub(crate) fronts: Vec<String>,
+    pub(crate) workers: Vec<String>,
+}
 
-    /// With so many flags more for each front.
-    pub(crate) async fn with(front_flags: &[String]) -> Self {
-        Self::raise(&service("CROFT_TEST_POSTGRES_URL"), &service("CROFT_TEST_REDIS_URL"), front_flags).await
-    }
+/// What programs are made of.
+struct Workshop {
+    ports: Ports,
+    authority: Authority,
+    scratch: PathBuf,
+}
 
-    /// On a PostgreSQL, by a superuser's URL, and a Redis.
-    pub(crate) async fn on(postgres: &str, redis: &str) -> Self {
-        Self::raise(postgres, redis, &[]).await
-    }
-
-    async fn raise(postgres: &str, redis: &str, front_flags: &[String]) -> Self {
-        croft_serve::tls::install_provider();
-        let alone = ONE_AT_A_TIME.lock().await;
-        let (tasks, mut ports, authority) = (Tasks::new(), Ports::default(), Authority::new().unwrap());
+impl Workshop {
+    fn open() -> Self {
         // Of its own, also beside another stage of this process: a front's audit folder belongs to it alone.
         let scratch = std::env::temp_dir().join(format!("croft-kills-{}", Uuid::now_v7()));
         std::fs::create_dir_all(&scratch).unwrap();
+        Self { ports: Ports::default(), authority: Authority::new().unwrap(), scratch }
+    }
 
-        let Migrated { database, owner_url, host } = migrated(postgres).await;
+    fn address(&mut self) -> SocketAddr {
+        loopback(self.ports.take().unwrap())
+    }
 
-        let redis = redis.strip_prefix("redis://").expect("a Redis URL").trim_end_matches('/');
-        let (credentials, behind) = redis.rsplit_once('@').map_or(("", redis), |(user, host)| (user, host));
-        let behind = behind.split('/').next().unwrap();
-        let relay = Proxy::start(behind.to_owned(), &tasks).await;
-        let at = if credentials.is_empty() { String::new() } else { format!("{credentials}@") };
-        let redis_url = format!("redis://{at}{}", relay.address);
-
-        let mut workers = Vec::new();
+    fn workers(&mut self, flags: &[String]) -> Vec<Pod> {
         // Asked to end, the first finishes the supersteps at hand. Of the other's grace nothing is left for them.
-        for (number, grace_ms) in [(0, 25_000), (1, 5_000)] {
-            let name = format!("worker-{number}");
-            let hosts = [format!("workers.tenant-{TENANT}.svc")];
-            let role = PeerRole::Worker { tenant: TENANT.to_owned() };
-            let tls = authority.issue_to(&scratch.join(&name), &role, &hosts).unwrap();
-            let (grpc, ops) = (loopback(ports.take().unwrap()), loopback(ports.take().unwrap()));
-            let arguments = [
-                &tls_flags(&tls)[..],
-                &[
-                    format!("--tenant={TENANT}"),
-                    format!("--worker-name={name}"),
-                    format!("--shutdown-grace-ms={grace_ms}"),
-                    format!("--metrics-addr={ops}"),
-                    format!("--grpc-addr={grpc}"),
-                ],
-            ]
-            .concat();
-            let program = start(&name, "croft-worker", &[], &arguments, ops, &scratch.join(format!("{name}.log")));
-            workers.push(Pod { name, arguments, environment: Vec::new(), ops, grpc, http: None, program });
-        }
+        [(0, 25_000), (1, 5_000)].map(|(number, grace_ms)| self.worker(number, grace_ms, flags)).into()
+    }
+
+    fn worker(&mut self, number: usize, grace_ms: u32, flags: &[String]) -> Pod {
+        let name = format!("worker-{number}");
+        let hosts = [format!("workers.tenant-{TENANT}.svc")];
+        let role = PeerRole::Worker { tenant: TENANT.to_owned() };
+        let tls = self.authority.issue_to(&self.scratch.join(&name), &role, &hosts).unwrap();
+        let (grpc, ops) = (self.address(), self.address());
+        let own = [
+            format!("--tenant={TENANT}"),
+            format!("--worker-name={name}"),
+            format!("--shutdown-grace-ms={grace_ms}"),
+            format!("--metrics-addr={ops}"),
+            format!("--grpc-addr={grpc}"),
+        ];
+        let arguments = [&tls_flags(&tls)[..], &own, flags].concat();
+        let log = self.scratch.join(format!("{name}.log"));
+        let program = start(&name, "croft-worker", &[], &arguments, ops, &log);
+        Pod { name, arguments, environment: Vec::new(), ops, grpc, http: None, program }
+    }
+
+    /// Tells fronts of the workers, as the operator does, at the port that it returns.
+    async fn routes(&self, workers: &[Pod], tasks: &Tasks) -> u16 {
+        let worker = |worker: &Pod| WorkerRoute {
+            name: worker.name.clone(),
+            address: worker.grpc.to_string(),
+            ready: true,
+            sessions_max: 50,
+        };
         let route = TenantRoute {
             tenant_id: TenantId::generate().to_string(),
             name: TENANT.to_owned(),
             namespace: format!("tenant-{TENANT}"),
             admission: TenantAdmission::Open.into(),
-            workers: workers
-                .iter()
-                .map(|worker| WorkerRoute {
-                    name: worker.name.clone(),
-                    address: worker.grpc.to_string(),
-                    ready: true,
-                    sessions_max: 50,
-                })
-                .collect(),
+            workers: workers.iter().map(worker).collect(),
             tier: "standard".to_owned(),
             ..TenantRoute::default()
         };
-        let operator = authority.issue(&PeerRole::Operator, &["localhost".to_owned()]).unwrap();
-        let routes_port = routes::serve(&tasks, &operator, vec![route]).await.unwrap();
-        let tls = authority.issue_to(&scratch.join("front"), &PeerRole::Front, &["localhost".to_owned()]).unwrap();
-        let mut fronts = Vec::new();
-        for number in 0..2 {
-            let name = format!("front-{number}");
-            let mut address = || loopback(ports.take().unwrap());
-            let (grpc, ops, http, internal) = (address(), address(), address(), address());
-            let environment = vec![
-                ("CROFT_POSTGRES_URL", format!("postgres://{FRONT_ROLE}:{PASSWORD}@{host}/{database}")),
-                ("CROFT_REDIS_URL", redis_url.clone()),
-            ];
-            let arguments = [
-                &["serve".to_owned()][..],
-                &tls_flags(&tls)[..],
-                &[
-                    format!("--replica={name}"),
-                    format!("--operator-url=https://localhost:{routes_port}"),
-                    format!("--metrics-addr={ops}"),
-                    format!("--grpc-addr={grpc}"),
-                    format!("--http-addr={http}"),
-                    format!("--internal-addr={internal}"),
-                    "--lease-ttl-ms=1500".to_owned(),
-                    format!("--audit-folder={}", scratch.join(format!("{name}-audit")).display()),
-                ],
-                front_flags,
-            ]
-            .concat();
-            let log = scratch.join(format!("{name}.log"));
-            let program = start(&name, "croft-front", &environment, &arguments, ops, &log);
-            fronts.push(Pod { name, arguments, environment, ops, grpc, http: Some(http), program });
+        let operator = self.authority.issue(&PeerRole::Operator, &["localhost".to_owned()]).unwrap();
+        routes::serve(tasks, &operator, vec![route]).await.unwrap()
+    }
+
+    fn fronts(&mut self, environment: &[(&'static str, String)], routes_port: u16, flags: &[String]) -> Vec<Pod> {
+        let hosts = ["localhost".to_owned()];
+        let tls = self.authority.issue_to(&self.scratch.join("front"), &PeerRole::Front, &hosts).unwrap();
+        let common = [
+            &["serve".to_owned()][..],
+            &tls_flags(&tls)[..],
+            &[format!("--operator-url=https://localhost:{routes_port}"), "--lease-ttl-ms=1500".to_owned()],
+            flags,
+        ]
+        .concat();
+        [0, 1].map(|number| self.front(number, environment, &common)).into()
+    }
+
+    fn front(&mut self, number: usize, environment: &[(&'static str, String)], common: &[String]) -> Pod {
+        let name = format!("front-{number}");
+        let (grpc, ops, http, internal) = (self.address(), self.address(), self.address(), self.address());
+        let own = [
+            format!("--replica={name}"),
+            format!("--metrics-addr={ops}"),
+            format!("--grpc-addr={grpc}"),
+            format!("--http-addr={http}"),
+            format!("--internal-addr={internal}"),
+            format!("--audit-folder={}", self.scratch.join(format!("{name}-audit")).display()),
+        ];
+        let arguments = [common, &own].concat();
+        let log = self.scratch.join(format!("{name}.log"));
+        let program = start(&name, "croft-front", environment, &arguments, ops, &log);
+        Pod { name, arguments, environment: environment.to_vec(), ops, grpc, http: Some(http), program }
+    }
+}
+
+/// A proxy in front of Redis, and the URL of Redis behind it.
+async fn behind_proxy(redis: &str, tasks: &Tasks) -> (Proxy, String) {
+    let redis = redis.strip_prefix("redis://").expect("a Redis URL").trim_end_matches('/');
+    let (credentials, behind) = redis.rsplit_once('@').map_or(("", redis), |(user, host)| (user, host));
+    let behind = behind.split('/').next().unwrap();
+    let relay = Proxy::start(behind.to_owned(), tasks).await;
+    let at = if credentials.is_empty() { String::new() } else { format!("{credentials}@") };
+    let url = format!("redis://{at}{}", relay.address);
+    (relay, url)
+}
+
+/// The tenant's first API key. A front is ready before its tenants have their rows.
+async fn first_key(owner_url: &str) -> String {
+    loop {
+        let made = program("croft-front", owner_url, &["api-key", "create", "--tenant", TENANT]).await;
+        if made.status.success() {
+            return String::from_utf8(made.stdout).unwrap().trim().to_owned();
         }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+impl Stage {
+    pub(crate) async fn set() -> Self {
+        Self::told(&Flags::default()).await
+    }
+
+    /// With so many flags more for each front.
+    pub(crate) async fn with(front_flags: &[String]) -> Self {
+        Self::told(&Flags { fronts: front_flags.to_vec(), ..Flags::default() }).await
+    }
+
+    /// With flags more for programs of both sorts.
+    pub(crate) async fn told(flags: &Flags) -> Self {
+        Self::raise(&service("CROFT_TEST_POSTGRES_URL"), &service("CROFT_TEST_REDIS_URL"), flags).await
+    }
+
+    /// On a PostgreSQL, by a superuser's URL, and a Redis.
+    pub(crate) async fn on(postgres: &str, redis: &str) -> Self {
+        Self::raise(postgres, redis, &Flags::default()).await
+    }
+
+    async fn raise(postgres: &str, redis: &str, flags: &Flags) -> Self {
+        croft_serve::tls::install_provider();
+        let alone = ONE_AT_A_TIME.lock().await;
+        let (tasks, mut workshop) = (Tasks::new(), Workshop::open());
+        let Migrated { database, owner_url, host } = migrated(postgres).await;
+        let (relay, redis_url) = behind_proxy(redis, &tasks).await;
+        let environment = [
+            ("CROFT_POSTGRES_URL", format!("postgres://{FRONT_ROLE}:{PASSWORD}@{host}/{database}")),
+            ("CROFT_REDIS_URL", redis_url),
+        ];
+        let mut workers = workshop.workers(&flags.workers);
+        let routes_port = workshop.routes(&workers, &tasks).await;
+        let mut fronts = workshop.fronts(&environment, routes_port, &flags.fronts);
         for pod in workers.iter_mut().chain(&mut fronts) {
             pod.program.ready().await.unwrap();
         }
-        // A front is ready before its tenants have their rows.
-        let api_key = loop {
-            let made = program("croft-front", &owner_url, &["api-key", "create", "--tenant", TENANT]).await;
-            if made.status.success() {
-                break String::from_utf8(made.stdout).unwrap().trim().to_owned();
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        };
-        Self { api_key, fronts, workers, relay, postgres: postgres.to_owned(), database, scratch, tasks, _alone: alone }
+        let (api_key, scratch) = (first_key(&owner_url).await, workshop.scratch);
+        Self {
+            api_key,
+            fronts,
+            workers,
+            relay,
+            postgres: postgres.to_owned(),
+            owner_url,
+            database,
+            scratch,
+            tasks,
+            _alone: alone,
+        }
     }
 
     /// Clients of each front, on connections of their own.
@@ -315,6 +371,11 @@ impl Stage {
             self.database
         );
         execute(&self.postgres, &cut).await;
+    }
+
+    /// A connection to the database, as one who sees the rows of all.
+    pub(crate) async fn database(&self) -> PgConnection {
+        PgConnection::connect(&self.owner_url).await.unwrap()
     }
 
     /// Takes all down. A test that fails leaves database and logs to be looked at.

@@ -1,20 +1,23 @@
 //! One conversation, again and again: its worker is killed once at each superstep, in the midst of each answer and of each tool, and
-//! around its sub-agent; each time it must end as the one that nothing disturbed.
+//! around its sub-agent; each time it must end as the one that nothing disturbed. Somebody outside, whom its tools call, must have
+//! heard of each call once, but of one that may be repeated.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use croft_e2e::client::{Client, message, scripted_agent};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::tool_spec::Source;
 use croft_proto::v1::{
-    AgentSpec, BuiltinTool, GetSessionRequest, ListSessionsRequest, ListUsageEventsRequest, ReplayClass, SessionEvent,
-    SessionState, StreamEventsRequest, SubAgentTool, ToolSpec,
+    AgentSpec, BuiltinTool, GetSessionRequest, ListSessionsRequest, ListUsageEventsRequest, McpTool, ReplayClass,
+    SessionEvent, SessionState, StreamEventsRequest, SubAgentTool, ToolCall, ToolSpec,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use crate::PATIENCE;
-use crate::stage::Stage;
+use crate::mcp_server::{Era, Server};
+use crate::stage::{Flags, Stage};
 use crate::transcript::{Excuses, Line, Record, differences, troubles};
 
 /// How long tools take, and how far into that they are when their worker is killed.
@@ -55,35 +58,98 @@ fn seen(event: &SessionEvent) -> Option<&'static str> {
     }
 }
 
+/// Where it is played, and who is called from there.
+struct Scene {
+    stage: Stage,
+    outside: Server,
+}
+
+/// A conversation that was had, and how often somebody outside heard of each key.
+struct History {
+    record: Record,
+    heard: BTreeMap<String, usize>,
+}
+
+impl History {
+    /// The calls that went outside, each with how often it was heard of.
+    fn outside(&self) -> Vec<(&ToolCall, usize)> {
+        let calls = self.record.events.iter().filter_map(as_call).filter(|call| is_outside(call));
+        calls.map(|call| (call, self.heard.get(&call.idempotency_key).copied().unwrap_or_default())).collect()
+    }
+
+    fn has_result(&self, call: &ToolCall) -> bool {
+        let of_call =
+            |kind: &Kind| matches!(kind, Kind::ToolResult(result) if result.tool_call_id == call.tool_call_id);
+        self.record.events.iter().filter_map(|event| event.kind.as_ref()).any(of_call)
+    }
+
+    /// What is wrong with it by itself; empty when nothing is.
+    fn faults(&self) -> Vec<String> {
+        let mut wrong = self.record.faults();
+        let calls = self.outside();
+        for (call, times) in &calls {
+            let is_repeated = *times > 1 && call.replay() == ReplayClass::Unsafe;
+            if is_repeated || (*times == 0 && self.has_result(call)) {
+                wrong.push(format!("{} was heard of {times} times", call.name));
+            }
+        }
+        if !self.heard.keys().all(|key| calls.iter().any(|(call, _)| call.idempotency_key == *key)) {
+            wrong.push(format!("not all that was done is in the log: {:?}", self.heard));
+        }
+        wrong
+    }
+}
+
+fn as_call(event: &SessionEvent) -> Option<&ToolCall> {
+    if let Some(Kind::ToolCall(call)) = &event.kind { Some(call) } else { None }
+}
+
+fn is_outside(call: &ToolCall) -> bool {
+    matches!(call.name.as_str(), "pay" | "launch")
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_killed_at_any_superstep_or_in_mid_tool_is_as_if_it_had_not_been() {
-    let mut stage = Stage::set().await;
-    let calm = calm(&mut stage).await;
+    let outside = Server::start(Era::Stateless).await;
+    let file = std::env::temp_dir().join(format!("croft-outside-{}.json", uuid::Uuid::new_v4()));
+    let declared = json!({"providers": {}, "mcp_servers": [{"name": "outside", "url": outside.url}]});
+    std::fs::write(&file, declared.to_string()).unwrap();
+    let workers = vec![format!("--providers={}", file.display())];
+    let mut scene = Scene { stage: Stage::told(&Flags { workers, ..Flags::default() }).await, outside };
+    let calm = calm(&mut scene).await;
     let mut wrong = calm.faults();
-    let moments = moments(&calm.events);
+    let moments = moments(&calm.record.events);
+    let (mut repeated, mut left_open) = (0, 0);
     for moment in &moments {
-        let found = match struck(&mut stage, *moment).await {
-            Some(record) => [record.faults(), differences(&calm, &record, &Excuses::default())].concat(),
+        let found = match struck(&mut scene, *moment).await {
+            Some(history) => {
+                repeated += history.outside().iter().filter(|(_, times)| *times > 1).count();
+                left_open += history.outside().iter().filter(|(call, _)| !history.has_result(call)).count();
+                [history.faults(), differences(&calm.record, &history.record, &Excuses::default())].concat()
+            }
             None => vec!["it came to no end".to_owned()],
         };
         wrong.extend(found.into_iter().map(|fault| format!("{moment:?}: {fault}")));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(moments.len() >= 25, "{} moments: {moments:?}", moments.len());
-    stage.strike().await;
+    assert!(repeated > 0 && left_open > 0, "in mid call outside: {repeated} made again, {left_open} left to people");
+    scene.stage.strike().await;
+    scene.outside.stop().await;
+    std::fs::remove_file(file).unwrap();
 }
 
 /// The conversation that nothing disturbs. A lease is good for a second and a half: on a machine that stands still for longer another
 /// front takes the turn over, and it is had again.
-async fn calm(stage: &mut Stage) -> Record {
+async fn calm(scene: &mut Scene) -> History {
     let mut troubled = Vec::new();
     for _ in 0..TRIES_MAX {
-        let history = timeout(PATIENCE, history(stage, None)).await.expect("it comes to an end");
-        let record = history.expect("nobody is to be killed");
-        let starts = record.events.iter().filter(|event| seen(event) == Some("step")).count();
-        troubled = troubles(&record, &[]);
+        let history = timeout(PATIENCE, history(scene, None)).await.expect("it comes to an end");
+        let history = history.expect("nobody is to be killed");
+        let starts = history.record.events.iter().filter(|event| seen(event) == Some("step")).count();
+        troubled = troubles(&history.record, &[]);
         if starts == 1 && troubled.is_empty() {
-            return record;
+            return history;
         }
         troubled.push(format!("it was started {starts} times"));
     }
@@ -91,10 +157,10 @@ async fn calm(stage: &mut Stage) -> Record {
 }
 
 /// The conversation whose victim is killed at the moment; `None` if it comes to no end. It is had again where the moment was missed.
-async fn struck(stage: &mut Stage, moment: Moment) -> Option<Record> {
+async fn struck(scene: &mut Scene, moment: Moment) -> Option<History> {
     for _ in 0..TRIES_MAX {
-        if let Some(record) = timeout(PATIENCE, history(stage, Some(moment))).await.ok()? {
-            return Some(record);
+        if let Some(history) = timeout(PATIENCE, history(scene, Some(moment))).await.ok()? {
+            return Some(history);
         }
     }
     panic!("{moment:?} never came");
@@ -115,43 +181,48 @@ fn moments(calm: &[SessionEvent]) -> Vec<Moment> {
     moments
 }
 
-fn agent() -> AgentSpec {
-    let tool = |name: &str, replay: ReplayClass| ToolSpec {
+fn agent(outside: &Server) -> AgentSpec {
+    let tool = |name: &str, source: Source, replay: ReplayClass| ToolSpec {
         name: name.into(),
-        source: Some(Source::Builtin(BuiltinTool { name: "clock".into() })),
+        source: Some(source),
         replay: replay.into(),
         ..ToolSpec::default()
     };
-    let look = || tool("look", ReplayClass::Safe);
+    let look = || tool("look", Source::Builtin(BuiltinTool { name: "clock".into() }), ReplayClass::Safe);
+    let add = || Source::Mcp(McpTool { server_url: outside.url.clone(), tool_name: "add".into() });
     let helper = AgentSpec { tools: vec![look()], ..scripted_agent("helper") };
     let ask = ToolSpec {
         name: "delegate".into(),
         source: Some(Source::SubAgent(SubAgentTool { agent: "helper".into() })),
         ..ToolSpec::default()
     };
-    let tools = vec![look(), tool("pay", ReplayClass::Idempotent), tool("launch", ReplayClass::Unsafe), ask];
+    let tools =
+        vec![look(), tool("pay", add(), ReplayClass::Idempotent), tool("launch", add(), ReplayClass::Unsafe), ask];
     AgentSpec { tools, sub_agents: vec![helper], ..scripted_agent("killed-at-each") }
 }
 
 fn script() -> String {
-    let call = |name: &str| json!({"tool_call": {"name": name, "arguments": {"sleep_ms": TOOL_MS}}});
+    let call = |name: &str, arguments: Value| json!({"tool_call": {"name": name, "arguments": arguments}});
+    let look = || call("look", json!({"sleep_ms": TOOL_MS}));
+    let outside = |name: &str, number: u64| call(name, json!({"wait_ms": TOOL_MS, "a": number, "b": number}));
     let said = |text: &str| json!({"text": text, "token_delay_ms": 40});
-    let helper = json!({"script": [said("let me see"), call("look"), said("it is done")]}).to_string();
+    let helper = json!({"script": [said("let me see"), look(), said("it is done")]}).to_string();
     let steps = json!([
-        said("one two three"), call("look"), call("pay"),
+        said("one two three"), look(), outside("pay", 1),
         said("four five six"), {"tool_call": {"name": "delegate", "arguments": {"message": helper}}},
-        said("seven eight nine"), call("launch"),
+        said("seven eight nine"), outside("launch", 2),
         said("good bye now"),
     ]);
     json!({ "script": steps }).to_string()
 }
 
 /// Has the conversation, and kills at the moment; `None` if that was missed.
-async fn history(stage: &mut Stage, moment: Option<Moment>) -> Option<Record> {
-    let [mut teller, mut reader] = <[Client; 2]>::try_from(stage.clients()).ok().expect("two fronts");
+async fn history(scene: &mut Scene, moment: Option<Moment>) -> Option<History> {
+    let heard_before = scene.outside.idempotency_keys().len();
+    let [mut teller, mut reader] = <[Client; 2]>::try_from(scene.stage.clients()).ok().expect("two fronts");
     // A front that was killed in the history before is ready again; its connections are not.
     let session_id = loop {
-        match teller.create(agent()).await {
+        match teller.create(agent(&scene.outside)).await {
             Ok(session) => break session.session_id,
             Err(status) => assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}"),
         }
@@ -170,7 +241,7 @@ async fn history(stage: &mut Stage, moment: Option<Moment>) -> Option<Record> {
             times += 1;
             // A word may overtake what tells of its worker.
             if times >= moment.times && !worker.is_empty() {
-                killed = kill(stage, &mut reader, moment, &worker, &event).await;
+                killed = kill(scene, &mut reader, moment, &worker, &event).await;
             }
         }
         let is_last = matches!(event.kind, Some(Kind::SessionIdle(_)));
@@ -181,7 +252,7 @@ async fn history(stage: &mut Stage, moment: Option<Moment>) -> Option<Record> {
             break;
         }
     }
-    if !killed {
+    if !killed || moment.is_some_and(|moment| is_too_late(moment, &events)) {
         return None;
     }
     one_session_a_call(&mut reader, &session_id, &events).await;
@@ -197,11 +268,31 @@ async fn history(stage: &mut Stage, moment: Option<Moment>) -> Option<Record> {
             "a time".clone_into(text);
         }
     }
-    Some(record)
+    let mut heard = BTreeMap::new();
+    for key in scene.outside.idempotency_keys().split_off(heard_before) {
+        *heard.entry(key).or_default() += 1;
+    }
+    Some(History { record, heard })
+}
+
+/// Whether a worker that was to be killed in mid call outside was killed after the call's end.
+fn is_too_late(moment: Moment, events: &[SessionEvent]) -> bool {
+    if (moment.seen, moment.victim) != ("call", Victim::Worker) {
+        return false;
+    }
+    let mut behind = events.iter().filter(|event| seen(event) == Some("call")).skip(moment.times - 1);
+    let Some((call, seq)) = behind.next().and_then(|event| Some((as_call(event)?, event.seq))) else { return false };
+    let came_first = events.iter().filter(|event| event.seq > seq).find_map(|event| match &event.kind {
+        Some(Kind::StepStarted(_) | Kind::SessionIdle(_)) => Some(false),
+        Some(Kind::ToolResult(result)) if result.tool_call_id == call.tool_call_id => Some(true),
+        _ => None,
+    });
+    is_outside(call) && came_first == Some(true)
 }
 
 /// Kills the moment's victim; `false` if it was a sub-agent that had ended by then.
-async fn kill(stage: &mut Stage, reader: &mut Client, moment: Moment, worker: &str, event: &SessionEvent) -> bool {
+async fn kill(scene: &mut Scene, reader: &mut Client, moment: Moment, worker: &str, event: &SessionEvent) -> bool {
+    let Scene { stage, outside } = scene;
     let place = |worker: &str| worker.trim_start_matches("worker-").parse::<usize>().expect("worker-0 or worker-1");
     match (&event.kind, moment.victim) {
         (Some(Kind::SubAgentStarted(started)), Victim::ChildsWorker) => {
@@ -221,6 +312,12 @@ async fn kill(stage: &mut Stage, reader: &mut Client, moment: Moment, worker: &s
         (_, Victim::Front) => {
             tokio::time::sleep(IN_MID_TOOL).await;
             stage.kill_front(0).await;
+        }
+        (Some(Kind::ToolCall(call)), _) if is_outside(call) => {
+            while !outside.idempotency_keys().contains(&call.idempotency_key) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            stage.kill_worker(place(worker)).await;
         }
         (Some(Kind::ToolCall(_) | Kind::SubAgentStarted(_)), _) => {
             tokio::time::sleep(IN_MID_TOOL).await;
