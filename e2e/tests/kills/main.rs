@@ -10,6 +10,7 @@
 mod collector;
 #[path = "../faults/dice.rs"]
 mod dice;
+mod hundred;
 mod lifecycle;
 #[path = "../../../worker/tests/mcp_server/mod.rs"]
 mod mcp_server;
