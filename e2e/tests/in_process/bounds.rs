@@ -118,11 +118,11 @@ async fn what_nobody_keeps_is_refused_by_name() {
 
 #[tokio::test]
 async fn usage_says_whose_account_answered() {
+    use ProviderMode::{InCluster, Platform, TenantEndpoint, TenantKey, Unspecified};
     let world = World::start().await;
     let mut client = world.client();
     let session = client.create(scripted_agent("billed")).await.unwrap();
     let mut expected = Vec::new();
-    use ProviderMode::{InCluster, Platform, TenantEndpoint, TenantKey, Unspecified};
     for mode in [Unspecified, InCluster, TenantKey, TenantEndpoint, Platform] {
         let provider = ProviderRoute { name: "scripted".into(), mode: mode.into() };
         world.reroute(|route| route.providers = vec![provider]);

@@ -66,11 +66,11 @@ fn details(refused: &Status, code: Code, reason: &str) -> ErrorDetails {
 }
 
 fn trouble(events: &[SessionEvent]) -> &SessionError {
-    let errors = events.iter().filter_map(|event| match &event.kind {
+    let last = events.iter().rev().find_map(|event| match &event.kind {
         Some(Kind::Error(error)) => Some(error),
         _ => None,
     });
-    errors.last().unwrap_or_else(|| panic!("{events:?}"))
+    last.unwrap_or_else(|| panic!("{events:?}"))
 }
 
 /// The emptiest worker is the one that has just gone with its node: each new session was given to it, and failed.
