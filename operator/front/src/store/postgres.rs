@@ -213,7 +213,7 @@ pub(crate) fn explained(error: sqlx::Error) -> anyhow::Error {
     }
 }
 
-/// PgBouncer and its kin refuse the startup parameters that they would have to keep apart for each client:
+/// `PgBouncer` and its kin refuse the startup parameters that they would have to keep apart for each client:
 /// <https://www.pgbouncer.org/config.html#ignore_startup_parameters>.
 fn is_pooler(error: &sqlx::Error) -> bool {
     let sqlx::Error::Database(refusal) = error else { return false };

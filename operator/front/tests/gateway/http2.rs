@@ -1,4 +1,4 @@
-//! WebSockets over HTTP/2, as proxies that speak it to the port begin them: <https://www.rfc-editor.org/rfc/rfc8441>.
+//! `WebSocket`s over HTTP/2, as proxies that speak it to the port begin them: <https://www.rfc-editor.org/rfc/rfc8441>.
 
 use std::time::Duration;
 

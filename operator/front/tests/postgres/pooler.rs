@@ -7,7 +7,7 @@ use secrecy::SecretString;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Answers as PgBouncer does where it was not told to ignore the parameter. The messages are those of
+/// Answers as `PgBouncer` does where it was not told to ignore the parameter. The messages are those of
 /// <https://www.postgresql.org/docs/15/protocol-message-formats.html>.
 async fn refuse(mut client: TcpStream) -> std::io::Result<()> {
     const TLS_WANTED: u32 = 80_877_103;

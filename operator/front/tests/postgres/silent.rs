@@ -16,7 +16,7 @@ use croft_front::session::store::{Filter, NewSession};
 use croft_front::store::Stores;
 use croft_front::store::postgres::Postgres;
 use croft_front::turn::store::Begin;
-use croft_proto::id::SessionId;
+use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::BudgetAction;
 use croft_serve::Tasks;
 use futures::FutureExt;
@@ -30,7 +30,7 @@ use crate::silence::Silence;
 /// How long a call is waited for here.
 const CALL_MAX: Duration = Duration::from_millis(300);
 /// Longer than a call may take on any machine; what it bounds has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 const LONG: Duration = Duration::from_mins(1);
 
 /// Reads were waited for until TCP gave up, or for ever: a turn then heard neither its deadline nor who interrupts it while its lease was
@@ -57,30 +57,7 @@ async fn every_call_of_a_store_is_given_up_in_time() {
     }
     let message = || append(tenant, session, vec![said("hello?")]);
     let keyed = Append { idempotency_key: Some(key("again", 1)), ..message() };
-    let alert = Alert {
-        account: Account { scope: Scope::Tenant, subject: String::new(), period: "2026-11".into() },
-        unit: Unit::Tokens,
-        limit: 10,
-        percent: 50,
-        spent: 9,
-        session,
-    };
-    let budget = Budget {
-        scope: Scope::Tenant,
-        subject: String::new(),
-        period: Period::Life,
-        nano_usd: Some(5),
-        tokens: None,
-        action: BudgetAction::Warn,
-        is_given: false,
-    };
-    let stored_key = StoredKey {
-        prefix: "1a2b3c4d".into(),
-        tenant,
-        tenant_name: "ours".into(),
-        secret_hash: [7; 32],
-        role: Role::Admin,
-    };
+    let (alert, budget, stored_key) = (alert(session), budget(), stored_key(tenant));
     let (keyed, alert, budget, stored_key) = (&keyed, &alert, &budget, &stored_key);
     let calls: Vec<(&str, BoxFuture<Result<(), Error>>)> = told![
         sessions.insert(new_session(tenant)),
@@ -149,4 +126,26 @@ async fn every_call_of_a_store_is_given_up_in_time() {
     }
     drop(silence);
     database.end().await;
+}
+
+fn alert(session: SessionId) -> Alert {
+    let account = Account { scope: Scope::Tenant, subject: String::new(), period: "2026-11".into() };
+    Alert { account, unit: Unit::Tokens, limit: 10, percent: 50, spent: 9, session }
+}
+
+fn budget() -> Budget {
+    Budget {
+        scope: Scope::Tenant,
+        subject: String::new(),
+        period: Period::Life,
+        nano_usd: Some(5),
+        tokens: None,
+        action: BudgetAction::Warn,
+        is_given: false,
+    }
+}
+
+fn stored_key(tenant: TenantId) -> StoredKey {
+    let (prefix, tenant_name) = ("1a2b3c4d".into(), "ours".into());
+    StoredKey { prefix, tenant, tenant_name, secret_hash: [7; 32], role: Role::Admin }
 }
