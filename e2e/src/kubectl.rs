@@ -1,4 +1,4 @@
-//! kubectl, as a person would call it.
+//! kubectl and helm, as a person would call them.
 
 use std::process::Stdio;
 
@@ -6,13 +6,26 @@ use anyhow::{Context, ensure};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
+use crate::helm::root;
 use crate::system::System;
 
 impl System {
     fn kubectl_command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new("kubectl");
+        self.command("kubectl", args)
+    }
+
+    fn command(&self, program: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(program);
         command.args(args).env("KUBECONFIG", &self.kubeconfig).env("PATH", &self.path).kill_on_drop(true);
         command
+    }
+
+    /// What `helm args…` prints, in the repository's folder. Fails with what it complains of.
+    pub async fn helm(&self, args: &[&str]) -> anyhow::Result<String> {
+        let output = self.command("helm", args).current_dir(root()).output().await.context("cannot run helm")?;
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "helm {}: {}", args.join(" "), complaint.trim());
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
     /// What `kubectl args…` prints. Fails with what it complains of.

@@ -37,7 +37,7 @@ impl System {
         };
         Ok(Self {
             kubeconfig: value("KUBECONFIG")?.into(),
-            path: value("PATH")?.replace("$PATH", &std::env::var("PATH").unwrap_or_default()),
+            path: format!("{}:{}", value("PATH")?, std::env::var("PATH").unwrap_or_default()),
             grpc: value("CROFT_GRPC")?,
             http: value("CROFT_HTTP")?,
             api_key: value("CROFT_API_KEY")?,
@@ -48,13 +48,19 @@ impl System {
     }
 }
 
-/// `export NAME=value` lines; later ones win, quotes go.
+/// `export NAME=value` lines; later ones win. Of a value in quotes that is all, whatever a shell would put behind them.
 fn exports(text: &str) -> HashMap<String, String> {
     text.lines()
         .filter_map(|line| line.trim().strip_prefix("export "))
         .filter_map(|assignment| assignment.split_once('='))
-        .map(|(name, value)| (name.to_owned(), value.trim_matches(|quote| quote == '"' || quote == '\'').to_owned()))
+        .map(|(name, value)| (name.to_owned(), unquoted(value).to_owned()))
         .collect()
+}
+
+fn unquoted(value: &str) -> &str {
+    let quote = value.chars().next().filter(|first| matches!(first, '"' | '\''));
+    let within = quote.and_then(|quote| value[1..].split(quote).next());
+    within.unwrap_or(value)
 }
 
 #[cfg(test)]
@@ -63,9 +69,12 @@ mod tests {
 
     #[test]
     fn exports_are_read_with_and_without_quotes() {
-        let values = exports("# a comment\nexport A=one\nexport B='two words'\nexport A=\"three\"\n");
+        let values = exports(
+            "# a comment\nexport A=one\nexport B='two words'\nexport A=\"three\"\nexport PATH='/its/own'\"${PATH:+:$PATH}\"\n",
+        );
         assert_eq!(values["A"], "three");
         assert_eq!(values["B"], "two words");
-        assert_eq!(values.len(), 2);
+        assert_eq!(values["PATH"], "/its/own");
+        assert_eq!(values.len(), 3);
     }
 }
