@@ -226,18 +226,17 @@ impl Follower {
     async fn look(&mut self) -> Result<(), Error> {
         let watched = self.watched.get_or_insert_with(|| self.hub.looks().watch(self.tenant, self.session));
         let asked_at = self.asked.as_ref().map_or_else(Instant::now, |asked| asked.at);
-        let looked = match watched.known(self.last_seq, asked_at) {
-            Some(known) => known,
-            None => {
-                let ask = || watched.ask(self.last_seq, &self.events, self.hub.tasks());
-                let asked = self.asked.get_or_insert_with(ask);
-                tokio::select! {
-                    biased;
-                    Some(item) = self.subscription.next() => return self.take(item),
-                    looked = &mut asked.look => {
-                        self.asked = None;
-                        looked.map_err(Error::internal)??
-                    }
+        let looked = if let Some(known) = watched.known(self.last_seq, asked_at) {
+            known
+        } else {
+            let ask = || watched.ask(self.last_seq, &self.events, self.hub.tasks());
+            let asked = self.asked.get_or_insert_with(ask);
+            tokio::select! {
+                biased;
+                Some(item) = self.subscription.next() => return self.take(item),
+                looked = &mut asked.look => {
+                    self.asked = None;
+                    looked.map_err(Error::internal)??
                 }
             }
         };
@@ -422,13 +421,11 @@ impl Follower {
             self.preview(event, after_seq.min(self.last_seq));
             return Ok(());
         }
-        match self.hear().await {
-            Some(item) => self.take(item),
-            None => {
-                self.phase = Phase::Looking;
-                Ok(())
-            }
+        if let Some(item) = self.hear().await {
+            return self.take(item);
         }
+        self.phase = Phase::Looking;
+        Ok(())
     }
 
     fn take(&mut self, item: Item) -> Result<(), Error> {

@@ -121,7 +121,8 @@ async fn a_look_that_is_in_doubt_before_it_ends_is_taken_again() {
     let hub = scene.hub(Arc::new(MemoryRelay::default()), Options::default());
     let mut events = log.follow(&hub).await;
     hub.look_again(scene.tenant, scene.session);
-    let hearing = tokio::spawn(async move { next_number(&mut events).await });
+    let tasks = scene.tasks.clone();
+    let hearing = tasks.spawn("hearing", async move { next_number(&mut events).await });
     log.until_reads(2).await;
     scene.append(user_message()).await;
     hub.looks().doubt((scene.tenant, scene.session));
