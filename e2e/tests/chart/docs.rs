@@ -91,6 +91,21 @@ fn calls_are_of_the_contract_and_name_their_file_where_a_front_does_not_tell_of_
     assert!(seen >= 4, "{seen} calls");
 }
 
+/// Whoever copies one that there isn't has a session that never opens.
+#[test]
+fn the_models_of_agents_on_pages_are_in_the_registry() {
+    let (known, mut seen) = (seed(), 0);
+    for (page, text) in pages().into_iter().filter(|(page, _)| !page.ends_with("ARCHITECTURE.md")) {
+        let said = ["model: ", "\"model\": \""].into_iter().flat_map(|before| text.split(before).skip(1));
+        for model in said.filter_map(|behind| behind.split(['\n', '"', ',', ' ', '}']).next()) {
+            let is_there = model.starts_with("scripted-") || known.iter().any(|known| known.model_id == model);
+            assert!(is_there, "{}: there is no {model:?}", page.display());
+            seen += 1;
+        }
+    }
+    assert!(seen >= 4, "{seen} models");
+}
+
 fn example(name: &str) -> Value {
     serde_yaml::from_str(&std::fs::read_to_string(root().join("examples").join(name)).unwrap()).unwrap()
 }
