@@ -193,8 +193,11 @@ async fn tenants_reach_the_public_internet_what_is_listed_and_models_and_nothing
         "internet": "Deny", "allow": [listed(outside::LISTED), listed(outside::PUBLIC)],
     } } });
     system.kubectl(&["patch", "agenttenant", &green.name, "--type=merge", "-p", &denied.to_string()]).await.unwrap();
+    let closed_ports = [80, 9443, 80, 9443].map(|port| format!("{}:{port}", outside::PUBLIC));
     eventually("the internet is closed", async || {
-        anyhow::ensure!(!probe.reaches(&format!("{}:80", outside::PUBLIC)).await, "it is open");
+        for address in &closed_ports {
+            anyhow::ensure!(!probe.reaches(address).await, "{address} is open");
+        }
         Ok(())
     })
     .await;

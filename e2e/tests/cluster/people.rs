@@ -11,7 +11,7 @@ use croft_proto::v1::{
 };
 use tonic::{Code, Streaming};
 
-use crate::support::{PATIENCE, Pod, assert_contiguous, front_pods, whole_turn};
+use crate::support::{PATIENCE, Pod, assert_contiguous, eventually, front_pods, whole_turn};
 
 /// An agent that has to ask before it looks at the clock.
 fn cautious() -> AgentSpec {
@@ -45,6 +45,15 @@ async fn until<T>(
     Ok((seen, found))
 }
 
+async fn two_fronts(system: &System) -> Vec<Pod> {
+    eventually("two fronts are ready", async || {
+        let fronts = front_pods(system).await;
+        anyhow::ensure!(fronts.len() > 1, "{fronts:?}");
+        Ok(fronts)
+    })
+    .await
+}
+
 fn stop_reason(events: &[SessionEvent]) -> Option<StopReason> {
     match events.last()?.kind.as_ref()? {
         Kind::SessionIdle(idle) => Some(idle.stop_reason()),
@@ -63,9 +72,9 @@ fn result(events: &[SessionEvent]) -> Option<&ToolResult> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_turn_is_interrupted_at_another_front() {
     let system = System::from_env_file().unwrap();
-    let fronts = front_pods(&system).await;
+    let fronts = two_fronts(&system).await;
     let client = |pod: &Pod| Client::new(&format!("{}:50051", pod.ip), &system.api_key).unwrap();
-    let (mut speaks, mut stops) = (client(&fronts[0]), client(&fronts[fronts.len() - 1]));
+    let (mut speaks, mut stops) = (client(&fronts[0]), client(&fronts[1]));
     let session_id = speaks.create(scripted_agent("interrupted")).await.unwrap().session_id;
     let endless = r#"{"script": [{"text": "word "}, {"delay_ms": 600000}]}"#;
     let mut events = speaks.lifecycle.send_message(message(&session_id, endless)).await.unwrap().into_inner();
@@ -87,9 +96,9 @@ async fn a_turn_is_interrupted_at_another_front() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tool_call_waits_for_what_people_say_at_another_front() {
     let system = System::from_env_file().unwrap();
-    let fronts = front_pods(&system).await;
+    let fronts = two_fronts(&system).await;
     let client = |pod: &Pod| Client::new(&format!("{}:50051", pod.ip), &system.api_key).unwrap();
-    let (mut asks, mut decides) = (client(&fronts[0]), client(&fronts[fronts.len() - 1]));
+    let (mut asks, mut decides) = (client(&fronts[0]), client(&fronts[1]));
     let session_id = asks.create(cautious()).await.unwrap().session_id;
     let script = r#"{"script": [{"tool_call": {"name": "clock"}}, {"text": "done"}]}"#;
     for (approved, word) in [(true, ""), (false, "not on a holiday")] {

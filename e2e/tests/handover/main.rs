@@ -31,7 +31,7 @@ const LEASE: Duration = Duration::from_secs(15);
 /// Within which another one leads when the one before gives its Lease back.
 const HANDED_OVER_WITHIN: Duration = Duration::from_secs(2);
 /// A crash comes so long behind a renewal: the Lease's end is to be so much nearer, for what it takes to lead then.
-const SINCE_RENEWAL: Duration = Duration::from_secs(1);
+const SINCE_RENEWAL: Duration = Duration::from_secs(3);
 /// A pause of this process in which those bounds may be missed for no fault of the operators'.
 const STALL: Duration = Duration::from_millis(300);
 

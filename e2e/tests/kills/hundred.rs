@@ -62,6 +62,19 @@ impl Blows {
         self.fronts + self.workers
     }
 
+    fn are_enough(&self) -> bool {
+        self.struck() >= KILLS && self.fronts.min(self.workers) >= KILLS_OF_EACH
+    }
+
+    /// Whom to kill in place of one of whom so many have been that the others would be too few.
+    fn other_than(&self, drawn: Victim) -> Victim {
+        match drawn {
+            Victim::Front if self.fronts >= KILLS - KILLS_OF_EACH => Victim::Worker,
+            Victim::Worker if self.workers >= KILLS - KILLS_OF_EACH => Victim::Front,
+            drawn => drawn,
+        }
+    }
+
     /// Counts those behind which one of their turns was begun once more.
     async fn judge(&mut self, database: &mut PgConnection) {
         let starts = starts(database).await;
@@ -125,11 +138,11 @@ async fn conversations_end_as_undisturbed_ones_through_a_hundred_kills_in_mid_tu
 async fn kill(stage: &mut Stage, dice: &mut Dice) -> Blows {
     let (mut database, mut blows) = (stage.database().await, Blows::default());
     let (mut struck, mut since) = (0, Instant::now());
-    while struck < KILLS {
+    while !blows.are_enough() {
         assert!(since.elapsed() < STRUCK_WITHIN, "no kill broke a turn off any more behind {struck}");
         sleep(Duration::from_millis(dice.below(300))).await;
         let (victim, place) = (dice.one_of(&[Victim::Front, Victim::Worker]), dice.one_of(&[0, 1]));
-        let cut = dice.below(16);
+        let (victim, cut) = (blows.other_than(victim), dice.below(16));
         let running = running(&mut database, victim, place).await;
         let spared = |turn: &Begun| victim == Victim::Worker && turn.starts >= WORKERS_MAX;
         if running.iter().any(spared) {

@@ -277,9 +277,9 @@ async fn answered(stage: &mut Stage, comes: Comes) -> Record {
     let [mut ours, mut theirs] = <[Client; 2]>::try_from(stage.clients()).ok().expect("two fronts");
     let session_id = create(&mut ours, agent()).await;
     let mut watching = stream(&mut theirs, &session_id).await;
+    let takeovers = stage.metrics(1).await.sum("croft_turn_takeovers_total", &[]);
     drop(send(&mut ours, &session_id, CAUTIOUS).await);
     let mut events = until(&mut watching, is_question).await;
-    let takeovers = stage.metrics(1).await.sum("croft_turn_takeovers_total", &[]);
     stage.end_front(0).await;
     if comes == Comes::Later {
         let taken_over = async {

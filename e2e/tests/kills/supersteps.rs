@@ -20,6 +20,8 @@ use crate::mcp_server::{Era, Server};
 use crate::stage::{Flags, Stage};
 use crate::transcript::{Excuses, Line, Record, differences, troubles};
 
+/// After so long a call is not made any more.
+const MADE_WITHIN: Duration = Duration::from_secs(10);
 /// How long tools take, and how far into that they are when their worker is killed.
 const TOOL_MS: u64 = 500;
 const IN_MID_TOOL: Duration = Duration::from_millis(150);
@@ -314,8 +316,14 @@ async fn kill(scene: &mut Scene, reader: &mut Client, moment: Moment, worker: &s
             stage.kill_front(0).await;
         }
         (Some(Kind::ToolCall(call)), _) if is_outside(call) => {
-            while !outside.idempotency_keys().contains(&call.idempotency_key) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
+            let made = async {
+                while !outside.idempotency_keys().contains(&call.idempotency_key) {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            // Of a turn that changed hands before, a person is asked in place of making it.
+            if timeout(MADE_WITHIN, made).await.is_err() {
+                return false;
             }
             stage.kill_worker(place(worker)).await;
         }

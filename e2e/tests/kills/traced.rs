@@ -1,6 +1,9 @@
 //! What programs are told by `--otlp-endpoint`: one trace from a client's `traceparent` through the front and the worker.
 
+use std::time::Duration;
+
 use croft_e2e::client::{message, scripted_agent};
+use croft_e2e::steady::steady;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::tool_spec::Source;
 use croft_proto::v1::{AgentSpec, BuiltinTool, ToolSpec};
@@ -13,10 +16,17 @@ use crate::stage::{Flags, Stage};
 const TRACE: &str = "44f7651916cd43dd8448eb211c80319c";
 /// The span of the client that calls.
 const CALLER: &str = "b7ad6b7169203331";
+/// A lease is of 1.5 s.
+const STALL: Duration = Duration::from_millis(500);
 const SCRIPT: &str = r#"{"script": [{"tool_call": {"name": "clock"}}, {"text": "done"}]}"#;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn front_and_worker_send_a_message_to_the_collector_as_one_trace() {
+    // A turn that changes hands while the machine stands still has more than one span of a kind.
+    steady(STALL, one_trace).await;
+}
+
+async fn one_trace() {
     let (collector, tasks) = (Collector::default(), Tasks::new());
     let flag = format!("--otlp-endpoint=http://{}", collector.serve(&tasks).await);
     let stage = Stage::told(&Flags { fronts: vec![flag.clone()], workers: vec![flag] }).await;

@@ -85,7 +85,13 @@ pub(crate) async fn guard(State(core): State<Arc<Core>>, mut request: HttpReques
         let (head, body) = request.into_parts();
         let (body, room) = match core.intake.read(tenant, head.uri.path(), body).await {
             Ok(read) => read,
-            Err(refused) => return refused.into_http(),
+            Err(refused) => {
+                // What can't be read says nothing of what it is, and is a call.
+                if is_stream && let Err(error) = core.limiter.request(tenant).await {
+                    return self::refused(error);
+                }
+                return refused.into_http();
+            }
         };
         let body = if is_stream {
             let (body, after_seq) = cursor(body).await;

@@ -40,7 +40,7 @@ const MAY_TAKE_ON: &str = "select pg_has_role(
 
 /// Another that migrates is waited for for as long as it takes: nobody else wants that lock. A server that hears nothing of its client
 /// being gone goes on with what it does, and with the locks that it has for it. They are told with the first message, as fronts tell
-/// theirs: a pooler that would hand locks and settings of one client to another refuses them.
+/// theirs: a pooler that would hand locks and settings of one client to another refuses them, unless it was told to drop them.
 const SETTINGS: [(&str, &str); 2] = [("lock_timeout", "0"), ("client_connection_check_interval", "2s")];
 /// All other locks are waited for for less long than fronts wait for theirs (`store/postgres.rs`), who may be queued behind; and for longer
 /// than `deadlock_timeout`, after which PostgreSQL sends an autovacuum away that is in the way.

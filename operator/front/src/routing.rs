@@ -227,12 +227,18 @@ impl Counts {
     }
 }
 
+/// No worker has room. With the operator's word, if it has one, of why there are no more of them.
+pub(crate) fn all_full(route: &Tenant) -> Error {
+    let (told, problem) = (&route.workers_problem, route.workers_problem_reason.clone());
+    let why = if told.is_empty() { ALL_FULL.to_owned() } else { format!("{ALL_FULL}, and no more come: {told}") };
+    Error::WorkersFull { why, problem }
+}
+
 /// With the operator's word if it has one.
 fn why_none(route: &Tenant) -> Error {
     let (told, problem) = (&route.workers_problem, route.workers_problem_reason.clone());
     if route.workers.iter().any(|worker| worker.ready) {
-        let why = if told.is_empty() { ALL_FULL.to_owned() } else { format!("{ALL_FULL}, and no more come: {told}") };
-        return Error::WorkersFull { why, problem };
+        return all_full(route);
     }
     let why = match route.workers.len() {
         _ if !told.is_empty() => told.clone(),

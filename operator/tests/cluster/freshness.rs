@@ -50,13 +50,13 @@ async fn a_replica_that_is_cut_off_is_not_ready_until_it_is_back_and_serves_what
     let path = kubeconfig.path().to_str().expect("it is text");
     let arguments = ["--routes-stale-seconds=30".to_owned()];
     let replica = Replica::start(path, &session.world.namespace, &arguments, &tasks).await;
+    let is_ready = async || replica.get("/readyz").await.starts_with("HTTP/1.1 200");
+    until("it is ready", async || is_ready().await.then_some(())).await;
     let channel = front(&session, replica.routes_port).await;
     let mut stream = watch_over(&channel).await;
     stream.message().await.unwrap().unwrap();
     // Tests that want to be alone need not wait for what follows.
     drop(session);
-    let is_ready = async || replica.get("/readyz").await.starts_with("HTTP/1.1 200");
-    until("it is ready", async || is_ready().await.then_some(())).await;
     let before = answered(&replica, "tenants").await;
     assert!((jiff::Timestamp::now().as_second() - before).abs() < 30, "{before}");
 

@@ -108,7 +108,7 @@ impl State {
     }
 
     /// Takes out what proves the thoughts of that model to be its own, since its provider does not take them back. Checkpoints go without
-    /// it from then on, so that no later call is refused for it. False when there is none.
+    /// it from the next one on. False when there is none.
     pub(super) fn unbind(&mut self, provider: &str, model: &str) -> bool {
         carry::unbind_of(&mut self.messages, provider, model)
     }

@@ -241,8 +241,8 @@ impl Follower {
             }
         };
         match looked {
-            Looked::Nothing { at } if watched.is_doubted(at) => return Ok(()),
-            Looked::Nothing { at } => {
+            Looked::Nothing { doubts, .. } if watched.is_doubted(doubts) => return Ok(()),
+            Looked::Nothing { at, .. } => {
                 self.phase = Phase::Live;
                 self.known_until = Some(at + LOOK_EVERY);
                 return Ok(());

@@ -32,6 +32,8 @@ use crate::leaving::{leaving, some_part_of};
 const EVENT_STREAM: &str = "text/event-stream";
 /// Beyond what a refusal says: all who were refused together would come back together.
 const COME_BACK_WITHIN: Duration = Duration::from_secs(5);
+/// After so long an `EventSource` comes back whose stream broke off, as browsers have it unless they are told.
+const RETRY: Duration = Duration::from_secs(3);
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Tells nginx, and those that follow it, not to keep tokens back.
 const NO_BUFFERING: (HeaderName, HeaderValue) =
@@ -84,6 +86,9 @@ async fn follow(
         let _for_as_long = &counted;
         message(event, &metrics)
     });
+    // An `EventSource` that was told to come back later keeps to that time for good, unless it is told another.
+    let retry = (after_seq > 0).then(|| Ok(Event::default().retry(RETRY)));
+    let messages = stream::iter(retry).chain(messages);
     Ok(([NO_BUFFERING], Sse::new(messages).keep_alive(keep_alive)).into_response())
 }
 

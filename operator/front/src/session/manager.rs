@@ -25,7 +25,7 @@ use crate::core::Core;
 use crate::error::Error;
 use crate::events::log::{Authority, IdempotencyKey, NewEvent};
 use crate::identity::Identity;
-use crate::routing::Placement;
+use crate::routing::{self, Placement};
 use crate::store::being_removed;
 use crate::tenants::Tenant;
 use crate::turn::now;
@@ -40,6 +40,8 @@ pub(crate) const INIT_TIMEOUT: Duration = Duration::from_secs(5);
 const WORKERS_MAX: usize = 3;
 /// And how long that may take in all: callers wait for it, the operator for ten seconds.
 const PLACING_MAX: Duration = Duration::from_secs(8);
+/// With less left than this no other is asked.
+const INIT_MIN: Duration = Duration::from_secs(1);
 
 /// A session that is about to be opened.
 struct Opening {
@@ -202,12 +204,14 @@ impl Manager {
             let within = INIT_TIMEOUT.min(until.saturating_duration_since(Instant::now()));
             let error = match self.initialise(tenant, &placement, id, agent, within).await {
                 Ok(()) => return Ok((id, placement)),
-                Err(error @ (Error::WorkerLost { .. } | Error::WorkersFull { .. })) => error,
+                Err(error @ Error::WorkerLost { .. }) => error,
+                // Other fronts have placed there, too.
+                Err(Error::WorkersFull { .. }) => routing::all_full(tenant),
                 Err(error) => return Err(error),
             };
             asked.push(placement.worker().to_owned());
             drop(placement);
-            if asked.len() >= WORKERS_MAX || Instant::now() >= until {
+            if asked.len() >= WORKERS_MAX || until.saturating_duration_since(Instant::now()) < INIT_MIN {
                 return Err(error);
             }
             let id = SessionId::generate();
@@ -235,7 +239,9 @@ impl Manager {
             agent: Some(agent.clone()),
             provider: self.core.models.provider_of(&agent.model),
         };
-        let outcome = match tokio::time::timeout(within, worker.init_worker_session(request)).await {
+        let answer = tokio::time::timeout(within, worker.init_worker_session(request)).await;
+        let is_late = answer.is_err();
+        let outcome = match answer {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(status)) => Err(crate::worker_error::from_status(&status)),
             Err(_) => Err(Error::WorkerLost { message: "it did not answer in time".into() }),
@@ -243,7 +249,10 @@ impl Manager {
         match &outcome {
             Ok(()) => self.core.router.update_health(placement, true),
             Err(Error::WorkerLost { .. }) => {
-                self.core.router.update_health(placement, false);
+                // One that had less time than it may take has not failed for that.
+                if !is_late || within == INIT_TIMEOUT {
+                    self.core.router.update_health(placement, false);
+                }
                 // It may have taken it all the same.
                 self.forget_behind(placement, id, "it was not heard to take it");
             }

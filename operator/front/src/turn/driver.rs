@@ -260,8 +260,8 @@ impl Driver {
                 break End::failed(StopReason::Error, session_error(&error));
             }
             // A worker of a suspended tenant has time to end what it is at: only what it hands back goes no further.
-            if self.core.tenants.halted(self.session.tenant).is_some() {
-                break End::of(StopReason::Interrupted);
+            if let Some(why) = self.core.tenants.halted(self.session.tenant) {
+                break End::failed(StopReason::Interrupted, session_error(&why));
             }
             let storing = recorder.under_way();
             let step = tokio::select! {
@@ -310,11 +310,11 @@ impl Driver {
         drop(storing.lock().await);
     }
 
-    /// Says so when it was not the user who stopped the turn.
+    /// Says so where an emergency stopped the turn, and not the user.
     fn explained(&self, end: End) -> End {
         let unexplained = end.stop_reason == StopReason::Interrupted && end.error.is_none();
-        if unexplained && let Some(why) = self.core.tenants.halted(self.session.tenant) {
-            return End { error: Some(session_error(&why)), ..end };
+        if unexplained && self.core.tenants.is_stopped(self.session.tenant) {
+            return End { error: Some(session_error(&Error::TenantStopped)), ..end };
         }
         end
     }

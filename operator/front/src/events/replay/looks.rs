@@ -55,18 +55,18 @@ struct Look {
 struct Seen {
     /// The newest number that a look has found, or somebody had who asked for one.
     newest: u64,
-    /// When the last look began that found nothing.
-    at: Option<Instant>,
-    /// What was seen up to then may be out of date.
-    doubted_at: Option<Instant>,
+    /// When the last look began that found nothing, and how many doubts there had been.
+    at: Option<(Instant, u64)>,
+    /// So often what had been seen up to then may have been out of date.
+    doubts: u64,
     looks: u32,
 }
 
 /// What stands behind a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Looked {
-    /// By a look that began then.
-    Nothing { at: Instant },
+    /// By a look that began then, when so many doubts had come up.
+    Nothing { at: Instant, doubts: u64 },
     /// This number at least, which others may not know of.
     News { newest: u64 },
     /// This number at least, which was known.
@@ -94,7 +94,7 @@ impl Looks {
     pub(crate) fn doubt(&self, key: Key) {
         let look = self.looks().get(&key).map(|shared| Arc::clone(&shared.look));
         if let Some(look) = look {
-            look.seen().doubted_at = Some(Instant::now());
+            look.seen().doubts += 1;
         }
     }
 
@@ -126,9 +126,9 @@ impl Watched {
         Asked { at, look: AbortOnDropHandle::new(tasks.spawn("event-look", looking)) }
     }
 
-    /// Frames may have been lost since then: that nothing was there says nothing any more.
-    pub(super) fn is_doubted(&self, at: Instant) -> bool {
-        self.look.seen().is_doubted(at)
+    /// Frames may have been lost since there were so many doubts: that nothing was there says nothing any more.
+    pub(super) fn is_doubted(&self, doubts: u64) -> bool {
+        self.look.seen().doubts != doubts
     }
 }
 
@@ -156,21 +156,19 @@ impl Look {
         if seen.newest > after_seq {
             return Some(Looked::More { newest: seen.newest });
         }
-        let is_good = |at: Instant| {
-            let is_young = at.elapsed() < LOOK_EVERY || at > asked_at;
-            is_young && !seen.is_doubted(at)
-        };
-        seen.at.filter(|at| is_good(*at)).map(|at| Looked::Nothing { at })
+        let is_young = |at: Instant| at.elapsed() < LOOK_EVERY || at > asked_at;
+        let seen_at = seen.at.filter(|(at, doubts)| is_young(*at) && *doubts == seen.doubts);
+        seen_at.map(|(at, doubts)| Looked::Nothing { at, doubts })
     }
 
     async fn look(&self, events: &dyn EventLog, (tenant, session): Key, after_seq: u64) -> Result<Looked, Error> {
         let began = Instant::now();
-        let asks_for_it = {
+        let (asks_for_it, doubts) = {
             let mut seen = self.seen();
             // Whoever asks has that one, so that others who have not need no look of their own.
             seen.newest = seen.newest.max(after_seq);
             seen.looks = (seen.looks + 1) % LOOKS_FOR_NOTHING;
-            seen.looks == 0
+            (seen.looks == 0, seen.doubts)
         };
         let (from, limit) = if asks_for_it { (after_seq.saturating_sub(1), 2) } else { (after_seq, 1) };
         let found = events.read(tenant, session, from, limit).await?;
@@ -184,20 +182,14 @@ impl Look {
             }
             None if asks_for_it => Looked::Gone,
             Some(_) | None => {
-                self.seen().at = Some(began);
-                Looked::Nothing { at: began }
+                self.seen().at = Some((began, doubts));
+                Looked::Nothing { at: began, doubts }
             }
         })
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Seen {
-    fn is_doubted(&self, at: Instant) -> bool {
-        self.doubted_at.is_some_and(|doubted_at| at <= doubted_at)
     }
 }
 

@@ -78,8 +78,8 @@ enum Outcome {
         events: Option<BoxStream<'static, Result<SessionEvent, Error>>>,
     },
     Reply(ServerFrame),
-    /// The tenant has had all its calls of this minute: the next subscription asks again.
-    Limited(ServerFrame),
+    /// The tenant has had all its calls, or resumes, of this minute: the next subscription asks again.
+    Limited(ServerFrame, Opens),
 }
 
 /// Why the connection ends.
@@ -144,12 +144,16 @@ impl Connection {
     }
 
     async fn talk(&mut self) -> End {
-        let mut left = pin!(leaving(self.shared.gateway.tasks.stopping(), self.shared.gateway.options.leave_within));
+        let stopping = self.shared.gateway.tasks.stopping();
+        let mut left = pin!(leaving(stopping.clone(), self.shared.gateway.options.leave_within));
         let mut ended = pin!(self.tenure.clone().ended());
         let keep_alive = self.shared.gateway.options.keep_alive;
         let mut ticks = tokio::time::interval_at(Instant::now() + keep_alive, keep_alive);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            if stopping.is_cancelled() && self.begins_something() {
+                return End::close(close_code::AWAY, "this replica is going away");
+            }
             self.start_next();
             let State { subscriptions, waiting, current, .. } = &mut self.state;
             let reads = waiting.len() < WAITING_MAX;
@@ -168,6 +172,14 @@ impl Connection {
                 return end;
             }
         }
+    }
+
+    /// The next frame asks for what a replica that is going away should leave to another.
+    fn begins_something(&self) -> bool {
+        let next = self.state.waiting.front().filter(|_| self.state.current.is_none());
+        next.is_some_and(|(frame, _)| {
+            matches!(frame, ClientFrame::Subscribe(_) | ClientFrame::Send(_) | ClientFrame::Approve(_))
+        })
     }
 
     /// Takes up the next frame, if none is being carried out.
@@ -205,7 +217,7 @@ impl Connection {
                 };
                 async move {
                     if !is_covered && let Err(error) = shared.gateway.calls.limit(&identity, opens).await {
-                        return Outcome::Limited(failed(&error, subscribe.session_id));
+                        return Outcome::Limited(failed(&error, subscribe.session_id), opens);
                     }
                     subscribed(shared, identity, subscribe).await
                 }
@@ -280,8 +292,11 @@ impl Connection {
     async fn settle(&mut self, outcome: Outcome) -> Result<(), End> {
         match outcome {
             Outcome::Reply(frame) => self.tell(&frame).await,
-            Outcome::Limited(frame) => {
-                self.state.covered = 0;
+            Outcome::Limited(frame, opens) => {
+                match opens {
+                    Opens::New => self.state.covered = 0,
+                    Opens::Again => self.state.resumes += 1,
+                }
                 self.tell(&frame).await
             }
             Outcome::Subscribed { session, since, events } => {

@@ -74,7 +74,7 @@ fn weight(rows: &[PgRow]) -> usize {
 }
 
 /// The connection's transaction is somebody else's, good or broken.
-fn is_left_open(error: &sqlx::Error) -> bool {
+pub(super) fn is_left_open(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Database(refusal) => refusal.code().is_some_and(|code| code == "25001" || code == "25P02"),
         _ => false,

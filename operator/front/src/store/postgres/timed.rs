@@ -6,6 +6,7 @@ use std::fmt::Display;
 use croft_proto::id::{SessionId, TenantId};
 use sqlx::{AssertSqlSafe, Transaction};
 
+use super::at_once::is_left_open;
 use super::{Postgres, failed, was_idle_too_long};
 use crate::error::Error;
 
@@ -74,15 +75,18 @@ impl Timed<'_> {
         self.begin("begin; set local role croft_writer".to_owned()).await
     }
 
-    /// A connection that went away while it was idle shows it here, where nothing has happened yet: the next one is tried. At
-    /// worst all of them are stale, and the last try is on a new one. Testing each before use would cost a round trip.
+    /// A connection that went away while it was idle shows it here, where nothing has happened yet: the next one is tried. So it is with
+    /// one on which somebody gave up while a transaction began, which is still open, or broken. At worst all of them are stale, and the
+    /// last try is on a new one. Testing each before use would cost a round trip.
     async fn begin(self, statements: String) -> Result<Tx, Error> {
         let Postgres { warm, pool, connections_max, .. } = self.postgres;
         warm.give_way();
         let mut stale = 0;
         loop {
             match pool.begin_with(AssertSqlSafe(statements.as_str())).await {
-                Err(error) if stale < *connections_max && was_idle_too_long(&error) => stale += 1,
+                Err(error) if stale < *connections_max && (was_idle_too_long(&error) || is_left_open(&error)) => {
+                    stale += 1;
+                }
                 result => return result.map_err(failed),
             }
         }

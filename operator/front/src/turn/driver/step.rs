@@ -68,6 +68,9 @@ impl Driver {
         let (tenant, placement) = match self.place(worker, input.turn, controls).await {
             Ok(placed) => placed,
             Err(Unplaced::Stopped(stop_reason)) => return Ok(Step::Done(End::of(stop_reason))),
+            Err(Unplaced::Halted(why)) => {
+                return Ok(Step::Done(End::failed(StopReason::Interrupted, session_error(&why))));
+            }
             Err(Unplaced::Nowhere(error)) => {
                 return Ok(Step::Done(End::failed(StopReason::WorkerLost, session_error(&error))));
             }
@@ -196,8 +199,8 @@ impl Driver {
                 Err(error) if Instant::now() >= until => return Err(Unplaced::Nowhere(error)),
                 Err(_) => {}
             }
-            if self.core.tenants.halted(self.session.tenant).is_some() {
-                return Err(Unplaced::Stopped(StopReason::Interrupted));
+            if let Some(why) = self.core.tenants.halted(self.session.tenant) {
+                return Err(Unplaced::Halted(why));
             }
             if let Some(stop_reason) = pause(turn, controls).await {
                 return Err(Unplaced::Stopped(stop_reason));
@@ -264,5 +267,7 @@ async fn told_to_stop(turn: TurnId, controls: &mut Controls) -> StopReason {
 
 enum Unplaced {
     Stopped(StopReason),
+    /// The tenant runs nothing for now.
+    Halted(Error),
     Nowhere(Error),
 }
