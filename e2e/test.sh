@@ -56,6 +56,9 @@ tests() {
     local code=$?
     echo
     echo "What failed, all of it is in $log:"
+    grep -a '^test .* FAILED$' "$log" || true
+    # Programs that log tell of their panics so, and so do those that a test means to have.
+    grep -a '"message":"panicked"' "$log" | tail -n 20 | cut -c1-1000 || true
     awk '/^     Running /{program = $0} /^---- .* stdout ----$/{print program; shown = 30} /^test result/{shown = 0} shown-- > 0' "$log" | cut -c1-1000
     if [ -s target/croft-logs/stalls.log ]; then
         echo

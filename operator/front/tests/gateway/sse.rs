@@ -47,8 +47,16 @@ impl Stream {
         }
     }
 
+    /// What a browser shows of the stream: the next message that says something, and the time to come back that was told by then.
     async fn message(&mut self) -> Option<Message> {
         let mut message = Message::default();
+        while message.data.is_null() {
+            self.take_up(&mut message).await?;
+        }
+        Some(message)
+    }
+
+    async fn take_up(&mut self, message: &mut Message) -> Option<()> {
         for line in self.block().await?.lines() {
             match line.split_once(": ") {
                 Some(("id", id)) => message.id = Some(id.to_owned()),
@@ -58,7 +66,7 @@ impl Stream {
                 _ => panic!("what is this: {line}"),
             }
         }
-        Some(message)
+        Some(())
     }
 
     async fn id(&mut self) -> String {
@@ -212,7 +220,8 @@ async fn a_browser_that_can_not_go_on_for_now_is_told_to_come_back() {
     // There is room in the one window again, which is all that goes on.
     *scene.calls.resumes_left.lock().unwrap() = Some(1);
     let mut stream = Stream::of(&replica, &path, comes_back.clone()).await;
-    assert_eq!(stream.id().await, "4");
+    let served = stream.message().await.unwrap();
+    assert_eq!((served.id.as_deref(), served.retry), (Some("4"), Some(3_000)), "it comes back as soon as ever again");
     *scene.calls.resumes_left.lock().unwrap() = None;
     let told = Stream::of(&replica, &path, comes_back.clone()).await.message().await.unwrap();
     assert_eq!(told.data["error"]["reason"], "UNAVAILABLE", "the port has no more connections");
