@@ -179,7 +179,8 @@ impl Router {
     }
 
     /// How many sessions this front has on the worker now.
-    pub fn placed(&self, tenant: TenantId, worker: &str) -> u32 {
+    #[cfg(test)]
+    fn placed(&self, tenant: TenantId, worker: &str) -> u32 {
         self.lock().worker(tenant, worker).map_or(0, |worker| worker.placed)
     }
 
@@ -236,10 +237,10 @@ pub(crate) fn all_full(route: &Tenant) -> Error {
 
 /// With the operator's word if it has one.
 fn why_none(route: &Tenant) -> Error {
-    let (told, problem) = (&route.workers_problem, route.workers_problem_reason.clone());
     if route.workers.iter().any(|worker| worker.ready) {
         return all_full(route);
     }
+    let (told, problem) = (&route.workers_problem, route.workers_problem_reason.clone());
     let why = match route.workers.len() {
         _ if !told.is_empty() => told.clone(),
         0 => "the tenant has no worker yet".to_owned(),

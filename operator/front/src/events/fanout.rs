@@ -487,12 +487,12 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// It has ended, or will with the next item: the subscriber was too slow.
-    pub fn has_lagged(&self) -> bool {
+    #[cfg(test)]
+    fn has_lagged(&self) -> bool {
         self.lagged().is_some()
     }
 
-    /// If it has ended so: how many previews the subscriber has not been told of.
+    /// If it has ended, or will with the next item, since the subscriber was too slow: how many previews it has not been told of.
     pub fn lagged(&self) -> Option<u64> {
         self.queue.lagged()
     }
