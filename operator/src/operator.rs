@@ -57,7 +57,7 @@ pub struct Started {
 /// Starts everything in tasks of `program`. Fails when the cluster can't be reached or an address is taken.
 pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> anyhow::Result<Started> {
     let tasks = &program.tasks;
-    let (synced, fresh) = (program.readiness.check("cluster"), program.readiness.check("routes"));
+    let (known, fresh) = (program.readiness.check("cluster"), program.readiness.check("routes"));
     let lease_clients = leader::Clients::new(&kube_config)?;
     let patient = Client::try_from(kube_config.clone())?;
     let client = hasty(kube_config)?;
@@ -90,7 +90,7 @@ pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> a
     grpc::serve("routes", listener, Some(tls.server()), served, croft_proto::METHODS, tasks, &program.metrics)?;
     tasks.spawn_endless(
         "route-table",
-        routes::follow(Arc::clone(&cluster), Arc::clone(&settings.tiers), table, tasks.stopping()),
+        routes::follow(Arc::clone(&cluster), Arc::clone(&settings.tiers), table, known, tasks.stopping()),
     );
 
     let context = Arc::new(Context {
@@ -111,10 +111,6 @@ pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> a
         totals: Totals::default(),
         endings: Marks::new(),
     });
-    drop(tasks.spawn("sync", async move {
-        cluster.synced().await;
-        synced.ready();
-    }));
     tasks.spawn_endless("freshness", freshness.keep(fresh, args.routes_stale_after(), tasks.stopping()));
     tasks.spawn_vital("certificate", own_certificate(tasks.stopping()));
     let (args, stopping, for_passes) = (args.clone(), tasks.stopping(), tasks.clone());

@@ -8,6 +8,7 @@ mod table;
 
 use std::sync::Arc;
 
+use croft_serve::Check;
 use kube::ResourceExt as _;
 use tokio_util::sync::CancellationToken;
 
@@ -18,12 +19,20 @@ pub use table::RouteTable;
 use crate::cluster::Cluster;
 use crate::tenant::Tiers;
 
-/// Keeps `table` in step with the copies until `stopping`. Begins with all tenants, once the copies are whole.
-pub async fn follow(cluster: Arc<Cluster>, tiers: Arc<Tiers>, table: Arc<RouteTable>, stopping: CancellationToken) {
+/// Keeps `table` in step with the copies until `stopping`. Begins with all tenants, once the copies are whole; `known` is ready from
+/// then on, so that the Service leads no front to a replica that would turn it away.
+pub async fn follow(
+    cluster: Arc<Cluster>,
+    tiers: Arc<Tiers>,
+    table: Arc<RouteTable>,
+    known: Check,
+    stopping: CancellationToken,
+) {
     let follow = async {
         cluster.synced().await;
         let names = cluster.tenants.state().into_iter().map(|tenant| tenant.name_any());
         table.begin(names.filter_map(|name| route::route(&name, &cluster, &tiers)));
+        known.ready();
         loop {
             let name = cluster.changes.routes.next().await;
             table.put(&name, route::route(&name, &cluster, &tiers));
