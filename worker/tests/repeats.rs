@@ -139,7 +139,7 @@ fn asked(heard: &Heard) -> Vec<String> {
 }
 
 fn says(approval_id: &str, approved: bool) -> ApprovalResolved {
-    ApprovalResolved { approval_id: approval_id.into(), approved, message: "I looked".into() }
+    ApprovalResolved { approval_id: approval_id.into(), approved, message: "I looked".into(), ..Default::default() }
 }
 
 /// The last results that the model was shown.

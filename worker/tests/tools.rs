@@ -83,7 +83,7 @@ async fn approval(front: &mut Front) -> ApprovalRequired {
 
 async fn resolve(front: &Front, approval: &ApprovalRequired, approved: bool, message: &str) {
     let approval_id = approval.approval_id.clone();
-    let resolved = ApprovalResolved { approval_id, approved, message: message.into() };
+    let resolved = ApprovalResolved { approval_id, approved, message: message.into(), ..Default::default() };
     front.send(ToWorker::ApprovalResolved(resolved)).await;
 }
 

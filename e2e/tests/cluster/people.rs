@@ -114,6 +114,11 @@ async fn a_tool_call_waits_for_what_people_say_at_another_front() {
         seen.extend(whole_turn(events).await.unwrap());
         assert_eq!(stop_reason(&seen), Some(StopReason::EndTurn));
         assert_contiguous(&seen);
+        let named = seen.iter().find_map(|event| match &event.kind {
+            Some(Kind::ApprovalResolved(decision)) => Some(decision.resolver.as_str()),
+            _ => None,
+        });
+        assert!(named.is_some_and(|resolver| resolver.starts_with("api-key/ck_")), "{named:?}");
         let result = result(&seen).expect("the call has a result");
         assert_eq!(result.is_error, !approved, "{result:?}");
         assert!(format!("{:?}", result.content).contains(word), "the model learns why: {result:?}");

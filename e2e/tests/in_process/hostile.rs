@@ -11,10 +11,10 @@ use croft_proto::v1::execute_step_response::Message as FromWorker;
 use croft_proto::v1::runtime_service_server::{RuntimeService, RuntimeServiceServer};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    AgentLimits, AgentMessage, AgentSpec, CheckpointRequest, CheckpointResponse, ContentBlock, ExecuteStepRequest,
-    ExecuteStepResponse, GrantRequest, InitWorkerSessionRequest, InitWorkerSessionResponse, ModelAttempt,
-    RuntimeServiceTerminateSessionRequest, RuntimeServiceTerminateSessionResponse, SessionEvent, SessionTerminated,
-    StepEvent, StepStarted, StopReason, SubAgentCall, TenantLimits, UserMessage,
+    AgentLimits, AgentMessage, AgentSpec, ApprovalResolved, CheckpointRequest, CheckpointResponse, ContentBlock,
+    ExecuteStepRequest, ExecuteStepResponse, GrantRequest, InitWorkerSessionRequest, InitWorkerSessionResponse,
+    ModelAttempt, RuntimeServiceTerminateSessionRequest, RuntimeServiceTerminateSessionResponse, SessionEvent,
+    SessionTerminated, StepEvent, StepStarted, StopReason, SubAgentCall, TenantLimits, UserMessage,
 };
 use futures::{FutureExt as _, Stream, StreamExt as _, stream};
 use tokio::net::TcpListener;
@@ -118,8 +118,12 @@ async fn a_worker_that_asks_for_grants_without_end_is_broken_off_and_others_are_
 
 #[tokio::test]
 async fn what_is_not_a_workers_to_tell_is_neither_stored_nor_shown() {
-    let says: [fn() -> Vec<FromWorker>; 3] = [
+    let says: [fn() -> Vec<FromWorker>; 4] = [
         || vec![told(1, Kind::SessionTerminated(SessionTerminated { reason: "mine".into() }))],
+        || {
+            let decision = ApprovalResolved { resolver: "user/root".into(), ..ApprovalResolved::default() };
+            vec![told(1, Kind::ApprovalResolved(decision))]
+        },
         || vec![told(1, Kind::UserMessage(UserMessage { sender: "user/root".into(), ..UserMessage::default() }))],
         || vec![told(0, Kind::SessionTerminated(SessionTerminated { reason: "mine".into() }))],
     ];
@@ -133,6 +137,7 @@ async fn what_is_not_a_workers_to_tell_is_neither_stored_nor_shown() {
         for event in events {
             match event.kind {
                 Some(Kind::SessionTerminated(_)) => panic!("a worker ends no session"),
+                Some(Kind::ApprovalResolved(_)) => panic!("a worker answers no question"),
                 Some(Kind::UserMessage(message)) => assert_ne!(message.sender, "user/root"),
                 _ => {}
             }

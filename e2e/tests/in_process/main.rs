@@ -26,6 +26,7 @@ mod paused_log;
 mod previews;
 mod receiver;
 mod requests;
+mod resolvers;
 mod resumes;
 mod retention;
 mod routing;

@@ -255,7 +255,9 @@ async fn an_answer_counts_though_the_front_that_asked_was_killed() {
         let events = &record.events;
         assert_eq!(record.faults(), Vec::<String>::new(), "{comes:?}: {events:?}");
         assert_eq!(stop_reason(events), Some(StopReason::EndTurn), "{comes:?}: {events:?}");
-        let is_decision = |kind: &Kind| matches!(kind, Kind::ApprovalResolved(decided) if decided.approved);
+        let is_named = |resolver: &str| resolver.starts_with("api-key/ck_");
+        let is_decision =
+            |kind: &Kind| matches!(kind, Kind::ApprovalResolved(told) if told.approved && is_named(&told.resolver));
         let is_result = |kind: &Kind| matches!(kind, Kind::ToolResult(result) if !result.is_error);
         let is_call = |kind: &Kind| matches!(kind, Kind::ToolCall(_));
         let is_start = |kind: &Kind| matches!(kind, Kind::StepStarted(_));

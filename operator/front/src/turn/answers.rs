@@ -73,6 +73,7 @@ impl Turns {
                 approval_id: request.approval_id.clone(),
                 approved: request.approved,
                 message: request.message.clone(),
+                resolver: identity.actor.clone(),
             };
             // Two people may decide at the same time, and one of them may say no: the first word counts.
             let once =

@@ -97,7 +97,12 @@ mod tests {
         }
         assert_eq!(approvals.found(vec![event(10, result(10))]), []);
         assert_eq!(approvals.next_look(), Some(now + LOOK_EVERY), "nothing is behind it");
-        let yes = ApprovalResolved { approval_id: "a".into(), approved: true, ..ApprovalResolved::default() };
+        let yes = ApprovalResolved {
+            approval_id: "a".into(),
+            approved: true,
+            resolver: "somebody".into(),
+            ..ApprovalResolved::default()
+        };
         assert_eq!(approvals.found(vec![event(11, Kind::ApprovalResolved(yes.clone()))]), [yes]);
         assert_eq!(approvals.next_look(), None, "nobody is asked any more");
     }

@@ -398,7 +398,12 @@ mod tests {
     #[test]
     fn people_who_were_asked_are_known_and_so_is_their_answer() {
         let asked = ApprovalRequired { approval_id: "q".into(), ..ApprovalRequired::default() };
-        let decision = ApprovalResolved { approval_id: "q".into(), approved: true, ..ApprovalResolved::default() };
+        let decision = ApprovalResolved {
+            approval_id: "q".into(),
+            approved: true,
+            resolver: "somebody".into(),
+            ..ApprovalResolved::default()
+        };
         let scene = Scene::new(None).then(Kind::ApprovalRequired(asked));
         let standing = scene.then(Kind::ApprovalResolved(decision.clone())).standing();
         assert_eq!((standing.asked, standing.decisions), (vec!["q".to_owned()], vec![decision]));
