@@ -37,6 +37,7 @@ mod suspended;
 mod tenure;
 mod told;
 mod trace;
+mod waits;
 mod workers;
 mod world;
 

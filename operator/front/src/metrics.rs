@@ -5,6 +5,9 @@ use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterV
 use crate::audit::lag::Lag;
 use crate::turn::told::Told;
 
+/// In seconds; a turn may go on for a day.
+const MESSAGE_WAITS: [f64; 12] = [0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3_600.0];
+
 /// Instruments of sessions and turns. No label carries a tenant or a session: their number has no bound.
 #[derive(Clone)]
 pub struct Metrics {
@@ -19,6 +22,9 @@ pub struct Metrics {
     /// What comes before a turn's first token, in seconds: `accept`, from SendMessage until the message is stored; and from there
     /// until a worker was chosen that knows the session, `place`, and until it said its first word, `ready`.
     pub turn_stages: HistogramVec,
+    /// Of messages that came while a turn ran: from when they were stored until their own turn began, in seconds. The sum's rate is how many
+    /// of them wait on average. One whose session ends meanwhile has no turn, and is not in it.
+    pub message_waits: Histogram,
     /// From a turn's beginning to its first preview or agent message, in seconds.
     pub first_token: Histogram,
     pub events_stored: IntCounter,
@@ -57,6 +63,9 @@ impl Metrics {
         let stages = HistogramOpts::new("croft_turn_stage_seconds", "What comes before a turn's first token, by stage");
         let turn_stages = HistogramVec::new(stages.buckets(buckets.clone()), &["stage"])?;
         registry.register(Box::new(turn_stages.clone()))?;
+        let waits = HistogramOpts::new("croft_message_wait_seconds", "How long messages waited behind a running turn");
+        let message_waits = Histogram::with_opts(waits.buckets(MESSAGE_WAITS.to_vec()))?;
+        registry.register(Box::new(message_waits.clone()))?;
         let first_token = Histogram::with_opts(
             HistogramOpts::new("croft_first_token_seconds", "From a turn's beginning to its first token")
                 .buckets(buckets),
@@ -71,6 +80,7 @@ impl Metrics {
             turns,
             turns_running,
             turn_stages,
+            message_waits,
             first_token,
             events_stored: counter("croft_events_stored_total", "Durable events stored by turns")?,
             lease_losses: counter("croft_lease_losses_total", "Turns that found their lease taken over")?,

@@ -7,6 +7,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use croft_proto::Timestamp;
 use croft_proto::id::{SessionId, TenantId, TurnId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
@@ -74,6 +75,8 @@ struct Input {
     /// The session says that it runs this turn.
     has_begun: bool,
     seq: u64,
+    /// When it was stored, where it waited for a turn.
+    waits_since: Option<Timestamp>,
     content: Vec<ContentBlock>,
     /// Who said it.
     sender: String,
@@ -87,7 +90,8 @@ impl Driver {
     /// For a turn that was begun with this message.
     pub(super) fn opened(core: Arc<Core>, opened: Opened, accepted: Accepted, message: UserMessage) -> Self {
         let UserMessage { content, sender } = message;
-        let input = Input { turn: accepted.turn, has_begun: true, seq: accepted.seq, content, sender };
+        let Accepted { turn, seq } = accepted;
+        let input = Input { turn, has_begun: true, seq, waits_since: None, content, sender };
         let is_next = opened.is_next();
         let Opened { epoch, session, checkpoint, .. } = opened;
         let first = is_next.then_some(First { input, checkpoint });
@@ -241,6 +245,9 @@ impl Driver {
         if !input.has_begun {
             // A message that waited came without it. From here on the turn can be interrupted, and is taken over if we are lost.
             recorder.store(vec![Kind::SessionRunning(SessionRunning {})], None, None).await?;
+            if let Some(stored) = input.waits_since {
+                self.core.metrics.message_waits.observe(since(stored).as_secs_f64());
+            }
         } else if !is_fresh {
             recorder.has_run_for(self.ran_for(&input).await?);
         }
@@ -446,7 +453,7 @@ fn as_input(event: SessionEvent) -> Option<Input> {
     match event.kind {
         Some(Kind::UserMessage(message)) => {
             let UserMessage { content, sender } = message;
-            Some(Input { turn, has_begun: false, seq: event.seq, content, sender })
+            Some(Input { turn, has_begun: false, seq: event.seq, waits_since: event.create_time, content, sender })
         }
         _ => None,
     }
