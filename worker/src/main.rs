@@ -21,9 +21,9 @@ fn main() -> ExitCode {
         let routes = Routes::new(runtime.service()).add_service(health);
         let listener = grpc::bind(args.grpc_addr, "--grpc-addr (CROFT_GRPC_ADDR)").await?;
         let grpc_addr = listener.local_addr()?;
-        tracing::info!(%grpc_addr, tenant = args.tenant, insecure = args.insecure, "taking calls");
         grpc::serve("runtime-grpc", listener, tls, routes, croft_proto::METHODS, &program.tasks, &program.metrics)?;
         serving.ready();
+        tracing::info!(%grpc_addr, tenant = args.tenant, insecure = args.insecure, "taking calls");
         program.run_until_shutdown().await
     })
 }

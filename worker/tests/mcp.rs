@@ -178,7 +178,8 @@ async fn nothing_is_left_of_a_call_at_a_server_that_accepts_and_says_nothing() {
     let mut agent = agent_with(&url);
     agent.tools[0].timeout_ms = 3_000;
     let calls = [call("add", &json!({"a": 1, "b": 1}))];
-    let ((results, _), accepted) = tokio::join!(called(&worker, &agent, &calls), listener.accept());
+    let both = async { tokio::join!(called(&worker, &agent, &calls), listener.accept()) };
+    let ((results, _), accepted) = timeout(Duration::from_secs(90), both).await.expect("it is called");
     assert_eq!(
         told(&results[0]),
         ("The tool gave no result within 3000 ms; the call may have taken effect.".into(), true)

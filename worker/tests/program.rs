@@ -25,6 +25,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Status};
+use tonic_health::pb::health_check_response::ServingStatus;
 use wiremock::matchers::{header, path};
 use wiremock::{Mock, MockServer, ResponseTemplate};
 
@@ -236,8 +237,18 @@ async fn the_health_service_answers_the_front() {
     let channel = program.dial(Some(&own)).await.unwrap();
     let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
     let request = tonic_health::pb::HealthCheckRequest { service: "croft.v1.RuntimeService".into() };
-    let answer = health.check(request).await.unwrap().into_inner();
-    assert_eq!(answer.status(), tonic_health::pb::health_check_response::ServingStatus::Serving);
+    // It may be asked before it has heard that the port is served.
+    let serves = async {
+        loop {
+            let answer = health.check(request.clone()).await.unwrap().into_inner();
+            match answer.status() {
+                ServingStatus::Serving => return,
+                status => assert_eq!(status, ServingStatus::NotServing),
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(90), serves).await.expect("it is healthy");
 }
 
 #[tokio::test]

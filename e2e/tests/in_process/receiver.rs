@@ -19,12 +19,16 @@ impl Receiver {
         let taken = Arc::clone(&posts);
         #[expect(clippy::disallowed_methods, reason = "it ends with the test's runtime")]
         tokio::spawn(async move {
-            loop {
+            'posts: loop {
                 let (mut connection, _) = listener.accept().await.unwrap();
                 let mut post = String::new();
                 let mut buffer = [0; 4096];
                 while !post.contains("\r\n\r\n") || !post.ends_with('}') {
                     let read = connection.read(&mut buffer).await.unwrap();
+                    if read == 0 {
+                        // Whoever posts has given up, and posts again.
+                        continue 'posts;
+                    }
                     post.push_str(std::str::from_utf8(&buffer[..read]).unwrap());
                 }
                 let status = if refusals > 0 { "503 Busy" } else { "204 Taken" };

@@ -398,7 +398,7 @@ mod tests {
     }
 
     /// Once, 260 guesses under way refused every key that this front had not seen: behind a restart, every key.
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_key_that_nobody_has_seen_waits_behind_guesses_and_is_served() {
         let store = Arc::new(Keys { gate: Some(Semaphore::new(0)), ..Keys::default() });
         let (stored, token) = generate(TenantId::generate(), "heron").unwrap();

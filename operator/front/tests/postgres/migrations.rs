@@ -244,7 +244,7 @@ async fn fronts_go_on_while_a_migration_lacks_its_lock() {
     let (database, _) = before_sessions_were_hidden().await;
     let (mut dump, mut front, mut admin) = (database.admin().await, database.admin().await, database.admin().await);
     execute(&mut dump, "begin; lock table sessions in access share mode").await.unwrap();
-    execute(&mut front, "set lock_timeout = '5s'").await.unwrap();
+    execute(&mut front, "set lock_timeout = '60s'").await.unwrap();
     let url = SecretString::from(database.url_of(OWNER_ROLE));
     let meanwhile = async {
         let waiting = "pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'

@@ -13,6 +13,8 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
+use crate::port::Port;
+
 struct Routes(Tasks);
 
 #[tonic::async_trait]
@@ -28,27 +30,26 @@ impl RouteService for Routes {
 }
 
 pub(crate) struct Operator {
-    port: u16,
+    port: Port,
     tls: TlsFiles,
     tasks: Tasks,
 }
 
 impl Operator {
-    /// At a port of the system's choice, which it keeps.
+    /// At a port of its own, which it keeps while it is stopped too.
     pub(crate) async fn start(tls: TlsFiles) -> Self {
-        let mut operator = Self { port: 0, tls, tasks: Tasks::new() };
+        let mut operator = Self { port: Port::free(), tls, tasks: Tasks::new() };
         operator.start_again().await;
         operator
     }
 
     pub(crate) fn port(&self) -> u16 {
-        self.port
+        self.port.number()
     }
 
     pub(crate) async fn start_again(&mut self) {
         self.tasks = Tasks::new();
-        let listener = TcpListener::bind(("127.0.0.1", self.port)).await.unwrap();
-        self.port = listener.local_addr().unwrap().port();
+        let listener = TcpListener::bind(("127.0.0.1", self.port())).await.unwrap();
         let mut server = Server::builder().tls_config(self.tls.server()).unwrap();
         let routes = server.add_service(RouteServiceServer::new(Routes(self.tasks.clone())));
         let stopping = self.tasks.stopping().cancelled_owned();
