@@ -174,6 +174,19 @@ async fn a_no_is_told_to_the_model_with_the_persons_words() {
     );
 }
 
+/// The tool may have taken effect with the first ones, under the same key.
+#[tokio::test(start_paused = true)]
+async fn a_yes_with_other_arguments_is_to_another_call_and_has_none_made() {
+    let (garden, doubt) = Garden::in_doubt(&json!([dig(1), {"text": "done"}])).await;
+    let yes = ApprovalResolved { arguments_json: r#"{"depth":2}"#.into(), ..says(&asked(&doubt)[0], false) };
+    let heard = garden.answered(&doubt, "turn-2", &[yes]).await;
+    assert_eq!((heard.stop_reason(), garden.spade.digs()), (StopReason::EndTurn, 0));
+    let outputs = outputs(&heard.checkpoint());
+    assert!(outputs[0].contains("so it is not repeated"), "{outputs:?}");
+    let is_repeat = |kind: &Kind| matches!(kind, Kind::ApprovalRequired(question) if question.repeat);
+    assert!(doubt.durables.iter().any(is_repeat), "people can tell that it is such a question");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_yes_is_for_one_more_time_also_when_that_worker_is_lost_too() {
     for times_told in [2, 0] {

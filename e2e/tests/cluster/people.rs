@@ -108,8 +108,13 @@ async fn a_tool_call_waits_for_what_people_say_at_another_front() {
             _ => None,
         };
         let (mut seen, approval_id) = until(&mut events, question).await.unwrap();
-        let answered =
-            ResolveApprovalRequest { session_id: session_id.clone(), approval_id, approved, message: word.to_owned() };
+        let answered = ResolveApprovalRequest {
+            session_id: session_id.clone(),
+            approval_id,
+            approved,
+            message: word.to_owned(),
+            ..Default::default()
+        };
         decides.lifecycle.resolve_approval(answered.clone()).await.unwrap();
         seen.extend(whole_turn(events).await.unwrap());
         assert_eq!(stop_reason(&seen), Some(StopReason::EndTurn));

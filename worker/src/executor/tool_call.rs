@@ -1,5 +1,7 @@
 //! One tool call: what is to be done about it, and doing it.
 
+use std::sync::{Arc, OnceLock};
+
 use croft_proto::id::SessionId;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
@@ -20,6 +22,9 @@ use crate::tools::{self, Decision, Entry, Invocation, Toolbox, text};
 const DENIED: &str = "A person denied this call";
 const NOT_REPEATED: &str =
     "The call was begun and its outcome is unknown. A person decided that the call is not to be repeated";
+const NOT_REPEATED_CHANGED: &str = "The call was begun and its outcome is unknown. A person gave other arguments for it, with which it is another call, so it is not repeated.";
+const CHANGED: &str = "A person changed the arguments of this call. It was made with";
+const CHANGED_IN_VAIN: &str = "A person changed the arguments of this call, and it was not made.";
 
 /// A call with the decision what to do about it.
 pub(super) struct Plan<'toolbox> {
@@ -28,6 +33,8 @@ pub(super) struct Plan<'toolbox> {
     pub(super) times_begun: u32,
     /// People were asked about it in this turn or the one before, and have decided.
     pub(super) is_decided: bool,
+    /// The call as it is made, once that is another than what the model asked for.
+    pub(super) changed: Arc<OnceLock<ToolCall>>,
     pub(super) todo: Todo<'toolbox>,
 }
 
@@ -108,6 +115,10 @@ pub(super) async fn plan<'toolbox>(
     } else {
         todo(call, toolbox, entry, begun.as_ref().map(|begun| (begun, decision))).await
     };
+    let changed = Arc::<OnceLock<ToolCall>>::default();
+    if let Some(begun) = begun.as_ref().filter(|begun| begun.arguments_json != call.arguments_json) {
+        changed.get_or_init(|| begun.clone());
+    }
     let replay = entry.map_or(ReplayClass::Unsafe, |entry| entry.replay);
     let fresh = || ToolCall {
         idempotency_key: idempotency_key(session, &call.tool_call_id),
@@ -116,7 +127,7 @@ pub(super) async fn plan<'toolbox>(
         arguments_json: call.arguments_json.clone(),
         replay: replay.into(),
     };
-    Plan { call: begun.unwrap_or_else(fresh), times_begun, is_decided, todo }
+    Plan { call: begun.unwrap_or_else(fresh), times_begun, is_decided, changed, todo }
 }
 
 async fn todo<'toolbox>(
@@ -128,10 +139,12 @@ async fn todo<'toolbox>(
     let Some(entry) = entry else {
         return Todo::Refuse(format!("There is no tool {:?}.", call.name));
     };
-    if let Some(guardrail) = guarding::withheld_by(&call.arguments_json) {
-        return Todo::Refuse(format!("The call was not made: guardrail {guardrail:?} refused its arguments."));
+    // A person may have changed them before it was begun.
+    let arguments_json = begun.as_ref().map_or(&call.arguments_json, |(begun, _)| &begun.arguments_json);
+    if let Some(guardrail) = guarding::withheld_by(arguments_json) {
+        return Todo::Refuse(withheld(&guardrail));
     }
-    let arguments = match entry.arguments(&call.arguments_json, begun.is_some()).await {
+    let arguments = match entry.arguments(arguments_json, begun.is_some()).await {
         Ok(arguments) => arguments,
         Err(problem) => return Todo::Refuse(problem.to_string()),
     };
@@ -146,6 +159,7 @@ async fn todo<'toolbox>(
         ReplayClass::Safe | ReplayClass::Idempotent => Todo::Make { entry, arguments, ask: None },
         ReplayClass::Unsafe | ReplayClass::Unspecified => match decision {
             None => Todo::AskWhetherToRepeat,
+            Some(decision) if !decision.arguments_json.is_empty() => Todo::Leave(NOT_REPEATED_CHANGED.to_owned()),
             Some(decision) if decision.approved => Todo::Repeat { entry, arguments },
             Some(decision) => Todo::Leave(said(NOT_REPEATED, &decision.message)),
         },
@@ -156,6 +170,7 @@ async fn todo<'toolbox>(
 pub(super) struct Bench<'step> {
     pub(super) link: &'step Link,
     pub(super) metrics: &'step Metrics,
+    pub(super) toolbox: &'step Toolbox,
     pub(super) guardrails: &'step Guardrails,
     pub(super) draining: &'step CancellationToken,
     pub(super) session: SessionId,
@@ -166,8 +181,8 @@ impl Bench<'_> {
     ///
     /// `journalled_as` is the index of the call's own event, where it is under way to the store.
     pub(super) async fn carry_out(&self, plan: Plan<'_>, mut journalled_as: Option<u64>) -> Outcome {
-        let Plan { call, todo, times_begun: _, is_decided: _ } = plan;
-        let (entry, arguments, ask) = match todo {
+        let Plan { mut call, todo, changed, times_begun: _, is_decided: _ } = plan;
+        let (entry, mut arguments, ask) = match todo {
             Todo::Known(result) => return Outcome::Done(result),
             Todo::Refuse(problem) => {
                 self.metrics.tool_call("refused");
@@ -191,16 +206,54 @@ impl Bench<'_> {
                 decision = self.link.decision(&approval_id) => decision,
                 () = self.draining.cancelled() => return Outcome::Held,
             };
-            if !decision.approved {
+            // A front tells of a yes with other arguments as of a no.
+            if !decision.approved && decision.arguments_json.is_empty() {
                 self.metrics.tool_call("denied");
                 return Outcome::Done(error_result(&call.tool_call_id, &said(DENIED, &decision.message)));
+            }
+            if !decision.arguments_json.is_empty() {
+                let given = self.given(entry, &call.tool_call_id, decision.arguments_json).await;
+                (call.arguments_json, arguments) = match given {
+                    Ok(given) => given,
+                    Err(problem) => {
+                        self.metrics.tool_call("refused");
+                        let told = format!("{CHANGED_IN_VAIN} {problem}");
+                        return Outcome::Done(error_result(&call.tool_call_id, &told));
+                    }
+                };
+                changed.get_or_init(|| call.clone());
             }
             journalled_as = Some(self.link.event(Kind::ToolCall(call.clone())).await);
         }
         if let Some(index) = journalled_as {
             self.link.stored(index).await;
         }
-        Outcome::Done(self.make(entry, arguments, call).await)
+        let note = changed.get().map(|call| format!("{CHANGED} {}", call.arguments_json));
+        let mut result = self.make(entry, arguments, call).await;
+        if let Some(note) = note {
+            result.content = tools::within_bounds(text(note).into_iter().chain(result.content).collect());
+        }
+        Outcome::Done(result)
+    }
+
+    /// The arguments that a person gives a call, as text and as they are understood. They are held to what the model's own are: guardrails,
+    /// the tool's schema, and rules, of which one that asks has been answered. Fails with what the model is told.
+    async fn given(
+        &self,
+        entry: &Entry,
+        tool_call_id: &str,
+        mut arguments_json: String,
+    ) -> Result<(String, Map<String, Value>), String> {
+        let review = self.guardrails.review_arguments(&mut arguments_json).await;
+        tell(self.link, self.metrics, tool_call_id, &review.violations).await;
+        if let Some(guardrail) = review.blocked_by {
+            return Err(withheld(&guardrail));
+        }
+        let arguments = entry.arguments(&arguments_json, false).await.map_err(|problem| problem.to_string())?;
+        match self.toolbox.decide(entry, &arguments) {
+            Decision::Allow | Decision::Ask(_) => Ok((arguments_json, arguments)),
+            Decision::Deny(reason) => Err(reason),
+        }
     }
 
     async fn make(&self, entry: &Entry, arguments: Map<String, Value>, call: ToolCall) -> ToolResult {
@@ -257,12 +310,18 @@ impl Question {
             tool_name: call.name.clone(),
             arguments_json: call.arguments_json.clone(),
             reason: reason.to_owned(),
+            repeat: matches!(self, Self::Repeat { .. }),
         }
     }
 }
 
 fn idempotency_key(session: SessionId, tool_call_id: &str) -> String {
     Uuid::new_v5(&session.0, format!("call/{tool_call_id}").as_bytes()).to_string()
+}
+
+/// What the model is told of a call whose arguments a guardrail refused.
+fn withheld(guardrail: &str) -> String {
+    format!("The call was not made: guardrail {guardrail:?} refused its arguments.")
 }
 
 /// What a person decided, and the reason that they gave, if any.

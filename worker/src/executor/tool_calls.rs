@@ -1,6 +1,8 @@
 //! The superstep that makes the model's tool calls, all at a time. Each result is told when it is there, so that it is stored while
 //! other calls run or wait for people; the model sees them in its own order.
 
+use std::sync::{Arc, OnceLock};
+
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{StopReason, ToolCall, ToolResult};
 use futures::future::join_all;
@@ -21,6 +23,8 @@ const REPEAT: &str = "The call was begun, its outcome is unknown, and to repeat 
 /// A call's place in the model's answer, and what came of it.
 struct Slot {
     call: ToolCall,
+    /// As it is made, where a person changed it.
+    changed: Arc<OnceLock<ToolCall>>,
     /// How often it was begun, this time included.
     times_begun: u32,
     /// The question to a person, where one is asked before the call is made.
@@ -62,6 +66,7 @@ impl Executor<'_> {
         let bench = Bench {
             link: self.link,
             metrics: self.metrics,
+            toolbox: self.toolbox,
             guardrails: self.guardrails,
             draining: &self.draining,
             session: self.session,
@@ -72,6 +77,7 @@ impl Executor<'_> {
             let is_told_at_once = plan.is_told_at_once();
             slots.push(Slot {
                 call: plan.call.clone(),
+                changed: Arc::clone(&plan.changed),
                 times_begun: plan.times_begun + u32::from(is_told_at_once || plan.asks()),
                 approval_id: plan.asks().then(|| Question::Make.id(self.session, &plan.call.tool_call_id)),
                 outcome: None,
@@ -139,7 +145,7 @@ impl Executor<'_> {
                     (true, StopReason::TimeLimit | StopReason::HandedBack) => Outcome::Held,
                     (true, _) => error(NOT_APPROVED),
                     (false, StopReason::HandedBack) => {
-                        self.state.begun(slot.call.clone(), slot.times_begun);
+                        self.state.begun(slot.made().clone(), slot.times_begun);
                         Outcome::Held
                     }
                     (false, _) => error(INTERRUPTED),
@@ -177,8 +183,9 @@ impl Executor<'_> {
     ) -> Option<Superstep> {
         for slot in slots {
             // Until all calls have results it is journalled: the model sees them together, in its own order.
+            let call = slot.made().clone();
             if let Some(Outcome::Done(result)) = slot.outcome {
-                self.state.came(slot.call, result);
+                self.state.came(call, result);
             }
         }
         let (decided, open): (Vec<_>, Vec<_>) = doubtful.iter().partition(|plan| {
@@ -209,6 +216,11 @@ impl Executor<'_> {
 }
 
 impl Slot {
+    /// The call with the arguments that the tool has.
+    fn made(&self) -> &ToolCall {
+        self.changed.get().unwrap_or(&self.call)
+    }
+
     fn came(&mut self, outcome: Outcome, room: &mut Room) {
         self.outcome = Some(match outcome {
             Outcome::Done(result) if !self.told => Outcome::Done(room.take(result)),

@@ -34,6 +34,7 @@ const OWN_KEYS: [&str; 3] = ["agentsession/", "approval/", "budget-alert/"];
 const REASON_CHARS_MAX: usize = 256;
 /// The model reads it, and everybody who follows the session.
 const APPROVAL_CHARS_MAX: usize = 4096;
+const APPROVAL_ARGUMENTS_BYTES_MAX: usize = 64 * 1024;
 /// 0001-01-01T00:00:00Z and 9999-12-31T23:59:59Z, as `google.protobuf.Timestamp` has it.
 const SECONDS_MIN: i64 = -62_135_596_800;
 const SECONDS_MAX: i64 = 253_402_300_799;
@@ -190,6 +191,25 @@ pub fn approval_message(text: &str) -> Result<(), Error> {
         return Err(Error::invalid("message", format!("is longer than {APPROVAL_CHARS_MAX} characters")));
     }
     Ok(())
+}
+
+/// What a person has a call made with in place of the model's arguments; nothing where those stand.
+pub fn approval_arguments(arguments_json: &str, approved: bool) -> Result<(), Error> {
+    let refused = |problem: String| Err(Error::invalid("arguments_json", problem));
+    if arguments_json.is_empty() {
+        return Ok(());
+    }
+    if !approved {
+        return refused("is given with a no, of which no call is made".to_owned());
+    }
+    if arguments_json.len() > APPROVAL_ARGUMENTS_BYTES_MAX {
+        return refused(format!("is longer than {APPROVAL_ARGUMENTS_BYTES_MAX} bytes"));
+    }
+    printable("arguments_json", arguments_json)?;
+    match serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(arguments_json) {
+        Ok(_) => Ok(()),
+        Err(error) => refused(format!("is no JSON object: {error}")),
+    }
 }
 
 /// Text that a database takes.
@@ -358,6 +378,22 @@ mod tests {
     fn what_a_person_says_to_a_decision_is_short() {
         approval_message(&"ü".repeat(APPROVAL_CHARS_MAX)).unwrap();
         assert_eq!(field_of(approval_message(&"x".repeat(APPROVAL_CHARS_MAX + 1))), "message");
+    }
+
+    #[test]
+    fn what_a_person_has_a_call_made_with_is_a_short_object_and_goes_with_a_yes() {
+        let object = |bytes: usize| format!("{{\"a\":\"{}\"}}", "x".repeat(bytes - r#"{"a":""}"#.len()));
+        for (arguments, approved) in
+            [("", false), ("", true), ("{}", true), (&object(APPROVAL_ARGUMENTS_BYTES_MAX), true)]
+        {
+            approval_arguments(arguments, approved).unwrap();
+        }
+        let long = object(APPROVAL_ARGUMENTS_BYTES_MAX + 1);
+        for (arguments, approved) in
+            [("{}", false), ("[]", true), ("{", true), ("{} {}", true), ("{\"a\":\"\0\"}", true), (&long, true)]
+        {
+            assert_eq!(field_of(approval_arguments(arguments, approved)), "arguments_json", "{arguments:.20}");
+        }
     }
 
     #[test]

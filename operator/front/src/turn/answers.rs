@@ -37,8 +37,10 @@ struct Question {
     sender: String,
     /// How long the turn has run.
     elapsed_ms: i64,
+    /// The call was begun before.
+    is_repeat: bool,
     /// Somebody has said yes, or no, and the turn has not made anything of it.
-    decided: Option<bool>,
+    decided: Option<ApprovalResolved>,
 }
 
 impl Turns {
@@ -49,13 +51,20 @@ impl Turns {
             return Err(why);
         }
         validate::approval_message(&request.message)?;
+        validate::approval_arguments(&request.arguments_json, request.approved)?;
         let pending = || Error::ApprovalNotPending { approval_id: request.approval_id.chars().take(64).collect() };
         for _ in 0..LOOKS_MAX {
             let session = self.manager.get(identity, &request.session_id).await?;
             let Some(question) = self.open_question(&session, &request.approval_id).await? else {
                 return Err(pending());
             };
-            if let Some(approved) = question.decided {
+            if question.is_repeat && !request.arguments_json.is_empty() {
+                return Err(Error::invalid(
+                    "arguments_json",
+                    "is given for a call that was begun before, which is repeated as it was or not at all",
+                ));
+            }
+            if let Some(decided) = question.decided {
                 // The turn is about to hear of it, or goes on with what it has heard.
                 if question.is_waited_for {
                     return Err(pending());
@@ -63,7 +72,11 @@ impl Turns {
                 // It was over before it heard of it, and then its front was lost: only whoever asks again finds that out.
                 let goes_on = go_on(&self.core, &session, question.turn, session.input_seq, &question.sender).await;
                 return match goes_on {
-                    Ok(true) if approved == request.approved => Ok(()),
+                    Ok(true)
+                        if decided.approved == request.approved && decided.arguments_json == request.arguments_json =>
+                    {
+                        Ok(())
+                    }
                     // Another turn has begun, and closes the question.
                     Ok(_) | Err(Error::IdempotencyKeyReused) => Err(pending()),
                     Err(error) => Err(error),
@@ -74,6 +87,7 @@ impl Turns {
                 approved: request.approved,
                 message: request.message.clone(),
                 resolver: identity.actor.clone(),
+                arguments_json: request.arguments_json.clone(),
             };
             // Two people may decide at the same time, and one of them may say no: the first word counts.
             let once =
@@ -130,6 +144,7 @@ impl Turns {
                             is_waited_for: true,
                             sender: sender.clone(),
                             elapsed_ms,
+                            is_repeat: asked.repeat,
                             decided: None,
                         });
                     }
@@ -137,7 +152,7 @@ impl Turns {
                     Some(Kind::ToolResult(result)) if is_about(open.as_ref(), &result.tool_call_id) => open = None,
                     Some(Kind::ApprovalResolved(resolved)) if resolved.approval_id == approval_id => {
                         if let Some(question) = &mut open {
-                            question.decided = Some(resolved.approved);
+                            question.decided = Some(resolved);
                         }
                     }
                     // It was heard of.

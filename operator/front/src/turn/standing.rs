@@ -11,6 +11,7 @@ use croft_proto::v1::{
 };
 use uuid::Uuid;
 
+use super::approvals::for_worker;
 use crate::events::log::StoredCheckpoint;
 
 /// The neutral name of an answer that was broken off from outside.
@@ -78,7 +79,7 @@ impl Folding {
         let Some(kind) = event.kind else { return };
         match kind {
             Kind::ApprovalRequired(asked) => standing.asked.push(asked.approval_id),
-            Kind::ApprovalResolved(decision) => standing.decisions.push(decision),
+            Kind::ApprovalResolved(decision) => standing.decisions.push(for_worker(decision)),
             Kind::SubAgentStarted(started) => standing.sub_agents.push(started.tool_call_id),
             Kind::StepStarted(_) => standing.over = None,
             Kind::StepCompleted(step) => {
@@ -407,6 +408,20 @@ mod tests {
         let scene = Scene::new(None).then(Kind::ApprovalRequired(asked));
         let standing = scene.then(Kind::ApprovalResolved(decision.clone())).standing();
         assert_eq!((standing.asked, standing.decisions), (vec!["q".to_owned()], vec![decision]));
+    }
+
+    /// One of an earlier release would make the call with the model's arguments.
+    #[test]
+    fn a_yes_with_other_arguments_is_a_no_to_a_worker_that_knows_nothing_of_them() {
+        let decision = ApprovalResolved {
+            approval_id: "q".into(),
+            approved: true,
+            arguments_json: r#"{"depth":2}"#.into(),
+            ..ApprovalResolved::default()
+        };
+        let standing = Scene::new(None).then(Kind::ApprovalResolved(decision)).standing();
+        let [told] = &standing.decisions[..] else { panic!("{standing:?}") };
+        assert_eq!((told.approved, told.arguments_json.as_str()), (false, r#"{"depth":2}"#));
     }
 
     #[test]
