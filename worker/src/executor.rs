@@ -61,7 +61,7 @@ pub(crate) struct Bounds {
 }
 
 impl Bounds {
-    /// What an answer may have under leave for so much; leave of 0 names no bound.
+    /// What an answer may have under a grant of so much; a grant of 0 names no bound.
     fn output_tokens(&self, granted: u32) -> u32 {
         let named = [granted, self.output_tokens_max].into_iter().filter(|tokens| *tokens > 0).min();
         named.unwrap_or(OUTPUT_TOKENS_MAX)

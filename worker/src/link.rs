@@ -19,7 +19,7 @@ use crate::outbox::Outbox;
 /// ignored, and the calls that ask for them wait until the turn's time is over.
 const DECISIONS_MAX: usize = 16_384;
 
-/// Leave that nobody waits for any more and that is not told of yet. At the bound further leave is forgotten: the front takes it
+/// Grants that nobody waits for any more and that are not told of yet. At the bound further ones are forgotten: the front takes them
 /// back with the turn's end.
 const UNUSED_MAX: usize = 64;
 
@@ -38,7 +38,7 @@ pub(crate) struct Link {
     attempts: Mutex<Vec<(u64, ModelAttempt)>>,
     /// Sub-agents that run, by their call.
     sub_agents: Mutex<HashMap<String, oneshot::Sender<SubAgentResult>>>,
-    /// Leave that came after its question was given up.
+    /// Grants that came after their question was given up.
     unused: Mutex<Vec<Grant>>,
     /// Some came.
     left_over: Notify,
@@ -124,12 +124,12 @@ impl Link {
         }
     }
 
-    /// Leave that came when nobody waited for it any more, if there is some of which nothing was told.
+    /// A grant that came when nobody waited for it any more, if there is one of which nothing was told.
     pub(crate) fn take_unused(&self) -> Option<Grant> {
         self.unused().pop()
     }
 
-    /// The next such leave.
+    /// The next such grant.
     pub(crate) async fn next_unused(&self) -> Grant {
         loop {
             if let Some(grant) = self.take_unused() {
@@ -194,7 +194,7 @@ impl Link {
         let _ = stored.wait_for(|newest| *newest >= event_index).await;
     }
 
-    /// Asks for leave to call a model. Dropping the future withdraws the question.
+    /// Asks for the grant of a model call. Dropping the future withdraws the question.
     pub(crate) async fn grant(&self, request: GrantRequest) -> Result<Grant, GrantRefused> {
         let (answer, answered) = oneshot::channel();
         let mut question = Question { link: self, request_id: request.request_id.clone(), answered };
@@ -246,7 +246,7 @@ struct Question<'link> {
 impl Drop for Question<'_> {
     fn drop(&mut self) {
         self.link.grants().remove(&self.request_id);
-        // Leave may have come that nobody has looked at; what comes from now on, its sender finds out about.
+        // A grant may have come that nobody has looked at; what comes from now on, its sender finds out about.
         self.answered.close();
         if let Ok(Ok(grant)) = self.answered.try_recv() {
             self.link.leave_over(grant);
@@ -262,10 +262,10 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn leave_that_comes_as_its_question_is_given_up_is_left_over() {
+    async fn a_grant_that_comes_as_its_question_is_given_up_is_left_over() {
         let link = Link::new("turn".into(), Outbox::default(), Interrupt::default());
         let asked = || GrantRequest { request_id: "a question".into(), ..GrantRequest::default() };
-        let grant = Grant { request_id: "a question".into(), grant_id: "leave".into(), ..Grant::default() };
+        let grant = Grant { request_id: "a question".into(), grant_id: "a grant".into(), ..Grant::default() };
         let granted = || ExecuteStepRequest { message: Some(Message::Grant(grant.clone())) };
 
         let mut question = Box::pin(link.grant(asked()));

@@ -121,7 +121,7 @@ impl Metrics {
         self.fallbacks.with_label_values(&[reason]).inc();
     }
 
-    /// `won`, `lost`, `needless` when the first began while leave was asked for, or `refused`.
+    /// `won`, `lost`, `needless` when the first began while a grant was asked for, or `refused`.
     pub(crate) fn hedge(&self, outcome: &'static str) {
         self.hedges.with_label_values(&[outcome]).inc();
     }

@@ -213,7 +213,7 @@ async fn a_refused_second_try_ends_nothing_and_one_that_is_needless_is_told() {
         let FromWorker::GrantRequest(request) = asked else { panic!() };
         first.add_permits(1);
         if reason.is_empty() {
-            // It is read while leave is waited for.
+            // It is read while a grant is waited for.
             while *slow.begun.lock().unwrap() == 0 {
                 tokio::task::yield_now().await;
             }
@@ -237,7 +237,7 @@ async fn a_refused_second_try_ends_nothing_and_one_that_is_needless_is_told() {
 
 /// The front took longer than the worker waits. Until the turn's end it held what the call might have cost.
 #[tokio::test(start_paused = true)]
-async fn leave_that_comes_when_nobody_waits_for_it_is_told_as_not_used_while_the_call_goes_on() {
+async fn a_grant_that_comes_when_nobody_waits_for_it_is_told_as_not_used_while_the_call_goes_on() {
     let first = gate(0);
     let slow = Slow::new([Way::Says("first", Arc::clone(&first))]);
     let mut front = open(&slow, &agent()).await;

@@ -104,7 +104,7 @@ pub(crate) fn misdeeds(records: &[Record], deeds: &Deeds, all_told: bool) -> Vec
     let events = records.iter().flat_map(|record| &record.events);
     let attempts: Vec<_> = events
         .filter_map(|event| match &event.kind {
-            // Leave that came when nobody needed it any more is told of, and is no call: nobody here asks twice.
+            // A grant that came when nobody needed it any more is told of, and is no call: nobody here asks twice.
             Some(Kind::ModelAttempt(attempt)) => Some(attempt).filter(|attempt| attempt.finish_reason != "hedged"),
             _ => None,
         })

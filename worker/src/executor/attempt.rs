@@ -199,7 +199,7 @@ impl Shown<'_> {
     }
 }
 
-/// What is told of leave that nobody waited for any more: until the front hears of it, it holds what the call might cost.
+/// What is told of a grant that nobody waited for any more: until the front hears of it, it holds what the call might cost.
 pub(crate) fn unused(grant: &Grant) -> ModelAttempt {
     Attempt::needless().event(grant, "")
 }
@@ -210,7 +210,7 @@ impl Attempt<'_> {
         Self::without_a_call(End::Failed(error))
     }
 
-    /// One that there was leave for, and no need.
+    /// One that was granted, and not needed.
     pub(super) fn needless() -> Self {
         Self::without_a_call(End::Hedged)
     }
@@ -313,7 +313,7 @@ impl Attempt<'_> {
             End::Stopped(_) | End::Interrupted(_) | End::Blocked | End::Hedged => "",
         };
         ModelAttempt {
-            // Leave is for one attempt, so that whoever tells of it, and however often, names the same.
+            // A grant is for one attempt, so that whoever tells of it, and however often, names the same.
             attempt_id: grant.grant_id.clone(),
             grant_id: grant.grant_id.clone(),
             provider: grant.provider.clone(),

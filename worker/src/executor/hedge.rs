@@ -17,7 +17,7 @@ use super::call_ids::CallIds;
 use crate::spans;
 
 /// How long the front may think about a second call. What the first one says meanwhile waits, so that it is known whether there
-/// is leave; at the bound there is none.
+/// is a grant; at the bound there is none.
 const GRANT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A call with all that belongs to it.
@@ -59,7 +59,7 @@ impl Executor<'_> {
         self.race(first, second).await
     }
 
-    /// Asks for leave and starts a second try, unless the first begins meanwhile.
+    /// Asks for a grant and starts a second try, unless the first begins meanwhile.
     async fn second(&self, first: &mut Try, provider: &dyn Provider) -> Option<Try> {
         let mut asked = pin!(self.ask_for_second_grant(first.grant.model.clone(), first.call.input_tokens_estimated()));
         let granted = tokio::select! {

@@ -1,4 +1,4 @@
-//! The superstep that asks the model: leave first, then an attempt, and further ones while nothing durable came of it: at
+//! The superstep that asks the model: a grant first, then an attempt, and further ones while nothing durable came of it: at
 //! the same model as long as that may help, then at those that may take over.
 
 use std::collections::HashMap;
@@ -92,7 +92,7 @@ impl Executor<'_> {
         }
     }
 
-    /// There is no leave for the model at hand, or no way to it.
+    /// There is no grant for the model at hand, or no way to it.
     async fn refused(&mut self, refused: Refused, tries: &mut Tries) -> Next {
         Next::Over(match refused {
             Refused::Interrupted(Why::Stop(StopReason::HandedBack)) => Superstep::Ended(self.hand_back()),
@@ -230,7 +230,7 @@ impl Executor<'_> {
         StopReason::HandedBack
     }
 
-    /// There is a model to ask in place of the one that leave was given for.
+    /// There is a model to ask in place of the one that was granted.
     fn may_give_way(&self, routed: bool) -> bool {
         self.chain.has_next() || (routed && !self.chain.as_asked())
     }

@@ -186,7 +186,7 @@ pub(crate) fn said(heard: &Heard) -> Vec<(String, String)> {
     heard.durables.iter().filter_map(said).collect()
 }
 
-/// For how much input each leave was asked.
+/// For how much input each grant was asked.
 pub(crate) fn reserved(heard: &Heard) -> Vec<u32> {
     heard.grants.iter().map(|request| request.input_tokens_estimated).collect()
 }

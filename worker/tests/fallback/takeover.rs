@@ -122,7 +122,7 @@ async fn a_model_whose_provider_is_not_there_gives_way_too() {
     let c = Canned::new("c", [says("noon")]);
     let heard = turn(&worker(&[&c]).await, &agent(), &[]).await;
     assert_eq!(heard.stop_reason(), StopReason::EndTurn);
-    // The front must hear of all leave, also where no call is made.
+    // The front must hear of each grant, also where no call is made.
     assert_eq!(course(&heard), [("a", "auth", ""), ("b", "auth", "error"), ("c", "", "error")]);
     assert!(attempts(&heard)[..2].iter().all(|attempt| attempt.usage == Some(TokenUsage::default())));
 

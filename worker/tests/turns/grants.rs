@@ -1,4 +1,4 @@
-//! Leave for a model call, and none.
+//! A grant for a model call, and none.
 
 use croft_llm::Class;
 use croft_proto::v1::execute_step_request::Message as ToWorker;

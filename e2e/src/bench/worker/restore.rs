@@ -1,5 +1,5 @@
 //! How soon another worker goes on from a checkpoint: from the moment that the front has it until the worker that it is sent
-//! to has taken it in, and asks for leave to call the model with it.
+//! to has taken it in, and asks for a grant to call the model with it.
 
 use std::time::Duration;
 

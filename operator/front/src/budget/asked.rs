@@ -1,4 +1,4 @@
-//! Leave that the counters are being asked for. Whoever waits for it may go away, or the answer may be lost, when it is granted already:
+//! A grant that the counters are being asked for. Whoever waits for it may go away, or the answer may be lost, when it is given already:
 //! nobody would know of the reservation then, and it would keep others out for as long as it lasts.
 
 use croft_proto::id::TenantId;

@@ -1,5 +1,5 @@
-//! Keeps budgets: gives leave for model calls against them and against the tenant's rates, settles what the calls came to, and tells
-//! of thresholds.
+//! Keeps budgets: grants model calls against them and against the tenant's rates, settles what the calls came to, and tells of
+//! thresholds.
 
 mod alerts;
 
@@ -39,7 +39,7 @@ const THROTTLED_TO: Duration = Duration::from_secs(5);
 const BUDGETS_FRESH: Duration = Duration::from_secs(3);
 /// Tenants whose budgets are remembered, and standings and alerts. At the bound the least used are forgotten, and read again.
 const REMEMBERED_MAX: u64 = 50_000;
-/// Rounds of asking the counters: for the ledger's word, and for less output. At the bound there is no leave.
+/// Rounds of asking the counters: for the ledger's word, and for less output. At the bound there is no grant.
 const ROUNDS_MAX: usize = 8;
 
 /// What a call wants to use.
@@ -53,9 +53,9 @@ pub struct Wish {
     pub patience: Duration,
 }
 
-/// The answer to a [`Wish`].
+/// What a [`Wish`] came to.
 #[derive(Debug)]
-pub enum Leave {
+pub enum Outcome {
     Granted(Box<Reservation>),
     /// A rate is used up, or a budget lets few calls through, and for too long to wait: why, in a sentence.
     Limited(String),
@@ -172,9 +172,9 @@ impl Keeper {
         Ok(Budgets::of(session, given.chain(set.iter().cloned()), &now()))
     }
 
-    /// Asks for a call's leave, and waits for it for a while where a rate or a slowed-down budget asks it to, or where calls that are
+    /// Grants a call, and waits with that for a while where a rate or a slowed-down budget asks it to, or where calls that are
     /// running hold what it needs.
-    pub async fn leave(&self, wish: Wish) -> Result<Leave, Error> {
+    pub async fn grant(&self, wish: Wish) -> Result<Outcome, Error> {
         let tenant = wish.session.tenant;
         let give_up_at = Instant::now() + wish.patience;
         let mut output = wish.output_tokens_max.max(1);
@@ -188,7 +188,7 @@ impl Keeper {
             let budgets = self.budgets(&wish.session).await?;
             let quote = self.models.quote(&wish.model, wish.input_tokens, now().seconds);
             if let Some(reached) = self.unpriced(&wish, quote, &budgets).await? {
-                return Ok(Leave::Reached(reached));
+                return Ok(Outcome::Reached(reached));
             }
             let tokens = wish.input_tokens.saturating_add(output);
             let limits = self.limiter.of_model_call(tenant, &wish.model.provider, tokens);
@@ -227,7 +227,7 @@ impl Keeper {
                             self.limiter.refused(&error);
                             error.to_string()
                         };
-                        return Ok(Leave::Limited(why));
+                        return Ok(Outcome::Limited(why));
                     }
                     self.metrics.waits.inc();
                     // Who waits for a rate keeps nobody from a budget's room.
@@ -265,7 +265,7 @@ impl Keeper {
                             continue;
                         }
                     }
-                    return Ok(Leave::Reached(self.refused(budget.as_ref())));
+                    return Ok(Outcome::Reached(self.refused(budget.as_ref())));
                 }
                 Verdict::Unknown(_) => {
                     return Err(Error::unavailable("the ledger of budgets", anyhow::anyhow!("it changes too often")));
@@ -455,7 +455,7 @@ impl Keeper {
         let settling = async move {
             let tenant = settlement.tenant;
             if let Err(error) = keeper.counters.settle(&settlement).await {
-                tracing::debug!(%tenant, %error, "leave that nobody took is not given back: it runs out");
+                tracing::debug!(%tenant, %error, "a grant that nobody took is not given back: it runs out");
                 return;
             }
             for account in accounts {
@@ -498,8 +498,8 @@ fn granted(
     wish: &Wish,
     output_tokens_max: i64,
     clipped_by: Option<Budget>,
-) -> Leave {
-    Leave::Granted(Box::new(Reservation {
+) -> Outcome {
+    Outcome::Granted(Box::new(Reservation {
         ask,
         budgets,
         quote,

@@ -11,7 +11,7 @@ use crate::models::registry::Quote;
 /// Tokens of output below which a call is not worth making: a budget that has room for fewer is used up.
 pub const OUTPUT_TOKENS_MIN: i64 = 64;
 
-/// Leave for one model call, and what was reserved for it.
+/// The grant of one model call, and what was reserved for it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reservation {
     /// As it was granted: its id is the grant's.

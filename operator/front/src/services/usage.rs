@@ -105,25 +105,25 @@ impl UsageService for Usage {
         let span = [start_time, end_time].map(|time| time.map(|time| (time.seconds, time.nanos)));
         let seat = self.core.seats.take(tenant)?;
         let export = Export { core: Arc::clone(&self.core), tenant, span, after: None };
-        let leave = Leave { ended: tenure.ended().boxed(), stopping: self.core.tasks.stopping(), _seat: seat };
-        let pieces = stream::try_unfold((Some(export), leave), |(export, mut leave)| async move {
+        let admission = Admission { ended: tenure.ended().boxed(), stopping: self.core.tasks.stopping(), _seat: seat };
+        let pieces = stream::try_unfold((Some(export), admission), |(export, mut admission)| async move {
             let Some(export) = export else { return Ok(None) };
-            let piece = leave.lasts(export.piece()).await?;
-            Ok::<_, Status>(piece.map(|(piece, rest)| (piece, (rest, leave))))
+            let piece = admission.lasts(export.piece()).await?;
+            Ok::<_, Status>(piece.map(|(piece, rest)| (piece, (rest, admission))))
         });
         Ok(Response::new(Box::pin(pieces)))
     }
 }
 
 /// What an export needs to go on: its credential, this replica, and a seat among the tenant's streams.
-struct Leave {
+struct Admission {
     ended: BoxFuture<'static, ()>,
     stopping: CancellationToken,
     _seat: Seat,
 }
 
-impl Leave {
-    /// What `work` comes to, unless there is no leave for it any more.
+impl Admission {
+    /// What `work` comes to, unless the export must end before.
     async fn lasts<T>(&mut self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         tokio::select! {
             biased;

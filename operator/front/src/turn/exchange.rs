@@ -269,7 +269,7 @@ impl Exchange<'_> {
                 // A newer one may be behind it already, and then stands for all.
                 Some(FromWorker::Checkpoint(checkpoint)) => gathered.checkpoint(checkpoint),
                 Some(FromWorker::GrantRequest(request)) => {
-                    // Leave stands for no event, so the call may begin while what came before is being stored.
+                    // A grant stands for no event, so the call may begin while what came before is being stored.
                     self.grant(request, outgoing).await;
                 }
                 Some(FromWorker::SubAgentCall(call)) => self.sub_agents.call(call),
@@ -383,7 +383,7 @@ impl Exchange<'_> {
         Ok(held)
     }
 
-    /// While events are being stored, passes leave on, which stands for no event; and, with `incoming`, previews, up to the next
+    /// While events are being stored, passes grants on, which stand for no event; and, with `incoming`, previews, up to the next
     /// message that is none.
     async fn meanwhile(
         &mut self,
@@ -447,13 +447,13 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    /// Refuses leave at once, or asks budgets and rates for it.
+    /// Refuses a grant at once, or asks budgets and rates for it.
     async fn grant(&mut self, request: GrantRequest, outgoing: &mpsc::Sender<ExecuteStepRequest>) {
         let refused = match self.core.models.get(&request.model) {
             Ok(model) => {
                 let Some(refused) = self.unfit(&model, &request) else {
                     let purse = self.recorder.purse().clone();
-                    self.asking.push(purse.leave(request, model).boxed());
+                    self.asking.push(purse.grant(request, model).boxed());
                     return;
                 };
                 refused

@@ -1,4 +1,4 @@
-//! Grants that are out: leave to call a model was given, and what came of it has not been told. When the worker is lost, what it used is
+//! Grants that are out: a model may be called, and what came of it has not been told. When the worker is lost, what it used is
 //! reckoned, since its provider charges for it all the same.
 
 use croft_proto::estimate;

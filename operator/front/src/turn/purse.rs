@@ -1,4 +1,4 @@
-//! What a turn may spend: it asks for leave before each model call, says that the call is running while it is, and settles what came
+//! What a turn may spend: it asks for a grant before each model call, says that the call is running while it is, and settles what came
 //! of it. What is left open when the turn ends is given back.
 
 #[cfg(test)]
@@ -13,7 +13,7 @@ use croft_proto::v1::{BudgetReached, Grant, GrantRefused, GrantRequest, Model, M
 
 use super::granted::weight;
 use super::now;
-use crate::budget::keeper::{Leave, Wish};
+use crate::budget::keeper::{Outcome, Wish};
 use crate::budget::reservation::Reservation;
 use crate::core::Core;
 use crate::error::Error;
@@ -24,7 +24,7 @@ use crate::session::Session;
 
 /// How long a grant is good for.
 const GRANT_TTL_SECONDS: i64 = 600;
-/// How long a call may wait for leave before it is refused. Workers wait for thirty seconds.
+/// How long a call may wait for its grant before it is refused. Workers wait for thirty seconds.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The purse of one turn. Clones share it.
@@ -44,9 +44,8 @@ struct State {
     is_looking: bool,
 }
 
-/// What became of a request for leave, or of a look at a running call.
+/// What became of a request for a grant, or of a look at a running call.
 pub(super) enum Told {
-    /// Leave.
     /// With what was decided about the model, if anything was.
     Granted { request: GrantRequest, routed: Option<ModelRouted>, grant: Grant },
     /// A refusal that no event tells of.
@@ -76,8 +75,8 @@ impl Purse {
         self.lock().ended.is_some()
     }
 
-    /// Asks for leave to call a model, and waits for it.
-    pub(super) async fn leave(self, request: GrantRequest, model: Arc<Model>) -> Told {
+    /// Asks for the grant of a model call, and waits for it.
+    pub(super) async fn grant(self, request: GrantRequest, model: Arc<Model>) -> Told {
         let refused = |reason: &str, message: String| GrantRefused {
             request_id: request.request_id.clone(),
             reason: reason.to_owned(),
@@ -101,8 +100,8 @@ impl Purse {
             // A second call is made to be quick, or not at all.
             patience: if request.hedges { Duration::ZERO } else { PATIENCE },
         };
-        match self.core.budgets.leave(wish).await {
-            Ok(Leave::Granted(reservation)) => {
+        match self.core.budgets.grant(wish).await {
+            Ok(Outcome::Granted(reservation)) => {
                 let grant = Grant {
                     request_id: request.request_id.clone(),
                     grant_id: reservation.ask.id.clone(),
@@ -116,10 +115,10 @@ impl Purse {
                 self.lock().open.push(*reservation);
                 Told::Granted { request, routed, grant }
             }
-            Ok(Leave::Limited(why)) => Told::Refused(refused("RATE_LIMIT", why)),
+            Ok(Outcome::Limited(why)) => Told::Refused(refused("RATE_LIMIT", why)),
             // The call itself goes on: that there is no room for a second one ends nothing.
-            Ok(Leave::Reached(reached)) if request.hedges => Told::Refused(refused("BUDGET", reached.message)),
-            Ok(Leave::Reached(reached)) => {
+            Ok(Outcome::Reached(reached)) if request.hedges => Told::Refused(refused("BUDGET", reached.message)),
+            Ok(Outcome::Reached(reached)) => {
                 let refused = refused("BUDGET", reached.message.clone());
                 self.lock().ended = Some(reached.clone());
                 Told::Reached(reached, Some(refused))
@@ -129,7 +128,7 @@ impl Purse {
                     Error::Unavailable { .. } => format!("budgets can't be looked at: {error}"),
                     other => other.to_string(),
                 };
-                tracing::warn!(session = %self.session.id, error = format!("{:#}", anyhow::Error::from(error)), "no leave");
+                tracing::warn!(session = %self.session.id, error = format!("{:#}", anyhow::Error::from(error)), "no grant");
                 Told::Refused(refused("RATE_LIMIT", message))
             }
         }

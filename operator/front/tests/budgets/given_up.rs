@@ -1,4 +1,4 @@
-//! Leave that nobody waits for any more when it comes.
+//! Grants that nobody waits for any more when they come.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,28 +42,28 @@ impl Counters for Mute {
 async fn what_was_granted_to_somebody_who_has_gone_is_given_back() {
     let scene = Scene::new(2).await;
     scene.set(COST, BudgetAction::Block).await;
-    // So that the ledger is known, and the first answer is leave.
+    // So that the ledger is known, and the first answer is a grant.
     let keeper = scene.keeper(TTL);
-    let first = granted(keeper.leave(scene.wish(0)).await.unwrap()).unwrap();
+    let first = granted(keeper.grant(scene.wish(0)).await.unwrap()).unwrap();
     keeper.settle(&scene.sessions[0], &first, None).await;
 
     let granted_to_nobody = Arc::new(Notify::new());
     let mute = Mute { counters: redis(), granted: Arc::clone(&granted_to_nobody) };
     let deaf = scene.keeper_over(Arc::new(mute), TTL);
-    let mut leave = Box::pin(deaf.leave(scene.wish(0)));
+    let mut outcome = Box::pin(deaf.grant(scene.wish(0)));
     let reserved = async {
         granted_to_nobody.notified().await;
         scene.counter().await.unwrap().reserved.nano_usd
     };
     let reserved = tokio::select! {
-        _ = &mut leave => panic!("it has heard something"),
+        _ = &mut outcome => panic!("it has heard something"),
         reserved = timeout(PATIENCE, reserved) => reserved.expect("it is asked for"),
     };
     assert_eq!(reserved, COST);
-    drop(leave);
+    drop(outcome);
 
     let next =
-        timeout(PATIENCE, keeper.leave(scene.wish(1))).await.expect("it does not wait for the reservation's end");
+        timeout(PATIENCE, keeper.grant(scene.wish(1))).await.expect("it does not wait for the reservation's end");
     assert!(granted(next.unwrap()).is_some(), "all of the budget is free");
     scene.end().await;
 }

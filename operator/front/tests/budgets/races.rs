@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use croft_front::budget::keeper::{Leave, Wish};
+use croft_front::budget::keeper::{Outcome, Wish};
 use croft_front::budget::reservation::Reservation;
 use croft_front::counters::redis::RedisCounters;
 use croft_front::counters::{Amount, Ask, Counters, Verdict};
@@ -32,7 +32,7 @@ async fn of_a_thousand_calls_at_once_exactly_those_are_served_that_fit() {
         async move {
             let wish = Wish { patience: LONG, ..scene.wish(number) };
             let session = wish.session.clone();
-            let Some(reservation) = granted(keeper.leave(wish).await.unwrap()) else { return 0 };
+            let Some(reservation) = granted(keeper.grant(wish).await.unwrap()) else { return 0 };
             let attempt = scene.used(&session, &reservation, OUTPUT).await;
             keeper.settle(&session, &reservation, Some(&attempt)).await;
             1
@@ -49,8 +49,8 @@ async fn of_a_thousand_calls_at_once_exactly_those_are_served_that_fit() {
     // Raised, it goes on; and not by one call too many.
     scene.set(101 * COST, BudgetAction::Block).await;
     let another = scene.keeper(LONG);
-    assert!(granted(another.leave(scene.wish(0)).await.unwrap()).is_some());
-    assert!(granted(another.leave(scene.hasty_wish(0)).await.unwrap()).is_none());
+    assert!(granted(another.grant(scene.wish(0)).await.unwrap()).is_some());
+    assert!(granted(another.grant(scene.hasty_wish(0)).await.unwrap()).is_none());
     scene.end().await;
 }
 
@@ -59,22 +59,22 @@ async fn a_call_that_the_ledger_counts_and_that_is_reserved_still_keeps_nobody_o
     let scene = Scene::new(3).await;
     scene.set(3 * COST, BudgetAction::Block).await;
     let [here, there] = [scene.keeper(LONG), scene.keeper(LONG)];
-    let first = granted(here.leave(scene.wish(0)).await.unwrap()).unwrap();
-    let second = granted(there.leave(scene.wish(1)).await.unwrap()).unwrap();
+    let first = granted(here.grant(scene.wish(0)).await.unwrap()).unwrap();
+    let second = granted(there.grant(scene.wish(1)).await.unwrap()).unwrap();
     let first_attempt = scene.used(&scene.sessions[0], &first, OUTPUT).await;
     let second_attempt = scene.used(&scene.sessions[1], &second, OUTPUT).await;
     // It brings the counter the ledger's word, in which the second is.
     here.settle(&scene.sessions[0], &first, Some(&first_attempt)).await;
     let counter = scene.counter().await.expect("it is known");
     assert_eq!((counter.spent.nano_usd, counter.reserved.nano_usd), (2 * COST, COST), "the second counts twice");
-    assert!(granted(here.leave(scene.hasty_wish(2)).await.unwrap()).is_none());
+    assert!(granted(here.grant(scene.hasty_wish(2)).await.unwrap()).is_none());
 
     let settled = async {
         sleep(Duration::from_millis(100)).await;
         there.settle(&scene.sessions[1], &second, Some(&second_attempt)).await;
     };
-    let (leave, ()) = join(here.leave(scene.wish(2)), settled).await;
-    assert!(granted(leave.unwrap()).is_some(), "two of three are spent");
+    let (outcome, ()) = join(here.grant(scene.wish(2)), settled).await;
+    assert!(granted(outcome.unwrap()).is_some(), "two of three are spent");
     scene.end().await;
 }
 
@@ -84,18 +84,18 @@ async fn a_call_waits_for_room_as_long_as_running_calls_may_leave_it_and_no_long
     scene.set(2 * COST, BudgetAction::Block).await;
     let keeper = scene.keeper(LONG);
     let short = |session| Wish { patience: Duration::from_millis(200), ..scene.wish(session) };
-    let first = granted(keeper.leave(scene.wish(0)).await.unwrap()).unwrap();
-    let second = granted(keeper.leave(scene.wish(0)).await.unwrap()).unwrap();
-    assert!(granted(keeper.leave(short(1)).await.unwrap()).is_none(), "nobody settles");
+    let first = granted(keeper.grant(scene.wish(0)).await.unwrap()).unwrap();
+    let second = granted(keeper.grant(scene.wish(0)).await.unwrap()).unwrap();
+    assert!(granted(keeper.grant(short(1)).await.unwrap()).is_none(), "nobody settles");
 
-    let waits = keeper.leave(scene.wish(1));
+    let waits = keeper.grant(scene.wish(1));
     tokio::pin!(waits);
     assert!(timeout(Duration::from_millis(300), &mut waits).await.is_err(), "they may leave some");
     keeper.settle(&scene.sessions[0], &second, None).await;
     let third = granted(timeout(PATIENCE, waits).await.expect("it is over").unwrap()).expect("there is room");
     assert_eq!((third.output_tokens_max, &third.clipped_by), (OUTPUT, &None));
 
-    let waits = keeper.leave(scene.wish(1));
+    let waits = keeper.grant(scene.wish(1));
     let both_are_over = async {
         for (session, reservation) in [(0, &first), (1, &third)] {
             let attempt = scene.used(&scene.sessions[session], reservation, OUTPUT).await;
@@ -113,17 +113,17 @@ async fn a_call_that_waits_for_room_goes_on_when_the_budget_is_raised() {
     let scene = Scene::new(1).await;
     scene.set(COST, BudgetAction::Block).await;
     let keeper = scene.keeper(LONG);
-    assert!(granted(keeper.leave(scene.wish(0)).await.unwrap()).is_some());
-    let waits = keeper.leave(scene.wish(0));
+    assert!(granted(keeper.grant(scene.wish(0)).await.unwrap()).is_some());
+    let waits = keeper.grant(scene.wish(0));
     tokio::pin!(waits);
     assert!(timeout(Duration::from_millis(300), &mut waits).await.is_err(), "the first may leave some");
     scene.set(2 * COST, BudgetAction::Block).await;
-    let leave = timeout(PATIENCE / 2, waits).await.expect("it is known within 3 s").unwrap();
-    assert!(granted(leave).is_some());
+    let outcome = timeout(PATIENCE / 2, waits).await.expect("it is known within 3 s").unwrap();
+    assert!(granted(outcome).is_some());
     scene.end().await;
 }
 
-/// What a call does once it has leave.
+/// What a call does once it is granted.
 #[derive(Debug, Clone, Copy)]
 enum Fate {
     /// Uses so much of its output, and settles.
@@ -174,7 +174,7 @@ fn reserves_settles_expiries_and_crashes_keep_within_the_ledger() {
                     async move {
                         let wish = scene.wish(number);
                         let session = wish.session.clone();
-                        let Some(reservation) = granted(keeper.leave(wish).await.unwrap()) else { return };
+                        let Some(reservation) = granted(keeper.grant(wish).await.unwrap()) else { return };
                         sleep(Duration::from_millis(*pause_ms)).await;
                         let output = |asked: i64| asked.min(reservation.output_tokens_max);
                         match fate {
@@ -197,8 +197,8 @@ fn reserves_settles_expiries_and_crashes_keep_within_the_ledger() {
             // Once the dead are forsaken, the next call brings the counter to the ledger's word, and frees what they held.
             sleep(SHORT).await;
             let last = scene.keeper(LONG);
-            let leave = last.leave(scene.wish(0)).await.unwrap();
-            if let Leave::Granted(reservation) = &leave {
+            let outcome = last.grant(scene.wish(0)).await.unwrap();
+            if let Outcome::Granted(reservation) = &outcome {
                 last.settle(&scene.sessions[0], reservation, None).await;
             }
             let counter = scene.counter().await.expect("it is known");
@@ -235,13 +235,13 @@ async fn who_is_refused_is_told_of_all_thresholds_that_nobody_told_of() {
     let scene = Scene::new(1).await;
     let limit = COST + INPUT;
     scene.set(limit, BudgetAction::Block).await;
-    let lost = granted(scene.keeper(Duration::from_millis(1)).leave(scene.wish(0)).await.unwrap()).unwrap();
+    let lost = granted(scene.keeper(Duration::from_millis(1)).grant(scene.wish(0)).await.unwrap()).unwrap();
     scene.used(&scene.sessions[0], &lost, OUTPUT).await;
     assert_eq!(alerts(&scene, limit).await, [0_u32; 0]);
     let keeper = scene.keeper(LONG);
     // The lost one's reservation has run out: it is the ledger that refuses.
     for _ in 0..2 {
-        assert!(granted(keeper.leave(scene.hasty_wish(0)).await.unwrap()).is_none());
+        assert!(granted(keeper.grant(scene.hasty_wish(0)).await.unwrap()).is_none());
         assert_eq!(alerts(&scene, limit).await, [50, 80, 90, 100]);
     }
     scene.end().await;
@@ -257,7 +257,7 @@ async fn each_threshold_is_told_of_once_whoever_passes_it() {
         async move {
             let wish = scene.wish(number);
             let session = wish.session.clone();
-            let reservation = granted(keeper.leave(wish).await.unwrap()).expect("a warning refuses nothing");
+            let reservation = granted(keeper.grant(wish).await.unwrap()).expect("a warning refuses nothing");
             let attempt = scene.used(&session, &reservation, OUTPUT).await;
             keeper.settle(&session, &reservation, Some(&attempt)).await;
         }
@@ -283,22 +283,22 @@ async fn lets_calls_through_one_by_one() -> bool {
     let scene = Scene::new(1).await;
     scene.set(COST, BudgetAction::Throttle).await;
     let keeper = Arc::new(scene.keeper(LONG));
-    let first = granted(keeper.leave(scene.wish(0)).await.unwrap()).unwrap();
+    let first = granted(keeper.grant(scene.wish(0)).await.unwrap()).unwrap();
     let attempt = scene.used(&scene.sessions[0], &first, OUTPUT).await;
     keeper.settle(&scene.sessions[0], &first, Some(&attempt)).await;
     // Used up: the next one passes, and the one after it waits.
     let before = Instant::now();
-    let next = keeper.leave(scene.wish(0)).await.unwrap();
-    let hurried = keeper.leave(scene.hasty_wish(0)).await.unwrap();
-    let waits = timeout(Duration::from_secs(1), keeper.leave(scene.wish(0))).await.is_err();
+    let next = keeper.grant(scene.wish(0)).await.unwrap();
+    let hurried = keeper.grant(scene.hasty_wish(0)).await.unwrap();
+    let waits = timeout(Duration::from_secs(1), keeper.grant(scene.wish(0))).await.is_err();
     let is_seen = before.elapsed() < Duration::from_secs(5);
     if is_seen {
         assert!(granted(next).is_some());
-        let Leave::Limited(why) = hurried else { panic!("one at a time") };
+        let Outcome::Limited(why) = hurried else { panic!("one at a time") };
         assert_eq!(why, "the tenant's budget is used up, and lets one call through in 5 s");
         assert!(waits);
-        let leave = timeout(PATIENCE, keeper.leave(scene.wish(0))).await.expect("not for ever").unwrap();
-        assert!(granted(leave).is_some());
+        let outcome = timeout(PATIENCE, keeper.grant(scene.wish(0))).await.expect("not for ever").unwrap();
+        assert!(granted(outcome).is_some());
     }
     scene.end().await;
     is_seen

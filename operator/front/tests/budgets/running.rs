@@ -14,7 +14,7 @@ const TTL: Duration = Duration::from_mins(10);
 
 /// Whether there is room for a call at once.
 async fn has_room(scene: &Scene, keeper: &Keeper) -> bool {
-    granted(keeper.leave(scene.hasty_wish(1)).await.unwrap()).is_some()
+    granted(keeper.grant(scene.hasty_wish(1)).await.unwrap()).is_some()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -22,7 +22,7 @@ async fn a_budget_that_is_set_over_a_running_call_counts_it() {
     let scene = Scene::new(2).await;
     let keeper = scene.keeper(TTL);
     let session: &Session = &scene.sessions[0];
-    let mut running = granted(keeper.leave(scene.wish(0)).await.unwrap()).unwrap();
+    let mut running = granted(keeper.grant(scene.wish(0)).await.unwrap()).unwrap();
     assert!(running.budgets.is_empty());
     assert!(keeper.hold(session, &mut running).await.unwrap().is_none());
 
@@ -47,7 +47,7 @@ async fn a_day_that_begins_counts_what_is_running() {
     let keeper = scene.keeper_over(Arc::clone(&counters) as _, TTL);
     let session = &scene.sessions[0];
     scene.set(COST, BudgetAction::Block).await;
-    let mut running = granted(keeper.leave(scene.wish(0)).await.unwrap()).unwrap();
+    let mut running = granted(keeper.grant(scene.wish(0)).await.unwrap()).unwrap();
     // As it would be, had it been granted before: in that day's account alone.
     keeper.settle(session, &running, None).await;
     running.ask.bounds[0].key = "tenant::2026-01-01".to_owned();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use croft_front::budget::keeper::{Keeper, Leave, Parts, Wish};
+use croft_front::budget::keeper::{Keeper, Outcome, Parts, Wish};
 use croft_front::budget::period::Period;
 use croft_front::budget::reservation::Reservation;
 use croft_front::budget::{Account, Budget, Scope};
@@ -175,10 +175,10 @@ impl Scene {
     }
 }
 
-/// The reservation, if there was leave.
-pub(crate) fn granted(leave: Leave) -> Option<Reservation> {
-    match leave {
-        Leave::Granted(reservation) => Some(*reservation),
-        Leave::Limited(_) | Leave::Reached(_) => None,
+/// The reservation, if there was a grant.
+pub(crate) fn granted(outcome: Outcome) -> Option<Reservation> {
+    match outcome {
+        Outcome::Granted(reservation) => Some(*reservation),
+        Outcome::Limited(_) | Outcome::Reached(_) => None,
     }
 }

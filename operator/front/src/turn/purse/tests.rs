@@ -152,7 +152,7 @@ impl Scene {
         self.core.budgets.forget(self.session.tenant).await;
     }
 
-    /// Leave for a call; its grant.
+    /// Asks for a call; its grant.
     async fn granted(&self, purse: &Purse) -> Grant {
         let request = GrantRequest {
             request_id: "r".into(),
@@ -160,9 +160,9 @@ impl Scene {
             output_tokens_max: TOKENS,
             ..GrantRequest::default()
         };
-        match purse.clone().leave(request, self.core.models.get("m").unwrap()).await {
+        match purse.clone().grant(request, self.core.models.get("m").unwrap()).await {
             Told::Granted { grant, .. } => grant,
-            other => panic!("no leave: {}", name(&other)),
+            other => panic!("no grant: {}", name(&other)),
         }
     }
 
@@ -264,7 +264,7 @@ async fn a_budget_that_is_passed_while_a_call_runs_ends_the_turn_once() {
     assert!(purse.has_ended() && purse.is_open(), "the call is cut by who hears of it");
     assert_eq!(held(&purse).await, "nothing", "it is said once");
     let request = GrantRequest { request_id: "next".into(), ..GrantRequest::default() };
-    let refused = name(&purse.leave(request, scene.core.models.get("m").unwrap()).await);
+    let refused = name(&purse.grant(request, scene.core.models.get("m").unwrap()).await);
     assert!(refused.starts_with("refused BUDGET"), "{refused}");
 }
 
