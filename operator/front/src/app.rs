@@ -81,7 +81,6 @@ pub async fn assemble(parts: Parts, tasks: &Tasks, registry: &prometheus::Regist
         counters,
         limiter: limiter.clone(),
         tenants: tenants.clone(),
-        models: models.clone(),
         hub: hub.clone(),
         reservation_ttl: keeper::RESERVATION_TTL,
     };

@@ -1,6 +1,7 @@
 //! The models that sessions may name, with what they can do and cost.
 
 pub mod output;
+pub mod price;
 pub mod recommend;
 pub mod registry;
 pub mod router;

@@ -8,7 +8,7 @@ use croft_proto::v1::Model;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{Connection, PgConnection};
 
-use crate::models::registry::{USD_MAX, dollars};
+use crate::models::price::{USD_MAX, dollars};
 use crate::store::postgres::apply_models;
 
 /// Reads the file and applies it, all of it or nothing. A price that is there already for its model, day and tier is replaced: what

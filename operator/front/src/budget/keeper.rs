@@ -26,7 +26,7 @@ use crate::error::Error;
 use crate::events::fanout::Hub;
 use crate::events::log::EventLog;
 use crate::limits::Limiter;
-use crate::models::registry::{self, Quote};
+use crate::models::price::Quote;
 use crate::session::Session;
 use crate::tenants::Tenants;
 use crate::turn::now;
@@ -71,7 +71,6 @@ pub struct Keeper {
     counters: Arc<dyn Counters>,
     limiter: Limiter,
     tenants: Tenants,
-    models: registry::Registry,
     hub: Hub,
     reservation_ttl: Duration,
     queues: Queues,
@@ -89,7 +88,6 @@ pub struct Parts {
     pub counters: Arc<dyn Counters>,
     pub limiter: Limiter,
     pub tenants: Tenants,
-    pub models: registry::Registry,
     pub hub: Hub,
     pub reservation_ttl: Duration,
 }
@@ -131,14 +129,13 @@ impl Metrics {
 impl Keeper {
     /// Starts the look for alerts that nobody was told of, too. Fails if an instrument is registered already.
     pub fn start(parts: Parts, tasks: &Tasks, registry: &Registry) -> Result<Self, prometheus::Error> {
-        let Parts { store, events, counters, limiter, tenants, models, hub, reservation_ttl } = parts;
+        let Parts { store, events, counters, limiter, tenants, hub, reservation_ttl } = parts;
         let keeper = Self {
             store,
             events,
             counters,
             limiter,
             tenants,
-            models,
             hub,
             reservation_ttl,
             queues: Queues::default(),
@@ -186,7 +183,7 @@ impl Keeper {
         loop {
             // As they are by now: who waits goes on when one is raised.
             let budgets = self.budgets(&wish.session).await?;
-            let quote = self.models.quote(&wish.model, wish.input_tokens, now().seconds);
+            let quote = Quote::of(&wish.model, wish.input_tokens, now().seconds);
             if let Some(reached) = self.unpriced(&wish, quote, &budgets).await? {
                 return Ok(Outcome::Reached(reached));
             }

@@ -6,7 +6,7 @@ use croft_proto::v1::{BudgetReached, ModelAttempt, TokenUsage};
 use super::keeper::reached_event;
 use super::{Budget, Budgets};
 use crate::counters::{Amount, Ask};
-use crate::models::registry::Quote;
+use crate::models::price::Quote;
 
 /// Tokens of output below which a call is not worth making: a budget that has room for fewer is used up.
 pub const OUTPUT_TOKENS_MIN: i64 = 64;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use croft_proto::v1::{Model, ModelRecommendation, UsageSummary, UsageTotals};
 
+use super::price;
 use super::registry::Registry;
 
 /// Recommendations for what was used with each model, the largest saving first. `summaries` are by model.
@@ -26,14 +27,14 @@ pub fn recommend(registry: &Registry, summaries: &[UsageSummary], at_seconds: i6
 
 /// The one that saves most; none where all cost as much or more.
 fn best(registry: &Registry, used: &Arc<Model>, totals: &UsageTotals, at_seconds: i64) -> Option<ModelRecommendation> {
-    let cost = cost(registry, used, totals, at_seconds)?;
+    let cost = cost(used, totals, at_seconds)?;
     let stand_ins =
         registry.list("").into_iter().filter(|model| model.model_id != used.model_id && can_do_as(model, used));
-    let (least, model) = stand_ins
-        .filter_map(|model| Some((self::cost(registry, &model, totals, at_seconds)?, model)))
-        .min_by(|(left, left_model), (right, right_model)| {
+    let (least, model) = stand_ins.filter_map(|model| Some((self::cost(&model, totals, at_seconds)?, model))).min_by(
+        |(left, left_model), (right, right_model)| {
             left.cmp(right).then_with(|| left_model.model_id.cmp(&right_model.model_id))
-        })?;
+        },
+    )?;
     (least < cost).then(|| ModelRecommendation {
         used_model: used.model_id.clone(),
         recommended_model: model.model_id.clone(),
@@ -59,8 +60,8 @@ fn can_do_as(model: &Model, used: &Model) -> bool {
 }
 
 /// What all of it costs with a model at today's prices.
-fn cost(registry: &Registry, model: &Model, totals: &UsageTotals, at_seconds: i64) -> Option<i64> {
-    (totals.attempts > 0).then(|| registry.reckon(model, totals, at_seconds)).flatten()
+fn cost(model: &Model, totals: &UsageTotals, at_seconds: i64) -> Option<i64> {
+    (totals.attempts > 0).then(|| price::reckon(model, totals, at_seconds)).flatten()
 }
 
 #[cfg(test)]

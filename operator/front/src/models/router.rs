@@ -6,6 +6,7 @@ use std::sync::Arc;
 use croft_proto::v1::{AgentRole, AgentSpec, Model, ModelRouted};
 
 use super::output;
+use super::price::Quote;
 use super::registry::Registry;
 
 /// From this much of the tightest budget of money on, in percent, agents of each role save.
@@ -110,9 +111,8 @@ fn fit(
     }
     // By the same output, or one that may say less would seem cheaper.
     let output = output(&own);
-    let cost = |model: &Model| {
-        registry.quote(model, *input_tokens, *at_seconds).map(|quote| quote.nano_usd(*input_tokens, output))
-    };
+    let cost =
+        |model: &Model| Quote::of(model, *input_tokens, *at_seconds).map(|quote| quote.nano_usd(*input_tokens, output));
     let (theirs, ours) = (cost(&model).ok_or("has no known price")?, cost(requested));
     if ours.is_some_and(|ours| theirs >= ours) {
         return Err("is no cheaper");

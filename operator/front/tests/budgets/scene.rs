@@ -14,7 +14,6 @@ use croft_front::events::fanout::Hub;
 use croft_front::events::relay::memory::MemoryRelay;
 use croft_front::limits::Limiter;
 use croft_front::limits::rates::{ProviderRates, Rates};
-use croft_front::models::registry;
 use croft_front::session::Session;
 use croft_front::store::Stores;
 use croft_front::tenants::Tenants;
@@ -43,7 +42,6 @@ pub(crate) struct Scene {
     pub(crate) tenant: TenantId,
     pub(crate) sessions: Vec<Session>,
     pub(crate) model: Arc<Model>,
-    models: registry::Registry,
     tasks: Tasks,
 }
 
@@ -73,10 +71,9 @@ impl Scene {
             output_usd: "0.002".into(),
             ..ModelPrice::default()
         };
-        let model = Model { model_id: "m".into(), provider: "p".into(), prices: vec![price], ..Model::default() };
-        let models = registry::Registry::of(vec![model]);
-        let model = models.get("m").unwrap();
-        Self { database, stores, tenant, sessions: opened, model, models, tasks }
+        let model =
+            Arc::new(Model { model_id: "m".into(), provider: "p".into(), prices: vec![price], ..Model::default() });
+        Self { database, stores, tenant, sessions: opened, model, tasks }
     }
 
     /// The keeper of another replica.
@@ -96,7 +93,6 @@ impl Scene {
             counters,
             limiter: limiter.unwrap(),
             tenants,
-            models: self.models.clone(),
             hub: Hub::new(Arc::new(MemoryRelay::default()), &self.tasks, &registry).unwrap(),
             reservation_ttl,
         };
