@@ -4,6 +4,7 @@
 //! lost here is lost to speed alone: [`follow`](super::replay::follow) finds durable events in the log.
 
 mod crowd;
+mod listener;
 mod metrics;
 #[cfg(test)]
 mod model;
@@ -13,34 +14,34 @@ mod queue;
 #[cfg(test)]
 mod readers;
 mod sender;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod topics;
 
-use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::SessionEvent;
 use croft_serve::Tasks;
-use futures::Stream;
 use prometheus::Registry;
-use prost::Message;
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
-use self::crowd::{Crowd, Held};
+use self::crowd::Crowd;
+use self::listener::Listener;
+pub use self::listener::{Controls, Subscription};
 pub use self::metrics::Metrics;
+use self::metrics::count;
 use self::outbox::{Key, Outbox};
-use self::queue::{Pushed, Queue, Sized};
+use self::queue::Sized;
 use self::sender::Sender;
-use self::topics::{Joined, ListenerId, Topic, Topics};
-use crate::events::relay::{Envelope, Frame, Relay};
+use self::shared::Shared;
+use self::topics::Joined;
+use crate::events::relay::{Frame, Relay};
 use crate::events::replay::{Looks, Room};
-use crate::sync::{Mutex, MutexGuard};
 
 /// Of one turn; at the bound the newest is dropped. A turn that doesn't read its controls has been told enough.
 const CONTROLS_MAX: usize = 64;
@@ -83,27 +84,6 @@ impl Default for Options {
 #[derive(Clone)]
 pub struct Hub {
     shared: Arc<Shared>,
-}
-
-struct Shared {
-    /// This replica, to know its own frames when the relay brings them back.
-    origin: Uuid,
-    relay: Arc<dyn Relay>,
-    tasks: Tasks,
-    options: Options,
-    metrics: Metrics,
-    outbox: Arc<Outbox>,
-    topics: Arc<Mutex<Topics>>,
-    crowd: Crowd,
-    relay_up: Arc<AtomicBool>,
-    /// Calls of the relay that had failed when it answered last.
-    relay_failures: AtomicU64,
-    /// Turns that listen for controls: while there are any, something may still be published.
-    turns: watch::Sender<usize>,
-    /// What is held of logs for those who follow.
-    replays: Room,
-    /// What is known of logs to those who follow.
-    looks: Looks,
 }
 
 /// What a subscription yields. Durable events may be missing, doubled or out of order, as the relay has it;
@@ -223,7 +203,7 @@ impl Hub {
         self.shared.turns.send_modify(|turns| *turns += 1);
         let joined = self.shared.topics().add_controls(key, sender);
         let listener = self.listen(key, joined, true).await;
-        Controls { receiver, _listener: listener }
+        Controls::new(receiver, listener)
     }
 
     /// What happens in the session from now on.
@@ -237,7 +217,7 @@ impl Hub {
             self.shared.outbox.push_control(key, Frame::Listening);
         }
         let listener = self.listen(key, joined, false).await;
-        Subscription { queue, _listener: listener }
+        Subscription::new(queue, listener)
     }
 
     /// The last call of the relay went well.
@@ -289,219 +269,5 @@ impl Hub {
         // An error says that the pump is gone, which is as good as an answer.
         let _ = tokio::time::timeout(self.shared.options.subscribe_timeout, asked.wait_for(|asked| *asked)).await;
         listener
-    }
-}
-
-impl Shared {
-    /// Hands events to the subscribers here. `after_seq` is the newest number that another replica knew of; `None` for what
-    /// happened at this one.
-    ///
-    /// Returns them with their sizes, and whether other replicas may want the previews among them.
-    ///
-    /// Each preview is marked with the newest number that its own sender knew of: by ours, a preview that was held up on its way
-    /// would look newer than the event that replaces it.
-    fn deliver(
-        &self,
-        key: Key,
-        events: Vec<SessionEvent>,
-        after_seq: Option<u64>,
-        dropped_previews: u64,
-    ) -> (Vec<Sized>, bool) {
-        let mut topics = self.topics();
-        let mut topic = topics.get_mut(&key);
-        if let Some(held) = topic.as_ref().and_then(|topic| topic.over_full()) {
-            drop(topics);
-            self.relieve(key.0, &held);
-            topics = self.topics();
-            topic = topics.get_mut(&key);
-        }
-        let mut newest = after_seq.or(topic.as_ref().map(|topic| topic.newest_seq)).unwrap_or_default();
-        if let Some(topic) = &topic
-            && dropped_previews > 0
-        {
-            topic
-                .subscribers
-                .iter()
-                .filter(|one| one.previews)
-                .for_each(|one| one.queue.note_dropped(dropped_previews));
-        }
-        let mut passed = Vec::with_capacity(events.len());
-        for event in events {
-            let event = Sized { bytes: event.encoded_len(), after_seq: newest, event: Arc::new(event.into()) };
-            newest = newest.max(event.event.seq);
-            passed.push(event);
-        }
-        if let Some(topic) = &mut topic {
-            self.push(topic, &passed);
-            topic.newest_seq = topic.newest_seq.max(newest);
-        }
-        (passed, !topic.is_some_and(|topic| topic.elsewhere.is_nobody()))
-    }
-
-    fn push(&self, topic: &Topic, events: &[Sized]) {
-        for subscriber in &topic.subscribers {
-            let wanted = events.iter().filter(|event| subscriber.previews || !event.is_preview());
-            match subscriber.queue.push_all(wanted.cloned()) {
-                Pushed::Kept => {}
-                Pushed::Dropped(previews) => {
-                    self.metrics.previews_dropped.with_label_values(&["subscriber"]).inc_by(previews);
-                }
-                Pushed::Overflowed => self.metrics.slow_subscribers.inc(),
-            }
-        }
-    }
-
-    fn relieve(&self, tenant: TenantId, held: &Held) {
-        let relief = self.crowd.relieve(tenant, held);
-        self.metrics.previews_dropped.with_label_values(&["subscriber"]).inc_by(relief.previews);
-        self.metrics.slow_subscribers.inc_by(relief.ended);
-    }
-
-    /// What came from another replica.
-    fn receive(&self, key: Key, envelope: Envelope) {
-        let Envelope { origin, after_seq, dropped_previews, frame } = envelope;
-        if origin == self.origin {
-            return;
-        }
-        match frame {
-            Frame::Events(events) => drop(self.deliver(key, events, Some(after_seq), dropped_previews)),
-            Frame::Interrupt { .. } | Frame::Terminated | Frame::ApprovalResolved { .. } => {
-                self.tell_turn(key, &frame);
-            }
-            Frame::Listening => {
-                if let Some(topic) = self.topics().get_mut(&key) {
-                    topic.elsewhere.hear();
-                }
-            }
-        }
-    }
-
-    /// The relay was joined, or lost. Whoever runs the turn elsewhere hears of subscribers here.
-    fn join(&self, key: Key, joined: bool) {
-        let mut topics = self.topics();
-        let Some(topic) = topics.get_mut(&key) else { return };
-        topic.elsewhere.join(joined);
-        if joined && topic.wants_previews() {
-            self.outbox.push_control(key, Frame::Listening);
-        }
-    }
-
-    /// Frames may have been lost: every subscriber of the session looks at the log. While the relay is away more will be, and what was seen
-    /// of the log is as good as any.
-    fn resync(&self, key: Key) {
-        if self.topics().get_mut(&key).is_some_and(|topic| topic.elsewhere.joined) {
-            self.looks.doubt(key);
-        }
-        self.look_again(key);
-    }
-
-    fn look_again(&self, key: Key) {
-        if let Some(topic) = self.topics().get_mut(&key) {
-            topic.subscribers.iter().for_each(|subscriber| subscriber.queue.resync());
-        }
-    }
-
-    fn tell_turn(&self, key: Key, frame: &Frame) -> bool {
-        let mut topics = self.topics();
-        let Some(topic) = topics.get_mut(&key) else { return false };
-        let mut told = false;
-        for (_, sender) in &topic.controls {
-            match sender.try_send(frame.clone()) {
-                Ok(()) => told = true,
-                Err(_) => self.metrics.controls_dropped.inc(),
-            }
-        }
-        told
-    }
-
-    fn set_relay_up(&self, up: bool) {
-        set_up(&self.relay_up, &self.metrics, up);
-    }
-
-    fn topics(&self) -> MutexGuard<'_, Topics> {
-        // No code that holds the lock can leave the topics half changed.
-        self.topics.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        self.outbox.close();
-    }
-}
-
-fn set_up(flag: &AtomicBool, metrics: &Metrics, up: bool) {
-    if flag.swap(up, Ordering::Relaxed) != up {
-        metrics.relay_up.set(i64::from(up));
-        if up {
-            tracing::info!("the relay is back");
-        } else {
-            tracing::warn!("the relay is down: events reach other replicas by the log, with delay");
-        }
-    }
-}
-
-fn count(number: usize) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-/// A seat at a session's topic, given up when dropped.
-struct Listener {
-    shared: Arc<Shared>,
-    key: Key,
-    id: ListenerId,
-    is_turn: bool,
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        let mut topics = self.shared.topics();
-        topics.remove(&self.key, self.id);
-        self.shared.metrics.sessions_watched.set(count(topics.len()));
-        drop(topics);
-        if self.is_turn {
-            self.shared.turns.send_modify(|turns| *turns -= 1);
-        } else {
-            self.shared.metrics.subscribers.dec();
-        }
-    }
-}
-
-/// The controls of a running turn; dropping them ends the listening.
-pub struct Controls {
-    receiver: mpsc::Receiver<Frame>,
-    _listener: Listener,
-}
-
-impl Controls {
-    /// The next control; never [`Frame::Events`]. Safe to cancel.
-    pub async fn recv(&mut self) -> Option<Frame> {
-        self.receiver.recv().await
-    }
-}
-
-/// What happens in a session, until [`Item::Lagged`]; dropping it ends the subscription.
-pub struct Subscription {
-    queue: Arc<Queue>,
-    _listener: Listener,
-}
-
-impl Subscription {
-    #[cfg(test)]
-    fn has_lagged(&self) -> bool {
-        self.lagged().is_some()
-    }
-
-    /// If it has ended, or will with the next item, since the subscriber was too slow: how many previews it has not been told of.
-    pub fn lagged(&self) -> Option<u64> {
-        self.queue.lagged()
-    }
-}
-
-impl Stream for Subscription {
-    type Item = Item;
-
-    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Item>> {
-        self.queue.poll_pop(context).map(Some)
     }
 }

@@ -14,8 +14,9 @@ use croft_proto::id::TenantId;
 use croft_serve::Tasks;
 use tokio::time::sleep;
 
+use super::Options;
 use super::queue::Queue;
-use super::{Options, Shared};
+use super::shared::Shared;
 use crate::sync::{Mutex, MutexGuard};
 
 /// How often all queues are looked at.

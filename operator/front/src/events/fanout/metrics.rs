@@ -60,3 +60,8 @@ impl Metrics {
         })
     }
 }
+
+/// As gauges take it.
+pub(super) fn count(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}

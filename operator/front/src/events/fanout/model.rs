@@ -12,6 +12,7 @@ use shuttle::thread;
 use tokio_util::sync::CancellationToken;
 
 use super::crowd::Held;
+use super::queue::Queue;
 use super::*;
 use crate::events::testing::DownRelay;
 use crate::sync::model::check;
@@ -64,7 +65,7 @@ fn join(hub: &Hub, key: Key) -> (Subscription, Option<CancellationToken>) {
     hub.shared.metrics.subscribers.inc();
     let Joined { id, asked: _, pump } = hub.shared.topics().add_subscriber(key, Arc::clone(&queue), true);
     let listener = Listener { shared: Arc::clone(&hub.shared), key, id, is_turn: false };
-    (Subscription { queue, _listener: listener }, pump.map(|(token, _)| token))
+    (Subscription::new(queue, listener), pump.map(|(token, _)| token))
 }
 
 #[test]

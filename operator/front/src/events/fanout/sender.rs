@@ -8,10 +8,10 @@ use croft_serve::Tasks;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::metrics::Metrics;
+use super::metrics::{Metrics, count};
 use super::outbox::{Job, Key, Outbox};
+use super::shared::set_up;
 use super::topics::{Elsewhere, Topics};
-use super::{count, set_up};
 use crate::events::relay::{Frame, Relay};
 use crate::sync::Mutex;
 

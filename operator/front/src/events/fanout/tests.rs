@@ -8,6 +8,7 @@ use tokio::time::{sleep, timeout};
 
 use super::*;
 use crate::error::Error;
+use crate::events::relay::Envelope;
 use crate::events::relay::memory::MemoryRelay;
 use crate::events::testing::{DownRelay, Scene, agent_message, terminated, user_message};
 
