@@ -2,39 +2,35 @@
 //! thresholds.
 
 mod alerts;
+mod asking;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use croft_proto::id::TenantId;
-use croft_proto::v1::{BudgetAction, BudgetReached, Model, ModelAttempt};
+use croft_proto::v1::{BudgetReached, Model, ModelAttempt};
 use croft_serve::Tasks;
 use moka::future::Cache;
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
-use tokio::time::Instant;
-use uuid::Uuid;
 
-use super::alert::{exhausted, reached};
-use super::asked::Asked;
+use self::asking::Asking;
+use super::alert::reached;
 use super::period::Period;
-use super::queue::{Head, Queues};
-use super::reservation::{OUTPUT_TOKENS_MIN, Reservation, output_that_fits, tokens_of};
+use super::queue::Queues;
+use super::reservation::{Reservation, tokens_of};
 use super::{Account, Budget, BudgetStore, Budgets, Scope, of_agent, of_family, of_tenant};
-use crate::counters::{Amount, Ask, Bound, Counters, Settlement, Standing, Verdict, Window};
+use crate::counters::{Amount, Ask, Bound, Counters, Settlement, Standing, Verdict};
 use crate::error::Error;
 use crate::events::fanout::Hub;
 use crate::events::log::EventLog;
 use crate::limits::Limiter;
-use crate::models::price::Quote;
 use crate::session::Session;
 use crate::tenants::Tenants;
 use crate::turn::now;
 
 /// How long a reservation outlives the last word of its holder, as a rule: see [`Keeper::hold`].
 pub const RESERVATION_TTL: Duration = Duration::from_secs(30);
-/// A call of which a used-up budget says that it be slowed down comes one in so long.
-const THROTTLED_TO: Duration = Duration::from_secs(5);
 /// How old what is known of a tenant's budgets may be. One that is set here is known here at once.
 const BUDGETS_FRESH: Duration = Duration::from_secs(3);
 /// Tenants whose budgets are remembered, and standings and alerts. At the bound the least used are forgotten, and read again.
@@ -172,103 +168,7 @@ impl Keeper {
     /// Grants a call, and waits with that for a while where a rate or a slowed-down budget asks it to, or where calls that are
     /// running hold what it needs.
     pub async fn grant(&self, wish: Wish) -> Result<Outcome, Error> {
-        let tenant = wish.session.tenant;
-        let give_up_at = Instant::now() + wish.patience;
-        let mut output = wish.output_tokens_max.max(1);
-        let mut clipped_by = None;
-        let mut unread = BTreeSet::new();
-        let id = Uuid::now_v7().to_string();
-        let mut rounds = 0;
-        let mut head: Option<Head> = None;
-        loop {
-            // As they are by now: who waits goes on when one is raised.
-            let budgets = self.budgets(&wish.session).await?;
-            let quote = Quote::of(&wish.model, wish.input_tokens, now().seconds);
-            if let Some(reached) = self.unpriced(&wish, quote, &budgets).await? {
-                return Ok(Outcome::Reached(reached));
-            }
-            let tokens = wish.input_tokens.saturating_add(output);
-            let limits = self.limiter.of_model_call(tenant, &wish.model.provider, tokens);
-            let throttles = self.throttles(tenant, &budgets).await;
-            let throttling = throttles.iter().map(|(window, _)| window);
-            let windows: Vec<_> = limits.windows.iter().chain(throttling).cloned().collect();
-            let mut bounds = budgets.bounds();
-            let places = (0..).zip(&budgets.accounts).filter(|(_, account)| unread.contains(*account));
-            let places = places.map(|(place, _)| place).collect();
-            self.read(tenant, &budgets, &mut bounds, &places).await?;
-            let nano_usd = quote.map_or(0, |quote| quote.nano_usd(wish.input_tokens, output));
-            let ask = Ask { tenant, id: id.clone(), ttl: self.reservation_ttl, nano_usd, tokens, windows, bounds };
-            if ask.windows.is_empty() && ask.bounds.is_empty() {
-                return Ok(granted(ask, budgets, quote, &wish, output, None));
-            }
-            rounds += 1;
-            let asked = Asked::new(self, tenant, &id, &budgets.accounts);
-            let verdict = self.counters.admit(&ask).await?.verdict;
-            if let Verdict::Granted(standings) = &verdict {
-                self.remember(tenant, &budgets, standings).await;
-            }
-            asked.answered();
-            match verdict {
-                Verdict::Granted(_) => return Ok(granted(ask, budgets, quote, &wish, output, clipped_by)),
-                Verdict::Unknown(places) if rounds < ROUNDS_MAX => {
-                    unread.extend(places.iter().filter_map(|place| budgets.accounts.get(*place)).cloned());
-                }
-                Verdict::Full { window, retry_after } => {
-                    if Instant::now() + retry_after > give_up_at {
-                        let behind_rates = window.checked_sub(limits.windows.len());
-                        let throttle = behind_rates.and_then(|place| throttles.get(place));
-                        let why = if let Some((_, budget)) = throttle {
-                            self.throttled(budget)
-                        } else {
-                            let error = limits.refusal(window, retry_after);
-                            self.limiter.refused(&error);
-                            error.to_string()
-                        };
-                        return Ok(Outcome::Limited(why));
-                    }
-                    self.metrics.waits.inc();
-                    // Who waits for a rate keeps nobody from a budget's room.
-                    head = None;
-                    tokio::time::sleep(retry_after).await;
-                    rounds = 0;
-                }
-                Verdict::Spent { bound, standing } => {
-                    let budget = budgets.hard_of(bound).cloned();
-                    let room_beside = |reserved| {
-                        let left = budgets.left(bound, Standing { reserved, ..standing });
-                        output_that_fits(left, quote, wish.input_tokens)
-                    };
-                    let enough = OUTPUT_TOKENS_MIN.min(wish.output_tokens_max);
-                    let fits = room_beside(standing.reserved);
-                    if fits >= enough && fits < output && rounds < ROUNDS_MAX {
-                        (output, clipped_by) = (fits, budget);
-                        continue;
-                    }
-                    if room_beside(Amount::default()) < enough {
-                        let call = Amount {
-                            nano_usd: quote.map_or(0, |quote| quote.nano_usd(wish.input_tokens, enough)),
-                            tokens: wish.input_tokens.saturating_add(enough),
-                        };
-                        for alert in exhausted(&budgets, bound, &standing.spent, &call, wish.session.id) {
-                            self.alert(tenant, &alert).await;
-                        }
-                    } else {
-                        if head.is_none() && !wish.patience.is_zero() {
-                            self.metrics.room_waits.inc();
-                        }
-                        head = self.queues.wait(tenant, &budgets.accounts[bound].key(), head, give_up_at).await;
-                        if head.is_some() {
-                            (output, clipped_by, rounds) = (wish.output_tokens_max.max(1), None, 0);
-                            continue;
-                        }
-                    }
-                    return Ok(Outcome::Reached(self.refused(budget.as_ref())));
-                }
-                Verdict::Unknown(_) => {
-                    return Err(Error::unavailable("the ledger of budgets", anyhow::anyhow!("it changes too often")));
-                }
-            }
-        }
+        Asking::new(self, wish).outcome().await
     }
 
     /// How much of the tightest budget of money that holds for a session is spent or reserved, in percent; `None` without one. As it
@@ -289,67 +189,6 @@ impl Keeper {
             tightest = tightest.max(Some(u32::try_from(percent).unwrap_or(u32::MAX)));
         }
         Ok(tightest)
-    }
-
-    /// What must be known of a price that isn't, before money may be spent by it.
-    async fn unpriced(
-        &self,
-        wish: &Wish,
-        quote: Option<Quote>,
-        budgets: &Budgets,
-    ) -> Result<Option<BudgetReached>, Error> {
-        let (Some(budget), session) = (budgets.hard_money(), &wish.session) else { return Ok(None) };
-        let described = budget.described();
-        let message = if quote.is_none() {
-            format!("the price of model {} is not known, and {described} must not be passed", wish.model.model_id)
-        } else if session.usage.unpriced_attempts > 0 {
-            format!("the session used a model whose price is not known, and {described} must not be passed")
-        } else if self.is_family_unpriced(session, budgets).await? {
-            format!(
-                "a session above or below used a model whose price is not known, and {described} must not be passed"
-            )
-        } else {
-            return Ok(None);
-        };
-        self.metrics.refusals.with_label_values(&[budget.scope.as_str()]).inc();
-        Ok(Some(BudgetReached { scope: budget.scope.as_str().to_owned(), message }))
-    }
-
-    /// Whether nobody knows what the sub-agents have spent that share a limit of money with the session.
-    async fn is_family_unpriced(&self, session: &Session, budgets: &Budgets) -> Result<bool, Error> {
-        let is_alone = session.parent.is_none() && session.agent.sub_agents.is_empty();
-        match budgets.hard_money_from(session).filter(|_| !is_alone) {
-            Some(top) => self.store.is_unpriced(session.tenant, top).await,
-            None => Ok(false),
-        }
-    }
-
-    fn refused(&self, budget: Option<&Budget>) -> BudgetReached {
-        let scope = budget.map_or("tenant", |budget| budget.scope.as_str());
-        self.metrics.refusals.with_label_values(&[scope]).inc();
-        reached_event(budget)
-    }
-
-    /// Why a call was held back for too long by a budget that slows calls down.
-    fn throttled(&self, budget: &Budget) -> String {
-        self.metrics.refusals.with_label_values(&[budget.scope.as_str()]).inc();
-        format!("{} is used up, and lets one call through in {} s", budget.described(), THROTTLED_TO.as_secs())
-    }
-
-    /// Windows of the budgets that are used up and say that calls be slowed down.
-    async fn throttles<'set>(&self, tenant: TenantId, budgets: &'set Budgets) -> Vec<(Window, &'set Budget)> {
-        let mut windows = Vec::new();
-        for (budget, place) in budgets.iter().filter(|(budget, _)| budget.action == BudgetAction::Throttle) {
-            let key = budgets.accounts[place].key();
-            let Some(Standing { spent, .. }) = self.standings.get(&(tenant, key.clone())).await else { continue };
-            let is_used_up = budget.nano_usd.is_some_and(|limit| spent.nano_usd >= limit)
-                || budget.tokens.is_some_and(|limit| spent.tokens >= limit);
-            if is_used_up {
-                let name = format!("throttle:{key}");
-                windows.push((Window { name, limit: 1, span: THROTTLED_TO, amount: 1, settles: false }, budget));
-            }
-        }
-        windows
     }
 
     /// Adds the ledger's word to the bounds at these places.
@@ -486,25 +325,6 @@ impl Keeper {
         let spent = ledgers.into_iter().map(|ledger| Amount { nano_usd: ledger.nano_usd, tokens: ledger.tokens });
         Ok(all.into_iter().zip(spent).collect())
     }
-}
-
-fn granted(
-    ask: Ask,
-    budgets: Budgets,
-    quote: Option<Quote>,
-    wish: &Wish,
-    output_tokens_max: i64,
-    clipped_by: Option<Budget>,
-) -> Outcome {
-    Outcome::Granted(Box::new(Reservation {
-        ask,
-        budgets,
-        quote,
-        input_tokens: wish.input_tokens,
-        output_tokens_max,
-        clipped_by,
-        weight: 0,
-    }))
 }
 
 /// The event of a budget that has no more room.
