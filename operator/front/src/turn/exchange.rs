@@ -1,6 +1,8 @@
 //! The talk between front and worker during one step: the worker's events are stored, its grants are answered, and what happens to the
 //! session reaches it.
 
+mod breach;
+
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +28,6 @@ use super::granted::Granted;
 use super::purse::Told;
 use super::recorder::{Recorder, Stage};
 use super::sub_agents::{Heard, SubAgents};
-use super::words;
 use crate::core::Core;
 use crate::error::Error;
 use crate::events::fanout::Controls;
@@ -42,12 +43,6 @@ const OUTGOING_MAX: usize = 64;
 /// something that belongs together does not, up to twice as many.
 const GATHER_MAX: usize = 256;
 const GATHER_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Grants that a worker may have asked for and not told the outcome of. It makes one call at a time, and a hedge; one that wants more is
-/// broken off.
-const GRANTS_MAX: usize = 64;
-/// Sub-agents that a worker may call at the same time: as many as its turn may make calls, if the agent does not allow more of them. One
-/// that wants more is broken off.
-const SUB_AGENTS_MAX: usize = 100;
 /// How long a worker may take to stop when told to; then its stream is cut.
 const CANCEL_GRACE: Duration = Duration::from_millis(800);
 /// How long the second half of something that belongs together may be under way. Then the first is stored by itself.
@@ -296,29 +291,6 @@ impl Exchange<'_> {
             }
         }
         Ok(None)
-    }
-
-    /// Why the worker is to be broken off, if this is more than it may say.
-    fn breach(&self, response: &ExecuteStepResponse) -> Option<&'static str> {
-        match &response.message {
-            Some(FromWorker::Event(step_event)) => {
-                let kind = step_event.event.as_ref().and_then(|event| event.kind.as_ref())?;
-                let is_stored = step_event.event_index != 0;
-                let may_be_told = if is_stored { words::may_be_stored(kind) } else { words::may_be_shown(kind) };
-                (!may_be_told).then_some("it told what is not a worker's to tell")
-            }
-            Some(FromWorker::GrantRequest(_)) => {
-                (self.asking.len() + self.granted.count() >= GRANTS_MAX).then_some("it asks for too many grants")
-            }
-            Some(FromWorker::SubAgentCall(call)) if !words::is_call_id(&call.tool_call_id) => {
-                Some("it calls a sub-agent by what is no id of a call")
-            }
-            Some(FromWorker::SubAgentCall(_)) => {
-                let told = self.session.agent.limits.map_or(0, |limits| limits.tool_calls_max as usize);
-                (self.sub_agents.count() >= told.max(SUB_AGENTS_MAX)).then_some("it calls too many sub-agents")
-            }
-            Some(FromWorker::Checkpoint(_) | FromWorker::Finished(_)) | None => None,
-        }
     }
 
     /// What the worker told first is that the step has begun, and nothing of the turn was shown: then what it tells next need not
