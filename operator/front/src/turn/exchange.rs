@@ -2,8 +2,11 @@
 //! session reaches it.
 
 mod breach;
+mod cut;
+mod gathered;
 
-use std::pin::pin;
+use std::ops::ControlFlow;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +15,7 @@ use croft_proto::v1::execute_step_response::Message as FromWorker;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
     CheckpointTaken, EventStored, ExecuteStepRequest, ExecuteStepResponse, GrantRefused, GrantRequest, Model,
-    SessionCheckpoint, StepCancel, StepFinished, StepStart, StopReason,
+    SessionCheckpoint, StepFinished, StepStart, StopReason,
 };
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
@@ -23,6 +26,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
+use self::cut::Cut;
+use self::gathered::{Gathered, Waiting};
 use super::approvals::{Approvals, PAGE};
 use super::granted::Granted;
 use super::purse::Told;
@@ -39,14 +44,6 @@ use crate::worker_client::WorkerClient;
 
 /// Messages to a worker that may wait. At the bound the exchange waits: the worker has stopped reading.
 const OUTGOING_MAX: usize = 64;
-/// Worker messages that are taken together at most, and their bytes: what is beyond waits for the next transaction. The second half of
-/// something that belongs together does not, up to twice as many.
-const GATHER_MAX: usize = 256;
-const GATHER_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// How long a worker may take to stop when told to; then its stream is cut.
-const CANCEL_GRACE: Duration = Duration::from_millis(800);
-/// How long the second half of something that belongs together may be under way. Then the first is stored by itself.
-const SECOND_HALF_MAX: Duration = Duration::from_secs(1);
 /// Between two looks at a running call: whether it must be cut at a budget. What it spends in between may go beyond.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -81,38 +78,9 @@ pub(super) struct Exchange<'turn> {
     /// What is being asked of budgets and rates.
     pub(super) asking: FuturesUnordered<BoxFuture<'static, Told>>,
     pub(super) sub_agents: SubAgents,
-    /// The worker is to be told to stop, since a budget is used up.
-    pub(super) is_cut: bool,
-}
-
-/// What came from the worker and is not stored yet.
-#[derive(Default)]
-struct Gathered {
-    /// With the worker's own number, if it has one.
-    kinds: Vec<(Option<u64>, Kind)>,
-    /// The newest, and how many of `kinds` it stands for.
-    checkpoint: Option<(SessionCheckpoint, usize)>,
-}
-
-impl Gathered {
-    fn event(&mut self, event_index: u64, kind: Kind) {
-        self.kinds.push((Some(event_index), kind));
-    }
-
-    fn checkpoint(&mut self, checkpoint: SessionCheckpoint) {
-        self.kinds.push((None, Kind::CheckpointTaken(checkpoint_taken(&checkpoint))));
-        self.checkpoint = Some((checkpoint, self.kinds.len()));
-    }
-
-    /// The worker says two things at once of which we have one. Stored alone, an answer would be paid for and lost with us,
-    /// and an error would be told and the turn go on.
-    fn is_half(&self) -> bool {
-        match self.kinds.last() {
-            Some((_, Kind::ModelAttempt(attempt))) => attempt.error_class.is_empty(),
-            Some((_, Kind::Error(_))) => true,
-            _ => false,
-        }
-    }
+    /// A budget is used up: the worker is to be told to stop.
+    pub(super) is_out_of_budget: bool,
+    pub(super) cut: Option<Cut>,
 }
 
 impl Exchange<'_> {
@@ -141,43 +109,26 @@ impl Exchange<'_> {
         Ok(outcome)
     }
 
-    async fn talk(&mut self, mut worker: WorkerClient, start: StepStart) -> Result<Outcome, Error> {
+    async fn talk(&mut self, worker: WorkerClient, start: StepStart) -> Result<Outcome, Error> {
         let (outgoing, requests) = mpsc::channel(OUTGOING_MAX);
         send(&outgoing, ToWorker::Start(start)).await;
         let (core, tenant) = (self.core, self.session.tenant);
         let mut stopped = pin!(core.tenants.stopped(tenant));
-        let opening = tokio::time::timeout_at(self.deadline, worker.execute_step(ReceiverStream::new(requests)));
-        let mut opening = pin!(opening);
-        // A worker that was lost a moment ago is not found out at once.
-        let opened = loop {
-            tokio::select! {
-                opened = &mut opening => break opened,
-                () = &mut stopped => return Ok(Outcome::Cancelled(StopReason::Interrupted)),
-                Some(frame) = self.controls.recv() => {
-                    if let Some(stop_reason) = self.control(frame, &outgoing).await? {
-                        return Ok(Outcome::Cancelled(stop_reason));
-                    }
-                }
-            }
+        let mut incoming = match self.open(worker, requests, stopped.as_mut(), &outgoing).await? {
+            ControlFlow::Continue(incoming) => incoming,
+            ControlFlow::Break(outcome) => return Ok(outcome),
         };
-        let mut incoming = match opened {
-            Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => return Ok(Outcome::Unreached(status)),
-            Err(_) => return Ok(Outcome::Cancelled(StopReason::TimeLimit)),
-        };
-        let mut cancelled: Option<(StopReason, Instant)> = None;
         // Set anew only when the moment moves: a timer of its own for each token would cost more than the token.
-        let mut cut_off_timer = pin!(tokio::time::sleep_until(self.deadline));
+        let mut cut_off = pin!(tokio::time::sleep_until(self.deadline));
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            if std::mem::take(&mut self.is_cut) && cancelled.is_none() {
-                send(&outgoing, cancel(StopReason::Budget)).await;
-                cancelled = Some((StopReason::Budget, Instant::now() + CANCEL_GRACE));
+            if self.is_out_of_budget && self.cut.is_none() {
+                self.stop(StopReason::Budget, &outgoing).await;
             }
-            let cut_off = cancelled.map_or(self.deadline, |(_, cut_off)| cut_off);
-            if cut_off_timer.deadline() != cut_off {
-                cut_off_timer.as_mut().reset(cut_off);
+            let cut_off_at = self.cut.map_or(self.deadline, |cut| cut.at);
+            if cut_off.deadline() != cut_off_at {
+                cut_off.as_mut().reset(cut_off_at);
             }
             let next_look = self.approvals.next_look();
             tokio::select! {
@@ -187,36 +138,56 @@ impl Exchange<'_> {
                             return Ok(finished);
                         }
                     }
-                    Ok(None) => return Ok(ended_early(cancelled, Status::unavailable("the stream ended early"))),
-                    Err(status) => return Ok(ended_early(cancelled, status)),
+                    Ok(None) => return Ok(self.ended_early(Status::unavailable("the stream ended early"))),
+                    Err(status) => return Ok(self.ended_early(status)),
                 },
                 heard = self.sub_agents.next() => self.hear(heard, &outgoing).await?,
                 Some(told) = self.asking.next() => self.answer(told, &outgoing).await?,
-                _ = look.tick(), if cancelled.is_none() && self.recorder.purse().is_open() => {
+                _ = look.tick(), if self.cut.is_none() && self.recorder.purse().is_open() => {
                     let purse = self.recorder.purse().clone();
                     self.asking.push(purse.hold().boxed());
                 }
-                Some(frame) = self.controls.recv() => {
-                    if let Some(stop_reason) = self.control(frame, &outgoing).await? {
-                        cancelled.get_or_insert((stop_reason, Instant::now() + CANCEL_GRACE));
-                    }
-                }
-                () = &mut stopped, if cancelled.is_none() => {
-                    send(&outgoing, cancel(StopReason::Interrupted)).await;
-                    cancelled = Some((StopReason::Interrupted, Instant::now() + CANCEL_GRACE));
-                }
-                () = tokio::time::sleep_until(next_look.unwrap_or(cut_off)), if next_look.is_some() => {
+                Some(frame) = self.controls.recv() => self.control(frame, &outgoing).await?,
+                () = &mut stopped, if self.cut.is_none() => self.stop(StopReason::Interrupted, &outgoing).await,
+                () = tokio::time::sleep_until(next_look.unwrap_or(cut_off_at)), if next_look.is_some() => {
                     self.look_for_decisions(&outgoing).await?;
                 }
-                () = &mut cut_off_timer => {
-                    if let Some((stop_reason, _)) = cancelled {
-                        return Ok(Outcome::Cancelled(stop_reason));
-                    }
-                    send(&outgoing, cancel(StopReason::TimeLimit)).await;
-                    cancelled = Some((StopReason::TimeLimit, Instant::now() + CANCEL_GRACE));
-                }
+                () = &mut cut_off => match self.cut {
+                    Some(cut) => return Ok(Outcome::Cancelled(cut.reason)),
+                    None => self.stop(StopReason::TimeLimit, &outgoing).await,
+                },
             }
         }
+    }
+
+    /// Opens the worker's stream; or tells what the step has come to where it has none.
+    async fn open(
+        &mut self,
+        mut worker: WorkerClient,
+        requests: mpsc::Receiver<ExecuteStepRequest>,
+        mut stopped: Pin<&mut impl Future<Output = ()>>,
+        outgoing: &mpsc::Sender<ExecuteStepRequest>,
+    ) -> Result<ControlFlow<Outcome, Streaming<ExecuteStepResponse>>, Error> {
+        let opening = tokio::time::timeout_at(self.deadline, worker.execute_step(ReceiverStream::new(requests)));
+        let mut opening = pin!(opening);
+        // A worker that was lost a moment ago is not found out at once.
+        let opened = loop {
+            tokio::select! {
+                opened = &mut opening => break opened,
+                () = &mut stopped => return Ok(ControlFlow::Break(Outcome::Cancelled(StopReason::Interrupted))),
+                Some(frame) = self.controls.recv() => {
+                    self.control(frame, outgoing).await?;
+                    if let Some(cut) = self.cut {
+                        return Ok(ControlFlow::Break(Outcome::Cancelled(cut.reason)));
+                    }
+                }
+            }
+        };
+        Ok(match opened {
+            Ok(Ok(response)) => ControlFlow::Continue(response.into_inner()),
+            Ok(Err(status)) => ControlFlow::Break(Outcome::Unreached(status)),
+            Err(_) => ControlFlow::Break(Outcome::Cancelled(StopReason::TimeLimit)),
+        })
     }
 
     /// Handles a message and whatever has arrived behind it: one transaction for all durable events that are there,
@@ -229,12 +200,10 @@ impl Exchange<'_> {
     ) -> Result<Option<Outcome>, Error> {
         let mut gathered = Gathered::default();
         let mut next = Some(first);
-        let (mut messages, mut bytes) = (0, 0);
         self.recorder.reach(Stage::Ready);
         while let Some(response) = next.take() {
-            messages += 1;
             let told = response.encoded_len();
-            bytes += told;
+            gathered.count(told);
             if let Some(why) = self.breach(&response) {
                 tracing::warn!(tenant = %self.session.tenant, session = %self.session.id, why, "a worker is broken off");
                 self.flush(&mut gathered, incoming, outgoing).await?;
@@ -270,7 +239,7 @@ impl Exchange<'_> {
                 Some(FromWorker::SubAgentCall(call)) => self.sub_agents.call(call),
                 Some(FromWorker::Finished(finished)) => {
                     // The end's checkpoint stands for all of it, and takes the place of one that waits here.
-                    let last_words = gathered.kinds.into_iter().map(|(_, kind)| kind).collect();
+                    let last_words = gathered.take().kinds.into_iter().map(|(_, kind)| kind).collect();
                     return Ok(Some(Outcome::Finished { finished, last_words }));
                 }
                 None => {}
@@ -278,14 +247,7 @@ impl Exchange<'_> {
             if next.is_some() {
                 continue;
             }
-            let are = |times| messages >= times * GATHER_MAX || bytes >= times * GATHER_BYTES_MAX;
-            if gathered.is_half() && !are(2) {
-                let rest = tokio::time::timeout(SECOND_HALF_MAX, incoming.message()).await;
-                next = rest.ok().and_then(Result::ok).flatten();
-            } else if !are(1) {
-                // Beyond, whoever else has something to say in the step comes before what the worker says next.
-                next = at_hand(incoming);
-            }
+            next = gathered.next(incoming).await;
             if next.is_none() {
                 next = self.flush(&mut gathered, incoming, outgoing).await?;
             }
@@ -296,7 +258,7 @@ impl Exchange<'_> {
     /// What the worker told first is that the step has begun, and nothing of the turn was shown: then what it tells next need not
     /// wait for that to be stored. Where something was, whoever watches must know that what follows begins anew.
     fn may_be_overtaken(&self, gathered: &Gathered) -> bool {
-        matches!(gathered.kinds.as_slice(), [(_, Kind::StepStarted(_))]) && self.recorder.is_fresh()
+        gathered.is_beginning() && self.recorder.is_fresh()
     }
 
     fn show(&mut self, preview: Kind) {
@@ -313,7 +275,7 @@ impl Exchange<'_> {
         outgoing: &mpsc::Sender<ExecuteStepRequest>,
     ) -> Result<Option<ExecuteStepResponse>, Error> {
         let may_be_overtaken = self.may_be_overtaken(gathered);
-        let Gathered { mut kinds, checkpoint } = std::mem::take(gathered);
+        let Waiting { mut kinds, checkpoint } = gathered.take();
         if may_be_overtaken {
             return self.store(kinds, None, Some(incoming), outgoing).await;
         }
@@ -343,7 +305,7 @@ impl Exchange<'_> {
         let storing = self.recorder.storing(kinds, checkpoint, self.input_seq.take());
         let Meanwhile { appended, told, held } = self.meanwhile(storing, incoming, outgoing).await?;
         let numbers = self.recorder.stored(appended).await?;
-        self.is_cut |= self.recorder.purse().has_ended();
+        self.is_out_of_budget |= self.recorder.purse().has_ended();
         for (event_index, seq) in indexes.into_iter().zip(numbers) {
             if let Some(event_index) = event_index {
                 send(outgoing, ToWorker::EventStored(EventStored { event_index, seq })).await;
@@ -456,7 +418,7 @@ impl Exchange<'_> {
                 self.recorder.store(vec![Kind::BudgetReached(reached)], None, input_seq).await?;
                 match refused {
                     Some(refused) => send(outgoing, ToWorker::GrantRefused(refused)).await,
-                    None => self.is_cut = true,
+                    None => self.is_out_of_budget = true,
                 }
             }
             Told::Nothing => {}
@@ -491,34 +453,28 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    /// Why the worker was told to stop, if it was.
-    async fn control(
-        &mut self,
-        frame: Frame,
-        outgoing: &mpsc::Sender<ExecuteStepRequest>,
-    ) -> Result<Option<StopReason>, Error> {
-        let stop_reason = match frame {
+    /// Stops the worker when it is told to, or passes on what a person has decided.
+    async fn control(&mut self, frame: Frame, outgoing: &mpsc::Sender<ExecuteStepRequest>) -> Result<(), Error> {
+        match frame {
             Frame::Interrupt { turn } if turn.is_none_or(|turn| turn == self.recorder.turn()) => {
-                StopReason::Interrupted
+                self.stop(StopReason::Interrupted, outgoing).await;
             }
-            Frame::Terminated => StopReason::Terminated,
+            Frame::Terminated => self.stop(StopReason::Terminated, outgoing).await,
             Frame::ApprovalResolved { seq } => {
                 let (tenant, session) = (self.session.tenant, self.session.id);
                 let events = match self.core.stores.events.read(tenant, session, seq.saturating_sub(1), 1).await {
                     // The next look finds it.
-                    Err(Error::Unavailable { .. }) => return Ok(None),
+                    Err(Error::Unavailable { .. }) => return Ok(()),
                     events => events?,
                 };
                 if let Some(resolved) = events.into_iter().next().and_then(|event| self.approvals.decided(event)) {
                     send(outgoing, ToWorker::ApprovalResolved(resolved)).await;
                 }
-                return Ok(None);
             }
             // An interrupt of a turn that has ended is none of this one's.
-            Frame::Interrupt { .. } | Frame::Events(_) | Frame::Listening => return Ok(None),
-        };
-        send(outgoing, cancel(stop_reason)).await;
-        Ok(Some(stop_reason))
+            Frame::Interrupt { .. } | Frame::Events(_) | Frame::Listening => {}
+        }
+        Ok(())
     }
 }
 
@@ -539,28 +495,12 @@ async fn next_of(incoming: &mut Option<&mut Streaming<ExecuteStepResponse>>) -> 
     }
 }
 
-/// Only what is there already. An end or an error shows again at the next read.
-fn at_hand(incoming: &mut Streaming<ExecuteStepResponse>) -> Option<ExecuteStepResponse> {
-    incoming.message().now_or_never().and_then(Result::ok).flatten()
-}
-
 /// The event that tells of a checkpoint.
 pub(super) fn checkpoint_taken(checkpoint: &SessionCheckpoint) -> CheckpointTaken {
     CheckpointTaken {
         checkpoint_id: checkpoint.checkpoint_id.clone(),
         superstep: checkpoint.superstep,
         size_bytes: i64::try_from(checkpoint.encoded_len()).unwrap_or(i64::MAX),
-    }
-}
-
-fn cancel(stop_reason: StopReason) -> ToWorker {
-    ToWorker::Cancel(StepCancel { stop_reason: stop_reason.into() })
-}
-
-fn ended_early(cancelled: Option<(StopReason, Instant)>, status: Status) -> Outcome {
-    match cancelled {
-        Some((stop_reason, _)) => Outcome::Cancelled(stop_reason),
-        None => Outcome::WorkerLost(status),
     }
 }
 

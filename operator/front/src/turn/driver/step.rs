@@ -115,7 +115,8 @@ impl Driver {
             granted: Granted::default(),
             asking: FuturesUnordered::new(),
             sub_agents,
-            is_cut: false,
+            is_out_of_budget: false,
+            cut: None,
         };
         // By far the largest part of a turn, and of what a task of one would hold on its stack.
         match Box::pin(exchange.run(client, start)).await? {
