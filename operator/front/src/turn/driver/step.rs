@@ -27,6 +27,7 @@ use crate::turn::granted::Granted;
 use crate::turn::recorder::{Recorder, Stage};
 use crate::turn::standing::Standing;
 use crate::turn::sub_agents::SubAgents;
+use crate::worker_client::WorkerClient;
 use crate::worker_error;
 
 /// Between two tries to find a worker.
@@ -50,6 +51,7 @@ pub(super) struct Course {
 }
 
 impl Driver {
+    /// A step to its end. An error is one of the front's own: the store is away, the lease is lost, or the session has ended.
     pub(super) async fn step(
         &self,
         input: &Input,
@@ -64,38 +66,20 @@ impl Driver {
         if let Some(stop_reason) = standing.over {
             return Ok(Step::Done(End::of(stop_reason)));
         }
-        let worker = &mut course.worker;
-        let (tenant, placement) = match self.place(worker, input.turn, controls).await {
+        let (tenant, placement) = match self.place(&course.worker, input.turn, controls).await {
             Ok(placed) => placed,
-            Err(Unplaced::Stopped(stop_reason)) => return Ok(Step::Done(End::of(stop_reason))),
-            Err(Unplaced::Halted(why)) => {
-                return Ok(Step::Done(End::failed(StopReason::Interrupted, session_error(&why))));
-            }
-            Err(Unplaced::Nowhere(error)) => {
-                return Ok(Step::Done(End::failed(StopReason::WorkerLost, session_error(&error))));
-            }
+            Err(unplaced) => return Ok(Step::Done(unplaced.end())),
         };
         let client = match self.core.workers.client(&tenant, &placement) {
             Ok(client) => client,
             Err(error) => return Ok(Step::Lost(session_error(&error))),
         };
-        let is_told = placement.worker() != worker.as_str();
+        let is_told = placement.worker() != course.worker;
         if is_told {
-            let request = InitWorkerSessionRequest {
-                session_id: self.session.id.to_string(),
-                tenant: tenant.name.clone(),
-                agent: Some(self.session.agent.clone()),
-                provider: self.core.models.provider_of(&self.session.agent.model),
-            };
-            let mut reached = client.clone();
-            let known = tokio::select! {
-                known = timeout(INIT_TIMEOUT, reached.init_worker_session(request)) => known,
-                stop_reason = told_to_stop(input.turn, controls) => return Ok(Step::Done(End::of(stop_reason))),
-            };
-            if let Err(status) = known.unwrap_or_else(|_| Err(Status::deadline_exceeded("it does not answer"))) {
-                return Ok(self.refused(&placement, &status, is_told).await?.unreached());
+            if let Some(step) = self.make_known(client.clone(), &tenant, &placement, input.turn, controls).await? {
+                return Ok(step);
             }
-            placement.worker().clone_into(worker);
+            placement.worker().clone_into(&mut course.worker);
         }
         recorder.reach(Stage::Placed);
         let (core, session) = (Arc::clone(&self.core), self.session.clone());
@@ -119,25 +103,63 @@ impl Driver {
             cut: None,
         };
         // By far the largest part of a turn, and of what a task of one would hold on its stack.
-        match Box::pin(exchange.run(client, start)).await? {
+        let outcome = Box::pin(exchange.run(client, start)).await?;
+        self.after(outcome, &placement, is_told, course, recorder).await
+    }
+
+    /// Tells a worker of the session. What the step has come to, where that did not go well.
+    async fn make_known(
+        &self,
+        mut client: WorkerClient,
+        tenant: &Tenant,
+        placement: &Placement,
+        turn: TurnId,
+        controls: &mut Controls,
+    ) -> Result<Option<Step>, Error> {
+        let request = InitWorkerSessionRequest {
+            session_id: self.session.id.to_string(),
+            tenant: tenant.name.clone(),
+            agent: Some(self.session.agent.clone()),
+            provider: self.core.models.provider_of(&self.session.agent.model),
+        };
+        let known = tokio::select! {
+            known = timeout(INIT_TIMEOUT, client.init_worker_session(request)) => known,
+            stop_reason = told_to_stop(turn, controls) => return Ok(Some(Step::Done(End::of(stop_reason)))),
+        };
+        match known.unwrap_or_else(|_| Err(Status::deadline_exceeded("it does not answer"))) {
+            Ok(_) => Ok(None),
+            Err(status) => Ok(Some(self.refused(placement, &status, true).await?.unreached())),
+        }
+    }
+
+    /// What the step has come to, by how its talk with the worker ended.
+    async fn after(
+        &self,
+        outcome: Outcome,
+        placement: &Placement,
+        is_told: bool,
+        course: &mut Course,
+        recorder: &mut Recorder,
+    ) -> Result<Step, Error> {
+        match outcome {
             Outcome::Cancelled(stop_reason) => Ok(Step::Done(End::of(stop_reason))),
             Outcome::Unreached(status) => {
-                worker.clear();
-                Ok(self.refused(&placement, &status, is_told).await?.unreached())
+                course.worker.clear();
+                Ok(self.refused(placement, &status, is_told).await?.unreached())
             }
             Outcome::WorkerLost(status) => {
                 // Whatever worker comes next does not know the session.
-                worker.clear();
-                self.refused(&placement, &status, is_told).await
+                course.worker.clear();
+                self.refused(placement, &status, is_told).await
             }
             Outcome::Overrun => {
-                self.core.router.update_health(&placement, false);
-                worker.clear();
+                self.core.router.update_health(placement, false);
+                course.worker.clear();
                 Ok(Step::Done(End::failed(StopReason::Error, extent::beyond())))
             }
             Outcome::Finished { finished, mut last_words } if finished.stop_reason() == StopReason::HandedBack => {
-                self.core.router.update_health(&placement, false);
-                worker.clear();
+                self.core.router.update_health(placement, false);
+                course.worker.clear();
                 if let Some(checkpoint) = &finished.checkpoint {
                     last_words.push(Kind::CheckpointTaken(checkpoint_taken(checkpoint)));
                 }
@@ -147,7 +169,7 @@ impl Driver {
                 Ok(Step::Again)
             }
             Outcome::Finished { finished, last_words } => {
-                self.core.router.update_health(&placement, true);
+                self.core.router.update_health(placement, true);
                 let end = End::of(finished.stop_reason());
                 // As large as the conversation: there is one of it at a time.
                 Ok(Step::Done(End { checkpoint: finished.checkpoint, last_words, ..end }))
@@ -155,6 +177,7 @@ impl Driver {
         }
     }
 
+    /// What the step has come to whose worker refused it, or was lost.
     async fn refused(&self, placement: &Placement, status: &Status, is_told: bool) -> Result<Step, Error> {
         if worker_error::is_of_stale_epoch(status) {
             // The worker has heard of whoever drives the turn by now, and there is nothing wrong with it.
@@ -266,9 +289,21 @@ async fn told_to_stop(turn: TurnId, controls: &mut Controls) -> StopReason {
     }
 }
 
+/// Why a step has no worker.
 enum Unplaced {
     Stopped(StopReason),
     /// The tenant runs nothing for now.
     Halted(Error),
     Nowhere(Error),
+}
+
+impl Unplaced {
+    /// How the turn ends with that.
+    fn end(self) -> End {
+        match self {
+            Self::Stopped(stop_reason) => End::of(stop_reason),
+            Self::Halted(why) => End::failed(StopReason::Interrupted, session_error(&why)),
+            Self::Nowhere(error) => End::failed(StopReason::WorkerLost, session_error(&error)),
+        }
+    }
 }
