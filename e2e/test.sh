@@ -67,6 +67,11 @@ tests() {
     fi
     return $code
 }
+# What a newcomer sees first.
+demo() {
+    target/debug/croft-demo &&
+        (. target/croft/env && kubectl delete -f e2e/manifests/demo-session.yaml)
+}
 cluster_tests_of_the_starter() { (cd e2e/cluster/starter && go vet ./... && go test ./...); }
 
 export CROFT_WITH_TESTS=yes INSTA_UPDATE=no
@@ -82,5 +87,6 @@ step "the cluster's own tests" quiet starter cluster_tests_of_the_starter
 step "services" e2e/test-services.sh
 step "chart's objects" chart_objects
 step "system" e2e/up.sh
+step "demo" demo
 . target/croft-test/test-env
 step "tests" tests
