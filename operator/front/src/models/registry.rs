@@ -169,7 +169,7 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_model_that_was_added_is_found_at_once_and_many_who_ask_share_one_look() {
         let (store, tasks) = (Arc::new(Counted::default()), Tasks::new());
         let registry = Registry::start(Arc::clone(&store) as _, &tasks).await.unwrap();
@@ -182,7 +182,7 @@ mod tests {
         assert_eq!(store.0.load(std::sync::atomic::Ordering::SeqCst), 2, "one at the start, one for all of them");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_name_that_was_not_looked_for_is_not_said_to_be_unknown() {
         let (store, tasks) = (Arc::new(Counted::default()), Tasks::new());
         let registry = Registry::start(Arc::clone(&store) as _, &tasks).await.unwrap();
