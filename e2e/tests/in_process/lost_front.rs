@@ -1,6 +1,6 @@
 //! Turns whose front has been lost: another takes them over, if it can, and hears of what was said meanwhile.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use croft_e2e::client::{message, scripted_agent};
 use croft_front::core::Options;
@@ -8,7 +8,6 @@ use croft_front::events::log::{Append, Authority, IdempotencyKey, NewEvent};
 use croft_front::session::snapshot::canonical_hash;
 use croft_front::tenants::Tenants;
 use croft_front::turn::store::{Begin, Begun};
-use croft_proto::Timestamp;
 use croft_proto::id::TurnId;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
@@ -23,19 +22,10 @@ const ENDLESS: &str = r#"{"script": [{"text": "word "}, {"delay_ms": 600000}]}"#
 async fn left_behind(world: &World, text: &str, ttl: Duration) -> String {
     let session_id = world.client().create(scripted_agent("left")).await.unwrap().session_id;
     let turn = TurnId::generate();
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-    let create_time = Timestamp { seconds: i64::try_from(since.as_secs()).unwrap(), nanos: 0 };
     let said = UserMessage { content: message(&session_id, text).content, sender: "somebody".into() };
     let kinds = [Kind::UserMessage(said), Kind::SessionRunning(SessionRunning {})];
-    let message = Append {
-        tenant: world.tenant(),
-        session: session_id.parse().unwrap(),
-        authority: Authority::Caller,
-        events: kinds.map(|kind| NewEvent { kind, turn: Some(turn), elapsed_ms: 0, create_time }).into(),
-        checkpoint: None,
-        idempotency_key: None,
-        input_seq: None,
-    };
+    let events = kinds.map(|kind| NewEvent::now(kind).of_turn(turn)).into();
+    let message = Append::of(world.tenant(), session_id.parse().unwrap(), Authority::Caller, events);
     let begun = world.core.stores.turns.begin(Begin { message, holder: "a lost front".into(), ttl }).await.unwrap();
     assert!(matches!(begun, Begun::New(_)));
     session_id
@@ -92,23 +82,11 @@ async fn a_message_that_interrupts_does_so_when_it_is_said_again() {
     // As the first try stores it.
     let body = SendMessageRequest { idempotency_key: String::new(), ..request.clone() };
     let said = UserMessage { content: request.content.clone(), sender: "somebody".into() };
-    let append = Append {
-        tenant: world.tenant(),
-        session: session_id.parse().unwrap(),
-        authority: Authority::Caller,
-        events: vec![NewEvent {
-            kind: Kind::UserMessage(said),
-            turn: Some(TurnId::generate()),
-            elapsed_ms: 0,
-            create_time: Timestamp::default(),
-        }],
-        checkpoint: None,
-        idempotency_key: Some(IdempotencyKey {
-            key: "k".into(),
-            body_hash: canonical_hash(&serde_json::to_value(&body).unwrap()),
-        }),
-        input_seq: None,
-    };
+    let body_hash = canonical_hash(&serde_json::to_value(&body).unwrap());
+    let idempotency_key = Some(IdempotencyKey { key: "k".into(), body_hash });
+    let said = vec![NewEvent::now(Kind::UserMessage(said)).of_turn(TurnId::generate())];
+    let append =
+        Append { idempotency_key, ..Append::of(world.tenant(), session_id.parse().unwrap(), Authority::Caller, said) };
     world.core.stores.events.append(append).await.unwrap();
     let again = client.lifecycle.send_message(request).await.unwrap().into_inner();
     let ended = tokio::time::timeout(Duration::from_secs(20), read_all(first)).await.expect("it is not interrupted");

@@ -21,21 +21,9 @@ use crate::world::{Ground, PATIENCE, World, read_all};
 /// Ends a session so long ago.
 async fn ended(world: &World, session_id: &str, hours_ago: i64) {
     let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_secs()).unwrap();
-    let ended = NewEvent {
-        kind: Kind::SessionTerminated(SessionTerminated::default()),
-        turn: None,
-        elapsed_ms: 0,
-        create_time: Timestamp { seconds: now - hours_ago * 3_600, nanos: 0 },
-    };
-    let append = Append {
-        tenant: world.tenant(),
-        session: session_id.parse().unwrap(),
-        authority: Authority::Fence,
-        events: vec![ended],
-        checkpoint: None,
-        idempotency_key: None,
-        input_seq: None,
-    };
+    let then = Timestamp { seconds: now - hours_ago * 3_600, nanos: 0 };
+    let ended = NewEvent::at(Kind::SessionTerminated(SessionTerminated::default()), then);
+    let append = Append::of(world.tenant(), session_id.parse().unwrap(), Authority::Fence, vec![ended]);
     world.core.stores.events.append(append).await.unwrap();
 }
 

@@ -20,15 +20,7 @@ async fn publish(world: &World, session_id: &str, bytes: usize) -> u64 {
     let block = Some(Block::Text(Text { text: "x".repeat(bytes) }));
     let kind = Kind::UserMessage(UserMessage { content: vec![ContentBlock { block }], ..UserMessage::default() });
     let (tenant, session) = (world.tenant(), session_id.parse().unwrap());
-    let append = Append {
-        tenant,
-        session,
-        authority: Authority::Caller,
-        events: vec![NewEvent { kind, turn: None, elapsed_ms: 0, create_time: croft_proto::Timestamp::default() }],
-        checkpoint: None,
-        idempotency_key: None,
-        input_seq: None,
-    };
+    let append = Append::of(tenant, session, Authority::Caller, vec![NewEvent::now(kind)]);
     let Appended::New(events) = world.core.stores.events.append(append).await.unwrap() else { panic!("it is new") };
     let seq = events[0].seq;
     world.core.hub.publish(tenant, session, events);

@@ -129,15 +129,9 @@ impl Turns {
         let turn = TurnId::generate();
         let message = UserMessage { content: request.content.clone(), sender: sender.to_owned() };
         let said = Kind::UserMessage(message.clone());
-        let append = Append {
-            tenant,
-            session,
-            authority: Authority::Caller,
-            events: vec![turn_event(turn, said)],
-            checkpoint: None,
-            idempotency_key: idempotency_key(&request.idempotency_key, &body)?,
-            input_seq: None,
-        };
+        let idempotency_key = idempotency_key(&request.idempotency_key, &body)?;
+        let said = vec![turn_event(turn, said)];
+        let append = Append { idempotency_key, ..Append::of(tenant, session, Authority::Caller, said) };
         let mut opening = append.clone();
         opening.events.push(turn_event(turn, Kind::SessionRunning(SessionRunning {})));
         let begin = Begin { message: opening, holder: self.core.replica.clone(), ttl: self.core.options.lease_ttl };
@@ -234,5 +228,5 @@ pub fn ends_turn(event: &SessionEvent, turn: TurnId) -> bool {
 }
 
 fn turn_event(turn: TurnId, kind: Kind) -> NewEvent {
-    NewEvent { kind, turn: Some(turn), elapsed_ms: 0, create_time: now() }
+    NewEvent::now(kind).of_turn(turn)
 }

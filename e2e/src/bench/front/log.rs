@@ -1,15 +1,13 @@
 //! How many durable events one front's log stores, and how fast it gives them back.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use croft_front::events::log::{Append, Appended, Authority, EventLog, NewEvent};
 use croft_front::session::store::{Inserted, NewSession};
 use croft_front::store::Stores;
 use croft_front::store::postgres::Postgres;
-use croft_proto::Timestamp;
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{ContentBlock, SessionCreated, StreamEventsRequest, Text, UserMessage, content_block};
@@ -104,20 +102,8 @@ pub(super) async fn replayed(stage: &Stage, times: usize) -> anyhow::Result<Row>
 pub(super) async fn session(stores: &Stores, tenant: TenantId) -> anyhow::Result<SessionId> {
     let agent = scripted_agent("bench");
     let created = SessionCreated { agent: Some(agent.clone()), config_hash: String::new(), parent: None };
-    let new = NewSession {
-        id: SessionId::generate(),
-        tenant,
-        tenant_name: "open".to_owned(),
-        agent,
-        config_hash: String::new(),
-        labels: BTreeMap::new(),
-        idle_timeout_ms: 0,
-        expire_time: None,
-        events: vec![event(Kind::SessionCreated(created))],
-        sessions_max: None,
-        idempotency_key: None,
-        parent: None,
-    };
+    let created = NewEvent::now(Kind::SessionCreated(created));
+    let new = NewSession::of(SessionId::generate(), tenant, "open", agent, vec![created]);
     match stores.sessions.insert(new).await? {
         Inserted::New { session, .. } => Ok(session.id),
         Inserted::Existing(session) => anyhow::bail!("{} was there", session.id),
@@ -125,15 +111,7 @@ pub(super) async fn session(stores: &Stores, tenant: TenantId) -> anyhow::Result
 }
 
 async fn append(log: &dyn EventLog, tenant: TenantId, id: SessionId, events: Vec<NewEvent>) -> anyhow::Result<()> {
-    let append = Append {
-        tenant,
-        session: id,
-        authority: Authority::Caller,
-        events,
-        checkpoint: None,
-        idempotency_key: None,
-        input_seq: None,
-    };
+    let append = Append::of(tenant, id, Authority::Caller, events);
     match log.append(append).await? {
         Appended::New(_) => Ok(()),
         Appended::Existing { .. } => anyhow::bail!("an append without a key was known"),
@@ -143,14 +121,8 @@ async fn append(log: &dyn EventLog, tenant: TenantId, id: SessionId, events: Vec
 /// An event of a usual size: some 200 bytes.
 fn result() -> NewEvent {
     let text = "a result of a tool, as long as results are when they are short and say what was asked for".to_owned();
-    event(Kind::UserMessage(UserMessage {
+    NewEvent::now(Kind::UserMessage(UserMessage {
         content: vec![ContentBlock { block: Some(content_block::Block::Text(Text { text })) }],
         ..UserMessage::default()
     }))
-}
-
-fn event(kind: Kind) -> NewEvent {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let seconds = i64::try_from(since.as_secs()).unwrap_or_default();
-    NewEvent { kind, turn: None, elapsed_ms: 0, create_time: Timestamp { seconds, nanos: 0 } }
 }

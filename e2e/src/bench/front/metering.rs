@@ -1,6 +1,6 @@
 //! What metering costs: limits and budgets at the counters, rows of usage and audit, and the proof of the audit log.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use croft_front::audit::{Action, Place};
@@ -9,7 +9,6 @@ use croft_front::counters::{Ask, Bound, Counters, Ledger, Settlement, Verdict, W
 use croft_front::events::log::{Append, Authority, NewEvent};
 use croft_front::store::Stores;
 use croft_front::store::postgres::Postgres;
-use croft_proto::Timestamp;
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{ModelAttempt, TokenUsage};
@@ -266,11 +265,9 @@ pub(super) async fn verified(stage: &Stage, records: usize) -> anyhow::Result<Ro
 }
 
 fn attempts(tenant: TenantId, session: SessionId, count: usize) -> Append {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let create_time = Timestamp { seconds: i64::try_from(since.as_secs()).unwrap_or_default(), nanos: 0 };
     let attempt = || {
         let usage = TokenUsage { input_uncached_tokens: 1_000, output_tokens: 200, ..TokenUsage::default() };
-        let kind = Kind::ModelAttempt(ModelAttempt {
+        NewEvent::now(Kind::ModelAttempt(ModelAttempt {
             attempt_id: SessionId::generate().to_string(),
             provider: "scripted".to_owned(),
             model: "scripted-1".to_owned(),
@@ -279,18 +276,9 @@ fn attempts(tenant: TenantId, session: SessionId, count: usize) -> Append {
             latency_ms: 900,
             finish_reason: "end_turn".to_owned(),
             ..ModelAttempt::default()
-        });
-        NewEvent { kind, turn: None, elapsed_ms: 0, create_time }
+        }))
     };
-    Append {
-        tenant,
-        session,
-        authority: Authority::Caller,
-        events: (0..count).map(|_| attempt()).collect(),
-        checkpoint: None,
-        idempotency_key: None,
-        input_seq: None,
-    }
+    Append::of(tenant, session, Authority::Caller, (0..count).map(|_| attempt()).collect())
 }
 
 fn action(tenant: TenantId) -> Action {

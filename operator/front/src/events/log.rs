@@ -11,6 +11,7 @@ use croft_proto::v1::{SessionCheckpoint, SessionEvent};
 use prost::Message;
 
 use crate::error::Error;
+use crate::turn::now;
 
 /// A durable event that has no number yet.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,6 +22,24 @@ pub struct NewEvent {
     /// Since the turn began; 0 outside a turn.
     pub elapsed_ms: i64,
     pub create_time: Timestamp,
+}
+
+impl NewEvent {
+    /// Outside a turn, as of now.
+    pub fn now(kind: Kind) -> Self {
+        Self::at(kind, now())
+    }
+
+    /// Outside a turn, as of then.
+    pub fn at(kind: Kind, create_time: Timestamp) -> Self {
+        Self { kind, turn: None, elapsed_ms: 0, create_time }
+    }
+
+    /// The same in a turn, at its very beginning.
+    #[must_use]
+    pub fn of_turn(self, turn: TurnId) -> Self {
+        Self { turn: Some(turn), ..self }
+    }
 }
 
 /// By what right an append is made.
@@ -74,6 +93,13 @@ pub struct Append {
     pub idempotency_key: Option<IdempotencyKey>,
     /// The turn takes up the user messages up to this number.
     pub input_seq: Option<u64>,
+}
+
+impl Append {
+    /// Of these events alone: with no checkpoint and no key, and no message is taken up.
+    pub fn of(tenant: TenantId, session: SessionId, authority: Authority, events: Vec<NewEvent>) -> Self {
+        Self { tenant, session, authority, events, checkpoint: None, idempotency_key: None, input_seq: None }
+    }
 }
 
 /// Bytes of events, as they are stored, at which a page ends. It has at least one event, however large.

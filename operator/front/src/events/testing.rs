@@ -5,7 +5,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{AgentMessage, SessionCreated, SessionEvent, SessionTerminated, TextDelta, UserMessage};
+use croft_proto::v1::{
+    AgentMessage, AgentSpec, SessionCreated, SessionEvent, SessionTerminated, TextDelta, UserMessage,
+};
 use croft_serve::Tasks;
 use prometheus::Registry;
 use tokio::sync::mpsc;
@@ -17,7 +19,6 @@ use crate::error::Error;
 use crate::session::store::{NewSession, SessionStore};
 use crate::store::memory::Memory;
 use crate::tenants::TenantMirror;
-use crate::turn::now;
 
 /// A session with one event, that it was created.
 pub(crate) struct Scene {
@@ -31,20 +32,8 @@ impl Scene {
     pub(crate) async fn new() -> Self {
         let (log, tenant, session) = (Arc::new(Memory::default()), TenantId::generate(), SessionId::generate());
         log.upsert(tenant, "heron").await.unwrap();
-        let new = NewSession {
-            id: session,
-            tenant,
-            tenant_name: "heron".to_owned(),
-            agent: croft_proto::v1::AgentSpec::default(),
-            config_hash: String::new(),
-            labels: std::collections::BTreeMap::new(),
-            events: vec![event(Kind::SessionCreated(SessionCreated::default()))],
-            idle_timeout_ms: 0,
-            expire_time: None,
-            sessions_max: None,
-            idempotency_key: None,
-            parent: None,
-        };
+        let created = NewEvent::now(Kind::SessionCreated(SessionCreated::default()));
+        let new = NewSession::of(session, tenant, "heron", AgentSpec::default(), vec![created]);
         log.insert(new).await.unwrap();
         Self { log, tenant, session, tasks: Tasks::new() }
     }
@@ -56,15 +45,7 @@ impl Scene {
 
     /// Stores an event, and returns it with its number.
     pub(crate) async fn append(&self, kind: Kind) -> Vec<SessionEvent> {
-        let append = Append {
-            tenant: self.tenant,
-            session: self.session,
-            authority: Authority::Caller,
-            events: vec![event(kind)],
-            checkpoint: None,
-            idempotency_key: None,
-            input_seq: None,
-        };
+        let append = Append::of(self.tenant, self.session, Authority::Caller, vec![NewEvent::now(kind)]);
         match self.log.append(append).await.unwrap() {
             Appended::New(events) => events,
             Appended::Existing { .. } => panic!("it was not there before"),
@@ -84,10 +65,6 @@ impl Scene {
         let event = SessionEvent { session_id: self.session.to_string(), kind, ..Default::default() };
         hub.publish(self.tenant, self.session, vec![event]);
     }
-}
-
-fn event(kind: Kind) -> NewEvent {
-    NewEvent { kind, turn: None, elapsed_ms: 0, create_time: now() }
 }
 
 pub(crate) fn user_message() -> Kind {

@@ -107,12 +107,12 @@ impl Manager {
             tenant: tenant.id,
             tenant_name: tenant.name.clone(),
             events: vec![
-                event(Kind::SessionCreated(SessionCreated {
+                NewEvent::now(Kind::SessionCreated(SessionCreated {
                     agent: Some(agent.clone()),
                     config_hash: config_hash.clone(),
                     parent: parent.as_ref().map(Into::into),
                 })),
-                event(Kind::SessionReady(SessionReady {
+                NewEvent::now(Kind::SessionReady(SessionReady {
                     worker: placement.worker().to_owned(),
                     namespace: tenant.namespace.clone(),
                 })),
@@ -348,10 +348,6 @@ fn models(agent: &AgentSpec) -> impl Iterator<Item = (&'static str, &String)> {
 
 fn economy_models(routing: &RoutingSpec) -> impl Iterator<Item = (&'static str, &String)> {
     routing.economy_models.iter().map(|model| ("agent.routing.economy_models", model))
-}
-
-fn event(kind: Kind) -> NewEvent {
-    NewEvent { kind, turn: None, elapsed_ms: 0, create_time: now() }
 }
 
 /// The key with the hash of what it stands for; `None` when the caller gave none.

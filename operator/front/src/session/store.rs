@@ -33,6 +33,32 @@ pub struct NewSession {
     pub parent: Option<Parent>,
 }
 
+impl NewSession {
+    /// With these first events, and nothing besides: nobody's sub-agent, with no end set, no limit, no key, no label, and an empty hash.
+    pub fn of(
+        id: SessionId,
+        tenant: TenantId,
+        tenant_name: impl Into<String>,
+        agent: AgentSpec,
+        events: Vec<NewEvent>,
+    ) -> Self {
+        Self {
+            id,
+            tenant,
+            tenant_name: tenant_name.into(),
+            agent,
+            config_hash: String::new(),
+            labels: BTreeMap::new(),
+            idle_timeout_ms: 0,
+            expire_time: None,
+            events,
+            sessions_max: None,
+            idempotency_key: None,
+            parent: None,
+        }
+    }
+}
+
 /// What [`SessionStore::insert`] did.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Inserted {

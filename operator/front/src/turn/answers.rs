@@ -189,15 +189,8 @@ impl Turns {
         once: IdempotencyKey,
     ) -> Result<bool, Error> {
         let (tenant, session) = (session.tenant, session.id);
-        let append = Append {
-            tenant,
-            session,
-            authority: Authority::During { turn },
-            events: vec![told],
-            checkpoint: None,
-            idempotency_key: Some(once),
-            input_seq: None,
-        };
+        let append = Append::of(tenant, session, Authority::During { turn }, vec![told]);
+        let append = Append { idempotency_key: Some(once), ..append };
         let Appended::New(events) = self.core.stores.events.append(append).await? else { return Ok(false) };
         let seq = events.first().map_or(0, |event| event.seq);
         self.core.hub.publish(tenant, session, events);
@@ -230,15 +223,9 @@ async fn begin_the_next(
     let opening =
         [Kind::UserMessage(UserMessage { content: Vec::new(), sender }), Kind::SessionRunning(SessionRunning {})];
     let kinds = opening.into_iter().chain(resolved.into_iter().map(Kind::ApprovalResolved));
-    let message = Append {
-        tenant,
-        session,
-        authority: Authority::Behind { input_seq },
-        events: kinds.map(|kind| turn_event(turn, kind)).collect(),
-        checkpoint: None,
-        idempotency_key: Some(once),
-        input_seq: None,
-    };
+    let events = kinds.map(|kind| turn_event(turn, kind)).collect();
+    let message = Append::of(tenant, session, Authority::Behind { input_seq }, events);
+    let message = Append { idempotency_key: Some(once), ..message };
     let begin = Begin { message, holder: core.replica.clone(), ttl: core.options.lease_ttl };
     let opened = match core.stores.turns.begin(begin).await? {
         Begun::New(opened) => opened,

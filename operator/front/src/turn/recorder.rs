@@ -232,15 +232,8 @@ impl Recorder {
         let kinds = self.ended_by_budget(kinds.into_iter().map(|kind| self.priced(kind)).collect());
         let events =
             kinds.into_iter().map(|kind| NewEvent { kind, turn: Some(self.turn), elapsed_ms, create_time }).collect();
-        Append {
-            tenant: self.session.tenant,
-            session: self.session.id,
-            authority: Authority::Lease { epoch: self.epoch },
-            events,
-            checkpoint,
-            idempotency_key: None,
-            input_seq,
-        }
+        let authority = Authority::Lease { epoch: self.epoch };
+        Append { checkpoint, input_seq, ..Append::of(self.session.tenant, self.session.id, authority, events) }
     }
 
     /// Says so, where an attempt among these was the last that a budget had room for: behind them all, or before the word that

@@ -1,7 +1,5 @@
 //! Made-up tenants, sessions and events.
 
-use std::collections::BTreeMap;
-
 use croft_front::events::log::{Append, Appended, Authority, IdempotencyKey, NewEvent};
 use croft_front::session::Session;
 use croft_front::session::family::Parent;
@@ -45,7 +43,7 @@ pub(crate) fn agent(name: &str) -> AgentSpec {
 }
 
 pub(crate) fn event(kind: Kind) -> NewEvent {
-    NewEvent { kind, turn: None, elapsed_ms: 0, create_time: at(1) }
+    NewEvent::at(kind, at(1))
 }
 
 pub(crate) fn said(text: &str) -> Kind {
@@ -84,20 +82,9 @@ pub(crate) fn attempt(id: &str, cost_nano_usd: Option<i64>) -> Kind {
 
 /// A session that is about to be ready, with no limit and no key.
 pub(crate) fn new_session(tenant: TenantId) -> NewSession {
-    NewSession {
-        id: SessionId::generate(),
-        tenant,
-        tenant_name: "ours".into(),
-        agent: agent("helper"),
-        config_hash: "c0ffee".into(),
-        labels: BTreeMap::new(),
-        idle_timeout_ms: 0,
-        expire_time: None,
-        events: vec![event(created()), event(ready("worker-0"))],
-        sessions_max: None,
-        idempotency_key: None,
-        parent: None,
-    }
+    let events = vec![event(created()), event(ready("worker-0"))];
+    let new = NewSession::of(SessionId::generate(), tenant, "ours", agent("helper"), events);
+    NewSession { config_hash: "c0ffee".into(), ..new }
 }
 
 /// A session that is about to be ready, for a call of this one's.
@@ -123,15 +110,7 @@ pub(crate) async fn get(stores: &Stores, tenant: TenantId, session: SessionId) -
 }
 
 pub(crate) fn append(tenant: TenantId, session: SessionId, kinds: Vec<Kind>) -> Append {
-    Append {
-        tenant,
-        session,
-        authority: Authority::Caller,
-        events: kinds.into_iter().map(event).collect(),
-        checkpoint: None,
-        idempotency_key: None,
-        input_seq: None,
-    }
+    Append::of(tenant, session, Authority::Caller, kinds.into_iter().map(event).collect())
 }
 
 /// Appends and tells the numbered events.

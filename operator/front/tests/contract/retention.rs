@@ -34,7 +34,7 @@ async fn ended(stores: &Stores, tenant: TenantId, end: Timestamp) -> SessionId {
     message.checkpoint = Some(SessionCheckpoint::default());
     appended(stores, message).await;
     let mut last = append(tenant, id, Vec::new());
-    last.events = vec![NewEvent { kind: terminated("done"), turn: None, elapsed_ms: 0, create_time: end }];
+    last.events = vec![NewEvent::at(terminated("done"), end)];
     appended(stores, last).await;
     id
 }
@@ -184,7 +184,7 @@ pub(crate) async fn leaves_the_call_of_a_hidden_sub_agent_to_another(stores: &St
     let parent = get(stores, tenant, parent).await;
     let child = insert(stores, new_child(&parent, "call-1")).await;
     let mut last = append(tenant, child.id, Vec::new());
-    last.events = vec![NewEvent { kind: terminated("done"), turn: None, elapsed_ms: 0, create_time: at(10) }];
+    last.events = vec![NewEvent::at(terminated("done"), at(10))];
     appended(stores, last).await;
     assert_eq!(stores.retention.erase_ended(tenant, at(20), 10, 1).await.unwrap(), Erased { sessions: 0, events: 1 });
     let again = stores.sessions.insert(new_child(&parent, "call-1")).await.unwrap();

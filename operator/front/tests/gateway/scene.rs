@@ -1,6 +1,5 @@
 //! Replicas of a front without turns: their gateways over real sockets, one store and one relay between them.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -184,35 +183,15 @@ impl Scene {
 
     pub(crate) async fn session_of(&self, tenant: TenantId) -> SessionId {
         let id = SessionId::generate();
-        let new = NewSession {
-            id,
-            tenant,
-            tenant_name: "heron".to_owned(),
-            agent: AgentSpec::default(),
-            config_hash: String::new(),
-            labels: BTreeMap::new(),
-            events: vec![event(Kind::SessionCreated(SessionCreated::default()))],
-            idle_timeout_ms: 0,
-            expire_time: None,
-            sessions_max: None,
-            idempotency_key: None,
-            parent: None,
-        };
+        let created = event(Kind::SessionCreated(SessionCreated::default()));
+        let new = NewSession::of(id, tenant, "heron", AgentSpec::default(), vec![created]);
         SessionStore::insert(&*self.store, new).await.unwrap();
         id
     }
 
     /// Stores an event and tells the replica.
     pub(crate) async fn publish(&self, replica: &Replica, session: SessionId, kind: Kind) -> u64 {
-        let append = Append {
-            tenant: self.tenant,
-            session,
-            authority: Authority::Caller,
-            events: vec![event(kind)],
-            checkpoint: None,
-            idempotency_key: None,
-            input_seq: None,
-        };
+        let append = Append::of(self.tenant, session, Authority::Caller, vec![event(kind)]);
         let Appended::New(events) = self.store.append(append).await.unwrap() else { panic!("it was there before") };
         let seq = events[0].seq;
         replica.hub.publish(self.tenant, session, events);
@@ -267,7 +246,7 @@ fn tell(tenants: &Tenants, routes: &[(TenantId, &str)]) {
 }
 
 fn event(kind: Kind) -> NewEvent {
-    NewEvent { kind, turn: None, elapsed_ms: 0, create_time: Timestamp { seconds: 1_700_000_000, nanos: 0 } }
+    NewEvent::at(kind, Timestamp { seconds: 1_700_000_000, nanos: 0 })
 }
 
 pub(crate) fn user_message(text: &str) -> Kind {

@@ -1,7 +1,5 @@
 //! Streams live no longer than the credential that opened them, and what goes up a socket asks for a role as a call does.
 
-use std::collections::BTreeMap;
-
 use croft_front::core::Options;
 use croft_front::events::log::NewEvent;
 use croft_front::session::store::NewSession;
@@ -29,27 +27,10 @@ pub(crate) async fn session(scene: &Scene) -> SessionId {
 }
 
 async fn session_of(scene: &Scene, tenant: TenantId) -> SessionId {
-    let created = NewEvent {
-        kind: Kind::SessionCreated(SessionCreated::default()),
-        turn: None,
-        elapsed_ms: 0,
-        create_time: Timestamp { seconds: 1_700_000_000, nanos: 0 },
-    };
+    let then = Timestamp { seconds: 1_700_000_000, nanos: 0 };
+    let created = NewEvent::at(Kind::SessionCreated(SessionCreated::default()), then);
     let id = SessionId::generate();
-    let new = NewSession {
-        id,
-        tenant,
-        tenant_name: "heron".into(),
-        agent: AgentSpec::default(),
-        config_hash: String::new(),
-        labels: BTreeMap::new(),
-        events: vec![created],
-        idle_timeout_ms: 0,
-        expire_time: None,
-        sessions_max: None,
-        idempotency_key: None,
-        parent: None,
-    };
+    let new = NewSession::of(id, tenant, "heron", AgentSpec::default(), vec![created]);
     scene.core.stores.sessions.insert(new).await.unwrap();
     id
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use croft_front::Error;
+use croft_front::events::log::NewEvent;
 use croft_front::identity::api_key;
 use croft_front::session::store::{Filter, NewSession};
 use croft_front::tenants::removal::RemovalStore;
@@ -16,7 +17,7 @@ use croft_proto::v1::{
 use tokio::sync::{Mutex, Notify};
 use tokio::time::timeout;
 
-use crate::scene::{Front, PATIENCE, Scene, event, new_session};
+use crate::scene::{Front, PATIENCE, Scene, new_session};
 
 async fn remove(scene: &Scene, front: &Front, policy: RemovalPolicy) -> RemoveTenantResponse {
     let request = RemoveTenantRequest { policy: policy.into() };
@@ -181,7 +182,7 @@ async fn what_a_turn_was_cut_short_at_is_waited_for_before_its_session_is_erased
     let told = remove(&scene, &front, RemovalPolicy::Erase).await;
     assert_eq!((told.step(), told.left), (RemovalStep::Draining, 1));
     let late = ModelAttempt { attempt_id: "late".into(), ..ModelAttempt::default() };
-    let late = [event(Kind::ModelAttempt(late))];
+    let late = [NewEvent::now(Kind::ModelAttempt(late))];
     scene.stores.usage.add_behind_end(scene.heron, session, &late).await.unwrap();
     assert_eq!(removed(&scene, &front, RemovalPolicy::Erase).await.last(), Some(&RemovalStep::Done));
     let used = scene.stores.usage.list(scene.heron, None, None, None, 10).await.unwrap();

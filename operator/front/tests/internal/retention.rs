@@ -10,7 +10,7 @@ use croft_proto::v1::watch_routes_response::Change;
 use croft_proto::v1::{RouteSnapshot, WatchRoutesResponse};
 use tokio::time::timeout;
 
-use crate::scene::{PATIENCE, Scene, event, terminated};
+use crate::scene::{PATIENCE, Scene, terminated};
 
 /// Fronts are not told of such a tenant any more, and what had begun was never ended.
 #[tokio::test]
@@ -19,17 +19,8 @@ async fn what_was_half_erased_when_its_tenant_was_archived_goes_and_the_rest_sta
     scene.options.retention_look_every = Duration::from_millis(20);
     for seconds in [1_000, 2_000] {
         let session = scene.session(scene.heron, false).await;
-        let create_time = Timestamp { seconds, nanos: 0 };
-        let ended = NewEvent { create_time, ..event(terminated()) };
-        let append = Append {
-            tenant: scene.heron,
-            session,
-            authority: Authority::Fence,
-            events: vec![ended],
-            checkpoint: None,
-            idempotency_key: None,
-            input_seq: None,
-        };
+        let ended = NewEvent::at(terminated(), Timestamp { seconds, nanos: 0 });
+        let append = Append::of(scene.heron, session, Authority::Fence, vec![ended]);
         scene.stores.events.append(append).await.unwrap();
     }
     let before = Timestamp { seconds: 1_500, nanos: 0 };

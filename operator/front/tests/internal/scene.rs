@@ -13,7 +13,6 @@ use croft_front::events::relay::memory::MemoryRelay;
 use croft_front::session::store::NewSession;
 use croft_front::store::Stores;
 use croft_front::tenants::Tenants;
-use croft_proto::Timestamp;
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::tenant_service_client::TenantServiceClient;
@@ -183,42 +182,18 @@ impl Scene {
 
     /// Stores events, as another front would.
     pub(crate) async fn append(&self, tenant: TenantId, session: SessionId, kinds: Vec<Kind>) {
-        let append = Append {
-            tenant,
-            session,
-            authority: Right::Caller,
-            events: kinds.into_iter().map(event).collect(),
-            checkpoint: None,
-            idempotency_key: None,
-            input_seq: None,
-        };
+        let append = Append::of(tenant, session, Right::Caller, kinds.into_iter().map(NewEvent::now).collect());
         assert!(matches!(self.stores.events.append(append).await.unwrap(), Appended::New(_)));
     }
 }
 
 pub(crate) fn new_session(tenant: TenantId) -> NewSession {
     let ready = SessionReady { worker: "worker-0".into(), namespace: "tenant-heron".into() };
-    NewSession {
-        id: SessionId::generate(),
-        tenant,
-        tenant_name: "heron".into(),
-        agent: AgentSpec { name: "helper".into(), ..AgentSpec::default() },
-        config_hash: "c0ffee".into(),
-        labels: BTreeMap::new(),
-        idle_timeout_ms: 0,
-        expire_time: None,
-        events: vec![event(Kind::SessionCreated(SessionCreated::default())), event(Kind::SessionReady(ready))],
-        sessions_max: None,
-        idempotency_key: None,
-        parent: None,
-    }
+    let events = [Kind::SessionCreated(SessionCreated::default()), Kind::SessionReady(ready)].map(NewEvent::now).into();
+    let agent = AgentSpec { name: "helper".into(), ..AgentSpec::default() };
+    NewSession { config_hash: "c0ffee".into(), ..NewSession::of(SessionId::generate(), tenant, "heron", agent, events) }
 }
 
 pub(crate) fn terminated() -> Kind {
     Kind::SessionTerminated(SessionTerminated { reason: "enough".into() })
-}
-
-pub(crate) fn event(kind: Kind) -> NewEvent {
-    let now = jiff::Timestamp::now();
-    NewEvent { kind, turn: None, elapsed_ms: 0, create_time: Timestamp { seconds: now.as_second(), nanos: 0 } }
 }

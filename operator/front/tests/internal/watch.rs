@@ -16,7 +16,7 @@ use croft_proto::v1::{
 use tokio::time::timeout;
 use tonic::{Code, Streaming};
 
-use crate::scene::{Front, PATIENCE, Scene, event, new_session, terminated};
+use crate::scene::{Front, PATIENCE, Scene, new_session, terminated};
 
 async fn watch(scene: &Scene, front: &Front) -> Streaming<WatchSessionsResponse> {
     let asked = scene.operator.for_all(WatchSessionsRequest { interval_ms: 200 });
@@ -95,7 +95,7 @@ async fn totals_follow_sessions_that_nobody_declared() {
     first_picture(&mut answers).await;
     let attempt = ModelAttempt { attempt_id: "a".into(), cost_nano_usd: Some(7), ..ModelAttempt::default() };
     let mut new = new_session(scene.heron);
-    new.events.push(event(Kind::ModelAttempt(attempt)));
+    new.events.push(NewEvent::now(Kind::ModelAttempt(attempt)));
     scene.insert(new).await;
     let answer = next(&mut answers).await;
     assert_eq!(answer.sessions, []);

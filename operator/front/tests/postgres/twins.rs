@@ -123,13 +123,11 @@ impl Case {
                 };
                 let superstep = u32::try_from(number).expect("a few");
                 let append = Append {
-                    tenant,
-                    session: id(session),
                     authority,
-                    events: kinds.iter().map(|kind| event(number, *kind)).collect(),
                     checkpoint: checkpoint.then(|| SessionCheckpoint { superstep, ..SessionCheckpoint::default() }),
                     idempotency_key: used.map(|(name, body)| key(&name.to_string(), body)),
                     input_seq: *input,
+                    ..self.append(id(session), number, kinds)
                 };
                 told(stores.events.append(append).await)
             }
@@ -162,15 +160,7 @@ impl Case {
     }
 
     fn append(&self, session: SessionId, number: usize, kinds: &[u8]) -> Append {
-        Append {
-            tenant: self.tenant,
-            session,
-            authority: Authority::Caller,
-            events: kinds.iter().map(|kind| event(number, *kind)).collect(),
-            checkpoint: None,
-            idempotency_key: None,
-            input_seq: None,
-        }
+        Append::of(self.tenant, session, Authority::Caller, kinds.iter().map(|kind| event(number, *kind)).collect())
     }
 
     fn new_session(&self, id: SessionId, used: Option<(u8, u8)>, sessions_max: Option<u32>, label: u8) -> NewSession {

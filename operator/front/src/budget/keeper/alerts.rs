@@ -11,7 +11,6 @@ use crate::budget::alert::Alert;
 use crate::error::Error;
 use crate::events::log::{Append, Appended, Authority, IdempotencyKey, NewEvent};
 use crate::session::snapshot;
-use crate::turn::now;
 
 /// Between two looks for alerts that nobody was told of, and how old those are at least.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
@@ -42,20 +41,9 @@ impl Keeper {
     /// Stores the alert's event, once: its name is its idempotency key.
     async fn tell(&self, tenant: TenantId, alert: &Alert) -> Result<(), Error> {
         let key = alert.key();
-        let append = Append {
-            tenant,
-            session: alert.session,
-            authority: Authority::Caller,
-            events: vec![NewEvent {
-                kind: Kind::BudgetAlert(alert.event()),
-                turn: None,
-                elapsed_ms: 0,
-                create_time: now(),
-            }],
-            checkpoint: None,
-            idempotency_key: Some(IdempotencyKey { body_hash: snapshot::canonical_hash(&key.clone().into()), key }),
-            input_seq: None,
-        };
+        let idempotency_key = Some(IdempotencyKey { body_hash: snapshot::canonical_hash(&key.clone().into()), key });
+        let told = vec![NewEvent::now(Kind::BudgetAlert(alert.event()))];
+        let append = Append { idempotency_key, ..Append::of(tenant, alert.session, Authority::Caller, told) };
         match self.events.append(append).await {
             Ok(Appended::New(events)) => self.hub.publish(tenant, alert.session, events),
             // Whoever tried before us has come so far. Where the session has ended, nobody is left to be told.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{SessionEvent, SessionTerminated};
 
-use super::{Manager, event};
+use super::Manager;
 use crate::error::Error;
 use crate::events::log::{Append, Appended, Authority, NewEvent};
 use crate::events::relay::Frame;
@@ -21,16 +21,8 @@ impl Manager {
     ///
     /// Fails with [`Error::SessionBusy`] when `authority` is [`Authority::Overdue`] or [`Authority::AtRest`] and the session isn't.
     pub(crate) async fn end(&self, session: &Session, authority: Authority, reason: &str) -> Result<bool, Error> {
-        let end = event(Kind::SessionTerminated(SessionTerminated { reason: reason.to_owned() }));
-        let append = Append {
-            tenant: session.tenant,
-            session: session.id,
-            authority,
-            events: vec![end.clone()],
-            checkpoint: None,
-            idempotency_key: None,
-            input_seq: None,
-        };
+        let end = NewEvent::now(Kind::SessionTerminated(SessionTerminated { reason: reason.to_owned() }));
+        let append = Append::of(session.tenant, session.id, authority, vec![end.clone()]);
         let stored = match self.core.stores.events.append(append).await {
             Ok(Appended::New(events)) => events,
             Ok(Appended::Existing { .. }) | Err(Error::SessionTerminated { .. }) => return Ok(false),

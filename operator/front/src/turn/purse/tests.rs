@@ -114,20 +114,9 @@ impl Scene {
             prices: vec![price],
             ..Model::default()
         }]);
-        let new = NewSession {
-            id: SessionId::generate(),
-            tenant,
-            tenant_name: "heron".into(),
-            agent: AgentSpec { name: "helper".into(), ..AgentSpec::default() },
-            config_hash: String::new(),
-            labels: std::collections::BTreeMap::new(),
-            idle_timeout_ms: 0,
-            expire_time: None,
-            events: vec![event(Kind::SessionCreated(croft_proto::v1::SessionCreated::default()))],
-            sessions_max: None,
-            idempotency_key: None,
-            parent: None,
-        };
+        let agent = AgentSpec { name: "helper".into(), ..AgentSpec::default() };
+        let created = NewEvent::now(Kind::SessionCreated(croft_proto::v1::SessionCreated::default()));
+        let new = NewSession::of(SessionId::generate(), tenant, "heron", agent, vec![created]);
         let session = match stores.sessions.insert(new).await.unwrap() {
             Inserted::New { session, .. } | Inserted::Existing(session) => session,
         };
@@ -175,15 +164,8 @@ impl Scene {
             cost_nano_usd: Some(cost),
             ..ModelAttempt::default()
         };
-        let append = Append {
-            tenant: self.session.tenant,
-            session: self.session.id,
-            authority: Authority::Caller,
-            events: vec![event(Kind::ModelAttempt(attempt))],
-            checkpoint: None,
-            idempotency_key: None,
-            input_seq: None,
-        };
+        let told = vec![NewEvent::now(Kind::ModelAttempt(attempt))];
+        let append = Append::of(self.session.tenant, self.session.id, Authority::Caller, told);
         assert!(matches!(self.core.stores.events.append(append).await.unwrap(), Appended::New(_)));
         self.core.budgets.forget(self.session.tenant).await;
     }
@@ -206,10 +188,6 @@ impl Scene {
             other => panic!("{other:?}"),
         }
     }
-}
-
-fn event(kind: Kind) -> NewEvent {
-    NewEvent { kind, turn: None, elapsed_ms: 0, create_time: now() }
 }
 
 fn name(told: &Told) -> String {
