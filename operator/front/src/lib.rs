@@ -45,3 +45,10 @@ pub mod worker_client;
 mod worker_error;
 
 pub use error::Error;
+
+// What stands in for stores is shared with the tests beside, and names this crate as they do.
+#[cfg(test)]
+extern crate self as croft_front;
+#[cfg(test)]
+#[path = "../tests/doubles/mod.rs"]
+mod doubles;

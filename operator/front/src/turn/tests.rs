@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use async_trait::async_trait;
 use croft_proto::v1::{
     AgentMessage, AgentSpec, ContentBlock, Grant, GrantRequest, Image, ModelAttempt, SessionCreated, SessionIdle,
-    StopReason, SubAgentCall, Text, TokenUsage, UsageDimension, UsageEvent, UsageSummary, content_block, image,
+    StopReason, SubAgentCall, Text, TokenUsage, content_block, image,
 };
 use croft_serve::Tasks;
 use futures::FutureExt as _;
@@ -15,35 +15,18 @@ use super::*;
 use crate::app::{Parts, assemble};
 use crate::core::Options;
 use crate::counters::memory::Memory;
-use crate::events::log::IdempotencyKey;
+use crate::doubles::{Call, Hook, Made, Outage, hooked};
 use crate::events::relay::Frame;
 use crate::events::relay::memory::MemoryRelay;
 use crate::session::Session;
-use crate::session::store::{Filter, Inserted, NewSession, Page, SessionStore};
+use crate::session::store::{Inserted, NewSession};
 use crate::store::Stores;
 use crate::tenants::Tenants;
-use crate::usage::UsageStore;
 
 fn new_session(tenant: TenantId) -> NewSession {
-    NewSession {
-        id: SessionId::generate(),
-        tenant,
-        tenant_name: "heron".into(),
-        agent: AgentSpec { name: "helper".into(), ..AgentSpec::default() },
-        config_hash: String::new(),
-        labels: std::collections::BTreeMap::new(),
-        idle_timeout_ms: 0,
-        expire_time: None,
-        events: vec![NewEvent {
-            kind: Kind::SessionCreated(SessionCreated::default()),
-            turn: None,
-            elapsed_ms: 0,
-            create_time: now(),
-        }],
-        sessions_max: None,
-        idempotency_key: None,
-        parent: None,
-    }
+    let agent = AgentSpec { name: "helper".into(), ..AgentSpec::default() };
+    let created = NewEvent::now(Kind::SessionCreated(SessionCreated::default()));
+    NewSession::of(SessionId::generate(), tenant, "heron", agent, vec![created])
 }
 
 /// A front on these stores that knows no tenant, and so of no worker; and a session.
@@ -66,15 +49,8 @@ async fn front(stores: Stores, options: Options, tasks: &Tasks) -> (Arc<Core>, S
 }
 
 async fn append(core: &Core, session: &Session, turn: TurnId, kinds: Vec<Kind>) -> Vec<SessionEvent> {
-    let append = Append {
-        tenant: session.tenant,
-        session: session.id,
-        authority: Authority::Caller,
-        events: kinds.into_iter().map(|kind| turn_event(turn, kind)).collect(),
-        checkpoint: None,
-        idempotency_key: None,
-        input_seq: None,
-    };
+    let events = kinds.into_iter().map(|kind| turn_event(turn, kind)).collect();
+    let append = Append::of(session.tenant, session.id, Authority::Caller, events);
     match core.stores.events.append(append).await.unwrap() {
         Appended::New(events) => events,
         Appended::Existing { .. } => panic!("it is new"),
@@ -94,15 +70,9 @@ async fn a_repeated_message_is_known_by_what_was_sent_and_not_by_what_is_stored_
 
     let turn = TurnId::generate();
     let said = UserMessage { content: body.content.clone(), sender: "them".into() };
-    let append = Append {
-        tenant,
-        session: session.id,
-        authority: Authority::Caller,
-        events: vec![turn_event(turn, Kind::UserMessage(said))],
-        checkpoint: None,
-        idempotency_key: idempotency_key("k", &body).unwrap(),
-        input_seq: None,
-    };
+    let said = vec![turn_event(turn, Kind::UserMessage(said))];
+    let idempotency_key = idempotency_key("k", &body).unwrap();
+    let append = Append { idempotency_key, ..Append::of(tenant, session.id, Authority::Caller, said) };
     let Appended::New(events) = stores.events.append(append).await.unwrap() else { panic!("it is new") };
 
     let again = SendMessageRequest { idempotency_key: "k".into(), ..body };
@@ -111,49 +81,24 @@ async fn a_repeated_message_is_known_by_what_was_sent_and_not_by_what_is_stored_
 }
 
 /// Sessions that can't be looked at while it is said: nobody answers.
-struct Silent(Arc<dyn SessionStore>, Arc<AtomicBool>);
+#[derive(Default)]
+struct Silent(AtomicBool);
 
 #[async_trait]
-impl SessionStore for Silent {
-    async fn insert(&self, session: NewSession) -> Result<Inserted, Error> {
-        self.0.insert(session).await
-    }
-
-    async fn get(&self, tenant: TenantId, id: SessionId) -> Result<Option<Session>, Error> {
-        if self.1.load(Ordering::SeqCst) {
+impl Hook for Silent {
+    async fn around(&self, call: Call<'_>, made: Made<'_>) -> Result<(), Error> {
+        if matches!(call, Call::Get) && self.0.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
-        self.0.get(tenant, id).await
-    }
-
-    async fn list(
-        &self,
-        tenant: TenantId,
-        filter: &Filter,
-        after: Option<SessionId>,
-        limit: u32,
-    ) -> Result<Page, Error> {
-        self.0.list(tenant, filter, after, limit).await
-    }
-
-    async fn count_open(&self, tenant: TenantId) -> Result<u32, Error> {
-        self.0.count_open(tenant).await
-    }
-
-    async fn child(&self, tenant: TenantId, parent: SessionId, call: &str) -> Result<Option<Session>, Error> {
-        self.0.child(tenant, parent, call).await
-    }
-
-    async fn find_created(&self, tenant: TenantId, key: &IdempotencyKey) -> Result<Option<Session>, Error> {
-        self.0.find_created(tenant, key).await
+        made.await
     }
 }
 
 /// Its driver waited for an answer without a bound, and for so long the turn stood still and kept what it had, such as connections.
 #[tokio::test(start_paused = true)]
 async fn a_turn_whose_lease_is_lost_is_dropped_although_nobody_can_see_its_session() {
-    let (mut stores, is_silent) = (Stores::memory(), Arc::new(AtomicBool::new(false)));
-    stores.sessions = Arc::new(Silent(stores.sessions, Arc::clone(&is_silent)));
+    let (mut stores, silent) = (Stores::memory(), Arc::new(Silent::default()));
+    stores.sessions = hooked(stores.sessions, Arc::clone(&silent));
     // It looks for a worker until then.
     let options = Options { placement_timeout: Duration::from_hours(1), ..Options::default() };
     let (tasks, lease_ttl) = (Tasks::new(), options.lease_ttl);
@@ -167,7 +112,7 @@ async fn a_turn_whose_lease_is_lost_is_dropped_although_nobody_can_see_its_sessi
     core.stores.leases.abandon(session.tenant, session.id, 1).await.unwrap();
     let taken = core.stores.leases.acquire(session.tenant, session.id, "front-1", Duration::from_hours(1)).await;
     assert!(taken.unwrap().is_some(), "another has it");
-    is_silent.store(true, Ordering::SeqCst);
+    silent.0.store(true, Ordering::SeqCst);
     sleep(lease_ttl).await;
     assert_eq!((core.metrics.turns_running.get(), core.metrics.lease_losses.get()), (0, 1));
 }
@@ -210,42 +155,11 @@ async fn what_was_reckoned_is_charged_unless_the_worker_tells_of_it_in_time() {
     }
 }
 
-/// A ledger that is away.
-struct Away(Arc<dyn UsageStore>);
-
-#[async_trait]
-impl UsageStore for Away {
-    async fn list(
-        &self,
-        tenant: TenantId,
-        session: Option<SessionId>,
-        before: Option<Timestamp>,
-        after: Option<&str>,
-        limit: u32,
-    ) -> Result<Vec<UsageEvent>, Error> {
-        self.0.list(tenant, session, before, after, limit).await
-    }
-
-    async fn summarize(
-        &self,
-        tenant: TenantId,
-        start: Option<Timestamp>,
-        end: Option<Timestamp>,
-        group_by: &[UsageDimension],
-    ) -> Result<Vec<UsageSummary>, Error> {
-        self.0.summarize(tenant, start, end, group_by).await
-    }
-
-    async fn add_behind_end(&self, _: TenantId, _: SessionId, _: &[NewEvent]) -> Result<(), Error> {
-        Err(Error::unavailable("postgres", anyhow::anyhow!("connection refused")))
-    }
-}
-
 /// They waited for their next try, were cut off with the program, and stood nowhere.
 #[tokio::test(start_paused = true)]
 async fn attempts_that_wait_for_the_ledger_are_given_up_as_the_front_goes() {
     let (mut stores, tasks) = (Stores::memory(), Tasks::new());
-    stores.usage = Arc::new(Away(stores.usage));
+    stores.usage = hooked(stores.usage, Outage::of(usize::MAX).before(|call| matches!(call, Call::AddBehindEnd)));
     let (core, session) = front(stores, Options::default(), &tasks).await;
     charge_behind_end(&core, session.clone(), vec![ModelAttempt::default()]).await;
     Recorder::new(Arc::clone(&core), session, 1, TurnId::generate(), false).charge_unless_told(lost_attempt());

@@ -7,21 +7,19 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use croft_front::Error;
 use croft_front::app::{Parts, assemble};
 use croft_front::core::{Core, Options};
 use croft_front::counters::memory::Memory;
-use croft_front::events::log::IdempotencyKey;
 use croft_front::events::relay::memory::MemoryRelay;
 use croft_front::identity::{Identity, Role};
 use croft_front::limits::rates::Rates;
 use croft_front::session::Session;
 use croft_front::session::manager::Manager;
-use croft_front::session::store::{Filter, Inserted, NewSession, Page, SessionStore};
+use croft_front::session::store::{Filter, Page};
 use croft_front::store::Stores;
 use croft_front::tenants::Tenants;
-use croft_proto::id::{SessionId, TenantId};
+use croft_proto::id::TenantId;
 use croft_proto::v1::runtime_service_server::{RuntimeService, RuntimeServiceServer};
 use croft_proto::v1::watch_routes_response::Change;
 use croft_proto::v1::{
@@ -38,6 +36,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::doubles::{Call, Outage, hooked};
 use super::fixtures::tenant;
 
 /// Longer than anything takes, however busy the machine.
@@ -240,52 +239,14 @@ pub(crate) async fn leaves_nothing_behind_when_the_worker_hangs(stores: &Stores)
     scene.end().await;
 }
 
-/// Sessions that can't be recorded, as long as the store is down.
-struct Down(Arc<dyn SessionStore>, Mutex<bool>);
-
-#[async_trait]
-impl SessionStore for Down {
-    async fn insert(&self, session: NewSession) -> Result<Inserted, Error> {
-        if *self.1.lock().unwrap() {
-            return Err(Error::unavailable("postgres", anyhow::anyhow!("connection refused")));
-        }
-        self.0.insert(session).await
-    }
-
-    async fn get(&self, tenant: TenantId, id: SessionId) -> Result<Option<Session>, Error> {
-        self.0.get(tenant, id).await
-    }
-
-    async fn list(
-        &self,
-        tenant: TenantId,
-        filter: &Filter,
-        after: Option<SessionId>,
-        limit: u32,
-    ) -> Result<Page, Error> {
-        self.0.list(tenant, filter, after, limit).await
-    }
-
-    async fn count_open(&self, tenant: TenantId) -> Result<u32, Error> {
-        self.0.count_open(tenant).await
-    }
-
-    async fn child(&self, tenant: TenantId, parent: SessionId, call: &str) -> Result<Option<Session>, Error> {
-        self.0.child(tenant, parent, call).await
-    }
-
-    async fn find_created(&self, tenant: TenantId, key: &IdempotencyKey) -> Result<Option<Session>, Error> {
-        self.0.find_created(tenant, key).await
-    }
-}
-
 pub(crate) async fn leaves_nothing_behind_when_it_cannot_be_recorded(stores: &Stores) {
     let tenant = tenant(stores, "ours").await;
-    let down = Arc::new(Down(Arc::clone(&stores.sessions), Mutex::new(true)));
-    let scene = Scene::over(Stores { sessions: down.clone(), ..stores.clone() }, tenant).await;
+    let outage = Outage::of(usize::MAX);
+    let sessions = hooked(Arc::clone(&stores.sessions), outage.before(|call| matches!(call, Call::Insert(_))));
+    let scene = Scene::over(Stores { sessions, ..stores.clone() }, tenant).await;
     let error = scene.create("scripted-1").await.unwrap_err();
     assert_eq!(error.reason(), "UNAVAILABLE", "{error}");
-    *down.1.lock().unwrap() = false;
+    outage.end();
     scene.assert_nothing_is_left("a store that was down").await;
 
     // The tenant is full now, which shows before a worker is asked.

@@ -9,8 +9,8 @@ use tokio::time::timeout;
 
 use super::tests::{Events, follow_from, next, next_number};
 use super::*;
+use crate::doubles::{Call, Hook, Made, hooked};
 use crate::events::fanout::Options;
-use crate::events::log::{Append, Appended, IdempotencyKey, StoredCheckpoint};
 use crate::events::relay::memory::MemoryRelay;
 use crate::events::testing::{DownRelay, Scene, agent_message, user_message};
 
@@ -29,8 +29,8 @@ impl Held {
     }
 
     async fn follow(self: &Arc<Self>, hub: &Hub) -> Events {
-        let (tenant, session) = (self.scene.tenant, self.scene.session);
-        follow(Arc::clone(self) as _, hub, tenant, session, 1, false).await.unwrap().boxed()
+        let log = hooked(self.scene.log.clone() as Arc<dyn EventLog>, Arc::clone(self));
+        follow(log, hub, self.scene.tenant, self.scene.session, 1, false).await.unwrap().boxed()
     }
 
     async fn until_reads(&self, reads: usize) {
@@ -41,29 +41,19 @@ impl Held {
 }
 
 #[async_trait]
-impl EventLog for Held {
-    async fn append(&self, append: Append) -> Result<Appended, Error> {
-        self.scene.log.append(append).await
-    }
-
-    async fn find_sent(&self, t: TenantId, s: SessionId, key: &IdempotencyKey) -> Result<Option<u64>, Error> {
-        self.scene.log.find_sent(t, s, key).await
-    }
-
-    async fn read(&self, t: TenantId, s: SessionId, after: u64, limit: u32) -> Result<Vec<SessionEvent>, Error> {
+impl Hook for Held {
+    async fn around(&self, call: Call<'_>, made: Made<'_>) -> Result<(), Error> {
+        if !matches!(call, Call::Read) {
+            return made.await;
+        }
         self.reads.fetch_add(1, Ordering::Relaxed);
         if self.is_late {
             self.may.acquire().await.unwrap().forget();
+            return made.await;
         }
-        let read = self.scene.log.read(t, s, after, limit).await;
-        if !self.is_late {
-            self.may.acquire().await.unwrap().forget();
-        }
-        read
-    }
-
-    async fn checkpoint(&self, tenant: TenantId, session: SessionId) -> Result<Option<StoredCheckpoint>, Error> {
-        self.scene.log.checkpoint(tenant, session).await
+        let made = made.await;
+        self.may.acquire().await.unwrap().forget();
+        made
     }
 }
 

@@ -17,11 +17,11 @@ use tokio::time::{Instant, timeout};
 
 use super::looks::{AT_ONCE_MAX, LOOKS_FOR_NOTHING};
 use super::*;
+use crate::doubles::{Call, Hook, Made, hooked};
 use crate::events::fanout::Options;
 use crate::events::log::{Append, Appended, IdempotencyKey, StoredCheckpoint};
 use crate::events::relay::memory::MemoryRelay;
 use crate::events::testing::{DownRelay, Scene, agent_message, terminated, user_message};
-use crate::store::memory::Memory;
 
 pub(super) type Events = BoxStream<'static, Result<SessionEvent, Error>>;
 
@@ -100,12 +100,7 @@ impl EventLog for Moody {
     }
 }
 
-/// A log that takes its time, and counts who reads it.
-struct Counted {
-    log: Arc<Memory>,
-    reads: Arc<Reads>,
-}
-
+/// Reads that take their time, counted.
 #[derive(Default)]
 struct Reads {
     count: AtomicUsize,
@@ -115,37 +110,16 @@ struct Reads {
 }
 
 #[async_trait]
-impl EventLog for Counted {
-    async fn append(&self, append: Append) -> Result<Appended, Error> {
-        self.log.append(append).await
-    }
-
-    async fn find_sent(
-        &self,
-        tenant: TenantId,
-        session: SessionId,
-        key: &IdempotencyKey,
-    ) -> Result<Option<u64>, Error> {
-        self.log.find_sent(tenant, session, key).await
-    }
-
-    async fn read(
-        &self,
-        tenant: TenantId,
-        session: SessionId,
-        after_seq: u64,
-        limit: u32,
-    ) -> Result<Vec<SessionEvent>, Error> {
-        self.reads.count.fetch_add(1, Ordering::Relaxed);
-        let under_way = self.reads.under_way.fetch_add(1, Ordering::Relaxed) + 1;
-        self.reads.most.fetch_max(under_way, Ordering::Relaxed);
-        sleep(Duration::from_millis(20)).await;
-        self.reads.under_way.fetch_sub(1, Ordering::Relaxed);
-        self.log.read(tenant, session, after_seq, limit).await
-    }
-
-    async fn checkpoint(&self, tenant: TenantId, session: SessionId) -> Result<Option<StoredCheckpoint>, Error> {
-        self.log.checkpoint(tenant, session).await
+impl Hook for Reads {
+    async fn around(&self, call: Call<'_>, made: Made<'_>) -> Result<(), Error> {
+        if matches!(call, Call::Read) {
+            self.count.fetch_add(1, Ordering::Relaxed);
+            let under_way = self.under_way.fetch_add(1, Ordering::Relaxed) + 1;
+            self.most.fetch_max(under_way, Ordering::Relaxed);
+            sleep(Duration::from_millis(20)).await;
+            self.under_way.fetch_sub(1, Ordering::Relaxed);
+        }
+        made.await
     }
 }
 

@@ -36,7 +36,7 @@ async fn without_a_relay_those_who_follow_a_session_share_their_looks() {
     let mut followers = Vec::new();
     for scene in &scenes {
         for _ in 0..10 {
-            let log = Arc::new(Counted { log: Arc::clone(&scene.log), reads: Arc::clone(&reads) });
+            let log = hooked(scene.log.clone() as Arc<dyn EventLog>, Arc::clone(&reads));
             followers.push(follow(log, &hub, scene.tenant, scene.session, 1, true).await.unwrap().boxed());
         }
     }
