@@ -6,22 +6,17 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use croft_front::Error;
-use croft_front::events::log::{Append, Appended, EventLog, IdempotencyKey, StoredCheckpoint};
 use croft_front::events::relay::memory::MemoryRelay;
 use croft_front::events::relay::{Envelope, Relay};
-use croft_front::lease::{Abandoned, LeaseStore};
-use croft_front::session::Session;
-use croft_front::session::store::{Filter, Inserted, NewSession, Page, SessionStore};
 use croft_front::store::Stores;
-use croft_front::turn::store::{Begin, Begun, Ended, TurnStore};
 use croft_proto::id::{SessionId, TenantId};
-use croft_proto::v1::SessionEvent;
 use croft_serve::Tasks;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::chaos::{Chaos, Fate};
+use crate::doubles::{Call, Hook, Made, away, hooked};
 
 #[derive(Clone)]
 pub(crate) struct Gate {
@@ -37,11 +32,13 @@ impl Gate {
 
     /// The stores behind this gate.
     pub(crate) fn stores(&self, behind: &Stores) -> Stores {
-        let sessions = Arc::new(Gated { gate: self.clone(), behind: Arc::clone(&behind.sessions) });
-        let events = Arc::new(Gated { gate: self.clone(), behind: Arc::clone(&behind.events) });
-        let leases = Arc::new(Gated { gate: self.clone(), behind: Arc::clone(&behind.leases) });
-        let turns = Arc::new(Gated { gate: self.clone(), behind: Arc::clone(&behind.turns) });
-        Stores { sessions, events, leases, turns, ..behind.clone() }
+        Stores {
+            sessions: hooked(Arc::clone(&behind.sessions), self.clone()),
+            events: hooked(Arc::clone(&behind.events), self.clone()),
+            leases: hooked(Arc::clone(&behind.leases), self.clone()),
+            turns: hooked(Arc::clone(&behind.turns), self.clone()),
+            ..behind.clone()
+        }
     }
 
     /// Waits while the front stands still, and for ever if it is dead.
@@ -84,122 +81,23 @@ impl Gate {
             }
         }
     }
+}
 
-    async fn pass<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+#[async_trait]
+impl Hook for Gate {
+    async fn around(&self, call: Call<'_>, made: Made<'_>) -> Result<(), Error> {
+        // Every front takes this look again and again: it has no part in a history.
+        if matches!(call, Call::Abandoned) {
+            self.alive().await;
+            return made.await;
+        }
         let before = self.moment().await;
         if before == Some(Fate::Refused) {
             return Err(away());
         }
-        let outcome = call.await;
+        let outcome = made.await;
         let after = self.moment().await;
         if before.or(after).is_some() { Err(away()) } else { outcome }
-    }
-}
-
-fn away() -> Error {
-    Error::unavailable("postgres", anyhow::anyhow!("the connection was cut"))
-}
-
-struct Gated<S: ?Sized> {
-    gate: Gate,
-    behind: Arc<S>,
-}
-
-#[async_trait]
-impl SessionStore for Gated<dyn SessionStore> {
-    async fn insert(&self, new: NewSession) -> Result<Inserted, Error> {
-        self.gate.pass(self.behind.insert(new)).await
-    }
-
-    async fn get(&self, tenant: TenantId, id: SessionId) -> Result<Option<Session>, Error> {
-        self.gate.pass(self.behind.get(tenant, id)).await
-    }
-
-    async fn list(
-        &self,
-        tenant: TenantId,
-        filter: &Filter,
-        after: Option<SessionId>,
-        limit: u32,
-    ) -> Result<Page, Error> {
-        self.gate.pass(self.behind.list(tenant, filter, after, limit)).await
-    }
-
-    async fn count_open(&self, tenant: TenantId) -> Result<u32, Error> {
-        self.gate.pass(self.behind.count_open(tenant)).await
-    }
-
-    async fn child(&self, tenant: TenantId, parent: SessionId, tool_call_id: &str) -> Result<Option<Session>, Error> {
-        self.gate.pass(self.behind.child(tenant, parent, tool_call_id)).await
-    }
-
-    async fn find_created(&self, tenant: TenantId, key: &IdempotencyKey) -> Result<Option<Session>, Error> {
-        self.gate.pass(self.behind.find_created(tenant, key)).await
-    }
-}
-
-#[async_trait]
-impl EventLog for Gated<dyn EventLog> {
-    async fn append(&self, append: Append) -> Result<Appended, Error> {
-        self.gate.pass(self.behind.append(append)).await
-    }
-
-    async fn find_sent(&self, tenant: TenantId, id: SessionId, key: &IdempotencyKey) -> Result<Option<u64>, Error> {
-        self.gate.pass(self.behind.find_sent(tenant, id, key)).await
-    }
-
-    async fn read(&self, tenant: TenantId, id: SessionId, after: u64, limit: u32) -> Result<Vec<SessionEvent>, Error> {
-        self.gate.pass(self.behind.read(tenant, id, after, limit)).await
-    }
-
-    async fn checkpoint(&self, tenant: TenantId, id: SessionId) -> Result<Option<StoredCheckpoint>, Error> {
-        self.gate.pass(self.behind.checkpoint(tenant, id)).await
-    }
-}
-
-#[async_trait]
-impl TurnStore for Gated<dyn TurnStore> {
-    async fn begin(&self, begin: Begin) -> Result<Begun, Error> {
-        self.gate.pass(self.behind.begin(begin)).await
-    }
-
-    async fn end(&self, last: Append) -> Result<Ended, Error> {
-        self.gate.pass(self.behind.end(last)).await
-    }
-}
-
-#[async_trait]
-impl LeaseStore for Gated<dyn LeaseStore> {
-    async fn acquire(
-        &self,
-        tenant: TenantId,
-        session: SessionId,
-        holder: &str,
-        ttl: Duration,
-    ) -> Result<Option<u64>, Error> {
-        self.gate.pass(self.behind.acquire(tenant, session, holder, ttl)).await
-    }
-
-    async fn renew_all(
-        &self,
-        tenant: TenantId,
-        leases: &[(SessionId, u64)],
-        ttl: Duration,
-    ) -> Result<Vec<SessionId>, Error> {
-        self.gate.pass(self.behind.renew_all(tenant, leases, ttl)).await
-    }
-
-    async fn release(&self, tenant: TenantId, session: SessionId, epoch: u64) -> Result<(), Error> {
-        self.gate.pass(self.behind.release(tenant, session, epoch)).await
-    }
-
-    async fn abandon(&self, tenant: TenantId, session: SessionId, epoch: u64) -> Result<(), Error> {
-        self.gate.pass(self.behind.abandon(tenant, session, epoch)).await
-    }
-
-    async fn abandoned(&self, limit: u32) -> Result<Vec<Abandoned>, Error> {
-        self.gate.alive().await;
-        self.behind.abandoned(limit).await
     }
 }
 

@@ -7,6 +7,8 @@
 
 mod chaos;
 mod dice;
+#[path = "../../../operator/front/tests/doubles/mod.rs"]
+mod doubles;
 mod gate;
 mod judge;
 mod people;
