@@ -19,11 +19,16 @@ struct Probe<'a> {
 impl<'a> Probe<'a> {
     /// A pod in the tenant's namespace, under its fence like any other.
     async fn start(system: &'a System, tenant: &Tenant) -> Self {
+        Self::labelled(system, &tenant.namespace, "{}").await
+    }
+
+    /// A pod with these labels, an object of JSON.
+    async fn labelled(system: &'a System, namespace: &str, labels: &str) -> Self {
         let manifest = format!(
             "
 apiVersion: v1
 kind: Pod
-metadata: {{ name: probe, namespace: {} }}
+metadata: {{ name: probe, namespace: {namespace}, labels: {labels} }}
 spec:
   automountServiceAccountToken: false
   terminationGracePeriodSeconds: 0
@@ -37,13 +42,12 @@ spec:
       resources:
         requests: {{ cpu: 10m, memory: 16Mi }}
         limits: {{ cpu: 100m, memory: 32Mi }}
-",
-            tenant.namespace
+"
         );
         eventually("the probe is created", async || system.apply(&manifest).await).await;
-        let wait = ["wait", "pod/probe", "-n", &tenant.namespace, "--for=condition=Ready", "--timeout=90s"];
+        let wait = ["wait", "pod/probe", "-n", namespace, "--for=condition=Ready", "--timeout=90s"];
         system.kubectl(&wait).await.unwrap();
-        Self { system, namespace: tenant.namespace.clone() }
+        Self { system, namespace: namespace.to_owned() }
     }
 
     async fn runs(&self, arguments: &[&str]) -> (bool, String) {
@@ -111,6 +115,33 @@ async fn tenants_cannot_reach_each_other_nor_the_platform() {
     probe.reaches_none(&closed).await;
     red.remove(&system).await;
     blue.remove(&system).await;
+}
+
+/// Whoever may make a pod gives it what labels they like: the namespace is what they can't choose.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fronts_labels_open_nothing_in_another_namespace() {
+    let system = System::from_env_file().unwrap();
+    let front = front_pods(&system).await.remove(0);
+    let labels = ["get", "pod", &front.name, "-n", "croft-system", "-o", "jsonpath={.metadata.labels}"];
+    let labels = system.kubectl(&labels).await.unwrap();
+    assert!(labels.contains("\"app.kubernetes.io/component\":\"front\""), "{labels}");
+    system.apply("apiVersion: v1\nkind: Namespace\nmetadata: { name: impostor }\n").await.unwrap();
+    let probe = Probe::labelled(&system, "impostor", &labels).await;
+    // What is open to all shows that this probe works.
+    eventually("the probe works", async || {
+        anyhow::ensure!(probe.reaches(&format!("{}:50051", front.ip)).await, "the front is closed to it");
+        Ok(())
+    })
+    .await;
+    let worker = pods(&system, "tenant-demo", "app.kubernetes.io/component=worker").await.unwrap().remove(0);
+    let operator = pods(&system, "croft-system", "app.kubernetes.io/component=operator").await.unwrap().remove(0);
+    let closed = [
+        ("a worker, which is the front's to call", format!("{}:50052", worker.ip)),
+        ("a worker's metrics", format!("{}:9090", worker.ip)),
+        ("the operator's routes, which are the front's to watch", format!("{}:50053", operator.ip)),
+    ];
+    probe.reaches_none(&closed).await;
+    system.kubectl(&["delete", "namespace", "impostor", "--wait=false"]).await.unwrap();
 }
 
 /// A pod that listens on port 8000: the probe, with this verb.

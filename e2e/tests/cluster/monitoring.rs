@@ -64,6 +64,10 @@ async fn pages_are_in_order_and_have_the_labels_that_are_chosen_by() {
         }
     }
 
+    let is_somebody = |label: &String| ["tenant", "session", "user"].iter().any(|word| label.contains(word));
+    let of_somebody: Vec<_> = told.0.iter().filter(|(_, (_, labels))| labels.iter().any(is_somebody)).collect();
+    assert!(of_somebody.is_empty(), "labels without a bound: {of_somebody:?}");
+
     let (mut wrong, mut looked_at) = (Vec::new(), BTreeSet::new());
     for asked in expressions() {
         let mut known = BTreeSet::from(OF_THE_TARGET.map(str::to_owned));

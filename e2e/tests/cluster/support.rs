@@ -114,6 +114,19 @@ pub(crate) async fn front_pods(system: &System) -> Vec<Pod> {
     fronts
 }
 
+/// Fails where a page of a front's or an operator's metrics has one of these on it.
+pub(crate) async fn assert_on_no_page(system: &System, names: &[String]) {
+    let operators = pods(system, "croft-system", "app.kubernetes.io/component=operator").await.unwrap();
+    assert!(!operators.is_empty(), "no operator is ready");
+    for pod in [front_pods(system).await, operators].concat() {
+        let page = reqwest::get(format!("http://{}:9090/metrics", pod.ip)).await.unwrap().text().await.unwrap();
+        assert!(page.contains("croft_build_info"), "{}: {page}", pod.name);
+        for name in names {
+            assert!(!page.contains(name), "{} tells of {name}: {page}", pod.name);
+        }
+    }
+}
+
 /// Reads a turn to its end.
 pub(crate) async fn whole_turn(mut events: Streaming<SendMessageResponse>) -> anyhow::Result<Vec<SessionEvent>> {
     let mut seen = Vec::new();

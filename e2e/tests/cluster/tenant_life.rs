@@ -7,7 +7,9 @@ use croft_proto::v1::{GetSessionRequest, SendMessageResponse, Session, SessionEv
 use serde_json::json;
 use tonic::{Code, Streaming};
 
-use crate::support::{PATIENCE, Tenant, answer, assert_contiguous, eventually, pods, put_key, whole_turn};
+use crate::support::{
+    PATIENCE, Tenant, answer, assert_contiguous, assert_on_no_page, eventually, pods, put_key, whole_turn,
+};
 
 const WORKERS: &str = "app.kubernetes.io/component=worker";
 /// About five seconds.
@@ -117,6 +119,12 @@ async fn an_erased_tenant_leaves_its_books_and_nothing_else() {
         sqlx::query_scalar(sqlx::AssertSqlSafe(counted)).bind(session_id).fetch_one(&database).await.unwrap()
     };
     assert!(rows("events").await > 0);
+    let uid = ["get", "agenttenant", &tenant.name, "-o", "jsonpath={.metadata.uid}"];
+    let uid = system.kubectl(&uid).await.unwrap();
+    assert!(uid.len() > 30, "{uid:?}");
+    // While it is there already, so that nothing of it can be left.
+    let names = [session.session_id, uid, format!("\"{}\"", tenant.name), tenant.namespace.clone()];
+    assert_on_no_page(&system, &names).await;
 
     patch(&system, &tenant, &json!({ "spec": { "deletionPolicy": "Erase" } })).await;
     tenant.remove(&system).await;
@@ -128,6 +136,7 @@ async fn an_erased_tenant_leaves_its_books_and_nothing_else() {
         other => anyhow::bail!("{other:?}"),
     })
     .await;
+    assert_on_no_page(&system, &names).await;
 }
 
 async fn patch(system: &System, tenant: &Tenant, patch: &serde_json::Value) {

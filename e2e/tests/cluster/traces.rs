@@ -4,11 +4,18 @@ use anyhow::ensure;
 use croft_e2e::client::{Client, message, scripted_agent};
 use croft_e2e::system::System;
 use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{AgentLimits, AgentSpec};
 
 use crate::support::{eventually, front_pods, pods, whole_turn};
 
 async fn metrics(address: &str) -> anyhow::Result<String> {
     Ok(reqwest::get(format!("http://{address}:9090/metrics")).await?.error_for_status()?.text().await?)
+}
+
+/// What is counted of a tenant in Redis: calls and tokens of the last minute, and what budgets have room for.
+async fn counted(system: &System, tenant: &str) -> anyhow::Result<Vec<String>> {
+    let mut redis = redis::Client::open(&*system.redis_url)?.get_multiplexed_async_connection().await?;
+    Ok(redis::cmd("HKEYS").arg(format!("croft:{{{tenant}}}:state")).query_async(&mut redis).await?)
 }
 
 /// The sum over all series of this name.
@@ -24,7 +31,9 @@ fn total(metrics: &str, name: &str) -> f64 {
 async fn a_turn_leaves_rows_metrics_and_events() {
     let system = System::from_env_file().unwrap();
     let mut client = Client::new(&system.grpc, &system.api_key).unwrap();
-    let session = client.create(scripted_agent("traced")).await.unwrap();
+    let limits = AgentLimits { budget_nano_usd: 1_000_000_000, ..AgentLimits::default() };
+    let agent = AgentSpec { limits: Some(limits), ..scripted_agent("traced") };
+    let session = client.create(agent).await.unwrap();
     let sent = client.lifecycle.send_message(message(&session.session_id, "leave a trace")).await.unwrap();
     let events = whole_turn(sent.into_inner()).await.unwrap();
     let attempt = events.iter().find_map(|event| match &event.kind {
@@ -54,17 +63,47 @@ async fn a_turn_leaves_rows_metrics_and_events() {
     })
     .await;
 
-    let (mut created, mut stored, mut calls) = (0.0, 0.0, 0.0);
+    let tenant = system.kubectl(&["get", "agenttenant", "demo", "-o", "jsonpath={.metadata.uid}"]).await.unwrap();
+    let counted = counted(&system, &tenant).await.unwrap();
+    assert!(counted.iter().any(|field| field == "moments:requests"), "the limiter counts no calls: {counted:?}");
+    let is_bound = |field: &&String| field.starts_with("bound:") && field.contains(&session.session_id);
+    assert!(counted.iter().any(|field| is_bound(&field)), "nobody keeps the session's budget: {counted:?}");
+
+    let (mut created, mut stored, mut calls, mut placed) = (0.0, 0.0, 0.0, 0.0);
     for front in front_pods(&system).await {
         let text = metrics(&front.ip).await.unwrap();
+        for (series, expected) in
+            [("croft_event_relay_up", "1"), ("croft_counters_away", "0"), ("croft_routes_connected", "1")]
+        {
+            assert!(
+                text.lines().any(|line| line == format!("{series} {expected}")),
+                "{series} of {}: {text}",
+                front.name
+            );
+        }
+        placed += total(&text, "croft_turn_stage_seconds_count{stage=\"place\"}");
         created += total(&text, "croft_sessions_created_total");
         stored += total(&text, "croft_events_stored_total");
         calls += total(&text, "croft_grpc_requests_total");
         assert!(text.contains("croft_build_info"), "{text}");
     }
     assert!(created >= 1.0 && stored >= 5.0 && calls >= 2.0, "{created} created, {stored} stored, {calls} calls");
+    assert!(placed >= 1.0, "{placed} placed");
+    // A record is counted once it is stored.
+    eventually("the records are counted", async || {
+        let mut audited = 0.0;
+        for front in front_pods(&system).await {
+            audited += total(&metrics(&front.ip).await?, "croft_audit_records_total");
+        }
+        ensure!(audited >= 2.0, "{audited} records");
+        Ok(())
+    })
+    .await;
     let worker = pods(&system, "tenant-demo", "app.kubernetes.io/component=worker").await.unwrap().remove(0);
-    assert!(total(&metrics(&worker.ip).await.unwrap(), "croft_worker_model_attempts_total") >= 1.0);
+    let text = metrics(&worker.ip).await.unwrap();
+    assert!(total(&text, "croft_worker_model_attempts_total") >= 1.0);
+    let shut = "croft_worker_model_breaker_open{provider=\"scripted\"} 0";
+    assert!(text.lines().any(|line| line == shut), "the breaker tells nothing: {text}");
     // One of them writes; all of them serve routes.
     let (mut passes, mut watchers) = (0.0, 0.0);
     for operator in pods(&system, "croft-system", "app.kubernetes.io/component=operator").await.unwrap() {
