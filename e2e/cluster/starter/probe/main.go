@@ -2,7 +2,7 @@
 //
 //	probe connect HOST:PORT TIMEOUT   0 when a TCP connection opens in time
 //	probe listen PORT                 accepts, says hello, closes; until it is ended
-//	probe model PORT                  plays a model provider, until it is ended
+//	probe model PORT                  plays a model provider and an MCP server, until it is ended
 //	probe resolve NAME [TIMEOUT]      0 and the addresses when the name has any
 //	probe sleep                       until it is ended
 package main

@@ -11,8 +11,8 @@ import (
 	"syscall"
 )
 
-// model plays a model provider: it answers each call by the credential that came with it, as Anthropic's Messages or OpenAI's
-// Chat Completions stream it.
+// model plays a model provider, and an MCP server beside it: it answers each call by the credential that came with it, as Anthropic's
+// Messages or OpenAI's Chat Completions stream it, or as the result of a tool.
 func model(port string) error {
 	// As process 1 of a container it gets no default action for a signal.
 	told := make(chan os.Signal, 1)
@@ -25,10 +25,14 @@ func model(port string) error {
 }
 
 func answer(to http.ResponseWriter, request *http.Request) {
-	_, _ = io.Copy(io.Discard, io.LimitReader(request.Body, 1<<20))
+	body, _ := io.ReadAll(io.LimitReader(request.Body, 1<<20))
 	credential := strings.TrimPrefix(request.Header.Get("Authorization"), "Bearer ")
 	if credential == "" {
 		credential = request.Header.Get("X-Api-Key")
+	}
+	if strings.HasSuffix(request.URL.Path, "/mcp") {
+		tool(to, body, credential)
+		return
 	}
 	text, _ := json.Marshal("called with " + credential)
 	to.Header().Set("Content-Type", "text/event-stream")
