@@ -1,19 +1,15 @@
 //! What a session's calls use when the session ends in the midst of them is paid for, although its log takes nothing any more.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use croft_e2e::client::{message, scripted_agent};
 use croft_front::Error;
 use croft_front::core::Options;
-use croft_front::events::log::{Append, Appended, Authority, EventLog, IdempotencyKey, NewEvent, StoredCheckpoint};
+use croft_front::events::log::{Append, Authority, NewEvent};
 use croft_front::session::Session;
 use croft_front::store::Stores;
-use croft_front::usage::UsageStore;
-use croft_proto::Timestamp;
-use croft_proto::id::{SessionId, TenantId, TurnId};
+use croft_proto::id::TurnId;
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::execute_step_request::Message as FromFront;
 use croft_proto::v1::execute_step_response::Message as ToFront;
@@ -21,14 +17,14 @@ use croft_proto::v1::runtime_service_client::RuntimeServiceClient;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
     Budget, BudgetAction, BudgetPeriod, BudgetScope, ContentBlock, ExecuteStepRequest, Grant, SendMessageResponse,
-    SessionEvent, SessionState, SessionTerminated, SetBudgetRequest, StepStart, TerminateSessionRequest, Text,
-    UsageDimension, UsageEvent, UsageSummary,
+    SessionState, SessionTerminated, SetBudgetRequest, StepStart, TerminateSessionRequest, Text,
 };
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
 
+use crate::doubles::{Call, Hook, Made, Outage, hooked};
 use crate::world::{Ground, PATIENCE, World, read_all};
 
 const SLOW: &str = r#"{"script": [{"text": "a b c d e f g h i j k l m n o p", "token_delay_ms": 100}]}"#;
@@ -46,15 +42,7 @@ async fn talking(world: &World, script: &str) -> (String, Streaming<SendMessageR
 /// Ends the session without a word to the front that runs its turn, as another does while the relay is away.
 async fn end_unheard(world: &World, session_id: &str) {
     let kind = Kind::SessionTerminated(SessionTerminated { reason: "enough".into() });
-    let append = Append {
-        tenant: world.tenant(),
-        session: session_id.parse().unwrap(),
-        authority: Authority::Fence,
-        events: vec![NewEvent { kind, turn: None, elapsed_ms: 0, create_time: Timestamp::default() }],
-        checkpoint: None,
-        idempotency_key: None,
-        input_seq: None,
-    };
+    let append = Append::of(world.tenant(), session_id.parse().unwrap(), Authority::Fence, vec![NewEvent::now(kind)]);
     world.core.stores.events.append(append).await.unwrap();
 }
 
@@ -67,7 +55,7 @@ async fn paid(world: &World, session_id: &str) -> Session {
     assert!(session.usage.cost_nano_usd > 0);
     let rows = world.core.stores.usage.list(world.tenant(), Some(session.id), None, None, 10).await.unwrap();
     assert_eq!(rows.len(), 1, "{rows:?}");
-    let log = world.core.stores.events.read(world.tenant(), session.id, 0, 100).await.unwrap();
+    let log = world.log(session_id, 0).await;
     assert!(matches!(log.last().unwrap().kind, Some(Kind::SessionTerminated(_))), "its end is the end");
     session
 }
@@ -154,42 +142,23 @@ async fn a_call_whose_front_is_lost_is_paid_for_once_another_ends_the_session() 
     paid(&world, &session_id).await;
 }
 
-/// Stores ends, and so often says that nobody knows whether it did; and is away for as many reads behind that.
+/// Stores the first end and tells nobody; and is away for some reads behind that.
 struct Mute {
-    log: Arc<dyn EventLog>,
-    ends: AtomicUsize,
-    reads: AtomicUsize,
-}
-
-fn takes_one(from: &AtomicUsize) -> bool {
-    from.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
-}
-
-fn away() -> Error {
-    Error::unavailable("postgres", anyhow::anyhow!("the connection was lost"))
+    ends: Outage,
+    reads: Outage,
 }
 
 #[async_trait]
-impl EventLog for Mute {
-    async fn append(&self, append: Append) -> Result<Appended, Error> {
-        let ends = append.events.iter().any(|event| matches!(event.kind, Kind::SessionTerminated(_)));
-        let appended = self.log.append(append).await;
-        if ends && takes_one(&self.ends) { Err(away()) } else { appended }
-    }
-
-    async fn find_sent(&self, tenant: TenantId, id: SessionId, key: &IdempotencyKey) -> Result<Option<u64>, Error> {
-        self.log.find_sent(tenant, id, key).await
-    }
-
-    async fn read(&self, tenant: TenantId, id: SessionId, after: u64, limit: u32) -> Result<Vec<SessionEvent>, Error> {
-        if self.ends.load(Ordering::SeqCst) == 0 && takes_one(&self.reads) {
-            return Err(away());
+impl Hook for Mute {
+    async fn around(&self, call: Call<'_>, made: Made<'_>) -> Result<(), Error> {
+        if call.appends(|kind| matches!(kind, Kind::SessionTerminated(_))) {
+            let made = made.await;
+            return self.ends.meet().and(made);
         }
-        self.log.read(tenant, id, after, limit).await
-    }
-
-    async fn checkpoint(&self, tenant: TenantId, id: SessionId) -> Result<Option<StoredCheckpoint>, Error> {
-        self.log.checkpoint(tenant, id).await
+        if matches!(call, Call::Read) && self.ends.is_over() {
+            self.reads.meet()?;
+        }
+        made.await
     }
 }
 
@@ -198,8 +167,7 @@ impl EventLog for Mute {
 async fn an_end_of_which_the_store_does_not_tell_ends_the_turn_all_the_same() {
     for reads in [0, 2] {
         let mut stores = Stores::memory();
-        stores.events =
-            Arc::new(Mute { log: stores.events, ends: AtomicUsize::new(1), reads: AtomicUsize::new(reads) });
+        stores.events = hooked(stores.events, Mute { ends: Outage::of(1), reads: Outage::of(reads) });
         // No renewal tells of it.
         let options = Options { lease_ttl: Duration::from_mins(10), ..Options::default() };
         let world = World::on(Ground { stores, options, ..Ground::default() }).await;
@@ -232,44 +200,10 @@ async fn a_call_whose_lease_is_lost_since_its_session_has_ended_is_paid_for() {
     assert_eq!(world.core.metrics.lease_losses.get(), 0, "nobody else has it");
 }
 
-/// A ledger that is away for so many additions.
-struct Away(Arc<dyn UsageStore>, AtomicUsize);
-
-#[async_trait]
-impl UsageStore for Away {
-    async fn list(
-        &self,
-        tenant: TenantId,
-        session: Option<SessionId>,
-        before: Option<Timestamp>,
-        after: Option<&str>,
-        limit: u32,
-    ) -> Result<Vec<UsageEvent>, Error> {
-        self.0.list(tenant, session, before, after, limit).await
-    }
-
-    async fn summarize(
-        &self,
-        tenant: TenantId,
-        start: Option<Timestamp>,
-        end: Option<Timestamp>,
-        group_by: &[UsageDimension],
-    ) -> Result<Vec<UsageSummary>, Error> {
-        self.0.summarize(tenant, start, end, group_by).await
-    }
-
-    async fn add_behind_end(&self, tenant: TenantId, session: SessionId, events: &[NewEvent]) -> Result<(), Error> {
-        if takes_one(&self.1) {
-            return Err(away());
-        }
-        self.0.add_behind_end(tenant, session, events).await
-    }
-}
-
 #[tokio::test]
 async fn what_the_ledger_does_not_take_behind_an_end_is_added_later() {
     let mut stores = Stores::memory();
-    stores.usage = Arc::new(Away(stores.usage, AtomicUsize::new(3)));
+    stores.usage = hooked(stores.usage, Outage::of(3).before(|call| matches!(call, Call::AddBehindEnd)));
     let world = World::on(Ground { stores, ..Ground::default() }).await;
     let (session_id, _events) = talking(&world, ENDLESS).await;
     let end = TerminateSessionRequest { session_id: session_id.clone(), reason: "enough".into() };

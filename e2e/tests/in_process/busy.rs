@@ -11,7 +11,6 @@ use croft_e2e::steady::steady;
 use croft_front::Error;
 use croft_front::events::relay::memory::MemoryRelay;
 use croft_front::events::relay::{Envelope, Relay};
-use croft_front::lease::{Abandoned, LeaseStore};
 use croft_front::store::Stores;
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::session_event::Kind;
@@ -19,16 +18,15 @@ use croft_proto::v1::{
     AgentSpec, BusyPolicy, InterruptSessionRequest, SendMessageRequest, SendMessageResponse, SessionEvent,
     SessionState, StopReason, TerminateSessionRequest,
 };
-use futures::FutureExt as _;
-use futures::future::{self, join_all};
+use futures::future::join_all;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tonic::{Code, Streaming};
 use tonic_types::StatusExt;
 
+use crate::doubles::{Call, Slow, hooked};
 use crate::nap;
-use crate::paused_log::{Moment, paused};
 use crate::world::{Ground, STALL, World, names, read_all, stop_reason};
 
 /// The first token comes after half a second, the last one after half a minute.
@@ -198,46 +196,11 @@ async fn a_turn_whose_worker_does_not_answer_can_be_interrupted() {
     .await;
 }
 
-/// Leases that are given up late.
-struct SlowLeases(Arc<dyn LeaseStore>);
-
-#[async_trait]
-impl LeaseStore for SlowLeases {
-    async fn acquire(&self, t: TenantId, s: SessionId, holder: &str, ttl: Duration) -> Result<Option<u64>, Error> {
-        self.0.acquire(t, s, holder, ttl).await
-    }
-
-    async fn renew_all(
-        &self,
-        t: TenantId,
-        leases: &[(SessionId, u64)],
-        ttl: Duration,
-    ) -> Result<Vec<SessionId>, Error> {
-        self.0.renew_all(t, leases, ttl).await
-    }
-
-    async fn release(&self, tenant: TenantId, session: SessionId, epoch: u64) -> Result<(), Error> {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        self.0.release(tenant, session, epoch).await
-    }
-
-    async fn abandon(&self, tenant: TenantId, session: SessionId, epoch: u64) -> Result<(), Error> {
-        self.0.abandon(tenant, session, epoch).await
-    }
-
-    async fn abandoned(&self, limit: u32) -> Result<Vec<Abandoned>, Error> {
-        self.0.abandoned(limit).await
-    }
-}
-
-/// Where it takes its time to store anything, as with a busy database.
+/// Where it takes its time to store anything and to give a lease up, as with a busy database.
 async fn slow_world() -> World {
-    let mut stores = Stores::memory();
-    stores.events = paused(stores.events, |moment| match moment {
-        Moment::Appends(_) => tokio::time::sleep(Duration::from_millis(20)).boxed(),
-        _ => future::ready(()).boxed(),
-    });
-    stores.leases = Arc::new(SlowLeases(stores.leases));
+    let (mut stores, by) = (Stores::memory(), Duration::from_millis(20));
+    stores.events = hooked(stores.events, Slow { is_meant: |call| matches!(call, Call::Append(_)), by });
+    stores.leases = hooked(stores.leases, Slow { is_meant: |call| matches!(call, Call::Release), by });
     World::on(Ground { stores, ..Ground::default() }).await
 }
 

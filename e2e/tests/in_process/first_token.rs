@@ -1,31 +1,18 @@
 //! What the first token waits for: the message, and nothing that is stored after it.
 
-use std::sync::Arc;
-
 use croft_e2e::client::{message, scripted_agent};
 use croft_front::store::Stores;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{SessionEvent, StopReason, StreamEventsRequest};
-use futures::FutureExt as _;
-use tokio::sync::Semaphore;
 
-use crate::paused_log::paused;
+use crate::doubles::{Call, Gate, hooked};
 use crate::world::{Ground, PATIENCE, World, names, read_all, stop_reason};
 
 #[tokio::test]
 async fn the_first_token_does_not_wait_until_the_steps_beginning_is_stored() {
-    let let_go = Arc::new(Semaphore::new(0));
-    let mut stores = Stores::memory();
-    let stores_it = Arc::clone(&let_go);
-    stores.events = paused(stores.events, move |moment| {
-        let (begins, let_go) = (moment.appends(|kind| matches!(kind, Kind::StepStarted(_))), Arc::clone(&stores_it));
-        async move {
-            if begins {
-                drop(let_go.acquire().await);
-            }
-        }
-        .boxed()
-    });
+    let (mut stores, gate) = (Stores::memory(), Gate::default());
+    let begins = |call: &Call<'_>| call.appends(|kind| matches!(kind, Kind::StepStarted(_)));
+    stores.events = hooked(stores.events, gate.before(begins));
     let world = World::on(Ground { stores, ..Ground::default() }).await;
     let mut client = world.client();
     let session = client.create(scripted_agent("quick")).await.unwrap();
@@ -37,7 +24,7 @@ async fn the_first_token_does_not_wait_until_the_steps_beginning_is_stored() {
     }
     assert!(!names(&heard).contains(&"step"), "{heard:?}");
 
-    let_go.add_permits(1);
+    gate.open();
     let rest = read_all(events).await;
     assert!(names(&rest).contains(&"step"), "{rest:?}");
     assert_eq!(stop_reason(&rest), Some(StopReason::EndTurn));

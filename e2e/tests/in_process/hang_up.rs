@@ -1,67 +1,18 @@
 //! A caller who hangs up in the midst of a call has done it all, or nothing: what was stored is told, carried on and recorded.
 
-use std::sync::Arc;
-
-use async_trait::async_trait;
 use croft_e2e::client::{message, scripted_agent};
 use croft_e2e::steady::steady;
-use croft_front::Error;
 use croft_front::core::Options;
-use croft_front::events::log::Append;
 use croft_front::store::Stores;
-use croft_front::turn::store::{Begin, Begun, Ended, TurnStore};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{AuditRecord, GetSessionRequest, SendMessageRequest, TerminateSessionRequest};
-use futures::FutureExt as _;
-use tokio::sync::Semaphore;
 use tokio::time::{Duration, timeout};
 use tonic::Code;
 
-use crate::paused_log::paused;
+use crate::doubles::{Call, Gate, hooked};
 use crate::world::{Ground, PATIENCE, STALL, World, read_all};
 
 const ENDLESS: &str = r#"{"script": [{"text": "word "}, {"delay_ms": 600000}]}"#;
-
-/// Where answers are held back.
-#[derive(Clone)]
-struct Gate {
-    /// How many were, since somebody looked.
-    held: Arc<Semaphore>,
-    /// How many may go.
-    answers: Arc<Semaphore>,
-}
-
-impl Gate {
-    fn new() -> Self {
-        Self { held: Arc::new(Semaphore::new(0)), answers: Arc::new(Semaphore::new(0)) }
-    }
-
-    async fn pass(&self) {
-        self.held.add_permits(1);
-        self.answers.acquire().await.unwrap().forget();
-    }
-
-    /// Until one is held back.
-    async fn held(&self) {
-        self.held.acquire().await.unwrap().forget();
-    }
-}
-
-/// Stores the beginning of a turn, and does not say so yet.
-struct HeldTurns(Arc<dyn TurnStore>, Gate);
-
-#[async_trait]
-impl TurnStore for HeldTurns {
-    async fn begin(&self, begin: Begin) -> Result<Begun, Error> {
-        let outcome = self.0.begin(begin).await;
-        self.1.pass().await;
-        outcome
-    }
-
-    async fn end(&self, last: Append) -> Result<Ended, Error> {
-        self.0.end(last).await
-    }
-}
 
 /// Waits for a record of this action on the session.
 async fn recorded(world: &World, action: &str, session_id: &str) -> AuditRecord {
@@ -81,17 +32,9 @@ async fn recorded(world: &World, action: &str, session_id: &str) -> AuditRecord 
 #[tokio::test]
 async fn who_hangs_up_on_the_end_of_a_session_has_ended_it_and_its_turn() {
     steady(STALL, async || {
-        let (mut stores, gate) = (Stores::memory(), Gate::new());
-        let answers = gate.clone();
-        stores.events = paused(stores.events, move |moment| {
-            let (ends, answers) = (moment.appended(|kind| matches!(kind, Kind::SessionTerminated(_))), answers.clone());
-            async move {
-                if ends {
-                    answers.pass().await;
-                }
-            }
-            .boxed()
-        });
+        let (mut stores, answers) = (Stores::memory(), Gate::default());
+        let ends = |call: &Call<'_>| call.appends(|kind| matches!(kind, Kind::SessionTerminated(_)));
+        stores.events = hooked(stores.events, answers.after(ends));
         let world = World::on(Ground { stores, ..Ground::default() }).await;
         let mut client = world.client();
         let session_id = client.create(scripted_agent("left")).await.unwrap().session_id;
@@ -102,11 +45,11 @@ async fn who_hangs_up_on_the_end_of_a_session_has_ended_it_and_its_turn() {
         let request = TerminateSessionRequest { session_id: session_id.clone(), ..TerminateSessionRequest::default() };
         tokio::select! {
             _ = leaver.lifecycle.terminate_session(request) => panic!("its answer is held back"),
-            () = gate.held() => {}
+            () = answers.reached() => {}
         }
         // On the same connection behind the hanging up, so that the front has noticed.
         leaver.lifecycle.get_session(GetSessionRequest { session_id: session_id.clone() }).await.unwrap();
-        gate.answers.add_permits(1);
+        answers.open();
         let events = timeout(Duration::from_secs(1), read_all(turn)).await.expect("its turn goes on");
         assert!(matches!(events.last().unwrap().kind, Some(Kind::SessionTerminated(_))), "{events:?}");
         assert_eq!(recorded(&world, "session.terminate", &session_id).await.outcome, "ok");
@@ -118,8 +61,8 @@ async fn who_hangs_up_on_the_end_of_a_session_has_ended_it_and_its_turn() {
 
 #[tokio::test]
 async fn who_hangs_up_on_a_message_has_sent_it_and_it_is_answered() {
-    let (mut stores, gate) = (Stores::memory(), Gate::new());
-    stores.turns = Arc::new(HeldTurns(stores.turns, gate.clone()));
+    let (mut stores, answers) = (Stores::memory(), Gate::default());
+    stores.turns = hooked(stores.turns, answers.after(|call| matches!(call, Call::Begin)));
     // Another front would take the turn over once its lease has run out.
     let options = Options { lease_ttl: Duration::from_mins(10), ..Options::default() };
     let world = World::on(Ground { stores, options, ..Ground::default() }).await;
@@ -129,10 +72,10 @@ async fn who_hangs_up_on_a_message_has_sent_it_and_it_is_answered() {
     let request = SendMessageRequest { idempotency_key: "once".into(), ..message(&session_id, script) };
     tokio::select! {
         _ = client.lifecycle.send_message(request) => panic!("its answer is held back"),
-        () = gate.held() => {}
+        () = answers.reached() => {}
     }
     client.lifecycle.get_session(GetSessionRequest { session_id: session_id.clone() }).await.unwrap();
-    gate.answers.add_permits(1);
+    answers.open();
     assert_eq!(recorded(&world, "session.send_message", &session_id).await.outcome, "ok");
     world.wait_for(&session_id, |session| session.usage.attempts > 0).await;
 }
@@ -140,8 +83,8 @@ async fn who_hangs_up_on_a_message_has_sent_it_and_it_is_answered() {
 #[tokio::test]
 async fn what_somebody_left_behind_counts_for_as_long_as_it_is_worked_on() {
     const LARGE: usize = 13 << 20;
-    let (mut stores, gate) = (Stores::memory(), Gate::new());
-    stores.turns = Arc::new(HeldTurns(stores.turns, gate.clone()));
+    let (mut stores, answers) = (Stores::memory(), Gate::default());
+    stores.turns = hooked(stores.turns, answers.after(|call| matches!(call, Call::Begin)));
     let options = Options { message_bytes_max: 2 * LARGE, ..Options::default() };
     let world = World::on(Ground { stores, options, ..Ground::default() }).await;
     let mut client = world.client();
@@ -149,17 +92,17 @@ async fn what_somebody_left_behind_counts_for_as_long_as_it_is_worked_on() {
     let large = message(&session_id, &"x".repeat(LARGE));
     tokio::select! {
         answer = client.lifecycle.send_message(large.clone()) => panic!("its answer is held back: {answer:?}"),
-        () = gate.held() => {}
+        () = answers.reached() => {}
     }
     // On the same connection behind the hanging up, so that the front has noticed.
     client.lifecycle.get_session(GetSessionRequest { session_id: session_id.clone() }).await.unwrap();
     let refused = tokio::select! {
         answer = client.lifecycle.send_message(large.clone()) => answer.expect_err("two are more than a tenant's share"),
-        () = gate.held() => panic!("two are held at a time"),
+        () = answers.reached() => panic!("two are held at a time"),
     };
     assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
 
-    gate.answers.add_permits(2);
+    answers.open();
     assert_eq!(recorded(&world, "session.send_message", &session_id).await.outcome, "ok");
     let next = client.create(scripted_agent("next")).await.unwrap().session_id;
     let large = SendMessageRequest { session_id: next, ..large };

@@ -1,6 +1,6 @@
 //! Leases of turns that run: renewed together for as long as the turns take, and given up when nobody can renew them.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,20 +11,16 @@ use croft_front::Error;
 use croft_front::core::Options;
 use croft_front::counters::memory::Memory;
 use croft_front::counters::{Answer, Ask, Counters, Settlement, Standing};
-use croft_front::events::log::Append;
-use croft_front::lease::{Abandoned, LeaseStore};
 use croft_front::session::Session;
 use croft_front::store::Stores;
-use croft_front::turn::store::{Begin, Begun, Ended, TurnStore};
-use croft_proto::id::{SessionId, TenantId};
-use croft_proto::v1::StopReason;
-use croft_proto::v1::{AgentLimits, AgentSpec, ResolveApprovalRequest, SessionState, TenantLimits};
+use croft_front::turn::store::TurnStore;
+use croft_proto::v1::{SessionState, StopReason, TenantLimits};
 use futures::future::join_all;
 use serde_json::json;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::approvals::{asked, cautious};
+use crate::approvals::{asked, impatient, say_yes};
+use crate::doubles::{Call, Gate, Hook, Made, Outage, hooked};
 use crate::sub_agents::{ask, children, editor, results, script};
 use crate::world::{Ground, PATIENCE, World, read_all, stop_reason};
 
@@ -34,12 +30,12 @@ const STALL: Duration = Duration::from_millis(100);
 /// Longer than a lease is good for.
 const LONG: &str = r#"{"script": [{"delay_ms": 2000}, {"text": "done"}]}"#;
 
-/// Leases whose renewals are counted, and may fail or hang.
+/// Renewals, counted, which may fail or hang.
+#[derive(Default)]
 struct Watched {
-    behind: Arc<dyn LeaseStore>,
     calls: AtomicUsize,
     renewed: AtomicUsize,
-    is_away: AtomicBool,
+    outage: Outage,
     /// A renewal takes so long.
     slowness: Duration,
     /// So many renewals to come are never answered.
@@ -50,41 +46,20 @@ struct Watched {
 }
 
 #[async_trait]
-impl LeaseStore for Watched {
-    async fn acquire(&self, t: TenantId, s: SessionId, holder: &str, ttl: Duration) -> Result<Option<u64>, Error> {
-        self.behind.acquire(t, s, holder, ttl).await
-    }
-
-    async fn renew_all(
-        &self,
-        t: TenantId,
-        leases: &[(SessionId, u64)],
-        ttl: Duration,
-    ) -> Result<Vec<SessionId>, Error> {
-        if self.is_away.load(Ordering::SeqCst) {
-            return Err(Error::unavailable("postgres", anyhow::anyhow!("connection refused")));
+impl Hook for Watched {
+    async fn around(&self, call: Call<'_>, made: Made<'_>) -> Result<(), Error> {
+        if let Call::RenewAll(leases) = call {
+            self.outage.meet()?;
+            if self.hanging.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
+                *self.hung_at.lock().unwrap() = Some(Instant::now());
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(self.slowness).await;
+            self.answered_at.lock().unwrap().get_or_insert_with(Instant::now);
+            self.calls.fetch_add(1, Ordering::SeqCst);
+            self.renewed.fetch_add(leases.len(), Ordering::SeqCst);
         }
-        if self.hanging.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
-            *self.hung_at.lock().unwrap() = Some(Instant::now());
-            std::future::pending::<()>().await;
-        }
-        tokio::time::sleep(self.slowness).await;
-        self.answered_at.lock().unwrap().get_or_insert_with(Instant::now);
-        self.calls.fetch_add(1, Ordering::SeqCst);
-        self.renewed.fetch_add(leases.len(), Ordering::SeqCst);
-        self.behind.renew_all(t, leases, ttl).await
-    }
-
-    async fn release(&self, tenant: TenantId, session: SessionId, epoch: u64) -> Result<(), Error> {
-        self.behind.release(tenant, session, epoch).await
-    }
-
-    async fn abandon(&self, tenant: TenantId, session: SessionId, epoch: u64) -> Result<(), Error> {
-        self.behind.abandon(tenant, session, epoch).await
-    }
-
-    async fn abandoned(&self, limit: u32) -> Result<Vec<Abandoned>, Error> {
-        self.behind.abandoned(limit).await
+        made.await
     }
 }
 
@@ -93,18 +68,8 @@ fn watched() -> (Stores, Arc<Watched>) {
 }
 
 fn slow(slowness: Duration) -> (Stores, Arc<Watched>) {
-    let mut stores = Stores::memory();
-    let leases = Arc::new(Watched {
-        behind: Arc::clone(&stores.leases),
-        calls: AtomicUsize::new(0),
-        renewed: AtomicUsize::new(0),
-        is_away: AtomicBool::new(false),
-        slowness,
-        hanging: AtomicUsize::new(0),
-        hung_at: Mutex::default(),
-        answered_at: Mutex::default(),
-    });
-    stores.leases = Arc::clone(&leases) as _;
+    let (mut stores, leases) = (Stores::memory(), Arc::new(Watched { slowness, ..Watched::default() }));
+    stores.leases = hooked(stores.leases, Arc::clone(&leases));
     (stores, leases)
 }
 
@@ -141,7 +106,7 @@ async fn a_turn_that_nobody_can_renew_is_given_up_in_time_and_goes_on_later() {
         let (world, leases) = watched_world().await;
         let mut client = world.client();
         let session = client.create(scripted_agent("slow")).await.unwrap();
-        leases.is_away.store(true, Ordering::SeqCst);
+        leases.outage.begin();
         let sent = client.lifecycle.send_message(message(&session.session_id, LONG)).await.unwrap();
         // Before the turn would have been over.
         let given_up = async {
@@ -150,7 +115,7 @@ async fn a_turn_that_nobody_can_renew_is_given_up_in_time_and_goes_on_later() {
             }
         };
         tokio::time::timeout(PATIENCE, given_up).await.expect("the lease runs out");
-        leases.is_away.store(false, Ordering::SeqCst);
+        leases.outage.end();
         let events = read_all(sent.into_inner()).await;
         assert_eq!(stop_reason(&events), Some(StopReason::EndTurn), "{events:?}");
     })
@@ -254,21 +219,17 @@ impl Counters for SlowToSettle {
     }
 }
 
-/// Tells late that a turn has ended, and holds its end up until it may be stored.
-struct LateEnd(Arc<dyn TurnStore>, Arc<Notify>, Arc<Notify>);
+/// Tells late that a turn has ended.
+struct LateWord;
 
 #[async_trait]
-impl TurnStore for LateEnd {
-    async fn begin(&self, begin: Begin) -> Result<Begun, Error> {
-        self.0.begin(begin).await
-    }
-
-    async fn end(&self, last: Append) -> Result<Ended, Error> {
-        self.1.notify_one();
-        self.2.notified().await;
-        let ended = self.0.end(last).await;
-        tokio::time::sleep(TTL).await;
-        ended
+impl Hook for LateWord {
+    async fn around(&self, call: Call<'_>, made: Made<'_>) -> Result<(), Error> {
+        let made = made.await;
+        if matches!(call, Call::End(_)) {
+            tokio::time::sleep(TTL).await;
+        }
+        made
     }
 }
 
@@ -277,31 +238,21 @@ impl TurnStore for LateEnd {
 #[tokio::test]
 async fn a_turn_that_has_given_its_lease_up_is_not_cut_off() {
     steady(STALL, async || {
-        let (mut stores, _) = watched();
-        let (ends, goes_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-        stores.turns = Arc::new(LateEnd(stores.turns, Arc::clone(&ends), Arc::clone(&goes_on)));
+        let (mut stores, ends) = (Stores::memory(), Gate::default());
+        let late = hooked(stores.turns, LateWord) as Arc<dyn TurnStore>;
+        stores.turns = hooked(late, ends.before(|call| matches!(call, Call::End(_))));
         let counters = Arc::new(SlowToSettle::default());
         let options = Options { lease_ttl: TTL, ..Options::default() };
         let limits = TenantLimits { monthly_budget_tokens: 1_000_000, ..TenantLimits::default() };
         let counting = Arc::clone(&counters) as Arc<dyn Counters>;
         let world = World::on(Ground { stores, options, limits, counters: counting, ..Ground::default() }).await;
         let mut client = world.client();
-        let agent =
-            AgentSpec { limits: Some(AgentLimits { turn_timeout_ms: 3_000, ..Default::default() }), ..cautious() };
-        let session_id = client.create(agent).await.unwrap().session_id;
+        let session_id = client.create(impatient()).await.unwrap().session_id;
         let (approval_id, events) = asked(&mut client, &session_id).await;
-        ends.notified().await;
-        let yes = ResolveApprovalRequest {
-            session_id: session_id.clone(),
-            approval_id,
-            approved: true,
-            ..Default::default()
-        };
-        client.lifecycle.resolve_approval(yes).await.unwrap();
-        goes_on.notify_one();
+        ends.reached().await;
+        say_yes(&mut client, &session_id, &approval_id).await;
+        ends.open();
         assert_eq!(stop_reason(&read_all(events).await), Some(StopReason::RequiresAction));
-        ends.notified().await;
-        goes_on.notify_one();
         let done =
             |session: &Session| session.state == SessionState::Idle && session.last_stop_reason == StopReason::EndTurn;
         let usage = world.wait_for(&session_id, done).await.usage;

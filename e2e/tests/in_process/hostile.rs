@@ -4,8 +4,10 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use croft_e2e::client::{message, scripted_agent};
 use croft_e2e::steady::steady;
+use croft_front::Error;
 use croft_front::store::Stores;
 use croft_proto::v1::execute_step_response::Message as FromWorker;
 use croft_proto::v1::runtime_service_server::{RuntimeService, RuntimeServiceServer};
@@ -16,12 +18,12 @@ use croft_proto::v1::{
     ModelAttempt, RuntimeServiceTerminateSessionRequest, RuntimeServiceTerminateSessionResponse, SessionEvent,
     SessionTerminated, StepEvent, StepStarted, StopReason, SubAgentCall, TenantLimits, UserMessage,
 };
-use futures::{FutureExt as _, Stream, StreamExt as _, stream};
+use futures::{Stream, StreamExt as _, stream};
 use tokio::net::TcpListener;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::paused_log::{Moment, paused};
+use crate::doubles::{Call, Hook, Made, hooked};
 use crate::world::{PATIENCE, STALL, World, read_all, stop_reason};
 
 const GRANTS: u32 = 100_000;
@@ -195,20 +197,28 @@ async fn a_turn_without_end_ends_at_its_bound_with_an_error_of_its_own() {
     assert_eq!(steps, 5 * 16 + 1_000, "all that fits is kept");
 }
 
+/// How many of an attempt and its answer were stored at once, each time.
+#[derive(Default)]
+struct Together(Mutex<Vec<usize>>);
+
+#[async_trait]
+impl Hook for Together {
+    async fn around(&self, call: Call<'_>, made: Made<'_>) -> Result<(), Error> {
+        if let Call::Append(append) = call {
+            let kinds = append.events.iter().map(|event| &event.kind);
+            let ours = kinds.filter(|kind| matches!(kind, Kind::ModelAttempt(_) | Kind::AgentMessage(_))).count();
+            self.0.lock().unwrap().extend((ours > 0).then_some(ours));
+        }
+        made.await
+    }
+}
+
 /// The attempt was together by itself, and would have been paid for without its answer had the front been lost then.
 #[tokio::test]
 async fn an_attempt_at_the_bound_of_what_is_stored_together_waits_for_its_answer() {
     steady(STALL, async || {
-        let together = Arc::new(Mutex::new(Vec::new()));
-        let (mut stores, notes) = (Stores::memory(), Arc::clone(&together));
-        stores.events = paused(stores.events, move |moment| {
-            if let Moment::Appended(append) = moment {
-                let kinds = append.events.iter().map(|event| &event.kind);
-                let ours = kinds.filter(|kind| matches!(kind, Kind::ModelAttempt(_) | Kind::AgentMessage(_))).count();
-                notes.lock().unwrap().extend((ours > 0).then_some(ours));
-            }
-            async {}.boxed()
-        });
+        let (mut stores, together) = (Stores::memory(), Arc::new(Together::default()));
+        stores.events = hooked(stores.events, Arc::clone(&together));
         let world = world_over(stores, || {
             // As many bytes as are taken together.
             let attempt = ModelAttempt { response_id: "a".repeat(8 << 20), ..ModelAttempt::default() };
@@ -219,12 +229,12 @@ async fn an_attempt_at_the_bound_of_what_is_stored_together_waits_for_its_answer
         let session_id = stranger.create(scripted_agent("theirs")).await.unwrap().session_id;
         let _sent = stranger.lifecycle.send_message(message(&session_id, "hello")).await.unwrap();
         let both = async {
-            while together.lock().unwrap().iter().sum::<usize>() < 2 {
+            while together.0.lock().unwrap().iter().sum::<usize>() < 2 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
         tokio::time::timeout(PATIENCE, both).await.expect("both are together");
-        assert_eq!(*together.lock().unwrap(), [2]);
+        assert_eq!(*together.0.lock().unwrap(), [2]);
     })
     .await;
 }

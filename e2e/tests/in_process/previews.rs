@@ -11,9 +11,9 @@ use croft_front::lifecycle::Lifecycle;
 use croft_front::store::Stores;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{SessionEvent, SessionState, StopReason, TenantLimits};
-use futures::{FutureExt as _, StreamExt, TryStreamExt, future};
+use futures::{StreamExt, TryStreamExt};
 
-use crate::paused_log::{Moment, paused};
+use crate::doubles::{Call, Slow, hooked};
 use crate::world::{World, read_all, stop_reason};
 
 const ANSWER: &str = "one two three four five six seven";
@@ -90,10 +90,8 @@ tokio::task_local! {
 async fn every_preview_is_shown_however_slow_the_log_is() {
     let mut stores = Stores::memory();
     // It takes its time for some, and none for the turns: as a database may on a busy machine.
-    stores.events = paused(stores.events, |moment| match moment {
-        Moment::Reads if SLOW.try_with(|()| ()).is_ok() => tokio::time::sleep(Duration::from_millis(500)).boxed(),
-        _ => future::ready(()).boxed(),
-    });
+    let is_meant = |call: &Call<'_>| matches!(call, Call::Read) && SLOW.try_with(|()| ()).is_ok();
+    stores.events = hooked(stores.events, Slow { is_meant, by: Duration::from_millis(500) });
     let world = World::over(stores, TenantLimits::default()).await;
     let session = world.client().create(scripted_agent("quick")).await.unwrap();
     let lifecycle = Lifecycle::new(Arc::clone(&world.core), Door::Public);

@@ -1,19 +1,12 @@
 //! Agents that are called like tools: each call is a session of its own.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use croft_e2e::client::{Client, message, scripted_agent};
 use croft_e2e::steady::steady;
-use croft_front::Error as FrontError;
 use croft_front::core::Options;
-use croft_front::events::log::IdempotencyKey;
-use croft_front::session::Session as StoredSession;
-use croft_front::session::store::{Filter, Inserted, NewSession, Page, SessionStore};
 use croft_front::store::Stores;
-use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::tool_spec::Source;
@@ -23,13 +16,11 @@ use croft_proto::v1::{
     StopReason, StreamEventsRequest, SubAgentTool, TenantLimits, TerminateSessionRequest, ToolSpec,
 };
 use croft_worker::tools::{Builtins, Error, Invocation, Tool};
-use futures::FutureExt as _;
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tonic::Code;
 
-use crate::paused_log::paused;
+use crate::doubles::{Call, Gate, Outage, hooked};
 use crate::world::{Ground, PATIENCE, STALL, World, names, read_all, stop_reason};
 
 fn calls(agent: &str) -> ToolSpec {
@@ -319,7 +310,8 @@ async fn a_sub_agent_asks_people_in_its_own_session() {
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     };
-    let yes = ResolveApprovalRequest { session_id: child, approval_id, approved: true, message: String::new() };
+    let yes =
+        ResolveApprovalRequest { session_id: child, approval_id, approved: true, ..ResolveApprovalRequest::default() };
     client.lifecycle.resolve_approval(yes).await.unwrap();
     let events = read_all(stream).await;
     assert_eq!(results(&events), [("refreshed".to_owned(), false)]);
@@ -340,15 +332,11 @@ async fn a_sub_agent_that_cannot_be_started_is_a_result_that_says_why() {
     assert!(results(&events)[0].0.contains("do not fit the tool's schema"), "{events:?}");
 }
 
-/// A tool that says when it is called, and ends when it is told.
-#[derive(Clone)]
-struct Gate {
-    called: Arc<Semaphore>,
-    opened: Arc<Semaphore>,
-}
+/// A tool whose calls wait at a gate.
+struct Waits(Gate);
 
 #[async_trait]
-impl Tool for Gate {
+impl Tool for Waits {
     fn description(&self) -> &'static str {
         "Waits."
     }
@@ -358,8 +346,7 @@ impl Tool for Gate {
     }
 
     async fn call(&self, _: Invocation) -> Result<Vec<ContentBlock>, Error> {
-        self.called.add_permits(1);
-        self.opened.acquire().await.unwrap().forget();
+        self.0.pass().await;
         Ok(Vec::new())
     }
 }
@@ -367,10 +354,10 @@ impl Tool for Gate {
 /// It is tried ten times a second: once, each try was a record that is kept for years.
 #[tokio::test]
 async fn a_sub_agent_that_is_not_started_for_long_is_recorded_once() {
-    let gate = Gate { called: Arc::new(Semaphore::new(0)), opened: Arc::new(Semaphore::new(0)) };
+    let gate = Gate::default();
     let ground = Ground {
         options: Options { placement_timeout: Duration::from_millis(600), ..Options::default() },
-        builtins: Builtins::default().with("gate", gate.clone()),
+        builtins: Builtins::default().with("gate", Waits(gate.clone())),
         ..Ground::default()
     };
     let world = World::on(ground).await;
@@ -382,10 +369,10 @@ async fn a_sub_agent_that_is_not_started_for_long_is_recorded_once() {
     let waits = json!({"tool_call": {"name": "gate", "arguments": {}}});
     let steps = json!([waits, ask("reader", &json!([{"text": "hello"}])), {"text": "alone, then"}]);
     let sent = client.lifecycle.send_message(message(&session_id, &script(&steps))).await.unwrap().into_inner();
-    tokio::time::timeout(PATIENCE, gate.called.acquire()).await.expect("it is not called").unwrap().forget();
+    tokio::time::timeout(PATIENCE, gate.reached()).await.expect("it is not called");
     // There is nowhere to start another session.
     world.reroute(|route| route.workers.clear());
-    gate.opened.add_permits(1);
+    gate.open();
     let events = tokio::time::timeout(PATIENCE, read_all(sent)).await.expect("no end");
     let (said, is_error) = results(&events).pop().unwrap();
     assert!(is_error && said.starts_with("The sub-agent could not be started: "), "{said}");
@@ -396,52 +383,12 @@ async fn a_sub_agent_that_is_not_started_for_long_is_recorded_once() {
     assert_eq!(refused, [(&*format!("sessions/{session_id}"), "NO_WORKER")]);
 }
 
-/// Records the first sub-agent's session and says that nobody knows whether it did.
-struct Mute(Arc<dyn SessionStore>, AtomicBool);
-
-#[async_trait]
-impl SessionStore for Mute {
-    async fn insert(&self, new: NewSession) -> Result<Inserted, FrontError> {
-        let is_first = new.parent.is_some() && !self.1.swap(true, Ordering::SeqCst);
-        let inserted = self.0.insert(new).await;
-        if is_first {
-            return Err(FrontError::unavailable("postgres", anyhow::anyhow!("the connection was lost")));
-        }
-        inserted
-    }
-
-    async fn get(&self, tenant: TenantId, id: SessionId) -> Result<Option<StoredSession>, FrontError> {
-        self.0.get(tenant, id).await
-    }
-
-    async fn list(
-        &self,
-        tenant: TenantId,
-        filter: &Filter,
-        after: Option<SessionId>,
-        limit: u32,
-    ) -> Result<Page, FrontError> {
-        self.0.list(tenant, filter, after, limit).await
-    }
-
-    async fn count_open(&self, tenant: TenantId) -> Result<u32, FrontError> {
-        self.0.count_open(tenant).await
-    }
-
-    async fn child(&self, t: TenantId, parent: SessionId, call: &str) -> Result<Option<StoredSession>, FrontError> {
-        self.0.child(t, parent, call).await
-    }
-
-    async fn find_created(&self, t: TenantId, key: &IdempotencyKey) -> Result<Option<StoredSession>, FrontError> {
-        self.0.find_created(t, key).await
-    }
-}
-
 /// The next try found it, took it for one of an earlier turn's, and no record told who opened it.
 #[tokio::test]
 async fn a_sub_agent_whose_start_nobody_heard_of_is_recorded_all_the_same() {
     let mut stores = Stores::memory();
-    stores.sessions = Arc::new(Mute(stores.sessions, AtomicBool::new(false)));
+    let starts = |call: &Call<'_>| matches!(call, Call::Insert(new) if new.parent.is_some());
+    stores.sessions = hooked(stores.sessions, Outage::of(1).after(starts));
     let world = World::on(Ground { stores, ..Ground::default() }).await;
     let mut client = world.client();
     let session_id = client.create(editor()).await.unwrap().session_id;
@@ -501,27 +448,17 @@ async fn an_agent_whose_sub_agents_make_no_sense_is_refused() {
 /// Its first turn was taken for the call's, which was never made.
 #[tokio::test]
 async fn who_speaks_to_a_sub_agent_before_its_caller_does_is_not_taken_for_the_caller() {
-    let (mut stores, reached, goes_on) = (Stores::memory(), Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
-    let (told, held) = (Arc::clone(&reached), Arc::clone(&goes_on));
-    stores.events = paused(stores.events, move |moment| {
-        let starts = moment.appends(|kind| matches!(kind, Kind::SubAgentStarted(_)));
-        let (told, held) = (Arc::clone(&told), Arc::clone(&held));
-        async move {
-            if starts {
-                told.add_permits(1);
-                held.acquire().await.unwrap().forget();
-            }
-        }
-        .boxed()
-    });
+    let (mut stores, gate) = (Stores::memory(), Gate::default());
+    let starts = |call: &Call<'_>| call.appends(|kind| matches!(kind, Kind::SubAgentStarted(_)));
+    stores.events = hooked(stores.events, gate.before(starts));
     let world = World::on(Ground { stores, ..Ground::default() }).await;
     let mut client = world.client();
     let session_id = client.create(editor()).await.unwrap().session_id;
     let steps = script(&json!([ask("reader", &json!([{"text": "it is 42"}])), {"text": "as I thought"}]));
     let sent = client.lifecycle.send_message(message(&session_id, &steps)).await.unwrap().into_inner();
-    reached.acquire().await.unwrap().forget();
+    gate.reached().await;
     let child = children(&mut client, &session_id).await.remove(0);
     say(&mut client, &child.session_id, &json!([{"text": "who are you?"}])).await;
-    goes_on.add_permits(1);
+    gate.open();
     assert_eq!(results(&read_all(sent).await), [("it is 42".to_owned(), false)]);
 }

@@ -235,6 +235,11 @@ impl World {
         self.core.stores.sessions.get(self.tenant(), session_id.parse().unwrap()).await.unwrap().unwrap()
     }
 
+    /// The first hundred events of the stored session behind this number.
+    pub(crate) async fn log(&self, session_id: &str, after_seq: u64) -> Vec<SessionEvent> {
+        self.core.stores.events.read(self.tenant(), session_id.parse().unwrap(), after_seq, 100).await.unwrap()
+    }
+
     /// Waits until the stored session is as it should be.
     pub(crate) async fn wait_for(&self, session_id: &str, holds: impl Fn(&Session) -> bool) -> Session {
         let reached = async {
