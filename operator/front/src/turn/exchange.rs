@@ -4,6 +4,8 @@
 mod breach;
 mod cut;
 mod gathered;
+mod grants;
+mod storing;
 
 use std::ops::ControlFlow;
 use std::pin::{Pin, pin};
@@ -14,8 +16,7 @@ use croft_proto::v1::execute_step_request::Message as ToWorker;
 use croft_proto::v1::execute_step_response::Message as FromWorker;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    CheckpointTaken, EventStored, ExecuteStepRequest, ExecuteStepResponse, GrantRefused, GrantRequest, Model,
-    SessionCheckpoint, StepFinished, StepStart, StopReason,
+    CheckpointTaken, ExecuteStepRequest, ExecuteStepResponse, SessionCheckpoint, StepFinished, StepStart, StopReason,
 };
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
@@ -27,7 +28,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use self::cut::Cut;
-use self::gathered::{Gathered, Waiting};
+use self::gathered::Gathered;
 use super::approvals::{Approvals, PAGE};
 use super::granted::Granted;
 use super::purse::Told;
@@ -36,9 +37,7 @@ use super::sub_agents::{Heard, SubAgents};
 use crate::core::Core;
 use crate::error::Error;
 use crate::events::fanout::Controls;
-use crate::events::log::Appended;
 use crate::events::relay::Frame;
-use crate::models::takeover;
 use crate::session::Session;
 use crate::worker_client::WorkerClient;
 
@@ -80,6 +79,7 @@ pub(super) struct Exchange<'turn> {
     pub(super) sub_agents: SubAgents,
     /// A budget is used up: the worker is to be told to stop.
     pub(super) is_out_of_budget: bool,
+    /// The worker was told to stop.
     pub(super) cut: Option<Cut>,
 }
 
@@ -267,105 +267,6 @@ impl Exchange<'_> {
         self.recorder.preview(preview);
     }
 
-    /// Stores what was gathered. A message of the worker's that came meanwhile and must wait for it is handed back.
-    async fn flush(
-        &mut self,
-        gathered: &mut Gathered,
-        incoming: &mut Streaming<ExecuteStepResponse>,
-        outgoing: &mpsc::Sender<ExecuteStepRequest>,
-    ) -> Result<Option<ExecuteStepResponse>, Error> {
-        let may_be_overtaken = self.may_be_overtaken(gathered);
-        let Waiting { mut kinds, checkpoint } = gathered.take();
-        if may_be_overtaken {
-            return self.store(kinds, None, Some(incoming), outgoing).await;
-        }
-        let mut behind = Vec::new();
-        let checkpoint = checkpoint.map(|(checkpoint, stands_for)| {
-            behind = kinds.split_off(stands_for);
-            checkpoint
-        });
-        // A checkpoint stands for what came before it and for nothing after it, so its transaction ends with it.
-        self.store(kinds, checkpoint, None, outgoing).await?;
-        self.store(behind, None, None, outgoing).await
-    }
-
-    async fn store(
-        &mut self,
-        kinds: Vec<(Option<u64>, Kind)>,
-        checkpoint: Option<SessionCheckpoint>,
-        incoming: Option<&mut Streaming<ExecuteStepResponse>>,
-        outgoing: &mpsc::Sender<ExecuteStepRequest>,
-    ) -> Result<Option<ExecuteStepResponse>, Error> {
-        if kinds.is_empty() {
-            return Ok(None);
-        }
-        let (indexes, kinds): (Vec<_>, Vec<_>) = kinds.into_iter().unzip();
-        self.approvals.note(&kinds);
-        self.granted.settle(&kinds);
-        let storing = self.recorder.storing(kinds, checkpoint, self.input_seq.take());
-        let Meanwhile { appended, told, held } = self.meanwhile(storing, incoming, outgoing).await?;
-        let numbers = self.recorder.stored(appended).await?;
-        self.is_out_of_budget |= self.recorder.purse().has_ended();
-        for (event_index, seq) in indexes.into_iter().zip(numbers) {
-            if let Some(event_index) = event_index {
-                send(outgoing, ToWorker::EventStored(EventStored { event_index, seq })).await;
-            }
-        }
-        for told in told {
-            self.answer(told, outgoing).await?;
-        }
-        Ok(held)
-    }
-
-    /// While events are being stored, passes grants on, which stand for no event; and, with `incoming`, previews, up to the next
-    /// message that is none.
-    async fn meanwhile(
-        &mut self,
-        storing: impl Future<Output = Result<Appended, Error>>,
-        mut incoming: Option<&mut Streaming<ExecuteStepResponse>>,
-        outgoing: &mpsc::Sender<ExecuteStepRequest>,
-    ) -> Result<Meanwhile, Error> {
-        let (mut told, mut held) = (Vec::new(), None);
-        let mut storing = pin!(storing);
-        loop {
-            tokio::select! {
-                // What is stored by now comes first.
-                biased;
-                appended = &mut storing => return Ok(Meanwhile { appended: appended?, told, held }),
-                // Where there is room: what is being stored must not wait for a worker that does not read.
-                Some(answer) = self.asking.next() => match answer {
-                    Told::Granted { request, routed: None, grant } if outgoing.capacity() > 0 => {
-                        self.granted.give(&request, grant.clone());
-                        send(outgoing, ToWorker::Grant(grant)).await;
-                    }
-                    other => told.push(other),
-                },
-                message = next_of(&mut incoming) => match message {
-                    Some(response) if self.breach(&response).is_some() => {
-                        held = Some(response);
-                        incoming = None;
-                    }
-                    Some(ExecuteStepResponse { message: Some(FromWorker::GrantRequest(request)) })
-                        if outgoing.capacity() > 0 =>
-                    {
-                        self.grant(request, outgoing).await;
-                    }
-                    Some(ExecuteStepResponse { message: Some(FromWorker::Event(step_event)) })
-                        if step_event.event_index == 0 =>
-                    {
-                        if let Some(kind) = step_event.event.and_then(|event| event.kind) {
-                            self.show(kind);
-                        }
-                    }
-                    message => {
-                        held = message;
-                        incoming = None;
-                    }
-                },
-            }
-        }
-    }
-
     /// Goes on with a sub-agent that has a session, once people can see that it has; or tells what came of it.
     async fn hear(&mut self, heard: Heard, outgoing: &mpsc::Sender<ExecuteStepRequest>) -> Result<(), Error> {
         match heard {
@@ -379,60 +280,6 @@ impl Exchange<'_> {
             Heard::Over(result) => send(outgoing, ToWorker::SubAgentResult(result)).await,
         }
         Ok(())
-    }
-
-    /// Refuses a grant at once, or asks budgets and rates for it.
-    async fn grant(&mut self, request: GrantRequest, outgoing: &mpsc::Sender<ExecuteStepRequest>) {
-        let refused = match self.core.models.get(&request.model) {
-            Ok(model) => {
-                let Some(refused) = self.unfit(&model, &request) else {
-                    let purse = self.recorder.purse().clone();
-                    self.asking.push(purse.grant(request, model).boxed());
-                    return;
-                };
-                refused
-            }
-            Err(error) => GrantRefused {
-                request_id: request.request_id,
-                reason: "MODEL_UNKNOWN".to_owned(),
-                message: error.to_string(),
-            },
-        };
-        send(outgoing, ToWorker::GrantRefused(refused)).await;
-    }
-
-    /// Passes on what budgets and rates have said.
-    async fn answer(&mut self, told: Told, outgoing: &mpsc::Sender<ExecuteStepRequest>) -> Result<(), Error> {
-        match told {
-            Told::Granted { request, routed, grant } => {
-                if let Some(routed) = routed {
-                    let input_seq = self.input_seq.take();
-                    self.recorder.store(vec![Kind::ModelRouted(routed)], None, input_seq).await?;
-                }
-                self.granted.give(&request, grant.clone());
-                send(outgoing, ToWorker::Grant(grant)).await;
-            }
-            Told::Refused(refused) => send(outgoing, ToWorker::GrantRefused(refused)).await,
-            Told::Reached(reached, refused) => {
-                let input_seq = self.input_seq.take();
-                self.recorder.store(vec![Kind::BudgetReached(reached)], None, input_seq).await?;
-                match refused {
-                    Some(refused) => send(outgoing, ToWorker::GrantRefused(refused)).await,
-                    None => self.is_out_of_budget = true,
-                }
-            }
-            Told::Nothing => {}
-        }
-        Ok(())
-    }
-
-    /// The refusal of a model that can't take over from the one that failed.
-    fn unfit(&self, model: &Model, request: &GrantRequest) -> Option<GrantRefused> {
-        let from = request.takeover.as_ref().and_then(|takeover| self.core.models.get(&takeover.from_model).ok());
-        let why = takeover::unfit(model, from.as_deref(), request)?;
-        let message = format!("model {} {why}", model.model_id);
-        tracing::info!(model = model.model_id, why, "can't take over");
-        Some(GrantRefused { request_id: request.request_id.clone(), reason: "MODEL_UNFIT".to_owned(), message })
     }
 
     /// Passes on what people have decided, should no word of it have come. Where the store is away, the next look does: a person may
@@ -475,23 +322,6 @@ impl Exchange<'_> {
             Frame::Interrupt { .. } | Frame::Events(_) | Frame::Listening => {}
         }
         Ok(())
-    }
-}
-
-/// What happened while events were being stored.
-struct Meanwhile {
-    appended: Appended,
-    /// What budgets and rates have said, of which an event must be stored first.
-    told: Vec<Told>,
-    /// Of the worker, to be handled next.
-    held: Option<ExecuteStepResponse>,
-}
-
-/// The next message of a stream that is to be read from. An end or an error shows again at the next read.
-async fn next_of(incoming: &mut Option<&mut Streaming<ExecuteStepResponse>>) -> Option<ExecuteStepResponse> {
-    match incoming {
-        Some(incoming) => incoming.message().await.ok().flatten(),
-        None => std::future::pending().await,
     }
 }
 
