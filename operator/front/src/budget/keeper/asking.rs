@@ -202,7 +202,7 @@ impl<'keeper> Asking<'keeper> {
         output_that_fits(round.budgets.left(bound, taken), round.quote, self.wish.input_tokens)
     }
 
-    /// Tells of thresholds that what is spent has not passed, and that even the least call would pass.
+    /// What is left of a budget will never be spent, as not even such a call fits it: tells of all its thresholds.
     async fn tell_exhausted(&self, round: &Round, bound: usize, spent: Amount, output: i64) {
         let Wish { session, input_tokens, .. } = &self.wish;
         let call = Amount {
