@@ -202,11 +202,12 @@ async fn a_call_whose_lease_is_lost_since_its_session_has_ended_is_paid_for() {
 
 #[tokio::test]
 async fn what_the_ledger_does_not_take_behind_an_end_is_added_later() {
-    let mut stores = Stores::memory();
-    stores.usage = hooked(stores.usage, Outage::of(3).before(|call| matches!(call, Call::AddBehindEnd)));
+    let (mut stores, outage) = (Stores::memory(), Outage::of(3));
+    stores.usage = hooked(stores.usage, outage.before(|call| matches!(call, Call::AddBehindEnd)));
     let world = World::on(Ground { stores, ..Ground::default() }).await;
     let (session_id, _events) = talking(&world, ENDLESS).await;
     let end = TerminateSessionRequest { session_id: session_id.clone(), reason: "enough".into() };
     world.client().lifecycle.terminate_session(end).await.unwrap();
     paid(&world, &session_id).await;
+    assert!(outage.is_over(), "the ledger was there all the time");
 }

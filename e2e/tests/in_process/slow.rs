@@ -84,8 +84,8 @@ async fn a_front_that_goes_before_its_turns_are_over_leaves_them_to_another_at_o
         }
     };
     timeout(PATIENCE, taken_over).await.expect("its lease is waited for");
-    let session = world.wait_for(&session_id, |session| session.state == SessionState::Idle).await;
-    let log = world.core.stores.events.read(world.tenant(), session.id, 0, 100).await.unwrap();
+    world.wait_for(&session_id, |session| session.state == SessionState::Idle).await;
+    let log = world.log(&session_id, 0).await;
     let Some(Kind::SessionIdle(idle)) = &log.last().unwrap().kind else { panic!("{log:?}") };
     assert_eq!(idle.stop_reason(), StopReason::EndTurn);
 }

@@ -12,14 +12,15 @@ use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::tool_spec::Source;
 use croft_proto::v1::{
     AgentLimits, AgentSpec, AuditRecord, BuiltinTool, ContentBlock, GetSessionRequest, InterruptSessionRequest,
-    ListSessionsRequest, Permission, ReplayClass, ResolveApprovalRequest, Session, SessionEvent, SessionState,
-    StopReason, StreamEventsRequest, SubAgentTool, TenantLimits, TerminateSessionRequest, ToolSpec,
+    ListSessionsRequest, Permission, ReplayClass, Session, SessionEvent, SessionState, StopReason, StreamEventsRequest,
+    SubAgentTool, TenantLimits, TerminateSessionRequest, ToolSpec,
 };
 use croft_worker::tools::{Builtins, Error, Invocation, Tool};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tonic::Code;
 
+use crate::approvals::say_yes;
 use crate::doubles::{Call, Gate, Outage, hooked};
 use crate::world::{Ground, PATIENCE, STALL, World, names, read_all, stop_reason};
 
@@ -310,9 +311,7 @@ async fn a_sub_agent_asks_people_in_its_own_session() {
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     };
-    let yes =
-        ResolveApprovalRequest { session_id: child, approval_id, approved: true, ..ResolveApprovalRequest::default() };
-    client.lifecycle.resolve_approval(yes).await.unwrap();
+    say_yes(&mut client, &child, &approval_id).await;
     let events = read_all(stream).await;
     assert_eq!(results(&events), [("refreshed".to_owned(), false)]);
 }
@@ -386,15 +385,16 @@ async fn a_sub_agent_that_is_not_started_for_long_is_recorded_once() {
 /// The next try found it, took it for one of an earlier turn's, and no record told who opened it.
 #[tokio::test]
 async fn a_sub_agent_whose_start_nobody_heard_of_is_recorded_all_the_same() {
-    let mut stores = Stores::memory();
+    let (mut stores, outage) = (Stores::memory(), Outage::of(1));
     let starts = |call: &Call<'_>| matches!(call, Call::Insert(new) if new.parent.is_some());
-    stores.sessions = hooked(stores.sessions, Outage::of(1).after(starts));
+    stores.sessions = hooked(stores.sessions, outage.after(starts));
     let world = World::on(Ground { stores, ..Ground::default() }).await;
     let mut client = world.client();
     let session_id = client.create(editor()).await.unwrap().session_id;
     let steps = json!([ask("reader", &json!([{"text": "hello"}])), {"text": "good"}]);
     let events = say(&mut client, &session_id, &steps).await;
     assert_eq!(results(&events), [("hello".to_owned(), false)]);
+    assert!(outage.is_over(), "its start was heard of");
     let [child] = &children(&mut client, &session_id).await[..] else { panic!("one call, one session") };
     world.core.audit.unwritten(PATIENCE).await;
     let records = world.core.stores.audit.list(world.tenant(), 0, 1_000).await.unwrap();

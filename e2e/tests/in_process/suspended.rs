@@ -4,16 +4,14 @@ use std::time::Duration;
 
 use croft_e2e::client::{message, scripted_agent};
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{
-    BusyPolicy, ResolveApprovalRequest, SendMessageRequest, SessionState, StopReason, TenantAdmission,
-};
+use croft_proto::v1::{BusyPolicy, SendMessageRequest, SessionState, StopReason, TenantAdmission};
 use croft_serve::Tasks;
 use croft_worker::RuntimeOptions;
 use croft_worker::tools::Builtins;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::approvals::{asked, cautious};
+use crate::approvals::{answer, asked, cautious, say_yes};
 use crate::world::{PATIENCE, World, of_acme, read_all, stop_reason, worker};
 
 const SLOW: &str = r#"{"script": [{"text": "a b c d e f g h", "token_delay_ms": 60000}]}"#;
@@ -35,8 +33,7 @@ async fn a_cordon_keeps_new_sessions_out_and_lets_open_ones_go_on() {
     assert_closed(&client.create(scripted_agent("outside")).await.unwrap_err());
     let turn = client.lifecycle.send_message(message(&session_id, QUICK)).await.unwrap();
     assert_eq!(stop_reason(&read_all(turn.into_inner()).await), Some(StopReason::EndTurn));
-    let yes = ResolveApprovalRequest { session_id: asked_id, approval_id, approved: true, ..Default::default() };
-    client.lifecycle.resolve_approval(yes).await.unwrap();
+    say_yes(&mut client, &asked_id, &approval_id).await;
     assert_eq!(stop_reason(&read_all(waiting).await), Some(StopReason::EndTurn));
 }
 
@@ -56,9 +53,7 @@ async fn what_is_said_to_a_suspended_tenant_is_not_stored() {
             assert_closed(&client.lifecycle.send_message(said).await.unwrap_err());
         }
     }
-    let yes =
-        ResolveApprovalRequest { session_id: session_id.clone(), approval_id, approved: true, ..Default::default() };
-    assert_closed(&client.lifecycle.resolve_approval(yes).await.unwrap_err());
+    assert_closed(&answer(&mut client, &session_id, &approval_id, true).await.unwrap_err());
     assert_closed(&client.create(scripted_agent("new")).await.unwrap_err());
     let after = [world.stored(&session_id).await.last_seq, world.stored(&idle_id).await.last_seq];
     assert_eq!(before, after);

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use croft_e2e::client::message;
-use croft_proto::v1::{BusyPolicy, ResolveApprovalRequest, SendMessageRequest, StopReason};
+use croft_proto::v1::{BusyPolicy, SendMessageRequest, StopReason};
 use tokio::time::sleep;
 
-use crate::approvals::{asked, cautious};
+use crate::approvals::{asked, cautious, say_yes};
 use crate::world::{World, read_all, stop_reason};
 
 const QUICK: &str = r#"{"script": [{"text": "done"}]}"#;
@@ -36,9 +36,7 @@ async fn only_messages_that_waited_behind_a_turn_are_measured_from_when_they_wer
         0_f64.to_bits(),
         "their turns have not begun"
     );
-    let yes =
-        ResolveApprovalRequest { session_id: session_id.clone(), approval_id, approved: true, ..Default::default() };
-    client.lifecycle.resolve_approval(yes).await.unwrap();
+    say_yes(&mut client, &session_id, &approval_id).await;
     for turn in [first].into_iter().chain(waiting) {
         assert_eq!(stop_reason(&read_all(turn).await), Some(StopReason::EndTurn));
     }
