@@ -67,6 +67,11 @@ impl Record {
         if numbers != (1..=numbers.len() as u64).collect::<Vec<_>>() {
             wrong.push(format!("the log has a hole or a double: {numbers:?}"));
         }
+        for event in &self.events {
+            if matches!(&event.kind, Some(Kind::ApprovalResolved(decided)) if decided.resolver.is_empty()) {
+                wrong.push(format!("nobody is named for the decision of event {}", event.seq));
+            }
+        }
         let mut elapsed = BTreeMap::new();
         // When people decided is told by another clock.
         let is_of_the_turn =
