@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use croft_e2e::client::{message, scripted_agent};
+use croft_e2e::steady::steady;
 use croft_front::Error;
 use croft_front::core::Options;
 use croft_front::events::log::{Append, Authority, NewEvent};
@@ -79,7 +80,9 @@ async fn a_call_that_ends_behind_an_end_that_nobody_heard_of_is_paid_for() {
 
 #[tokio::test]
 async fn a_call_whose_end_nobody_waits_for_is_paid_for_as_far_as_it_was_shown() {
-    let world = World::start().await;
+    // No renewal tells of the end.
+    let options = Options { lease_ttl: Duration::from_mins(10), ..Options::default() };
+    let world = World::on(Ground { options, ..Ground::default() }).await;
     let mut client = world.client();
     let budget = |limit_tokens| SetBudgetRequest {
         budget: Some(Budget {
@@ -191,13 +194,17 @@ async fn an_end_of_which_the_store_does_not_tell_ends_the_turn_all_the_same() {
 /// A renewal told that the lease was lost, and the call that ran was dropped and paid for by nobody.
 #[tokio::test]
 async fn a_call_whose_lease_is_lost_since_its_session_has_ended_is_paid_for() {
-    let options = Options { lease_ttl: Duration::from_secs(3), ..Options::default() };
-    let world = World::on(Ground { options, ..Ground::default() }).await;
-    let (session_id, _events) = talking(&world, ENDLESS).await;
-    end_unheard(&world, &session_id).await;
-    paid(&world, &session_id).await;
-    world.wait_for(&session_id, |_| world.core.metrics.turns_running.get() == 0).await;
-    assert_eq!(world.core.metrics.lease_losses.get(), 0, "nobody else has it");
+    // A machine that stands still for as long as a lease is good has it taken over.
+    steady(Duration::from_secs(1), async || {
+        let options = Options { lease_ttl: Duration::from_secs(3), ..Options::default() };
+        let world = World::on(Ground { options, ..Ground::default() }).await;
+        let (session_id, _events) = talking(&world, ENDLESS).await;
+        end_unheard(&world, &session_id).await;
+        paid(&world, &session_id).await;
+        world.wait_for(&session_id, |_| world.core.metrics.turns_running.get() == 0).await;
+        assert_eq!(world.core.metrics.lease_losses.get(), 0, "nobody else has it");
+    })
+    .await;
 }
 
 #[tokio::test]

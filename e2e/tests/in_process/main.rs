@@ -8,6 +8,7 @@ mod bounds;
 mod browser;
 mod budgets;
 mod busy;
+mod changed_calls;
 mod cut_off_decisions;
 mod declared;
 #[path = "../../../operator/front/tests/doubles/mod.rs"]
