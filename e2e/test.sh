@@ -70,7 +70,7 @@ tests() {
 # What a newcomer sees first.
 demo() {
     target/debug/croft-demo &&
-        (. target/croft/env && kubectl delete -f e2e/manifests/demo-session.yaml)
+        (. target/croft/env && kubectl delete --timeout=60s -f e2e/manifests/demo-session.yaml)
 }
 cluster_tests_of_the_starter() { (cd e2e/cluster/starter && go vet ./... && go test ./...); }
 

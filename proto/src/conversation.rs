@@ -23,6 +23,15 @@ pub fn too_large(bytes: usize) -> Option<SessionError> {
     })
 }
 
+/// What the model is told of a call that was made with other arguments than it asked for, before what came of it; nothing where they are
+/// the same.
+pub fn changed(asked_json: &str, made_json: &str) -> String {
+    if asked_json == made_json {
+        return String::new();
+    }
+    format!("A person changed the arguments of this call. It was made with {made_json}. ")
+}
+
 /// The calls of the model's last message that have no result, in its order. None once the user has spoken after it.
 pub fn open_calls(messages: &[Message]) -> Vec<ToolUse> {
     let last = messages.iter().rposition(|message| message.role() != Role::Tool);

@@ -176,10 +176,10 @@ async fn a_no_is_told_to_the_model_with_the_persons_words() {
 
 /// The tool may have taken effect with the first ones, under the same key.
 #[tokio::test(start_paused = true)]
-async fn a_yes_with_other_arguments_is_to_another_call_and_has_none_made() {
+async fn other_arguments_make_it_another_call_and_none_is_made() {
     let (garden, doubt) = Garden::in_doubt(&json!([dig(1), {"text": "done"}])).await;
-    let yes = ApprovalResolved { arguments_json: r#"{"depth":2}"#.into(), ..says(&asked(&doubt)[0], false) };
-    let heard = garden.answered(&doubt, "turn-2", &[yes]).await;
+    let given = ApprovalResolved { arguments_json: r#"{"depth":2}"#.into(), ..says(&asked(&doubt)[0], false) };
+    let heard = garden.answered(&doubt, "turn-2", &[given]).await;
     assert_eq!((heard.stop_reason(), garden.spade.digs()), (StopReason::EndTurn, 0));
     let outputs = outputs(&heard.checkpoint());
     assert!(outputs[0].contains("so it is not repeated"), "{outputs:?}");

@@ -141,7 +141,7 @@ async fn a_fronts_labels_open_nothing_in_another_namespace() {
         ("the operator's routes, which are the front's to watch", format!("{}:50053", operator.ip)),
     ];
     probe.reaches_none(&closed).await;
-    system.kubectl(&["delete", "namespace", "impostor", "--wait=false"]).await.unwrap();
+    system.kubectl(&["delete", "namespace", "impostor", "--timeout=120s"]).await.unwrap();
 }
 
 /// A pod that listens on port 8000: the probe, with this verb.

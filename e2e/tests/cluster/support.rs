@@ -119,12 +119,17 @@ pub(crate) async fn assert_on_no_page(system: &System, names: &[String]) {
     let operators = pods(system, "croft-system", "app.kubernetes.io/component=operator").await.unwrap();
     assert!(!operators.is_empty(), "no operator is ready");
     for pod in [front_pods(system).await, operators].concat() {
-        let page = reqwest::get(format!("http://{}:9090/metrics", pod.ip)).await.unwrap().text().await.unwrap();
+        let page = eventually("a page of metrics can be read", async || metrics(&pod.ip).await).await;
         assert!(page.contains("croft_build_info"), "{}: {page}", pod.name);
         for name in names {
             assert!(!page.contains(name), "{} tells of {name}: {page}", pod.name);
         }
     }
+}
+
+/// The page of metrics of the pod at this address.
+pub(crate) async fn metrics(address: &str) -> anyhow::Result<String> {
+    Ok(reqwest::get(format!("http://{address}:9090/metrics")).await?.error_for_status()?.text().await?)
 }
 
 /// Reads a turn to its end.

@@ -1,4 +1,4 @@
-//! A yes with other arguments: the call is made with those, whether its turn waits for the answer or is over.
+//! Other arguments in place of a yes: the call is made with those, whether its turn waits for the answer or is over.
 
 use croft_e2e::client::{Client, message};
 use croft_proto::v1::session_event::Kind;
@@ -20,11 +20,10 @@ const SUM: &str =
     r#"{"script": [{"tool_call": {"name": "calculator", "arguments": {"expression": "1+1"}}}, {"text": "done"}]}"#;
 const OTHER: &str = r#"{"expression":"40+2"}"#;
 
-fn yes(session_id: &str, approval_id: &str, arguments_json: &str) -> ResolveApprovalRequest {
+fn given(session_id: &str, approval_id: &str, arguments_json: &str) -> ResolveApprovalRequest {
     ResolveApprovalRequest {
         session_id: session_id.into(),
         approval_id: approval_id.into(),
-        approved: true,
         arguments_json: arguments_json.into(),
         ..ResolveApprovalRequest::default()
     }
@@ -39,7 +38,10 @@ fn assert_made(log: &[SessionEvent]) {
     let arguments: Vec<_> = log
         .iter()
         .filter_map(|event| match &event.kind {
-            Some(Kind::ApprovalResolved(resolved)) => Some(("resolved", resolved.arguments_json.as_str())),
+            // To whoever knows nothing of other arguments it is a no.
+            Some(Kind::ApprovalResolved(resolved)) if !resolved.approved => {
+                Some(("resolved", resolved.arguments_json.as_str()))
+            }
             Some(Kind::ToolCall(call)) => Some(("call", call.arguments_json.as_str())),
             _ => None,
         })
@@ -66,18 +68,18 @@ async fn a_turn_that_waits_makes_its_call_with_what_a_person_gives() {
             break asked.approval_id;
         }
     };
-    let no = ResolveApprovalRequest { approved: false, ..yes(&session_id, &approval_id, OTHER) };
+    let both = ResolveApprovalRequest { approved: true, ..given(&session_id, &approval_id, OTHER) };
     let long = format!("{{\"expression\":\"{}1\"}}", "1+".repeat(40_000));
     for answer in [
-        no,
-        yes(&session_id, &approval_id, "[]"),
-        yes(&session_id, &approval_id, "{"),
-        yes(&session_id, &approval_id, &long),
+        both,
+        given(&session_id, &approval_id, "[]"),
+        given(&session_id, &approval_id, "{"),
+        given(&session_id, &approval_id, &long),
     ] {
         let refused = says(&mut client, &answer).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
     }
-    says(&mut client, &yes(&session_id, &approval_id, OTHER)).await.unwrap();
+    says(&mut client, &given(&session_id, &approval_id, OTHER)).await.unwrap();
     let turn = read_all(events).await;
     assert_eq!(stop_reason(&turn), Some(StopReason::EndTurn), "{turn:?}");
     assert_made(&turn);
@@ -95,6 +97,6 @@ async fn the_turn_that_an_answer_begins_does_too() {
         Some(Kind::ApprovalRequired(asked)) => Some(asked.approval_id.clone()),
         _ => None,
     });
-    says(&mut client, &yes(&session_id, &approval_id.unwrap(), OTHER)).await.unwrap();
+    says(&mut client, &given(&session_id, &approval_id.unwrap(), OTHER)).await.unwrap();
     assert_made(&went_on(&world, &session_id).await);
 }

@@ -70,7 +70,6 @@ async fn a_yes_has_a_call_repeated_whose_outcome_is_unknown() {
     let changed = ResolveApprovalRequest {
         session_id: session_id.clone(),
         approval_id: approval_id.clone(),
-        approved: true,
         arguments_json: "{}".into(),
         ..ResolveApprovalRequest::default()
     };

@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::error::Error;
 use crate::models::seed::seed;
-use crate::store::postgres::{add_models, explained, failed};
+use crate::store::postgres::{self, add_models, explained, failed};
 
 /// The migrations that this program was built with. It leaves alone what a newer release has added: after a rollback, the
 /// older one runs on the newer schema.
@@ -44,7 +44,8 @@ const MAY_TAKE_ON: &str = "select pg_has_role(
 const SETTINGS: [(&str, &str); 2] = [("lock_timeout", "0"), ("client_connection_check_interval", "2s")];
 /// All other locks are waited for for less long than fronts wait for theirs (`store/postgres.rs`), who may be queued behind; and for longer
 /// than `deadlock_timeout`, after which PostgreSQL sends an autovacuum away that is in the way.
-const LOCK_TIMEOUT: &str = "set lock_timeout = '2s'";
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
+const _: () = assert!(LOCK_TIMEOUT.as_millis() < postgres::LOCK_TIMEOUT.as_millis());
 /// After so long it is told that another migrates.
 const TELL_OF_ANOTHER: Duration = Duration::from_secs(2);
 /// How long fronts go first, when a lock was not to be had; twice as long each time.
@@ -103,7 +104,8 @@ async fn attempt(
     let asked = Instant::now();
     wait_for_others(&mut admin).await.context("cannot wait for another that migrates")?;
     *give_up += asked.elapsed();
-    sqlx::raw_sql(LOCK_TIMEOUT).execute(&mut admin).await.context("cannot set what migrations wait for")?;
+    let patience = format!("set lock_timeout = '{}ms'", LOCK_TIMEOUT.as_millis());
+    sqlx::raw_sql(AssertSqlSafe(patience)).execute(&mut admin).await.context("cannot set what migrations wait for")?;
     let process: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut admin).await?;
     tokio::select! {
         outcome = bring_up_to_date(&mut admin, front_role) => outcome?,

@@ -33,6 +33,11 @@ impl Room {
         Self { bytes: RESULTS_BYTES_MAX.saturating_sub(taken) }
     }
 
+    /// To a call that has grown by so many bytes.
+    pub(super) fn give(&mut self, bytes: usize) {
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+
     /// A new result as the model may have it.
     pub(super) fn take(&mut self, mut result: ToolResult) -> ToolResult {
         if result.encoded_len() > self.bytes {

@@ -161,8 +161,12 @@ impl State {
                 all.push(result);
                 continue;
             }
-            let text = if journalled.is_some() { OUTCOME_UNKNOWN } else { why };
-            let result = error_result(&call.tool_call_id, text);
+            let text = match journalled.and_then(|entry| entry.call.as_ref()) {
+                Some(begun) => conversation::changed(&call.arguments_json, &begun.arguments_json) + OUTCOME_UNKNOWN,
+                None if journalled.is_some() => OUTCOME_UNKNOWN.to_owned(),
+                None => why.to_owned(),
+            };
+            let result = error_result(&call.tool_call_id, &text);
             news.push(result.clone());
             all.push(result);
         }

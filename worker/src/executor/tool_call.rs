@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use croft_proto::conversation;
 use croft_proto::id::SessionId;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
@@ -23,7 +24,6 @@ const DENIED: &str = "A person denied this call";
 const NOT_REPEATED: &str =
     "The call was begun and its outcome is unknown. A person decided that the call is not to be repeated";
 const NOT_REPEATED_CHANGED: &str = "The call was begun and its outcome is unknown. A person gave other arguments for it, with which it is another call, so it is not repeated.";
-const CHANGED: &str = "A person changed the arguments of this call. It was made with";
 const CHANGED_IN_VAIN: &str = "A person changed the arguments of this call, and it was not made.";
 
 /// A call with the decision what to do about it.
@@ -33,9 +33,27 @@ pub(super) struct Plan<'toolbox> {
     pub(super) times_begun: u32,
     /// People were asked about it in this turn or the one before, and have decided.
     pub(super) is_decided: bool,
-    /// The call as it is made, once that is another than what the model asked for.
-    pub(super) changed: Arc<OnceLock<ToolCall>>,
+    pub(super) changed: Changed,
     pub(super) todo: Todo<'toolbox>,
+}
+
+/// The call as it is made, once that is another than what the model asked for. Clones share it.
+#[derive(Clone, Default)]
+pub(super) struct Changed(Arc<OnceLock<ToolCall>>);
+
+impl Changed {
+    fn to(&self, call: &ToolCall) {
+        self.0.get_or_init(|| call.clone());
+    }
+
+    pub(super) fn get(&self) -> Option<&ToolCall> {
+        self.0.get()
+    }
+
+    /// What the model is told with what came of the call.
+    pub(super) fn note(&self) -> String {
+        self.get().map_or_else(String::new, |made| conversation::changed("", &made.arguments_json))
+    }
 }
 
 pub(super) enum Todo<'toolbox> {
@@ -115,9 +133,9 @@ pub(super) async fn plan<'toolbox>(
     } else {
         todo(call, toolbox, entry, begun.as_ref().map(|begun| (begun, decision))).await
     };
-    let changed = Arc::<OnceLock<ToolCall>>::default();
+    let changed = Changed::default();
     if let Some(begun) = begun.as_ref().filter(|begun| begun.arguments_json != call.arguments_json) {
-        changed.get_or_init(|| begun.clone());
+        changed.to(begun);
     }
     let replay = entry.map_or(ReplayClass::Unsafe, |entry| entry.replay);
     let fresh = || ToolCall {
@@ -190,7 +208,7 @@ impl Bench<'_> {
             }
             Todo::Leave(problem) => {
                 self.metrics.tool_call("denied");
-                return Outcome::Done(error_result(&call.tool_call_id, &problem));
+                return Outcome::Done(error_result(&call.tool_call_id, &(changed.note() + &problem)));
             }
             // It is left out of those that are carried out.
             Todo::AskWhetherToRepeat => return Outcome::Held,
@@ -206,12 +224,12 @@ impl Bench<'_> {
                 decision = self.link.decision(&approval_id) => decision,
                 () = self.draining.cancelled() => return Outcome::Held,
             };
-            // A front tells of a yes with other arguments as of a no.
-            if !decision.approved && decision.arguments_json.is_empty() {
+            let is_changed = !decision.arguments_json.is_empty();
+            if !decision.approved && !is_changed {
                 self.metrics.tool_call("denied");
                 return Outcome::Done(error_result(&call.tool_call_id, &said(DENIED, &decision.message)));
             }
-            if !decision.arguments_json.is_empty() {
+            if is_changed {
                 let given = self.given(entry, &call.tool_call_id, decision.arguments_json).await;
                 (call.arguments_json, arguments) = match given {
                     Ok(given) => given,
@@ -221,17 +239,17 @@ impl Bench<'_> {
                         return Outcome::Done(error_result(&call.tool_call_id, &told));
                     }
                 };
-                changed.get_or_init(|| call.clone());
+                changed.to(&call);
             }
             journalled_as = Some(self.link.event(Kind::ToolCall(call.clone())).await);
         }
         if let Some(index) = journalled_as {
             self.link.stored(index).await;
         }
-        let note = changed.get().map(|call| format!("{CHANGED} {}", call.arguments_json));
         let mut result = self.make(entry, arguments, call).await;
-        if let Some(note) = note {
-            result.content = tools::within_bounds(text(note).into_iter().chain(result.content).collect());
+        let note = changed.note();
+        if !note.is_empty() {
+            result.content.splice(..0, text(note));
         }
         Outcome::Done(result)
     }

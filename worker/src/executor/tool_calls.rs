@@ -1,30 +1,30 @@
 //! The superstep that makes the model's tool calls, all at a time. Each result is told when it is there, so that it is stored while
 //! other calls run or wait for people; the model sees them in its own order.
 
-use std::sync::{Arc, OnceLock};
-
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{StopReason, ToolCall, ToolResult};
 use futures::future::join_all;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
+use prost::Message as _;
 
 use super::room::Room;
 use super::state::error_result;
-use super::tool_call::{self, Bench, Outcome, Plan, Question, Todo};
+use super::tool_call::{self, Bench, Changed, Outcome, Plan, Question, Todo};
 use super::{Executor, Superstep};
 use crate::interrupt::Why;
 use crate::link::Link;
 
 const INTERRUPTED: &str = "The call was interrupted before it gave a result; it may have taken effect.";
 const NOT_APPROVED: &str = "The call was not made: the turn ended before a person approved it.";
+const NOT_CHECKED: &str =
+    "The call was not made: the turn ended before the arguments that a person gave for it were checked.";
 const REPEAT: &str = "The call was begun, its outcome is unknown, and to repeat it may do it twice.";
 
 /// A call's place in the model's answer, and what came of it.
 struct Slot {
     call: ToolCall,
-    /// As it is made, where a person changed it.
-    changed: Arc<OnceLock<ToolCall>>,
+    changed: Changed,
     /// How often it was begun, this time included.
     times_begun: u32,
     /// The question to a person, where one is asked before the call is made.
@@ -77,7 +77,7 @@ impl Executor<'_> {
             let is_told_at_once = plan.is_told_at_once();
             slots.push(Slot {
                 call: plan.call.clone(),
-                changed: Arc::clone(&plan.changed),
+                changed: plan.changed.clone(),
                 times_begun: plan.times_begun + u32::from(is_told_at_once || plan.asks()),
                 approval_id: plan.asks().then(|| Question::Make.id(self.session, &plan.call.tool_call_id)),
                 outcome: None,
@@ -134,21 +134,23 @@ impl Executor<'_> {
         }
         for slot in &mut slots {
             if slot.outcome.is_none() {
-                let waits = slot.approval_id.as_ref().is_some_and(|id| self.link.decided(id).is_none());
-                let error = |text| Outcome::Done(error_result(&slot.call.tool_call_id, text));
+                let error = |text: &str| Outcome::Done(error_result(&slot.call.tool_call_id, text));
                 let stop_reason = match interrupted {
                     Some(Why::Stop(stop_reason)) => stop_reason,
                     Some(Why::HungUp) | None => StopReason::Unspecified,
                 };
-                slot.outcome = Some(match (waits, stop_reason) {
-                    // People may take longer than a turn; their answer opens the next one.
-                    (true, StopReason::TimeLimit | StopReason::HandedBack) => Outcome::Held,
-                    (true, _) => error(NOT_APPROVED),
-                    (false, StopReason::HandedBack) => {
+                slot.outcome = Some(match (slot.progress(self.link), stop_reason) {
+                    // People may take longer than a turn; their answer opens the next one. Where they have given it, it is in the log,
+                    // and checked by whoever goes on.
+                    (Progress::Asked, StopReason::TimeLimit)
+                    | (Progress::Asked | Progress::Checked, StopReason::HandedBack) => Outcome::Held,
+                    (Progress::Asked, _) => error(NOT_APPROVED),
+                    (Progress::Checked, _) => error(NOT_CHECKED),
+                    (Progress::Begun, StopReason::HandedBack) => {
                         self.state.begun(slot.made().clone(), slot.times_begun);
                         Outcome::Held
                     }
-                    (false, _) => error(INTERRUPTED),
+                    (Progress::Begun, _) => error(&(slot.changed.note() + INTERRUPTED)),
                 });
             }
             slot.tell(self.link).await;
@@ -198,7 +200,7 @@ impl Executor<'_> {
             Some(Why::Stop(StopReason::TimeLimit)) => {
                 // What they said came too late to be done, and can't be said again.
                 for plan in decided {
-                    let result = error_result(&plan.call.tool_call_id, INTERRUPTED);
+                    let result = error_result(&plan.call.tool_call_id, &(plan.changed.note() + INTERRUPTED));
                     self.link.event(Kind::ToolResult(result.clone())).await;
                     self.state.came(plan.call.clone(), result);
                 }
@@ -215,13 +217,33 @@ impl Executor<'_> {
     }
 }
 
+/// How far a call without an outcome is.
+enum Progress {
+    /// A person is asked, and has not answered.
+    Asked,
+    /// A person gave other arguments, which are being checked.
+    Checked,
+    /// It may have taken effect.
+    Begun,
+}
+
 impl Slot {
+    fn progress(&self, link: &Link) -> Progress {
+        let Some(approval_id) = &self.approval_id else { return Progress::Begun };
+        match link.decided(approval_id) {
+            None => Progress::Asked,
+            Some(decision) if !decision.arguments_json.is_empty() && self.changed.get().is_none() => Progress::Checked,
+            Some(_) => Progress::Begun,
+        }
+    }
+
     /// The call with the arguments that the tool has.
     fn made(&self) -> &ToolCall {
         self.changed.get().unwrap_or(&self.call)
     }
 
     fn came(&mut self, outcome: Outcome, room: &mut Room) {
+        room.give(self.made().encoded_len().saturating_sub(self.call.encoded_len()));
         self.outcome = Some(match outcome {
             Outcome::Done(result) if !self.told => Outcome::Done(room.take(result)),
             known_or_held => known_or_held,

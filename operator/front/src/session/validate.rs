@@ -199,8 +199,8 @@ pub fn approval_arguments(arguments_json: &str, approved: bool) -> Result<(), Er
     if arguments_json.is_empty() {
         return Ok(());
     }
-    if !approved {
-        return refused("is given with a no, of which no call is made".to_owned());
+    if approved {
+        return refused("is given beside a yes to the call as it was asked for".to_owned());
     }
     if arguments_json.len() > APPROVAL_ARGUMENTS_BYTES_MAX {
         return refused(format!("is longer than {APPROVAL_ARGUMENTS_BYTES_MAX} bytes"));
@@ -381,16 +381,16 @@ mod tests {
     }
 
     #[test]
-    fn what_a_person_has_a_call_made_with_is_a_short_object_and_goes_with_a_yes() {
+    fn what_a_person_has_a_call_made_with_is_a_short_object_and_stands_for_a_yes() {
         let object = |bytes: usize| format!("{{\"a\":\"{}\"}}", "x".repeat(bytes - r#"{"a":""}"#.len()));
         for (arguments, approved) in
-            [("", false), ("", true), ("{}", true), (&object(APPROVAL_ARGUMENTS_BYTES_MAX), true)]
+            [("", false), ("", true), ("{}", false), (&object(APPROVAL_ARGUMENTS_BYTES_MAX), false)]
         {
             approval_arguments(arguments, approved).unwrap();
         }
         let long = object(APPROVAL_ARGUMENTS_BYTES_MAX + 1);
         for (arguments, approved) in
-            [("{}", false), ("[]", true), ("{", true), ("{} {}", true), ("{\"a\":\"\0\"}", true), (&long, true)]
+            [("{}", true), ("[]", false), ("{", false), ("{} {}", false), ("{\"a\":\"\0\"}", false), (&long, false)]
         {
             assert_eq!(field_of(approval_arguments(arguments, approved)), "arguments_json", "{arguments:.20}");
         }

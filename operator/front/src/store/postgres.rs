@@ -52,9 +52,14 @@ use crate::migrate;
 
 /// How long a call waits for a connection; then it is refused as unavailable.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a statement waits for a lock.
+pub(crate) const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// What the server ends by itself, so that a stuck call holds neither locks nor a connection.
-const SERVER_TIMEOUTS: [(&str, &str); 3] =
-    [("statement_timeout", "10s"), ("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "15s")];
+const SERVER_TIMEOUTS: [(&str, Duration); 3] = [
+    ("statement_timeout", Duration::from_secs(10)),
+    ("lock_timeout", LOCK_TIMEOUT),
+    ("idle_in_transaction_session_timeout", Duration::from_secs(15)),
+];
 /// How long a call waits for the server: longer than the server lets any take. One whose host has vanished says nothing at all, and TCP
 /// waits for a quarter of an hour, or for ever.
 const CALL_MAX: Duration = Duration::from_secs(20);
@@ -165,7 +170,8 @@ fn connect(url: &str, connections_max: u32, doubts: Doubts) -> Result<PgPool, Er
     // The parser's complaint may quote the URL, and with it a password.
     let options = PgConnectOptions::from_str(url).map_err(|_| Error::invalid("the PostgreSQL URL", "can't be read"))?;
     // Compiling a statement takes longer than running any of ours.
-    let options = options.application_name("croft-front").options(SERVER_TIMEOUTS).options([("jit", "off")]);
+    let timeouts = SERVER_TIMEOUTS.map(|(name, max)| (name, format!("{}ms", max.as_millis())));
+    let options = options.application_name("croft-front").options(timeouts).options([("jit", "off")]);
     Ok(PgPoolOptions::new()
         .max_connections(connections_max)
         .acquire_timeout(ACQUIRE_TIMEOUT)

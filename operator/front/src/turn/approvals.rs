@@ -11,8 +11,6 @@ use crate::events::log::is_last_page;
 
 /// While people are asked, this often the log is looked at for their answer: word of it may have been lost on its way.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// What the model is told by a worker that makes no calls with other arguments than its own.
-const CHANGED_UNHEARD: &str = "it is to be made with other arguments, which can't be done for now";
 /// Events that are read at a time on that look.
 pub(super) const PAGE: u32 = 500;
 
@@ -62,22 +60,10 @@ impl Approvals {
     /// The answer that this event is, if it was waited for.
     pub(super) fn decided(&mut self, event: SessionEvent) -> Option<ApprovalResolved> {
         match event.kind {
-            Some(Kind::ApprovalResolved(resolved)) if self.open.remove(&resolved.approval_id) => {
-                Some(for_worker(resolved))
-            }
+            Some(Kind::ApprovalResolved(resolved)) if self.open.remove(&resolved.approval_id) => Some(resolved),
             _ => None,
         }
     }
-}
-
-/// A decision as a worker is told of it. A yes with other arguments comes as a no that has them: a worker of a release that knows nothing
-/// of such arguments would make the call with the model's.
-pub(super) fn for_worker(mut decision: ApprovalResolved) -> ApprovalResolved {
-    if !decision.arguments_json.is_empty() {
-        decision.approved = false;
-        CHANGED_UNHEARD.clone_into(&mut decision.message);
-    }
-    decision
 }
 
 #[cfg(test)]

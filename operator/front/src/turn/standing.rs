@@ -1,17 +1,16 @@
 //! Where a turn stands: the last checkpoint, and what whoever had the turn before stored since. A worker goes on from there
 //! as if it had done all of that itself, so that nothing is said, asked or done a second time.
 
-use croft_proto::conversation::open_calls;
+use croft_proto::conversation::{changed, open_calls};
 use croft_proto::id::TurnId;
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
     AgentMessage, ApprovalResolved, ContentBlock, JournalledToolCall, Message, ModelAttempt, Role, SessionCheckpoint,
-    SessionEvent, StopReason, Text, ToolCall, ToolOutput, ToolResult,
+    SessionEvent, StopReason, Text, ToolCall, ToolOutput, ToolResult, ToolUse,
 };
 use uuid::Uuid;
 
-use super::approvals::for_worker;
 use crate::events::log::StoredCheckpoint;
 
 /// The neutral name of an answer that was broken off from outside.
@@ -79,7 +78,7 @@ impl Folding {
         let Some(kind) = event.kind else { return };
         match kind {
             Kind::ApprovalRequired(asked) => standing.asked.push(asked.approval_id),
-            Kind::ApprovalResolved(decision) => standing.decisions.push(for_worker(decision)),
+            Kind::ApprovalResolved(decision) => standing.decisions.push(decision),
             Kind::SubAgentStarted(started) => standing.sub_agents.push(started.tool_call_id),
             Kind::StepStarted(_) => standing.over = None,
             Kind::StepCompleted(step) => {
@@ -137,11 +136,11 @@ impl Standing {
             let entry = checkpoint.journal.iter().chain(&self.journal).rfind(|entry| is_of(entry, &call.tool_call_id));
             let why = match entry {
                 Some(JournalledToolCall { result: Some(_), .. }) => continue,
-                Some(_) => INTERRUPTED,
-                None => NOT_MADE,
+                Some(begun) => made(&call, begun) + INTERRUPTED,
+                None => NOT_MADE.to_owned(),
             };
             let tool_call_id = call.tool_call_id;
-            closed.push(ToolResult { tool_call_id, content: text(why), is_error: true, ..ToolResult::default() });
+            closed.push(ToolResult { tool_call_id, content: text(&why), is_error: true, ..ToolResult::default() });
         }
         for result in &closed {
             self.came(result.clone());
@@ -193,11 +192,15 @@ impl Standing {
         let journal: Vec<_> = checkpoint.journal.drain(..).chain(self.journal.drain(..)).collect();
         let result =
             |id: &str| journal.iter().filter_map(|entry| entry.result.as_ref()).rfind(|r| r.tool_call_id == id);
+        let unknown = |call: &ToolUse| {
+            let begun = journal.iter().rfind(|entry| is_of(entry, &call.tool_call_id));
+            begun.map_or_else(String::new, |begun| made(call, begun)) + OUTCOME_UNKNOWN
+        };
         let mut content = Vec::new();
         for call in open_calls(&checkpoint.messages) {
             let output = match result(&call.tool_call_id) {
                 Some(ToolResult { content, is_error, .. }) => (content.clone(), *is_error),
-                None if all => (text(OUTCOME_UNKNOWN), true),
+                None if all => (text(&unknown(&call)), true),
                 None => continue,
             };
             let output = ToolOutput { tool_call_id: call.tool_call_id, content: output.0, is_error: output.1 };
@@ -246,6 +249,12 @@ impl Standing {
     }
 }
 
+/// What the model is told of a call that a person changed before it was begun.
+fn made(call: &ToolUse, begun: &JournalledToolCall) -> String {
+    let made = begun.call.as_ref().map_or(&call.arguments_json, |made| &made.arguments_json);
+    changed(&call.arguments_json, made)
+}
+
 fn is_of(entry: &JournalledToolCall, tool_call_id: &str) -> bool {
     entry.call.as_ref().is_some_and(|call| call.tool_call_id == tool_call_id)
 }
@@ -256,7 +265,7 @@ fn text(text: &str) -> Vec<ContentBlock> {
 
 #[cfg(test)]
 mod tests {
-    use croft_proto::v1::{ApprovalRequired, StepCompleted, StepStarted, ToolUse, UserMessage};
+    use croft_proto::v1::{ApprovalRequired, StepCompleted, StepStarted, UserMessage};
 
     use super::*;
 
@@ -304,6 +313,7 @@ mod tests {
         Kind::ToolCall(ToolCall {
             tool_call_id: id.into(),
             idempotency_key: format!("key of {id}"),
+            arguments_json: "{}".into(),
             ..Default::default()
         })
     }
@@ -410,20 +420,6 @@ mod tests {
         assert_eq!((standing.asked, standing.decisions), (vec!["q".to_owned()], vec![decision]));
     }
 
-    /// One of an earlier release would make the call with the model's arguments.
-    #[test]
-    fn a_yes_with_other_arguments_is_a_no_to_a_worker_that_knows_nothing_of_them() {
-        let decision = ApprovalResolved {
-            approval_id: "q".into(),
-            approved: true,
-            arguments_json: r#"{"depth":2}"#.into(),
-            ..ApprovalResolved::default()
-        };
-        let standing = Scene::new(None).then(Kind::ApprovalResolved(decision)).standing();
-        let [told] = &standing.decisions[..] else { panic!("{standing:?}") };
-        assert_eq!((told.approved, told.arguments_json.as_str()), (false, r#"{"depth":2}"#));
-    }
-
     #[test]
     fn what_is_taken_page_by_page_is_what_is_taken_at_once() {
         let asked = ApprovalRequired { approval_id: "q".into(), ..ApprovalRequired::default() };
@@ -495,5 +491,25 @@ mod tests {
         assert!(open_calls(&checkpoint.messages).is_empty() && checkpoint.journal.is_empty());
         let told: Vec<_> = closed.iter().map(|result| (&*result.tool_call_id, result.content.clone())).collect();
         assert_eq!(told, [("b", text(INTERRUPTED)), ("c", text(NOT_MADE))]);
+    }
+
+    /// The conversation has the arguments that the model asked for.
+    #[test]
+    fn of_a_call_that_a_person_changed_the_model_hears_with_what_it_was_made() {
+        let given = r#"{"depth":2}"#;
+        let changed = |id: &str| {
+            let Kind::ToolCall(call) = begun(id) else { panic!() };
+            Kind::ToolCall(ToolCall { arguments_json: given.into(), ..call })
+        };
+        let in_mid_call = |id: &str| Scene::new(None).answer("tool_use", vec![call(id)]).then(changed(id));
+        let (closed, _) = in_mid_call("a").standing().left(true);
+        let told = format!("{:?}", closed[0].content);
+        assert!(told.contains("A person changed") && told.contains("depth") && told.contains(INTERRUPTED), "{told}");
+
+        let (_, open) = in_mid_call("a").standing().left(false);
+        let (_, next) = Scene::new(open).standing().left(false);
+        let next = next.unwrap();
+        let told = format!("{:?}", next.messages[2].content);
+        assert!(told.contains("A person changed") && told.contains(OUTCOME_UNKNOWN), "{told}");
     }
 }
