@@ -6,6 +6,7 @@ mod attempt;
 mod branch;
 mod call_ids;
 mod chain;
+mod changed;
 mod compaction;
 mod failure;
 mod guarding;

@@ -163,9 +163,7 @@ async fn a_call_that_outlasts_the_drain_is_handed_back_with_them() {
     let (mut front, approval_id) = asked(&worker, &session_id, &agent).await;
     give(&front, approval_id, r#"{"depth":9}"#).await;
     front.until_event(|kind| matches!(kind, Kind::ToolCall(_))).await;
-    while spade.digs() == 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    spade.digging().await;
     worker.tasks.stopping().cancel();
     let heard = front.finish().await;
     assert_eq!(heard.stop_reason(), StopReason::HandedBack);
@@ -238,9 +236,7 @@ async fn of_one_that_is_interrupted_the_model_hears_what_it_was_made_with() {
     let (mut front, approval_id) = asked(&worker, &session(), &cautious(ReplayClass::Unsafe)).await;
     give(&front, approval_id, r#"{"depth":9}"#).await;
     front.until_event(|kind| matches!(kind, Kind::ToolCall(_))).await;
-    while spade.digs() == 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    spade.digging().await;
     front.send(ToWorker::Cancel(StepCancel { stop_reason: StopReason::Interrupted.into() })).await;
     let heard = front.finish().await;
     assert_eq!(heard.stop_reason(), StopReason::Interrupted);

@@ -92,9 +92,7 @@ impl Garden {
         let start = StepStart { checkpoint: Some(before.checkpoint()), ..self.turn("turn-2", &yes) };
         let mut front = Front::open(&worker.client, start).await;
         front.until_event(|kind| matches!(kind, Kind::ToolCall(_))).await;
-        while self.spade.digs() == 0 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        self.spade.digging().await;
         front
     }
 

@@ -300,9 +300,7 @@ async fn an_interrupt_in_mid_tool_keeps_what_is_done_and_ends_the_rest() {
     let clock = json!({"tool_call": {"name": "clock"}});
     let mut front = begun(&worker, &agent, json!([clock, dig(1), clock, {"text": "never"}])).await;
     front.until_event(|kind| matches!(kind, Kind::ToolResult(_))).await;
-    while spade.digs() == 0 {
-        settle().await;
-    }
+    spade.digging().await;
     let began = Instant::now();
     front.send(ToWorker::Cancel(StepCancel { stop_reason: StopReason::Interrupted.into() })).await;
     let heard = front.finish().await;

@@ -1,8 +1,5 @@
 //! One tool call: what is to be done about it, and doing it.
 
-use std::sync::{Arc, OnceLock};
-
-use croft_proto::conversation;
 use croft_proto::id::SessionId;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
@@ -13,6 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::changed::Changed;
 use super::guarding::{self, tell};
 use super::state::{State, error_result};
 use crate::guardrails::Guardrails;
@@ -35,25 +33,6 @@ pub(super) struct Plan<'toolbox> {
     pub(super) is_decided: bool,
     pub(super) changed: Changed,
     pub(super) todo: Todo<'toolbox>,
-}
-
-/// The call as it is made, once that is another than what the model asked for. Clones share it.
-#[derive(Clone, Default)]
-pub(super) struct Changed(Arc<OnceLock<ToolCall>>);
-
-impl Changed {
-    fn to(&self, call: &ToolCall) {
-        self.0.get_or_init(|| call.clone());
-    }
-
-    pub(super) fn get(&self) -> Option<&ToolCall> {
-        self.0.get()
-    }
-
-    /// What the model is told with what came of the call.
-    pub(super) fn note(&self) -> String {
-        self.get().map_or_else(String::new, |made| conversation::changed("", &made.arguments_json))
-    }
 }
 
 pub(super) enum Todo<'toolbox> {

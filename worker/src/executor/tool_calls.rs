@@ -8,9 +8,10 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 use prost::Message as _;
 
+use super::changed::Changed;
 use super::room::Room;
 use super::state::error_result;
-use super::tool_call::{self, Bench, Changed, Outcome, Plan, Question, Todo};
+use super::tool_call::{self, Bench, Outcome, Plan, Question, Todo};
 use super::{Executor, Superstep};
 use crate::interrupt::Why;
 use crate::link::Link;

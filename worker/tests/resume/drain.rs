@@ -21,9 +21,7 @@ async fn a_worker_that_shuts_down_ends_its_superstep_and_hands_the_turn_back() {
     init(&worker.client, &session_id, &agent).await.unwrap();
     let mut front = Front::open(&worker.client, start(&session_id, script(&json!([dig(1), {"text": "done"}])))).await;
     front.until_event(|kind| matches!(kind, Kind::ToolCall(_))).await;
-    while spade.digs() == 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    spade.digging().await;
     worker.tasks.stopping().cancel();
     spade.gate.as_ref().unwrap().add_permits(1);
     let heard = front.finish().await;

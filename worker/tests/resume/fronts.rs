@@ -20,9 +20,7 @@ async fn a_front_that_goes_away_ends_its_step() {
     init(&worker.client, &session_id, &agent).await.unwrap();
     let mut front = Front::open(&worker.client, start(&session_id, script(&json!([dig(1), {"text": "done"}])))).await;
     front.until_event(|kind| matches!(kind, Kind::ToolCall(_))).await;
-    while spade.digs() == 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    spade.digging().await;
     drop(front);
     // Time stands still while anything has work to do.
     tokio::time::sleep(Duration::from_millis(50)).await;

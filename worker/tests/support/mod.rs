@@ -358,6 +358,16 @@ impl Spade {
     pub fn digs(&self) -> usize {
         self.digs.lock().unwrap().len()
     }
+
+    /// Once it digs.
+    pub async fn digging(&self) {
+        let digs = async {
+            while self.digs() == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(90), digs).await.expect("nobody digs");
+    }
 }
 
 #[async_trait]
