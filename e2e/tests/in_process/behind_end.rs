@@ -58,6 +58,11 @@ async fn paid(world: &World, session_id: &str) -> Session {
     assert_eq!(rows.len(), 1, "{rows:?}");
     let log = world.log(session_id, 0).await;
     assert!(matches!(log.last().unwrap().kind, Some(Kind::SessionTerminated(_))), "its end is the end");
+    let said = log.into_iter().find_map(|event| match event.kind {
+        Some(Kind::UserMessage(said)) => Some(said.sender),
+        _ => None,
+    });
+    assert_eq!(rows[0].sender, said.unwrap_or_default(), "it is charged to whom the turn ran for");
     session
 }
 

@@ -4,14 +4,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use croft_e2e::client::{Client, message};
-use croft_front::identity::api_key;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    AgentLimits, AgentSpec, ApprovalResolved, ListAuditRecordsRequest, Permission, ResolveApprovalRequest, Session,
-    SessionEvent, SessionState, StopReason,
+    AgentLimits, AgentSpec, ApprovalResolved, ListAuditRecordsRequest, Permission, Session, SessionEvent, SessionState,
+    StopReason,
 };
 use futures::{SinkExt as _, StreamExt as _};
-use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
@@ -20,41 +18,12 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 use crate::approvals::{asked, cautious};
+use crate::colleague::Colleague;
 use crate::sub_agents::{ask, children, editor, script};
 use crate::world::{PATIENCE, World, read_all, stop_reason};
 
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 const TRIES_MAX: usize = 5;
-
-/// Somebody else of the same tenant, who calls another front.
-struct Colleague {
-    /// As the audit log names them.
-    actor: String,
-    key: String,
-    client: Client,
-    http: SocketAddr,
-}
-
-impl Colleague {
-    async fn of(world: &World) -> Self {
-        let (record, key) = api_key::generate(world.tenant(), "colleague").unwrap();
-        world.core.stores.keys.insert(&record, None).await.unwrap();
-        let (grpc, http) = world.front_with(&world.tasks).await;
-        let client = Client::new(&grpc.to_string(), key.expose_secret()).unwrap();
-        let (actor, key) = (format!("api-key/ck_{}", record.prefix), key.expose_secret().to_owned());
-        Self { actor, key, client, http }
-    }
-
-    async fn answers(&mut self, session_id: &str, approval_id: &str, approved: bool) {
-        let answer = ResolveApprovalRequest {
-            session_id: session_id.to_owned(),
-            approval_id: approval_id.to_owned(),
-            approved,
-            ..ResolveApprovalRequest::default()
-        };
-        self.client.lifecycle.resolve_approval(answer).await.unwrap();
-    }
-}
 
 /// The name that the front gave to who spoke first.
 fn speaker(events: &[SessionEvent]) -> &str {

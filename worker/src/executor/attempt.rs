@@ -327,8 +327,9 @@ impl Attempt<'_> {
             fallback_reason: fallback_reason.to_owned(),
             usage_estimated,
             response_id: self.assembly.response_id.clone(),
-            // The front knows who pays.
+            // The front knows who pays, and on whose behalf.
             mode: ProviderMode::Unspecified.into(),
+            sender: String::new(),
             service_tier: self.assembly.service_tier.clone(),
         }
     }

@@ -203,6 +203,7 @@ fn usage_row(session: SessionId, attempt: &ModelAttempt, create_time: &Timestamp
             known => known.into(),
         },
         service_tier: plain(attempt.service_tier.clone()),
+        sender: plain(attempt.sender.clone()),
     }
 }
 

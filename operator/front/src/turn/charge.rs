@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use croft_proto::id::{SessionId, TenantId, TurnId};
-use croft_proto::v1::ModelAttempt;
 use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{ModelAttempt, SessionEvent};
 use tokio::time::Instant;
 
 use super::purse::Purse;
@@ -27,10 +27,28 @@ const TOLD_WITHIN_LEASES: u32 = 2;
 /// Accounts for attempts of which a worker tells when its session has ended: the front that they were made for may have been lost
 /// before it heard of them. One that is stored already counts once, since it has the same id. What is reserved for them goes by itself.
 pub(crate) async fn charge_behind_end(core: &Arc<Core>, session: Session, attempts: Vec<ModelAttempt>) {
+    if attempts.is_empty() {
+        return;
+    }
     // Of no event, so any turn will do for one that nobody knows.
     let turn = session.turn_id.parse().unwrap_or_else(|_| TurnId::generate());
-    let mut recorder = Recorder::new(Arc::clone(core), session, 0, turn, false);
+    let sender = last_sender(core, &session).await;
+    let mut recorder = Recorder::new(Arc::clone(core), session, 0, (turn, &sender), false);
     recorder.charge_behind_end(attempts.into_iter().map(Kind::ModelAttempt).collect()).await;
+}
+
+/// Who sent the message that the session took up last. Empty where that can't be told: what was used is charged all the same.
+async fn last_sender(core: &Core, session: &Session) -> String {
+    let Some(before) = session.input_seq.checked_sub(1) else { return String::new() };
+    match core.stores.events.read(session.tenant, session.id, before, 1).await.as_deref() {
+        Ok([SessionEvent { kind: Some(Kind::UserMessage(message)), .. }]) => message.sender.clone(),
+        Ok(_) => String::new(),
+        Err(error) => {
+            let (tenant, session) = (session.tenant, session.id);
+            tracing::warn!(%tenant, %session, %error, "what a session used is charged without its sender");
+            String::new()
+        }
+    }
 }
 
 /// The attempts among events that are to be stored.

@@ -75,6 +75,8 @@ pub(super) struct Recorder {
     session: Session,
     epoch: u64,
     turn: TurnId,
+    /// On whose behalf the turn runs; empty where nobody knows.
+    sender: String,
     /// As it was when the turn began.
     tenant: Option<Arc<Tenant>>,
     purse: Purse,
@@ -93,8 +95,14 @@ pub(super) struct Recorder {
 }
 
 impl Recorder {
-    /// `is_fresh` when nothing of the turn can have been shown yet.
-    pub(super) fn new(core: Arc<Core>, session: Session, epoch: u64, turn: TurnId, is_fresh: bool) -> Self {
+    /// For a turn that runs on behalf of `sender`. `is_fresh` when nothing of the turn can have been shown yet.
+    pub(super) fn new(
+        core: Arc<Core>,
+        session: Session,
+        epoch: u64,
+        (turn, sender): (TurnId, &str),
+        is_fresh: bool,
+    ) -> Self {
         let tenant = core.tenants.get(session.tenant);
         let purse = Purse::new(Arc::clone(&core), session.clone());
         let extent = Extent::of(session.agent.limits);
@@ -103,6 +111,7 @@ impl Recorder {
             session,
             epoch,
             turn,
+            sender: sender.to_owned(),
             tenant,
             purse,
             extent,
@@ -314,7 +323,7 @@ impl Recorder {
         told.copied().unwrap_or(ProviderMode::Platform)
     }
 
-    /// The worker tells what was used; what it cost, and whom, is ours to say.
+    /// The worker tells what was used; what it cost, whom, and on whose behalf is ours to say.
     fn priced(&self, kind: Kind) -> Kind {
         match kind {
             Kind::ModelAttempt(mut attempt) => {
@@ -323,6 +332,7 @@ impl Recorder {
                 }
                 attempt.cost_nano_usd = self.core.models.cost_nano_usd(&attempt, now().seconds);
                 attempt.set_mode(self.mode(&attempt.provider));
+                attempt.sender.clone_from(&self.sender);
                 Kind::ModelAttempt(attempt)
             }
             other => other,

@@ -134,10 +134,12 @@ async fn what_was_reckoned_is_charged_unless_the_worker_tells_of_it_in_time() {
         let session = core.stores.sessions.insert(new_session(session.tenant)).await.unwrap();
         let (Inserted::New { session, .. } | Inserted::Existing(session)) = session;
         let before = charged().await.len();
-        let mut recorder = Recorder::new(Arc::clone(&core), session.clone(), 1, TurnId::generate(), false);
+        let mut recorder = Recorder::new(Arc::clone(&core), session.clone(), 1, (TurnId::generate(), "them"), false);
         let mut lost = lost_attempt();
         if let [Kind::ModelAttempt(attempt)] = &mut lost[..] {
             attempt.attempt_id = format!("attempt, {is_told}");
+            // Nobody but the front has a say in this.
+            attempt.sender = "somebody else".to_owned();
         }
         recorder.charge_unless_told(lost);
         sleep((2 * lease_ttl).saturating_sub(Duration::from_secs(1))).await;
@@ -145,13 +147,15 @@ async fn what_was_reckoned_is_charged_unless_the_worker_tells_of_it_in_time() {
         if is_told {
             let usage = Some(TokenUsage { output_tokens: 7, ..TokenUsage::default() });
             let attempt_id = format!("attempt, {is_told}");
-            let told = Kind::ModelAttempt(ModelAttempt { attempt_id, usage, ..ModelAttempt::default() });
+            let sender = "them".to_owned();
+            let told = Kind::ModelAttempt(ModelAttempt { attempt_id, usage, sender, ..ModelAttempt::default() });
             append(&core, &session, TurnId::generate(), vec![told]).await;
         }
         sleep(Duration::from_secs(2)).await;
         let rows = core.stores.usage.list(session.tenant, Some(session.id), None, None, 10).await.unwrap();
         assert_eq!(rows.len(), 1, "{rows:?}");
         assert_eq!((rows[0].usage_estimated, rows[0].tokens.unwrap().output_tokens == 7), (!is_told, is_told));
+        assert_eq!(rows[0].sender, "them");
     }
 }
 
@@ -162,7 +166,8 @@ async fn attempts_that_wait_for_the_ledger_are_given_up_as_the_front_goes() {
     stores.usage = hooked(stores.usage, Outage::of(usize::MAX).before(|call| matches!(call, Call::AddBehindEnd)));
     let (core, session) = front(stores, Options::default(), &tasks).await;
     charge_behind_end(&core, session.clone(), vec![ModelAttempt::default()]).await;
-    Recorder::new(Arc::clone(&core), session, 1, TurnId::generate(), false).charge_unless_told(lost_attempt());
+    Recorder::new(Arc::clone(&core), session, 1, (TurnId::generate(), "them"), false)
+        .charge_unless_told(lost_attempt());
     // Between two tries of the first, and before there is any of the other.
     assert_eq!(tasks.shutdown(Duration::from_millis(500)).await, 0, "none is left behind");
 }

@@ -1,6 +1,7 @@
 //! What every store promises, written once and run against memory and Postgres.
 
 pub(crate) mod across;
+pub(crate) mod asking;
 pub(crate) mod audit;
 pub(crate) mod budgets;
 pub(crate) mod creation;
@@ -28,6 +29,9 @@ macro_rules! promises {
                 makes_one_session_of_concurrent_requests_with_one_key, repeats_a_key_at_the_limit,
                 lists_in_pages_newest_first, lists_no_more_than_fits_a_page, filters_by_state_and_labels, bills_attempts_of_the_first_events,
                 has_one_child_for_each_call_of_a_parent, makes_no_child_of_a_parent_that_has_ended;
+            asking: are_those_that_were_left_with_a_question_or_run_and_have_asked,
+                are_there_while_their_turn_is_nobodys_or_a_message_waits, come_in_pages_newest_first_and_to_their_tenant_alone,
+                end_a_page_that_is_full_of_agents;
             events: keeps_tenants_apart, numbers_without_holes_under_fifty_writers, projects_state,
                 refuses_a_stale_epoch, refuses_a_released_lease, takes_a_word_to_a_turn_while_it_runs, fences_the_turn, ends_the_lease_with_the_session,
                 takes_nothing_after_the_end, takes_nothing_for_unknown_sessions, stores_all_or_nothing,
@@ -45,7 +49,7 @@ macro_rules! promises {
                 answers_a_repeated_key_without_taking_the_lease, gives_the_lease_up_with_the_last_word,
                 keeps_the_lease_for_a_message_that_waits, says_of_a_turn_that_was_broken_off_that_it_runs, leaves_no_message_lying;
             numbering: holds_whatever_is_given_up_refused_or_repeated;
-            usage: keeps_tenants_apart, counts_an_attempt_once, takes_what_a_worker_makes_up, tells_of_no_more_groups_than_fit_an_answer, tells_unknown_prices, tells_whose_account_answered, tells_how_it_was_served, lists_newest_first_in_pages,
+            usage: keeps_tenants_apart, counts_an_attempt_once, takes_what_a_worker_makes_up, tells_of_no_more_groups_than_fit_an_answer, tells_unknown_prices, tells_whose_account_answered, tells_how_it_was_served, tells_on_whose_behalf, lists_newest_first_in_pages,
                 summarizes_by_each_dimension, totals_nothing_without_rows, takes_no_negative_tokens,
                 adds_to_the_sessions_totals, adds_what_an_ended_session_used;
             budgets: keeps_tenants_apart, replaces_and_takes_away, adds_up_each_account_as_the_rows_do, counts_a_repeated_attempt_once,

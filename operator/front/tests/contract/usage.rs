@@ -57,6 +57,7 @@ pub(crate) async fn takes_what_a_worker_makes_up(stores: &Stores) {
         finish_reason: zero.into(),
         error_class: long,
         service_tier: zero.into(),
+        sender: zero.into(),
         cost_nano_usd: Some(5),
         ..ModelAttempt::default()
     };
@@ -68,7 +69,7 @@ pub(crate) async fn takes_what_a_worker_makes_up(stores: &Stores) {
     let [row] = &rows[..] else { panic!("{rows:?}") };
     let (plain, cut) = ("a\u{fffd}b", "x".repeat(512));
     assert_eq!((&*row.attempt_id, &*row.model, &*row.error_class), (&*cut, &*cut, &*cut));
-    assert_eq!((&*row.provider, &*row.finish_reason, &*row.service_tier), (plain, plain, plain));
+    assert_eq!((&*row.provider, &*row.finish_reason, &*row.service_tier, &*row.sender), (plain, plain, plain, plain));
     let session = get(stores, tenant, session).await;
     assert_eq!((&*session.worker, session.usage.cost_nano_usd), (plain, 5));
 }
@@ -131,6 +132,27 @@ pub(crate) async fn tells_how_it_was_served(stores: &Stores) {
     let mut told: Vec<_> = rows.iter().map(|row| (&*row.attempt_id, &*row.service_tier)).collect();
     told.sort_unstable();
     assert_eq!(told, [("a", ""), ("b", "flex"), ("c", "priority")]);
+}
+
+pub(crate) async fn tells_on_whose_behalf(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    let by = |id, sender: &str, cost| ModelAttempt { sender: sender.into(), ..of(id, "scripted", "scripted-1", cost) };
+    // With others in one append, with the opening of a session, and behind a session's end.
+    let session = session(stores, tenant).await;
+    let attempts = [by("a", "api-key/ck_1", 1), by("b", "oidc/Ada", 20), by("c", "", 300)];
+    appended(stores, append(tenant, session, attempts.map(Kind::ModelAttempt).into())).await;
+    used(stores, tenant, "helper", 9, by("d", "oidc/Ada", 4_000)).await;
+    appended(stores, append(tenant, session, vec![terminated("done")])).await;
+    let late = [event(Kind::ModelAttempt(by("e", "oidc/Ada", 50_000)))];
+    stores.usage.add_behind_end(tenant, session, &late).await.unwrap();
+
+    let rows = stores.usage.list(tenant, None, None, None, 10).await.unwrap();
+    let mut told: Vec<_> = rows.iter().map(|row| (&*row.attempt_id, &*row.sender)).collect();
+    told.sort_unstable();
+    assert_eq!(told, [("a", "api-key/ck_1"), ("b", "oidc/Ada"), ("c", ""), ("d", "oidc/Ada"), ("e", "oidc/Ada")]);
+    let sums = stores.usage.summarize(tenant, None, None, &[UsageDimension::Sender]).await.unwrap();
+    let sums: Vec<_> = sums.iter().map(|sum| (&*sum.keys[0], sum.totals.unwrap().cost_nano_usd)).collect();
+    assert_eq!(sums, [("", 300), ("api-key/ck_1", 1), ("oidc/Ada", 54_020)]);
 }
 
 /// One attempt in a session of its own.

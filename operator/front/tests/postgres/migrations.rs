@@ -70,38 +70,45 @@ async fn an_older_release_runs_on_a_newer_schema() {
     database.end().await;
 }
 
-/// While a release is rolled out, fronts of the one before call the functions that they know.
+/// While a release is rolled out, fronts of the one before call the functions that they know: without senders, and without tiers.
 #[tokio::test]
-async fn a_front_that_knows_of_no_tiers_meters_as_before() {
+async fn a_front_of_an_earlier_release_meters_as_before() {
     let database = Database::migrated().await;
     let stores = Stores::postgres(&database.front().await, &Tasks::new());
     let tenant = tenant(&stores, "ours").await;
     let session = session(&stores, tenant).await;
     let mut older = database.login(FRONT_ROLE).await;
-    let appended = format!(
-        "select lease_epoch from croft_append('{tenant}', '{{{session}}}', '{{1}}', '{{null}}', '{{null}}', '{{null}}', '{{null}}',
-            '{{null}}', '{{null}}', array[now()], '{{null}}', '{{null}}', '{{null}}', '{{null}}', '{{f}}', '{{f}}', '{{1}}', '{{1}}',
-            '{{model_attempt}}', '{{null}}', array[now()], array[''::bytea], '{{{session}}}', '{{a}}', '{{scripted}}',
-            '{{scripted-1}}', '{{1}}', '{{2}}', '{{3}}', '{{4}}', '{{5}}', '{{6}}', '{{7}}', '{{8}}', '{{end_turn}}', array[''],
-            '{{f}}', array[now()], '{{platform}}')",
-        tenant = tenant.0,
-        session = session.0,
-    );
-    execute(&mut older, &appended).await.unwrap();
-    let metered = format!(
-        "begin; set local role croft_request; set local croft.tenant = '{tenant}';
-        select attempts from croft_meter('{tenant}', '{{{session}}}', '{{{session}}}', '{{b}}', '{{scripted}}', '{{scripted-1}}',
-            '{{1}}', '{{2}}', '{{3}}', '{{4}}', '{{5}}', '{{6}}', '{{7}}', '{{8}}', '{{end_turn}}', array[''], '{{f}}', array[now()],
-            '{{platform}}');
-        commit",
-        tenant = tenant.0,
-        session = session.0,
-    );
-    execute(&mut older, &metered).await.unwrap();
+    for (id, tier, knows) in [("a", "", ""), ("b", "flex", ", array['flex']")] {
+        let appended = format!(
+            "select lease_epoch from croft_append('{tenant}', '{{{session}}}', '{{1}}', '{{null}}', '{{null}}', '{{null}}',
+                '{{null}}', '{{null}}', '{{null}}', array[now()], '{{null}}', '{{null}}', '{{null}}', '{{null}}', '{{f}}', '{{f}}',
+                '{{1}}', '{{1}}', '{{model_attempt}}', '{{null}}', array[now()], array[''::bytea], '{{{session}}}', '{{{id}}}',
+                '{{scripted}}', '{{scripted-1}}', '{{1}}', '{{2}}', '{{3}}', '{{4}}', '{{5}}', '{{6}}', '{{7}}', '{{8}}',
+                '{{end_turn}}', array[''], '{{f}}', array[now()], '{{platform}}'{knows})",
+            tenant = tenant.0,
+            session = session.0,
+        );
+        execute(&mut older, &appended).await.unwrap();
+        let metered = format!(
+            "begin; set local role croft_request; set local croft.tenant = '{tenant}';
+            select attempts from croft_meter('{tenant}', '{{{session}}}', '{{{session}}}', '{{{id}2}}', '{{scripted}}',
+                '{{scripted-1}}', '{{1}}', '{{2}}', '{{3}}', '{{4}}', '{{5}}', '{{6}}', '{{7}}', '{{8}}', '{{end_turn}}', array[''],
+                '{{f}}', array[now()], '{{platform}}'{knows});
+            commit",
+            tenant = tenant.0,
+            session = session.0,
+        );
+        execute(&mut older, &metered).await.unwrap();
+        let usage = stores.usage.list(tenant, None, None, None, 10).await.unwrap();
+        let ours: Vec<_> = usage.iter().filter(|row| row.attempt_id.starts_with(id)).collect();
+        assert_eq!(ours.len(), 2, "{usage:?}");
+        assert!(
+            ours.iter().all(|row| row.service_tier == tier && row.sender.is_empty() && row.latency_ms == 8),
+            "{ours:?}"
+        );
+    }
     let usage = get(&stores, tenant, session).await.usage;
-    assert_eq!((usage.attempts, usage.cost_nano_usd), (2, 14));
-    let rows = stores.usage.list(tenant, None, None, None, 10).await.unwrap();
-    assert!(rows.iter().all(|row| row.service_tier.is_empty() && row.latency_ms == 8));
+    assert_eq!((usage.attempts, usage.cost_nano_usd), (4, 28));
     database.end().await;
 }
 

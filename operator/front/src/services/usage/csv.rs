@@ -5,7 +5,7 @@ use croft_proto::v1::{ProviderMode, UsageEvent};
 /// The names of the columns.
 pub(super) const HEAD: &str = "attempt_id,session_id,agent,provider,model,mode,input_uncached_tokens,cache_read_tokens,\
     cache_write_5m_tokens,cache_write_1h_tokens,output_tokens,reasoning_tokens,cost_usd,latency_ms,finish_reason,error_class,\
-    usage_estimated,create_time,service_tier\r\n";
+    usage_estimated,create_time,service_tier,sender\r\n";
 
 /// One row. Its cost is in dollars, and empty when it is not known; its time is RFC 3339.
 pub(super) fn line(row: &UsageEvent) -> String {
@@ -25,7 +25,7 @@ pub(super) fn line(row: &UsageEvent) -> String {
     ]
     .map(|number| number.to_string());
     format!(
-        "{},{mode},{},{},{},{},{},{},{time},{}\r\n",
+        "{},{mode},{},{},{},{},{},{},{time},{},{}\r\n",
         texts.join(","),
         numbers.join(","),
         row.cost_nano_usd.map(dollars).unwrap_or_default(),
@@ -34,6 +34,7 @@ pub(super) fn line(row: &UsageEvent) -> String {
         field(&row.error_class),
         row.usage_estimated,
         field(&row.service_tier),
+        field(&row.sender),
     )
 }
 
@@ -73,12 +74,13 @@ mod tests {
             create_time: Some(Timestamp { seconds: 1_790_000_000, nanos: 500_000_000 }),
             mode: ProviderMode::TenantKey.into(),
             service_tier: "flex".into(),
+            sender: "oidc/ada@example.org".into(),
             ..UsageEvent::default()
         };
         let told = line(&row);
         assert_eq!(
             told,
-            "a,s,helper,anthropic,m,tenant_key,1,0,0,0,2,0,1.500000001,9,end_turn,,false,2026-09-21T14:13:20.5Z,flex\r\n"
+            "a,s,helper,anthropic,m,tenant_key,1,0,0,0,2,0,1.500000001,9,end_turn,,false,2026-09-21T14:13:20.5Z,flex,oidc/ada@example.org\r\n"
         );
         assert_eq!(told.split(',').count(), HEAD.split(',').count());
         assert!(line(&UsageEvent { cost_nano_usd: None, ..row }).contains(",0,,9,"));

@@ -107,6 +107,7 @@ fn value(row: &UsageEvent, dimension: UsageDimension) -> Result<String, Error> {
         UsageDimension::Model => row.model.clone(),
         UsageDimension::Provider => row.provider.clone(),
         UsageDimension::Session => row.session_id.clone(),
+        UsageDimension::Sender => row.sender.clone(),
         UsageDimension::Mode => row.mode().as_str_name().trim_start_matches("PROVIDER_MODE_").to_ascii_lowercase(),
         UsageDimension::Day => {
             let time = jiff::Timestamp::from_microsecond(time_of(row)).map_err(Error::internal)?;

@@ -17,11 +17,11 @@ use crate::error::Error;
 use crate::events::log::Authority;
 
 /// What `APPEND` does for one append, for all of a group, and all that its transaction does besides. Each append is of another session.
-/// See `migrations/0023_one_call.sql`, `0024_by_key.sql`, `0025_one_look.sql`, `0026_service_tiers.sql` and
-/// `0034_turns_broken_off.sql`.
+/// See `migrations/0023_one_call.sql`, `0024_by_key.sql`, `0025_one_look.sql`, `0026_service_tiers.sql`,
+/// `0034_turns_broken_off.sql` and `0035_usage_by_sender.sql`.
 const APPEND_GROUP: &str =
     "select * from croft_append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,
-    $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40)";
+    $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40, $41)";
 
 /// The columns of a group's appends, and of all their events.
 #[derive(Default)]

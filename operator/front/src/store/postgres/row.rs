@@ -106,6 +106,7 @@ pub(super) fn usage_event(row: &PgRow) -> Result<UsageEvent, sqlx::Error> {
         usage_estimated: row.try_get("usage_estimated")?,
         mode: ProviderMode::from_str_name(&name(MODE_PREFIX, row.try_get("mode")?)).unwrap_or_default().into(),
         service_tier: row.try_get("service_tier")?,
+        sender: row.try_get("sender")?,
     })
 }
 

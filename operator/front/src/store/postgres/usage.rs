@@ -16,9 +16,10 @@ use crate::events::log::NewEvent;
 use crate::store::projection;
 use crate::usage::{self, GROUPS_MAX, UsageStore};
 
-/// Adds the rows that are new to the ledger, and to their sessions' totals. See `migrations/0023_one_call.sql`, `0024_by_key.sql` and
-/// `0026_service_tiers.sql`.
-const METER: &str = "select * from croft_meter($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)";
+/// Adds the rows that are new to the ledger, and to their sessions' totals. See `migrations/0023_one_call.sql`, `0024_by_key.sql`,
+/// `0026_service_tiers.sql` and `0035_usage_by_sender.sql`.
+const METER: &str = "select * from croft_meter($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
+    $21)";
 
 /// Events of one session, of which some may report attempts at models.
 pub(super) struct Reported<'a> {
@@ -69,6 +70,7 @@ impl Columns {
             .bind(rows.iter().map(|row| Time(row.create_time.unwrap_or_default())).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row::mode_word(row.mode())).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.service_tier.as_str()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.sender.as_str()).collect::<Vec<_>>())
     }
 }
 
@@ -104,7 +106,7 @@ impl UsageStore for Postgres {
             let rows = sqlx::query(
                 "select attempt_id, session_id, agent, provider, model, input_uncached_tokens, cache_read_tokens,
                     cache_write_5m_tokens, cache_write_1h_tokens, output_tokens, reasoning_tokens, cost_nano_usd, latency_ms,
-                    finish_reason, error_class, create_time, usage_estimated, mode, service_tier
+                    finish_reason, error_class, create_time, usage_estimated, mode, service_tier, sender
                 from llm_usage_events
                 where tenant_id = $1 and ($2::uuid is null or session_id = $2) and (
                     $3::text is null or (create_time, attempt_id) < (
@@ -225,6 +227,7 @@ fn expression(dimension: UsageDimension) -> Result<&'static str, Error> {
         UsageDimension::Provider => r#"provider collate "C""#,
         UsageDimension::Session => r#"session_id::text collate "C""#,
         UsageDimension::Mode => r#"mode collate "C""#,
+        UsageDimension::Sender => r#"sender collate "C""#,
         UsageDimension::Day => r#"to_char(create_time at time zone 'utc', 'YYYY-MM-DD') collate "C""#,
     })
 }
