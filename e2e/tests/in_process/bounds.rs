@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use croft_e2e::client::{message, scripted_agent};
 use croft_e2e::steady::steady;
+use croft_proto::conversation::BYTES_MAX;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
     AgentLimits, AgentSpec, CreateSessionRequest, ListUsageEventsRequest, ProviderMode, ProviderRoute, SessionState,
     StopReason, StreamEventsRequest, TenantLimits,
 };
+use prost::Message as _;
 use tonic::Code;
 use tonic_types::StatusExt;
 
@@ -159,4 +161,13 @@ async fn a_conversation_that_no_worker_takes_is_refused_by_name() {
     });
     assert_eq!(error.unwrap().reason, "CONVERSATION_TOO_LARGE");
     assert_eq!(world.stored(&session.session_id).await.state, SessionState::Idle, "it can be read, and ended");
+
+    // Whoever goes on all the same makes it no larger: each front that takes it up holds all of it.
+    for _ in 0..3 {
+        let sent = client.lifecycle.send_message(message(&session.session_id, &large)).await.unwrap();
+        assert_eq!(stop_reason(&read_all(sent.into_inner()).await), Some(StopReason::ContextFull));
+    }
+    let id = session.session_id.parse().unwrap();
+    let kept = world.core.stores.events.checkpoint(world.tenant(), id).await.unwrap().unwrap().checkpoint;
+    assert!(kept.encoded_len() <= BYTES_MAX, "{} bytes", kept.encoded_len());
 }

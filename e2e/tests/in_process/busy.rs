@@ -19,12 +19,14 @@ use croft_proto::v1::{
     SessionState, StopReason, TerminateSessionRequest,
 };
 use futures::future::join_all;
+use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tonic::{Code, Streaming};
 use tonic_types::StatusExt;
 
+use crate::approvals::{asked, cautious, say_yes};
 use crate::doubles::{Call, Slow, hooked};
 use crate::nap;
 use crate::world::{Ground, STALL, World, names, read_all, stop_reason};
@@ -274,4 +276,35 @@ async fn one_message_to_two_fronts_at_once_is_one_turn() {
         let stored = world.stored(&session_id).await;
         assert_eq!((stored.usage.attempts, stored.newest_input_seq), (1, stored.input_seq));
     }
+}
+
+/// Each is a turn of its own, and their content is held until then.
+#[tokio::test]
+async fn no_more_messages_wait_in_a_session_than_may() {
+    let world = World::start().await;
+    let mut client = world.client();
+    let session_id = client.create(cautious()).await.unwrap().session_id;
+    let (approval_id, first) = asked(&mut client, &session_id).await;
+    let mut waiting = Vec::new();
+    for number in 0..100 {
+        let script = json!({"script": [{"text": format!("answer {number}")}]}).to_string();
+        waiting.push(send(&mut client, with_policy(&session_id, &script, BusyPolicy::Enqueue)).await);
+    }
+    let seq = world.stored(&session_id).await.last_seq;
+    for policy in [BusyPolicy::Enqueue, BusyPolicy::Interrupt] {
+        let refused = client.lifecycle.send_message(with_policy(&session_id, QUICK, policy)).await.unwrap_err();
+        let info = refused.get_error_details().error_info().unwrap().reason.clone();
+        assert_eq!((refused.code(), &*info), (Code::ResourceExhausted, "MESSAGE_LIMIT"), "{refused:?}");
+    }
+    assert_eq!(world.stored(&session_id).await.last_seq, seq, "neither is stored, and nothing is interrupted");
+
+    say_yes(&mut client, &session_id, &approval_id).await;
+    assert_eq!(stop_reason(&read_all(first).await), Some(StopReason::EndTurn));
+    for (number, turn) in waiting.into_iter().enumerate() {
+        let turn = read_all(turn).await;
+        assert_eq!(stop_reason(&turn), Some(StopReason::EndTurn), "{turn:?}");
+        assert!(format!("{turn:?}").contains(&format!("answer {number}\"")), "its own: {turn:?}");
+    }
+    let turn = send(&mut client, with_policy(&session_id, QUICK, BusyPolicy::Enqueue)).await;
+    assert_eq!(stop_reason(&read_all(turn).await), Some(StopReason::EndTurn), "there is room again");
 }

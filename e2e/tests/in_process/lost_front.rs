@@ -8,6 +8,7 @@ use croft_front::events::log::{Append, Authority, IdempotencyKey, NewEvent};
 use croft_front::session::snapshot::canonical_hash;
 use croft_front::tenants::Tenants;
 use croft_front::turn::store::{Begin, Begun};
+use croft_proto::Timestamp;
 use croft_proto::id::TurnId;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
@@ -20,11 +21,17 @@ const ENDLESS: &str = r#"{"script": [{"text": "word "}, {"delay_ms": 600000}]}"#
 
 /// A turn that a front has begun, which has gone since: its lease runs out after so long.
 async fn left_behind(world: &World, text: &str, ttl: Duration) -> String {
+    let running = NewEvent::now(Kind::SessionRunning(SessionRunning {}));
+    left_behind_with(world, text, vec![running], ttl).await
+}
+
+/// One of which these events are stored behind its message.
+async fn left_behind_with(world: &World, text: &str, events: Vec<NewEvent>, ttl: Duration) -> String {
     let session_id = world.client().create(scripted_agent("left")).await.unwrap().session_id;
     let turn = TurnId::generate();
     let said = UserMessage { content: message(&session_id, text).content, sender: "somebody".into() };
-    let kinds = [Kind::UserMessage(said), Kind::SessionRunning(SessionRunning {})];
-    let events = kinds.map(|kind| NewEvent::now(kind).of_turn(turn)).into();
+    let said = NewEvent::now(Kind::UserMessage(said));
+    let events = [said].into_iter().chain(events).map(|event| event.of_turn(turn)).collect();
     let message = Append::of(world.tenant(), session_id.parse().unwrap(), Authority::Caller, events);
     let begun = world.core.stores.turns.begin(Begin { message, holder: "a lost front".into(), ttl }).await.unwrap();
     assert!(matches!(begun, Begun::New(_)));
@@ -92,4 +99,18 @@ async fn a_message_that_interrupts_does_so_when_it_is_said_again() {
     let ended = tokio::time::timeout(Duration::from_secs(20), read_all(first)).await.expect("it is not interrupted");
     assert_eq!(stop_reason(&ended), Some(StopReason::Interrupted), "{ended:?}");
     assert_eq!(stop_reason(&read_all(again).await), Some(StopReason::EndTurn));
+}
+
+/// The message took the lease of a turn that was broken off, and waited until that one was over. When its own front was lost too, the time of
+/// the other was taken for its own: it ended at its limit without a word.
+#[tokio::test]
+async fn a_turn_that_is_taken_over_has_run_for_as_long_as_it_ran_itself() {
+    let world = World::start().await;
+    let running = NewEvent::now(Kind::SessionRunning(SessionRunning {}));
+    let began = running.create_time.seconds;
+    let told_early = Timestamp { seconds: began - 24 * 60 * 60, ..running.create_time };
+    let told_early = NewEvent { create_time: told_early, ..running.clone() };
+    let session_id = left_behind_with(&world, "hello", vec![told_early, running], Duration::ZERO).await;
+    let ended = world.wait_for(&session_id, |session| session.state == SessionState::Idle).await;
+    assert_eq!(ended.last_stop_reason, StopReason::EndTurn);
 }

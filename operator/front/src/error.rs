@@ -41,6 +41,8 @@ pub enum Error {
     SessionLimit { max: u32 },
     #[error("the tenant has {max} streams open at this replica, its limit")]
     StreamLimit { max: usize },
+    #[error("{max} messages wait in session {session_id}, its limit")]
+    MessageLimit { session_id: String, max: u32 },
     #[error("the limit of {limit} {resource} in a minute is reached")]
     RateLimited { resource: &'static str, limit: i64, retry_after: Duration },
     #[error("the tenant takes no new sessions: {why}")]
@@ -120,6 +122,7 @@ impl Error {
             Self::CursorBeyondEnd { .. } => "CURSOR_BEYOND_END",
             Self::SessionLimit { .. } => "SESSION_LIMIT",
             Self::StreamLimit { .. } => "STREAM_LIMIT",
+            Self::MessageLimit { .. } => "MESSAGE_LIMIT",
             Self::RateLimited { .. } => "RATE_LIMITED",
             Self::TenantClosed { .. } | Self::TenantSuspended => "TENANT_CLOSED",
             Self::TenantStopped => "TENANT_STOPPED",

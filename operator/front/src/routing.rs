@@ -55,10 +55,6 @@ impl Worker {
     fn is_out(&self, address: &str, now: Instant) -> bool {
         self.failed.as_ref().is_some_and(|failure| failure.address == address && now < failure.at + PENALTY)
     }
-
-    fn is_blank(&self) -> bool {
-        self.placed == 0 && self.failed.is_none()
-    }
 }
 
 /// A session's place on a worker. One that was chosen counts until it is dropped.
@@ -222,7 +218,7 @@ impl Counts {
             workers.retain(|name, worker| worker.placed > 0 || route.workers.iter().any(|routed| routed.name == *name));
         } else {
             self.workers.retain(|tenant, workers| {
-                tenants.get(*tenant).is_some() || workers.values().any(|worker| !worker.is_blank())
+                tenants.get(*tenant).is_some() || workers.values().any(|worker| worker.placed > 0)
             });
         }
     }
@@ -407,6 +403,8 @@ mod tests {
         drop(kept);
         place(&router, tenant);
         assert!(!router.lock().workers[&tenant].contains_key("reed"));
+        // One whose last word was that it does not answer is no longer in use than another.
+        router.update_health(&place(&router, tenant), false);
 
         let other = TenantId::generate();
         tell(&tenants, other, vec![worker("reed")], "");

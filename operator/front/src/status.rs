@@ -32,6 +32,9 @@ impl From<Error> for Status {
             Error::StreamLimit { .. } => {
                 details.add_quota_failure_violation("streams", message.as_str());
             }
+            Error::MessageLimit { .. } => {
+                details.add_quota_failure_violation("messages", message.as_str());
+            }
             Error::RateLimited { resource, .. } => {
                 details.add_quota_failure_violation(*resource, message.as_str());
             }
@@ -74,6 +77,7 @@ fn code(error: &Error) -> Code {
         Error::CursorBeyondEnd { .. } => Code::OutOfRange,
         Error::SessionLimit { .. }
         | Error::StreamLimit { .. }
+        | Error::MessageLimit { .. }
         | Error::RateLimited { .. }
         | Error::WorkersFull { .. }
         | Error::SlowConsumer { .. } => Code::ResourceExhausted,

@@ -9,7 +9,9 @@ mod exchange;
 mod extent;
 mod granted;
 pub mod held;
+mod inbox;
 mod purse;
+mod questions;
 mod recorder;
 mod standing;
 pub mod store;
@@ -41,6 +43,9 @@ use crate::session::validate;
 pub(crate) use charge::charge_behind_end;
 use store::{Begin, Begun};
 pub use takeover::watch_for_abandoned_turns;
+
+/// Messages that wait in one session for their turn, of which each is a turn of its own.
+const WAITING_MAX: u32 = 100;
 
 /// The wall clock, for what people read; durations are measured on the monotonic clock.
 pub(crate) fn now() -> Timestamp {
@@ -168,6 +173,9 @@ impl Turns {
         let (tenant, session) = (message.tenant, message.session);
         if matches!(policy, BusyPolicy::Unspecified | BusyPolicy::Reject) {
             return Err(Error::SessionBusy { session_id: session.to_string() });
+        }
+        if self.core.stores.events.waiting(tenant, session, WAITING_MAX).await? >= WAITING_MAX {
+            return Err(Error::MessageLimit { session_id: session.to_string(), max: WAITING_MAX });
         }
         let accepted = match self.core.stores.events.append(message).await? {
             Appended::New(events) => {

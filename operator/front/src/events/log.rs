@@ -168,6 +168,9 @@ pub trait EventLog: Send + Sync {
         limit: u32,
     ) -> Result<Vec<SessionEvent>, Error>;
 
+    /// How many messages of the session no turn has taken up, `max` at most. None of a session that the tenant doesn't have.
+    async fn waiting(&self, tenant: TenantId, session: SessionId, max: u32) -> Result<u32, Error>;
+
     /// The newest checkpoint, if one was taken.
     async fn checkpoint(&self, tenant: TenantId, session: SessionId) -> Result<Option<StoredCheckpoint>, Error>;
 }

@@ -105,6 +105,7 @@ fn status(error: &Error) -> StatusCode {
         | Error::LeaseLost { .. } => StatusCode::CONFLICT,
         Error::SessionLimit { .. }
         | Error::StreamLimit { .. }
+        | Error::MessageLimit { .. }
         | Error::RateLimited { .. }
         | Error::WorkersFull { .. }
         | Error::SlowConsumer { .. } => StatusCode::TOO_MANY_REQUESTS,

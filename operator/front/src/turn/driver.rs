@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use croft_proto::Timestamp;
+use croft_proto::conversation;
 use croft_proto::id::{SessionId, TenantId, TurnId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
@@ -16,12 +17,14 @@ use croft_proto::v1::{
 };
 use futures::future::{Either, select};
 use prometheus::IntGauge;
+use prost::Message as _;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 use tracing::Span;
 
 use super::Accepted;
 use super::answers;
+use super::granted::Granted;
 use super::held::{Hold, Loss};
 use super::recorder::Recorder;
 use super::standing::{Folding, Standing};
@@ -177,7 +180,13 @@ impl Driver {
         while let Some((input, session)) = self.next_input().await? {
             // What the turn before has used is in it.
             self.session = session;
-            if self.turn(input, Origin::Store, &mut controls, hold).await? {
+            let from = if input.has_begun {
+                Origin::Store
+            } else {
+                // Nothing of it is stored, and what is behind its message is of those that wait as it did.
+                Origin::Beginning(self.core.stores.events.checkpoint(tenant, id).await?)
+            };
+            if self.turn(input, from, &mut controls, hold).await? {
                 return Ok(None);
             }
             self.panicked = None;
@@ -240,8 +249,8 @@ impl Driver {
     async fn turn(&self, input: Input, from: Origin, controls: &mut Controls, hold: &Hold) -> Result<bool, Error> {
         self.driven.set(input.turn);
         let is_fresh = matches!(from, Origin::Beginning(_));
-        let mut recorder =
-            Recorder::new(Arc::clone(&self.core), self.session.clone(), self.epoch, input.turn, is_fresh);
+        let (core, session, turn) = (Arc::clone(&self.core), self.session.clone(), (input.turn, &*input.sender));
+        let mut recorder = Recorder::new(core, session, self.epoch, turn, is_fresh);
         if !input.has_begun {
             // A message that waited came without it. From here on the turn can be interrupted, and is taken over if we are lost.
             recorder.store(vec![Kind::SessionRunning(SessionRunning {})], None, None).await?;
@@ -258,7 +267,8 @@ impl Driver {
             .map_or(self.core.options.turn_timeout, Duration::from_millis);
         // The worker keeps the agent's limit; ours is for a worker that doesn't, and for a turn that goes on at another front.
         let deadline = Instant::now() + (limit + Duration::from_secs(2)).saturating_sub(recorder.elapsed());
-        let mut course = Course { worker: self.session.worker.clone(), from, input_seq: Some(input.seq), deadline };
+        let (worker, input_seq, granted) = (self.session.worker.clone(), Some(input.seq), Granted::default());
+        let mut course = Course { worker, from, input_seq, deadline, granted };
         let mut lost = 0;
         let mut unreached_since = None;
         let end = loop {
@@ -273,11 +283,14 @@ impl Driver {
             let storing = recorder.under_way();
             let step = tokio::select! {
                 step = self.step(&input, &mut course, &mut recorder, controls) => step?,
-                () = self.stopped_for(STOP_GRACE, &storing) => Step::Done(End::of(StopReason::Interrupted)),
+                // The step has not come to tell what its calls used.
+                () = self.stopped_for(STOP_GRACE, &storing) => {
+                    Step::Done(End { last_words: course.granted.lost(), ..End::of(StopReason::Interrupted) })
+                }
             };
             match step {
                 Step::Done(end) => break end,
-                Step::Again => {}
+                Step::Again => unreached_since = None,
                 Step::Lost(error) => {
                     (lost, unreached_since) = (lost + 1, None);
                     if lost >= WORKERS_MAX {
@@ -352,19 +365,18 @@ impl Driver {
         Ok(standing)
     }
 
-    /// How long the turn has run by the clocks of the fronts: whoever drove it before may have been another.
+    /// How long the turn has run by the clocks of the fronts: whoever drove it before may have been another. One that took the lease of a turn
+    /// that was broken off is told to run with its message, and once more when that one is over: only then it does.
     async fn ran_for(&self, input: &Input) -> Result<Duration, Error> {
         let (tenant, id) = (self.session.tenant, self.session.id);
-        let (turn, mut after) = (input.turn.to_string(), input.seq);
+        let (turn, mut after, mut begun) = (input.turn.to_string(), input.seq, None);
         loop {
             let page = self.core.stores.events.read(tenant, id, after, PAGE).await?;
             let begins =
                 |event: &&SessionEvent| event.turn_id == turn && matches!(event.kind, Some(Kind::SessionRunning(_)));
-            if let Some(begun) = page.iter().find(begins).and_then(|event| event.create_time) {
-                return Ok(since(begun));
-            }
+            begun = page.iter().rfind(begins).and_then(|event| event.create_time).or(begun);
             if is_last_page(&page, PAGE) {
-                return Ok(Duration::ZERO);
+                return Ok(begun.map_or(Duration::ZERO, since));
             }
             after = page.last().map_or(after, |event| event.seq);
         }
@@ -386,7 +398,12 @@ impl Driver {
         let (closed, checkpoint) = match checkpoint {
             Some(checkpoint) => (Vec::new(), Some(checkpoint)),
             // Where people are asked, calls stay open for them.
-            None => self.standing(input, &last_words, recorder).await?.left(stop_reason != StopReason::RequiresAction),
+            None => {
+                let standing = self.standing(input, &last_words, recorder).await?;
+                let (closed, left) = standing.left(stop_reason != StopReason::RequiresAction);
+                // What can't go on grows no further by each message that is refused: the conversation stays as it was.
+                (closed, left.filter(|left| conversation::too_large(left.encoded_len()).is_none()))
+            }
         };
         let mut kinds = last_words;
         kinds.extend(closed.into_iter().map(Kind::ToolResult));

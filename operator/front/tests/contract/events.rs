@@ -33,6 +33,8 @@ pub(crate) async fn keeps_tenants_apart(stores: &Stores) {
 
     assert_eq!(stores.events.read(theirs, session, 0, 10).await.unwrap(), []);
     assert_eq!(stores.events.checkpoint(theirs, session).await.unwrap(), None);
+    assert_eq!(stores.events.waiting(ours, session, 10).await.unwrap(), 1);
+    assert_eq!(stores.events.waiting(theirs, session, 10).await.unwrap(), 0);
     assert_eq!(stores.events.find_sent(theirs, session, &key("k", 1)).await.unwrap(), None);
     for authority in [Authority::Caller, Authority::Fence, Authority::Lease { epoch: 1 }] {
         let mut theirs = append(theirs, session, vec![terminated("mine now")]);
@@ -357,7 +359,11 @@ pub(crate) async fn remembers_what_input_was_taken_up(stores: &Stores) {
         let session = get(stores, tenant, session).await;
         (session.input_seq, session.newest_input_seq)
     };
+    let waiting = async |max| stores.events.waiting(tenant, session, max).await.unwrap();
+    assert_eq!((waiting(10).await, waiting(1).await, waiting(0).await), (2, 1, 0));
     assert_eq!(take(3).await, (3, 4));
+    assert_eq!(waiting(10).await, 1);
     assert_eq!(take(4).await, (4, 4));
     assert_eq!(take(2).await, (4, 4), "what was taken up stays so");
+    assert_eq!(waiting(10).await, 0, "what is no message does not wait");
 }

@@ -22,6 +22,10 @@ impl EventLog for Hooked<dyn EventLog> {
         self.pass(Call::Read, self.behind.read(tenant, id, after, limit)).await
     }
 
+    async fn waiting(&self, tenant: TenantId, id: SessionId, max: u32) -> Result<u32, Error> {
+        self.pass(Call::Waiting, self.behind.waiting(tenant, id, max)).await
+    }
+
     async fn checkpoint(&self, tenant: TenantId, id: SessionId) -> Result<Option<StoredCheckpoint>, Error> {
         self.pass(Call::Checkpoint, self.behind.checkpoint(tenant, id)).await
     }

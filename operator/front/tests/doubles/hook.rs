@@ -22,6 +22,7 @@ pub(crate) enum Call<'call> {
     Append(&'call Append),
     FindSent,
     Read,
+    Waiting,
     Checkpoint,
     Begin,
     /// The last word of a turn.

@@ -95,6 +95,10 @@ impl EventLog for Moody {
         Ok(events.into_iter().take_while(|event| event.seq <= newest).collect())
     }
 
+    async fn waiting(&self, tenant: TenantId, session: SessionId, max: u32) -> Result<u32, Error> {
+        self.scene.log.waiting(tenant, session, max).await
+    }
+
     async fn checkpoint(&self, tenant: TenantId, session: SessionId) -> Result<Option<StoredCheckpoint>, Error> {
         self.scene.log.checkpoint(tenant, session).await
     }

@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use croft_proto::id::{SessionId, TenantId, TurnId};
+use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{SessionEvent, SessionState};
 use prost::Message;
 
@@ -53,6 +54,16 @@ impl EventLog for Memory {
             before < PAGE_BYTES as usize
         };
         Ok(record.events[start..].iter().take(limit as usize).take_while(fits).cloned().collect())
+    }
+
+    async fn waiting(&self, tenant: TenantId, session: SessionId, max: u32) -> Result<u32, Error> {
+        let state = self.lock();
+        let Some(record) = state.sessions.get(&(tenant, session)) else { return Ok(0) };
+        let waits = |event: &&SessionEvent| {
+            event.seq > record.session.input_seq && matches!(event.kind, Some(Kind::UserMessage(_)))
+        };
+        let waiting = record.events.iter().filter(waits).count();
+        Ok(u32::try_from(waiting).unwrap_or(u32::MAX).min(max))
     }
 
     async fn checkpoint(&self, tenant: TenantId, session: SessionId) -> Result<Option<StoredCheckpoint>, Error> {

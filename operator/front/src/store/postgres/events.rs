@@ -67,6 +67,27 @@ impl EventLog for Postgres {
         .await
     }
 
+    async fn waiting(&self, tenant: TenantId, session: SessionId, max: u32) -> Result<u32, Error> {
+        self.timed(async |server| {
+            let mut tx = server.tenant(tenant).await?;
+            let waiting: i64 = sqlx::query_scalar(
+                "select count(*) from (
+                    select from events where tenant_id = $1 and session_id = $2 and kind = 'user_message'
+                        and seq > (select input_seq from sessions where tenant_id = $1 and session_id = $2)
+                    limit $3
+                ) waiting",
+            )
+            .bind(tenant.0)
+            .bind(session.0)
+            .bind(i64::from(max))
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(failed)?;
+            Ok(u32::try_from(waiting).unwrap_or(max))
+        })
+        .await
+    }
+
     async fn checkpoint(&self, tenant: TenantId, session: SessionId) -> Result<Option<StoredCheckpoint>, Error> {
         self.timed(async |server| {
             let mut tx = server.tenant(tenant).await?;

@@ -84,6 +84,10 @@ impl EventLog for GroupedLog {
         self.postgres.read(tenant, session, after_seq, limit).await
     }
 
+    async fn waiting(&self, tenant: TenantId, session: SessionId, max: u32) -> Result<u32, Error> {
+        self.postgres.waiting(tenant, session, max).await
+    }
+
     async fn checkpoint(&self, tenant: TenantId, session: SessionId) -> Result<Option<StoredCheckpoint>, Error> {
         self.postgres.checkpoint(tenant, session).await
     }
