@@ -5,6 +5,7 @@ mod breach;
 mod cut;
 mod gathered;
 mod grants;
+mod outgoing;
 mod storing;
 
 use std::ops::ControlFlow;
@@ -29,6 +30,7 @@ use tonic::{Status, Streaming};
 
 use self::cut::Cut;
 use self::gathered::Gathered;
+use self::outgoing::Outgoing;
 use super::approvals::{Approvals, PAGE};
 use super::granted::Granted;
 use super::purse::Told;
@@ -41,8 +43,6 @@ use crate::events::relay::Frame;
 use crate::session::Session;
 use crate::worker_client::WorkerClient;
 
-/// Messages to a worker that may wait. At the bound the exchange waits: the worker has stopped reading.
-const OUTGOING_MAX: usize = 64;
 /// Between two looks at a running call: whether it must be cut at a budget. What it spends in between may go beyond.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -110,11 +110,11 @@ impl Exchange<'_> {
     }
 
     async fn talk(&mut self, worker: WorkerClient, start: StepStart) -> Result<Outcome, Error> {
-        let (outgoing, requests) = mpsc::channel(OUTGOING_MAX);
-        send(&outgoing, ToWorker::Start(start)).await;
+        let (mut outgoing, requests) = Outgoing::new();
+        outgoing.tell(ToWorker::Start(start));
         let (core, tenant) = (self.core, self.session.tenant);
         let mut stopped = pin!(core.tenants.stopped(tenant));
-        let mut incoming = match self.open(worker, requests, stopped.as_mut(), &outgoing).await? {
+        let mut incoming = match self.open(worker, requests, stopped.as_mut(), &mut outgoing).await? {
             ControlFlow::Continue(incoming) => incoming,
             ControlFlow::Break(outcome) => return Ok(outcome),
         };
@@ -124,37 +124,42 @@ impl Exchange<'_> {
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             if self.is_out_of_budget && self.cut.is_none() {
-                self.stop(StopReason::Budget, &outgoing).await;
+                self.stop(StopReason::Budget, &mut outgoing);
             }
             let cut_off_at = self.cut.map_or(self.deadline, |cut| cut.at);
             if cut_off.deadline() != cut_off_at {
                 cut_off.as_mut().reset(cut_off_at);
             }
             let next_look = self.approvals.next_look();
+            // What comes of it would wait as well.
+            let is_behind = outgoing.is_behind();
             tokio::select! {
-                message = incoming.message() => match message {
+                message = incoming.message(), if !is_behind => match message {
                     Ok(Some(message)) => {
-                        if let Some(finished) = self.take(message, &mut incoming, &outgoing).await? {
+                        if let Some(finished) = self.take(message, &mut incoming, &mut outgoing).await? {
                             return Ok(finished);
                         }
                     }
                     Ok(None) => return Ok(self.ended_early(Status::unavailable("the stream ended early"))),
                     Err(status) => return Ok(self.ended_early(status)),
                 },
-                heard = self.sub_agents.next() => self.hear(heard, &outgoing).await?,
-                Some(told) = self.asking.next() => self.answer(told, &outgoing).await?,
+                told = outgoing.pass_on() => if let Err(status) = told {
+                    return Ok(self.ended_early(status));
+                },
+                heard = self.sub_agents.next(), if !is_behind => self.hear(heard, &mut outgoing).await?,
+                Some(told) = self.asking.next() => self.answer(told, &mut outgoing).await?,
                 _ = look.tick(), if self.cut.is_none() && self.recorder.purse().is_open() => {
                     let purse = self.recorder.purse().clone();
                     self.asking.push(purse.hold().boxed());
                 }
-                Some(frame) = self.controls.recv() => self.control(frame, &outgoing).await?,
-                () = &mut stopped, if self.cut.is_none() => self.stop(StopReason::Interrupted, &outgoing).await,
-                () = tokio::time::sleep_until(next_look.unwrap_or(cut_off_at)), if next_look.is_some() => {
-                    self.look_for_decisions(&outgoing).await?;
+                Some(frame) = self.controls.recv() => self.control(frame, &mut outgoing).await?,
+                () = &mut stopped, if self.cut.is_none() => self.stop(StopReason::Interrupted, &mut outgoing),
+                () = tokio::time::sleep_until(next_look.unwrap_or(cut_off_at)), if next_look.is_some() && !is_behind => {
+                    self.look_for_decisions(&mut outgoing).await?;
                 }
                 () = &mut cut_off => match self.cut {
                     Some(cut) => return Ok(Outcome::Cancelled(cut.reason)),
-                    None => self.stop(StopReason::TimeLimit, &outgoing).await,
+                    None => self.stop(StopReason::TimeLimit, &mut outgoing),
                 },
             }
         }
@@ -166,7 +171,7 @@ impl Exchange<'_> {
         mut worker: WorkerClient,
         requests: mpsc::Receiver<ExecuteStepRequest>,
         mut stopped: Pin<&mut impl Future<Output = ()>>,
-        outgoing: &mpsc::Sender<ExecuteStepRequest>,
+        outgoing: &mut Outgoing,
     ) -> Result<ControlFlow<Outcome, Streaming<ExecuteStepResponse>>, Error> {
         let opening = tokio::time::timeout_at(self.deadline, worker.execute_step(ReceiverStream::new(requests)));
         let mut opening = pin!(opening);
@@ -196,7 +201,7 @@ impl Exchange<'_> {
         &mut self,
         first: ExecuteStepResponse,
         incoming: &mut Streaming<ExecuteStepResponse>,
-        outgoing: &mpsc::Sender<ExecuteStepRequest>,
+        outgoing: &mut Outgoing,
     ) -> Result<Option<Outcome>, Error> {
         let mut gathered = Gathered::default();
         let mut next = Some(first);
@@ -234,7 +239,7 @@ impl Exchange<'_> {
                 Some(FromWorker::Checkpoint(checkpoint)) => gathered.checkpoint(checkpoint),
                 Some(FromWorker::GrantRequest(request)) => {
                     // A grant stands for no event, so the call may begin while what came before is being stored.
-                    self.grant(request, outgoing).await;
+                    self.grant(request, outgoing);
                 }
                 Some(FromWorker::SubAgentCall(call)) => self.sub_agents.call(call),
                 Some(FromWorker::Finished(finished)) => {
@@ -268,7 +273,7 @@ impl Exchange<'_> {
     }
 
     /// Goes on with a sub-agent that has a session, once people can see that it has; or tells what came of it.
-    async fn hear(&mut self, heard: Heard, outgoing: &mpsc::Sender<ExecuteStepRequest>) -> Result<(), Error> {
+    async fn hear(&mut self, heard: Heard, outgoing: &mut Outgoing) -> Result<(), Error> {
         match heard {
             Heard::Opened(opened) => {
                 if opened.is_news {
@@ -277,14 +282,14 @@ impl Exchange<'_> {
                 }
                 self.sub_agents.run(*opened);
             }
-            Heard::Over(result) => send(outgoing, ToWorker::SubAgentResult(result)).await,
+            Heard::Over(result) => outgoing.tell(ToWorker::SubAgentResult(result)),
         }
         Ok(())
     }
 
     /// Passes on what people have decided, should no word of it have come. Where the store is away, the next look does: a person may
     /// take longer than that.
-    async fn look_for_decisions(&mut self, outgoing: &mpsc::Sender<ExecuteStepRequest>) -> Result<(), Error> {
+    async fn look_for_decisions(&mut self, outgoing: &mut Outgoing) -> Result<(), Error> {
         let (tenant, session) = (self.session.tenant, self.session.id);
         let page = match self.core.stores.events.read(tenant, session, self.approvals.seen, PAGE).await {
             Err(error @ Error::Unavailable { .. }) => {
@@ -295,18 +300,18 @@ impl Exchange<'_> {
             page => page?,
         };
         for resolved in self.approvals.found(page) {
-            send(outgoing, ToWorker::ApprovalResolved(resolved)).await;
+            outgoing.tell(ToWorker::ApprovalResolved(resolved));
         }
         Ok(())
     }
 
     /// Stops the worker when it is told to, or passes on what a person has decided.
-    async fn control(&mut self, frame: Frame, outgoing: &mpsc::Sender<ExecuteStepRequest>) -> Result<(), Error> {
+    async fn control(&mut self, frame: Frame, outgoing: &mut Outgoing) -> Result<(), Error> {
         match frame {
             Frame::Interrupt { turn } if turn.is_none_or(|turn| turn == self.recorder.turn()) => {
-                self.stop(StopReason::Interrupted, outgoing).await;
+                self.stop(StopReason::Interrupted, outgoing);
             }
-            Frame::Terminated => self.stop(StopReason::Terminated, outgoing).await,
+            Frame::Terminated => self.stop(StopReason::Terminated, outgoing),
             Frame::ApprovalResolved { seq } => {
                 let (tenant, session) = (self.session.tenant, self.session.id);
                 let events = match self.core.stores.events.read(tenant, session, seq.saturating_sub(1), 1).await {
@@ -315,7 +320,7 @@ impl Exchange<'_> {
                     events => events?,
                 };
                 if let Some(resolved) = events.into_iter().next().and_then(|event| self.approvals.decided(event)) {
-                    send(outgoing, ToWorker::ApprovalResolved(resolved)).await;
+                    outgoing.tell(ToWorker::ApprovalResolved(resolved));
                 }
             }
             // An interrupt of a turn that has ended is none of this one's.
@@ -331,12 +336,5 @@ pub(super) fn checkpoint_taken(checkpoint: &SessionCheckpoint) -> CheckpointTake
         checkpoint_id: checkpoint.checkpoint_id.clone(),
         superstep: checkpoint.superstep,
         size_bytes: i64::try_from(checkpoint.encoded_len()).unwrap_or(i64::MAX),
-    }
-}
-
-/// A worker that no longer listens shows in what we read from it.
-async fn send(outgoing: &mpsc::Sender<ExecuteStepRequest>, message: ToWorker) {
-    if outgoing.send(ExecuteStepRequest { message: Some(message) }).await.is_err() {
-        tracing::debug!("the worker has closed its side of the step");
     }
 }

@@ -2,18 +2,18 @@
 
 use croft_proto::v1::execute_step_request::Message as ToWorker;
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{ExecuteStepRequest, GrantRefused, GrantRequest, Model};
+use croft_proto::v1::{GrantRefused, GrantRequest, Model};
 use futures::FutureExt;
-use tokio::sync::mpsc;
 
-use super::{Exchange, send};
+use super::Exchange;
+use super::outgoing::Outgoing;
 use crate::error::Error;
 use crate::models::takeover;
 use crate::turn::purse::Told;
 
 impl Exchange<'_> {
     /// Refuses a grant at once, or asks budgets and rates for it.
-    pub(super) async fn grant(&mut self, request: GrantRequest, outgoing: &mpsc::Sender<ExecuteStepRequest>) {
+    pub(super) fn grant(&mut self, request: GrantRequest, outgoing: &mut Outgoing) {
         let refused = match self.core.models.get(&request.model) {
             Ok(model) => {
                 let Some(refused) = self.unfit(&model, &request) else {
@@ -29,15 +29,11 @@ impl Exchange<'_> {
                 message: error.to_string(),
             },
         };
-        send(outgoing, ToWorker::GrantRefused(refused)).await;
+        outgoing.tell(ToWorker::GrantRefused(refused));
     }
 
     /// Passes on what budgets and rates have said.
-    pub(super) async fn answer(
-        &mut self,
-        told: Told,
-        outgoing: &mpsc::Sender<ExecuteStepRequest>,
-    ) -> Result<(), Error> {
+    pub(super) async fn answer(&mut self, told: Told, outgoing: &mut Outgoing) -> Result<(), Error> {
         match told {
             Told::Granted { request, routed, grant } => {
                 if let Some(routed) = routed {
@@ -45,14 +41,14 @@ impl Exchange<'_> {
                     self.recorder.store(vec![Kind::ModelRouted(routed)], None, input_seq).await?;
                 }
                 self.granted.give(&request, grant.clone());
-                send(outgoing, ToWorker::Grant(grant)).await;
+                outgoing.tell(ToWorker::Grant(grant));
             }
-            Told::Refused(refused) => send(outgoing, ToWorker::GrantRefused(refused)).await,
+            Told::Refused(refused) => outgoing.tell(ToWorker::GrantRefused(refused)),
             Told::Reached(reached, refused) => {
                 let input_seq = self.input_seq.take();
                 self.recorder.store(vec![Kind::BudgetReached(reached)], None, input_seq).await?;
                 match refused {
-                    Some(refused) => send(outgoing, ToWorker::GrantRefused(refused)).await,
+                    Some(refused) => outgoing.tell(ToWorker::GrantRefused(refused)),
                     None => self.is_out_of_budget = true,
                 }
             }

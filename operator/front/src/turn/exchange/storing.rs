@@ -5,13 +5,13 @@ use std::pin::pin;
 use croft_proto::v1::execute_step_request::Message as ToWorker;
 use croft_proto::v1::execute_step_response::Message as FromWorker;
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{EventStored, ExecuteStepRequest, ExecuteStepResponse, SessionCheckpoint};
+use croft_proto::v1::{EventStored, ExecuteStepResponse, SessionCheckpoint};
 use futures::StreamExt;
-use tokio::sync::mpsc;
 use tonic::Streaming;
 
+use super::Exchange;
 use super::gathered::{Gathered, Waiting};
-use super::{Exchange, send};
+use super::outgoing::Outgoing;
 use crate::error::Error;
 use crate::events::log::Appended;
 use crate::turn::purse::Told;
@@ -22,12 +22,14 @@ impl Exchange<'_> {
         &mut self,
         gathered: &mut Gathered,
         incoming: &mut Streaming<ExecuteStepResponse>,
-        outgoing: &mpsc::Sender<ExecuteStepRequest>,
+        outgoing: &mut Outgoing,
     ) -> Result<Option<ExecuteStepResponse>, Error> {
         let may_be_overtaken = self.may_be_overtaken(gathered);
         let Waiting { mut kinds, checkpoint } = gathered.take();
         if may_be_overtaken {
-            return self.store(kinds, None, Some(incoming), outgoing).await;
+            // Of a worker that does not read nothing more is taken.
+            let incoming = Some(incoming).filter(|_| !outgoing.is_behind());
+            return self.store(kinds, None, incoming, outgoing).await;
         }
         let mut behind = Vec::new();
         let checkpoint = checkpoint.map(|(checkpoint, stands_for)| {
@@ -44,7 +46,7 @@ impl Exchange<'_> {
         kinds: Vec<(Option<u64>, Kind)>,
         checkpoint: Option<SessionCheckpoint>,
         incoming: Option<&mut Streaming<ExecuteStepResponse>>,
-        outgoing: &mpsc::Sender<ExecuteStepRequest>,
+        outgoing: &mut Outgoing,
     ) -> Result<Option<ExecuteStepResponse>, Error> {
         if kinds.is_empty() {
             return Ok(None);
@@ -58,7 +60,7 @@ impl Exchange<'_> {
         self.is_out_of_budget |= self.recorder.purse().has_ended();
         for (event_index, seq) in indexes.into_iter().zip(numbers) {
             if let Some(event_index) = event_index {
-                send(outgoing, ToWorker::EventStored(EventStored { event_index, seq })).await;
+                outgoing.tell(ToWorker::EventStored(EventStored { event_index, seq }));
             }
         }
         for told in told {
@@ -73,7 +75,7 @@ impl Exchange<'_> {
         &mut self,
         storing: impl Future<Output = Result<Appended, Error>>,
         mut incoming: Option<&mut Streaming<ExecuteStepResponse>>,
-        outgoing: &mpsc::Sender<ExecuteStepRequest>,
+        outgoing: &mut Outgoing,
     ) -> Result<Meanwhile, Error> {
         let (mut told, mut held) = (Vec::new(), None);
         let mut storing = pin!(storing);
@@ -84,9 +86,9 @@ impl Exchange<'_> {
                 appended = &mut storing => return Ok(Meanwhile { appended: appended?, told, held }),
                 // Where there is room: what is being stored must not wait for a worker that does not read.
                 Some(answer) = self.asking.next() => match answer {
-                    Told::Granted { request, routed: None, grant } if outgoing.capacity() > 0 => {
+                    Told::Granted { request, routed: None, grant } if outgoing.has_room() => {
                         self.granted.give(&request, grant.clone());
-                        send(outgoing, ToWorker::Grant(grant)).await;
+                        outgoing.tell(ToWorker::Grant(grant));
                     }
                     other => told.push(other),
                 },
@@ -96,9 +98,9 @@ impl Exchange<'_> {
                         incoming = None;
                     }
                     Some(ExecuteStepResponse { message: Some(FromWorker::GrantRequest(request)) })
-                        if outgoing.capacity() > 0 =>
+                        if outgoing.has_room() =>
                     {
-                        self.grant(request, outgoing).await;
+                        self.grant(request, outgoing);
                     }
                     Some(ExecuteStepResponse { message: Some(FromWorker::Event(step_event)) })
                         if step_event.event_index == 0 =>
