@@ -4,16 +4,18 @@ use std::time::Duration;
 
 use croft_e2e::client::{message, scripted_agent};
 use croft_e2e::steady::steady;
+use croft_front::store::Stores;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
     BusyPolicy, GetSessionRequest, ResolveApprovalRequest, SendMessageRequest, SessionState, StopReason,
-    TenantAdmission, TerminateSessionRequest,
+    TenantAdmission, TenantLimits, TerminateSessionRequest,
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::world::{STALL, World, read_all, stop_reason};
+use crate::doubles::{Call, Gate, hooked};
+use crate::world::{PATIENCE, STALL, World, names, read_all, stop_reason};
 
 const SLOW: &str = r#"{"script": [{"text": "a b c d e f g h", "token_delay_ms": 60000}]}"#;
 
@@ -61,6 +63,42 @@ async fn running_turns_end_within_a_second_and_no_more_begin() {
         assert_eq!(world.stored(&id).await.state, SessionState::Terminated, "ending is always allowed");
     })
     .await;
+}
+
+/// Lets whatever can go on do so: all of it is on this thread.
+async fn settle() {
+    for _ in 0..200 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// The turn was cut off behind what was being stored, and its calls with it, of which nobody told.
+#[tokio::test]
+async fn a_call_that_is_out_while_the_store_is_slow_is_paid_for() {
+    let (mut stores, gate) = (Stores::memory(), Gate::default());
+    let begins = |call: &Call<'_>| call.appends(|kind| matches!(kind, Kind::StepStarted(_)));
+    stores.events = hooked(stores.events, gate.before(begins));
+    let world = World::over(stores, TenantLimits::default()).await;
+    let mut client = world.client();
+    let id = client.create(scripted_agent("running")).await.unwrap().session_id;
+    let endless = r#"{"script": [{"text": "word "}, {"delay_ms": 600000}]}"#;
+    let mut events = client.lifecycle.send_message(message(&id, endless)).await.unwrap().into_inner();
+    timeout(PATIENCE, gate.reached()).await.expect("its beginning is not stored");
+    while !matches!(events.message().await.unwrap().unwrap().event.unwrap().kind, Some(Kind::TextDelta(_))) {}
+
+    world.reroute(|route| route.set_admission(TenantAdmission::Stopped));
+    settle().await;
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(1)).await;
+    tokio::time::resume();
+    settle().await;
+    gate.open();
+    let turn = timeout(PATIENCE, read_all(events)).await.expect("no end");
+    assert_eq!(stop_reason(&turn), Some(StopReason::Interrupted), "{turn:?}");
+    assert_eq!(names(&turn), ["step", "attempt", "other", "idle"]);
+    let rows = world.core.stores.usage.list(world.tenant(), id.parse().ok(), None, None, 10).await.unwrap();
+    let rows: Vec<_> = rows.iter().map(|row| (&*row.finish_reason, row.usage_estimated)).collect();
+    assert_eq!(rows, [("lost", true)]);
 }
 
 /// A worker that neither answers nor goes away: nothing listens to what the front says to it.

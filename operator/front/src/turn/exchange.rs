@@ -73,7 +73,8 @@ pub(super) struct Exchange<'turn> {
     /// The turn ends here, whatever the worker does.
     pub(super) deadline: Instant,
     pub(super) approvals: Approvals,
-    pub(super) granted: Granted,
+    /// Its owner stores what is out when the exchange is dropped.
+    pub(super) granted: &'turn mut Granted,
     /// What is being asked of budgets and rates.
     pub(super) asking: FuturesUnordered<BoxFuture<'static, Told>>,
     pub(super) sub_agents: SubAgents,
@@ -89,22 +90,27 @@ impl Exchange<'_> {
     pub(super) async fn run(mut self, worker: WorkerClient, start: StepStart) -> Result<Outcome, Error> {
         let outcome = self.talk(worker, start).await;
         if let Err(Error::SessionTerminated { .. }) = &outcome {
+            // What was refused then is accounted for.
+            self.granted.stored();
             // Nobody listens any more to what came of the calls that are running.
             let lost = self.granted.lost();
             self.recorder.charge_behind_end(lost).await;
         }
         let outcome = outcome?;
-        if matches!(outcome, Outcome::Finished { .. }) {
+        if let Outcome::Finished { last_words, .. } = &outcome {
+            self.granted.finish(last_words);
             return Ok(outcome);
         }
         let lost = self.granted.lost();
         if !lost.is_empty() {
-            let stored = self.recorder.store(lost.clone(), None, self.input_seq.take()).await;
-            if let Err(Error::Unavailable { .. } | Error::LeaseLost { .. }) = stored {
+            let appended = self.recorder.storing(lost.clone(), None, self.input_seq.take()).await;
+            if let Err(Error::Unavailable { .. } | Error::LeaseLost { .. }) = appended {
                 // Whoever goes on with the turn does not know of them, unless their worker lives and tells it.
                 self.recorder.charge_unless_told(lost);
             }
-            stored?;
+            let appended = appended?;
+            self.granted.stored();
+            self.recorder.stored(appended).await?;
         }
         Ok(outcome)
     }

@@ -1,4 +1,4 @@
-//! Grants that are out: a model may be called, and what came of it has not been told. When the worker is lost, what it used is
+//! Grants that are out: a model may be called, and what came of it is not stored. When the worker is lost, what it used and has not told is
 //! reckoned, since its provider charges for it all the same.
 
 use croft_proto::estimate;
@@ -12,7 +12,10 @@ const LOST: &str = "lost";
 /// See the module.
 #[derive(Default)]
 pub(super) struct Granted {
+    /// What came of them has not been told.
     open: Vec<Open>,
+    /// What came of others, as it was told or reckoned, until it is stored: whoever stores it may be cut off before.
+    unstored: Vec<Kind>,
 }
 
 struct Open {
@@ -29,7 +32,7 @@ impl Granted {
         self.open.push(Open { grant, given: Instant::now(), input_tokens_estimated, weight: 0 });
     }
 
-    /// How many are out.
+    /// How many are out of which nothing was told.
     pub(super) fn count(&self) -> usize {
         self.open.len()
     }
@@ -42,18 +45,31 @@ impl Granted {
         }
     }
 
-    /// What came of grants was told.
+    /// What came of grants was told, and is about to be stored.
     pub(super) fn settle(&mut self, kinds: &[Kind]) {
         for kind in kinds {
             if let Kind::ModelAttempt(attempt) = kind {
                 self.open.retain(|open| open.grant.grant_id != attempt.grant_id);
+                self.unstored.push(kind.clone());
             }
         }
     }
 
-    /// The attempts of which nobody will tell any more.
+    /// The same for the last that the worker tells: the calls of which it has not told were not made.
+    pub(super) fn finish(&mut self, last_words: &[Kind]) {
+        self.settle(last_words);
+        self.open.clear();
+    }
+
+    /// What was about to be stored is.
+    pub(super) fn stored(&mut self) {
+        self.unstored.clear();
+    }
+
+    /// The attempts that are to be stored, since nobody will tell of them any more: the same ones until they [are](Self::stored).
     pub(super) fn lost(&mut self) -> Vec<Kind> {
-        self.open.drain(..).map(|open| Kind::ModelAttempt(open.attempt())).collect()
+        self.unstored.extend(self.open.drain(..).map(|open| Kind::ModelAttempt(open.attempt())));
+        self.unstored.clone()
     }
 }
 
@@ -107,7 +123,10 @@ mod tests {
     async fn what_was_told_is_not_reckoned_and_what_was_not_is_reckoned_once() {
         let mut granted = Granted::default();
         given(&mut granted, "told");
-        granted.settle(&[Kind::ModelAttempt(ModelAttempt { grant_id: "told".into(), ..ModelAttempt::default() })]);
+        let told = [Kind::ModelAttempt(ModelAttempt { grant_id: "told".into(), ..ModelAttempt::default() })];
+        granted.settle(&told);
+        assert_eq!(granted.lost(), told, "it is not stored");
+        granted.stored();
         given(&mut granted, "lost");
         granted.shown(&Kind::TextDelta(TextDelta { text: "neun é, ü".into() }));
         let lost = granted.lost();
@@ -115,6 +134,8 @@ mod tests {
         let usage = attempt.usage.unwrap();
         assert_eq!((attempt.grant_id.as_str(), attempt.usage_estimated), ("lost", true));
         assert_eq!((usage.input_uncached_tokens, usage.output_tokens), (30, 3));
+        assert_eq!(granted.lost(), lost, "they are not stored");
+        granted.stored();
         assert!(granted.lost().is_empty());
     }
 }

@@ -48,6 +48,8 @@ pub(super) struct Course {
     /// Not taken up yet.
     pub(super) input_seq: Option<u64>,
     pub(super) deadline: Instant,
+    /// Of the step that runs. It is here for when the step is cut off.
+    pub(super) granted: Granted,
 }
 
 impl Driver {
@@ -88,6 +90,7 @@ impl Driver {
         if let Some(error) = conversation::too_large(start.encoded_len()) {
             return Ok(Step::Done(End::failed(StopReason::ContextFull, error)));
         }
+        course.granted = Granted::default();
         let exchange = Exchange {
             core: &self.core,
             session: &self.session,
@@ -96,7 +99,7 @@ impl Driver {
             input_seq: &mut course.input_seq,
             deadline: course.deadline,
             approvals: Approvals::of(&start, input.seq),
-            granted: Granted::default(),
+            granted: &mut course.granted,
             asking: FuturesUnordered::new(),
             sub_agents,
             is_out_of_budget: false,
@@ -164,7 +167,10 @@ impl Driver {
                     last_words.push(Kind::CheckpointTaken(checkpoint_taken(checkpoint)));
                 }
                 if !last_words.is_empty() {
-                    recorder.store(last_words, finished.checkpoint, course.input_seq.take()).await?;
+                    let input_seq = course.input_seq.take();
+                    let appended = recorder.storing(last_words, finished.checkpoint, input_seq).await?;
+                    course.granted.stored();
+                    recorder.stored(appended).await?;
                 }
                 Ok(Step::Again)
             }

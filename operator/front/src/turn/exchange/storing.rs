@@ -56,6 +56,7 @@ impl Exchange<'_> {
         self.granted.settle(&kinds);
         let storing = self.recorder.storing(kinds, checkpoint, self.input_seq.take());
         let Meanwhile { appended, told, held } = self.meanwhile(storing, incoming, outgoing).await?;
+        self.granted.stored();
         let numbers = self.recorder.stored(appended).await?;
         self.is_out_of_budget |= self.recorder.purse().has_ended();
         for (event_index, seq) in indexes.into_iter().zip(numbers) {
