@@ -1,5 +1,6 @@
 //! Agents that are called like tools: each call is a session of its own.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -7,6 +8,7 @@ use croft_e2e::client::{Client, message, scripted_agent};
 use croft_e2e::steady::steady;
 use croft_front::core::Options;
 use croft_front::store::Stores;
+use croft_front::worker_client::{Dial, Wire};
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::tool_spec::Source;
@@ -15,9 +17,14 @@ use croft_proto::v1::{
     ListSessionsRequest, Permission, ReplayClass, Session, SessionEvent, SessionState, StopReason, StreamEventsRequest,
     SubAgentTool, TenantLimits, TerminateSessionRequest, ToolSpec,
 };
+use croft_serve::Tasks;
 use croft_worker::tools::{Builtins, Error, Invocation, Tool};
+use futures::FutureExt as _;
 use serde_json::{Value, json};
-use tokio::time::Instant;
+use tokio::io::{copy_bidirectional, duplex};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
 use tonic::Code;
 
 use crate::approvals::say_yes;
@@ -397,11 +404,79 @@ async fn a_sub_agent_whose_start_nobody_heard_of_is_recorded_all_the_same() {
     assert!(outage.is_over(), "its start was heard of");
     let [child] = &children(&mut client, &session_id).await[..] else { panic!("one call, one session") };
     world.core.audit.unwritten(PATIENCE).await;
+    let opened = records_of_opening(&world, &child.session_id).await;
+    assert_eq!(opened, [(format!("sessions/{session_id}"), "ok".to_owned())]);
+}
+
+/// Who opened the session and what came of it, by each record of that.
+async fn records_of_opening(world: &World, session_id: &str) -> Vec<(String, String)> {
     let records = world.core.stores.audit.list(world.tenant(), 0, 1_000).await.unwrap();
-    let resource = format!("sessions/{}", child.session_id);
-    let opened = |record: &&AuditRecord| record.action == "session.create" && record.resource == resource;
-    let opened: Vec<_> = records.iter().filter(opened).map(|record| (&*record.actor, &*record.outcome)).collect();
-    assert_eq!(opened, [(&*format!("sessions/{session_id}"), "ok")]);
+    let resource = format!("sessions/{session_id}");
+    let opened = |record: &AuditRecord| record.action == "session.create" && record.resource == resource;
+    records.into_iter().filter(opened).map(|record| (record.actor, record.outcome.clone())).collect()
+}
+
+/// Reaches workers by connections that break when `cut` tells those that wait.
+fn breakable(cut: &Arc<Notify>, tasks: &Tasks) -> Dial {
+    let (cut, tasks) = (Arc::clone(cut), tasks.clone());
+    Arc::new(move |address| {
+        let (cut, tasks) = (Arc::clone(&cut), tasks.clone());
+        async move {
+            let (mut worker, (ours, mut theirs)) = (TcpStream::connect(address).await?, duplex(64 * 1024));
+            drop(tasks.spawn("connection", async move {
+                tokio::select! {
+                    () = cut.notified() => {}
+                    _ = copy_bidirectional(&mut theirs, &mut worker) => {}
+                }
+            }));
+            Ok(Box::new(ours) as Box<dyn Wire>)
+        }
+        .boxed()
+    })
+}
+
+/// Whoever opened it was dropped with the step of its caller, and the next step took it for one of an earlier turn's.
+#[tokio::test]
+async fn a_sub_agent_whose_callers_worker_is_lost_while_it_is_opened_is_recorded_once() {
+    let starts = |call: &Call<'_>| matches!(call, Call::Insert(new) if new.parent.is_some());
+    for is_stored in [true, false] {
+        let (mut stores, gate, cut) = (Stores::memory(), Gate::default(), Arc::new(Notify::new()));
+        stores.sessions = if is_stored {
+            hooked(stores.sessions, gate.after(starts))
+        } else {
+            hooked(stores.sessions, gate.before(starts))
+        };
+        let world = World::on(Ground { stores, ..Ground::default() }).await;
+        world.core.workers.dial_by(breakable(&cut, &world.tasks));
+        let mut client = world.client();
+        let session_id = client.create(editor()).await.unwrap().session_id;
+        let steps = json!([ask("reader", &json!([{"text": "hello"}])), {"text": "good"}]);
+        let sent = client.lifecycle.send_message(message(&session_id, &script(&steps))).await.unwrap().into_inner();
+        timeout(PATIENCE, gate.reached()).await.expect("it is not opened");
+        cut.notify_waiters();
+        if !is_stored {
+            // The next step finds none, and opens one as well.
+            timeout(PATIENCE, gate.reached()).await.expect("the call is not made again");
+            gate.open();
+        }
+        let events = timeout(PATIENCE, read_all(sent)).await.expect("no end");
+        assert_eq!(
+            (results(&events), stop_reason(&events)),
+            (vec![("hello".into(), false)], Some(StopReason::EndTurn))
+        );
+        gate.open();
+        let [child] = &children(&mut client, &session_id).await[..] else { panic!("one call, one session") };
+        let recorded = async {
+            while records_of_opening(&world, &child.session_id).await.is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, recorded).await.expect("it is not recorded");
+        // Whoever opened it, or came second, has said so by then.
+        assert_eq!(world.tasks.shutdown(PATIENCE).await, 0);
+        let opened = records_of_opening(&world, &child.session_id).await;
+        assert_eq!(opened, [(format!("sessions/{session_id}"), "ok".to_owned())]);
+    }
 }
 
 #[tokio::test]

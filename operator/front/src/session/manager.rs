@@ -52,6 +52,13 @@ struct Opening {
     parent: Option<Parent>,
 }
 
+/// A session that was to be opened.
+pub(crate) struct Opened {
+    pub(crate) session: Session,
+    /// It was not there before; otherwise whoever came first has opened it.
+    pub(crate) is_new: bool,
+}
+
 /// The session manager: all that concerns sessions but not their turns.
 #[derive(Clone)]
 pub struct Manager {
@@ -82,11 +89,12 @@ impl Manager {
         let lifetime = Lifetime::new(&request, &tenant.limits, now())?;
         let labels = validate::labels(request.labels)?;
         let agent = self.resolve(request.agent).await?;
-        self.open(&tenant, Opening { agent, labels, lifetime, idempotency_key: key, parent: None }).await
+        let opening = Opening { agent, labels, lifetime, idempotency_key: key, parent: None };
+        self.open(&tenant, opening).await.map(|opened| opened.session)
     }
 
     /// Snapshot, place, initialise, record.
-    async fn open(&self, tenant: &Tenant, opening: Opening) -> Result<Session, Error> {
+    async fn open(&self, tenant: &Tenant, opening: Opening) -> Result<Opened, Error> {
         let Opening { agent, labels, lifetime, idempotency_key, parent } = opening;
         let Lifetime { idle_timeout_ms, expire_time } = lifetime;
         let sessions_max = (tenant.limits.sessions_max > 0).then_some(tenant.limits.sessions_max);
@@ -94,7 +102,7 @@ impl Manager {
             && self.core.open_sessions.is_full(&*self.core.stores.sessions, tenant.id, max).await?
         {
             let existing = self.opened_before(tenant.id, idempotency_key.as_ref(), parent.as_ref()).await?;
-            return existing.ok_or(Error::SessionLimit { max });
+            return existing.map(|session| Opened { session, is_new: false }).ok_or(Error::SessionLimit { max });
         }
         let config_hash = snapshot::config_hash(&agent)?;
         let id = SessionId::generate();
@@ -131,11 +139,11 @@ impl Manager {
                 self.core.hub.publish(tenant.id, id, events);
                 self.core.metrics.sessions_created.inc();
                 self.core.open_sessions.opened(tenant.id).await;
-                Ok(session)
+                Ok(Opened { session, is_new: true })
             }
             Ok(Inserted::Existing(session)) => {
                 self.forget(tenant, &placement, id, "another request for the same came first").await;
-                Ok(session)
+                Ok(Opened { session, is_new: false })
             }
             Err(error) => {
                 self.forget(tenant, &placement, id, "it could not be recorded").await;

@@ -16,6 +16,7 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::{Turns, since};
@@ -91,7 +92,7 @@ impl SubAgents {
         self.running.push(
             async move {
                 let opened = match places.acquire_owned().await {
-                    Ok(place) => open(&core, &caller, turn, &call).await.map(|child| (child, place)),
+                    Ok(place) => opened(&core, &caller, turn, &call).await.map(|child| (child, place)),
                     Err(error) => Err(Error::internal(error)),
                 };
                 match opened {
@@ -134,25 +135,48 @@ impl SubAgents {
     }
 }
 
-/// Tries for as long as a turn would look for a worker: what keeps a session from being opened is often over by then.
-async fn open(core: &Arc<Core>, caller: &Session, turn: TurnId, call: &SubAgentCall) -> Result<Session, Error> {
-    let manager = Manager::new(Arc::clone(core));
+/// Opens the session of a call. In a task of its own: what has been begun must not be dropped half done with the step of its caller, as
+/// then nobody would record it, and no worker would be told to forget it.
+async fn opened(core: &Arc<Core>, caller: &Session, turn: TurnId, call: &SubAgentCall) -> Result<Session, Error> {
+    let given_up = CancellationToken::new();
+    let _waits = given_up.clone().drop_guard();
+    let opening = open(Arc::clone(core), caller.clone(), turn, call.clone(), given_up).in_current_span();
+    core.tasks.spawn("open-sub-agent", opening).await.map_err(Error::internal)?
+}
+
+/// Tries for as long as a turn would look for a worker: what keeps a session from being opened is often over by then. Once it is given up no
+/// session is begun any more. One that was begun by then is found by the next step; where there is none, it is ended as one that has
+/// outlived its call.
+async fn open(
+    core: Arc<Core>,
+    caller: Session,
+    turn: TurnId,
+    call: SubAgentCall,
+    given_up: CancellationToken,
+) -> Result<Session, Error> {
+    let manager = Manager::new(Arc::clone(&core));
     let until = Instant::now() + core.options.placement_timeout;
     let mut may_be_open = false;
     let opened = loop {
-        match manager.open_child(caller, turn, &call.tool_call_id, &call.name, &mut may_be_open).await {
+        match manager.open_child(&caller, turn, &call.tool_call_id, &call.name, &mut may_be_open).await {
             Err(
                 Error::NoWorker { .. }
                 | Error::WorkersFull { .. }
                 | Error::WorkerLost { .. }
                 | Error::Unavailable { .. }
                 | Error::RateLimited { .. },
-            ) if Instant::now() < until => tokio::time::sleep(PAUSE).await,
+                // Where there may be one that nobody has heard of, the next try tells.
+            ) if Instant::now() < until && (may_be_open || !given_up.is_cancelled()) => {
+                tokio::time::sleep(PAUSE).await;
+            }
             outcome => break outcome,
         }
     };
-    manager.record_child(caller, &opened).await;
-    opened.map(|child| child.session)
+    // Why it can't be opened, the next step is told again, and records.
+    if opened.is_ok() || !given_up.is_cancelled() {
+        manager.record_child(&caller, &opened).await;
+    }
+    opened.map(|opened| opened.session)
 }
 
 /// Says to the sub-agent what it is called with, once however often this is asked, waits for its answer, and ends its session.

@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, stream};
 use tokio::time::Instant;
 
-use super::{Manager, Opening};
+use super::{Manager, Opened, Opening};
 use crate::audit::Action;
 use crate::error::Error;
 use crate::events::log::Authority;
@@ -33,18 +33,12 @@ const GRACE: Duration = Duration::from_millis(800);
 /// Between two looks at whether it has. It is told to stop with each: it may have begun a moment ago, and not listened yet.
 const LOOK_EVERY: Duration = Duration::from_millis(40);
 
-/// The session for a call of a sub-agent.
-pub(crate) struct Child {
-    pub(crate) session: Session,
-    /// It was not there before the first try.
-    pub(crate) is_new: bool,
-}
-
 impl Manager {
     /// The session for a call of a sub-agent: the one that is there, or a new one. Asked again, by whichever front, it is the same. What
     /// came of it in the end is to be [recorded](Self::record_child).
     ///
-    /// `may_be_open` is whether a try before may have opened it without hearing of that: then one that is there is new. False at first.
+    /// `may_be_open` is whether a try before may have opened it without hearing of that: then one that is there is new. False at first. Of
+    /// two that are made side by side it is new to one.
     ///
     /// Fails as [`Manager::create`] does; with [`Error::Invalid`] when the tool calls no sub-agent, or one too deep; and with
     /// [`Error::SessionTerminated`] when the caller has ended.
@@ -55,9 +49,9 @@ impl Manager {
         tool_call_id: &str,
         tool: &str,
         may_be_open: &mut bool,
-    ) -> Result<Child, Error> {
+    ) -> Result<Opened, Error> {
         if let Some(child) = self.core.stores.sessions.child(caller.tenant, caller.id, tool_call_id).await? {
-            return Ok(Child { session: child, is_new: *may_be_open });
+            return Ok(Opened { session: child, is_new: *may_be_open });
         }
         let agent = callee(&caller.agent, tool).ok_or_else(|| Error::invalid("tool", "calls no sub-agent"))?;
         let parent = Parent::of(caller, turn, tool_call_id);
@@ -77,12 +71,14 @@ impl Manager {
         lifetime.expire_time = ends.into_iter().flatten().min_by_key(time::micros);
         let opening = Opening { agent, labels: BTreeMap::new(), lifetime, idempotency_key: None, parent: Some(parent) };
         let opened = self.open(&tenant, opening).await;
-        *may_be_open |= matches!(opened, Err(Error::Unavailable { .. }));
-        Ok(Child { session: opened?, is_new: true })
+        let Opened { session, is_new } = opened.inspect_err(|error| {
+            *may_be_open |= matches!(error, Error::Unavailable { .. });
+        })?;
+        Ok(Opened { session, is_new: is_new || *may_be_open })
     }
 
     /// Records that a call's session was opened, or why it was not. Once a call, however often it was tried: each try would be a record.
-    pub(crate) async fn record_child(&self, caller: &Session, opened: &Result<Child, Error>) {
+    pub(crate) async fn record_child(&self, caller: &Session, opened: &Result<Opened, Error>) {
         let (resource, outcome) = match opened {
             Ok(child) if !child.is_new => return,
             Ok(child) => (format!("sessions/{}", child.session.id), "ok"),
