@@ -3,6 +3,7 @@
 //! There is no finalizer, so that an operator that is away holds no object back. What is missed meanwhile is found when
 //! the front's picture is compared with the objects.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use super::told::Declared;
 use super::{Error, refused};
 use crate::context::Context;
 use crate::controller::Backoff;
+use crate::marks::Marks;
 use crate::token::TenantRef;
 
 /// Calls at a time; more wait.
@@ -66,37 +68,81 @@ pub struct Bereaved {
     pub is_over: bool,
 }
 
+/// How far an ending is that is not over. Of one there is never more than one call on its way, or one pause.
+enum Stage {
+    UnderWay,
+    /// It was marked again since the call began, which may have looked before whatever it was marked for.
+    MarkedAgain,
+    /// It has failed, and its pause is not over.
+    Waits,
+}
+
 /// Ends what is to be ended until `stopping`. What fails is tried again later and later, and holds up nothing else.
 pub(crate) async fn run(context: Arc<Context>, stopping: CancellationToken) {
+    let take = async {
+        loop {
+            take_bereaved(context.cluster.changes.bereaved.next().await, &context);
+        }
+    };
+    let end_all = end_all(&context.endings, |ending| {
+        let context = Arc::clone(&context);
+        async move {
+            match tokio::time::timeout(END_MAX, end(&ending, &context)).await {
+                Ok(outcome) => outcome.map_err(|error| chain(&error)),
+                Err(_) => Err(format!("there is no answer within {} s", END_MAX.as_secs())),
+            }
+        }
+    });
+    tokio::select! {
+        () = stopping.cancelled() => {}
+        () = take => {}
+        () = end_all => {}
+    }
+}
+
+/// Has each one ended that is marked, and does not return. One that fails is tried again when its pause is over, however often it is
+/// marked meanwhile.
+async fn end_all<E>(endings: &Marks<Ending>, end: impl Fn(Ending) -> E)
+where
+    E: Future<Output = Result<(), String>>,
+{
     let pauses = Backoff::new(PAUSE_MAX);
+    let mut stages: HashMap<Ending, Stage> = HashMap::new();
     let mut calls = FuturesUnordered::new();
     let mut later = FuturesUnordered::new();
     loop {
         tokio::select! {
-            () = stopping.cancelled() => return,
-            bereaved = context.cluster.changes.bereaved.next() => take_bereaved(bereaved, &context),
-            ending = context.endings.next(), if calls.len() < AT_A_TIME => {
-                calls.push(async {
-                    let outcome = match tokio::time::timeout(END_MAX, end(&ending, &context)).await {
-                        Ok(outcome) => outcome.map_err(|error| chain(&error)),
-                        Err(_) => Err(format!("there is no answer within {} s", END_MAX.as_secs())),
-                    };
-                    (ending, outcome)
-                });
-            }
+            ending = endings.next(), if calls.len() < AT_A_TIME => match stages.get_mut(&ending) {
+                Some(Stage::Waits) => {}
+                Some(stage) => *stage = Stage::MarkedAgain,
+                None => {
+                    stages.insert(ending.clone(), Stage::UnderWay);
+                    let call = end(ending.clone());
+                    calls.push(async move { (ending, call.await) });
+                }
+            },
             Some((ending, outcome)) = calls.next() => match outcome {
-                Ok(()) => pauses.succeeded(&ending),
+                Ok(()) => {
+                    pauses.succeeded(&ending);
+                    if let Some(Stage::MarkedAgain) = stages.remove(&ending) {
+                        endings.mark(ending);
+                    }
+                }
                 Err(error) => {
                     let (tenant, session) = (&ending.tenant.name, &ending.session_id);
                     tracing::warn!(tenant, session, error, "cannot end a session");
                     let pause = pauses.failed(ending.clone());
+                    stages.insert(ending.clone(), Stage::Waits);
                     later.push(async move {
                         tokio::time::sleep(pause).await;
                         ending
                     });
                 }
             },
-            Some(ending) = later.next() => context.endings.mark(ending),
+            Some(ending) = later.next() => {
+                stages.remove(&ending);
+                endings.mark(ending);
+            }
         }
     }
 }
@@ -139,4 +185,69 @@ async fn is_gone(tenant: &str, name: &str, uid: &str, context: &Context) -> Resu
     // Also of one that this release can't read.
     let found = objects.get_metadata_opt(name).await.map_err(|source| Error::Read { name: namespace, source })?;
     Ok(found.is_none_or(|found| found.metadata.uid.as_deref() != Some(uid)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    fn ending() -> Ending {
+        let tenant = TenantRef { name: "heron".to_owned(), id: "0c9e".to_owned() };
+        Ending { tenant, session_id: "0190".to_owned(), why: Why::Terminate }
+    }
+
+    /// The fronts tell of a session every few seconds for as long as it is open.
+    #[tokio::test(start_paused = true)]
+    async fn one_that_always_fails_is_tried_no_more_often_for_being_marked_again_and_again() {
+        let (marks, calls) = (Marks::new(), Cell::new(0));
+        let end_all = end_all(&marks, |_| {
+            calls.set(calls.get() + 1);
+            std::future::ready(Err("it fails".to_owned()))
+        });
+        let an_hour = async {
+            for _ in 0..720 {
+                marks.mark(ending());
+                tokio::time::sleep(Duration::from_secs(5)).await;
+            }
+        };
+        tokio::select! {
+            () = end_all => {}
+            () = an_hour => {}
+        }
+        // The pauses take from half of their longest to all of it, but for the first few.
+        assert!((120..=250).contains(&calls.get()), "{} calls", calls.get());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_marked_while_it_is_being_ended_is_looked_at_once_more() {
+        let (marks, calls, answers) = (Marks::new(), Cell::new(0), Notify::new());
+        let end_all = end_all(&marks, |_| {
+            calls.set(calls.get() + 1);
+            async {
+                answers.notified().await;
+                Ok(())
+            }
+        });
+        let pause = || tokio::time::sleep(Duration::from_secs(1));
+        let hold_it_up = async {
+            for _ in 0..4 {
+                marks.mark(ending());
+                pause().await;
+            }
+            assert_eq!(calls.get(), 1, "the first is not over");
+            for _ in 0..2 {
+                answers.notify_one();
+                pause().await;
+                assert_eq!(calls.get(), 2);
+            }
+        };
+        tokio::select! {
+            () = end_all => {}
+            () = hold_it_up => {}
+        }
+    }
 }
