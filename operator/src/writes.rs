@@ -6,11 +6,11 @@ use std::fmt::Debug;
 use http::HeaderValue;
 use http::header::ACCEPT;
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
-use kube::core::{PartialObjectMeta, Request};
+use kube::core::{PartialObjectMeta, Request, Status};
 use kube::{Client, Resource, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::leader::{Closed, Fence};
 use crate::metrics::Metrics;
@@ -69,15 +69,27 @@ impl Writer {
         self.send::<K>("patch", request::<K>(namespace).patch(name, &named(), &Patch::Merge(patch))).await
     }
 
-    /// Merges `patch` into an object's status.
-    pub async fn merge_status<K: Object>(
+    /// Puts `status` in the place of an object's status, if it is just the object with this UID; `None` if that is gone, whether or not
+    /// another has its name.
+    pub async fn replace_status<K: Object>(
         &self,
         namespace: Option<&str>,
         name: &str,
-        patch: &Value,
-    ) -> kube::Result<ObjectMeta> {
-        let request = request::<K>(namespace);
-        self.send::<K>("patch-status", request.patch_subresource("status", name, &named(), &Patch::Merge(patch))).await
+        uid: &str,
+        status: &impl Serialize,
+    ) -> kube::Result<Option<ObjectMeta>> {
+        // To a UID in a merge patch the API server pays no heed: of custom resources' metadata a write of the status changes nothing.
+        let patch = json!([
+            { "op": "test", "path": "/metadata/uid", "value": uid },
+            { "op": "add", "path": "/status", "value": serde_json::to_value(status).map_err(kube::Error::SerdeError)? },
+        ]);
+        let patch = Patch::<()>::Json(serde_json::from_value(patch).map_err(kube::Error::SerdeError)?);
+        let request = request::<K>(namespace).patch_subresource("status", name, &named(), &patch);
+        match self.send::<K>("patch-status", request).await {
+            Ok(written) => Ok(Some(written)),
+            Err(kube::Error::Api(status)) if status.code == 404 || is_of_patch_alone(&status) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Deletes just the object with this UID. One that is gone already is fine.
@@ -139,6 +151,33 @@ fn request<K: Object>(namespace: Option<&str>) -> Request {
     Request::new(K::url_path(&(), namespace))
 }
 
+/// Whether the API server could not apply the patch, so that the object is not the one that it tests for. Of what a patch would make of an
+/// object, and is not valid, it says the same by code and reason, but names the object.
+fn is_of_patch_alone(status: &Status) -> bool {
+    status.code == 422 && status.details.as_ref().is_none_or(|details| details.name.is_empty())
+}
+
 fn named() -> PatchParams {
     PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Word for word what Kubernetes 1.36 answers.
+    #[test]
+    fn a_patch_for_another_object_is_told_from_a_status_that_is_not_valid() {
+        let told = |answer: Value| is_of_patch_alone(&serde_json::from_value(answer).unwrap());
+        let of_patch = json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+            "message": "the server rejected our request due to an error in our request",
+            "reason": "Invalid", "details": {}, "code": 422,
+        });
+        assert!(told(of_patch.clone()));
+        let mut of_object = of_patch;
+        of_object["details"] = json!({ "name": "talk", "group": "croft.dev", "kind": "AgentSession" });
+        assert!(!told(of_object));
+        assert!(!told(json!({ "status": "Failure", "message": "", "reason": "Conflict", "code": 409 })));
+    }
 }

@@ -8,8 +8,6 @@ use croft_crds::{AgentSession, AgentSessionStatus};
 use croft_proto::v1::{Session, SessionState};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
-use kube::runtime::reflector::ObjectRef;
-use serde_json::json;
 use tonic::{Code, Status};
 
 use super::known::Known;
@@ -226,70 +224,18 @@ pub(super) async fn write(session: &AgentSession, summary: Summary, context: &Co
     {
         return Ok(Written::Later(left));
     }
-    let patch = json!({ "status": nulls_for_absent(&status) });
     let (namespace, name) = (session.namespace(), session.name_any());
-    match context.writer.merge_status::<AgentSession>(namespace.as_deref(), &name, &patch).await {
-        Ok(written) if written.uid.as_ref() == Some(&uid) => {
-            context.session_statuses.remember(uid.clone(), written.resource_version.as_deref(), status.clone());
-            context.told.wrote(&declared);
-            Ok(Written::Now(Box::new(status)))
-        }
-        Ok(_) => take_back(session, context).await.map(|()| Written::Gone),
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(Written::Gone),
-        Err(error) => Err(Error::Status(error)),
-    }
-}
-
-/// Takes away what was written to an object that had been made anew under the name of another meanwhile. It is as one that nothing was said
-/// of yet, and is looked at again.
-async fn take_back(session: &AgentSession, context: &Context) -> Result<(), Error> {
-    let patch = json!({ "status": null });
-    let (namespace, name) = (session.namespace(), session.name_any());
-    match context.writer.merge_status::<AgentSession>(namespace.as_deref(), &name, &patch).await {
-        Ok(written) => {
-            let (uid, version) = (written.uid.unwrap_or_default(), written.resource_version);
-            context.session_statuses.remember(uid, version.as_deref(), AgentSessionStatus::default());
-            context.cluster.changes.sessions.mark(ObjectRef::from_obj(session));
-            Ok(())
-        }
-        // It is gone as well.
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        Err(error) => Err(Error::Status(error)),
-    }
+    let written = context.writer.replace_status::<AgentSession>(namespace.as_deref(), &name, &uid, &status).await;
+    let Some(written) = written.map_err(Error::Status)? else { return Ok(Written::Gone) };
+    context.session_statuses.remember(uid, written.resource_version.as_deref(), status.clone());
+    context.told.wrote(&declared);
+    Ok(Written::Now(Box::new(status)))
 }
 
 /// Whether everything else is the same.
 fn differ_in_numbers(status: &AgentSessionStatus, before: &AgentSessionStatus) -> bool {
     let AgentSessionStatus { last_seq, usage, last_activity_time, .. } = before.clone();
     AgentSessionStatus { last_seq, usage, last_activity_time, ..status.clone() } == *before
-}
-
-/// In a merge patch what is left out stays; `null` takes it away.
-fn nulls_for_absent(status: &AgentSessionStatus) -> serde_json::Value {
-    let AgentSessionStatus {
-        observed_generation,
-        phase,
-        session_id,
-        worker,
-        last_seq,
-        usage,
-        last_activity_time,
-        finish_time,
-        message,
-        conditions,
-    } = status;
-    json!({
-        "observedGeneration": observed_generation,
-        "phase": phase,
-        "sessionID": session_id,
-        "worker": worker,
-        "lastSeq": last_seq,
-        "usage": usage,
-        "lastActivityTime": last_activity_time,
-        "finishTime": finish_time,
-        "message": message,
-        "conditions": conditions,
-    })
 }
 
 #[cfg(test)]

@@ -7,7 +7,6 @@ use croft_crds::{AgentTenant, AgentTenantStatus};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
-use serde_json::json;
 
 use super::observe::Observed;
 use super::part::Failure;
@@ -104,41 +103,13 @@ async fn write(
         "the runbook must know every reason: {:?}",
         status.conditions
     );
-    let patch = json!({ "status": nulls_for_absent(&status) });
-    let written =
-        context.writer.merge_status::<AgentTenant>(None, &tenant.name_any(), &patch).await.map_err(Error::Status)?;
-    // To a UID in the patch the API server pays no heed: of custom resources' metadata a write of the status changes nothing.
-    if written.uid != tenant.metadata.uid {
-        return take_back(&tenant.name_any(), context).await;
-    }
+    let uid = tenant.uid().unwrap_or_default();
+    let written = context.writer.replace_status::<AgentTenant>(None, &tenant.name_any(), &uid, &status).await;
+    // Of one that is gone nobody is told; another of its name has a first pass of its own.
+    let Some(written) = written.map_err(Error::Status)? else { return Ok(()) };
     for turn in turns(&before.conditions, &status.conditions) {
         context.events.tell(News::about(tenant, turn));
     }
-    let version = written.resource_version;
-    context.tenant_statuses.remember(tenant.uid().unwrap_or_default(), version.as_deref(), status);
+    context.tenant_statuses.remember(uid, written.resource_version.as_deref(), status);
     Ok(())
-}
-
-/// Takes away what was written to a tenant that had been made anew under the name of another meanwhile. It is as one that nothing was said
-/// of yet, and its own first pass comes next.
-async fn take_back(name: &str, context: &Context) -> Result<(), Error> {
-    let patch = json!({ "status": null });
-    let written = context.writer.merge_status::<AgentTenant>(None, name, &patch).await.map_err(Error::Status)?;
-    let version = written.resource_version;
-    context.tenant_statuses.remember(written.uid.unwrap_or_default(), version.as_deref(), AgentTenantStatus::default());
-    Ok(())
-}
-
-/// In a merge patch what is left out stays; `null` takes it away.
-fn nulls_for_absent(status: &AgentTenantStatus) -> serde_json::Value {
-    let AgentTenantStatus { observed_generation, phase, namespace, workers, sessions, spend, conditions } = status;
-    json!({
-        "observedGeneration": observed_generation,
-        "phase": phase,
-        "namespace": namespace,
-        "workers": workers,
-        "sessions": sessions,
-        "spend": spend,
-        "conditions": conditions,
-    })
 }

@@ -91,7 +91,12 @@ async fn a_session_that_is_declared_anew_has_nothing_of_the_old_ones_status() {
     objects.delete("talk", &DeleteParams::default()).await.expect("it can be deleted");
     let new = session.declare(&namespace, "talk", spec()).await;
     assert_ne!(new.uid(), old.uid());
+    // Whatever follows the old one's write is refused.
+    let refused = session.world.proxy.inject(Method::PATCH, &path, What::Answer(503), None);
     drop(held);
+    until("a write is refused", async || (refused.hits() > 0).then_some(())).await;
+    assert_eq!(objects.get("talk").await.unwrap().status, None, "nothing was said of the new one");
+    drop(refused);
     let own =
         until("it has a session of its own", async || session.world.front.sessions_of(&new.uid()?).into_iter().next())
             .await;
