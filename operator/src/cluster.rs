@@ -82,7 +82,7 @@ impl Changes {
 /// Warm copies. They are whole once [`Cluster::synced`] has returned.
 pub struct Cluster {
     pub tenants: Store<AgentTenant>,
-    /// Without what nobody reads of them: an agent is there only until its session is open.
+    /// Without what nobody reads of them here, the agent before all.
     pub sessions: Store<AgentSession>,
     namespaces: Copies<Namespace>,
     quotas: Copies<ResourceQuota>,
@@ -312,7 +312,8 @@ impl Watch<'_> {
 
     fn sessions(&self) -> Store<AgentSession> {
         let (changes, index) = (self.changes.clone(), Arc::clone(self.session_index));
-        let (api, all) = (Api::all(self.client("watch-sessions", Purpose::Passes)), watcher::Config::default());
+        let api = Api::all(self.client("watch-sessions", Purpose::Passes));
+        let all = watcher::Config::default().page_size(mirror::PAGE_OF_LONG);
         let on_change = move |change: Change<AgentSession>| match change {
             Change::Is { old, new } => {
                 index.put(&new);

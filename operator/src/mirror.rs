@@ -30,6 +30,8 @@ pub(crate) const SILENCE_MAX_SECONDS: u32 = 20;
 /// Objects in one answer to a list. All kinds are listed at the same time when the operator starts, and what is in memory then
 /// stays with the process: with kube's 500 it was more than all copies.
 const PAGE: u32 = 50;
+/// The same of objects that may have a megabyte each, of which little is kept.
+pub(crate) const PAGE_OF_LONG: u32 = 10;
 /// Between two tries to watch.
 const AGAIN_MIN: Duration = Duration::from_millis(250);
 const AGAIN_MAX: Duration = Duration::from_secs(8);
@@ -111,7 +113,8 @@ fn follow<K>(
 ) where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
 {
-    let events = watcher(api, config.timeout(SILENCE_MAX_SECONDS).page_size(PAGE)).backoff(again());
+    let page = config.page_size.map_or(PAGE, |page| page.min(PAGE));
+    let events = watcher(api, config.timeout(SILENCE_MAX_SECONDS).page_size(page)).backoff(again());
     let stopping = tasks.stopping();
     let follow = async move {
         let mut events = std::pin::pin!(events);

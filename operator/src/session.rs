@@ -1,7 +1,7 @@
 //! Reconciles [`AgentSession`]: turns the wish for a session into a call to the front, once.
 //!
-//! A session costs the API server two writes: the object's own and one status. What becomes of the session later is told
-//! by the fronts, slowly; see [`follow`]. There is no finalizer: a session whose object is gone is found by comparing the
+//! A session costs the API server two writes, the object's own and one status, and a read of its agent for each try to open it, as copies have
+//! none. What becomes of the session later is told by the fronts, slowly; see [`follow`]. There is no finalizer: a session whose object is gone is found by comparing the
 //! two sides.
 
 pub(crate) mod admission;
@@ -52,6 +52,8 @@ const STILL_LACKING: Duration = Duration::from_mins(5);
 pub enum Error {
     #[error("cannot read namespace {name}")]
     Read { name: String, source: kube::Error },
+    #[error("cannot read the agent")]
+    Agent(#[source] kube::Error),
     #[error("the front does not take the call {call}")]
     Front { call: &'static str, source: Box<Status> },
     #[error("the tenant has as many sessions as it may have")]
@@ -65,7 +67,7 @@ pub enum Error {
 impl PassError for Error {
     fn reason(&self) -> &'static str {
         match self {
-            Self::Read { .. } => "ReadFailed",
+            Self::Read { .. } | Self::Agent(_) => "ReadFailed",
             // Its tenant's workers are full, or there are none: the tenant's to mend, where a front that is away is the platform's.
             Self::Front { source, .. } if refusal::is_without_worker(source) => "NoWorker",
             Self::Front { source, .. } | Self::Full(source) => status::front_reason(source),
@@ -78,7 +80,7 @@ impl PassError for Error {
         match self {
             Self::Front { source, .. } if refusal::lacks_something(source) => Retry::After(STILL_LACKING),
             Self::Full(_) => Retry::BackoffTo(admission::STILL_FULL),
-            Self::Read { .. } | Self::Front { .. } | Self::Status(_) | Self::Delete(_) => Retry::Backoff,
+            Self::Read { .. } | Self::Agent(_) | Self::Front { .. } | Self::Status(_) | Self::Delete(_) => Retry::Backoff,
         }
     }
 }
@@ -175,30 +177,39 @@ async fn step(
             None if current.phase == Some(SessionPhase::Pending) || context.told.is_whole() => {
                 let found = context.front.get(tenant, session_id).await;
                 match found.map_err(|status| refused("GetSession", status))? {
-                    // A late pass of an older object of this name has written that object's session here.
-                    Some(found) if is_anothers(&found, session) => open(session, tenant, context).await.map(Some),
+                    // Somebody has written the session of an older object of this name here.
+                    Some(found) if is_anothers(&found, session) => open(session, tenant, context).await,
                     Some(found) => Ok(Some(Summary::of(&found))),
                     None => Ok(Some(Summary::lost())),
                 }
             }
             None => Ok(None),
         },
-        (false, None) => open(session, tenant, context).await.map(Some),
+        (false, None) => open(session, tenant, context).await,
     }
 }
 
-async fn open(session: &AgentSession, tenant: &TenantRef, context: &Context) -> Result<Summary, Error> {
+/// `None` if there is no object any more to open a session for.
+async fn open(session: &AgentSession, tenant: &TenantRef, context: &Context) -> Result<Option<Summary>, Error> {
     let live = context.cluster.tenant(&tenant.name);
     if let Some(why) = live.as_deref().and_then(admission::closed) {
-        return Ok(Summary::shut_out(why));
+        return Ok(Some(Summary::shut_out(why)));
     }
-    match context.front.create(tenant, request(session)).await {
-        Ok(created) => Ok(Summary::of(&created)),
+    let Some(whole) = whole(session, context).await? else { return Ok(None) };
+    match context.front.create(tenant, request(&whole)).await {
+        Ok(created) => Ok(Some(Summary::of(&created))),
         Err(status) if refusal::is_final(&status) => {
-            Ok(Summary::failed("AgentRefused", format!("the front refuses it: {}", status.message())))
+            Ok(Some(Summary::failed("AgentRefused", format!("the front refuses it: {}", status.message()))))
         }
         Err(status) => Err(not_opened(status, live.and_then(|live| admission::room(&live, context)))),
     }
+}
+
+/// The object with its agent, which the copy has not; `None` if it is gone or going.
+async fn whole(session: &AgentSession, context: &Context) -> Result<Option<AgentSession>, Error> {
+    let objects: Api<AgentSession> = Api::namespaced(context.client.clone(), &session.namespace().unwrap_or_default());
+    let found = objects.get_opt(&session.name_any()).await.map_err(Error::Agent)?;
+    Ok(found.filter(|found| found.metadata.uid == session.metadata.uid && found.metadata.deletion_timestamp.is_none()))
 }
 
 /// What it means that the front does not open a session now, of a tenant with this [`admission::room`]. One that has all its sessions may

@@ -100,7 +100,9 @@ impl Summary {
             Error::Front { source, .. } | Error::Full(source) => {
                 (front_reason(source), format!("the front answers: {}", source.message()))
             }
-            Error::Read { .. } | Error::Status(_) | Error::Delete(_) => ("ClusterUnavailable", error.to_string()),
+            Error::Read { .. } | Error::Agent(_) | Error::Status(_) | Error::Delete(_) => {
+                ("ClusterUnavailable", error.to_string())
+            }
         };
         Self { phase: SessionPhase::Pending, reason, message, known: None }
     }
