@@ -52,6 +52,8 @@ const STILL_LACKING: Duration = Duration::from_mins(5);
 pub enum Error {
     #[error("cannot read namespace {name}")]
     Read { name: String, source: kube::Error },
+    #[error("the tenant of namespace {name} is not known yet")]
+    TenantUnknown { name: String },
     #[error("cannot read the agent")]
     Agent(#[source] kube::Error),
     #[error("the front does not take the call {call}")]
@@ -68,6 +70,7 @@ impl PassError for Error {
     fn reason(&self) -> &'static str {
         match self {
             Self::Read { .. } | Self::Agent(_) => "ReadFailed",
+            Self::TenantUnknown { .. } => status::TENANT_UNKNOWN,
             // Its tenant's workers are full, or there are none: the tenant's to mend, where a front that is away is the platform's.
             Self::Front { source, .. } if refusal::is_without_worker(source) => "NoWorker",
             Self::Front { source, .. } | Self::Full(source) => status::front_reason(source),
@@ -80,7 +83,12 @@ impl PassError for Error {
         match self {
             Self::Front { source, .. } if refusal::lacks_something(source) => Retry::After(STILL_LACKING),
             Self::Full(_) => Retry::BackoffTo(admission::STILL_FULL),
-            Self::Read { .. } | Self::Agent(_) | Self::Front { .. } | Self::Status(_) | Self::Delete(_) => Retry::Backoff,
+            Self::Read { .. }
+            | Self::TenantUnknown { .. }
+            | Self::Agent(_)
+            | Self::Front { .. }
+            | Self::Status(_)
+            | Self::Delete(_) => Retry::Backoff,
         }
     }
 }
@@ -97,7 +105,7 @@ pub async fn reconcile(session: Arc<AgentSession>, context: Arc<Context>) -> Res
     let lacked_room = status::lacks_room(&session, &context);
     let lacked_worker = !lacked_room && current.session_id.is_none() && current.phase == Some(SessionPhase::Pending);
     let pass = async {
-        let Some(tenant) = tenant_of(&session, &context).await? else {
+        let Some(tenant) = tenant_of(&session, &current, &context).await? else {
             let namespace = session.namespace().unwrap_or_default();
             let message = format!("namespace {namespace} is not a tenant's: a session must be declared in one that is");
             return Ok((None, Some(Summary::failed("NoTenant", message))));
@@ -260,19 +268,29 @@ fn milliseconds(seconds: Option<u32>) -> i64 {
     i64::from(seconds.unwrap_or(0)) * 1_000
 }
 
-/// The tenant in whose namespace the object is. A namespace may be younger than the copies, so the API server is asked
-/// before anyone is told that it is no tenant's.
-async fn tenant_of(session: &AgentSession, context: &Context) -> Result<Option<TenantRef>, Error> {
+/// The tenant in whose namespace the object is; `None` if that is no tenant's. The copies may be behind, those of tenants far more than
+/// those of sessions, so the API server is asked before anyone is told so, and where the namespace says that it is a tenant's nobody is.
+async fn tenant_of(
+    session: &AgentSession,
+    current: &AgentSessionStatus,
+    context: &Context,
+) -> Result<Option<TenantRef>, Error> {
     let name = session.namespace().unwrap_or_default();
     if let Some(tenant) = context.cluster.tenant_in(&name) {
         return Ok(Some(TenantRef::from(&*tenant)));
     }
-    let Some(tenant) = name.strip_prefix("tenant-").and_then(|tenant| context.cluster.tenant(tenant)) else {
-        return Ok(None);
-    };
     let namespaces: Api<Namespace> = Api::all(context.client.clone());
     let found = namespaces.get_opt(&name).await.map_err(|source| Error::Read { name: name.clone(), source })?;
-    Ok(found.filter(|found| is_owned(found, &tenant)).map(|_| TenantRef::from(&*tenant)))
+    let owner = context.cluster.tenant_called_by(&name);
+    if let Some(tenant) = owner.filter(|tenant| found.as_ref().is_some_and(|found| is_owned(found, tenant))) {
+        return Ok(Some(TenantRef::from(&*tenant)));
+    }
+    if may_be_a_tenants(found.as_ref(), current) { Err(Error::TenantUnknown { name }) } else { Ok(None) }
+}
+
+/// Whether there is a tenant, or was one when the session was opened, although the copies have none.
+fn may_be_a_tenants(namespace: Option<&Namespace>, current: &AgentSessionStatus) -> bool {
+    current.session_id.is_some() || namespace.is_some_and(|namespace| namespace.labels().contains_key(labels::TENANT))
 }
 
 #[cfg(test)]
@@ -321,6 +339,24 @@ mod tests {
         };
         assert!(is_anothers(&made_for("17aa"), &object));
         assert!(!is_anothers(&made_for("3b0c"), &object) && !is_anothers(&Session::default(), &object));
+    }
+
+    #[test]
+    fn only_a_namespace_without_the_label_is_for_good_no_tenants_and_never_that_of_an_open_session() {
+        let namespace = |labels: serde_json::Value| -> Namespace {
+            serde_json::from_value(json!({ "metadata": { "name": "tenant-heron", "labels": labels } })).unwrap()
+        };
+        let (new, open) = (
+            AgentSessionStatus::default(),
+            AgentSessionStatus { session_id: Some("0190".to_owned()), ..AgentSessionStatus::default() },
+        );
+        let labelled = namespace(json!({ "croft.dev/tenant": "heron" }));
+        assert!(may_be_a_tenants(Some(&labelled), &new) && may_be_a_tenants(Some(&labelled), &open));
+        for other in [Some(namespace(json!({ "team": "heron" }))), None] {
+            assert!(!may_be_a_tenants(other.as_ref(), &new));
+            assert!(may_be_a_tenants(other.as_ref(), &open));
+        }
+        assert_eq!(Error::TenantUnknown { name: "tenant-heron".to_owned() }.retry(), Retry::Backoff);
     }
 
     #[test]

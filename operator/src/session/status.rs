@@ -22,6 +22,7 @@ const NOT_OPEN: &str = "TenantNotOpen";
 const LIMIT_REACHED: &str = "LimitReached";
 const WORKERS_LACK: &str = "WorkersLack";
 const MODEL_NOT_FOUND: &str = "ModelNotFound";
+pub(super) const TENANT_UNKNOWN: &str = "TenantUnknown";
 
 /// What there is to say about a session.
 #[derive(Debug, Clone, PartialEq)]
@@ -100,6 +101,7 @@ impl Summary {
             Error::Front { source, .. } | Error::Full(source) => {
                 (front_reason(source), format!("the front answers: {}", source.message()))
             }
+            Error::TenantUnknown { .. } => (TENANT_UNKNOWN, error.to_string()),
             Error::Read { .. } | Error::Agent(_) | Error::Status(_) | Error::Delete(_) => {
                 ("ClusterUnavailable", error.to_string())
             }
@@ -313,9 +315,9 @@ mod tests {
     fn every_obstacle_has_its_entry_in_the_runbook() {
         let runbook = include_str!("../../../docs/runbook.md");
         let codes = (0..17).map(|code| front_reason(&Status::new(Code::from(code), "")));
-        for reason in
-            codes.chain(["WorkersLack", "ModelNotFound", "ClusterUnavailable", "AgentRefused", "NoTenant", "Lost"])
-        {
+        let others =
+            [WORKERS_LACK, MODEL_NOT_FOUND, "ClusterUnavailable", "AgentRefused", "NoTenant", TENANT_UNKNOWN, "Lost"];
+        for reason in codes.chain(others) {
             assert!(runbook.lines().any(|line| line == format!("### {reason}")), "{reason}");
         }
     }

@@ -4,10 +4,10 @@ use croft_crds::AgentSession;
 use croft_crds::session::SessionPhase;
 use croft_proto::v1::SessionState;
 use http::Method;
-use k8s_openapi::api::core::v1::ResourceQuota;
+use k8s_openapi::api::core::v1::{Namespace, ResourceQuota};
 use kube::ResourceExt as _;
 use kube::api::{DeleteParams, PostParams};
-use serde_json::json;
+use serde_json::{Value, json};
 use tonic::Code;
 
 use crate::proxy::What;
@@ -175,6 +175,25 @@ async fn a_session_outside_a_tenants_namespace_fails_with_a_sentence() {
         format!("namespace {} is not a tenant's: a session must be declared in one that is", session.world.namespace)
     );
     objects.delete("lost", &DeleteParams::default()).await.unwrap();
+}
+
+/// As of a tenant of which the operator's copies have not heard yet.
+#[tokio::test]
+async fn a_session_in_a_namespace_that_is_labelled_as_a_tenants_waits_for_the_tenant() {
+    let session = World::shared().await;
+    let (namespace, namespaces) = (session.namespace("unheard-of").await, session.all::<Namespace>());
+    let label = |tenant: Value| json!({ "metadata": { "labels": { "croft.dev/tenant": tenant } } });
+    session.merge(&namespaces, &namespace, label(json!("unheard-of"))).await;
+    let objects = session.within::<AgentSession>(&namespace);
+    session.declare(&namespace, "talk", spec()).await;
+    let status = in_phase(&objects, "talk", SessionPhase::Pending).await;
+    assert_eq!(status.message, Some(format!("the tenant of namespace {namespace} is not known yet")));
+    assert_eq!(status.conditions[0].reason, "TenantUnknown");
+
+    // It is looked at again: without the label there is nobody to wait for.
+    session.merge(&namespaces, &namespace, label(json!(null))).await;
+    in_phase(&objects, "talk", SessionPhase::Failed).await;
+    namespaces.delete(&namespace, &DeleteParams::default()).await.unwrap();
 }
 
 #[tokio::test]
