@@ -8,8 +8,11 @@ use x509_parser::prelude::{ASN1Time, FromDer as _, GeneralName, X509Certificate}
 
 use crate::authority::{Authority, Error};
 
-/// How long a certificate holds. It is renewed when a third of that is left.
+/// How long a certificate holds. It is renewed when a third of that is left, and [workers'](Subject::workers) up to [`SPREAD_SECONDS`]
+/// sooner.
 const LIFETIME_SECONDS: i64 = 90 * 24 * 60 * 60;
+/// Each renewal is a rollout of a tenant's workers: those of tenants that were made together must not come together.
+const SPREAD_SECONDS: i64 = LIFETIME_SECONDS / 6;
 /// For clocks that go slow.
 const BACKDATED_SECONDS: i64 = 5 * 60;
 
@@ -80,17 +83,29 @@ impl Subject {
         Ok(Issued { cert: cert.pem(), key: key.serialize_pem() })
     }
 
-    /// Whether a certificate says this, comes from `authority`, has more than a third of its time left, and its key
-    /// with it.
+    /// Whether a certificate says this, comes from `authority`, is not to be renewed yet, and has its key with it.
     pub fn still_holds(&self, issued: &Issued, authority: &Authority, now: i64) -> bool {
         let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(issued.cert.as_bytes()) else { return false };
         let Ok((_, certificate)) = X509Certificate::from_der(&pem.contents) else { return false };
         let Ok(key) = KeyPair::from_pem(&issued.key) else { return false };
         let renew_at = certificate.validity().not_after.timestamp() - LIFETIME_SECONDS / 3;
-        now < renew_at
+        now < renew_at - self.sooner(&certificate)
             && key.public_key_raw() == &*certificate.public_key().subject_public_key.data
             && authority.signed(&certificate)
             && self.is_said_by(&certificate)
+    }
+
+    /// So many seconds sooner it is renewed: as many in each pass, and others for each certificate, the next one for the same subject too.
+    /// Operator and fronts have their own ways not to begin anew together.
+    fn sooner(&self, certificate: &X509Certificate<'_>) -> i64 {
+        match self.role {
+            PeerRole::Worker { .. } => {
+                // The end of a point's second coordinate, which is as good as chance.
+                let key = certificate.public_key().subject_public_key.data.last_chunk::<4>();
+                key.map_or(0, |chance| i64::from(u32::from_be_bytes(*chance)) % SPREAD_SECONDS)
+            }
+            PeerRole::Operator | PeerRole::Front => 0,
+        }
     }
 
     fn is_said_by(&self, certificate: &X509Certificate<'_>) -> bool {
@@ -108,7 +123,7 @@ impl Subject {
     }
 }
 
-/// When a certificate issued at `now` should be replaced.
+/// When a certificate issued at `now` should be replaced at the latest.
 pub fn renew_at(now: i64) -> i64 {
     now + LIFETIME_SECONDS - LIFETIME_SECONDS / 3
 }
@@ -122,11 +137,41 @@ mod tests {
     #[test]
     fn a_certificate_holds_until_a_third_of_its_time_is_left() {
         let authority = Authority::generate(NOW).unwrap();
-        let subject = Subject::workers("heron", "tenant-heron");
-        let issued = subject.issue(&authority, NOW).unwrap();
-        assert!(subject.still_holds(&issued, &authority, NOW));
-        assert!(subject.still_holds(&issued, &authority, renew_at(NOW) - 1));
-        assert!(!subject.still_holds(&issued, &authority, renew_at(NOW)));
+        for subject in [Subject::front("croft-system"), Subject::operator("croft-system")] {
+            let issued = subject.issue(&authority, NOW).unwrap();
+            assert!(subject.still_holds(&issued, &authority, NOW));
+            assert!(subject.still_holds(&issued, &authority, renew_at(NOW) - 1));
+            assert!(!subject.still_holds(&issued, &authority, renew_at(NOW)));
+        }
+    }
+
+    #[test]
+    fn workers_certificates_that_were_made_together_are_renewed_apart_and_none_later_than_others() {
+        const DAY: i64 = 24 * 60 * 60;
+        let authority = Authority::generate(NOW).unwrap();
+        let mut renewed: Vec<i64> = (0..100)
+            .map(|number| {
+                let tenant = format!("heron-{number}");
+                let subject = Subject::workers(&tenant, &format!("tenant-{tenant}"));
+                let issued = subject.issue(&authority, NOW).unwrap();
+                let holds = |seconds: i64| subject.still_holds(&issued, &authority, NOW + seconds);
+                assert!(holds(0) && holds(renew_at(0) - SPREAD_SECONDS));
+                // It holds at the first and no more at the last of these.
+                let (mut first, mut last) = (0, renew_at(0));
+                assert!(!holds(last));
+                while last - first > 1 {
+                    let middle = i64::midpoint(first, last);
+                    if holds(middle) { first = middle } else { last = middle }
+                }
+                last
+            })
+            .collect();
+        renewed.sort_unstable();
+        // Of a hundred over fifteen days some seven come in a day.
+        assert!(renewed[99] - renewed[0] > 10 * DAY, "{renewed:?}");
+        let most =
+            renewed.iter().map(|begin| renewed.iter().filter(|&other| (*begin..begin + DAY).contains(other)).count());
+        assert!(most.max().unwrap() <= 30, "{renewed:?}");
     }
 
     #[test]
