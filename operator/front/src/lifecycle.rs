@@ -7,9 +7,10 @@ use croft_proto::id::{SessionId, TurnId};
 use croft_proto::v1::lifecycle_service_server::LifecycleService;
 use croft_proto::v1::{
     CreateSessionRequest, CreateSessionResponse, FamilyUsage, GetSessionRequest, GetSessionResponse,
-    InterruptSessionRequest, InterruptSessionResponse, ListSessionsRequest, ListSessionsResponse,
-    ResolveApprovalRequest, ResolveApprovalResponse, SendMessageRequest, SendMessageResponse, Session, SessionEvent,
-    StreamEventsRequest, StreamEventsResponse, TerminateSessionRequest, TerminateSessionResponse,
+    InterruptSessionRequest, InterruptSessionResponse, ListApprovalsRequest, ListApprovalsResponse,
+    ListSessionsRequest, ListSessionsResponse, ResolveApprovalRequest, ResolveApprovalResponse, SendMessageRequest,
+    SendMessageResponse, Session, SessionEvent, StreamEventsRequest, StreamEventsResponse, TerminateSessionRequest,
+    TerminateSessionResponse,
 };
 use futures::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
@@ -288,5 +289,13 @@ impl LifecycleService for Lifecycle {
         let identity = self.door.identify(&self.core, &request).await?;
         self.answer(&identity, request.into_inner()).await?;
         Ok(Response::new(ResolveApprovalResponse {}))
+    }
+
+    async fn list_approvals(
+        &self,
+        request: Request<ListApprovalsRequest>,
+    ) -> Result<Response<ListApprovalsResponse>, Status> {
+        let identity = self.door.identify(&self.core, &request).await?;
+        Ok(Response::new(self.turns.inbox(&identity, request.into_inner()).await?))
     }
 }

@@ -8,10 +8,11 @@ use croft_proto::v1::lifecycle_service_server::{LifecycleService, LifecycleServi
 use croft_proto::v1::tenant_service_server::{TenantService, TenantServiceServer};
 use croft_proto::v1::{
     CreateSessionRequest, CreateSessionResponse, GetSessionRequest, GetSessionResponse, InterruptSessionRequest,
-    InterruptSessionResponse, ListSessionsRequest, ListSessionsResponse, RemovalStep, RemoveTenantRequest,
-    RemoveTenantResponse, ResolveApprovalRequest, ResolveApprovalResponse, SendMessageRequest, SendMessageResponse,
-    Session, SessionState, StreamEventsRequest, StreamEventsResponse, TenantTotals, TerminateSessionRequest,
-    TerminateSessionResponse, UsageTotals, WatchSessionsRequest, WatchSessionsResponse, WatchedSession,
+    InterruptSessionResponse, ListApprovalsRequest, ListApprovalsResponse, ListSessionsRequest, ListSessionsResponse,
+    RemovalStep, RemoveTenantRequest, RemoveTenantResponse, ResolveApprovalRequest, ResolveApprovalResponse,
+    SendMessageRequest, SendMessageResponse, Session, SessionState, StreamEventsRequest, StreamEventsResponse,
+    TenantTotals, TerminateSessionRequest, TerminateSessionResponse, UsageTotals, WatchSessionsRequest,
+    WatchSessionsResponse, WatchedSession,
 };
 use croft_serve::Tasks;
 use croft_serve::tls::{PeerRole, TlsFiles, peer_role};
@@ -333,6 +334,13 @@ impl LifecycleService for FakeFront {
         &self,
         _: Request<ResolveApprovalRequest>,
     ) -> Result<Response<ResolveApprovalResponse>, Status> {
+        Err(Status::permission_denied("the operator decides nothing"))
+    }
+
+    async fn list_approvals(
+        &self,
+        _: Request<ListApprovalsRequest>,
+    ) -> Result<Response<ListApprovalsResponse>, Status> {
         Err(Status::permission_denied("the operator decides nothing"))
     }
 }

@@ -7,9 +7,9 @@ use std::str::FromStr;
 use clap::ValueEnum;
 use croft_proto::v1::{
     CreateSessionRequest, DeleteBudgetRequest, ExportUsageRequest, GetModelRequest, GetSessionRequest,
-    InterruptSessionRequest, ListAuditRecordsRequest, ListBudgetsRequest, ListModelsRequest, ListSessionsRequest,
-    ListUsageEventsRequest, RecommendModelsRequest, ResolveApprovalRequest, SendMessageRequest, SetBudgetRequest,
-    StreamEventsRequest, SummarizeUsageRequest, TerminateSessionRequest, VerifyAuditLogRequest,
+    InterruptSessionRequest, ListApprovalsRequest, ListAuditRecordsRequest, ListBudgetsRequest, ListModelsRequest,
+    ListSessionsRequest, ListUsageEventsRequest, RecommendModelsRequest, ResolveApprovalRequest, SendMessageRequest,
+    SetBudgetRequest, StreamEventsRequest, SummarizeUsageRequest, TerminateSessionRequest, VerifyAuditLogRequest,
 };
 use serde::Deserialize;
 
@@ -141,6 +141,7 @@ calls! {
     GetSessionRequest: Read, "reading sessions";
     ListSessionsRequest: Read, "reading sessions";
     StreamEventsRequest: Read, "reading sessions";
+    ListApprovalsRequest: Read, "reading approvals";
     ListModelsRequest: Read, "reading models";
     GetModelRequest: Read, "reading models";
     ListUsageEventsRequest: Read, "reading usage";
@@ -181,6 +182,7 @@ mod tests {
         assert_eq!(may::<GetSessionRequest>(), everyone);
         assert_eq!(may::<ListSessionsRequest>(), everyone);
         assert_eq!(may::<StreamEventsRequest>(), everyone);
+        assert_eq!(may::<ListApprovalsRequest>(), everyone);
         assert_eq!(may::<ListModelsRequest>(), everyone);
         assert_eq!(may::<GetModelRequest>(), everyone);
         assert_eq!(may::<ListUsageEventsRequest>(), everyone);

@@ -32,8 +32,6 @@ use crate::turn::now;
 
 pub(crate) use family::CALL_ENDED;
 
-const PAGE_SIZE: u32 = 50;
-const PAGE_SIZE_MAX: i32 = 1_000;
 /// A worker that takes longer than this to take a session is treated as failed, and another one is asked.
 pub(crate) const INIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Workers that are asked to take a new session, one after the other. Then the session is not made.
@@ -302,10 +300,7 @@ impl Manager {
 
     /// A page of the caller's sessions, newest first. The token is the last id of the page before.
     pub async fn list(&self, identity: &Identity, request: ListSessionsRequest) -> Result<Page, Error> {
-        if !(0..=PAGE_SIZE_MAX).contains(&request.page_size) {
-            return Err(Error::invalid("page_size", format!("is not between 0 and {PAGE_SIZE_MAX}")));
-        }
-        let limit = u32::try_from(request.page_size).ok().filter(|size| *size > 0).unwrap_or(PAGE_SIZE);
+        let limit = validate::page_size(request.page_size)?;
         let after = match request.page_token.as_str() {
             "" => None,
             token => Some(token.parse().map_err(|_| Error::invalid("page_token", "is not one of ours"))?),

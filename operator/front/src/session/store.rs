@@ -136,6 +136,11 @@ pub trait SessionStore: Send + Sync {
         limit: u32,
     ) -> Result<Page, Error>;
 
+    /// Sessions in which a question may wait for a person, in pages as [`Self::list`] has them: those whose last turn ended with
+    /// `RequiresAction`, and those that run a turn in which somebody was asked behind the message that was taken up last, whether or
+    /// not there is an answer. It takes as long as there are such and turns at hand, however many sessions the tenant has.
+    async fn asking(&self, tenant: TenantId, after: Option<SessionId>, limit: u32) -> Result<Page, Error>;
+
     /// How many sessions of the tenant are not terminated.
     async fn count_open(&self, tenant: TenantId) -> Result<u32, Error>;
 

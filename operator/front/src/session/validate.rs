@@ -32,6 +32,9 @@ const OWN_LABELS: &str = "croft.dev/";
 /// What the idempotency keys of Croft's own begin with: sessions of AgentSessions, answers of approvals, alerts of budgets.
 const OWN_KEYS: [&str; 3] = ["agentsession/", "approval/", "budget-alert/"];
 const REASON_CHARS_MAX: usize = 256;
+/// Of a page whose caller names no size.
+const PAGE_SIZE: u32 = 50;
+const PAGE_SIZE_MAX: i32 = 1_000;
 /// The model reads it, and everybody who follows the session.
 const APPROVAL_CHARS_MAX: usize = 4096;
 const APPROVAL_ARGUMENTS_BYTES_MAX: usize = 64 * 1024;
@@ -69,6 +72,14 @@ fn one(agent: &AgentSpec) -> Result<(), Error> {
         return Err(Error::invalid("agent.hedge_after_ms", "is not 0 and not between 50 and 120000"));
     }
     limits::limits(&agent.limits.unwrap_or_default())
+}
+
+/// How many a page has at most: of sessions, or of open questions. None named is 50.
+pub fn page_size(asked: i32) -> Result<u32, Error> {
+    if !(0..=PAGE_SIZE_MAX).contains(&asked) {
+        return Err(Error::invalid("page_size", format!("is not between 0 and {PAGE_SIZE_MAX}")));
+    }
+    Ok(u32::try_from(asked).ok().filter(|size| *size > 0).unwrap_or(PAGE_SIZE))
 }
 
 /// The name of an agent or a guardrail of a new session.

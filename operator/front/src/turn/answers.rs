@@ -5,14 +5,13 @@ use std::time::Duration;
 
 use croft_proto::id::TurnId;
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{
-    ApprovalResolved, ResolveApprovalRequest, SessionEvent, SessionRunning, SessionState, StopReason, UserMessage,
-};
+use croft_proto::v1::{ApprovalResolved, ResolveApprovalRequest, SessionRunning, SessionState, UserMessage};
 use tokio::time::Instant;
 
 use super::driver::Driver;
+use super::questions::{PAGE, Questions};
 use super::store::{Begin, Begun};
-use super::{Begins, Turns, since, turn_event};
+use super::{Begins, Turns, turn_event};
 use crate::core::Core;
 use crate::error::Error;
 use crate::events::log::{Append, Appended, Authority, IdempotencyKey, NewEvent};
@@ -20,28 +19,9 @@ use crate::events::relay::Frame;
 use crate::identity::Identity;
 use crate::session::{Session, validate};
 
-/// Events that are read at a time while looking for a question.
-const PAGE: u32 = 500;
 /// Looks at a question whose turn is over when it is told, or not at hand, as it is being gone on with at another front.
 const LOOKS_MAX: u32 = 20;
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-
-/// A question that is open, or was decided and came to nothing.
-struct Question {
-    /// Of the turn that asked.
-    turn: TurnId,
-    tool_call_id: String,
-    /// The turn waits for the answer; otherwise it is over.
-    is_waited_for: bool,
-    /// On whose behalf the turn runs.
-    sender: String,
-    /// How long the turn has run.
-    elapsed_ms: i64,
-    /// The call was begun before.
-    is_repeat: bool,
-    /// Somebody has said yes, or no, and the turn has not made anything of it.
-    decided: Option<ApprovalResolved>,
-}
 
 impl Turns {
     /// Answers a question. Fails with [`Error::ApprovalNotPending`] where it is not open: the first word counts, and a call that is over
@@ -55,10 +35,11 @@ impl Turns {
         let pending = || Error::ApprovalNotPending { approval_id: request.approval_id.chars().take(64).collect() };
         for _ in 0..LOOKS_MAX {
             let session = self.manager.get(identity, &request.session_id).await?;
-            let Some(question) = self.open_question(&session, &request.approval_id).await? else {
+            let questions = Questions::of(&*self.core.stores.events, &session).await?;
+            let Some(question) = questions.about(&request.approval_id) else {
                 return Err(pending());
             };
-            if question.is_repeat && !request.arguments_json.is_empty() {
+            if question.asked.repeat && !request.arguments_json.is_empty() {
                 return Err(Error::invalid(
                     "arguments_json",
                     "is given for a call that was begun before, which is repeated as it was or not at all",
@@ -113,71 +94,6 @@ impl Turns {
             }
         }
         Err(Error::SessionBusy { session_id: request.session_id })
-    }
-
-    async fn open_question(&self, session: &Session, approval_id: &str) -> Result<Option<Question>, Error> {
-        if session.state == SessionState::Terminated || session.input_seq == 0 {
-            return Ok(None);
-        }
-        let (mut after, mut sender, mut open) = (session.input_seq - 1, String::new(), None::<Question>);
-        let mut begun = None;
-        loop {
-            let events = self.core.stores.events.read(session.tenant, session.id, after, PAGE).await?;
-            let Some(last) = events.last() else {
-                let elapsed_ms = begun.map_or(0, |begun| i64::try_from(since(begun).as_millis()).unwrap_or(i64::MAX));
-                return Ok(open.map(|open| Question { elapsed_ms: elapsed_ms.max(open.elapsed_ms), ..open }));
-            };
-            after = last.seq;
-            for SessionEvent { turn_id, kind, create_time, elapsed_ms, .. } in events {
-                if let Some(Kind::SessionRunning(_)) = kind {
-                    begun = create_time;
-                }
-                if let Some(question) = &mut open {
-                    question.elapsed_ms = question.elapsed_ms.max(elapsed_ms);
-                }
-                match kind {
-                    Some(Kind::UserMessage(message)) if sender.is_empty() => sender = message.sender,
-                    Some(Kind::ApprovalRequired(asked)) if asked.approval_id == approval_id => {
-                        open = turn_id.parse().ok().map(|turn| Question {
-                            turn,
-                            tool_call_id: asked.tool_call_id,
-                            is_waited_for: true,
-                            sender: sender.clone(),
-                            elapsed_ms,
-                            is_repeat: asked.repeat,
-                            decided: None,
-                        });
-                    }
-                    // The call is over, with or without an answer: a turn that was interrupted waits for none.
-                    Some(Kind::ToolResult(result)) if is_about(open.as_ref(), &result.tool_call_id) => open = None,
-                    Some(Kind::ApprovalResolved(resolved)) if resolved.approval_id == approval_id => {
-                        if let Some(question) = &mut open {
-                            question.decided = Some(resolved);
-                        }
-                    }
-                    // It was heard of.
-                    Some(Kind::ToolCall(called))
-                        if is_about(open.as_ref().filter(|open| open.decided.is_some()), &called.tool_call_id) =>
-                    {
-                        open = None;
-                    }
-                    Some(Kind::SessionIdle(idle)) => match &mut open {
-                        Some(question) if idle.stop_reason() == StopReason::RequiresAction => {
-                            question.is_waited_for = false;
-                        }
-                        _ => open = None,
-                    },
-                    // Whoever went on with another message closed what was open, also where it had waited since before the question: then
-                    // the beginning of its turn does.
-                    Some(Kind::UserMessage(_) | Kind::SessionRunning(_))
-                        if open.as_ref().is_some_and(|open| !open.is_waited_for) =>
-                    {
-                        open = None;
-                    }
-                    _ => {}
-                }
-            }
-        }
     }
 
     /// False when somebody has answered before.
@@ -319,8 +235,4 @@ async fn unheard(core: &Core, session: &Session, turn: TurnId, input_seq: u64) -
         }
     }
     Ok(questions.into_iter().filter_map(|(.., answer)| answer).collect())
-}
-
-fn is_about(question: Option<&Question>, tool_call_id: &str) -> bool {
-    question.is_some_and(|question| question.tool_call_id == tool_call_id)
 }

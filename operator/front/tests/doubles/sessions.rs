@@ -29,6 +29,10 @@ impl SessionStore for Hooked<dyn SessionStore> {
         self.pass(Call::List, self.behind.list(tenant, filter, after, limit)).await
     }
 
+    async fn asking(&self, tenant: TenantId, after: Option<SessionId>, limit: u32) -> Result<Page, Error> {
+        self.pass(Call::List, self.behind.asking(tenant, after, limit)).await
+    }
+
     async fn count_open(&self, tenant: TenantId) -> Result<u32, Error> {
         self.pass(Call::CountOpen, self.behind.count_open(tenant)).await
     }

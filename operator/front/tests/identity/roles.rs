@@ -11,9 +11,9 @@ use croft_proto::v1::model_registry_service_client::ModelRegistryServiceClient;
 use croft_proto::v1::usage_service_client::UsageServiceClient;
 use croft_proto::v1::{
     CreateSessionRequest, DeleteBudgetRequest, ExportUsageRequest, GetModelRequest, GetSessionRequest,
-    InterruptSessionRequest, ListAuditRecordsRequest, ListBudgetsRequest, ListModelsRequest, ListSessionsRequest,
-    ListUsageEventsRequest, RecommendModelsRequest, ResolveApprovalRequest, SendMessageRequest, SetBudgetRequest,
-    StreamEventsRequest, SummarizeUsageRequest, TerminateSessionRequest, VerifyAuditLogRequest,
+    InterruptSessionRequest, ListApprovalsRequest, ListAuditRecordsRequest, ListBudgetsRequest, ListModelsRequest,
+    ListSessionsRequest, ListUsageEventsRequest, RecommendModelsRequest, ResolveApprovalRequest, SendMessageRequest,
+    SetBudgetRequest, StreamEventsRequest, SummarizeUsageRequest, TerminateSessionRequest, VerifyAuditLogRequest,
 };
 use serde_json::json;
 use tonic::{Code, Status};
@@ -46,6 +46,7 @@ async fn let_through(scene: &Scene, token: &str) -> BTreeMap<&'static str, bool>
         "LifecycleService/GetSession": lifecycle.get_session(GetSessionRequest);
         "LifecycleService/ListSessions": lifecycle.list_sessions(ListSessionsRequest);
         "LifecycleService/StreamEvents": lifecycle.stream_events(StreamEventsRequest);
+        "LifecycleService/ListApprovals": lifecycle.list_approvals(ListApprovalsRequest);
         "LifecycleService/CreateSession": lifecycle.create_session(CreateSessionRequest);
         "LifecycleService/SendMessage": lifecycle.send_message(SendMessageRequest);
         "LifecycleService/InterruptSession": lifecycle.interrupt_session(InterruptSessionRequest);
@@ -82,10 +83,11 @@ fn passed(refusal: Option<Status>) -> bool {
 
 /// What the roles open of all the calls that there are. One that is in none of the lists is let through for nobody but an admin.
 fn allowed(roles: &[Role]) -> BTreeMap<&'static str, bool> {
-    const READ: [&str; 10] = [
+    const READ: [&str; 11] = [
         "LifecycleService/GetSession",
         "LifecycleService/ListSessions",
         "LifecycleService/StreamEvents",
+        "LifecycleService/ListApprovals",
         "ModelRegistryService/ListModels",
         "ModelRegistryService/GetModel",
         "ModelRegistryService/RecommendModels",

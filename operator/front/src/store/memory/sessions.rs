@@ -2,7 +2,8 @@
 
 use async_trait::async_trait;
 use croft_proto::id::{SessionId, TenantId};
-use croft_proto::v1::SessionState;
+use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::{SessionState, StopReason};
 use prost::Message as _;
 
 use super::{Lease, Memory, Record, Scope, State};
@@ -82,26 +83,21 @@ impl SessionStore for Memory {
         limit: u32,
     ) -> Result<Page, Error> {
         let state = self.lock();
-        let mut found = state
+        let found = state
             .sessions_of(tenant)
             .rev()
             .filter(|session| after.is_none_or(|after| session.id < after))
             .filter(|session| filter.states.is_empty() || filter.states.contains(&session.state))
             .filter(|session| filter.ids.is_empty() || filter.ids.contains(&session.id))
             .filter(|session| filter.parent.is_none_or(|parent| session.is_child_of(parent)))
-            .filter(|session| filter.labels.iter().all(|(key, value)| session.labels.get(key) == Some(value)))
-            .peekable();
-        let (mut page, mut bytes) = (Page::default(), 0);
-        while page.sessions.len() < limit as usize
-            && bytes < PAGE_BYTES as usize
-            && let Some(session) = found.next()
-        {
-            let labels = session.labels.iter().map(|(key, value)| key.len() + value.len());
-            bytes += session.agent.encoded_len() + labels.sum::<usize>();
-            page.sessions.push(session.clone());
-        }
-        page.next = page.sessions.last().filter(|_| found.peek().is_some()).map(|last| last.id);
-        Ok(page)
+            .filter(|session| filter.labels.iter().all(|(key, value)| session.labels.get(key) == Some(value)));
+        Ok(page(found, limit))
+    }
+
+    async fn asking(&self, tenant: TenantId, after: Option<SessionId>, limit: u32) -> Result<Page, Error> {
+        let state = self.lock();
+        let asking = state.rows_of(tenant).rev().filter(|record| record.asks()).map(|record| &record.session);
+        Ok(page(asking.filter(|session| after.is_none_or(|after| session.id < after)), limit))
     }
 
     async fn count_open(&self, tenant: TenantId) -> Result<u32, Error> {
@@ -118,9 +114,13 @@ impl SessionStore for Memory {
 }
 
 impl State {
-    fn sessions_of(&self, tenant: TenantId) -> impl DoubleEndedIterator<Item = &Session> {
+    fn rows_of(&self, tenant: TenantId) -> impl DoubleEndedIterator<Item = &Record> {
         let all = SessionId(uuid::Uuid::nil())..=SessionId(uuid::Uuid::max());
-        self.sessions.range((tenant, *all.start())..=(tenant, *all.end())).map(|(_, record)| &record.session)
+        self.sessions.range((tenant, *all.start())..=(tenant, *all.end())).map(|(_, record)| record)
+    }
+
+    fn sessions_of(&self, tenant: TenantId) -> impl DoubleEndedIterator<Item = &Session> {
+        self.rows_of(tenant).map(|record| &record.session)
     }
 
     fn child(&self, tenant: TenantId, parent: SessionId, tool_call_id: &str) -> Option<&Session> {
@@ -138,5 +138,35 @@ impl State {
     fn created(&self, tenant: TenantId, key: &IdempotencyKey) -> Result<Option<Session>, Error> {
         let used = self.used(tenant, Scope::Create, key)?;
         Ok(used.and_then(|used| self.sessions.get(&(tenant, used.session))).map(|record| record.session.clone()))
+    }
+}
+
+/// As much as fits a page of what was found.
+fn page<'a>(found: impl Iterator<Item = &'a Session>, limit: u32) -> Page {
+    let (mut found, mut page, mut bytes) = (found.peekable(), Page::default(), 0);
+    while page.sessions.len() < limit as usize
+        && bytes < PAGE_BYTES as usize
+        && let Some(session) = found.next()
+    {
+        let labels = session.labels.iter().map(|(key, value)| key.len() + value.len());
+        bytes += session.agent.encoded_len() + labels.sum::<usize>();
+        page.sessions.push(session.clone());
+    }
+    page.next = page.sessions.last().filter(|_| found.peek().is_some()).map(|last| last.id);
+    page
+}
+
+impl Record {
+    /// See [`SessionStore::asking`].
+    fn asks(&self) -> bool {
+        let Session { state, last_stop_reason, input_seq, .. } = &self.session;
+        match state {
+            SessionState::Idle => *last_stop_reason == StopReason::RequiresAction,
+            SessionState::Running if self.lease.expiry.is_some() => {
+                let mut since = self.events.iter().rev().take_while(|event| event.seq > *input_seq);
+                since.any(|event| matches!(event.kind, Some(Kind::ApprovalRequired(_))))
+            }
+            _ => false,
+        }
     }
 }

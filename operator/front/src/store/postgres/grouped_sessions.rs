@@ -173,6 +173,10 @@ impl SessionStore for GroupedSessions {
         SessionStore::list(&*self.postgres, tenant, filter, after, limit).await
     }
 
+    async fn asking(&self, tenant: TenantId, after: Option<SessionId>, limit: u32) -> Result<Page, Error> {
+        self.postgres.asking(tenant, after, limit).await
+    }
+
     async fn count_open(&self, tenant: TenantId) -> Result<u32, Error> {
         self.postgres.count_open(tenant).await
     }

@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::SessionState;
 use prost::Message;
+use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
@@ -69,6 +70,55 @@ const INSERT: &str = "
     select (select count(*) from keyed) as keyed, (select count(*) from made) as made,
         (select remove_time is not null from tenants where tenant_id = $1) as removing
 ";
+
+/// Sessions that ask. Those at rest are found by an index of their own, whose order and conditions are all that is said of them: with more, the index of
+/// all open sessions seems as good to the planner. Those that run are found by their leases, of which there are no more than turns at hand. With
+/// `offset` the events of each are looked up from its message on; they would be joined, and all of its log looked at.
+const ASKING: &str = "
+    select s.session_id, octet_length(s.agent) + octet_length(s.labels::text) as bytes
+    from (
+        (
+            select i.session_id from sessions i
+            where i.tenant_id = $1 and i.state = 'idle' and i.last_stop_reason = 'requires_action'
+                and ($2::uuid is null or i.session_id < $2)
+            order by i.session_id desc limit $3 + 1
+        )
+        union all
+        select r.session_id from leases l join sessions r on r.tenant_id = l.tenant_id and r.session_id = l.session_id
+        where l.tenant_id = $1 and l.holder is not null and ($2::uuid is null or l.session_id < $2) and r.state = 'running' and exists (
+            select from events e
+            where e.tenant_id = $1 and e.session_id = r.session_id and e.seq > r.input_seq and e.kind = 'approval_required'
+            offset 0
+        )
+        order by session_id desc limit $3 + 1
+    ) asks
+    join sessions s on s.tenant_id = $1 and s.session_id = asks.session_id
+";
+
+/// Those of the sessions `s` that a page has, of what a statement tells of them: their ids and bytes. `limit` and `bytes` are the parameters of its bounds.
+/// Each row also tells how many were found: one more than there is room for, where there are others behind the page.
+fn page_of(found: &str, limit: &str, bytes: &str) -> String {
+    format!(
+        "with page as (
+            select session_id, row_number() over places as place, count(*) over () as found,
+                sum(bytes) over places - bytes as before
+            from ({found} order by s.session_id desc limit {limit} + 1) as found
+            window places as (order by session_id desc rows unbounded preceding)
+        )
+        select p.found, s.* from page p
+        join ({SELECT_SESSION} where s.tenant_id = $1) s on s.session_id = p.session_id
+        where p.place <= {limit} and p.before < {bytes}
+        order by p.place"
+    )
+}
+
+/// The sessions of a page, and whether others were found behind it.
+fn sessions_of(rows: &[PgRow]) -> Result<(Vec<Session>, bool), sqlx::Error> {
+    let found = rows.first().map_or(Ok(0), |row| row.try_get::<i64, _>("found"))?;
+    let sessions = rows.iter().map(row::session).collect::<Result<Vec<_>, _>>()?;
+    let has_more = i64::try_from(sessions.len()).is_ok_and(|shown| shown < found);
+    Ok((sessions, has_more))
+}
 
 #[async_trait]
 impl SessionStore for Postgres {
@@ -182,23 +232,12 @@ impl SessionStore for Postgres {
                 (looked_at, "set transaction isolation level repeatable read")
             };
             let mut tx = server.tenant_and(tenant, locks).await?;
-            let rows = sqlx::query(AssertSqlSafe(format!(
-                "with page as (
-                    select session_id, row_number() over places as place, count(*) over () as found,
-                        sum(bytes) over places - bytes as before
-                    from (
-                        select s.session_id, octet_length(s.agent) + octet_length(s.labels::text) as bytes
-                        from {source}
-                            and (cardinality($5::text[]) = 0 or s.state = any($5)) and s.labels @> $6::text::jsonb
-                        order by s.session_id desc limit $7 + 1
-                    ) as found
-                    window places as (order by session_id desc rows unbounded preceding)
-                )
-                select p.found, s.* from page p
-                join ({SELECT_SESSION} where s.tenant_id = $1) s on s.session_id = p.session_id
-                where p.place <= $7 and p.before < $8
-                order by p.place"
-            )))
+            let found = format!(
+                "select s.session_id, octet_length(s.agent) + octet_length(s.labels::text) as bytes
+                from {source}
+                    and (cardinality($5::text[]) = 0 or s.state = any($5)) and s.labels @> $6::text::jsonb"
+            );
+            let rows = sqlx::query(AssertSqlSafe(page_of(&found, "$7", "$8")))
             .bind(tenant.0)
             .bind(after.map(|after| after.0))
             .bind(parent)
@@ -210,9 +249,8 @@ impl SessionStore for Postgres {
             .fetch_all(&mut *tx)
             .await
             .map_err(failed)?;
-            let found = rows.first().map_or(Ok(0), |row| row.try_get::<i64, _>("found")).map_err(failed)?;
-            let sessions = rows.iter().map(row::session).collect::<Result<Vec<_>, _>>().map_err(failed)?;
-            let next = if i64::try_from(sessions.len()).is_ok_and(|shown| shown < found) {
+            let (sessions, has_more) = sessions_of(&rows).map_err(failed)?;
+            let next = if has_more {
                 sessions.last().map(|last| last.id)
             } else if filter.labels.is_empty() {
                 None
@@ -231,6 +269,24 @@ impl SessionStore for Postgres {
                     .map_err(failed)?;
                 last.map(SessionId)
             };
+            Ok(Page { sessions, next })
+        })
+        .await
+    }
+
+    async fn asking(&self, tenant: TenantId, after: Option<SessionId>, limit: u32) -> Result<Page, Error> {
+        self.timed(async |server| {
+            let mut tx = server.tenant_and(tenant, "set local enable_seqscan = off").await?;
+            let rows = sqlx::query(AssertSqlSafe(page_of(ASKING, "$3", "$4")))
+                .bind(tenant.0)
+                .bind(after.map(|after| after.0))
+                .bind(i64::from(limit))
+                .bind(i64::from(PAGE_BYTES))
+                .fetch_all(&mut *tx)
+                .await
+                .map_err(failed)?;
+            let (sessions, has_more) = sessions_of(&rows).map_err(failed)?;
+            let next = sessions.last().filter(|_| has_more).map(|last| last.id);
             Ok(Page { sessions, next })
         })
         .await
