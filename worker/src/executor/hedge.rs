@@ -76,6 +76,8 @@ impl Executor<'_> {
             self.tell(&grant, &Attempt::needless()).await;
             return None;
         }
+        // It is asked for by the name of the model at hand, which the front may have chosen in place of the agent's own.
+        let grant = Grant { routed: first.grant.routed, ..grant };
         match self.start(&grant, provider) {
             Ok(second) => Some(second),
             Err(error) => {
