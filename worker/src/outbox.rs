@@ -108,6 +108,16 @@ impl Outbox {
         self.shared.news.notify_one();
     }
 
+    /// Nobody reads it any more: what waits is dropped, with all that is still sent, and whoever waits for room goes on.
+    pub(crate) fn abandon(&self) {
+        self.shared.abandon();
+    }
+
+    /// Nobody takes anything out any more.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.shared.lock().abandoned
+    }
+
     /// Ends the stream with an error as what comes back is dropped, should nothing have ended it before: the front would wait for it as
     /// long as for a turn.
     pub(crate) fn ends_with_step(&self) -> EndsWithStep {
@@ -138,6 +148,17 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, Queue> {
         // No code that holds the lock can leave the queue half changed.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// See [`Outbox::abandon`].
+    fn abandon(&self) {
+        let mut queue = self.lock();
+        queue.abandoned = true;
+        queue.items.clear();
+        (queue.durables, queue.previews) = (0, 0);
+        drop(queue);
+        self.room.notify_waiters();
+        self.room.notify_one();
     }
 }
 
@@ -219,12 +240,7 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         self.interrupt.raise(Why::HungUp);
-        let mut queue = self.shared.lock();
-        queue.abandoned = true;
-        queue.items.clear();
-        drop(queue);
-        self.shared.room.notify_waiters();
-        self.shared.room.notify_one();
+        self.shared.abandon();
     }
 }
 
@@ -290,5 +306,24 @@ mod tests {
         assert_eq!(interrupt.raised(), Some(Why::HungUp));
         waiting.await;
         outbox.preview("t", Kind::Progress(Progress::default()));
+    }
+
+    /// Its front is frozen: it hears of that, should it read on, as the step ends.
+    #[tokio::test]
+    async fn one_that_is_abandoned_frees_whoever_waits_and_keeps_nothing_but_how_it_ends() {
+        let outbox = Outbox::default();
+        let stream = outbox.stream(Interrupt::default());
+        for _ in 0..DURABLES_MAX {
+            durable(&outbox).await;
+        }
+        preview(&outbox, 7);
+        let mut waiting = Box::pin(durable(&outbox));
+        assert_eq!(waiting.as_mut().now_or_never(), None);
+        outbox.abandon();
+        waiting.await;
+        durable(&outbox).await;
+        outbox.fail(Refusal::FrontGone.into());
+        let told: Vec<_> = stream.collect().await;
+        assert!(matches!(&told[..], [Err(_)]), "{told:?}");
     }
 }

@@ -13,10 +13,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::interrupt::{Interrupt, Why};
+use crate::outbox::Outbox;
 use crate::refusal::Refusal;
 
 /// For how long the end of a session waits for the end of its step, which is quick unless it hangs.
 const END_WAIT: Duration = Duration::from_secs(2);
+/// For how long, at least, a full worker keeps a session whose last step was cut off with attempts that nobody else knows of: longer
+/// than the lease of a lost front takes to run out and another to go on with the turn here, which asks for them.
+const CUT_OFF_KEPT: Duration = Duration::from_mins(1);
 
 /// Clones share the sessions.
 #[derive(Clone)]
@@ -56,6 +60,8 @@ struct Kept {
 struct Untold {
     turn_id: String,
     attempts: Vec<ModelAttempt>,
+    /// Nobody listened any more when the step ended. One that ended in order is heard, though its last word was not acknowledged.
+    is_cut_off: bool,
 }
 
 #[derive(Clone)]
@@ -63,12 +69,15 @@ struct Running {
     /// Tells it from another step of a session that was forgotten and made known again.
     number: u64,
     interrupt: Interrupt,
+    /// What it tells, to a front that may hear nothing.
+    outbox: Outbox,
     ended: CancellationToken,
 }
 
 impl Sessions {
     /// Room for `sessions_max`. When it is full, the session that was idle for longest makes room for a new one if it
-    /// was idle for `idle_max`: the front has all of its state. Checkpoints are kept up to `checkpoint_bytes_max` in all, see [`Begun::keep`].
+    /// was idle for `idle_max`: the front has all of its state, but for attempts of a step that was cut off; a session with such goes after
+    /// all others, and no earlier than after [`CUT_OFF_KEPT`]. Checkpoints are kept up to `checkpoint_bytes_max` in all, see [`Begun::keep`].
     pub(crate) fn new(sessions_max: usize, idle_max: Duration, checkpoint_bytes_max: usize, gauge: IntGauge) -> Self {
         Self {
             shared: Arc::new(Shared {
@@ -95,8 +104,8 @@ impl Sessions {
         if held.len() >= self.shared.sessions_max {
             let idle = held
                 .iter()
-                .filter(|(_, held)| held.running.is_none() && now - held.used_at >= self.shared.idle_max)
-                .min_by_key(|(_, held)| held.used_at)
+                .filter(|(_, held)| held.running.is_none() && now - held.used_at >= self.shared.idle_max_of(held))
+                .min_by_key(|(_, held)| (held.untold.are_here_alone(), held.used_at))
                 .map(|(session, _)| *session);
             let idle = idle.ok_or(Refusal::WorkerFull { sessions_max: self.shared.sessions_max })?;
             held.remove(&idle);
@@ -108,9 +117,16 @@ impl Sessions {
         Ok(())
     }
 
-    /// Begins a step of a known session; `interrupt` will end it. A step that still runs under this epoch or an older
-    /// one is ended first: its front has given it up.
-    pub(crate) async fn begin(&self, session: SessionId, epoch: u64, interrupt: Interrupt) -> Result<Begun, Refusal> {
+    /// Begins a step of a known session that tells its front of itself by `outbox`; `interrupt` will end it. A step that still runs under
+    /// this epoch or an older one is ended first, and what it has not told yet is dropped: its front has given it up. Fails with
+    /// [`Refusal::FrontGone`] where `interrupt` is raised before that step is over.
+    pub(crate) async fn begin(
+        &self,
+        session: SessionId,
+        epoch: u64,
+        interrupt: &Interrupt,
+        outbox: &Outbox,
+    ) -> Result<Begun, Refusal> {
         loop {
             let older = {
                 let mut held = self.shared.lock();
@@ -125,13 +141,16 @@ impl Sessions {
                 } else {
                     let ended = CancellationToken::new();
                     let number = self.shared.next_number.fetch_add(1, Ordering::Relaxed);
-                    known.running = Some(Running { number, interrupt, ended: ended.clone() });
+                    let (interrupt, outbox) = (interrupt.clone(), outbox.clone());
+                    known.running = Some(Running { number, interrupt, outbox, ended: ended.clone() });
                     let (agent, provider) = (known.agent.clone(), known.provider.clone());
                     return Ok(Begun { sessions: self.clone(), session, number, agent, provider, ended });
                 }
             };
             older.interrupt.raise(Why::HungUp);
-            older.ended.cancelled().await;
+            // It may wait for room there, and its front be a frozen one.
+            older.outbox.abandon();
+            interrupt.or(older.ended.cancelled()).await.map_err(|_| Refusal::FrontGone)?;
         }
     }
 
@@ -180,8 +199,20 @@ impl Shared {
         }
     }
 
+    /// For how long a session must have been idle to make room for another.
+    fn idle_max_of(&self, held: &Held) -> Duration {
+        if held.untold.are_here_alone() { self.idle_max.max(CUT_OFF_KEPT) } else { self.idle_max }
+    }
+
     fn count(&self, held: &HashMap<SessionId, Held>) {
         self.gauge.set(i64::try_from(held.len()).unwrap_or(i64::MAX));
+    }
+}
+
+impl Untold {
+    /// No front may have heard of them.
+    fn are_here_alone(&self) -> bool {
+        self.is_cut_off && !self.attempts.is_empty()
     }
 }
 
@@ -214,9 +245,9 @@ impl Begun {
         if untold.turn_id == turn_id { untold.attempts } else { Vec::new() }
     }
 
-    /// Keeps what may not have been heard, for the next step of the turn.
-    pub(crate) fn leave_untold(&self, turn_id: String, attempts: Vec<ModelAttempt>) {
-        self.with_held(|held| held.untold = Untold { turn_id, attempts });
+    /// Keeps what may not have been heard, for the next step of the turn. `is_cut_off` says that nobody listens to this one any more.
+    pub(crate) fn leave_untold(&self, turn_id: String, attempts: Vec<ModelAttempt>, is_cut_off: bool) {
+        self.with_held(|held| held.untold = Untold { turn_id, attempts, is_cut_off });
     }
 
     fn with_held(&self, change: impl FnOnce(&mut Held)) {
@@ -235,5 +266,103 @@ impl Drop for Begun {
             held.used_at = Instant::now();
         });
         self.ended.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use croft_proto::v1::SessionRunning;
+    use croft_proto::v1::session_event::Kind;
+    use tokio::time::{advance, timeout};
+
+    use super::*;
+
+    fn sessions(sessions_max: usize) -> Sessions {
+        Sessions::new(sessions_max, Duration::ZERO, 1024, IntGauge::new("sessions", "Sessions").unwrap())
+    }
+
+    fn admit(sessions: &Sessions, session: SessionId) -> Result<(), Refusal> {
+        sessions.admit(session, AgentSpec::default(), String::new())
+    }
+
+    async fn begin(sessions: &Sessions, session: SessionId) -> Begun {
+        sessions.begin(session, 1, &Interrupt::default(), &Outbox::default()).await.unwrap()
+    }
+
+    /// A step that leaves an attempt of which no acknowledgement came.
+    async fn stepped(sessions: &Sessions, session: SessionId, is_cut_off: bool) {
+        let begun = begin(sessions, session).await;
+        begun.leave_untold("turn".into(), vec![ModelAttempt::default()], is_cut_off);
+    }
+
+    /// An attempt that was in no ledger, and was forgotten so that another session had a place.
+    #[tokio::test(start_paused = true)]
+    async fn a_session_with_attempts_that_nobody_else_knows_of_goes_last_and_no_sooner_than_a_minute() {
+        let sessions = sessions(2);
+        let [cut_off, in_order, third, fourth] = std::array::from_fn(|_| SessionId::generate());
+        admit(&sessions, cut_off).unwrap();
+        stepped(&sessions, cut_off, true).await;
+        advance(Duration::from_secs(1)).await;
+        admit(&sessions, in_order).unwrap();
+        stepped(&sessions, in_order, false).await;
+        admit(&sessions, third).expect("one whose step ended in order goes, though it was used later");
+        assert_eq!(sessions.checkpoint(in_order), Err(Refusal::SessionUnknown));
+
+        let running = begin(&sessions, third).await;
+        let full = Err(Refusal::WorkerFull { sessions_max: 2 });
+        assert_eq!(admit(&sessions, fourth), full, "the other is the only one that knows of its attempt");
+        advance(CUT_OFF_KEPT.checked_sub(Duration::from_secs(2)).unwrap()).await;
+        assert_eq!(admit(&sessions, fourth), full);
+        advance(Duration::from_secs(1)).await;
+        admit(&sessions, fourth).expect("nobody has asked for it in a minute");
+        assert_eq!(sessions.checkpoint(cut_off), Err(Refusal::SessionUnknown));
+        drop(running);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_whose_attempts_were_taken_makes_room_again() {
+        let sessions = sessions(1);
+        let [session, another] = std::array::from_fn(|_| SessionId::generate());
+        admit(&sessions, session).unwrap();
+        stepped(&sessions, session, true).await;
+        assert_eq!(admit(&sessions, another), Err(Refusal::WorkerFull { sessions_max: 1 }));
+        let mut begun = begin(&sessions, session).await;
+        assert_eq!(begun.take_untold("turn").len(), 1);
+        drop(begun);
+        admit(&sessions, another).unwrap();
+    }
+
+    /// Its front is frozen: nothing is read, and nothing is hung up.
+    #[tokio::test(start_paused = true)]
+    async fn a_step_that_waits_for_room_makes_way_for_a_newer_one() {
+        let (sessions, session) = (sessions(1), SessionId::generate());
+        admit(&sessions, session).unwrap();
+        let (interrupt, outbox) = (Interrupt::default(), Outbox::default());
+        let _unread = outbox.stream(interrupt.clone());
+        let begun = sessions.begin(session, 1, &interrupt, &outbox).await.unwrap();
+        let older = async {
+            while interrupt.raised().is_none() {
+                outbox.event("turn", Kind::SessionRunning(SessionRunning {})).await;
+            }
+            drop(begun);
+        };
+        let (interrupt, outbox) = (Interrupt::default(), Outbox::default());
+        let newer = sessions.begin(session, 2, &interrupt, &outbox);
+        let both = async { tokio::join!(older, newer).1 };
+        assert!(timeout(Duration::from_secs(1), both).await.expect("neither waits for the front").is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_step_whose_own_front_leaves_waits_no_longer_for_an_older_one() {
+        let (sessions, session) = (sessions(1), SessionId::generate());
+        admit(&sessions, session).unwrap();
+        let hangs = begin(&sessions, session).await;
+        let (interrupt, outbox) = (Interrupt::default(), Outbox::default());
+        let leaves = async { interrupt.raise(Why::HungUp) };
+        let newer = sessions.begin(session, 2, &interrupt, &outbox);
+        let both = async { tokio::join!(newer, leaves).0 };
+        let told = timeout(Duration::from_secs(1), both).await.expect("it does not wait");
+        assert_eq!(told.err(), Some(Refusal::FrontGone));
+        drop(hangs);
     }
 }

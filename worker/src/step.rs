@@ -81,7 +81,7 @@ impl Step {
         }
         // Together, as the log writes all of a span's fields anew with each record of one.
         tracing::record_all!(Span::current(), tenant = tenant.as_str(), session = id.as_str());
-        let mut begun = shared.sessions.begin(session, epoch, self.interrupt.clone()).await?;
+        let mut begun = shared.sessions.begin(session, epoch, &self.interrupt, &self.outbox).await?;
         let agent = agent.unwrap_or_else(|| begun.agent.clone());
         let (toolbox, guardrails) = shared.check(&tenant, &agent, &begun.provider, &user).await?;
         let (state, closed) = State::begin(checkpoint, &turn_id, input, journal);
@@ -118,8 +118,10 @@ impl Step {
             () = executor.run(started) => {}
             () = self.listen(incoming, &link, bounds.turn_timeout) => {}
         }
-        begun.leave_untold(turn_id, link.untold());
-        match self.interrupt.raised() {
+        let raised = self.interrupt.raised();
+        let is_cut_off = raised == Some(Why::HungUp) || self.outbox.is_abandoned();
+        begun.leave_untold(turn_id, link.untold(), is_cut_off);
+        match raised {
             // The stream's own end rings the bell too, but only after this.
             Some(Why::HungUp) => Err(Refusal::FrontGone),
             Some(Why::Stop(_)) | None => Ok(()),

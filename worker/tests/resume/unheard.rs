@@ -1,7 +1,13 @@
 //! Attempts at models of which no front has heard.
 
+use std::time::Duration;
+
+use croft_llm::Providers;
+use croft_llm::scripted::Scripted;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{AgentSpec, RuntimeServiceTerminateSessionRequest, StepStart};
+use croft_worker::RuntimeOptions;
+use croft_worker::tools::Builtins;
 use serde_json::json;
 
 use crate::support::*;
@@ -83,4 +89,23 @@ async fn an_attempt_that_nobody_heard_of_is_told_to_whoever_ends_the_session() {
     assert_eq!((&*attempt.attempt_id, &*attempt.finish_reason), ("grant-1", "cancelled"));
     assert!(attempt.usage.unwrap().output_tokens > 0);
     assert!(none.is_empty());
+}
+
+/// Other fronts open sessions before one goes on with the turn.
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_nobody_heard_of_is_not_forgotten_when_the_worker_is_full() {
+    let options = RuntimeOptions { sessions_max: 1, ..options() };
+    let worker = worker_with(options, Providers::new().with(Scripted::new()), Builtins::default()).await;
+    let [session_id, another] = [session(), session()];
+    let grant_id = broken_off_in_mid_answer(&worker, &session_id).await;
+    // Time stands still while anything has work to do: the step is over.
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    let refused = init(&worker.client, &another, &agent()).await.unwrap_err();
+    assert_eq!(reason(&refused), "WORKER_FULL");
+
+    let again = StepStart { epoch: 2, ..start(&session_id, script(&json!([{"text": "quick"}]))) };
+    let heard = Front::open(&worker.client, again).await.finish().await;
+    let Kind::ModelAttempt(first) = &heard.durables[1] else { panic!("{:?}", heard.story()) };
+    assert_eq!((&first.grant_id, first.finish_reason.as_str()), (&grant_id, "cancelled"));
+    init(&worker.client, &another, &agent()).await.expect("nothing is known here alone any more");
 }
