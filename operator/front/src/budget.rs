@@ -174,7 +174,7 @@ impl Budgets {
     pub fn bounds(&self) -> Vec<Bound> {
         let bound = |(place, account): (usize, &Account)| {
             let (nano_usd, tokens) = self.limits(place);
-            Bound { key: account.key(), nano_usd, tokens, keep: KEEP, ledger: None }
+            Bound { key: account.key(), nano_usd, tokens, keep: KEEP, ledger: None, insists: false }
         };
         self.accounts.iter().enumerate().map(bound).collect()
     }

@@ -3,8 +3,8 @@
 //!
 //! The ledger in PostgreSQL is what counts; here is a copy of its sums that is quick to ask, and what is not in it yet: the
 //! reservations of calls that are running. A sum comes with its version, which grows with every change of the ledger, and an older
-//! one never takes the place of a newer one. So it does not matter in which order replicas tell what they read, whether they tell
-//! it twice, or not at all: the next one makes up for it.
+//! one takes the place of a newer one only where a replica insists. So it does not matter in which order replicas tell what they
+//! read, whether they tell it twice, or not at all: the next one makes up for it.
 
 pub mod guard;
 pub mod memory;
@@ -48,6 +48,8 @@ pub struct Bound {
     pub keep: Duration,
     /// What the ledger says, if it was asked.
     pub ledger: Option<Ledger>,
+    /// Where a newer word is known, and in doubt, this one holds all the same: the ledger has gone back.
+    pub insists: bool,
 }
 
 /// The ledger's sum of one [`Bound`].

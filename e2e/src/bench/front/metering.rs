@@ -170,6 +170,7 @@ async fn leave_of(
         tokens: Some(1_000_000_000_000_000),
         keep: MINUTE,
         ledger: with_ledger.then_some(Ledger { version: 1, nano_usd: 1, tokens: 1 }),
+        insists: false,
     };
     let ask = Ask {
         tenant,

@@ -37,6 +37,10 @@ const BUDGETS_FRESH: Duration = Duration::from_secs(3);
 const REMEMBERED_MAX: u64 = 50_000;
 /// Rounds of asking the counters: for the ledger's word, and for less output. At the bound there is no grant.
 const ROUNDS_MAX: usize = 8;
+/// Rounds in which the counters did not go by the ledger's word, although it was read after they had asked for it. At the bound it is
+/// insisted on, as the ledger has gone back: to a standby that had not everything, or to a backup. Of a ledger that only changed meanwhile
+/// the next settlement tells.
+const DISBELIEVED_MAX: usize = 3;
 
 /// What a call wants to use.
 #[derive(Debug, Clone)]
@@ -209,6 +213,16 @@ impl Keeper {
         Ok(())
     }
 
+    /// Has the counters go by the ledger's word of the bounds at these places, though they know a newer one.
+    fn insist(tenant: TenantId, bounds: &mut [Bound], places: &BTreeSet<usize>) {
+        for place in places {
+            if let Some(bound) = bounds.get_mut(*place) {
+                bound.insists = true;
+            }
+        }
+        tracing::warn!(%tenant, "the counters know newer sums than the ledger has: they are to go by the ledger's");
+    }
+
     async fn remember(&self, tenant: TenantId, budgets: &Budgets, standings: &[Standing]) {
         for (account, standing) in budgets.accounts.iter().zip(standings) {
             self.standings.insert((tenant, account.key()), *standing).await;
@@ -232,6 +246,10 @@ impl Keeper {
                 _ if rounds < ROUNDS_MAX => {
                     let all = (0..bounds.len()).collect();
                     self.read(session.tenant, &budgets, &mut bounds, &all).await?;
+                    // The first was without it.
+                    if rounds > DISBELIEVED_MAX {
+                        Self::insist(session.tenant, &mut bounds, &all);
+                    }
                 }
                 _ => return Ok(None),
             }

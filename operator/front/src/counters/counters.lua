@@ -4,7 +4,8 @@
 -- ARGV     verb, numbers, held:<id>, then for each window moments:<name>, then for each bound bound:<key>
 --          The numbers are ttl_ms, nano_usd, tokens (-1 when nobody knows), how many windows,
 --          then for each window: limit, span_ms, amount, 1 if it settles,
---          then for each bound: limit of nano_usd, limit of tokens, keep_ms, version (-1 for none), nano_usd, tokens of the ledger
+--          then for each bound: limit of nano_usd, limit of tokens, keep_ms, version (-1 for none), nano_usd, tokens of the ledger,
+--          1 if it insists on them
 -- answer   a word, now, and what the word needs; a bound is told as it is stored
 --
 -- What this costs is its commands, and what it makes: tables, text, and functions, above all those that refer to locals around them.
@@ -135,12 +136,12 @@ if told[1] then first_to_run_out, first_kept, ends = unpacked('<ddd', told[1]) e
 local bounds = {}
 at = at + 32 * windows_count
 for i = 1, bounds_count do
-    local place, version, spent, spent_tokens = 3 + windows_count + i, nil, nil, nil
+    local place, version, spent, spent_tokens, insists = 3 + windows_count + i, nil, nil, nil, nil
     local bound = read_bound(ARGV[place], told[place - 1], now)
-    bound.limit, bound.limit_tokens, bound.keep, version, spent, spent_tokens, at = unpacked('<dddddd', numbers, at)
-    -- The newer word of the ledger holds.
+    bound.limit, bound.limit_tokens, bound.keep, version, spent, spent_tokens, insists, at = unpacked('<ddddddd', numbers, at)
+    -- The newer word of the ledger holds, unless it is in doubt and somebody insists.
     bound.is_told = version >= 0
-    if version >= 0 and version >= bound.version then
+    if version >= 0 and (version >= bound.version or (insists == 1 and bound.is_stale == 1)) then
         bound.version, bound.spent, bound.spent_tokens, bound.is_stale, bound.has_changed = version, spent, spent_tokens, 0, true
     end
     bounds[i] = bound

@@ -285,7 +285,8 @@ mod tests {
     /// Of a tenant's day and a session of its own, as far as the ledger goes.
     fn ask(tenant: TenantId, number: i64) -> Ask {
         let ledger = Some(Ledger { version: number, nano_usd: number, tokens: number });
-        let bound = |key: String| Bound { key, nano_usd: Some(1_000_000), tokens: None, keep: REST, ledger };
+        let bound =
+            |key: String| Bound { key, nano_usd: Some(1_000_000), tokens: None, keep: REST, ledger, insists: false };
         let name = "requests".to_owned();
         Ask {
             tenant,

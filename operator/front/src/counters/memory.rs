@@ -113,7 +113,8 @@ impl Tenant {
         for bound in bounds {
             if let Some(ledger) = bound.ledger {
                 let spent = self.spent.entry(bound.key.clone()).or_default();
-                if spent.version.is_none_or(|known| known <= ledger.version) {
+                let is_older = spent.version.is_some_and(|known| known > ledger.version);
+                if !is_older || (bound.insists && spent.stale) {
                     spent.version = Some(ledger.version);
                     spent.stale = false;
                     spent.standing.spent = Amount { nano_usd: ledger.nano_usd, tokens: ledger.tokens };

@@ -42,13 +42,14 @@ impl RedisCounters {
         for Window { name: _, limit, span, amount, settles } in windows {
             numbers.extend([number(*limit), millis(*span), number(*amount), f64::from(u8::from(*settles))]);
         }
-        for Bound { key: _, nano_usd, tokens, keep, ledger } in bounds {
+        for Bound { key: _, nano_usd, tokens, keep, ledger, insists } in bounds {
             numbers.extend([nano_usd.map_or(f64::INFINITY, number), tokens.map_or(f64::INFINITY, number)]);
             numbers.push(millis(*keep));
             numbers.extend(match ledger {
                 Some(Ledger { version, nano_usd, tokens }) => [number(*version), number(*nano_usd), number(*tokens)],
                 None => [NONE; 3],
             });
+            numbers.push(f64::from(u8::from(*insists)));
         }
         let mut call = SCRIPT.key(format!("croft:{{{tenant}}}"));
         call.arg(verb).arg(packed(&numbers)).arg(format!("held:{id}"));

@@ -10,5 +10,6 @@ mod database;
 mod fixtures;
 mod given_up;
 mod races;
+mod rewound;
 mod running;
 mod scene;

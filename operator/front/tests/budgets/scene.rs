@@ -157,7 +157,7 @@ impl Scene {
             nano_usd: 0,
             tokens: 0,
             windows: Vec::new(),
-            bounds: vec![Bound { key, nano_usd: None, tokens: None, keep, ledger: None }],
+            bounds: vec![Bound { key, nano_usd: None, tokens: None, keep, ledger: None, insists: false }],
         };
         match redis().admit(&ask).await.unwrap().verdict {
             Verdict::Granted(standings) => standings.first().copied(),

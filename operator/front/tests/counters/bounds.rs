@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use croft_front::counters::{Amount, Ask, Counters, LARGEST, Standing, Verdict};
 use croft_proto::id::TenantId;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
-use crate::{admit, ask, bound, in_time, is_granted, known, settle};
+use crate::{PATIENCE, admit, ask, bound, in_time, insisting, is_granted, known, settle};
 
 fn standing(spent: (i64, i64), reserved: (i64, i64)) -> Standing {
     let amount = |(nano_usd, tokens)| Amount { nano_usd, tokens };
@@ -57,6 +57,32 @@ pub(crate) async fn believes_the_newer_word_of_the_ledger(counters: &dyn Counter
     assert_eq!(late, [standing((900, 90), (0, 0))], "it was read earlier, and told later");
     let newer = settle(counters, &first, None, vec![known(bound("tenant", None, None), 10, 700, 70)]).await;
     assert_eq!(newer, [standing((700, 70), (0, 0))], "what was repriced may be less");
+}
+
+/// A ledger that went on at a standby which had not everything. No call of the tenant was granted any more.
+pub(crate) async fn goes_back_to_an_older_word_that_is_insisted_on(counters: &dyn Counters) {
+    let tenant = TenantId::generate();
+    let of_all = || bound("tenant", 60, None);
+    let silent = ask(tenant, vec![], vec![known(of_all(), 5, 50, 500)]);
+    assert!(is_granted(&admit(counters, &Ask { ttl: Duration::from_millis(1), ..silent }).await));
+    let older = ask(tenant, vec![], vec![known(of_all(), 4, 40, 400)]);
+    let in_doubt = async {
+        while admit(counters, &older).await != Verdict::Unknown(vec![0]) {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, in_doubt).await.expect("the reservation runs out");
+    for _ in 0..3 {
+        assert_eq!(admit(counters, &older).await, Verdict::Unknown(vec![0]), "it may have been read before");
+    }
+    let insistent = Ask { bounds: older.bounds.iter().cloned().map(insisting).collect(), ..older.clone() };
+    assert_eq!(admit(counters, &insistent).await, Verdict::Granted(vec![standing((40, 400), (10, 100))]));
+
+    let told = settle(counters, &insistent, None, vec![known(of_all(), 5, 46, 460)]).await;
+    assert_eq!(told, [standing((46, 460), (0, 0))], "it grows from there");
+    let late = Ask { id: "late".into(), ..insistent };
+    let told = admit(counters, &late).await;
+    assert_eq!(told, Verdict::Granted(vec![standing((46, 460), (10, 100))]), "nobody doubts it: the newer word stands");
 }
 
 pub(crate) async fn forsakes_who_is_silent_and_asks_the_ledger_again(counters: &dyn Counters) {

@@ -67,7 +67,7 @@ promises! {
         corrects_an_estimate, stands_by_an_estimate_of_which_nothing_is_known, takes_a_repeated_ask_once,
         is_exact_whoever_races, takes_nothing_when_a_bound_has_no_room;
     bounds: asks_for_the_ledger_first, reserves_until_there_is_no_room, gives_a_settled_reservation_back,
-        believes_the_newer_word_of_the_ledger, forsakes_who_is_silent_and_asks_the_ledger_again, holds_what_is_spoken_for,
+        believes_the_newer_word_of_the_ledger, goes_back_to_an_older_word_that_is_insisted_on, forsakes_who_is_silent_and_asks_the_ledger_again, holds_what_is_spoken_for,
         takes_a_lost_reservation_again, extends_a_reservation_to_what_holds_since,
         asks_the_ledger_again_of_what_a_settlement_did_not_tell, settles_twice_as_once, stays_below_a_limit_that_was_lowered,
         goes_on_when_the_limit_is_raised, counts_money_and_tokens_apart, reserves_all_or_nothing,
@@ -81,7 +81,7 @@ fn window(name: &str, limit: i64, span_ms: u64) -> Window {
 /// With no word of the ledger.
 fn bound(key: &str, nano_usd: impl Into<Option<i64>>, tokens: impl Into<Option<i64>>) -> Bound {
     let keep = Duration::from_mins(10);
-    Bound { key: key.into(), nano_usd: nano_usd.into(), tokens: tokens.into(), keep, ledger: None }
+    Bound { key: key.into(), nano_usd: nano_usd.into(), tokens: tokens.into(), keep, ledger: None, insists: false }
 }
 
 /// With the ledger's word.
@@ -92,6 +92,11 @@ fn known(bound: Bound, version: i64, nano_usd: i64, tokens: i64) -> Bound {
 fn ask(tenant: TenantId, windows: Vec<Window>, bounds: Vec<Bound>) -> Ask {
     let (id, ttl) = (Uuid::new_v4().to_string(), Duration::from_mins(10));
     Ask { tenant, id, ttl, nano_usd: 10, tokens: 100, windows, bounds }
+}
+
+/// With that word, be it older than what is known.
+fn insisting(bound: Bound) -> Bound {
+    Bound { insists: true, ..bound }
 }
 
 async fn admit(counters: &dyn Counters, ask: &Ask) -> Verdict {

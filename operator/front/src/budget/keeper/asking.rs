@@ -7,7 +7,7 @@ use croft_proto::v1::{BudgetAction, BudgetReached};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{Keeper, Outcome, ROUNDS_MAX, Wish, reached_event};
+use super::{DISBELIEVED_MAX, Keeper, Outcome, ROUNDS_MAX, Wish, reached_event};
 use crate::budget::alert::exhausted;
 use crate::budget::asked::Asked;
 use crate::budget::queue::Head;
@@ -38,6 +38,8 @@ pub(super) struct Asking<'keeper> {
     unread: BTreeSet<Account>,
     /// Questions since the call waited last.
     rounds: usize,
+    /// Those of them, the last ones, that told the ledger's word and were asked for it again.
+    disbelieved: usize,
     /// While the call is the one that looks whether a budget has room by now.
     head: Option<Head>,
 }
@@ -53,6 +55,14 @@ struct Round {
     throttles: Vec<Budget>,
 }
 
+impl Round {
+    /// The counters ask for the ledger's word of a bound that they were told it of.
+    fn is_disbelieved(&self, verdict: &Verdict) -> bool {
+        let is_told = |place: &usize| self.ask.bounds.get(*place).is_some_and(|bound| bound.ledger.is_some());
+        matches!(verdict, Verdict::Unknown(places) if places.iter().any(is_told))
+    }
+}
+
 impl<'keeper> Asking<'keeper> {
     pub(super) fn new(keeper: &'keeper Keeper, wish: Wish) -> Self {
         Self {
@@ -63,6 +73,7 @@ impl<'keeper> Asking<'keeper> {
             clipped_by: None,
             unread: BTreeSet::new(),
             rounds: 0,
+            disbelieved: 0,
             head: None,
             wish,
         }
@@ -84,7 +95,9 @@ impl<'keeper> Asking<'keeper> {
                 return Ok(self.granted(round));
             }
             self.rounds += 1;
-            let refused = match self.ask(&round).await? {
+            let verdict = self.ask(&round).await?;
+            self.disbelieved = if round.is_disbelieved(&verdict) { self.disbelieved + 1 } else { 0 };
+            let refused = match verdict {
                 Verdict::Granted(_) => return Ok(self.granted(round)),
                 Verdict::Unknown(places) if self.rounds < ROUNDS_MAX => {
                     let accounts = &round.budgets.accounts;
@@ -115,6 +128,9 @@ impl<'keeper> Asking<'keeper> {
         let unread = (0..).zip(&budgets.accounts).filter(|(_, account)| self.unread.contains(*account));
         let unread = unread.map(|(place, _)| place).collect();
         keeper.read(tenant, &budgets, &mut bounds, &unread).await?;
+        if self.disbelieved >= DISBELIEVED_MAX {
+            Keeper::insist(tenant, &mut bounds, &unread);
+        }
         let nano_usd = quote.map_or(0, |quote| quote.nano_usd(*input_tokens, self.output));
         let (id, ttl) = (self.id.clone(), keeper.reservation_ttl);
         let ask = Ask { tenant, id, ttl, nano_usd, tokens, windows, bounds };

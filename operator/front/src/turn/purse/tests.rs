@@ -181,7 +181,14 @@ impl Scene {
             nano_usd: 0,
             tokens: 0,
             windows: Vec::new(),
-            bounds: vec![Bound { key: "tenant::life".into(), nano_usd: None, tokens: None, keep, ledger: None }],
+            bounds: vec![Bound {
+                key: "tenant::life".into(),
+                nano_usd: None,
+                tokens: None,
+                keep,
+                ledger: None,
+                insists: false,
+            }],
         };
         match self.counters.counters.admit(&ask).await.unwrap().verdict {
             Verdict::Granted(standings) => standings[0].reserved.nano_usd,
