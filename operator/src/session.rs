@@ -1,8 +1,8 @@
 //! Reconciles [`AgentSession`]: turns the wish for a session into a call to the front, once.
 //!
-//! A session costs the API server two writes, the object's own and one status, and a read of its agent for each try to open it, as copies have
-//! none. What becomes of the session later is told by the fronts, slowly; see [`follow`]. There is no finalizer: a session whose object is gone is found by comparing the
-//! two sides.
+//! A session costs the API server two writes, the object's own and one status, and for each try to open it a read of its agent,
+//! which no copy has. What becomes of the session later is told by the fronts, slowly; see [`follow`]. There is no finalizer: a
+//! session whose object is gone is found by comparing the two sides.
 
 pub(crate) mod admission;
 pub mod agent;
