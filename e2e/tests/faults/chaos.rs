@@ -58,12 +58,12 @@ impl Plan {
         Self((0..count).map(|_| planned(dice, length)).collect())
     }
 
-    /// Either no front or no worker is lost.
+    /// Either no front or no worker is lost. A front that lives knows, whatever becomes of the store meanwhile.
     pub(crate) fn leaves_someone_who_knows(&self) -> bool {
-        let of_workers = |fault: &Fault| matches!(fault, Fault::KillWorker { .. } | Fault::CutStream);
-        let of_fronts =
-            |fault: &Fault| !of_workers(fault) && !matches!(fault, Fault::CutRelay { .. } | Fault::DropReaders);
-        !(self.0.iter().any(|(_, fault)| of_workers(fault)) && self.0.iter().any(|(_, fault)| of_fronts(fault)))
+        let loses_a_worker = |fault: &Fault| matches!(fault, Fault::KillWorker { .. } | Fault::CutStream);
+        let loses_a_front = |fault: &Fault| matches!(fault, Fault::KillFront);
+        let has = |loses: &dyn Fn(&Fault) -> bool| self.0.iter().any(|(_, fault)| loses(fault));
+        !(has(&loses_a_worker) && has(&loses_a_front))
     }
 
     /// How often a turn may lose its worker by it.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use croft_front::session::store::Filter;
 use croft_proto::id::SessionId;
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{Role, SessionState};
+use croft_proto::v1::{Role, SessionState, UsageEvent};
 
 use crate::people::Told;
 use crate::tools::Deeds;
@@ -111,11 +111,14 @@ pub(crate) fn misdeeds(records: &[Record], deeds: &Deeds, all_told: bool) -> Vec
         .collect();
     let (made, told) = (deeds.models(), attempts.len() as u64);
     let reckoned = attempts.iter().filter(|attempt| attempt.finish_reason == "lost").count() as u64;
-    // A log that was over when its worker told of a call takes nothing any more: such a call has its row of usage alone.
+    // A log that was over or away when its worker told of a call did not take it: such a call has its row of usage alone.
     let silent: usize = records.iter().map(paid_in_silence).sum();
-    if told - reckoned > made || (all_told && told + (silent as u64) < made) {
+    let is_counted = |row: &&UsageEvent| !["lost", "hedged"].contains(&row.finish_reason.as_str());
+    let counted = records.iter().flat_map(|record| &record.usage).filter(is_counted).count() as u64;
+    if told - reckoned > made || counted > made || (all_told && told + (silent as u64) < made) {
         wrong.push(format!(
-            "{made} attempts were made; {told} are told, {reckoned} of them reckoned, and {silent} paid in silence"
+            "{made} attempts were made; {told} are told, {reckoned} of them reckoned, and {silent} paid in silence; {counted} are paid \
+            as they were told"
         ));
     }
     let mut calls = BTreeMap::new();

@@ -55,8 +55,9 @@ fn play(scenario: u64, seed: u64, plan: Plan) -> Outcome {
             return Outcome { length: world.chaos.length(), records: Vec::new(), wrong };
         };
         let length = world.chaos.length();
-        // What a turn still has to do after its last word, also when its front is lost right then and its lease has to run out.
-        tokio::time::sleep(Duration::from_secs(15)).await;
+        // What a turn still has to do after its last word, also when its front is lost right then and its lease has to run out; and until what a
+        // store that was away did not take is in the ledger.
+        tokio::time::sleep(Duration::from_mins(4)).await;
         let (mut records, mut children, mut wrong) = (Vec::new(), Vec::new(), Vec::new());
         for (tenant, told) in told.iter().enumerate() {
             let record = judge::record(&world, tenant, told).await;

@@ -1,6 +1,6 @@
 //! What a conversation comes to, and how it differs from one that nothing disturbed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::session_event::Kind;
@@ -55,11 +55,6 @@ impl Record {
         Self { turns: turns(&events), events, usage, memory }
     }
 
-    /// Nothing can be added to the log any more.
-    fn is_over(&self) -> bool {
-        matches!(self.events.last().and_then(|event| event.kind.as_ref()), Some(Kind::SessionTerminated(_)))
-    }
-
     /// What is wrong with it by itself; empty when nothing is.
     pub(crate) fn faults(&self) -> Vec<String> {
         let mut wrong = Vec::new();
@@ -92,13 +87,12 @@ impl Record {
         }
         let billed: BTreeMap<_, _> =
             self.usage.iter().map(|row| (row.attempt_id.clone(), row.tokens.unwrap_or_default())).collect();
-        // A log that is over takes nothing any more: what a worker alone knew of by then is paid for without a word in it. So is what was
-        // lost with a worker, when the log was away as that was found out.
-        let lost: BTreeSet<_> =
-            self.usage.iter().filter(|row| row.finish_reason == "lost").map(|row| &row.attempt_id).collect();
-        let may_be_silent = |id: &String| !attempts.contains_key(id) && (self.is_over() || lost.contains(id));
-        let told: BTreeMap<_, _> =
-            billed.iter().filter(|(id, _)| !may_be_silent(id)).map(|(id, usage)| (id.clone(), *usage)).collect();
+        // What a log that was over or away did not take is paid for without a word in it: of how many, the deeds tell.
+        let told: BTreeMap<_, _> = billed
+            .iter()
+            .filter(|(id, _)| attempts.contains_key(*id))
+            .map(|(id, usage)| (id.clone(), *usage))
+            .collect();
         if billed.len() != self.usage.len() || told != attempts {
             wrong.push(format!("usage is not once for each attempt: {billed:?} for {attempts:?}"));
         }

@@ -24,7 +24,6 @@ use tracing::Span;
 
 use super::Accepted;
 use super::answers;
-use super::granted::Granted;
 use super::held::{Hold, Loss};
 use super::recorder::Recorder;
 use super::standing::{Folding, Standing};
@@ -267,8 +266,7 @@ impl Driver {
             .map_or(self.core.options.turn_timeout, Duration::from_millis);
         // The worker keeps the agent's limit; ours is for a worker that doesn't, and for a turn that goes on at another front.
         let deadline = Instant::now() + (limit + Duration::from_secs(2)).saturating_sub(recorder.elapsed());
-        let (worker, input_seq, granted) = (self.session.worker.clone(), Some(input.seq), Granted::default());
-        let mut course = Course { worker, from, input_seq, deadline, granted };
+        let mut course = Course { worker: self.session.worker.clone(), from, input_seq: Some(input.seq), deadline };
         let mut lost = 0;
         let mut unreached_since = None;
         let end = loop {
@@ -285,7 +283,7 @@ impl Driver {
                 step = self.step(&input, &mut course, &mut recorder, controls) => step?,
                 // The step has not come to tell what its calls used.
                 () = self.stopped_for(STOP_GRACE, &storing) => {
-                    Step::Done(End { last_words: course.granted.lost(), ..End::of(StopReason::Interrupted) })
+                    Step::Done(End { last_words: recorder.granted.lost(), ..End::of(StopReason::Interrupted) })
                 }
             };
             match step {
@@ -395,15 +393,14 @@ impl Driver {
         // Before the last word: should this front be lost meanwhile, whoever takes the turn over ends them.
         sub_agents::end_all(&self.core, &self.session).await?;
         // What was said is remembered, also when no worker is left to say so.
-        let (closed, checkpoint) = match checkpoint {
-            Some(checkpoint) => (Vec::new(), Some(checkpoint)),
+        let (closed, checkpoint) = if checkpoint.is_some() {
+            (Vec::new(), checkpoint)
+        } else {
+            let standing = self.standing(input, &last_words, recorder).await?;
             // Where people are asked, calls stay open for them.
-            None => {
-                let standing = self.standing(input, &last_words, recorder).await?;
-                let (closed, left) = standing.left(stop_reason != StopReason::RequiresAction);
-                // What can't go on grows no further by each message that is refused: the conversation stays as it was.
-                (closed, left.filter(|left| conversation::too_large(left.encoded_len()).is_none()))
-            }
+            let (closed, left) = standing.left(stop_reason != StopReason::RequiresAction);
+            // What can't go on grows no further by each message that is refused: the conversation stays as it was.
+            (closed, left.filter(|left| conversation::too_large(left.encoded_len()).is_none()))
         };
         let mut kinds = last_words;
         kinds.extend(closed.into_iter().map(Kind::ToolResult));

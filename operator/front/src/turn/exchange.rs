@@ -32,7 +32,6 @@ use self::cut::Cut;
 use self::gathered::Gathered;
 use self::outgoing::Outgoing;
 use super::approvals::{Approvals, PAGE};
-use super::granted::Granted;
 use super::purse::Told;
 use super::recorder::{Recorder, Stage};
 use super::sub_agents::{Heard, SubAgents};
@@ -73,8 +72,6 @@ pub(super) struct Exchange<'turn> {
     /// The turn ends here, whatever the worker does.
     pub(super) deadline: Instant,
     pub(super) approvals: Approvals,
-    /// Its owner stores what is out when the exchange is dropped.
-    pub(super) granted: &'turn mut Granted,
     /// What is being asked of budgets and rates.
     pub(super) asking: FuturesUnordered<BoxFuture<'static, Told>>,
     pub(super) sub_agents: SubAgents,
@@ -91,26 +88,20 @@ impl Exchange<'_> {
         let outcome = self.talk(worker, start).await;
         if let Err(Error::SessionTerminated { .. }) = &outcome {
             // What was refused then is accounted for.
-            self.granted.stored();
+            self.recorder.granted.stored();
             // Nobody listens any more to what came of the calls that are running.
-            let lost = self.granted.lost();
+            let lost = self.recorder.granted.lost();
             self.recorder.charge_behind_end(lost).await;
+            self.recorder.granted.stored();
         }
         let outcome = outcome?;
         if let Outcome::Finished { last_words, .. } = &outcome {
-            self.granted.finish(last_words);
+            self.recorder.granted.finish(last_words);
             return Ok(outcome);
         }
-        let lost = self.granted.lost();
+        let lost = self.recorder.granted.lost();
         if !lost.is_empty() {
-            let appended = self.recorder.storing(lost.clone(), None, self.input_seq.take()).await;
-            if let Err(Error::Unavailable { .. } | Error::LeaseLost { .. }) = appended {
-                // Whoever goes on with the turn does not know of them, unless their worker lives and tells it.
-                self.recorder.charge_unless_told(lost);
-            }
-            let appended = appended?;
-            self.granted.stored();
-            self.recorder.stored(appended).await?;
+            self.recorder.store(lost, None, self.input_seq.take()).await?;
         }
         Ok(outcome)
     }
@@ -273,7 +264,7 @@ impl Exchange<'_> {
     }
 
     fn show(&mut self, preview: Kind) {
-        self.granted.shown(&preview);
+        self.recorder.granted.shown(&preview);
         self.recorder.purse().shown(&preview);
         self.recorder.preview(preview);
     }

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::charge::Charge;
 use super::extent::Extent;
+use super::granted::Granted;
 use super::now;
 use super::purse::Purse;
 use super::store::Ended;
@@ -80,6 +81,8 @@ pub(super) struct Recorder {
     /// As it was when the turn began.
     tenant: Option<Arc<Tenant>>,
     purse: Purse,
+    /// Its calls of which nothing is stored: they are charged for whatever becomes of the turn.
+    pub(super) granted: Granted,
     extent: Extent,
     began: Instant,
     /// How long the turn had run by then, where whoever had it before began it.
@@ -114,6 +117,7 @@ impl Recorder {
             sender: sender.to_owned(),
             tenant,
             purse,
+            granted: Granted::default(),
             extent,
             began: Instant::now(),
             ran_before: Duration::ZERO,
@@ -186,6 +190,7 @@ impl Recorder {
     pub(super) async fn stored(&mut self, appended: Appended) -> Result<Vec<u64>, Error> {
         match appended {
             Appended::New(events) => {
+                self.granted.stored();
                 let attempts = attempts(&events);
                 let numbers = self.show(events);
                 self.purse.settle(&attempts).await;
@@ -205,7 +210,11 @@ impl Recorder {
         let append = self.append(kinds, checkpoint, Some(input_seq));
         let charge = self.charge_of(&append);
         let ended = self.core.stores.turns.end(append).await;
-        let Ended { events, released } = Charge::unless_stored(charge, ended).await?;
+        let ended = Charge::unless_stored(charge, ended).await;
+        if let Ok(_) | Err(Error::SessionTerminated { .. }) = &ended {
+            self.granted.stored();
+        }
+        let Ended { events, released } = ended?;
         let attempts = attempts(&events);
         self.show(events);
         self.purse.settle(&attempts).await;
@@ -336,6 +345,17 @@ impl Recorder {
                 Kind::ModelAttempt(attempt)
             }
             other => other,
+        }
+    }
+}
+
+impl Drop for Recorder {
+    /// What its calls used is not stored when the store or the lease is lost beneath the turn, or the turn is dropped where it stands. Whoever
+    /// goes on with it does not know of them, unless their worker lives and tells it. At a shutdown it does, or nobody can any more.
+    fn drop(&mut self) {
+        let lost = self.granted.lost();
+        if !lost.is_empty() && !self.core.tasks.ending().is_cancelled() {
+            self.charge_unless_told(lost);
         }
     }
 }

@@ -142,7 +142,7 @@ async fn what_was_reckoned_is_charged_unless_the_worker_tells_of_it_in_time() {
             attempt.sender = "somebody else".to_owned();
         }
         recorder.charge_unless_told(lost);
-        sleep((2 * lease_ttl).saturating_sub(Duration::from_secs(1))).await;
+        sleep((6 * lease_ttl).saturating_sub(Duration::from_secs(1))).await;
         assert_eq!(charged().await.len(), before, "its worker may yet be heard of");
         if is_told {
             let usage = Some(TokenUsage { output_tokens: 7, ..TokenUsage::default() });
@@ -157,6 +157,37 @@ async fn what_was_reckoned_is_charged_unless_the_worker_tells_of_it_in_time() {
         assert_eq!((rows[0].usage_estimated, rows[0].tokens.unwrap().output_tokens == 7), (!is_told, is_told));
         assert_eq!(rows[0].sender, "them");
     }
+}
+
+/// The front lived, and what it knew was forgotten with the turn.
+#[tokio::test(start_paused = true)]
+async fn what_a_turn_used_that_could_not_be_stored_is_charged_in_a_while() {
+    let (mut stores, tasks, options) = (Stores::memory(), Tasks::new(), Options::default());
+    let outage = Outage::of(1).before(|call| call.appends(|kind| matches!(kind, Kind::ModelAttempt(_))));
+    stores.events = hooked(stores.events, outage);
+    let in_a_while = 6 * options.lease_ttl + Duration::from_secs(1);
+    let (core, session) = front(stores, options, &tasks).await;
+    let turn = (TurnId::generate(), "them");
+    let mut recorder = Recorder::new(Arc::clone(&core), session.clone(), 1, turn, false);
+    let usage = Some(TokenUsage { output_tokens: 7, ..TokenUsage::default() });
+    let told = ModelAttempt { attempt_id: "told".into(), grant_id: "told".into(), usage, ..ModelAttempt::default() };
+    let told = vec![Kind::ModelAttempt(told)];
+    recorder.granted.settle(&told);
+    recorder.store(told, None, None).await.unwrap_err();
+    recorder.granted.give(&GrantRequest::default(), Grant { grant_id: "out".into(), ..Grant::default() });
+    drop(recorder);
+    sleep(in_a_while).await;
+    let rows = core.stores.usage.list(session.tenant, Some(session.id), None, None, 10).await.unwrap();
+    let mut charged: Vec<_> = rows.iter().map(|row| (&*row.attempt_id, row.tokens.unwrap().output_tokens)).collect();
+    charged.sort_unstable();
+    assert_eq!(charged, [("out", 0), ("told", 7)]);
+
+    // Nothing is left of what was stored.
+    let mut recorder = Recorder::new(Arc::clone(&core), session.clone(), 1, turn, false);
+    recorder.granted.stored();
+    drop(recorder);
+    sleep(in_a_while).await;
+    assert_eq!(core.stores.usage.list(session.tenant, Some(session.id), None, None, 10).await.unwrap().len(), 2);
 }
 
 /// They waited for their next try, were cut off with the program, and stood nowhere.

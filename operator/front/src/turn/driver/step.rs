@@ -23,7 +23,6 @@ use crate::tenants::Tenant;
 use crate::turn::approvals::Approvals;
 use crate::turn::exchange::{Exchange, Outcome, checkpoint_taken};
 use crate::turn::extent;
-use crate::turn::granted::Granted;
 use crate::turn::recorder::{Recorder, Stage};
 use crate::turn::standing::Standing;
 use crate::turn::sub_agents::SubAgents;
@@ -48,8 +47,6 @@ pub(super) struct Course {
     /// Not taken up yet.
     pub(super) input_seq: Option<u64>,
     pub(super) deadline: Instant,
-    /// Of the step that runs. It is here for when the step is cut off.
-    pub(super) granted: Granted,
 }
 
 impl Driver {
@@ -90,7 +87,6 @@ impl Driver {
         if let Some(error) = conversation::too_large(start.encoded_len()) {
             return Ok(Step::Done(End::failed(StopReason::ContextFull, error)));
         }
-        course.granted = Granted::default();
         let exchange = Exchange {
             core: &self.core,
             session: &self.session,
@@ -99,7 +95,6 @@ impl Driver {
             input_seq: &mut course.input_seq,
             deadline: course.deadline,
             approvals: Approvals::of(&start, input.seq),
-            granted: &mut course.granted,
             asking: FuturesUnordered::new(),
             sub_agents,
             is_out_of_budget: false,
@@ -167,10 +162,7 @@ impl Driver {
                     last_words.push(Kind::CheckpointTaken(checkpoint_taken(checkpoint)));
                 }
                 if !last_words.is_empty() {
-                    let input_seq = course.input_seq.take();
-                    let appended = recorder.storing(last_words, finished.checkpoint, input_seq).await?;
-                    course.granted.stored();
-                    recorder.stored(appended).await?;
+                    recorder.store(last_words, finished.checkpoint, course.input_seq.take()).await?;
                 }
                 Ok(Step::Again)
             }

@@ -23,9 +23,8 @@ impl Exchange<'_> {
                 let may_be_told = if is_stored { words::may_be_stored(kind) } else { words::may_be_shown(kind) };
                 (!may_be_told).then_some("it told what is not a worker's to tell")
             }
-            Some(FromWorker::GrantRequest(_)) => {
-                (self.asking.len() + self.granted.count() >= GRANTS_MAX).then_some("it asks for too many grants")
-            }
+            Some(FromWorker::GrantRequest(_)) => (self.asking.len() + self.recorder.granted.count() >= GRANTS_MAX)
+                .then_some("it asks for too many grants"),
             Some(FromWorker::SubAgentCall(call)) if !words::is_call_id(&call.tool_call_id) => {
                 Some("it calls a sub-agent by what is no id of a call")
             }

@@ -40,7 +40,7 @@ impl Exchange<'_> {
                     let input_seq = self.input_seq.take();
                     self.recorder.store(vec![Kind::ModelRouted(routed)], None, input_seq).await?;
                 }
-                self.granted.give(&request, grant.clone());
+                self.recorder.granted.give(&request, grant.clone());
                 outgoing.tell(ToWorker::Grant(grant));
             }
             Told::Refused(refused) => outgoing.tell(ToWorker::GrantRefused(refused)),

@@ -53,10 +53,9 @@ impl Exchange<'_> {
         }
         let (indexes, kinds): (Vec<_>, Vec<_>) = kinds.into_iter().unzip();
         self.approvals.note(&kinds);
-        self.granted.settle(&kinds);
+        self.recorder.granted.settle(&kinds);
         let storing = self.recorder.storing(kinds, checkpoint, self.input_seq.take());
         let Meanwhile { appended, told, held } = self.meanwhile(storing, incoming, outgoing).await?;
-        self.granted.stored();
         let numbers = self.recorder.stored(appended).await?;
         self.is_out_of_budget |= self.recorder.purse().has_ended();
         for (event_index, seq) in indexes.into_iter().zip(numbers) {
@@ -88,7 +87,7 @@ impl Exchange<'_> {
                 // Where there is room: what is being stored must not wait for a worker that does not read.
                 Some(answer) = self.asking.next() => match answer {
                     Told::Granted { request, routed: None, grant } if outgoing.has_room() => {
-                        self.granted.give(&request, grant.clone());
+                        self.recorder.granted.give(&request, grant.clone());
                         outgoing.tell(ToWorker::Grant(grant));
                     }
                     other => told.push(other),
