@@ -31,7 +31,7 @@ pub(crate) const SILENCE_MAX_SECONDS: u32 = 20;
 /// stays with the process: with kube's 500 it was more than all copies.
 const PAGE: u32 = 50;
 /// The same of objects that may have a megabyte each, of which little is kept.
-pub(crate) const PAGE_OF_LONG: u32 = 10;
+pub(crate) const PAGE_OF_LONG: u32 = 20;
 /// Between two tries to watch.
 const AGAIN_MIN: Duration = Duration::from_millis(250);
 const AGAIN_MAX: Duration = Duration::from_secs(8);

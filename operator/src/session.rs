@@ -114,7 +114,13 @@ pub async fn reconcile(session: Arc<AgentSession>, context: Arc<Context>) -> Res
         Ok((Some(tenant), summary))
     };
     let (tenant, summary) = match pass.await {
-        Ok((_, None)) => return Ok(Action::await_change()),
+        Ok((_, None)) => {
+            // Its object may have gone since a worker was kept for it.
+            if lacked_worker {
+                admission::pass_worker_on(&session, &context);
+            }
+            return Ok(Action::await_change());
+        }
         Ok((tenant, Some(summary))) => (tenant, summary),
         Err(error) => {
             // An open session is no less open because a call about it has failed.

@@ -87,7 +87,7 @@ impl Writer {
         let request = request::<K>(namespace).patch_subresource("status", name, &named(), &patch);
         match self.send::<K>("patch-status", request).await {
             Ok(written) => Ok(Some(written)),
-            Err(kube::Error::Api(status)) if status.code == 404 || is_of_patch_alone(&status) => Ok(None),
+            Err(kube::Error::Api(status)) if is_of_no_object(&status, name) || is_of_patch_alone(&status) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -151,6 +151,11 @@ fn request<K: Object>(namespace: Option<&str>) -> Request {
     Request::new(K::url_path(&(), namespace))
 }
 
+/// Whether there is no such object. Of a kind that it does not serve for a moment, as while it starts, the API server names none.
+fn is_of_no_object(status: &Status, name: &str) -> bool {
+    status.code == 404 && status.details.as_ref().is_some_and(|details| details.name == name)
+}
+
 /// Whether the API server could not apply the patch, so that the object is not the one that it tests for. Of what a patch would make of an
 /// object, and is not valid, it says the same by code and reason, but names the object.
 fn is_of_patch_alone(status: &Status) -> bool {
@@ -179,5 +184,17 @@ mod tests {
         of_object["details"] = json!({ "name": "talk", "group": "croft.dev", "kind": "AgentSession" });
         assert!(!told(of_object));
         assert!(!told(json!({ "status": "Failure", "message": "", "reason": "Conflict", "code": 409 })));
+    }
+
+    #[test]
+    fn an_object_that_is_gone_is_told_from_a_kind_that_is_not_served() {
+        let told = |details: Value| {
+            let answer =
+                json!({ "status": "Failure", "message": "", "reason": "NotFound", "code": 404, "details": details });
+            is_of_no_object(&serde_json::from_value(answer).unwrap(), "talk")
+        };
+        assert!(told(json!({ "name": "talk", "group": "croft.dev", "kind": "agentsessions" })));
+        assert!(!told(json!({})));
+        assert!(!told(Value::Null));
     }
 }

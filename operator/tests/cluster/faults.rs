@@ -419,7 +419,20 @@ async fn ten_thousand_events_at_once_are_digested() {
     session.quiet().await;
     assert_eq!(session.world.writes(), writes, "nothing that we write has changed");
     let passes = session.world.passes("AgentSession") - passes;
-    assert!(passes <= (SESSIONS * TOUCHES) as u64, "{passes} passes");
+    assert!(passes <= SESSIONS as u64, "nor anything that a pass reads: {passes} passes");
+    // Of a tenant the labels are read.
+    let (tenants, tenant) = (&session.all::<AgentTenant>(), &made.name_any());
+    let passes = session.world.passes("AgentTenant");
+    stream::iter(0..TOUCHES)
+        .for_each_concurrent(64, |number| async move {
+            let touched = json!({ "metadata": { "labels": { "touched": number.to_string() } } });
+            session.merge(tenants, tenant, touched).await;
+        })
+        .await;
+    session.quiet().await;
+    assert_eq!(session.world.writes(), writes, "nothing that we write has changed");
+    let passes = session.world.passes("AgentTenant") - passes;
+    assert!((1..=TOUCHES as u64).contains(&passes), "{passes} passes");
     session.declare(&namespace, "late", json!({ "agent": { "model": "scripted-1" } })).await;
     becomes(session, &namespace, "late", SessionPhase::Ready).await;
 }

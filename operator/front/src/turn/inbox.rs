@@ -17,6 +17,8 @@ use crate::session::validate;
 
 /// Events that are looked at for a page. At the bound it ends, behind the session at hand, with what it has.
 const LOOKED_AT_MAX: usize = 50_000;
+/// As so many events counts each session, which is at least one look of its own: of 500 sessions at most a page is made.
+const SESSION_COUNTS: usize = LOOKED_AT_MAX / 500;
 /// Sessions that are looked for at a time, at the least: some of those that run have had their answers.
 const SESSIONS_MIN: u32 = 50;
 
@@ -73,7 +75,7 @@ impl Page {
     /// Takes what the session has behind what was told. False where there is no room for all of it.
     fn take(&mut self, session: &Session, questions: Questions) -> bool {
         // Also a session without a question takes its time.
-        self.looked_at += questions.looked_at.max(1);
+        self.looked_at += questions.looked_at.max(SESSION_COUNTS);
         let behind = self.told.filter(|told| told.session == session.id).and_then(|told| told.seq).unwrap_or(0);
         for question in questions.undecided().filter(|question| question.seq > behind) {
             if self.is_full() {

@@ -17,7 +17,7 @@ pub(super) const PAGE: u32 = 500;
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Question {
     pub(super) asked: ApprovalRequired,
-    /// The number of the event that asks.
+    /// The number of the event that asked first.
     pub(super) seq: u64,
     pub(super) create_time: Option<Timestamp>,
     /// Of the turn that asked.
@@ -98,18 +98,17 @@ impl Questions {
                 self.begun = create_time;
             }
             Some(Kind::ApprovalRequired(asked)) => {
-                self.open.retain(|open| open.asked.approval_id != asked.approval_id);
+                let Ok(turn) = turn_id.parse() else { return };
                 let sender = self.sender(&turn_id);
-                self.open.extend(turn_id.parse().ok().map(|turn| Question {
-                    asked,
-                    seq,
-                    create_time,
-                    turn,
-                    is_waited_for: true,
-                    sender,
-                    elapsed_ms,
-                    decided: None,
-                }));
+                let place = self.open.iter().position(|open| open.asked.approval_id == asked.approval_id);
+                // One that is asked again stays where it was, or who reads page by page would come by it twice.
+                let seq = place.map_or(seq, |place| self.open[place].seq);
+                let question =
+                    Question { asked, seq, create_time, turn, is_waited_for: true, sender, elapsed_ms, decided: None };
+                match place {
+                    Some(place) => self.open[place] = question,
+                    None => self.open.push(question),
+                }
             }
             Some(Kind::ApprovalResolved(resolved)) => {
                 if let Some(open) = self.open.iter_mut().find(|open| open.asked.approval_id == resolved.approval_id) {
@@ -223,6 +222,15 @@ mod tests {
         assert_eq!(two_asked().says(FIRST, decided("a", true)).asked(), [open("b", true, "ann")]);
         assert_eq!(two_asked().says(FIRST, result("call-b")).asked(), [open("a", true, "ann")]);
         assert_eq!(two_asked().says(FIRST, Kind::SessionTerminated(SessionTerminated::default())).asked(), []);
+    }
+
+    #[test]
+    fn a_question_that_is_asked_again_stays_where_it_was() {
+        let again = two_asked().asks(FIRST, "a", "call-a");
+        let questions: Vec<_> = again.0.undecided().map(|open| (open.asked.approval_id, open.seq)).collect();
+        assert_eq!(questions, [("a".to_owned(), 3), ("b".to_owned(), 4)]);
+        let decided = two_asked().says(FIRST, decided("a", true)).asks(FIRST, "a", "call-a");
+        assert_eq!(decided.asked(), [open("a", true, "ann"), open("b", true, "ann")], "and open");
     }
 
     /// It may come to nothing as the turn ends, and then whoever says the same again is told that it counts.

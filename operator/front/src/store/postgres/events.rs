@@ -72,8 +72,10 @@ impl EventLog for Postgres {
             let mut tx = server.tenant(tenant).await?;
             let waiting: i64 = sqlx::query_scalar(
                 "select count(*) from (
-                    select from events where tenant_id = $1 and session_id = $2 and kind = 'user_message'
-                        and seq > (select input_seq from sessions where tenant_id = $1 and session_id = $2)
+                    select from sessions s
+                    join events e on e.tenant_id = $1 and e.session_id = $2 and e.kind = 'user_message'
+                        and e.seq > s.input_seq and e.seq <= s.newest_input_seq
+                    where s.tenant_id = $1 and s.session_id = $2
                     limit $3
                 ) waiting",
             )
