@@ -1,28 +1,26 @@
 //! A worker that tells, and reads nothing of what it is told: neither that it is to stop, nor that what it told is stored.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use croft_e2e::client::{Client, message, scripted_agent};
 use croft_e2e::steady::steady;
 use croft_proto::v1::execute_step_response::Message as FromWorker;
-use croft_proto::v1::runtime_service_server::{RuntimeService, RuntimeServiceServer};
+use croft_proto::v1::runtime_service_server::RuntimeServiceServer;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    AgentLimits, AgentSpec, CheckpointRequest, CheckpointResponse, ExecuteStepRequest, ExecuteStepResponse,
-    InitWorkerSessionRequest, InitWorkerSessionResponse, InterruptSessionRequest,
-    RuntimeServiceTerminateSessionRequest, RuntimeServiceTerminateSessionResponse, SendMessageResponse, SessionEvent,
-    StepEvent, StepStarted, StopReason,
+    AgentLimits, AgentSpec, ExecuteStepRequest, ExecuteStepResponse, InterruptSessionRequest, SendMessageResponse,
+    SessionEvent, StepEvent, StepStarted, StopReason,
 };
-use futures::{Stream, StreamExt as _, stream};
+use futures::{StreamExt as _, stream};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Status, Streaming};
 
+use crate::played::{Played, Said, Steps};
 use crate::world::{PATIENCE, STALL, World, read_all, stop_reason};
 
 /// What it tells in a step, each to be answered.
@@ -37,20 +35,8 @@ const WINDOW: u32 = 64;
 struct Deaf(Arc<Semaphore>);
 
 #[tonic::async_trait]
-impl RuntimeService for Deaf {
-    async fn init_worker_session(
-        &self,
-        _: Request<InitWorkerSessionRequest>,
-    ) -> Result<Response<InitWorkerSessionResponse>, Status> {
-        Ok(Response::new(InitWorkerSessionResponse::default()))
-    }
-
-    type ExecuteStepStream = Pin<Box<dyn Stream<Item = Result<ExecuteStepResponse, Status>> + Send>>;
-
-    async fn execute_step(
-        &self,
-        request: Request<Streaming<ExecuteStepRequest>>,
-    ) -> Result<Response<Self::ExecuteStepStream>, Status> {
+impl Steps for Deaf {
+    async fn step(&self, request: Request<Streaming<ExecuteStepRequest>>) -> Result<Said, Status> {
         self.0.add_permits(1);
         let told = |event_index| {
             let event = SessionEvent { kind: Some(Kind::StepStarted(StepStarted::default())), ..Default::default() };
@@ -62,18 +48,7 @@ impl RuntimeService for Deaf {
             let _unread = request;
             std::future::pending().await
         });
-        Ok(Response::new(stream::iter((1..=TOLD).map(told)).chain(rest).boxed()))
-    }
-
-    async fn checkpoint(&self, _: Request<CheckpointRequest>) -> Result<Response<CheckpointResponse>, Status> {
-        Ok(Response::new(CheckpointResponse::default()))
-    }
-
-    async fn terminate_session(
-        &self,
-        _: Request<RuntimeServiceTerminateSessionRequest>,
-    ) -> Result<Response<RuntimeServiceTerminateSessionResponse>, Status> {
-        Ok(Response::new(RuntimeServiceTerminateSessionResponse::default()))
+        Ok(stream::iter((1..=TOLD).map(told)).chain(rest).boxed())
     }
 }
 
@@ -94,7 +69,7 @@ impl Scene {
         world.route_stranger_to(&listener.local_addr().unwrap().to_string());
         let routes = Server::builder()
             .initial_stream_window_size(WINDOW)
-            .add_service(RuntimeServiceServer::new(Deaf(Arc::clone(&steps))));
+            .add_service(RuntimeServiceServer::new(Played(Deaf(Arc::clone(&steps)))));
         let stopping = world.tasks.stopping().cancelled_owned();
         drop(world.tasks.spawn("deaf", routes.serve_with_incoming_shutdown(TcpIncoming::from(listener), stopping)));
         let mut client = world.stranger();

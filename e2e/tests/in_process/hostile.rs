@@ -1,6 +1,5 @@
 //! A worker in the hands of somebody who means harm: it may spoil its own tenant's turns, and nothing else.
 
-use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,20 +9,17 @@ use croft_e2e::steady::steady;
 use croft_front::Error;
 use croft_front::store::Stores;
 use croft_proto::v1::execute_step_response::Message as FromWorker;
-use croft_proto::v1::runtime_service_server::{RuntimeService, RuntimeServiceServer};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    AgentLimits, AgentMessage, AgentSpec, ApprovalResolved, CheckpointRequest, CheckpointResponse, ContentBlock,
-    ExecuteStepRequest, ExecuteStepResponse, GrantRequest, InitWorkerSessionRequest, InitWorkerSessionResponse,
-    ModelAttempt, RuntimeServiceTerminateSessionRequest, RuntimeServiceTerminateSessionResponse, SessionEvent,
-    SessionTerminated, StepEvent, StepStarted, StopReason, SubAgentCall, TenantLimits, UserMessage,
+    AgentLimits, AgentMessage, AgentSpec, ApprovalResolved, ContentBlock, ExecuteStepRequest, ExecuteStepResponse,
+    GrantRequest, ModelAttempt, SessionEvent, SessionTerminated, StepEvent, StepStarted, StopReason, SubAgentCall,
+    TenantLimits, UserMessage,
 };
-use futures::{Stream, StreamExt as _, stream};
-use tokio::net::TcpListener;
-use tonic::service::Routes;
-use tonic::{Request, Response, Status, Streaming};
+use futures::{StreamExt as _, stream};
+use tonic::{Request, Status, Streaming};
 
 use crate::doubles::{Call, Hook, Made, hooked};
+use crate::played::{Played, Said, Steps};
 use crate::world::{PATIENCE, STALL, World, read_all, stop_reason};
 
 const GRANTS: u32 = 100_000;
@@ -35,20 +31,8 @@ const RESERVED_MAX: usize = 3 * 64;
 struct Hostile(fn() -> Vec<FromWorker>);
 
 #[tonic::async_trait]
-impl RuntimeService for Hostile {
-    async fn init_worker_session(
-        &self,
-        _: Request<InitWorkerSessionRequest>,
-    ) -> Result<Response<InitWorkerSessionResponse>, Status> {
-        Ok(Response::new(InitWorkerSessionResponse::default()))
-    }
-
-    type ExecuteStepStream = Pin<Box<dyn Stream<Item = Result<ExecuteStepResponse, Status>> + Send>>;
-
-    async fn execute_step(
-        &self,
-        mut request: Request<Streaming<ExecuteStepRequest>>,
-    ) -> Result<Response<Self::ExecuteStepStream>, Status> {
+impl Steps for Hostile {
+    async fn step(&self, mut request: Request<Streaming<ExecuteStepRequest>>) -> Result<Said, Status> {
         request.get_mut().message().await?;
         let said = (self.0)().into_iter().map(|message| Ok(ExecuteStepResponse { message: Some(message) }));
         // Then it listens, and says nothing.
@@ -56,18 +40,7 @@ impl RuntimeService for Hostile {
             while let Ok(Some(_)) = request.get_mut().message().await {}
             None::<(Result<ExecuteStepResponse, Status>, _)>
         });
-        Ok(Response::new(stream::iter(said).chain(rest).boxed()))
-    }
-
-    async fn checkpoint(&self, _: Request<CheckpointRequest>) -> Result<Response<CheckpointResponse>, Status> {
-        Ok(Response::new(CheckpointResponse::default()))
-    }
-
-    async fn terminate_session(
-        &self,
-        _: Request<RuntimeServiceTerminateSessionRequest>,
-    ) -> Result<Response<RuntimeServiceTerminateSessionResponse>, Status> {
-        Ok(Response::new(RuntimeServiceTerminateSessionResponse::default()))
+        Ok(stream::iter(said).chain(rest).boxed())
     }
 }
 
@@ -78,11 +51,7 @@ async fn world(says: fn() -> Vec<FromWorker>) -> World {
 
 async fn world_over(stores: Stores, says: fn() -> Vec<FromWorker>) -> World {
     let world = World::over(stores, TenantLimits::default()).await;
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let metrics = croft_serve::Metrics::new("hostile").unwrap();
-    let routes = Routes::new(RuntimeServiceServer::new(Hostile(says)));
-    croft_serve::grpc::serve("hostile", listener, None, routes, croft_proto::METHODS, &world.tasks, &metrics).unwrap();
+    let address = Played(Hostile(says)).serve(&world, "hostile").await;
     world.route_stranger_to(&address);
     world
 }

@@ -31,6 +31,7 @@ mod nap;
 mod overtaken_decisions;
 mod own_credentials;
 mod panics;
+mod played;
 mod previews;
 mod receiver;
 mod requests;

@@ -1,24 +1,17 @@
 //! Workers that come and go beneath one turn, as they do while they are rolled.
 
-use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use croft_e2e::client::{message, scripted_agent};
 use croft_front::core::Options;
 use croft_proto::v1::execute_step_response::Message as FromWorker;
-use croft_proto::v1::runtime_service_server::{RuntimeService, RuntimeServiceServer};
-use croft_proto::v1::{
-    CheckpointRequest, CheckpointResponse, ExecuteStepRequest, ExecuteStepResponse, InitWorkerSessionRequest,
-    InitWorkerSessionResponse, RuntimeServiceTerminateSessionRequest, RuntimeServiceTerminateSessionResponse,
-    StepFinished, StopReason,
-};
-use futures::{Stream, StreamExt as _, stream};
-use tokio::net::TcpListener;
+use croft_proto::v1::{ExecuteStepRequest, ExecuteStepResponse, StepFinished, StopReason};
+use futures::{StreamExt as _, stream};
 use tokio::time::sleep;
-use tonic::service::Routes;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Status, Streaming};
 
+use crate::played::{Played, Said, Steps};
 use crate::world::{Ground, World, read_all, stop_reason};
 
 /// For how long a front looks for a worker that answers, and for longer than that.
@@ -42,20 +35,8 @@ struct Rolled {
 }
 
 #[tonic::async_trait]
-impl RuntimeService for Rolled {
-    async fn init_worker_session(
-        &self,
-        _: Request<InitWorkerSessionRequest>,
-    ) -> Result<Response<InitWorkerSessionResponse>, Status> {
-        Ok(Response::new(InitWorkerSessionResponse::default()))
-    }
-
-    type ExecuteStepStream = Pin<Box<dyn Stream<Item = Result<ExecuteStepResponse, Status>> + Send>>;
-
-    async fn execute_step(
-        &self,
-        mut request: Request<Streaming<ExecuteStepRequest>>,
-    ) -> Result<Response<Self::ExecuteStepStream>, Status> {
+impl Steps for Rolled {
+    async fn step(&self, mut request: Request<Streaming<ExecuteStepRequest>>) -> Result<Said, Status> {
         request.get_mut().message().await?;
         let stop_reason = match self.fates.get(self.next.fetch_add(1, Ordering::Relaxed)) {
             Some(Fate::Refused) | None => return Err(Status::unavailable("it is about to go")),
@@ -67,18 +48,7 @@ impl RuntimeService for Rolled {
         };
         let finished = StepFinished { stop_reason: stop_reason.into(), ..StepFinished::default() };
         let last = Ok(ExecuteStepResponse { message: Some(FromWorker::Finished(finished)) });
-        Ok(Response::new(stream::iter([last]).boxed()))
-    }
-
-    async fn checkpoint(&self, _: Request<CheckpointRequest>) -> Result<Response<CheckpointResponse>, Status> {
-        Ok(Response::new(CheckpointResponse::default()))
-    }
-
-    async fn terminate_session(
-        &self,
-        _: Request<RuntimeServiceTerminateSessionRequest>,
-    ) -> Result<Response<RuntimeServiceTerminateSessionResponse>, Status> {
-        Ok(Response::new(RuntimeServiceTerminateSessionResponse::default()))
+        Ok(stream::iter([last]).boxed())
     }
 }
 
@@ -86,11 +56,8 @@ impl RuntimeService for Rolled {
 async fn end_of(fates: &'static [Fate]) -> Option<StopReason> {
     let options = Options { placement_timeout: LOOKS_FOR, ..Options::default() };
     let world = World::on(Ground { options, ..Ground::default() }).await;
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let metrics = croft_serve::Metrics::new("rolled").unwrap();
-    let routes = Routes::new(RuntimeServiceServer::new(Rolled { fates, next: AtomicUsize::new(0) }));
-    croft_serve::grpc::serve("rolled", listener, None, routes, croft_proto::METHODS, &world.tasks, &metrics).unwrap();
+    let rolled = Rolled { fates, next: AtomicUsize::new(0) };
+    let address = Played(rolled).serve(&world, "rolled").await;
     world.reroute(|route| route.workers[0].address = address);
     let mut client = world.client();
     let session_id = client.create(scripted_agent("long")).await.unwrap().session_id;
