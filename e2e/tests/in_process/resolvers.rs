@@ -26,7 +26,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 const TRIES_MAX: usize = 5;
 
 /// The name that the front gave to who spoke first.
-fn speaker(events: &[SessionEvent]) -> &str {
+pub(crate) fn speaker(events: &[SessionEvent]) -> &str {
     let said = events.iter().find_map(|event| match &event.kind {
         Some(Kind::UserMessage(said)) => Some(said.sender.as_str()),
         _ => None,

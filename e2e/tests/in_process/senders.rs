@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use croft_e2e::client::{Client, message, scripted_agent};
-use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
     ExportUsageRequest, ListUsageEventsRequest, SessionEvent, StopReason, SummarizeUsageRequest, UsageDimension,
 };
 use serde_json::json;
 
 use crate::colleague::Colleague;
+use crate::resolvers::speaker;
 use crate::sub_agents::{ask, editor, script};
 use crate::world::{World, read_all, stop_reason};
 
@@ -18,15 +18,6 @@ async fn said(client: &mut Client, session_id: &str, text: &str) -> Vec<SessionE
     let turn = read_all(client.lifecycle.send_message(message(session_id, text)).await.unwrap().into_inner()).await;
     assert_eq!(stop_reason(&turn), Some(StopReason::EndTurn), "{turn:?}");
     turn
-}
-
-/// The name that the front gave to who spoke.
-fn speaker(turn: &[SessionEvent]) -> String {
-    let said = turn.iter().find_map(|event| match &event.kind {
-        Some(Kind::UserMessage(said)) => Some(said.sender.clone()),
-        _ => None,
-    });
-    said.unwrap()
 }
 
 /// Attempts, by sender.
@@ -45,13 +36,13 @@ async fn what_two_people_used_in_one_session_is_told_apart() {
     for _ in 0..2 {
         said(&mut colleague.client, &session_id, "hello").await;
     }
-    let expected = BTreeMap::from([(speaker(&first), 1), (colleague.actor.clone(), 2)]);
+    let expected = BTreeMap::from([(speaker(&first).to_owned(), 1), (colleague.actor.clone(), 2)]);
     assert_eq!(expected.len(), 2);
     assert_eq!(attempts(&mut client).await, expected);
 
     let listed = client.usage.list_usage_events(ListUsageEventsRequest::default()).await.unwrap().into_inner();
-    let senders: Vec<_> = listed.usage_events.iter().map(|event| event.sender.clone()).collect();
-    assert_eq!(senders, [colleague.actor.clone(), colleague.actor.clone(), speaker(&first)], "newest first");
+    let senders: Vec<_> = listed.usage_events.iter().map(|event| &*event.sender).collect();
+    assert_eq!(senders, [&*colleague.actor, &*colleague.actor, speaker(&first)], "newest first");
 
     let mut pieces = client.usage.export_usage(ExportUsageRequest::default()).await.unwrap().into_inner();
     let mut csv = String::new();
@@ -59,7 +50,7 @@ async fn what_two_people_used_in_one_session_is_told_apart() {
         csv.push_str(&piece.csv);
     }
     let last_column: Vec<_> = csv.lines().map(|line| line.rsplit(',').next().unwrap()).collect();
-    assert_eq!(last_column, ["sender", &*colleague.actor, &*colleague.actor, &*speaker(&first)]);
+    assert_eq!(last_column, ["sender", &*colleague.actor, &*colleague.actor, speaker(&first)]);
 }
 
 #[tokio::test]
