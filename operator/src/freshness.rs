@@ -18,6 +18,9 @@ use tokio_util::sync::CancellationToken;
 /// How long an answer may take: to begin, if it is a watch's, which goes on for as long as it holds; as a whole, if it is a list's. Then
 /// the request is given up and tried again: a network that swallows packets answers never.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// Routes to whose changes the replica has been deaf for so many times as long as makes it not ready are not told of any more. By then the
+/// Service leads to another.
+const DEAF_AFTER: u32 = 2;
 /// Between two looks at how old the copies are.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -41,12 +44,14 @@ pub struct Freshness {
     answered: IntGaugeVec,
     /// Of the watches that routes are made of, by name.
     routes: Arc<Mutex<BTreeMap<&'static str, Instant>>>,
+    /// What ends the streams of routes that there are.
+    streams: Arc<Mutex<CancellationToken>>,
 }
 
 impl Freshness {
     /// Tells of each answer in `answered`, by watch.
     pub fn new(answered: IntGaugeVec) -> Self {
-        Self { answered, routes: Arc::default() }
+        Self { answered, routes: Arc::default(), streams: Arc::default() }
     }
 
     /// `client` for the watch of this task alone, whose answers are noted from now on.
@@ -71,12 +76,21 @@ impl Freshness {
 
     /// Keeps `check` ready while routes are fresh, and not ready from when one of their watches has gone unanswered for `max`.
     ///
-    /// The Service then leads fronts that connect to a replica that is better off. Nobody loses anything else by it: a connection that
-    /// is there stays, and routes go on being served as they were last known to whoever asks. When the API server itself is away,
+    /// The Service then leads fronts that connect to a replica that is better off. While one of their watches is answered still, nobody
+    /// loses anything else by it: a stream that is there stays, as a tenant that is stopped may be heard of. When none has been for
+    /// twice as long, nothing can be told on any stream, so those that there are end, again and again after each `max`: a front keeps what
+    /// it has, and connects anew. Routes go on being served as they were last known to whoever asks. When the API server itself is away,
     /// no replica is ready, and nobody can take them out of the Service either, as it is the API server that would be told.
     pub(crate) async fn keep(self, check: Check, max: Duration, stopping: CancellationToken) {
         let keep = async {
+            let mut ended: Option<Instant> = None;
             loop {
+                if !self.is_deaf(max * DEAF_AFTER) {
+                    ended = None;
+                } else if ended.is_none_or(|ended| ended.elapsed() >= max) {
+                    ended = Some(Instant::now());
+                    self.end_streams();
+                }
                 match self.stale(max) {
                     Some(watch) => {
                         let seconds = max.as_secs();
@@ -88,6 +102,22 @@ impl Freshness {
             }
         };
         stopping.run_until_cancelled(keep).await;
+    }
+
+    /// Ends when a stream of routes that begins now has nothing to tell any more.
+    pub(crate) fn stream(&self) -> CancellationToken {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn end_streams(&self) {
+        tracing::warn!("no watch of routes is answered: fronts are to connect to a replica that is better off");
+        std::mem::take(&mut *self.streams.lock().unwrap_or_else(PoisonError::into_inner)).cancel();
+    }
+
+    /// Whether all watches of routes went unanswered for so long.
+    fn is_deaf(&self, max: Duration) -> bool {
+        let routes = self.routes();
+        !routes.is_empty() && routes.values().all(|answered| answered.elapsed() >= max)
     }
 
     /// The first watch that went unanswered for so long.
@@ -214,6 +244,38 @@ mod tests {
         let watch = Request::get("/api/v1/pods?&watch=true&timeoutSeconds=20").body(Body::empty()).unwrap();
         assert!(client.send(watch).await.is_ok_and(|response| response.status().is_success()));
         assert_eq!(begun.elapsed(), ANSWER_MAX, "at once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn streams_end_once_nothing_is_heard_of_any_route_and_again_while_it_stays_so() {
+        let (freshness, readiness, stopping) = (freshness(), Readiness::new(), CancellationToken::new());
+        let client = api_server().0;
+        let [pods, tenants] =
+            ["watch-pods", "watch-tenants"].map(|watch| freshness.listen(&client, watch, Purpose::Routes));
+        let keep = freshness.clone().keep(readiness.check("routes"), MAX, stopping.clone());
+        let story = async {
+            let stream = freshness.stream();
+            for _ in 0..5 {
+                tokio::time::sleep(MAX).await;
+                ask(&tenants).await;
+            }
+            assert!(!readiness.is_ready() && !stream.is_cancelled(), "tenants are heard of, though pods are not");
+            let silent = Instant::now();
+            stream.cancelled().await;
+            assert!((2 * MAX..2 * MAX + 2 * LOOK_EVERY).contains(&silent.elapsed()), "{:?}", silent.elapsed());
+            let again = freshness.stream();
+            assert!(!again.is_cancelled(), "whoever comes is told what is known");
+            again.cancelled().await;
+            assert!((3 * MAX..3 * MAX + 3 * LOOK_EVERY).contains(&silent.elapsed()), "{:?}", silent.elapsed());
+
+            let heard = freshness.stream();
+            ask(&pods).await;
+            ask(&tenants).await;
+            tokio::time::sleep((2 * MAX).saturating_sub(LOOK_EVERY)).await;
+            assert!(!heard.is_cancelled());
+            stopping.cancel();
+        };
+        tokio::join!(keep, story);
     }
 
     #[tokio::test(start_paused = true)]

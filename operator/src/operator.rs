@@ -86,7 +86,7 @@ pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> a
     let listener = grpc::bind(args.routes_addr, "--routes-addr (CROFT_ROUTES_ADDR)").await?;
     let started = Started { routes_addr: listener.local_addr()? };
     tracing::info!(routes_addr = %started.routes_addr, "serving routes");
-    let served = GrpcRoutes::new(Routes::server(Arc::clone(&table), tasks.stopping()));
+    let served = GrpcRoutes::new(Routes::server(Arc::clone(&table), freshness.clone(), tasks.stopping()));
     grpc::serve("routes", listener, Some(tls.server()), served, croft_proto::METHODS, tasks, &program.metrics)?;
     tasks.spawn_endless(
         "route-table",

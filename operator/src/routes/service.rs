@@ -12,17 +12,24 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::RouteTable;
+use crate::freshness::Freshness;
 
 /// Serves a [`RouteTable`] to fronts, and to nobody else.
 pub struct Routes {
     table: Arc<RouteTable>,
+    freshness: Freshness,
     stopping: CancellationToken,
 }
 
 impl Routes {
-    /// Streams end when `stopping` is cancelled, so that shutdown does not wait for fronts.
-    pub fn server(table: Arc<RouteTable>, stopping: CancellationToken) -> RouteServiceServer<Self> {
-        RouteServiceServer::new(Self { table, stopping })
+    /// Streams end when `stopping` is cancelled, so that shutdown does not wait for fronts, and when by `freshness` nothing can be told
+    /// on them.
+    pub fn server(
+        table: Arc<RouteTable>,
+        freshness: Freshness,
+        stopping: CancellationToken,
+    ) -> RouteServiceServer<Self> {
+        RouteServiceServer::new(Self { table, freshness, stopping })
     }
 }
 
@@ -42,6 +49,7 @@ impl RouteService for Routes {
         let front = request.into_inner().front;
         tracing::info!(front, version = snapshot.version, "a front watches the routes");
         let told = stream::iter([snapshot]).chain(ReceiverStream::new(changes)).map(Ok);
+        let told = told.take_until(self.freshness.stream().cancelled_owned());
         Ok(Response::new(Box::pin(told.take_until(self.stopping.clone().cancelled_owned()))))
     }
 }

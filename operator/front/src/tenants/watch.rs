@@ -19,7 +19,7 @@ use futures::{StreamExt, stream};
 use prometheus::{IntCounter, IntGauge, Registry};
 use tokio::time::{Instant, timeout};
 use tonic::Streaming;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 
 use super::{TenantMirror, Tenants};
 
@@ -85,14 +85,14 @@ impl RouteWatch {
     /// Watches in a task of its own until shutdown. Fails when the URL or the certificates can't be used.
     pub fn spawn(self, tasks: &Tasks) -> anyhow::Result<()> {
         self.check.not_ready("no routes from the operator yet");
-        let channel = self.channel()?;
+        let endpoint = self.endpoint()?;
         let stopping = tasks.stopping();
-        let run = self.run(channel);
+        let run = self.run(endpoint);
         tasks.spawn_endless("route-watch", async move { stopping.run_until_cancelled(run).await });
         Ok(())
     }
 
-    fn channel(&self) -> anyhow::Result<Channel> {
+    fn endpoint(&self) -> anyhow::Result<Endpoint> {
         let mut endpoint = Endpoint::from_shared(self.operator_url.clone())
             .with_context(|| format!("the operator's URL {:?} is not usable", self.operator_url))?
             .connect_timeout(CONNECT_TIMEOUT)
@@ -103,15 +103,15 @@ impl RouteWatch {
             let host = endpoint.uri().host().unwrap_or_default().to_owned();
             endpoint = endpoint.tls_config(tls.client(&host)).context("the front's certificates are not usable")?;
         }
-        Ok(endpoint.connect_lazy())
+        Ok(endpoint)
     }
 
-    async fn run(self, channel: Channel) {
+    async fn run(self, endpoint: Endpoint) {
         let mut backlog = Backlog::new(Arc::clone(&self.mirror), self.metrics.unmirrored.clone());
         let mut lost_at = Instant::now();
         let mut retries = retries();
         loop {
-            match self.connect(&channel).await {
+            match self.connect(&endpoint).await {
                 Ok(stream) => {
                     self.metrics.connected.set(1);
                     self.metrics.stale_seconds.set(0);
@@ -128,8 +128,9 @@ impl RouteWatch {
         }
     }
 
-    async fn connect(&self, channel: &Channel) -> Result<Streaming<WatchRoutesResponse>, tonic::Status> {
-        let mut client = RouteServiceClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    /// By a connection of its own each time: a replica of the operator that ends the stream may want the Service to lead to another.
+    async fn connect(&self, endpoint: &Endpoint) -> Result<Streaming<WatchRoutesResponse>, tonic::Status> {
+        let mut client = RouteServiceClient::new(endpoint.connect_lazy()).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let request = WatchRoutesRequest { front: self.front.clone() };
         Ok(client.watch_routes(request).await?.into_inner())
     }

@@ -20,7 +20,7 @@ use croft_serve::{Readiness, Tasks};
 use futures::{Stream, StreamExt};
 use prometheus::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::Server;
@@ -37,6 +37,8 @@ const PATIENCE: Duration = Duration::from_secs(90);
 struct Operator {
     snapshot: Vec<TenantRoute>,
     deltas: broadcast::Sender<RouteDelta>,
+    /// From where streams were asked for; all that there are end when this changes.
+    peers: watch::Sender<Vec<SocketAddr>>,
     closing: CancellationToken,
 }
 
@@ -48,11 +50,15 @@ impl RouteService for Operator {
         &self,
         request: Request<WatchRoutesRequest>,
     ) -> Result<Response<Self::WatchRoutesStream>, Status> {
+        self.peers.send_modify(|peers| peers.extend(request.remote_addr()));
+        let mut peers = self.peers.subscribe();
+        let ended = async move { drop(peers.changed().await) };
         assert_eq!(request.into_inner().front, "front-0");
         let snapshot = Change::Snapshot(RouteSnapshot { tenants: self.snapshot.clone() });
         let deltas = BroadcastStream::new(self.deltas.subscribe()).map(|delta| Change::Delta(delta.unwrap()));
         let changes = futures::stream::once(async { snapshot }).chain(deltas);
         let responses = changes.map(|change| Ok(WatchRoutesResponse { version: 1, change: Some(change) }));
+        let responses = responses.take_until(Box::pin(ended));
         Ok(Response::new(responses.take_until(self.closing.clone().cancelled_owned()).boxed()))
     }
 }
@@ -60,14 +66,16 @@ impl RouteService for Operator {
 struct RunningOperator {
     address: SocketAddr,
     deltas: broadcast::Sender<RouteDelta>,
+    peers: watch::Sender<Vec<SocketAddr>>,
     _running: DropGuard,
 }
 
 async fn operate(tasks: &Tasks, address: &str, snapshot: Vec<TenantRoute>, tls: Option<TlsFiles>) -> RunningOperator {
     let listener = TcpListener::bind(address).await.unwrap();
     let address = listener.local_addr().unwrap();
-    let (deltas, closing) = (broadcast::Sender::new(16), CancellationToken::new());
-    let service = RouteServiceServer::new(Operator { snapshot, deltas: deltas.clone(), closing: closing.clone() });
+    let (deltas, peers, closing) = (broadcast::Sender::new(16), watch::Sender::default(), CancellationToken::new());
+    let service = Operator { snapshot, deltas: deltas.clone(), peers: peers.clone(), closing: closing.clone() };
+    let service = RouteServiceServer::new(service);
     let closed = closing.clone().cancelled_owned();
     let serve = async move {
         let incoming = TcpIncoming::from(listener);
@@ -83,7 +91,7 @@ async fn operate(tasks: &Tasks, address: &str, snapshot: Vec<TenantRoute>, tls: 
         }
     };
     drop(tasks.spawn("operator", serve));
-    RunningOperator { address, deltas, _running: closing.drop_guard() }
+    RunningOperator { address, deltas, peers, _running: closing.drop_guard() }
 }
 
 /// A database that can be made to refuse.
@@ -185,6 +193,21 @@ async fn routes_survive_an_operator_that_goes_and_are_made_new_by_one_that_comes
     assert!(front.tenants.get(plover).is_none(), "a snapshot is all there is");
     assert!(front.metric("croft_routes_disconnects_total") > 0.5);
     assert!(front.metric("croft_routes_connected") > 0.5);
+}
+
+/// A connection that stays would lead to the same replica for as long as it runs, whether or not that is ready.
+#[tokio::test]
+async fn a_stream_that_ends_is_followed_by_one_over_another_connection() {
+    let heron = TenantId::generate();
+    let front = Front::new();
+    let operator = operate(&front.tasks, "127.0.0.1:0", vec![route(heron, "heron")], None).await;
+    front.watch(format!("http://{}", operator.address), None);
+    wait_until("ready", || front.readiness.is_ready()).await;
+    operator.peers.send_modify(|_| ());
+    wait_until("it asks again", || operator.peers.borrow().len() == 2).await;
+    let peers = operator.peers.borrow().clone();
+    assert_ne!(peers[0], peers[1]);
+    assert!(front.readiness.is_ready() && front.tenants.get(heron).is_some());
 }
 
 #[tokio::test]
