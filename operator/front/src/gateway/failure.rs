@@ -112,7 +112,7 @@ fn status(error: &Error) -> StatusCode {
         Error::NoWorker { .. } | Error::WorkerLost { .. } | Error::Unavailable { .. } => {
             StatusCode::SERVICE_UNAVAILABLE
         }
-        Error::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        Error::FrontsLost { .. } | Error::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 

@@ -73,9 +73,10 @@ async fn take_over(core: &Arc<Core>, Abandoned { tenant, session }: Abandoned) -
     };
     match core.stores.sessions.get(tenant, session).await? {
         Some(found) => {
-            tracing::info!(%tenant, %session, epoch, "took over a turn");
+            let losses = core.stores.leases.losses(tenant, session).await?;
+            tracing::info!(%tenant, %session, epoch, losses, "took over a turn");
             core.metrics.takeovers.inc();
-            let driver = Driver::new(Arc::clone(core), found, epoch);
+            let driver = Driver::taking_over(Arc::clone(core), found, epoch, losses);
             let span = driver.span();
             core.tasks.spawn("turn", driver.run().instrument(span));
         }
