@@ -18,7 +18,7 @@ use crate::labels;
 use expressions::{
     ANOTHERS_MODEL, BELONGS_TO_A_TENANT, DELETION_STANDS, IMAGE_UNCHANGED, IS_TENANT_NAMESPACE, KEEPS_FINALIZER,
     KEEPS_TENANT_LABEL, MAKES_WORKERS, MAY_BE_DELETED, MODELS_UNCHANGED, NEW_TENANT_NAMESPACE, TAKEN_APART_IN_ORDER,
-    TENANT_IS_NOT_ENDING,
+    TAKES_NO_EXTERNAL_ADDRESS, TENANT_IS_NOT_ENDING,
 };
 
 /// What the expressions must know of an installation, each as CEL text.
@@ -54,13 +54,19 @@ impl Installation {
     /// Whoever keeps the tenants' parts: the operator, and the cluster's own controllers, which collect garbage, empty
     /// namespaces, count revisions and make pods.
     fn is_trusted(&self) -> String {
-        let Self { exempt_users, exempt_groups, .. } = self;
         format!(
             "{} || request.userInfo.username in ['system:kube-controller-manager', 'system:apiserver'] || \
-             'system:serviceaccounts:kube-system' in request.userInfo.groups || \
-             request.userInfo.username in {exempt_users} || \
-             request.userInfo.groups.exists(group, group in {exempt_groups})",
-            self.is_operator()
+             'system:serviceaccounts:kube-system' in request.userInfo.groups || {}",
+            self.is_operator(),
+            self.is_exempt()
+        )
+    }
+
+    fn is_exempt(&self) -> String {
+        let Self { exempt_users, exempt_groups, .. } = self;
+        format!(
+            "request.userInfo.username in {exempt_users} || \
+             request.userInfo.groups.exists(group, group in {exempt_groups})"
         )
     }
 }
@@ -144,6 +150,7 @@ pub fn policies(installation: &Installation) -> Vec<Policy> {
         namespaces(installation),
         parts(installation),
         scale(installation),
+        services(installation),
         worker_pods(installation),
         worker_templates(installation),
         fences(installation),
@@ -183,13 +190,28 @@ fn parts(installation: &Installation) -> Policy {
         )
 }
 
+/// No controller of the cluster itself has business here but the horizontal autoscaler, which would undo what the operator does for ever.
 fn scale(installation: &Installation) -> Policy {
+    let keeps_workers = format!("{} || {}", installation.is_operator(), installation.is_exempt());
     Policy::new("croft-worker-scale", "How many workers there are is the tenant's spec's to say.")
         .on(&["apps"], &["deployments/scale"], &["UPDATE"])
-        .unless("not-trusted", &installation.is_trusted())
+        .unless("not-trusted", &keeps_workers)
         .demand(
             format!("!({IS_TENANT_NAMESPACE})"),
             "only Croft's operator scales a tenant's workers: set spec.workers.replicas of the AgentTenant",
+        )
+}
+
+/// Whatever is sent to an external address of a Service, from anywhere in the cluster, goes to its pods, whoever's address it is
+/// ([CVE-2020-8554](https://github.com/kubernetes/kubernetes/issues/97076)). No quota counts them.
+fn services(installation: &Installation) -> Policy {
+    Policy::new("croft-services", "No Service of a tenant takes what is sent to somebody else's address.")
+        .on(&[""], &["services"], &["CREATE", "UPDATE"])
+        .in_namespaces(LabelOperator::Exists)
+        .unless("not-trusted", &installation.is_trusted())
+        .demand(
+            TAKES_NO_EXTERNAL_ADDRESS.to_owned(),
+            "a Service in a tenant's namespace has no spec.externalIPs: they would take what is sent to those addresses from anywhere",
         )
 }
 

@@ -12,6 +12,7 @@ use croft_serve::config::http_url;
 use croft_serve::log::chain;
 use secrecy::SecretString;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::keys::{self, Keys};
 use crate::refusal::Refusal;
@@ -22,16 +23,19 @@ use crate::tools::mcp::McpServer;
 const FAMILIES: [(&str, &str); 4] =
     [("scripted-", scripted::NAME), ("claude-", anthropic::NAME), ("gpt-", openai::NAME), ("gemini-", gemini::NAME)];
 
+/// What a newer operator writes besides: a tenant's own image may be older than the platform.
+type Unknown = BTreeMap<String, IgnoredAny>;
+
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct File {
     providers: BTreeMap<String, Entry>,
     #[serde(default)]
     mcp_servers: Vec<ServerEntry>,
+    #[serde(flatten)]
+    unknown: Unknown,
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct ServerEntry {
     name: String,
     url: String,
@@ -41,15 +45,18 @@ struct ServerEntry {
     /// None means all that the server has.
     #[serde(default)]
     tools: Vec<String>,
+    #[serde(flatten)]
+    unknown: Unknown,
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Entry {
     base_url: Option<String>,
     api_key_file: Option<PathBuf>,
     /// Which of OpenAI's two interfaces; no other provider has a choice.
     api: Option<Api>,
+    #[serde(flatten)]
+    unknown: Unknown,
 }
 
 #[derive(Deserialize, Clone, Copy)]
@@ -66,8 +73,10 @@ pub(crate) fn open(path: Option<&Path>) -> Result<(Providers, Keys), Mistakes> {
     let mut keys = Keys::default();
     let Some(path) = path else { return Ok((providers, keys)) };
     let file = read(path).map_err(|problem| Mistakes(vec![sentence(path, &problem)]))?;
+    pass_over("the file", &file.unknown);
     let mut mistakes = Vec::new();
     for (name, entry) in file.providers {
+        pass_over(&name, &entry.unknown);
         if let Err(problem) = add(&mut providers, &mut keys, &name, entry) {
             mistakes.push(sentence(path, &format!("provider {name}: {problem}")));
         }
@@ -90,14 +99,22 @@ pub(crate) fn mcp_servers(path: Option<&Path>) -> Result<Vec<McpServer>, Mistake
     if !mistakes.is_empty() {
         return Err(Mistakes(mistakes));
     }
-    let server = |ServerEntry { name, url, token_file, user_tokens_folder, tools }| McpServer {
-        name,
-        url,
-        token_file,
-        user_tokens_folder,
-        tools,
+    let server = |ServerEntry { name, url, token_file, user_tokens_folder, tools, unknown }| {
+        pass_over(&name, &unknown);
+        McpServer { name, url, token_file, user_tokens_folder, tools }
     };
     Ok(file.mcp_servers.into_iter().map(server).collect())
+}
+
+fn pass_over(of: &str, unknown: &Unknown) {
+    if !unknown.is_empty() {
+        let fields: Vec<_> = unknown.keys().collect();
+        tracing::warn!(
+            of,
+            ?fields,
+            "the providers' file has fields that this release doesn't know; going on without them"
+        );
+    }
 }
 
 fn sentence(path: &Path, problem: &str) -> String {
@@ -239,6 +256,20 @@ mod tests {
         let (providers, _) = open(Some(&path)).unwrap();
         assert!(providers.get("anthropic").is_none() && providers.get("scripted").is_some());
         assert_eq!(mcp_servers(Some(&path)).unwrap(), []);
+    }
+
+    #[test]
+    fn what_a_newer_operator_writes_besides_is_passed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("providers.json");
+        let newer = serde_json::json!({
+            "yet_to_come": {},
+            "providers": { "anthropic": { "base_url": "http://models.test", "yet_to_come": [1] } },
+            "mcp_servers": [{ "name": "maps", "url": "https://maps.example.com/mcp", "yet_to_come": true }],
+        });
+        std::fs::write(&path, newer.to_string()).unwrap();
+        assert!(open(Some(&path)).unwrap().0.get("anthropic").is_some());
+        assert_eq!(mcp_servers(Some(&path)).unwrap()[0].name, "maps");
     }
 
     #[test]

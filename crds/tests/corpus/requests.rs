@@ -79,6 +79,9 @@ fn who(word: &str) -> (&'static str, &'static [&'static str]) {
         "controller" => {
             ("system:serviceaccount:kube-system:generic-garbage-collector", &["system:serviceaccounts:kube-system"])
         }
+        "autoscaler" => {
+            ("system:serviceaccount:kube-system:horizontal-pod-autoscaler", &["system:serviceaccounts:kube-system"])
+        }
         "backup" => ("robot:backup", &[]),
         other => panic!("nobody is called {other}"),
     }
@@ -99,6 +102,7 @@ fn resource(kind: &str) -> (&'static str, &'static str) {
         "ConfigMap" => ("", "configmaps"),
         "Secret" => ("", "secrets"),
         "Pod" => ("", "pods"),
+        "Service" => ("", "services"),
         "NetworkPolicy" => ("networking.k8s.io", "networkpolicies"),
         "CiliumNetworkPolicy" => ("cilium.io", "ciliumnetworkpolicies"),
         "Scale" => ("apps", "deployments/scale"),
