@@ -84,7 +84,9 @@ impl UsageService for Usage {
         validate::time("start_time", request.start_time)?;
         validate::time("end_time", request.end_time)?;
         let usage = &self.core.stores.usage;
-        let look = usage.summarize(identity.tenant, request.start_time, request.end_time, &group_by);
+        let bound = |time: Option<Timestamp>| time.map(|time| up_to_the_microsecond((time.seconds, time.nanos)));
+        let (start, end) = (bound(request.start_time), bound(request.end_time));
+        let look = usage.summarize(identity.tenant, start, end, &group_by);
         let summaries = self.core.reads.one(identity.tenant, look).await?;
         if summaries.len() > GROUPS_MAX {
             let problem = format!("comes to more than {GROUPS_MAX} groups: ask for a shorter time or fewer dimensions");
@@ -176,7 +178,7 @@ impl Export {
     }
 }
 
-/// As the ledger keeps times; rounded up, so that no row is left out.
+/// As the ledger keeps times; rounded up, so that what is at or behind it is so in whatever way it is looked for.
 fn up_to_the_microsecond((seconds, nanos): (i64, i32)) -> Timestamp {
     match nanos % 1_000 {
         0 => Timestamp { seconds, nanos },

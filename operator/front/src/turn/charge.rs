@@ -91,7 +91,7 @@ impl Charge {
     }
 
     /// The same in a task of its own, once whoever goes on with the turn has had the time to hear of the attempts from their worker: what
-    /// comes first counts, and these are reckoned.
+    /// comes first counts, and these are reckoned. A front that is to stop does it at once.
     pub(super) fn make_unless_told(self) {
         let (tenant, session, attempts) = (self.tenant, self.session, self.attempts());
         tracing::info!(%tenant, %session, ?attempts, "what a turn used is added to the ledger unless its worker tells of it");
@@ -100,12 +100,18 @@ impl Charge {
         drop(core.tasks.spawn("charge", self.make_later(every, not_yet)));
     }
 
-    /// Tries for a while, with a pause before each try. `error` is why it has not been done yet.
+    /// Tries for a while, with a pause before each try: a short one once the front is to stop, as nobody tries behind it. `error` is why it has
+    /// not been done yet.
     async fn make_later(self, every: Duration, mut error: Error) {
-        let (until, ending) = (Instant::now() + every + PATIENCE, self.core.tasks.ending());
+        let (stopping, ending) = (self.core.tasks.stopping(), self.core.tasks.ending());
+        let until = Instant::now() + every + PATIENCE;
         loop {
             let tried = async {
-                tokio::time::sleep(every).await;
+                if stopping.is_cancelled() {
+                    tokio::time::sleep(TRY_EVERY).await;
+                } else {
+                    stopping.run_until_cancelled(tokio::time::sleep(every)).await;
+                }
                 self.add().await
             };
             match ending.run_until_cancelled(tried).await {

@@ -232,6 +232,21 @@ async fn what_a_turn_used_that_could_not_be_stored_is_charged_in_a_while() {
     assert_eq!(core.stores.usage.list(session.tenant, Some(session.id), None, None, 10).await.unwrap().len(), 2);
 }
 
+/// A rollout came within the minute, and they were given up without a try.
+#[tokio::test(start_paused = true)]
+async fn what_is_to_be_charged_in_a_while_is_charged_by_a_front_that_is_to_stop() {
+    let tasks = Tasks::new();
+    let (core, session) = front(Stores::memory(), Options::default(), &tasks).await;
+    Recorder::new(Arc::clone(&core), session.clone(), 1, (TurnId::generate(), "them"), false)
+        .charge_unless_told(lost_attempt());
+    sleep(Duration::from_secs(1)).await;
+    let begun = Instant::now();
+    assert_eq!(tasks.shutdown(Duration::from_secs(25)).await, 0, "none is left behind");
+    assert!(begun.elapsed() < Duration::from_secs(2), "nor waited for");
+    let rows = core.stores.usage.list(session.tenant, Some(session.id), None, None, 10).await.unwrap();
+    assert_eq!(rows.len(), 1, "{rows:?}");
+}
+
 /// They waited for their next try, were cut off with the program, and stood nowhere.
 #[tokio::test(start_paused = true)]
 async fn attempts_that_wait_for_the_ledger_are_given_up_as_the_front_goes() {

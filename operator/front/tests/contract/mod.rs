@@ -71,7 +71,7 @@ macro_rules! promises {
                 lets_no_session_slip_through, erases_nothing_that_is_not_being_removed,
                 erases_in_batches_and_keeps_the_books, erases_credentials_of_the_tenant_alone,
                 erases_budgets_and_alerts_that_are_not_posted_yet, counts_and_erases_what_is_being_erased,
-                counts_what_ended_lately_in_the_midst_of_a_turn;
+                counts_what_ended_lately_in_the_midst_of_a_turn, has_no_key_made_behind_it;
             retention: erases_whole_sessions_longest_ended_first, leaves_what_is_open_or_has_just_ended,
                 keeps_tenants_apart, keeps_the_books, frees_the_keys_of_what_it_erased, shares_the_work,
                 erases_a_large_session_in_slices_and_shows_none_of_it, takes_budgets_and_alerts_of_a_session_along,

@@ -193,3 +193,14 @@ pub(crate) async fn counts_what_ended_lately_in_the_midst_of_a_turn(stores: &Sto
     end(ours, vec![said("hello")], now()).await;
     assert_eq!(stores.removal.count_cut_short(ours, minute).await.unwrap(), 1);
 }
+
+/// Who asked by the tenant's name, right behind its removal, was given a key that nothing took back any more.
+pub(crate) async fn has_no_key_made_behind_it(stores: &Stores) {
+    let tenant = tenant(stores, "ours").await;
+    stores.removal.begin(tenant, "ours").await.unwrap();
+    stores.removal.erase_credentials(tenant).await.unwrap();
+    let (key, _) = api_key::generate(tenant, "ours").unwrap();
+    let refused = stores.keys.insert(&key, None).await;
+    assert!(matches!(refused, Err(Error::Invalid { .. })), "{refused:?}");
+    assert_eq!(stores.keys.find(&key.prefix).await.unwrap(), None);
+}

@@ -9,6 +9,7 @@ mod changes;
 #[path = "../contract/mod.rs"]
 mod contract;
 mod database;
+mod erasure;
 mod functions;
 mod groups;
 mod hooks;

@@ -250,6 +250,27 @@ async fn a_log_that_was_cut_or_written_anew_with_its_end_is_found_by_what_is_kno
     database.end().await;
 }
 
+/// Each number that it gives is there already. It was tried again for ever, and with it what others had in the same batch and behind it.
+#[tokio::test]
+async fn a_log_whose_end_was_set_back_holds_up_no_others() {
+    let (database, tasks) = (Database::migrated().await, Tasks::new());
+    let stores = Stores::postgres(&database.front().await, &tasks);
+    let (broken, whole) = (five_records(&stores).await, five_records(&stores).await);
+    let mut superuser = database.admin().await;
+    tamper(&mut superuser, &format!("update audit_heads set number = 1 where tenant_id = '{broken}'")).await;
+    let metrics = Metrics::register(&Registry::new()).unwrap();
+    let writer = AuditWriter::start(Arc::clone(&stores.audit), None, metrics, &tasks).await.unwrap();
+    for _ in 0..2 {
+        tokio::join!(writer.record(action(broken, "another")), writer.record(action(whole, "another")));
+    }
+    assert_eq!(writer.unwritten(Duration::from_secs(90)).await, 0);
+    assert_eq!(verified(&stores, whole).await, intact(7));
+    assert!(!verified(&stores, broken).await.intact);
+    drop(writer);
+    assert_eq!(tasks.shutdown(Duration::from_secs(90)).await, 0);
+    database.end().await;
+}
+
 #[tokio::test]
 async fn a_long_log_is_verified_in_pages() {
     let database = Database::migrated().await;

@@ -26,8 +26,8 @@ impl Kept {
 impl KeyStore for Memory {
     async fn insert(&self, key: &StoredKey, expire_time: Option<Timestamp>) -> Result<(), Error> {
         let mut state = self.lock();
-        if !state.tenants.contains_key(&key.tenant) {
-            return Err(Error::invalid("tenant", "does not exist"));
+        if !state.tenants.contains_key(&key.tenant) || state.removing.contains(&key.tenant) {
+            return Err(Error::invalid("tenant", "does not exist, or is being removed"));
         }
         if state.api_keys.contains_key(&key.prefix) {
             return Err(Error::invalid("prefix", "is taken"));

@@ -132,12 +132,13 @@ impl Postgres {
     }
 }
 
-/// Whether it is the records that are at fault: data exceptions and what is too large, by
-/// <https://www.postgresql.org/docs/15/errcodes-appendix.html>.
+/// Whether it is the records that are at fault: data exceptions, what is too large, and what a constraint forbids, such as a number that is there
+/// already, in a log whose end was set back. By <https://www.postgresql.org/docs/15/errcodes-appendix.html>.
 fn refused(error: sqlx::Error) -> Error {
+    const OF_RECORDS: [&str; 3] = ["22", "23", "54"];
     match &error {
         sqlx::Error::Database(refusal)
-            if refusal.code().is_some_and(|code| code.starts_with("22") || code.starts_with("54")) =>
+            if refusal.code().is_some_and(|code| OF_RECORDS.iter().any(|class| code.starts_with(class))) =>
         {
             Error::invalid("records", refusal.message())
         }

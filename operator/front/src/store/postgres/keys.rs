@@ -7,7 +7,7 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 
 use super::time::Time;
-use super::{Postgres, failed, is_foreign_key};
+use super::{Postgres, failed};
 use crate::error::Error;
 use crate::identity::api_key::{KeyRecord, KeyStore, StoredKey};
 use crate::identity::role::Role;
@@ -17,8 +17,13 @@ impl KeyStore for Postgres {
     async fn insert(&self, key: &StoredKey, expire_time: Option<Timestamp>) -> Result<(), Error> {
         self.timed(async |server| {
             let mut tx = server.tenant(key.tenant).await?;
-            sqlx::query(
-                "insert into api_keys (prefix, tenant_id, secret_hash, role, expire_time) values ($1, $2, $3, $4, $5)",
+            // Its credentials go with a tenant, and none comes behind them.
+            let inserted = sqlx::query(
+                "with there as (
+                    select tenant_id from tenants where tenant_id = $2 and remove_time is null for key share
+                )
+                insert into api_keys (prefix, tenant_id, secret_hash, role, expire_time)
+                select $1, tenant_id, $3, $4, $5 from there",
             )
             .bind(&key.prefix)
             .bind(key.tenant.0)
@@ -29,9 +34,11 @@ impl KeyStore for Postgres {
             .await
             .map_err(|error| match &error {
                 sqlx::Error::Database(refusal) if refusal.is_unique_violation() => Error::invalid("prefix", "is taken"),
-                _ if is_foreign_key(&error) => Error::invalid("tenant", "does not exist"),
                 _ => failed(error),
             })?;
+            if inserted.rows_affected() == 0 {
+                return Err(Error::invalid("tenant", "does not exist, or is being removed"));
+            }
             tx.commit().await.map_err(failed)
         })
         .await
