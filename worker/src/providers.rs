@@ -12,7 +12,6 @@ use croft_serve::config::http_url;
 use croft_serve::log::chain;
 use secrecy::SecretString;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 use crate::keys::{self, Keys};
 use crate::refusal::Refusal;
@@ -24,7 +23,7 @@ const FAMILIES: [(&str, &str); 4] =
     [("scripted-", scripted::NAME), ("claude-", anthropic::NAME), ("gpt-", openai::NAME), ("gemini-", gemini::NAME)];
 
 /// What a newer operator writes besides: a tenant's own image may be older than the platform.
-type Unknown = BTreeMap<String, IgnoredAny>;
+type Unknown = serde_json::Map<String, serde_json::Value>;
 
 #[derive(Deserialize)]
 struct File {
@@ -108,7 +107,7 @@ pub(crate) fn mcp_servers(path: Option<&Path>) -> Result<Vec<McpServer>, Mistake
 
 fn pass_over(of: &str, unknown: &Unknown) {
     if !unknown.is_empty() {
-        let fields: Vec<_> = unknown.keys().collect();
+        let fields: Vec<_> = unknown.keys().map(String::as_str).collect();
         tracing::warn!(
             of,
             ?fields,
