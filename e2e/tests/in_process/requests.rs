@@ -6,8 +6,9 @@ use croft_front::core::Options;
 use croft_proto::id::SessionId;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    CreateSessionRequest, GetSessionRequest, InterruptSessionRequest, ListSessionsRequest, ResolveApprovalRequest,
-    SessionState, StreamEventsRequest, TenantLimits, TerminateSessionRequest,
+    AgentSpec, CreateSessionRequest, GetSessionRequest, InterruptSessionRequest, ListSessionsRequest,
+    ResolveApprovalRequest, SendMessageRequest, SessionState, StreamEventsRequest, TenantLimits,
+    TerminateSessionRequest, ToolSpec,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -88,6 +89,28 @@ async fn a_key_that_comes_with_another_body_is_refused() {
     assert_eq!(made, again);
     let refused = client.lifecycle.create_session(request("two")).await.unwrap_err();
     assert_eq!((refused.code(), reason(&refused).as_str()), (Code::FailedPrecondition, "IDEMPOTENCY_KEY_REUSED"));
+}
+
+/// With a key it was an internal error, which clients try again and the log is full of.
+#[tokio::test]
+async fn a_value_that_no_release_knew_yet_is_refused_with_an_idempotency_key_as_without() {
+    let world = World::start().await;
+    let mut client = world.client();
+    let session_id = client.create(scripted_agent("patient")).await.unwrap().session_id;
+    let tool = ToolSpec { name: "clock".into(), replay: 99, ..ToolSpec::default() };
+    let agent = AgentSpec { tools: vec![tool], ..scripted_agent("newer") };
+    for key in ["", "order-66"] {
+        let idempotency_key = key.to_owned();
+        let create = CreateSessionRequest { agent: Some(agent.clone()), idempotency_key, ..Default::default() };
+        let send = SendMessageRequest { busy_policy: 99, idempotency_key: key.into(), ..message(&session_id, "hello") };
+        for refused in [
+            client.lifecycle.create_session(create).await.unwrap_err(),
+            client.lifecycle.send_message(send).await.unwrap_err(),
+        ] {
+            assert_eq!((refused.code(), reason(&refused).as_str()), (Code::InvalidArgument, "INVALID_ARGUMENT"));
+        }
+    }
+    assert_eq!(world.stored(&session_id).await.last_seq, 2, "nothing was stored");
 }
 
 #[tokio::test]

@@ -2,7 +2,9 @@
 
 use croft_e2e::client::{Client, message, scripted_agent};
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{StopReason, StreamEventsRequest, StreamEventsResponse, TenantLimits};
+use croft_proto::v1::{
+    BusyPolicy, SendMessageRequest, StopReason, StreamEventsRequest, StreamEventsResponse, TenantLimits,
+};
 use croft_serve::Tasks;
 use futures::future::join_all;
 use tokio::time::timeout;
@@ -114,4 +116,28 @@ async fn all_who_watch_at_a_front_that_goes_watch_on_at_another() {
     }
     let refused = client.create(scripted_agent("one-too-many")).await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+}
+
+/// Its front drove nothing for it, and waited for the other's turn until its grace was over.
+#[tokio::test]
+async fn who_waits_at_a_front_that_goes_for_a_turn_of_another_is_told_to_go_on_there() {
+    let world = World::start().await;
+    let mut client = world.client();
+    let session_id = client.create(scripted_agent("busy")).await.unwrap().session_id;
+    let endless = r#"{"script": [{"text": "word "}, {"delay_ms": 600000}]}"#;
+    let _running = client.lifecycle.send_message(message(&session_id, endless)).await.unwrap();
+    let going = Tasks::new();
+    let mut there = world.client_of_a_front_with(&going).await;
+    let waits = SendMessageRequest { busy_policy: BusyPolicy::Enqueue.into(), ..message(&session_id, "hello") };
+    let mut waiting = there.lifecycle.send_message(waits).await.unwrap().into_inner();
+    let told = async {
+        loop {
+            match waiting.message().await {
+                Ok(Some(_)) => {}
+                told => return told,
+            }
+        }
+    };
+    let (left, told) = tokio::join!(going.shutdown(PATIENCE), told);
+    assert_eq!((left, told.unwrap_err().code()), (0, Code::Unavailable));
 }

@@ -12,6 +12,7 @@ use croft_proto::v1::{
     SendMessageResponse, Session, SessionEvent, StreamEventsRequest, StreamEventsResponse, TerminateSessionRequest,
     TerminateSessionResponse,
 };
+use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
@@ -86,7 +87,7 @@ impl Lifecycle {
         identity: &Identity,
         request: SendMessageRequest,
     ) -> Result<impl Stream<Item = Result<SessionEvent, Error>> + Send + 'static, Error> {
-        Ok(self.open(identity, request).await?.1)
+        Ok(self.open(identity, request).await?.2)
     }
 
     /// The same, for as long as the caller's credential is good. The turn goes on when the stream ends, as it does when the caller
@@ -101,16 +102,27 @@ impl Lifecycle {
             Ok(seat) => seat,
             Err(error) => return Err(self.refused(tenure.identity(), &request, error).await),
         };
-        let (after_seq, events) = self.open(tenure.identity(), request).await?;
-        Ok(tenured(events, after_seq, tenure, seat))
+        let (after_seq, drives, events) = self.open(tenure.identity(), request).await?;
+        let events = tenured(events, after_seq, tenure, seat);
+        // A turn that is another's may run on for long: its caller goes on listening at another replica. Our own is to end here.
+        Ok(if drives { events.left_stream() } else { self.until_left(events).right_stream() })
     }
 
-    /// Stores a message. Its turn, and the number of the event before it.
+    /// For as long as this replica does not go away.
+    fn until_left(
+        &self,
+        events: impl Stream<Item = Result<SessionEvent, Error>> + Send + 'static,
+    ) -> BoxStream<'static, Result<SessionEvent, Error>> {
+        let left = leaving(self.core.tasks.stopping(), LEAVE_WITHIN);
+        until_left(events, left, || Error::unavailable("this replica", anyhow::anyhow!("it is shutting down"))).boxed()
+    }
+
+    /// Stores a message. The number of the event before it, whether its turn is driven here from now on, and the turn.
     async fn open(
         &self,
         identity: &Identity,
         request: SendMessageRequest,
-    ) -> Result<(u64, impl Stream<Item = Result<SessionEvent, Error>> + Send + use<>), Error> {
+    ) -> Result<(u64, bool, impl Stream<Item = Result<SessionEvent, Error>> + Send + use<>), Error> {
         let (tenant, id) = match validate::session_id(&request.session_id) {
             Ok(id) => (identity.tenant, id),
             Err(error) => return Err(self.refused(identity, &request, error).await),
@@ -127,8 +139,9 @@ impl Lifecycle {
         } else {
             place.follow(log, seq - 1).await?.right_stream()
         };
+        let drives = sent.begins();
         sent.begin();
-        Ok((seq - 1, one_turn(events, turn)))
+        Ok((seq - 1, drives, one_turn(events, turn)))
     }
 
     /// Records that a message was not taken, and passes on why.
@@ -265,9 +278,7 @@ impl LifecycleService for Lifecycle {
             replay::follow(log, &self.core.hub, session.tenant, session.id, request.after_seq, request.durable_only)
                 .await?;
         // A stream may be idle for ever, and must not hold up the shutdown: its caller resumes at another replica.
-        let left = leaving(self.core.tasks.stopping(), LEAVE_WITHIN);
-        let goodbye = || Error::unavailable("this replica", anyhow::anyhow!("it is shutting down"));
-        let events = until_left(tenured(events, request.after_seq, tenure, seat), left, goodbye);
+        let events = self.until_left(tenured(events, request.after_seq, tenure, seat));
         Ok(Response::new(Box::pin(
             events.map(|event| Ok(StreamEventsResponse { event: Some(event.map_err(Status::from)?) })),
         )))

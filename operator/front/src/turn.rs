@@ -101,6 +101,11 @@ impl Sent {
         self.is_new
     }
 
+    /// Its turn, or one before it, is driven here once it is let begin.
+    pub fn begins(&self) -> bool {
+        self.begins.is_some()
+    }
+
     /// Lets the turn begin.
     pub fn begin(&mut self) {
         self.begins = None;
@@ -131,6 +136,9 @@ impl Turns {
         let body = SendMessageRequest { idempotency_key: String::new(), ..request.clone() };
         validate::message(&mut request.content, if limit > 0 { limit } else { self.core.options.message_bytes_max })?;
         let session = validate::session_id(&request.session_id)?;
+        if BusyPolicy::try_from(request.busy_policy).is_err() {
+            return Err(Error::invalid("busy_policy", "is none that this release knows"));
+        }
         let turn = TurnId::generate();
         let message = UserMessage { content: request.content.clone(), sender: sender.to_owned() };
         let said = Kind::UserMessage(message.clone());

@@ -79,6 +79,8 @@ impl Tasks {
         F::Output: Send + 'static,
     {
         let entry = Entry::new(name, Arc::clone(&self.ledger), alarm);
+        // A block has room for what it captures and once more for what it awaits.
+        let future = Box::pin(future);
         let owned = tracker.track_future(async move {
             let _entry = entry;
             future.await

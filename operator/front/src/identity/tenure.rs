@@ -44,7 +44,8 @@ impl Tenure {
         let Some(token) = self.token else { return std::future::pending().await };
         loop {
             tokio::time::sleep(self.recheck_every).await;
-            match self.authenticator.authenticate_bearer(token.expose_secret()).await {
+            // Seldom, and larger than all else that a stream waits with.
+            match Box::pin(self.authenticator.authenticate_bearer(token.expose_secret())).await {
                 Ok(now) if now != self.identity => return,
                 Err(Error::Unauthenticated { .. } | Error::Forbidden { .. }) => return,
                 Ok(_) | Err(_) => {}

@@ -358,6 +358,8 @@ fn economy_models(routing: &RoutingSpec) -> impl Iterator<Item = (&'static str, 
 /// The hash is over JSON with sorted keys: protobuf maps have no order of their own.
 pub(crate) fn idempotency_key(key: &str, body: &impl Serialize) -> Result<Option<IdempotencyKey>, Error> {
     let Some(key) = validate::idempotency_key(key)? else { return Ok(None) };
-    let body = serde_json::to_value(body).map_err(Error::internal)?;
+    // Only what is not among an enum's values has no JSON.
+    let body = serde_json::to_value(body)
+        .map_err(|_| Error::invalid("request", "has a value that this release does not know"))?;
     Ok(Some(IdempotencyKey { key: key.to_owned(), body_hash: snapshot::canonical_hash(&body) }))
 }

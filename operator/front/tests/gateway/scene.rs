@@ -24,7 +24,7 @@ use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::watch_routes_response::Change;
 use croft_proto::v1::{
     AgentMessage, AgentSpec, ContentBlock, ResolveApprovalRequest, RouteSnapshot, SendMessageRequest, SessionCreated,
-    SessionEvent, SessionTerminated, TenantRoute, Text, TextDelta, UserMessage, WatchRoutesResponse,
+    SessionEvent, SessionTerminated, StepCompleted, TenantRoute, Text, TextDelta, UserMessage, WatchRoutesResponse,
 };
 use croft_serve::connections::{Bounds, Connections};
 use croft_serve::{Metrics, Readiness, Tasks, health};
@@ -256,6 +256,11 @@ pub(crate) fn user_message(text: &str) -> Kind {
 
 pub(crate) fn agent_message() -> Kind {
     Kind::AgentMessage(AgentMessage::default())
+}
+
+/// With a value that only a later release has.
+pub(crate) fn from_later_on() -> Kind {
+    Kind::StepCompleted(StepCompleted { stop_reason: 999 })
 }
 
 pub(crate) fn terminated() -> Kind {

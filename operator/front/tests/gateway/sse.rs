@@ -6,7 +6,7 @@ use croft_front::{events::fanout, gateway};
 use serde_json::{Value, json};
 
 use crate::http::{Answer, bearer, get};
-use crate::scene::{PATIENCE, Replica, Scene, agent_message, terminated, user_message};
+use crate::scene::{PATIENCE, Replica, Scene, agent_message, from_later_on, terminated, user_message};
 
 /// One message of the stream.
 #[derive(Debug, Default, PartialEq)]
@@ -114,6 +114,19 @@ async fn a_stream_goes_on_from_its_cursor_at_any_replica() {
     // The browser asks for the same address again, and says what it has had.
     let mut stream = Stream::open(&scene, &theirs, &format!("{path}?after_seq=3"), Some(4)).await;
     assert_eq!((stream.id().await, stream.id().await), ("5".to_owned(), "6".to_owned()));
+}
+
+/// The stream broke off there, and so did each that followed it.
+#[tokio::test]
+async fn an_event_that_a_later_release_has_stored_is_told_by_its_number() {
+    let scene = Scene::new().await;
+    let (replica, session) = (scene.replica().await, scene.session().await);
+    scene.publish(&replica, session, from_later_on()).await;
+    scene.publish(&replica, session, agent_message()).await;
+    let mut stream = Stream::open(&scene, &replica, &format!("/v1/sessions/{session}/events?after_seq=1"), None).await;
+    let message = stream.message().await.unwrap();
+    assert_eq!((message.id.as_deref(), message.data["seq"].as_str()), (Some("2"), Some("2")));
+    assert_eq!(stream.id().await, "3");
 }
 
 #[tokio::test]

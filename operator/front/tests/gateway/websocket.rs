@@ -16,7 +16,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, connect_async_with_config};
 
-use crate::scene::{PATIENCE, Replica, Scene, agent_message, terminated, user_message};
+use crate::scene::{PATIENCE, Replica, Scene, agent_message, from_later_on, terminated, user_message};
 
 pub(crate) struct Client<S = MaybeTlsStream<TcpStream>> {
     pub(crate) socket: WebSocketStream<S>,
@@ -84,6 +84,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
 
 pub(crate) fn reason(frame: &Value) -> &str {
     frame["error"]["reason"].as_str().unwrap_or_else(|| panic!("{frame}"))
+}
+
+/// The socket was closed at it, and what else it followed with it.
+#[tokio::test]
+async fn an_event_that_a_later_release_has_stored_is_told_by_its_number() {
+    let scene = Scene::new().await;
+    let (replica, session) = (scene.replica().await, scene.session().await);
+    scene.publish(&replica, session, from_later_on()).await;
+    scene.publish(&replica, session, agent_message()).await;
+    let mut client = Client::connect(&scene, &replica).await;
+    client.subscribe(session, 1).await;
+    assert_eq!((client.hear_number().await, client.hear_number().await), (2, 3));
 }
 
 #[tokio::test]

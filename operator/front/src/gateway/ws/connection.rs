@@ -19,7 +19,7 @@ use super::frames::{ClientFrame, Ping, ServerFrame, Subscribe, Unsubscribe};
 use super::limiter::{Limiter, Verdict};
 use super::subscriptions::{Said, Subscriptions};
 use crate::error::Error;
-use crate::gateway::failure::log;
+use crate::gateway::failure::{log, unspeakable};
 use crate::gateway::metrics::Open;
 use crate::gateway::open::{Opened, Wanted, open};
 use crate::gateway::{Failure, Opens, Shared};
@@ -393,7 +393,14 @@ impl End {
 }
 
 fn json(frame: &ServerFrame) -> Result<String, End> {
-    serde_json::to_string(frame).map_err(|error| {
+    let told = serde_json::to_string(frame).or_else(|error| match frame {
+        ServerFrame::Event(event) => {
+            unspeakable(event, &error);
+            serde_json::to_string(&ServerFrame::Event(Box::new(SessionEvent { kind: None, ..(**event).clone() })))
+        }
+        _ => Err(error),
+    });
+    told.map_err(|error| {
         tracing::error!(%error, "a frame can't be written as JSON");
         End::close(close_code::ERROR, "an internal error")
     })
