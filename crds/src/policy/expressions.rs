@@ -45,9 +45,9 @@ pub(super) const MAKES_WORKERS: &str = "(has(object.spec.template) && has(object
      has(object.spec.jobTemplate.spec.template.metadata.labels) && \
      'croft.dev/tenant' in object.spec.jobTemplate.spec.template.metadata.labels)";
 
-/// A Service that is sent nothing but what is for it.
-pub(super) const TAKES_NO_EXTERNAL_ADDRESS: &str =
-    "!has(object.spec.externalIPs) || object.spec.externalIPs.size() == 0";
+/// A Service that is sent nothing but what is for it, or that goes: whoever holds it up must be able to let go.
+pub(super) const TAKES_NO_EXTERNAL_ADDRESS: &str = "!has(object.spec.externalIPs) || \
+     object.spec.externalIPs.size() == 0 || has(object.metadata.deletionTimestamp)";
 
 /// The namespace is marked by the operator, who alone may do so.
 pub(super) const IS_TENANT_NAMESPACE: &str =

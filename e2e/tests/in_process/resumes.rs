@@ -141,3 +141,20 @@ async fn who_waits_at_a_front_that_goes_for_a_turn_of_another_is_told_to_go_on_t
     let (left, told) = tokio::join!(going.shutdown(PATIENCE), told);
     assert_eq!((left, told.unwrap_err().code()), (0, Code::Unavailable));
 }
+
+/// The turn ends here in time, and so does the one that waits behind it.
+#[tokio::test]
+async fn who_waits_at_a_front_that_goes_for_its_own_turn_sees_it_to_its_end() {
+    let world = World::start().await;
+    let going = Tasks::new();
+    let mut client = world.client_of_a_front_with(&going).await;
+    let session_id = client.create(scripted_agent("busy")).await.unwrap().session_id;
+    // Longer than streams of others go on.
+    let slow = r#"{"script": [{"text": "word "}, {"delay_ms": 7000}, {"text": "and end"}]}"#;
+    let running = client.lifecycle.send_message(message(&session_id, slow)).await.unwrap().into_inner();
+    let waits = SendMessageRequest { busy_policy: BusyPolicy::Enqueue.into(), ..message(&session_id, "hello") };
+    let waiting = client.lifecycle.send_message(waits).await.unwrap().into_inner();
+    let (left, first, second) = tokio::join!(going.shutdown(PATIENCE), read_all(running), read_all(waiting));
+    assert_eq!(left, 0);
+    assert_eq!([stop_reason(&first), stop_reason(&second)], [Some(StopReason::EndTurn); 2]);
+}

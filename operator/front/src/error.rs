@@ -63,9 +63,6 @@ pub enum Error {
     WorkerRefused { reason: String, message: String },
     #[error("the worker was lost: {message}")]
     WorkerLost { message: String },
-    /// So many fronts in a row were lost while they drove the turn, each before it had stored a word of it.
-    #[error("the turn was given up: {fronts} replicas in a row were lost with it")]
-    FrontsLost { fronts: u32 },
     /// A subscriber that can't keep up; it may come back with this number.
     #[error("the subscriber is too slow: resume after {resume_after}")]
     SlowConsumer { resume_after: u64 },
@@ -133,7 +130,6 @@ impl Error {
             Self::WorkersFull { .. } => "WORKERS_FULL",
             Self::WorkerRefused { .. } => "WORKER_REFUSED",
             Self::WorkerLost { .. } => "WORKER_LOST",
-            Self::FrontsLost { .. } => "FRONTS_LOST",
             Self::SlowConsumer { .. } => "SLOW_CONSUMER",
             Self::LeaseLost { .. } => "LEASE_LOST",
             Self::Unavailable { .. } => "UNAVAILABLE",

@@ -30,10 +30,6 @@ pub trait LeaseStore: Send + Sync {
         ttl: Duration,
     ) -> Result<Option<u64>, Error>;
 
-    /// How many holders in a row let the lease run out without having stored a word: one that left it to others is none of them. 0 once
-    /// something was stored behind the last.
-    async fn losses(&self, tenant: TenantId, session: SessionId) -> Result<u32, Error>;
-
     /// Holds leases for `ttl` more, each under its epoch. Those of them that are lost: the epoch has moved on, or the lease was released.
     async fn renew_all(
         &self,

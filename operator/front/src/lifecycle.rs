@@ -117,7 +117,7 @@ impl Lifecycle {
         until_left(events, left, || Error::unavailable("this replica", anyhow::anyhow!("it is shutting down"))).boxed()
     }
 
-    /// Stores a message. The number of the event before it, whether its turn is driven here from now on, and the turn.
+    /// Stores a message. The number of the event before it, whether the session's turns are driven here by now, and the turn.
     async fn open(
         &self,
         identity: &Identity,
@@ -139,7 +139,7 @@ impl Lifecycle {
         } else {
             place.follow(log, seq - 1).await?.right_stream()
         };
-        let drives = sent.begins();
+        let drives = sent.begins() || self.core.held.holds(tenant, id);
         sent.begin();
         Ok((seq - 1, drives, one_turn(events, turn)))
     }

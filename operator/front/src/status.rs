@@ -82,7 +82,7 @@ fn code(error: &Error) -> Code {
         | Error::WorkersFull { .. }
         | Error::SlowConsumer { .. } => Code::ResourceExhausted,
         Error::NoWorker { .. } | Error::WorkerLost { .. } | Error::Unavailable { .. } => Code::Unavailable,
-        Error::FrontsLost { .. } | Error::Internal { .. } => Code::Internal,
+        Error::Internal { .. } => Code::Internal,
     }
 }
 

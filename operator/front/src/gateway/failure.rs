@@ -122,7 +122,7 @@ fn status(error: &Error) -> StatusCode {
         Error::NoWorker { .. } | Error::WorkerLost { .. } | Error::Unavailable { .. } => {
             StatusCode::SERVICE_UNAVAILABLE
         }
-        Error::FrontsLost { .. } | Error::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        Error::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 

@@ -81,9 +81,6 @@ struct Lease {
     expiry: Option<Instant>,
     /// It ran out with no holder: nobody was told its epoch, so nothing may be done under it.
     is_abandoned: bool,
-    /// Holders in a row that let it run out behind the same event.
-    losses: u32,
-    lost_behind_seq: Option<u64>,
 }
 
 /// What an idempotency key is unique in.
@@ -105,22 +102,13 @@ impl Lease {
 
     /// Under the epoch that is told. The holder before is fenced.
     fn take(&mut self, expiry: Instant) -> u64 {
-        *self = Self { epoch: self.epoch + 1, expiry: Some(expiry), is_abandoned: false, ..*self };
+        *self = Self { epoch: self.epoch + 1, expiry: Some(expiry), is_abandoned: false };
         self.epoch
-    }
-
-    /// Of whoever had it before, unless that one left it, or there was none.
-    fn count_loss(&mut self, last_seq: u64) {
-        if self.is_abandoned || self.epoch == 0 {
-            return;
-        }
-        self.losses = if self.lost_behind_seq == Some(last_seq) { self.losses + 1 } else { 1 };
-        self.lost_behind_seq = Some(last_seq);
     }
 
     /// Lets whoever looks for abandoned turns have it at once. The holder before is fenced.
     fn abandon(&mut self) {
-        *self = Self { epoch: self.epoch + 1, expiry: Some(Instant::now()), is_abandoned: true, ..*self };
+        *self = Self { epoch: self.epoch + 1, expiry: Some(Instant::now()), is_abandoned: true };
     }
 
     /// True past the expiry too, until someone else takes the lease.

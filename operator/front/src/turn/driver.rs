@@ -44,9 +44,6 @@ use step::{Course, Origin, Step, pause};
 const PAGE: u32 = 500;
 /// Workers that one turn may lose before it ends. After each loss it goes on from what is stored.
 const WORKERS_MAX: u32 = 3;
-/// Fronts that may be lost in a row with one turn of which none stored a word. Each takes the other turns that it drives with it, and is away
-/// for as long as it takes to start again.
-const FRONTS_MAX: u32 = 5;
 /// How long a step may go on in a tenant that has been stopped. The exchange tells the worker at once and needs a little less.
 const STOP_GRACE: Duration = Duration::from_millis(900);
 
@@ -66,14 +63,6 @@ pub(super) struct Driver {
     driven: Driven,
     /// Whoever had the lease before panicked.
     panicked: Option<Panicked>,
-    /// Too many fronts were lost with this turn.
-    fatal: Option<Fatal>,
-}
-
-/// A turn that is driven no further: what killed the fronts that drove it may well kill this one.
-struct Fatal {
-    turn: String,
-    fronts: u32,
 }
 
 /// A turn that has just begun: there is nothing about it that the store knows better.
@@ -97,14 +86,7 @@ struct Input {
 
 impl Driver {
     pub(super) fn new(core: Arc<Core>, session: Session, epoch: u64) -> Self {
-        Self { core, session, epoch, first: None, driven: Driven::default(), panicked: None, fatal: None }
-    }
-
-    /// For a turn whose front is lost, as were so many in a row before it had stored a word.
-    pub(super) fn taking_over(core: Arc<Core>, session: Session, epoch: u64, losses: u32) -> Self {
-        let is_fatal = losses >= FRONTS_MAX && session.state == SessionState::Running;
-        let fatal = is_fatal.then(|| Fatal { turn: session.turn_id.clone(), fronts: losses });
-        Self { fatal, ..Self::new(core, session, epoch) }
+        Self { core, session, epoch, first: None, driven: Driven::default(), panicked: None }
     }
 
     /// For a turn that was begun with this message.
@@ -290,12 +272,6 @@ impl Driver {
         let end = loop {
             if self.panicked.is_some_and(|panicked| panicked.turn == Some(input.turn)) {
                 let error = Error::internal(anyhow::anyhow!("the turn's driver panicked"));
-                break End::failed(StopReason::Error, session_error(&error));
-            }
-            if let Some(Fatal { fronts, .. }) = self.fatal.as_ref().filter(|fatal| fatal.turn == input.turn.to_string())
-            {
-                let error = Error::FrontsLost { fronts: *fronts };
-                tracing::error!(tenant = %self.session.tenant, session = %self.session.id, fronts, "turn given up");
                 break End::failed(StopReason::Error, session_error(&error));
             }
             // A worker of a suspended tenant has time to end what it is at: only what it hands back goes no further.

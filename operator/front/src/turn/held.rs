@@ -73,6 +73,11 @@ impl Held {
         Hold { held: self.clone(), turn, epoch, lost }
     }
 
+    /// A turn of the session is driven here.
+    pub(crate) fn holds(&self, tenant: TenantId, session: SessionId) -> bool {
+        self.lock().contains_key(&(tenant, session))
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<Turn, Lease>> {
         // No code that holds the lock can leave the map half changed.
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)

@@ -73,10 +73,9 @@ async fn take_over(core: &Arc<Core>, Abandoned { tenant, session }: Abandoned) -
     };
     match core.stores.sessions.get(tenant, session).await? {
         Some(found) => {
-            let losses = core.stores.leases.losses(tenant, session).await?;
-            tracing::info!(%tenant, %session, epoch, losses, "took over a turn");
+            tracing::info!(%tenant, %session, epoch, "took over a turn");
             core.metrics.takeovers.inc();
-            let driver = Driver::taking_over(Arc::clone(core), found, epoch, losses);
+            let driver = Driver::new(Arc::clone(core), found, epoch);
             let span = driver.span();
             core.tasks.spawn("turn", driver.run().instrument(span));
         }

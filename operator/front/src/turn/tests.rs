@@ -1,10 +1,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
-use croft_proto::v1::watch_routes_response::Change;
 use croft_proto::v1::{
-    AgentMessage, AgentSpec, ContentBlock, Grant, GrantRequest, Image, ModelAttempt, RouteSnapshot, SessionCreated,
-    SessionIdle, SessionRunning, StopReason, SubAgentCall, Text, TokenUsage, WatchRoutesResponse, content_block, image,
+    AgentMessage, AgentSpec, ContentBlock, Grant, GrantRequest, Image, ModelAttempt, SessionCreated, SessionIdle,
+    StopReason, SubAgentCall, Text, TokenUsage, content_block, image,
 };
 use croft_serve::Tasks;
 use futures::FutureExt as _;
@@ -116,47 +115,6 @@ async fn a_turn_whose_lease_is_lost_is_dropped_although_nobody_can_see_its_sessi
     silent.0.store(true, Ordering::SeqCst);
     sleep(lease_ttl).await;
     assert_eq!((core.metrics.turns_running.get(), core.metrics.lease_losses.get()), (0, 1));
-}
-
-/// Drives a turn for so long as it takes to end it, after so many fronts were lost with it, behind the same event. Why it ended.
-async fn ended_behind(lost: u32, and_then: impl AsyncFnOnce(&Core, &Session, TurnId)) -> String {
-    let (tasks, stores) = (Tasks::new(), Stores::memory());
-    let (core, session) = front(stores.clone(), Options::default(), &tasks).await;
-    let (tenant, id, turn) = (session.tenant, session.id, TurnId::generate());
-    let message = vec![Kind::UserMessage(UserMessage::default()), Kind::SessionRunning(SessionRunning {})];
-    let message = message.into_iter().map(|kind| turn_event(turn, kind)).collect();
-    let message = Append::of(tenant, id, Authority::Caller, message);
-    let begin = Begin { message, holder: "lost-0".into(), ttl: Duration::ZERO };
-    assert!(matches!(stores.turns.begin(begin).await.unwrap(), Begun::New(_)));
-    for number in 1..lost {
-        let holder = format!("lost-{number}");
-        assert!(stores.leases.acquire(tenant, id, &holder, Duration::ZERO).await.unwrap().is_some());
-    }
-    and_then(&core, &session, turn).await;
-    let change = Some(Change::Snapshot(RouteSnapshot::default()));
-    core.tenants.apply(WatchRoutesResponse { version: 1, change });
-    loop {
-        sleep(Duration::from_secs(1)).await;
-        let events = stores.events.read(tenant, id, 0, 100).await.unwrap();
-        if matches!(events.last().and_then(|event| event.kind.as_ref()), Some(Kind::SessionIdle(_))) {
-            let error = events.into_iter().find_map(|event| match event.kind {
-                Some(Kind::Error(error)) => Some(error.reason),
-                _ => None,
-            });
-            return error.expect("there is no worker");
-        }
-    }
-}
-
-/// It would go from front to front for ever, and take from each what it drives besides.
-#[tokio::test(start_paused = true)]
-async fn a_turn_that_many_fronts_in_a_row_were_lost_with_is_given_up() {
-    assert_eq!(ended_behind(4, async |_, _, _| ()).await, "NO_WORKER");
-    assert_eq!(ended_behind(5, async |_, _, _| ()).await, "FRONTS_LOST");
-    let said = async |core: &Core, session: &Session, turn| {
-        append(core, session, turn, vec![Kind::AgentMessage(AgentMessage::default())]).await;
-    };
-    assert_eq!(ended_behind(9, said).await, "NO_WORKER", "it went on in between");
 }
 
 fn lost_attempt() -> Vec<Kind> {

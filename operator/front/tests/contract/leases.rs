@@ -248,32 +248,3 @@ async fn is_nobodys(stores: &Stores, lease: Abandoned, epoch: u64) {
         assert_eq!(stores.leases.abandoned(10).await.unwrap(), [lease]);
     }
 }
-
-pub(crate) async fn counts_holders_that_are_lost_behind_the_same_event(stores: &Stores) {
-    let tenant = tenant(stores, "ours").await;
-    let session = session(stores, tenant).await;
-    let losses = async || stores.leases.losses(tenant, session).await.unwrap();
-    let take = async || stores.leases.acquire(tenant, session, "front-0", Duration::ZERO).await.unwrap().unwrap();
-    assert_eq!(losses().await, 0);
-    take().await;
-    assert_eq!(losses().await, 0, "nobody had it before");
-    for lost in 1..=2 {
-        take().await;
-        assert_eq!(losses().await, lost);
-    }
-    // One that leaves it to others is not lost.
-    let epoch = take().await;
-    stores.leases.abandon(tenant, session, epoch).await.unwrap();
-    let epoch = take().await;
-    assert_eq!(losses().await, 3);
-    // Whoever stores a word has come further than those before.
-    let mut word = append(tenant, session, vec![said("a word")]);
-    word.authority = Authority::Lease { epoch };
-    appended(stores, word).await;
-    assert_eq!(losses().await, 0);
-    take().await;
-    assert_eq!(losses().await, 1);
-
-    let nobodys = stores.leases.losses(TenantId::generate(), session).await.unwrap();
-    assert_eq!(nobodys, 0, "and is told to nobody else");
-}

@@ -42,8 +42,7 @@ macro_rules! promises {
                 renews_many_at_once_and_tells_of_those_that_are_lost,
                 renews_while_it_is_held, survives_a_late_heartbeat, finds_abandoned_ones_longest_first,
                 has_one_winner_of_many, is_not_taken_over_once_it_was_given_up, refuses_sessions_that_cannot_run, is_abandoned_when_given_up_while_a_message_waits,
-                is_abandoned_by_a_message_that_finds_nobody, is_abandoned_by_a_holder_that_goes,
-                counts_holders_that_are_lost_behind_the_same_event;
+                is_abandoned_by_a_message_that_finds_nobody, is_abandoned_by_a_holder_that_goes;
             turns: keeps_tenants_apart, begins_with_lease_and_message_together,
                 begins_behind_no_message_that_its_caller_has_not_seen, brings_the_newest_checkpoint_along,
                 stores_nothing_while_someone_holds_the_lease, has_one_winner_of_many, refuses_sessions_that_cannot_run,

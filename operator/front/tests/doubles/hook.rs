@@ -28,7 +28,6 @@ pub(crate) enum Call<'call> {
     /// The last word of a turn.
     End(&'call Append),
     Acquire,
-    Losses,
     RenewAll(&'call [(SessionId, u64)]),
     Release,
     Abandon,

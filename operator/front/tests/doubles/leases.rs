@@ -21,10 +21,6 @@ impl LeaseStore for Hooked<dyn LeaseStore> {
         self.pass(Call::Acquire, self.behind.acquire(tenant, session, holder, ttl)).await
     }
 
-    async fn losses(&self, tenant: TenantId, session: SessionId) -> Result<u32, Error> {
-        self.pass(Call::Losses, self.behind.losses(tenant, session)).await
-    }
-
     async fn renew_all(
         &self,
         tenant: TenantId,

@@ -29,15 +29,7 @@ impl LeaseStore for Memory {
         if !record.lease.is_left(now) {
             return Ok(None);
         }
-        record.lease.count_loss(record.session.last_seq);
         Ok(Some(record.lease.take(now + ttl)))
-    }
-
-    async fn losses(&self, tenant: TenantId, session: SessionId) -> Result<u32, Error> {
-        let mut state = self.lock();
-        let Ok(record) = state.record(tenant, session) else { return Ok(0) };
-        let is_behind = record.lease.lost_behind_seq == Some(record.session.last_seq);
-        Ok(if is_behind { record.lease.losses } else { 0 })
     }
 
     async fn renew_all(

@@ -28,18 +28,12 @@ impl LeaseStore for Postgres {
             let mut tx = server.locking(tenant, [session]).await?;
             let row = sqlx::query(
                 "with open as (
-                    select state, last_seq from sessions where tenant_id = $1 and session_id = $2
+                    select state from sessions where tenant_id = $1 and session_id = $2
                 ), taken as (
                     insert into leases as old (tenant_id, session_id, epoch, holder, expire_time)
                     select $1, $2, 1, $3, clock_timestamp() + $4 * interval '1 microsecond' from open where state <> 'terminated'
                     on conflict (tenant_id, session_id) do update
-                        set epoch = old.epoch + 1, holder = excluded.holder, expire_time = excluded.expire_time,
-                            losses = case
-                                when old.holder = '' then old.losses
-                                when old.lost_behind_seq = (select last_seq from open) then old.losses + 1
-                                else 1
-                            end,
-                            lost_behind_seq = case when old.holder = '' then old.lost_behind_seq else (select last_seq from open) end
+                        set epoch = old.epoch + 1, holder = excluded.holder, expire_time = excluded.expire_time
                         where old.holder is not null and old.expire_time <= clock_timestamp()
                     returning epoch
                 ), told as (
@@ -64,24 +58,6 @@ impl LeaseStore for Postgres {
             }
             let epoch: Option<i64> = row.try_get("epoch").map_err(failed)?;
             Ok(epoch.map(i64::cast_unsigned))
-        })
-        .await
-    }
-
-    async fn losses(&self, tenant: TenantId, session: SessionId) -> Result<u32, Error> {
-        self.timed(async |server| {
-            let mut tx = server.tenant(tenant).await?;
-            let losses: Option<i32> = sqlx::query_scalar(
-                "select losses from leases join sessions using (tenant_id, session_id)
-                where tenant_id = $1 and session_id = $2 and lost_behind_seq = last_seq",
-            )
-            .bind(tenant.0)
-            .bind(session.0)
-            .fetch_optional(&mut *tx)
-            .await
-            .map_err(failed)?;
-            tx.commit().await.map_err(failed)?;
-            Ok(losses.unwrap_or_default().cast_unsigned())
         })
         .await
     }

@@ -39,10 +39,6 @@ impl LeaseStore for Leases {
         Ok((!self.held.contains(&session)).then_some(7))
     }
 
-    async fn losses(&self, _: TenantId, _: SessionId) -> Result<u32, Error> {
-        Ok(0)
-    }
-
     async fn renew_all(&self, _: TenantId, _: &[(SessionId, u64)], _: Duration) -> Result<Vec<SessionId>, Error> {
         Ok(Vec::new())
     }
