@@ -84,7 +84,8 @@ pub struct Args {
     #[arg(long, env = "CROFT_TENANT_TOTALS_MS", default_value_t = 30_000)]
     pub tenant_totals_ms: u64,
     /// A replica whose watches the API server has not answered for so long says that it is not ready, so that fronts that connect get
-    /// their routes from another, in seconds; routes are served all the same
+    /// their routes from another, in seconds. After twice as long, if none of them is answered, it ends the streams of those that are
+    /// connected as well. Routes are served all the same
     #[arg(long, env = "CROFT_ROUTES_STALE_SECONDS", default_value_t = 60)]
     pub routes_stale_seconds: u64,
     /// After a crash of the replica that writes, another takes over when this has passed, in seconds
