@@ -16,7 +16,7 @@ use crate::store::time::micros;
 /// In the audit log: whoever has the URL of the database is not known by name.
 const ACTOR: &str = "croft-front api-key";
 
-/// Makes a key and prints it to stdout. Fails when no front has yet heard of the tenant.
+/// Makes a key and prints it to stdout. Fails when no front has yet heard of the tenant, or it is being removed.
 pub async fn create(
     tenant: &str,
     role: Role,

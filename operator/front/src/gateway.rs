@@ -16,6 +16,7 @@ pub mod ws;
 mod browser;
 mod credential;
 mod failure;
+mod legible;
 mod metrics;
 mod open;
 

@@ -1,12 +1,9 @@
 //! The edge: [`Error`] becomes an HTTP answer here, and nowhere else.
 
-use std::fmt::Display;
-
 use axum::Json;
 use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use croft_proto::v1::SessionEvent;
 use serde::Serialize;
 
 use crate::error::Error;
@@ -82,13 +79,6 @@ pub(super) fn log(error: &Error) {
         }
         _ => {}
     }
-}
-
-/// A value of an enum that this release doesn't have, from a worker or front of another one, has no JSON here. The event is told without what it
-/// says, so that its number is: who listens goes on behind it, and would otherwise come to it again for ever.
-pub(super) fn unspeakable(event: &SessionEvent, error: &impl Display) {
-    let SessionEvent { session_id, seq, .. } = event;
-    tracing::warn!(session = session_id, seq, %error, "an event says what this release has no JSON for, and is told without");
 }
 
 /// An answer that is no [`Error`].

@@ -22,7 +22,8 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::credential::Credential;
-use super::failure::{Failure, Refused, log, unspeakable};
+use super::failure::{Failure, Refused, log};
+use super::legible::number_alone;
 use super::open::{Opened, Wanted, open};
 use super::{Metrics, Opens, Shared};
 use crate::error::Error;
@@ -127,10 +128,8 @@ fn message(event: Result<SessionEvent, Error>, metrics: &Metrics) -> Result<Even
     match event {
         Ok(event) => {
             metrics.events_sent.with_label_values(&["sse"]).inc();
-            let message = Event::default().json_data(&event).or_else(|error| {
-                unspeakable(&event, &error);
-                Event::default().json_data(SessionEvent { kind: None, ..event.clone() })
-            })?;
+            let told = Event::default().json_data(&event);
+            let message = told.or_else(|error| Event::default().json_data(number_alone(&event, &error)))?;
             Ok(if event.seq > 0 { message.id(event.seq.to_string()) } else { message })
         }
         Err(error) => {

@@ -73,7 +73,7 @@ pub struct KeyRecord {
 #[async_trait]
 pub trait KeyStore: Send + Sync {
     /// Records a key, which is good until then; `None` is until it is revoked. Fails with [`Error::Invalid`] if its tenant is
-    /// unknown.
+    /// unknown, or is being removed.
     async fn insert(&self, key: &StoredKey, expire_time: Option<Timestamp>) -> Result<(), Error>;
 
     /// All keys of the tenant, newest first.

@@ -49,7 +49,8 @@ pub trait RemovalStore: Send + Sync {
     /// when it was so before.
     async fn begin(&self, tenant: TenantId, name: &str) -> Result<bool, Error>;
 
-    /// How many sessions ended so lately, by the store's clock, in the midst of a turn: what its calls used may be on its way still.
+    /// How many sessions ended so lately, by the store's clock, in the midst of a turn: what its calls used may be on its way still. When one
+    /// ended is by the clock of the front that ended it.
     async fn count_cut_short(&self, tenant: TenantId, within: Duration) -> Result<u64, Error>;
 
     /// Deletes the tenant's API keys, and tells how many.

@@ -19,7 +19,8 @@ use super::frames::{ClientFrame, Ping, ServerFrame, Subscribe, Unsubscribe};
 use super::limiter::{Limiter, Verdict};
 use super::subscriptions::{Said, Subscriptions};
 use crate::error::Error;
-use crate::gateway::failure::{log, unspeakable};
+use crate::gateway::failure::log;
+use crate::gateway::legible::number_alone;
 use crate::gateway::metrics::Open;
 use crate::gateway::open::{Opened, Wanted, open};
 use crate::gateway::{Failure, Opens, Shared};
@@ -394,10 +395,7 @@ impl End {
 
 fn json(frame: &ServerFrame) -> Result<String, End> {
     let told = serde_json::to_string(frame).or_else(|error| match frame {
-        ServerFrame::Event(event) => {
-            unspeakable(event, &error);
-            serde_json::to_string(&ServerFrame::Event(Box::new(SessionEvent { kind: None, ..(**event).clone() })))
-        }
+        ServerFrame::Event(event) => serde_json::to_string(&ServerFrame::from(number_alone(event, &error))),
         _ => Err(error),
     });
     told.map_err(|error| {
