@@ -9,9 +9,9 @@ use secrecy::{ExposeSecret, SecretString};
 use sqlx::{Connection, PgConnection};
 
 use crate::models::price::{USD_MAX, dollars};
-use crate::store::postgres::apply_models;
+use crate::store::postgres::{apply_models, shared_name};
 
-/// Reads the file and applies it, all of it or nothing. A price that is there already for its model, day and tier is replaced: what
+/// Reads the file and applies it, all of it or nothing: nothing where a model of it would share a name with another. A price that is there already for its model, day and tier is replaced: what
 /// it has cost so far is reckoned anew by `croft-front reprice --all` alone.
 pub async fn apply(file: &Path, postgres_url: &SecretString) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -19,6 +19,11 @@ pub async fn apply(file: &Path, postgres_url: &SecretString) -> anyhow::Result<(
     let mut admin = PgConnection::connect(postgres_url.expose_secret()).await.context("cannot reach PostgreSQL")?;
     let mut transaction = admin.begin().await?;
     apply_models(&mut transaction, &models).await.context("cannot write the models")?;
+    if let Some((alias, model, other)) =
+        shared_name(&mut transaction, &models).await.context("cannot read the models")?
+    {
+        bail!("nothing is applied: the alias {alias} of {model} is an id or an alias of {other}, too");
+    }
     transaction.commit().await?;
     let prices: usize = models.iter().map(|model| model.prices.len()).sum();
     // The registry is no tenant's, so that no audit log has this: who runs the job keeps what it prints.

@@ -72,12 +72,10 @@ impl Registry {
     /// Knows these from now on, until the next refresh.
     pub fn replace(&self, models: Vec<Model>) {
         let models: Vec<_> = models.into_iter().map(Arc::new).collect();
-        let mut by_name = HashMap::new();
-        for model in &models {
-            for name in model.aliases.iter().chain([&model.model_id]) {
-                by_name.insert(name.clone(), Arc::clone(model));
-            }
-        }
+        let by_alias = models.iter().flat_map(|model| model.aliases.iter().map(move |alias| (alias, model)));
+        let by_id = models.iter().map(|model| (&model.model_id, model));
+        // A name that is one model's id is no other's, whatever that one's aliases say.
+        let by_name = by_alias.chain(by_id).map(|(name, model)| (name.clone(), Arc::clone(model))).collect();
         *self.known.write().expect("no holder panics") = Known { models, by_name };
     }
 
@@ -218,6 +216,22 @@ mod tests {
     fn an_alias_finds_its_model_and_nonsense_finds_none() {
         assert_eq!(registry().get("tiny").unwrap().model_id, "tiny-1");
         assert!(matches!(registry().get("huge"), Err(Error::ModelNotFound { .. })));
+    }
+
+    /// Once, what a model used was priced as what another did whose alias its id was.
+    #[test]
+    fn an_alias_takes_no_other_models_id() {
+        let model = |model_id: &str, aliases: &[&str]| Model {
+            model_id: model_id.into(),
+            aliases: aliases.iter().map(|alias| (*alias).to_owned()).collect(),
+            ..Model::default()
+        };
+        let (old, new) = (model("m-5", &[]), model("m-5-2027", &["m-5", "m"]));
+        for models in [vec![old.clone(), new.clone()], vec![new, old]] {
+            let registry = Registry::of(models);
+            let found = ["m-5", "m-5-2027", "m"].map(|name| registry.get(name).unwrap().model_id.clone());
+            assert_eq!(found, ["m-5", "m-5-2027", "m-5-2027"]);
+        }
     }
 
     #[test]

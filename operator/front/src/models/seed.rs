@@ -87,6 +87,14 @@ mod tests {
     }
 
     #[test]
+    fn no_name_of_the_seed_is_two_models() {
+        let models = seed();
+        let names = models.iter().flat_map(|model| model.aliases.iter().chain([&model.model_id]));
+        let mut seen = HashSet::new();
+        names.for_each(|name| assert!(seen.insert(name), "{name}"));
+    }
+
+    #[test]
     fn seed_names_the_scripted_model_and_its_price() {
         let models = seed();
         let scripted = models.iter().find(|model| model.model_id == "scripted-1").unwrap();

@@ -208,6 +208,34 @@ async fn a_price_alone_leaves_the_rest_of_its_model_as_it_was() {
     database.end().await;
 }
 
+/// Once, it was not said which of the two was meant by the name, and past usage was priced as the other's.
+#[tokio::test]
+async fn a_file_is_refused_in_which_a_name_is_two_models() {
+    let database = Database::migrated().await;
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
+    let apply = async |models: &[&str]| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let entries: Vec<_> = models.iter().map(|model| format!("{{{model}, provider: openai}}")).collect();
+        std::fs::write(file.path(), format!("[{}]", entries.join(","))).unwrap();
+        models_command::apply(file.path(), &database.admin_url()).await.map_err(|error| format!("{error:#}"))
+    };
+    apply(&["modelId: m-5", "modelId: m-6, aliases: [m, m-6]"]).await.unwrap();
+    let before = stores.models.load().await.unwrap();
+    for (models, told) in [
+        (&["modelId: m-5-2027, aliases: [m-5]"][..], "the alias m-5 of m-5-2027 is an id or an alias of m-5, too"),
+        (&["modelId: m-7, aliases: [m]"], "the alias m of m-6 is an id or an alias of m-7, too"),
+        (&["modelId: m"], "the alias m of m-6 is an id or an alias of m, too"),
+        (&["modelId: a, aliases: [c]", "modelId: b, aliases: [c]"], "the alias c of a is an id or an alias of b, too"),
+    ] {
+        let refused = apply(models).await.unwrap_err();
+        assert!(refused.contains(told), "{refused}");
+        assert_eq!(stores.models.load().await.unwrap(), before, "{told}");
+    }
+    // One that gives its name up in the same file has given it up.
+    apply(&["modelId: m-6, aliases: [m-six]", "modelId: m-7, aliases: [m]"]).await.unwrap();
+    database.end().await;
+}
+
 #[tokio::test]
 async fn a_price_that_is_gone_makes_nothing_unknown() {
     let database = Database::migrated().await;

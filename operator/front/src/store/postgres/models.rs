@@ -99,9 +99,30 @@ pub(crate) async fn add(connection: &mut PgConnection, models: &[Model]) -> Resu
     write(connection, models, Known::Stays).await
 }
 
-/// Adds models and prices, in the place of those that are there. Aliases and capabilities that are not named stay.
+/// Adds models and prices, in the place of those that are there. Aliases and capabilities that are not named stay. Nobody else adds any
+/// until the transaction is over.
 pub(crate) async fn apply(connection: &mut PgConnection, models: &[Model]) -> Result<(), sqlx::Error> {
+    sqlx::query("lock table models in share row exclusive mode").execute(&mut *connection).await?;
     write(connection, models, Known::IsReplaced).await
+}
+
+/// An alias by which two models go of which at least one is among these, with whose alias it is, and the other, whose id or alias it is too.
+pub(crate) async fn shared_name(
+    connection: &mut PgConnection,
+    models: &[Model],
+) -> Result<Option<(String, String, String)>, sqlx::Error> {
+    let ids: Vec<_> = models.iter().map(|model| model.model_id.as_str()).collect();
+    sqlx::query_as(
+        "select alias, named.model_id, other.model_id
+        from models as named cross join unnest(named.aliases) as alias
+        join models as other on other.model_id <> named.model_id and (other.model_id = alias or alias = any (other.aliases))
+        where named.model_id = any ($1) or other.model_id = any ($1)
+        order by alias, named.model_id, other.model_id
+        limit 1",
+    )
+    .bind(ids)
+    .fetch_optional(connection)
+    .await
 }
 
 /// What of a model is replaced is what is named; a price alone leaves the rest as it is.
