@@ -29,8 +29,9 @@ const LABELS_MAX: usize = 16;
 const KEY_CHARS_MAX: usize = 255;
 /// What the labels of Croft's own begin with.
 const OWN_LABELS: &str = "croft.dev/";
-/// What the idempotency keys of Croft's own begin with: sessions of AgentSessions, answers of approvals, alerts of budgets.
-const OWN_KEYS: [&str; 3] = ["agentsession/", "approval/", "budget-alert/"];
+/// What the idempotency keys of Croft's own begin with: sessions of AgentSessions, answers of approvals, those that a turn did not hear of,
+/// alerts of budgets, and what sub-agents are told.
+const OWN_KEYS: [&str; 5] = ["agentsession/", "approval/", "unheard/", "budget-alert/", "sub-agent-call"];
 const REASON_CHARS_MAX: usize = 256;
 /// Of a page whose caller names no size.
 const PAGE_SIZE: u32 = 50;
@@ -362,8 +363,14 @@ mod tests {
 
     #[test]
     fn what_is_crofts_own_is_no_clients() {
-        for (key, fits) in [("mine", true), ("agentsession/1", false), ("approval/1", false), ("budget-alert/1", false)]
-        {
+        for (key, fits) in [
+            ("mine", true),
+            ("agentsession/1", false),
+            ("approval/1", false),
+            ("unheard/1", false),
+            ("budget-alert/1", false),
+            ("sub-agent-call", false),
+        ] {
             assert_eq!(clients_key(key).is_ok(), fits, "{key}");
         }
         assert!(clients_labels([&"croft.dev".to_owned(), &"team".to_owned()]).is_ok());
