@@ -10,7 +10,9 @@ use croft_front::core::Options;
 use croft_front::limits::rates::Rates;
 use croft_front::worker_client::{Dial, Wire};
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{SendMessageResponse, SessionError, SessionEvent, StopReason, WorkerRoute};
+use croft_proto::v1::{
+    InterruptSessionRequest, SendMessageResponse, SessionError, SessionEvent, StopReason, WorkerRoute,
+};
 use croft_worker::RuntimeOptions;
 use croft_worker::tools::Builtins;
 use futures::FutureExt as _;
@@ -129,6 +131,40 @@ async fn who_finds_no_worker_has_used_nothing_of_a_rate() {
     world.reroute(|route| route.workers = vec![at("worker-0", &address)]);
     client.create(scripted_agent("in-time")).await.unwrap();
     let refused = client.create(scripted_agent("one-more")).await.unwrap_err();
+    details(&refused, Code::ResourceExhausted, "RATE_LIMITED");
+}
+
+/// The same of a worker that other fronts have filled, which is only found out by asking it: sub-agents, tried ten times a second, had used
+/// up the rate when one of its turns was over.
+#[tokio::test]
+async fn who_finds_a_worker_full_has_used_nothing_of_a_rate() {
+    let options = Options { rates: Rates { sessions: 2, ..Rates::default() }, ..Options::default() };
+    let world = World::on(Ground { options, ..Ground::default() }).await;
+    let tiny = RuntimeOptions { sessions_max: 1, ..of_acme("tiny") };
+    let tiny = worker(tiny, Builtins::default(), &world.tasks).await;
+    world.reroute(|route| route.workers = vec![tiny]);
+    let mut client = world.client();
+    let session_id = client.create(scripted_agent("busy")).await.unwrap().session_id;
+    let turn = busy(&mut client, &session_id).await;
+    let mut elsewhere = world.client_of_another_front().await;
+    for _ in 0..5 {
+        let refused = elsewhere.create(scripted_agent("early")).await.unwrap_err();
+        details(&refused, Code::ResourceExhausted, "WORKERS_FULL");
+    }
+    let interrupt = InterruptSessionRequest { session_id };
+    assert!(client.lifecycle.interrupt_session(interrupt).await.unwrap().into_inner().interrupted);
+    read_all(turn).await;
+    // The worker may have a little left to do behind the turn's end.
+    let in_time = async {
+        loop {
+            match elsewhere.create(scripted_agent("in-time")).await {
+                Ok(_) => break,
+                Err(refused) => drop(details(&refused, Code::ResourceExhausted, "WORKERS_FULL")),
+            }
+        }
+    };
+    timeout(PATIENCE, in_time).await.expect("there is room");
+    let refused = elsewhere.create(scripted_agent("one-more")).await.unwrap_err();
     details(&refused, Code::ResourceExhausted, "RATE_LIMITED");
 }
 

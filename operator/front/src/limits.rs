@@ -12,7 +12,7 @@ use croft_proto::id::TenantId;
 use prometheus::{IntCounterVec, Opts, Registry};
 use uuid::Uuid;
 
-use crate::counters::{Ask, Counters, Verdict, Window};
+use crate::counters::{Ask, Counters, Settlement, Verdict, Window};
 use crate::error::Error;
 use crate::tenants::Tenants;
 use rates::{ProviderRates, Rates};
@@ -65,7 +65,8 @@ impl Limits {
                 "" => resource.as_str().to_owned(),
                 provider => format!("{}:{}", resource.as_str(), provider.replace(char::is_whitespace, "_")),
             };
-            let settles = resource == Resource::Tokens;
+            // A session may come to nothing.
+            let settles = matches!(resource, Resource::Tokens | Resource::Sessions);
             self.resources.push(resource);
             self.windows.push(Window { name, limit: rate, span: SPAN, amount, settles });
         }
@@ -78,6 +79,13 @@ impl Limits {
         let [soonest, latest] = RETRY_AFTER;
         Error::RateLimited { resource, limit, retry_after: retry_after.clamp(soonest, latest) }
     }
+}
+
+/// A session that counts in windows, and is yet to be opened.
+pub struct Counted {
+    tenant: TenantId,
+    /// Of the ask.
+    id: String,
 }
 
 /// Knows each tenant's limits, and holds calls to them; cheap to clone.
@@ -113,7 +121,7 @@ impl Limiter {
     pub async fn request(&self, tenant: TenantId) -> Result<(), Error> {
         let mut limits = Limits::default();
         limits.add(Resource::Requests, "", self.rates(tenant).requests, 1);
-        self.judge(tenant, limits).await
+        self.judge(tenant, limits).await.map(drop)
     }
 
     /// A client goes on with a stream of events that broke off: most often since a replica went away, and with all others of that replica.
@@ -123,15 +131,34 @@ impl Limiter {
         let requests = self.rates(tenant).requests;
         let mut limits = Limits::default();
         limits.add(Resource::Resumes, "", if requests > 0 { requests.max(self.resumes) } else { 0 }, 1);
-        self.judge(tenant, limits).await
+        self.judge(tenant, limits).await.map(drop)
     }
 
-    /// A session is to be opened, whose model is this provider's. Fails with [`Error::RateLimited`].
-    pub async fn session(&self, tenant: TenantId, provider: &str) -> Result<(), Error> {
+    /// A session is to be opened, whose model is this provider's. What it counts is to be [kept](Self::keep) or [given
+    /// back](Self::give_back); `None` without a rate. Fails with [`Error::RateLimited`].
+    pub async fn session(&self, tenant: TenantId, provider: &str) -> Result<Option<Counted>, Error> {
         let mut limits = Limits::default();
         limits.add(Resource::Sessions, "", self.rates(tenant).sessions, 1);
         limits.add(Resource::Sessions, provider, self.provider_rates(tenant, provider).sessions, 1);
         self.judge(tenant, limits).await
+    }
+
+    /// The session has a worker: it counts for as long as a window spans.
+    pub async fn keep(&self, counted: Counted) {
+        self.settle(counted, None).await;
+    }
+
+    /// No worker has taken the session: it counts no longer.
+    pub async fn give_back(&self, counted: Counted) {
+        self.settle(counted, Some(0)).await;
+    }
+
+    /// Never fails: what could not be done, the session's moment makes up for as it leaves its windows.
+    async fn settle(&self, counted: Counted, amount: Option<i64>) {
+        let Counted { tenant, id } = counted;
+        if let Err(error) = self.counters.settle(&Settlement { tenant, id, tokens: amount, bounds: Vec::new() }).await {
+            tracing::debug!(%tenant, %error, "a session that counts in a rate is not settled");
+        }
     }
 
     /// What a model call of so many tokens must keep.
@@ -151,16 +178,18 @@ impl Limiter {
         }
     }
 
-    async fn judge(&self, tenant: TenantId, limits: Limits) -> Result<(), Error> {
+    /// For what counts as one. `None` without a window.
+    async fn judge(&self, tenant: TenantId, limits: Limits) -> Result<Option<Counted>, Error> {
         if limits.windows.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let ask = Ask {
             tenant,
             id: Uuid::now_v7().to_string(),
             ttl: SPAN,
             nano_usd: 0,
-            tokens: 0,
+            // What a settlement corrects.
+            tokens: 1,
             windows: limits.windows.clone(),
             bounds: Vec::new(),
         };
@@ -171,7 +200,9 @@ impl Limiter {
                 Err(error)
             }
             // Without bounds there is nothing to be spent or unknown.
-            Verdict::Granted(_) | Verdict::Spent { .. } | Verdict::Unknown(_) => Ok(()),
+            Verdict::Granted(_) | Verdict::Spent { .. } | Verdict::Unknown(_) => {
+                Ok(Some(Counted { tenant, id: ask.id }))
+            }
         }
     }
 

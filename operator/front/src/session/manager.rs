@@ -73,7 +73,7 @@ impl Manager {
     ///
     /// Nothing is recorded before a worker has the session, so a step that fails leaves no half-made session; a placement is
     /// given back when its guard is dropped, and a worker that was told is told again. A tenant that has all its sessions costs no worker
-    /// anything; the store, which counts under a lock, has the last word. What finds no worker with room costs nothing of a rate.
+    /// anything; the store, which counts under a lock, has the last word. What no worker takes costs nothing of a rate.
     pub async fn create(&self, identity: &Identity, request: CreateSessionRequest) -> Result<Session, Error> {
         let body = CreateSessionRequest { idempotency_key: String::new(), ..request.clone() };
         let key = idempotency_key(&request.idempotency_key, &body)?;
@@ -105,8 +105,7 @@ impl Manager {
         let config_hash = snapshot::config_hash(&agent)?;
         let id = SessionId::generate();
         let placement = self.core.router.place(tenant.id, id, None)?;
-        self.core.limiter.session(tenant.id, &self.core.models.provider_of(&agent.model)).await?;
-        let (id, placement) = self.settle(tenant, (id, placement), &agent).await?;
+        let (id, placement) = self.settle_at_a_rate(tenant, (id, placement), &agent).await?;
 
         let new = NewSession {
             id,
@@ -193,6 +192,30 @@ impl Manager {
             }
         }
         Ok(agent)
+    }
+
+    /// As [`Self::settle`], where the tenant's rates have room for the session. It counts once a worker has taken it, and until it is known
+    /// that none does. Fails with [`Error::RateLimited`], too.
+    async fn settle_at_a_rate(
+        &self,
+        tenant: &Tenant,
+        placed: (SessionId, Placement),
+        agent: &AgentSpec,
+    ) -> Result<(SessionId, Placement), Error> {
+        let Core { limiter, models, tasks, .. } = &*self.core;
+        let counted = limiter.session(tenant.id, &models.provider_of(&agent.model)).await?;
+        let settled = self.settle(tenant, placed, agent).await;
+        match counted {
+            // Nobody waits for that: it counts as it is.
+            Some(counted) if settled.is_ok() => {
+                let limiter = limiter.clone();
+                drop(tasks.spawn("session-counts", async move { limiter.keep(counted).await }));
+            }
+            // Whoever tries again at once is to find the room.
+            Some(counted) => limiter.give_back(counted).await,
+            None => {}
+        }
+        settled
     }
 
     /// Has a worker take the session: the one where it is placed, or in place of one that is lost, shuts down or is full another. Each is told

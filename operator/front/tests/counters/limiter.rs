@@ -84,6 +84,30 @@ async fn a_tier_has_its_rate_at_each_provider() {
     assert!(scene.limiter.session(free, "anthropic").await.is_err());
 }
 
+/// Who tried again until a worker had room for the session found that the rate had none by then.
+#[tokio::test]
+async fn a_session_that_no_worker_took_counts_no_longer_and_one_that_is_kept_does() {
+    for counters in [in_memory(), in_redis()] {
+        let providers = "anthropic: { free: { sessionsPerMinute: 3 } }";
+        let scene = Scene::new(counters, Rates { sessions: 2, ..Rates::default() }, providers);
+        let tenant = TenantId::generate();
+        scene.tell(tenant, "free", requests(0));
+        let open = async || scene.limiter.session(tenant, "anthropic").await;
+        for _ in 0..5 {
+            let [first, second] = [open().await.unwrap().unwrap(), open().await.unwrap().unwrap()];
+            assert!(open().await.is_err(), "while it is not known, they count");
+            scene.limiter.give_back(first).await;
+            scene.limiter.give_back(second).await;
+        }
+        let [kept, given_back] = [open().await.unwrap().unwrap(), open().await.unwrap().unwrap()];
+        scene.limiter.keep(kept).await;
+        scene.limiter.give_back(given_back).await;
+        open().await.unwrap();
+        let error = open().await.err().unwrap();
+        assert!(matches!(error, Error::RateLimited { resource: "sessions", limit: 2, .. }), "{error:?}");
+    }
+}
+
 /// All watchers of a replica come back when it goes, and were refused, with all else that their tenant called.
 #[tokio::test]
 async fn streams_that_are_resumed_take_nothing_from_other_calls() {
