@@ -10,6 +10,7 @@ use croft_front::core::Options;
 use croft_front::events::log::{Append, Authority, NewEvent};
 use croft_front::session::Session;
 use croft_front::store::Stores;
+use croft_front::turn::store::{Begin, Begun};
 use croft_proto::id::TurnId;
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::execute_step_request::Message as FromFront;
@@ -18,15 +19,17 @@ use croft_proto::v1::runtime_service_client::RuntimeServiceClient;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
     Budget, BudgetAction, BudgetPeriod, BudgetScope, ContentBlock, ExecuteStepRequest, Grant, SendMessageResponse,
-    SessionState, SessionTerminated, SetBudgetRequest, StepStart, TerminateSessionRequest, Text,
+    SessionRunning, SessionState, SessionTerminated, SetBudgetRequest, StepStart, StopReason, TerminateSessionRequest,
+    Text, UserMessage,
 };
+use croft_worker::tools::Builtins;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
 
 use crate::doubles::{Call, Hook, Made, Outage, hooked};
-use crate::world::{Ground, PATIENCE, World, read_all};
+use crate::world::{Ground, PATIENCE, World, of_acme, read_all, worker};
 
 const SLOW: &str = r#"{"script": [{"text": "a b c d e f g h i j k l m n o p", "token_delay_ms": 100}]}"#;
 const ENDLESS: &str = r#"{"script": [{"text": "word "}, {"delay_ms": 600000}]}"#;
@@ -109,22 +112,22 @@ async fn a_call_whose_end_nobody_waits_for_is_paid_for_as_far_as_it_was_shown() 
     assert_eq!((rows[0].finish_reason.as_str(), rows[0].usage_estimated), ("lost", true));
 }
 
-/// A front that makes a call at the worker, and is lost in the midst of it.
-async fn lost_in_mid_call(world: &World, session_id: &str) {
-    let mut worker = RuntimeServiceClient::connect(format!("http://{}", world.worker())).await.unwrap();
+/// A front that makes a call at the worker in a turn under a lease of this epoch, and is lost in the midst of it.
+async fn lost_in_mid_call(world: &World, session_id: &str, turn: TurnId, epoch: u64) {
+    let mut client = RuntimeServiceClient::connect(format!("http://{}", world.worker())).await.unwrap();
     let (requests, receiver) = mpsc::channel(8);
     let text = ContentBlock { block: Some(Block::Text(Text { text: ENDLESS.into() })) };
     let start = StepStart {
         session_id: session_id.to_owned(),
-        turn_id: TurnId::generate().to_string(),
+        turn_id: turn.to_string(),
         tenant: "acme".into(),
-        epoch: 1,
+        epoch,
         input: vec![text],
         ..StepStart::default()
     };
     let send = |message| requests.send(ExecuteStepRequest { message: Some(message) });
     send(FromFront::Start(start)).await.unwrap();
-    let mut heard = worker.execute_step(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+    let mut heard = client.execute_step(ReceiverStream::new(receiver)).await.unwrap().into_inner();
     loop {
         match heard.message().await.unwrap().unwrap().message.unwrap() {
             ToFront::GrantRequest(asked) => {
@@ -144,10 +147,41 @@ async fn a_call_whose_front_is_lost_is_paid_for_once_another_ends_the_session() 
     let world = World::start().await;
     let mut client = world.client();
     let session_id = client.create(scripted_agent("orphan")).await.unwrap().session_id;
-    lost_in_mid_call(&world, &session_id).await;
+    lost_in_mid_call(&world, &session_id, TurnId::generate(), 1).await;
     let end = TerminateSessionRequest { session_id: session_id.clone(), reason: "enough".into() };
     client.lifecycle.terminate_session(end).await.unwrap();
     paid(&world, &session_id).await;
+}
+
+/// The first worker lived and knew of its call, and nobody asked it.
+#[tokio::test]
+async fn a_call_whose_front_is_lost_is_paid_for_though_another_worker_goes_on_with_the_turn() {
+    let world = World::start().await;
+    let session_id = world.client().create(scripted_agent("orphan")).await.unwrap().session_id;
+    let (tenant, session, turn) = (world.tenant(), session_id.parse().unwrap(), TurnId::generate());
+    let content = message(&session_id, r#"{"script": [{"text": "there"}]}"#).content;
+    let said = Kind::UserMessage(UserMessage { content, sender: "somebody".into() });
+    let events = [said, Kind::SessionRunning(SessionRunning {})].map(|kind| NewEvent::now(kind).of_turn(turn));
+    let message = Append::of(tenant, session, Authority::Caller, events.into());
+    let begin = Begin { message, holder: "a lost front".into(), ttl: Duration::from_hours(1) };
+    let Begun::New(opened) = world.core.stores.turns.begin(begin).await.unwrap() else { panic!("it is free") };
+    lost_in_mid_call(&world, &session_id, turn, opened.epoch).await;
+
+    let other = worker(of_acme("worker-1"), Builtins::default(), &world.tasks).await;
+    world.reroute(|route| {
+        route.workers[0].ready = false;
+        route.workers.push(other);
+    });
+    world.core.stores.leases.abandon(tenant, session, opened.epoch).await.unwrap();
+    let session = world.wait_for(&session_id, |session| session.state == SessionState::Idle).await;
+    assert_eq!((session.last_stop_reason, &*session.worker), (StopReason::EndTurn, "worker-1"));
+    let rows = world.core.stores.usage.list(tenant, Some(session.id), None, None, 10).await.unwrap();
+    assert_eq!((rows.len(), session.usage.attempts), (2, 2), "{rows:?}");
+    for row in rows {
+        let tokens = row.tokens.unwrap();
+        assert!(tokens.input_uncached_tokens > 0 && tokens.output_tokens > 0, "{row:?}");
+        assert_eq!((&*row.sender, row.finish_reason == "lost"), ("somebody", false), "its worker tells: {row:?}");
+    }
 }
 
 /// Stores the first end and tells nobody; and is away for some reads behind that.

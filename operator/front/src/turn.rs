@@ -40,7 +40,7 @@ use crate::identity::Identity;
 use crate::session::manager::{Manager, idempotency_key};
 use crate::session::validate;
 
-pub(crate) use charge::charge_behind_end;
+pub(crate) use charge::{charge_behind_end, charge_in_turn};
 use store::{Begin, Begun};
 pub use takeover::watch_for_abandoned_turns;
 

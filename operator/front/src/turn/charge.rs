@@ -34,7 +34,17 @@ pub(crate) async fn charge_behind_end(core: &Arc<Core>, session: Session, attemp
     // Of no event, so any turn will do for one that nobody knows.
     let turn = session.turn_id.parse().unwrap_or_else(|_| TurnId::generate());
     let sender = last_sender(core, &session).await;
-    let mut recorder = Recorder::new(Arc::clone(core), session, 0, (turn, &sender), false);
+    charge_in_turn(core, session, (turn, &sender), attempts).await;
+}
+
+/// The same for attempts in a turn that goes on, on behalf of this sender.
+pub(crate) async fn charge_in_turn(
+    core: &Arc<Core>,
+    session: Session,
+    turn: (TurnId, &str),
+    attempts: Vec<ModelAttempt>,
+) {
+    let mut recorder = Recorder::new(Arc::clone(core), session, 0, turn, false);
     recorder.charge_behind_end(attempts.into_iter().map(Kind::ModelAttempt).collect()).await;
 }
 

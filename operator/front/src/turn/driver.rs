@@ -266,7 +266,9 @@ impl Driver {
             .map_or(self.core.options.turn_timeout, Duration::from_millis);
         // The worker keeps the agent's limit; ours is for a worker that doesn't, and for a turn that goes on at another front.
         let deadline = Instant::now() + (limit + Duration::from_secs(2)).saturating_sub(recorder.elapsed());
-        let mut course = Course { worker: self.session.worker.clone(), from, input_seq: Some(input.seq), deadline };
+        let worker = self.session.worker.clone();
+        let left_at = (!is_fresh).then(|| worker.clone());
+        let mut course = Course { worker, left_at, from, input_seq: Some(input.seq), deadline };
         let mut lost = 0;
         let mut unreached_since = None;
         let end = loop {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use croft_proto::id::TurnId;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{SessionEvent, SessionTerminated};
 
@@ -12,6 +13,8 @@ use crate::events::relay::Frame;
 use crate::session::Session;
 use crate::turn;
 
+/// How long a worker may take to tell what it alone knows of a session that goes on at another.
+const LEAVE_MAX: Duration = Duration::from_secs(2);
 /// When a log is looked at whose store did not say whether it took an end.
 const LOOK_AFTER: [Duration; 2] = [Duration::ZERO, Duration::from_millis(200)];
 
@@ -90,5 +93,20 @@ impl Manager {
             let untold = manager.forget(&tenant, &placement, session.id, &reason).await;
             turn::charge_behind_end(&manager.core, session, untold).await;
         });
+    }
+
+    /// The same for a session that goes on at another worker than this one, which may run it yet for a front that is lost; its turn runs on
+    /// behalf of `sender`. Waits for that, and for no longer than [`LEAVE_MAX`] and what the ledger takes.
+    pub(crate) async fn leave_worker(&self, session: &Session, worker: &str, (turn, sender): (TurnId, &str)) {
+        let Some(tenant) = self.core.tenants.get(session.tenant) else { return };
+        let Ok(placement) = self.core.router.locate(tenant.id, worker) else { return };
+        let (manager, session, sender) = (self.clone(), session.clone(), sender.to_owned());
+        let leaving = async move {
+            let told = manager.forget(&tenant, &placement, session.id, "another worker goes on with it");
+            let untold = tokio::time::timeout(LEAVE_MAX, told).await.unwrap_or_default();
+            turn::charge_in_turn(&manager.core, session, (turn, &sender), untold).await;
+        };
+        // In a task of its own: what the worker has told is charged for, also where the turn is dropped meanwhile.
+        drop(self.core.tasks.spawn("leave-worker", leaving).await);
     }
 }

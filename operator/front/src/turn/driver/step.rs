@@ -18,7 +18,7 @@ use crate::events::fanout::Controls;
 use crate::events::log::StoredCheckpoint;
 use crate::events::relay::Frame;
 use crate::routing::Placement;
-use crate::session::manager::INIT_TIMEOUT;
+use crate::session::manager::{INIT_TIMEOUT, Manager};
 use crate::tenants::Tenant;
 use crate::turn::approvals::Approvals;
 use crate::turn::exchange::{Exchange, Outcome, checkpoint_taken};
@@ -43,6 +43,8 @@ pub(super) enum Origin {
 /// What one step of a turn leaves to the next.
 pub(super) struct Course {
     pub(super) worker: String,
+    /// Where whoever had the turn before may have left it running, until that is seen to.
+    pub(super) left_at: Option<String>,
     pub(super) from: Origin,
     /// Not taken up yet.
     pub(super) input_seq: Option<u64>,
@@ -73,6 +75,11 @@ impl Driver {
             Ok(client) => client,
             Err(error) => return Ok(Step::Lost(session_error(&error))),
         };
+        if let Some(left_at) = course.left_at.take().filter(|left_at| left_at != placement.worker()) {
+            // It lives, perhaps, and knows what was used. Where it has the turn again, it tells in the step.
+            let turn = (input.turn, &*input.sender);
+            Manager::new(Arc::clone(&self.core)).leave_worker(&self.session, &left_at, turn).await;
+        }
         let is_told = placement.worker() != course.worker;
         if is_told {
             if let Some(step) = self.make_known(client.clone(), &tenant, &placement, input.turn, controls).await? {
