@@ -8,7 +8,7 @@ use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::tool_spec::Source;
 use croft_proto::v1::{
     AgentLimits, AgentSpec, Budget, BudgetAction, BudgetPeriod, BudgetScope, BusyPolicy, DeleteBudgetRequest,
-    ListBudgetsRequest, ListSessionsRequest, ListUsageEventsRequest, SendMessageRequest, SessionEvent,
+    ListBudgetsRequest, ListSessionsRequest, ListUsageEventsRequest, Model, SendMessageRequest, SessionEvent,
     SetBudgetRequest, StopReason, SubAgentTool, TenantLimits, TerminateSessionRequest, ToolSpec, UsageEvent,
 };
 use serde_json::json;
@@ -276,6 +276,29 @@ async fn an_attempt_without_a_price_ends_messages_that_wait_too() {
     let told = &reached(&events)[0].1;
     assert!(told.starts_with("the session used a model whose price is not known"), "{told}");
     assert_eq!(world.stored(&session_id).await.usage.attempts, 1);
+}
+
+/// Nobody knew any more what its call had cost, and the session was refused for good, with any other model, too.
+#[tokio::test]
+async fn a_call_whose_model_is_taken_out_of_the_table_costs_what_it_was_granted_at() {
+    let world = World::start().await;
+    let mut client = world.client();
+    let session_id = client.create(within_a_dollar(scripted_agent("patient"))).await.unwrap().session_id;
+    let slow = r#"{"script":[{"text":"a b c d e f g h i j k l m n o p","token_delay_ms":100}]}"#;
+    let mut events = client.lifecycle.send_message(message(&session_id, slow)).await.unwrap().into_inner();
+    while !matches!(events.message().await.unwrap().unwrap().event.unwrap().kind, Some(Kind::TextDelta(_))) {}
+    let models: Vec<Model> = world.core.models.list("").iter().map(|model| Model::clone(model)).collect();
+    world.core.models.replace(Vec::new());
+    let rest = read_all(events).await;
+    assert_eq!(stop_reason(&rest), Some(StopReason::EndTurn), "{rest:?}");
+    let usage = world.stored(&session_id).await.usage;
+    let tokens = usage.tokens.unwrap();
+    let cost = tokens.input_uncached_tokens * 1_000 + tokens.output_tokens * 5_000;
+    assert_eq!((usage.attempts, usage.unpriced_attempts, usage.cost_nano_usd), (1, 0, cost));
+
+    world.core.models.replace(models);
+    let events = say(&mut client, &session_id, "and again").await;
+    assert_eq!(stop_reason(&events), Some(StopReason::EndTurn), "{events:?}");
 }
 
 #[tokio::test]

@@ -1,7 +1,9 @@
 //! What one model call may cost at most, and what it is settled to.
 
+use std::sync::Arc;
+
 use croft_proto::estimate;
-use croft_proto::v1::{BudgetReached, ModelAttempt, TokenUsage};
+use croft_proto::v1::{BudgetReached, Model, ModelAttempt, TokenUsage};
 
 use super::keeper::reached_event;
 use super::{Budget, Budgets};
@@ -14,6 +16,8 @@ pub const OUTPUT_TOKENS_MIN: i64 = 64;
 /// The grant of one model call, and what was reserved for it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reservation {
+    /// That may be called, as it was known then.
+    pub model: Arc<Model>,
     /// As it was granted: its id is the grant's.
     pub ask: Ask,
     /// That hold for the call, as far as it was looked at last.
@@ -93,6 +97,7 @@ mod tests {
             bounds: Vec::new(),
         };
         let of = |weight| Reservation {
+            model: Arc::default(),
             ask: ask.clone(),
             budgets: Budgets::default(),
             quote: None,

@@ -234,6 +234,12 @@ impl Purse {
         Some(reached)
     }
 
+    /// The model that was granted for this attempt, as it was known then; `None` where no call is open for it.
+    pub(super) fn granted(&self, attempt: &ModelAttempt) -> Option<Arc<Model>> {
+        let is_its = |open: &&Reservation| open.ask.id == attempt.grant_id && open.model.model_id == attempt.model;
+        self.lock().open.iter().find(is_its).map(|open| Arc::clone(&open.model))
+    }
+
     /// What came of grants is stored.
     pub(super) async fn settle(&self, attempts: &[ModelAttempt]) {
         for attempt in attempts {

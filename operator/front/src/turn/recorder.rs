@@ -18,6 +18,7 @@ use super::store::Ended;
 use crate::core::Core;
 use crate::error::Error;
 use crate::events::log::{Append, Appended, Authority, NewEvent};
+use crate::models::price;
 use crate::session::Session;
 use crate::tenants::Tenant;
 
@@ -332,6 +333,13 @@ impl Recorder {
         told.copied().unwrap_or(ProviderMode::Platform)
     }
 
+    /// At a model that has been taken out of the table since, by the price that it was granted at: that nobody knows would end the session
+    /// under a budget of money.
+    fn cost_nano_usd(&self, attempt: &ModelAttempt) -> Option<i64> {
+        let model = self.core.models.get(&attempt.model).ok().or_else(|| self.purse.granted(attempt))?;
+        price::cost_nano_usd(&model, attempt, now().seconds)
+    }
+
     /// The worker tells what was used; what it cost, whom, and on whose behalf is ours to say.
     fn priced(&self, kind: Kind) -> Kind {
         match kind {
@@ -339,7 +347,7 @@ impl Recorder {
                 if let Some(usage) = &mut attempt.usage {
                     attempt.usage_estimated |= sensible(usage);
                 }
-                attempt.cost_nano_usd = self.core.models.cost_nano_usd(&attempt, now().seconds);
+                attempt.cost_nano_usd = self.cost_nano_usd(&attempt);
                 attempt.set_mode(self.mode(&attempt.provider));
                 attempt.sender.clone_from(&self.sender);
                 Kind::ModelAttempt(attempt)

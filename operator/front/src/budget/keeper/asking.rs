@@ -150,6 +150,7 @@ impl<'keeper> Asking<'keeper> {
 
     fn granted(self, round: Round) -> Outcome {
         Outcome::Granted(Box::new(Reservation {
+            model: self.wish.model,
             ask: round.ask,
             budgets: round.budgets,
             quote: round.quote,
