@@ -249,7 +249,7 @@ impl Exchange<'_> {
             if next.is_some() {
                 continue;
             }
-            next = gathered.next(incoming).await;
+            next = self.next(&gathered, incoming, outgoing).await?;
             if next.is_none() {
                 next = self.flush(&mut gathered, incoming, outgoing).await?;
             }

@@ -16,7 +16,7 @@ use crate::events::log::StoredCheckpoint;
 /// The neutral name of an answer that was broken off from outside.
 const CANCELLED: &str = "cancelled";
 /// The finish reason of an attempt that another try of the same call was quicker than: no answer is from it.
-const HEDGED: &str = "hedged";
+pub(super) const HEDGED: &str = "hedged";
 /// What the model is told of a call whose result never came, when the user has gone on.
 const OUTCOME_UNKNOWN: &str = "The outcome of the call is unknown.";
 

@@ -1,14 +1,17 @@
 //! What a worker tells together, to be stored in one transaction.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{ExecuteStepResponse, SessionCheckpoint};
 use futures::FutureExt;
-use tokio::time::timeout;
 use tonic::Streaming;
 
-use super::checkpoint_taken;
+use super::outgoing::Outgoing;
+use super::{Exchange, checkpoint_taken};
+use crate::error::Error;
+use crate::turn::standing::HEDGED;
 
 /// Worker messages that are taken together at most, and their bytes: what is beyond waits for the next transaction. The second half of
 /// something that belongs together does not, up to twice as many.
@@ -62,27 +65,50 @@ impl Gathered {
         std::mem::take(&mut self.waiting)
     }
 
-    /// The worker's next message, where it is to be taken together with these.
-    pub(super) async fn next(&self, incoming: &mut Streaming<ExecuteStepResponse>) -> Option<ExecuteStepResponse> {
-        if self.is_half() && !self.is_full(2) {
-            let rest = timeout(SECOND_HALF_MAX, incoming.message()).await;
-            return rest.ok().and_then(Result::ok).flatten();
-        }
-        // Beyond, whoever else has something to say in the step comes before what the worker says next.
-        if self.is_full(1) { None } else { at_hand(incoming) }
-    }
-
     fn is_full(&self, times: usize) -> bool {
         self.messages >= times * GATHER_MAX || self.bytes >= times * GATHER_BYTES_MAX
     }
 
     /// The worker says two things at once of which we have one. Stored alone, an answer would be paid for and lost with us,
-    /// and an error would be told and the turn go on.
+    /// and an error would be told and the turn go on. A call that was overtaken by its hedge has no answer of its own.
     fn is_half(&self) -> bool {
         match self.waiting.kinds.last() {
-            Some((_, Kind::ModelAttempt(attempt))) => attempt.error_class.is_empty(),
+            Some((_, Kind::ModelAttempt(attempt))) => attempt.error_class.is_empty() && attempt.finish_reason != HEDGED,
             Some((_, Kind::Error(_))) => true,
             _ => false,
+        }
+    }
+}
+
+impl Exchange<'_> {
+    /// The worker's next message, where it is to be taken together with what was gathered.
+    pub(super) async fn next(
+        &mut self,
+        gathered: &Gathered,
+        incoming: &mut Streaming<ExecuteStepResponse>,
+        outgoing: &mut Outgoing,
+    ) -> Result<Option<ExecuteStepResponse>, Error> {
+        if gathered.is_half() && !gathered.is_full(2) {
+            return self.second_half(incoming, outgoing).await;
+        }
+        // Beyond, whoever else has something to say in the step comes before what the worker says next.
+        Ok(if gathered.is_full(1) { None } else { at_hand(incoming) })
+    }
+
+    /// What the worker says within [`SECOND_HALF_MAX`]. Who stops the turn meanwhile is heard at once.
+    async fn second_half(
+        &mut self,
+        incoming: &mut Streaming<ExecuteStepResponse>,
+        outgoing: &mut Outgoing,
+    ) -> Result<Option<ExecuteStepResponse>, Error> {
+        let mut late = pin!(tokio::time::sleep(SECOND_HALF_MAX));
+        loop {
+            tokio::select! {
+                biased;
+                message = incoming.message() => return Ok(message.ok().flatten()),
+                () = &mut late => return Ok(None),
+                Some(frame) = self.controls.recv() => self.control(frame, outgoing).await?,
+            }
         }
     }
 }
@@ -90,4 +116,29 @@ impl Gathered {
 /// Only what is there already. An end or an error shows again at the next read.
 fn at_hand(incoming: &mut Streaming<ExecuteStepResponse>) -> Option<ExecuteStepResponse> {
     incoming.message().now_or_never().and_then(Result::ok).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use croft_proto::v1::{ModelAttempt, SessionError};
+
+    use super::*;
+
+    fn is_half(kind: Kind) -> bool {
+        let mut gathered = Gathered::default();
+        gathered.event(1, kind);
+        gathered.is_half()
+    }
+
+    #[test]
+    fn an_answer_comes_behind_its_attempt_and_none_behind_one_that_failed_or_was_overtaken() {
+        let attempt = |finish_reason: &str, error_class: &str| {
+            let (finish_reason, error_class) = (finish_reason.into(), error_class.into());
+            Kind::ModelAttempt(ModelAttempt { finish_reason, error_class, ..ModelAttempt::default() })
+        };
+        assert!(is_half(attempt("end_turn", "")));
+        assert!(!is_half(attempt("error", "overload")));
+        assert!(!is_half(attempt("hedged", "")));
+        assert!(is_half(Kind::Error(SessionError::default())));
+    }
 }
