@@ -17,7 +17,7 @@ use crate::provider::{DeltaStream, Provider};
 use crate::request::Request;
 pub use crate::wire::Settings;
 use crate::wire::{Manner, Wire, root};
-pub(crate) use decode::Decoder;
+pub(crate) use decode::{Decoder, SIGNATURE};
 
 /// The name by which it is configured and granted.
 pub const NAME: &str = "gemini";

@@ -239,3 +239,81 @@ fn ids_that_are_made_up_do_not_grow_with_the_responses_own() {
     let told: usize = heard.iter().flatten().map(said).sum();
     assert!(heard.len() > 1_000 && told < 2 * event.len(), "{told} bytes of {}", event.len());
 }
+
+/// Servers that speak the interface tell no index, or the same for all, or an item twice: a call is known by its id.
+#[test]
+fn calls_of_responses_are_told_apart_by_their_ids() {
+    let item = |place: u32, index: &str, arguments: &str| {
+        format!(
+            r#"{index}"item":{{"type":"function_call","id":"fc_{place}","call_id":"call_{place}","name":"dig","arguments":"{arguments}"}}"#
+        )
+    };
+    for index in [r#""output_index":0,"#, ""] {
+        for names_items in [true, false] {
+            let added = |place| format!(r#"{{"type":"response.output_item.added",{}}}"#, item(place, index, ""));
+            let done =
+                |place| format!(r#"{{"type":"response.output_item.done",{}}}"#, item(place, index, &place.to_string()));
+            let piece = |place: u32| {
+                let item_id = if names_items { format!(r#""item_id":"fc_{place}","#) } else { String::new() };
+                format!(r#"{{"type":"response.function_call_arguments.delta",{index}{item_id}"delta":"{place}"}}"#)
+            };
+            let mut events = vec![added(1), added(2), added(2)];
+            events.extend(if names_items { vec![piece(1), piece(2)] } else { vec![piece(2)] });
+            events.extend([done(1), done(2), done(1), done(2), added(1), piece(1)]);
+            events.push(r#"{"type":"response.completed"}"#.into());
+            let stream = format!("data: {}\n\n", events.join("\n\ndata: "));
+            let heard = run(outcome(Format::OpenAiResponses, chunks(stream.as_bytes(), &[])));
+            let started = |block: u32| {
+                let place = block + 1;
+                format!(r#"ToolCallStarted {{ block: {block}, tool_call_id: "call_{place}", name: "dig" }}"#)
+            };
+            let pieces = |block: u32| {
+                let place = block + 1;
+                format!(r#"ToolArguments {{ block: {block}, partial_json: "{place}" }}"#)
+            };
+            let stopped = |block: u32| {
+                let place = block + 1;
+                format!(r#"ToolCallStopped {{ block: {block}, arguments_json: "{place}" }}"#)
+            };
+            let mut expected = vec![started(0), started(1)];
+            expected.extend(if names_items { vec![pieces(0), pieces(1)] } else { vec![pieces(1)] });
+            expected.extend([stopped(0), stopped(1), "Stop(ToolUse)".to_owned()]);
+            assert_eq!(heard, expected, "{index:?} {names_items}");
+        }
+    }
+}
+
+/// Some servers count the calls of each name by itself.
+#[test]
+fn calls_of_responses_with_the_same_id_are_two() {
+    let item = |place: u32| {
+        format!(
+            r#""output_index":{place},"item":{{"type":"function_call","id":"fc_{place}","call_id":"one","name":"dig","arguments":"{place}"}}"#
+        )
+    };
+    let told =
+        |kind: &str, place: u32| format!("data: {{\"type\":\"response.output_item.{kind}\",{}}}\n\n", item(place));
+    let stream = [told("added", 0), told("added", 1), told("done", 0), told("done", 1), told("done", 0)].concat();
+    let heard = run(outcome(Format::OpenAiResponses, chunks(stream.as_bytes(), &[])));
+    let started = |block| format!(r#"ToolCallStarted {{ block: {block}, tool_call_id: "one", name: "dig" }}"#);
+    let stopped = |block| format!(r#"ToolCallStopped {{ block: {block}, arguments_json: "{block}" }}"#);
+    assert_eq!(heard[..heard.len() - 1], [started(0), started(1), stopped(0), stopped(1)]);
+}
+
+/// It was kept where nobody sees it, and where no check of the output looked.
+#[test]
+fn a_text_of_gemini_is_a_text_whatever_else_its_part_has() {
+    let parts = r#"{"text":"seen","hologram":1},{"functionCall":{"id":"one","name":"f"},"hologram":1},{"hologram":1}"#;
+    let event =
+        format!("data: {{\"candidates\":[{{\"content\":{{\"parts\":[{parts}]}},\"finishReason\":\"STOP\"}}]}}\n\n");
+    let heard = run(outcome(Format::Gemini, chunks(event.as_bytes(), &[])));
+    let expected = [
+        r#"Text { block: 0, text: "seen" }"#,
+        r#"ToolCallStarted { block: 1, tool_call_id: "one", name: "f" }"#,
+        r#"ToolArguments { block: 1, partial_json: "{}" }"#,
+        r#"ToolCallStopped { block: 1, arguments_json: "{}" }"#,
+        r#"Native { block: 2, native: NativeBlock { provider: "gemini", json: "{\"hologram\":1}" } }"#,
+        "Stop(ToolUse)",
+    ];
+    assert_eq!(heard[1..], expected, "behind what opens it");
+}

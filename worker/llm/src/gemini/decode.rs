@@ -15,7 +15,7 @@ use crate::quick::{Quick, once};
 use crate::tier;
 
 /// The field of a part that must come back on the same part.
-pub(super) const SIGNATURE: &str = "thoughtSignature";
+pub(crate) const SIGNATURE: &str = "thoughtSignature";
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -304,9 +304,9 @@ impl Decoder {
             }
             return;
         }
-        if !other.is_empty() {
+        // Beside a text or a call it is only told of that: <https://ai.google.dev/api/caching#Part> has one kind of data in a part.
+        if !other.is_empty() && text.is_none() && function_call.is_none() {
             let mut whole = other;
-            whole.extend(text.map(|text| ("text".to_owned(), text.into())));
             whole.extend(signature.map(|signature| (SIGNATURE.to_owned(), signature.into())));
             deltas.push_back(native(self.blocks.apart(), &Value::Object(whole)));
             return;

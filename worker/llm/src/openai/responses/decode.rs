@@ -1,7 +1,7 @@
 //! Events of the Responses API as neutral deltas.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use croft_proto::v1::NativeBlock;
 use serde::Deserialize;
@@ -22,6 +22,9 @@ struct Event<'data> {
     kind: Cow<'data, str>,
     #[serde(default)]
     output_index: u32,
+    /// Of the item that a piece belongs to.
+    #[serde(borrow)]
+    item_id: Option<Cow<'data, str>>,
     /// Of the part within the item.
     #[serde(default)]
     content_index: u32,
@@ -79,7 +82,12 @@ enum Sort {
 
 struct Call {
     block: u32,
+    /// As the provider names it, and its item; empty where it does not.
+    id: String,
+    item_id: String,
+    item: u32,
     arguments_json: String,
+    is_over: bool,
 }
 
 /// The state of one answer.
@@ -89,8 +97,12 @@ pub(crate) struct Decoder {
     next_block: u32,
     /// The blocks of texts, by item and part.
     texts: BTreeMap<(u32, u32, Sort), u32>,
-    /// The calls that are being received, by item.
-    calls: BTreeMap<u32, Call>,
+    /// All calls so far, in their order.
+    calls: Vec<Call>,
+    /// Their places by their own ids and by those of their items.
+    calls_by_id: HashMap<String, usize>,
+    /// And by the index of their item, of which some servers tell none or the same for all: the newest call has it.
+    calls_by_index: BTreeMap<u32, usize>,
     called: bool,
     refused: bool,
     tier: tier::Told,
@@ -123,10 +135,13 @@ impl answer::Decoder for Decoder {
             "response.reasoning_summary_text.delta" | "response.reasoning_text.delta" => {
                 self.text(item, part, Sort::Thinking, event.delta, deltas);
             }
-            "response.function_call_arguments.delta" => self.arguments(item, event.delta, deltas),
+            "response.function_call_arguments.delta" => {
+                let item_id = event.item_id.as_deref().unwrap_or_default();
+                self.arguments(item, item_id, event.delta, deltas);
+            }
             "response.output_item.added" => {
                 if let Some(added) = event.item.filter(|added| added.text("type") == "function_call") {
-                    self.call(item, &added, deltas);
+                    self.call(self.by_ids(item, &added), item, &added, deltas);
                 }
             }
             "response.output_item.done" => {
@@ -200,6 +215,11 @@ fn is_known(kind: &str) -> bool {
     )
 }
 
+/// Of two ids that may be left out.
+fn is_same(one: &str, other: &str) -> bool {
+    one.is_empty() || other.is_empty() || one == other
+}
+
 /// The event's own type would be taken for the error's.
 fn in_event(mut told: Value) -> Error {
     if let Some(fields) = told.as_object_mut() {
@@ -228,17 +248,44 @@ impl Decoder {
         });
     }
 
-    fn call(&mut self, item: u32, added: &Item, deltas: &mut VecDeque<Delta>) -> u32 {
-        let block = self.block();
-        self.calls.insert(item, Call { block, arguments_json: String::new() });
-        let [tool_call_id, name] = ["call_id", "name"].map(|field| added.text(field).to_owned());
-        deltas.push_back(Delta::ToolCallStarted { block, tool_call_id, name });
-        block
+    /// The place of the call that this item is: of one that is known, or of a new one.
+    fn call(&mut self, known: Option<usize>, item: u32, told: &Item, deltas: &mut VecDeque<Delta>) -> usize {
+        if let Some(known) = known {
+            return known;
+        }
+        let [call_id, item_id, name] = ["call_id", "id", "name"].map(|field| told.text(field).to_owned());
+        let (block, place) = (self.block(), self.calls.len());
+        let ids = [&call_id, &item_id].into_iter().filter(|id| !id.is_empty());
+        self.calls_by_id.extend(ids.map(|id| (id.clone(), place)));
+        self.calls_by_index.insert(item, place);
+        deltas.push_back(Delta::ToolCallStarted { block, tool_call_id: call_id.clone(), name });
+        self.calls.push(Call { block, id: call_id, item_id, item, arguments_json: String::new(), is_over: false });
+        place
     }
 
-    fn arguments(&mut self, item: u32, partial_json: Option<String>, deltas: &mut VecDeque<Delta>) {
+    /// The call of an item by its own id, or else by that of the item. What has the id of a call, and nothing else of it, is another call.
+    fn by_ids(&self, item: u32, told: &Item) -> Option<usize> {
+        let [call_id, item_id] = ["call_id", "id"].map(|field| told.text(field));
+        let by_id = |id: &str| Some(*self.calls_by_id.get(id)?).map(|place| (place, &self.calls[place]));
+        let by_call = by_id(call_id).filter(|(_, call)| call.item == item || is_same(&call.item_id, item_id));
+        let by_item = || by_id(item_id).filter(|(_, call)| is_same(&call.id, call_id));
+        by_call.or_else(by_item).map(|(place, _)| place)
+    }
+
+    /// The call that is being received at the index of an item whose ids say nothing else.
+    fn by_index(&self, item: u32, told: &Item) -> Option<usize> {
+        let [call_id, item_id] = ["call_id", "id"].map(|field| told.text(field));
+        self.calls_by_index.get(&item).copied().filter(|place| {
+            let Call { id: known, item_id: known_item, is_over, .. } = &self.calls[*place];
+            let fits = if call_id.is_empty() { is_same(known_item, item_id) } else { known.is_empty() };
+            fits && !is_over
+        })
+    }
+
+    fn arguments(&mut self, item: u32, item_id: &str, partial_json: Option<String>, deltas: &mut VecDeque<Delta>) {
         let Some(partial_json) = partial_json.filter(|partial_json| !partial_json.is_empty()) else { return };
-        if let Some(call) = self.calls.get_mut(&item) {
+        let place = self.calls_by_id.get(item_id).or_else(|| self.calls_by_index.get(&item));
+        if let Some(call) = place.map(|place| &mut self.calls[*place]).filter(|call| !call.is_over) {
             call.arguments_json.push_str(&partial_json);
             deltas.push_back(Delta::ToolArguments { block: call.block, partial_json });
         }
@@ -249,20 +296,18 @@ impl Decoder {
         match done.text("type") {
             "message" | "" => {}
             "function_call" => {
-                if !self.calls.contains_key(&item) {
-                    self.call(item, done, deltas);
-                }
-                // An item that was cut keeps its place, and is never made.
-                if done.text("status") == "incomplete" {
+                let known = self.by_ids(item, done).or_else(|| self.by_index(item, done));
+                let place = self.call(known, item, done, deltas);
+                let call = &mut self.calls[place];
+                // An item that was cut keeps its place, and is never made; one that is told again is the same.
+                if done.text("status") == "incomplete" || std::mem::replace(&mut call.is_over, true) {
                     return;
                 }
-                if let Some(Call { block, arguments_json }) = self.calls.remove(&item) {
-                    self.called = true;
-                    let whole = done.text("arguments");
-                    let arguments_json = if whole.is_empty() { arguments_json } else { whole.to_owned() };
-                    let arguments_json = if arguments_json.is_empty() { "{}".to_owned() } else { arguments_json };
-                    deltas.push_back(Delta::ToolCallStopped { block, arguments_json });
-                }
+                self.called = true;
+                let (whole, received) = (done.text("arguments"), std::mem::take(&mut call.arguments_json));
+                let arguments_json = if whole.is_empty() { received } else { whole.to_owned() };
+                let arguments_json = if arguments_json.is_empty() { "{}".to_owned() } else { arguments_json };
+                deltas.push_back(Delta::ToolCallStopped { block: call.block, arguments_json });
             }
             // Without its encrypted content an item is known by its id alone, and nothing is stored under that.
             "reasoning" if done.text("encrypted_content").is_empty() => {}
