@@ -23,7 +23,8 @@ pub struct Policy {
     pub failures_percent: u32,
     /// For how long it opens at first. Each time that the trial fails too it is twice as long.
     pub open: Duration,
-    /// For how long it opens at most, whatever the provider asks for.
+    /// For how long it opens at most, whatever the provider asks for. A trial that gives no sign of life for so long keeps no other back
+    /// any more.
     pub open_max: Duration,
     /// Trials that must go well, one after another, before all calls are let through again.
     pub trials: u32,
@@ -76,15 +77,21 @@ pub enum State {
     Closed,
     /// None does.
     Open,
-    /// One at a time does, until its answer begins.
+    /// One at a time does, until the provider takes it.
     HalfOpen,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 enum Inner {
     Closed,
-    Open { until: Instant },
-    HalfOpen { trial_runs: bool, went_well: u32 },
+    Open {
+        until: Instant,
+    },
+    /// With when the trial was let through that keeps all others back, if one does.
+    HalfOpen {
+        trial: Option<Instant>,
+        went_well: u32,
+    },
 }
 
 /// See the module.
@@ -102,10 +109,11 @@ pub struct Breaker {
     generation: u64,
 }
 
-/// Leave for one call. That its answer began goes back to [`Breaker::began`], what became of it to [`Breaker::ended`].
+/// Leave for one call. That the provider took it goes back to [`Breaker::began`], what became of it to [`Breaker::ended`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pass {
     generation: u64,
+    admitted_at: Instant,
     has_begun: bool,
 }
 
@@ -135,23 +143,23 @@ impl Breaker {
         match &mut self.inner {
             Inner::Closed => {}
             Inner::Open { until } if now < *until => return Err(*until - now),
-            Inner::Open { .. } => self.turn(Inner::HalfOpen { trial_runs: true, went_well: 0 }),
-            // A trial may think for long before its answer begins, and the rest need not wait for all of it at once.
-            Inner::HalfOpen { trial_runs: true, .. } => return Err(self.policy.open),
-            Inner::HalfOpen { trial_runs, .. } => *trial_runs = true,
+            Inner::Open { .. } => self.turn(Inner::HalfOpen { trial: Some(now), went_well: 0 }),
+            // Its provider may be silent for long before it takes the call, and the rest need not wait for all of it at once.
+            Inner::HalfOpen { trial: Some(since), .. } if now < *since + self.policy.open_max => {
+                return Err(self.policy.open.min(*since + self.policy.open_max - now));
+            }
+            Inner::HalfOpen { trial, .. } => *trial = Some(now),
         }
-        Ok(Pass { generation: self.generation, has_begun: false })
+        Ok(Pass { generation: self.generation, admitted_at: now, has_begun: false })
     }
 
-    /// Takes in that the answer of a call has begun. Behind a trial it is another's turn then, since an answer may take minutes. How
-    /// the trial went only its end tells.
+    /// Takes in that the provider took a call. Behind a trial it is another's turn then, since a thought or an answer may take
+    /// minutes. How the trial went only its end tells.
     pub fn began(&mut self, pass: &mut Pass) {
-        let is_news = !std::mem::replace(&mut pass.has_begun, true) && pass.generation == self.generation;
-        if let Inner::HalfOpen { trial_runs, .. } = &mut self.inner
-            && is_news
-        {
-            *trial_runs = false;
+        if pass.generation == self.generation {
+            self.make_way(*pass);
         }
+        pass.has_begun = true;
     }
 
     /// Takes in how a call went.
@@ -167,14 +175,23 @@ impl Breaker {
                     self.open(retry_after, now);
                 }
             }
-            (Inner::HalfOpen { trial_runs, .. }, Outcome::Unknown) => *trial_runs &= pass.has_begun,
-            (Inner::HalfOpen { trial_runs, .. }, Outcome::Answered) => {
-                // One that began has made room for the next, which may run.
-                *trial_runs &= pass.has_begun;
+            (Inner::HalfOpen { .. }, Outcome::Unknown) => self.make_way(pass),
+            (Inner::HalfOpen { .. }, Outcome::Answered) => {
+                self.make_way(pass);
                 self.went_well();
             }
             (Inner::HalfOpen { .. }, Outcome::Failed { retry_after }) => self.open(retry_after, now),
             (Inner::Closed, Outcome::Unknown) | (Inner::Open { .. }, _) => {}
+        }
+    }
+
+    /// Lets the next trial through, unless this one had made way already: then the next may run.
+    fn make_way(&mut self, pass: Pass) {
+        if let Inner::HalfOpen { trial, .. } = &mut self.inner
+            && !pass.has_begun
+            && *trial == Some(pass.admitted_at)
+        {
+            *trial = None;
         }
     }
 

@@ -4,6 +4,7 @@ use croft_proto::media_type;
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::image::Source;
 use croft_proto::v1::{ContentBlock, Image, Message, Role, Text};
+use serde_json::{Map, Value};
 
 use crate::gemini;
 use crate::openai::chat::REASONING_CONTENT;
@@ -55,6 +56,18 @@ fn is_bound(block: &ContentBlock) -> bool {
     match &block.block {
         Some(Block::Thinking(thinking)) => thinking.signature != REASONING_CONTENT,
         Some(Block::Native(_)) | None => true,
+        Some(Block::Text(_) | Block::Image(_) | Block::ToolUse(_) | Block::ToolOutput(_)) => false,
+    }
+}
+
+/// What the model thought, or proves that it did: no part of what it said.
+pub fn is_thought(block: &ContentBlock) -> bool {
+    match &block.block {
+        Some(Block::Thinking(_)) | None => true,
+        Some(Block::Native(native)) => serde_json::from_str(&native.json).is_ok_and(|whole: Map<String, Value>| {
+            whole.get("type").is_some_and(|kind| kind == "reasoning")
+                || whole.keys().all(|key| key == gemini::SIGNATURE)
+        }),
         Some(Block::Text(_) | Block::Image(_) | Block::ToolUse(_) | Block::ToolOutput(_)) => false,
     }
 }
@@ -123,6 +136,22 @@ mod tests {
             provider: provider.into(),
             model: model.into(),
         }
+    }
+
+    #[test]
+    fn what_a_model_thought_is_told_from_what_it_said() {
+        let native = |json: &str| {
+            let native = NativeBlock { provider: "a".into(), json: json.into() };
+            ContentBlock { block: Some(Block::Native(native)) }
+        };
+        for json in [r#"{"type":"reasoning","summary":[]}"#, r#"{"thoughtSignature":"c2ln"}"#] {
+            assert!(is_thought(&native(json)), "{json}");
+        }
+        for json in [r#"{"type":"web_search_call"}"#, r#"{"thoughtSignature":"c2ln","inlineData":{}}"#, "[]"] {
+            assert!(!is_thought(&native(json)), "{json}");
+        }
+        let whole = answer("a", "a").content;
+        assert_eq!([0, 2, 3].map(|place: usize| is_thought(&whole[place])), [true, false, false]);
     }
 
     #[test]

@@ -89,6 +89,8 @@ pub struct Error {
     pub request_id: Option<String>,
     /// No call was made: a breaker is open. Nothing was used, and another model may be asked at once.
     pub was_not_made: bool,
+    /// The request did not get to the provider: nobody was there to take it.
+    pub was_not_sent: bool,
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -103,6 +105,7 @@ impl Error {
             should_retry: None,
             request_id: None,
             was_not_made: false,
+            was_not_sent: false,
             source: None,
         }
     }
@@ -125,6 +128,30 @@ impl Error {
         self
     }
 
+    /// The same for a request that did not get to the provider.
+    pub(crate) fn unsent(mut self, was_not_sent: bool) -> Self {
+        self.was_not_sent = was_not_sent;
+        self
+    }
+
+    /// Nobody charges for the call, if its answer had not begun: it did not get to the provider, or the provider refused it. One that
+    /// took it may have worked on it until the connection broke or somebody's time was over.
+    pub fn is_free(&self) -> bool {
+        let is_refusal = |status| !matches!(status, 408 | 504);
+        let was_refused = match self.class {
+            Class::Timeout => false,
+            Class::Network | Class::Truncated => self.status.is_some_and(is_refusal),
+            Class::Rate
+            | Class::Quota
+            | Class::Overload
+            | Class::Auth
+            | Class::Invalid
+            | Class::Context
+            | Class::Content => self.status.is_none_or(is_refusal),
+        };
+        self.was_not_made || self.was_not_sent || was_refused
+    }
+
     /// Whether the same call may be made again.
     pub fn is_retryable(&self) -> bool {
         self.should_retry.unwrap_or_else(|| self.class.is_retryable())
@@ -141,6 +168,24 @@ mod tests {
             assert_eq!(Class::parse(class.as_str()), Some(class));
         }
         assert_eq!(Class::parse("weather"), None);
+    }
+
+    #[test]
+    fn only_what_was_refused_or_never_got_there_is_free() {
+        let error = |class, status| Error { status, ..Error::new("anthropic", class, "no") };
+        for (class, status) in [(Class::Overload, Some(503)), (Class::Network, Some(418)), (Class::Auth, None)] {
+            assert!(error(class, status).is_free(), "{class:?} {status:?}");
+        }
+        for (class, status) in [
+            (Class::Network, None),
+            (Class::Truncated, None),
+            (Class::Timeout, None),
+            (Class::Timeout, Some(504)),
+            (Class::Overload, Some(408)),
+        ] {
+            assert!(!error(class, status).is_free(), "{class:?} {status:?}");
+        }
+        assert!(error(Class::Network, None).unsent(true).is_free());
     }
 
     #[test]

@@ -193,7 +193,8 @@ impl Wire {
     fn unreachable(&self, error: reqwest::Error) -> Error {
         // One that was not connected to in time has done nothing, and charges for nothing.
         let class = if error.is_timeout() && !error.is_connect() { Class::Timeout } else { Class::Network };
-        Error::new(self.manner.provider, class, "could not be reached").because(error)
+        let was_not_sent = error.is_connect() || error.is_builder();
+        Error::new(self.manner.provider, class, "could not be reached").unsent(was_not_sent).because(error)
     }
 
     /// What an HTTP refusal means.

@@ -83,9 +83,14 @@ impl Call {
     }
 
     /// Reads until the answer begins or it is clear that there will be none. May be given up and called again.
-    pub(super) async fn begun(&mut self) {
+    /// `permit` hears that the provider took the call.
+    pub(super) async fn begun(&mut self, permit: &mut breaker::Permit) {
         while self.first.is_none() {
-            match self.next().await {
+            let next = self.next().await;
+            if next.is_ok() {
+                permit.began();
+            }
+            match next {
                 Ok(delta) if !delta.is_output() && !matches!(delta, Delta::Stop(_)) => self.assembly.push(&delta),
                 first => self.first = Some(first),
             }
@@ -113,7 +118,7 @@ impl Call {
         item
     }
 
-    /// Reads it to its end, and shows it. `permit` hears when it begins.
+    /// Reads it to its end, and shows it. `permit` hears that the provider took the call.
     pub(super) async fn finish<'step>(
         mut self,
         permit: &mut breaker::Permit,
@@ -133,9 +138,7 @@ impl Call {
                 Ok(Err(error)) => break End::Failed(error),
                 Ok(Ok(delta)) => delta,
             };
-            if delta.is_output() {
-                permit.began();
-            }
+            permit.began();
             ids.settle(&mut delta);
             self.assembly.push(&delta);
             shown.preview(&delta, &self.assembly, guard.as_mut());
@@ -344,8 +347,8 @@ impl Attempt<'_> {
                 Some(usage) => (usage, false),
                 None => (self.assembly.estimated_usage(self.input_tokens_estimated), true),
             },
-            // Refused at the door, or never there: nobody charges for it.
-            End::Failed(error) if !opened && error.class != Class::Timeout => (TokenUsage::default(), true),
+            // Refused at the door, or never there.
+            End::Failed(error) if !opened && error.is_free() => (TokenUsage::default(), true),
             End::Stopped(_) | End::Failed(_) | End::Interrupted(_) | End::Blocked | End::Hedged => {
                 (self.assembly.estimated_usage(self.input_tokens_estimated), true)
             }

@@ -61,6 +61,8 @@ pub(crate) struct Chain {
     taken_over: Option<(String, Cause)>,
     /// One that the front chose in place of the one at hand could not answer: it is to choose none any more in this turn.
     as_asked: bool,
+    /// The one at hand has answered in this turn.
+    pub(super) has_answered: bool,
     /// What the failed model's own provider counted in the conversation that did not fit it.
     pub(super) input_tokens: Option<u32>,
 }
@@ -73,6 +75,7 @@ impl Chain {
             has_tools: !agent.tools.is_empty(),
             taken_over: None,
             as_asked: false,
+            has_answered: false,
             input_tokens: None,
         }
     }
@@ -91,6 +94,7 @@ impl Chain {
     pub(super) fn hop(&mut self, cause: Cause) -> bool {
         let Some(next) = self.rest.next() else { return false };
         let from = std::mem::replace(&mut self.model, next);
+        self.has_answered = false;
         self.taken_over = Some((from, cause));
         true
     }
@@ -99,6 +103,7 @@ impl Chain {
     pub(super) fn skip(&mut self) -> bool {
         let Some(next) = self.rest.next() else { return false };
         self.model = next;
+        self.has_answered = false;
         true
     }
 

@@ -30,7 +30,8 @@ struct Try {
 
 impl Try {
     async fn begun(&mut self) {
-        self.call.begun().instrument(self.span.clone()).await;
+        let Self { permit, span, call, .. } = self;
+        call.begun(permit).instrument(span.clone()).await;
     }
 }
 

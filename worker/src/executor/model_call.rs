@@ -269,12 +269,10 @@ impl Executor<'_> {
 
     /// Asks the front for a model call.
     async fn ask_for_grant(&self) -> Result<(Grant, Arc<dyn Provider>), Refused> {
-        let model = self.chain.model().to_owned();
-        let unsent = self.request(&Grant { model: model.clone(), ..Grant::default() }, 0);
-        let estimate = estimate::input_tokens(&unsent);
+        let estimate = self.input_tokens_estimated();
         let request = GrantRequest {
             request_id: Uuid::now_v7().to_string(),
-            model,
+            model: self.chain.model().to_owned(),
             input_tokens_estimated: self.chain.input_tokens.unwrap_or_default().max(estimate),
             output_tokens_max: self.bounds.output_tokens_max,
             takeover: self.chain.takeover(&self.state.messages),
@@ -310,6 +308,22 @@ impl Executor<'_> {
             return Err(Refused::Unusable { error: Some(error), routed: grant.routed });
         };
         Ok((grant, provider))
+    }
+
+    /// The input tokens of the next call. Whose thoughts it is sent only its grant tells: it is reckoned for the model at hand, and for
+    /// the one that answered last unless another has just taken over, and the larger counts.
+    fn input_tokens_estimated(&self) -> u32 {
+        let answers = || self.state.messages.iter().rev().filter(|message| message.role() == Role::Assistant);
+        let model = self.chain.model();
+        let own = answers().find(|answer| answer.model == model);
+        let is_ours = self.chain.has_answered || self.chain.reason().is_empty();
+        let last = answers().next().filter(|answer| is_ours && answer.model != model);
+        let own = own.map_or((String::new(), model.to_owned()), |answer| (answer.provider.clone(), model.to_owned()));
+        let last = last.map(|answer| (answer.provider.clone(), answer.model.clone()));
+        let estimates = std::iter::once(own).chain(last).map(|(provider, model)| {
+            estimate::input_tokens(&self.request(&Grant { provider, model, ..Grant::default() }, 0))
+        });
+        estimates.max().unwrap_or_default()
     }
 
     /// The request for the model of `grant`, with nothing in it that only another understands.
@@ -390,20 +404,22 @@ impl Executor<'_> {
 
     /// Takes what was said, as it may be stored.
     async fn answer(&mut self, content: Vec<ContentBlock>, finish_reason: &str, grant: &Grant) {
+        let is_silent = content.iter().all(carry::is_thought);
+        // Behind results of tools, or the rest of an answer, it is no failure to have nothing to add.
+        let owes_words = is_silent && self.state.last_role() == Some(Role::User);
+        self.chain.has_answered = true;
         self.state.answered(content.clone(), finish_reason, &grant.provider, &grant.model);
-        if content.is_empty() {
-            // Before the checkpoint that the turn ends from, so that whoever goes on from it tells nothing a second time.
-            if finish_reason == Stop::MaxTokens.as_str() {
-                let output_tokens = self.bounds.output_tokens(grant.output_tokens_max);
-                let error = failure::wordless(output_tokens, output_tokens == self.bounds.output_tokens_max);
-                self.link.event(Kind::Error(error)).await;
-            } else if finish_reason == Stop::EndTurn.as_str() && self.state.last_role() == Some(Role::User) {
-                // Behind results of tools, or the rest of an answer, it is no failure to have nothing to add.
-                self.link.event(Kind::Error(failure::silent())).await;
-            }
-            return;
+        if !content.is_empty() {
+            self.link.event(Kind::AgentMessage(AgentMessage { content, model: grant.model.clone() })).await;
         }
-        self.link.event(Kind::AgentMessage(AgentMessage { content, model: grant.model.clone() })).await;
+        // Before the checkpoint that the turn ends from, so that whoever goes on from it tells nothing a second time.
+        if is_silent && finish_reason == Stop::MaxTokens.as_str() {
+            let output_tokens = self.bounds.output_tokens(grant.output_tokens_max);
+            let error = failure::wordless(output_tokens, output_tokens == self.bounds.output_tokens_max);
+            self.link.event(Kind::Error(error)).await;
+        } else if owes_words && finish_reason == Stop::EndTurn.as_str() {
+            self.link.event(Kind::Error(failure::silent())).await;
+        }
     }
 
     /// No model is left: tells what the last one came to.

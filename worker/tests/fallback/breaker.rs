@@ -6,7 +6,9 @@ use croft_llm::{Class, Delta, Providers, breaker};
 use croft_proto::v1::{AgentSpec, StopReason, TokenUsage};
 use croft_worker::tools::Builtins;
 
-use crate::canned::{ATTEMPTS_MAX, Canned, Unending, agent, attempts, course, fails, opened, said, says, turn, worker};
+use crate::canned::{
+    ATTEMPTS_MAX, Answer, Canned, Unending, agent, attempts, course, fails, opened, said, says, turn, worker,
+};
 use crate::support::{options, worker_with};
 
 #[tokio::test(start_paused = true)]
@@ -52,28 +54,44 @@ async fn without_another_model_the_turn_waits_for_the_breaker() {
 /// A trial of minutes would keep all others waiting for a provider that is well.
 #[tokio::test(start_paused = true)]
 async fn a_trial_that_has_begun_to_answer_lets_the_next_call_through() {
+    let begins = vec![Ok(opened()), Ok(Delta::Text { block: 0, text: "once upon".into() })];
+    assert_eq!(said_behind_a_trial(begins, &agent()).await, "noon");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trial_that_thinks_in_silence_lets_the_next_call_through() {
+    // With a second try, too, which is made once the first was silent for so long.
+    for hedge_after_ms in [0, 50, 60_000] {
+        let agent = AgentSpec { hedge_after_ms, ..agent() };
+        assert_eq!(said_behind_a_trial(vec![Ok(opened())], &agent).await, "noon", "{hedge_after_ms}");
+    }
+}
+
+/// What a turn is told that begins while the trial of a breaker goes on like this, without an end.
+async fn said_behind_a_trial(begins: Answer, agent: &AgentSpec) -> String {
     let policy = breaker::Policy::default();
     let failures = usize::try_from(policy.outcomes_min).unwrap();
-    let begins = vec![Ok(opened()), Ok(Delta::Text { block: 0, text: "once upon".into() })];
     let failing = std::iter::repeat_with(|| fails(Class::Overload)).take(failures);
     let (a, b) = (Canned::new("a", failing.chain([begins, says("noon")])), Canned::new("b", [says("from b")]));
     let providers = Providers::new().with(Unending(a.clone())).with(b.clone());
     let worker = worker_with(options(), providers, Builtins::default()).await;
     for _ in 0..failures.div_ceil(ATTEMPTS_MAX) {
-        turn(&worker, &agent(), &[]).await;
+        turn(&worker, agent, &[]).await;
     }
     tokio::time::advance(policy.open).await;
-    let agent = agent();
-    let long = turn(&worker, &agent, &[]);
+    let long = turn(&worker, agent, &[]);
     let begun = async {
         while a.calls() == failures {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
-        turn(&worker, &agent, &[]).await
+        turn(&worker, agent, &[]).await
     };
     tokio::select! {
         _ = long => panic!("it has no end"),
-        heard = begun => assert_eq!(said(&heard), [("noon".to_owned(), "a".to_owned())]),
+        heard = begun => {
+            let [(words, _)] = &said(&heard)[..] else { panic!("{heard:?}") };
+            words.clone()
+        }
     }
 }

@@ -5,6 +5,7 @@
 mod bad_calls;
 mod breaker;
 mod canned;
+mod estimates;
 mod outgrown;
 mod proofs;
 mod refusals;

@@ -80,6 +80,25 @@ fn a_trial_whose_answer_has_begun_lets_the_next_through_and_counts_once() {
     assert_eq!(breaker.state(later), State::Closed);
 }
 
+/// Its provider took the connection and is not heard of again.
+#[test]
+fn a_trial_that_is_silent_for_too_long_keeps_no_other_back() {
+    let now = Instant::now();
+    let mut breaker = opened(now);
+    let later = now + POLICY.open;
+    let mut silent = breaker.admit(later).unwrap();
+    let nearly = later + POLICY.open_max.checked_sub(Duration::from_secs(1)).unwrap();
+    assert_eq!(breaker.admit(nearly), Err(Duration::from_secs(1)));
+    let much_later = later + POLICY.open_max;
+    let mut next = breaker.admit(much_later).unwrap();
+    assert_eq!(breaker.admit(much_later), Err(POLICY.open), "one at a time");
+    breaker.began(&mut silent);
+    breaker.ended(silent, Outcome::Unknown, much_later);
+    assert!(breaker.admit(much_later).is_err(), "the next one runs, whatever becomes of the first");
+    breaker.began(&mut next);
+    assert!(breaker.admit(much_later).is_ok());
+}
+
 #[test]
 fn trials_that_begin_and_then_break_off_leave_it_open_for_longer() {
     let now = Instant::now();
