@@ -109,6 +109,11 @@ impl Guardrails {
         self.at(stage).any(|guard| !guard.shadow)
     }
 
+    /// A check has something to say of that stage.
+    pub(crate) fn look_at(&self, stage: GuardrailStage) -> bool {
+        self.at(stage).next().is_some()
+    }
+
     /// Checks texts that belong together, and replaces in them what is to be replaced.
     pub(crate) async fn review(&self, stage: GuardrailStage, texts: &mut [&mut String]) -> Review {
         self.review_by(|_| true, stage, texts).await
@@ -164,7 +169,7 @@ impl Guardrails {
         let Ok(mut arguments) = serde_json::from_str::<Value>(arguments_json) else {
             return self.review(stage, &mut [arguments_json]).await;
         };
-        if self.at(stage).next().is_some() {
+        if self.look_at(stage) {
             // As it was understood: of a key that is there twice the text has more to say than what the checks see.
             *arguments_json = arguments.to_string();
         }

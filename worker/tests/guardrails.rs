@@ -6,8 +6,9 @@ mod support;
 
 use std::time::Duration;
 
-use croft_llm::Providers;
+use croft_llm::openai::Responses;
 use croft_llm::scripted::Scripted;
+use croft_llm::{Limits, Providers, Settings};
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::execute_step_request::Message as ToWorker;
 use croft_proto::v1::guardrail_spec::Check;
@@ -19,6 +20,7 @@ use croft_proto::v1::{
 };
 use croft_worker::RuntimeOptions;
 use croft_worker::tools::Builtins;
+use secrecy::SecretString;
 use serde_json::json;
 use support::*;
 use wiremock::matchers::{body_json, method, path};
@@ -158,6 +160,42 @@ async fn thinking_is_not_shown_while_the_output_is_guarded_and_not_kept_if_it_is
     assert_eq!((said(&heard).as_str(), heard.stop_reason()), ("No.", StopReason::EndTurn));
     let kept = heard.checkpoint().messages.pop().unwrap().content;
     assert!(kept.iter().all(|block| matches!(block.block, Some(Block::Text(_)))), "{kept:?}");
+}
+
+/// OpenAI's answer has what the model thought twice: as people may read it, and in the item that goes back to it.
+async fn thinking_of_openai(check: Check) -> Heard {
+    let recorded = format!("{}/llm/tests/golden/openai-responses/thinking.sse", env!("CARGO_MANIFEST_DIR"));
+    let answer = ResponseTemplate::new(200).set_body_raw(std::fs::read(recorded).unwrap(), "text/event-stream");
+    let server = MockServer::start().await;
+    Mock::given(path("/v1/responses")).respond_with(answer).mount(&server).await;
+    let api_key = SecretString::from("sk-of-nobody").into();
+    let settings = Settings { base_url: server.uri(), api_key, limits: Limits::default() };
+    let providers = Providers::new().with(Responses::new(settings).unwrap());
+    let worker = worker_with(options(), providers, Builtins::default()).await;
+    let agent = AgentSpec { model: "gpt-6-sol".into(), tools: Vec::new(), ..guarded(GuardrailStage::Output, check) };
+    let session_id = session();
+    init(&worker.client, &session_id, &agent).await.unwrap();
+    let mut front = Front::open(&worker.client, start(&session_id, text("what time is it?"))).await;
+    (front.provider, front.model) = ("openai".into(), "gpt-6-sol".into());
+    front.finish().await
+}
+
+/// Whether an item of the provider's own is kept with the answer.
+fn keeps_native(heard: &Heard) -> bool {
+    let kept = heard.checkpoint().messages.pop().unwrap().content;
+    kept.iter().any(|block| matches!(block.block, Some(Block::Native(_))))
+}
+
+#[tokio::test]
+async fn refused_thoughts_are_in_no_item_of_the_provider_either() {
+    let heard = thinking_of_openai(denied("user wants")).await;
+    assert_eq!((said(&heard).as_str(), heard.stop_reason()), ("It is noon.", StopReason::EndTurn));
+    assert!(!is_anywhere(&heard, "user wants") && !keeps_native(&heard));
+    assert_eq!(violations(&heard), [violation("output", "pattern")], "it is told once");
+
+    let heard = thinking_of_openai(denied("reasoning|completed|gAAAA|rs_00")).await;
+    assert!(keeps_native(&heard), "what nobody can read is no word of the model");
+    assert_eq!(violations(&heard), []);
 }
 
 #[tokio::test(start_paused = true)]

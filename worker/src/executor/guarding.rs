@@ -1,10 +1,12 @@
 //! Where the graph asks the guardrails: about the user's words before the model hears them, about what the model said
 //! before it is stored, and about what tools gave.
 
+use std::collections::HashMap;
+
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{ContentBlock, GuardrailStage, GuardrailViolation, Role, StopReason};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Executor;
 use super::attempt::Shown;
@@ -16,6 +18,8 @@ use crate::metrics::Metrics;
 /// Stands for arguments that a guardrail refused: they are in no event and no checkpoint, and whoever goes on from there
 /// makes no call without them.
 const WITHHELD: &str = "withheld_by_guardrail";
+/// Fields of native blocks with nothing in them for people to read.
+const UNREAD: [&str; 6] = ["encrypted_content", "signature", "thoughtSignature", "id", "status", "type"];
 
 impl Executor<'_> {
     /// Checks the user's words since the model's last answer: the newest, and those before it which no turn came to answer.
@@ -82,16 +86,16 @@ impl Executor<'_> {
     /// arguments that one does. Its text has passed while it came. Fails where the step ends before all of it was
     /// checked; an answer that no check has to wait for is whole whenever the step ends.
     pub(super) async fn guarded(&self, content: Vec<ContentBlock>) -> Result<Vec<ContentBlock>, Why> {
+        let looks = self.guardrails.look_at(GuardrailStage::Output);
         let mut kept = Vec::with_capacity(content.len());
+        let mut thoughts = Thoughts::default();
         for mut block in content {
             let keeps = match &mut block.block {
-                Some(Block::Thinking(thinking)) => {
-                    let asked = self.guardrails.review_thinking(&mut thinking.text);
-                    let review = self.interrupt.or_unready(asked).await?;
-                    self.tell_violations(&review.violations).await;
-                    // Signed text can't be changed.
-                    !review.violations.iter().any(|told| told.blocked || told.redacted)
+                Some(Block::Thinking(thinking)) if looks => {
+                    self.keeps(&mut thoughts, vec![thinking.text.clone()]).await?
                 }
+                // Most of them are what was thought, as its provider wants it back.
+                Some(Block::Native(native)) if looks => self.keeps(&mut thoughts, native_texts(&native.json)).await?,
                 Some(Block::ToolUse(call)) => {
                     let asked = self.guardrails.review_arguments(&mut call.arguments_json);
                     let review = self.interrupt.or_unready(asked).await?;
@@ -110,9 +114,50 @@ impl Executor<'_> {
         Ok(kept)
     }
 
+    /// Whether what the model thought passes. A text that was there before in the answer is neither checked nor told a second time.
+    async fn keeps(&self, thoughts: &mut Thoughts, texts: Vec<String>) -> Result<bool, Why> {
+        let (known, new): (Vec<_>, Vec<_>) = texts.into_iter().partition(|text| thoughts.passed.contains_key(text));
+        if !known.iter().all(|text| thoughts.passed[text]) {
+            return Ok(false);
+        }
+        let mut whole = new.join("\n");
+        let asked = self.guardrails.review_thinking(&mut whole);
+        let review = self.interrupt.or_unready(asked).await?;
+        self.tell_violations(&review.violations).await;
+        // Signed text can't be changed.
+        let passes = !review.violations.iter().any(|told| told.blocked || told.redacted);
+        thoughts.passed.extend(new.into_iter().map(|text| (text, passes)));
+        Ok(passes)
+    }
+
     pub(super) async fn tell_violations(&self, violations: &[GuardrailViolation]) {
         tell(self.link, self.metrics, "", violations).await;
     }
+}
+
+/// What the checks said of each text that the model thought in one answer.
+#[derive(Default)]
+struct Thoughts {
+    passed: HashMap<String, bool>,
+}
+
+/// What can be read in a native block: all texts but ids, the names of kinds, and what its provider alone can read.
+fn native_texts(json: &str) -> Vec<String> {
+    fn gather(value: Value, texts: &mut Vec<String>) {
+        match value {
+            Value::String(text) => texts.push(text),
+            Value::Array(items) => items.into_iter().for_each(|item| gather(item, texts)),
+            Value::Object(fields) => {
+                let read = fields.into_iter().filter(|(name, _)| !UNREAD.contains(&name.as_str()));
+                read.for_each(|(_, value)| gather(value, texts));
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) => {}
+        }
+    }
+    let mut texts = Vec::new();
+    // What is no JSON goes back to nobody, and is a text all the same.
+    gather(serde_json::from_str(json).unwrap_or_else(|_| Value::String(json.to_owned())), &mut texts);
+    texts
 }
 
 /// Checks the texts of something that was said.
