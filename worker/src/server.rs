@@ -199,6 +199,8 @@ impl RuntimeService for RuntimeServer {
         let session = session_id(&id)?;
         let agent = agent.ok_or(Refusal::Malformed { field: "agent" })?;
         shared.takes(&tenant, &agent, &provider)?;
+        // Before its agents are compiled, which running turns may wait for.
+        shared.sessions.has_room_for(session)?;
         // Those that it may call as well: better now than in mid turn. Which provider has their models is known when they are called.
         let agents = std::iter::once(&agent).chain(&agent.sub_agents).cloned().collect();
         drop(shared.opened(agents, String::new()).await?);

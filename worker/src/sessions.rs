@@ -91,6 +91,16 @@ impl Sessions {
         }
     }
 
+    /// Whether there is room for a session: it is known, or nobody has its place, or one that is idle would make way. Changes nothing, so
+    /// that [`Self::admit`] has the last word.
+    pub(crate) fn has_room_for(&self, session: SessionId) -> Result<(), Refusal> {
+        let held = self.shared.lock();
+        if held.contains_key(&session) || held.len() < self.shared.sessions_max {
+            return Ok(());
+        }
+        self.shared.idle(&held, Instant::now()).map(drop)
+    }
+
     /// Makes a session known, or renews what is known of it.
     pub(crate) fn admit(&self, session: SessionId, agent: AgentSpec, provider: String) -> Result<(), Refusal> {
         let mut held = self.shared.lock();
@@ -102,12 +112,7 @@ impl Sessions {
             return Ok(());
         }
         if held.len() >= self.shared.sessions_max {
-            let idle = held
-                .iter()
-                .filter(|(_, held)| held.running.is_none() && now - held.used_at >= self.shared.idle_max_of(held))
-                .min_by_key(|(_, held)| (held.untold.are_here_alone(), held.used_at))
-                .map(|(session, _)| *session);
-            let idle = idle.ok_or(Refusal::WorkerFull { sessions_max: self.shared.sessions_max })?;
+            let idle = self.shared.idle(&held, now)?;
             held.remove(&idle);
             tracing::info!(session = %idle, "forgot an idle session to make room");
         }
@@ -197,6 +202,15 @@ impl Shared {
             let Some(kept) = first.and_then(|held| held.kept.take()) else { break };
             bytes -= kept.bytes;
         }
+    }
+
+    /// The session that makes room for another at a worker that is full.
+    fn idle(&self, held: &HashMap<SessionId, Held>, now: Instant) -> Result<SessionId, Refusal> {
+        held.iter()
+            .filter(|(_, held)| held.running.is_none() && now - held.used_at >= self.idle_max_of(held))
+            .min_by_key(|(_, held)| (held.untold.are_here_alone(), held.used_at))
+            .map(|(session, _)| *session)
+            .ok_or(Refusal::WorkerFull { sessions_max: self.sessions_max })
     }
 
     /// For how long a session must have been idle to make room for another.

@@ -190,6 +190,22 @@ async fn a_step_that_is_never_started_is_given_up() {
     drop(requests);
 }
 
+/// Running turns may wait for the lock under which agents are compiled.
+#[tokio::test(start_paused = true)]
+async fn a_full_worker_looks_at_no_agent_that_it_has_no_room_for() {
+    let worker = small_worker(1).await;
+    let (known, bad) = (session(), AgentSpec { tools: vec![builtin("spade")], ..agent() });
+    init(&worker.client, &known, &agent()).await.unwrap();
+    let outcome = init(&worker.client, &session(), &bad).await;
+    assert_eq!(refusal(outcome), refused(Code::ResourceExhausted, "WORKER_FULL"));
+    let outcome = init(&worker.client, &known, &bad).await;
+    assert_eq!(refusal(outcome), refused(Code::FailedPrecondition, "TOOL_UNSUPPORTED"), "it has its place");
+    tokio::time::sleep(Duration::from_mins(10)).await;
+    let outcome = init(&worker.client, &session(), &bad).await;
+    assert_eq!(refusal(outcome), refused(Code::FailedPrecondition, "TOOL_UNSUPPORTED"), "another would make room");
+    assert_eq!(checkpoint(&worker, &known).await.unwrap(), None, "and is still there");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_full_worker_says_so_and_has_room_after_a_session_ends() {
     let worker = small_worker(2).await;
