@@ -7,8 +7,8 @@ use croft_proto::v1::execute_step_response::Message as FromWorker;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::tool_spec::Source;
 use croft_proto::v1::{
-    AgentSpec, JournalledToolCall, ReplayClass, StepCancel, StepStart, StopReason, SubAgentCall, SubAgentResult,
-    SubAgentTool, ToolResult, ToolSpec,
+    AgentSpec, ApprovalResolved, JournalledToolCall, ReplayClass, StepCancel, StepStart, StopReason, SubAgentCall,
+    SubAgentResult, SubAgentTool, ToolResult, ToolSpec,
 };
 use serde_json::json;
 use support::*;
@@ -101,6 +101,55 @@ async fn another_worker_asks_for_the_same_call_and_nobody_else() {
     front.send(answer(&call, "a good book", false)).await;
     let heard = front.finish().await;
     assert_eq!(heard.story(), ["started", "result", "attempt", "message", "completed"], "no second call is told");
+}
+
+/// Its turn ended with the question, and the front ends what a turn leaves running: the next turn was given an error for it.
+#[tokio::test(start_paused = true)]
+async fn a_sub_agent_beside_a_call_of_unknown_outcome_ends_before_people_are_asked() {
+    let spade = Spade::default();
+    let (lost, other) = (worker_with_spade(&spade).await.0, worker_with_spade(&spade).await.0);
+    let mut agent = delegating();
+    agent.tools.push(ToolSpec { replay: ReplayClass::Unsafe.into(), ..builtin("spade") });
+    let session_id = session();
+    init(&lost.client, &session_id, &agent).await.unwrap();
+    let dig = json!({"tool_call": {"name": "spade", "arguments": {"depth": 1}}});
+    let ask = json!({"tool_call": {"name": "ask", "arguments": {"message": "read"}}});
+    let steps = script(&json!([dig, ask, {"text": "thank you"}]));
+    let mut front = Front::open(&lost.client, start(&session_id, steps)).await;
+    let call = asked(&mut front).await;
+    let calls = front.heard.durables.iter().filter_map(|kind| match kind {
+        Kind::ToolCall(call) => Some(JournalledToolCall { call: Some(call.clone()), result: None, times_begun: 1 }),
+        _ => None,
+    });
+    // The worker was lost before it told what came of the spade.
+    let (journal, checkpoint) = (calls.collect::<Vec<_>>(), front.heard.checkpoints.last().cloned());
+    assert_eq!(journal.len(), 2);
+    drop(front);
+
+    init(&other.client, &session_id, &agent).await.unwrap();
+    let resumed = StepStart { checkpoint, journal, epoch: 2, ..start(&session_id, Vec::new()) };
+    let mut front = Front::open(&other.client, resumed).await;
+    assert_eq!(asked(&mut front).await, call);
+    front.send(answer(&call, "a good book", false)).await;
+    let heard = front.finish().await;
+    assert_eq!(heard.story(), ["started", "result", "approval", "completed"]);
+    assert_eq!(heard.stop_reason(), StopReason::RequiresAction);
+    let Kind::ApprovalRequired(question) = &heard.durables[2] else { panic!("{heard:?}") };
+    assert_eq!((question.tool_name.as_str(), question.repeat), ("spade", true));
+
+    let no = ApprovalResolved { approval_id: question.approval_id.clone(), ..ApprovalResolved::default() };
+    let checkpoint = Some(heard.checkpoint());
+    let next = StepStart {
+        turn_id: "turn-2".into(),
+        checkpoint,
+        decisions: vec![no],
+        epoch: 3,
+        ..start(&session_id, Vec::new())
+    };
+    let heard = Front::open(&other.client, next).await.finish().await;
+    assert_eq!((heard.stop_reason(), heard.sub_agents.len()), (StopReason::EndTurn, 0));
+    let outputs = format!("{:?}", heard.checkpoint().messages[2]);
+    assert!(outputs.contains("a good book") && outputs.contains("not to be repeated"), "{outputs}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -60,6 +60,11 @@ impl Plan<'_> {
         matches!(self.todo, Todo::Make { ask: Some(_), .. })
     }
 
+    /// An agent that the front was asked to run, and may run.
+    pub(super) fn is_sub_agent_begun(&self) -> bool {
+        self.times_begun > 0 && matches!(&self.todo, Todo::Make { entry, .. } if entry.is_sub_agent)
+    }
+
     /// Its `ToolCall` event is told before anything else is done about it.
     pub(super) fn is_told_at_once(&self) -> bool {
         match &self.todo {

@@ -53,8 +53,9 @@ impl Executor<'_> {
             let all = plans.iter().chain(&doubtful);
             let room = Room::beside(all.map(|plan| (&plan.call, plan.known())));
             if !doubtful.is_empty() {
-                // Whoever decided meant this turn: what they said holds in no later one.
-                plans.retain(|plan| plan.is_decided && plan.known().is_none());
+                // Whoever decided meant this turn: what they said holds in no later one. And a sub-agent that was begun ends with the
+                // turn that called it.
+                plans.retain(|plan| (plan.is_decided || plan.is_sub_agent_begun()) && plan.known().is_none());
             }
             let (slots, interrupted) = self.carry_out(plans, room).await;
             if let Some(superstep) = self.conclude(slots, interrupted, &doubtful).await {
