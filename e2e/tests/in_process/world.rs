@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use croft_e2e::client::Client;
-use croft_front::app::{Parts, assemble, public_routes, seen};
+use croft_front::app::{Parts, assemble, public_routes, seen, serve_public};
 use croft_front::core::{Core, Options};
 use croft_front::counters::{self, Counters};
 use croft_front::events::relay::Relay;
@@ -282,11 +282,10 @@ async fn serve(parts: Parts, tasks: &Tasks) -> (Arc<Core>, SocketAddr, SocketAdd
     let public = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let web = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (grpc, http) = (public.local_addr().unwrap(), web.local_addr().unwrap());
-    let routes = public_routes(&core, &readiness, true).await.unwrap();
-    let for_browsers = seen(routes.clone(), &metrics);
-    croft_serve::grpc::serve("front", public, None, routes, croft_proto::METHODS, tasks, &metrics).unwrap();
+    let calls = seen(public_routes(&core, &readiness, true).await.unwrap(), &metrics);
+    serve_public(Connections::new(public, "grpc", Bounds::default(), &metrics), &core, calls.clone());
     let web = Connections::new(web, "http", Bounds::default(), &metrics);
-    gateway::serve(web, &core, for_browsers, Vec::new(), &readiness, metrics.registry()).unwrap();
+    gateway::serve(web, &core, calls, Vec::new(), &readiness, metrics.registry()).unwrap();
     (core, grpc, http, metrics)
 }
 

@@ -10,7 +10,9 @@ use croft_proto::v1::model_registry_service_server::ModelRegistryServiceServer;
 use croft_proto::v1::tenant_service_server::TenantServiceServer;
 use croft_proto::v1::usage_service_server::UsageServiceServer;
 use croft_proto::{DESCRIPTORS, METHODS};
+use croft_serve::connections::Connections;
 use croft_serve::grpc::RpcLayer;
+use croft_serve::http::{self, Speaks};
 use croft_serve::tls::TlsFiles;
 use croft_serve::{Readiness, Tasks, health};
 use tonic::service::Routes;
@@ -40,6 +42,7 @@ use crate::store::Stores;
 use crate::tenants::Tenants;
 use crate::turn::held::{Held, keep_leases, leave_turns_behind};
 use crate::turn::watch_for_abandoned_turns;
+use crate::unread::{self, Unread};
 use crate::worker_client::WorkerPool;
 
 /// The largest request that is read at all. Between a tenant's limit and this one, the refusal names the field.
@@ -94,6 +97,7 @@ pub async fn assemble(parts: Parts, tasks: &Tasks, registry: &prometheus::Regist
         budgets: Keeper::start(budgets, tasks, registry)?,
         intake: Intake::default(),
         reads: Reads::default(),
+        unread: Unread::start(unread::Options::default(), tasks, registry)?,
         seats: Seats::new(options.streams_per_tenant_max, options.streams_max),
         open_sessions: OpenSessions::default(),
         authenticator: authenticator.with_issuers(&options.identity, tasks, registry)?,
@@ -134,6 +138,12 @@ pub async fn public_routes(core: &Arc<Core>, readiness: &Readiness, reflection: 
     }
     let guarded = from_fn_with_state(Arc::clone(core), door::guard);
     Ok(Routes::from(routes.into_axum_router().route_layer(guarded)))
+}
+
+/// Serves the calls of clients, in a vital task.
+pub fn serve_public(connections: Connections, core: &Core, routes: Routes) {
+    let routes = core.unread.layered(routes.into_axum_router());
+    http::serve("grpc", connections, Speaks::Http2, routes, &core.tasks);
 }
 
 /// Services for a server that sees to no calls itself: each is traced and counted as it is at the clients' port.

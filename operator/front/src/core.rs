@@ -22,6 +22,7 @@ use crate::session::open::OpenSessions;
 use crate::store::Stores;
 use crate::tenants::Tenants;
 use crate::turn::held::Held;
+use crate::unread::Unread;
 use crate::worker_client::WorkerPool;
 
 /// The parts, wired.
@@ -39,6 +40,7 @@ pub struct Core {
     pub(crate) open_sessions: OpenSessions,
     pub(crate) intake: Intake,
     pub(crate) reads: Reads,
+    pub(crate) unread: Unread,
     /// Turns that run here.
     pub held: Held,
     pub limiter: Limiter,

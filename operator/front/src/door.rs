@@ -20,6 +20,7 @@ use crate::core::Core;
 use crate::error::Error;
 use crate::identity::{Call, Identity, Tenure};
 use crate::intake::{PREFIX_BYTES, anybody};
+use crate::unread::Asker;
 
 const STREAM_EVENTS: &str = "/croft.v1.LifecycleService/StreamEvents";
 
@@ -104,7 +105,9 @@ pub(crate) async fn guard(State(core): State<Arc<Core>>, mut request: HttpReques
         } else {
             body
         };
-        return room.answering(next.run(HttpRequest::from_parts(head, body))).await;
+        let mut answer = room.answering(next.run(HttpRequest::from_parts(head, body))).await;
+        answer.extensions_mut().insert(Asker(tenant));
+        return answer;
     }
     let (head, body) = request.into_parts();
     next.run(HttpRequest::from_parts(head, anybody::bounded(body))).await

@@ -31,7 +31,8 @@ use axum::routing::{MethodFilter, get, on};
 use axum::{Json, Router};
 use croft_proto::v1::{InterruptSessionRequest, ResolveApprovalRequest, SendMessageRequest};
 use croft_serve::connections::Connections;
-use croft_serve::{Readiness, Tasks, http, trace};
+use croft_serve::http::{self, Speaks};
+use croft_serve::{Readiness, Tasks, trace};
 use prometheus::Registry;
 use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -51,6 +52,7 @@ use crate::leaving::LEAVE_WITHIN;
 use crate::lifecycle::Lifecycle;
 use crate::seats::Seats;
 use crate::session::store::SessionStore;
+use crate::unread::Unread;
 
 /// What a client wants with a stream that it opens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,6 +161,8 @@ pub struct Gateway {
     pub seats: Seats,
     /// Of clients' requests, shared with the gRPC port.
     pub intake: Intake,
+    /// Of clients' answers, shared with the gRPC port.
+    pub unread: Unread,
     /// The calls of the gRPC port, for gRPC-Web.
     pub grpc: Routes,
     pub readiness: Readiness,
@@ -197,21 +201,22 @@ pub fn serve(
         calls: Arc::new(Lifecycle::new(Arc::clone(core), Door::Public)),
         seats: core.seats.clone(),
         intake: core.intake.clone(),
+        unread: core.unread.clone(),
         grpc,
         readiness: readiness.clone(),
         tasks: core.tasks.clone(),
         metrics: Metrics::register(registry)?,
         options: Options { allowed_origins, recheck_every: core.options.credential_recheck, ..Options::default() },
     });
-    http::serve("http", connections, router, &core.tasks);
+    http::serve("http", connections, Speaks::Any, router, &core.tasks);
     Ok(())
 }
 
 /// The paths of the HTTP port.
 pub fn router(gateway: Gateway) -> Router {
     let connections = Arc::new(Semaphore::new(gateway.options.connections_max));
-    let cors = browser::cors(&gateway.options.allowed_origins);
-    Router::new()
+    let (cors, unread) = (browser::cors(&gateway.options.allowed_origins), gateway.unread.clone());
+    let router = Router::new()
         .route("/v1/sessions/{session_id}/events", get(sse::events))
         .route("/v1/ws", on(MethodFilter::GET.or(MethodFilter::CONNECT), ws::upgrade))
         // Tokens may be in the query, so that the path is all that is ever shown.
@@ -224,7 +229,8 @@ pub fn router(gateway: Gateway) -> Router {
         .route("/readyz", get(readyz))
         .fallback(browser::elsewhere)
         .layer(cors)
-        .with_state(Arc::new(Shared { gateway, connections }))
+        .with_state(Arc::new(Shared { gateway, connections }));
+    unread.layered(router)
 }
 
 async fn healthz() -> &'static str {

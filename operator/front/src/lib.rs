@@ -40,6 +40,7 @@ pub mod store;
 mod sync;
 pub mod tenants;
 pub mod turn;
+pub mod unread;
 pub mod usage;
 pub mod worker_client;
 mod worker_error;

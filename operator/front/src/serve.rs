@@ -9,7 +9,7 @@ use croft_serve::tls::TlsFiles;
 use croft_serve::{Check, Program, Tasks, grpc};
 use secrecy::ExposeSecret;
 
-use crate::app::{Parts, assemble, internal_routes, public_routes, seen};
+use crate::app::{Parts, assemble, internal_routes, public_routes, seen, serve_public};
 use crate::config::Serve;
 use crate::core::Options;
 use crate::counters::redis::{ANSWER_TIMEOUT, RedisCounters};
@@ -78,14 +78,13 @@ pub async fn serve(config: Serve) -> anyhow::Result<()> {
     let public = grpc::bind(config.grpc_addr, "--grpc-addr (CROFT_GRPC_ADDR)").await?;
     let internal = grpc::bind(config.internal_addr, "--internal-addr (CROFT_INTERNAL_ADDR)").await?;
     let http = grpc::bind(config.http_addr, "--http-addr (CROFT_HTTP_ADDR)").await?;
-    let routes = public_routes(&core, readiness, config.reflection).await?;
-    let for_browsers = seen(routes.clone(), &program.metrics);
+    let calls = seen(public_routes(&core, readiness, config.reflection).await?, &program.metrics);
     let public = Connections::new(public, "grpc", config.bounds(), &program.metrics);
-    grpc::serve_within(public, "grpc", None, routes, croft_proto::METHODS, tasks, &program.metrics)?;
+    serve_public(public, &core, calls.clone());
     let routes = internal_routes(&core, readiness).await;
     grpc::serve("grpc-internal", internal, Some(tls.server()), routes, croft_proto::METHODS, tasks, &program.metrics)?;
     let http = Connections::new(http, "http", config.bounds(), &program.metrics);
-    gateway::serve(http, &core, for_browsers, config.allowed_origins.clone(), readiness, registry)?;
+    gateway::serve(http, &core, calls, config.allowed_origins.clone(), readiness, registry)?;
     program.run_until_shutdown().await
 }
 

@@ -36,11 +36,14 @@ pub struct Bounds {
     /// From the end of one HTTP/1 request to the whole head of the next. Proxies keep idle connections for a minute; where we
     /// kept them for less, they would send requests into connections that we are closing.
     pub head_timeout: Duration,
+    /// A connection of HTTP/2 that has had no call for so long, or for half as long again, is told to go, after which its owner makes another when he
+    /// needs one: <https://datatracker.ietf.org/doc/html/rfc9113#section-6.8>.
+    pub idle_max: Duration,
     /// A peer whose machine acknowledges nothing for so long is gone, though it never said so; one that has nothing to
     /// acknowledge is asked. At least a second.
     pub peer_timeout: Duration,
-    /// At a shutdown a port of gRPC is closed once all calls that are left have answers whose callers have taken nothing of them for so long.
-    /// `None` waits for them.
+    /// At a shutdown a port of [`http`](crate::http) is closed once all calls that are left have answers whose callers have taken nothing of them
+    /// for so long. `None` waits for them.
     pub unread_max: Option<Duration>,
 }
 
@@ -51,6 +54,7 @@ impl Default for Bounds {
             streams_max: 4_096,
             first_bytes_timeout: Duration::from_secs(10),
             head_timeout: Duration::from_secs(75),
+            idle_max: Duration::from_mins(5),
             peer_timeout: Duration::from_secs(30),
             unread_max: None,
         }

@@ -11,7 +11,6 @@ use tonic::transport::{Server, ServerTlsConfig};
 use crate::connections::{Bounds, Connections};
 use crate::{Metrics, Tasks};
 
-mod calls;
 mod rpc;
 
 pub use rpc::{RpcBody, RpcLayer, RpcService, Unremarkable};
@@ -35,7 +34,7 @@ pub async fn bind(addr: SocketAddr, flag: &'static str) -> Result<TcpListener, B
 }
 
 /// Takes calls to `routes` in a vital task called `name`, each through [`RpcLayer`], until [`Tasks::stopping`]; calls
-/// that have begun then go on, but for those of [`Bounds::unread_max`]. Fails when `tls` isn't usable.
+/// that have begun then go on. Fails when `tls` isn't usable. For callers whom nobody knows there is [`http::serve`](crate::http::serve).
 pub fn serve(
     name: &'static str,
     listener: TcpListener,
@@ -45,8 +44,15 @@ pub fn serve(
     tasks: &Tasks,
     metrics: &Metrics,
 ) -> anyhow::Result<()> {
-    let connections = Connections::new(listener, name, Bounds::default(), metrics);
-    serve_within(connections, name, tls, routes, methods, tasks, metrics)
+    serve_within(
+        Connections::new(listener, name, Bounds::default(), metrics),
+        name,
+        tls,
+        routes,
+        methods,
+        tasks,
+        metrics,
+    )
 }
 
 /// As [`serve`], within bounds of the caller's own.
@@ -60,7 +66,7 @@ pub fn serve_within(
     metrics: &Metrics,
 ) -> anyhow::Result<()> {
     // A connection that has been silent for this long is asked for a sign of life, and hung up on after as long again.
-    let Bounds { peer_timeout, streams_max, unread_max, .. } = connections.bounds();
+    let Bounds { peer_timeout, streams_max, .. } = connections.bounds();
     let silence = Some(peer_timeout * 2 / 3);
     let mut server = Server::builder()
         .max_concurrent_streams(streams_max)
@@ -69,22 +75,9 @@ pub fn serve_within(
     if let Some(tls) = tls {
         server = server.tls_config(tls.timeout(TLS_HANDSHAKE_TIMEOUT))?;
     }
-    let seen = RpcLayer::new(metrics, methods);
-    let calls = seen.calls().clone();
-    let server = server.layer(seen).add_routes(routes);
-    let stopping = tasks.stopping();
+    let (server, stopping) = (server.layer(RpcLayer::new(metrics, methods)).add_routes(routes), tasks.stopping());
     tasks.spawn_vital(name, async move {
-        let all = server.serve_with_incoming_shutdown(connections.into_stream(), stopping.clone().cancelled_owned());
-        let stuck = async {
-            let Some(unread_max) = unread_max else { return std::future::pending().await };
-            stopping.cancelled().await;
-            calls.stuck(unread_max).await;
-        };
-        tokio::select! {
-            ended = all => ended?,
-            () = stuck => tracing::info!(port = name, "the callers that are left take nothing: they are not waited for"),
-        }
-        Ok(())
+        Ok(server.serve_with_incoming_shutdown(connections.into_stream(), stopping.cancelled_owned()).await?)
     });
     Ok(())
 }

@@ -1,63 +1,179 @@
-//! Serves HTTP/1 and HTTP/2 without TLS, within the bounds of a port.
+//! Serves HTTP without TLS, within the bounds of a port. Calls of gRPC come over HTTP/2 as any other.
 
-use std::pin::pin;
+mod call;
+mod calls;
+
+use std::convert::Infallible;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::Router;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use axum::body::{Body, Bytes};
+use axum::http::{Request, Response, Version};
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::service::TowerToHyperService;
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
 
+pub use self::call::Call;
+use self::call::{Line, Streams};
+use self::calls::{Calls, UnderWay};
 use crate::Tasks;
 use crate::connections::{Bounds, Connection, Connections};
 
 /// Of one request, all headers together. Beyond, it is answered with 431.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 
-/// Answers requests in a vital task called `name`, until [`Tasks::stopping`]; requests that have begun then go on.
-pub fn serve(name: &'static str, mut connections: Connections, routes: Router, tasks: &Tasks) {
+/// What a port speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speaks {
+    /// HTTP/2 with prior knowledge, as clients of gRPC have it.
+    Http2,
+    /// That, and HTTP/1.
+    Any,
+}
+
+/// Answers requests in a vital task called `name`, until [`Tasks::stopping`]; requests that have begun then go on, but for those of
+/// [`Bounds::unread_max`]. Each can be broken off by its [`Call`].
+pub fn serve(name: &'static str, mut connections: Connections, speaks: Speaks, routes: Router, tasks: &Tasks) {
     let stopping = tasks.stopping();
     tasks.spawn_vital(name, async move {
-        let bounds = connections.bounds();
+        let port = Port { routes, speaks, bounds: connections.bounds(), calls: Calls::default() };
         let mut open = JoinSet::new();
         loop {
             tokio::select! {
                 () = stopping.cancelled() => break,
                 connection = connections.accept() => {
-                    open.spawn(attend(connection, routes.clone(), bounds, stopping.clone()));
+                    open.spawn(port.clone().attend(connection, stopping.clone()));
                 }
                 Some(_) = open.join_next(), if !open.is_empty() => {}
             }
         }
         // The port is free before the last answer is given: who comes now is told at once.
         drop(connections);
-        while open.join_next().await.is_some() {}
+        let stuck = async {
+            match port.bounds.unread_max {
+                Some(unread_max) => port.calls.stuck(unread_max).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = async { while open.join_next().await.is_some() {} } => {}
+            () = stuck => tracing::info!(port = name, "the callers that are left take nothing: they are not waited for"),
+        }
         Ok(())
     });
 }
 
-async fn attend(connection: Connection, routes: Router, bounds: Bounds, stopping: CancellationToken) {
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(bounds.head_timeout).max_buf_size(HEAD_BYTES_MAX);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        // By RFC 8441 WebSockets begin so.
-        .enable_connect_protocol()
-        .max_concurrent_streams(bounds.streams_max)
-        .keep_alive_interval(bounds.peer_timeout)
-        .keep_alive_timeout(bounds.peer_timeout);
-    let answering = builder.serve_connection_with_upgrades(TokioIo::new(connection), TowerToHyperService::new(routes));
-    let mut answering = pin!(answering);
-    let outcome = tokio::select! {
-        outcome = answering.as_mut() => outcome,
-        () = stopping.cancelled() => {
+/// What all connections of a port have in common.
+#[derive(Clone)]
+struct Port {
+    routes: Router,
+    speaks: Speaks,
+    bounds: Bounds,
+    calls: Calls,
+}
+
+impl Port {
+    async fn attend(self, connection: Connection, stopping: CancellationToken) {
+        let line = Arc::new(Line::default());
+        let builder = self.builder(&line);
+        let Self { routes, bounds, calls, .. } = self;
+        let asked = Arc::clone(&line);
+        let service = service_fn(move |request: Request<Incoming>| {
+            if request.version() < Version::HTTP_2 {
+                asked.speaks_http1();
+            }
+            answer(request, routes.clone(), calls.clone())
+        });
+        let answering = line.scope(async {
+            let answering = builder.serve_connection_with_upgrades(TokioIo::new(connection), service);
+            let mut answering = pin!(answering);
+            tokio::select! {
+                outcome = answering.as_mut() => return outcome,
+                () = stopping.cancelled() => {}
+                () = idle(&line, bounds.idle_max) => {}
+            }
             answering.as_mut().graceful_shutdown();
             answering.await
+        });
+        if let Some(Err(error)) = line.hung_up.run_until_cancelled(answering).await {
+            tracing::debug!(%error, "a connection broke off");
         }
-    };
-    if let Err(error) = outcome {
-        tracing::debug!(%error, "a connection broke off");
+    }
+
+    fn builder(&self, line: &Arc<Line>) -> Builder<Streams> {
+        let mut builder = Builder::new(Streams(Arc::clone(line)));
+        if self.speaks == Speaks::Http2 {
+            builder = builder.http2_only();
+        }
+        let Bounds { head_timeout, peer_timeout, streams_max, .. } = self.bounds;
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(head_timeout).max_buf_size(HEAD_BYTES_MAX);
+        // A connection that has been silent for this long is asked for a sign of life, and hung up on after as long again.
+        let silence = peer_timeout * 2 / 3;
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            // By RFC 8441 WebSockets begin so.
+            .enable_connect_protocol()
+            .max_concurrent_streams(streams_max)
+            .keep_alive_interval(silence)
+            .keep_alive_timeout(silence);
+        builder
+    }
+}
+
+/// Resolves once a connection of HTTP/2 has had no call for so long.
+async fn idle(line: &Line, idle_max: Duration) {
+    let mut before = None;
+    loop {
+        sleep(idle_max / 2).await;
+        let now = line.idle();
+        if now.is_some() && now == before {
+            return;
+        }
+        before = now;
+    }
+}
+
+async fn answer(request: Request<Incoming>, routes: Router, calls: Calls) -> Result<Response<Answer>, Infallible> {
+    let under_way = calls.begin();
+    let answer = routes.oneshot(request).await?;
+    under_way.answered();
+    Ok(answer.map(|inner| Answer { inner, under_way }))
+}
+
+/// An answer's body, of which is known how often it was asked for more.
+struct Answer {
+    inner: Body,
+    under_way: UnderWay,
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = Pin::new(&mut self.inner).poll_frame(context);
+        self.under_way.polled(frame.is_pending());
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
     }
 }

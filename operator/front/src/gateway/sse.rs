@@ -11,6 +11,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::extract::{Path, Query, State};
 use axum::http::header::ACCEPT;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -29,6 +30,7 @@ use super::{Metrics, Opens, Shared};
 use crate::error::Error;
 use crate::events::tenured::tenured;
 use crate::leaving::{leaving, some_part_of};
+use crate::unread::Asker;
 
 const EVENT_STREAM: &str = "text/event-stream";
 /// Beyond what a refusal says: all who were refused together would come back together.
@@ -79,7 +81,7 @@ async fn follow(
         Opened::Events(events) => events,
         Opened::Over => return Ok(StatusCode::NO_CONTENT.into_response()),
     };
-    let metrics = shared.gateway.metrics.clone();
+    let (whose, metrics) = (Asker(tenure.identity().tenant), shared.gateway.metrics.clone());
     let counted = (permit, metrics.open("sse"));
     let keep_alive = KeepAlive::new().interval(shared.gateway.options.keep_alive);
     let left = leaving(shared.gateway.tasks.stopping(), shared.gateway.options.leave_within);
@@ -90,7 +92,7 @@ async fn follow(
     // An `EventSource` that was told to come back later keeps to that time for good, unless it is told another.
     let retry = (after_seq > 0).then(|| Ok(Event::default().retry(RETRY)));
     let messages = stream::iter(retry).chain(messages);
-    Ok(([NO_BUFFERING], Sse::new(messages).keep_alive(keep_alive)).into_response())
+    Ok(([NO_BUFFERING], Extension(whose), Sse::new(messages).keep_alive(keep_alive)).into_response())
 }
 
 /// The request is an `EventSource`'s, or made to look like one: what reconnects by itself says what it has had, and asks for nothing else.

@@ -54,6 +54,7 @@ use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use croft_proto::v1::StreamEventsRequest;
+use croft_serve::http::Call;
 use serde::Deserialize;
 
 use self::connection::Connection;
@@ -102,12 +103,14 @@ pub(super) async fn upgrade(
         .write_buffer_size(BUFFER_BYTES)
         .max_message_size(FRAME_BYTES_MAX)
         .max_frame_size(FRAME_BYTES_MAX);
+    // Its connection may have no other call, and is in use.
+    let call = Call::current();
     Ok(upgrade.on_upgrade(async move |socket| {
         // The task that calls this has no owner; ours has.
         let connection = Connection::new(shared, tenure, socket, opens);
         drop(tasks.spawn("websocket", async move {
             connection.run().await;
-            drop(places);
+            drop((places, call));
         }));
     }))
 }

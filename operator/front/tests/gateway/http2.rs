@@ -16,10 +16,12 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use crate::scene::{PATIENCE, Replica, Scene, user_message};
 use crate::websocket::Client;
 
-/// A connection whose server has told that it takes extended CONNECT.
-async fn connection(replica: &Replica) -> SendRequest<Body> {
+/// A connection whose server has told that it takes extended CONNECT. `window` is how many bytes the client takes of an answer at a time.
+pub(crate) async fn connection(replica: &Replica, window: Option<u32>) -> SendRequest<Body> {
     let stream = TcpStream::connect(replica.address).await.unwrap();
-    let (requests, mut connection) = Builder::new(TokioExecutor::new()).handshake(TokioIo::new(stream)).await.unwrap();
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.initial_stream_window_size(window);
+    let (requests, mut connection) = builder.handshake(TokioIo::new(stream)).await.unwrap();
     let told = async {
         while !connection.is_extended_connect_protocol_enabled() {
             let _ = futures::poll!(&mut connection);
@@ -48,7 +50,7 @@ async fn ask(scene: &Scene, requests: &mut SendRequest<Body>, protocol: &'static
 async fn a_websocket_opens_over_http2_and_several_share_a_connection() {
     let scene = Scene::new().await;
     let (replica, session) = (scene.replica().await, scene.session().await);
-    let mut requests = connection(&replica).await;
+    let mut requests = connection(&replica, None).await;
     let mut clients = Vec::new();
     for _ in 0..2 {
         let mut answer = ask(&scene, &mut requests, "websocket").await;
@@ -81,6 +83,6 @@ async fn a_websocket_opens_over_http2_and_several_share_a_connection() {
 async fn what_is_no_websocket_is_not_connected() {
     let scene = Scene::new().await;
     let replica = scene.replica().await;
-    let mut requests = connection(&replica).await;
+    let mut requests = connection(&replica, None).await;
     assert_eq!(ask(&scene, &mut requests, "connect-udp").await.status(), StatusCode::UPGRADE_REQUIRED);
 }

@@ -9,4 +9,5 @@ mod http;
 mod http2;
 mod scene;
 mod sse;
+mod unread;
 mod websocket;

@@ -17,6 +17,7 @@ use croft_front::seats::Seats;
 use croft_front::session::store::{NewSession, SessionStore};
 use croft_front::store::memory::Memory;
 use croft_front::tenants::{TenantMirror, Tenants};
+use croft_front::unread::{self, Unread};
 use croft_proto::Timestamp;
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::content_block::Block;
@@ -27,6 +28,7 @@ use croft_proto::v1::{
     SessionEvent, SessionTerminated, StepCompleted, TenantRoute, Text, TextDelta, UserMessage, WatchRoutesResponse,
 };
 use croft_serve::connections::{Bounds, Connections};
+use croft_serve::http::Speaks;
 use croft_serve::{Metrics, Readiness, Tasks, health};
 use prometheus::Registry;
 use prometheus::proto::MetricFamily;
@@ -47,6 +49,8 @@ pub(crate) struct Scene {
     pub(crate) calls: Arc<RecordedCalls>,
     /// Of each tenant, at all replicas together.
     pub(crate) seats: Seats,
+    /// Of each replica.
+    pub(crate) unread: unread::Options,
 }
 
 /// One replica.
@@ -123,6 +127,7 @@ impl Scene {
             key,
             calls: Arc::default(),
             seats: Seats::new(1_000, 10_000),
+            unread: unread::Options::default(),
         }
     }
 
@@ -164,6 +169,7 @@ impl Scene {
             calls: self.calls.clone(),
             seats: self.seats.clone(),
             intake: Intake::default(),
+            unread: Unread::start(self.unread, &tasks, &registry).unwrap(),
             grpc: Routes::new(health::service(&readiness, &tasks, &[]).await),
             readiness: readiness.clone(),
             tasks: tasks.clone(),
@@ -172,7 +178,13 @@ impl Scene {
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        croft_serve::http::serve("http", Connections::new(listener, "http", port, &counted), router, &tasks);
+        croft_serve::http::serve(
+            "http",
+            Connections::new(listener, "http", port, &counted),
+            Speaks::Any,
+            router,
+            &tasks,
+        );
         Replica { address, hub, tasks, registry, readiness }
     }
 
@@ -206,6 +218,13 @@ impl Scene {
 }
 
 impl Replica {
+    /// What it tells by this name, a gauge or a counter without labels.
+    pub(crate) fn told(&self, name: &str) -> f64 {
+        let families = self.registry.gather();
+        let metric = families.iter().filter(|family| family.name() == name).flat_map(MetricFamily::get_metric).next();
+        metric.map_or(0.0, |metric| metric.get_gauge().get_value() + metric.get_counter().get_value())
+    }
+
     fn connections(&self, kind: &str) -> f64 {
         let families = self.registry.gather();
         families

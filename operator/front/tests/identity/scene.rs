@@ -5,29 +5,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use croft_front::Error;
-use croft_front::app::{Parts, assemble, public_routes};
+use croft_front::app::{Parts, assemble, public_routes, seen, serve_public};
 use croft_front::core::{Core, Options};
 use croft_front::counters::memory::Memory;
-use croft_front::door::Door;
 use croft_front::events::relay::memory::MemoryRelay;
-use croft_front::gateway::{self, Gateway};
+use croft_front::gateway;
 use croft_front::identity::api_key::{StoredKey, generate};
 use croft_front::identity::settings::{Provider, ServiceAccounts, Timing};
 use croft_front::identity::{Identity, Role, Settings};
-use croft_front::intake::Intake;
-use croft_front::lifecycle::Lifecycle;
 use croft_front::store::Stores;
 use croft_front::tenants::Tenants;
 use croft_proto::id::TenantId;
 use croft_proto::v1::watch_routes_response::Change;
 use croft_proto::v1::{RouteSnapshot, TenantRoute, WatchRoutesResponse};
-use croft_serve::{Readiness, Tasks};
+use croft_serve::connections::{Bounds, Connections};
+use croft_serve::{Metrics, Readiness, Tasks};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Request;
-use tonic::transport::{Channel, Endpoint, Server};
+use tonic::transport::{Channel, Endpoint};
 
 use crate::issuer::{Issuer, Signer};
 
@@ -110,29 +107,16 @@ impl Scene {
             tls: None,
             options: Options { identity, credential_recheck: RECHECK, ..options },
         };
-        let registry = prometheus::Registry::new();
-        let core = assemble(parts, &tasks, &registry).await.unwrap();
+        let (metrics, readiness) = (Metrics::new("croft-front").unwrap(), Readiness::new());
+        let core = assemble(parts, &tasks, metrics.registry()).await.unwrap();
         let public = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let web = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (grpc, http) = (public.local_addr().unwrap(), web.local_addr().unwrap());
-        let routes = public_routes(&core, &Readiness::new(), false).await.unwrap();
-        let server = Server::builder().add_routes(routes.clone());
-        drop(tasks.spawn("grpc", server.serve_with_incoming(TcpListenerStream::new(public))));
-        let web_routes = gateway::router(Gateway {
-            authenticator: core.authenticator.clone(),
-            sessions: Arc::clone(&core.stores.sessions),
-            events: Arc::clone(&core.stores.events),
-            hub: core.hub.clone(),
-            calls: Arc::new(Lifecycle::new(Arc::clone(&core), Door::Public)),
-            seats: core.seats.clone(),
-            intake: Intake::default(),
-            grpc: routes,
-            readiness: Readiness::new(),
-            tasks: tasks.clone(),
-            metrics: gateway::Metrics::register(&registry).unwrap(),
-            options: gateway::Options { recheck_every: RECHECK, ..gateway::Options::default() },
-        });
-        drop(tasks.spawn("http", async move { axum::serve(web, web_routes).await.unwrap() }));
+        let calls = seen(public_routes(&core, &readiness, false).await.unwrap(), &metrics);
+        let [public, web] = [("grpc", public), ("http", web)]
+            .map(|(port, listener)| Connections::new(listener, port, Bounds::default(), &metrics));
+        serve_public(public, &core, calls.clone());
+        gateway::serve(web, &core, calls, Vec::new(), &readiness, metrics.registry()).unwrap();
         Self { people, cluster, issuer, core, heron, grpc, http, _files: files }
     }
 

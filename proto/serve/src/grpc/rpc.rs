@@ -11,7 +11,6 @@ use tonic::Code;
 use tower::{Layer, Service};
 use tracing::{Instrument, Span};
 
-use super::calls::{Calls, UnderWay};
 use crate::Metrics;
 use crate::metrics::RpcMetrics;
 
@@ -31,18 +30,12 @@ pub struct Unremarkable;
 pub struct RpcLayer {
     metrics: RpcMetrics,
     methods: &'static [&'static str],
-    calls: Calls,
 }
 
 impl RpcLayer {
     /// Counts these `methods`, each named as in its path, into `metrics`; several servers of one program may share them.
     pub fn new(metrics: &Metrics, methods: &'static [&'static str]) -> Self {
-        Self { metrics: metrics.rpc().clone(), methods, calls: Calls::default() }
-    }
-
-    /// Those that are under way.
-    pub(super) fn calls(&self) -> &Calls {
-        &self.calls
+        Self { metrics: metrics.rpc().clone(), methods }
     }
 }
 
@@ -50,8 +43,8 @@ impl<S> Layer<S> for RpcLayer {
     type Service = RpcService<S>;
 
     fn layer(&self, inner: S) -> RpcService<S> {
-        let Self { metrics, methods, calls } = self.clone();
-        RpcService { inner, metrics, methods, calls }
+        let Self { metrics, methods } = self.clone();
+        RpcService { inner, metrics, methods }
     }
 }
 
@@ -61,7 +54,6 @@ pub struct RpcService<S> {
     inner: S,
     metrics: RpcMetrics,
     methods: &'static [&'static str],
-    calls: Calls,
 }
 
 impl<S, B, R> Service<Request<B>> for RpcService<S>
@@ -78,25 +70,19 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let under_way = self.calls.begin();
         let Some(mut call) = Call::begin(&request, &self.metrics, self.methods) else {
             let answer = self.inner.call(request);
-            return Box::pin(async move {
-                let answer = answer.await?;
-                under_way.answered();
-                Ok(answer.map(|inner| RpcBody { inner, call: None, under_way }))
-            });
+            return Box::pin(async move { Ok(answer.await?.map(|inner| RpcBody { inner, call: None })) });
         };
         let answer = call.span.in_scope(|| self.inner.call(request)).instrument(call.span.clone());
         Box::pin(async move {
             let answer = answer.await?;
-            under_way.answered();
             // A call that fails before its first message has its status in the headers.
             if let Some(code) = code_in(answer.headers()) {
                 call.is_unremarkable = answer.extensions().get::<Unremarkable>().is_some();
                 call.end(code);
             }
-            Ok(answer.map(|inner| RpcBody { inner, call: Some(call), under_way }))
+            Ok(answer.map(|inner| RpcBody { inner, call: Some(call) }))
         })
     }
 }
@@ -182,7 +168,6 @@ impl Drop for Call {
 pub struct RpcBody<R> {
     inner: R,
     call: Option<Call>,
-    under_way: UnderWay,
 }
 
 impl<R: Body + Unpin> Body for RpcBody<R> {
@@ -193,16 +178,10 @@ impl<R: Body + Unpin> Body for RpcBody<R> {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<R::Data>, R::Error>>> {
-        let Self { inner, call, under_way } = &mut *self;
-        let Some(call) = call else {
-            let frame = Pin::new(inner).poll_frame(context);
-            under_way.polled(frame.is_pending());
-            return frame;
-        };
+        let Self { inner, call } = &mut *self;
+        let Some(call) = call else { return Pin::new(inner).poll_frame(context) };
         let span = call.span.clone();
-        let frame = span.in_scope(|| Pin::new(inner).poll_frame(context));
-        under_way.polled(frame.is_pending());
-        let frame = ready!(frame);
+        let frame = ready!(span.in_scope(|| Pin::new(inner).poll_frame(context)));
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(trailers) = frame.trailers_ref() {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use croft_serve::Tasks;
 use croft_serve::connections::Bounds;
 use croft_serve::tls::PeerRole;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
@@ -49,6 +50,30 @@ async fn a_connection_that_says_nothing_is_hung_up_on() {
     // One that has said what it wants may be silent for as long as it likes.
     caller.export(something()).await.unwrap();
     counted(&server, 1).await;
+}
+
+/// It took a place for ever, though it had nothing to say.
+#[tokio::test]
+async fn a_connection_without_a_call_is_told_to_go_and_one_with_a_call_stays() {
+    let collector = Collector::with_answers(1);
+    let bounds = Bounds { idle_max: Duration::from_millis(400), ..Bounds::default() };
+    let server = Running::in_public(bounds, collector.routes()).await;
+    let mut silent = TcpStream::connect(server.addr).await.unwrap();
+    silent.write_all(PREFACE).await.unwrap();
+    let mut caller = TraceServiceClient::connect(server.url()).await.unwrap();
+    caller.export(something()).await.unwrap();
+    let mut again = caller.clone();
+    let busy = Tasks::new().spawn("caller", async move { again.export(something()).await });
+    // Its words are a preface of settings and an end.
+    let mut said = Vec::new();
+    timeout(PATIENCE, silent.read_to_end(&mut said)).await.expect("the connection is still open").unwrap();
+    tokio::time::sleep(3 * bounds.idle_max).await;
+    counted(&server, 1).await;
+    collector.answers.add_permits(1);
+    busy.await.unwrap().unwrap();
+    counted(&server, 0).await;
+    collector.answers.add_permits(1);
+    caller.export(something()).await.expect("it makes another");
 }
 
 #[tokio::test]

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use croft_serve::connections::{Bounds, Connections};
+use croft_serve::grpc::RpcLayer;
+use croft_serve::http::{self, Speaks};
 use croft_serve::tls::{PeerRole, peer_role};
 use croft_serve::{Metrics, Tasks, grpc};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
@@ -92,7 +94,7 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) async fn start(routes: Routes, tls: Option<ServerTlsConfig>) -> Self {
-        Self::within(Bounds::default(), routes, tls).await
+        Self::owned_by(Tasks::new(), Bounds::default(), routes, tls).await
     }
 
     pub(crate) async fn within(bounds: Bounds, routes: Routes, tls: Option<ServerTlsConfig>) -> Self {
@@ -100,12 +102,25 @@ impl Running {
     }
 
     pub(crate) async fn owned_by(tasks: Tasks, bounds: Bounds, routes: Routes, tls: Option<ServerTlsConfig>) -> Self {
+        let (metrics, connections, addr) = Self::bound(bounds).await;
+        grpc::serve_within(connections, "test-grpc", tls, routes, METHODS, &tasks, &metrics).unwrap();
+        Self { addr, tasks, metrics }
+    }
+
+    /// At a port for callers whom nobody knows.
+    pub(crate) async fn in_public(bounds: Bounds, routes: Routes) -> Self {
+        let (tasks, (metrics, connections, addr)) = (Tasks::new(), Self::bound(bounds).await);
+        let routes = routes.into_axum_router().layer(RpcLayer::new(&metrics, METHODS));
+        http::serve("test-grpc", connections, Speaks::Http2, routes, &tasks);
+        Self { addr, tasks, metrics }
+    }
+
+    async fn bound(bounds: Bounds) -> (Metrics, Connections, SocketAddr) {
         let metrics = Metrics::new("croft-test").unwrap();
         let listener = grpc::bind("127.0.0.1:0".parse().unwrap(), "the test").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let connections = Connections::new(listener, "test-grpc", bounds, &metrics);
-        grpc::serve_within(connections, "test-grpc", tls, routes, METHODS, &tasks, &metrics).unwrap();
-        Self { addr, tasks, metrics }
+        (metrics, connections, addr)
     }
 
     pub(crate) async fn channel(&self) -> Channel {

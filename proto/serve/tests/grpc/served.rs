@@ -35,7 +35,7 @@ async fn a_call_that_has_begun_is_answered_though_intake_has_stopped() {
 async fn a_caller_that_takes_nothing_does_not_hold_up_a_shutdown() {
     let collector = Collector::new();
     let bounds = Bounds { unread_max: Some(Duration::from_secs(1)), ..Bounds::default() };
-    let server = Running::within(bounds, collector.routes(), None).await;
+    let server = Running::in_public(bounds, collector.routes()).await;
     let endpoint = Endpoint::from_shared(server.url()).unwrap().initial_stream_window_size(0);
     let mut client = TraceServiceClient::new(endpoint.connect().await.unwrap());
     let stuck = Tasks::new().spawn("caller", async move { client.export(something()).await });
@@ -45,6 +45,36 @@ async fn a_caller_that_takes_nothing_does_not_hold_up_a_shutdown() {
     let left = tokio::time::timeout(Duration::from_secs(90), shutdown).await.expect("it waits for the caller");
     assert_eq!(left, 0);
     assert!(!stuck.is_finished(), "it was answered");
+}
+
+/// The last piece of an answer is not the server's any more, and no call of its is left.
+#[tokio::test]
+async fn nor_does_one_that_takes_no_more_than_a_byte() {
+    let collector = Collector::new();
+    let bounds = Bounds { unread_max: Some(Duration::from_secs(1)), ..Bounds::default() };
+    let server = Running::in_public(bounds, collector.routes()).await;
+    let endpoint = Endpoint::from_shared(server.url()).unwrap().initial_stream_window_size(1);
+    let mut client = TraceServiceClient::new(endpoint.connect().await.unwrap());
+    let stuck = Tasks::new().spawn("caller", async move { client.export(something()).await });
+    collector.arrived.acquire().await.unwrap().forget();
+
+    let shutdown = server.tasks.shutdown(Duration::from_mins(2));
+    let left = tokio::time::timeout(Duration::from_secs(90), shutdown).await.expect("it waits for the caller");
+    assert_eq!(left, 0);
+    drop(stuck);
+}
+
+#[tokio::test]
+async fn a_call_that_has_begun_at_a_public_port_is_answered_too() {
+    let collector = Collector::with_answers(0);
+    let server = Running::in_public(Bounds::default(), collector.routes()).await;
+    let mut client = TraceServiceClient::connect(server.url()).await.unwrap();
+    let begun = Tasks::new().spawn("caller", async move { client.export(something()).await });
+    collector.arrived.acquire().await.unwrap().forget();
+    server.tasks.stopping().cancel();
+    collector.answers.add_permits(1);
+    begun.await.unwrap().unwrap();
+    assert_eq!(server.tasks.shutdown(Duration::from_secs(90)).await, 0);
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! The calls of a server that are under way, and whom each of them waits for: us, or its caller.
+//! The calls of a port that are under way, and whom each of them waits for: us, or its caller.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +12,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Of a state: the call waits for us, for its answer or for the next part of that.
 const IS_OURS: u64 = 1;
 
-/// Of one server. Clones share them.
+/// Of one port. Clones share them.
 #[derive(Clone, Default)]
 pub(crate) struct Calls {
     ledger: Arc<Mutex<Ledger>>,
@@ -44,12 +44,13 @@ impl Calls {
         UnderWay { calls: self.clone(), id, state }
     }
 
-    /// Resolves once there are calls, and none of them has asked for more of its answer for so long, though there is more: their callers
-    /// take nothing. What waits for a caller's window is not even asked: <https://datatracker.ietf.org/doc/html/rfc9113#section-5.2>.
-    /// A message is one part of an answer, and behind it no more is asked for until all of it is sent: `unread_max` is above what a
-    /// slow caller takes for a large one.
+    /// Resolves once none of the calls has asked for more of its answer for so long, though there is more, or there has been no call for so long:
+    /// what is left waits for callers who take nothing. What waits for a caller's window is not even asked:
+    /// <https://datatracker.ietf.org/doc/html/rfc9113#section-5.2>. A frame is one part of an answer, and behind it no more is asked for
+    /// until nearly all of it is sent: `unread_max` is above what a slow caller takes for a large one.
     pub(crate) async fn stuck(&self, unread_max: Duration) {
         let mut seen: HashMap<u64, (u64, Instant)> = HashMap::new();
+        let mut last_at = Instant::now();
         loop {
             let now = Instant::now();
             seen = self
@@ -60,7 +61,10 @@ impl Calls {
                 })
                 .collect();
             let is_stuck = |(state, since): &(u64, Instant)| state & IS_OURS == 0 && now - *since >= unread_max;
-            if !seen.is_empty() && seen.values().all(is_stuck) {
+            if !seen.is_empty() {
+                last_at = now;
+            }
+            if seen.values().all(is_stuck) && (!seen.is_empty() || now - last_at >= unread_max) {
                 return;
             }
             sleep(LOOK_EVERY).await;
@@ -111,9 +115,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_is_left_when_no_call_is_waits_for_callers_who_take_nothing() {
+        let (calls, began) = (Calls::default(), Instant::now());
+        let last = async {
+            sleep(UNREAD_MAX / 2).await;
+            let call = calls.begin();
+            sleep(UNREAD_MAX).await;
+            drop(call);
+        };
+        tokio::join!(last, calls.stuck(UNREAD_MAX));
+        assert!(began.elapsed() >= UNREAD_MAX * 5 / 2, "after {:?}", began.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn calls_are_stuck_when_each_has_something_that_its_caller_does_not_take() {
         let calls = Calls::default();
-        assert!(!are_stuck(&calls).await, "there is none");
         let (running, stuck) = (calls.begin(), calls.begin());
         stuck.answered();
         assert!(!are_stuck(&calls).await, "one runs");
