@@ -47,7 +47,7 @@ use crate::error::Error;
 use crate::events::fanout::Hub;
 use crate::events::log::EventLog;
 use crate::identity::{Authenticator, Identity};
-use crate::intake::Intake;
+use crate::intake::{Intake, READ_MAX};
 use crate::leaving::LEAVE_WITHIN;
 use crate::lifecycle::Lifecycle;
 use crate::seats::Seats;
@@ -120,6 +120,8 @@ pub struct Options {
     pub keep_alive: Duration,
     /// A WebSocket whose peer takes longer to take a frame is hung up on.
     pub write_timeout: Duration,
+    /// From the first byte of a WebSocket's frame to its last; to the next [`Self::keep_alive`] more.
+    pub frame_within: Duration,
     /// Between two looks at whether an open stream's credential still holds.
     pub recheck_every: Duration,
     /// At a shutdown streams end one after the other, all of them within so long.
@@ -140,6 +142,7 @@ impl Default for Options {
             connections_max: 10_000,
             keep_alive: Duration::from_secs(15),
             write_timeout: Duration::from_secs(20),
+            frame_within: READ_MAX,
             recheck_every: Duration::from_secs(30),
             leave_within: LEAVE_WITHIN,
             subscriptions_max: 64,

@@ -29,7 +29,7 @@ const TENANT_BYTES_MAX: usize = 24 * 1024 * 1024;
 /// Requests of fewer bytes are not reckoned: they are as many as the rates allow.
 const SMALL_BYTES: usize = 16 * 1024;
 /// From a request's head to its end.
-const READ_MAX: Duration = Duration::from_mins(1);
+pub(crate) const READ_MAX: Duration = Duration::from_mins(1);
 /// What says before a message of gRPC whether it is compressed, and how long it is.
 pub(crate) const PREFIX_BYTES: usize = 5;
 /// What a part takes as a value, at most and roughly.
@@ -46,7 +46,7 @@ pub struct Intake {
 }
 
 /// Of the tenant's, and of all tenants'.
-type Room = Option<[OwnedSemaphorePermit; 2]>;
+pub(crate) type Room = Option<[OwnedSemaphorePermit; 2]>;
 
 /// Keeps a request's room until the last clone of it is dropped.
 #[derive(Clone)]
@@ -117,8 +117,8 @@ impl Intake {
         Ok((read, room))
     }
 
-    /// Sees to it that there is room for so many bytes.
-    fn reckon(&self, tenant: TenantId, bytes: usize, room: &mut Room) -> Result<(), Error> {
+    /// Sees to it that there is room for so many bytes, until `room` is dropped. Fails with [`Error::Unavailable`].
+    pub(crate) fn reckon(&self, tenant: TenantId, bytes: usize, room: &mut Room) -> Result<(), Error> {
         let held = room.as_ref().map_or(0, |[own, _]| own.num_permits());
         if bytes <= SMALL_BYTES || bytes <= held {
             return Ok(());

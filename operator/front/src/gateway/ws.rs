@@ -37,27 +37,32 @@
 //! | close code | when |
 //! | --- | --- |
 //! | 1001 | this replica is going away: connect again |
-//! | 1008 | the credential has ended, or far too many frames came |
+//! | 1008 | the credential has ended, far too many frames came, or a frame did not come to its end or found no room |
 //! | 1009 | a frame was too large |
 //! | 1013 | the client is too slow; the reason is `{"sessionId": "…", "since": "…"}`, to subscribe with again |
 
 mod connection;
 mod frames;
 mod limiter;
+mod metered;
 mod subscriptions;
+mod upgrade;
 
 use std::sync::Arc;
 
-use axum::extract::ws::WebSocketUpgrade;
-use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use croft_proto::v1::StreamEventsRequest;
 use croft_serve::http::Call;
+use hyper_util::rt::TokioIo;
 use serde::Deserialize;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
 use self::connection::Connection;
+use self::metered::{Meter, Metered};
+use self::upgrade::Upgrade;
 use super::credential::Credential;
 use super::failure::{self, Refused};
 use super::{Opens, Shared};
@@ -82,35 +87,35 @@ pub(super) async fn upgrade(
     State(shared): State<Arc<Shared>>,
     asked: Result<Query<Asked>, axum::extract::rejection::QueryRejection>,
     headers: HeaderMap,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    upgrade: Upgrade,
 ) -> Result<Response, Refused> {
     let Query(asked) = asked.map_err(|_| Error::invalid("the query", "can't be read"))?;
     let opens = if asked.resume { Opens::Again } else { Opens::New };
     let tenure = Credential::find(&headers, asked.access_token)?.admit::<StreamEventsRequest>(&shared, opens).await?;
-    let upgrade = match upgrade {
-        Ok(upgrade) => upgrade,
-        Err(rejection) => {
-            let message = "this path speaks WebSocket: the request must ask for an upgrade";
-            tracing::debug!(%rejection, "no upgrade");
-            return Ok(failure::response(StatusCode::UPGRADE_REQUIRED, "UPGRADE_REQUIRED", message));
-        }
+    let Some((answer, stream)) = upgrade.accept(PROTOCOL) else {
+        let message = "this path speaks WebSocket: the request must ask for an upgrade";
+        return Ok(failure::response(StatusCode::UPGRADE_REQUIRED, "UPGRADE_REQUIRED", message));
     };
     let places = (shared.admit()?, shared.gateway.seats.take(tenure.identity().tenant)?);
-    let tasks = shared.gateway.tasks.clone();
-    let upgrade = upgrade
-        .protocols([PROTOCOL])
+    // Its connection may have no other call, and is in use.
+    let (call, tasks) = (Call::current(), shared.gateway.tasks.clone());
+    drop(tasks.spawn("websocket", async move {
+        // Without one, the client has gone before it had its answer.
+        if let Ok(stream) = stream.await {
+            let meter = Meter::new(shared.gateway.intake.clone(), tenure.identity().tenant);
+            let metered = Metered { stream: TokioIo::new(stream), meter: Arc::clone(&meter) };
+            let socket = WebSocketStream::from_raw_socket(metered, Role::Server, Some(config())).await;
+            Connection::new(shared, tenure, socket, meter, opens).run().await;
+        }
+        drop((places, call));
+    }));
+    Ok(answer)
+}
+
+fn config() -> WebSocketConfig {
+    WebSocketConfig::default()
         .read_buffer_size(BUFFER_BYTES)
         .write_buffer_size(BUFFER_BYTES)
-        .max_message_size(FRAME_BYTES_MAX)
-        .max_frame_size(FRAME_BYTES_MAX);
-    // Its connection may have no other call, and is in use.
-    let call = Call::current();
-    Ok(upgrade.on_upgrade(async move |socket| {
-        // The task that calls this has no owner; ours has.
-        let connection = Connection::new(shared, tenure, socket, opens);
-        drop(tasks.spawn("websocket", async move {
-            connection.run().await;
-            drop((places, call));
-        }));
-    }))
+        .max_message_size(Some(FRAME_BYTES_MAX))
+        .max_frame_size(Some(FRAME_BYTES_MAX))
 }

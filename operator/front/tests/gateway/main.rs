@@ -9,5 +9,6 @@ mod http;
 mod http2;
 mod scene;
 mod sse;
+mod unfinished;
 mod unread;
 mod websocket;

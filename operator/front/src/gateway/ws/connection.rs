@@ -5,18 +5,24 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, close_code};
+use axum::extract::ws::close_code;
 use croft_proto::id::SessionId;
 use croft_proto::v1::SessionEvent;
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, SplitSink, SplitStream};
 use futures::{FutureExt, SinkExt, StreamExt};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use prometheus::IntCounter;
 use serde_json::json;
 use tokio::time::{Instant, MissedTickBehavior, sleep, timeout};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
 
 use super::frames::{ClientFrame, Ping, ServerFrame, Subscribe, Unsubscribe};
 use super::limiter::{Limiter, Verdict};
+use super::metered::{Meter, Metered};
 use super::subscriptions::{Said, Subscriptions};
 use crate::error::Error;
 use crate::gateway::failure::log;
@@ -46,11 +52,15 @@ const SUBSCRIPTIONS_A_CALL: u32 = 8;
 /// How long a peer may take to hear why it is closed, and to close in turn.
 const FAREWELL_MAX: Duration = Duration::from_secs(2);
 
+/// A client's, before anything is read from it.
+pub(super) type Socket = WebSocketStream<Metered<TokioIo<Upgraded>>>;
+
 pub(super) struct Connection {
     shared: Arc<Shared>,
     tenure: Tenure,
-    outgoing: SplitSink<WebSocket, Message>,
-    incoming: SplitStream<WebSocket>,
+    outgoing: SplitSink<Socket, Message>,
+    incoming: SplitStream<Socket>,
+    meter: Arc<Meter>,
     state: State,
     events_sent: IntCounter,
     _open: Open,
@@ -88,6 +98,8 @@ enum End {
     Close {
         code: u16,
         reason: String,
+        /// Nothing more can be read of what the peer says.
+        is_deaf: bool,
     },
     /// The peer closed it, and is to hear that we have heard.
     Closed,
@@ -96,7 +108,7 @@ enum End {
 }
 
 impl Connection {
-    pub(super) fn new(shared: Arc<Shared>, tenure: Tenure, socket: WebSocket, opens: Opens) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, tenure: Tenure, socket: Socket, meter: Arc<Meter>, opens: Opens) -> Self {
         let (outgoing, incoming) = socket.split();
         let options = &shared.gateway.options;
         let state = State {
@@ -110,7 +122,7 @@ impl Connection {
         };
         let metrics = &shared.gateway.metrics;
         let (open, events_sent) = (metrics.open("websocket"), metrics.events_sent.with_label_values(&["websocket"]));
-        Self { shared, tenure, outgoing, incoming, state, events_sent, _open: open }
+        Self { shared, tenure, outgoing, incoming, meter, state, events_sent, _open: open }
     }
 
     pub(super) async fn run(mut self) {
@@ -124,21 +136,21 @@ impl Connection {
         let tenant = tenure.identity().tenant_name.as_str();
         let farewell = async {
             match end {
-                End::Close { code, reason } => {
+                End::Close { code, reason, is_deaf } => {
                     tracing::debug!(tenant, code, reason, "closing a WebSocket");
-                    let close = Message::Close(Some(CloseFrame { code, reason: Utf8Bytes::from(reason) }));
+                    let close = Message::Close(Some(CloseFrame { code: code.into(), reason: Utf8Bytes::from(reason) }));
                     // The peer must see why, so it gets a moment to answer before the connection goes.
                     outgoing.send(close).await?;
                     while let Some(Ok(_)) = incoming.next().await {}
-                    if code == close_code::SIZE {
-                        // Nothing can be read behind such a frame, and to hang up on what is still being sent takes our word with it.
+                    if is_deaf {
+                        // To hang up on what is still being sent would take our word with it.
                         sleep(FAREWELL_MAX).await;
                     }
                     Ok(())
                 }
                 // The answer is there already, and not written yet.
                 End::Closed => outgoing.flush().await,
-                End::Gone => Ok::<(), axum::Error>(()),
+                End::Gone => Ok::<(), tungstenite::Error>(()),
             }
         };
         let _ = timeout(FAREWELL_MAX, farewell).await;
@@ -258,20 +270,28 @@ impl Connection {
         self.state.current = Some(held.answering(carried_out).boxed());
     }
 
-    async fn hear(&mut self, message: Option<Result<Message, axum::Error>>) -> Result<(), End> {
+    async fn hear(&mut self, message: Option<Result<Message, tungstenite::Error>>) -> Result<(), End> {
         self.state.heard_at = Instant::now();
         let text = match message {
             Some(Ok(Message::Text(text))) => text,
-            Some(Ok(Message::Ping(_) | Message::Pong(_))) => return Ok(()),
-            Some(Ok(Message::Binary(_))) => {
+            Some(Ok(Message::Ping(said) | Message::Pong(said))) => {
+                self.meter.passed(said.len());
+                return Ok(());
+            }
+            Some(Ok(Message::Binary(_) | Message::Frame(_))) => {
+                self.meter.is_whole();
                 return self.refuse("INVALID_ARGUMENT", "frames are text, this one is binary".to_owned()).await;
             }
-            Some(Err(error)) if is_too_large(&error) => {
-                return Err(End::close(close_code::SIZE, "a frame is at most 1 MiB"));
+            Some(Err(tungstenite::Error::Capacity(_))) => {
+                return Err(End::deaf(close_code::SIZE, "a frame is at most 1 MiB"));
+            }
+            Some(Err(tungstenite::Error::Io(error))) if error.get_ref().is_some_and(|error| error.is::<Error>()) => {
+                return Err(End::deaf(close_code::POLICY, "too much of the tenant's is being read: send it later"));
             }
             Some(Ok(Message::Close(_))) => return Err(End::Closed),
             Some(Err(_)) | None => return Err(End::Gone),
         };
+        self.meter.is_whole();
         match self.state.limiter.judge() {
             Verdict::Take => {}
             Verdict::Refuse => return self.refuse("RATE_LIMITED", "too many frames: send fewer".to_owned()).await,
@@ -349,6 +369,9 @@ impl Connection {
     /// Asks the peer for one, and hangs up on a peer that has given none since the last two.
     async fn sign_of_life(&mut self, reads: bool) -> Result<(), End> {
         let silence_max = self.shared.gateway.options.keep_alive * 2;
+        if reads && self.meter.is_late(self.shared.gateway.options.frame_within) {
+            return Err(End::close(close_code::POLICY, "a frame did not come to its end"));
+        }
         // While the peer is not read from, its silence is ours.
         if reads && self.state.heard_at.elapsed() > silence_max {
             // It may have answered while we wrote, which is not read yet.
@@ -378,7 +401,7 @@ impl Connection {
     /// Hangs up on a peer that takes too long for one frame.
     async fn in_time(
         &mut self,
-        write: impl AsyncFnOnce(&mut SplitSink<WebSocket, Message>) -> Result<(), axum::Error>,
+        write: impl AsyncFnOnce(&mut SplitSink<Socket, Message>) -> Result<(), tungstenite::Error>,
     ) -> Result<(), End> {
         match timeout(self.shared.gateway.options.write_timeout, write(&mut self.outgoing)).await {
             Ok(Ok(())) => Ok(()),
@@ -389,7 +412,11 @@ impl Connection {
 
 impl End {
     fn close(code: u16, reason: &str) -> Self {
-        Self::Close { code, reason: reason.to_owned() }
+        Self::Close { code, reason: reason.to_owned(), is_deaf: false }
+    }
+
+    fn deaf(code: u16, reason: &str) -> Self {
+        Self::Close { code, reason: reason.to_owned(), is_deaf: true }
     }
 }
 
@@ -441,9 +468,4 @@ fn reply<T>(result: Result<T, Error>, session_id: String, frame: impl FnOnce(Str
 fn failed(error: &Error, session_id: String) -> ServerFrame {
     log(error);
     ServerFrame::Error { failure: Failure::from(error), session_id: Some(session_id) }
-}
-
-/// The library that axum hides says it in words alone.
-fn is_too_large(error: &axum::Error) -> bool {
-    error.to_string().contains("Message too long")
 }

@@ -1,0 +1,120 @@
+//! The stream under a WebSocket, of which is known how much has come of a message that is not whole, and since when.
+//!
+//! The library keeps such a part until the rest comes, and says nothing of it: it would lie there, counted by nobody, for as long as its client
+//! answers pings.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use croft_proto::id::TenantId;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
+
+use crate::error::Error;
+use crate::intake::{Intake, Room};
+
+/// Of a client's control frame, besides what it says: <https://datatracker.ietf.org/doc/html/rfc6455#section-5.2>.
+const CONTROL_HEAD_BYTES: usize = 6;
+
+/// What has come of a message, which takes of the same room as requests do.
+pub(super) struct Meter {
+    intake: Intake,
+    tenant: TenantId,
+    part: Mutex<Part>,
+}
+
+#[derive(Default)]
+struct Part {
+    bytes: usize,
+    since: Option<Instant>,
+    room: Room,
+}
+
+impl Meter {
+    pub(super) fn new(intake: Intake, tenant: TenantId) -> Arc<Self> {
+        Arc::new(Self { intake, tenant, part: Mutex::default() })
+    }
+
+    /// All that has come was a message. What has come of the next with it is no more than is read at a time.
+    pub(super) fn is_whole(&self) {
+        *self.lock() = Part::default();
+    }
+
+    /// A control frame that said so many bytes has come, which may stand within a message.
+    pub(super) fn passed(&self, bytes: usize) {
+        let mut part = self.lock();
+        part.bytes = part.bytes.saturating_sub(bytes + CONTROL_HEAD_BYTES);
+        if part.bytes == 0 {
+            *part = Part::default();
+        }
+    }
+
+    /// A message began longer ago than that, and is not whole.
+    pub(super) fn is_late(&self, within: Duration) -> bool {
+        self.lock().since.is_some_and(|since| since.elapsed() > within)
+    }
+
+    fn came(&self, bytes: usize) -> Result<(), Error> {
+        let mut part = self.lock();
+        let Part { bytes: all, since, room } = &mut *part;
+        *all += bytes;
+        since.get_or_insert_with(Instant::now);
+        self.intake.reckon(self.tenant, *all, room)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Part> {
+        // No code that holds the lock can leave the part half changed.
+        self.part.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tells its meter what is read. Fails with an [`Error`] within where there is no room for more.
+pub(super) struct Metered<S> {
+    pub(super) stream: S,
+    pub(super) meter: Arc<Meter>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let bytes = buffer.filled().len() - before;
+        if bytes > 0 {
+            self.meter.came(bytes).map_err(io::Error::other)?;
+        }
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
