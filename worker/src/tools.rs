@@ -3,6 +3,7 @@
 
 mod calculator;
 mod clock;
+mod integers;
 pub(crate) mod mcp;
 mod permission;
 mod sub_agent;
@@ -187,11 +188,16 @@ impl Entry {
     }
 
     /// The arguments as an object that the schema takes, or a sentence for the model. Those of a call that `is_begun` may be as they
-    /// are if nobody knows in time whether they fit: what was begun is not to be denied.
+    /// are if nobody knows in time whether they fit, or a number of them is larger than what is read: what was begun is not to be denied.
     pub(crate) async fn arguments(&self, json: &str, is_begun: bool) -> Result<Map<String, Value>, Error> {
         let parse =
             || serde_json::from_str(json).map_err(|error| Error(format!("The arguments are not valid JSON: {error}.")));
-        let arguments = match self.schema.hold(parse()?).await {
+        let parsed = parse()?;
+        if !is_begun && integers::are_beyond_64_bits(json) {
+            let told = "A whole number in the arguments is beyond 64 bits, and would not reach the tool as it is: give a smaller one, or a text.";
+            return Err(Error(told.to_owned()));
+        }
+        let arguments = match self.schema.hold(parsed).await {
             Ok(arguments) => arguments,
             Err(Unfit::Late) => {
                 tracing::warn!(tool = self.definition.name, is_begun, "arguments took too long to hold to the schema");
@@ -317,6 +323,19 @@ mod tests {
         assert!(entry.arguments(r#"{"bell":1}"#, false).await.is_ok());
         assert!(entry.arguments("{}", true).await.unwrap_err().0.contains("bell"));
         assert_eq!(entry.replay, ReplayClass::Unsafe);
+    }
+
+    /// A person approved the one, and the tool got the other.
+    #[tokio::test]
+    async fn a_number_that_would_change_on_its_way_is_refused() {
+        let toolbox = open(vec![ToolSpec { input_schema_json: "{}".into(), ..clock() }]).unwrap();
+        let entry = toolbox.get("clock").unwrap();
+        let large = r#"{"bell":12345678901234567890123}"#;
+        let told = entry.arguments(large, false).await.unwrap_err().0;
+        assert!(told.starts_with("A whole number in the arguments is beyond 64 bits"), "{told}");
+        let kept = entry.arguments(r#"{"bell":18446744073709551615}"#, false).await.unwrap();
+        assert_eq!(kept["bell"], json!(u64::MAX));
+        assert!(entry.arguments(large, true).await.is_ok(), "what was begun with it is not denied");
     }
 
     #[tokio::test]

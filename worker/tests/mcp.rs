@@ -140,6 +140,23 @@ async fn a_server_that_is_silent_to_what_it_does_not_know_is_taken_for_one_of_th
     assert_eq!(told(&results[0]), ("5".into(), false));
 }
 
+/// Each call opened a connection of its own, and none had the time for it.
+#[tokio::test]
+async fn a_call_whose_time_is_over_leaves_the_connection_to_the_next_one() {
+    let server = Server::start(Era::SilentSessions).await;
+    let worker = worker_of(declared(&server)).await;
+    let mut agent = agent_with(&server.url);
+    // The server is silent for longer than that to what it does not know.
+    agent.tools[0].timeout_ms = 8_000;
+    let add = call("add", &json!({"a": 2, "b": 3}));
+    let calls = [add.clone(), json!({"text": "Again."}), add];
+    let (results, _) = called(&worker, &agent, &calls).await;
+    let late = "The tool gave no result within 8000 ms; the call may have taken effect.";
+    assert_eq!(results.iter().map(told).collect::<Vec<_>>(), [(late.into(), true), ("5".into(), false)]);
+    worker.tasks.shutdown(Duration::from_secs(90)).await;
+    assert_eq!(server.ended_sessions(), 1, "one connection was opened, and is closed");
+}
+
 /// Calls under way in a session that expired were told as refused, and so as safe to make again.
 #[tokio::test]
 async fn a_session_that_expires_disturbs_no_call_under_way_and_none_is_made_twice() {
