@@ -19,24 +19,24 @@ use crate::world::{STALL, World, read_all, stop_reason};
 /// Tells of an attempt and not of its answer, and goes on when it is told to stop. Tells the test what it hears.
 struct Halves(mpsc::Sender<FromFront>);
 
-fn event(event_index: u64, kind: Kind) -> Result<ExecuteStepResponse, Status> {
+fn event(event_index: u64, kind: Kind) -> ExecuteStepResponse {
     let event = Some(SessionEvent { kind: Some(kind), ..SessionEvent::default() });
-    Ok(ExecuteStepResponse { message: Some(FromWorker::Event(StepEvent { event_index, event })) })
+    ExecuteStepResponse { message: Some(FromWorker::Event(StepEvent { event_index, event })) }
 }
 
 #[tonic::async_trait]
 impl Steps for Halves {
     async fn step(&self, mut request: Request<Streaming<ExecuteStepRequest>>) -> Result<Said, Status> {
         request.get_mut().message().await?;
-        let shown = event(0, Kind::TextDelta(TextDelta { text: "so far".into(), ..TextDelta::default() }));
+        let shown = event(0, Kind::TextDelta(TextDelta { text: "so far".into() }));
         let attempt =
             ModelAttempt { attempt_id: "half".into(), finish_reason: "end_turn".into(), ..Default::default() };
         let half = event(1, Kind::ModelAttempt(attempt));
-        let (heard, mut incoming) = (self.0.clone(), request.into_inner());
+        let (tells, mut incoming) = (self.0.clone(), request.into_inner());
         let last = stream::once(async move {
             while let Some(ExecuteStepRequest { message: Some(message) }) = incoming.message().await? {
                 let stops = matches!(message, FromFront::Cancel(_));
-                heard.send(message).await.unwrap();
+                tells.send(message).await.unwrap();
                 if stops {
                     break;
                 }
@@ -44,7 +44,7 @@ impl Steps for Halves {
             let finished = StepFinished { stop_reason: StopReason::Interrupted.into(), ..StepFinished::default() };
             Ok(ExecuteStepResponse { message: Some(FromWorker::Finished(finished)) })
         });
-        Ok(stream::iter([shown, half]).chain(last).boxed())
+        Ok(stream::iter([Ok(shown), Ok(half)]).chain(last).boxed())
     }
 }
 
@@ -53,8 +53,8 @@ impl Steps for Halves {
 async fn who_interrupts_is_heard_while_the_second_half_of_an_attempt_is_under_way() {
     steady(STALL, async || {
         let world = World::start().await;
-        let (heard, mut hears) = mpsc::channel(8);
-        let address = Played(Halves(heard)).serve(&world, "halves").await;
+        let (tells, mut heard) = mpsc::channel(8);
+        let address = Played(Halves(tells)).serve(&world, "halves").await;
         world.reroute(|route| route.workers[0].address = address);
         let mut client = world.client();
         let session_id = client.create(scripted_agent("half")).await.unwrap().session_id;
@@ -62,7 +62,7 @@ async fn who_interrupts_is_heard_while_the_second_half_of_an_attempt_is_under_wa
         while !matches!(turn.message().await.unwrap().unwrap().event.unwrap().kind, Some(Kind::TextDelta(_))) {}
         let interrupt = InterruptSessionRequest { session_id };
         assert!(client.lifecycle.interrupt_session(interrupt).await.unwrap().into_inner().interrupted);
-        let first = hears.recv().await.unwrap();
+        let first = heard.recv().await.unwrap();
         assert!(matches!(first, FromFront::Cancel(_)), "{first:?}");
         assert_eq!(stop_reason(&read_all(turn).await), Some(StopReason::Interrupted));
     })
