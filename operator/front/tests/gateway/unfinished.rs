@@ -13,7 +13,7 @@ use crate::websocket::Client;
 /// A text that goes on behind this part of it: RFC 6455, sections 5.2 and 5.4, with a mask that changes nothing.
 fn part(bytes: u16) -> Vec<u8> {
     let [high, low] = bytes.to_be_bytes();
-    let mut frame = vec![0x01, 0x80 | 126, high, low, 0, 0, 0, 0];
+    let mut frame = vec![0x01, 0xfe, high, low, 0, 0, 0, 0];
     frame.resize(frame.len() + usize::from(bytes), b'x');
     frame
 }
@@ -21,7 +21,7 @@ fn part(bytes: u16) -> Vec<u8> {
 /// A text of a MiB, of which half has come.
 fn half() -> Vec<u8> {
     const WHOLE: usize = 1024 * 1024;
-    let mut frame = vec![0x81, 0x80 | 127];
+    let mut frame = vec![0x81, 0xff];
     frame.extend((WHOLE as u64).to_be_bytes());
     frame.extend([0; 4]);
     frame.resize(frame.len() + WHOLE / 2, b'x');

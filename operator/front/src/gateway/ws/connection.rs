@@ -22,7 +22,7 @@ use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
 
 use super::frames::{ClientFrame, Ping, ServerFrame, Subscribe, Unsubscribe};
 use super::limiter::{Limiter, Verdict};
-use super::metered::{Meter, Metered};
+use super::metered::{Meter, Metered, found_no_room};
 use super::subscriptions::{Said, Subscriptions};
 use crate::error::Error;
 use crate::gateway::failure::log;
@@ -285,7 +285,7 @@ impl Connection {
             Some(Err(tungstenite::Error::Capacity(_))) => {
                 return Err(End::deaf(close_code::SIZE, "a frame is at most 1 MiB"));
             }
-            Some(Err(tungstenite::Error::Io(error))) if error.get_ref().is_some_and(|error| error.is::<Error>()) => {
+            Some(Err(tungstenite::Error::Io(error))) if found_no_room(&error) => {
                 return Err(End::deaf(close_code::POLICY, "too much of the tenant's is being read: send it later"));
             }
             Some(Ok(Message::Close(_))) => return Err(End::Closed),

@@ -77,6 +77,12 @@ pub(super) struct Metered<S> {
     pub(super) meter: Arc<Meter>,
 }
 
+/// Whether such a stream failed since there was no room for more.
+pub(super) fn found_no_room(error: &io::Error) -> bool {
+    let Some(source) = error.get_ref() else { return false };
+    source.is::<Error>()
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
