@@ -7,8 +7,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use backon::{BackoffBuilder as _, ExponentialBuilder};
 use croft_serve::Check;
-use http::{Request, Response};
+use http::header::RETRY_AFTER;
+use http::{Method, Request, Response};
 use kube::Client;
 use kube::client::Body;
 use prometheus::IntGaugeVec;
@@ -17,7 +19,12 @@ use tokio_util::sync::CancellationToken;
 
 /// How long an answer may take: to begin, if it is a watch's, which goes on for as long as it holds; as a whole, if it is a list's. Then
 /// the request is given up and tried again: a network that swallows packets answers never.
-const ANSWER_MAX: Duration = Duration::from_secs(30);
+pub(crate) const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// How often a page of a list is asked for at most, within the same time, that a busy API server turns away or that breaks off. After that
+/// kube begins the list anew, from its first page on.
+const TRIES_MAX: usize = 5;
+/// Between two of them, at least: then twice as long each time, and up to as much again by chance.
+const TRY_AGAIN_MIN: Duration = Duration::from_millis(250);
 /// Routes to whose changes the replica has been deaf for so many times as long as makes it not ready are not told of any more. By then the
 /// Service leads to another.
 const DEAF_AFTER: u32 = 2;
@@ -63,7 +70,7 @@ impl Freshness {
         let service = tower::service_fn(move |request: Request<Body>| {
             let (client, noted) = (client.clone(), noted.clone());
             async move {
-                let answer = timeout(ANSWER_MAX, answer(&client, request)).await;
+                let answer = timeout(ANSWER_MAX, answer(&client, request, Instant::now() + ANSWER_MAX)).await;
                 let response = answer.map_err(|_| kube::Error::Service(Box::new(Unanswered)))??;
                 if response.status().is_success() {
                     noted.note(watch, purpose);
@@ -137,28 +144,58 @@ impl Freshness {
     }
 }
 
-/// The answer, with all of its body unless that is a watch's.
-async fn answer(client: &Client, request: Request<Body>) -> kube::Result<Response<Body>> {
+/// The answer, with all of its body unless that is a watch's. What is no watch is tried again, as long as that can be before `ends`.
+async fn answer(client: &Client, request: Request<Body>, ends: Instant) -> kube::Result<Response<Body>> {
     let is_watch = request.uri().query().is_some_and(|query| query.split('&').any(|part| part == "watch=true"));
-    let response = client.send(request).await?;
-    if is_watch {
-        return Ok(response);
+    if is_watch || request.method() != Method::GET {
+        return client.send(request).await;
     }
-    let (head, body) = response.into_parts();
+    let (head, _) = request.into_parts();
+    let pauses =
+        ExponentialBuilder::default().with_min_delay(TRY_AGAIN_MIN).with_max_times(TRIES_MAX - 1).with_jitter();
+    let mut pauses = pauses.build();
+    loop {
+        let answer = whole(client, Request::from_parts(head.clone(), Body::empty())).await;
+        let Some(wished) = again_after(&answer) else { return answer };
+        match pauses.next().map(|pause| wished + pause) {
+            Some(pause) if Instant::now() + pause < ends => tokio::time::sleep(pause).await,
+            _ => return answer,
+        }
+    }
+}
+
+async fn whole(client: &Client, request: Request<Body>) -> kube::Result<Response<Body>> {
+    let (head, body) = client.send(request).await?.into_parts();
     Ok(Response::from_parts(head, Body::from(body.collect_bytes().await?)))
+}
+
+/// How long the API server wishes to be left alone, if it may answer otherwise then. `None` if there is nothing to try again.
+fn again_after(answer: &kube::Result<Response<Body>>) -> Option<Duration> {
+    let Ok(answer) = answer else { return Some(Duration::ZERO) };
+    let is_busy = matches!(answer.status().as_u16(), 429 | 502 | 503 | 504);
+    is_busy.then(|| {
+        let wished = answer.headers().get(RETRY_AFTER).and_then(|header| header.to_str().ok()?.parse().ok());
+        Duration::from_secs(wished.unwrap_or(0))
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use axum::body::Body as AnswerBody;
-    use croft_serve::Readiness;
+    use croft_serve::{Readiness, Tasks};
     use futures::stream;
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use kube::api::Api;
+    use kube::runtime::watcher;
     use prometheus::Opts;
+    use serde_json::json;
     use tokio::sync::watch;
 
     use super::*;
+    use crate::mirror::{Copies, StatusChange};
 
     const MAX: Duration = Duration::from_mins(1);
 
@@ -244,6 +281,72 @@ mod tests {
         let watch = Request::get("/api/v1/pods?&watch=true&timeoutSeconds=20").body(Body::empty()).unwrap();
         assert!(client.send(watch).await.is_ok_and(|response| response.status().is_success()));
         assert_eq!(begun.elapsed(), ANSWER_MAX, "at once");
+    }
+
+    /// Once, a page that was turned away began its list anew, and a long one did not come to its end while the API server was busy.
+    #[tokio::test(start_paused = true)]
+    async fn a_long_list_comes_to_its_end_though_every_fortieth_page_is_turned_away() {
+        const PAGES: usize = 100;
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&asked);
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let query = request.uri().query().unwrap_or_default().to_owned();
+            let is_turned_away = (counted.fetch_add(1, Ordering::SeqCst) + 1).is_multiple_of(40);
+            async move {
+                if query.contains("watch=true") {
+                    return std::future::pending().await;
+                }
+                if is_turned_away {
+                    let busy = Response::builder().status(429).header(RETRY_AFTER, "1");
+                    return Ok(busy.body(AnswerBody::empty()).unwrap());
+                }
+                let page = query.split('&').find_map(|part| part.strip_prefix("continue=")).unwrap_or("0");
+                let page: usize = page.parse().unwrap();
+                let list = json!({
+                    "apiVersion": "v1", "kind": "ConfigMapList",
+                    "metadata": { "resourceVersion": "7", "continue": (page + 1 < PAGES).then(|| (page + 1).to_string()) },
+                    "items": [{ "metadata": { "name": format!("plot-{page}"), "resourceVersion": "5" } }],
+                });
+                Ok::<_, Infallible>(Response::new(AnswerBody::from(list.to_string())))
+            }
+        });
+        let client = freshness().listen(&Client::new(service, "plots"), "watch-plots", Purpose::Passes);
+        let all = watcher::Config::default();
+        let nothing = |_: &ConfigMap, _| {};
+        let copies = Copies::start(&Tasks::new(), "watch-plots", Api::all(client), all, StatusChange::AsAny, nothing);
+        timeout(10 * MAX, copies.whole()).await.expect("it is whole");
+        let asked = asked.load(Ordering::SeqCst);
+        assert!(asked < PAGES * 12 / 10, "{asked} requests");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_busy_server_is_asked_again_as_it_wishes_a_few_times_and_not_past_the_time_there_is() {
+        for (code, wish, tries) in [
+            (429, Some("1"), TRIES_MAX),
+            (502, None, TRIES_MAX),
+            (503, Some("in a while"), TRIES_MAX),
+            (504, None, TRIES_MAX),
+            (429, Some("31"), 1),
+            (500, None, 1),
+            (410, None, 1),
+        ] {
+            let asked = Arc::new(AtomicUsize::new(0));
+            let counted = Arc::clone(&asked);
+            let service = tower::service_fn(move |_: Request<Body>| {
+                counted.fetch_add(1, Ordering::SeqCst);
+                let answer = wish
+                    .into_iter()
+                    .fold(Response::builder().status(code), |answer, wish| answer.header(RETRY_AFTER, wish));
+                std::future::ready(Ok::<_, Infallible>(answer.body(AnswerBody::empty()).unwrap()))
+            });
+            let client = freshness().listen(&Client::new(service, "plots"), "watch-plots", Purpose::Passes);
+            let begun = Instant::now();
+            assert_eq!(ask(&client).await, Some(code));
+            assert_eq!(asked.load(Ordering::SeqCst), tries, "{code} {wish:?}");
+            let wished = Duration::from_secs(wish.and_then(|wish| wish.parse().ok()).unwrap_or(0));
+            let least = if tries > 1 { 4 * wished + 15 * TRY_AGAIN_MIN } else { Duration::ZERO };
+            assert!((least..ANSWER_MAX).contains(&begun.elapsed()), "{code} {wish:?}: {:?}", begun.elapsed());
+        }
     }
 
     #[tokio::test(start_paused = true)]
