@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 pub(crate) use backoff::{Backoff, chance};
-use queue::Queue;
+pub(crate) use queue::Queue;
 use wanted::{Waiting, Wanted};
 
 use crate::marks::Marks;

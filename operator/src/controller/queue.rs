@@ -1,4 +1,4 @@
-//! Who waits for a pass. Tenants have their turns one after another, and each has so many passes at a time at most, however much of theirs
+//! Who waits for a pass, or for whatever else is done for one after another. Tenants have their turns one after another, and each has so many passes at a time at most, however much of theirs
 //! is to be looked at; within a tenant it is first come, first served.
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -7,7 +7,7 @@ use std::hash::Hash;
 use tokio::time::Instant;
 
 /// Keys that wait. There are never more of them than there are objects.
-pub(super) struct Queue<T> {
+pub(crate) struct Queue<T> {
     /// Those who have something that waits or runs.
     tenants: HashMap<String, Tenant<T>>,
     /// Those whose turn it is to have one more pass, in order.
@@ -26,12 +26,12 @@ struct Tenant<T> {
 
 impl<T: Clone + Eq + Hash> Queue<T> {
     /// Nothing waits. A tenant has `share` passes at a time at most; `tenant` says whose a key is.
-    pub(super) fn new(share: usize, tenant: fn(&T) -> &str) -> Self {
+    pub(crate) fn new(share: usize, tenant: fn(&T) -> &str) -> Self {
         Self { tenants: HashMap::new(), turns: VecDeque::new(), keys: HashSet::new(), share, tenant }
     }
 
     /// One that waits already keeps its place.
-    pub(super) fn push(&mut self, key: T) {
+    pub(crate) fn push(&mut self, key: T) {
         if !self.keys.insert(key.clone()) {
             return;
         }
@@ -42,7 +42,7 @@ impl<T: Clone + Eq + Hash> Queue<T> {
     }
 
     /// Takes the next one, whose pass begins; [`Queue::ended`] must be told of its end. `None` if nobody waits who may have one more.
-    pub(super) fn take(&mut self) -> Option<T> {
+    pub(crate) fn take(&mut self) -> Option<T> {
         let name = self.turns.pop_front()?;
         let tenant = self.tenants.get_mut(&name)?;
         tenant.has_turn = false;
@@ -53,7 +53,7 @@ impl<T: Clone + Eq + Hash> Queue<T> {
         Some(key)
     }
 
-    pub(super) fn ended(&mut self, key: &T) {
+    pub(crate) fn ended(&mut self, key: &T) {
         let name = (self.tenant)(key);
         let Some(tenant) = self.tenants.get_mut(name) else { return };
         tenant.running -= 1;
@@ -64,12 +64,12 @@ impl<T: Clone + Eq + Hash> Queue<T> {
         }
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.keys.len()
     }
 
     /// Since when the one waits that has waited for longest.
-    pub(super) fn oldest(&self) -> Option<Instant> {
+    pub(crate) fn oldest(&self) -> Option<Instant> {
         self.tenants.values().filter_map(|tenant| tenant.waiting.front().map(|(_, since)| *since)).min()
     }
 

@@ -17,12 +17,14 @@ use tokio_util::sync::CancellationToken;
 use super::told::Declared;
 use super::{Error, refused};
 use crate::context::Context;
-use crate::controller::Backoff;
+use crate::controller::{Backoff, Queue};
 use crate::marks::Marks;
 use crate::token::TenantRef;
 
 /// Calls at a time; more wait.
 const AT_A_TIME: usize = 8;
+/// Calls of one tenant at a time. Tenants take turns, so however many sessions of one are to end, those of others end beside them.
+const OF_ONE_TENANT: usize = 6;
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// How long one call may take, with the look at the API server before it: one that is never answered must not keep its place for ever. The
 /// front gives an answer within ten seconds or none.
@@ -100,48 +102,57 @@ pub(crate) async fn run(context: Arc<Context>, stopping: CancellationToken) {
     }
 }
 
-/// Has each one ended that is marked, and does not return. One that fails is tried again when its pause is over, however often it is
+/// Has each one ended that is marked, and does not return. Those that wait are as many as there are sessions at most. One that fails is tried again when its pause is over, however often it is
 /// marked meanwhile.
 async fn end_all<E>(endings: &Marks<Ending>, end: impl Fn(Ending) -> E)
 where
     E: Future<Output = Result<(), String>>,
 {
     let pauses = Backoff::new(PAUSE_MAX);
+    let mut waiting = Queue::new(OF_ONE_TENANT, |ending: &Ending| &ending.tenant.name);
     let mut stages: HashMap<Ending, Stage> = HashMap::new();
     let mut calls = FuturesUnordered::new();
     let mut later = FuturesUnordered::new();
     loop {
+        while calls.len() < AT_A_TIME
+            && let Some(ending) = waiting.take()
+        {
+            stages.insert(ending.clone(), Stage::UnderWay);
+            let call = end(ending.clone());
+            calls.push(async move { (ending, call.await) });
+        }
+        // Marks come one by one, and very many with a namespace that is deleted.
+        tokio::task::coop::consume_budget().await;
         tokio::select! {
-            ending = endings.next(), if calls.len() < AT_A_TIME => match stages.get_mut(&ending) {
+            ending = endings.next() => match stages.get_mut(&ending) {
                 Some(Stage::Waits) => {}
                 Some(stage) => *stage = Stage::MarkedAgain,
-                None => {
-                    stages.insert(ending.clone(), Stage::UnderWay);
-                    let call = end(ending.clone());
-                    calls.push(async move { (ending, call.await) });
-                }
+                None => waiting.push(ending),
             },
-            Some((ending, outcome)) = calls.next() => match outcome {
-                Ok(()) => {
-                    pauses.succeeded(&ending);
-                    if let Some(Stage::MarkedAgain) = stages.remove(&ending) {
-                        endings.mark(ending);
+            Some((ending, outcome)) = calls.next() => {
+                waiting.ended(&ending);
+                match outcome {
+                    Ok(()) => {
+                        pauses.succeeded(&ending);
+                        if let Some(Stage::MarkedAgain) = stages.remove(&ending) {
+                            waiting.push(ending);
+                        }
+                    }
+                    Err(error) => {
+                        let (tenant, session) = (&ending.tenant.name, &ending.session_id);
+                        tracing::warn!(tenant, session, error, "cannot end a session");
+                        let pause = pauses.failed(ending.clone());
+                        stages.insert(ending.clone(), Stage::Waits);
+                        later.push(async move {
+                            tokio::time::sleep(pause).await;
+                            ending
+                        });
                     }
                 }
-                Err(error) => {
-                    let (tenant, session) = (&ending.tenant.name, &ending.session_id);
-                    tracing::warn!(tenant, session, error, "cannot end a session");
-                    let pause = pauses.failed(ending.clone());
-                    stages.insert(ending.clone(), Stage::Waits);
-                    later.push(async move {
-                        tokio::time::sleep(pause).await;
-                        ending
-                    });
-                }
-            },
+            }
             Some(ending) = later.next() => {
                 stages.remove(&ending);
-                endings.mark(ending);
+                waiting.push(ending);
             }
         }
     }
@@ -189,15 +200,56 @@ async fn is_gone(tenant: &str, name: &str, uid: &str, context: &Context) -> Resu
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
+    use std::cell::{Cell, RefCell};
+    use std::collections::HashSet;
 
     use tokio::sync::Notify;
+    use tokio::time::Instant;
 
     use super::*;
 
     fn ending() -> Ending {
-        let tenant = TenantRef { name: "heron".to_owned(), id: "0c9e".to_owned() };
-        Ending { tenant, session_id: "0190".to_owned(), why: Why::Terminate }
+        ending_of("heron", "0190")
+    }
+
+    fn ending_of(tenant: &str, session_id: &str) -> Ending {
+        let tenant = TenantRef { name: tenant.to_owned(), id: format!("uid-of-{tenant}") };
+        Ending { tenant, session_id: session_id.to_owned(), why: Why::Deleted }
+    }
+
+    /// Once, a tenant's session ran on until all had ended that another tenant had deleted before.
+    #[tokio::test(start_paused = true)]
+    async fn one_tenants_many_sessions_keep_no_other_tenants_from_its_end() {
+        const TAKES: Duration = Duration::from_secs(1);
+        let (marks, begun, other) = (Marks::new(), RefCell::new(Vec::new()), ending_of("egret", "0191"));
+        let end_all = end_all(&marks, |ending| {
+            begun.borrow_mut().push((ending, Instant::now()));
+            async {
+                tokio::time::sleep(TAKES).await;
+                Ok(())
+            }
+        });
+        let story = async {
+            for number in 0..300 {
+                marks.mark(ending_of("heron", &number.to_string()));
+            }
+            tokio::time::sleep(5 * TAKES / 2).await;
+            let marked = Instant::now();
+            marks.mark(other.clone());
+            tokio::time::sleep(Duration::from_mins(5)).await;
+            marked
+        };
+        let marked = tokio::select! {
+            () = end_all => unreachable!("it does not return"),
+            marked = story => marked,
+        };
+        let begun = begun.into_inner();
+        let (_, at) = begun.iter().find(|(ending, _)| *ending == other).unwrap();
+        assert!(*at - marked <= TAKES, "{:?}", *at - marked);
+        let all: HashSet<_> = begun.iter().map(|(ending, _)| ending).collect();
+        assert_eq!((begun.len(), all.len()), (301, 301), "each is ended once");
+        let running = |time: Instant| begun.iter().filter(|(_, at)| *at <= time && time < *at + TAKES).count();
+        assert!(begun.iter().all(|(_, at)| running(*at) <= AT_A_TIME));
     }
 
     /// The fronts tell of a session every few seconds for as long as it is open.
