@@ -83,13 +83,15 @@ impl Subject {
         Ok(Issued { cert: cert.pem(), key: key.serialize_pem() })
     }
 
-    /// Whether a certificate says this, comes from `authority`, is not to be renewed yet, and has its key with it.
+    /// Whether a certificate says this, comes from `authority`, holds already and is not to be renewed yet at `now` (seconds since 1970), and has
+    /// its key with it. One that a clock made that was ahead is refused by everybody for as long.
     pub fn still_holds(&self, issued: &Issued, authority: &Authority, now: i64) -> bool {
         let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(issued.cert.as_bytes()) else { return false };
         let Ok((_, certificate)) = X509Certificate::from_der(&pem.contents) else { return false };
         let Ok(key) = KeyPair::from_pem(&issued.key) else { return false };
         let renew_at = certificate.validity().not_after.timestamp() - LIFETIME_SECONDS / 3;
-        now < renew_at - self.sooner(&certificate)
+        certificate.validity().not_before.timestamp() <= now
+            && now < renew_at - self.sooner(&certificate)
             && key.public_key_raw() == &*certificate.public_key().subject_public_key.data
             && authority.signed(&certificate)
             && self.is_said_by(&certificate)
@@ -172,6 +174,17 @@ mod tests {
         let most =
             renewed.iter().map(|begin| renewed.iter().filter(|&other| (*begin..begin + DAY).contains(other)).count());
         assert!(most.max().unwrap() <= 30, "{renewed:?}");
+    }
+
+    #[test]
+    fn a_certificate_of_a_clock_that_was_ahead_does_not_hold_until_its_time_has_come() {
+        let authority = Authority::generate(NOW).unwrap();
+        let workers = Subject::workers("heron", "tenant-heron");
+        for subject in [Subject::front("croft-system"), Subject::operator("croft-system"), workers] {
+            let issued = subject.issue(&authority, NOW).unwrap();
+            assert!(subject.still_holds(&issued, &authority, NOW - BACKDATED_SECONDS), "other clocks may go slow");
+            assert!(!subject.still_holds(&issued, &authority, NOW - BACKDATED_SECONDS - 1));
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod marks;
 pub mod metrics;
 mod mirror;
 pub mod operator;
+mod own_certificate;
 mod ownership;
 mod recent;
 pub mod routes;

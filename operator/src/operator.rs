@@ -6,18 +6,15 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use croft_crds::AgentSession;
-use croft_serve::tls::TlsFiles;
 use croft_serve::{Program, Tasks, grpc};
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::Api;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Client, Config as KubeConfig, ResourceExt as _};
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
 use tonic::service::Routes as GrpcRoutes;
 
 use crate::authority::Authority;
-use crate::certificate::{self, Subject};
 use crate::cluster::Cluster;
 use crate::config::Args;
 use crate::context::{CHILD_WRITES_MAX, Context};
@@ -29,6 +26,7 @@ use crate::keyring::Keyring;
 use crate::leader::{self, Fence};
 use crate::marks::Marks;
 use crate::metrics::Metrics;
+use crate::own_certificate::OwnCertificate;
 use crate::recent::Recent;
 use crate::routes::{self, RouteTable, Routes};
 use crate::secrets::Secrets;
@@ -44,8 +42,6 @@ const SESSION_RETRY_MAX: Duration = Duration::from_secs(20);
 /// How emergency stops are made, in places of their own: what passes wait for must not hold them up. One that is not done by then is
 /// begun again, which also stops the workers that were made meanwhile.
 const STOPS: Limits = Limits { concurrency: 64, deadline: Duration::from_secs(5), retry_max: Duration::from_secs(5) };
-/// The operator's own certificate sees it begin anew at a time within so long: its replicas are usually started together.
-const RESTARTS_WITHIN: Duration = Duration::from_hours(24);
 
 /// What has been started.
 #[derive(Debug)]
@@ -70,7 +66,8 @@ pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> a
     // Every replica makes it if it is missing, and only the first one's counts.
     let first = Writer::new(patient, metrics.clone(), Fence::unguarded());
     let authority = Arc::new(Authority::load_or_create(&secrets, &first, &args.namespace, now).await?);
-    let tls = own_tls(&args.namespace, &authority, now)?;
+    let certificate = OwnCertificate::issue(&args.namespace, &authority, now, controller::chance())?;
+    let tls = certificate.files();
     tls.register(&program.metrics)?;
     let tokens = Arc::new(TokenMaker::new(&authority)?);
 
@@ -112,7 +109,7 @@ pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> a
         endings: Marks::new(),
     });
     tasks.spawn_endless("freshness", freshness.keep(fresh, args.routes_stale_after(), tasks.stopping()));
-    tasks.spawn_vital("certificate", own_certificate(tasks.stopping()));
+    tasks.spawn_vital("certificate", certificate.keep(|| jiff::Timestamp::now().as_second(), tasks.stopping()));
     let (args, stopping, for_passes) = (args.clone(), tasks.stopping(), tasks.clone());
     tasks.spawn_vital("leader", async move {
         // Whoever has the Lease keeps others out, so it is taken only by who can work at once.
@@ -123,12 +120,6 @@ pub async fn start(args: &Args, kube_config: KubeConfig, program: &Program) -> a
         args.election().run(lease_clients, fence, lead, stopping).await
     });
     Ok(started)
-}
-
-/// What this replica shows to fronts, and how it knows them.
-fn own_tls(namespace: &str, authority: &Authority, now: i64) -> anyhow::Result<TlsFiles> {
-    let own = Subject::operator(namespace).issue(authority, now)?;
-    Ok(TlsFiles { cert: own.cert.into(), key: own.key.into(), ca: authority.cert_pem().into() })
 }
 
 /// The kubeconfig that `KUBECONFIG` names, or that of the pod's service account.
@@ -220,33 +211,4 @@ fn sessions(
     };
     let pass = move |session| session::reconcile(session, Arc::clone(&for_passes));
     controller::run(source, pass, limits, metrics.clone(), tasks.clone(), tasks.stopping())
-}
-
-/// The server keeps the certificate that it began with, so the program begins anew before it ends.
-async fn own_certificate(stopping: CancellationToken) -> anyhow::Result<()> {
-    match stopping.run_until_cancelled(tokio::time::sleep(certificate_used_for(controller::chance()))).await {
-        Some(()) => anyhow::bail!("the operator's own certificate must be renewed, which takes a restart"),
-        None => Ok(()),
-    }
-}
-
-/// Replicas that were started together must not all end together, so `chance`, from 0 to 1, takes some of the time off.
-fn certificate_used_for(chance: f64) -> Duration {
-    let longest = Duration::from_secs(u64::try_from(certificate::renew_at(0)).unwrap_or_default());
-    longest.saturating_sub(RESTARTS_WITHIN.mul_f64(chance))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn replicas_that_began_together_end_one_after_another_and_none_too_late() {
-        let longest = Duration::from_hours(60 * 24);
-        assert_eq!(certificate_used_for(0.0), longest);
-        assert_eq!(certificate_used_for(1.0) + RESTARTS_WITHIN, longest);
-        let mut ends: Vec<_> = (0..8).map(|_| certificate_used_for(controller::chance())).collect();
-        ends.sort();
-        assert!(ends[7] > ends[0] + Duration::from_mins(1), "{ends:?}");
-    }
 }
