@@ -215,6 +215,13 @@ impl Cluster {
         K::copies(self).version(namespace, name)
     }
 
+    /// Whether the copy is of an object that went with an older namespace of that name, of which its watch has not told yet.
+    pub(crate) fn is_from_before<K: Kept>(&self, namespace: Option<&str>, name: &str) -> bool {
+        let Some(namespace) = namespace else { return false };
+        let made = self.namespaces.created(None, namespace);
+        K::copies(self).created(Some(namespace), name).is_some_and(|created| made.is_some_and(|made| created < made))
+    }
+
     /// One tenant.
     pub fn tenant(&self, name: &str) -> Option<Arc<AgentTenant>> {
         self.tenants.get(&ObjectRef::new(name))

@@ -43,10 +43,7 @@ async fn ensure(context: &Context) -> Result<(), Error> {
     let secrets: Api<Secret> = Api::namespaced(context.client.clone(), namespace);
     let there = secrets.get_opt(SECRET).await.map_err(Error::Store)?;
     let (subject, now) = (Subject::front(namespace), context.now());
-    let holds = there
-        .and_then(|secret| tls::read(&secret, &context.authority))
-        .is_some_and(|issued| subject.still_holds(&issued, &context.authority, now));
-    if holds {
+    if there.is_some_and(|secret| tls::holding(&secret, &subject, &context.authority, now).is_some()) {
         return Ok(());
     }
     let secret = secret(namespace, &subject, &context.authority, now)?;

@@ -27,6 +27,8 @@ pub(crate) use readable::{Reader, Unreadable, is_in_part, mark_in_part};
 /// A watch that is silent for longer is made anew, as some other part of the network may have dropped it unheard. The next
 /// one goes on where it was.
 pub(crate) const SILENCE_MAX_SECONDS: u32 = 20;
+/// How long a watch may be silent that the API server should have ended by then: kube waits for so much longer.
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(SILENCE_MAX_SECONDS as u64 + 5);
 /// Objects in one answer to a list. All kinds are listed at the same time when the operator starts, and what is in memory then
 /// stays with the process: with kube's 500 it was more than all copies.
 const PAGE: u32 = 50;
@@ -35,6 +37,8 @@ pub(crate) const PAGE_OF_LONG: u32 = 20;
 /// Between two tries to watch.
 const AGAIN_MIN: Duration = Duration::from_millis(250);
 const AGAIN_MAX: Duration = Duration::from_secs(8);
+/// The longest pause there is between them, with all of its chance.
+pub(crate) const PAUSE_MAX: Duration = Duration::from_secs(2 * AGAIN_MAX.as_secs());
 
 /// The pauses between tries to watch: short at first, as most breaks are.
 pub(crate) fn again() -> watcher::ExponentialBackoff {

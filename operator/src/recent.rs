@@ -8,9 +8,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::freshness::ANSWER_MAX;
+use crate::mirror::{PAUSE_MAX, SILENCE_MAX};
+
 /// A watch that is later than this has lost the event, so the cache is right again. At most that long is a pass misled
 /// by a note about an object that has meanwhile been deleted.
-const TRUST: Duration = Duration::from_secs(10);
+const TRUST: Duration = Duration::from_secs(90);
+
+// No watch is later whose connection the network has dropped unheard, and whose next request is not answered either.
+const _: () = assert!(TRUST.as_secs() > SILENCE_MAX.as_secs() + ANSWER_MAX.as_secs() + PAUSE_MAX.as_secs());
 
 /// Notes about our own writes by key, dropped as they age.
 pub struct Recent<T> {
@@ -56,10 +62,13 @@ impl<T: Clone> Recent<T> {
         if holds { note.content.clone() } else { None }
     }
 
-    /// Whether what the watch tells under `key` is just what we wrote.
+    /// Whether what the watch tells under `key` is just what we wrote, and passes have known of it ever since: one after [`TRUST`] may have
+    /// judged by a cache that did not.
     pub fn is_echo(&self, key: &str, version: Option<&str>) -> bool {
         let notes = self.notes();
-        let is_it = |note: &Note<T>| note.content.is_some() && parse(version) == Some(note.version);
+        let is_it = |note: &Note<T>| {
+            note.content.is_some() && parse(version) == Some(note.version) && note.at.elapsed() < TRUST
+        };
         notes.get(key).is_some_and(is_it)
     }
 
@@ -128,6 +137,17 @@ mod tests {
         assert!(recent.is_echo("fence", Some("12")));
         assert!(!recent.is_echo("fence", Some("13")), "someone has written since");
         assert!(!recent.is_echo("quota", Some("12")));
+    }
+
+    /// Once, what a pass had not known of for want of its word woke none when it came at last.
+    #[tokio::test(start_paused = true)]
+    async fn a_late_word_of_what_we_wrote_is_news() {
+        let recent = Recent::default();
+        recent.remember("fence".into(), Some("12"), "hash");
+        tokio::time::advance(TRUST.saturating_sub(Duration::from_millis(1))).await;
+        assert!(recent.newer_than("fence", None).is_some() && recent.is_echo("fence", Some("12")));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(recent.newer_than("fence", None).is_none() && !recent.is_echo("fence", Some("12")));
     }
 
     #[tokio::test(start_paused = true)]

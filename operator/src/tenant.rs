@@ -252,6 +252,7 @@ fn plan(tenant: &AgentTenant, observed: &Observed, context: &Context) -> Result<
     if quota::countable_in(tenant, context.now()).is_some() {
         wanted.quota.agent_sessions = None;
     }
+    wanted.workers.surges &= !observed.must_make_room;
     let issued = certificate(&wanted, observed, &context.authority, context.now())?;
     Ok(Children {
         namespace: namespace::namespace(&wanted),
@@ -279,8 +280,7 @@ fn certificate(
     now: i64,
 ) -> Result<crate::certificate::Issued, authority::Error> {
     let subject = Subject::workers(&wanted.name, &wanted.namespace);
-    let there = observed.tls.as_deref().and_then(|secret| tls::read(secret, authority));
-    match there.filter(|issued| subject.still_holds(issued, authority, now)) {
+    match observed.tls.as_deref().and_then(|secret| tls::holding(secret, &subject, authority, now)) {
         Some(issued) => Ok(issued),
         None => subject.issue(authority, now),
     }

@@ -53,6 +53,9 @@ pub(super) async fn ensure_at_once<K: Kept>(mut wanted: K, context: &Context) ->
 fn is_as_wanted<K: Kept>(wanted: &K, hash: &String, context: &Context) -> bool {
     let (namespace, name) = (wanted.namespace(), wanted.name_any());
     let version = context.cluster.version::<K>(namespace.as_deref(), &name);
+    if context.cluster.is_from_before::<K>(namespace.as_deref(), &name) {
+        return context.cluster.applied.newer_than(&child_key(wanted), version.as_deref()).as_ref() == Some(hash);
+    }
     // What is just as we left it need not be looked at.
     match context.cluster.applied.not_older_than(&child_key(wanted), version.as_deref()) {
         Some(applied) => applied == *hash,

@@ -1,7 +1,8 @@
 //! How a tenant's workers are, and why not better.
 
 use croft_crds::AgentTenant;
-use k8s_openapi::api::apps::v1::{Deployment, DeploymentCondition};
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentCondition, DeploymentStatus};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::bounds::quota_problem;
 use super::tier::Tiers;
@@ -9,6 +10,7 @@ use crate::worker::{Problem, Worker};
 
 /// As Kubernetes calls it.
 const NOT_IN_TIME: &str = "ProgressDeadlineExceeded";
+const NO_QUOTA_LEFT: &str = "QuotaExceeded";
 
 /// What keeps workers from running, the deepest cause first: a quota leaves no pod to have a problem of its own.
 pub(crate) fn problem(deployment: Option<&Deployment>, workers: &[Worker]) -> Option<Problem> {
@@ -39,6 +41,31 @@ pub(crate) fn workers_problem(
     problem.or_else(|| if is_served { None } else { told("", "no worker is ready yet") })
 }
 
+/// Whether a worker has to go before another one comes, although the quota has room for one more of those that are wanted: workers that run
+/// keep what they were given, and may leave none to the first of the new ones. A rollout that went on so does so to its end, as each turn
+/// back would be refused again.
+pub(crate) fn must_make_room(deployment: &Deployment) -> bool {
+    let is_refused = refused(deployment).is_some_and(|problem| problem.reason == NO_QUOTA_LEFT);
+    is_refused || makes_room(deployment) && !is_replaced(deployment)
+}
+
+/// Whether each pod that there is, of as many as there shall be, is of the newest template. A new worker that never starts is one of them.
+pub(crate) fn is_replaced(deployment: &Deployment) -> bool {
+    let status = deployment.status.as_ref();
+    let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+    let count = |of: fn(&DeploymentStatus) -> Option<i32>| status.and_then(of).unwrap_or(0);
+    let (all, updated) = (count(|status| status.replicas), count(|status| status.updated_replicas));
+    let is_current = status.and_then(|status| status.observed_generation) >= deployment.metadata.generation;
+    is_current && updated >= wanted && all <= updated
+}
+
+/// Whether a rollout begins with one worker less.
+fn makes_room(deployment: &Deployment) -> bool {
+    let strategy = deployment.spec.as_ref().and_then(|spec| spec.strategy.as_ref());
+    let surge = strategy.and_then(|strategy| strategy.rolling_update.as_ref()?.max_surge.as_ref());
+    surge == Some(&IntOrString::Int(0))
+}
+
 /// Pods that the API server would not have.
 fn refused(deployment: &Deployment) -> Option<Problem> {
     let conditions = deployment.status.as_ref()?.conditions.as_ref()?;
@@ -48,7 +75,7 @@ fn refused(deployment: &Deployment) -> Option<Problem> {
     // Before it stands the name of a pod that will never be, another one at each try.
     let cause = told.split_once("is forbidden: ").map_or(told, |(_, cause)| cause);
     Some(match cause.strip_prefix("exceeded quota: ") {
-        Some(detail) => Problem { reason: "QuotaExceeded", message: format!("quota exceeded: {detail}") },
+        Some(detail) => Problem { reason: NO_QUOTA_LEFT, message: format!("quota exceeded: {detail}") },
         None => Problem { reason: "Refused", message: format!("worker pods are refused: {cause}") },
     })
 }
@@ -137,5 +164,36 @@ mod tests {
         let problem = problem.unwrap();
         assert_eq!(problem.reason, "QuotaExceeded");
         assert_eq!(problem.message, "quota exceeded: tenant, requested: limits.cpu=1");
+    }
+
+    /// Once, the first of the smaller workers was refused for ever, and none of the larger ones might go before it came.
+    #[test]
+    fn a_rollout_that_the_quota_refuses_goes_on_with_one_worker_less_to_its_end() {
+        let told = |surge: i32, (all, updated): (i32, i32), refusal: Option<&str>| {
+            let conditions = refusal.map(|message| {
+                json!([{ "type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": message }])
+            });
+            let deployment = json!({
+                "metadata": { "generation": 7 },
+                "spec": {
+                    "replicas": 2, "selector": {}, "template": {},
+                    "strategy": { "type": "RollingUpdate", "rollingUpdate": { "maxSurge": surge } },
+                },
+                "status": {
+                    "observedGeneration": 7, "replicas": all, "updatedReplicas": updated, "conditions": conditions,
+                },
+            });
+            must_make_room(&serde_json::from_value(deployment).unwrap())
+        };
+        let quota = Some("pods \"workers-2\" is forbidden: exceeded quota: tenant, requested: limits.cpu=1");
+        assert!(!told(1, (2, 0), None), "it has just begun");
+        assert!(told(1, (2, 0), quota));
+        assert!(told(0, (2, 0), quota) && told(0, (2, 1), None), "it is not over");
+        assert!(!told(0, (2, 2), None), "it is over");
+        assert!(told(0, (1, 1), quota), "others have what the quota lacks");
+        assert!(!told(1, (2, 0), Some("pods \"workers-2\" is forbidden: violates PodSecurity")));
+        let mut unseen = failing("");
+        unseen.metadata.generation = Some(8);
+        assert!(!is_replaced(&unseen));
     }
 }

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use croft_crds::AgentTenant;
 use croft_crds::tenant::{ProviderSource, ProviderSpec};
 use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::api::Api;
 use kube::{Resource, ResourceExt as _};
 
 use super::wanted::{Key, Keys};
-use super::{Error, finalizer, tls};
+use super::{Error, finalizer, health, tls, workers};
+use crate::certificate::Subject;
 use crate::cluster::{Kept, is_owned, key_of};
 use crate::context::Context;
 use crate::keyring::Print;
@@ -24,6 +26,8 @@ pub(super) struct Observed {
     /// The namespace exists and is this tenant's. Of a tenant that no pass has begun with, nobody has looked beyond the copies: its
     /// creation will tell.
     pub(super) has_namespace: bool,
+    /// As the workers are, one has to go before another one comes.
+    pub(super) must_make_room: bool,
     /// The workers' certificate.
     pub(super) tls: Option<Arc<Secret>>,
     /// What was found of each provider's key.
@@ -58,10 +62,21 @@ pub(super) async fn observe(tenant: &AgentTenant, context: &Context) -> Result<O
             return Err(Error::NamespaceEnding { name });
         }
     }
-    // Another certificate than the one that was made a moment ago would restart every worker.
-    let tls = if namespace.is_some() { latest::<Secret>(&name, tls::NAME, context).await? } else { None };
+    let tls = if namespace.is_some() { certificate(tenant, &name, context).await? } else { None };
     let keys = keys(tenant, context).await?;
-    Ok(Observed { has_namespace: namespace.is_some(), tls, keys, pull_sources: pull_sources(context) })
+    let workers = context.cluster.get::<Deployment>(Some(&name), workers::NAME);
+    let must_make_room = workers.is_some_and(|live| is_owned(&*live, tenant) && health::must_make_room(&live));
+    let pull_sources = pull_sources(context);
+    Ok(Observed { has_namespace: namespace.is_some(), must_make_room, tls, keys, pull_sources })
+}
+
+/// The workers' certificate. Another one restarts every worker, so before it is made, the API server has the last word on that there is
+/// none, or none that holds: the copies may not know of one that was made since.
+async fn certificate(tenant: &AgentTenant, namespace: &str, context: &Context) -> Result<Option<Arc<Secret>>, Error> {
+    let subject = Subject::workers(&tenant.name_any(), namespace);
+    let known = latest::<Secret>(namespace, tls::NAME, context).await?;
+    let holds = |secret: &Secret| tls::holding(secret, &subject, &context.authority, context.now()).is_some();
+    if known.as_deref().is_some_and(holds) { Ok(known) } else { read(namespace, tls::NAME, context).await }
 }
 
 fn pull_sources(context: &Context) -> BTreeMap<String, String> {
@@ -93,6 +108,14 @@ where
     if context.cluster.applied.newer_than(&key_of::<K>(namespace, name), version.as_deref()).is_none() {
         return Ok(cached);
     }
+    read(namespace, name, context).await
+}
+
+/// A child as the API server has it.
+async fn read<K>(namespace: &str, name: &str, context: &Context) -> Result<Option<Arc<K>>, Error>
+where
+    K: Kept + Resource<Scope = NamespaceResourceScope>,
+{
     let children: Api<K> = Api::namespaced(context.client.clone(), namespace);
     let what = || format!("{} {namespace}/{name}", K::kind(&()));
     let found = children.get_opt(name).await.map_err(|source| Error::Read { what: what(), source })?;

@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::Secret;
 
 use super::wanted::Wanted;
 use crate::authority::Authority;
-use crate::certificate::Issued;
+use crate::certificate::{Issued, Subject};
 
 /// The Secret's name.
 pub(crate) const NAME: &str = "worker-tls";
@@ -23,8 +23,13 @@ pub(crate) fn secret(authority: &Authority, issued: &Issued) -> Secret {
     Secret { type_: Some("kubernetes.io/tls".to_owned()), data: Some(data.into()), ..Secret::default() }
 }
 
-/// The certificate in a Secret that [`secret`] made, if it is whole and trusts `authority`.
-pub(crate) fn read(secret: &Secret, authority: &Authority) -> Option<Issued> {
+/// The certificate in a Secret that [`secret`] made, while it holds for `subject` at `now`, in seconds since 1970.
+pub(crate) fn holding(secret: &Secret, subject: &Subject, authority: &Authority, now: i64) -> Option<Issued> {
+    read(secret, authority).filter(|issued| subject.still_holds(issued, authority, now))
+}
+
+/// If it is whole and trusts `authority`.
+fn read(secret: &Secret, authority: &Authority) -> Option<Issued> {
     let data = secret.data.as_ref()?;
     let pem = |file: &str| String::from_utf8(data.get(file)?.0.clone()).ok();
     (pem("ca.crt")? == authority.cert_pem()).then_some(Issued { cert: pem("tls.crt")?, key: pem("tls.key")? })

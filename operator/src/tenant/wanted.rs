@@ -102,7 +102,7 @@ pub(crate) struct ProviderKey {
 #[derive(Debug, Clone)]
 pub(crate) struct Workers {
     pub(crate) replicas: i32,
-    /// A rollout begins with a new worker rather than with one less.
+    /// A rollout begins with a new worker rather than with one less: the quota has room for it beside all that are wanted.
     pub(crate) surges: bool,
     pub(crate) image: String,
     pub(crate) image_pull_policy: String,

@@ -3,6 +3,7 @@
 //! One operator serves all tests, each of which has tenants of its own. A test that counts passes or writes has the
 //! operator to itself for as long; see [`world::World::alone`].
 
+mod deaf;
 mod faults;
 mod freshness;
 mod front;
@@ -16,6 +17,7 @@ mod proxy;
 mod pulls;
 mod removal;
 mod repairs;
+mod rollouts;
 mod routes;
 mod rules;
 mod session_endings;

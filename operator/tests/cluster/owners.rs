@@ -149,6 +149,29 @@ async fn an_owner_who_is_one_no_more_before_the_watch_tells_of_the_binding_may_n
     drop(stalled);
 }
 
+/// Once, the operator's own write was forgotten long before a watch was given up that did not tell of it.
+#[tokio::test]
+async fn an_owner_who_is_one_no_more_may_nothing_however_long_the_watch_is_deaf() {
+    let session = World::alone().await;
+    let made = session.settled_tenant("lingering", json!({})).await;
+    let (name, namespace) = (made.name_any(), made.namespace_name());
+    let deaf = session.world.proxy.inject(Method::GET, "/rolebindings?", What::Hold, None);
+    session.world.proxy.cut_watches();
+    until("the watch stands still", async || (deaf.hits() > 0).then_some(())).await;
+    let tenants = session.all::<AgentTenant>();
+    let owners = json!([{ "kind": "User", "name": ADA.0 }]);
+    session.merge(&tenants, &name, json!({ "spec": { "owners": owners } })).await;
+    until("the owner may", async || can(&session, ADA, "list", "agentsessions", &namespace).await.then_some(())).await;
+    let before = deaf.hits();
+    until("the watch is given up", async || (deaf.hits() > before).then_some(())).await;
+    session.merge(&tenants, &name, json!({ "spec": { "owners": null } })).await;
+    until("the owner may no more", async || {
+        (!can(&session, ADA, "list", "agentsessions", &namespace).await).then_some(())
+    })
+    .await;
+    drop(deaf);
+}
+
 /// The chart's roles for people, with what Helm would fill in left out: labels that no rule looks at.
 fn roles_of_the_chart() -> Vec<Value> {
     let template = include_str!("../../../charts/croft/templates/people.yaml");

@@ -1,7 +1,7 @@
 //! How far a tenant's workers are from what is wanted.
 
 use croft_crds::tenant::WorkersStatus;
-use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus};
+use k8s_openapi::api::apps::v1::Deployment;
 
 use super::Facts;
 use crate::tenant::bounds::quota_problem;
@@ -29,15 +29,11 @@ pub(super) fn rollout(facts: &Facts<'_>, workers: WorkersStatus) -> Rollout {
 /// As `kubectl rollout status` sees it. A new worker that never starts is counted as updated, and the old one that stays for it as
 /// ready: only that there is one too many tells them from workers that are as they shall be.
 fn is_rolled_out(deployment: &Deployment, workers: WorkersStatus, pods: &[Worker]) -> bool {
-    let status = deployment.status.as_ref();
-    let is_current = status.and_then(|status| status.observed_generation) >= deployment.metadata.generation;
-    let count = |of: fn(&DeploymentStatus) -> Option<i32>| status.and_then(of).unwrap_or(0);
-    let (all, updated) = (count(|status| status.replicas), count(|status| status.updated_replicas));
     let scaled = deployment.spec.as_ref().and_then(|spec| spec.replicas) == Some(workers.desired);
     let emptied = workers.desired > 0 || pods.is_empty();
-    let replaced = updated >= workers.desired && all <= updated;
-    let available = count(|status| status.available_replicas) >= workers.desired && workers.ready >= workers.desired;
-    is_current && scaled && emptied && replaced && available
+    let available = deployment.status.as_ref().and_then(|status| status.available_replicas).unwrap_or(0);
+    let served = available >= workers.desired && workers.ready >= workers.desired;
+    scaled && emptied && health::is_replaced(deployment) && served
 }
 
 #[cfg(test)]
