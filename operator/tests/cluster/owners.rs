@@ -9,7 +9,7 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 
-use crate::proxy::What;
+use crate::proxy::{Injected, What};
 use crate::world::{Session, World, until};
 
 /// Who asks: a user and the groups that authentication would give it.
@@ -149,22 +149,31 @@ async fn an_owner_who_is_one_no_more_before_the_watch_tells_of_the_binding_may_n
     drop(stalled);
 }
 
-/// Once, the operator's own write was forgotten long before a watch was given up that did not tell of it.
+/// Once, the operator's own write was forgotten long before the watches were given up that did not tell of it.
 #[tokio::test]
-async fn an_owner_who_is_one_no_more_may_nothing_however_long_the_watch_is_deaf() {
+async fn an_owner_who_is_one_no_more_may_nothing_however_long_the_watches_are_deaf() {
     let session = World::alone().await;
     let made = session.settled_tenant("lingering", json!({})).await;
     let (name, namespace) = (made.name_any(), made.namespace_name());
-    let deaf = session.world.proxy.inject(Method::GET, "/rolebindings?", What::Hold, None);
+    let deaf =
+        ["/roles?", "/rolebindings?"].map(|path| session.world.proxy.inject(Method::GET, path, What::Hold, None));
     session.world.proxy.cut_watches();
-    until("the watch stands still", async || (deaf.hits() > 0).then_some(())).await;
+    until("the watches stand still", async || deaf.iter().all(|watch| watch.hits() > 0).then_some(())).await;
     let tenants = session.all::<AgentTenant>();
     let owners = json!([{ "kind": "User", "name": ADA.0 }]);
     session.merge(&tenants, &name, json!({ "spec": { "owners": owners } })).await;
     until("the owner may", async || can(&session, ADA, "list", "agentsessions", &namespace).await.then_some(())).await;
-    let before = deaf.hits();
-    until("the watch is given up", async || (deaf.hits() > before).then_some(())).await;
+    let before = deaf.each_ref().map(Injected::hits);
+    until("the watches are given up", async || (0..2).all(|watch| deaf[watch].hits() > before[watch]).then_some(()))
+        .await;
     session.merge(&tenants, &name, json!({ "spec": { "owners": null } })).await;
+    let (roles, bindings) = (session.within::<Role>(&namespace), session.within::<RoleBinding>(&namespace));
+    until("both are gone", async || {
+        let role = roles.get_opt("owners").await.ok()?;
+        let binding = bindings.get_opt("owners").await.ok()?;
+        (role.is_none() && binding.is_none()).then_some(())
+    })
+    .await;
     until("the owner may no more", async || {
         (!can(&session, ADA, "list", "agentsessions", &namespace).await).then_some(())
     })
