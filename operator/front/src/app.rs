@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use croft_proto::v1::audit_service_server::AuditServiceServer;
 use croft_proto::v1::budget_service_server::BudgetServiceServer;
 use croft_proto::v1::lifecycle_service_server::LifecycleServiceServer;
@@ -23,6 +23,7 @@ use crate::budget::webhook::Poster;
 use crate::core::{Core, Options};
 use crate::counters::Counters;
 use crate::counters::guard::{self, Guarded};
+use crate::deadline;
 use crate::door::{self, Door};
 use crate::events::fanout::Hub;
 use crate::events::relay::Relay;
@@ -148,7 +149,7 @@ pub fn serve_public(connections: Connections, core: &Core, routes: Routes) {
 
 /// Services for a server that sees to no calls itself: each is traced and counted as it is at the clients' port.
 pub fn seen(routes: Routes, metrics: &croft_serve::Metrics) -> Routes {
-    Routes::from(routes.into_axum_router().layer(RpcLayer::new(metrics, METHODS)))
+    Routes::from(routes.into_axum_router().layer(from_fn(deadline::kept)).layer(RpcLayer::new(metrics, METHODS)))
 }
 
 /// The services on the operator's port.

@@ -23,6 +23,9 @@ use crate::intake::{PREFIX_BYTES, anybody};
 use crate::unread::Asker;
 
 const STREAM_EVENTS: &str = "/croft.v1.LifecycleService/StreamEvents";
+/// Calls whose answers are more than one message.
+const STREAMS: [&str; 3] =
+    [STREAM_EVENTS, "/croft.v1.LifecycleService/SendMessage", "/croft.v1.UsageService/ExportUsage"];
 
 /// Which port a call came in by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,8 +108,9 @@ pub(crate) async fn guard(State(core): State<Arc<Core>>, mut request: HttpReques
         } else {
             body
         };
+        let asker = Asker { tenant, is_stream: STREAMS.contains(&head.uri.path()) };
         let mut answer = room.answering(next.run(HttpRequest::from_parts(head, body))).await;
-        answer.extensions_mut().insert(Asker(tenant));
+        answer.extensions_mut().insert(asker);
         return answer;
     }
     let (head, body) = request.into_parts();

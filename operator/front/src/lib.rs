@@ -11,6 +11,7 @@ pub mod budget;
 pub mod config;
 pub mod core;
 pub mod counters;
+mod deadline;
 pub mod door;
 pub mod error;
 pub mod events;

@@ -5,9 +5,10 @@
 //! (<https://datatracker.ietf.org/doc/html/rfc9113#section-5.2>). So what has been given away counts until it is sent, an answer goes in pieces, so
 //! that a slow caller is told from one that takes nothing, and who takes nothing is cut off.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -21,17 +22,19 @@ use croft_serve::http::Call;
 use futures::task::AtomicWaker;
 use http_body::{Frame, SizeHint};
 use prometheus::{IntCounter, IntGauge, Registry};
-use tokio::time::{Instant, sleep};
+use tokio::sync::Notify;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio_util::sync::CancellationToken;
 use tower::util::MapResponseLayer;
 
 /// So much of an answer is given away at a time: a frame of HTTP/2, where nobody has asked for larger ones.
 const PIECE_BYTES: usize = 16 * 1024;
 /// What a frame takes besides what it says, roughly.
 const FRAME_BYTES: usize = 512;
-/// Those that wait for room are told this often that there is some.
-const TELL_EVERY: Duration = Duration::from_millis(250);
-/// All answers are looked at each time that those were told so often.
-const LOOK_EVERY: u32 = 4;
+/// All answers are looked at so often.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Those that wait for room are told at once that there is some, but not more often than that: they may be thousands.
+const TELL_EVERY: Duration = Duration::from_millis(20);
 
 /// What may be held, of bytes that callers have not taken.
 #[derive(Debug, Clone, Copy)]
@@ -57,9 +60,13 @@ impl Default for Options {
     }
 }
 
-/// In the extensions of an answer: the tenant that it is for.
+/// In the extensions of an answer: whom it is for.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Asker(pub(crate) TenantId);
+pub(crate) struct Asker {
+    pub(crate) tenant: TenantId,
+    /// It goes on: each of its frames waits for room, and not only the first.
+    pub(crate) is_stream: bool,
+}
 
 /// The answers of a replica. Clones share them.
 #[derive(Clone)]
@@ -72,6 +79,12 @@ struct Shared {
     all: AtomicUsize,
     since: Instant,
     state: Mutex<State>,
+    /// Whether somebody does.
+    waits: AtomicBool,
+    /// Something was taken while somebody waited.
+    freed: Notify,
+    /// Then nobody waits: what is told is a farewell.
+    stopping: CancellationToken,
     metrics: Metrics,
 }
 
@@ -107,23 +120,38 @@ impl Unread {
             all: AtomicUsize::new(0),
             since: Instant::now(),
             state: Mutex::default(),
+            waits: AtomicBool::new(false),
+            freed: Notify::new(),
+            stopping: tasks.stopping(),
             metrics: Metrics::register(registry)?,
         });
-        let (weak, ending) = (Arc::downgrade(&shared), tasks.ending());
+        let (looked_at, ending) = (Arc::clone(&shared), tasks.ending());
         let looks = async move {
-            for round in 1_u32.. {
-                sleep(TELL_EVERY).await;
-                let Some(shared) = weak.upgrade() else { return };
-                if round.is_multiple_of(LOOK_EVERY) {
-                    shared.look();
+            let mut looks = interval(LOOK_EVERY);
+            looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    _ = looks.tick() => looked_at.look(),
+                    () = looked_at.freed.notified() => {}
+                    () = looked_at.stopping.cancelled(), if looked_at.waits.load(Ordering::Relaxed) => {}
                 }
-                shared.tell();
+                looked_at.tell();
+                sleep(TELL_EVERY).await;
             }
         };
         tasks.spawn_last("unread", async move {
             ending.run_until_cancelled(looks).await;
         });
         Ok(Self { shared })
+    }
+
+    /// Room for what is written to a tenant beside any answer, until it is dropped. `None` while there is none.
+    pub(crate) fn hold(&self, tenant: TenantId, bytes: usize) -> Option<Kept> {
+        let own = self.shared.lock().account(Some(tenant));
+        if self.shared.has_no_room_for(&own) {
+            return None;
+        }
+        Some(Kept::of(bytes, own, Arc::clone(&self.shared)))
     }
 
     /// The same answers, each watched until its caller has all of it.
@@ -133,24 +161,25 @@ impl Unread {
     }
 
     fn watch(&self, answer: Response) -> Response {
-        let tenant = answer.extensions().get::<Asker>().map(|asker| asker.0);
+        let asker = answer.extensions().get::<Asker>().copied();
         let shared = Arc::clone(&self.shared);
         answer.map(|inner| {
             let mut state = shared.lock();
-            let own = state.account(tenant);
             let answer = Arc::new(Answer {
                 shared: Arc::clone(&shared),
-                own,
+                own: state.account(asker.map(|asker| asker.tenant)),
+                asker,
                 call: Call::current(),
                 bytes: AtomicUsize::new(0),
-                asked_at: AtomicU64::new(shared.now()),
+                taken_at: AtomicU64::new(shared.now()),
                 is_given: AtomicBool::new(false),
-                is_cut: AtomicBool::new(false),
+                cuts: AtomicU8::new(0),
                 waker: AtomicWaker::new(),
+                waits: AtomicBool::new(false),
             });
             state.answers.push(Arc::downgrade(&answer));
             drop(state);
-            Body::new(Watched { inner, rest: Bytes::new(), answer })
+            Body::new(Watched { inner, rest: Bytes::new(), has_begun: false, answer })
         })
     }
 }
@@ -160,7 +189,6 @@ impl State {
         if let Some(there) = self.tenants.get(&tenant).and_then(Weak::upgrade) {
             return there;
         }
-        self.tenants.retain(|_, there| there.strong_count() > 0);
         let made = Arc::default();
         self.tenants.insert(tenant, Arc::downgrade(&made));
         made
@@ -175,35 +203,40 @@ impl Shared {
 
     /// Cuts off what was not taken for too long.
     fn look(&self) {
-        let answers: Vec<_> = {
+        let mut all = {
             let mut state = self.lock();
-            state.answers.retain(|answer| answer.strong_count() > 0);
-            state.answers.iter().filter_map(Weak::upgrade).filter(|answer| answer.holds()).collect()
+            state.tenants.retain(|_, there| there.strong_count() > 0);
+            std::mem::take(&mut state.answers)
         };
-        let now = self.now();
-        let mut stuck: Vec<_> = answers.iter().map(|answer| (answer.unread(now), answer)).collect();
-        stuck.retain(|(unread, _)| *unread >= self.options.pressed_max);
-        stuck.sort_by_key(|(unread, _)| std::cmp::Reverse(*unread));
+        all.retain(|answer| answer.strong_count() > 0);
+        let (answers, now): (Vec<_>, _) = (all.iter().filter_map(Weak::upgrade).collect(), self.now());
+        let mut stuck: Vec<_> = answers.iter().filter(|answer| answer.holds()).map(|it| (it.unread(now), it)).collect();
+        stuck.sort_by_key(|(unread, _)| Reverse(*unread));
         // What is cut off lets go of its bytes a moment later.
         let (mut freed, mut freed_of_own) = (0, HashMap::<*const AtomicUsize, usize>::new());
         for (unread, answer) in stuck {
             let of_own = freed_of_own.entry(Arc::as_ptr(&answer.own)).or_default();
-            let is_needed = self.is_over(freed) || answer.is_over(*of_own);
-            if unread < self.options.unread_max && !is_needed {
-                continue;
-            }
-            let bytes = answer.bytes.load(Ordering::Relaxed);
-            if answer.cut(is_needed && unread >= self.options.unread_max) {
-                freed += bytes;
-                *of_own += bytes;
+            if answer.cut(unread, self.is_over(freed) || answer.is_over(*of_own)) {
+                let bytes = answer.bytes.load(Ordering::Relaxed);
+                (freed, *of_own) = (freed + bytes, *of_own + bytes);
             }
         }
+        self.lock().answers.append(&mut all);
     }
 
-    /// Those that wait ask again.
+    /// Those that wait and would find room ask again.
     fn tell(&self) {
-        let waiting = std::mem::take(&mut self.lock().waiting);
-        waiting.iter().filter_map(Weak::upgrade).for_each(|answer| answer.waker.wake());
+        let mut state = self.lock();
+        let waiting = std::mem::take(&mut state.waiting);
+        state.waiting = waiting.into_iter().filter(|answer| answer.upgrade().is_some_and(|it| !it.told())).collect();
+        self.waits.store(!state.waiting.is_empty(), Ordering::Relaxed);
+    }
+
+    /// More for this account would be too much. Who has nothing here yet gets something whatever all others have.
+    fn has_no_room_for(&self, own: &AtomicUsize) -> bool {
+        let held = own.load(Ordering::Relaxed);
+        let is_over = held > self.options.tenant_bytes_max || (held > 0 && self.is_over(0));
+        is_over && !self.stopping.is_cancelled()
     }
 
     /// More is held of all than may be, when so much has gone.
@@ -222,15 +255,22 @@ struct Answer {
     shared: Arc<Shared>,
     /// Bytes of its tenant's answers.
     own: Arc<AtomicUsize>,
+    asker: Option<Asker>,
     call: Option<Call>,
     bytes: AtomicUsize,
-    /// When it was asked for more.
-    asked_at: AtomicU64,
+    /// When something of it was taken, or asked for.
+    taken_at: AtomicU64,
     /// All of it has been given away. What is left to be taken is in nobody's hands: only the connection can be cut off.
     is_given: AtomicBool,
-    is_cut: AtomicBool,
+    /// [`NOT_CUT`], [`RESET`] or [`HUNG_UP`].
+    cuts: AtomicU8,
     waker: AtomicWaker,
+    waits: AtomicBool,
 }
+
+const NOT_CUT: u8 = 0;
+const RESET: u8 = 1;
+const HUNG_UP: u8 = 2;
 
 impl Answer {
     fn holds(&self) -> bool {
@@ -238,32 +278,90 @@ impl Answer {
     }
 
     fn unread(&self, now: u64) -> Duration {
-        Duration::from_millis(now.saturating_sub(self.asked_at.load(Ordering::Relaxed)))
+        Duration::from_millis(now.saturating_sub(self.taken_at.load(Ordering::Relaxed)))
+    }
+
+    fn was_taken(&self) {
+        self.taken_at.store(self.shared.now(), Ordering::Relaxed);
     }
 
     fn is_over(&self, freed: usize) -> bool {
         self.own.load(Ordering::Relaxed).saturating_sub(freed) > self.shared.options.tenant_bytes_max
     }
 
-    /// More would be too much.
-    fn has_to_wait(&self) -> bool {
-        self.is_over(0) || (self.shared.is_over(0) && self.own.load(Ordering::Relaxed) > 0)
+    /// Nobody waits for nobody: who shows no credential must not keep others from theirs, or from the probes.
+    fn has_to_wait(&self, has_begun: bool) -> bool {
+        self.asker.is_some_and(|asker| asker.is_stream || !has_begun) && self.shared.has_no_room_for(&self.own)
     }
 
-    /// Breaks its call off; where there is none any more, and only if `hangs_up`, the connection. False where nothing comes of it.
-    fn cut(&self, hangs_up: bool) -> bool {
-        let Some(call) = &self.call else { return false };
-        let is_given = self.is_given.load(Ordering::Relaxed);
-        if (is_given && !hangs_up) || self.is_cut.swap(true, Ordering::Relaxed) {
+    /// Has it ask again once there is room.
+    fn wait(self: &Arc<Self>, context: &Context<'_>) {
+        self.waker.register(context.waker());
+        if !self.waits.swap(true, Ordering::Relaxed) {
+            self.shared.lock().waiting.push(Arc::downgrade(self));
+            self.shared.waits.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it was told to ask again.
+    fn told(&self) -> bool {
+        if self.shared.has_no_room_for(&self.own) {
             return false;
         }
-        self.shared.metrics.cut.inc();
-        if is_given {
-            call.hang_up();
-        } else {
-            call.reset();
-        }
+        self.waits.store(false, Ordering::Relaxed);
+        self.waker.wake();
         true
+    }
+
+    /// Breaks its call off, if nothing of it was taken for too long; then the connection, where that freed nothing and the room `is_needed`.
+    /// False where it is left alone.
+    fn cut(&self, unread: Duration, is_needed: bool) -> bool {
+        let Options { unread_max, pressed_max, .. } = self.shared.options;
+        let Some(call) = &self.call else { return false };
+        let (was, is_given) = (self.cuts.load(Ordering::Relaxed), self.is_given.load(Ordering::Acquire));
+        let is_due = unread >= unread_max || (is_needed && unread >= pressed_max);
+        // Of nobody's calls none goes on, and none is worth a connection.
+        let is_last = was == RESET || (is_given && (unread >= unread_max || self.asker.is_none()));
+        let cut = match was {
+            NOT_CUT if is_due && !is_given => RESET,
+            NOT_CUT | RESET if is_due && is_needed && is_last => HUNG_UP,
+            _ => return false,
+        };
+        self.cuts.store(cut, Ordering::Relaxed);
+        if cut == RESET {
+            call.reset()
+        } else {
+            call.hang_up()
+        }
+        self.shared.metrics.cut.inc_by(u64::from(was == NOT_CUT));
+        true
+    }
+}
+
+/// Bytes that count in a tenant's account, and in that of all, until it is dropped.
+pub(crate) struct Kept {
+    bytes: usize,
+    own: Arc<AtomicUsize>,
+    shared: Arc<Shared>,
+}
+
+impl Kept {
+    fn of(bytes: usize, own: Arc<AtomicUsize>, shared: Arc<Shared>) -> Self {
+        own.fetch_add(bytes, Ordering::Relaxed);
+        shared.all.fetch_add(bytes, Ordering::Relaxed);
+        shared.metrics.held.add(gauged(bytes));
+        Self { bytes, own, shared }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.own.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.shared.all.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.shared.metrics.held.sub(gauged(self.bytes));
+        if self.shared.waits.load(Ordering::Relaxed) {
+            self.shared.freed.notify_one();
+        }
     }
 }
 
@@ -271,21 +369,15 @@ impl Answer {
 struct Held {
     bytes: Bytes,
     answer: Arc<Answer>,
+    kept: Kept,
 }
 
 impl Held {
     fn of(bytes: Bytes, answer: &Arc<Answer>) -> Bytes {
-        let held = Self { bytes, answer: Arc::clone(answer) };
-        let size = held.size();
-        for account in [&answer.bytes, &*answer.own, &answer.shared.all] {
-            account.fetch_add(size, Ordering::Relaxed);
-        }
-        answer.shared.metrics.held.add(gauged(size));
-        Bytes::from_owner(held)
-    }
-
-    fn size(&self) -> usize {
-        self.bytes.len() + FRAME_BYTES
+        let size = bytes.len() + FRAME_BYTES;
+        answer.bytes.fetch_add(size, Ordering::Relaxed);
+        let kept = Kept::of(size, Arc::clone(&answer.own), Arc::clone(&answer.shared));
+        Bytes::from_owner(Self { bytes, answer: Arc::clone(answer), kept: kept })
     }
 }
 
@@ -297,11 +389,8 @@ impl AsRef<[u8]> for Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let (size, answer) = (self.size(), &self.answer);
-        for account in [&answer.bytes, &*answer.own, &answer.shared.all] {
-            account.fetch_sub(size, Ordering::Relaxed);
-        }
-        answer.shared.metrics.held.sub(gauged(size));
+        self.answer.bytes.fetch_sub(self.kept.bytes, Ordering::Relaxed);
+        self.answer.was_taken();
     }
 }
 
@@ -314,6 +403,7 @@ struct Watched {
     inner: Body,
     /// Of the frame of which some was given away.
     rest: Bytes,
+    has_begun: bool,
     answer: Arc<Answer>,
 }
 
@@ -325,16 +415,16 @@ impl HttpBody for Watched {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let Self { inner, rest, answer } = &mut *self;
-        answer.asked_at.store(answer.shared.now(), Ordering::Relaxed);
+        let Self { inner, rest, has_begun, answer } = &mut *self;
+        if rest.is_empty() && answer.has_to_wait(*has_begun) {
+            // To wait for room is to take nothing.
+            answer.wait(context);
+            return Poll::Pending;
+        }
+        answer.was_taken();
         if rest.is_empty() {
-            if answer.has_to_wait() {
-                answer.waker.register(context.waker());
-                answer.shared.lock().waiting.push(Arc::downgrade(answer));
-                return Poll::Pending;
-            }
             match ready!(Pin::new(inner).poll_frame(context)).transpose()?.map(Frame::into_data) {
-                Some(Ok(data)) => *rest = Held::of(data, answer),
+                Some(Ok(data)) => (*rest, *has_begun) = (Held::of(data, answer), true),
                 Some(Err(trailers)) => return Poll::Ready(Some(Ok(trailers))),
                 None => return Poll::Ready(None),
             }
@@ -359,6 +449,6 @@ impl HttpBody for Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        self.answer.is_given.store(true, Ordering::Relaxed);
+        self.answer.is_given.store(true, Ordering::Release);
     }
 }

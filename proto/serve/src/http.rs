@@ -99,7 +99,15 @@ impl Port {
             tokio::select! {
                 outcome = answering.as_mut() => return outcome,
                 () = stopping.cancelled() => {}
-                () = idle(&line, bounds.idle_max) => {}
+                () = idle(&line, bounds.idle_max) => {
+                    answering.as_mut().graceful_shutdown();
+                    // Who doesn't go, though he has no call, is not waited for.
+                    tokio::select! {
+                        outcome = answering.as_mut() => return outcome,
+                        () = stopping.cancelled() => {}
+                        () = idle(&line, bounds.peer_timeout) => return Ok(()),
+                    }
+                }
             }
             answering.as_mut().graceful_shutdown();
             answering.await

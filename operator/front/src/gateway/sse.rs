@@ -81,7 +81,8 @@ async fn follow(
         Opened::Events(events) => events,
         Opened::Over => return Ok(StatusCode::NO_CONTENT.into_response()),
     };
-    let (whose, metrics) = (Asker(tenure.identity().tenant), shared.gateway.metrics.clone());
+    let whose = Asker { tenant: tenure.identity().tenant, is_stream: true };
+    let metrics = shared.gateway.metrics.clone();
     let counted = (permit, metrics.open("sse"));
     let keep_alive = KeepAlive::new().interval(shared.gateway.options.keep_alive);
     let left = leaving(shared.gateway.tasks.stopping(), shared.gateway.options.leave_within);

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use axum::body::{Body, BodyDataStream};
 use axum::http::{Request, StatusCode};
-use croft_front::unread;
+use croft_front::{events::fanout, gateway, unread};
 use croft_proto::id::SessionId;
+use croft_serve::connections::Bounds;
 use futures::StreamExt;
 use hyper::client::conn::http2::SendRequest;
 use tokio::io::AsyncWriteExt;
@@ -80,6 +81,38 @@ async fn what_callers_do_not_take_is_bounded_and_who_takes_it_gets_it() {
     drop((stuck, requests));
     until(|| held() < 1.0, "something is held for nobody").await;
     replica.wait_for_connections("sse", 0).await;
+}
+
+/// Each had all but a byte of its event, and asked again and again for the next.
+#[tokio::test]
+async fn who_waits_for_room_and_takes_nothing_is_no_reader() {
+    let mut scene = Scene::new().await;
+    let pressed_max = Duration::from_millis(500);
+    scene.unread = unread::Options { tenant_bytes_max: 2 * MIB as usize, pressed_max, ..scene.unread };
+    let port = Bounds { unread_max: Some(Duration::from_secs(1)), ..Bounds::default() };
+    let replica = scene.replica_within(fanout::Options::default(), gateway::Options::default(), port).await;
+    let session = scene.session().await;
+    scene.publish(&replica, session, user_message(&"x".repeat(MIB as usize))).await;
+    // Of the first words and the event nearly all, so that all of the event is given away.
+    let mut requests = connection(&replica, Some(MIB + 100)).await;
+    let mut stuck = Vec::new();
+    for _ in 0..4 {
+        stuck.push(events(&mut requests, &scene.key, session).await);
+    }
+    until(|| replica.told("croft_unread_bytes") > f64::from(2 * MIB), "nothing is held").await;
+    scene.publish(&replica, session, user_message("and more")).await;
+    until(|| replica.told("croft_unread_cut_total") > 0.5, "they count as readers").await;
+    let mut reader =
+        get(replica.address, &format!("/v1/sessions/{session}/events?after_seq=2"), &bearer(&scene.key)).await;
+    let mut told = String::new();
+    while !told.contains("and more") {
+        told.push_str(&reader.chunk().await.expect("the stream ended"));
+    }
+    // And none of them holds up a shutdown.
+    let Replica { tasks, hub, .. } = replica;
+    drop(hub);
+    let left = timeout(PATIENCE, tasks.shutdown(PATIENCE)).await.expect("the stuck are waited for");
+    assert_eq!(left, 0);
 }
 
 #[tokio::test]

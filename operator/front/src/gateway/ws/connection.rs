@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::ws::close_code;
-use croft_proto::id::SessionId;
+use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::SessionEvent;
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, SplitSink, SplitStream};
@@ -33,6 +33,7 @@ use crate::gateway::{Failure, Opens, Shared};
 use crate::identity::{Identity, Tenure};
 use crate::intake::Held;
 use crate::leaving::leaving;
+use crate::unread::Kept;
 
 /// Frames of the client that wait to be carried out. At the bound the client is not read from.
 const WAITING_MAX: usize = 16;
@@ -42,6 +43,10 @@ const WAITING_MAX: usize = 16;
 const TOGETHER_MAX: usize = 64;
 /// And until they have so many bytes, which a slow line takes a while for. Meanwhile nothing is read.
 const TOGETHER_BYTES_MAX: usize = 256 * 1024;
+
+/// A larger text takes of the room of what callers have not taken, until it is written.
+const LARGE_BYTES: usize = 16 * 1024;
+const LOOK_FOR_ROOM_EVERY: Duration = Duration::from_millis(20);
 
 /// Subscriptions that come with one call of the tenant's, of which it has so many in a minute; the first ones with the call that opened
 /// the connection. Each looks into the store, so that they can't be for nothing; and who connects anew with many must have some
@@ -332,10 +337,13 @@ impl Connection {
 
     /// Passes on what a session says, and whatever waits behind it.
     async fn forward(&mut self, first: Said) -> Result<(), End> {
-        let (mut next, mut written, mut bytes) = (Some(first), 0, 0);
+        let (mut next, mut written, mut bytes, mut kept) = (Some(first), 0, 0, Vec::new());
         while let Some((session, event)) = next.take() {
             let text = json(&self.frame(session, event)?)?;
             (written, bytes) = (written + 1, bytes + text.len());
+            if text.len() > LARGE_BYTES {
+                kept.push(room_for(&self.shared, self.tenure.identity().tenant, text.len()).await?);
+            }
             self.in_time(async |outgoing| outgoing.feed(Message::text(text)).await).await?;
             if written < TOGETHER_MAX && bytes < TOGETHER_BYTES_MAX {
                 next = self.state.subscriptions.waiting();
@@ -369,8 +377,15 @@ impl Connection {
     /// Asks the peer for one, and hangs up on a peer that has given none since the last two.
     async fn sign_of_life(&mut self, reads: bool) -> Result<(), End> {
         let silence_max = self.shared.gateway.options.keep_alive * 2;
-        if reads && self.meter.is_late(self.shared.gateway.options.frame_within) {
-            return Err(End::close(close_code::POLICY, "a frame did not come to its end"));
+        let frame_within = self.shared.gateway.options.frame_within;
+        if reads && self.meter.is_late(frame_within) {
+            // Its end may be there, and not read yet.
+            if let Some(message) = self.incoming.next().now_or_never() {
+                self.hear(message).await?;
+            }
+            if self.meter.is_late(frame_within) {
+                return Err(End::close(close_code::POLICY, "a frame did not come to its end"));
+            }
         }
         // While the peer is not read from, its silence is ours.
         if reads && self.state.heard_at.elapsed() > silence_max {
@@ -429,6 +444,19 @@ fn json(frame: &ServerFrame) -> Result<String, End> {
         tracing::error!(%error, "a frame can't be written as JSON");
         End::close(close_code::ERROR, "an internal error")
     })
+}
+
+/// Room among what the tenant's callers have not taken. A client that finds none for too long is as one that takes nothing.
+async fn room_for(shared: &Shared, tenant: TenantId, bytes: usize) -> Result<Kept, End> {
+    let found = async {
+        loop {
+            match shared.gateway.unread.hold(tenant, bytes) {
+                Some(kept) => return kept,
+                None => sleep(LOOK_FOR_ROOM_EVERY).await,
+            }
+        }
+    };
+    timeout(shared.gateway.options.write_timeout, found).await.map_err(|_| End::Gone)
 }
 
 async fn subscribed(shared: Arc<Shared>, identity: Identity, subscribe: Subscribe) -> Outcome {

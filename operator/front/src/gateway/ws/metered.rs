@@ -19,6 +19,9 @@ use crate::intake::{Intake, Room};
 /// Of a client's control frame, besides what it says: <https://datatracker.ietf.org/doc/html/rfc6455#section-5.2>.
 const CONTROL_HEAD_BYTES: usize = 6;
 
+/// So much is written at a time.
+const PIECE_BYTES: usize = 16 * 1024;
+
 /// What has come of a message, which takes of the same room as requests do.
 pub(super) struct Meter {
     intake: Intake,
@@ -101,19 +104,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        // Whatever is written at once over HTTP/2 is copied, and held until it is sent.
+        let piece = bytes.get(..PIECE_BYTES).unwrap_or(bytes);
+        Pin::new(&mut self.stream).poll_write(context, piece)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

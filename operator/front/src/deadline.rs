@@ -1,0 +1,60 @@
+//! How long a caller waits for the answer to a call, as he says in `grpc-timeout`.
+
+use std::time::Duration;
+
+use axum::extract::Request;
+use axum::http::HeaderMap;
+use axum::middleware::Next;
+use axum::response::Response;
+use tokio::time::timeout;
+use tonic::Status;
+
+/// <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>: so many digits at most, and a unit.
+const DIGITS_MAX: usize = 8;
+
+/// Gives up a call whose answer does not begin in the time that its caller gave it. A stream that has begun goes on: its caller ends it.
+pub(crate) async fn kept(request: Request, next: Next) -> Response {
+    let Some(deadline) = told(request.headers()) else { return next.run(request).await };
+    match timeout(deadline, next.run(request)).await {
+        Ok(answer) => answer,
+        Err(_) => Status::deadline_exceeded(format!("the call was given {deadline:?}")).into_http(),
+    }
+}
+
+/// What the header says; `None` where it says nothing, or nonsense.
+fn told(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > DIGITS_MAX || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+        return None;
+    }
+    let value = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_hours(value)),
+        "M" => Some(Duration::from_mins(value)),
+        "S" => Some(Duration::from_secs(value)),
+        "m" => Some(Duration::from_millis(value)),
+        "u" => Some(Duration::from_micros(value)),
+        "n" => Some(Duration::from_nanos(value)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn units_are_those_of_the_protocol_and_nonsense_is_no_deadline() {
+        let read =
+            |text| told(&HeaderMap::from_iter([("grpc-timeout".parse().unwrap(), HeaderValue::from_static(text))]));
+        let units = ["2H", "3M", "4S", "5m", "6u", "7n"].map(read);
+        let expected =
+            [7_200_000_000_000, 180_000_000_000, 4_000_000_000, 5_000_000, 6_000, 7].map(Duration::from_nanos);
+        assert_eq!(units, expected.map(Some));
+        assert_eq!(read("99999999H"), Some(Duration::from_hours(99_999_999)));
+        assert!(["", "S", "-1S", "1", "1s", "123456789S", "1.5S"].map(read).iter().all(Option::is_none));
+    }
+}
