@@ -1,6 +1,7 @@
 //! Checks of what goes into an agent and what comes out of it: of the user's words, of a tool's arguments and results, and
 //! of what the model says. What an enforced check refuses goes no further; a shadow only tells.
 
+mod arguments;
 mod asked;
 mod json;
 mod pattern;
@@ -18,6 +19,7 @@ use crate::http_client::HttpClient;
 use crate::json_schema::{JsonSchema, Unfit};
 use crate::patterns::Patterns;
 use crate::refusal::Refusal;
+use arguments::Arguments;
 use asked::Asked;
 use personal::PersonalData;
 use scan::{Scanner, redacted};
@@ -166,20 +168,20 @@ impl Guardrails {
     /// Checks a tool's arguments, and replaces in them what is to be replaced.
     pub(crate) async fn review_arguments(&self, arguments_json: &mut String) -> Review {
         let stage = GuardrailStage::ToolArguments;
-        let Ok(mut arguments) = serde_json::from_str::<Value>(arguments_json) else {
+        let Some(mut arguments) = Arguments::read(arguments_json) else {
             return self.review(stage, &mut [arguments_json]).await;
         };
         if self.look_at(stage) {
             // As it was understood: of a key that is there twice the text has more to say than what the checks see.
-            *arguments_json = arguments.to_string();
+            *arguments_json = arguments.written();
         }
         let mut review = Review::default();
         for guard in self.at(stage) {
             let verdict = match &guard.check {
                 Check::Scan { scanner, redact: true } => {
                     let mut replaced = arguments.clone();
-                    if json::redact(&mut replaced, scanner.as_ref()) {
-                        let text = replaced.to_string();
+                    if replaced.redact(scanner.as_ref()) {
+                        let text = replaced.written();
                         if !guard.shadow {
                             arguments = replaced;
                             arguments_json.clone_from(&text);
@@ -191,7 +193,7 @@ impl Guardrails {
                 }
                 // Escapes must hide nothing.
                 Check::Scan { scanner, redact: false } => {
-                    json::find(&arguments, scanner.as_ref()).map_or(Verdict::Passed, Verdict::Refused)
+                    arguments.find(scanner.as_ref()).map_or(Verdict::Passed, Verdict::Refused)
                 }
                 Check::Length(_) | Check::Schema(_) | Check::Http(_) => guard.verdict(stage, arguments_json).await,
             };

@@ -3,7 +3,7 @@
 
 mod calculator;
 mod clock;
-mod integers;
+pub(crate) mod integers;
 pub(crate) mod mcp;
 mod permission;
 mod sub_agent;
@@ -19,6 +19,7 @@ use croft_proto::v1::tool_spec::Source;
 use croft_proto::v1::{AgentSpec, ContentBlock, Permission, ReplayClass, Text, ToolSpec};
 use croft_serve::Tasks;
 use serde_json::{Map, Value};
+use tokio::time::{Instant, timeout_at};
 use tracing::Instrument as _;
 
 use crate::http_client::HttpClient;
@@ -66,6 +67,11 @@ pub trait Tool: Send + Sync {
     /// JSON Schema of the arguments, if the agent's own spec has none.
     fn input_schema(&self) -> Value;
 
+    /// Waits until a call can be made, and makes none. Dropping the future gives up the wait; time limits are the caller's.
+    async fn ready(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Makes one call. Dropping the future cancels it; time limits are the caller's.
     async fn call(&self, invocation: Invocation) -> Result<Vec<ContentBlock>, Error>;
 }
@@ -89,6 +95,15 @@ impl Builtins {
         self.by_name.insert(name.to_owned(), Arc::new(tool));
         self
     }
+}
+
+/// How a call came to no result.
+enum Failed {
+    Tool(Error),
+    /// Its time was over, with the call `was_made` or not.
+    Late {
+        was_made: bool,
+    },
 }
 
 /// One tool of an agent.
@@ -222,21 +237,32 @@ impl Entry {
     /// Makes one call, within the tool's time limit and the bound on results.
     pub(crate) async fn call(&self, tool_call_id: &str, invocation: Invocation) -> Result<Vec<ContentBlock>, Error> {
         let span = spans::execute_tool(&self.definition.name, tool_call_id);
-        let call = tokio::time::timeout(self.timeout, self.tool.call(invocation));
-        match call.instrument(span.clone()).await {
-            Ok(Ok(content)) => Ok(within_bounds(content)),
-            Ok(Err(error)) => {
-                spans::failed(&span, "tool_error");
-                Err(error)
+        let deadline = Instant::now() + self.timeout;
+        let call = async {
+            match timeout_at(deadline, self.tool.ready()).await {
+                Ok(ready) => ready.map_err(Failed::Tool)?,
+                Err(_) => return Err(Failed::Late { was_made: false }),
             }
-            Err(_) => {
-                spans::failed(&span, "timeout");
-                Err(Error(format!(
-                    "The tool gave no result within {} ms; the call may have taken effect.",
-                    self.timeout.as_millis()
-                )))
+            match timeout_at(deadline, self.tool.call(invocation)).await {
+                Ok(result) => result.map_err(Failed::Tool),
+                Err(_) => Err(Failed::Late { was_made: true }),
             }
-        }
+        };
+        let failed = match call.instrument(span.clone()).await {
+            Ok(content) => return Ok(within_bounds(content)),
+            Err(failed) => failed,
+        };
+        spans::failed(&span, if matches!(failed, Failed::Tool(_)) { "tool_error" } else { "timeout" });
+        let milliseconds = self.timeout.as_millis();
+        Err(match failed {
+            Failed::Tool(error) => error,
+            Failed::Late { was_made: false } => {
+                Error(format!("The tool could not be reached within {milliseconds} ms; the call was not made."))
+            }
+            Failed::Late { was_made: true } => {
+                Error(format!("The tool gave no result within {milliseconds} ms; the call may have taken effect."))
+            }
+        })
     }
 }
 

@@ -6,6 +6,7 @@ mod support;
 
 use std::time::Duration;
 
+use croft_llm::gemini::Gemini;
 use croft_llm::openai::Responses;
 use croft_llm::scripted::Scripted;
 use croft_llm::{Limits, Providers, Settings};
@@ -198,6 +199,30 @@ async fn refused_thoughts_are_in_no_item_of_the_provider_either() {
     assert_eq!(violations(&heard), []);
 }
 
+/// Its megabytes went through each pattern, in which some match is found sooner or later.
+#[tokio::test]
+async fn an_image_in_an_answer_is_not_looked_at() {
+    let parts = json!([{"text": "A rose:"}, {"inlineData": {"mimeType": "image/png", "data": "iVBORwAAAsesameAAA"}}]);
+    let chunk = json!({"candidates": [{"content": {"parts": parts}, "finishReason": "STOP"}]});
+    let answer = ResponseTemplate::new(200).set_body_raw(format!("data: {chunk}\n\n"), "text/event-stream");
+    let server = MockServer::start().await;
+    Mock::given(method("POST")).respond_with(answer).mount(&server).await;
+    let api_key = SecretString::from("key-of-nobody").into();
+    let settings = Settings { base_url: server.uri(), api_key, limits: Limits::default() };
+    let providers = Providers::new().with(Gemini::new(settings).unwrap());
+    let worker = worker_with(options(), providers, Builtins::default()).await;
+    let agent = guarded(GuardrailStage::Output, denied("sesame"));
+    let agent = AgentSpec { model: "gemini-3.8-flash".into(), tools: Vec::new(), ..agent };
+    let session_id = session();
+    init(&worker.client, &session_id, &agent).await.unwrap();
+    let mut front = Front::open(&worker.client, start(&session_id, text("draw a rose"))).await;
+    (front.provider, front.model) = ("gemini".into(), "gemini-3.8-flash".into());
+    let heard = front.finish().await;
+    assert_eq!((said(&heard).as_str(), heard.stop_reason()), ("A rose:", StopReason::EndTurn));
+    assert_eq!(violations(&heard), []);
+    assert!(keeps_native(&heard), "the model is sent its image with the next question");
+}
+
 #[tokio::test(start_paused = true)]
 async fn refused_arguments_reach_no_tool_and_no_store_and_the_model_is_told() {
     let (worker, spade) = with_spade().await;
@@ -251,6 +276,32 @@ async fn arguments_with_a_repeated_key_reach_nobody_but_as_they_were_checked() {
         assert!(!format!("{:?}", answers.collect::<Vec<_>>()).contains("heron"));
     }
     assert_eq!(spade.digs(), 2);
+}
+
+/// The check had made another number of it, and a tool was called with that.
+#[tokio::test(start_paused = true)]
+async fn a_number_that_would_change_on_its_way_is_refused_behind_a_check_too() {
+    let (worker, spade) = with_spade().await;
+    let deep = r#"{"depth":12345678901234567890123,"for":"jo@doe.example"}"#;
+    let steps = json!([{"tool_call": {"name": "spade", "arguments": deep}}, {"text": "Done."}]);
+    for (check, mode) in [
+        (denied("heron"), GuardrailMode::Shadow),
+        (denied("heron"), GuardrailMode::Enforce),
+        (redacting(), GuardrailMode::Enforce),
+    ] {
+        let mut agent = guarded(GuardrailStage::ToolArguments, check);
+        agent.guardrails[0].mode = mode.into();
+        let heard = turn(&worker, &agent, script(&steps)).await;
+        let result = heard.durables.iter().find_map(|kind| match kind {
+            Kind::ToolResult(result) => Some(texts(&result.content)),
+            _ => None,
+        });
+        let told = result.unwrap();
+        assert!(told.starts_with("A whole number in the arguments is beyond 64 bits"), "{told}");
+        let messages = heard.checkpoint().messages;
+        assert!(format!("{messages:?}").contains(r#"{\"depth\":12345678901234567890123,\"for\""#), "{messages:?}");
+    }
+    assert_eq!(spade.digs(), 0);
 }
 
 fn object() -> Check {

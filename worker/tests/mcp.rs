@@ -151,7 +151,7 @@ async fn a_call_whose_time_is_over_leaves_the_connection_to_the_next_one() {
     let add = call("add", &json!({"a": 2, "b": 3}));
     let calls = [add.clone(), json!({"text": "Again."}), add];
     let (results, _) = called(&worker, &agent, &calls).await;
-    let late = "The tool gave no result within 8000 ms; the call may have taken effect.";
+    let late = "The tool could not be reached within 8000 ms; the call was not made.";
     assert_eq!(results.iter().map(told).collect::<Vec<_>>(), [(late.into(), true), ("5".into(), false)]);
     worker.tasks.shutdown(Duration::from_secs(90)).await;
     assert_eq!(server.ended_sessions(), 1, "one connection was opened, and is closed");
@@ -199,7 +199,7 @@ async fn nothing_is_left_of_a_call_at_a_server_that_accepts_and_says_nothing() {
     let ((results, _), accepted) = timeout(Duration::from_secs(90), both).await.expect("it is called");
     assert_eq!(
         told(&results[0]),
-        ("The tool gave no result within 3000 ms; the call may have taken effect.".into(), true)
+        ("The tool could not be reached within 3000 ms; the call was not made.".into(), true)
     );
     let mut heard = Vec::new();
     let closing = timeout(Duration::from_secs(90), accepted.unwrap().0.read_to_end(&mut heard)).await;

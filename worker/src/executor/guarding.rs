@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{ContentBlock, GuardrailStage, GuardrailViolation, Role, StopReason};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::Executor;
 use super::attempt::Shown;
@@ -141,15 +141,17 @@ struct Thoughts {
     passed: HashMap<String, bool>,
 }
 
-/// What can be read in a native block: all texts but ids, the names of kinds, and what its provider alone can read.
+/// What can be read in a native block: all texts but ids, the names of kinds, images and other media, and what its provider alone can
+/// read.
 fn native_texts(json: &str) -> Vec<String> {
     fn gather(value: Value, texts: &mut Vec<String>) {
         match value {
             Value::String(text) => texts.push(text),
             Value::Array(items) => items.into_iter().for_each(|item| gather(item, texts)),
             Value::Object(fields) => {
-                let read = fields.into_iter().filter(|(name, _)| !UNREAD.contains(&name.as_str()));
-                read.for_each(|(_, value)| gather(value, texts));
+                let media = media_field(&fields);
+                let is_read = |name: &str| !UNREAD.contains(&name) && media != Some(name);
+                fields.into_iter().filter(|(name, _)| is_read(name)).for_each(|(_, value)| gather(value, texts));
             }
             Value::Null | Value::Bool(_) | Value::Number(_) => {}
         }
@@ -158,6 +160,17 @@ fn native_texts(json: &str) -> Vec<String> {
     // What is no JSON goes back to nobody, and is a text all the same.
     gather(serde_json::from_str(json).unwrap_or_else(|_| Value::String(json.to_owned())), &mut texts);
     texts
+}
+
+/// The field of such an object that holds an image or another medium as base64, by the words of each provider.
+fn media_field(fields: &Map<String, Value>) -> Option<&'static str> {
+    let has_media_type = ["mimeType", "mime_type", "media_type"].iter().any(|name| fields.contains_key(*name));
+    match fields.get("type").and_then(Value::as_str) {
+        Some("image_generation_call") => Some("result"),
+        // Anthropic's documents of plain text, which are as they are read.
+        Some("text") => None,
+        _ => has_media_type.then_some("data"),
+    }
 }
 
 /// Checks the texts of something that was said.
@@ -197,4 +210,28 @@ pub(super) fn withheld_by(arguments_json: &str) -> Option<String> {
     }
     let arguments: serde_json::Map<String, serde_json::Value> = serde_json::from_str(arguments_json).ok()?;
     Some(arguments.get(WITHHELD)?.as_str()?.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_native_block_what_people_can_read_is_looked_at_and_no_image() {
+        for (native, read) in [
+            (json!({"inlineData": {"mimeType": "image/png", "data": "iVBORw"}}), vec!["image/png"]),
+            (json!({"type": "image_generation_call", "result": "iVBORw", "revised_prompt": "a rose"}), vec!["a rose"]),
+            (
+                json!({"source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERi"}}),
+                vec!["application/pdf"],
+            ),
+            (
+                json!({"source": {"type": "text", "media_type": "text/plain", "data": "a rose"}}),
+                vec!["a rose", "text/plain"],
+            ),
+            (json!({"type": "code_interpreter_call", "result": "a rose", "data": ["red"]}), vec!["red", "a rose"]),
+        ] {
+            assert_eq!(native_texts(&native.to_string()), read, "{native}");
+        }
+    }
 }

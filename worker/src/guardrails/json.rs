@@ -7,18 +7,14 @@ use serde_json::{Map, Value};
 
 use super::scan::{Scanner, redacted};
 
-/// What is found in a key, a text or a number, or in the whole as it is written.
+/// What is found in a key, a text or a number.
 pub(super) fn find(value: &Value, scanner: &dyn Scanner) -> Option<&'static str> {
-    within(value, scanner).or_else(|| scanner.find(&value.to_string(), 0).map(|finding| finding.what))
-}
-
-fn within(value: &Value, scanner: &dyn Scanner) -> Option<&'static str> {
     let in_text = |text: &str| scanner.find(text, 0).map(|finding| finding.what);
     match value {
         Value::String(text) => in_text(text),
         Value::Number(number) => in_text(&number.to_string()),
-        Value::Array(items) => items.iter().find_map(|item| within(item, scanner)),
-        Value::Object(fields) => fields.iter().find_map(|(key, value)| in_text(key).or_else(|| within(value, scanner))),
+        Value::Array(items) => items.iter().find_map(|item| find(item, scanner)),
+        Value::Object(fields) => fields.iter().find_map(|(key, value)| in_text(key).or_else(|| find(value, scanner))),
         Value::Null | Value::Bool(_) => None,
     }
 }

@@ -96,6 +96,35 @@ async fn arguments_are_looked_through_as_they_are_meant_and_stay_json() {
     assert_eq!(guardrails.review_arguments(&mut broken).await.blocked_by.as_deref(), Some("words"));
 }
 
+/// It became a number with an exponent, which is none that is refused.
+#[tokio::test]
+async fn a_number_that_no_tool_would_get_as_it_is_stays_what_it_was() {
+    let large = r#"{"to":"jo@doe.example","n":[12345678901234567890123,-7.5],"t":"s\u0065same","n2":1,"n2":2}"#;
+    let seen = |to: &str| format!(r#"{{"n":[12345678901234567890123,-7.5],"n2":2,"t":"sesame","to":"{to}"}}"#);
+    for (check, mode, kept) in [
+        (denied("heron"), GuardrailMode::Enforce, "jo@doe.example"),
+        (denied("sesame|23,"), GuardrailMode::Shadow, "jo@doe.example"),
+        (redacting(), GuardrailMode::Shadow, "jo@doe.example"),
+        (redacting(), GuardrailMode::Enforce, "[email]"),
+    ] {
+        let guardrails = open(vec![GuardrailSpec { mode: mode.into(), ..spec("strict", check) }]).unwrap();
+        let mut arguments = large.to_owned();
+        assert_eq!(guardrails.review_arguments(&mut arguments).await.blocked_by, None);
+        assert_eq!(arguments, seen(kept));
+    }
+    // What is no JSON does not become any.
+    for broken in [r#"{"n":1-2}"#.to_owned(), r#"{"n":-}"#.to_owned(), format!(r#"{{"n":{}}}"#, "9".repeat(400))] {
+        let mut arguments = broken.clone();
+        open(vec![spec("people", redacting())]).unwrap().review_arguments(&mut arguments).await;
+        assert_eq!(arguments, broken);
+    }
+    for pattern in ["sesame", "^12345678901234567890123$", r#""n":.12345678901234567890123,"#] {
+        let guardrails = open(vec![spec("strict", denied(pattern))]).unwrap();
+        let review = guardrails.review_arguments(&mut large.to_owned()).await;
+        assert_eq!(review.blocked_by.as_deref(), Some("strict"), "{pattern}");
+    }
+}
+
 #[tokio::test]
 async fn keys_that_become_equal_lose_none_of_their_values() {
     let guardrails = open(vec![spec("people", redacting())]).unwrap();

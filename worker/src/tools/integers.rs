@@ -1,19 +1,47 @@
 //! Whole numbers in the arguments of a call. What is read of JSON has 64 bits for one: a larger number would reach the tool as another
 //! than people approved.
 
+use std::borrow::Cow;
+
+use serde_json::Number;
+
 /// Whether there is a whole number in this JSON that 64 bits don't hold.
 pub(super) fn are_beyond_64_bits(json: &str) -> bool {
-    let mut rest = json;
+    matches!(as_texts(json), Cow::Owned(_))
+}
+
+/// This JSON with a text of the same digits in place of each whole number that 64 bits don't hold, so that none is lost where it is
+/// read. Borrowed if it has none.
+pub(crate) fn as_texts(json: &str) -> Cow<'_, str> {
+    replaced(json, |token, _| is_beyond(token).then(|| format!("\"{token}\"")))
+}
+
+/// Such JSON, as it is written without spaces, with the numbers. A text that was one before becomes a number, too.
+pub(crate) fn as_numbers(json: &str) -> Cow<'_, str> {
+    replaced(json, |token, behind| {
+        let digits = token.strip_prefix('"')?.strip_suffix('"')?;
+        let is_key = behind.starts_with(':');
+        let is_number = !is_key && is_beyond(digits) && digits.parse::<Number>().is_ok();
+        is_number.then(|| digits.to_owned())
+    })
+}
+
+/// This JSON with what `becomes` says in place of a text or a number, of which it is told with all that comes behind.
+fn replaced(json: &str, becomes: impl Fn(&str, &str) -> Option<String>) -> Cow<'_, str> {
+    let mut written = String::new();
+    let (mut rest, mut kept) = (json, json);
     while let Some(begin) = rest.find(|character: char| matches!(character, '"' | '-' | '0'..='9')) {
         rest = &rest[begin..];
         let end = if rest.starts_with('"') { text(rest) } else { number(rest) };
         let (token, behind) = rest.split_at(end);
-        if is_beyond(token) {
-            return true;
+        if let Some(new) = becomes(token, behind) {
+            written.push_str(&kept[..kept.len() - rest.len()]);
+            written.push_str(&new);
+            kept = behind;
         }
         rest = behind;
     }
-    false
+    if written.is_empty() { Cow::Borrowed(json) } else { Cow::Owned(written + kept) }
 }
 
 /// The bytes of the text that this begins with.
@@ -61,6 +89,19 @@ mod tests {
             "99999999999999999999",
         ] {
             assert!(are_beyond_64_bits(json), "{json}");
+        }
+    }
+
+    #[test]
+    fn it_is_the_same_number_after_it_was_a_text() {
+        let json = r#"{"a":[99999999999999999999,-9223372036854775809],"b":{"c":"ü","d":18446744073709551616}}"#;
+        let texts = r#"{"a":["99999999999999999999","-9223372036854775809"],"b":{"c":"ü","d":"18446744073709551616"}}"#;
+        assert_eq!((as_texts(json), as_numbers(texts)), (texts.into(), json.into()));
+        for other in [
+            r#"{"99999999999999999999":"2026-11-28","a":"","b":"-","c":"007","d":"18446744073709551615","e":" 1"}"#,
+            r#"{"a":"\"99999999999999999999","b":"00000000000000000000000000000001e","c":"099999999999999999999"}"#,
+        ] {
+            assert_eq!(as_numbers(other), other);
         }
     }
 }

@@ -84,6 +84,10 @@ impl Tool for Remote {
         json!({"type": "object"})
     }
 
+    async fn ready(&self) -> Result<(), Error> {
+        self.connection.ready().await
+    }
+
     async fn call(&self, invocation: Invocation) -> Result<Vec<ContentBlock>, Error> {
         result::content(self.connection.call(&self.tool, invocation).await?)
     }

@@ -48,6 +48,11 @@ impl Connection {
         Self { way, newest: Mutex::default(), ended: CancellationToken::new() }
     }
 
+    /// Waits until it is open. The error is a sentence for the model.
+    pub(super) async fn ready(&self) -> Result<(), Error> {
+        self.running(None).await.map(drop)
+    }
+
     /// Makes one call. The error is a sentence for the model; what went wrong beneath is in the log.
     pub(super) async fn call(&self, tool: &str, invocation: Invocation) -> Result<CallToolResult, Error> {
         let name = &self.way.server.name;

@@ -1,0 +1,43 @@
+//! The arguments of a call as checks read them: escapes undone, and of a key that is there twice the last. A whole number that 64 bits
+//! don't hold stands in them as a text of its digits, and is written as the number that it was, so that the tool's own check finds it.
+
+use std::borrow::Cow;
+
+use serde_json::Value;
+
+use super::json;
+use super::scan::Scanner;
+use crate::tools::integers;
+
+#[derive(Clone)]
+pub(super) struct Arguments {
+    value: Value,
+    has_large_numbers: bool,
+}
+
+impl Arguments {
+    /// `None` if it is no JSON.
+    pub(super) fn read(json: &str) -> Option<Self> {
+        let value = serde_json::from_str(json).ok()?;
+        Some(match integers::as_texts(json) {
+            Cow::Borrowed(_) => Self { value, has_large_numbers: false },
+            Cow::Owned(json) => Self { value: serde_json::from_str(&json).ok()?, has_large_numbers: true },
+        })
+    }
+
+    /// As JSON, without spaces.
+    pub(super) fn written(&self) -> String {
+        let json = self.value.to_string();
+        if self.has_large_numbers { integers::as_numbers(&json).into_owned() } else { json }
+    }
+
+    /// What is found in a key, a text or a number, or in the whole as it is written.
+    pub(super) fn find(&self, scanner: &dyn Scanner) -> Option<&'static str> {
+        json::find(&self.value, scanner).or_else(|| scanner.find(&self.written(), 0).map(|finding| finding.what))
+    }
+
+    /// Replaces what is found; whether anything was. A number in which something is found becomes a text.
+    pub(super) fn redact(&mut self, scanner: &dyn Scanner) -> bool {
+        json::redact(&mut self.value, scanner)
+    }
+}
