@@ -409,16 +409,17 @@ impl Executor<'_> {
         let owes_words = is_silent && self.state.last_role() == Some(Role::User);
         self.chain.has_answered = true;
         self.state.answered(content.clone(), finish_reason, &grant.provider, &grant.model);
-        if !content.is_empty() {
-            self.link.event(Kind::AgentMessage(AgentMessage { content, model: grant.model.clone() })).await;
-        }
-        // Before the checkpoint that the turn ends from, so that whoever goes on from it tells nothing a second time.
+        // Before the answer, for which the front waits when it has this: whoever goes on from the answer, or from the checkpoint that
+        // the turn ends from, finds it told and tells nothing a second time.
         if is_silent && finish_reason == Stop::MaxTokens.as_str() {
             let output_tokens = self.bounds.output_tokens(grant.output_tokens_max);
             let error = failure::wordless(output_tokens, output_tokens == self.bounds.output_tokens_max);
             self.link.event(Kind::Error(error)).await;
         } else if owes_words && finish_reason == Stop::EndTurn.as_str() {
             self.link.event(Kind::Error(failure::silent())).await;
+        }
+        if !content.is_empty() {
+            self.link.event(Kind::AgentMessage(AgentMessage { content, model: grant.model.clone() })).await;
         }
     }
 

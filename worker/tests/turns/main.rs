@@ -244,7 +244,7 @@ async fn an_answer_that_says_nothing_is_told_of() {
 async fn an_answer_of_nothing_but_thoughts_is_told_of() {
     let heard = turn(&worker().await, &agent(), script(&json!([{"thinking": "hm"}]))).await;
     assert_eq!(heard.stop_reason(), StopReason::EndTurn);
-    assert_eq!(heard.story(), ["started", "attempt", "message", "error", "completed"]);
+    assert_eq!(heard.story(), ["started", "attempt", "error", "message", "completed"]);
     assert_eq!((error(&heard).reason.as_str(), error(&heard).retryable), ("MODEL_ANSWER_EMPTY", true));
     let behind_a_result = turn(&worker().await, &agent(), script(&json!([clock_call(), {"thinking": "hm"}]))).await;
     assert!(!behind_a_result.story().contains(&"error"), "{:?}", behind_a_result.story());
