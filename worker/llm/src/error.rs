@@ -137,7 +137,7 @@ impl Error {
     /// Nobody charges for the call, if its answer had not begun: it did not get to the provider, or the provider refused it. One that
     /// took it may have worked on it until the connection broke or somebody's time was over.
     pub fn is_free(&self) -> bool {
-        let is_refusal = |status| !matches!(status, 408 | 504);
+        let is_refusal = |status| !matches!(status, 408 | 504 | 524);
         let was_refused = match self.class {
             Class::Timeout => false,
             Class::Network | Class::Truncated => self.status.is_some_and(is_refusal),
@@ -182,6 +182,7 @@ mod tests {
             (Class::Timeout, None),
             (Class::Timeout, Some(504)),
             (Class::Overload, Some(408)),
+            (Class::Overload, Some(524)),
         ] {
             assert!(!error(class, status).is_free(), "{class:?} {status:?}");
         }

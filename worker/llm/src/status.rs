@@ -6,7 +6,9 @@ pub(crate) fn class(status: u16) -> Class {
     match status {
         401 | 403 => Class::Auth,
         402 => Class::Quota,
-        408 | 504 => Class::Timeout,
+        // The last is a proxy's word for a provider that was silent:
+        // <https://developers.cloudflare.com/support/troubleshooting/http-status-codes/cloudflare-5xx-errors/error-524/>
+        408 | 504 | 524 => Class::Timeout,
         413 => Class::Context,
         429 => Class::Rate,
         // A conflict passes, say the providers' own SDKs. A body that tells of an error under a status that says all is

@@ -144,7 +144,7 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// Tells that the answer has begun. To say so again changes nothing.
+    /// Tells that the provider took the call, though it may not have begun to answer. To say so again changes nothing.
     pub fn began(&mut self) {
         let Some(pass) = self.pass.as_mut().filter(|pass| !pass.has_begun) else { return };
         if let Some(Held { breaker, .. }) = self.shared.lock().by_key.get_mut(&self.key) {

@@ -281,6 +281,7 @@ mod tests {
             // No sense at all: the status tells.
             (502, None, Class::Overload),
             (504, None, Class::Timeout),
+            (524, None, Class::Timeout),
             (413, None, Class::Context),
             (418, Some(json!([1, 2])), Class::Invalid),
         ];
