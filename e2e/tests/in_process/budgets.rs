@@ -285,18 +285,26 @@ async fn a_call_whose_model_is_taken_out_of_the_table_costs_what_it_was_granted_
     let mut client = world.client();
     let session_id = client.create(within_a_dollar(scripted_agent("patient"))).await.unwrap().session_id;
     let slow = r#"{"script":[{"text":"a b c d e f g h i j k l m n o p","token_delay_ms":100}]}"#;
-    let mut events = client.lifecycle.send_message(message(&session_id, slow)).await.unwrap().into_inner();
-    while !matches!(events.message().await.unwrap().unwrap().event.unwrap().kind, Some(Kind::TextDelta(_))) {}
     let models: Vec<Model> = world.core.models.list("").iter().map(|model| Model::clone(model)).collect();
-    world.core.models.replace(Vec::new());
-    let rest = read_all(events).await;
-    assert_eq!(stop_reason(&rest), Some(StopReason::EndTurn), "{rest:?}");
-    let usage = world.stored(&session_id).await.usage;
-    let tokens = usage.tokens.unwrap();
-    let cost = tokens.input_uncached_tokens * 1_000 + tokens.output_tokens * 5_000;
-    assert_eq!((usage.attempts, usage.unpriced_attempts, usage.cost_nano_usd), (1, 0, cost));
+    // Nothing, and a model at ten times the price that takes the name over.
+    let mut heir = models.iter().find(|model| model.model_id == "scripted-1").unwrap().clone();
+    (heir.model_id, heir.aliases) = ("scripted-2".into(), vec!["scripted-1".into()]);
+    for price in &mut heir.prices {
+        (price.input_usd, price.output_usd) = ("10".into(), "50".into());
+    }
+    for (attempts, left) in [(1, Vec::new()), (2, vec![heir])] {
+        let mut events = client.lifecycle.send_message(message(&session_id, slow)).await.unwrap().into_inner();
+        while !matches!(events.message().await.unwrap().unwrap().event.unwrap().kind, Some(Kind::TextDelta(_))) {}
+        world.core.models.replace(left);
+        let rest = read_all(events).await;
+        assert_eq!(stop_reason(&rest), Some(StopReason::EndTurn), "{rest:?}");
+        let usage = world.stored(&session_id).await.usage;
+        let tokens = usage.tokens.unwrap();
+        let cost = tokens.input_uncached_tokens * 1_000 + tokens.output_tokens * 5_000;
+        assert_eq!((usage.attempts, usage.unpriced_attempts, usage.cost_nano_usd), (attempts, 0, cost));
+        world.core.models.replace(models.clone());
+    }
 
-    world.core.models.replace(models);
     let events = say(&mut client, &session_id, "and again").await;
     assert_eq!(stop_reason(&events), Some(StopReason::EndTurn), "{events:?}");
 }

@@ -223,7 +223,7 @@ impl Recorder {
         Ok(released)
     }
 
-    /// Accounts for these attempts, of which no event will tell, since the session has ended.
+    /// Accounts for these attempts, of which no event will tell, since the session has ended or another worker goes on with its turn.
     pub(super) async fn charge_behind_end(&mut self, attempts: Vec<Kind>) {
         let append = self.append(attempts, None, None);
         if let Some(charge) = self.charge_of(&append) {
@@ -333,10 +333,12 @@ impl Recorder {
         told.copied().unwrap_or(ProviderMode::Platform)
     }
 
-    /// At a model that has been taken out of the table since, by the price that it was granted at: that nobody knows would end the session
-    /// under a budget of money.
+    /// At a model that has been taken out of the table since, by the price that it was granted at, also where its id has become an alias of
+    /// another: that nobody knows would end the session under a budget of money.
     fn cost_nano_usd(&self, attempt: &ModelAttempt) -> Option<i64> {
-        let model = self.core.models.get(&attempt.model).ok().or_else(|| self.purse.granted(attempt))?;
+        let by_name = self.core.models.get(&attempt.model).ok();
+        let by_id = by_name.clone().filter(|model| model.model_id == attempt.model);
+        let model = by_id.or_else(|| self.purse.granted(attempt)).or(by_name)?;
         price::cost_nano_usd(&model, attempt, now().seconds)
     }
 
