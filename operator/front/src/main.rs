@@ -4,11 +4,17 @@ use std::process::ExitCode;
 
 use croft_front::config::{ApiKey, Command, Config, Models};
 use croft_front::{api_key_command, migrate, models_command, reprice_command, serve};
+use croft_serve::log;
+use croft_serve::trace::Telemetry;
 
 fn main() -> ExitCode {
     croft_serve::run(async |config: Config| match config.command {
         Command::Serve(config) => serve::serve(*config).await,
-        Command::Migrate(config) => migrate::run(&config.postgres_url, &config.front_role).await,
+        Command::Migrate(config) => {
+            // It runs where nobody stands by, and has things to tell besides how it ended.
+            log::install("info", Telemetry::start("croft-front", None)?.tracer())?;
+            migrate::run(&config.postgres_url, &config.front_role).await
+        }
         Command::ApiKey(ApiKey::Create { tenant, role, expires, postgres_url }) => {
             api_key_command::create(&tenant, role, expires, &postgres_url).await
         }

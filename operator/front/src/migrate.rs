@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::error::Error;
 use crate::models::seed::seed;
-use crate::store::postgres::{self, add_models, explained, failed};
+use crate::store::postgres::{self, SharedName, add_models, explained, failed};
 
 /// The migrations that this program was built with. It leaves alone what a newer release has added: after a rollback, the
 /// older one runs on the newer schema.
@@ -54,8 +54,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// No try begins after so long. What others took that were migrating is not in it.
 const TRIED_FOR: Duration = Duration::from_mins(5);
 
-/// Runs what is missing of the migrations, adds the models and prices that are missing, and lets `front_role` take on the
-/// front's roles. Safe to repeat; of two at once, the second waits until the first is done, however long that takes.
+/// Runs what is missing of the migrations, adds the models and prices that are missing, but for models that would take a name of another,
+/// and lets `front_role` take on the front's roles. Safe to repeat; of two at once, the second waits until the first is done, however long that takes.
 ///
 /// The URL is that of an admin, who owns the database and may create roles.
 ///
@@ -130,8 +130,16 @@ async fn bring_up_to_date(admin: &mut PgConnection, front_role: &str) -> anyhow:
     admit(admin, front_role).await?;
 
     let mut transaction = admin.begin().await?;
-    add_models(&mut transaction, &seed()).await.context("cannot add the models")?;
+    let left_out = add_models(&mut transaction, &seed()).await.context("cannot add the models")?;
     transaction.commit().await?;
+    for SharedName { name, model, other } in left_out {
+        tracing::warn!(
+            model,
+            name,
+            other,
+            "a model of the release is not added, since a name of it is another model's"
+        );
+    }
     tracing::info!(front_role, newest = newest(), "the database is up to date");
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! The models that sessions may name, with what they can do and cost.
 
+pub mod entry;
 pub mod output;
 pub mod price;
 pub mod recommend;

@@ -4,43 +4,45 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use croft_proto::v1::Model;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{Connection, PgConnection};
 
+use crate::models::entry::Entry;
 use crate::models::price::{USD_MAX, dollars};
-use crate::store::postgres::{apply_models, shared_name};
+use crate::store::postgres::{SharedName, apply_models, shared_name};
 
 /// Reads the file and applies it, all of it or nothing: nothing where a model of it would share a name with another. A price that is there already for its model, day and tier is replaced: what
 /// it has cost so far is reckoned anew by `croft-front reprice --all` alone.
 pub async fn apply(file: &Path, postgres_url: &SecretString) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let models = parse(&text).with_context(|| format!("{} can't be used", file.display()))?;
+    let entries = parse(&text).with_context(|| format!("{} can't be used", file.display()))?;
     let mut admin = PgConnection::connect(postgres_url.expose_secret()).await.context("cannot reach PostgreSQL")?;
     let mut transaction = admin.begin().await?;
-    apply_models(&mut transaction, &models).await.context("cannot write the models")?;
-    if let Some((alias, model, other)) =
-        shared_name(&mut transaction, &models).await.context("cannot read the models")?
-    {
-        bail!("nothing is applied: the alias {alias} of {model} is an id or an alias of {other}, too");
+    apply_models(&mut transaction, &entries).await.context("cannot write the models")?;
+    let shared = shared_name(&mut transaction, &entries).await.context("cannot read the models")?;
+    if let Some(SharedName { name, model, other }) = shared {
+        bail!(
+            "nothing is applied: the alias {name} of {model} is an id or an alias of {other}, too; an entry of {model} \
+            with the `aliases` that it keeps, `[]` for none, takes it away"
+        );
     }
     transaction.commit().await?;
-    let prices: usize = models.iter().map(|model| model.prices.len()).sum();
+    let prices: usize = entries.iter().map(|entry| entry.model.prices.len()).sum();
     // The registry is no tenant's, so that no audit log has this: who runs the job keeps what it prints.
-    writeln!(std::io::stdout(), "{} models and {prices} prices applied: {}", models.len(), names(&models))
+    writeln!(std::io::stdout(), "{} models and {prices} prices applied: {}", entries.len(), names(&entries))
         .context("cannot print what came of it")
 }
 
-fn names(models: &[Model]) -> String {
-    models.iter().map(|model| model.model_id.as_str()).collect::<Vec<_>>().join(", ")
+fn names(entries: &[Entry]) -> String {
+    entries.iter().map(|entry| entry.model.model_id.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 /// The models of a file, in JSON or YAML. Fails with what is wrong in it.
-pub fn parse(text: &str) -> anyhow::Result<Vec<Model>> {
+pub fn parse(text: &str) -> anyhow::Result<Vec<Entry>> {
     // Through JSON, whose mapping of protobuf knows numbers as texts and times as RFC 3339.
-    let value: serde_json::Value = serde_yaml::from_str(text)?;
-    let models: Vec<Model> = serde_json::from_value(value)?;
-    for model in &models {
+    let entries: Vec<serde_json::Value> = serde_yaml::from_str(text)?;
+    let entries = entries.into_iter().map(Entry::read).collect::<Result<Vec<_>, _>>()?;
+    for Entry { model, .. } in &entries {
         let name = &model.model_id;
         if name.is_empty() || model.provider.is_empty() {
             bail!("a model lacks its modelId or its provider");
@@ -62,7 +64,7 @@ pub fn parse(text: &str) -> anyhow::Result<Vec<Model>> {
             }
         }
     }
-    Ok(models)
+    Ok(entries)
 }
 
 #[cfg(test)]
@@ -80,10 +82,11 @@ mod tests {
 
     #[test]
     fn yaml_and_json_are_read_alike() {
-        let models = parse(GOOD).unwrap();
+        let entries = parse(GOOD).unwrap();
+        let models: Vec<_> = entries.iter().map(|entry| entry.model.clone()).collect();
         assert_eq!((models[0].model_id.as_str(), models[0].prices[0].output_usd.as_str()), ("house-1", "0.8"));
         let json = serde_json::to_string(&models).unwrap();
-        assert_eq!(parse(&json).unwrap(), models);
+        assert_eq!(parse(&json).unwrap(), entries);
     }
 
     #[test]

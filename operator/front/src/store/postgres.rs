@@ -39,7 +39,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection as _, PgPool};
 use tokio::time::timeout;
 
-pub(crate) use models::{add as add_models, apply as apply_models, shared_name};
+pub(crate) use models::{SharedName, add as add_models, apply as apply_models, shared_name};
 
 use doubts::Doubts;
 use grouped_log::GroupedLog;

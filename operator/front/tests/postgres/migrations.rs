@@ -1,5 +1,6 @@
 //! `croft-front migrate`, and how a front tells whether it has run.
 
+use std::process::Command;
 use std::time::Duration;
 
 use croft_front::Error;
@@ -13,7 +14,7 @@ use croft_front::store::Stores;
 use croft_front::store::postgres::Postgres;
 use croft_proto::id::SessionId;
 use croft_serve::Tasks;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use sqlx::migrate::{Migrate as _, Migrator};
 use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
@@ -57,6 +58,48 @@ async fn they_can_be_repeated_and_leave_an_admins_prices_alone() {
     assert_eq!((&*prices("scripted-1")[0].input_usd, &*prices("scripted-1")[0].source), ("0.5", "our contract"));
     assert_eq!(prices("gpt-6-luna").len(), 1, "what is missing comes back");
     assert_eq!(models.len(), seed().len());
+    database.end().await;
+}
+
+/// Sessions that named the admin's model by its alias went to the release's from then on, and a file that named either was refused.
+#[tokio::test]
+async fn a_model_with_a_name_that_an_admin_gave_to_another_is_not_added() {
+    let database = Database::migrated().await;
+    let mut admin = database.admin().await;
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
+    let migrate = || {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_croft-front"));
+        let url = format!("--postgres-url={}", database.admin_url().expose_secret());
+        let output = program.env_clear().args(["migrate", &url, "--front-role", FRONT_ROLE]).output().unwrap();
+        let log = [&output.stdout[..], &output.stderr[..]].map(String::from_utf8_lossy).concat();
+        assert!(output.status.success(), "{log}");
+        log
+    };
+    let whole = stores.models.load().await.unwrap();
+    let by = "claude-haiku-4-5-20251001";
+    for (left_out, ours, alias, shared) in [
+        ("gpt-6-luna", "house-1", "gpt-6-luna", "gpt-6-luna"),
+        ("claude-haiku-4-5", by, "house", by),
+        ("claude-haiku-4-5", "house-1", by, by),
+    ] {
+        let edits = format!(
+            "delete from models where model_id = '{left_out}';
+            insert into models (model_id, provider, aliases) values ('{ours}', 'openai', '{{{alias}}}')"
+        );
+        execute(&mut admin, &edits).await.unwrap();
+        let before = stores.models.load().await.unwrap();
+        let log = migrate();
+        assert_eq!(stores.models.load().await.unwrap(), before, "{log}");
+        let mut lines = log.lines().filter(|line| line.contains("is not added"));
+        let told = lines.next().unwrap();
+        assert!([left_out, ours, shared].iter().all(|name| told.contains(&format!("\"{name}\""))), "{told}");
+        assert_eq!(lines.next(), None);
+
+        // Once the name is free, the model comes.
+        execute(&mut admin, &format!("delete from models where model_id = '{ours}'")).await.unwrap();
+        assert!(!migrate().contains("is not added"));
+        assert_eq!(stores.models.load().await.unwrap(), whole);
+    }
     database.end().await;
 }
 

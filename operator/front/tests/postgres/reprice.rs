@@ -205,6 +205,8 @@ async fn a_price_alone_leaves_the_rest_of_its_model_as_it_was() {
     let can = able.capabilities.unwrap();
     assert_eq!((can.tools, can.images, can.context_tokens_max), (false, true, 9), "what is named is the whole");
     assert_eq!((able.aliases, able.prices), (renamed.aliases, priced.prices));
+    let nameless = applied("aliases: []").await;
+    assert_eq!((nameless.aliases, nameless.capabilities), (Vec::new(), Some(can)), "an empty list is named, too");
     database.end().await;
 }
 
@@ -229,10 +231,20 @@ async fn a_file_is_refused_in_which_a_name_is_two_models() {
     ] {
         let refused = apply(models).await.unwrap_err();
         assert!(refused.contains(told), "{refused}");
+        assert!(refused.contains("with the `aliases` that it keeps, `[]` for none"), "{refused}");
         assert_eq!(stores.models.load().await.unwrap(), before, "{told}");
     }
     // One that gives its name up in the same file has given it up.
     apply(&["modelId: m-6, aliases: [m-six]", "modelId: m-7, aliases: [m]"]).await.unwrap();
+    apply(&["modelId: m-7, aliases: []", "modelId: m"]).await.unwrap();
+    // One that is two models in the tables already, too.
+    execute(&mut database.admin().await, "update models set aliases = '{m-5}' where model_id = 'm-6'").await.unwrap();
+    for shares in ["modelId: m-5", "modelId: m-6"] {
+        let refused = apply(&[shares]).await.unwrap_err();
+        assert!(refused.contains("the alias m-5 of m-6 is an id or an alias of m-5, too"), "{refused}");
+    }
+    apply(&["modelId: m-5", "modelId: m-6, aliases: []"]).await.unwrap();
+    apply(&["modelId: m-5", "modelId: m-6"]).await.unwrap();
     database.end().await;
 }
 

@@ -11,6 +11,7 @@ use super::time::Time;
 use super::{Postgres, failed};
 use crate::error::Error;
 use crate::models::ModelStore;
+use crate::models::entry::Entry;
 
 #[async_trait]
 impl ModelStore for Postgres {
@@ -91,29 +92,72 @@ fn price(row: &PgRow) -> Result<ModelPrice, sqlx::Error> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Known {
     Stays,
-    IsReplaced,
+    IsReplaced { with_aliases: bool },
 }
 
-/// Adds the models and prices that are not there, and changes none.
-pub(crate) async fn add(connection: &mut PgConnection, models: &[Model]) -> Result<(), sqlx::Error> {
-    write(connection, models, Known::Stays).await
+/// A name of two models.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub(crate) struct SharedName {
+    pub(crate) name: String,
+    /// Whose alias it is, or would be its alias or its id.
+    pub(crate) model: String,
+    /// Whose id or alias it is, too.
+    pub(crate) other: String,
+}
+
+/// Adds the models and prices that are not there, and changes none. A model that would share a name with one that is there is left out with
+/// its prices, and told by the first such name. Nobody else adds any until the transaction is over.
+pub(crate) async fn add(connection: &mut PgConnection, models: &[Model]) -> Result<Vec<SharedName>, sqlx::Error> {
+    lock(connection).await?;
+    let mut left_out = Vec::new();
+    for model in models {
+        match name_taken(connection, model).await? {
+            Some(taken) => left_out.push(taken),
+            None => write(connection, model, Known::Stays).await?,
+        }
+    }
+    Ok(left_out)
 }
 
 /// Adds models and prices, in the place of those that are there. Aliases and capabilities that are not named stay. Nobody else adds any
 /// until the transaction is over.
-pub(crate) async fn apply(connection: &mut PgConnection, models: &[Model]) -> Result<(), sqlx::Error> {
-    sqlx::query("lock table models in share row exclusive mode").execute(&mut *connection).await?;
-    write(connection, models, Known::IsReplaced).await
+pub(crate) async fn apply(connection: &mut PgConnection, entries: &[Entry]) -> Result<(), sqlx::Error> {
+    lock(connection).await?;
+    for Entry { model, names_aliases } in entries {
+        write(connection, model, Known::IsReplaced { with_aliases: *names_aliases }).await?;
+    }
+    Ok(())
 }
 
-/// An alias by which two models go of which at least one is among these, with whose alias it is, and the other, whose id or alias it is too.
+/// Holds up all that write models, and none that read them.
+async fn lock(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::query("lock table models in share row exclusive mode").execute(connection).await.map(drop)
+}
+
+/// A name of a model which is not there that is one of another that is.
+async fn name_taken(connection: &mut PgConnection, model: &Model) -> Result<Option<SharedName>, sqlx::Error> {
+    let names: Vec<_> = model.aliases.iter().chain([&model.model_id]).collect();
+    sqlx::query_as(
+        "select name, $1 as model, other.model_id as other
+        from models as other cross join unnest($2::text[]) as name
+        where (other.model_id = name or name = any (other.aliases)) and not exists (select from models where model_id = $1)
+        order by name, other.model_id
+        limit 1",
+    )
+    .bind(&model.model_id)
+    .bind(names)
+    .fetch_optional(connection)
+    .await
+}
+
+/// An alias by which two models go of which at least one is among these.
 pub(crate) async fn shared_name(
     connection: &mut PgConnection,
-    models: &[Model],
-) -> Result<Option<(String, String, String)>, sqlx::Error> {
-    let ids: Vec<_> = models.iter().map(|model| model.model_id.as_str()).collect();
+    entries: &[Entry],
+) -> Result<Option<SharedName>, sqlx::Error> {
+    let ids: Vec<_> = entries.iter().map(|entry| entry.model.model_id.as_str()).collect();
     sqlx::query_as(
-        "select alias, named.model_id, other.model_id
+        "select alias as name, named.model_id as model, other.model_id as other
         from models as named cross join unnest(named.aliases) as alias
         join models as other on other.model_id <> named.model_id and (other.model_id = alias or alias = any (other.aliases))
         where named.model_id = any ($1) or other.model_id = any ($1)
@@ -127,10 +171,8 @@ pub(crate) async fn shared_name(
 
 /// What of a model is replaced is what is named; a price alone leaves the rest as it is.
 fn on_conflict(known: Known, model: &Model) -> String {
-    if known == Known::Stays {
-        return "on conflict do nothing".to_owned();
-    }
-    let aliases = if model.aliases.is_empty() { "" } else { ", aliases = excluded.aliases" };
+    let Known::IsReplaced { with_aliases } = known else { return "on conflict do nothing".to_owned() };
+    let aliases = if with_aliases { ", aliases = excluded.aliases" } else { "" };
     let capabilities = match model.capabilities {
         None => "",
         Some(_) => {
@@ -141,23 +183,21 @@ fn on_conflict(known: Known, model: &Model) -> String {
     format!("on conflict (model_id) do update set provider = excluded.provider{aliases}{capabilities}")
 }
 
-async fn write(connection: &mut PgConnection, models: &[Model], known: Known) -> Result<(), sqlx::Error> {
-    for model in models {
-        let (on_conflict, can) = (on_conflict(known, model), model.capabilities.unwrap_or_default());
-        sqlx::query(AssertSqlSafe(format!("insert into models values ($1, $2, $3, $4, $5, $6, $7, $8) {on_conflict}")))
-            .bind(&model.model_id)
-            .bind(&model.provider)
-            .bind(&model.aliases)
-            .bind(can.tools)
-            .bind(can.images)
-            .bind(can.thinking)
-            .bind(can.context_tokens_max)
-            .bind(can.output_tokens_max)
-            .execute(&mut *connection)
-            .await?;
-        for price in &model.prices {
-            write_price(connection, &model.model_id, price, known).await?;
-        }
+async fn write(connection: &mut PgConnection, model: &Model, known: Known) -> Result<(), sqlx::Error> {
+    let (on_conflict, can) = (on_conflict(known, model), model.capabilities.unwrap_or_default());
+    sqlx::query(AssertSqlSafe(format!("insert into models values ($1, $2, $3, $4, $5, $6, $7, $8) {on_conflict}")))
+        .bind(&model.model_id)
+        .bind(&model.provider)
+        .bind(&model.aliases)
+        .bind(can.tools)
+        .bind(can.images)
+        .bind(can.thinking)
+        .bind(can.context_tokens_max)
+        .bind(can.output_tokens_max)
+        .execute(&mut *connection)
+        .await?;
+    for price in &model.prices {
+        write_price(connection, &model.model_id, price, known).await?;
     }
     Ok(())
 }
@@ -175,7 +215,7 @@ async fn write_price(
     };
     let on_conflict = match known {
         Known::Stays => "on conflict do nothing".to_owned(),
-        Known::IsReplaced => format!(
+        Known::IsReplaced { .. } => format!(
             "on conflict (model_id, effective_from, above_input_tokens{tier}) do update set input_usd = excluded.input_usd,
                 cache_read_usd = excluded.cache_read_usd, cache_write_5m_usd = excluded.cache_write_5m_usd,
                 cache_write_1h_usd = excluded.cache_write_1h_usd, output_usd = excluded.output_usd, source = excluded.source"
