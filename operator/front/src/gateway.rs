@@ -47,7 +47,7 @@ use crate::error::Error;
 use crate::events::fanout::Hub;
 use crate::events::log::EventLog;
 use crate::identity::{Authenticator, Identity};
-use crate::intake::{Intake, READ_MAX};
+use crate::intake::{Intake, READ_MAX, Rooms};
 use crate::leaving::LEAVE_WITHIN;
 use crate::lifecycle::Lifecycle;
 use crate::seats::Seats;
@@ -178,6 +178,8 @@ pub struct Gateway {
 struct Shared {
     gateway: Gateway,
     connections: Arc<Semaphore>,
+    /// What WebSockets keep.
+    buffers: Rooms,
 }
 
 impl Shared {
@@ -232,7 +234,7 @@ pub fn router(gateway: Gateway) -> Router {
         .route("/readyz", get(readyz))
         .fallback(browser::elsewhere)
         .layer(cors)
-        .with_state(Arc::new(Shared { gateway, connections }));
+        .with_state(Arc::new(Shared { gateway, connections, buffers: ws::metered::kept_rooms() }));
     unread.layered(router)
 }
 

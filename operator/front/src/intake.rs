@@ -6,6 +6,7 @@
 pub(crate) mod anybody;
 
 mod json;
+mod rooms;
 pub(crate) mod shape;
 
 use std::sync::Arc;
@@ -14,11 +15,11 @@ use std::time::Duration;
 use axum::body::Body;
 use croft_proto::id::TenantId;
 use futures::StreamExt as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 use tokio::task_local;
 use tokio::time::timeout;
 use tonic::Status;
 
+pub(crate) use self::rooms::{Room, Rooms};
 use crate::app::MESSAGE_BYTES_CEILING;
 use crate::error::Error;
 use crate::shares::Shares;
@@ -26,8 +27,6 @@ use crate::shares::Shares;
 /// Of all clients' requests that are being read, decoded or carried out, and of one tenant's.
 const HELD_BYTES_MAX: usize = 64 * 1024 * 1024;
 const TENANT_BYTES_MAX: usize = 24 * 1024 * 1024;
-/// Requests of fewer bytes are not reckoned: they are as many as the rates allow.
-const SMALL_BYTES: usize = 16 * 1024;
 /// From a request's head to its end.
 pub(crate) const READ_MAX: Duration = Duration::from_mins(1);
 /// What says before a message of gRPC whether it is compressed, and how long it is.
@@ -40,13 +39,9 @@ const READING_MAX: usize = 1024;
 /// Reads requests. Clones share their room.
 #[derive(Debug, Clone)]
 pub struct Intake {
-    room: Arc<Semaphore>,
-    shares: Shares,
+    rooms: Rooms,
     reading: Shares,
 }
-
-/// Of the tenant's, and of all tenants'.
-pub(crate) type Room = Option<[OwnedSemaphorePermit; 2]>;
 
 /// Keeps a request's room until the last clone of it is dropped.
 #[derive(Clone)]
@@ -72,15 +67,16 @@ impl Held {
 
 impl Default for Intake {
     fn default() -> Self {
-        Self {
-            room: Arc::new(Semaphore::new(HELD_BYTES_MAX)),
-            shares: Shares::of(TENANT_BYTES_MAX),
-            reading: Shares::of(READING_MAX),
-        }
+        Self { rooms: Rooms::of("requests", HELD_BYTES_MAX, TENANT_BYTES_MAX), reading: Shares::of(READING_MAX) }
     }
 }
 
 impl Intake {
+    /// What requests take of.
+    pub(crate) fn rooms(&self) -> &Rooms {
+        &self.rooms
+    }
+
     /// A tenant's request by this path, whole: its one message. Refused with `OUT_OF_RANGE` when it is larger than any may be, with
     /// `DEADLINE_EXCEEDED` when it takes too long to come, as [`Error::Invalid`] when it is none or has too many parts, and as
     /// [`Error::Unavailable`] while too much is held already.
@@ -91,7 +87,7 @@ impl Intake {
             Some(message) => shape::parts(path, message).map_err(|problem| Error::invalid("request", problem))?,
             None => 0,
         };
-        self.reckon(tenant, parts * PART_BYTES, &mut room)?;
+        self.rooms.reckon(tenant, parts * PART_BYTES, &mut room)?;
         Ok((Body::from(read), Held { _room: Arc::new(room) }))
     }
 
@@ -99,7 +95,7 @@ impl Intake {
     pub(crate) fn hold_json(&self, tenant: TenantId, text: &str) -> Result<Held, Error> {
         let parts = json::parts(text).map_err(|problem| Error::invalid("the frame", problem))?;
         let mut room = None;
-        self.reckon(tenant, text.len() + parts * PART_BYTES, &mut room)?;
+        self.rooms.reckon(tenant, text.len() + parts * PART_BYTES, &mut room)?;
         Ok(Held { _room: Arc::new(room) })
     }
 
@@ -112,34 +108,9 @@ impl Intake {
             if read.len() > MESSAGE_BYTES_CEILING + PREFIX_BYTES {
                 return Err(Status::out_of_range(format!("the request is larger than {MESSAGE_BYTES_CEILING} bytes")));
             }
-            self.reckon(tenant, read.len(), &mut room)?;
+            self.rooms.reckon(tenant, read.len(), &mut room)?;
         }
         Ok((read, room))
-    }
-
-    /// Sees to it that there is room for so many bytes, until `room` is dropped. Fails with [`Error::Unavailable`].
-    pub(crate) fn reckon(&self, tenant: TenantId, bytes: usize, room: &mut Room) -> Result<(), Error> {
-        let held = room.as_ref().map_or(0, |[own, _]| own.num_permits());
-        if bytes <= SMALL_BYTES || bytes <= held {
-            return Ok(());
-        }
-        let full = |_: TryAcquireError| {
-            let problem = anyhow::anyhow!(
-                "{TENANT_BYTES_MAX} bytes of the tenant's requests, or {HELD_BYTES_MAX} of all, are held already"
-            );
-            Error::unavailable("the intake", problem)
-        };
-        let more = u32::try_from(bytes - held).unwrap_or(u32::MAX);
-        let own = self.shares.of_tenant(tenant).try_acquire_many_owned(more).map_err(full)?;
-        let all = Arc::clone(&self.room).try_acquire_many_owned(more).map_err(full)?;
-        match room {
-            Some([tenants, everybodys]) => {
-                tenants.merge(own);
-                everybodys.merge(all);
-            }
-            None => *room = Some([own, all]),
-        }
-        Ok(())
     }
 }
 

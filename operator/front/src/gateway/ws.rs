@@ -44,7 +44,7 @@
 mod connection;
 mod frames;
 mod limiter;
-mod metered;
+pub(super) mod metered;
 mod subscriptions;
 mod upgrade;
 
@@ -72,7 +72,7 @@ use crate::error::Error;
 const PROTOCOL: &str = "croft.v1";
 const FRAME_BYTES_MAX: usize = 1024 * 1024;
 /// What an idle connection keeps for reading; the library's own 128 KiB would be most of what a connection costs. A larger frame
-/// gets more while it is read.
+/// gets more, which the connection then keeps: see [`metered::kept_rooms`].
 const BUFFER_BYTES: usize = 2 * 1024;
 
 #[derive(Deserialize)]
@@ -102,7 +102,8 @@ pub(super) async fn upgrade(
     drop(tasks.spawn("websocket", async move {
         // Without one, the client has gone before it had its answer.
         if let Ok(stream) = stream.await {
-            let meter = Meter::new(shared.gateway.intake.clone(), tenure.identity().tenant);
+            let meter =
+                Meter::new(tenure.identity().tenant, shared.gateway.intake.rooms().clone(), shared.buffers.clone());
             let metered = Metered { stream: TokioIo::new(stream), meter: Arc::clone(&meter) };
             let socket = WebSocketStream::from_raw_socket(metered, Role::Server, Some(config())).await;
             Connection::new(shared, tenure, socket, meter, opens).run().await;

@@ -84,6 +84,8 @@ struct State {
     /// Those that may still be resumed.
     resumes: usize,
     heard_at: Instant,
+    /// It keeps more than there is room for, and ends when all that it was asked is answered.
+    leaves: bool,
 }
 
 /// What came of a frame.
@@ -124,6 +126,7 @@ impl Connection {
             covered: if opens == Opens::New { SUBSCRIPTIONS_A_CALL } else { 0 },
             resumes: if opens == Opens::New { 0 } else { options.subscriptions_max },
             heard_at: Instant::now(),
+            leaves: false,
         };
         let metrics = &shared.gateway.metrics;
         let (open, events_sent) = (metrics.open("websocket"), metrics.events_sent.with_label_values(&["websocket"]));
@@ -173,6 +176,9 @@ impl Connection {
                 return End::close(close_code::AWAY, "this replica is going away");
             }
             self.start_next();
+            if self.state.leaves && self.state.current.is_none() {
+                return End::close(close_code::AWAY, "its frames took too much room: connect again");
+            }
             let State { subscriptions, waiting, current, .. } = &mut self.state;
             let reads = waiting.len() < WAITING_MAX;
             let step = tokio::select! {
@@ -284,7 +290,7 @@ impl Connection {
                 return Ok(());
             }
             Some(Ok(Message::Binary(_) | Message::Frame(_))) => {
-                self.meter.is_whole();
+                self.state.leaves |= !self.meter.is_whole();
                 return self.refuse("INVALID_ARGUMENT", "frames are text, this one is binary".to_owned()).await;
             }
             Some(Err(tungstenite::Error::Capacity(_))) => {
@@ -296,7 +302,7 @@ impl Connection {
             Some(Ok(Message::Close(_))) => return Err(End::Closed),
             Some(Err(_)) | None => return Err(End::Gone),
         };
-        self.meter.is_whole();
+        self.state.leaves |= !self.meter.is_whole();
         match self.state.limiter.judge() {
             Verdict::Take => {}
             Verdict::Refuse => return self.refuse("RATE_LIMITED", "too many frames: send fewer".to_owned()).await,

@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use crate::error::Error;
-use crate::intake::{Intake, Room};
+use crate::intake::{Room, Rooms};
 
 /// Of a client's control frame, besides what it says: <https://datatracker.ietf.org/doc/html/rfc6455#section-5.2>.
 const CONTROL_HEAD_BYTES: usize = 6;
@@ -22,11 +22,22 @@ const CONTROL_HEAD_BYTES: usize = 6;
 /// So much is written at a time.
 const PIECE_BYTES: usize = 16 * 1024;
 
+/// Of all sockets, and of one tenant's: what is kept to read their frames.
+const KEPT_BYTES_MAX: usize = 64 * 1024 * 1024;
+const TENANT_KEPT_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// The room that sockets keep for as long as they are open: the library gives nothing back of what its largest frame took.
+pub(in crate::gateway) fn kept_rooms() -> Rooms {
+    Rooms::of("WebSockets' buffers", KEPT_BYTES_MAX, TENANT_KEPT_BYTES_MAX)
+}
+
 /// What has come of a message, which takes of the same room as requests do.
 pub(super) struct Meter {
-    intake: Intake,
     tenant: TenantId,
+    requests: Rooms,
+    buffers: Rooms,
     part: Mutex<Part>,
+    buffer: Mutex<Room>,
 }
 
 #[derive(Default)]
@@ -37,13 +48,16 @@ struct Part {
 }
 
 impl Meter {
-    pub(super) fn new(intake: Intake, tenant: TenantId) -> Arc<Self> {
-        Arc::new(Self { intake, tenant, part: Mutex::default() })
+    pub(super) fn new(tenant: TenantId, requests: Rooms, buffers: Rooms) -> Arc<Self> {
+        Arc::new(Self { tenant, requests, buffers, part: Mutex::default(), buffer: Mutex::default() })
     }
 
-    /// All that has come was a message. What has come of the next with it is no more than is read at a time.
-    pub(super) fn is_whole(&self) {
-        *self.lock() = Part::default();
+    /// All that has come was a message. What has come of the next with it is no more than is read at a time. False where the socket keeps
+    /// more for it than there is room for, and should go.
+    pub(super) fn is_whole(&self) -> bool {
+        let part = std::mem::take(&mut *self.lock());
+        let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
+        self.buffers.reckon(self.tenant, part.bytes, &mut buffer).is_ok()
     }
 
     /// A control frame that said so many bytes has come, which may stand within a message.
@@ -65,7 +79,7 @@ impl Meter {
         let Part { bytes: all, since, room } = &mut *part;
         *all += bytes;
         since.get_or_insert_with(Instant::now);
-        self.intake.reckon(self.tenant, *all, room)
+        self.requests.reckon(self.tenant, *all, room)
     }
 
     fn lock(&self) -> MutexGuard<'_, Part> {
