@@ -236,9 +236,9 @@ impl RuntimeService for RuntimeServer {
         &self,
         request: Request<RuntimeServiceTerminateSessionRequest>,
     ) -> Result<Response<RuntimeServiceTerminateSessionResponse>, Status> {
-        let RuntimeServiceTerminateSessionRequest { session_id: id, reason } = request.into_inner();
+        let RuntimeServiceTerminateSessionRequest { session_id: id, reason, epoch } = request.into_inner();
         let session = session_id(&id)?;
-        let untold = self.shared.sessions.terminate(session).await;
+        let untold = self.shared.sessions.terminate(session, epoch).await;
         let (found, untold_attempts) = (untold.is_some(), untold.unwrap_or_default());
         tracing::debug!(%session, reason, found, untold = untold_attempts.len(), "session forgotten");
         Ok(Response::new(RuntimeServiceTerminateSessionResponse { found, untold_attempts }))

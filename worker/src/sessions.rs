@@ -152,9 +152,7 @@ impl Sessions {
                     return Ok(Begun { sessions: self.clone(), session, number, agent, provider, ended });
                 }
             };
-            older.interrupt.raise(Why::HungUp);
-            // It may wait for room there, and its front be a frozen one.
-            older.outbox.abandon();
+            older.hang_up();
             interrupt.or(older.ended.cancelled()).await.map_err(|_| Refusal::FrontGone)?;
         }
     }
@@ -168,19 +166,27 @@ impl Sessions {
 
     /// Ends what runs and forgets the session. `None` if it was not known; otherwise its attempts at models that are not known to be
     /// stored, among them those of a step that ends within [`END_WAIT`].
-    pub(crate) async fn terminate(&self, session: SessionId) -> Option<Vec<ModelAttempt>> {
-        let running = self.shared.lock().get(&session)?.running.clone();
+    ///
+    /// An `epoch` other than 0 is of the lease under which the session goes on at another worker. A step that runs here has lost its front
+    /// then, and waits for it no longer. Where a step of that lease runs here, or one of a newer lease has begun, nothing is ended and
+    /// forgotten, and `None` is returned.
+    pub(crate) async fn terminate(&self, session: SessionId, epoch: u64) -> Option<Vec<ModelAttempt>> {
+        let running = {
+            let held = self.shared.lock();
+            held.get(&session).filter(|known| !known.outlasts(epoch))?.running.clone()
+        };
         if let Some(running) = running {
-            running.interrupt.raise(Why::Stop(StopReason::Terminated));
+            running.give_up(epoch);
             // One that hangs on a front which hears nothing is not waited for.
             drop(tokio::time::timeout(END_WAIT, running.ended.cancelled()).await);
         }
         let mut held = self.shared.lock();
+        // Another front may have begun one meanwhile.
+        held.get(&session).filter(|known| !known.outlasts(epoch))?;
         let gone = held.remove(&session)?;
         self.shared.count(&held);
-        // Another front may have begun one meanwhile.
         if let Some(running) = gone.running {
-            running.interrupt.raise(Why::Stop(StopReason::Terminated));
+            running.give_up(epoch);
         }
         Some(gone.untold.attempts)
     }
@@ -220,6 +226,32 @@ impl Shared {
 
     fn count(&self, held: &HashMap<SessionId, Held>) {
         self.gauge.set(i64::try_from(held.len()).unwrap_or(i64::MAX));
+    }
+}
+
+impl Held {
+    /// Whether the session stays here though it goes on at another worker under the lease of this epoch: that was said too late. Of an
+    /// idle one all that it knows may be told.
+    fn outlasts(&self, epoch: u64) -> bool {
+        epoch != 0 && (self.epoch > epoch || (self.epoch == epoch && self.running.is_some()))
+    }
+}
+
+impl Running {
+    /// Ends the step, with its session or since that goes on elsewhere under the lease of this epoch, other than 0.
+    fn give_up(&self, epoch: u64) {
+        if epoch == 0 {
+            self.interrupt.raise(Why::Stop(StopReason::Terminated));
+        } else {
+            self.hang_up();
+        }
+    }
+
+    /// Ends a step whose front has given it up.
+    fn hang_up(&self) {
+        self.interrupt.raise(Why::HungUp);
+        // It may wait for room there, and its front be a frozen one.
+        self.outbox.abandon();
     }
 }
 
@@ -285,8 +317,11 @@ impl Drop for Begun {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use croft_proto::v1::SessionRunning;
     use croft_proto::v1::session_event::Kind;
+    use futures::FutureExt as _;
     use tokio::time::{advance, timeout};
 
     use super::*;
@@ -364,6 +399,56 @@ mod tests {
         let newer = sessions.begin(session, 2, &interrupt, &outbox);
         let both = async { tokio::join!(older, newer).1 };
         assert!(timeout(Duration::from_secs(1), both).await.expect("neither waits for the front").is_ok());
+    }
+
+    /// A front that stood still wakes up, and asks for what another one has at work here by now.
+    #[tokio::test(start_paused = true)]
+    async fn what_a_newer_lease_runs_is_not_ended_by_who_goes_on_elsewhere_under_an_older_one() {
+        let (sessions, session) = (sessions(1), SessionId::generate());
+        admit(&sessions, session).unwrap();
+        let [first, newer] = [Interrupt::default(), Interrupt::default()];
+        let outbox = Outbox::default();
+        let begun = sessions.begin(session, 1, &first, &outbox).await.unwrap();
+        let mut leaving = pin!(sessions.terminate(session, 2));
+        assert_eq!(leaving.as_mut().now_or_never(), None, "a step runs under a lease that is lost");
+        assert_eq!(first.raised(), Some(Why::HungUp));
+        let mut beginning = pin!(sessions.begin(session, 3, &newer, &outbox));
+        assert!(beginning.as_mut().now_or_never().is_none());
+        drop(begun);
+        assert_eq!(leaving.await, None, "a newer one came meanwhile");
+        let begun = beginning.await.unwrap();
+        for epoch in [2, 3] {
+            assert_eq!(sessions.terminate(session, epoch).await, None);
+        }
+        assert_eq!(newer.raised(), None, "it runs on");
+        assert!(sessions.checkpoint(session).is_ok());
+
+        begun.leave_untold("turn".into(), vec![ModelAttempt::default()], false);
+        drop(begun);
+        assert_eq!(sessions.terminate(session, 2).await, None);
+        let told = sessions.terminate(session, 3).await;
+        assert_eq!(told, Some(vec![ModelAttempt::default()]), "its own lease asks, and nothing runs");
+        assert_eq!(sessions.checkpoint(session), Err(Refusal::SessionUnknown));
+    }
+
+    /// Its front is frozen, and another goes on elsewhere.
+    #[tokio::test(start_paused = true)]
+    async fn a_step_that_waits_for_room_tells_who_goes_on_elsewhere_what_it_knows() {
+        let (sessions, session) = (sessions(1), SessionId::generate());
+        admit(&sessions, session).unwrap();
+        let (interrupt, outbox) = (Interrupt::default(), Outbox::default());
+        let _unread = outbox.stream(interrupt.clone());
+        let begun = sessions.begin(session, 1, &interrupt, &outbox).await.unwrap();
+        let step = async {
+            while interrupt.raised().is_none() {
+                outbox.event("turn", Kind::SessionRunning(SessionRunning {})).await;
+            }
+            begun.leave_untold("turn".into(), vec![ModelAttempt::default()], true);
+            drop(begun);
+        };
+        let both = async { tokio::join!(step, sessions.terminate(session, 2)).1 };
+        let told = timeout(Duration::from_secs(1), both).await.expect("neither waits for the front");
+        assert_eq!(told, Some(vec![ModelAttempt::default()]));
     }
 
     #[tokio::test(start_paused = true)]

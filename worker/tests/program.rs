@@ -206,7 +206,7 @@ async fn the_front_reads_a_sessions_state_at_the_programs_port_and_ends_it() {
     let state = client.checkpoint(asked.clone()).await.unwrap().into_inner();
     assert_eq!(state.checkpoint, Some(heard.checkpoint()));
 
-    let ended = RuntimeServiceTerminateSessionRequest { session_id, reason: "a test is over".into() };
+    let ended = RuntimeServiceTerminateSessionRequest { session_id, reason: "a test is over".into(), epoch: 0 };
     assert!(client.terminate_session(ended.clone()).await.unwrap().into_inner().found);
     let (_, metrics) = program.page("/metrics").await;
     assert!(metrics.contains("croft_worker_sessions 0"), "{metrics}");

@@ -1,5 +1,6 @@
 //! What a session's calls use when the session ends in the midst of them is paid for, although its log takes nothing any more.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -18,18 +19,20 @@ use croft_proto::v1::execute_step_response::Message as ToFront;
 use croft_proto::v1::runtime_service_client::RuntimeServiceClient;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    Budget, BudgetAction, BudgetPeriod, BudgetScope, ContentBlock, ExecuteStepRequest, Grant, SendMessageResponse,
-    SessionRunning, SessionState, SessionTerminated, SetBudgetRequest, StepStart, StopReason, TerminateSessionRequest,
-    Text, UserMessage,
+    Budget, BudgetAction, BudgetPeriod, BudgetScope, ContentBlock, ExecuteStepRequest, Grant, InterruptSessionRequest,
+    ModelAttempt, RuntimeServiceTerminateSessionRequest, RuntimeServiceTerminateSessionResponse, SendMessageResponse,
+    SessionRunning, SessionState, SessionTerminated, SetBudgetRequest, StepStart, StopReason, TenantRoute,
+    TerminateSessionRequest, Text, TokenUsage, UserMessage,
 };
 use croft_worker::tools::Builtins;
-use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Streaming};
+use tonic::{Code, Request, Status, Streaming};
 
 use crate::doubles::{Call, Hook, Made, Outage, hooked};
-use crate::world::{Ground, PATIENCE, World, of_acme, read_all, worker};
+use crate::played::{Played, Said, Steps};
+use crate::world::{Ground, PATIENCE, STALL, World, of_acme, read_all, worker};
 
 const SLOW: &str = r#"{"script": [{"text": "a b c d e f g h i j k l m n o p", "token_delay_ms": 100}]}"#;
 const ENDLESS: &str = r#"{"script": [{"text": "word "}, {"delay_ms": 600000}]}"#;
@@ -153,26 +156,32 @@ async fn a_call_whose_front_is_lost_is_paid_for_once_another_ends_the_session() 
     paid(&world, &session_id).await;
 }
 
+/// Begins a turn as a front that is lost then. The epoch of its lease.
+async fn begun_elsewhere(world: &World, session_id: &str, turn: TurnId) -> u64 {
+    let content = message(session_id, r#"{"script": [{"text": "there"}]}"#).content;
+    let said = Kind::UserMessage(UserMessage { content, sender: "somebody".into() });
+    let events = [said, Kind::SessionRunning(SessionRunning {})].map(|kind| NewEvent::now(kind).of_turn(turn));
+    let message = Append::of(world.tenant(), session_id.parse().unwrap(), Authority::Caller, events.into());
+    let begin = Begin { message, holder: "a lost front".into(), ttl: Duration::from_hours(1) };
+    let Begun::New(opened) = world.core.stores.turns.begin(begin).await.unwrap() else { panic!("it is free") };
+    opened.epoch
+}
+
 /// The first worker lived and knew of its call, and nobody asked it.
 #[tokio::test]
 async fn a_call_whose_front_is_lost_is_paid_for_though_another_worker_goes_on_with_the_turn() {
     let world = World::start().await;
     let session_id = world.client().create(scripted_agent("orphan")).await.unwrap().session_id;
     let (tenant, session, turn) = (world.tenant(), session_id.parse().unwrap(), TurnId::generate());
-    let content = message(&session_id, r#"{"script": [{"text": "there"}]}"#).content;
-    let said = Kind::UserMessage(UserMessage { content, sender: "somebody".into() });
-    let events = [said, Kind::SessionRunning(SessionRunning {})].map(|kind| NewEvent::now(kind).of_turn(turn));
-    let message = Append::of(tenant, session, Authority::Caller, events.into());
-    let begin = Begin { message, holder: "a lost front".into(), ttl: Duration::from_hours(1) };
-    let Begun::New(opened) = world.core.stores.turns.begin(begin).await.unwrap() else { panic!("it is free") };
-    lost_in_mid_call(&world, &session_id, turn, opened.epoch).await;
+    let epoch = begun_elsewhere(&world, &session_id, turn).await;
+    lost_in_mid_call(&world, &session_id, turn, epoch).await;
 
     let other = worker(of_acme("worker-1"), Builtins::default(), &world.tasks).await;
     world.reroute(|route| {
         route.workers[0].ready = false;
         route.workers.push(other);
     });
-    world.core.stores.leases.abandon(tenant, session, opened.epoch).await.unwrap();
+    world.core.stores.leases.abandon(tenant, session, epoch).await.unwrap();
     let session = world.wait_for(&session_id, |session| session.state == SessionState::Idle).await;
     assert_eq!((session.last_stop_reason, &*session.worker), (StopReason::EndTurn, "worker-1"));
     let rows = world.core.stores.usage.list(tenant, Some(session.id), None, None, 10).await.unwrap();
@@ -181,6 +190,130 @@ async fn a_call_whose_front_is_lost_is_paid_for_though_another_worker_goes_on_wi
         let tokens = row.tokens.unwrap();
         assert!(tokens.input_uncached_tokens > 0 && tokens.output_tokens > 0, "{row:?}");
         assert_eq!((&*row.sender, row.finish_reason == "lost"), ("somebody", false), "its worker tells: {row:?}");
+    }
+}
+
+/// A worker that takes no step, and knows of an attempt in the one that a lost front left there.
+struct Left {
+    /// With the epoch that it is asked under.
+    asked: mpsc::Sender<u64>,
+    /// Those that it answers.
+    answers: Arc<Semaphore>,
+}
+
+#[async_trait]
+impl Steps for Left {
+    async fn step(&self, _: Request<Streaming<ExecuteStepRequest>>) -> Result<Said, Status> {
+        Err(Status::unavailable("it is about to stop"))
+    }
+
+    async fn forget(&self, asked: RuntimeServiceTerminateSessionRequest) -> RuntimeServiceTerminateSessionResponse {
+        self.asked.send(asked.epoch).await.unwrap();
+        self.answers.acquire().await.unwrap().forget();
+        let usage = TokenUsage { input_uncached_tokens: 7, output_tokens: 5, ..TokenUsage::default() };
+        let attempt = ModelAttempt {
+            attempt_id: "left".into(),
+            grant_id: "left".into(),
+            usage: Some(usage),
+            finish_reason: "cancelled".into(),
+            ..ModelAttempt::default()
+        };
+        RuntimeServiceTerminateSessionResponse { found: true, untold_attempts: vec![attempt] }
+    }
+}
+
+/// A turn whose front was lost, at a worker of that kind, with the asking of it.
+struct LeftTurn {
+    session_id: String,
+    /// Of the lease that was lost.
+    epoch: u64,
+    asked: mpsc::Receiver<u64>,
+    answers: Arc<Semaphore>,
+}
+
+impl LeftTurn {
+    /// Another front goes on with it, among workers as `change` leaves them.
+    async fn taken_over(world: &World, change: impl FnOnce(&mut TenantRoute)) -> Self {
+        let session_id = world.client().create(scripted_agent("orphan")).await.unwrap().session_id;
+        let epoch = begun_elsewhere(world, &session_id, TurnId::generate()).await;
+        let ((tells, asked), answers) = (mpsc::channel(8), Arc::new(Semaphore::new(0)));
+        let left = Played(Left { asked: tells, answers: Arc::clone(&answers) }).serve(world, "left").await;
+        world.reroute(|route| {
+            route.workers[0].address = left;
+            change(route);
+        });
+        world.core.stores.leases.abandon(world.tenant(), session_id.parse().unwrap(), epoch).await.unwrap();
+        Self { session_id, epoch, asked, answers }
+    }
+
+    /// Waits until the worker is asked what it knows, under a newer lease.
+    async fn asked(&mut self) {
+        let asked = timeout(PATIENCE, self.asked.recv()).await.expect("nobody asks the worker").unwrap();
+        assert!(asked > self.epoch, "{asked} is not newer than {}", self.epoch);
+    }
+
+    /// The session once its turn is over and so many calls are paid for, one of them as the worker tells.
+    async fn over(&self, world: &World, attempts: i64) -> Session {
+        let is_over = |session: &Session| session.state == SessionState::Idle && session.usage.attempts == attempts;
+        let session = world.wait_for(&self.session_id, is_over).await;
+        let rows = world.core.stores.usage.list(world.tenant(), Some(session.id), None, None, 10).await.unwrap();
+        let left = rows.iter().find(|row| row.attempt_id == "left").unwrap();
+        assert_eq!((&*left.sender, left.tokens.unwrap().output_tokens), ("somebody", 5), "{rows:?}");
+        session
+    }
+}
+
+/// It was passed over once it had been tried.
+#[tokio::test]
+async fn a_worker_that_refuses_the_turn_it_was_left_at_is_asked_what_it_knows_all_the_same() {
+    let options = Options { placement_timeout: Duration::from_millis(300), ..Options::default() };
+    for is_alone in [false, true] {
+        let world = World::on(Ground { options: options.clone(), ..Ground::default() }).await;
+        let other = worker(of_acme("worker-1"), Builtins::default(), &world.tasks).await;
+        let mut turn = LeftTurn::taken_over(&world, |route| {
+            if !is_alone {
+                route.workers.push(other);
+            }
+        })
+        .await;
+        turn.answers.add_permits(1);
+        turn.asked().await;
+        let session = turn.over(&world, if is_alone { 1 } else { 2 }).await;
+        let expected = if is_alone { StopReason::WorkerLost } else { StopReason::EndTurn };
+        assert_eq!(session.last_stop_reason, expected);
+        assert!(turn.asked.try_recv().is_err(), "it is asked once");
+    }
+}
+
+/// What it told behind the two seconds was in no ledger, and who interrupted waited for them.
+#[tokio::test]
+async fn a_worker_that_tells_late_what_it_knows_is_not_waited_for_and_is_paid_for() {
+    for is_interrupted in [true, false] {
+        steady(STALL, async || {
+            let world = World::start().await;
+            let other = worker(of_acme("worker-1"), Builtins::default(), &world.tasks).await;
+            let mut turn = LeftTurn::taken_over(&world, |route| {
+                route.workers[0].ready = false;
+                route.workers.push(other);
+            })
+            .await;
+            turn.asked().await;
+            let asked_at = Instant::now();
+            if is_interrupted {
+                let interrupt = InterruptSessionRequest { session_id: turn.session_id.clone() };
+                let told = world.client().lifecycle.interrupt_session(interrupt).await.unwrap().into_inner();
+                assert!(told.interrupted);
+            }
+            let session = world.wait_for(&turn.session_id, |session| session.state == SessionState::Idle).await;
+            let expected = if is_interrupted { StopReason::Interrupted } else { StopReason::EndTurn };
+            assert_eq!(session.last_stop_reason, expected);
+            assert!(!is_interrupted || asked_at.elapsed() < Duration::from_secs(1), "{:?}", asked_at.elapsed());
+            let heard = session.usage.attempts;
+            assert_eq!(heard, i64::from(!is_interrupted));
+            turn.answers.add_permits(1);
+            turn.over(&world, heard + 1).await;
+        })
+        .await;
     }
 }
 

@@ -21,6 +21,11 @@ pub(crate) type Said = Pin<Box<dyn Stream<Item = Result<ExecuteStepResponse, Sta
 #[tonic::async_trait]
 pub(crate) trait Steps: Send + Sync + 'static {
     async fn step(&self, request: Request<Streaming<ExecuteStepRequest>>) -> Result<Said, Status>;
+
+    /// What it answers as it is to forget a session.
+    async fn forget(&self, _: RuntimeServiceTerminateSessionRequest) -> RuntimeServiceTerminateSessionResponse {
+        RuntimeServiceTerminateSessionResponse::default()
+    }
 }
 
 /// A worker with these steps.
@@ -62,8 +67,8 @@ impl<S: Steps> RuntimeService for Played<S> {
 
     async fn terminate_session(
         &self,
-        _: Request<RuntimeServiceTerminateSessionRequest>,
+        request: Request<RuntimeServiceTerminateSessionRequest>,
     ) -> Result<Response<RuntimeServiceTerminateSessionResponse>, Status> {
-        Ok(Response::new(RuntimeServiceTerminateSessionResponse::default()))
+        Ok(Response::new(self.0.forget(request.into_inner()).await))
     }
 }

@@ -78,7 +78,7 @@ async fn an_attempt_that_nobody_heard_of_is_told_to_whoever_ends_the_session() {
     front.until_event(|kind| matches!(kind, Kind::TextDelta(_))).await;
     assert_eq!(front.heard.grants.len(), 2);
     drop(front);
-    let request = RuntimeServiceTerminateSessionRequest { session_id, reason: "enough".into() };
+    let request = RuntimeServiceTerminateSessionRequest { session_id, reason: "enough".into(), epoch: 0 };
     let mut told = Vec::new();
     for _ in 0..2 {
         let ended = worker.client.clone().terminate_session(request.clone()).await.unwrap().into_inner();

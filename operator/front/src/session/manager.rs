@@ -139,11 +139,11 @@ impl Manager {
                 Ok(Opened { session, is_new: true })
             }
             Ok(Inserted::Existing(session)) => {
-                self.forget(tenant, &placement, id, "another request for the same came first").await;
+                self.forget(tenant, &placement, id, ("another request for the same came first", 0)).await;
                 Ok(Opened { session, is_new: false })
             }
             Err(error) => {
-                self.forget(tenant, &placement, id, "it could not be recorded").await;
+                self.forget(tenant, &placement, id, ("it could not be recorded", 0)).await;
                 Err(error)
             }
         }
@@ -297,15 +297,23 @@ impl Manager {
         drop(self.core.tasks.spawn("forget-session", async move {
             let Some(tenant) = manager.core.tenants.get(tenant) else { return };
             let Ok(placement) = manager.core.router.locate(tenant.id, &worker) else { return };
-            manager.forget(&tenant, &placement, id, reason).await;
+            manager.forget(&tenant, &placement, id, (reason, 0)).await;
         }));
     }
 
     /// Tells a worker to forget a session, which it does by itself too, later, if this fails. Returns the attempts at models that it
-    /// knows of and nobody else may.
-    async fn forget(&self, tenant: &Tenant, placement: &Placement, id: SessionId, reason: &str) -> Vec<ModelAttempt> {
+    /// knows of and nobody else may. `epoch` is of the lease under which the session goes on at another worker, and 0 where it goes on
+    /// at none.
+    async fn forget(
+        &self,
+        tenant: &Tenant,
+        placement: &Placement,
+        id: SessionId,
+        (reason, epoch): (&str, u64),
+    ) -> Vec<ModelAttempt> {
         let Ok(mut worker) = self.core.workers.client(tenant, placement) else { return Vec::new() };
-        let request = RuntimeServiceTerminateSessionRequest { session_id: id.to_string(), reason: reason.to_owned() };
+        let (session_id, reason) = (id.to_string(), reason.to_owned());
+        let request = RuntimeServiceTerminateSessionRequest { session_id, reason, epoch };
         match tokio::time::timeout(INIT_TIMEOUT, worker.terminate_session(request)).await {
             Ok(Ok(response)) => return response.into_inner().untold_attempts,
             Ok(Err(status)) => tracing::debug!(session = %id, code = ?status.code(), "worker not told to forget"),

@@ -38,7 +38,7 @@ use crate::metrics::Metrics;
 use crate::session::Session;
 use crate::session::manager::Manager;
 use panicked::{Driven, Panicked};
-use step::{Course, Origin, Step, pause};
+use step::{Course, Origin, Step, pause, told_to_stop};
 
 /// Events that are read at a time while looking for messages and for what is stored of a turn.
 const PAGE: u32 = 500;
@@ -309,6 +309,18 @@ impl Driver {
                 }
             }
         };
+        if let Some(left_at) = course.left_at.take()
+            && self.see_lease().await.is_ok()
+        {
+            let left = self.leave(&left_at, &input);
+            // Whoever stops the turn waits for no worker.
+            if !matches!(end.stop_reason, StopReason::Interrupted | StopReason::Terminated) {
+                tokio::select! {
+                    () = left => {}
+                    _ = told_to_stop(input.turn, controls) => {}
+                }
+            }
+        }
         // A step that was cut off may have said that it takes the message up without having done so.
         self.end(&mut recorder, self.explained(end), &input, hold).await
     }

@@ -13,7 +13,7 @@ use crate::events::relay::Frame;
 use crate::session::Session;
 use crate::turn;
 
-/// How long a worker may take to tell what it alone knows of a session that goes on at another.
+/// How long a turn waits for a worker to tell what it alone knows before it goes on at another. What comes later is charged for later.
 const LEAVE_MAX: Duration = Duration::from_secs(2);
 /// When a log is looked at whose store did not say whether it took an end.
 const LOOK_AFTER: [Duration; 2] = [Duration::ZERO, Duration::from_millis(200)];
@@ -90,23 +90,29 @@ impl Manager {
         self.core.tasks.spawn("release-worker", async move {
             let Some(tenant) = manager.core.tenants.get(session.tenant) else { return };
             let Ok(placement) = manager.core.router.locate(tenant.id, &session.worker) else { return };
-            let untold = manager.forget(&tenant, &placement, session.id, &reason).await;
+            let untold = manager.forget(&tenant, &placement, session.id, (&reason, 0)).await;
             turn::charge_behind_end(&manager.core, session, untold).await;
         });
     }
 
-    /// The same for a session that goes on at another worker than this one, which may run it yet for a front that is lost; its turn runs on
-    /// behalf of `sender`. Waits for that, and for no longer than [`LEAVE_MAX`] and what the ledger takes.
-    pub(crate) async fn leave_worker(&self, session: &Session, worker: &str, (turn, sender): (TurnId, &str)) {
-        let Some(tenant) = self.core.tenants.get(session.tenant) else { return };
-        let Ok(placement) = self.core.router.locate(tenant.id, worker) else { return };
+    /// The same for a session that goes on without this worker, which may run it yet for a front that is lost: under the lease of this
+    /// `epoch`, in a turn on behalf of `sender`. What comes back waits for that, and for no longer than [`LEAVE_MAX`]; dropped or not, the
+    /// worker is asked, and what it tells is charged for.
+    pub(crate) fn leave_worker(
+        &self,
+        session: &Session,
+        worker: &str,
+        epoch: u64,
+        (turn, sender): (TurnId, &str),
+    ) -> impl Future<Output = ()> + Send + use<> {
         let (manager, session, sender) = (self.clone(), session.clone(), sender.to_owned());
-        let leaving = async move {
-            let told = manager.forget(&tenant, &placement, session.id, "another worker goes on with it");
-            let untold = tokio::time::timeout(LEAVE_MAX, told).await.unwrap_or_default();
+        let placement = self.core.router.locate(session.tenant, worker);
+        let leaving = self.core.tasks.spawn("leave-worker", async move {
+            let (Some(tenant), Ok(placement)) = (manager.core.tenants.get(session.tenant), placement) else { return };
+            let why = ("it goes on elsewhere", epoch);
+            let untold = manager.forget(&tenant, &placement, session.id, why).await;
             turn::charge_in_turn(&manager.core, session, (turn, &sender), untold).await;
-        };
-        // In a task of its own: what the worker has told is charged for, also where the turn is dropped meanwhile.
-        drop(self.core.tasks.spawn("leave-worker", leaving).await);
+        });
+        async move { drop(tokio::time::timeout(LEAVE_MAX, leaving).await) }
     }
 }

@@ -43,7 +43,7 @@ pub(super) enum Origin {
 /// What one step of a turn leaves to the next.
 pub(super) struct Course {
     pub(super) worker: String,
-    /// Where whoever had the turn before may have left it running, until that is seen to.
+    /// Where whoever had the turn before may have left it running, until that worker has had it again or was asked.
     pub(super) left_at: Option<String>,
     pub(super) from: Origin,
     /// Not taken up yet.
@@ -75,10 +75,13 @@ impl Driver {
             Ok(client) => client,
             Err(error) => return Ok(Step::Lost(session_error(&error))),
         };
-        if let Some(left_at) = course.left_at.take().filter(|left_at| left_at != placement.worker()) {
-            // It lives, perhaps, and knows what was used. Where it has the turn again, it tells in the step.
-            let turn = (input.turn, &*input.sender);
-            Manager::new(Arc::clone(&self.core)).leave_worker(&self.session, &left_at, turn).await;
+        // Where it has the turn again, it tells in the step.
+        if let Some(left_at) = course.left_at.take_if(|left_at| *left_at != placement.worker()) {
+            self.see_lease().await?;
+            tokio::select! {
+                () = self.leave(&left_at, input) => {}
+                stop_reason = told_to_stop(input.turn, controls) => return Ok(Step::Done(End::of(stop_reason))),
+            }
         }
         let is_told = placement.worker() != course.worker;
         if is_told {
@@ -109,7 +112,17 @@ impl Driver {
         };
         // By far the largest part of a turn, and of what a task of one would hold on its stack.
         let outcome = Box::pin(exchange.run(client, start)).await?;
+        if !matches!(outcome, Outcome::Unreached(_) | Outcome::WorkerLost(_)) {
+            course.left_at = None;
+        }
         self.after(outcome, &placement, is_told, course, recorder).await
+    }
+
+    /// Asks a worker that may live, and run the turn for a front that is lost, what was used there. What comes back waits for that for a
+    /// while; it is done also where nobody waits.
+    pub(super) fn leave(&self, worker: &str, input: &Input) -> impl Future<Output = ()> + Send + use<> {
+        let manager = Manager::new(Arc::clone(&self.core));
+        manager.leave_worker(&self.session, worker, self.epoch, (input.turn, &input.sender))
     }
 
     /// Tells a worker of the session. What the step has come to, where that did not go well.
@@ -281,7 +294,7 @@ pub(super) async fn pause(turn: TurnId, controls: &mut Controls) -> Option<StopR
 }
 
 /// Until somebody stops a turn that no worker runs yet. Other words are nothing to it: what was decided meanwhile, the log tells.
-async fn told_to_stop(turn: TurnId, controls: &mut Controls) -> StopReason {
+pub(super) async fn told_to_stop(turn: TurnId, controls: &mut Controls) -> StopReason {
     loop {
         match controls.recv().await {
             Some(Frame::Interrupt { turn: meant }) if meant.is_none_or(|meant| meant == turn) => {
