@@ -37,8 +37,8 @@ pub trait UsageStore: Send + Sync {
     ) -> Result<Vec<UsageSummary>, Error>;
 
     /// Adds rows for what these events of a session report, as storing them would, where they can't be stored any more: the session
-    /// has ended, and its provider charges all the same. Attempts that the ledger has are passed over. A session that was erased
-    /// meanwhile has no rows added, and the log says so.
+    /// has ended, or another worker goes on with the turn, and the provider charges all the same. Attempts that the ledger has are
+    /// passed over. A session that was erased meanwhile has no rows added, and the log says so.
     async fn add_behind_end(&self, tenant: TenantId, session: SessionId, events: &[NewEvent]) -> Result<(), Error>;
 }
 

@@ -1,7 +1,7 @@
 //! The event log. What happens in a session is an event, and changes its state with it: here, as its first and last ones
 //! ([`SessionStore::insert`](crate::session::store::SessionStore::insert)) and as those that begin and end a turn
-//! ([`TurnStore`](crate::turn::store::TurnStore)). Only what was used behind its end is added without one
-//! ([`UsageStore::add_behind_end`](crate::usage::UsageStore::add_behind_end)).
+//! ([`TurnStore`](crate::turn::store::TurnStore)). Only what was used behind its end, or at a worker that its turn
+//! left, is added without one ([`UsageStore::add_behind_end`](crate::usage::UsageStore::add_behind_end)).
 
 use async_trait::async_trait;
 use croft_proto::Timestamp;

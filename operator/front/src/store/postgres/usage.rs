@@ -188,7 +188,7 @@ impl UsageStore for Postgres {
             let added = meter(&mut tx, tenant, Reported { session, events }).await?;
             let is_known = match added {
                 Some(_) => {
-                    // Its state changes no more, and whoever follows it is to be told what it has come to.
+                    // No event changes its state with it, and whoever follows it is to be told what it has come to.
                     sqlx::query(
                         "update sessions set change_number = pg_current_xact_id()::text::bigint
                         where tenant_id = $1 and session_id = $2",
