@@ -30,7 +30,8 @@ async fn small_worker(sessions_max: usize) -> Worker {
 }
 
 async fn terminate(worker: &Worker, session_id: &str) -> Result<bool, Status> {
-    let request = RuntimeServiceTerminateSessionRequest { session_id: session_id.into(), reason: "test".into(), epoch: 0 };
+    let request =
+        RuntimeServiceTerminateSessionRequest { session_id: session_id.into(), reason: "test".into(), epoch: 0 };
     worker.client.clone().terminate_session(request).await.map(|response| response.into_inner().found)
 }
 

@@ -178,7 +178,7 @@ pub struct Gateway {
 struct Shared {
     gateway: Gateway,
     connections: Arc<Semaphore>,
-    /// What WebSockets keep.
+    /// What each `WebSocket` keeps.
     buffers: Rooms,
 }
 

@@ -329,9 +329,9 @@ impl Answer {
         };
         self.cuts.store(cut, Ordering::Relaxed);
         if cut == RESET {
-            call.reset()
+            call.reset();
         } else {
-            call.hang_up()
+            call.hang_up();
         }
         self.shared.metrics.cut.inc_by(u64::from(was == NOT_CUT));
         true
@@ -377,7 +377,7 @@ impl Held {
         let size = bytes.len() + FRAME_BYTES;
         answer.bytes.fetch_add(size, Ordering::Relaxed);
         let kept = Kept::of(size, Arc::clone(&answer.own), Arc::clone(&answer.shared));
-        Bytes::from_owner(Self { bytes, answer: Arc::clone(answer), kept: kept })
+        Bytes::from_owner(Self { bytes, answer: Arc::clone(answer), kept })
     }
 }
 
