@@ -171,12 +171,16 @@ impl Sessions {
     /// then, and waits for it no longer. Where a step of that lease runs here, or one of a newer lease has begun, nothing is ended and
     /// forgotten, and `None` is returned.
     pub(crate) async fn terminate(&self, session: SessionId, epoch: u64) -> Option<Vec<ModelAttempt>> {
-        let running = {
+        let (running, is_the_askers) = {
             let held = self.shared.lock();
-            held.get(&session).filter(|known| !known.outlasts(epoch))?.running.clone()
+            let known = held.get(&session).filter(|known| epoch == 0 || known.epoch <= epoch)?;
+            (known.running.clone(), epoch != 0 && known.epoch == epoch)
         };
         if let Some(running) = running {
-            running.give_up(epoch);
+            // One of the asker's own may be over, and not know of it yet.
+            if !is_the_askers {
+                running.give_up(epoch);
+            }
             // One that hangs on a front which hears nothing is not waited for.
             drop(tokio::time::timeout(END_WAIT, running.ended.cancelled()).await);
         }

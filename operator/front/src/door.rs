@@ -1,6 +1,7 @@
 //! The doors of the front: who may come in where, and with what credential.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request as HttpRequest, State};
@@ -26,6 +27,9 @@ const STREAM_EVENTS: &str = "/croft.v1.LifecycleService/StreamEvents";
 /// Calls whose answers are more than one message.
 const STREAMS: [&str; 3] =
     [STREAM_EVENTS, "/croft.v1.LifecycleService/SendMessage", "/croft.v1.UsageService/ExportUsage"];
+
+/// When there may be room for another answer.
+const ROOM_AFTER: Duration = Duration::from_secs(5);
 
 /// Which port a call came in by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +91,11 @@ pub(crate) async fn guard(State(core): State<Arc<Core>>, mut request: HttpReques
         request.extensions_mut().insert(identity);
         // All calls of clients have one message to say.
         let (head, body) = request.into_parts();
+        let asker = Asker { tenant, is_stream: STREAMS.contains(&head.uri.path()) };
+        if !asker.is_stream && core.unread.is_full(tenant) {
+            let part = "room for answers: the tenant's callers have not taken theirs";
+            return refused(Error::Unavailable { part, retry_after: ROOM_AFTER, source: None });
+        }
         let (body, room) = match core.intake.read(tenant, head.uri.path(), body).await {
             Ok(read) => read,
             Err(refused) => {
@@ -108,7 +117,6 @@ pub(crate) async fn guard(State(core): State<Arc<Core>>, mut request: HttpReques
         } else {
             body
         };
-        let asker = Asker { tenant, is_stream: STREAMS.contains(&head.uri.path()) };
         let mut answer = room.answering(next.run(HttpRequest::from_parts(head, body))).await;
         answer.extensions_mut().insert(asker);
         return answer;

@@ -41,13 +41,14 @@ use tower_http::trace::TraceLayer;
 
 pub use self::failure::Failure;
 pub use self::metrics::Metrics;
+use self::ws::buffers::Buffers;
 use crate::core::Core;
 use crate::door::Door;
 use crate::error::Error;
 use crate::events::fanout::Hub;
 use crate::events::log::EventLog;
 use crate::identity::{Authenticator, Identity};
-use crate::intake::{Intake, READ_MAX, Rooms};
+use crate::intake::{Intake, READ_MAX};
 use crate::leaving::LEAVE_WITHIN;
 use crate::lifecycle::Lifecycle;
 use crate::seats::Seats;
@@ -179,7 +180,7 @@ struct Shared {
     gateway: Gateway,
     connections: Arc<Semaphore>,
     /// What each `WebSocket` keeps.
-    buffers: Rooms,
+    buffers: Buffers,
 }
 
 impl Shared {
@@ -234,7 +235,7 @@ pub fn router(gateway: Gateway) -> Router {
         .route("/readyz", get(readyz))
         .fallback(browser::elsewhere)
         .layer(cors)
-        .with_state(Arc::new(Shared { gateway, connections, buffers: ws::metered::kept_rooms() }));
+        .with_state(Arc::new(Shared { gateway, connections, buffers: Buffers::default() }));
     unread.layered(router)
 }
 

@@ -35,6 +35,8 @@ const FRAME_BYTES: usize = 512;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Those that wait for room are told at once that there is some, but not more often than that: they may be thousands.
 const TELL_EVERY: Duration = Duration::from_millis(20);
+/// And so many, those that wait for longest first: most would find that others were quicker.
+const TOLD_AT_A_TIME: usize = 64;
 
 /// What may be held, of bytes that callers have not taken.
 #[derive(Debug, Clone, Copy)]
@@ -133,7 +135,8 @@ impl Unread {
                 tokio::select! {
                     _ = looks.tick() => looked_at.look(),
                     () = looked_at.freed.notified() => {}
-                    () = looked_at.stopping.cancelled(), if looked_at.waits.load(Ordering::Relaxed) => {}
+                    // Some were told, and there may be room for more.
+                    () = sleep(TELL_EVERY), if looked_at.waits.load(Ordering::Relaxed) => {}
                 }
                 looked_at.tell();
                 sleep(TELL_EVERY).await;
@@ -143,6 +146,12 @@ impl Unread {
             ending.run_until_cancelled(looks).await;
         });
         Ok(Self { shared })
+    }
+
+    /// Whether what a tenant is told next would have to wait.
+    pub(crate) fn is_full(&self, tenant: TenantId) -> bool {
+        let own = self.shared.lock().account(Some(tenant));
+        self.shared.has_no_room_for(&own)
     }
 
     /// Room for what is written to a tenant beside any answer, until it is dropped. `None` while there is none.
@@ -210,7 +219,11 @@ impl Shared {
         };
         all.retain(|answer| answer.strong_count() > 0);
         let (answers, now): (Vec<_>, _) = (all.iter().filter_map(Weak::upgrade).collect(), self.now());
-        let mut stuck: Vec<_> = answers.iter().filter(|answer| answer.holds()).map(|it| (it.unread(now), it)).collect();
+        let mut stuck: Vec<_> = answers
+            .iter()
+            .filter(|answer| answer.holds() || answer.holds_up_its_making())
+            .map(|it| (it.unread(now), it))
+            .collect();
         stuck.sort_by_key(|(unread, _)| Reverse(*unread));
         // What is cut off lets go of its bytes a moment later.
         let (mut freed, mut freed_of_own) = (0, HashMap::<*const AtomicUsize, usize>::new());
@@ -228,7 +241,16 @@ impl Shared {
     fn tell(&self) {
         let mut state = self.lock();
         let waiting = std::mem::take(&mut state.waiting);
-        state.waiting = waiting.into_iter().filter(|answer| answer.upgrade().is_some_and(|it| !it.told())).collect();
+        let mut left = TOLD_AT_A_TIME;
+        state.waiting = waiting
+            .into_iter()
+            .filter(|answer| {
+                let Some(answer) = answer.upgrade() else { return false };
+                let is_told = left > 0 && answer.told();
+                left -= usize::from(is_told);
+                !is_told
+            })
+            .collect();
         self.waits.store(!state.waiting.is_empty(), Ordering::Relaxed);
     }
 
@@ -275,6 +297,11 @@ const HUNG_UP: u8 = 2;
 impl Answer {
     fn holds(&self) -> bool {
         self.bytes.load(Ordering::Relaxed) > 0
+    }
+
+    /// An answer of one message waits for room with all of it made already, which nothing counts.
+    fn holds_up_its_making(&self) -> bool {
+        self.waits.load(Ordering::Relaxed) && self.asker.is_some_and(|asker| !asker.is_stream)
     }
 
     fn unread(&self, now: u64) -> Duration {

@@ -41,10 +41,11 @@
 //! | 1009 | a frame was too large |
 //! | 1013 | the client is too slow; the reason is `{"sessionId": "…", "since": "…"}`, to subscribe with again |
 
+pub(super) mod buffers;
 mod connection;
 mod frames;
 mod limiter;
-pub(super) mod metered;
+mod metered;
 mod subscriptions;
 mod upgrade;
 
@@ -72,7 +73,7 @@ use crate::error::Error;
 const PROTOCOL: &str = "croft.v1";
 const FRAME_BYTES_MAX: usize = 1024 * 1024;
 /// What an idle connection keeps for reading; the library's own 128 KiB would be most of what a connection costs. A larger frame
-/// gets more, which the connection then keeps: see [`metered::kept_rooms`].
+/// gets more, which the connection then keeps: see [`buffers`].
 const BUFFER_BYTES: usize = 2 * 1024;
 
 #[derive(Deserialize)]
@@ -102,8 +103,11 @@ pub(super) async fn upgrade(
     drop(tasks.spawn("websocket", async move {
         // Without one, the client has gone before it had its answer.
         if let Ok(stream) = stream.await {
-            let meter =
-                Meter::new(tenure.identity().tenant, shared.gateway.intake.rooms().clone(), shared.buffers.clone());
+            let meter = Meter::new(
+                tenure.identity().tenant,
+                shared.gateway.intake.rooms().clone(),
+                shared.buffers.buffer(tenure.identity().tenant),
+            );
             let metered = Metered { stream: TokioIo::new(stream), meter: Arc::clone(&meter) };
             let socket = WebSocketStream::from_raw_socket(metered, Role::Server, Some(config())).await;
             Connection::new(shared, tenure, socket, meter, opens).run().await;

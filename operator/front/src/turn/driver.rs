@@ -310,7 +310,7 @@ impl Driver {
             }
         };
         if let Some(left_at) = course.left_at.take()
-            && self.see_lease().await.is_ok()
+            && !matches!(self.see_lease().await, Err(Error::LeaseLost { .. }))
         {
             let left = self.leave(&left_at, &input);
             // Whoever stops the turn waits for no worker.

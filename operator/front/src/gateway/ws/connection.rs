@@ -5,6 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Bytes;
 use axum::extract::ws::close_code;
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::SessionEvent;
@@ -18,6 +19,8 @@ use serde_json::json;
 use tokio::time::{Instant, MissedTickBehavior, sleep, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
 
 use super::frames::{ClientFrame, Ping, ServerFrame, Subscribe, Unsubscribe};
@@ -84,7 +87,7 @@ struct State {
     /// Those that may still be resumed.
     resumes: usize,
     heard_at: Instant,
-    /// It keeps more than there is room for, and ends when all that it was asked is answered.
+    /// It keeps room that others need, reads no more, and ends when all that it was asked is answered.
     leaves: bool,
 }
 
@@ -168,6 +171,7 @@ impl Connection {
         let stopping = self.shared.gateway.tasks.stopping();
         let mut left = pin!(leaving(stopping.clone(), self.shared.gateway.options.leave_within));
         let mut ended = pin!(self.tenure.clone().ended());
+        let mut goes = pin!(self.meter.goes().cancelled_owned());
         let keep_alive = self.shared.gateway.options.keep_alive;
         let mut ticks = tokio::time::interval_at(Instant::now() + keep_alive, keep_alive);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -177,12 +181,16 @@ impl Connection {
             }
             self.start_next();
             if self.state.leaves && self.state.current.is_none() {
-                return End::close(close_code::AWAY, "its frames took too much room: connect again");
+                return End::close(close_code::AWAY, "its frames took room that others need: connect again");
             }
-            let State { subscriptions, waiting, current, .. } = &mut self.state;
-            let reads = waiting.len() < WAITING_MAX;
+            let State { subscriptions, waiting, current, leaves, .. } = &mut self.state;
+            let reads = waiting.len() < WAITING_MAX && !*leaves;
             let step = tokio::select! {
                 () = &mut left => Err(End::close(close_code::AWAY, "this replica is going away")),
+                () = &mut goes, if !*leaves => {
+                    *leaves = true;
+                    Ok(())
+                }
                 () = &mut ended => Err(End::close(close_code::POLICY, "the credential has ended")),
                 message = self.incoming.next(), if reads => self.hear(message).await,
                 outcome = async { current.as_mut().expect("checked below").await }, if current.is_some() => {
@@ -290,7 +298,7 @@ impl Connection {
                 return Ok(());
             }
             Some(Ok(Message::Binary(_) | Message::Frame(_))) => {
-                self.state.leaves |= !self.meter.is_whole();
+                self.meter.is_whole();
                 return self.refuse("INVALID_ARGUMENT", "frames are text, this one is binary".to_owned()).await;
             }
             Some(Err(tungstenite::Error::Capacity(_))) => {
@@ -302,7 +310,7 @@ impl Connection {
             Some(Ok(Message::Close(_))) => return Err(End::Closed),
             Some(Err(_)) | None => return Err(End::Gone),
         };
-        self.state.leaves |= !self.meter.is_whole();
+        self.meter.is_whole();
         match self.state.limiter.judge() {
             Verdict::Take => {}
             Verdict::Refuse => return self.refuse("RATE_LIMITED", "too many frames: send fewer".to_owned()).await,
@@ -348,9 +356,19 @@ impl Connection {
             let text = json(&self.frame(session, event)?)?;
             (written, bytes) = (written + 1, bytes + text.len());
             if text.len() > LARGE_BYTES {
-                kept.push(room_for(&self.shared, self.tenure.identity().tenant, text.len()).await?);
+                let (shared, tenant) = (Arc::clone(&self.shared), self.tenure.identity().tenant);
+                let room = shared.gateway.unread.hold(tenant, text.len());
+                // What is here already may be what there is too much of.
+                if room.is_none() {
+                    self.in_time(async |outgoing| outgoing.flush().await).await?;
+                    kept.clear();
+                }
+                kept.push(match room {
+                    Some(room) => room,
+                    None => room_for(&shared, tenant, text.len()).await?,
+                });
             }
-            self.in_time(async |outgoing| outgoing.feed(Message::text(text)).await).await?;
+            self.in_time(async |outgoing| feed(outgoing, text).await).await?;
             if written < TOGETHER_MAX && bytes < TOGETHER_BYTES_MAX {
                 next = self.state.subscriptions.waiting();
             }
@@ -450,6 +468,22 @@ fn json(frame: &ServerFrame) -> Result<String, End> {
         tracing::error!(%error, "a frame can't be written as JSON");
         End::close(close_code::ERROR, "an internal error")
     })
+}
+
+/// By the piece, since the library keeps the room of the largest for as long as the socket is open.
+async fn feed(outgoing: &mut SplitSink<Socket, Message>, text: String) -> Result<(), tungstenite::Error> {
+    if text.len() <= LARGE_BYTES {
+        return outgoing.feed(Message::text(text)).await;
+    }
+    let mut rest = Bytes::from(text);
+    let mut kind = Data::Text;
+    while !rest.is_empty() {
+        let piece = rest.split_to(rest.len().min(LARGE_BYTES));
+        let frame = Frame::message(piece, OpCode::Data(kind), rest.is_empty());
+        outgoing.feed(Message::Frame(frame)).await?;
+        kind = Data::Continue;
+    }
+    Ok(())
 }
 
 /// Room among what the tenant's callers have not taken. A client that finds none for too long is as one that takes nothing.

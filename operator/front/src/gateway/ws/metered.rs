@@ -12,7 +12,9 @@ use std::time::Duration;
 use croft_proto::id::TenantId;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
+use super::buffers::Buffer;
 use crate::error::Error;
 use crate::intake::{Room, Rooms};
 
@@ -22,22 +24,12 @@ const CONTROL_HEAD_BYTES: usize = 6;
 /// So much is written at a time.
 const PIECE_BYTES: usize = 16 * 1024;
 
-/// Of all sockets, and of one tenant's: what is kept to read their frames.
-const KEPT_BYTES_MAX: usize = 64 * 1024 * 1024;
-const TENANT_KEPT_BYTES_MAX: usize = 16 * 1024 * 1024;
-
-/// The room that sockets keep for as long as they are open: the library gives nothing back of what its largest frame took.
-pub(in crate::gateway) fn kept_rooms() -> Rooms {
-    Rooms::of("WebSockets' buffers", KEPT_BYTES_MAX, TENANT_KEPT_BYTES_MAX)
-}
-
 /// What has come of a message, which takes of the same room as requests do.
 pub(super) struct Meter {
     tenant: TenantId,
     requests: Rooms,
-    buffers: Rooms,
     part: Mutex<Part>,
-    buffer: Mutex<Room>,
+    buffer: Buffer,
 }
 
 #[derive(Default)]
@@ -48,16 +40,19 @@ struct Part {
 }
 
 impl Meter {
-    pub(super) fn new(tenant: TenantId, requests: Rooms, buffers: Rooms) -> Arc<Self> {
-        Arc::new(Self { tenant, requests, buffers, part: Mutex::default(), buffer: Mutex::default() })
+    pub(super) fn new(tenant: TenantId, requests: Rooms, buffer: Buffer) -> Arc<Self> {
+        Arc::new(Self { tenant, requests, part: Mutex::default(), buffer })
     }
 
-    /// All that has come was a message. What has come of the next with it is no more than is read at a time. False where the socket keeps
-    /// more for it than there is room for, and should go.
-    pub(super) fn is_whole(&self) -> bool {
+    /// All that has come was a message. What has come of the next with it is no more than is read at a time.
+    pub(super) fn is_whole(&self) {
         let part = std::mem::take(&mut *self.lock());
-        let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
-        self.buffers.reckon(self.tenant, part.bytes, &mut buffer).is_ok()
+        self.buffer.took(part.bytes);
+    }
+
+    /// Cancelled once the socket keeps room that others need.
+    pub(super) fn goes(&self) -> CancellationToken {
+        self.buffer.goes()
     }
 
     /// A control frame that said so many bytes has come, which may stand within a message.
