@@ -1,4 +1,4 @@
-//! What open WebSockets keep of the room that their largest frame took: the library gives none of it back. Beyond a bound those go
+//! What open sockets keep of the room that their largest frame took: the library gives none of it back. Beyond a bound those go
 //! that needed theirs longest ago; their clients connect again.
 
 use std::collections::{BTreeMap, HashMap};
@@ -171,7 +171,9 @@ mod tests {
     fn who_comes_finds_room_whatever_others_keep() {
         let buffers = Buffers::of(3 * LARGE, 2 * LARGE);
         let all: Vec<_> = (0..4).map(|_| buffers.buffer(TenantId::generate())).collect();
-        all.iter().for_each(|buffer| buffer.took(LARGE));
+        for buffer in &all {
+            buffer.took(LARGE);
+        }
         assert_eq!(told(&all), [true, false, false, false]);
         let alone = Buffers::of(LARGE / 2, LARGE / 2);
         let buffer = alone.buffer(TenantId::generate());
