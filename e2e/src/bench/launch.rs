@@ -91,7 +91,11 @@ pub(super) async fn start_front(
         .env("CROFT_POSTGRES_URL", &place.postgres_admin_url)
         .output()
         .await?;
-    ensure!(migrated.status.success(), "croft-front migrate: {}", String::from_utf8_lossy(&[migrated.stderr, migrated.stdout].concat()));
+    ensure!(
+        migrated.status.success(),
+        "croft-front migrate: {}",
+        String::from_utf8_lossy(&[migrated.stderr, migrated.stdout].concat())
+    );
     let ops = ports.take()?;
     let mut command = command(&place.programs, "croft-front");
     command
