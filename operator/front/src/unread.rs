@@ -150,8 +150,8 @@ impl Unread {
 
     /// Whether what a tenant is told next would have to wait.
     pub(crate) fn is_full(&self, tenant: TenantId) -> bool {
-        let own = self.shared.lock().account(Some(tenant));
-        self.shared.has_no_room_for(&own)
+        let own = self.shared.lock().tenants.get(&Some(tenant)).and_then(Weak::upgrade);
+        own.is_some_and(|own| self.shared.has_no_room_for(&own))
     }
 
     /// Room for what is written to a tenant beside any answer, until it is dropped. `None` while there is none.

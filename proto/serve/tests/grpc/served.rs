@@ -30,38 +30,32 @@ async fn a_call_that_has_begun_is_answered_though_intake_has_stopped() {
     assert_eq!(server.tasks.shutdown(Duration::from_secs(90)).await, 0);
 }
 
-/// A client that opened its window no further held a replica up for all of its grace.
-#[tokio::test]
-async fn a_caller_that_takes_nothing_does_not_hold_up_a_shutdown() {
+/// Shuts a server down while a caller takes so much of an answer and no more. Whether the caller has it.
+async fn answered_within(window: u32) -> bool {
     let collector = Collector::new();
     let bounds = Bounds { unread_max: Some(Duration::from_secs(1)), ..Bounds::default() };
     let server = Running::in_public(bounds, collector.routes()).await;
-    let endpoint = Endpoint::from_shared(server.url()).unwrap().initial_stream_window_size(0);
+    let endpoint = Endpoint::from_shared(server.url()).unwrap().initial_stream_window_size(window);
     let mut client = TraceServiceClient::new(endpoint.connect().await.unwrap());
-    let stuck = Tasks::new().spawn("caller", async move { client.export(something()).await });
+    let caller = Tasks::new().spawn("caller", async move { client.export(something()).await });
     collector.arrived.acquire().await.unwrap().forget();
 
     let shutdown = server.tasks.shutdown(Duration::from_mins(2));
     let left = tokio::time::timeout(Duration::from_secs(90), shutdown).await.expect("it waits for the caller");
     assert_eq!(left, 0);
-    assert!(!stuck.is_finished(), "it was answered");
+    caller.is_finished()
+}
+
+/// A client that opened its window no further held a replica up for all of its grace.
+#[tokio::test]
+async fn a_caller_that_takes_nothing_does_not_hold_up_a_shutdown() {
+    assert!(!answered_within(0).await, "it was answered");
 }
 
 /// The last piece of an answer is not the server's any more, and no call of its is left.
 #[tokio::test]
 async fn nor_does_one_that_takes_no_more_than_a_byte() {
-    let collector = Collector::new();
-    let bounds = Bounds { unread_max: Some(Duration::from_secs(1)), ..Bounds::default() };
-    let server = Running::in_public(bounds, collector.routes()).await;
-    let endpoint = Endpoint::from_shared(server.url()).unwrap().initial_stream_window_size(1);
-    let mut client = TraceServiceClient::new(endpoint.connect().await.unwrap());
-    let stuck = Tasks::new().spawn("caller", async move { client.export(something()).await });
-    collector.arrived.acquire().await.unwrap().forget();
-
-    let shutdown = server.tasks.shutdown(Duration::from_mins(2));
-    let left = tokio::time::timeout(Duration::from_secs(90), shutdown).await.expect("it waits for the caller");
-    assert_eq!(left, 0);
-    drop(stuck);
+    answered_within(1).await;
 }
 
 #[tokio::test]
