@@ -106,7 +106,7 @@ fn what_the_chart_sets_itself_is_not_set_a_second_time() {
 
 #[test]
 fn no_tier_gives_more_than_a_front_reads() {
-    assert_eq!(croft_front::app::MESSAGE_BYTES_CEILING, croft_crds::tenant::MESSAGE_BYTES_MAX as usize);
+    assert_eq!(croft_front::intake::MESSAGE_BYTES_CEILING, croft_crds::tenant::MESSAGE_BYTES_MAX as usize);
     let told = refusal(&[&format!("tiers.free.limits.maxMessageBytes={}", croft_crds::tenant::MESSAGE_BYTES_MAX + 1)]);
     assert!(told.contains("maxMessageBytes"), "{told}");
     set(&[&format!("tiers.free.limits.maxMessageBytes={}", croft_crds::tenant::MESSAGE_BYTES_MAX)]);

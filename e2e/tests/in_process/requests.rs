@@ -1,8 +1,8 @@
 //! Requests that make no sense, or that are not the caller's to make, on the real ports: each has one clear answer, and the port goes on.
 
 use croft_e2e::client::{Client, message, scripted_agent};
-use croft_front::app::MESSAGE_BYTES_CEILING;
 use croft_front::core::Options;
+use croft_front::intake::MESSAGE_BYTES_CEILING;
 use croft_proto::id::SessionId;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{

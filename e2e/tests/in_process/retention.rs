@@ -8,7 +8,7 @@ use croft_e2e::client::{message, scripted_agent};
 use croft_front::Error;
 use croft_front::core::Options;
 use croft_front::events::log::{Append, Authority, NewEvent};
-use croft_front::session::retention::{Erased, RetentionStore};
+use croft_front::session::retention::store::{Erased, RetentionStore};
 use croft_front::store::Stores;
 use croft_proto::Timestamp;
 use croft_proto::id::{SessionId, TenantId};

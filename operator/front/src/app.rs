@@ -28,7 +28,7 @@ use crate::door::{self, Door};
 use crate::events::fanout::Hub;
 use crate::events::relay::Relay;
 use crate::identity::Authenticator;
-use crate::intake::{Intake, anybody};
+use crate::intake::{Intake, MESSAGE_BYTES_CEILING, anybody};
 use crate::lifecycle::Lifecycle;
 use crate::limits::Limiter;
 use crate::metrics::Metrics;
@@ -41,13 +41,10 @@ use crate::session::open::OpenSessions;
 use crate::session::{watch_for_sessions_due, watch_for_sessions_to_erase};
 use crate::store::Stores;
 use crate::tenants::Tenants;
-use crate::turn::held::{Held, keep_leases, leave_turns_behind};
-use crate::turn::watch_for_abandoned_turns;
+use crate::turn::held::Held;
+use crate::turn::{keep_leases, leave_turns_behind, watch_for_abandoned_turns};
 use crate::unread::{self, Unread};
 use crate::worker_client::WorkerPool;
-
-/// The largest request that is read at all. Between a tenant's limit and this one, the refusal names the field.
-pub const MESSAGE_BYTES_CEILING: usize = 16 * 1024 * 1024;
 
 /// What a front is made from.
 pub struct Parts {

@@ -209,10 +209,10 @@ impl Serve {
         if self.lease_ttl_ms < 1_000 {
             mistakes.push("--lease-ttl-ms (CROFT_LEASE_TTL_MS) must be at least 1000.".to_owned());
         }
-        if !(1..=crate::app::MESSAGE_BYTES_CEILING).contains(&self.message_bytes_max) {
+        if !(1..=crate::intake::MESSAGE_BYTES_CEILING).contains(&self.message_bytes_max) {
             mistakes.push(format!(
                 "--message-bytes-max (CROFT_MESSAGE_BYTES_MAX) must be between 1 and {}.",
-                crate::app::MESSAGE_BYTES_CEILING
+                crate::intake::MESSAGE_BYTES_CEILING
             ));
         }
         for (flag, is_none) in [

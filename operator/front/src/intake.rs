@@ -20,10 +20,11 @@ use tokio::time::timeout;
 use tonic::Status;
 
 pub(crate) use self::rooms::{Room, Rooms};
-use crate::app::MESSAGE_BYTES_CEILING;
 use crate::error::Error;
 use crate::shares::Shares;
 
+/// The largest request that is read at all. Between a tenant's limit and this one, the refusal names the field.
+pub const MESSAGE_BYTES_CEILING: usize = 16 * 1024 * 1024;
 /// Of all clients' requests that are being read, decoded or carried out, and of one tenant's.
 const HELD_BYTES_MAX: usize = 64 * 1024 * 1024;
 const TENANT_BYTES_MAX: usize = 24 * 1024 * 1024;

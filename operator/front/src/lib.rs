@@ -8,6 +8,7 @@ pub mod api_key_command;
 pub mod app;
 pub mod audit;
 pub mod budget;
+mod clock;
 pub mod config;
 pub mod core;
 pub mod counters;

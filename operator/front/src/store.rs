@@ -19,10 +19,10 @@ use crate::lease::LeaseStore;
 use crate::models::ModelStore;
 use crate::models::seed::SeedModels;
 use crate::session::across::AcrossTenants;
-use crate::session::retention::RetentionStore;
+use crate::session::retention::store::RetentionStore;
 use crate::session::store::SessionStore;
 use crate::tenants::TenantMirror;
-use crate::tenants::removal::RemovalStore;
+use crate::tenants::removal::store::RemovalStore;
 use crate::turn::store::TurnStore;
 use crate::usage::UsageStore;
 

@@ -10,6 +10,7 @@ mod extent;
 mod granted;
 pub mod held;
 mod inbox;
+mod leases;
 mod purse;
 mod questions;
 mod recorder;
@@ -23,9 +24,7 @@ pub(crate) mod told;
 mod words;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use croft_proto::Timestamp;
 use croft_proto::id::{SessionId, TenantId, TurnId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{BusyPolicy, SendMessageRequest, SessionEvent, SessionRunning, SessionState, UserMessage};
@@ -41,27 +40,12 @@ use crate::session::manager::{Manager, idempotency_key};
 use crate::session::validate;
 
 pub(crate) use charge::{charge_behind_end, charge_in_turn};
+pub use leases::{keep_leases, leave_turns_behind};
 use store::{Begin, Begun};
 pub use takeover::watch_for_abandoned_turns;
 
 /// Messages that wait in one session for their turn, of which each is a turn of its own.
 const WAITING_MAX: u32 = 100;
-
-/// The wall clock, for what people read; durations are measured on the monotonic clock.
-pub(crate) fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp {
-        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-        nanos: i32::try_from(since.subsec_nanos()).unwrap_or(0),
-    }
-}
-
-/// How long ago that was by our clock; nothing, where it was by another's that is ahead of it.
-fn since(then: Timestamp) -> Duration {
-    let since_epoch =
-        Duration::new(then.seconds.try_into().unwrap_or_default(), then.nanos.try_into().unwrap_or_default());
-    (UNIX_EPOCH + since_epoch).elapsed().unwrap_or_default()
-}
 
 /// A message that is stored, and the turn that answers it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -20,6 +20,7 @@ use super::period::Period;
 use super::queue::Queues;
 use super::reservation::{Reservation, tokens_of};
 use super::{Account, Budget, BudgetStore, Budgets, Scope, of_agent, of_family, of_tenant};
+use crate::clock::now;
 use crate::counters::{Amount, Ask, Bound, Counters, Settlement, Standing, Verdict};
 use crate::error::Error;
 use crate::events::fanout::Hub;
@@ -27,7 +28,6 @@ use crate::events::log::EventLog;
 use crate::limits::Limiter;
 use crate::session::Session;
 use crate::tenants::Tenants;
-use crate::turn::now;
 
 /// How long a reservation outlives the last word of its holder, as a rule: see [`Keeper::hold`].
 pub const RESERVATION_TTL: Duration = Duration::from_secs(30);

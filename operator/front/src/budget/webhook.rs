@@ -16,8 +16,8 @@ use serde::Serialize;
 
 use super::BudgetStore;
 use super::alert::Alert;
+use crate::clock::now;
 use crate::error::Error;
-use crate::turn::now;
 
 /// How long the webhook may take to answer. One that hangs holds up nothing but its own queue.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);

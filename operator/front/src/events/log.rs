@@ -10,8 +10,8 @@ use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{SessionCheckpoint, SessionEvent};
 use prost::Message;
 
+use crate::clock::now;
 use crate::error::Error;
-use crate::turn::now;
 
 /// A durable event that has no number yet.
 #[derive(Debug, Clone, PartialEq)]

@@ -25,10 +25,10 @@ use futures::{Stream, StreamExt, stream};
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::clock::now;
 use crate::error::Error;
 use crate::events::fanout::{Hub, Item, SubscribeOptions, Subscription};
 use crate::events::log::EventLog;
-use crate::turn::now;
 
 pub(crate) use self::looks::Looks;
 use self::looks::{Asked, Looked, Watched};

@@ -47,7 +47,7 @@ impl Budgets {
         }
         self.core.stores.budgets.put(identity.tenant, &budget).await?;
         self.core.budgets.forget(identity.tenant).await;
-        let account = [budget.account(&crate::turn::now())];
+        let account = [budget.account(&crate::clock::now())];
         let spent = self.core.stores.budgets.ledgers(identity.tenant, &account).await?;
         let spent = spent.first().copied().unwrap_or_default();
         Ok(told(&budget, Amount { nano_usd: spent.nano_usd, tokens: spent.tokens }))

@@ -10,11 +10,11 @@ use croft_proto::v1::{
 };
 use tonic::{Request, Response, Status};
 
+use crate::clock::now;
 use crate::core::Core;
 use crate::door::Door;
 use crate::error::Error;
 use crate::models::recommend::recommend;
-use crate::turn::now;
 
 const DAYS: u32 = 30;
 const DAYS_MAX: u32 = 366;

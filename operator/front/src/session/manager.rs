@@ -21,6 +21,7 @@ use super::family::Parent;
 use super::lifetime::Lifetime;
 use super::store::{Filter, Inserted, NewSession, Page};
 use super::{Session, snapshot, validate};
+use crate::clock::now;
 use crate::core::Core;
 use crate::error::Error;
 use crate::events::log::{Authority, IdempotencyKey, NewEvent};
@@ -28,7 +29,6 @@ use crate::identity::Identity;
 use crate::routing::{self, Placement};
 use crate::store::being_removed;
 use crate::tenants::Tenant;
-use crate::turn::now;
 
 pub(crate) use family::CALL_ENDED;
 

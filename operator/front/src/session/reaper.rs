@@ -12,11 +12,11 @@ use futures::{StreamExt, stream};
 use super::Session;
 use super::manager::{CALL_ENDED, Manager};
 use crate::audit::Action;
+use crate::clock::now;
 use crate::core::Core;
 use crate::error::Error;
 use crate::events::log::Authority;
 use crate::store::time;
-use crate::turn::now;
 
 /// Between two looks: a session lives for at most so much longer than it was given.
 const EVERY: Duration = Duration::from_secs(1);

@@ -3,19 +3,21 @@
 //! A session goes out of everybody's sight as a whole, and is from then on as one that never was; its events go in slices, so that
 //! one of very many takes no longer than another. Its usage and its audit records stay.
 
+pub mod store;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use croft_proto::Timestamp;
 use croft_proto::id::TenantId;
 
+use self::store::Erased;
 use crate::audit::Action;
+use crate::clock::now;
 use crate::core::Core;
 use crate::error::Error;
 use crate::store::batch::Batch;
 use crate::store::time;
-use crate::turn::now;
 
 /// Sessions of one transaction at most.
 const SESSIONS_BATCH: u32 = 20;
@@ -24,30 +26,6 @@ const EVENTS_BATCH: u32 = 10_000;
 
 /// Of tenants that are served no more, in one look; more of them wait for the next.
 const TENANTS_MAX: u32 = 100;
-
-/// What one transaction came to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Erased {
-    /// Those that are gone, with all of their events.
-    pub sessions: u64,
-    pub events: u64,
-}
-
-/// What a store can erase of a tenant that stays.
-#[async_trait]
-pub trait RetentionStore: Send + Sync {
-    /// Erases sessions that ended before then, longest ended first: at most `sessions_max` of them go out of sight, with their
-    /// checkpoints, leases, idempotency keys, budgets and alerts, and at most `events_max` of their events go, the newest first.
-    /// What is left of a session goes with the next call, whatever `before` that has. When there is nothing to do, nothing was erased.
-    /// What ended within the hour is left alone.
-    async fn erase_ended(
-        &self,
-        tenant: TenantId,
-        before: Timestamp,
-        sessions_max: u32,
-        events_max: u32,
-    ) -> Result<Erased, Error>;
-}
 
 /// Looks for sessions to erase until shutdown. Without a retention time only those are whose erasure has begun; and of tenants that are
 /// archived.

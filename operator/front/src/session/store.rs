@@ -118,7 +118,7 @@ pub trait SessionStore: Send + Sync {
     /// Records a new session and its first events, all or nothing.
     ///
     /// Fails with [`Error::SessionLimit`], with [`Error::IdempotencyKeyReused`] when the key came with another body, and
-    /// with [`Error::TenantClosed`] once the tenant's removal has begun: see [`crate::tenants::removal::RemovalStore`]. A sub-agent's
+    /// with [`Error::TenantClosed`] once the tenant's removal has begun: see [`crate::tenants::removal::store::RemovalStore`]. A sub-agent's
     /// session fails with [`Error::SessionTerminated`] once its parent has ended: none is made behind the back of whoever ends them.
     async fn insert(&self, session: NewSession) -> Result<Inserted, Error>;
 

@@ -12,9 +12,9 @@ use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{BudgetReached, Grant, GrantRefused, GrantRequest, Model, ModelAttempt, ModelRouted};
 
 use super::granted::weight;
-use super::now;
 use crate::budget::keeper::{Outcome, Wish};
 use crate::budget::reservation::Reservation;
+use crate::clock::now;
 use crate::core::Core;
 use crate::error::Error;
 use crate::models::output;

@@ -5,7 +5,7 @@ use croft_proto::id::TurnId;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{ApprovalRequired, ApprovalResolved, SessionEvent, SessionState, StopReason};
 
-use super::since;
+use crate::clock::since;
 use crate::error::Error;
 use crate::events::log::{EventLog, is_last_page};
 use crate::session::Session;

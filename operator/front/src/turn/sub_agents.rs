@@ -19,7 +19,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use super::{Turns, since};
+use super::Turns;
+use crate::clock::since;
 use crate::core::Core;
 use crate::error::Error;
 use crate::events::replay;

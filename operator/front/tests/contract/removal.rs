@@ -7,7 +7,7 @@ use croft_front::audit::Place;
 use croft_front::budget::Scope;
 use croft_front::budget::period::Period;
 use croft_front::identity::api_key;
-use croft_front::session::retention::Erased;
+use croft_front::session::retention::store::Erased;
 use croft_front::session::store::{Filter, NewSession};
 use croft_front::store::Stores;
 use croft_proto::Timestamp;

@@ -8,7 +8,7 @@ use croft_front::budget::alert::{Alert, Unit};
 use croft_front::budget::period::Period;
 use croft_front::budget::{Account, Budget, Scope};
 use croft_front::events::log::NewEvent;
-use croft_front::session::retention::Erased;
+use croft_front::session::retention::store::Erased;
 use croft_front::session::store::{Filter, Inserted};
 use croft_front::store::Stores;
 use croft_proto::Timestamp;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use croft_front::seats::Seats;
-use croft_front::session::retention::RetentionStore;
+use croft_front::session::retention::store::RetentionStore;
 use croft_proto::Timestamp;
 use croft_proto::id::SessionId;
 use serde_json::{Value, json};

@@ -3,8 +3,8 @@
 use std::{future, io};
 
 use axum::body::{Body, Bytes};
-use croft_front::app::MESSAGE_BYTES_CEILING;
 use croft_front::identity::Role;
+use croft_front::intake::MESSAGE_BYTES_CEILING;
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::lifecycle_service_client::LifecycleServiceClient;
 use croft_proto::v1::{AgentSpec, ContentBlock, CreateSessionRequest, ListSessionsRequest, SendMessageRequest, Text};

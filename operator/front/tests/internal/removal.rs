@@ -8,7 +8,7 @@ use croft_front::Error;
 use croft_front::events::log::NewEvent;
 use croft_front::identity::api_key;
 use croft_front::session::store::{Filter, NewSession};
-use croft_front::tenants::removal::RemovalStore;
+use croft_front::tenants::removal::store::RemovalStore;
 use croft_proto::id::TenantId;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{

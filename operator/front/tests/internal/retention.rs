@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use croft_front::events::log::{Append, Authority, NewEvent};
-use croft_front::session::retention::Erased;
+use croft_front::session::retention::store::Erased;
 use croft_front::session::store::Filter;
 use croft_proto::Timestamp;
 use croft_proto::v1::watch_routes_response::Change;

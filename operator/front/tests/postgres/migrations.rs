@@ -8,7 +8,7 @@ use croft_front::audit::Place;
 use croft_front::migrate;
 use croft_front::models::seed::seed;
 use croft_front::session::across::Horizon;
-use croft_front::session::retention::Erased;
+use croft_front::session::retention::store::Erased;
 use croft_front::session::store::NewSession;
 use croft_front::store::Stores;
 use croft_front::store::postgres::Postgres;

@@ -13,12 +13,12 @@ use crate::budget::asked::Asked;
 use crate::budget::queue::Head;
 use crate::budget::reservation::{OUTPUT_TOKENS_MIN, Reservation, output_that_fits};
 use crate::budget::{Account, Budget, Budgets};
+use crate::clock::now;
 use crate::counters::{Amount, Ask, Standing, Verdict, Window};
 use crate::error::Error;
 use crate::limits::Limits;
 use crate::models::price::Quote;
 use crate::session::Session;
-use crate::turn::now;
 
 /// A call of which a used-up budget says that it be slowed down comes one in so long.
 const THROTTLED_TO: Duration = Duration::from_secs(5);

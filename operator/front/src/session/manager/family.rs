@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::{Manager, Opened, Opening};
 use crate::audit::Action;
+use crate::clock::now;
 use crate::error::Error;
 use crate::events::log::Authority;
 use crate::events::relay::Frame;
@@ -20,7 +21,6 @@ use crate::session::family::{DEPTH_MAX, Parent, callee};
 use crate::session::lifetime::Lifetime;
 use crate::session::store::Filter;
 use crate::store::time;
-use crate::turn::now;
 
 /// Why a sub-agent's session was ended before its call had a result, as in its `SessionTerminated`.
 pub(crate) const CALL_ENDED: &str = "CALL_ENDED";

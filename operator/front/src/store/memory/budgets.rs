@@ -99,7 +99,7 @@ impl BudgetStore for Memory {
             tenant,
             alert: alert.clone(),
             at: now,
-            create_time: crate::turn::now(),
+            create_time: crate::clock::now(),
             is_told: false,
             hook_time: Some(now),
             tries: 0,

@@ -8,10 +8,10 @@ use croft_proto::v1::SessionState;
 use croft_proto::v1::session_event::Kind;
 
 use super::{Memory, Record, State};
+use crate::clock::now;
 use crate::error::Error;
 use crate::store::time;
-use crate::tenants::removal::RemovalStore;
-use crate::turn::now;
+use crate::tenants::removal::store::RemovalStore;
 
 #[async_trait]
 impl RemovalStore for Memory {

@@ -6,10 +6,10 @@ use croft_proto::id::{SessionId, TenantId};
 
 use super::{Memory, State};
 use crate::budget::Scope;
+use crate::clock::now;
 use crate::error::Error;
-use crate::session::retention::{Erased, RetentionStore};
+use crate::session::retention::store::{Erased, RetentionStore};
 use crate::store::time;
-use crate::turn::now;
 
 const HOUR_MICROS: i64 = 3_600_000_000;
 

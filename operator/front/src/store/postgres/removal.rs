@@ -7,7 +7,7 @@ use croft_proto::id::TenantId;
 
 use super::{Postgres, failed, leases};
 use crate::error::Error;
-use crate::tenants::removal::RemovalStore;
+use crate::tenants::removal::store::RemovalStore;
 
 #[async_trait]
 impl RemovalStore for Postgres {

@@ -8,7 +8,7 @@ use sqlx::Row;
 use super::time::Time;
 use super::{Postgres, failed};
 use crate::error::Error;
-use crate::session::retention::{Erased, RetentionStore};
+use crate::session::retention::store::{Erased, RetentionStore};
 
 #[async_trait]
 impl RetentionStore for Postgres {
