@@ -298,7 +298,7 @@ impl Connection {
                 return Ok(());
             }
             Some(Ok(Message::Binary(_) | Message::Frame(_))) => {
-                self.meter.is_whole();
+                self.meter.message_came();
                 return self.refuse("INVALID_ARGUMENT", "frames are text, this one is binary".to_owned()).await;
             }
             Some(Err(tungstenite::Error::Capacity(_))) => {
@@ -310,7 +310,7 @@ impl Connection {
             Some(Ok(Message::Close(_))) => return Err(End::Closed),
             Some(Err(_)) | None => return Err(End::Gone),
         };
-        self.meter.is_whole();
+        self.meter.message_came();
         match self.state.limiter.judge() {
             Verdict::Take => {}
             Verdict::Refuse => return self.refuse("RATE_LIMITED", "too many frames: send fewer".to_owned()).await,

@@ -45,7 +45,7 @@ impl Meter {
     }
 
     /// All that has come was a message. What has come of the next with it is no more than is read at a time.
-    pub(super) fn is_whole(&self) {
+    pub(super) fn message_came(&self) {
         let part = std::mem::take(&mut *self.lock());
         self.buffer.took(part.bytes);
     }
