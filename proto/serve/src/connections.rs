@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::{Stream, stream};
-use prometheus::IntGauge;
+use prometheus::{IntCounter, IntGauge};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -31,6 +31,9 @@ pub struct Bounds {
     /// Calls of one HTTP/2 connection at a time. At the bound its owner waits with the next:
     /// <https://datatracker.ietf.org/doc/html/rfc9113#section-5.1.2>.
     pub streams_max: u32,
+    /// Of the heads of all requests that have no answer yet, at a port of [`http`](crate::http): each with 192 bytes a header. A connection holds a
+    /// quarter of it at most. Beyond, a call is refused with 503, but for one, or 16 KiB of them, a connection.
+    pub heads_bytes_max: usize,
     /// One that has not begun to say what it wants is hung up on.
     pub first_bytes_timeout: Duration,
     /// From the end of one HTTP/1 request to the whole head of the next. Proxies keep idle connections for a minute; where we
@@ -52,6 +55,7 @@ impl Default for Bounds {
         Self {
             connections_max: 16_384,
             streams_max: 4_096,
+            heads_bytes_max: 64 * 1024 * 1024,
             first_bytes_timeout: Duration::from_secs(10),
             head_timeout: Duration::from_secs(75),
             idle_max: Duration::from_mins(5),
@@ -80,6 +84,11 @@ impl Connections {
     /// What holds for each of them.
     pub fn bounds(&self) -> Bounds {
         self.bounds
+    }
+
+    /// Counts calls that the port has no room for.
+    pub(crate) fn calls_refused(&self) -> IntCounter {
+        self.metrics.calls_refused.with_label_values(&[self.port])
     }
 
     /// The next connection that there is room for.

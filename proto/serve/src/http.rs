@@ -2,6 +2,7 @@
 
 mod call;
 mod calls;
+mod heads;
 
 use std::convert::Infallible;
 use std::pin::{Pin, pin};
@@ -11,7 +12,9 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::http::{Request, Response, Version};
+use axum::http::header::RETRY_AFTER;
+use axum::http::{Request, Response, StatusCode, Version};
+use axum::response::IntoResponse;
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -25,11 +28,16 @@ use tower::ServiceExt;
 pub use self::call::Call;
 use self::call::{Line, Streams};
 use self::calls::{Calls, UnderWay};
+use self::heads::Heads;
 use crate::Tasks;
 use crate::connections::{Bounds, Connection, Connections};
 
-/// Of one request, all headers together. Beyond, it is answered with 431.
-const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Of one request, all headers together: over HTTP/1 as they come, over HTTP/2 as RFC 9113 counts them, with 32 bytes more for each
+/// (<https://datatracker.ietf.org/doc/html/rfc9113#section-6.5.2>). Beyond, it is answered with 431. What comes of a head before it is whole takes no
+/// more than this, once for each connection.
+const HEAD_BYTES_MAX: u16 = 16 * 1024;
+/// Who was refused, since too much of requests' heads is held, may try again then, in seconds.
+const ROOM_AFTER: &str = "1";
 
 /// What a port speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +53,9 @@ pub enum Speaks {
 pub fn serve(name: &'static str, mut connections: Connections, speaks: Speaks, routes: Router, tasks: &Tasks) {
     let stopping = tasks.stopping();
     tasks.spawn_vital(name, async move {
-        let port = Port { routes, speaks, bounds: connections.bounds(), calls: Calls::default() };
+        let bounds = connections.bounds();
+        let heads = Heads::new(bounds.heads_bytes_max, connections.calls_refused());
+        let port = Port { routes, speaks, bounds, calls: Calls::default(), heads };
         let mut open = JoinSet::new();
         loop {
             tokio::select! {
@@ -79,19 +89,21 @@ struct Port {
     speaks: Speaks,
     bounds: Bounds,
     calls: Calls,
+    heads: Heads,
 }
 
 impl Port {
     async fn attend(self, connection: Connection, stopping: CancellationToken) {
         let line = Arc::new(Line::default());
         let builder = self.builder(&line);
-        let Self { routes, bounds, calls, .. } = self;
-        let asked = Arc::clone(&line);
+        let Self { routes, bounds, calls, heads, .. } = self;
+        let (asked, own) = (Arc::clone(&line), heads::Own::default());
         let service = service_fn(move |request: Request<Incoming>| {
             if request.version() < Version::HTTP_2 {
                 asked.speaks_http1();
             }
-            answer(request, routes.clone(), calls.clone())
+            let head = heads.hold(&request, &own);
+            answer(request, routes.clone(), calls.begin(), head)
         });
         let answering = line.scope(async {
             let answering = builder.serve_connection_with_upgrades(TokioIo::new(connection), service);
@@ -123,7 +135,7 @@ impl Port {
             builder = builder.http2_only();
         }
         let Bounds { head_timeout, peer_timeout, streams_max, .. } = self.bounds;
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(head_timeout).max_buf_size(HEAD_BYTES_MAX);
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(head_timeout).max_buf_size(HEAD_BYTES_MAX.into());
         // A connection that has been silent for this long is asked for a sign of life, and hung up on after as long again.
         let silence = peer_timeout * 2 / 3;
         builder
@@ -132,6 +144,7 @@ impl Port {
             // By RFC 8441 WebSockets begin so.
             .enable_connect_protocol()
             .max_concurrent_streams(streams_max)
+            .max_header_list_size(HEAD_BYTES_MAX.into())
             .keep_alive_interval(silence)
             .keep_alive_timeout(silence);
         builder
@@ -151,9 +164,16 @@ async fn idle(line: &Line, idle_max: Duration) {
     }
 }
 
-async fn answer(request: Request<Incoming>, routes: Router, calls: Calls) -> Result<Response<Answer>, Infallible> {
-    let under_way = calls.begin();
-    let answer = routes.oneshot(request).await?;
+async fn answer(
+    request: Request<Incoming>,
+    routes: Router,
+    under_way: UnderWay,
+    head: Option<heads::Held>,
+) -> Result<Response<Answer>, Infallible> {
+    let answer = match head {
+        Some(_held) => routes.oneshot(request).await?,
+        None => (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, ROOM_AFTER)]).into_response(),
+    };
     under_way.answered();
     Ok(answer.map(|inner| Answer { inner, under_way }))
 }

@@ -21,6 +21,7 @@ pub struct Metrics {
 pub(crate) struct ConnectionMetrics {
     pub(crate) open: IntGaugeVec,
     pub(crate) refused: IntCounterVec,
+    pub(crate) calls_refused: IntCounterVec,
 }
 
 /// What is counted of each call that a gRPC server takes.
@@ -54,7 +55,10 @@ impl Metrics {
         let opts = Opts::new("croft_connections_refused_total", "Connections beyond the bound of their port.");
         let refused = IntCounterVec::new(opts, &["port"])?;
         registry.register(Box::new(refused.clone()))?;
-        let connections = ConnectionMetrics { open, refused };
+        let help = "Calls refused, as their port held too much of requests' heads.";
+        let calls_refused = IntCounterVec::new(Opts::new("croft_calls_refused_total", help), &["port"])?;
+        registry.register(Box::new(calls_refused.clone()))?;
+        let connections = ConnectionMetrics { open, refused, calls_refused };
         Ok(Self { registry, rpc: RpcMetrics { requests, duration }, connections })
     }
 

@@ -5,6 +5,7 @@
 mod bounds;
 mod browser;
 mod connections;
+mod heads;
 mod http;
 mod http2;
 mod scene;
