@@ -40,6 +40,16 @@ pub struct Lifecycle {
     turns: Turns,
 }
 
+/// The turn of a message that was stored.
+struct Opened<E> {
+    /// The number of the event before the message.
+    after_seq: u64,
+    /// By now, the session's turns are driven at this replica.
+    is_driven_here: bool,
+    /// Of the turn, from the message on.
+    events: E,
+}
+
 impl Lifecycle {
     pub fn new(core: Arc<Core>, door: Door) -> Self {
         Self { manager: Manager::new(Arc::clone(&core)), turns: Turns::new(Arc::clone(&core)), core, door }
@@ -87,7 +97,7 @@ impl Lifecycle {
         identity: &Identity,
         request: SendMessageRequest,
     ) -> Result<impl Stream<Item = Result<SessionEvent, Error>> + Send + 'static, Error> {
-        Ok(self.open(identity, request).await?.2)
+        Ok(self.open(identity, request).await?.events)
     }
 
     /// The same, for as long as the caller's credential is good. The turn goes on when the stream ends, as it does when the caller
@@ -102,10 +112,10 @@ impl Lifecycle {
             Ok(seat) => seat,
             Err(error) => return Err(self.refused(tenure.identity(), &request, error).await),
         };
-        let (after_seq, drives, events) = self.open(tenure.identity(), request).await?;
+        let Opened { after_seq, is_driven_here, events } = self.open(tenure.identity(), request).await?;
         let events = tenured(events, after_seq, tenure, seat);
         // A turn that is another's may run on for long: its caller goes on listening at another replica. Our own is to end here.
-        Ok(if drives { events.left_stream() } else { self.until_left(events).right_stream() })
+        Ok(if is_driven_here { events.left_stream() } else { self.until_left(events).right_stream() })
     }
 
     /// For as long as this replica does not go away.
@@ -117,12 +127,12 @@ impl Lifecycle {
         until_left(events, left, || Error::unavailable("this replica", anyhow::anyhow!("it is shutting down"))).boxed()
     }
 
-    /// Stores a message. The number of the event before it, whether the session's turns are driven here by now, and the turn.
+    /// Stores a message.
     async fn open(
         &self,
         identity: &Identity,
         request: SendMessageRequest,
-    ) -> Result<(u64, bool, impl Stream<Item = Result<SessionEvent, Error>> + Send + use<>), Error> {
+    ) -> Result<Opened<impl Stream<Item = Result<SessionEvent, Error>> + Send + use<>>, Error> {
         let (tenant, id) = match validate::session_id(&request.session_id) {
             Ok(id) => (identity.tenant, id),
             Err(error) => return Err(self.refused(identity, &request, error).await),
@@ -139,9 +149,9 @@ impl Lifecycle {
         } else {
             place.follow(log, seq - 1).await?.right_stream()
         };
-        let drives = sent.begins() || self.core.held.holds(tenant, id);
+        let is_driven_here = sent.begins() || self.core.held.holds(tenant, id);
         sent.begin();
-        Ok((seq - 1, drives, one_turn(events, turn)))
+        Ok(Opened { after_seq: seq - 1, is_driven_here, events: one_turn(events, turn) })
     }
 
     /// Records that a message was not taken, and passes on why.

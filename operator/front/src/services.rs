@@ -13,16 +13,5 @@ pub use models::Models;
 pub use tenants::Tenants;
 pub use usage::Usage;
 
-use crate::error::Error;
-
+/// Of a page of usage or of audit records whose caller names no size.
 const PAGE_SIZE: u32 = 100;
-const PAGE_SIZE_MAX: i32 = 1_000;
-
-/// A request's page size, 0 meaning the default.
-fn page_size(asked: i32) -> Result<u32, Error> {
-    match asked {
-        0 => Ok(PAGE_SIZE),
-        1..=PAGE_SIZE_MAX => Ok(asked.unsigned_abs()),
-        _ => Err(Error::invalid("page_size", format!("is not between 0 and {PAGE_SIZE_MAX}"))),
-    }
-}

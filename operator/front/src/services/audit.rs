@@ -8,11 +8,12 @@ use croft_proto::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use super::page_size;
+use super::PAGE_SIZE;
 use crate::audit::Known;
 use crate::core::Core;
 use crate::door::Door;
 use crate::error::Error;
+use crate::session::validate;
 use crate::store::chain;
 
 /// The service, on the public port.
@@ -35,7 +36,7 @@ impl AuditService for Audit {
     ) -> Result<Response<ListAuditRecordsResponse>, Status> {
         let identity = Door::Public.identify(&self.core, &request).await?;
         let request = request.into_inner();
-        let limit = page_size(request.page_size)?;
+        let limit = validate::page_size(request.page_size, PAGE_SIZE)?;
         let records = self
             .core
             .reads

@@ -17,7 +17,7 @@ use futures::{FutureExt as _, Stream, stream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use super::page_size;
+use super::PAGE_SIZE;
 use crate::core::Core;
 use crate::door::Door;
 use crate::error::Error;
@@ -51,7 +51,7 @@ impl UsageService for Usage {
             "" => None,
             text => Some(validate::session_id(text)?),
         };
-        let limit = page_size(request.page_size)?;
+        let limit = validate::page_size(request.page_size, PAGE_SIZE)?;
         validate::printable("page_token", &request.page_token)?;
         let after = Some(request.page_token.as_str()).filter(|token| !token.is_empty());
         let mut usage_events = self

@@ -331,7 +331,7 @@ impl Manager {
 
     /// A page of the caller's sessions, newest first. The token is the last id of the page before.
     pub async fn list(&self, identity: &Identity, request: ListSessionsRequest) -> Result<Page, Error> {
-        let limit = validate::page_size(request.page_size)?;
+        let limit = validate::page_size(request.page_size, validate::PAGE_SIZE)?;
         let after = match request.page_token.as_str() {
             "" => None,
             token => Some(token.parse().map_err(|_| Error::invalid("page_token", "is not one of ours"))?),

@@ -33,8 +33,8 @@ const OWN_LABELS: &str = "croft.dev/";
 /// alerts of budgets, and what sub-agents are told.
 const OWN_KEYS: [&str; 5] = ["agentsession/", "approval/", "unheard/", "budget-alert/", "sub-agent-call"];
 const REASON_CHARS_MAX: usize = 256;
-/// Of a page whose caller names no size.
-const PAGE_SIZE: u32 = 50;
+/// Of a page of sessions, or of open questions, whose caller names no size.
+pub const PAGE_SIZE: u32 = 50;
 const PAGE_SIZE_MAX: i32 = 1_000;
 /// The model reads it, and everybody who follows the session.
 const APPROVAL_CHARS_MAX: usize = 4096;
@@ -75,12 +75,13 @@ fn one(agent: &AgentSpec) -> Result<(), Error> {
     limits::limits(&agent.limits.unwrap_or_default())
 }
 
-/// How many a page has at most: of sessions, or of open questions. None named is 50.
-pub fn page_size(asked: i32) -> Result<u32, Error> {
-    if !(0..=PAGE_SIZE_MAX).contains(&asked) {
-        return Err(Error::invalid("page_size", format!("is not between 0 and {PAGE_SIZE_MAX}")));
+/// How many a page has at most: as many as were asked for, 1 to 1,000, or `unnamed` where that is 0.
+pub fn page_size(asked: i32, unnamed: u32) -> Result<u32, Error> {
+    match asked {
+        0 => Ok(unnamed),
+        1..=PAGE_SIZE_MAX => Ok(asked.unsigned_abs()),
+        _ => Err(Error::invalid("page_size", format!("is not between 0 and {PAGE_SIZE_MAX}"))),
     }
-    Ok(u32::try_from(asked).ok().filter(|size| *size > 0).unwrap_or(PAGE_SIZE))
 }
 
 /// The name of an agent or a guardrail of a new session.

@@ -109,7 +109,7 @@ impl Turns {
         identity: &Identity,
         request: ListApprovalsRequest,
     ) -> Result<ListApprovalsResponse, Error> {
-        let size = validate::page_size(request.page_size)?;
+        let size = validate::page_size(request.page_size, validate::PAGE_SIZE)?;
         let told = match request.page_token.as_str() {
             "" => None,
             token => Some(token.parse::<Place>()?),
