@@ -39,7 +39,7 @@ use crate::identity::Identity;
 use crate::session::manager::{Manager, idempotency_key};
 use crate::session::validate;
 
-pub(crate) use charge::{charge_behind_end, charge_in_turn};
+pub(crate) use charge::{TOLD_WITHIN_LEASES, charge_behind_end, charge_in_turn};
 pub use leases::{keep_leases, leave_turns_behind};
 use store::{Begin, Begun};
 pub use takeover::watch_for_abandoned_turns;

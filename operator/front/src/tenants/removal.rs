@@ -24,6 +24,7 @@ use crate::session::manager::Manager;
 use crate::session::store::Filter;
 use crate::shares::Shares;
 use crate::store::batch::Batch;
+use crate::turn;
 
 /// How long one call works; then it tells what is left. A single batch may take it a little further.
 const CALL_MAX: Duration = Duration::from_secs(2);
@@ -33,8 +34,10 @@ const SESSIONS_BATCH: u32 = 200;
 const CONCURRENCY: usize = 8;
 /// How long one call waits for audit records to be written.
 const DRAIN_MAX: Duration = Duration::from_secs(1);
-/// How long it may take until all is in the ledger that the calls of a turn used which the end of its session cut short: its front hears of
-/// the end with the next renewal of the lease, tells the worker to stop, and asks it what nobody was told of.
+/// How long it may take until a turn which the end of its session cut short has told what its calls used: its front hears of the end within a
+/// lease's time, tells the worker to stop, and asks it what nobody was told of. What a worker that says nothing has used is added to the ledger
+/// [so many leases](turn::TOLD_WITHIN_LEASES) later. Not waited for are the charges of a ledger that was away, and those in a session
+/// at rest, of a turn that another front went on with: the log has them.
 const LATE_MAX: Duration = Duration::from_secs(10);
 const ROWS_BATCH: u32 = 5_000;
 /// What is left is counted so far and no further.
@@ -47,6 +50,11 @@ const REASON: &str = "TENANT_REMOVED";
 pub struct Progress {
     pub step: RemovalStep,
     pub left: u64,
+}
+
+/// From the end of a session until all that its last turn used is in the ledger.
+fn late_max(lease_ttl: Duration) -> Duration {
+    (turn::TOLD_WITHIN_LEASES + 1) * lease_ttl + LATE_MAX
 }
 
 /// Removes tenants.
@@ -86,7 +94,7 @@ impl Removal {
         removal.erase_credentials(tenant).await?;
         if policy == RemovalPolicy::Erase {
             // Nothing can be added to the ledger for a session that is gone.
-            let left = removal.count_cut_short(tenant, LATE_MAX).await?;
+            let left = removal.count_cut_short(tenant, late_max(self.core.options.lease_ttl)).await?;
             if left > 0 {
                 return Ok(Progress { step: RemovalStep::Draining, left });
             }

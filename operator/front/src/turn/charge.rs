@@ -23,7 +23,7 @@ const TRY_EVERY: Duration = Duration::from_secs(1);
 /// So many lease times has whoever goes on with a turn to be told of its attempts: one until the lease has run out, and one to reach the
 /// worker, and as much again for whoever goes on where they are lost too: what is told is exact, and what is reckoned here is not. As much again
 /// behind each try that finds the ledger away, as then nobody can go on with the turn either.
-const TOLD_WITHIN_LEASES: u32 = 6;
+pub(crate) const TOLD_WITHIN_LEASES: u32 = 6;
 
 /// Accounts for attempts of which a worker tells when its session has ended: the front that they were made for may have been lost
 /// before it heard of them. One that is stored already counts once, since it has the same id. What is reserved for them goes by itself.

@@ -1,6 +1,6 @@
 //! `RemoveTenant`, call by call; and sessions whose time is up, at two fronts at once.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -98,6 +98,8 @@ struct Slow {
     erases_for: Duration,
     begins: Arc<Notify>,
     alone: Mutex<()>,
+    /// For how long behind the end of a session its last turn may tell what it used.
+    late_max: Arc<OnceLock<Duration>>,
 }
 
 #[async_trait]
@@ -111,6 +113,7 @@ impl RemovalStore for Slow {
     }
 
     async fn count_cut_short(&self, tenant: TenantId, within: Duration) -> Result<u64, Error> {
+        self.late_max.get_or_init(|| within);
         self.removal.count_cut_short(tenant, within).await
     }
 
@@ -145,6 +148,7 @@ async fn an_erasure_that_takes_all_of_a_calls_time_is_recorded() {
         erases_for: Duration::from_millis(2100),
         begins: Arc::default(),
         alone: Mutex::default(),
+        late_max: Arc::default(),
     });
     let front = scene.front("front-0").await;
     scene.session(scene.heron, false).await;
@@ -162,6 +166,7 @@ async fn a_removal_whose_caller_goes_away_meanwhile_is_recorded() {
         erases_for: Duration::ZERO,
         begins: Arc::clone(&begins),
         alone: Mutex::default(),
+        late_max: Arc::default(),
     });
     let front = scene.front("front-0").await;
     tokio::select! {
@@ -175,7 +180,8 @@ async fn a_removal_whose_caller_goes_away_meanwhile_is_recorded() {
 /// What a call has used may be told when its session has ended, and where the session is gone the ledger does not take it.
 #[tokio::test]
 async fn what_a_turn_was_cut_short_at_is_waited_for_before_its_session_is_erased() {
-    let scene = Scene::new().await;
+    let mut scene = Scene::new().await;
+    scene.options.lease_ttl = Duration::from_secs(1);
     let front = scene.front("front-0").await;
     let session = scene.session(scene.heron, false).await;
     scene.append(scene.heron, session, vec![Kind::SessionRunning(SessionRunning {})]).await;
@@ -187,6 +193,25 @@ async fn what_a_turn_was_cut_short_at_is_waited_for_before_its_session_is_erased
     assert_eq!(removed(&scene, &front, RemovalPolicy::Erase).await.last(), Some(&RemovalStep::Done));
     let used = scene.stores.usage.list(scene.heron, None, None, None, 10).await.unwrap();
     assert_eq!(used.iter().map(|used| &*used.attempt_id).collect::<Vec<_>>(), ["late"]);
+}
+
+/// What a silent worker used is reckoned six leases after its front has let go of the turn, and a session was gone ten seconds after its end.
+#[tokio::test]
+async fn a_session_is_not_erased_before_what_its_last_turn_used_can_be_reckoned() {
+    let (mut scene, late_max) = (Scene::new().await, Arc::new(OnceLock::new()));
+    scene.stores.removal = Arc::new(Slow {
+        removal: Arc::clone(&scene.stores.removal),
+        begins_for: Duration::ZERO,
+        erases_for: Duration::ZERO,
+        begins: Arc::default(),
+        alone: Mutex::default(),
+        late_max: Arc::clone(&late_max),
+    });
+    let front = scene.front("front-0").await;
+    removed(&scene, &front, RemovalPolicy::Erase).await;
+    // One lease until its front hears of the end, and three seconds to come to it.
+    let reckoned_within = 7 * scene.options.lease_ttl + Duration::from_secs(3);
+    assert!(late_max.get().is_some_and(|late_max| *late_max > reckoned_within), "{late_max:?}");
 }
 
 #[tokio::test]
