@@ -192,12 +192,17 @@ async fn batch(
             service_tier: row.try_get("service_tier")?,
             ..ModelAttempt::default()
         };
+        let before: Option<i64> = row.try_get("cost_nano_usd")?;
         attempts.push(Attempt {
             id: row.try_get("attempt_id")?,
             session: row.try_get("session_id")?,
             micros: row.try_get("micros")?,
-            before: row.try_get("cost_nano_usd")?,
-            after: registry.cost_nano_usd(&attempt, seconds),
+            before,
+            // What was paid at a model that is gone is not what it costs at another that has its name now.
+            after: match before {
+                Some(_) => registry.own_cost_nano_usd(&attempt, seconds),
+                None => registry.cost_nano_usd(&attempt, seconds),
+            },
         });
     }
     let Some(last) = attempts.last().map(|last| (last.micros, last.id.clone())) else { return Ok(None) };

@@ -125,6 +125,12 @@ impl Registry {
     pub fn cost_nano_usd(&self, attempt: &ModelAttempt, at_seconds: i64) -> Option<i64> {
         price::cost_nano_usd(&*self.get(&attempt.model).ok()?, attempt, at_seconds)
     }
+
+    /// The same at the model of this id alone, and not at one that has it for an alias.
+    pub fn own_cost_nano_usd(&self, attempt: &ModelAttempt, at_seconds: i64) -> Option<i64> {
+        let model = self.get(&attempt.model).ok().filter(|model| model.model_id == attempt.model)?;
+        price::cost_nano_usd(&model, attempt, at_seconds)
+    }
 }
 
 fn untold(retry_after: Duration) -> Error {
@@ -242,5 +248,10 @@ mod tests {
             registry().cost_nano_usd(&attempt, 100)
         };
         assert_eq!([cost("tiny-1"), cost("tiny"), cost("huge")], [Some(150_000), Some(150_000), None]);
+        let own_cost = |model: &str| {
+            let attempt = ModelAttempt { model: model.into(), usage: Some(usage), ..ModelAttempt::default() };
+            registry().own_cost_nano_usd(&attempt, 100)
+        };
+        assert_eq!([own_cost("tiny-1"), own_cost("tiny"), own_cost("huge")], [Some(150_000), None, None]);
     }
 }

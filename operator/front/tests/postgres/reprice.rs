@@ -262,3 +262,26 @@ async fn a_price_that_is_gone_makes_nothing_unknown() {
     assert_eq!(get(&stores, ours, first).await.usage.cost_nano_usd, 9);
     database.end().await;
 }
+
+/// What was paid at a model became, once that was gone, what it costs at the one that has taken its name over.
+#[tokio::test]
+async fn what_was_paid_at_a_model_that_is_gone_is_not_priced_as_another_that_has_its_name() {
+    let database = Database::migrated().await;
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
+    let [ours, _] = two_tenants(&stores).await;
+    let first = session(&stores, ours).await;
+    appended(&stores, append(ours, first, vec![attempt("a", Some(9)), attempt("b", None)])).await;
+    let mut admin = database.admin().await;
+    execute(&mut admin, "delete from prices where model_id = 'scripted-1'").await.unwrap();
+    execute(&mut admin, "delete from models where model_id = 'scripted-1'").await.unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let heir = "[{modelId: scripted-9, provider: scripted, aliases: [scripted-1], prices: [{
+        effectiveFrom: '2020-01-01T00:00:00Z', inputUsd: '2', outputUsd: '10', source: ours}]}]";
+    std::fs::write(file.path(), heir).unwrap();
+    models_command::apply(file.path(), &database.admin_url()).await.unwrap();
+    let all = Choice { all: true, ..Choice::default() };
+    let told = reprice(&database.admin_url(), all).await.unwrap();
+    assert_eq!(told, Repriced { looked_at: 2, changed: 1, unpriced: 1, difference_nano_usd: 2 * COST });
+    assert_eq!(get(&stores, ours, first).await.usage.cost_nano_usd, 9 + 2 * COST);
+    database.end().await;
+}
