@@ -105,6 +105,7 @@ async fn what_is_not_a_workers_to_tell_is_neither_stored_nor_shown() {
         let sent = stranger.lifecycle.send_message(message(&session_id, "hello")).await.unwrap();
         let events = tokio::time::timeout(PATIENCE, read_all(sent.into_inner())).await.expect("no end");
         assert_eq!(stop_reason(&events), Some(StopReason::WorkerLost), "{events:?}");
+        assert_eq!(world.core.metrics.workers_lost.get(), 3, "it says so each time");
         for event in events {
             match event.kind {
                 Some(Kind::SessionTerminated(_)) => panic!("a worker ends no session"),

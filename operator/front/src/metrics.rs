@@ -29,7 +29,10 @@ pub struct Metrics {
     pub first_token: Histogram,
     pub events_stored: IntCounter,
     pub lease_losses: IntCounter,
+    /// From other replicas.
     pub takeovers: IntCounter,
+    /// In the midst of a turn, which goes on from what is stored at another, or ends with the last that it may lose.
+    pub workers_lost: IntCounter,
     /// What workers did.
     pub(crate) told: Told,
     /// Attempts at a model whose price is unknown.
@@ -85,6 +88,7 @@ impl Metrics {
             events_stored: counter("croft_events_stored_total", "Durable events stored by turns")?,
             lease_losses: counter("croft_lease_losses_total", "Turns that found their lease taken over")?,
             takeovers: counter("croft_turn_takeovers_total", "Turns taken over from a replica that went silent")?,
+            workers_lost: counter("croft_turn_workers_lost_total", "Workers that were lost in the midst of a turn")?,
             told: Told::register(registry)?,
             unpriced_attempts: counter("croft_unpriced_attempts_total", "Model attempts whose price is unknown")?,
             audit_records: counter("croft_audit_records_total", "Audit records stored")?,

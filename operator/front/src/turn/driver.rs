@@ -293,6 +293,7 @@ impl Driver {
                 Step::Done(end) => break end,
                 Step::Again => unreached_since = None,
                 Step::Lost(error) => {
+                    self.core.metrics.workers_lost.inc();
                     (lost, unreached_since) = (lost + 1, None);
                     if lost >= WORKERS_MAX {
                         break End::failed(StopReason::WorkerLost, error);
