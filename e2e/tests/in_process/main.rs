@@ -44,6 +44,7 @@ mod routing;
 mod senders;
 mod slow;
 mod stop;
+mod sub_agent_starts;
 mod sub_agents;
 mod suspended;
 mod tenure;
