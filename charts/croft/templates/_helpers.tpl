@@ -48,7 +48,7 @@ livenessProbe:
   httpGet: { path: /healthz, port: metrics }
   periodSeconds: 10
 readinessProbe:
-  httpGet: { path: /readyz, port: metrics }
+  httpGet: { path: /servingz, port: metrics }
   periodSeconds: 2
   failureThreshold: 2
 {{- end }}

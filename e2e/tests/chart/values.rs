@@ -84,6 +84,16 @@ fn what_has_no_value_of_its_own_goes_in_by_its_variable() {
     assert_eq!(variable(&objects, "croft-front", "CROFT_TENANT_REMOVAL_SECONDS"), None);
 }
 
+/// By `/readyz` all fronts went at once when Redis did.
+#[test]
+fn pods_are_sent_calls_for_as_long_as_they_can_serve() {
+    let objects = set(&[]);
+    for deployment in ["croft-front", "croft-operator"] {
+        let probe = &pod(&objects, deployment)["containers"][0]["readinessProbe"];
+        assert_eq!(probe["httpGet"], json!({ "path": "/servingz", "port": "metrics" }), "{deployment}");
+    }
+}
+
 #[test]
 fn what_the_chart_sets_itself_is_not_set_a_second_time() {
     for (part, name) in [

@@ -1,5 +1,5 @@
 //! What a front is told by its flags holds in the program that `main` builds, and over two of them: rates and budgets are counted
-//! together in Redis, alerts are posted, streams and origins are bounded.
+//! together in Redis, alerts are posted, streams and origins are bounded. And both go on without Redis.
 
 use std::panic::resume_unwind;
 use std::time::Duration;
@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+use crate::PATIENCE;
 use crate::receiver::Receiver;
 use crate::stage::Stage;
 
@@ -25,6 +26,8 @@ const POSTED_WITHIN: Duration = Duration::from_mins(3);
 /// A front waits for half a second for what is counted in Redis, and counts alone then.
 const STALL: Duration = Duration::from_millis(300);
 const TRIES_MAX: usize = 5;
+/// Longer than any test takes.
+const AWAY: Duration = Duration::from_hours(1);
 const SECRET: &str = "what alerts are signed with";
 
 fn flags(flags: &[&str]) -> Vec<String> {
@@ -159,6 +162,33 @@ async fn a_front_that_is_to_end_still_serves_whoever_has_not_heard_of_it() {
         stage.strike().await;
     })
     .await;
+}
+
+/// All fronts were taken out of their Service together, and nobody came to where each counts for itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fronts_serve_whoever_comes_while_redis_is_away() {
+    let stage = Stage::with(&flags(&["--sessions-per-minute=100"])).await;
+    stage.cut_redis(AWAY);
+    for place in 0..2 {
+        let status = async |path| reqwest::get(format!("http://{}{path}", stage.http(place))).await.unwrap().status();
+        let told = async {
+            while status("/readyz").await != 503 || status("/servingz").await != 200 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(PATIENCE, told)
+            .await
+            .unwrap_or_else(|_| panic!("front {place} is served as if all were there, or not at all"));
+    }
+    // On connections that were not there before.
+    for (place, mut client) in stage.clients().into_iter().enumerate() {
+        let session_id = client.create(scripted_agent("alone")).await.unwrap().session_id;
+        assert_eq!(turn(&mut client, &session_id, "without Redis").await, Some(StopReason::EndTurn));
+        let status = reqwest::get(format!("http://{}/servingz", stage.http(place))).await.unwrap().status();
+        assert_eq!(status, 200, "it is served all the while");
+        assert!(stage.metrics(place).await.sum("croft_counters_alone_total", &[]) > 0.0, "Redis was there");
+    }
+    stage.strike().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,7 +5,8 @@
 //! | `GET /v1/sessions/{id}/events` | [events of one session](sse) |
 //! | `GET /v1/ws`, over HTTP/2 `CONNECT` | [events of many, and messages to them](ws) |
 //! | `GET /healthz` | the process lives |
-//! | `GET /readyz` | it can do its work; 503 and the reasons otherwise |
+//! | `GET /readyz` | all that it works with is there; 503 and the reasons otherwise |
+//! | `GET /servingz` | it can do its work, if need be without Redis; 503 and the reasons otherwise |
 //! | `POST /croft.v1.…/…` | [the calls of the gRPC port](browser), as gRPC-Web |
 //!
 //! An error is `{"error": {"reason": "…", "message": "…"}}` with the reasons of gRPC's `ErrorInfo`.
@@ -233,6 +234,7 @@ pub fn router(gateway: Gateway) -> Router {
         }))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
+        .route("/servingz", get(servingz))
         .fallback(browser::elsewhere)
         .layer(cors)
         .with_state(Arc::new(Shared { gateway, connections, buffers: Buffers::default() }));
@@ -244,7 +246,14 @@ async fn healthz() -> &'static str {
 }
 
 async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
-    let problems = shared.gateway.readiness.problems();
+    told("ready", &shared.gateway.readiness.problems())
+}
+
+async fn servingz(State(shared): State<Arc<Shared>>) -> Response {
+    told("serving", &shared.gateway.readiness.obstacles())
+}
+
+fn told(what: &str, problems: &[String]) -> Response {
     let status = if problems.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({ "ready": problems.is_empty(), "problems": problems }))).into_response()
+    (status, Json(json!({ what: problems.is_empty(), "problems": problems }))).into_response()
 }

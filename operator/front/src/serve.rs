@@ -26,7 +26,7 @@ const PROBE_EVERY: Duration = Duration::from_secs(2);
 /// A dependency that takes longer to answer is not there.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Serves until SIGTERM. Fails at once, with a sentence, when a port is taken, or Postgres or Redis can't be reached.
+/// Serves until SIGTERM, without Redis while that is away. Fails at once, with a sentence, when a port is taken or Postgres can't be reached.
 pub async fn serve(config: Serve) -> anyhow::Result<()> {
     let tls = TlsFiles::read(&config.tls)?;
     let identity = config.identity.read().map_err(|mistakes| anyhow::anyhow!(mistakes.join(" ")))?;
@@ -43,9 +43,9 @@ pub async fn serve(config: Serve) -> anyhow::Result<()> {
     connections::register(registry, move || counted.connections())?;
     let redis = config.redis()?;
     let counters = Arc::new(RedisCounters::connect(&redis, ANSWER_TIMEOUT)?);
-    let relay =
-        RedisRelay::connect(redis, tasks).await.context("cannot reach Redis at --redis-url (CROFT_REDIS_URL)")?;
-    let (probed_postgres, probed_relay, redis_check) = (postgres.clone(), relay.clone(), readiness.check("redis"));
+    let relay = RedisRelay::connect(redis, tasks).await.context("--redis-url (CROFT_REDIS_URL) can't be used")?;
+    // Counters and relay have a way without it.
+    let (probed_postgres, probed_relay, redis_check) = (postgres.clone(), relay.clone(), readiness.tells("redis"));
     probe(tasks, readiness.check("postgres"), move || {
         let postgres = probed_postgres.clone();
         async move { postgres.check().await }

@@ -19,7 +19,7 @@ pub struct ServeArgs {
     /// without it
     #[arg(long, env = "CROFT_OTLP_ENDPOINT", value_parser = collector_url)]
     pub otlp_endpoint: Option<String>,
-    /// Address of /metrics, /healthz and /readyz
+    /// Address of /metrics, /healthz, /readyz and /servingz
     #[arg(long, env = "CROFT_METRICS_ADDR", default_value = "0.0.0.0:9090")]
     pub metrics_addr: SocketAddr,
     /// How long new connections and calls are still taken after SIGTERM, while `/readyz` says no, in milliseconds: whoever sends them here

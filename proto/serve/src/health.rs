@@ -16,7 +16,7 @@ use watches::Watches;
 const REQUEST_BYTES_MAX: usize = 1024;
 
 /// The service to add to a gRPC server. The empty name and each of `services` (full names, such as
-/// `croft.v1.LifecycleService`) serve exactly while `readiness` has no problems. 256 may watch at a time; once
+/// `croft.v1.LifecycleService`) serve exactly while [`Readiness::serves`]. 256 may watch at a time; once
 /// [`Tasks::stopping`], they are told that nothing serves any more, and their streams end.
 pub async fn service(
     readiness: &Readiness,
@@ -30,13 +30,13 @@ pub async fn service(
     let mut changes = readiness.watch();
     let stopping = tasks.stopping();
     for name in &names {
-        reporter.set_service_status(name, status(readiness.is_ready())).await;
+        reporter.set_service_status(name, status(readiness.serves())).await;
     }
     tasks.spawn_endless("grpc-health", async move {
         let _told = told.drop_guard();
-        while let Some(Some(ready)) = stopping.run_until_cancelled(changes.next()).await {
+        while let Some(Some(serves)) = stopping.run_until_cancelled(changes.next()).await {
             for name in &names {
-                reporter.set_service_status(name, status(ready)).await;
+                reporter.set_service_status(name, status(serves)).await;
             }
         }
         // Whoever still asks must go elsewhere.
@@ -47,22 +47,27 @@ pub async fn service(
     server
 }
 
-fn status(ready: bool) -> ServingStatus {
-    if ready { ServingStatus::Serving } else { ServingStatus::NotServing }
+fn status(serves: bool) -> ServingStatus {
+    if serves { ServingStatus::Serving } else { ServingStatus::NotServing }
 }
 
-/// `/healthz`, which answers 200 as long as the process does, and `/readyz`, which answers 503 with a line per problem
-/// while there are any.
+/// `/healthz`, which answers 200 as long as the process does; `/readyz`, which answers 503 with a line per problem while there are any;
+/// and `/servingz`, which does the same of those for which nobody can be served: whoever sends calls here goes by it.
 pub fn routes(readiness: &Readiness) -> axum::Router {
-    let readiness = readiness.clone();
-    let ready = move || {
-        let problems = readiness.problems();
-        let answer = if problems.is_empty() {
-            (StatusCode::OK, "ok\n".to_owned())
-        } else {
-            (StatusCode::SERVICE_UNAVAILABLE, problems.join("\n") + "\n")
-        };
-        std::future::ready(answer)
+    let told = |problems: fn(&Readiness) -> Vec<String>| {
+        let readiness = readiness.clone();
+        get(move || std::future::ready(answer(&problems(&readiness))))
     };
-    axum::Router::new().route("/healthz", get(|| std::future::ready("ok\n"))).route("/readyz", get(ready))
+    axum::Router::new()
+        .route("/healthz", get(|| std::future::ready("ok\n")))
+        .route("/readyz", told(Readiness::problems))
+        .route("/servingz", told(Readiness::obstacles))
+}
+
+fn answer(problems: &[String]) -> (StatusCode, String) {
+    if problems.is_empty() {
+        (StatusCode::OK, "ok\n".to_owned())
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, problems.join("\n") + "\n")
+    }
 }

@@ -34,7 +34,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// Installs cryptography, logs and traces, listens for signals, and serves `/metrics`, `/healthz` and `/readyz`.
+    /// Installs cryptography, logs and traces, listens for signals, and serves `/metrics`, `/healthz`, `/readyz` and `/servingz`.
     pub async fn start(name: &'static str, args: &ServeArgs) -> anyhow::Result<Self> {
         tls::install_provider();
         let telemetry = Telemetry::start(name, args.otlp_endpoint.as_deref())
@@ -62,7 +62,7 @@ impl Program {
         Ok(Self { tasks, readiness, metrics, name, delay, grace, ops_addr, backstage, telemetry, signals, start })
     }
 
-    /// Where `/metrics`, `/healthz` and `/readyz` are.
+    /// Where `/metrics`, `/healthz`, `/readyz` and `/servingz` are.
     pub fn ops_addr(&self) -> SocketAddr {
         self.ops_addr
     }

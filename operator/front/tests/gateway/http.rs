@@ -130,12 +130,23 @@ async fn probes_need_no_credential_and_only_readiness_tells_of_problems() {
     let scene = Scene::new().await;
     let replica = scene.replica().await;
     let check = replica.readiness.check("routes");
+    replica.readiness.tells("redis").not_ready("connection refused");
     check.not_ready("no routes from the operator yet");
     assert_eq!(get(replica.address, "/healthz", &[]).await.status, 200);
     let answer = get(replica.address, "/readyz", &[]).await;
     assert_eq!(answer.status, 503);
-    assert_eq!(answer.json().await["problems"], json!(["routes: no routes from the operator yet"]));
+    let no_routes = "routes: no routes from the operator yet";
+    let body = json!({ "ready": false, "problems": ["redis: connection refused", no_routes] });
+    assert_eq!(answer.json().await, body);
+    let answer = get(replica.address, "/servingz", &[]).await;
+    assert_eq!(answer.status, 503);
+    assert_eq!(answer.json().await, json!({ "serving": false, "problems": [no_routes] }));
     check.ready();
+    assert_eq!(get(replica.address, "/readyz", &[]).await.status, 503);
+    let answer = get(replica.address, "/servingz", &[]).await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.json().await, json!({ "serving": true, "problems": [] }));
+    replica.readiness.tells("redis").ready();
     assert_eq!(get(replica.address, "/readyz", &[]).await.status, 200);
 }
 

@@ -1,5 +1,6 @@
 //! P5: the program as it is started, with a database, a Redis and an operator of this test's own. `/readyz` tells of each that is away,
-//! and of it alone; `/healthz` tells of none, since a restart would bring none of them back.
+//! and of it alone; `/servingz` and the gRPC health service tell of those without which nobody is served; `/healthz` tells of none, since a
+//! restart would bring none of them back.
 
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
@@ -27,6 +28,10 @@ use database::{Database, FRONT_ROLE, execute};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
+use tonic::transport::Endpoint;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 use crate::link::Link;
 use crate::operator::Operator;
@@ -42,21 +47,21 @@ async fn asked(port: u16, path: &str) -> Option<(u16, Vec<String>)> {
     let status = answer.status().as_u16();
     let text = answer.text().await.ok()?;
     let problems = match serde_json::from_str::<Value>(&text) {
-        Ok(mut body) => serde_json::from_value(body["problems"].take()).unwrap_or_default(),
+        Ok(mut body) => serde_json::from_value(body["problems"].take()).unwrap(),
         Err(_) if status == 200 => Vec::new(),
         Err(_) => text.lines().map(str::to_owned).collect(),
     };
     Some((status, problems))
 }
 
-/// Waits until the front's ports say so, and that it lives all the while.
-async fn until(ports: [u16; 2], what: &str, holds: impl Fn(u16, &[String]) -> bool) {
+/// Waits until the front's ports say so at this path, and that it lives all the while.
+async fn until_at(path: &str, ports: [u16; 2], what: &str, holds: impl Fn(u16, &[String]) -> bool) {
     let mut last = None;
     let reached = async {
         loop {
             let mut all = true;
             for port in ports {
-                last = asked(port, "/readyz").await;
+                last = asked(port, path).await;
                 all &= last.as_ref().is_some_and(|(status, problems)| holds(*status, problems));
                 if last.is_some() {
                     assert_eq!(asked(port, "/healthz").await.unwrap().0, 200, "{what}: it is not alive");
@@ -69,7 +74,11 @@ async fn until(ports: [u16; 2], what: &str, holds: impl Fn(u16, &[String]) -> bo
         }
     };
     let is_reached = tokio::time::timeout(PATIENCE, reached).await.is_ok();
-    assert!(is_reached, "{what}: {last:?}");
+    assert!(is_reached, "{what}, at {path}: {last:?}");
+}
+
+async fn until(ports: [u16; 2], what: &str, holds: impl Fn(u16, &[String]) -> bool) {
+    until_at("/readyz", ports, what, holds).await;
 }
 
 async fn until_ready(ports: [u16; 2], what: &str) {
@@ -77,31 +86,36 @@ async fn until_ready(ports: [u16; 2], what: &str) {
 }
 
 async fn until_only(ports: [u16; 2], part: &str) {
+    until_only_at("/readyz", ports, part).await;
+}
+
+async fn until_only_at(path: &str, ports: [u16; 2], part: &str) {
     let prefix = format!("{part}: ");
-    until(ports, part, |status, problems| status == 503 && problems.len() == 1 && problems[0].starts_with(&prefix))
-        .await;
+    let only = |status, problems: &[String]| status == 503 && problems.len() == 1 && problems[0].starts_with(&prefix);
+    until_at(path, ports, part, only).await;
 }
 
 /// The program, with a certificate of its own.
 struct Front {
     /// Of the metrics, and of HTTP.
     ports: [u16; 2],
-    _kept: [Port; 2],
+    grpc: u16,
+    _kept: [Port; 3],
     folder: TempDir,
     process: Child,
 }
 
 impl Front {
     fn start(ca: &Authority, postgres_url: &str, redis: &Server, operator_port: u16) -> Self {
-        let (kept, folder) = ([Port::free(), Port::free()], tempfile::tempdir().unwrap());
-        let ports = kept.each_ref().map(Port::number);
+        let (kept, folder) = ([(); 3].map(|()| Port::free()), tempfile::tempdir().unwrap());
+        let [metrics, http, grpc] = kept.each_ref().map(Port::number);
         let file = |name: &str| folder.path().join(name).display().to_string();
         let mut command = Command::new(env!("CARGO_BIN_EXE_croft-front"));
         command.args([
             "serve".to_owned(),
-            format!("--metrics-addr=127.0.0.1:{}", ports[0]),
-            format!("--http-addr=127.0.0.1:{}", ports[1]),
-            "--grpc-addr=127.0.0.1:0".to_owned(),
+            format!("--metrics-addr=127.0.0.1:{metrics}"),
+            format!("--http-addr=127.0.0.1:{http}"),
+            format!("--grpc-addr=127.0.0.1:{grpc}"),
             "--internal-addr=127.0.0.1:0".to_owned(),
             format!("--postgres-url={postgres_url}"),
             format!("--redis-url={}", redis.url()),
@@ -115,7 +129,27 @@ impl Front {
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
         let errors = log.try_clone().unwrap();
         let process = command.env_clear().stdout(log).stderr(errors).kill_on_drop(true).spawn().unwrap();
-        Self { ports, _kept: kept, folder, process }
+        Self { ports: [metrics, http], grpc, _kept: kept, folder, process }
+    }
+
+    /// Waits until it is served, whatever else is away, and until who asks by gRPC hears so on a connection of its own.
+    async fn until_serving(&self, what: &str) {
+        until_at("/servingz", self.ports, what, |status, problems| status == 200 && problems.is_empty()).await;
+        self.until_grpc(ServingStatus::Serving, what).await;
+    }
+
+    async fn until_grpc(&self, wanted: ServingStatus, what: &str) {
+        let reached = async {
+            loop {
+                let endpoint = Endpoint::from_shared(format!("http://127.0.0.1:{}", self.grpc)).unwrap();
+                let mut client = HealthClient::new(endpoint.connect().await.unwrap());
+                if client.check(HealthCheckRequest::default()).await.unwrap().into_inner().status() == wanted {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, reached).await.unwrap_or_else(|_| panic!("{what}: it never says {wanted:?}"));
     }
 
     fn renew(&self, ca: &Authority) {
@@ -148,14 +182,18 @@ async fn each_part_that_is_away_is_named_and_the_program_lives() {
     let front = Front::start(&ca, &format!("{before}@{}/{name}", link.address()), &redis, operator.port());
     let ports = front.ports;
     until_ready(ports, "all is there").await;
+    front.until_serving("all is there").await;
 
     redis.kill().await;
     until_only(ports, "redis").await;
+    front.until_serving("Redis is away, and there is a way without it").await;
     redis.run().await;
     until_ready(ports, "Redis is back").await;
 
     link.cut();
     until_only(ports, "postgres").await;
+    until_only_at("/servingz", ports, "postgres").await;
+    front.until_grpc(ServingStatus::NotServing, "postgres").await;
     link.mend();
     until_ready(ports, "PostgreSQL is back").await;
 
@@ -182,6 +220,21 @@ async fn a_front_that_never_heard_of_tenants_is_not_ready() {
     let operator_port = 1;
     let front = Front::start(&Authority::new(), &database.url_of(FRONT_ROLE), &redis, operator_port);
     until_only(front.ports, "routes").await;
+    until_only_at("/servingz", front.ports, "routes").await;
+    front.until_grpc(ServingStatus::NotServing, "routes").await;
+    database.end().await;
+}
+
+/// A front that began while Redis was away was sent nobody, though those that ran before went on.
+#[tokio::test]
+async fn a_front_begins_without_redis_and_finds_it_when_it_comes() {
+    let (database, mut redis, ca) = (Database::migrated().await, Server::stopped(), Authority::new());
+    let operator = Operator::start(ca.issue(&PeerRole::Operator, &["localhost"])).await;
+    let front = Front::start(&ca, &database.url_of(FRONT_ROLE), &redis, operator.port());
+    until_only(front.ports, "redis").await;
+    front.until_serving("it begins without Redis").await;
+    redis.run().await;
+    until_ready(front.ports, "Redis came").await;
     database.end().await;
 }
 

@@ -28,8 +28,8 @@ impl Collector for Gauge {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        for (name, why) in &*self.readiness.checks.borrow() {
-            self.ready.with_label_values(&[name]).set(i64::from(why.is_none()));
+        for (name, state) in &*self.readiness.checks.borrow() {
+            self.ready.with_label_values(&[name]).set(i64::from(state.why.is_none()));
         }
         self.ready.collect()
     }
@@ -43,7 +43,7 @@ mod tests {
     fn each_check_is_told_of_whether_it_holds_or_not() {
         let (readiness, metrics) = (Readiness::new(), Metrics::new("croft-test").unwrap());
         readiness.register(&metrics).unwrap();
-        let (routes, postgres) = (readiness.check("routes"), readiness.check("postgres"));
+        let (routes, postgres) = (readiness.tells("routes"), readiness.check("postgres"));
         postgres.ready();
         let told = || {
             let text = metrics.text().unwrap();

@@ -1,4 +1,4 @@
-//! `grpc.health.v1` says what `/readyz` says.
+//! `grpc.health.v1` says what `/servingz` says.
 
 use std::time::Duration;
 
@@ -17,6 +17,8 @@ const SERVICE: &str = "croft.v1.LifecycleService";
 async fn health_follows_readiness_to_the_end() {
     let (readiness, tasks) = (Readiness::new(), Tasks::new());
     let postgres = readiness.check("postgres");
+    // Not there, and not needed.
+    let redis = readiness.tells("redis");
     let service = health::service(&readiness, &tasks, &[SERVICE]).await;
     let server = Running::start(with_health(&Collector::new(), service), None).await;
     let mut client = HealthClient::new(server.channel().await);
@@ -31,6 +33,8 @@ async fn health_follows_readiness_to_the_end() {
     assert_eq!(told.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
     postgres.ready();
     assert_eq!(told.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+    redis.ready();
+    redis.not_ready("connection refused");
     postgres.not_ready("connection refused");
     assert_eq!(told.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
     postgres.ready();
