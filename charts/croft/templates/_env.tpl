@@ -94,6 +94,8 @@
   value: {{ int64 .Values.front.replicas | quote }}
 - name: CROFT_AUDIT_FOLDER
   value: /var/lib/croft/audit
+- name: CROFT_AUDIT_FOLDER_BYTES_MAX
+  value: {{ div (mul (include "croft.auditFolderMebibytes" .) 1048576 3) 4 | quote }}
 - name: CROFT_RETENTION_HOURS
   value: {{ int64 .Values.front.retentionHours | quote }}
 - name: CROFT_REFLECTION

@@ -53,6 +53,9 @@ readinessProbe:
   failureThreshold: 2
 {{- end }}
 
+{{- /* The size of the volume of a front's audit folder. Batches may fill three quarters of it; the rest is for journals and for what was set aside. A pod with more in it is evicted, and loses all of it. */ -}}
+{{- define "croft.auditFolderMebibytes" -}}1024{{- end }}
+
 {{- define "croft.postgresSecret" -}}
 {{ .Values.front.postgres.existingSecret | default "croft-postgres" }}
 {{- end }}

@@ -94,6 +94,19 @@ fn pods_are_sent_calls_for_as_long_as_they_can_serve() {
     }
 }
 
+/// A pod whose volume is fuller than its size is evicted.
+#[test]
+fn batches_of_audit_records_fill_three_quarters_of_their_volume() {
+    let objects = set(&[]);
+    let pod = pod(&objects, "croft-front");
+    let volumes = pod["volumes"].as_array().unwrap();
+    let audit = volumes.iter().find(|volume| volume["name"] == "audit").unwrap();
+    let size = audit["emptyDir"]["sizeLimit"].as_str().unwrap();
+    let mebibytes: u64 = size.strip_suffix("Mi").unwrap().parse().unwrap();
+    let bytes_max = variable(&objects, "croft-front", "CROFT_AUDIT_FOLDER_BYTES_MAX").unwrap();
+    assert_eq!(bytes_max.parse::<u64>().unwrap(), (mebibytes << 20) * 3 / 4);
+}
+
 #[test]
 fn what_the_chart_sets_itself_is_not_set_a_second_time() {
     for (part, name) in [

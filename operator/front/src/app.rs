@@ -99,7 +99,7 @@ pub async fn assemble(parts: Parts, tasks: &Tasks, registry: &prometheus::Regist
         seats: Seats::new(options.streams_per_tenant_max, options.streams_max),
         open_sessions: OpenSessions::default(),
         authenticator: authenticator.with_issuers(&options.identity, tasks, registry)?,
-        audit: AuditWriter::start(Arc::clone(&stores.audit), options.audit_folder.as_deref(), metrics.clone(), tasks)
+        audit: AuditWriter::start(Arc::clone(&stores.audit), options.audit_folder.as_ref(), metrics.clone(), tasks)
             .await?,
         models,
         stores,

@@ -14,6 +14,7 @@ use croft_serve::{ServeArgs, TlsArgs};
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::api_key_command;
+use crate::audit::spool::Folder;
 use crate::budget::webhook::Hook;
 use crate::core::Options;
 use crate::identity::role::Role;
@@ -78,7 +79,7 @@ pub struct Serve {
     /// certificate is checked, with `?sslmode=verify-full`, and `&sslrootcert=PATH` for an authority of one's own
     #[arg(long, env = "CROFT_POSTGRES_URL", hide_env_values = true, value_parser = postgres_url)]
     pub postgres_url: SecretString,
-    /// Connections to the database at most; a call waits for a free one
+    /// Connections to the database that calls may have; a call waits for a free one. One more looks whether the database is there
     #[arg(long, env = "CROFT_POSTGRES_CONNECTIONS_MAX", default_value_t = 16)]
     pub postgres_connections_max: u32,
     /// URL of Redis: `redis://:…@host:6379`, or by TLS `rediss://:…@host:6379`
@@ -141,6 +142,10 @@ pub struct Serve {
     /// A folder that outlives the process: audit records are there before their callers are answered, and until they are stored
     #[arg(long, env = "CROFT_AUDIT_FOLDER")]
     pub audit_folder: Option<PathBuf>,
+    /// Bytes that batches of audit records may take there while the database is away, each file counted as whole blocks of 4 KiB; beyond,
+    /// callers wait for the database. Leave a quarter of the volume free beside it
+    #[arg(long, env = "CROFT_AUDIT_FOLDER_BYTES_MAX", default_value_t = 768 << 20)]
+    pub audit_folder_bytes_max: u64,
     /// Where alerts of budgets are posted, such as `https://alerts.example.com/croft`; none posts nothing
     #[arg(long, env = "CROFT_ALERT_WEBHOOK_URL", hide_env_values = true, value_parser = http_url)]
     pub alert_webhook_url: Option<String>,
@@ -162,7 +167,7 @@ impl Serve {
             placement_timeout: Duration::from_millis(self.placement_timeout_ms),
             streams_per_tenant_max: self.streams_per_tenant_max,
             replicas: self.replicas,
-            audit_folder: self.audit_folder.clone(),
+            audit_folder: self.audit_folder(),
             hook: self.hook(),
             rates: Rates {
                 requests: self.requests_per_minute.into(),
@@ -172,6 +177,11 @@ impl Serve {
             retention: (self.retention_hours > 0).then(|| Duration::from_hours(self.retention_hours)),
             ..Options::default()
         }
+    }
+
+    /// Where audit records wait.
+    pub fn audit_folder(&self) -> Option<Folder> {
+        Some(Folder { path: self.audit_folder.clone()?, bytes_max: self.audit_folder_bytes_max })
     }
 
     /// Where alerts go.
@@ -219,6 +229,7 @@ impl Serve {
             ("--postgres-connections-max (CROFT_POSTGRES_CONNECTIONS_MAX)", self.postgres_connections_max == 0),
             ("--connections-max (CROFT_CONNECTIONS_MAX)", self.connections_max == 0),
             ("--streams-per-tenant-max (CROFT_STREAMS_PER_TENANT_MAX)", self.streams_per_tenant_max == 0),
+            ("--audit-folder-bytes-max (CROFT_AUDIT_FOLDER_BYTES_MAX)", self.audit_folder_bytes_max == 0),
         ] {
             if is_none {
                 mistakes.push(format!("{flag} must be at least 1."));
@@ -399,6 +410,7 @@ mod tests {
             "--tokens-per-minute=11",
             "--replicas=12",
             "--audit-folder=/audit",
+            "--audit-folder-bytes-max=13",
             "--alert-webhook-url=https://alerts.example.com",
             "--alert-webhook-secret=sixteen characters",
         ]);
@@ -406,7 +418,7 @@ mod tests {
         assert_eq!((told.message_bytes_max, told.streams_per_tenant_max, told.replicas), (5_000, 7, 12));
         assert_eq!(told.retention, Some(Duration::from_hours(8)));
         assert_eq!(told.rates, Rates { requests: 9, sessions: 10, tokens: 11 });
-        assert_eq!(told.audit_folder, Some(PathBuf::from("/audit")));
+        assert_eq!(told.audit_folder, Some(Folder { path: PathBuf::from("/audit"), bytes_max: 13 }));
         assert_eq!(told.hook.map(|hook| hook.url).as_deref(), Some("https://alerts.example.com"));
         assert_eq!(options(&["--retention-hours=0"]).retention, None);
     }

@@ -1,10 +1,10 @@
 //! All that a front is made of, built once in `main` and shared by its services.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use croft_serve::Tasks;
 
+use crate::audit::spool::Folder;
 use crate::audit::writer::AuditWriter;
 use crate::budget::keeper::Keeper;
 use crate::budget::webhook::Hook;
@@ -75,7 +75,7 @@ pub struct Options {
     /// Fronts that share rates and budgets while Redis is away.
     pub replicas: u32,
     /// Where audit records wait while the database is away; none waits in memory.
-    pub audit_folder: Option<PathBuf>,
+    pub audit_folder: Option<Folder>,
     /// Where alerts of budgets are posted.
     pub hook: Option<Hook>,
     /// For tenants that have no rates of their own.

@@ -3,7 +3,6 @@
 //! order when it is back. What is found in the folder at the start is stored before anything else, each record once. A record that the
 //! store refuses for good stands in nobody's way: it is set aside in the folder.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::journal::Journal;
 use super::lag::Lag;
-use super::spool::{self, Spool};
+use super::spool::{self, Folder, Spool};
 use super::{Action, AuditStore, Place};
 use crate::error::Error;
 use crate::metrics::Metrics;
@@ -57,13 +56,13 @@ impl AuditWriter {
     /// queue is empty. What waits in the folder is replayed first. Fails when the folder can't be used.
     pub async fn start(
         store: Arc<dyn AuditStore>,
-        folder: Option<&Path>,
+        folder: Option<&Folder>,
         metrics: Metrics,
         tasks: &Tasks,
     ) -> anyhow::Result<Self> {
         let spool = match folder {
             Some(folder) => {
-                let unusable = || format!("{} can't keep audit records", folder.display());
+                let unusable = || format!("{} can't keep audit records", folder.path.display());
                 let spool = Spool::open(folder).await.with_context(unusable)?;
                 metrics.audit_refused.inc_by(spool.unreadable());
                 Some(spool)
@@ -73,7 +72,7 @@ impl AuditWriter {
         let (queue, mut waiting) = mpsc::channel(QUEUE_MAX);
         let (storing, stored) = watch::channel(0);
         let (given, hurry): (Arc<AtomicU64>, Arc<Notify>) = Default::default();
-        let (journal, lag) = (Arc::new(Journal::new(folder)), metrics.audit_lag.clone());
+        let (journal, lag) = (Arc::new(Journal::new(folder.map(|folder| &*folder.path))), metrics.audit_lag.clone());
         let mut work = Writing { store, journal: Arc::clone(&journal), spool, metrics, storing };
         let gathering = folder.map(|_| Gathering { hurry: Arc::clone(&hurry), stopping: tasks.stopping() });
         // Calls and turns that are being drained still act.

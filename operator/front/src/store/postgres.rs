@@ -77,6 +77,8 @@ const THROUGH_A_POOLER: &str = "PostgreSQL must be reached directly, or through 
 #[derive(Debug, Clone)]
 pub struct Postgres {
     pool: PgPool,
+    /// Of one connection, for looks at whether the database is there. It is made with the first of them.
+    looks: PgPool,
     connections_max: u32,
     append_lanes: usize,
     call_max: Duration,
@@ -85,24 +87,27 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Opens a pool, and one connection to see that it works. At `connections_max` calls wait for a free one.
+    /// Opens a pool, and one connection to see that it works. At `connections_max` calls wait for a free one; [`Postgres::check`] has one more
+    /// to itself.
     ///
     /// Fails with [`Error::Invalid`] when the URL is none, else with [`Error::Unavailable`].
     pub async fn connect(url: &str, connections_max: u32) -> Result<Self, Error> {
+        let postgres = Self::lazy(url, connections_max)?;
+        postgres.pool.acquire().await.map_err(unreached)?;
+        Ok(postgres)
+    }
+
+    fn lazy(url: &str, connections_max: u32) -> Result<Self, Error> {
         let doubts = Doubts::default();
-        let pool = connect(url, connections_max, doubts.clone())?;
-        pool.acquire().await.map_err(unreached)?;
+        let (pool, looks) = (connect(url, connections_max, doubts.clone())?, connect(url, 1, doubts.clone())?);
         let warm = Warm::new(pool.clone(), connections_max, doubts.clone());
-        Ok(Self { pool, connections_max, append_lanes: groups::LANES, call_max: CALL_MAX, doubts, warm })
+        Ok(Self { pool, looks, connections_max, append_lanes: groups::LANES, call_max: CALL_MAX, doubts, warm })
     }
 
     /// For tests of what never comes to a connection.
     #[cfg(test)]
     fn unconnected() -> Self {
-        let doubts = Doubts::default();
-        let pool = connect("postgres://nobody@localhost/none", 1, doubts.clone()).unwrap();
-        let warm = Warm::new(pool.clone(), 1, doubts.clone());
-        Self { pool, connections_max: 1, append_lanes: groups::LANES, call_max: CALL_MAX, doubts, warm }
+        Self::lazy("postgres://nobody@localhost/none", 1).unwrap()
     }
 
     /// With so many transactions of one tenant that append at a time, at least one: for benchmarks.
@@ -117,9 +122,10 @@ impl Postgres {
         Self { call_max, ..self }
     }
 
-    /// The database answers, and its schema is the one that this program was built for.
+    /// The database answers, and its schema is the one that this program was built for. Asked on a connection of its own: a front whose
+    /// calls have all others is busy, and if it were away for that, its calls would keep the next front busy.
     pub async fn check(&self) -> Result<(), Error> {
-        let is_current = self.in_time(migrate::is_current(&self.pool)).await;
+        let is_current = self.in_time(migrate::is_current(&self.looks)).await;
         if is_current.unwrap_or_else(|silent| Err(failed(silent)))? {
             Ok(())
         } else {

@@ -140,6 +140,14 @@ async fn waiting_for_the_lock(table: &str, observer: &mut PgConnection) -> i64 {
     .unwrap()
 }
 
+/// Fronts with more to do than connections for it were taken for such without a database, one behind the other.
+#[tokio::test]
+async fn a_look_at_the_database_waits_for_no_connection_of_calls() {
+    let ground = ground(4).await;
+    ground.while_held(4, async || ground.postgres.check().await).await.unwrap();
+    ground.database.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn appends_one_after_the_other_use_one_connection() {
     let ground = ground(8).await;

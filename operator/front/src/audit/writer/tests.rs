@@ -1,4 +1,5 @@
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
@@ -78,7 +79,12 @@ async fn writer(store: &Arc<Fickle>, folder: Option<&TempDir>, tasks: &Tasks) ->
 
 async fn writer_over(store: Arc<dyn AuditStore>, folder: Option<&TempDir>, tasks: &Tasks) -> AuditWriter {
     let metrics = Metrics::register(&Registry::new()).unwrap();
-    AuditWriter::start(store, folder.map(TempDir::path), metrics, tasks).await.unwrap()
+    AuditWriter::start(store, folder.map(ample).as_ref(), metrics, tasks).await.unwrap()
+}
+
+/// With more room than any test fills.
+fn ample(folder: &TempDir) -> Folder {
+    Folder { path: folder.path().to_owned(), bytes_max: 1 << 30 }
 }
 
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -338,7 +344,7 @@ async fn a_line_of_a_journal_that_cannot_be_read_takes_no_other_along() {
     // The last line is not whole: whoever wrote it was not answered.
     std::fs::write(&path, lines.join("\n")).unwrap();
 
-    let mut spool = Spool::open(folder.path()).await.unwrap();
+    let mut spool = Spool::open(&ample(&folder)).await.unwrap();
     assert_eq!(spool.unreadable(), 2);
     let place = |first| Place { journal: journal.id(), first };
     for (first, resource) in [(1, "1"), (4, "4")] {
@@ -354,14 +360,82 @@ async fn a_line_of_a_journal_that_cannot_be_read_takes_no_other_along() {
     std::fs::rename(only_file(), &path).unwrap();
     let (store, tasks, metrics) =
         (Arc::new(Fickle::default()), Tasks::new(), Metrics::register(&Registry::new()).unwrap());
-    let start = || AuditWriter::start(Arc::clone(&store) as _, Some(folder.path()), metrics.clone(), &tasks);
+    let room = ample(&folder);
+    let start = || AuditWriter::start(Arc::clone(&store) as _, Some(&room), metrics.clone(), &tasks);
     start().await.unwrap();
     assert_eq!(metrics.audit_refused.get(), 2);
     tasks.shutdown(PATIENCE).await;
     assert_eq!(store.records(), ["1", "4"]);
     assert_eq!(only_file(), path.with_extension("unreadable"));
-    Spool::open(folder.path()).await.unwrap();
+    Spool::open(&ample(&folder)).await.unwrap();
     assert_eq!(only_file(), path.with_extension("unreadable"), "it is somebody's to look at");
+}
+
+/// What the files of batches take of the disk.
+fn taken(folder: &TempDir) -> u64 {
+    let files = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap());
+    let batches = files.filter(|file| file.file_name().to_str().unwrap().ends_with(".jsonl"));
+    batches.map(|batch| batch.metadata().unwrap().len().next_multiple_of(4_096)).sum()
+}
+
+/// A pod whose volume was full was evicted, and all that waited there was lost.
+#[tokio::test]
+async fn what_would_take_more_than_the_bound_is_not_kept() {
+    let folder = TempDir::new().unwrap();
+    let room = Folder { bytes_max: 4 * 4_096, ..ample(&folder) };
+    let mut spool = Spool::open(&room).await.unwrap();
+    let journal = Place::start().journal;
+    let place = |first| Place { journal, first };
+    // However small a file is, it takes a block; two blocks are taken by one that is somewhat larger.
+    spool.keep(place(1), &[action("1")]).await.unwrap();
+    spool.keep(place(2), &[action("2"), action("r".repeat(4_096))]).await.unwrap();
+    let larger = spool.keep(place(4), &[action("r".repeat(4_096))]).await.unwrap_err();
+    assert!(larger.to_string().contains("16384 bytes"), "{larger}");
+    spool.keep(place(4), &[action("4")]).await.unwrap();
+    spool.keep(place(5), &[action("5")]).await.unwrap_err();
+    assert_eq!(taken(&folder), room.bytes_max);
+
+    // The next process counts what it finds, and takes a journal beyond the bound: it is on the disk already.
+    drop(spool);
+    let journal = Journal::new(Some(folder.path()));
+    journal.note(action("noted"), |_, _| {});
+    let mut spool = Spool::open(&room).await.unwrap();
+    spool.keep(place(5), &[action("5")]).await.unwrap_err();
+    let mut found = Vec::new();
+    while let Some((_, actions)) = spool.oldest().await.unwrap() {
+        found.extend(actions.into_iter().map(|action| action.resource));
+        spool.forget_oldest().await.unwrap();
+    }
+    assert_eq!(found, ["1", "2", &"r".repeat(4_096), "4", "noted"]);
+    spool.keep(place(5), &[action("5")]).await.unwrap();
+}
+
+#[tokio::test]
+async fn where_no_more_can_be_kept_actions_wait_for_the_store_and_none_is_lost() {
+    let (store, tasks, folder) = (Arc::new(Fickle::default()), Tasks::new(), TempDir::new().unwrap());
+    let room = Folder { bytes_max: 4_096, ..ample(&folder) };
+    let metrics = Metrics::register(&Registry::new()).unwrap();
+    let writer = AuditWriter::start(Arc::clone(&store) as _, Some(&room), metrics, &tasks).await.unwrap();
+    store.go_away(true);
+    writer.record(action("0")).await;
+    kept(&folder, 1).await;
+    // One more than the next batch and the queue hold.
+    let last = BATCH_MAX + QUEUE_MAX + 1;
+    let mut others = pin!(async {
+        for number in 1..=last {
+            writer.record(action(number.to_string())).await;
+        }
+    });
+    assert!(
+        timeout(2 * RETRY, &mut others).await.is_err(),
+        "they are answered, though there is no room for one of them"
+    );
+    assert_eq!(taken(&folder), room.bytes_max);
+    store.go_away(false);
+    timeout(PATIENCE, others).await.expect("there is room again");
+    assert_eq!(writer.unwritten(PATIENCE).await, 0);
+    assert_eq!(store.records(), (0..=last).map(|number| number.to_string()).collect::<Vec<_>>());
+    tidied(&folder).await;
 }
 
 /// Waits until the batch that begins with this record is kept, and tells where.

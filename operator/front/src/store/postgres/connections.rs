@@ -37,7 +37,7 @@ where
 }
 
 impl Postgres {
-    /// Those of this pool, now.
+    /// Those of calls, now. The one for [`Postgres::check`] is none of them.
     pub fn connections(&self) -> Connections {
         let (open, kept) = (u64::from(self.pool.size()), self.warm.kept() as u64);
         let idle = (self.pool.num_idle() as u64 + kept).min(open);
