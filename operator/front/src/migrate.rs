@@ -38,10 +38,12 @@ const MAY_TAKE_ON: &str = "select pg_has_role(
     coalesce(nullif($1, ''), current_user), $2,
     case when current_setting('server_version_num')::int < 160000 then 'member' else 'set' end)";
 
-/// Another that migrates is waited for for as long as it takes: nobody else wants that lock. A server that hears nothing of its client
+/// Another that migrates is waited for for as long as it takes: nobody else wants that lock. So is each statement, whatever the database or the
+/// role is set to: what was broken off begins anew, and keeps writers waiting once more. A server that hears nothing of its client
 /// being gone goes on with what it does, and with the locks that it has for it. They are told with the first message, as fronts tell
 /// theirs: a pooler that would hand locks and settings of one client to another refuses them, unless it was told to drop them.
-const SETTINGS: [(&str, &str); 2] = [("lock_timeout", "0"), ("client_connection_check_interval", "2s")];
+const SETTINGS: [(&str, &str); 3] =
+    [("lock_timeout", "0"), ("statement_timeout", "0"), ("client_connection_check_interval", "2s")];
 /// All other locks are waited for for less long than fronts wait for theirs (`store/postgres.rs`), who may be queued behind; and for longer
 /// than `deadlock_timeout`, after which PostgreSQL sends an autovacuum away that is in the way.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -228,5 +230,43 @@ async fn step(admin: &mut PgConnection, statement: &str) -> Result<(), sqlx::Err
         }
         tokio::time::sleep(TRY_AGAIN * tries).await;
         tries += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The newest migration that was made before there was a rule for indexes.
+    const FREE: i64 = 37;
+
+    /// The statements that make an index, and fail where it was made beforehand, or make it concurrently, which no migration can.
+    fn unfit(sql: &str) -> Vec<String> {
+        let code = sql.lines().map(|line| line.split("--").next().unwrap_or_default()).collect::<Vec<_>>().join(" ");
+        let statements = code.split(';').map(|statement| statement.split_whitespace().collect::<Vec<_>>().join(" "));
+        let makes = |statement: &String| {
+            let made = ["create index ", "create unique index "].iter().find_map(|make| statement.split_once(make));
+            made.is_some_and(|(_, rest)| !rest.starts_with("if not exists "))
+        };
+        statements.map(|statement| statement.to_lowercase()).filter(makes).collect()
+    }
+
+    #[test]
+    fn an_index_of_a_migration_may_have_been_made_beforehand() {
+        assert_eq!(
+            unfit("create table t (a int);\n-- create index t_a on t (a);\ncreate index if not exists t_a on t (a);"),
+            [""; 0]
+        );
+        for sql in [
+            "create index t_a on t (a)",
+            "CREATE UNIQUE\n    INDEX t_a on t (a)",
+            "create index concurrently if not exists t_a on t (a)",
+        ] {
+            assert_eq!(unfit(sql).len(), 1, "{sql}");
+        }
+        for migration in MIGRATIONS.iter().filter(|migration| migration.version > FREE) {
+            assert_eq!(unfit(migration.sql.as_str()), [""; 0], "{}", migration.version);
+            assert!(!migration.no_tx, "{}", migration.version);
+        }
     }
 }

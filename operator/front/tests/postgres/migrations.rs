@@ -319,7 +319,19 @@ async fn fronts_go_on_while_a_migration_lacks_its_lock() {
 /// It gave up after two seconds, again and again, and failed in the end though all was well.
 #[tokio::test]
 async fn one_waits_for_another_for_as_long_as_that_takes() {
+    waits_for_another(Database::empty().await).await;
+}
+
+/// Cut short, the index that a migration made was begun anew with each pod, and kept writers waiting each time.
+#[tokio::test]
+async fn a_database_whose_statements_have_little_time_leaves_migrations_as_much_as_they_take() {
     let database = Database::empty().await;
+    let little = format!("alter database {} set statement_timeout = '1s'", database.name);
+    execute(&mut database.server().await, &little).await.unwrap();
+    waits_for_another(database).await;
+}
+
+async fn waits_for_another(database: Database) {
     let (mut other, mut admin) = (database.admin().await, database.admin().await);
     other.lock().await.unwrap();
     let url = database.admin_url();
