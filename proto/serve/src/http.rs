@@ -36,6 +36,11 @@ use crate::connections::{Bounds, Connection, Connections};
 /// (<https://datatracker.ietf.org/doc/html/rfc9113#section-6.5.2>). Beyond, it is answered with 431. What comes of a head before it is whole takes no
 /// more than this, once for each connection.
 const HEAD_BYTES_MAX: u16 = 16 * 1024;
+/// Of one HTTP/2 stream of a connection, which has a MiB for all of them: what has come of a request and is not read yet takes of it, so that one that
+/// nobody reads for now leaves some for the others.
+const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+/// Of one HTTP/2 stream: what has been given away of its answer and is not sent yet.
+const STREAM_UNSENT_BYTES: usize = 64 * 1024;
 /// Who was refused, since too much of requests' heads is held, may try again then, in seconds.
 const ROOM_AFTER: &str = "1";
 
@@ -145,21 +150,21 @@ impl Port {
             .enable_connect_protocol()
             .max_concurrent_streams(streams_max)
             .max_header_list_size(HEAD_BYTES_MAX.into())
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .max_send_buf_size(STREAM_UNSENT_BYTES)
             .keep_alive_interval(silence)
             .keep_alive_timeout(silence);
         builder
     }
 }
 
-/// Resolves once a connection of HTTP/2 has had no call for so long.
+/// Resolves once a connection of HTTP/2 has had no call for so long, or for up to half as long again.
 async fn idle(line: &Line, idle_max: Duration) {
-    let mut before = None;
-    loop {
+    let (mut before, mut halves) = (line.idle(), 0);
+    while halves < 2 {
         sleep(idle_max / 2).await;
         let now = line.idle();
-        if now.is_some() && now == before {
-            return;
-        }
+        halves = if now.is_some() && now == before { halves + 1 } else { 0 };
         before = now;
     }
 }
@@ -203,5 +208,27 @@ impl http_body::Body for Answer {
 
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::rt::Executor;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    const IDLE_MAX: Duration = Duration::from_mins(5);
+
+    /// One whose call ended just before a look was taken for idle after half the time.
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_idle_when_it_had_no_call_for_so_long_and_no_sooner() {
+        for last_call in [0, 149_995, 225_000].map(Duration::from_millis) {
+            let (line, began) = (Arc::new(Line::default()), Instant::now());
+            Streams(Arc::clone(&line)).execute(sleep(last_call));
+            idle(&line, IDLE_MAX).await;
+            let without = began.elapsed().saturating_sub(last_call);
+            assert!((IDLE_MAX..=IDLE_MAX * 3 / 2).contains(&without), "{without:?} after {last_call:?}");
+        }
     }
 }

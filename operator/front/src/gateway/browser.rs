@@ -17,7 +17,7 @@ use super::{Shared, failure};
 const PREFLIGHT_MAX_AGE: std::time::Duration = std::time::Duration::from_mins(10);
 
 /// Of the calls that browsers make here.
-const ASKED: [HeaderName; 7] = [
+const ASKED: [HeaderName; 9] = [
     AUTHORIZATION,
     CONTENT_TYPE,
     ACCEPT,
@@ -25,6 +25,9 @@ const ASKED: [HeaderName; 7] = [
     HeaderName::from_static("x-user-agent"),
     HeaderName::from_static("grpc-timeout"),
     HeaderName::from_static("last-event-id"),
+    // By which a page's trace goes on here: <https://www.w3.org/TR/trace-context/>.
+    HeaderName::from_static("traceparent"),
+    HeaderName::from_static("tracestate"),
 ];
 
 /// Of the answers; a page sees no other.

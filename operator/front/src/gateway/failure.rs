@@ -18,12 +18,15 @@ pub struct Failure {
     /// For what may work later: not to come again sooner than that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
+    /// Of a stream: the last number that its caller has, as text, as numbers of events are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resume_after: Option<String>,
 }
 
 impl Failure {
     /// One that another try can't help.
     pub(super) fn new(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), retry_after_ms: None }
+        Self { reason, message: message.into(), retry_after_ms: None, resume_after: None }
     }
 }
 
@@ -34,7 +37,13 @@ impl From<&Error> for Failure {
             other => other.to_string(),
         };
         let retry_after_ms = error.retry_after().and_then(|after| u64::try_from(after.as_millis()).ok());
-        Self { retry_after_ms, ..Self::new(error.reason(), message) }
+        let resume_after = match error {
+            Error::CredentialEnded { resume_after } | Error::SlowConsumer { resume_after } => {
+                Some(resume_after.to_string())
+            }
+            _ => None,
+        };
+        Self { retry_after_ms, resume_after, ..Self::new(error.reason(), message) }
     }
 }
 
@@ -124,6 +133,15 @@ mod tests {
     fn a_caller_never_sees_what_went_wrong_inside() {
         let failure = Failure::from(&Error::internal(anyhow::anyhow!("relation \"sessions\" does not exist")));
         assert!(!failure.message.contains("relation"), "{}", failure.message);
+    }
+
+    #[test]
+    fn a_stream_that_is_cut_off_says_from_where_to_go_on() {
+        for error in [Error::CredentialEnded { resume_after: 7 }, Error::SlowConsumer { resume_after: 7 }] {
+            assert_eq!(serde_json::to_value(Failure::from(&error)).unwrap()["resumeAfter"], "7");
+        }
+        let other = serde_json::to_value(Failure::from(&Error::TenantStopped)).unwrap();
+        assert!(other.get("resumeAfter").is_none(), "{other}");
     }
 
     #[test]

@@ -37,7 +37,7 @@
 //! | close code | when |
 //! | --- | --- |
 //! | 1001 | this replica is going away: connect again |
-//! | 1008 | the credential has ended, far too many frames came, or a frame did not come to its end or found no room |
+//! | 1008 | the credential has ended, far too many frames or pings came, or a frame did not come to its end or found no room |
 //! | 1009 | a frame was too large |
 //! | 1013 | the client is too slow; the reason is `{"sessionId": "…", "since": "…"}`, to subscribe with again |
 
@@ -110,7 +110,7 @@ pub(super) async fn upgrade(
             );
             let metered = Metered { stream: TokioIo::new(stream), meter: Arc::clone(&meter) };
             let socket = WebSocketStream::from_raw_socket(metered, Role::Server, Some(config())).await;
-            Connection::new(shared, tenure, socket, meter, opens).run().await;
+            Connection::new(shared, tenure, socket, meter, opens).run(call.as_ref()).await;
         }
         drop((places, call));
     }));

@@ -16,7 +16,7 @@ fn preflight(origin: &str) -> Vec<String> {
     vec![
         format!("origin: {origin}"),
         "access-control-request-method: POST".to_owned(),
-        "access-control-request-headers: authorization,content-type,x-grpc-web".to_owned(),
+        "access-control-request-headers: authorization,content-type,x-grpc-web,traceparent,tracestate".to_owned(),
     ]
 }
 
@@ -28,7 +28,9 @@ async fn only_pages_of_allowed_origins_may_call() {
     let answer = ask(replica.address, "OPTIONS", path, &preflight(PAGE), &[]).await;
     assert_eq!(answer.status, 200);
     assert!(answer.head.contains(&format!("access-control-allow-origin: {PAGE}")), "{}", answer.head);
-    assert!(answer.head.contains("x-grpc-web"), "{}", answer.head);
+    for header in ["x-grpc-web", "traceparent", "tracestate"] {
+        assert!(answer.head.contains(header), "{header}: {}", answer.head);
+    }
     let answer = ask(replica.address, "OPTIONS", path, &preflight("https://evil.example"), &[]).await;
     assert!(!answer.head.contains("access-control-allow-origin"), "{}", answer.head);
 

@@ -345,12 +345,54 @@ async fn subscriptions_and_frames_of_one_connection_have_a_bound() {
             }
         }
     };
-    assert_eq!(reason(&timeout(PATIENCE, limited).await.expect("no frame is too many")), "RATE_LIMITED");
+    let limited = timeout(PATIENCE, limited).await.expect("no frame is too many");
+    assert_eq!((reason(&limited), &limited["error"]["retryAfterMs"]), ("RATE_LIMITED", &json!(1_000)));
     for _ in 0..20 {
         // The connection may be closed before the last of them.
         let _ = client.socket.send(Message::text(json!({ "ping": {} }).to_string())).await;
     }
     assert_eq!(client.hear_close().await.0, 1008);
+}
+
+/// They passed by the bound on frames.
+#[tokio::test]
+async fn far_too_many_frames_of_any_kind_close_the_connection() {
+    let scene = Scene::new().await;
+    let options = gateway::Options { frames_per_second: 1, frames_at_once: 5, ..Default::default() };
+    let replica = scene.replica_with(fanout::Options::default(), options).await;
+    let frames = [
+        (Message::binary(vec![7]), "far too many frames"),
+        (Message::Ping(vec![7].into()), "far too many pings"),
+        (Message::Pong(vec![7].into()), "far too many pings"),
+    ];
+    for (frame, why) in frames {
+        let mut client = Client::connect(&scene, &replica).await;
+        for _ in 0..300 {
+            // The connection may be closed before the last of them.
+            let _ = client.socket.send(frame.clone()).await;
+        }
+        let (code, reason, _) = client.hear_close().await;
+        assert_eq!((code, reason.as_str()), (1008, why));
+    }
+}
+
+/// Each came back, as large as it was, in nobody's room.
+#[tokio::test]
+async fn a_large_id_is_refused_and_not_said_again() {
+    let scene = Scene::new().await;
+    let (replica, session) = (scene.replica().await, scene.session().await);
+    let mut client = Client::connect(&scene, &replica).await;
+    let large = "x".repeat(100 * 1024);
+    for frame in [
+        json!({ "ping": { "id": large } }),
+        json!({ "interrupt": { "sessionId": large } }),
+        json!({ "approve": { "sessionId": session.to_string(), "approvalId": large } }),
+    ] {
+        client.say(frame).await;
+        let refused = client.hear().await;
+        assert_eq!(reason(&refused), "INVALID_ARGUMENT");
+        assert!(refused.to_string().len() < 1_000, "it is said again");
+    }
 }
 
 #[tokio::test]

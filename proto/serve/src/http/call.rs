@@ -3,12 +3,14 @@
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
-use futures::future::{AbortHandle, Abortable};
 use hyper::rt::Executor;
 use hyper_util::rt::TokioExecutor;
 use tokio::task_local;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 task_local! {
     static CURRENT: Call;
@@ -19,7 +21,7 @@ task_local! {
 pub struct Call {
     line: Arc<Line>,
     /// `None` over HTTP/1, where a connection has one call at a time.
-    stream: Option<(AbortHandle, Arc<InUse>)>,
+    stream: Option<Arc<Stream>>,
 }
 
 impl Call {
@@ -32,8 +34,18 @@ impl Call {
     /// of an answer, which may be on its way, and wait there for the caller: see [`Self::hang_up`].
     pub fn reset(&self) {
         match &self.stream {
-            Some((stream, _)) => stream.abort(),
+            Some(stream) => stream.reset.cancel(),
             None => self.hang_up(),
+        }
+    }
+
+    /// Waits until what is there for the caller of an upgraded call, whose stream is dropped, is on its way; and [resets](Self::reset) it where that
+    /// takes longer. Over HTTP/1 an upgraded stream is the connection, and is gone when it is dropped.
+    pub async fn end_within(&self, within: Duration) {
+        let Some(stream) = &self.stream else { return };
+        stream.tasks.close();
+        if timeout(within, stream.tasks.wait()).await.is_err() {
+            self.reset();
         }
     }
 
@@ -70,21 +82,26 @@ impl Line {
     }
 }
 
-/// Counts a call until it is dropped.
+/// A call over HTTP/2, counted until it is dropped.
 #[derive(Debug)]
-struct InUse(Arc<Line>);
+struct Stream {
+    line: Arc<Line>,
+    reset: CancellationToken,
+    /// Makes and sends the answer; then, if the call is upgraded, another sends what is written to it.
+    tasks: TaskTracker,
+}
 
-impl InUse {
+impl Stream {
     fn of(line: &Arc<Line>) -> Arc<Self> {
         line.now.fetch_add(1, Ordering::Relaxed);
         line.ever.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Self(Arc::clone(line)))
+        Arc::new(Self { line: Arc::clone(line), reset: CancellationToken::new(), tasks: TaskTracker::new() })
     }
 }
 
-impl Drop for InUse {
+impl Drop for Stream {
     fn drop(&mut self) {
-        self.0.now.fetch_sub(1, Ordering::Relaxed);
+        self.line.now.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -93,9 +110,19 @@ impl Drop for InUse {
 pub(super) struct Streams(pub(super) Arc<Line>);
 
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
-    fn execute(&self, stream: F) {
-        let (handle, registration) = AbortHandle::new_pair();
-        let call = Call { line: Arc::clone(&self.0), stream: Some((handle, InUse::of(&self.0))) };
-        TokioExecutor::new().execute(CURRENT.scope(call, Abortable::new(stream, registration)));
+    fn execute(&self, task: F) {
+        // What is executed within a call is its upgrade, which goes on where the call's own task ends.
+        let stream = Call::current().and_then(|call| call.stream).unwrap_or_else(|| Stream::of(&self.0));
+        let (reset, tracked) = (stream.reset.clone(), stream.tasks.track_future(task));
+        let call = Call { line: Arc::clone(&self.0), stream: Some(stream) };
+        TokioExecutor::new().execute(CURRENT.scope(call, async move {
+            tokio::select! {
+                // First, since one that is dropped as it is resets its stream, and one that learns that nothing more comes ends it in order, behind
+                // what its caller does not take.
+                biased;
+                () = reset.cancelled() => {}
+                () = tracked => {}
+            }
+        }));
     }
 }

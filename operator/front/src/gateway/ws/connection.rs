@@ -9,6 +9,7 @@ use axum::body::Bytes;
 use axum::extract::ws::close_code;
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::SessionEvent;
+use croft_serve::http::Call;
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, SplitSink, SplitStream};
 use futures::{FutureExt, SinkExt, StreamExt};
@@ -57,8 +58,13 @@ const LOOK_FOR_ROOM_EVERY: Duration = Duration::from_millis(20);
 /// resumed, as many as there may be at a time.
 const SUBSCRIPTIONS_A_CALL: u32 = 8;
 
-/// How long a peer may take to hear why it is closed, and to close in turn.
+/// How long a peer may take to hear why it is closed, and to close in turn; and then to take what is on its way.
 const FAREWELL_MAX: Duration = Duration::from_secs(2);
+
+/// Who sent too many frames may send another then, in milliseconds.
+const FRAME_AFTER_MS: u64 = 1_000;
+/// For each frame that a client may send it may send so many pings and pongs, which cost less.
+const CONTROLS_A_FRAME: u32 = 4;
 
 /// A client's, before anything is read from it.
 pub(super) type Socket = WebSocketStream<Metered<TokioIo<Upgraded>>>;
@@ -82,6 +88,8 @@ struct State {
     /// The frame that is being carried out.
     current: Option<BoxFuture<'static, Outcome>>,
     limiter: Limiter,
+    /// Of pings and pongs.
+    controls: Limiter,
     /// Subscriptions that the last call still stands for.
     covered: u32,
     /// Those that may still be resumed.
@@ -121,11 +129,17 @@ impl Connection {
     pub(super) fn new(shared: Arc<Shared>, tenure: Tenure, socket: Socket, meter: Arc<Meter>, opens: Opens) -> Self {
         let (outgoing, incoming) = socket.split();
         let options = &shared.gateway.options;
+        let limiter = |times: u32| {
+            let [per_second, at_once] =
+                [options.frames_per_second, options.frames_at_once].map(|frames| frames.saturating_mul(times));
+            Limiter::new(per_second, at_once)
+        };
         let state = State {
             subscriptions: Subscriptions::default(),
             waiting: VecDeque::new(),
             current: None,
-            limiter: Limiter::new(options.frames_per_second, options.frames_at_once),
+            limiter: limiter(1),
+            controls: limiter(CONTROLS_A_FRAME),
             covered: if opens == Opens::New { SUBSCRIPTIONS_A_CALL } else { 0 },
             resumes: if opens == Opens::New { 0 } else { options.subscriptions_max },
             heard_at: Instant::now(),
@@ -136,7 +150,8 @@ impl Connection {
         Self { shared, tenure, outgoing, incoming, meter, state, events_sent, _open: open }
     }
 
-    pub(super) async fn run(mut self) {
+    /// Until it ends, and nothing of it is left. `call` is the one that it came by.
+    pub(super) async fn run(mut self, call: Option<&Call>) {
         let end = self.talk().await;
         let code = match &end {
             End::Close { code, .. } => *code,
@@ -161,10 +176,17 @@ impl Connection {
                 }
                 // The answer is there already, and not written yet.
                 End::Closed => outgoing.flush().await,
-                End::Gone => Ok::<(), tungstenite::Error>(()),
+                End::Gone => Err(tungstenite::Error::ConnectionClosed),
             }
         };
-        let _ = timeout(FAREWELL_MAX, farewell).await;
+        let is_heard = matches!(timeout(FAREWELL_MAX, farewell).await, Ok(Ok(())));
+        let Some(call) = call else { return };
+        // Over HTTP/2 what is written is another's, who has it until the peer takes it, which may be never.
+        if !is_heard {
+            call.reset();
+        }
+        drop((outgoing, incoming));
+        call.end_within(FAREWELL_MAX).await;
     }
 
     async fn talk(&mut self) -> End {
@@ -292,15 +314,16 @@ impl Connection {
     async fn hear(&mut self, message: Option<Result<Message, tungstenite::Error>>) -> Result<(), End> {
         self.state.heard_at = Instant::now();
         let text = match message {
-            Some(Ok(Message::Text(text))) => text,
+            Some(Ok(Message::Text(text))) => Some(text),
             Some(Ok(Message::Ping(said) | Message::Pong(said))) => {
                 self.meter.passed(said.len());
-                return Ok(());
+                return match self.state.controls.judge() {
+                    // There is nothing that could be refused.
+                    Verdict::Take | Verdict::Refuse => Ok(()),
+                    Verdict::HangUp => Err(End::close(close_code::POLICY, "far too many pings")),
+                };
             }
-            Some(Ok(Message::Binary(_) | Message::Frame(_))) => {
-                self.meter.message_came();
-                return self.refuse("INVALID_ARGUMENT", "frames are text, this one is binary".to_owned()).await;
-            }
+            Some(Ok(Message::Binary(_) | Message::Frame(_))) => None,
             Some(Err(tungstenite::Error::Capacity(_))) => {
                 return Err(End::deaf(close_code::SIZE, "a frame is at most 1 MiB"));
             }
@@ -313,9 +336,15 @@ impl Connection {
         self.meter.message_came();
         match self.state.limiter.judge() {
             Verdict::Take => {}
-            Verdict::Refuse => return self.refuse("RATE_LIMITED", "too many frames: send fewer".to_owned()).await,
+            Verdict::Refuse => {
+                let failure = Failure::new("RATE_LIMITED", "too many frames: send fewer");
+                return self.turn_away(Failure { retry_after_ms: Some(FRAME_AFTER_MS), ..failure }).await;
+            }
             Verdict::HangUp => return Err(End::close(close_code::POLICY, "far too many frames")),
         }
+        let Some(text) = text else {
+            return self.refuse("INVALID_ARGUMENT", "frames are text, this one is binary".to_owned()).await;
+        };
         let held = match self.shared.gateway.intake.hold_json(self.tenure.identity().tenant, &text) {
             Ok(held) => held,
             Err(error) => return self.turn_away(Failure::from(&error)).await,
@@ -355,25 +384,30 @@ impl Connection {
         while let Some((session, event)) = next.take() {
             let text = json(&self.frame(session, event)?)?;
             (written, bytes) = (written + 1, bytes + text.len());
-            if text.len() > LARGE_BYTES {
-                let (shared, tenant) = (Arc::clone(&self.shared), self.tenure.identity().tenant);
-                let room = shared.gateway.unread.hold(tenant, text.len());
-                // What is here already may be what there is too much of.
-                if room.is_none() {
-                    self.in_time(async |outgoing| outgoing.flush().await).await?;
-                    kept.clear();
-                }
-                kept.push(match room {
-                    Some(room) => room,
-                    None => room_for(&shared, tenant, text.len()).await?,
-                });
-            }
-            self.in_time(async |outgoing| feed(outgoing, text).await).await?;
+            self.put(text, &mut kept).await?;
             if written < TOGETHER_MAX && bytes < TOGETHER_BYTES_MAX {
                 next = self.state.subscriptions.waiting();
             }
         }
         self.in_time(async |outgoing| outgoing.flush().await).await
+    }
+
+    /// Writes a text to what is flushed next. Where it takes of the room of what callers have not taken, that is `kept` until then.
+    async fn put(&mut self, text: String, kept: &mut Vec<Kept>) -> Result<(), End> {
+        if text.len() > LARGE_BYTES {
+            let (shared, tenant) = (Arc::clone(&self.shared), self.tenure.identity().tenant);
+            let room = shared.gateway.unread.hold(tenant, text.len());
+            // What is here already may be what there is too much of.
+            if room.is_none() {
+                self.in_time(async |outgoing| outgoing.flush().await).await?;
+                kept.clear();
+            }
+            kept.push(match room {
+                Some(room) => room,
+                None => room_for(&shared, tenant, text.len()).await?,
+            });
+        }
+        self.in_time(async |outgoing| feed(outgoing, text).await).await
     }
 
     /// What the client is told of it.
@@ -430,7 +464,9 @@ impl Connection {
     }
 
     async fn tell(&mut self, frame: &ServerFrame) -> Result<(), End> {
-        self.write(Message::text(json(frame)?)).await
+        let mut kept = Vec::new();
+        self.put(json(frame)?, &mut kept).await?;
+        self.in_time(async |outgoing| outgoing.flush().await).await
     }
 
     async fn write(&mut self, message: Message) -> Result<(), End> {

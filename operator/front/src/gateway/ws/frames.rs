@@ -7,6 +7,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::gateway::Failure;
 
+/// Of a session's, an approval's or a ping's id: what is said again in an answer.
+const ID_CHARACTERS_MAX: usize = 128;
+
 /// What a client sends.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -91,11 +94,32 @@ pub(super) enum ServerFrame {
 impl ClientFrame {
     /// Fails with a sentence for the client.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
-        serde_json::from_str(text).map_err(|error| {
+        let frame: Self = serde_json::from_str(text).map_err(|error| {
             // What serde quotes is the client's own, but may be long.
             let problem: String = error.to_string().chars().take(200).collect();
             format!("the frame can't be read: {problem}")
-        })
+        })?;
+        for (name, id) in frame.ids() {
+            if id.chars().nth(ID_CHARACTERS_MAX).is_some() {
+                return Err(format!("`{name}` has more than {ID_CHARACTERS_MAX} characters"));
+            }
+        }
+        Ok(frame)
+    }
+
+    /// What an answer to it says again.
+    fn ids(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let (session_id, other) = match self {
+            Self::Subscribe(Subscribe { session_id, .. })
+            | Self::Unsubscribe(Unsubscribe { session_id })
+            | Self::Send(SendMessageRequest { session_id, .. })
+            | Self::Interrupt(InterruptSessionRequest { session_id }) => (Some(session_id), None),
+            Self::Approve(ResolveApprovalRequest { session_id, approval_id, .. }) => {
+                (Some(session_id), Some(("approvalId", approval_id)))
+            }
+            Self::Ping(Ping { id }) => (None, Some(("id", id))),
+        };
+        session_id.map(|id| ("sessionId", id)).into_iter().chain(other).map(|(name, id)| (name, id.as_str()))
     }
 }
 
@@ -157,6 +181,25 @@ mod tests {
         ] {
             let problem = ClientFrame::parse(frame).unwrap_err();
             assert!(problem.starts_with("the frame can't be read: ") && problem.contains(hint), "{problem}");
+        }
+    }
+
+    #[test]
+    fn an_id_has_so_many_characters_and_no_more() {
+        let frames: [fn(&str) -> serde_json::Value; 7] = [
+            |id| json!({ "subscribe": { "sessionId": id } }),
+            |id| json!({ "unsubscribe": { "sessionId": id } }),
+            |id| json!({ "send": { "sessionId": id } }),
+            |id| json!({ "interrupt": { "sessionId": id } }),
+            |id| json!({ "approve": { "sessionId": id } }),
+            |id| json!({ "approve": { "sessionId": "heron", "approvalId": id } }),
+            |id| json!({ "ping": { "id": id } }),
+        ];
+        for frame in frames {
+            let fits = frame(&"ü".repeat(ID_CHARACTERS_MAX)).to_string();
+            assert!(ClientFrame::parse(&fits).is_ok(), "{fits}");
+            let problem = ClientFrame::parse(&frame(&"ü".repeat(ID_CHARACTERS_MAX + 1)).to_string()).unwrap_err();
+            assert!(problem.ends_with("d` has more than 128 characters") && !problem.contains('ü'), "{problem}");
         }
     }
 
