@@ -41,7 +41,7 @@ impl Executor<'_> {
     }
 }
 
-/// The conversation within `tokens_max`, as far as that can be had.
+/// The conversation within `tokens_max`, as far as that can be had: as it is where nothing of it can go.
 pub(super) fn compacted(mut messages: Vec<Message>, tokens_max: u32) -> Vec<Message> {
     let mut excess = i64::from(estimate::conversation_tokens(&messages)) - i64::from(tokens_max);
     if excess <= 0 {
@@ -51,6 +51,7 @@ pub(super) fn compacted(mut messages: Vec<Message>, tokens_max: u32) -> Vec<Mess
     excess = (excess + step - 1) / step * step;
     let weight = |message: &Message| i64::from(estimate::conversation_tokens(std::slice::from_ref(message)));
     let Some(newest) = messages.iter().rposition(|message| message.role() == Role::User) else { return messages };
+    let whole = messages.len();
     // Whole exchanges: from one word of the user's to the next.
     let mut exchanges: Vec<usize> =
         (0..newest).filter(|&place| place == 0 || messages[place].role() == Role::User).collect();
@@ -72,6 +73,9 @@ pub(super) fn compacted(mut messages: Vec<Message>, tokens_max: u32) -> Vec<Mess
         let [first, next, ..] = answers[..] else { break };
         excess -= messages[first..next].iter().map(weight).sum::<i64>();
         messages.drain(first..next);
+    }
+    if messages.len() == whole {
+        return messages;
     }
     carry::unbind(&mut messages);
     if let Some(first) = messages.first_mut() {

@@ -1,6 +1,6 @@
 use std::collections::HashSet;
 
-use croft_proto::v1::{ToolOutput, ToolUse};
+use croft_proto::v1::{Thinking, ToolOutput, ToolUse};
 use proptest::prelude::*;
 
 use super::*;
@@ -54,6 +54,15 @@ fn ids(messages: &[Message]) -> (Vec<String>, Vec<String>) {
 fn what_fits_is_left_as_it_is() {
     let messages = exchange(0, &[(1, 100)], true);
     assert_eq!(compacted(messages.clone(), 10_000), messages);
+}
+
+/// It was told that parts were left out, and what it had thought was gone.
+#[test]
+fn what_nothing_can_be_left_out_of_is_left_as_it_is() {
+    let mut messages = exchange(0, &[(0, 40_000)], false);
+    let thinking = Thinking { text: "hm".into(), signature: "of-this-model".into(), ..Thinking::default() };
+    messages[1].content.insert(0, ContentBlock { block: Some(Block::Thinking(thinking)) });
+    assert_eq!(compacted(messages.clone(), 1_000), messages);
 }
 
 #[test]
