@@ -233,12 +233,12 @@ impl Attempt<'_> {
     /// Lets the guards judge an answer that is whole.
     async fn finish(&mut self, shown: &Shown<'_>, interrupt: &Interrupt) {
         let (End::Stopped(stop), Some(guard)) = (&self.end, &mut self.guard) else { return };
-        let calls = match stop {
-            // None of them will be made.
-            Stop::MaxTokens | Stop::ContextFull | Stop::Refusal => false,
-            Stop::EndTurn | Stop::ToolUse | Stop::BadToolCall | Stop::Pause => !self.assembly.calls().is_empty(),
+        let leads_on = match stop {
+            // It is cut off, or another answer may take its place: what the turn comes to is not this.
+            Stop::MaxTokens | Stop::ContextFull | Stop::Refusal | Stop::BadToolCall => true,
+            Stop::EndTurn | Stop::ToolUse | Stop::Pause => !self.assembly.calls().is_empty(),
         };
-        match interrupt.or(guard.finish(calls)).await {
+        match interrupt.or(guard.finish(leads_on)).await {
             Ok(rest) => shown.text(rest),
             Err(why) => return self.end = End::Interrupted(why),
         }

@@ -63,16 +63,16 @@ impl<'guards> Output<'guards> {
         passing
     }
 
-    /// The answer is whole: judges what is still held back, and returns what of it is let through. `calls` says that it calls
-    /// tools, and so is not the one that the turn comes to.
-    pub(crate) async fn finish(&mut self, calls: bool) -> String {
+    /// The answer is whole: judges what is still held back, and returns what of it is let through. `leads_on` says that it is
+    /// not the one that the turn comes to: it calls tools, or did not come to its end.
+    pub(crate) async fn finish(&mut self, leads_on: bool) -> String {
         let mut passing = String::new();
         for filter in &mut self.filters {
             let (passed, found) = filter.push(&passing);
             passing = passed;
             self.blocked |= filter.tell(found, &mut self.violations);
             if !self.blocked {
-                let (rest, found) = filter.finish(calls).await;
+                let (rest, found) = filter.finish(leads_on).await;
                 passing.push_str(&rest);
                 self.blocked |= filter.tell(found, &mut self.violations);
             }
@@ -138,9 +138,9 @@ impl<'guards> Filter<'guards> {
         }
     }
 
-    async fn finish(&mut self, calls: bool) -> (String, Option<Found>) {
+    async fn finish(&mut self, leads_on: bool) -> (String, Option<Found>) {
         // Of a shape is what the turn comes to. What leads there may be said if it has the shape too, and is left out if not.
-        let excuses = calls && matches!(self.guard.check, Check::Schema(_));
+        let excuses = leads_on && matches!(self.guard.check, Check::Schema(_));
         match &mut self.hold {
             // What was not said is not judged.
             Hold::Nothing { seen: said } | Hold::Everything { held: said } if said.is_empty() => (String::new(), None),

@@ -10,6 +10,7 @@ mod outgrown;
 mod proofs;
 mod refusals;
 mod routed;
+mod shapes;
 #[path = "../support/mod.rs"]
 mod support;
 mod takeover;
