@@ -35,8 +35,12 @@ pub enum Refusal {
     ToolUnsupported { tool: String, problem: String },
     #[error("tool {tool} is not usable: {problem}")]
     ToolInvalid { tool: String, problem: String },
+    #[error("permission rule {position} can't be kept here: {problem}")]
+    RuleUnsupported { position: usize, problem: &'static str },
     #[error("permission rule {position} is not usable: {problem}")]
     RuleInvalid { position: usize, problem: String },
+    #[error("guardrail {guardrail:?} can't be made here: {problem}")]
+    GuardrailUnsupported { guardrail: String, problem: &'static str },
     #[error("guardrail {guardrail:?} is not usable: {problem}")]
     GuardrailInvalid { guardrail: String, problem: String },
 }
@@ -57,7 +61,9 @@ impl Refusal {
             Self::ProviderMissing { .. } => "PROVIDER_MISSING",
             Self::ToolUnsupported { .. } => "TOOL_UNSUPPORTED",
             Self::ToolInvalid { .. } => "TOOL_INVALID",
+            Self::RuleUnsupported { .. } => "PERMISSION_RULE_UNSUPPORTED",
             Self::RuleInvalid { .. } => "PERMISSION_RULE_INVALID",
+            Self::GuardrailUnsupported { .. } => "GUARDRAIL_UNSUPPORTED",
             Self::GuardrailInvalid { .. } => "GUARDRAIL_INVALID",
         }
     }
@@ -77,7 +83,9 @@ impl Refusal {
             Self::ProviderMissing { .. }
             | Self::ToolUnsupported { .. }
             | Self::ToolInvalid { .. }
+            | Self::RuleUnsupported { .. }
             | Self::RuleInvalid { .. }
+            | Self::GuardrailUnsupported { .. }
             | Self::GuardrailInvalid { .. } => Code::FailedPrecondition,
         }
     }

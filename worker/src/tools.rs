@@ -9,6 +9,7 @@ mod permission;
 mod sub_agent;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -106,6 +107,46 @@ enum Failed {
     },
 }
 
+/// The arguments of a call, as they would reach its tool. A whole number is one however it was written.
+#[derive(Debug)]
+pub(crate) struct Arguments {
+    pub(crate) object: Map<String, Value>,
+    /// Why no call is begun with them. One that was begun is not denied for it, and not made again by itself.
+    pub(crate) doubt: Option<Doubt>,
+}
+
+/// Why nobody knows whether arguments fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Doubt {
+    /// A whole number of them is larger than what is read.
+    TooLarge,
+    /// It took too long to hold them to the schema.
+    Unheld,
+}
+
+impl Arguments {
+    /// Those of a call that is not begun yet, or a sentence for the model.
+    pub(crate) fn of_new_call(self) -> Result<Map<String, Value>, Error> {
+        match self.doubt {
+            None => Ok(self.object),
+            Some(doubt) => Err(Error(doubt.to_string())),
+        }
+    }
+}
+
+impl fmt::Display for Doubt {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLarge => formatter.write_str(
+                "A whole number in the arguments is beyond 64 bits, and would not reach the tool as it is: give a smaller one, or a text.",
+            ),
+            Self::Unheld => {
+                write!(formatter, "The arguments could not be held to the tool's schema: {}.", Unfit::Late)
+            }
+        }
+    }
+}
+
 /// One tool of an agent.
 pub(crate) struct Entry {
     pub(crate) tool: Arc<dyn Tool>,
@@ -166,6 +207,8 @@ impl Entry {
     fn open(spec: &ToolSpec, builtins: &Builtins, servers: &mut Servers<'_>) -> Result<Self, Refusal> {
         let unsupported = |problem: &str| Refusal::ToolUnsupported { tool: spec.name.clone(), problem: problem.into() };
         let invalid = |problem: String| Refusal::ToolInvalid { tool: spec.name.clone(), problem };
+        let permission = Permission::try_from(spec.permission);
+        let permission = permission.map_err(|_| unsupported("its permission is not known to this worker"))?;
         let of_alphabet = |character: char| character.is_ascii_alphanumeric() || matches!(character, '_' | '-');
         if spec.name.is_empty() || spec.name.len() > NAME_CHARACTERS_MAX || !spec.name.chars().all(of_alphabet) {
             return Err(invalid(format!("a name has 1 to {NAME_CHARACTERS_MAX} of a-z A-Z 0-9 _ -")));
@@ -174,7 +217,8 @@ impl Entry {
             Some(Source::Builtin(builtin)) => builtins.by_name.get(&builtin.name).cloned(),
             Some(Source::Mcp(mcp)) => Some(servers.tool(mcp, &spec.name).map_err(|problem| unsupported(&problem))?),
             Some(Source::SubAgent(sub_agent)) => Some(Arc::new(SubAgent::new(&sub_agent.agent)) as Arc<dyn Tool>),
-            None => return Err(invalid("it has no source".into())),
+            // The front knows all that there are: what is not known here is of a newer release.
+            None => return Err(unsupported("it has no source that this worker knows")),
         };
         let tool = tool.ok_or_else(|| unsupported("it is not built in"))?;
         let input_schema = if spec.input_schema_json.is_empty() {
@@ -199,37 +243,31 @@ impl Entry {
             replay => replay,
         };
         let definition = ToolDefinition { name: spec.name.clone(), description, input_schema };
-        Ok(Self { tool, definition, permission: spec.permission(), replay, timeout, schema, is_sub_agent })
+        Ok(Self { tool, definition, permission, replay, timeout, schema, is_sub_agent })
     }
 
-    /// The arguments as an object that the schema takes, or a sentence for the model. Those of a call that `is_begun` may be as they
-    /// are if nobody knows in time whether they fit, or a number of them is larger than what is read: what was begun is not to be denied.
-    pub(crate) async fn arguments(&self, json: &str, is_begun: bool) -> Result<Map<String, Value>, Error> {
+    /// The arguments as an object that the schema takes, or a sentence for the model.
+    pub(crate) async fn arguments(&self, json: &str) -> Result<Arguments, Error> {
         let parse =
             || serde_json::from_str(json).map_err(|error| Error(format!("The arguments are not valid JSON: {error}.")));
-        let parsed = parse()?;
-        if !is_begun && integers::are_beyond_64_bits(json) {
-            let told = "A whole number in the arguments is beyond 64 bits, and would not reach the tool as it is: give a smaller one, or a text.";
-            return Err(Error(told.to_owned()));
-        }
-        let arguments = match self.schema.hold(parsed).await {
-            Ok(arguments) => arguments,
-            Err(Unfit::Late) => {
-                tracing::warn!(tool = self.definition.name, is_begun, "arguments took too long to hold to the schema");
-                if !is_begun {
-                    return Err(Error(format!(
-                        "The arguments could not be held to the tool's schema: {}.",
-                        Unfit::Late
-                    )));
+        let parsed: Value = parse()?;
+        let (mut arguments, doubt) = if integers::are_beyond_64_bits(json) {
+            (parsed, Some(Doubt::TooLarge))
+        } else {
+            match self.schema.hold(parsed).await {
+                Ok(arguments) => (arguments, None),
+                Err(Unfit::Late) => {
+                    tracing::warn!(tool = self.definition.name, "arguments took too long to hold to the schema");
+                    (parse()?, Some(Doubt::Unheld))
                 }
-                parse()?
-            }
-            Err(Unfit::Fault(problem)) => {
-                return Err(Error(format!("The arguments do not fit the tool's schema: {problem}.")));
+                Err(Unfit::Fault(problem)) => {
+                    return Err(Error(format!("The arguments do not fit the tool's schema: {problem}.")));
+                }
             }
         };
+        integers::settle(&mut arguments);
         match arguments {
-            Value::Object(arguments) => Ok(arguments),
+            Value::Object(object) => Ok(Arguments { object, doubt }),
             _ => Err(Error("The arguments must be a JSON object.".into())),
         }
     }
@@ -324,7 +362,8 @@ mod tests {
             (vec![clock(), clock()], "TOOL_INVALID"),
             (vec![ToolSpec { source: mcp, ..clock() }], "TOOL_UNSUPPORTED"),
             (vec![ToolSpec { source: spade, ..clock() }], "TOOL_UNSUPPORTED"),
-            (vec![ToolSpec { source: None, ..clock() }], "TOOL_INVALID"),
+            (vec![ToolSpec { source: None, ..clock() }], "TOOL_UNSUPPORTED"),
+            (vec![ToolSpec { permission: 99, ..clock() }], "TOOL_UNSUPPORTED"),
             (vec![ToolSpec { name: "two words".into(), ..clock() }], "TOOL_INVALID"),
             (vec![ToolSpec { name: "x".repeat(65), ..clock() }], "TOOL_INVALID"),
             (vec![ToolSpec { input_schema_json: "[]".into(), ..clock() }], "TOOL_INVALID"),
@@ -346,9 +385,22 @@ mod tests {
         let toolbox = open(vec![spec]).unwrap();
         assert_eq!(toolbox.definitions()[0].description, "The village clock.");
         let entry = toolbox.get("clock").unwrap();
-        assert!(entry.arguments(r#"{"bell":1}"#, false).await.is_ok());
-        assert!(entry.arguments("{}", true).await.unwrap_err().0.contains("bell"));
+        assert!(entry.arguments(r#"{"bell":1}"#).await.unwrap().of_new_call().is_ok());
+        assert!(entry.arguments("{}").await.unwrap_err().0.contains("bell"));
         assert_eq!(entry.replay, ReplayClass::Unsafe);
+    }
+
+    /// A rule over 13 did not see 13.0, which is the same to every tool.
+    #[tokio::test]
+    async fn a_whole_number_reaches_the_tool_as_one_however_it_was_written() {
+        let schema = json!({"properties": {"bell": {"type": "integer"}, "size": {"enum": [1.0, 2.5]}}});
+        let toolbox = open(vec![ToolSpec { input_schema_json: schema.to_string(), ..clock() }]).unwrap();
+        let entry = toolbox.get("clock").unwrap();
+        for bell in ["13", "13.0", "1.3e1"] {
+            let json = format!(r#"{{"bell":{bell},"size":1.0,"tone":0.5}}"#);
+            let arguments = entry.arguments(&json).await.unwrap().of_new_call().unwrap();
+            assert_eq!(Value::Object(arguments), json!({"bell": 13, "size": 1, "tone": 0.5}));
+        }
     }
 
     /// A person approved the one, and the tool got the other.
@@ -357,11 +409,12 @@ mod tests {
         let toolbox = open(vec![ToolSpec { input_schema_json: "{}".into(), ..clock() }]).unwrap();
         let entry = toolbox.get("clock").unwrap();
         let large = r#"{"bell":12345678901234567890123}"#;
-        let told = entry.arguments(large, false).await.unwrap_err().0;
+        let told = entry.arguments(large).await.unwrap().of_new_call().unwrap_err().0;
         assert!(told.starts_with("A whole number in the arguments is beyond 64 bits"), "{told}");
-        let kept = entry.arguments(r#"{"bell":18446744073709551615}"#, false).await.unwrap();
+        let kept = entry.arguments(r#"{"bell":18446744073709551615}"#).await.unwrap().of_new_call().unwrap();
         assert_eq!(kept["bell"], json!(u64::MAX));
-        assert!(entry.arguments(large, true).await.is_ok(), "what was begun with it is not denied");
+        let begun = entry.arguments(large).await.unwrap();
+        assert_eq!(begun.doubt, Some(Doubt::TooLarge), "what was begun with it is not denied");
     }
 
     #[tokio::test]
@@ -371,10 +424,12 @@ mod tests {
         let toolbox = open(vec![ToolSpec { input_schema_json: schema.to_string(), ..clock() }]).unwrap();
         let entry = toolbox.get("clock").unwrap();
         let slow = json!({"bells": vec!["abc"; 50_000]}).to_string();
-        let (fresh, begun) = tokio::join!(entry.arguments(&slow, false), entry.arguments(&slow, true));
+        let (fresh, begun) = tokio::join!(entry.arguments(&slow), entry.arguments(&slow));
         let told = "The arguments could not be held to the tool's schema: it took longer than 1000 ms to look at.";
-        assert_eq!(fresh.unwrap_err().0, told);
-        assert_eq!(begun.unwrap()["bells"].as_array().map(Vec::len), Some(50_000));
+        assert_eq!(fresh.unwrap().of_new_call().unwrap_err().0, told);
+        let begun = begun.unwrap();
+        assert_eq!(begun.object["bells"].as_array().map(Vec::len), Some(50_000));
+        assert_eq!(begun.doubt, Some(Doubt::Unheld));
     }
 
     #[test]
@@ -388,7 +443,7 @@ mod tests {
     async fn a_slow_tool_is_cut_off_with_a_sentence() {
         let toolbox = open(vec![ToolSpec { timeout_ms: 50, ..clock() }]).unwrap();
         let entry = toolbox.get("clock").unwrap();
-        let arguments = entry.arguments(r#"{"sleep_ms":5000}"#, false).await.unwrap();
+        let arguments = entry.arguments(r#"{"sleep_ms":5000}"#).await.unwrap().of_new_call().unwrap();
         let outcome = entry.call("call-1", Invocation { arguments, idempotency_key: String::new() }).await;
         assert_eq!(outcome, Err(Error("The tool gave no result within 50 ms; the call may have taken effect.".into())));
     }

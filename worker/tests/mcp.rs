@@ -368,22 +368,30 @@ async fn what_goes_wrong_is_told_to_the_model_in_a_sentence() {
     let worker = worker_of(declared(&server)).await;
     let mut agent = agent_with(&server.url);
     agent.tools[0].input_schema_json = r#"{"type":"object","required":["a","b"]}"#.into();
+    agent.tools.push(tool(&server.url, "collapse"));
     let calls = [
         call("fail", &json!({})),
         call("missing", &json!({})),
         call("add", &json!({"a": 1})),
         call("add", &json!("{\"a\": 1,")),
         call("nowhere", &json!({})),
+        call("collapse", &json!({})),
     ];
     let (results, _) = called(&worker, &agent, &calls).await;
     let told: Vec<_> = results.iter().map(told).collect();
     assert!(told.iter().all(|(_, is_error)| *is_error), "{told:?}");
-    let expected =
-        ["The well is dry.", "refused the call: no tool missing", "do not fit", "not valid JSON", "There is no tool"];
+    let expected = [
+        "The well is dry.",
+        "refused the call: no tool missing",
+        "do not fit",
+        "not valid JSON",
+        "There is no tool",
+        "failed, and the call may have taken effect: the well fell in",
+    ];
     for ((sentence, _), expected) in told.iter().zip(expected) {
         assert!(sentence.contains(expected), "{sentence}: {expected}");
     }
-    assert_eq!(server.calls(), 2, "what does not fit is not sent");
+    assert_eq!(server.calls(), 3, "what does not fit is not sent");
 }
 
 #[tokio::test]
@@ -412,10 +420,15 @@ async fn rules_decide_by_arguments_and_the_models_hears_why() {
         rule("/b", "^13$", Permission::Deny, "Thirteen is not added in this village."),
     ];
     let agent = AgentSpec { permission_rules, ..agent_with(&server.url) };
-    let calls = [call("add", &json!({"a": 1, "b": 13})), call("add", &json!({"a": 1, "b": 12}))];
+    let calls = [
+        call("add", &json!({"a": 1, "b": 13})),
+        call("add", &json!({"a": 1, "b": 12})),
+        call("add", &json!({"a": 1, "b": 13.0})),
+    ];
     let (results, _) = called(&worker, &agent, &calls).await;
     assert_eq!(told(&results[0]), ("Thirteen is not added in this village.".into(), true));
     assert_eq!((told(&results[1]), server.calls()), (("13".into(), false), 1));
+    assert_eq!(told(&results[2]), told(&results[0]), "however it is written");
 }
 
 #[tokio::test]

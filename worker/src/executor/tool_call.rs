@@ -16,7 +16,7 @@ use super::state::{State, error_result};
 use crate::guardrails::Guardrails;
 use crate::link::Link;
 use crate::metrics::Metrics;
-use crate::tools::{self, Decision, Entry, Invocation, Toolbox, text};
+use crate::tools::{self, Arguments, Decision, Doubt, Entry, Invocation, Toolbox, text};
 
 const DENIED: &str = "A person denied this call";
 const NOT_REPEATED: &str =
@@ -115,7 +115,12 @@ pub(super) async fn plan<'toolbox>(
     let todo = if let Some(result) = journalled.and_then(|entry| entry.result.clone()) {
         Todo::Known(result)
     } else {
-        todo(call, toolbox, entry, begun.as_ref().map(|begun| (begun, decision))).await
+        let begun = begun.as_ref().map(|call| {
+            let allowed = link.decided(&Question::Make.id(session, &call.tool_call_id));
+            let is_allowed = allowed.is_some_and(|made| made.approved || !made.arguments_json.is_empty());
+            Begun { call, is_allowed, decision }
+        });
+        todo(call, toolbox, entry, begun).await
     };
     let changed = Changed::default();
     if let Some(begun) = begun.as_ref().filter(|begun| begun.arguments_json != call.arguments_json) {
@@ -132,39 +137,62 @@ pub(super) async fn plan<'toolbox>(
     Plan { call: begun.unwrap_or_else(fresh), times_begun, is_decided, changed, todo }
 }
 
+/// A call that was begun, and whose outcome nobody knows.
+struct Begun<'journal> {
+    call: &'journal ToolCall,
+    /// A person said before that it may be made.
+    is_allowed: bool,
+    /// What a person said of making it once more.
+    decision: Option<ApprovalResolved>,
+}
+
 async fn todo<'toolbox>(
     call: &ToolUse,
     toolbox: &'toolbox Toolbox,
     entry: Option<&'toolbox Entry>,
-    begun: Option<(&ToolCall, Option<ApprovalResolved>)>,
+    begun: Option<Begun<'_>>,
 ) -> Todo<'toolbox> {
     let Some(entry) = entry else {
         return Todo::Refuse(format!("There is no tool {:?}.", call.name));
     };
     // A person may have changed them before it was begun.
-    let arguments_json = begun.as_ref().map_or(&call.arguments_json, |(begun, _)| &begun.arguments_json);
+    let arguments_json = begun.as_ref().map_or(&call.arguments_json, |begun| &begun.call.arguments_json);
     if let Some(guardrail) = guarding::withheld_by(arguments_json) {
         return Todo::Refuse(withheld(&guardrail));
     }
-    let arguments = match entry.arguments(arguments_json, begun.is_some()).await {
+    let arguments = match entry.arguments(arguments_json).await {
         Ok(arguments) => arguments,
         Err(problem) => return Todo::Refuse(problem.to_string()),
     };
-    let ask = match toolbox.decide(entry, &arguments) {
+    if begun.is_none()
+        && let Some(doubt) = arguments.doubt
+    {
+        return Todo::Refuse(doubt.to_string());
+    }
+    let ask = match toolbox.decide(entry, &arguments.object) {
         Decision::Allow => None,
         Decision::Ask(reason) => Some(reason),
         Decision::Deny(reason) => return Todo::Refuse(reason),
     };
-    let Some((begun, decision)) = begun else { return Todo::Make { entry, arguments, ask } };
-    match begun.replay() {
-        // A person has been asked, if one had to be, before it was begun.
-        ReplayClass::Safe | ReplayClass::Idempotent => Todo::Make { entry, arguments, ask: None },
-        ReplayClass::Unsafe | ReplayClass::Unspecified => match decision {
-            None => Todo::AskWhetherToRepeat,
-            Some(decision) if !decision.arguments_json.is_empty() => Todo::Leave(NOT_REPEATED_CHANGED.to_owned()),
-            Some(decision) if decision.approved => Todo::Repeat { entry, arguments },
-            Some(decision) => Todo::Leave(said(NOT_REPEATED, &decision.message)),
-        },
+    let Arguments { object: arguments, doubt } = arguments;
+    let Some(begun) = begun else { return Todo::Make { entry, arguments, ask } };
+    let may_be_repeated = match begun.call.replay() {
+        // A call that is refused is told as one that is made: that it was begun says not that anyone was asked, nor that it fits.
+        ReplayClass::Safe | ReplayClass::Idempotent => doubt.is_none() && (ask.is_none() || begun.is_allowed),
+        ReplayClass::Unsafe | ReplayClass::Unspecified => false,
+    };
+    if may_be_repeated {
+        return Todo::Make { entry, arguments, ask: None };
+    }
+    match begun.decision {
+        None => Todo::AskWhetherToRepeat,
+        Some(decision) if !decision.arguments_json.is_empty() => Todo::Leave(NOT_REPEATED_CHANGED.to_owned()),
+        Some(decision) if !decision.approved => Todo::Leave(said(NOT_REPEATED, &decision.message)),
+        Some(_) if doubt == Some(Doubt::TooLarge) => Todo::Refuse(format!(
+            "The call was begun and its outcome is unknown. It is not repeated: {}",
+            Doubt::TooLarge
+        )),
+        Some(_) => Todo::Repeat { entry, arguments },
     }
 }
 
@@ -251,7 +279,8 @@ impl Bench<'_> {
         if let Some(guardrail) = review.blocked_by {
             return Err(withheld(&guardrail));
         }
-        let arguments = entry.arguments(&arguments_json, false).await.map_err(|problem| problem.to_string())?;
+        let arguments = entry.arguments(&arguments_json).await.and_then(Arguments::of_new_call);
+        let arguments = arguments.map_err(|problem| problem.to_string())?;
         match self.toolbox.decide(entry, &arguments) {
             Decision::Allow | Decision::Ask(_) => Ok((arguments_json, arguments)),
             Decision::Deny(reason) => Err(reason),

@@ -1,4 +1,4 @@
-//! The arguments of a call as checks read them: escapes undone, and of a key that is there twice the last. A whole number that 64 bits
+//! The arguments of a call as checks read them: escapes undone, of a key that is there twice the last, and `12` for `12.0`. A whole number that 64 bits
 //! don't hold stands in them as a text of its digits, and is written as the number that it was, so that the tool's own check finds it.
 
 use std::borrow::Cow;
@@ -18,11 +18,13 @@ pub(super) struct Arguments {
 impl Arguments {
     /// `None` if it is no JSON.
     pub(super) fn read(json: &str) -> Option<Self> {
-        let value = serde_json::from_str(json).ok()?;
-        Some(match integers::as_texts(json) {
-            Cow::Borrowed(_) => Self { value, has_large_numbers: false },
-            Cow::Owned(json) => Self { value: serde_json::from_str(&json).ok()?, has_large_numbers: true },
-        })
+        let value: Value = serde_json::from_str(json).ok()?;
+        let (mut value, has_large_numbers) = match integers::as_texts(json) {
+            Cow::Borrowed(_) => (value, false),
+            Cow::Owned(json) => (serde_json::from_str(&json).ok()?, true),
+        };
+        integers::settle(&mut value);
+        Some(Self { value, has_large_numbers })
     }
 
     /// As JSON, without spaces.

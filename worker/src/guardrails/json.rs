@@ -6,13 +6,14 @@ use std::collections::HashMap;
 use serde_json::{Map, Value};
 
 use super::scan::{Scanner, redacted};
+use crate::tools::integers;
 
 /// What is found in a key, a text or a number.
 pub(super) fn find(value: &Value, scanner: &dyn Scanner) -> Option<&'static str> {
     let in_text = |text: &str| scanner.find(text, 0).map(|finding| finding.what);
     match value {
         Value::String(text) => in_text(text),
-        Value::Number(number) => in_text(&number.to_string()),
+        Value::Number(number) => in_text(&integers::read(number)),
         Value::Array(items) => items.iter().find_map(|item| find(item, scanner)),
         Value::Object(fields) => fields.iter().find_map(|(key, value)| in_text(key).or_else(|| find(value, scanner))),
         Value::Null | Value::Bool(_) => None,
@@ -29,7 +30,7 @@ pub(super) fn redact(value: &mut Value, scanner: &dyn Scanner) -> bool {
                 true
             }
         },
-        Value::Number(number) => match redacted(scanner, &number.to_string()) {
+        Value::Number(number) => match redacted(scanner, &integers::read(number)) {
             Cow::Borrowed(_) => false,
             Cow::Owned(replaced) => {
                 *value = Value::String(replaced);

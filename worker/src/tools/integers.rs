@@ -1,9 +1,39 @@
 //! Whole numbers in the arguments of a call. What is read of JSON has 64 bits for one: a larger number would reach the tool as another
-//! than people approved.
+//! than people approved. And `12`, `12.0` and `1.2e1` are one number, which rules and checks know by one way to write it.
 
 use std::borrow::Cow;
 
-use serde_json::Number;
+use serde_json::{Number, Value};
+
+/// Has each whole number in it that 64 bits hold be one, however it was written.
+pub(crate) fn settle(value: &mut Value) {
+    match value {
+        Value::Number(number) => {
+            if let Some(whole) = whole(number).and_then(|digits| integer(&digits)) {
+                *number = whole;
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(settle),
+        Value::Object(fields) => fields.values_mut().for_each(settle),
+        Value::Null | Value::Bool(_) | Value::String(_) => {}
+    }
+}
+
+/// A number as rules and checks read it: as JSON, but a whole one in all its digits, also where 64 bits don't hold it.
+pub(crate) fn read(number: &Number) -> String {
+    whole(number).unwrap_or_else(|| number.to_string())
+}
+
+/// The digits of one that was read as a fraction, and is none.
+fn whole(number: &Number) -> Option<String> {
+    let fraction = number.as_f64().filter(|_| number.is_f64())?;
+    (fraction.fract() == 0.0).then(|| format!("{fraction:.0}"))
+}
+
+fn integer(digits: &str) -> Option<Number> {
+    let signed = digits.parse::<i64>().map(Number::from);
+    signed.or_else(|_| digits.parse::<u64>().map(Number::from)).ok()
+}
 
 /// Whether there is a whole number in this JSON that 64 bits don't hold.
 pub(super) fn are_beyond_64_bits(json: &str) -> bool {
@@ -90,6 +120,35 @@ mod tests {
         ] {
             assert!(are_beyond_64_bits(json), "{json}");
         }
+    }
+
+    #[test]
+    fn a_whole_number_is_one_however_it_is_written() {
+        for (written, settled, told) in [
+            ("13", "13", "13"),
+            ("13.0", "13", "13"),
+            ("1.3e1", "13", "13"),
+            ("-0.0", "0", "0"),
+            ("-0", "0", "0"),
+            ("0.130E2", "13", "13"),
+            ("-7e2", "-700", "-700"),
+            ("13.5", "13.5", "13.5"),
+            ("1e-7", "1e-7", "1e-7"),
+            ("9223372036854775808.0", "9223372036854775808", "9223372036854775808"),
+            ("-9223372036854775808.0", "-9223372036854775808", "-9223372036854775808"),
+            ("18446744073709551616.0", "1.8446744073709552e+19", "18446744073709551616"),
+            ("1e21", "1e+21", "1000000000000000000000"),
+        ] {
+            let mut value: Value = serde_json::from_str(&format!(r#"{{"list":[{written}]}}"#)).unwrap();
+            settle(&mut value);
+            let Value::Number(number) = &value["list"][0] else { panic!("{value}") };
+            assert_eq!(
+                (value.to_string().as_str(), read(number).as_str()),
+                (&*format!(r#"{{"list":[{settled}]}}"#), told)
+            );
+        }
+        let far: Number = serde_json::from_str("-1e300").unwrap();
+        assert_eq!(read(&far).len(), "-".len() + 301);
     }
 
     #[test]

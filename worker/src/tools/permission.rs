@@ -4,6 +4,7 @@ use croft_proto::v1::{Permission, PermissionRule};
 use regex::Regex;
 use serde_json::{Map, Value};
 
+use super::integers;
 use crate::patterns::Patterns;
 use crate::refusal::Refusal;
 
@@ -39,8 +40,14 @@ impl Rules {
             let problem = format!("there are more than {RULES_MAX}");
             return Err(Refusal::RuleInvalid { position: RULES_MAX, problem });
         }
-        let open =
-            |(position, rule)| Rule::open(rule, patterns).map_err(|problem| Refusal::RuleInvalid { position, problem });
+        let open = |(position, rule): (usize, &PermissionRule)| {
+            // What this worker does not know is of a newer release.
+            let permission = Permission::try_from(rule.permission).map_err(|_| {
+                let problem = "its permission is not known to this worker";
+                Refusal::RuleUnsupported { position, problem }
+            })?;
+            Rule::open(rule, permission, patterns).map_err(|problem| Refusal::RuleInvalid { position, problem })
+        };
         Ok(Self { rules: rules.iter().enumerate().map(open).collect::<Result<_, _>>()? })
     }
 
@@ -73,8 +80,7 @@ impl Rules {
 }
 
 impl Rule {
-    fn open(rule: &PermissionRule, patterns: &mut Patterns) -> Result<Self, String> {
-        let permission = rule.permission();
+    fn open(rule: &PermissionRule, permission: Permission, patterns: &mut Patterns) -> Result<Self, String> {
         if permission == Permission::Unspecified {
             return Err("its permission is missing".to_owned());
         }
@@ -101,6 +107,7 @@ impl Rule {
         is_called(tool, &self.tool)
             && self.arguments.iter().all(|(path, pattern)| match at(arguments, path) {
                 Some(Value::String(text)) => pattern.is_match(text),
+                Some(Value::Number(number)) => pattern.is_match(&integers::read(number)),
                 Some(value) => pattern.is_match(&value.to_string()),
                 None => false,
             })
@@ -202,6 +209,25 @@ mod tests {
         assert!(!fits("/list/1/na~1me", "x") && !fits("/absent", "") && !fits("/flag", "^tru$"));
     }
 
+    /// A denial of `^13$` let 13.0 through, which is 13 to every tool.
+    #[test]
+    fn a_number_is_read_as_the_same_however_it_is_written() {
+        for (pattern, number, expected) in [
+            ("^13$", "13", "deny"),
+            ("^13$", "13.0", "deny"),
+            ("^13$", "1.3e1", "deny"),
+            ("^13$", "13.5", "allow"),
+            ("^13.5$", "1.35e1", "deny"),
+            ("^[0-9]{2,}$", "1e30", "deny"),
+            ("^0$", "-0.0", "deny"),
+        ] {
+            let mut arguments = serde_json::from_str(&format!(r#"{{"b":{number}}}"#)).unwrap();
+            integers::settle(&mut arguments);
+            let rules = [rule("", &[("/b", pattern)], Permission::Deny)];
+            assert_eq!(decide(&rules, "add", Permission::Allow, &arguments), expected, "{pattern} {number}");
+        }
+    }
+
     #[test]
     fn a_rule_that_can_not_be_kept_is_refused_with_its_place() {
         let good = rule("", &[], Permission::Allow);
@@ -213,5 +239,8 @@ mod tests {
             let opened = Rules::open(&[good.clone(), bad], &mut Patterns::default());
             assert!(matches!(opened, Err(Refusal::RuleInvalid { position: 1, .. })));
         }
+        let of_newer_release = PermissionRule { permission: 99, ..good.clone() };
+        let opened = Rules::open(&[good, of_newer_release], &mut Patterns::default());
+        assert!(matches!(opened, Err(Refusal::RuleUnsupported { position: 1, .. })));
     }
 }

@@ -220,6 +220,7 @@ impl ServerHandler for Handler {
             "echo" => Ok(text(format!("You sent {}.", authorization.unwrap_or_default()))),
             "confess" => Ok(CallToolResult::error(vec![ContentBlock::text(authorization.unwrap_or_default())])),
             "describe" => Ok(described(&authorization.unwrap_or_default())),
+            "collapse" => Err(ErrorData::internal_error("the well fell in", None)),
             "rebuff" => Err(ErrorData::invalid_params(rebuff(&authorization.unwrap_or_default()), None)),
             other => Err(ErrorData::invalid_params(format!("no tool {other}"), None)),
         };

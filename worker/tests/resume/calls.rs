@@ -122,6 +122,97 @@ async fn a_call_that_people_allowed_is_asked_about_anew_when_its_outcome_is_unkn
     assert_ne!(approval_id(&heard), asked.approval_id);
 }
 
+/// A spade that a person must allow, and that may be used twice.
+fn asks_and_may_repeat() -> ToolSpec {
+    let (permission, replay) = (Permission::Ask.into(), ReplayClass::Idempotent.into());
+    ToolSpec { permission, replay, ..builtin("spade") }
+}
+
+/// A turn that called the spade with these arguments, told so, and lost its worker.
+async fn lost(tool: ToolSpec, arguments: &str) -> Broken {
+    let (worker, agent) = worker_with_spade(&Spade::default()).await;
+    let agent = AgentSpec { tools: vec![tool], ..agent };
+    let session_id = session();
+    init(&worker.client, &session_id, &agent).await.unwrap();
+    let steps = json!([{"tool_call": {"name": "spade", "arguments": arguments}}, {"text": "planted"}]);
+    let mut front = Front::open(&worker.client, start(&session_id, script(&steps))).await;
+    front.acknowledges = false;
+    let Kind::ToolCall(call) = front.until_event(|kind| matches!(kind, Kind::ToolCall(_))).await else { panic!() };
+    let checkpoint = front.heard.checkpoints.last().unwrap().clone();
+    Broken { session_id, agent, checkpoint, call }
+}
+
+/// It was refused, which is told like a call that is made, and its result was not stored yet.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_was_refused_is_not_taken_for_one_that_was_allowed() {
+    let broken = lost(asks_and_may_repeat(), r#"{"depth":12345678901234567890123}"#).await;
+    let spade = Spade::default();
+    let heard = broken.go_on(&spade, None).await;
+    assert_eq!(heard.story(), ["started", "approval", "completed"]);
+    assert_eq!((heard.stop_reason(), spade.digs()), (StopReason::RequiresAction, 0));
+    // The tool would get another number than the one that the person saw.
+    let yes = ApprovalResolved { approval_id: approval_id(&heard), approved: true, ..Default::default() };
+    let next = StepStart {
+        turn_id: "turn-2".into(),
+        decisions: vec![yes],
+        ..resumed(&broken.session_id, heard.checkpoint(), Vec::new())
+    };
+    let heard = elsewhere(&spade, &broken.agent, next).await;
+    assert_eq!(heard.story(), ["started", "result", "attempt", "message", "completed"]);
+    let Kind::ToolResult(result) = &heard.durables[1] else { panic!() };
+    let told = texts(&result.content);
+    assert!(told.contains("It is not repeated: A whole number in the arguments is beyond 64 bits"), "{told}");
+    assert_eq!((result.is_error, spade.digs()), (true, 0));
+}
+
+/// As above, and of a call with good arguments people are asked as of any other, if a worker of an earlier release began it.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_nobody_allowed_or_that_fits_nobody_knows_is_not_repeated_by_itself() {
+    let many: Vec<_> = (0..2_000).map(|least| json!({"minLength": least % 3})).collect();
+    let input_schema_json = json!({"properties": {"depth": {"items": {"allOf": many}}}}).to_string();
+    let slow = ToolSpec { input_schema_json, replay: ReplayClass::Idempotent.into(), ..builtin("spade") };
+    let unheld = lost(slow, &json!({"depth": vec!["abc"; 50_000]}).to_string()).await;
+    let mut nobody_allowed = Broken::new(ReplayClass::Idempotent).await;
+    nobody_allowed.agent.tools = vec![asks_and_may_repeat()];
+    for broken in [unheld, nobody_allowed] {
+        let spade = Spade::default();
+        let heard = broken.go_on(&spade, None).await;
+        assert_eq!(heard.story(), ["started", "approval", "completed"]);
+        assert_eq!((heard.stop_reason(), spade.digs()), (StopReason::RequiresAction, 0));
+        let yes = ApprovalResolved { approval_id: approval_id(&heard), approved: true, ..Default::default() };
+        let next = StepStart {
+            turn_id: "turn-2".into(),
+            decisions: vec![yes],
+            ..resumed(&broken.session_id, heard.checkpoint(), Vec::new())
+        };
+        let heard = elsewhere(&spade, &broken.agent, next).await;
+        assert_eq!(heard.story(), ["started", "call", "result", "attempt", "message", "completed"]);
+        assert_eq!(spade.digs(), 1, "a yes is good for it");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_people_allowed_is_repeated_by_itself_where_it_may_be() {
+    let mut broken = Broken::new(ReplayClass::Idempotent).await;
+    broken.agent.tools = vec![asks_and_may_repeat()];
+    let (worker, spade) = (worker_with_spade(&Spade::default()).await.0, Spade::default());
+    init(&worker.client, &broken.session_id, &broken.agent).await.unwrap();
+    let resume = || resumed(&broken.session_id, broken.checkpoint.clone(), Vec::new());
+    let mut front = Front::open(&worker.client, resume()).await;
+    let asked = front.until_event(|kind| matches!(kind, Kind::ApprovalRequired(_))).await;
+    let Kind::ApprovalRequired(asked) = asked else { panic!() };
+    let yes = ApprovalResolved { approval_id: asked.approval_id.clone(), approved: true, ..Default::default() };
+    let start = StepStart {
+        asked_approval_ids: vec![asked.approval_id],
+        decisions: vec![yes],
+        journal: broken.journal(None),
+        ..resume()
+    };
+    let heard = elsewhere(&spade, &broken.agent, start).await;
+    assert_eq!(heard.story(), ["started", "result", "attempt", "message", "completed"]);
+    assert_eq!((heard.stop_reason(), spade.digs()), (StopReason::EndTurn, 1));
+}
+
 pub(crate) fn approval_id(heard: &Heard) -> String {
     let approval = |kind: &Kind| match kind {
         Kind::ApprovalRequired(approval) => Some(approval.approval_id.clone()),

@@ -8,7 +8,7 @@ mod running;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use croft_serve::{Tasks, trace};
-use rmcp::model::{CallToolRequestParams, CallToolResponse, CallToolResult, RequestMetaObject};
+use rmcp::model::{CallToolRequestParams, CallToolResponse, CallToolResult, ErrorCode, RequestMetaObject};
 use rmcp::service::ServiceError;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +22,9 @@ use running::Running;
 
 /// Characters of a server's own words in an error. What is longer is cut.
 const MESSAGE_CHARACTERS_MAX: usize = 1_000;
+/// Errors of JSON-RPC by which a server says that it did nothing of what it was asked. All others it may have come to on the way.
+const UNDONE: [ErrorCode; 4] =
+    [ErrorCode::PARSE_ERROR, ErrorCode::INVALID_REQUEST, ErrorCode::METHOD_NOT_FOUND, ErrorCode::INVALID_PARAMS];
 /// Where a server finds the key that is the same on every try of a call.
 const IDEMPOTENCY_KEY: &str = "croft.dev/idempotencyKey";
 /// And the trace that the call belongs to, as MCP has it (SEP-414).
@@ -81,7 +84,12 @@ impl Connection {
                 // Before the cut, which may be in the midst of the credential.
                 blot.text(&mut message);
                 let said: String = message.chars().take(MESSAGE_CHARACTERS_MAX).collect();
-                Err(Error(format!("The tool's server {name} refused the call: {said}")))
+                let came_to = if UNDONE.contains(&refused.code) {
+                    "refused the call"
+                } else {
+                    "failed, and the call may have taken effect"
+                };
+                Err(Error(format!("The tool's server {name} {came_to}: {said}")))
             }
             Err(error) => {
                 tracing::warn!(server = %name, tool, error = %blot.error(&error), "an MCP call failed");
