@@ -10,10 +10,12 @@ mod scan;
 mod stream;
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use croft_proto::v1::guardrail_spec::Check as CheckSpec;
 use croft_proto::v1::{AgentSpec, GuardrailMode, GuardrailSpec, GuardrailStage, GuardrailViolation};
 use serde_json::Value;
+use tokio::sync::Semaphore;
 
 use crate::http_client::HttpClient;
 use crate::json_schema::{JsonSchema, Unfit};
@@ -27,6 +29,13 @@ pub(crate) use stream::Output;
 
 /// Checks of one agent. At the bound the agent is refused.
 const GUARDRAILS_MAX: usize = 16;
+/// Bytes of a text that is looked through where the step runs. A longer one is on a thread of its own, so that the step is heard
+/// and stopped meanwhile, and other sessions go on.
+const SCANNED_BYTES_MAX: usize = 64 * 1024;
+/// Such texts that are looked through at a time. Others wait for their turn, which comes: each takes time linear in its length.
+const AT_A_TIME_MAX: usize = 4;
+
+static PLACES: Semaphore = Semaphore::const_new(AT_A_TIME_MAX);
 
 /// The checks of one agent, in its order.
 #[derive(Default)]
@@ -45,7 +54,7 @@ enum Check {
     /// Characters.
     Length(usize),
     Scan {
-        scanner: Box<dyn Scanner>,
+        scanner: Arc<dyn Scanner>,
         redact: bool,
     },
     Schema(JsonSchema),
@@ -85,6 +94,8 @@ pub(crate) struct Review {
     pub(crate) violations: Vec<GuardrailViolation>,
     /// The check that lets the text go no further.
     pub(crate) blocked_by: Option<String>,
+    /// That check is a server's, and gave no answer: another time the text may pass.
+    pub(crate) is_unanswered: bool,
 }
 
 impl Guardrails {
@@ -95,9 +106,16 @@ impl Guardrails {
             return Err(invalid("", format!("there are more than {GUARDRAILS_MAX}")));
         }
         let open = |spec: &GuardrailSpec| {
-            let check = check(spec, client, patterns).map_err(|problem| invalid(&spec.name, problem))?;
-            let stages = spec.stages().collect();
-            Ok(Guard { name: spec.name.clone(), stages, shadow: spec.mode() == GuardrailMode::Shadow, check })
+            let unsupported =
+                |problem: &'static str| Refusal::GuardrailUnsupported { guardrail: spec.name.clone(), problem };
+            // The front knows all that there is: what is not known here is of a newer release.
+            let kind = spec.check.as_ref().ok_or_else(|| unsupported("it checks nothing that this worker knows"))?;
+            let stages = spec.stages.iter().map(|stage| GuardrailStage::try_from(*stage)).collect::<Result<_, _>>();
+            let stages = stages.map_err(|_| unsupported("one of its stages is not known to this worker"))?;
+            let mode = GuardrailMode::try_from(spec.mode);
+            let mode = mode.map_err(|_| unsupported("its mode is not known to this worker"))?;
+            let check = check(kind, client, patterns).map_err(|problem| invalid(&spec.name, problem))?;
+            Ok(Guard { name: spec.name.clone(), stages, shadow: mode == GuardrailMode::Shadow, check })
         };
         Ok(Self { guards: agent.guardrails.iter().map(open).collect::<Result<_, _>>()? })
     }
@@ -224,13 +242,10 @@ impl Guard {
         match &self.check {
             Check::Length(characters_max) if text.chars().count() > *characters_max => Verdict::Refused("length"),
             Check::Length(_) => Verdict::Passed,
-            Check::Scan { scanner, redact: true } => match redacted(scanner.as_ref(), text) {
-                Cow::Borrowed(_) => Verdict::Passed,
-                Cow::Owned(replaced) => Verdict::Replaced(replaced),
-            },
-            Check::Scan { scanner, redact: false } => {
-                scanner.find(text, 0).map_or(Verdict::Passed, |finding| Verdict::Refused(finding.what))
+            Check::Scan { scanner, redact } if text.len() > SCANNED_BYTES_MAX => {
+                scanned_aside(Arc::clone(scanner), *redact, text.to_owned()).await
             }
+            Check::Scan { scanner, redact } => scanned(scanner.as_ref(), *redact, text),
             Check::Schema(schema) => {
                 let Ok(value) = serde_json::from_str(text) else { return Verdict::Refused("schema") };
                 match schema.hold(value).await {
@@ -262,6 +277,34 @@ impl Guard {
     }
 }
 
+fn scanned(scanner: &dyn Scanner, redact: bool, text: &str) -> Verdict {
+    if !redact {
+        return scanner.find(text, 0).map_or(Verdict::Passed, |finding| Verdict::Refused(finding.what));
+    }
+    match redacted(scanner, text) {
+        Cow::Borrowed(_) => Verdict::Passed,
+        Cow::Owned(replaced) => Verdict::Replaced(replaced),
+    }
+}
+
+/// The same on a thread where nothing else waits for it. It may be left, and ends by itself.
+async fn scanned_aside(scanner: Arc<dyn Scanner>, redact: bool, text: String) -> Verdict {
+    // It is never closed.
+    let place = PLACES.acquire().await;
+    let looks = move || {
+        let _place = place;
+        scanned(scanner.as_ref(), redact, &text)
+    };
+    match tokio::task::spawn_blocking(looks).await {
+        Ok(verdict) => verdict,
+        Err(broken_off) => match broken_off.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The process ends, and the step with it.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
 impl Review {
     /// Takes in what a check says, told once however often it was found; true when it lets nothing through.
     fn take(&mut self, guard: &Guard, stage: GuardrailStage, verdicts: &[Verdict]) -> bool {
@@ -271,6 +314,7 @@ impl Review {
         self.violations.push(violation);
         if blocked {
             self.blocked_by = Some(guard.name.clone());
+            self.is_unanswered = found == Found::Refused(asked::UNANSWERED);
         }
         blocked
     }
@@ -287,15 +331,15 @@ fn point(stage: GuardrailStage) -> &'static str {
     }
 }
 
-fn check(spec: &GuardrailSpec, client: &HttpClient, patterns: &mut Patterns) -> Result<Check, String> {
-    match spec.check.as_ref().ok_or("it checks nothing")? {
+fn check(kind: &CheckSpec, client: &HttpClient, patterns: &mut Patterns) -> Result<Check, String> {
+    match kind {
         CheckSpec::Length(length) if length.characters_max == 0 => Err("characters_max is 0".to_owned()),
         CheckSpec::Length(length) => Ok(Check::Length(usize::try_from(length.characters_max).unwrap_or(usize::MAX))),
         CheckSpec::Pattern(pattern) => {
-            Ok(Check::Scan { scanner: Box::new(pattern::Denied::open(&pattern.denied, patterns)?), redact: false })
+            Ok(Check::Scan { scanner: Arc::new(pattern::Denied::open(&pattern.denied, patterns)?), redact: false })
         }
         CheckSpec::PersonalData(data) => {
-            Ok(Check::Scan { scanner: Box::new(PersonalData::open(&data.kinds)?), redact: data.redact })
+            Ok(Check::Scan { scanner: Arc::new(PersonalData::open(&data.kinds)?), redact: data.redact })
         }
         CheckSpec::JsonSchema(schema) => {
             let schema: Value = serde_json::from_str(&schema.schema_json)

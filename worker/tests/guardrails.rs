@@ -17,7 +17,7 @@ use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
     AgentSpec, ContentBlock, GuardrailMode, GuardrailSpec, GuardrailStage, GuardrailViolation, HttpCheck,
     JsonSchemaCheck, LengthCheck, Message, PatternCheck, PersonalDataCheck, Role, SessionCheckpoint, StepCancel,
-    StepStart, StopReason,
+    StepStart, StopReason, ToolUse,
 };
 use croft_worker::RuntimeOptions;
 use croft_worker::tools::Builtins;
@@ -475,6 +475,73 @@ async fn a_server_that_gives_no_answer_stops_the_text_unless_it_may_not() {
         let heard = turn(&worker, &asks(&server, true, 200), text("good morning")).await;
         assert_eq!((said(&heard).as_str(), heard.stop_reason()), ("You said: good morning", StopReason::EndTurn));
     }
+}
+
+/// A check of what users say, by this server.
+fn asks_about_input(server: &MockServer) -> AgentSpec {
+    let agent = asks(server, false, ANSWERED_MS);
+    let check = agent.guardrails[0].check.clone().unwrap();
+    AgentSpec { tools: vec![builtin("spade")], ..guarded(GuardrailStage::Input, check) }
+}
+
+/// What a turn comes to that begins with a conversation, and the texts that it leaves of it.
+async fn goes_on_from(agent: &AgentSpec, messages: Vec<Message>, turn_id: &str, input: &str) -> (Heard, Vec<String>) {
+    let (worker, _) = with_spade().await;
+    let session_id = session();
+    init(&worker.client, &session_id, agent).await.unwrap();
+    let checkpoint = SessionCheckpoint { messages, turn_id: "turn-1".into(), ..SessionCheckpoint::default() };
+    let input = if input.is_empty() { Vec::new() } else { text(input) };
+    let start = StepStart { turn_id: turn_id.into(), checkpoint: Some(checkpoint), ..start(&session_id, input) };
+    let heard = Front::open(&worker.client, start).await.finish().await;
+    let kept = heard.checkpoint().messages.iter().map(|message| texts(&message.content)).collect();
+    (heard, kept)
+}
+
+/// The server was down for a moment, and an earlier message was gone for good, of which nobody was told.
+#[tokio::test]
+async fn words_that_the_model_has_answered_stay_where_a_server_is_down() {
+    let server = MockServer::start().await;
+    Mock::given(path("/v1/check")).respond_with(ResponseTemplate::new(500)).mount(&server).await;
+    let message = |role: Role, content: Vec<ContentBlock>| Message { role: role.into(), content, ..Message::default() };
+    let dig = ToolUse { tool_call_id: "call-1".into(), name: "spade".into(), arguments_json: r#"{"depth":1}"#.into() };
+    let call = vec![ContentBlock { block: Some(Block::ToolUse(dig)) }];
+    let messages = vec![
+        message(Role::User, text("dig")),
+        message(Role::User, text("now")),
+        message(Role::Assistant, call.clone()),
+    ];
+    let (heard, kept) = goes_on_from(&asks_about_input(&server), messages.clone(), "turn-1", "").await;
+    assert_eq!((heard.stop_reason(), violations(&heard)), (StopReason::EndTurn, Vec::new()));
+    assert_eq!(kept[..2], ["dig", "now"]);
+
+    // What it says no to goes, and is told.
+    server.reset().await;
+    let no = ResponseTemplate::new(200).set_body_json(json!({"allowed": false}));
+    Mock::given(path("/v1/check")).respond_with(no).mount(&server).await;
+    let (heard, kept) = goes_on_from(&asks_about_input(&server), messages, "turn-1", "").await;
+    assert_eq!((heard.stop_reason(), violations(&heard)), (StopReason::EndTurn, vec![violation("input", "http")]));
+    assert_eq!(kept[0], "now");
+}
+
+/// The model has not seen them, and shall not before the server has said yes.
+#[tokio::test]
+async fn words_that_nobody_has_answered_wait_for_a_server_that_is_down() {
+    let server = MockServer::start().await;
+    let yes = ResponseTemplate::new(200).set_body_json(json!({"allowed": true}));
+    let newest = json!({"guardrail": "strict", "stage": "input", "text": "now"});
+    // Any other question has no answer.
+    Mock::given(body_json(newest)).respond_with(yes.clone()).mount(&server).await;
+    let message = Message { role: Role::User.into(), content: text("dig"), ..Message::default() };
+    let agent = asks_about_input(&server);
+    let (heard, kept) = goes_on_from(&agent, vec![message], "turn-2", "now").await;
+    assert_eq!(heard.story(), ["started", "guardrail", "completed"]);
+    assert_eq!(violations(&heard), [violation("input", "http_unanswered")]);
+    assert_eq!((heard.stop_reason(), kept), (StopReason::Guardrail, vec!["dig".to_owned(), "now".to_owned()]));
+
+    Mock::given(path("/v1/check")).respond_with(yes).mount(&server).await;
+    let (heard, kept) = goes_on_from(&agent, heard.checkpoint().messages, "turn-3", "please").await;
+    assert_eq!((heard.stop_reason(), violations(&heard)), (StopReason::EndTurn, Vec::new()));
+    assert_eq!(kept[..3], ["dig", "now", "please"]);
 }
 
 /// What a step tells that is ended from outside while the server thinks about the arguments of a call.

@@ -23,7 +23,8 @@ const UNREAD: [&str; 6] = ["encrypted_content", "signature", "thoughtSignature",
 
 impl Executor<'_> {
     /// Checks the user's words since the model's last answer: the newest, and those before it which no turn came to answer.
-    /// What is refused is taken out of the conversation, so that no later turn brings it before the model either.
+    /// What is refused is taken out of the conversation, so that no later turn brings it before the model either. Where a check's
+    /// server says nothing of words that are not the newest, they stay: unless the model has answered them, the turn ends.
     ///
     /// The input of this turn, and of any before it, may be there as the user sent it, where the front had to put the
     /// conversation together from its log. What is to be replaced in it is replaced again; it was told when it came.
@@ -35,42 +36,51 @@ impl Executor<'_> {
         let mut ended = None;
         let mut place = newest;
         loop {
-            let asked = review(self.guardrails, GuardrailStage::Input, &mut self.state.messages[place].content);
-            let review = self.interrupt.or(asked).await?;
-            // One that was answered itself had passed.
-            let is_refused = review.blocked_by.is_some() && (!is_answered || place < newest);
-            if !is_answered && (is_refused || place == newest) {
+            let content = &mut self.state.messages[place].content;
+            let is_newest = place == newest;
+            let review = if is_newest && is_answered {
+                // It had passed.
+                self.interrupt.or(self.guardrails.review_again(GuardrailStage::Input, &mut texts(content))).await?;
+                Review::default()
+            } else {
+                self.interrupt.or(review(self.guardrails, GuardrailStage::Input, content)).await?
+            };
+            let is_refused = review.blocked_by.is_some();
+            let goes = is_refused && (is_newest || !review.is_unanswered);
+            if goes || (!is_answered && (is_refused || is_newest)) {
                 self.tell_violations(&review.violations).await;
             }
-            if is_refused {
+            if goes {
                 self.state.messages.remove(place);
-                if place == newest {
-                    ended = Some(StopReason::Guardrail);
-                }
+            }
+            if !is_answered && is_refused && (is_newest || !goes) {
+                ended = Some(StopReason::Guardrail);
             }
             if place == 0 || self.state.messages[place - 1].role() != Role::User {
                 break;
             }
             place -= 1;
         }
-        self.guard_again(place).await;
+        self.guard_again(place).await?;
         Ok(ended)
     }
 
     /// Does to the user's words before this place what was done when they came, should a front have brought them back. No
     /// server is asked about them a second time.
-    async fn guard_again(&mut self, before: usize) {
+    async fn guard_again(&mut self, before: usize) -> Result<(), Why> {
         for place in (0..before).rev() {
             if self.state.messages[place].role() != Role::User {
                 continue;
             }
             let is_answered = self.state.messages.get(place + 1).is_some_and(|next| next.role() != Role::User);
             let mut texts = texts(&mut self.state.messages[place].content);
-            let review = self.guardrails.review_again(GuardrailStage::Input, &mut texts).await;
+            let asked = self.guardrails.review_again(GuardrailStage::Input, &mut texts);
+            let review = self.interrupt.or(asked).await?;
             if review.blocked_by.is_some() && !is_answered {
                 self.state.messages.remove(place);
             }
         }
+        Ok(())
     }
 
     /// What of an answer may be seen while it comes.

@@ -19,6 +19,9 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of a text that a server is asked about. Of a longer one it is not asked, which counts as no answer.
 const TEXT_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// The fixed word for that a text does not pass because no answer came.
+pub(super) const UNANSWERED: &str = "http_unanswered";
+
 /// A server that is asked.
 pub(super) struct Asked {
     client: reqwest::Client,
@@ -82,7 +85,7 @@ impl Asked {
             Err(error) => {
                 let fail_open = self.fail_open;
                 tracing::warn!(guardrail, fail_open, error = %chain(&error), "a guardrail's server gave no answer");
-                if fail_open { Verdict::Passed } else { Verdict::Refused("http_unanswered") }
+                if fail_open { Verdict::Passed } else { Verdict::Refused(UNANSWERED) }
             }
         }
     }

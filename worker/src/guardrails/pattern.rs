@@ -44,10 +44,13 @@ impl Denied {
 }
 
 impl Scanner for Denied {
-    fn find(&self, text: &str, from: usize) -> Option<Finding> {
-        let found = self.patterns.iter().filter_map(|pattern| pattern.find_at(text, from));
-        let first = found.min_by_key(regex::Match::start)?;
-        Some(Finding { range: first.range(), what: "pattern" })
+    fn kinds(&self) -> usize {
+        self.patterns.len()
+    }
+
+    fn find_kind(&self, kind: usize, text: &str, from: usize) -> Option<Finding> {
+        let found = self.patterns.get(kind)?.find_at(text, from)?;
+        Some(Finding { range: found.range(), what: "pattern" })
     }
 
     fn reach(&self) -> Option<usize> {

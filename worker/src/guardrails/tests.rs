@@ -1,7 +1,8 @@
-use croft_proto::v1::{HttpCheck, JsonSchemaCheck, LengthCheck, PatternCheck, PersonalDataCheck};
+use croft_proto::v1::{HttpCheck, JsonSchemaCheck, LengthCheck, PatternCheck, PersonalDataCheck, StopReason};
 use serde_json::json;
 
 use super::*;
+use crate::interrupt::{Interrupt, Why};
 
 fn spec(name: &str, check: CheckSpec) -> GuardrailSpec {
     GuardrailSpec { name: name.into(), check: Some(check), ..GuardrailSpec::default() }
@@ -51,6 +52,20 @@ fn a_check_that_can_not_be_made_is_refused_with_its_name() {
     assert!(open(vec![spec("many", denied("x")); GUARDRAILS_MAX + 1]).is_err());
 }
 
+/// They came as nothing, or as the nearest that was known, from a front of a newer release.
+#[test]
+fn what_a_newer_release_knows_of_checks_is_lacking_here_and_not_wrong() {
+    let strict = spec("strict", denied("x"));
+    for of_newer_release in [
+        GuardrailSpec { check: None, ..strict.clone() },
+        GuardrailSpec { mode: 99, ..strict.clone() },
+        GuardrailSpec { stages: vec![GuardrailStage::Input.into(), 99], ..strict },
+    ] {
+        let refused = open(vec![of_newer_release.clone()]).err();
+        assert_eq!(refused.map(|refusal| refusal.reason()), Some("GUARDRAIL_UNSUPPORTED"), "{of_newer_release:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_check_looks_where_it_is_told_and_without_a_word_everywhere() {
     let mut told = spec("told", denied("sesame"));
@@ -73,6 +88,26 @@ async fn a_text_that_takes_too_long_to_look_at_is_refused_for_that() {
     let mut text = json!(vec!["abc"; 50_000]).to_string();
     let review = guardrails.review(GuardrailStage::Input, &mut [&mut text]).await;
     assert_eq!((review.blocked_by.as_deref(), review.violations[0].reason.as_str()), (Some("shape"), "schema_late"));
+}
+
+/// It was looked through where the step listens to its front, which for a page full of addresses took minutes.
+#[tokio::test]
+async fn a_step_is_stopped_while_a_long_text_is_looked_through() {
+    let why = Why::Stop(StopReason::Interrupted);
+    for check in [redacting(), denied("sesame")] {
+        let guardrails = open(vec![spec("people", check.clone())]).unwrap();
+        let mut text = "a@b.co ".repeat(37_000);
+        let interrupt = Interrupt::default();
+        let mut texts = [&mut text];
+        let reviewed = interrupt.or(guardrails.review(GuardrailStage::ToolResult, &mut texts));
+        let (reviewed, ()) = tokio::join!(reviewed, async { interrupt.raise(why) });
+        assert_eq!(reviewed, Err(why), "{check:?}");
+    }
+    let guardrails = open(vec![spec("people", redacting()), spec("words", denied("sesame"))]).unwrap();
+    let mut text = "a@b.co ".repeat(37_000) + "open sesame";
+    let review = guardrails.review(GuardrailStage::ToolResult, &mut [&mut text]).await;
+    assert_eq!(text, "[email] ".repeat(37_000) + "open sesame");
+    assert_eq!((review.blocked_by.as_deref(), review.violations.len()), (Some("words"), 2));
 }
 
 #[tokio::test]
@@ -123,6 +158,20 @@ async fn a_number_that_no_tool_would_get_as_it_is_stays_what_it_was() {
         let review = guardrails.review_arguments(&mut large.to_owned()).await;
         assert_eq!(review.blocked_by.as_deref(), Some("strict"), "{pattern}");
     }
+}
+
+/// A pattern over 13 did not see 13.0, which is the same to every tool.
+#[tokio::test]
+async fn a_whole_number_is_checked_as_one_however_it_is_written() {
+    let guardrails = open(vec![spec("strict", denied("^13$|^1[0-9]{30}$"))]).unwrap();
+    for number in ["13", "13.0", "1.3e1", "1e30"] {
+        let mut arguments = format!(r#"{{"bell":[{number}]}}"#);
+        let review = guardrails.review_arguments(&mut arguments).await;
+        assert_eq!(review.blocked_by.as_deref(), Some("strict"), "{number}");
+    }
+    let mut arguments = r#"{"bell":1.2e1,"size":12.5}"#.to_owned();
+    assert_eq!(guardrails.review_arguments(&mut arguments).await, Review::default());
+    assert_eq!(arguments, r#"{"bell":12,"size":12.5}"#);
 }
 
 #[tokio::test]

@@ -38,8 +38,9 @@ pub(super) fn find(text: &str, from: usize) -> Option<Range<usize>> {
 
 fn end(text: &str, start: usize) -> Option<usize> {
     let bytes = text.as_bytes();
-    let country = text.get(start..start + 2)?.to_ascii_uppercase();
-    let of_country = |(_, countries): &&(usize, &str)| countries.split(' ').any(|known| known == country);
+    let country = [bytes[start].to_ascii_uppercase(), bytes.get(start + 1)?.to_ascii_uppercase()];
+    let of_country =
+        |(_, countries): &&(usize, &str)| countries.as_bytes().chunks(3).any(|known| known[..2] == country);
     let length = COUNTRIES.iter().find(of_country)?.0;
     let mut characters = Vec::with_capacity(length);
     let mut at = start;

@@ -1,7 +1,7 @@
 //! The end of a text that is held back, since what follows decides about it.
 
 use super::super::Found;
-use super::super::scan::{Scanner, replace};
+use super::super::scan::{Findings, Scanner, replace};
 
 /// See the module.
 pub(super) struct Window {
@@ -31,21 +31,24 @@ impl Window {
         } else {
             self.held.floor_char_boundary(self.held.len().saturating_sub(self.reach))
         };
-        while self.from < decided {
-            match scanner.find(&self.held, self.from) {
-                Some(finding) if finding.range.start < decided => {
-                    passed.push_str(&self.held[self.from..finding.range.start]);
-                    if !redact {
-                        self.from = finding.range.start;
-                        return (passed, Some(Found::Refused(finding.what)));
+        if self.from < decided {
+            let mut findings = Findings::new(scanner, &self.held, self.from);
+            while self.from < decided {
+                match findings.first(self.from) {
+                    Some(finding) if finding.range.start < decided => {
+                        passed.push_str(&self.held[self.from..finding.range.start]);
+                        if !redact {
+                            self.from = finding.range.start;
+                            return (passed, Some(Found::Refused(finding.what)));
+                        }
+                        found = Some(Found::Replaced);
+                        replace(&finding, &mut passed);
+                        self.from = finding.range.end;
                     }
-                    found = Some(Found::Replaced);
-                    replace(&finding, &mut passed);
-                    self.from = finding.range.end;
-                }
-                _ => {
-                    passed.push_str(&self.held[self.from..decided]);
-                    self.from = decided;
+                    _ => {
+                        passed.push_str(&self.held[self.from..decided]);
+                        self.from = decided;
+                    }
                 }
             }
         }
