@@ -154,7 +154,7 @@ mod tests {
         for reason in ["MALFORMED", "TOOL_INVALID", "PERMISSION_RULE_INVALID", "GUARDRAIL_INVALID"] {
             assert_eq!(code(reason), Code::InvalidArgument, "{reason}");
         }
-        for reason in ["PROVIDER_MISSING", "TOOL_UNSUPPORTED", "WORKER_REFUSED"] {
+        for reason in ["PROVIDER_MISSING", "TOOL_UNSUPPORTED", "GUARDRAIL_UNSUPPORTED", "WORKER_REFUSED"] {
             assert_eq!(code(reason), Code::FailedPrecondition, "{reason}");
         }
     }

@@ -30,12 +30,12 @@ fn has_reason(status: &Status, reason: &str) -> bool {
     status.get_error_details().error_info().is_some_and(|info| info.reason == reason)
 }
 
-/// Whether the tenant's workers lack what the agent needs, such as a provider or a declared tool server. Only an edit of the tenant
-/// changes that, and workers that come of it wake the session.
+/// Whether the tenant's workers lack what the agent needs, such as a provider, a declared tool server, or a kind of check that only
+/// newer ones know. An edit of the tenant changes that, or an upgrade, and workers that come of it wake the session.
 pub(super) fn is_lack(status: &Status) -> bool {
     let details = status.get_error_details();
     let worker_reason = details.error_info().and_then(|info| info.metadata.get("worker_reason"));
-    worker_reason.is_some_and(|reason| ["PROVIDER_MISSING", "TOOL_UNSUPPORTED"].contains(&reason.as_str()))
+    worker_reason.is_some_and(|reason| reason == "PROVIDER_MISSING" || reason.ends_with("_UNSUPPORTED"))
 }
 
 /// Whether the session must wait for something that its agent needs, rather than for its turn.
@@ -99,8 +99,15 @@ pub(super) mod tests {
 
     #[test]
     fn what_the_workers_lack_is_known_by_the_workers_own_reason() {
-        for (reason, lacks) in [("PROVIDER_MISSING", true), ("TOOL_UNSUPPORTED", true), ("TENANT_MISMATCH", false)] {
+        for (reason, lacks) in [
+            ("PROVIDER_MISSING", true),
+            ("TOOL_UNSUPPORTED", true),
+            ("GUARDRAIL_UNSUPPORTED", true),
+            ("PERMISSION_RULE_UNSUPPORTED", true),
+            ("TENANT_MISMATCH", false),
+        ] {
             assert_eq!(is_lack(&by_worker(reason)), lacks, "{reason}");
+            assert!(!is_final(&by_worker(reason)));
         }
         assert!(!is_lack(&Status::failed_precondition("it is cordoned")));
     }
