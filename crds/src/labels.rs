@@ -18,6 +18,10 @@ pub const NAME: &str = "app.kubernetes.io/name";
 pub const APPLIED_HASH: &str = "croft.dev/applied-hash";
 /// The SHA-256 of the configuration and certificate that a worker pod started with.
 pub const CONFIG_HASH: &str = "croft.dev/config-hash";
+/// On a tenant's workers: the SHA-256 of what their template is by the platform's doing and the tenant's spec.
+pub const TEMPLATE_HASH: &str = "croft.dev/template-hash";
+/// On a tenant's workers: their template came with a permit for a rollout, where all of them ran before.
+pub const ROLLOUT_PERMIT: &str = "croft.dev/rollout-permit";
 /// On a session of the front: the UID of the AgentSession that it was made for.
 pub const AGENT_SESSION_UID: &str = "croft.dev/agentsession-uid";
 /// On a session of the front: the name of the AgentSession that it was made for.

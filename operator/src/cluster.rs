@@ -30,6 +30,7 @@ use crate::marks::Marks;
 use crate::metrics::Metrics;
 use crate::mirror::{self, Change, Copies, Fate, Reader, StatusChange};
 use crate::recent::Recent;
+use crate::rollouts::Rollouts;
 use crate::session::Bereaved;
 use crate::tenant::{PLATFORM_KEYS, PULL_CREDENTIALS, Tiers, sessions_per_worker};
 use crate::worker::{Worker, tenant_of};
@@ -38,7 +39,7 @@ use crate::writes::Object;
 pub use sessions::SessionIndex;
 
 /// What children of tenants are found by.
-const CHILDREN: &str = "app.kubernetes.io/managed-by=croft,croft.dev/tenant";
+pub(crate) const CHILDREN: &str = "app.kubernetes.io/managed-by=croft,croft.dev/tenant";
 const WORKERS: &str = "app.kubernetes.io/component=worker,croft.dev/tenant";
 
 /// What has changed, for whoever acts on it.
@@ -100,11 +101,22 @@ pub struct Cluster {
     workers: Arc<WorkerIndex>,
     /// Declared sessions, by what they are looked for.
     pub session_index: Arc<SessionIndex>,
-    /// The hash of what we last applied, by [`child_key`].
-    pub applied: Arc<Recent<String>>,
+    /// What we last applied, by [`child_key`].
+    pub applied: Arc<Recent<Applied>>,
+    /// Whose workers are being exchanged for the platform's sake, and whose wait.
+    pub(crate) rollouts: Arc<Rollouts>,
     pub changes: Changes,
     /// Set once all copies are whole. A store wakes only one of several that wait for it, so they wait here.
     whole: OnceCell<()>,
+}
+
+/// What we have applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Applied {
+    /// The hash of it, or a word that is no hash.
+    pub(crate) hash: String,
+    /// The UID of the namespace that it went into, as it was told by then.
+    pub(crate) namespace_uid: Option<String>,
 }
 
 /// A kind of which children are made and copied.
@@ -144,6 +156,7 @@ impl Cluster {
         let applied = Arc::new(Recent::default());
         let workers = Arc::new(WorkerIndex::default());
         let session_index = Arc::new(SessionIndex::default());
+        let rollouts = Arc::new(Rollouts::new(changes.tenants.clone(), metrics.clone()));
         let watch = Watch {
             client,
             freshness,
@@ -152,6 +165,7 @@ impl Cluster {
             changes: &changes,
             applied: &applied,
             session_index: &session_index,
+            rollouts: &rollouts,
         };
         let tenants = watch.tenants();
         Self {
@@ -174,6 +188,7 @@ impl Cluster {
             workers,
             session_index,
             applied,
+            rollouts,
             changes,
             whole: OnceCell::new(),
         }
@@ -215,7 +230,19 @@ impl Cluster {
         K::copies(self).version(namespace, name)
     }
 
-    /// Whether the copy is of an object that went with an older namespace of that name, of which its watch has not told yet.
+    /// Notes what a write has left of an object.
+    pub(crate) fn remember<K: Object>(&self, object: &K, version: Option<&str>, hash: String) {
+        let namespace_uid = object.namespace().and_then(|namespace| self.namespace_uid(&namespace));
+        self.applied.remember(child_key(object), version, Applied { hash, namespace_uid });
+    }
+
+    /// The UID of the namespace of that name.
+    pub(crate) fn namespace_uid(&self, name: &str) -> Option<String> {
+        self.get::<Namespace>(None, name)?.uid()
+    }
+
+    /// Whether the copy may be of an object that went with an older namespace of that name, of which its watch has not told yet. By their
+    /// times, which two API servers may have given whose clocks differ.
     pub(crate) fn is_from_before<K: Kept>(&self, namespace: Option<&str>, name: &str) -> bool {
         let Some(namespace) = namespace else { return false };
         let made = self.namespaces.created(None, namespace);
@@ -274,8 +301,9 @@ struct Watch<'a> {
     metrics: &'a Metrics,
     tasks: &'a Tasks,
     changes: &'a Changes,
-    applied: &'a Arc<Recent<String>>,
+    applied: &'a Arc<Recent<Applied>>,
     session_index: &'a Arc<SessionIndex>,
+    rollouts: &'a Arc<Rollouts>,
 }
 
 impl Watch<'_> {
@@ -290,7 +318,7 @@ impl Watch<'_> {
 
     fn tenants(&self) -> Store<AgentTenant> {
         let (changes, sessions) = (self.changes.clone(), Arc::clone(self.session_index));
-        let applied = Arc::clone(self.applied);
+        let (applied, rollouts) = (Arc::clone(self.applied), Arc::clone(self.rollouts));
         let (api, all) = (Api::all(self.client("watch-tenants", Purpose::Routes)), watcher::Config::default());
         let objects = Reader::new(salvage::salvage, self.unreadable::<AgentTenant>());
         mirror::start(self.tasks, "watch-tenants", api, all, objects, move |change: Change<AgentTenant>| {
@@ -298,6 +326,7 @@ impl Watch<'_> {
             changes.routes.mark(name.clone());
             if let Change::Gone(gone) = &change {
                 applied.forget(&child_key(&**gone), gone.metadata.resource_version.as_deref());
+                rollouts.settle(&name);
             }
             if let Change::Is { old, new } = change
                 && !old.as_ref().is_some_and(|old| is_status_write(&**old, &*new))
@@ -355,7 +384,7 @@ impl Watch<'_> {
     fn children_where<K: Object>(&self, task_name: &'static str, config: watcher::Config) -> Copies<K> {
         let (changes, applied) = (self.changes.clone(), Arc::clone(self.applied));
         // A route is made of these, the tenant and its workers.
-        let is_routed = matches!(&*K::kind(&()), "ConfigMap" | "Deployment");
+        let is_routed = matches!(&*K::kind(&()), "ConfigMap" | "Deployment" | "Namespace");
         let is_stopped_first = matches!(&*K::kind(&()), "NetworkPolicy" | "Deployment");
         let api = Api::all(self.client(task_name, if is_routed { Purpose::Routes } else { Purpose::Passes }));
         // What others report of these, and often, says nothing to a pass.

@@ -48,6 +48,10 @@ pub struct Args {
     /// tenant's namespace gets a copy
     #[arg(long, env = "CROFT_WORKER_PULL_SECRETS", value_delimiter = ',', value_name = "NAME,…")]
     pub worker_pull_secrets: Vec<String>,
+    /// How many tenants' workers are replaced at a time for the platform's sake, as for another image, in percent of all tenants; 10 are in
+    /// any case. Those that don't become ready keep their place, so that a bad image stops there. What a tenant changes itself does not wait
+    #[arg(long, env = "CROFT_WORKER_ROLLOUTS_PERCENT", default_value_t = 5)]
+    pub worker_rollouts_percent: u8,
     /// Which lines workers log, as `level` or `target=level,…`; `info` if not set. Another value is a rollout of every tenant's workers
     #[arg(long, env = "CROFT_WORKER_LOG", value_parser = log_filter)]
     pub worker_log: Option<String>,
@@ -111,6 +115,10 @@ impl Config for Args {
         if self.lease_seconds > LEASE_SECONDS_MAX {
             mistakes.push(format!("--lease-seconds (CROFT_LEASE_SECONDS) must be at most {LEASE_SECONDS_MAX}."));
         }
+        if !(1..=100).contains(&self.worker_rollouts_percent) {
+            let name = "--worker-rollouts-percent (CROFT_WORKER_ROLLOUTS_PERCENT)";
+            mistakes.push(format!("{name} must be 1 to 100."));
+        }
         mistakes.extend(self.read_tiers().err().unwrap_or_default());
         mistakes.extend(self.read_platform_providers().err().unwrap_or_default());
         mistakes.extend(self.read_surroundings().err().unwrap_or_default());
@@ -146,6 +154,7 @@ impl Args {
             worker_image: self.worker_image.clone(),
             worker_image_pull_policy: self.worker_image_pull_policy.clone(),
             worker_pull_secrets: self.worker_pull_secrets.clone(),
+            worker_rollouts_percent: self.worker_rollouts_percent,
             worker_log: self.worker_log.clone(),
             worker_otlp_endpoint: self.worker_otlp_endpoint.clone(),
             tiers: Arc::new(self.read_tiers()?),
@@ -157,18 +166,18 @@ impl Args {
 
     fn read_tiers(&self) -> Result<Tiers, Vec<String>> {
         let Some(path) = &self.tiers else { return Ok(Tiers::default()) };
-        settings_file::read(path, "--tiers (CROFT_TIERS)", Tiers::parse)
+        settings_file::read(path, "--tiers (CROFT_TIERS)", Tiers::parse_of)
     }
 
     fn read_platform_providers(&self) -> Result<PlatformProviders, Vec<String>> {
         let Some(path) = &self.platform_providers else { return Ok(PlatformProviders::default()) };
         let flag = "--platform-providers (CROFT_PLATFORM_PROVIDERS)";
-        settings_file::read(path, flag, PlatformProviders::parse)
+        settings_file::read(path, flag, PlatformProviders::parse_of)
     }
 
     fn read_surroundings(&self) -> Result<Surroundings, Vec<String>> {
         let Some(path) = &self.fence else { return Ok(Surroundings::default()) };
-        settings_file::read(path, "--fence (CROFT_FENCE)", Surroundings::parse)
+        settings_file::read(path, "--fence (CROFT_FENCE)", Surroundings::parse_of)
     }
 
     /// The front's internal port.
@@ -213,6 +222,16 @@ mod tests {
     fn unbounded_is_no_option() {
         let mistakes = try_parse_from::<Args>(["croft-operator", "--reconcile-concurrency=0"]).unwrap_err();
         assert_eq!(mistakes.0, ["--reconcile-concurrency (CROFT_RECONCILE_CONCURRENCY) must be at least 1."]);
+    }
+
+    #[test]
+    fn rollouts_that_would_never_begin_are_refused() {
+        for unusable in ["0", "101"] {
+            let percent = format!("--worker-rollouts-percent={unusable}");
+            let mistakes = try_parse_from::<Args>(["croft-operator", &percent]).unwrap_err();
+            let told = "--worker-rollouts-percent (CROFT_WORKER_ROLLOUTS_PERCENT) must be 1 to 100.";
+            assert_eq!(mistakes.0, [told]);
+        }
     }
 
     #[test]

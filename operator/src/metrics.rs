@@ -1,6 +1,8 @@
 //! What the operator tells Prometheus about its work.
 
-use prometheus::{GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{
+    GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 
 /// The operator's instruments. Clones share them.
 #[derive(Clone)]
@@ -13,6 +15,12 @@ pub struct Metrics {
     pub passes_waiting: IntGaugeVec,
     /// For how long the one has waited that has waited for longest, by queue.
     pub passes_oldest_seconds: GaugeVec,
+    /// Tenants whose workers are being exchanged for the platform's sake.
+    pub rollouts_under_way: IntGauge,
+    /// Tenants whose workers wait for a permit to be exchanged.
+    pub rollouts_waiting: IntGauge,
+    /// Rollouts with a permit that have ended.
+    pub rollouts_ended: IntCounter,
     /// Writes to the API server, by kind and verb.
     pub writes: IntCounterVec,
     /// Events for people, by what became of them: `written`, `failed`, `repeated` or `dropped`.
@@ -26,7 +34,7 @@ pub struct Metrics {
     /// Fronts that watch the routes here.
     pub route_watchers: IntGauge,
     /// Fronts that were cut off because they did not keep up.
-    pub route_laggards: prometheus::IntCounter,
+    pub route_laggards: IntCounter,
 }
 
 impl Metrics {
@@ -59,11 +67,16 @@ impl Metrics {
             &["queue"],
         )?;
         registry.register(Box::new(passes_oldest_seconds.clone()))?;
-        let route_laggards = prometheus::IntCounter::new(
+        let route_laggards = IntCounter::new(
             "croft_operator_route_laggards_total",
             "Fronts that were cut off because they did not keep up with the routes.",
         )?;
         registry.register(Box::new(route_laggards.clone()))?;
+        let rollouts_ended = IntCounter::new(
+            "croft_operator_rollouts_ended_total",
+            "Rollouts for the platform's sake that have ended.",
+        )?;
+        registry.register(Box::new(rollouts_ended.clone()))?;
         let watch_answered = IntGaugeVec::new(
             Opts::new(
                 "croft_operator_watch_answered_timestamp_seconds",
@@ -89,6 +102,15 @@ impl Metrics {
             reconcile_seconds,
             passes_waiting,
             passes_oldest_seconds,
+            rollouts_under_way: gauge(
+                "croft_operator_rollouts_under_way",
+                "Tenants whose workers are being exchanged for the platform's sake.",
+            )?,
+            rollouts_waiting: gauge(
+                "croft_operator_rollouts_waiting",
+                "Tenants whose workers wait for a permit to be exchanged.",
+            )?,
+            rollouts_ended,
             writes: counters(
                 "croft_operator_api_writes_total",
                 "Writes to the API server, by kind and verb.",

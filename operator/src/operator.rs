@@ -162,7 +162,8 @@ async fn lead(context: Arc<Context>, args: &Args, metrics: Metrics, tasks: Tasks
     let interval = Duration::from_millis(args.tenant_totals_ms);
     let totalled = totals::run(of(&context), interval, stopping.clone());
     let certificate = stopping.run_until_cancelled(front_certificate::keep(of(&context)));
-    tokio::join!(stops, tenants, sessions, followed, ended, totalled, certificate);
+    let resumed = stopping.run_until_cancelled(tenant::resume_rollouts(of(&context)));
+    tokio::join!(resumed, stops, tenants, sessions, followed, ended, totalled, certificate);
     metrics.leader.set(0);
 }
 

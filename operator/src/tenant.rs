@@ -5,6 +5,7 @@ mod bounds;
 mod deletion;
 mod disruption_budget;
 mod ensure;
+mod exchange;
 mod fence;
 mod finalizer;
 #[cfg(test)]
@@ -52,6 +53,7 @@ use tokio::time::Instant;
 
 pub(crate) use bounds::{budget, limits, session_defaults, sessions_per_worker};
 pub(crate) use deletion::is_going;
+pub(crate) use exchange::resume as resume_rollouts;
 pub(crate) use health::workers_problem;
 pub use platform::PlatformProviders;
 pub(crate) use platform_keys::NAME as PLATFORM_KEYS;
@@ -63,9 +65,9 @@ pub use wanted::Settings;
 pub(crate) use workers::{GRPC_PORT, NAME as WORKERS};
 
 use crate::authority::{self, Authority};
-use crate::certificate::Subject;
+use crate::certificate::{Issued, Subject};
 use crate::context::Context;
-use crate::controller::{Action, PassError, Retry};
+use crate::controller::{Action, PassError, Retry, chance};
 use crate::mirror::is_in_part;
 use observe::Observed;
 use part::{Failure, Part};
@@ -80,6 +82,9 @@ const RESYNC: Duration = Duration::from_mins(10);
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// While the copy of the workers' Deployment is from before our write of it: the watch's word of that write alone wakes nobody.
 const CAUGHT_UP: Duration = Duration::from_secs(1);
+
+/// For workers that wait for a permit: one that comes free wakes them.
+const PERMIT_COMES: Duration = Duration::from_secs(20);
 
 /// How long all else of a tenant waits for workers that shall not run to be stopped.
 const STOPPED_SOON: Duration = Duration::from_secs(3);
@@ -142,11 +147,13 @@ impl PassError for Error {
 pub async fn reconcile(tenant: Arc<AgentTenant>, context: Arc<Context>) -> Result<Action, Error> {
     // Nothing may be made by half a spec. Its emergency stop is no part of this.
     if is_in_part(&*tenant) {
+        context.cluster.rollouts.settle(&tenant.name_any());
         return Ok(Action::await_change());
     }
     let ends = Instant::now() + context.pass_max;
     // While its deletion is prevented a tenant is kept up as any other.
     if is_going(&tenant, &report::current(&tenant, &context)) {
+        context.cluster.rollouts.settle(&tenant.name_any());
         let stopped = in_time(ends, stop::stop(&tenant, &context), &context).await;
         let action = deletion::step(&tenant, &context).await?;
         return stopped.map(|()| action).map_err(|failure| failure.error);
@@ -157,7 +164,10 @@ pub async fn reconcile(tenant: Arc<AgentTenant>, context: Arc<Context>) -> Resul
         stopped?;
         let observed = observed.insert(observe::observe(&tenant, &context).await?);
         match plan(&tenant, observed, &context) {
-            Ok(children) => Box::pin(apply::apply(&tenant, children, observed, ends, &context)).await,
+            Ok(plan) => {
+                let (children, workers) = Box::pin(exchange::in_turn(&tenant, plan, observed, &context)).await?;
+                Box::pin(apply::apply(&tenant, children, workers, observed, ends, &context)).await
+            }
             Err(unusable @ Error::Spec { .. }) => {
                 kept_up = Box::pin(upkeep::keep_up(ends, &tenant, observed, &context)).await;
                 Err(unusable.into())
@@ -166,6 +176,9 @@ pub async fn reconcile(tenant: Arc<AgentTenant>, context: Arc<Context>) -> Resul
         }
     };
     let outcome: Result<(), Failure> = in_time(ends, Box::pin(pass), &context).await;
+    if outcome.is_err() {
+        exchange::give_up(&tenant, &context);
+    }
     let told = report::Pass { outcome: outcome.as_ref().copied(), observed: observed.as_ref(), kept_up: &kept_up };
     let reported = report::report(&tenant, told, &context).await;
     // Tried again sooner than what only an edit can mend.
@@ -177,7 +190,10 @@ pub async fn reconcile(tenant: Arc<AgentTenant>, context: Arc<Context>) -> Resul
     let is_outdated = reported?;
     let counted = bounds::quota(&tenant, &context.settings.tiers).agent_sessions.is_some();
     let countable_in = quota::countable_in(&tenant, context.now()).filter(|_| counted).unwrap_or(RESYNC);
-    Ok(Action::requeue(if is_outdated { CAUGHT_UP } else { countable_in }))
+    // Half of it is chance, so that the many that wait are not looked at together.
+    let waits = observed.is_some_and(|observed| observed.waiting.is_some());
+    let permitted_in = if waits { PERMIT_COMES.mul_f64(0.5 + chance()) } else { RESYNC };
+    Ok(Action::requeue(if is_outdated { CAUGHT_UP } else { countable_in.min(permitted_in) }))
 }
 
 /// Stops the workers that shall not run. Where that fails, or takes its time, it must not keep rights with owners who shall have them no
@@ -229,7 +245,7 @@ async fn in_time<T, E: From<Error>>(
     tokio::time::timeout_at(ends, work).await.map_err(late)?
 }
 
-/// All that is made for a tenant.
+/// All that is made for a tenant, the workers aside.
 struct Children {
     namespace: Namespace,
     fence: NetworkPolicy,
@@ -242,19 +258,26 @@ struct Children {
     platform_keys: Option<PlatformKeys>,
     pull_credentials: Option<PullCredentials>,
     tls: Secret,
-    workers: Deployment,
     workers_service: Service,
     disruption_budget: PodDisruptionBudget,
 }
 
-fn plan(tenant: &AgentTenant, observed: &Observed, context: &Context) -> Result<Children, Error> {
+/// All that is made for a tenant, and by what.
+struct Plan {
+    children: Children,
+    workers: Deployment,
+    wanted: Wanted,
+    issued: Issued,
+}
+
+fn plan(tenant: &AgentTenant, observed: &Observed, context: &Context) -> Result<Plan, Error> {
     let mut wanted = Wanted::parse(tenant, &observed.keys, &context.settings)?;
     if quota::countable_in(tenant, context.now()).is_some() {
         wanted.quota.agent_sessions = None;
     }
     wanted.workers.surges &= !observed.must_make_room;
     let issued = certificate(&wanted, observed, &context.authority, context.now())?;
-    Ok(Children {
+    let children = Children {
         namespace: namespace::namespace(&wanted),
         fence: fence::fence(&wanted),
         quota: quota::quota(&wanted),
@@ -266,10 +289,10 @@ fn plan(tenant: &AgentTenant, observed: &Observed, context: &Context) -> Result<
         platform_keys: platform_keys::platform_keys(&wanted),
         pull_credentials: pull_credentials::pull_credentials(&wanted, &observed.pull_sources),
         tls: tls::tls(&wanted, &context.authority, &issued),
-        workers: workers::workers(&wanted, &issued),
         workers_service: workers_service::workers_service(&wanted),
         disruption_budget: disruption_budget::disruption_budget(&wanted),
-    })
+    };
+    Ok(Plan { children, workers: workers::workers(&wanted, &issued), wanted, issued })
 }
 
 /// The certificate that is there while it holds, else a new one.
@@ -278,7 +301,7 @@ fn certificate(
     observed: &Observed,
     authority: &Authority,
     now: i64,
-) -> Result<crate::certificate::Issued, authority::Error> {
+) -> Result<Issued, authority::Error> {
     let subject = Subject::workers(&wanted.name, &wanted.namespace);
     match observed.tls.as_deref().and_then(|secret| tls::holding(secret, &subject, authority, now)) {
         Some(issued) => Ok(issued),

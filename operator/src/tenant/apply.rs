@@ -10,6 +10,7 @@ use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::{Resource, ResourceExt as _};
 use tokio::time::Instant;
 
+use super::exchange::Exchange;
 use super::observe::{self, Observed};
 use super::part::{Failure, Part};
 use super::platform_keys::{self, PlatformKeys};
@@ -28,6 +29,7 @@ use crate::secrets::SecretId;
 pub(super) async fn apply(
     tenant: &AgentTenant,
     children: Children,
+    workers: Exchange,
     observed: &Observed,
     ends: Instant,
     context: &Context,
@@ -44,7 +46,6 @@ pub(super) async fn apply(
         platform_keys,
         pull_credentials,
         tls,
-        workers,
         workers_service,
         disruption_budget,
     } = children;
@@ -76,7 +77,14 @@ pub(super) async fn apply(
         pull.map_err(Part::Workers.failed())?;
         service.map_err(Part::Workers.failed())?;
         budget.map_err(Part::Workers.failed())?;
-        ensure::ensure(workers, context).await.map_err(Part::Workers.failed())?;
+        match workers {
+            Exchange::Now(workers) => {
+                ensure::ensure(*workers, context).await.map_err(Part::Workers.failed())?;
+                context.cluster.rollouts.note_begun(&tenant.name_any());
+            }
+            // What they have mounted stays with them.
+            Exchange::Waits(held) => return held.keep_up(context).await.map_err(Part::Workers.failed()),
+        }
         // Last, as the workers had it mounted until now.
         if platform_keys.is_none() {
             remove_copy(tenant, platform_keys::NAME, context).await.map_err(Part::Providers.failed())?;
@@ -145,7 +153,7 @@ async fn ensure_platform_keys(wanted: &PlatformKeys, context: &Context) -> Resul
     let live = context.keyring.secrets().own(&id);
     let version = live.as_ref().and_then(|live| live.resource_version());
     let as_wanted = match context.cluster.applied.newer_than(&child_key(&secret), version.as_deref()) {
-        Some(applied) => applied == hash,
+        Some(applied) => applied.hash == hash,
         None => match live {
             Some(live) if drift::covers(&live.metadata, &secret.metadata) => {
                 let found = context.keyring.prints(&id).await;
@@ -188,7 +196,7 @@ pub(super) async fn ensure_pull_credentials(wanted: Option<&PullCredentials>, co
     let live = context.keyring.secrets().own(&id);
     let version = live.as_ref().and_then(|live| live.resource_version());
     let as_wanted = match context.cluster.applied.newer_than(&child_key(&secret), version.as_deref()) {
-        Some(applied) => applied == hash,
+        Some(applied) => applied.hash == hash,
         None => live.is_some_and(|live| drift::covers(&live.metadata, &secret.metadata)),
     };
     if as_wanted {

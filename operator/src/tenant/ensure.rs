@@ -54,11 +54,14 @@ fn is_as_wanted<K: Kept>(wanted: &K, hash: &String, context: &Context) -> bool {
     let (namespace, name) = (wanted.namespace(), wanted.name_any());
     let version = context.cluster.version::<K>(namespace.as_deref(), &name);
     if context.cluster.is_from_before::<K>(namespace.as_deref(), &name) {
-        return context.cluster.applied.newer_than(&child_key(wanted), version.as_deref()).as_ref() == Some(hash);
+        // What we have put into the very namespace that is there has not gone with an older one.
+        let there = namespace.and_then(|namespace| context.cluster.namespace_uid(&namespace));
+        let applied = context.cluster.applied.not_older_than(&child_key(wanted), version.as_deref());
+        return applied.is_some_and(|applied| applied.hash == *hash && applied.namespace_uid == there);
     }
     // What is just as we left it need not be looked at.
     match context.cluster.applied.not_older_than(&child_key(wanted), version.as_deref()) {
-        Some(applied) => applied == *hash,
+        Some(applied) => applied.hash == *hash,
         None => context.cluster.get::<K>(namespace.as_deref(), &name).is_some_and(|live| {
             live.annotations().get(labels::APPLIED_HASH) == Some(hash) && drift::covers(&*live, wanted)
         }),
@@ -111,7 +114,7 @@ fn stamp<K: Object>(wanted: &mut K) -> String {
 }
 
 pub(super) fn remember<K: Object>(wanted: &K, written: &ObjectMeta, hash: String, context: &Context) {
-    context.cluster.applied.remember(child_key(wanted), written.resource_version.as_deref(), hash);
+    context.cluster.remember(wanted, written.resource_version.as_deref(), hash);
 }
 
 pub(super) fn failed<K: Object>(name: &str) -> impl FnOnce(kube::Error) -> Error {

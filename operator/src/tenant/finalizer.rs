@@ -22,7 +22,7 @@ pub(super) async fn ensure(tenant: &AgentTenant, context: &Context) -> Result<()
     let written =
         context.writer.merge::<AgentTenant>(None, &name, &patch).await.map_err(ensure::failed::<AgentTenant>(&name))?;
     let version = written.resource_version;
-    context.cluster.applied.remember(child_key(tenant), version.as_deref(), labels::FINALIZER.to_owned());
+    context.cluster.remember(tenant, version.as_deref(), labels::FINALIZER.to_owned());
     Ok(())
 }
 

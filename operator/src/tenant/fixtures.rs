@@ -19,6 +19,7 @@ pub(crate) fn settings() -> Settings {
         worker_image: "registry.example.com/croft/worker:7".to_owned(),
         worker_image_pull_policy: "IfNotPresent".to_owned(),
         worker_pull_secrets: vec!["registry".to_owned()],
+        worker_rollouts_percent: 5,
         worker_log: None,
         worker_otlp_endpoint: None,
         tiers: Arc::new(Tiers::default()),

@@ -10,6 +10,8 @@ use crate::worker::{Problem, Worker};
 
 /// As Kubernetes calls it.
 const NOT_IN_TIME: &str = "ProgressDeadlineExceeded";
+/// As Kubernetes calls it: all of the newest template have run at some time.
+const AVAILABLE: &str = "NewReplicaSetAvailable";
 const NO_QUOTA_LEFT: &str = "QuotaExceeded";
 
 /// What keeps workers from running, the deepest cause first: a quota leaves no pod to have a problem of its own.
@@ -55,8 +57,41 @@ pub(crate) fn is_replaced(deployment: &Deployment) -> bool {
     let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
     let count = |of: fn(&DeploymentStatus) -> Option<i32>| status.and_then(of).unwrap_or(0);
     let (all, updated) = (count(|status| status.replicas), count(|status| status.updated_replicas));
-    let is_current = status.and_then(|status| status.observed_generation) >= deployment.metadata.generation;
-    is_current && updated >= wanted && all <= updated
+    is_current(deployment) && updated >= wanted && all <= updated
+}
+
+/// Whether a rollout is over, whatever has become of its workers since.
+pub(crate) fn is_exchanged(deployment: &Deployment) -> bool {
+    let status = deployment.status.as_ref();
+    let count = |of: fn(&DeploymentStatus) -> Option<i32>| status.and_then(of).unwrap_or(0);
+    let none_older = count(|status| status.replicas) <= count(|status| status.updated_replicas);
+    is_current(deployment) && none_older && progress(deployment, AVAILABLE) || is_whole(deployment)
+}
+
+/// Whether all workers are of the newest template and run.
+pub(crate) fn is_whole(deployment: &Deployment) -> bool {
+    let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+    let available = deployment.status.as_ref().and_then(|status| status.available_replicas).unwrap_or(0);
+    is_replaced(deployment) && available >= wanted
+}
+
+/// Whether a rollout has not come further for as long as the Deployment's `progressDeadlineSeconds`.
+pub(crate) fn is_stalled(deployment: &Deployment) -> bool {
+    is_current(deployment) && progress(deployment, NOT_IN_TIME)
+}
+
+fn is_current(deployment: &Deployment) -> bool {
+    let observed = deployment.status.as_ref().and_then(|status| status.observed_generation);
+    observed >= deployment.metadata.generation
+}
+
+/// Whether this is what Kubernetes says of the rollout.
+fn progress(deployment: &Deployment, reason: &str) -> bool {
+    let conditions = deployment.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let is_so = |condition: &DeploymentCondition| {
+        condition.type_ == "Progressing" && condition.reason.as_deref() == Some(reason)
+    };
+    conditions.into_iter().flatten().any(is_so)
 }
 
 /// Whether a rollout begins with one worker less.
@@ -82,12 +117,8 @@ fn refused(deployment: &Deployment) -> Option<Problem> {
 
 /// Pods that have not become ready within the Deployment's `progressDeadlineSeconds`.
 fn stalled(deployment: &Deployment) -> Option<Problem> {
-    let conditions = deployment.status.as_ref()?.conditions.as_ref()?;
-    let is_late = |condition: &DeploymentCondition| {
-        condition.type_ == "Progressing" && condition.reason.as_deref() == Some(NOT_IN_TIME)
-    };
     let message = "the workers have not become ready in time: their logs say why".to_owned();
-    conditions.iter().any(is_late).then_some(Problem { reason: NOT_IN_TIME, message })
+    progress(deployment, NOT_IN_TIME).then_some(Problem { reason: NOT_IN_TIME, message })
 }
 
 #[cfg(test)]
@@ -195,5 +226,30 @@ mod tests {
         let mut unseen = failing("");
         unseen.metadata.generation = Some(8);
         assert!(!is_replaced(&unseen));
+    }
+
+    #[test]
+    fn a_rollout_that_was_over_is_not_begun_anew_by_a_worker_that_is_lost() {
+        let of = |reason: &str, [all, updated, available]: [i32; 3]| -> Deployment {
+            serde_json::from_value(json!({
+                "metadata": { "generation": 7 },
+                "spec": { "replicas": 2, "selector": {}, "template": {} },
+                "status": {
+                    "observedGeneration": 7, "replicas": all, "updatedReplicas": updated, "availableReplicas": available,
+                    "conditions": [{ "type": "Progressing", "status": "True", "reason": reason, "message": "" }],
+                },
+            }))
+            .unwrap()
+        };
+        let told = |deployment: &Deployment| [is_exchanged(deployment), is_whole(deployment), is_stalled(deployment)];
+        assert_eq!(told(&of(AVAILABLE, [2, 2, 2])), [true, true, false]);
+        assert_eq!(told(&of(AVAILABLE, [2, 2, 1])), [true, false, false], "one was lost");
+        assert_eq!(told(&of(AVAILABLE, [3, 1, 2])), [false; 3], "the next one has begun");
+        assert_eq!(told(&of("ReplicaSetUpdated", [3, 1, 2])), [false; 3]);
+        assert_eq!(told(&of("ReplicaSetUpdated", [2, 2, 2])), [true, true, false]);
+        assert_eq!(told(&of(NOT_IN_TIME, [3, 1, 2])), [false, false, true]);
+        let mut unseen = of(AVAILABLE, [2, 2, 2]);
+        unseen.metadata.generation = Some(8);
+        assert_eq!(told(&unseen), [false; 3], "Kubernetes has not seen the template yet");
     }
 }

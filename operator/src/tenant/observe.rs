@@ -17,6 +17,7 @@ use crate::certificate::Subject;
 use crate::cluster::{Kept, is_owned, key_of};
 use crate::context::Context;
 use crate::keyring::Print;
+use crate::rollouts::Waiting;
 use crate::secrets::SecretId;
 use crate::worker::Problem;
 
@@ -28,6 +29,8 @@ pub(super) struct Observed {
     pub(super) has_namespace: bool,
     /// As the workers are, one has to go before another one comes.
     pub(super) must_make_room: bool,
+    /// Why the workers are not exchanged yet for those that the platform wants.
+    pub(super) waiting: Option<Waiting>,
     /// The workers' certificate.
     pub(super) tls: Option<Arc<Secret>>,
     /// What was found of each provider's key.
@@ -67,7 +70,7 @@ pub(super) async fn observe(tenant: &AgentTenant, context: &Context) -> Result<O
     let workers = context.cluster.get::<Deployment>(Some(&name), workers::NAME);
     let must_make_room = workers.is_some_and(|live| is_owned(&*live, tenant) && health::must_make_room(&live));
     let pull_sources = pull_sources(context);
-    Ok(Observed { has_namespace: namespace.is_some(), must_make_room, tls, keys, pull_sources })
+    Ok(Observed { has_namespace: namespace.is_some(), must_make_room, waiting: None, tls, keys, pull_sources })
 }
 
 /// The workers' certificate. Another one restarts every worker, so before it is made, the API server has the last word on that there is
@@ -112,7 +115,7 @@ where
 }
 
 /// A child as the API server has it.
-async fn read<K>(namespace: &str, name: &str, context: &Context) -> Result<Option<Arc<K>>, Error>
+pub(super) async fn read<K>(namespace: &str, name: &str, context: &Context) -> Result<Option<Arc<K>>, Error>
 where
     K: Kept + Resource<Scope = NamespaceResourceScope>,
 {

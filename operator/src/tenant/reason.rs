@@ -1,7 +1,7 @@
 //! The words that a tenant's conditions give as reasons. Each leads to an entry of `docs/runbook.md`.
 
 /// Every word that there is, in the order of the runbook.
-pub(crate) const ALL: [&str; 48] = [
+pub(crate) const ALL: [&str; 49] = [
     // All is well, or will be.
     "AllWell",
     "Applied",
@@ -10,6 +10,7 @@ pub(crate) const ALL: [&str; 48] = [
     "NotReached",
     "NotLookedFor",
     "Starting",
+    "RolloutWaiting",
     "BudgetAmple",
     "BudgetHalfSpent",
     "BudgetNearlySpent",

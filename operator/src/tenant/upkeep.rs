@@ -20,7 +20,7 @@ use super::wanted::{Keys, Provider, Wanted, check_ranges};
 use super::{
     Error, apply, certificate, ensure, fence, in_time, owners, platform_keys, providers, pull_credentials, tls, workers,
 };
-use crate::cluster::{Kept, child_key, is_owned};
+use crate::cluster::{Kept, is_owned};
 use crate::context::Context;
 
 /// The parts that were looked after, and how that went.
@@ -197,7 +197,7 @@ async fn roll_out(live: &Deployment, config_hash: &str, context: &Context) -> Re
     let written = written.map_err(ensure::failed::<Deployment>(workers::NAME))?;
     // As no spec wants it: when it is mended, all of it is applied.
     let noted = format!("kept up {config_hash}");
-    context.cluster.applied.remember(child_key(live), written.resource_version.as_deref(), noted);
+    context.cluster.remember(live, written.resource_version.as_deref(), noted);
     Ok(())
 }
 

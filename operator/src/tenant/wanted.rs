@@ -31,6 +31,8 @@ pub struct Settings {
     pub worker_image_pull_policy: String,
     /// Secrets of the operator's namespace with which nodes pull workers' images.
     pub worker_pull_secrets: Vec<String>,
+    /// How many tenants' workers are exchanged at a time for the platform's sake, in percent of all, from 1 to 100.
+    pub worker_rollouts_percent: u8,
     /// Which lines workers log; their own default if not set.
     pub worker_log: Option<String>,
     /// Where workers send traces, if anywhere.

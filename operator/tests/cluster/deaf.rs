@@ -59,3 +59,45 @@ async fn a_part_that_went_with_its_namespace_is_made_anew_before_its_watch_tells
     })
     .await;
 }
+
+/// Once, each pass wrote every part anew where the API server that had made the namespace had a clock ahead of the other's.
+#[tokio::test]
+async fn a_part_that_seems_older_than_its_namespace_is_written_once() {
+    let session = World::alone().await;
+    let made = session.settled_tenant("early", json!({})).await;
+    let namespace = made.namespace_name();
+    session.quiet().await;
+    let ahead = session.world.proxy.inject(Method::GET, "/namespaces?", What::Ahead, None);
+    session.world.proxy.cut_watches();
+    until("another clock tells of namespaces", async || (ahead.hits() > 0).then_some(())).await;
+    session.quiet().await;
+    let tenants = session.all::<AgentTenant>();
+    let touch = async |label: &str| {
+        let passes = session.world.passes("AgentTenant");
+        session.merge(&tenants, &made.name_any(), json!({ "metadata": { "labels": { label: "true" } } })).await;
+        until("a pass follows", async || (session.world.passes("AgentTenant") > passes).then_some(())).await;
+        session.quiet().await;
+    };
+    // The namespace is told of with another time once something in it is different.
+    session
+        .merge(&session.all::<Namespace>(), &namespace, json!({ "metadata": { "labels": { "touched": "true" } } }))
+        .await;
+    session.quiet().await;
+    touch("first").await;
+    let writes = session.world.writes();
+    for label in ["second", "third"] {
+        touch(label).await;
+    }
+    assert_eq!(session.world.writes(), writes, "nothing had changed");
+
+    let config_maps = session.within::<ConfigMap>(&namespace);
+    session.merge(&config_maps, "providers", json!({ "data": { "providers.json": "{}" } })).await;
+    until("an edit is still undone", async || {
+        let there = config_maps.get("providers").await.ok()?.data?;
+        (there["providers.json"] != "{}").then_some(())
+    })
+    .await;
+    drop(ahead);
+    session.world.proxy.cut_watches();
+    session.quiet().await;
+}

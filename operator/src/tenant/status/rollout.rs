@@ -4,6 +4,7 @@ use croft_crds::tenant::WorkersStatus;
 use k8s_openapi::api::apps::v1::Deployment;
 
 use super::Facts;
+use crate::rollouts::Waiting;
 use crate::tenant::bounds::quota_problem;
 use crate::tenant::health;
 use crate::worker::{Problem, Worker};
@@ -17,13 +18,22 @@ pub(super) enum Rollout {
 }
 
 pub(super) fn rollout(facts: &Facts<'_>, workers: WorkersStatus) -> Rollout {
-    let Facts { tenant, deployment, pods, tiers, is_outdated, .. } = *facts;
+    let Facts { tenant, pass, deployment, pods, tiers, is_outdated, .. } = *facts;
+    let waits = pass.observed.and_then(|observed| observed.waiting).map(waits);
     let is_done = !is_outdated && deployment.is_some_and(|deployment| is_rolled_out(deployment, workers, pods));
     if is_done {
-        return Rollout::Done;
+        return waits.map_or(Rollout::Done, |problem| Rollout::Waiting(Some(problem)));
     }
     let too_small = if workers.desired > 0 { quota_problem(tenant, tiers) } else { None };
-    Rollout::Waiting(too_small.or_else(|| health::problem(deployment, pods)))
+    Rollout::Waiting(too_small.or_else(|| health::problem(deployment, pods)).or(waits))
+}
+
+/// Of workers that run as they were, what would be said of them otherwise.
+fn waits(Waiting { under_way, most }: Waiting) -> Problem {
+    let message = format!(
+        "other workers take their place in turn: those of {under_way} tenants, of at most {most}, are on their way"
+    );
+    Problem { reason: "RolloutWaiting", message }
 }
 
 /// As `kubectl rollout status` sees it. A new worker that never starts is counted as updated, and the old one that stays for it as
@@ -105,5 +115,17 @@ mod tests {
         assert_eq!(condition(&told_of(&done, &pods[..1], false), "Ready").status, "True");
         let before_it_began = told_of(&done, &pods[..1], true);
         assert_eq!(condition(&before_it_began, "Ready").reason, "Starting", "another template has just been applied");
+    }
+
+    #[test]
+    fn workers_that_run_and_wait_for_others_to_take_their_place_are_told_of() {
+        let waiting = Some(Waiting { under_way: 10, most: 10 });
+        let observed = Observed { has_namespace: true, waiting, ..Observed::default() };
+        let waits = told(&fixtures::minimal(), Ok(&observed), Some(&deployment(2, 2)));
+        let ready = condition(&waits, "WorkersReady");
+        assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "RolloutWaiting"));
+        let message = "other workers take their place in turn: those of 10 tenants, of at most 10, are on their way";
+        assert_eq!(ready.message, message);
+        assert_eq!(condition(&waits, "WorkersApplied").status, "True");
     }
 }
