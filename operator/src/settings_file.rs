@@ -1,30 +1,35 @@
 //! Reads the files that the operator is given at its start, and tells every mistake in them in a sentence.
 
+use std::fmt::Display;
 use std::path::Path;
 
+use croft_serve::settings::Release;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// Reads `path`, which the flag called `flag` names, with `parse`. Fails with sentences that name the file.
+/// Reads `path`, which the flag called `flag` names, with `parse`, which is told who wrote it. Fails with sentences that name the file.
 pub(crate) fn read<T>(
     path: &Path,
     flag: &str,
-    parse: impl FnOnce(&str) -> Result<T, Vec<String>>,
+    parse: impl FnOnce(&str, &Release) -> Result<T, Vec<String>>,
 ) -> Result<T, Vec<String>> {
     let read = std::fs::read_to_string(path).map_err(|error| vec![format!("it can't be read: {error}.")]);
     let told = |mistakes: Vec<String>| {
         mistakes.into_iter().map(|mistake| format!("{} of {flag} is not usable: {mistake}", path.display())).collect()
     };
-    read.and_then(|text| parse(&text)).map_err(told)
+    read.and_then(|text| parse(&text, &Release::beside(path))).map_err(told)
 }
 
-/// Reads YAML. A field that `T` doesn't know is a mistake however deep it lies: it is more likely a typing error than
-/// meant for someone else.
-pub(crate) fn parse<T: DeserializeOwned + Serialize>(text: &str) -> Result<T, Vec<String>> {
-    let unreadable = |error: &dyn std::error::Error| vec![format!("it can't be read: {error}.")];
+/// Reads YAML. Of our own release a field that `T` doesn't know is a mistake however deep it lies: it is more likely a typing error than
+/// meant for someone else. Of another's it is left out.
+pub(crate) fn parse<T: DeserializeOwned + Serialize>(text: &str, release: &Release) -> Result<T, Vec<String>> {
+    let unreadable = |error: &dyn Display| vec![format!("it can't be read: {error}.")];
     let told: Value = serde_yaml::from_str(text).map_err(|error| unreadable(&error))?;
-    let read: T = serde_yaml::from_str(text).map_err(|error| unreadable(&error))?;
+    let read: T = release.read(text).map_err(|error| unreadable(&error))?;
+    if *release != Release::Own {
+        return Ok(read);
+    }
     let known = serde_json::to_value(&read).map_err(|error| unreadable(&error))?;
     let mut unknown = Vec::new();
     compare(&told, &known, "", &mut unknown);

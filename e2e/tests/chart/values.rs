@@ -128,6 +128,19 @@ fn what_the_chart_sets_itself_is_not_set_a_second_time() {
 }
 
 #[test]
+fn settings_say_which_release_wrote_them() {
+    let objects = set(&[]);
+    for name in ["croft-operator-settings", "croft-front-identity", "croft-front-rates"] {
+        let settings = one(&objects, "ConfigMap", name).unwrap();
+        assert_eq!(
+            settings["data"]["release"],
+            env!("CARGO_PKG_VERSION"),
+            "{name}: what programs take to be their own"
+        );
+    }
+}
+
+#[test]
 fn no_tier_gives_more_than_a_front_reads() {
     assert_eq!(croft_front::intake::MESSAGE_BYTES_CEILING, croft_crds::tenant::MESSAGE_BYTES_MAX as usize);
     let told = refusal(&[&format!("tiers.free.limits.maxMessageBytes={}", croft_crds::tenant::MESSAGE_BYTES_MAX + 1)]);

@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use croft_proto::Timestamp;
 use croft_serve::config::http_url;
 use croft_serve::connections::Bounds;
+use croft_serve::settings::Release;
 use croft_serve::{ServeArgs, TlsArgs};
 use secrecy::{ExposeSecret, SecretString};
 
@@ -195,7 +196,7 @@ impl Serve {
         let unusable =
             || format!("--provider-rates-file (CROFT_PROVIDER_RATES_FILE): {} can't be used", path.display());
         let text = std::fs::read_to_string(path).with_context(unusable)?;
-        ProviderRates::parse(&text).map_err(anyhow::Error::msg).with_context(unusable)
+        ProviderRates::parse_of(&text, &Release::beside(path)).map_err(anyhow::Error::msg).with_context(unusable)
     }
 
     /// How Redis is reached. Connects to nothing yet.

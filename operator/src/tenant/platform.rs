@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use croft_crds::tenant::ProviderName;
+use croft_serve::settings::Release;
 use serde::{Deserialize, Serialize};
 
 use crate::settings_file;
@@ -34,9 +35,14 @@ struct File {
 }
 
 impl PlatformProviders {
-    /// Reads a file's text. Fails with every mistake in it, each as a sentence.
+    /// Reads the text of a file of our own release. Fails with every mistake in it, each as a sentence.
     pub fn parse(text: &str) -> Result<Self, Vec<String>> {
-        let file: File = settings_file::parse(text)?;
+        Self::parse_of(text, &Release::Own)
+    }
+
+    /// As [`Self::parse`], of this release.
+    pub(crate) fn parse_of(text: &str, release: &Release) -> Result<Self, Vec<String>> {
+        let file: File = settings_file::parse(text, release)?;
         let mut mistakes = Vec::new();
         let mut by_name = BTreeMap::new();
         for provider in file.providers {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use croft_crds::tenant::parse_range;
+use croft_serve::settings::Release;
 use serde::{Deserialize, Serialize};
 
 use crate::settings_file;
@@ -39,9 +40,14 @@ pub(crate) struct Peer {
 }
 
 impl Surroundings {
-    /// Reads a file's text. Fails with every mistake in it, each as a sentence.
+    /// Reads the text of a file of our own release. Fails with every mistake in it, each as a sentence.
     pub fn parse(text: &str) -> Result<Self, Vec<String>> {
-        let read: Self = settings_file::parse(text)?;
+        Self::parse_of(text, &Release::Own)
+    }
+
+    /// As [`Self::parse`], of this release.
+    pub(crate) fn parse_of(text: &str, release: &Release) -> Result<Self, Vec<String>> {
+        let read: Self = settings_file::parse(text, release)?;
         let mut mistakes = Vec::new();
         if [read.closed.len(), read.dns.len(), read.collectors.len()].iter().any(|entries| *entries > ENTRIES_MAX) {
             mistakes.push(format!("closed, dns and collectors have at most {ENTRIES_MAX} entries each."));

@@ -7,6 +7,7 @@ use croft_crds::tenant::{
     AGENT_SESSIONS_MAX, BudgetSpec, LimitsSpec, MESSAGE_BYTES_MAX, OnExceeded, QuotaSpec, ResourcesSpec,
     SessionDefaultsSpec, Tier, nano_usd,
 };
+use croft_serve::settings::Release;
 use serde::{Deserialize, Serialize};
 
 use crate::settings_file;
@@ -89,9 +90,14 @@ impl Tiers {
         }
     }
 
-    /// Reads a file's text. Fails with every mistake in it, each as a sentence.
+    /// Reads the text of a file of our own release. Fails with every mistake in it, each as a sentence.
     pub fn parse(text: &str) -> Result<Self, Vec<String>> {
-        let File { free, standard, enterprise } = settings_file::parse::<File>(text)?;
+        Self::parse_of(text, &Release::Own)
+    }
+
+    /// As [`Self::parse`], of this release.
+    pub(crate) fn parse_of(text: &str, release: &Release) -> Result<Self, Vec<String>> {
+        let File { free, standard, enterprise } = settings_file::parse::<File>(text, release)?;
         let built_in = Self::default();
         let mut mistakes = Vec::new();
         let mut read = |tier: Tier, class: Option<Class>| {
@@ -306,6 +312,19 @@ mod tests {
     fn the_charts_values_are_the_built_in_ones() {
         let chart: serde_json::Value = serde_yaml::from_str(include_str!("../../../charts/croft/values.yaml")).unwrap();
         assert_eq!(Tiers::parse(&chart["tiers"].to_string()).unwrap(), Tiers::default());
+    }
+
+    /// Once, an operator that was started anew in the midst of an upgrade read the next release's file, and refused to start.
+    #[test]
+    fn a_file_of_another_release_may_say_more_than_is_known_here() {
+        let another = Release::Another("7.0.0".to_owned());
+        let text = "standard: { quota: { later: 1, pods: 30 }, workers: { later: {} } }\ngold: {}\nfree: { limits: { maxSessions: 3 } }";
+        let tiers = Tiers::parse_of(text, &another).unwrap();
+        assert_eq!((tiers.of(Tier::Standard).quota_pods, tiers.of(Tier::Free).sessions_max), (30, 3));
+        assert!(Tiers::parse(text).is_err(), "of our own it is refused");
+        let later = "standard: { quota: { later: 1 } }";
+        assert_eq!(Tiers::parse(later).unwrap_err(), ["standard.quota.later is no field that is known here."]);
+        assert!(Tiers::parse_of("free: { quota: { pods: 0 } }", &another).is_err(), "what is known must be usable");
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod log;
 pub mod metrics;
 pub mod program;
 pub mod readiness;
+pub mod settings;
 pub mod shutdown;
 pub mod tasks;
 pub mod tls;

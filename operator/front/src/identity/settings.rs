@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use croft_serve::settings::Release;
 use serde::Deserialize;
 
 use super::role::Role;
@@ -195,11 +196,11 @@ fn read_providers(path: &Path) -> Result<Vec<Provider>, Vec<String>> {
         format!("{} of --identity-providers (CROFT_IDENTITY_PROVIDERS) is not usable: {mistake}.", path.display())
     };
     let text = std::fs::read_to_string(path).map_err(|error| vec![told(error.to_string())])?;
-    parse(&text).map_err(|mistakes| mistakes.into_iter().map(told).collect())
+    parse(&text, &Release::beside(path)).map_err(|mistakes| mistakes.into_iter().map(told).collect())
 }
 
-fn parse(text: &str) -> Result<Vec<Provider>, Vec<String>> {
-    let file: File = serde_yaml::from_str(text).map_err(|error| vec![error.to_string()])?;
+fn parse(text: &str, release: &Release) -> Result<Vec<Provider>, Vec<String>> {
+    let file: File = release.read(text).map_err(|error| vec![error])?;
     let mut mistakes = Vec::new();
     let (mut names, mut issuers) = (BTreeSet::new(), BTreeSet::new());
     for (number, provider) in file.providers.iter().enumerate() {
@@ -294,7 +295,7 @@ providers:
 
     #[test]
     fn a_provider_needs_little_to_be_whole() {
-        let providers = parse(GOOD).unwrap();
+        let providers = parse(GOOD, &Release::Own).unwrap();
         assert_eq!(providers[0].roles_claim, "roles");
         assert_eq!(providers[0].roles["agents-admin"], Role::Admin);
         assert_eq!(providers[0].default_role, Some(Role::Viewer));
@@ -313,11 +314,19 @@ providers:
             ("tenantClaim", "jwksFile: /nowhere\n    tenantClaim", "providers[0].jwksFile is not usable: /nowhere"),
             ("tenantClaim", "caFile: /nowhere\n    tenantClaim", "providers[0].caFile is not usable: /nowhere"),
         ] {
-            let mistakes = parse(&GOOD.replace(wrong, with)).unwrap_err();
+            let mistakes = parse(&GOOD.replace(wrong, with), &Release::Own).unwrap_err();
             assert!(mistakes.iter().any(|mistake| mistake.contains(told)), "{mistakes:?} should tell of {told}");
         }
         let twice = format!("{GOOD}{}", GOOD.replace("\nproviders:\n", ""));
-        assert_eq!(parse(&twice).unwrap_err().len(), 2, "its name and its issuer");
+        assert_eq!(parse(&twice, &Release::Own).unwrap_err().len(), 2, "its name and its issuer");
+    }
+
+    #[test]
+    fn a_file_of_another_release_may_say_more_than_is_known_here() {
+        let later = GOOD.replace("tenantClaim", "later: [1]\n    tenantClaim");
+        let providers = parse(&later, &Release::Another("7.0.0".to_owned())).unwrap();
+        assert_eq!((providers[0].name.as_str(), providers[0].default_role), ("staff", Some(Role::Viewer)));
+        assert!(parse(&later, &Release::Own).unwrap_err()[0].contains("later"));
     }
 
     #[test]

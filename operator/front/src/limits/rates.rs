@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use croft_serve::settings::Release;
 use serde::Deserialize;
 
 /// So many in a minute; 0 is no limit.
@@ -22,9 +23,15 @@ pub struct Rates {
 pub struct ProviderRates(BTreeMap<String, BTreeMap<String, Rates>>);
 
 impl ProviderRates {
-    /// Reads YAML such as `anthropic: { free: { tokensPerMinute: 20000 } }`. Fails with a sentence that says what is wrong.
+    /// Reads YAML of our own release, such as `anthropic: { free: { tokensPerMinute: 20000 } }`. Fails with a sentence that says what is
+    /// wrong.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let rates: Self = serde_yaml::from_str(text).map_err(|error| error.to_string())?;
+        Self::parse_of(text, &Release::Own)
+    }
+
+    /// As [`Self::parse`], of this release.
+    pub(crate) fn parse_of(text: &str, release: &Release) -> Result<Self, String> {
+        let rates: Self = release.read(text)?;
         for (provider, tiers) in &rates.0 {
             for (tier, Rates { requests, sessions, tokens }) in tiers {
                 if [requests, sessions, tokens].into_iter().any(|rate| *rate < 0) {
@@ -63,5 +70,14 @@ mod tests {
         );
         assert!(ProviderRates::parse("anthropic: { free: { tokensPerMinute: -1 } }").unwrap_err().contains("below 0"));
         assert!(ProviderRates::parse("[]").is_err());
+    }
+
+    #[test]
+    fn a_file_of_another_release_may_say_more_than_is_known_here() {
+        let another = Release::Another("7.0.0".to_owned());
+        let text = "anthropic: { free: { tokensPerHour: 1, tokensPerMinute: 7 } }";
+        let rates = ProviderRates::parse_of(text, &another).unwrap();
+        assert_eq!(rates.of("anthropic", "free"), Rates { tokens: 7, ..Rates::default() });
+        assert!(ProviderRates::parse_of("anthropic: { free: { tokensPerMinute: -1 } }", &another).is_err());
     }
 }
