@@ -103,7 +103,7 @@ async fn a_turn_streams_to_a_page_token_by_token() {
     let session_id = call.message::<CreateSessionResponse>().await.session.unwrap().session_id;
     assert!(call.trailers().await.contains("grpc-status:0"));
     let counted =
-        r#"croft_grpc_requests_total{code="Ok",method="CreateSession",service="croft.v1.LifecycleService"} 1"#;
+        r#"croft_grpc_requests_total{code="Ok",method="CreateSession",service="croft.v1.LifecycleService",whose=""} 1"#;
     let metrics = world.metrics.text().unwrap();
     assert!(metrics.contains(counted), "{metrics}");
 

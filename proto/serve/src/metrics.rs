@@ -41,8 +41,9 @@ impl Metrics {
         registry.register(Box::new(build_info))?;
 
         let labels = ["service", "method", "code"];
-        let opts = Opts::new("croft_grpc_requests_total", "Calls that ended, by method and gRPC code.");
-        let requests = IntCounterVec::new(opts, &labels)?;
+        let help = "Calls that ended, by method and gRPC code, and whose doing it is where anybody or a tenant can bring the code about.";
+        let opts = Opts::new("croft_grpc_requests_total", help);
+        let requests = IntCounterVec::new(opts, &["service", "method", "code", "whose"])?;
         registry.register(Box::new(requests.clone()))?;
         let help = "Seconds from a call's arrival to its final status, by method and gRPC code.";
         let opts = HistogramOpts::new("croft_grpc_request_duration_seconds", help).buckets(RPC_BUCKETS.to_vec());

@@ -7,7 +7,8 @@ use std::task::{Context, Poll, ready};
 use axum::http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame};
 use tokio::time::Instant;
-use tonic::Code;
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
 use tower::{Layer, Service};
 use tracing::{Instrument, Span};
 
@@ -20,7 +21,11 @@ const UNSEEN: &str = "grpc.health.v1.Health";
 /// What stands for a method that nobody has heard of, whatever it is answered: its name is the caller's invention and has no bound.
 const UNKNOWN: &str = "unknown";
 
-/// In the extensions of an answer: its failure is no news to the log, since anybody can have it as often as he likes. It is counted as any.
+/// Reasons of `UNAVAILABLE` that a tenant can bring about for itself, as by an image that crashes.
+const TENANTS: [&str; 2] = ["NO_WORKER", "WORKER_LOST"];
+
+/// In the extensions of an answer: its failure is no news to the log, since anybody can have it as often as he likes. It is counted apart, as
+/// the caller's.
 #[derive(Debug, Clone, Copy)]
 pub struct Unremarkable;
 
@@ -80,7 +85,7 @@ where
             // A call that fails before its first message has its status in the headers.
             if let Some(code) = code_in(answer.headers()) {
                 call.is_unremarkable = answer.extensions().get::<Unremarkable>().is_some();
-                call.end(code);
+                call.end_with(code, answer.headers());
             }
             Ok(answer.map(|inner| RpcBody { inner, call: Some(call) }))
         })
@@ -96,6 +101,8 @@ struct Call {
     metrics: RpcMetrics,
     ended: bool,
     is_unremarkable: bool,
+    /// It failed by what a tenant can bring about.
+    is_tenants: bool,
 }
 
 impl Call {
@@ -128,7 +135,15 @@ impl Call {
             metrics: metrics.clone(),
             ended: false,
             is_unremarkable: false,
+            is_tenants: false,
         })
+    }
+
+    /// As these headers or trailers tell.
+    fn end_with(&mut self, code: Code, told: &HeaderMap) {
+        let reason = || Status::from_header_map(told)?.get_details_error_info().map(|info| info.reason);
+        self.is_tenants = code == Code::Unavailable && reason().is_some_and(|told| TENANTS.contains(&told.as_str()));
+        self.end(code);
     }
 
     fn end(&mut self, code: Code) {
@@ -138,7 +153,12 @@ impl Call {
         let name = format!("{code:?}");
         let labels = [self.service, self.method, &name];
         let seconds = self.begun.elapsed().as_secs_f64();
-        self.metrics.requests.with_label_values(&labels).inc();
+        let whose = match (self.is_unremarkable, self.is_tenants) {
+            (true, _) => "caller",
+            (false, true) => "tenant",
+            (false, false) => "",
+        };
+        self.metrics.requests.with_label_values(&[self.service, self.method, &name, whose]).inc();
         self.metrics.duration.with_label_values(&labels).observe(seconds);
         self.span.record("rpc.grpc.status_code", code as i32);
         // The rest are the caller's doing: https://opentelemetry.io/docs/specs/semconv/rpc/grpc/
@@ -185,7 +205,7 @@ impl<R: Body + Unpin> Body for RpcBody<R> {
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(trailers) = frame.trailers_ref() {
-                    call.end(code_in(trailers).unwrap_or(Code::Unknown));
+                    call.end_with(code_in(trailers).unwrap_or(Code::Unknown), trailers);
                 }
             }
             Some(Err(_)) | None => call.end(Code::Unknown),

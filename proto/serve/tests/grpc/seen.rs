@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use axum::http::Request;
+use axum::http::{HeaderMap, Request};
+use croft_serve::grpc::Unremarkable;
 use croft_serve::{Metrics, Readiness, Tasks, health};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
 use tonic::body::Body;
@@ -10,14 +11,16 @@ use tonic::service::Routes;
 use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
+use tonic_types::{ErrorDetails, StatusExt as _};
 use tower::ServiceExt;
 
 use crate::collector::{Collector, Running, nothing, something, with_health};
 
 const SERVICE: &str = "opentelemetry.proto.collector.trace.v1.TraceService";
 
-fn count(metrics: &Metrics, service: &str, method: &str, code: &str) -> String {
-    let series = format!(r#"croft_grpc_requests_total{{code="{code}",method="{method}",service="{service}"}} "#);
+fn count(metrics: &Metrics, service: &str, method: &str, code: &str, whose: &str) -> String {
+    let series =
+        format!(r#"croft_grpc_requests_total{{code="{code}",method="{method}",service="{service}",whose="{whose}"}} "#);
     let text = metrics.text().unwrap();
     let value = text.lines().find_map(|line| line.strip_prefix(&series)).unwrap_or("none");
     value.to_owned()
@@ -25,9 +28,13 @@ fn count(metrics: &Metrics, service: &str, method: &str, code: &str) -> String {
 
 /// The count is made as the last bytes leave, which the client may notice first.
 async fn counted(metrics: &Metrics, method: &str, code: &str, expected: &str) {
+    counted_of(metrics, method, code, "", expected).await;
+}
+
+async fn counted_of(metrics: &Metrics, method: &str, code: &str, whose: &str, expected: &str) {
     let service = if method == "unknown" { "unknown" } else { SERVICE };
     let wait = async {
-        while count(metrics, service, method, code) != expected {
+        while count(metrics, service, method, code, whose) != expected {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
@@ -77,6 +84,37 @@ async fn a_name_that_its_caller_made_up_makes_no_series() {
     counted(&server.metrics, "unknown", "Unauthenticated", "3").await;
     let text = server.metrics.text().unwrap();
     assert!(!text.contains("onsense"), "{text}");
+}
+
+/// Once, who called without a credential, and a tenant whose workers crash, looked like a failing platform.
+#[tokio::test]
+async fn what_a_caller_or_a_tenant_brings_about_is_counted_apart() {
+    let unavailable = |reason: &str| {
+        let details = ErrorDetails::with_error_info(reason, "croft.dev", []);
+        Status::with_error_details(Code::Unavailable, "later", details)
+    };
+    let answer = move |headers: HeaderMap| async move {
+        let status = match headers["why"].to_str().unwrap() {
+            "anybody" => {
+                let mut answer = Status::deadline_exceeded("no time").into_http::<Body>();
+                answer.extensions_mut().insert(Unremarkable);
+                return answer;
+            }
+            reason => unavailable(reason),
+        };
+        status.into_http()
+    };
+    let health = health::service(&Readiness::new(), &Tasks::new(), &[]).await;
+    let server = Running::start(Routes::from(Routes::new(health).into_axum_router().fallback(answer)), None).await;
+    let channel = server.channel().await;
+    for why in ["anybody", "anybody", "NO_WORKER", "WORKER_LOST", "NO_WORKER", "UNAVAILABLE"] {
+        let request = Request::post("/nonsense").header("content-type", "application/grpc").header("why", why);
+        channel.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+    }
+    counted_of(&server.metrics, "unknown", "DeadlineExceeded", "caller", "2").await;
+    counted_of(&server.metrics, "unknown", "Unavailable", "tenant", "3").await;
+    counted(&server.metrics, "unknown", "Unavailable", "1").await;
+    assert_eq!(count(&server.metrics, "unknown", "unknown", "DeadlineExceeded", ""), "none");
 }
 
 #[tokio::test]
