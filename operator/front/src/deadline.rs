@@ -6,6 +6,7 @@ use axum::extract::Request;
 use axum::http::HeaderMap;
 use axum::middleware::Next;
 use axum::response::Response;
+use croft_serve::grpc::Unremarkable;
 use tokio::time::timeout;
 use tonic::Status;
 
@@ -17,7 +18,12 @@ pub(crate) async fn kept(request: Request, next: Next) -> Response {
     let Some(deadline) = told(request.headers()) else { return next.run(request).await };
     match timeout(deadline, next.run(request)).await {
         Ok(answer) => answer,
-        Err(_) => Status::deadline_exceeded(format!("the call was given {deadline:?}")).into_http(),
+        Err(_) => {
+            let mut answer = Status::deadline_exceeded(format!("the call was given {deadline:?}")).into_http();
+            // Anybody may give a call no time at all, also without a credential.
+            answer.extensions_mut().insert(Unremarkable);
+            answer
+        }
     }
 }
 
@@ -42,9 +48,24 @@ fn told(headers: &HeaderMap) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use axum::Router;
+    use axum::body::Body;
     use axum::http::HeaderValue;
+    use axum::middleware::from_fn;
+    use axum::routing::post;
+    use tower::ServiceExt as _;
 
     use super::*;
+
+    /// A nanosecond, with any key, was a warning in the log for each call.
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_was_given_too_little_time_is_no_news_to_the_log() {
+        let calls = Router::new().route("/", post(std::future::pending::<()>)).layer(from_fn(kept));
+        let request = Request::post("/").header("grpc-timeout", "1n").body(Body::empty()).unwrap();
+        let answer = calls.oneshot(request).await.unwrap();
+        assert_eq!(answer.headers()["grpc-status"], "4");
+        assert!(answer.extensions().get::<Unremarkable>().is_some());
+    }
 
     #[test]
     fn units_are_those_of_the_protocol_and_nonsense_is_no_deadline() {

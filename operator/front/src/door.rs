@@ -14,16 +14,15 @@ use croft_serve::grpc::Unremarkable;
 use croft_serve::tls::{PeerRole, peer_role};
 use prost::Message as _;
 use secrecy::SecretString;
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 use crate::acts;
 use crate::core::Core;
 use crate::error::Error;
 use crate::identity::{Call, Identity, Tenure};
-use crate::intake::{PREFIX_BYTES, anybody};
+use crate::intake::{PREFIX_BYTES, STREAM_EVENTS, anybody};
 use crate::unread::Asker;
 
-const STREAM_EVENTS: &str = "/croft.v1.LifecycleService/StreamEvents";
 /// Calls whose answers are more than one message.
 const STREAMS: [&str; 3] =
     [STREAM_EVENTS, "/croft.v1.LifecycleService/SendMessage", "/croft.v1.UsageService/ExportUsage"];
@@ -103,7 +102,8 @@ pub(crate) async fn guard(State(core): State<Arc<Core>>, mut request: HttpReques
                 if is_stream && let Err(error) = core.limiter.request(tenant).await {
                     return self::refused(error);
                 }
-                return refused.into_http();
+                let is_unremarkable = matches!(refused.code(), Code::Unavailable | Code::DeadlineExceeded);
+                return marked(refused, is_unremarkable);
             }
         };
         let body = if is_stream {
@@ -137,7 +137,12 @@ async fn cursor(body: Body) -> (Body, u64) {
 /// that he is many others.
 fn refused(error: Error) -> Response {
     let is_unremarkable = matches!(error, Error::Unavailable { source: None, .. });
-    let mut response = Status::from(error).into_http();
+    marked(Status::from(error), is_unremarkable)
+}
+
+/// It `is_unremarkable` where callers can have as many of it as they like.
+fn marked(refused: Status, is_unremarkable: bool) -> Response {
+    let mut response = refused.into_http();
     if is_unremarkable {
         response.extensions_mut().insert(Unremarkable);
     }

@@ -15,6 +15,7 @@ use std::time::Duration;
 use axum::body::Body;
 use croft_proto::id::TenantId;
 use futures::StreamExt as _;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task_local;
 use tokio::time::timeout;
 use tonic::Status;
@@ -34,14 +35,22 @@ pub(crate) const READ_MAX: Duration = Duration::from_mins(1);
 pub(crate) const PREFIX_BYTES: usize = 5;
 /// What a part takes as a value, at most and roughly.
 const PART_BYTES: usize = 512;
-/// Requests of one tenant that are being read; more wait until one has come.
+/// Requests of one tenant that are being read; so many more wait until one has come, and have their connections hold what has come of them. Another
+/// is refused.
 const READING_MAX: usize = 1024;
+const WAITING_MAX: usize = 256;
+/// When there may be a place for a request that was refused.
+const PLACE_AFTER: Duration = Duration::from_secs(1);
+/// A call that counts as one of its tenant's only once it is read, and how large its request may be: it names a session.
+pub(crate) const STREAM_EVENTS: &str = "/croft.v1.LifecycleService/StreamEvents";
+const STREAM_EVENTS_BYTES_MAX: usize = 4 * 1024;
 
 /// Reads requests. Clones share their room.
 #[derive(Debug, Clone)]
 pub struct Intake {
     rooms: Rooms,
     reading: Shares,
+    waiting: Shares,
 }
 
 /// Keeps a request's room until the last clone of it is dropped.
@@ -68,7 +77,11 @@ impl Held {
 
 impl Default for Intake {
     fn default() -> Self {
-        Self { rooms: Rooms::of("requests", HELD_BYTES_MAX, TENANT_BYTES_MAX), reading: Shares::of(READING_MAX) }
+        Self {
+            rooms: Rooms::of("requests", HELD_BYTES_MAX, TENANT_BYTES_MAX),
+            reading: Shares::of(READING_MAX),
+            waiting: Shares::of(WAITING_MAX),
+        }
     }
 }
 
@@ -80,10 +93,10 @@ impl Intake {
 
     /// A tenant's request by this path, whole: its one message. Refused with `OUT_OF_RANGE` when it is larger than any may be, with
     /// `DEADLINE_EXCEEDED` when it takes too long to come, as [`Error::Invalid`] when it is none or has too many parts, and as
-    /// [`Error::Unavailable`] while too much is held already.
+    /// [`Error::Unavailable`] while too much is held already, or too many of the tenant's are being read.
     pub(crate) async fn read(&self, tenant: TenantId, path: &str, body: Body) -> Result<(Body, Held), Status> {
         let late = |_| Status::deadline_exceeded(format!("the request did not come within {} s", READ_MAX.as_secs()));
-        let (read, mut room) = timeout(READ_MAX, self.whole(tenant, body)).await.map_err(late)??;
+        let (read, mut room) = timeout(READ_MAX, self.whole(tenant, path, body)).await.map_err(late)??;
         let parts = match message(&read)? {
             Some(message) => shape::parts(path, message).map_err(|problem| Error::invalid("request", problem))?,
             None => 0,
@@ -100,18 +113,32 @@ impl Intake {
         Ok(Held { _room: Arc::new(room) })
     }
 
-    async fn whole(&self, tenant: TenantId, body: Body) -> Result<(Vec<u8>, Room), Status> {
-        let _reading = self.reading.of_tenant(tenant).acquire_owned().await.map_err(Error::internal)?;
+    async fn whole(&self, tenant: TenantId, path: &str, body: Body) -> Result<(Vec<u8>, Room), Status> {
+        let bytes_max = if path == STREAM_EVENTS { STREAM_EVENTS_BYTES_MAX } else { MESSAGE_BYTES_CEILING };
+        let _reading = self.place(tenant).await?;
         let (mut chunks, mut read, mut room) = (body.into_data_stream(), Vec::new(), None);
         while let Some(chunk) = chunks.next().await {
             let chunk = chunk.map_err(|error| Status::cancelled(format!("the request broke off: {error}")))?;
             read.extend_from_slice(&chunk);
-            if read.len() > MESSAGE_BYTES_CEILING + PREFIX_BYTES {
-                return Err(Status::out_of_range(format!("the request is larger than {MESSAGE_BYTES_CEILING} bytes")));
+            if read.len() > bytes_max + PREFIX_BYTES {
+                return Err(Status::out_of_range(format!("the request is larger than {bytes_max} bytes")));
             }
             self.rooms.reckon(tenant, read.len(), &mut room)?;
         }
         Ok((read, room))
+    }
+
+    /// Among those of the tenant's that are being read.
+    async fn place(&self, tenant: TenantId) -> Result<OwnedSemaphorePermit, Error> {
+        let reading = self.reading.of_tenant(tenant);
+        if let Ok(place) = Arc::clone(&reading).try_acquire_owned() {
+            return Ok(place);
+        }
+        let _waiting = self.waiting.of_tenant(tenant).try_acquire_owned().map_err(|_| {
+            let part = "a place for the request: too many of the tenant's do not come to their end";
+            Error::Unavailable { part, retry_after: PLACE_AFTER, source: None }
+        })?;
+        reading.acquire_owned().await.map_err(Error::internal)
     }
 }
 
@@ -135,6 +162,7 @@ mod tests {
     use croft_proto::v1::content_block::Block;
     use croft_proto::v1::image::Source;
     use croft_proto::v1::{AgentSpec, ContentBlock, CreateSessionRequest, Image, SendMessageRequest, Text, ToolSpec};
+    use futures::FutureExt as _;
     use prost::Message;
     use tonic::Code;
 
@@ -240,6 +268,34 @@ mod tests {
         let body = Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>());
         let refused = Intake::default().read(TenantId::generate(), SEND, body).await.err().expect("it never ends");
         assert_eq!(refused.code(), Code::DeadlineExceeded, "{refused:?}");
+    }
+
+    #[tokio::test]
+    async fn so_many_requests_are_read_and_waited_with_at_a_time_and_others_refused_at_once() {
+        let (intake, tenant) = (Intake::default(), TenantId::generate());
+        let body = || Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>());
+        let mut never: Vec<_> =
+            (0..READING_MAX + WAITING_MAX).map(|_| Box::pin(intake.read(tenant, SEND, body()))).collect();
+        for request in &mut never {
+            assert!(futures::poll!(request).is_pending());
+        }
+        let refused = intake.read(tenant, SEND, body()).now_or_never().expect("it waits").err().unwrap();
+        assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+        let small = || framed(&said(Block::Text(Text { text: "small".into() })));
+        read(&intake, small()).await.expect("another tenant has places of its own");
+        // One that waits has gone, and another may; and those that wait go on as soon as they can.
+        never.pop();
+        let mut waits = Box::pin(read_of(&intake, tenant, small()));
+        assert!(futures::poll!(&mut waits).is_pending());
+        never.clear();
+        waits.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_asks_for_a_stream_of_events_is_small() {
+        let large = Body::from(vec![0; STREAM_EVENTS_BYTES_MAX + PREFIX_BYTES + 1]);
+        let refused = Intake::default().read(TenantId::generate(), STREAM_EVENTS, large).await.err().unwrap();
+        assert_eq!(refused.code(), Code::OutOfRange, "{refused:?}");
     }
 
     #[tokio::test]

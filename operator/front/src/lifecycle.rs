@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use croft_proto::id::{SessionId, TurnId};
 use croft_proto::v1::lifecycle_service_server::LifecycleService;
@@ -12,6 +13,7 @@ use croft_proto::v1::{
     SendMessageResponse, Session, SessionEvent, StreamEventsRequest, StreamEventsResponse, TerminateSessionRequest,
     TerminateSessionResponse,
 };
+use croft_serve::grpc::UnremarkableOnce;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
@@ -28,6 +30,9 @@ use crate::leaving::{LEAVE_WITHIN, leaving, until_left};
 use crate::session::manager::Manager;
 use crate::session::validate;
 use crate::turn::{Accepted, Sent, Turns, ends_turn};
+
+/// Before a caller goes on whose stream ended as its replica goes away: at another.
+const COME_BACK_AFTER: Duration = Duration::from_secs(1);
 
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -124,7 +129,14 @@ impl Lifecycle {
         events: impl Stream<Item = Result<SessionEvent, Error>> + Send + 'static,
     ) -> BoxStream<'static, Result<SessionEvent, Error>> {
         let left = leaving(self.core.tasks.stopping(), LEAVE_WITHIN);
-        until_left(events, left, || Error::unavailable("this replica", anyhow::anyhow!("it is shutting down"))).boxed()
+        until_left(events, left, goodbye).boxed()
+    }
+
+    /// The answer of a call whose events may end with a [`goodbye`].
+    fn answer_until_left<T>(&self, events: T) -> Response<T> {
+        let mut answer = Response::new(events);
+        answer.extensions_mut().insert(UnremarkableOnce(self.core.tasks.stopping()));
+        answer
     }
 
     /// Stores a message.
@@ -166,6 +178,12 @@ impl Lifecycle {
         let (turns, identity) = (self.turns.clone(), identity.clone());
         act.carry_out(&self.core, async move { turns.answer(&identity, request).await }).await
     }
+}
+
+/// What a stream ends with whose replica goes away. Each does at a planned restart, and their callers go on elsewhere, so that there is nothing to
+/// be looked into.
+fn goodbye() -> Error {
+    Error::Unavailable { part: "this replica", retry_after: COME_BACK_AFTER, source: None }
 }
 
 /// The id as the store tells it, however the caller spelled it. What is none stays as it is.
@@ -232,7 +250,7 @@ impl LifecycleService for Lifecycle {
     ) -> Result<Response<Self::SendMessageStream>, Status> {
         let tenure = self.door.admit(&self.core, &request).await?;
         let events = self.send_for(tenure, request.into_inner()).await?;
-        Ok(Response::new(Box::pin(
+        Ok(self.answer_until_left(Box::pin(
             events.map(|event| Ok(SendMessageResponse { event: Some(event.map_err(Status::from)?) })),
         )))
     }
@@ -289,7 +307,7 @@ impl LifecycleService for Lifecycle {
                 .await?;
         // A stream may be idle for ever, and must not hold up the shutdown: its caller resumes at another replica.
         let events = self.until_left(tenured(events, request.after_seq, tenure, seat));
-        Ok(Response::new(Box::pin(
+        Ok(self.answer_until_left(Box::pin(
             events.map(|event| Ok(StreamEventsResponse { event: Some(event.map_err(Status::from)?) })),
         )))
     }
@@ -318,5 +336,18 @@ impl LifecycleService for Lifecycle {
     ) -> Result<Response<ListApprovalsResponse>, Status> {
         let identity = self.door.identify(&self.core, &request).await?;
         Ok(Response::new(self.turns.inbox(&identity, request.into_inner()).await?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A planned restart was an error in the log for each stream that was open.
+    #[test]
+    fn that_a_replica_goes_away_is_told_to_callers_and_not_to_the_log() {
+        let goodbye = goodbye();
+        assert_eq!((goodbye.reason(), goodbye.retry_after()), ("UNAVAILABLE", Some(COME_BACK_AFTER)));
+        assert!(matches!(goodbye, Error::Unavailable { source: None, .. }), "{goodbye:?}");
     }
 }

@@ -13,7 +13,7 @@ use crate::{Metrics, Tasks};
 
 mod rpc;
 
-pub use rpc::{RpcBody, RpcLayer, RpcService, Unremarkable};
+pub use rpc::{RpcBody, RpcLayer, RpcService, Unremarkable, UnremarkableOnce};
 
 /// How long a caller may take to shake hands.
 const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

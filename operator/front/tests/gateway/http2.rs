@@ -136,7 +136,9 @@ async fn the_stream_of_a_socket_that_goes_and_takes_no_answer_ends_with_it() {
 #[tokio::test]
 async fn a_socket_that_is_not_read_leaves_room_for_other_calls_of_its_connection() {
     let scene = Scene::new().await;
-    let (replica, session) = (scene.replica().await, scene.session().await);
+    let options = gateway::Options { write_timeout: 2 * PATIENCE, ..gateway::Options::default() };
+    let replica = scene.replica_with(fanout::Options::default(), options).await;
+    let session = scene.session().await;
     scene.publish(&replica, session, user_message(&"x".repeat(200 * 1024))).await;
     let mut requests = connection(&replica, Some(0)).await;
     let mut stuck = client(&scene, &mut requests).await;

@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 use axum::http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 use tower::{Layer, Service};
@@ -28,6 +29,11 @@ const TENANTS: [&str; 2] = ["NO_WORKER", "WORKER_LOST"];
 /// the caller's.
 #[derive(Debug, Clone, Copy)]
 pub struct Unremarkable;
+
+/// In the extensions of an answer that goes on, with [`Tasks::stopping`](crate::Tasks::stopping): that it ends with `UNAVAILABLE` from then on is no
+/// news to the log, since each does whose program goes away. It is counted as any.
+#[derive(Debug, Clone)]
+pub struct UnremarkableOnce(pub CancellationToken);
 
 /// Wraps a server, or routes, to see its calls. The span is called `rpc` and has empty fields `tenant` and `session`,
 /// which a handler fills with `Span::current().record(…)`; log lines within it then bear them.
@@ -87,6 +93,7 @@ where
                 call.is_unremarkable = answer.extensions().get::<Unremarkable>().is_some();
                 call.end_with(code, answer.headers());
             }
+            call.unremarkable_once = answer.extensions().get::<UnremarkableOnce>().cloned();
             Ok(answer.map(|inner| RpcBody { inner, call: Some(call) }))
         })
     }
@@ -103,6 +110,7 @@ struct Call {
     is_unremarkable: bool,
     /// It failed by what a tenant can bring about.
     is_tenants: bool,
+    unremarkable_once: Option<UnremarkableOnce>,
 }
 
 impl Call {
@@ -136,6 +144,7 @@ impl Call {
             ended: false,
             is_unremarkable: false,
             is_tenants: false,
+            unremarkable_once: None,
         })
     }
 
@@ -161,21 +170,26 @@ impl Call {
         self.metrics.requests.with_label_values(&[self.service, self.method, &name, whose]).inc();
         self.metrics.duration.with_label_values(&labels).observe(seconds);
         self.span.record("rpc.grpc.status_code", code as i32);
-        // The rest are the caller's doing: https://opentelemetry.io/docs/specs/semconv/rpc/grpc/
-        let ours = matches!(
-            code,
-            Code::Unknown | Code::DeadlineExceeded | Code::Internal | Code::Unavailable | Code::DataLoss
-        );
         let _entered = self.span.enter();
-        if ours {
+        if is_ours(code) {
             self.span.record("otel.status_code", "ERROR");
         }
-        if ours && !self.is_unremarkable {
+        if self.is_news(code) {
             tracing::warn!(code = name, seconds, "call failed");
         } else {
             tracing::debug!(code = name, seconds, "call ended");
         }
     }
+
+    fn is_news(&self, code: Code) -> bool {
+        let goes_away = self.unremarkable_once.as_ref().is_some_and(|once| once.0.is_cancelled());
+        is_ours(code) && !self.is_unremarkable && !(goes_away && code == Code::Unavailable)
+    }
+}
+
+/// The rest are the caller's doing: <https://opentelemetry.io/docs/specs/semconv/rpc/grpc/>
+fn is_ours(code: Code) -> bool {
+    matches!(code, Code::Unknown | Code::DeadlineExceeded | Code::Internal | Code::Unavailable | Code::DataLoss)
 }
 
 impl Drop for Call {
@@ -224,4 +238,42 @@ impl<R: Body + Unpin> Body for RpcBody<R> {
 
 fn code_in(headers: &HeaderMap) -> Option<Code> {
     headers.get("grpc-status").map(|status| Code::from_bytes(status.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use axum::body::Body;
+    use axum::response::IntoResponse;
+    use axum::routing::post_service;
+    use tower::{ServiceExt, service_fn};
+
+    use super::*;
+
+    const METHODS: &[&str] = &["heron/Watch"];
+
+    /// Of a call whose answer goes on, with this in its extensions.
+    async fn begun(extension: impl Clone + Send + Sync + 'static) -> Call {
+        let answer = move |_| {
+            let extension = extension.clone();
+            async move { Ok::<_, Infallible>((axum::Extension(extension), Body::empty()).into_response()) }
+        };
+        let calls =
+            RpcLayer::new(&Metrics::new("croft-test").unwrap(), METHODS).layer(post_service(service_fn(answer)));
+        let request = Request::post("/heron/Watch").body(Body::empty()).unwrap();
+        calls.oneshot(request).await.unwrap().into_body().call.unwrap()
+    }
+
+    /// A planned restart was a warning for each stream that was open.
+    #[tokio::test]
+    async fn that_a_stream_ends_as_its_program_goes_away_is_no_news() {
+        let stopping = CancellationToken::new();
+        let call = begun(UnremarkableOnce(stopping.clone())).await;
+        assert!(call.is_news(Code::Unavailable));
+        stopping.cancel();
+        assert!(!call.is_news(Code::Unavailable));
+        assert!(call.is_news(Code::Internal) && !call.is_news(Code::NotFound));
+        assert!(begun(()).await.is_news(Code::Unavailable), "another is");
+    }
 }
