@@ -1,11 +1,15 @@
 //! The cost router, the recommender and the export of usage, over the whole path.
 
 use croft_e2e::client::{Client, message, scripted_agent};
+use croft_front::events::log::NewEvent;
+use croft_front::session::store::NewSession;
+use croft_front::usage::GROUPS_MAX;
+use croft_proto::id::SessionId;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    AgentRole, AgentSpec, Budget, BudgetAction, BudgetPeriod, BudgetScope, ExportUsageRequest, Model, ModelRouted,
-    ProviderMode, ProviderRoute, RecommendModelsRequest, RoutingSpec, SessionEvent, SetBudgetRequest,
-    SummarizeUsageRequest, UsageDimension,
+    AgentRole, AgentSpec, Budget, BudgetAction, BudgetPeriod, BudgetScope, ExportUsageRequest, Model, ModelAttempt,
+    ModelRouted, ProviderMode, ProviderRoute, RecommendModelsRequest, RoutingSpec, SessionEvent, SetBudgetRequest,
+    SummarizeUsageRequest, TokenUsage, UsageDimension,
 };
 use tonic::Code;
 
@@ -148,6 +152,29 @@ async fn a_cheaper_model_is_recommended_by_what_was_used() {
     assert!(theirs.into_inner().recommendations.is_empty(), "another tenant has used nothing");
     let refused = client.models.recommend_models(RecommendModelsRequest { days: 367, ..Default::default() }).await;
     assert_eq!(refused.unwrap_err().code(), Code::InvalidArgument);
+}
+
+/// What the first ten thousand by name had used was all that it was reckoned with.
+#[tokio::test]
+async fn of_many_agents_the_last_has_a_recommendation_by_all_that_it_used() {
+    let world = world().await;
+    let usage = Some(TokenUsage { input_uncached_tokens: 1_000_000, ..TokenUsage::default() });
+    for number in 0..=GROUPS_MAX {
+        let (provider, model) = ("scripted".into(), "scripted-1".into());
+        let attempt =
+            ModelAttempt { attempt_id: number.to_string(), provider, model, usage, ..ModelAttempt::default() };
+        let agent = AgentSpec { name: format!("agent-{number:05}"), ..AgentSpec::default() };
+        let events = vec![NewEvent::now(Kind::ModelAttempt(attempt))];
+        let new = NewSession::of(SessionId::generate(), world.tenant(), "acme", agent, events);
+        world.core.stores.sessions.insert(new).await.unwrap();
+    }
+    let mut client = world.client();
+    for (agent, attempts) in [(format!("agent-{GROUPS_MAX:05}"), 1), (String::new(), 1 + GROUPS_MAX)] {
+        let asked = RecommendModelsRequest { agent, days: 1 };
+        let told = client.models.recommend_models(asked).await.unwrap().into_inner().recommendations;
+        let told: Vec<_> = told.iter().map(|one| (&*one.recommended_model, one.attempts)).collect();
+        assert_eq!(told, [("scripted-0", attempts.try_into().unwrap())]);
+    }
 }
 
 #[tokio::test]

@@ -107,7 +107,18 @@ impl UsageStore for Endless {
         self.0.summarize(tenant, start, end, group_by).await
     }
 
-    async fn add_behind_end(&self, tenant: TenantId, session: SessionId, events: &[NewEvent]) -> Result<(), Error> {
+    async fn summarize_agent(
+        &self,
+        tenant: TenantId,
+        agent: &str,
+        start: Option<Timestamp>,
+        end: Option<Timestamp>,
+        group_by: &[UsageDimension],
+    ) -> Result<Vec<UsageSummary>, Error> {
+        self.0.summarize_agent(tenant, agent, start, end, group_by).await
+    }
+
+    async fn add_behind_end(&self, tenant: TenantId, session: SessionId, events: &[NewEvent]) -> Result<u64, Error> {
         self.0.add_behind_end(tenant, session, events).await
     }
 }

@@ -36,10 +36,20 @@ pub trait UsageStore: Send + Sync {
         group_by: &[UsageDimension],
     ) -> Result<Vec<UsageSummary>, Error>;
 
+    /// The same of the rows of one agent.
+    async fn summarize_agent(
+        &self,
+        tenant: TenantId,
+        agent: &str,
+        start: Option<Timestamp>,
+        end: Option<Timestamp>,
+        group_by: &[UsageDimension],
+    ) -> Result<Vec<UsageSummary>, Error>;
+
     /// Adds rows for what these events of a session report, as storing them would, where they can't be stored any more: the session
     /// has ended, or another worker goes on with the turn, and the provider charges all the same. Attempts that the ledger has are
-    /// passed over. A session that was erased meanwhile has no rows added, and the log says so.
-    async fn add_behind_end(&self, tenant: TenantId, session: SessionId, events: &[NewEvent]) -> Result<(), Error>;
+    /// passed over. A session that was erased meanwhile has no rows added, and the log says so. How many of those that were added have no price.
+    async fn add_behind_end(&self, tenant: TenantId, session: SessionId, events: &[NewEvent]) -> Result<u64, Error>;
 }
 
 /// What a store says of an attempt to go on behind that it does not have.

@@ -6,7 +6,7 @@ use croft_proto::Timestamp;
 use croft_proto::v1::model_registry_service_server::ModelRegistryService;
 use croft_proto::v1::{
     GetModelRequest, GetModelResponse, ListModelsRequest, ListModelsResponse, Model, RecommendModelsRequest,
-    RecommendModelsResponse, UsageDimension, UsageSummary, UsageTotals,
+    RecommendModelsResponse, UsageDimension,
 };
 use tonic::{Request, Response, Status};
 
@@ -15,6 +15,8 @@ use crate::core::Core;
 use crate::door::Door;
 use crate::error::Error;
 use crate::models::recommend::recommend;
+use crate::session::validate;
+use crate::usage::GROUPS_MAX;
 
 const DAYS: u32 = 30;
 const DAYS_MAX: u32 = 366;
@@ -54,41 +56,21 @@ impl ModelRegistryService for Models {
         if days > DAYS_MAX {
             return Err(Error::invalid("days", format!("is not between 0 and {DAYS_MAX}")).into());
         }
+        validate::printable("agent", &agent)?;
         let days = i64::from(if days == 0 { DAYS } else { days });
         let start = Timestamp { seconds: now().seconds - days * 24 * 60 * 60, nanos: 0 };
-        let (usage, by) = (&self.core.stores.usage, [UsageDimension::Agent, UsageDimension::Model]);
-        let used =
-            self.core.reads.one(identity.tenant, usage.summarize(identity.tenant, Some(start), None, &by)).await?;
-        let recommendations = recommend(&self.core.models, &by_model(used, &agent), now().seconds);
+        let (usage, tenant, by) = (&self.core.stores.usage, identity.tenant, [UsageDimension::Model]);
+        let look = if agent.is_empty() {
+            usage.summarize(tenant, Some(start), None, &by)
+        } else {
+            usage.summarize_agent(tenant, &agent, Some(start), None, &by)
+        };
+        let used = self.core.reads.one(tenant, look).await?;
+        if used.len() > GROUPS_MAX {
+            let problem = format!("have more than {GROUPS_MAX} models used in them: ask for fewer");
+            return Err(Error::invalid("days", problem).into());
+        }
+        let recommendations = recommend(&self.core.models, &used, now().seconds);
         Ok(Response::new(RecommendModelsResponse { recommendations }))
     }
-}
-
-/// What was used of each model, by an agent or, where none is named, by all of them.
-fn by_model(used: Vec<UsageSummary>, agent: &str) -> Vec<UsageSummary> {
-    let mut by_model: Vec<UsageSummary> = Vec::new();
-    for UsageSummary { keys, totals } in used {
-        let [used_by, model] = &keys[..] else { continue };
-        if !agent.is_empty() && agent != used_by {
-            continue;
-        }
-        match by_model.iter_mut().find(|summary| summary.keys.first() == Some(model)) {
-            Some(UsageSummary { totals: Some(sum), .. }) => add(sum, &totals.unwrap_or_default()),
-            _ => by_model.push(UsageSummary { keys: vec![model.clone()], totals }),
-        }
-    }
-    by_model
-}
-
-fn add(sum: &mut UsageTotals, more: &UsageTotals) {
-    let (tokens, added) = (sum.tokens.get_or_insert_default(), more.tokens.unwrap_or_default());
-    tokens.input_uncached_tokens += added.input_uncached_tokens;
-    tokens.cache_read_tokens += added.cache_read_tokens;
-    tokens.cache_write_5m_tokens += added.cache_write_5m_tokens;
-    tokens.cache_write_1h_tokens += added.cache_write_1h_tokens;
-    tokens.output_tokens += added.output_tokens;
-    tokens.reasoning_tokens += added.reasoning_tokens;
-    sum.attempts += more.attempts;
-    sum.cost_nano_usd += more.cost_nano_usd;
-    sum.unpriced_attempts += more.unpriced_attempts;
 }

@@ -137,7 +137,10 @@ impl Charge {
     async fn add(&self) -> Result<(), Error> {
         let Self { core, tenant, session, purse, events } = self;
         match core.stores.usage.add_behind_end(*tenant, *session, events).await {
-            Ok(()) => purse.settle(&self.attempts()).await,
+            Ok(unpriced) => {
+                core.metrics.unpriced_attempts.inc_by(unpriced);
+                purse.settle(&self.attempts()).await;
+            }
             Err(error @ Error::Unavailable { .. }) => return Err(error),
             Err(error) => self.give_up(error),
         }

@@ -50,7 +50,7 @@ macro_rules! promises {
                 keeps_the_lease_for_a_message_that_waits, says_of_a_turn_that_was_broken_off_that_it_runs, leaves_no_message_lying;
             numbering: holds_whatever_is_given_up_refused_or_repeated;
             usage: keeps_tenants_apart, counts_an_attempt_once, takes_what_a_worker_makes_up, tells_of_no_more_groups_than_fit_an_answer, tells_unknown_prices, tells_whose_account_answered, tells_how_it_was_served, tells_on_whose_behalf, lists_newest_first_in_pages,
-                summarizes_by_each_dimension, totals_nothing_without_rows, takes_no_negative_tokens,
+                summarizes_by_each_dimension, summarizes_what_one_agent_used, totals_nothing_without_rows, takes_no_negative_tokens,
                 adds_to_the_sessions_totals, adds_what_an_ended_session_used;
             budgets: keeps_tenants_apart, replaces_and_takes_away, adds_up_each_account_as_the_rows_do, counts_a_repeated_attempt_once,
                 knows_nothing_of_what_was_not_spent, tells_of_a_threshold_once, remembers_who_was_not_told,

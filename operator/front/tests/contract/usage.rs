@@ -233,6 +233,25 @@ pub(crate) async fn summarizes_by_each_dimension(stores: &Stores) {
     assert!(stores.usage.summarize(tenant, None, None, &[UsageDimension::Unspecified]).await.is_err());
 }
 
+pub(crate) async fn summarizes_what_one_agent_used(stores: &Stores) {
+    let [tenant, other] = two_tenants(stores).await;
+    used(stores, tenant, "poet", 0, of("1", "scripted", "scripted-1", 1)).await;
+    used(stores, tenant, "poet", 5, of("2", "anthropic", "claude-haiku-4-5", 20)).await;
+    used(stores, tenant, "Poet", 5, of("3", "anthropic", "claude-haiku-4-5", 300)).await;
+    used(stores, other, "poet", 5, of("4", "scripted", "scripted-1", 4_000)).await;
+    let sums = async |agent: &str, start, end, by: &[UsageDimension]| {
+        let summaries = stores.usage.summarize_agent(tenant, agent, start, end, by).await.unwrap();
+        let told = summaries.into_iter().map(|summary| (summary.keys.join("/"), summary.totals.unwrap().cost_nano_usd));
+        told.collect::<Vec<_>>()
+    };
+    let by_model = [UsageDimension::Model];
+    assert_eq!(sums("poet", None, None, &by_model).await, [("claude-haiku-4-5".into(), 20), ("scripted-1".into(), 1)]);
+    assert_eq!(sums("poet", Some(at(1)), Some(at(6)), &by_model).await, [("claude-haiku-4-5".into(), 20)]);
+    assert_eq!(sums("poet", Some(at(1)), Some(at(5)), &by_model).await, []);
+    assert_eq!(sums("Poet", None, None, &[]).await, [(String::new(), 300)]);
+    assert_eq!(sums("nobody", None, None, &[]).await, [(String::new(), 0)]);
+}
+
 pub(crate) async fn totals_nothing_without_rows(stores: &Stores) {
     let tenant = tenant(stores, "ours").await;
     let totals = stores.usage.summarize(tenant, None, None, &[]).await.unwrap();
@@ -295,16 +314,24 @@ pub(crate) async fn adds_what_an_ended_session_used(stores: &Stores) {
         stores.usage.add_behind_end(ours, session, &late).await.unwrap();
         assert_eq!(is_told(&before).await, is_new, "whoever follows the session hears what it has come to");
     }
+    // What costs nobody knows what is counted once as well.
+    let unknown = [event(attempt("d", None)), event(attempt("e", Some(0))), event(attempt("f", None))];
+    for added in [2, 0] {
+        assert_eq!(stores.usage.add_behind_end(ours, session, &unknown).await.unwrap(), added);
+    }
     // Whose session it isn't, and nobody's.
+    assert_eq!(stores.usage.add_behind_end(theirs, session, &unknown).await.unwrap(), 0);
     stores.usage.add_behind_end(theirs, session, &late).await.unwrap();
     stores.usage.add_behind_end(ours, SessionId::generate(), &[event(attempt("c", Some(1)))]).await.unwrap();
 
     let rows = stores.usage.list(ours, None, None, None, 10).await.unwrap();
     let told: Vec<_> = rows.iter().map(|row| (&*row.attempt_id, row.cost_nano_usd, &*row.agent)).collect();
-    assert_eq!(told, [("b", Some(4), "helper"), ("a", Some(3), "helper")]);
+    let unknown = [("f", None, "helper"), ("e", Some(0), "helper"), ("d", None, "helper")];
+    assert_eq!(told, [&unknown[..], &[("b", Some(4), "helper"), ("a", Some(3), "helper")]].concat());
     assert_eq!(stores.usage.list(theirs, None, None, None, 10).await.unwrap(), []);
     let now = get(stores, ours, session).await;
-    assert_eq!((now.usage.attempts, now.usage.cost_nano_usd, now.last_seq), (2, 7, 4), "its log is closed");
+    assert_eq!((now.usage.attempts, now.usage.cost_nano_usd, now.last_seq), (5, 7, 4), "its log is closed");
+    assert_eq!(now.usage.unpriced_attempts, 2);
     assert_eq!(now.terminate_reason, "enough");
     let account = Account { scope: Scope::Agent, subject: "helper".into(), period: "life".into() };
     assert_eq!(stores.budgets.ledgers(ours, &[account]).await.unwrap()[0].nano_usd, 7, "budgets count it");

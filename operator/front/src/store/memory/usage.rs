@@ -49,12 +49,50 @@ impl UsageStore for Memory {
         end: Option<Timestamp>,
         group_by: &[UsageDimension],
     ) -> Result<Vec<UsageSummary>, Error> {
-        let state = self.lock();
+        self.lock().summarize(tenant, None, (start, end), group_by)
+    }
+
+    async fn summarize_agent(
+        &self,
+        tenant: TenantId,
+        agent: &str,
+        start: Option<Timestamp>,
+        end: Option<Timestamp>,
+        group_by: &[UsageDimension],
+    ) -> Result<Vec<UsageSummary>, Error> {
+        self.lock().summarize(tenant, Some(agent), (start, end), group_by)
+    }
+
+    async fn add_behind_end(&self, tenant: TenantId, session: SessionId, events: &[NewEvent]) -> Result<u64, Error> {
+        let mut state = self.lock();
+        let Ok(record) = state.record(tenant, session) else {
+            usage::added_for_nobody(tenant, session, events);
+            return Ok(0);
+        };
+        let before = record.session.usage;
+        state.meter_for(tenant, session, projection::usage_rows(session, events))?;
+        let after = state.record(tenant, session)?.session.usage;
+        if after.attempts != before.attempts {
+            state.changed(tenant, session)?;
+        }
+        Ok(after.unpriced_attempts.abs_diff(before.unpriced_attempts))
+    }
+}
+
+impl State {
+    /// Of all agents, or of one.
+    fn summarize(
+        &self,
+        tenant: TenantId,
+        agent: Option<&str>,
+        (start, end): (Option<Timestamp>, Option<Timestamp>),
+        group_by: &[UsageDimension],
+    ) -> Result<Vec<UsageSummary>, Error> {
         let mut groups: BTreeMap<Vec<String>, UsageTotals> = BTreeMap::new();
         if group_by.is_empty() {
             groups.insert(Vec::new(), no_usage());
         }
-        for row in state.usage_of(tenant) {
+        for row in self.usage_of(tenant).filter(|row| agent.is_none_or(|agent| row.agent == agent)) {
             let time = time_of(row);
             if start.is_some_and(|start| time < time::micros(&start))
                 || end.is_some_and(|end| time >= time::micros(&end))
@@ -71,22 +109,6 @@ impl UsageStore for Memory {
             .collect())
     }
 
-    async fn add_behind_end(&self, tenant: TenantId, session: SessionId, events: &[NewEvent]) -> Result<(), Error> {
-        let mut state = self.lock();
-        let Ok(record) = state.record(tenant, session) else {
-            usage::added_for_nobody(tenant, session, events);
-            return Ok(());
-        };
-        let attempts = record.session.usage.attempts;
-        state.meter_for(tenant, session, projection::usage_rows(session, events))?;
-        if state.record(tenant, session)?.session.usage.attempts != attempts {
-            state.changed(tenant, session)?;
-        }
-        Ok(())
-    }
-}
-
-impl State {
     fn usage_of(&self, tenant: TenantId) -> impl Iterator<Item = &UsageEvent> {
         self.usage.iter().filter(move |((owner, _), _)| *owner == tenant).map(|(_, row)| row)
     }

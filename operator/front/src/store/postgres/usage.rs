@@ -145,6 +145,63 @@ impl UsageStore for Postgres {
         end: Option<Timestamp>,
         group_by: &[UsageDimension],
     ) -> Result<Vec<UsageSummary>, Error> {
+        self.summaries(tenant, None, (start, end), group_by).await
+    }
+
+    async fn summarize_agent(
+        &self,
+        tenant: TenantId,
+        agent: &str,
+        start: Option<Timestamp>,
+        end: Option<Timestamp>,
+        group_by: &[UsageDimension],
+    ) -> Result<Vec<UsageSummary>, Error> {
+        self.summaries(tenant, Some(agent), (start, end), group_by).await
+    }
+
+    async fn add_behind_end(&self, tenant: TenantId, session: SessionId, events: &[NewEvent]) -> Result<u64, Error> {
+        self.timed(async |server| {
+            let mut tx = server.locking(tenant, [session]).await?;
+            let before: Option<i64> =
+                sqlx::query_scalar("select unpriced_attempts from sessions where tenant_id = $1 and session_id = $2")
+                    .bind(tenant.0)
+                    .bind(session.0)
+                    .fetch_optional(&mut *tx)
+                    .await
+                    .map_err(failed)?;
+            let added = meter(&mut tx, tenant, Reported { session, events }).await?;
+            if added.is_some() {
+                // No event changes its state with it, and whoever follows it is to be told what it has come to.
+                sqlx::query(
+                    "update sessions set change_number = pg_current_xact_id()::text::bigint
+                    where tenant_id = $1 and session_id = $2",
+                )
+                .bind(tenant.0)
+                .bind(session.0)
+                .execute(&mut *tx)
+                .await
+                .map_err(failed)?;
+            }
+            tx.commit().await.map_err(failed)?;
+            let Some(before) = before else {
+                usage::added_for_nobody(tenant, session, events);
+                return Ok(0);
+            };
+            Ok(added.map_or(0, |totals| totals.unpriced_attempts.abs_diff(before)))
+        })
+        .await
+    }
+}
+
+impl Postgres {
+    /// Of all agents, or of one.
+    async fn summaries(
+        &self,
+        tenant: TenantId,
+        agent: Option<&str>,
+        (start, end): (Option<Timestamp>, Option<Timestamp>),
+        group_by: &[UsageDimension],
+    ) -> Result<Vec<UsageSummary>, Error> {
         self.timed(async |server| {
             let keys = group_by.iter().copied().map(expression).collect::<Result<Vec<_>, _>>()?.join(", ");
             // Without a dimension there is one total, even of nothing.
@@ -165,12 +222,13 @@ impl UsageStore for Postgres {
                     coalesce(sum(cost_nano_usd), 0)::bigint as cost_nano_usd
                 from llm_usage_events
                 where tenant_id = $1 and ($2::timestamptz is null or create_time >= $2)
-                    and ($3::timestamptz is null or create_time < $3)
+                    and ($3::timestamptz is null or create_time < $3) and ($4::text is null or agent = $4)
                 {grouping}"
             )))
             .bind(tenant.0)
             .bind(start.map(Time))
             .bind(end.map(Time))
+            .bind(agent)
             .fetch_all(&mut *tx)
             .await
             .map_err(failed)?;
@@ -178,41 +236,6 @@ impl UsageStore for Postgres {
                 .map(|row| Ok(UsageSummary { keys: row.try_get("keys")?, totals: Some(row::totals(row)?) }))
                 .collect::<Result<_, _>>()
                 .map_err(failed)
-        })
-        .await
-    }
-
-    async fn add_behind_end(&self, tenant: TenantId, session: SessionId, events: &[NewEvent]) -> Result<(), Error> {
-        self.timed(async |server| {
-            let mut tx = server.locking(tenant, [session]).await?;
-            let added = meter(&mut tx, tenant, Reported { session, events }).await?;
-            let is_known = match added {
-                Some(_) => {
-                    // No event changes its state with it, and whoever follows it is to be told what it has come to.
-                    sqlx::query(
-                        "update sessions set change_number = pg_current_xact_id()::text::bigint
-                        where tenant_id = $1 and session_id = $2",
-                    )
-                    .bind(tenant.0)
-                    .bind(session.0)
-                    .execute(&mut *tx)
-                    .await
-                    .map_err(failed)?;
-                    true
-                }
-                None => sqlx::query("select from sessions where tenant_id = $1 and session_id = $2")
-                    .bind(tenant.0)
-                    .bind(session.0)
-                    .fetch_optional(&mut *tx)
-                    .await
-                    .map_err(failed)?
-                    .is_some(),
-            };
-            tx.commit().await.map_err(failed)?;
-            if !is_known {
-                usage::added_for_nobody(tenant, session, events);
-            }
-            Ok(())
         })
         .await
     }
