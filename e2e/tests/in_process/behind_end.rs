@@ -19,10 +19,11 @@ use croft_proto::v1::execute_step_response::Message as ToFront;
 use croft_proto::v1::runtime_service_client::RuntimeServiceClient;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    Budget, BudgetAction, BudgetPeriod, BudgetScope, ContentBlock, ExecuteStepRequest, Grant, InterruptSessionRequest,
-    ModelAttempt, RuntimeServiceTerminateSessionRequest, RuntimeServiceTerminateSessionResponse, SendMessageResponse,
-    SessionRunning, SessionState, SessionTerminated, SetBudgetRequest, StepStart, StopReason, TenantRoute,
-    TerminateSessionRequest, Text, TokenUsage, UserMessage,
+    Budget, BudgetAction, BudgetPeriod, BudgetScope, BusyPolicy, ContentBlock, ExecuteStepRequest, Grant,
+    InterruptSessionRequest, ModelAttempt, RuntimeServiceTerminateSessionRequest,
+    RuntimeServiceTerminateSessionResponse, SendMessageRequest, SendMessageResponse, SessionRunning, SessionState,
+    SessionTerminated, SetBudgetRequest, StepStart, StopReason, TenantRoute, TerminateSessionRequest, Text, TokenUsage,
+    UserMessage,
 };
 use croft_worker::tools::Builtins;
 use tokio::sync::{Semaphore, mpsc};
@@ -234,10 +235,20 @@ struct LeftTurn {
 impl LeftTurn {
     /// Another front goes on with it, among workers as `change` leaves them.
     async fn taken_over(world: &World, change: impl FnOnce(&mut TenantRoute)) -> Self {
+        Self::taken_over_from(world, |left| left, change).await
+    }
+
+    /// The same, of a worker that is made of such a one.
+    async fn taken_over_from<S: Steps>(
+        world: &World,
+        made: impl FnOnce(Left) -> S,
+        change: impl FnOnce(&mut TenantRoute),
+    ) -> Self {
         let session_id = world.client().create(scripted_agent("orphan")).await.unwrap().session_id;
         let epoch = begun_elsewhere(world, &session_id, TurnId::generate()).await;
         let ((tells, asked), answers) = (mpsc::channel(8), Arc::new(Semaphore::new(0)));
-        let left = Played(Left { asked: tells, answers: Arc::clone(&answers) }).serve(world, "left").await;
+        let left = made(Left { asked: tells, answers: Arc::clone(&answers) });
+        let left = Played(left).serve(world, "left").await;
         world.reroute(|route| {
             route.workers[0].address = left;
             change(route);
@@ -315,6 +326,86 @@ async fn a_worker_that_tells_late_what_it_knows_is_not_waited_for_and_is_paid_fo
         })
         .await;
     }
+}
+
+/// A worker that answers no step, and knows of an attempt in the one that a lost front left there.
+struct Hangs {
+    left: Left,
+    /// Steps that were asked of it, and `None` for the answer to what it knows.
+    told: mpsc::UnboundedSender<Option<String>>,
+}
+
+#[async_trait]
+impl Steps for Hangs {
+    async fn step(&self, request: Request<Streaming<ExecuteStepRequest>>) -> Result<Said, Status> {
+        if let Some(FromFront::Start(start)) = request.into_inner().message().await.unwrap().unwrap().message {
+            self.told.send(Some(start.turn_id)).unwrap();
+        }
+        std::future::pending().await
+    }
+
+    async fn forget(&self, asked: RuntimeServiceTerminateSessionRequest) -> RuntimeServiceTerminateSessionResponse {
+        let known = self.left.forget(asked).await;
+        self.told.send(None).unwrap();
+        known
+    }
+}
+
+/// Nobody asked the worker that was stopped before it could tell; and the step of the next turn has it forget what it has not told.
+#[tokio::test]
+async fn a_worker_that_is_stopped_before_it_answers_the_turn_it_was_left_at_is_asked_before_the_next_turn() {
+    steady(STALL, async || {
+        let world = World::start().await;
+        let (tells, mut told) = mpsc::unbounded_channel();
+        let mut turn = LeftTurn::taken_over_from(&world, |left| Hangs { left, told: tells }, |_| {}).await;
+        let mut next = async || timeout(PATIENCE, told.recv()).await.expect("nothing comes to it").unwrap();
+        let first = next().await.expect("it is to go on with the turn");
+        let mut client = world.client();
+        let message = SendMessageRequest {
+            busy_policy: BusyPolicy::Interrupt.into(),
+            ..message(&turn.session_id, r#"{"script": [{"text": "there"}]}"#)
+        };
+        let _events = client.lifecycle.send_message(message).await.unwrap();
+        turn.asked().await;
+        // What waits for its answer would come while it is held back.
+        assert!(timeout(Duration::from_millis(300), told.recv()).await.is_err(), "a step comes before it has told");
+        turn.answers.add_permits(1);
+        let mut next = async || timeout(PATIENCE, told.recv()).await.expect("nothing comes to it").unwrap();
+        assert_eq!(next().await, None);
+        assert_ne!(next().await.expect("the next turn is to run there"), first);
+        let is_paid = |session: &Session| session.usage.attempts == 1;
+        let session = world.wait_for(&turn.session_id, is_paid).await;
+        let rows = world.core.stores.usage.list(world.tenant(), Some(session.id), None, None, 10).await.unwrap();
+        assert_eq!((&*rows[0].attempt_id, &*rows[0].sender), ("left", "somebody"));
+        assert_eq!(world.core.metrics.unpriced_attempts.get(), 1, "its model has no price");
+    })
+    .await;
+}
+
+/// The lost front's call was in no ledger.
+#[tokio::test]
+async fn a_call_whose_front_is_lost_is_paid_for_though_its_turn_is_interrupted_as_it_is_taken_over() {
+    let world = World::start().await;
+    let mut client = world.client();
+    let session_id = client.create(scripted_agent("orphan")).await.unwrap().session_id;
+    let (tenant, session, turn) = (world.tenant(), session_id.parse().unwrap(), TurnId::generate());
+    let epoch = begun_elsewhere(&world, &session_id, turn).await;
+    lost_in_mid_call(&world, &session_id, turn, epoch).await;
+    world.core.stores.leases.abandon(tenant, session, epoch).await.unwrap();
+    let message = SendMessageRequest {
+        busy_policy: BusyPolicy::Interrupt.into(),
+        ..message(&session_id, r#"{"script": [{"text": "there"}]}"#)
+    };
+    let sent = client.lifecycle.send_message(message).await;
+    // Whoever looks for turns that are nobody's may have been first.
+    let events = timeout(PATIENCE, read_all(sent.unwrap().into_inner())).await.expect("no end");
+    assert!(matches!(events.last().unwrap().kind, Some(Kind::SessionIdle(_))), "{events:?}");
+    let is_paid = |session: &Session| session.usage.attempts >= 2 && session.state == SessionState::Idle;
+    let session = world.wait_for(&session_id, is_paid).await;
+    let rows = world.core.stores.usage.list(tenant, Some(session.id), None, None, 10).await.unwrap();
+    let orphans = rows.iter().filter(|row| row.sender == "somebody" && row.tokens.unwrap().output_tokens > 0);
+    let reasons: Vec<_> = orphans.map(|row| &*row.finish_reason).collect();
+    assert!(!reasons.is_empty() && !reasons.contains(&"lost"), "its worker tells: {rows:?}");
 }
 
 /// Stores the first end and tells nobody; and is away for some reads behind that.

@@ -4,18 +4,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use croft_e2e::client::{Client, message, scripted_agent};
 use croft_e2e::steady::steady;
 use croft_front::core::Options;
 use croft_front::limits::rates::Rates;
 use croft_front::worker_client::{Dial, Wire};
 use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::tool_spec::Source;
 use croft_proto::v1::{
-    InterruptSessionRequest, SendMessageResponse, SessionError, SessionEvent, StopReason, WorkerRoute,
+    BuiltinTool, ContentBlock, InterruptSessionRequest, SendMessageResponse, SessionError, SessionEvent, StopReason,
+    ToolSpec, WorkerRoute,
 };
 use croft_worker::RuntimeOptions;
-use croft_worker::tools::Builtins;
+use croft_worker::tools::{Builtins, Invocation, Tool};
 use futures::FutureExt as _;
+use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tonic::{Code, Status, Streaming};
@@ -113,6 +117,62 @@ async fn a_session_is_opened_at_another_worker_while_one_is_full() {
     world.reroute(|route| route.workers.push(at("worker-0", &large)));
     let mut third = world.client_of_another_front().await;
     assert_eq!(third.create(scripted_agent("elsewhere")).await.unwrap().worker, "worker-0");
+}
+
+/// A tool that only some workers have.
+struct Novelty;
+
+#[async_trait]
+impl Tool for Novelty {
+    fn description(&self) -> &'static str {
+        "Is new."
+    }
+
+    fn input_schema(&self) -> Value {
+        json!({ "type": "object" })
+    }
+
+    async fn call(&self, _: Invocation) -> Result<Vec<ContentBlock>, croft_worker::tools::Error> {
+        Ok(Vec::new())
+    }
+}
+
+/// While a tenant's workers are replaced they are of two kinds. What the first to be asked lacked was final: the session was not opened, and
+/// a turn ended with its message.
+#[tokio::test]
+async fn what_one_worker_lacks_another_may_have() {
+    let world = World::start().await;
+    let novel = async |name| worker(of_acme(name), Builtins::default().with("novelty", Novelty), &world.tasks).await;
+    let plain = async |name| worker(of_acme(name), Builtins::default(), &world.tasks).await;
+    let source = Some(Source::Builtin(BuiltinTool { name: "novelty".into() }));
+    let mut agent = scripted_agent("early");
+    agent.tools.push(ToolSpec { name: "novelty".into(), source, ..ToolSpec::default() });
+    let mut client = world.client();
+    // By name, the first is asked first.
+    let (new, old) = (novel("worker-1").await, plain("worker-0").await);
+    world.reroute(|route| route.workers = vec![old, new]);
+    let session = client.create(agent.clone()).await.unwrap();
+    assert_eq!(session.worker, "worker-1");
+
+    // A session is taken to its worker first, which is rolled back to what it was.
+    let (new, old) = (novel("worker-0").await, plain("worker-1").await);
+    world.reroute(|route| route.workers = vec![new, old]);
+    let sent = client.lifecycle.send_message(message(&session.session_id, QUICK)).await.unwrap();
+    let events = timeout(PATIENCE, read_all(sent.into_inner())).await.expect("no end");
+    assert_eq!(stop_reason(&events), Some(StopReason::EndTurn), "{events:?}");
+    assert_eq!(world.stored(&session.session_id).await.worker, "worker-0");
+
+    // Where all lack it, that is told.
+    let both = [plain("worker-0").await, plain("worker-1").await];
+    world.reroute(|route| route.workers = both.into());
+    let sent = client.lifecycle.send_message(message(&session.session_id, QUICK)).await.unwrap();
+    let events = timeout(PATIENCE, read_all(sent.into_inner())).await.expect("no end");
+    let trouble = trouble(&events);
+    assert_eq!((stop_reason(&events), &*trouble.reason), (Some(StopReason::Error), "WORKER_REFUSED"));
+    assert!(trouble.message.contains("novelty"), "{trouble:?}");
+    let refused = client.create(agent).await.unwrap_err();
+    let details = details(&refused, Code::FailedPrecondition, "WORKER_REFUSED");
+    assert_eq!(details.error_info().unwrap().metadata["worker_reason"], "TOOL_UNSUPPORTED");
 }
 
 /// Clients that tried again while their workers restarted heard of their rate when those were back.

@@ -111,6 +111,17 @@ impl Router {
     /// Workers that failed lately are passed over while there is another; the last one is tried all the same, since a
     /// call that fails costs the caller no more than a refusal. Fails with [`Error::NoWorker`] or [`Error::WorkersFull`].
     pub fn place(&self, tenant: TenantId, session: SessionId, preferred: Option<&str>) -> Result<Placement, Error> {
+        self.place_beside(tenant, session, preferred, &[])
+    }
+
+    /// The same among the workers that are none of these.
+    pub fn place_beside(
+        &self,
+        tenant: TenantId,
+        session: SessionId,
+        preferred: Option<&str>,
+        passed_over: &[String],
+    ) -> Result<Placement, Error> {
         let Some(route) = self.tenants.get(tenant) else {
             // Places that are in use still have to be given back, also once the tenant is there again.
             self.lock().workers.retain(|other, workers| {
@@ -123,7 +134,7 @@ impl Router {
         };
         let mut counts = self.lock();
         counts.prune(&route, &self.tenants);
-        let chosen = counts.choose(&route, preferred).ok_or_else(|| why_none(&route))?;
+        let chosen = counts.choose(&route, preferred, passed_over).ok_or_else(|| why_none(&route))?;
         counts.turn += 1;
         let turn = counts.turn;
         tracing::debug!(%tenant, %session, worker = chosen.name, "placed");
@@ -191,7 +202,12 @@ impl Counts {
         self.workers.get(&tenant).and_then(|workers| workers.get(name))
     }
 
-    fn choose<'route>(&self, route: &'route Tenant, preferred: Option<&str>) -> Option<&'route WorkerRoute> {
+    fn choose<'route>(
+        &self,
+        route: &'route Tenant,
+        preferred: Option<&str>,
+        passed_over: &[String],
+    ) -> Option<&'route WorkerRoute> {
         let now = Instant::now();
         let placed = |worker: &WorkerRoute| self.worker(route.id, &worker.name).map_or(0, |worker| worker.placed);
         let out = |worker: &WorkerRoute| {
@@ -201,6 +217,7 @@ impl Counts {
             .workers
             .iter()
             .filter(|worker| worker.ready && (worker.sessions_max == 0 || placed(worker) < worker.sessions_max))
+            .filter(|worker| !passed_over.contains(&worker.name))
             .collect();
         if let Some(preferred) = able.iter().find(|worker| Some(worker.name.as_str()) == preferred && !out(worker)) {
             return Some(preferred);

@@ -12,6 +12,13 @@ pub(crate) fn is_of_stale_epoch(status: &Status) -> bool {
         && status.get_error_details().error_info().is_some_and(|info| info.reason == "EPOCH_STALE")
 }
 
+/// What a worker refuses that another of its tenant's may take: while a rollout or a change of providers reaches one after the other, they are
+/// of two kinds.
+pub(crate) fn may_suit_another(error: &Error) -> bool {
+    let lacks = |reason: &str| reason == "PROVIDER_MISSING" || reason.ends_with("_UNSUPPORTED");
+    matches!(error, Error::WorkerRefused { reason, .. } if lacks(reason))
+}
+
 /// A worker that says why has refused; one that can't be reached is lost.
 pub(crate) fn from_status(status: &Status) -> Error {
     let details = status.get_error_details();

@@ -29,6 +29,7 @@ use crate::identity::Identity;
 use crate::routing::{self, Placement};
 use crate::store::being_removed;
 use crate::tenants::Tenant;
+use crate::worker_error::{self, may_suit_another};
 
 pub(crate) use family::CALL_ENDED;
 
@@ -218,7 +219,8 @@ impl Manager {
         settled
     }
 
-    /// Has a worker take the session: the one where it is placed, or in place of one that is lost, shuts down or is full another. Each is told
+    /// Has a worker take the session: the one where it is placed, or in place of one that is lost, shuts down, is full or lacks what the session
+    /// needs another. What such a one lacks is told where none of those that were asked failed otherwise. Each is told
     /// of an id of its own, so that what the one before hears late, or forgets late, is no other's session.
     async fn settle(
         &self,
@@ -227,7 +229,7 @@ impl Manager {
         agent: &AgentSpec,
     ) -> Result<(SessionId, Placement), Error> {
         let until = Instant::now() + PLACING_MAX;
-        let mut asked = Vec::new();
+        let (mut asked, mut told) = (Vec::new(), None);
         loop {
             let (id, placement) = placed;
             let within = INIT_TIMEOUT.min(until.saturating_duration_since(Instant::now()));
@@ -236,19 +238,25 @@ impl Manager {
                 Err(error @ Error::WorkerLost { .. }) => error,
                 // Other fronts have placed there, too.
                 Err(Error::WorkersFull { .. }) => routing::all_full(tenant),
+                Err(error) if may_suit_another(&error) => error,
                 Err(error) => return Err(error),
             };
             asked.push(placement.worker().to_owned());
             drop(placement);
+            let error = match told.take() {
+                Some(passing) if may_suit_another(&error) && !may_suit_another(&passing) => passing,
+                Some(_) | None => error,
+            };
             if asked.len() >= WORKERS_MAX || until.saturating_duration_since(Instant::now()) < INIT_MIN {
                 return Err(error);
             }
             let id = SessionId::generate();
-            placed = match self.core.router.place(tenant.id, id, None) {
-                Ok(next) if asked.iter().all(|worker| worker != next.worker()) => (id, next),
+            placed = match self.core.router.place_beside(tenant.id, id, None, &asked) {
+                Ok(next) => (id, next),
                 // There is no other.
-                Ok(_) | Err(_) => return Err(error),
+                Err(_) => return Err(error),
             };
+            told = Some(error);
         }
     }
 
@@ -272,7 +280,7 @@ impl Manager {
         let is_late = answer.is_err();
         let outcome = match answer {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(status)) => Err(crate::worker_error::from_status(&status)),
+            Ok(Err(status)) => Err(worker_error::from_status(&status)),
             Err(_) => Err(Error::WorkerLost { message: "it did not answer in time".into() }),
         };
         match &outcome {

@@ -39,7 +39,7 @@ use crate::metrics::Metrics;
 use crate::session::Session;
 use crate::session::manager::Manager;
 use panicked::{Driven, Panicked};
-use step::{Course, Origin, Step, pause, told_to_stop};
+use step::{Course, Leaving, Origin, Step, pause, told_to_stop};
 
 /// Events that are read at a time while looking for messages and for what is stored of a turn.
 const PAGE: u32 = 500;
@@ -64,6 +64,13 @@ pub(super) struct Driver {
     driven: Driven,
     /// Whoever had the lease before panicked.
     panicked: Option<Panicked>,
+}
+
+/// What a driver hears while it drives the turns of a lease.
+struct Listening {
+    controls: Controls,
+    /// Of the worker that was asked last what was left there.
+    leaving: Option<Leaving>,
 }
 
 /// A turn that has just begun: there is nothing about it that the store knows better.
@@ -171,9 +178,9 @@ impl Driver {
 
     async fn turns(&mut self, first: Option<First>, hold: &Hold) -> Result<Option<u64>, Error> {
         let (tenant, id) = (self.session.tenant, self.session.id);
-        let mut controls = self.core.hub.controls(tenant, id).await;
+        let mut listening = Listening { controls: self.core.hub.controls(tenant, id).await, leaving: None };
         if let Some(First { input, checkpoint }) = first
-            && self.turn(input, Origin::Beginning(checkpoint), &mut controls, hold).await?
+            && self.turn(input, Origin::Beginning(checkpoint), &mut listening, hold).await?
         {
             return Ok(None);
         }
@@ -186,7 +193,7 @@ impl Driver {
                 // Nothing of it is stored, and what is behind its message is of those that wait as it did.
                 Origin::Beginning(self.core.stores.events.checkpoint(tenant, id).await?)
             };
-            if self.turn(input, from, &mut controls, hold).await? {
+            if self.turn(input, from, &mut listening, hold).await? {
                 return Ok(None);
             }
             self.panicked = None;
@@ -246,7 +253,8 @@ impl Driver {
     }
 
     /// Runs one turn to its end, and tells whether the lease went with it, since no message waits.
-    async fn turn(&self, input: Input, from: Origin, controls: &mut Controls, hold: &Hold) -> Result<bool, Error> {
+    async fn turn(&self, input: Input, from: Origin, listening: &mut Listening, hold: &Hold) -> Result<bool, Error> {
+        let Listening { controls, leaving } = listening;
         self.driven.set(input.turn);
         let is_fresh = matches!(from, Origin::Beginning(_));
         let (core, session, turn) = (Arc::clone(&self.core), self.session.clone(), (input.turn, &*input.sender));
@@ -269,7 +277,8 @@ impl Driver {
         let deadline = Instant::now() + (limit + Duration::from_secs(2)).saturating_sub(recorder.elapsed());
         let worker = self.session.worker.clone();
         let left_at = (!is_fresh).then(|| worker.clone());
-        let mut course = Course { worker, left_at, from, input_seq: Some(input.seq), deadline };
+        let (input_seq, unable, refusal) = (Some(input.seq), Vec::new(), None);
+        let mut course = Course { worker, left_at, leaving, unable, refusal, from, input_seq, deadline };
         let mut lost = 0;
         let mut unreached_since = None;
         let end = loop {
@@ -314,11 +323,11 @@ impl Driver {
         if let Some(left_at) = course.left_at.take()
             && !matches!(self.see_lease().await, Err(Error::LeaseLost { .. }))
         {
-            let left = self.leave(&left_at, &input);
+            let left = course.leaving.insert(self.leave(left_at, &input));
             // Whoever stops the turn waits for no worker.
             if !matches!(end.stop_reason, StopReason::Interrupted | StopReason::Terminated) {
                 tokio::select! {
-                    () = left => {}
+                    () = left.heard() => {}
                     _ = told_to_stop(input.turn, controls) => {}
                 }
             }

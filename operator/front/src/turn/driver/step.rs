@@ -7,6 +7,8 @@ use croft_proto::conversation;
 use croft_proto::id::TurnId;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{InitWorkerSessionRequest, SessionError, StepStart, StopReason};
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, Shared};
 use futures::stream::FuturesUnordered;
 use prost::Message as _;
 use tokio::time::{Instant, timeout};
@@ -31,6 +33,8 @@ use crate::worker_error;
 
 /// Between two tries to find a worker.
 const PLACEMENT_PAUSE: Duration = Duration::from_millis(100);
+/// Workers that a turn asks in vain which lack what the session needs. Then it ends with what the last of them said.
+const UNABLE_MAX: usize = 3;
 
 /// Where a step goes on from.
 pub(super) enum Origin {
@@ -41,14 +45,32 @@ pub(super) enum Origin {
 }
 
 /// What one step of a turn leaves to the next.
-pub(super) struct Course {
+pub(super) struct Course<'lease> {
     pub(super) worker: String,
-    /// Where whoever had the turn before may have left it running, until that worker has had it again or was asked.
+    /// Where whoever had the turn before may have left it running, until that worker has had it again, to its end, or was asked.
     pub(super) left_at: Option<String>,
+    /// The asking of such a worker, in this turn or one before it under the same lease.
+    pub(super) leaving: &'lease mut Option<Leaving>,
+    /// Workers that are unable to run the session, [`UNABLE_MAX`] at most, and what the last of them said.
+    pub(super) unable: Vec<String>,
+    pub(super) refusal: Option<SessionError>,
     pub(super) from: Origin,
     /// Not taken up yet.
     pub(super) input_seq: Option<u64>,
     pub(super) deadline: Instant,
+}
+
+/// A worker that is asked what was left there.
+pub(super) struct Leaving {
+    worker: String,
+    heard: Shared<BoxFuture<'static, ()>>,
+}
+
+impl Leaving {
+    /// Until it has told, or for no longer than a turn waits for it.
+    pub(super) fn heard(&self) -> Shared<BoxFuture<'static, ()>> {
+        self.heard.clone()
+    }
 }
 
 impl Driver {
@@ -56,7 +78,7 @@ impl Driver {
     pub(super) async fn step(
         &self,
         input: &Input,
-        course: &mut Course,
+        course: &mut Course<'_>,
         recorder: &mut Recorder,
         controls: &mut Controls,
     ) -> Result<Step, Error> {
@@ -67,7 +89,7 @@ impl Driver {
         if let Some(stop_reason) = standing.over {
             return Ok(Step::Done(End::of(stop_reason)));
         }
-        let (tenant, placement) = match self.place(&course.worker, input.turn, controls).await {
+        let (tenant, placement) = match self.place(course, input.turn, controls).await {
             Ok(placed) => placed,
             Err(unplaced) => return Ok(Step::Done(unplaced.end())),
         };
@@ -78,14 +100,23 @@ impl Driver {
         // Where it has the turn again, it tells in the step.
         if let Some(left_at) = course.left_at.take_if(|left_at| *left_at != placement.worker()) {
             self.see_lease().await?;
+            let heard = course.leaving.insert(self.leave(left_at, input)).heard();
             tokio::select! {
-                () = self.leave(&left_at, input) => {}
+                () = heard => {}
+                stop_reason = told_to_stop(input.turn, controls) => return Ok(Step::Done(End::of(stop_reason))),
+            }
+        }
+        // A step there under the same lease would have it forget what it is asked.
+        if let Some(leaving) = course.leaving.as_ref().filter(|leaving| leaving.worker == placement.worker()) {
+            tokio::select! {
+                () = leaving.heard() => {}
                 stop_reason = told_to_stop(input.turn, controls) => return Ok(Step::Done(End::of(stop_reason))),
             }
         }
         let is_told = placement.worker() != course.worker;
         if is_told {
-            if let Some(step) = self.make_known(client.clone(), &tenant, &placement, input.turn, controls).await? {
+            let known = self.make_known(client.clone(), &tenant, (&placement, course), input.turn, controls);
+            if let Some(step) = known.await? {
                 return Ok(step);
             }
             placement.worker().clone_into(&mut course.worker);
@@ -112,7 +143,8 @@ impl Driver {
         };
         // By far the largest part of a turn, and of what a task of one would hold on its stack.
         let outcome = Box::pin(exchange.run(client, start)).await?;
-        if !matches!(outcome, Outcome::Unreached(_) | Outcome::WorkerLost(_)) {
+        // One that was stopped before it told anything, or hung, may know of more.
+        if matches!(outcome, Outcome::Finished { .. }) {
             course.left_at = None;
         }
         self.after(outcome, &placement, is_told, course, recorder).await
@@ -120,9 +152,10 @@ impl Driver {
 
     /// Asks a worker that may live, and run the turn for a front that is lost, what was used there. What comes back waits for that for a
     /// while; it is done also where nobody waits.
-    pub(super) fn leave(&self, worker: &str, input: &Input) -> impl Future<Output = ()> + Send + use<> {
+    pub(super) fn leave(&self, worker: String, input: &Input) -> Leaving {
         let manager = Manager::new(Arc::clone(&self.core));
-        manager.leave_worker(&self.session, worker, self.epoch, (input.turn, &input.sender))
+        let asked = manager.leave_worker(&self.session, &worker, self.epoch, (input.turn, &input.sender));
+        Leaving { worker, heard: asked.boxed().shared() }
     }
 
     /// Tells a worker of the session. What the step has come to, where that did not go well.
@@ -130,7 +163,7 @@ impl Driver {
         &self,
         mut client: WorkerClient,
         tenant: &Tenant,
-        placement: &Placement,
+        (placement, course): (&Placement, &mut Course<'_>),
         turn: TurnId,
         controls: &mut Controls,
     ) -> Result<Option<Step>, Error> {
@@ -146,7 +179,7 @@ impl Driver {
         };
         match known.unwrap_or_else(|_| Err(Status::deadline_exceeded("it does not answer"))) {
             Ok(_) => Ok(None),
-            Err(status) => Ok(Some(self.refused(placement, &status, true).await?.unreached())),
+            Err(status) => Ok(Some(self.refused(placement, &status, true, course).await?.unreached())),
         }
     }
 
@@ -156,19 +189,19 @@ impl Driver {
         outcome: Outcome,
         placement: &Placement,
         is_told: bool,
-        course: &mut Course,
+        course: &mut Course<'_>,
         recorder: &mut Recorder,
     ) -> Result<Step, Error> {
         match outcome {
             Outcome::Cancelled(stop_reason) => Ok(Step::Done(End::of(stop_reason))),
             Outcome::Unreached(status) => {
                 course.worker.clear();
-                Ok(self.refused(placement, &status, is_told).await?.unreached())
+                Ok(self.refused(placement, &status, is_told, course).await?.unreached())
             }
             Outcome::WorkerLost(status) => {
                 // Whatever worker comes next does not know the session.
                 course.worker.clear();
-                self.refused(placement, &status, is_told).await
+                self.refused(placement, &status, is_told, course).await
             }
             Outcome::Overrun => {
                 self.core.router.update_health(placement, false);
@@ -196,13 +229,25 @@ impl Driver {
     }
 
     /// What the step has come to whose worker refused it, or was lost.
-    async fn refused(&self, placement: &Placement, status: &Status, is_told: bool) -> Result<Step, Error> {
+    async fn refused(
+        &self,
+        placement: &Placement,
+        status: &Status,
+        is_told: bool,
+        course: &mut Course<'_>,
+    ) -> Result<Step, Error> {
         if worker_error::is_of_stale_epoch(status) {
             // The worker has heard of whoever drives the turn by now, and there is nothing wrong with it.
             self.see_lease().await?;
         }
         let error = worker_error::from_status(status);
         Ok(match error {
+            _ if worker_error::may_suit_another(&error) => {
+                course.worker.clear();
+                course.unable.push(placement.worker().to_owned());
+                course.refusal = Some(session_error(&error));
+                Step::Again
+            }
             Error::WorkerRefused { .. } if status.code() != Code::ResourceExhausted => {
                 Step::Done(End::failed(StopReason::Error, session_error(&error)))
             }
@@ -219,27 +264,34 @@ impl Driver {
         })
     }
 
-    /// Looks for a worker, for a while: one that was killed is replaced within seconds.
+    /// Looks for a worker, for a while: one that was killed is replaced within seconds. Where those that were asked are unable to run the
+    /// session, another must be there, and then nobody waits for one.
     async fn place(
         &self,
-        preferred: &str,
+        course: &Course<'_>,
         turn: TurnId,
         controls: &mut Controls,
     ) -> Result<(Arc<Tenant>, Placement), Unplaced> {
         let until = Instant::now() + self.core.options.placement_timeout;
-        let preferred = Some(preferred).filter(|worker| !worker.is_empty());
+        let Course { worker, unable, refusal, .. } = course;
+        let preferred = Some(worker.as_str()).filter(|worker| !worker.is_empty());
+        if let Some(refusal) = refusal.as_ref().filter(|_| unable.len() >= UNABLE_MAX) {
+            return Err(Unplaced::Refused(refusal.clone()));
+        }
         loop {
             let unknown = || Error::no_worker("its tenant is gone");
             let placed = match self.core.tenants.get(self.session.tenant) {
                 None => Err(unknown()),
                 Some(tenant) => {
-                    self.core.router.place(tenant.id, self.session.id, preferred).map(|placement| (tenant, placement))
+                    let placed = self.core.router.place_beside(tenant.id, self.session.id, preferred, unable);
+                    placed.map(|placement| (tenant, placement))
                 }
             };
-            match placed {
-                Ok(placed) => return Ok(placed),
-                Err(error) if Instant::now() >= until => return Err(Unplaced::Nowhere(error)),
-                Err(_) => {}
+            match (placed, refusal) {
+                (Ok(placed), _) => return Ok(placed),
+                (Err(_), Some(refusal)) => return Err(Unplaced::Refused(refusal.clone())),
+                (Err(error), None) if Instant::now() >= until => return Err(Unplaced::Nowhere(error)),
+                (Err(_), None) => {}
             }
             if let Some(why) = self.core.tenants.halted(self.session.tenant) {
                 return Err(Unplaced::Halted(why));
@@ -313,6 +365,8 @@ enum Unplaced {
     /// The tenant runs nothing for now.
     Halted(Error),
     Nowhere(Error),
+    /// Those that were asked are unable to run the session.
+    Refused(SessionError),
 }
 
 impl Unplaced {
@@ -322,6 +376,7 @@ impl Unplaced {
             Self::Stopped(stop_reason) => End::of(stop_reason),
             Self::Halted(why) => End::failed(StopReason::Interrupted, session_error(&why)),
             Self::Nowhere(error) => End::failed(StopReason::WorkerLost, session_error(&error)),
+            Self::Refused(refusal) => End::failed(StopReason::Error, refusal),
         }
     }
 }
