@@ -90,3 +90,13 @@ async fn turns_that_the_workers_of_a_suspended_tenant_hand_back_end_and_say_why(
     }
     world.wait_for(&session_id, |session| session.state == SessionState::Idle).await;
 }
+
+/// It was taken for open.
+#[tokio::test]
+async fn a_tenant_of_whom_a_newer_operator_says_what_is_not_known_here_opens_no_session() {
+    let world = World::start().await;
+    world.reroute(|route| route.admission = 99);
+    assert_closed(&world.client().create(scripted_agent("early")).await.unwrap_err());
+    world.reroute(|route| route.set_admission(TenantAdmission::Unspecified));
+    world.client().create(scripted_agent("in-time")).await.unwrap();
+}

@@ -46,7 +46,8 @@ impl Tenant {
     /// `None` when the route names no tenant: its id is no UUID, or its name is empty.
     fn from_route(route: TenantRoute) -> Option<Self> {
         let id = route.tenant_id.parse().ok()?;
-        let admission = route.admission();
+        // What only a newer operator knows lets nobody in, and nothing run.
+        let admission = TenantAdmission::try_from(route.admission).unwrap_or(TenantAdmission::Suspended);
         let known = |provider: &ProviderRoute| provider.mode() != ProviderMode::Unspecified;
         let providers = route.providers.into_iter().filter(known);
         let mut workers = route.workers;
@@ -290,6 +291,17 @@ mod tests {
         tenants.apply(delta(vec![route(new, "heron")], &[]));
         tenants.apply(delta(vec![], &[old]));
         assert_eq!(tenants.by_name("heron").unwrap().id, new);
+    }
+
+    /// It was taken for open.
+    #[test]
+    fn a_word_of_a_newer_operator_halts_a_tenant_and_no_word_lets_it_be() {
+        let heron = TenantId::generate();
+        let tenants = Tenants::new();
+        tenants.apply(snapshot(vec![TenantRoute { admission: 99, ..route(heron, "heron") }]));
+        assert!(matches!(tenants.halted(heron), Some(Error::TenantSuspended)));
+        tenants.apply(snapshot(vec![TenantRoute { admission: 0, ..route(heron, "heron") }]));
+        assert!(tenants.halted(heron).is_none());
     }
 
     #[test]
