@@ -1,11 +1,12 @@
 //! The models and prices that a new installation starts with: `seed.json`, in the protobuf JSON of
-//! [`Model`]. They are data; a price that changes gets another row with a later `effective_from`.
+//! [`Model`]. They are data; a price that changes gets another row with a later `effective_from`, and those that are there stay as they are: by
+//! that the seed's own are told from an admin's.
 
 use std::collections::HashSet;
 use std::sync::LazyLock;
 
 use async_trait::async_trait;
-use croft_proto::v1::Model;
+use croft_proto::v1::{Model, ModelPrice};
 
 use super::ModelStore;
 use crate::error::Error;
@@ -30,6 +31,28 @@ pub fn sees(model: &Model) -> Option<bool> {
     BLIND.contains(&model.model_id).then_some(false)
 }
 
+/// A price of the seed that the tables lack for its model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Missing<'seed> {
+    pub price: &'seed ModelPrice,
+    /// One that is not the seed's own, such as a contract's, would hold no longer than until it.
+    pub ends_another: bool,
+}
+
+/// What of the seed's prices of a model `known` lacks, which is that model as it is in the tables. Any price there that is none of the seed's is
+/// an admin's, be it one of an earlier seed's that an admin changed.
+pub fn missing_prices<'seed>(seed: &'seed Model, known: &Model) -> Vec<Missing<'seed>> {
+    let since = |price: &ModelPrice| price.effective_from.map(|time| (time.seconds, time.nanos));
+    let key = |price: &ModelPrice| (price.service_tier.clone(), since(price), price.above_input_tokens);
+    let is_there = |price: &ModelPrice| known.prices.iter().any(|known| key(known) == key(price));
+    let admins: Vec<_> = known.prices.iter().filter(|known| !seed.prices.contains(known)).collect();
+    let ends = |price: &ModelPrice| {
+        admins.iter().any(|admins| admins.service_tier == price.service_tier && since(admins) <= since(price))
+    };
+    let missing = seed.prices.iter().filter(|price| !is_there(price));
+    missing.map(|price| Missing { price, ends_another: ends(price) }).collect()
+}
+
 /// A registry that holds the seed and nothing else.
 pub struct SeedModels;
 
@@ -42,6 +65,7 @@ impl ModelStore for SeedModels {
 
 #[cfg(test)]
 mod tests {
+    use croft_proto::Timestamp;
     use croft_proto::v1::ModelCapabilities;
     use rust_decimal::Decimal;
 
@@ -84,6 +108,34 @@ mod tests {
         assert_eq!((sees("scripted-1", false), sees("scripted-1", true)), (Some(false), Some(true)));
         // Of the seed, and blind in an admin's table: an older seed's word, or the admin's.
         assert_eq!((sees("claude-haiku-4-5", false), super::sees(&Model::default())), (None, None));
+    }
+
+    #[test]
+    fn what_is_missing_of_the_seeds_prices_ends_none_of_an_admins() {
+        let price = |service_tier: &str, seconds, input_usd: &str| ModelPrice {
+            service_tier: service_tier.into(),
+            effective_from: Some(Timestamp { seconds, nanos: 0 }),
+            input_usd: input_usd.into(),
+            ..ModelPrice::default()
+        };
+        let of = |prices: &[ModelPrice]| Model { prices: prices.to_vec(), ..Model::default() };
+        let [first, second, flex] = [price("", 10, "1"), price("", 20, "2"), price("flex", 20, "1")];
+        let seed = of(&[first.clone(), second.clone(), flex.clone()]);
+        let missing = |known: &[ModelPrice]| missing_prices(&seed, &of(known));
+        let free = |price| Missing { price, ends_another: false };
+        let ends = |price| Missing { price, ends_another: true };
+        assert_eq!(missing(&seed.prices), []);
+        assert_eq!(missing(std::slice::from_ref(&first)), [free(&second), free(&flex)]);
+        // Each tier has prices of its own.
+        let contract = |seconds| missing(&[first.clone(), price("", seconds, "0.5")]);
+        assert_eq!(contract(15), [ends(&second), free(&flex)]);
+        assert_eq!(contract(20), [free(&flex)], "it is in the place of the seed's");
+        assert_eq!(contract(25), [free(&second), free(&flex)]);
+        let changed = ModelPrice { input_usd: "0.5".into(), ..first.clone() };
+        assert_eq!(missing(&[changed]), [ends(&second), free(&flex)]);
+        let of_large_prompts = ModelPrice { above_input_tokens: 1_000, ..price("", 20, "0.5") };
+        assert_eq!(missing(&[first.clone(), of_large_prompts]), [ends(&second), free(&flex)]);
+        assert_eq!(missing(&[price("flex", 1, "0.1"), second.clone()]), [free(&first), ends(&flex)]);
     }
 
     #[test]

@@ -6,19 +6,23 @@ use std::time::Duration;
 use croft_front::Error;
 use croft_front::audit::Place;
 use croft_front::migrate;
+use croft_front::models::price::cost_nano_usd;
 use croft_front::models::seed::seed;
+use croft_front::models_command;
 use croft_front::session::across::Horizon;
 use croft_front::session::retention::store::Erased;
 use croft_front::session::store::NewSession;
 use croft_front::store::Stores;
 use croft_front::store::postgres::Postgres;
 use croft_proto::id::SessionId;
+use croft_proto::v1::{ModelAttempt, TokenUsage};
 use croft_serve::Tasks;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::migrate::{Migrate as _, Migrator};
 use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
+use crate::contract;
 use crate::contract::audit::{action, intact, verified};
 use crate::contract::fixtures::{append, appended, at, attempt, get, insert, new_session, session, tenant, terminated};
 use crate::database::{Database, FRONT_ROLE, OWNER_ROLE, execute};
@@ -58,6 +62,37 @@ async fn they_can_be_repeated_and_leave_an_admins_prices_alone() {
     assert_eq!((&*prices("scripted-1")[0].input_usd, &*prices("scripted-1")[0].source), ("0.5", "our contract"));
     assert_eq!(prices("gpt-6-luna").len(), 1, "what is missing comes back");
     assert_eq!(models.len(), seed().len());
+    database.end().await;
+}
+
+/// A list price of the release that was newer than a contract's ended it, and budgets went by it from then on.
+#[tokio::test]
+async fn they_end_no_price_of_an_admins() {
+    let database = Database::migrated().await;
+    let mut admin = database.admin().await;
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
+    let seeds = |id: &str| seed().into_iter().find(|model| model.model_id == id).unwrap().prices;
+    let edits = "update prices set effective_from = '2019-01-01Z', input_usd = 0.5, source = 'our contract' where model_id = 'scripted-1';
+        delete from prices where model_id = 'gpt-6-luna'";
+    execute(&mut admin, edits).await.unwrap();
+    for _ in 0..2 {
+        migrate::run(&database.admin_url(), FRONT_ROLE).await.unwrap();
+        let models = stores.models.load().await.unwrap();
+        let of = |id: &str| models.iter().find(|model| model.model_id == id).unwrap();
+        let usage = Some(TokenUsage { input_uncached_tokens: 1_000_000, ..TokenUsage::default() });
+        let attempt = ModelAttempt { model: "scripted-1".into(), usage, ..ModelAttempt::default() };
+        assert_eq!(cost_nano_usd(of("scripted-1"), &attempt, i64::MAX), Some(500_000_000));
+        assert_eq!(of("gpt-6-luna").prices, seeds("gpt-6-luna"), "what ends nobody's comes back");
+    }
+    // Where the contract begins later, it has the last word in any case.
+    execute(&mut admin, "update prices set effective_from = '2999-01-01Z' where model_id = 'scripted-1'")
+        .await
+        .unwrap();
+    migrate::run(&database.admin_url(), FRONT_ROLE).await.unwrap();
+    let models = stores.models.load().await.unwrap();
+    let mut prices = models.into_iter().find(|model| model.model_id == "scripted-1").unwrap().prices;
+    prices.retain(|price| price.source != "our contract");
+    assert_eq!(prices, seeds("scripted-1"));
     database.end().await;
 }
 
@@ -110,6 +145,55 @@ async fn an_older_release_runs_on_a_newer_schema() {
     execute(&mut database.admin().await, newer).await.unwrap();
     migrate::run(&database.admin_url(), FRONT_ROLE).await.unwrap();
     database.front().await.check().await.unwrap();
+    database.end().await;
+}
+
+/// After a rollback, fronts that took a table for what it was when they were built did not start.
+#[tokio::test]
+async fn an_older_release_reads_and_writes_tables_with_columns_that_it_does_not_know() {
+    let database = Database::migrated().await;
+    let mut admin = database.admin().await;
+    let widen = "do $$ declare name text; begin
+        for name in select table_name from information_schema.tables
+            where table_schema = current_schema() and table_type = 'BASE TABLE' and table_name <> '_sqlx_migrations'
+        loop
+            execute format('alter table %I add column later int not null default 0', name);
+        end loop;
+    end $$";
+    execute(&mut admin, widen).await.unwrap();
+    let wide = count(&mut admin, "information_schema.columns where column_name = 'later'".to_owned()).await;
+    assert!(wide > 15, "{wide}");
+    migrate::run(&database.admin_url(), FRONT_ROLE).await.unwrap();
+    let front = database.front().await;
+    front.check().await.unwrap();
+    let stores = Stores::postgres(&front, &Tasks::new());
+    contract::models::holds_the_seed(&stores).await;
+    contract::across::tells_each_change_of_state_from_a_horizon_on(&stores).await;
+    contract::sessions::survives_a_round_trip_in_full(&stores).await;
+    contract::sessions::answers_a_repeated_key_with_the_same_session(&stores).await;
+    contract::sessions::lists_in_pages_newest_first(&stores).await;
+    contract::sessions::has_one_child_for_each_call_of_a_parent(&stores).await;
+    contract::asking::are_those_that_were_left_with_a_question_or_run_and_have_asked(&stores).await;
+    contract::events::projects_state(&stores).await;
+    contract::events::replaces_the_checkpoint(&stores).await;
+    contract::events::answers_a_repeated_key_with_the_same_number(&stores).await;
+    contract::leases::passes_on_when_it_runs_out(&stores).await;
+    contract::turns::begins_with_lease_and_message_together(&stores).await;
+    contract::turns::gives_the_lease_up_with_the_last_word(&stores).await;
+    contract::usage::adds_to_the_sessions_totals(&stores).await;
+    contract::usage::adds_what_an_ended_session_used(&stores).await;
+    contract::usage::summarizes_by_each_dimension(&stores).await;
+    contract::budgets::replaces_and_takes_away(&stores).await;
+    contract::budgets::adds_up_each_account_as_the_rows_do(&stores).await;
+    contract::budgets::tells_of_a_threshold_once(&stores).await;
+    contract::audit::numbers_and_chains_each_tenant(&stores).await;
+    contract::keys::finds_what_was_stored(&stores).await;
+    contract::retention::erases_a_large_session_in_slices_and_shows_none_of_it(&stores).await;
+    contract::removal::erases_in_batches_and_keeps_the_books(&stores).await;
+    let house = "- { modelId: house-1, provider: openai, prices: [{ effectiveFrom: 2026-11-01T00:00:00Z, inputUsd: '1', outputUsd: '2', source: ours }] }";
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), house).unwrap();
+    models_command::apply(file.path(), &database.admin_url()).await.unwrap();
     database.end().await;
 }
 

@@ -1,6 +1,6 @@
 //! Models and prices in Postgres.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use async_trait::async_trait;
 use croft_proto::v1::{Model, ModelCapabilities, ModelPrice};
@@ -12,38 +12,44 @@ use super::{Postgres, failed};
 use crate::error::Error;
 use crate::models::ModelStore;
 use crate::models::entry::Entry;
+use crate::models::seed::{Missing, missing_prices};
 
 #[async_trait]
 impl ModelStore for Postgres {
     async fn load(&self) -> Result<Vec<Model>, Error> {
         self.timed(async |server| {
             let mut tx = server.nobody().await?;
-            let models = sqlx::query(
-                "select model_id, provider, aliases, tools, images, thinking, context_tokens_max, output_tokens_max
-                from models order by model_id",
-            )
-            .fetch_all(&mut *tx)
-            .await
-            .map_err(failed)?;
-            let prices = sqlx::query(
-                "select model_id, effective_from, above_input_tokens, input_usd::text, cache_read_usd::text,
-                    cache_write_5m_usd::text, cache_write_1h_usd::text, output_usd::text, source, service_tier
-                from (
-                    select '' as service_tier, * from prices
-                    union all
-                    select service_tier, model_id, effective_from, above_input_tokens, input_usd, cache_read_usd, cache_write_5m_usd,
-                        cache_write_1h_usd, output_usd, source
-                    from service_tier_prices
-                ) as all_prices
-                order by model_id, service_tier, effective_from, above_input_tokens",
-            )
-            .fetch_all(&mut *tx)
-            .await
-            .map_err(failed)?;
-            read(&models, &prices).map_err(failed)
+            stored(&mut tx).await.map_err(failed)
         })
         .await
     }
+}
+
+/// All models with their prices. Columns are named, as a newer release may have added others.
+async fn stored(connection: &mut PgConnection) -> Result<Vec<Model>, sqlx::Error> {
+    let models = sqlx::query(
+        "select model_id, provider, aliases, tools, images, thinking, context_tokens_max, output_tokens_max
+        from models order by model_id",
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    let prices = sqlx::query(
+        "select model_id, effective_from, above_input_tokens, input_usd::text, cache_read_usd::text,
+            cache_write_5m_usd::text, cache_write_1h_usd::text, output_usd::text, source, service_tier
+        from (
+            select '' as service_tier, model_id, effective_from, above_input_tokens, input_usd, cache_read_usd, cache_write_5m_usd,
+                cache_write_1h_usd, output_usd, source
+            from prices
+            union all
+            select service_tier, model_id, effective_from, above_input_tokens, input_usd, cache_read_usd, cache_write_5m_usd,
+                cache_write_1h_usd, output_usd, source
+            from service_tier_prices
+        ) as all_prices
+        order by model_id, service_tier, effective_from, above_input_tokens",
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    read(&models, &prices)
 }
 
 fn read(models: &[PgRow], prices: &[PgRow]) -> Result<Vec<Model>, sqlx::Error> {
@@ -105,15 +111,34 @@ pub(crate) struct SharedName {
     pub(crate) other: String,
 }
 
-/// Adds the models and prices that are not there, and changes none. A model that would share a name with one that is there is left out with
-/// its prices, and told by the first such name. Nobody else adds any until the transaction is over.
-pub(crate) async fn add(connection: &mut PgConnection, models: &[Model]) -> Result<Vec<SharedName>, sqlx::Error> {
+/// Adds the models and prices of a release's seed that are not there, and changes none. A model that would share a name with one that is there is
+/// left out with its prices, and told by the first such name. Of a model that is there, a price that would end one that is not the seed's own is
+/// left out, too; the log has each price that is added or left out. Nobody else adds any until the transaction is over.
+pub(crate) async fn add(connection: &mut PgConnection, seed: &[Model]) -> Result<Vec<SharedName>, sqlx::Error> {
     lock(connection).await?;
+    let known: HashMap<_, _> =
+        stored(connection).await?.into_iter().map(|model| (model.model_id.clone(), model)).collect();
     let mut left_out = Vec::new();
-    for model in models {
-        match name_taken(connection, model).await? {
-            Some(taken) => left_out.push(taken),
-            None => write(connection, model, Known::Stays).await?,
+    for model in seed {
+        let Some(known) = known.get(&model.model_id) else {
+            match name_taken(connection, model).await? {
+                Some(taken) => left_out.push(taken),
+                None => write(connection, model, Known::Stays).await?,
+            }
+            continue;
+        };
+        for Missing { price, ends_another } in missing_prices(model, known) {
+            let (model, service_tier, above) = (&model.model_id, &price.service_tier, price.above_input_tokens);
+            let since = price.effective_from.unwrap_or_default().seconds;
+            let from = jiff::Timestamp::from_second(since).map(|from| from.to_string()).unwrap_or_default();
+            if ends_another {
+                let why = "a price of the release is not added, since it would end one that is not the release's";
+                tracing::warn!(model, service_tier, from, above_input_tokens = above, "{why}");
+            } else {
+                write_price(connection, model, price, Known::Stays).await?;
+                let what = "a price of the release is added to a model that was there";
+                tracing::info!(model, service_tier, from, above_input_tokens = above, "{what}");
+            }
         }
     }
     Ok(left_out)
