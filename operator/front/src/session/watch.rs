@@ -64,6 +64,8 @@ pub(crate) struct Watch {
     /// What is still to be told, by tenant.
     changed: HashMap<TenantId, HashSet<SessionId>>,
     totals_due: BTreeSet<TenantId>,
+    /// Whose part of the first picture failed; it is whole once there are none. Not of more than there are tenants.
+    untold: Vec<TenantId>,
     sums: HashMap<TenantId, Sum>,
     month_start: Timestamp,
 }
@@ -91,6 +93,7 @@ impl Watch {
             seen: HashMap::new(),
             changed: HashMap::new(),
             totals_due: BTreeSet::new(),
+            untold: Vec::new(),
             sums: HashMap::new(),
             month_start: Timestamp::default(),
         }
@@ -132,6 +135,10 @@ impl Watch {
                 Ok(()) => self.tell(&answers).await,
                 Err(error) => Err(End::Failed(error)),
             };
+            let told = match told {
+                Ok(()) if !self.untold.is_empty() => self.complete(&answers).await,
+                told => told,
+            };
             match told {
                 Ok(()) => {}
                 Err(End::Gone) => return End::Gone,
@@ -148,15 +155,45 @@ impl Watch {
         // Before anything is read: what changes while we read is told again.
         self.horizon = self.core.stores.across.horizon().await?;
         self.month_start = month_start()?;
+        self.untold = self.core.tenants.list().iter().map(|tenant| tenant.id).collect();
+        let tenants = self.untold.len();
+        match self.complete(answers).await {
+            // One tenant's failure is none of the others'. Where all fail, another front may do better.
+            Err(End::Failed(error)) if self.untold.len() < tenants => {
+                tracing::warn!(%error, "the first picture of sessions is not whole yet, trying again");
+                Ok(())
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Tells all open sessions of the tenants of whom they have not been told yet, and then that the first picture is whole. Those whose
+    /// sessions can't be had are kept for the next try.
+    async fn complete(&mut self, answers: &Answers) -> Result<(), End> {
         let (core, month_start) = (Arc::clone(&self.core), self.month_start);
-        let tenants: Vec<_> = core.tenants.list().iter().map(|tenant| tenant.id).collect();
-        let mut pictures = stream::iter(tenants)
-            .map(|tenant| Picture::of_open(&core, tenant, month_start))
+        let mut untold = std::mem::take(&mut self.untold);
+        untold.retain(|tenant| core.tenants.get(*tenant).is_some());
+        let mut pictures = stream::iter(untold)
+            .map(|tenant| {
+                let core = &core;
+                async move { (tenant, Picture::of_open(core, tenant, month_start).await) }
+            })
             .buffer_unordered(CONCURRENCY);
-        while let Some(picture) = pictures.next().await {
-            let mut picture = picture?;
-            picture.totals = self.news(picture.tenant, picture.totals.take(), Asked::Month(month_start));
+        let mut failed = None;
+        while let Some((tenant, picture)) = pictures.next().await {
+            let mut picture = match picture {
+                Ok(picture) => picture,
+                Err(error) => {
+                    self.untold.push(tenant);
+                    failed = Some(error);
+                    continue;
+                }
+            };
+            picture.totals = self.news(tenant, picture.totals.take(), Asked::Month(month_start));
             picture.send(answers).await?;
+        }
+        if let Some(error) = failed {
+            return Err(error.into());
         }
         let synced = WatchSessionsResponse { synced: true, ..WatchSessionsResponse::default() };
         answers.send(Ok(synced)).await.map_err(|_| End::Gone)

@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
 mod doors;
+#[path = "../doubles/mod.rs"]
+mod doubles;
 mod reaper;
 mod removal;
 mod retention;

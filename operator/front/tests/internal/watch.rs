@@ -16,6 +16,7 @@ use croft_proto::v1::{
 use tokio::time::timeout;
 use tonic::{Code, Streaming};
 
+use crate::doubles::{Call, Outage, hooked};
 use crate::scene::{Front, PATIENCE, Scene, new_session, terminated};
 
 async fn watch(scene: &Scene, front: &Front) -> Streaming<WatchSessionsResponse> {
@@ -194,6 +195,28 @@ async fn a_ledger_that_cannot_be_summed_up_costs_its_tenants_month_alone() {
     let mut expected = [(scene.heron.to_string(), 0, false), (scene.plover.to_string(), 0, true)];
     expected.sort();
     assert_eq!(told, expected, "what is open goes on being told, well before the month is tried again");
+}
+
+/// Once, the watch was over for all, time and again, while one tenant's sessions could not be read.
+#[tokio::test]
+async fn a_tenant_whose_sessions_cannot_be_had_is_told_later_and_the_others_meanwhile() {
+    let mut scene = Scene::new().await;
+    let outage = Outage::of(1);
+    scene.stores.sessions = hooked(scene.stores.sessions, outage.before(|call| matches!(call, Call::List)));
+    let front = scene.front("front-0").await;
+    let mut sessions = [scene.session(scene.heron, true).await, scene.session(scene.plover, true).await];
+    sessions.sort();
+    let mut answers = watch(&scene, &front).await;
+    let picture = first_picture(&mut answers).await;
+    assert!(outage.is_over(), "all could be had at once");
+    let mut named: Vec<_> = picture.sessions.iter().map(|one| one.session.clone().unwrap().session_id).collect();
+    named.sort();
+    assert_eq!(named, sessions.map(|session| session.to_string()), "it is whole, and nobody is named twice");
+
+    // Where nobody's can be had, another front may do better.
+    outage.begin();
+    let refused = timeout(PATIENCE, watch(&scene, &front).await.message()).await.expect("it ends").unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
 }
 
 #[tokio::test]

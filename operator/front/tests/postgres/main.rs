@@ -30,6 +30,7 @@ mod tampering;
 mod tls;
 mod turn_cost;
 mod twins;
+mod words;
 
 use croft_front::store::Stores;
 use croft_serve::Tasks;

@@ -64,7 +64,7 @@ impl BudgetStore for Postgres {
             .fetch_all(&mut *tx)
             .await
             .map_err(failed)?;
-            rows.iter().map(budget).collect::<Result<_, _>>().map_err(failed)
+            rows.iter().filter_map(|row| budget(row).transpose()).collect::<Result<_, _>>().map_err(failed)
         })
         .await
     }
@@ -311,11 +311,20 @@ fn of_alert(statement: &'static str, tenant: TenantId, alert: &Alert) -> Query<'
         .bind(alert.percent.cast_signed())
 }
 
-fn budget(row: &PgRow) -> Result<Budget, sqlx::Error> {
-    Ok(Budget {
+/// `None` for one of a period that only a newer release knows: it holds at the fronts of that one, and the others hold at all.
+fn budget(row: &PgRow) -> Result<Option<Budget>, sqlx::Error> {
+    let subject = row.try_get("subject")?;
+    let period = match Period::from_str(row.try_get("period")?) {
+        Ok(period) => period,
+        Err(error) => {
+            tracing::warn!(subject, error = error.to_string(), "a budget that can't be read is left out");
+            return Ok(None);
+        }
+    };
+    Ok(Some(Budget {
         scope: scope(row)?,
-        subject: row.try_get("subject")?,
-        period: Period::from_str(row.try_get("period")?).map_err(|error| sqlx::Error::Decode(error.into()))?,
+        subject,
+        period,
         nano_usd: row.try_get("limit_nano_usd")?,
         tokens: row.try_get("limit_tokens")?,
         action: match row.try_get("action")? {
@@ -324,7 +333,7 @@ fn budget(row: &PgRow) -> Result<Budget, sqlx::Error> {
             _ => BudgetAction::Block,
         },
         is_given: false,
-    })
+    }))
 }
 
 fn alert(row: &PgRow) -> Result<Alert, sqlx::Error> {

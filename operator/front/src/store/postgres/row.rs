@@ -62,8 +62,8 @@ pub(super) fn session(row: &PgRow) -> Result<Session, sqlx::Error> {
         turn_id: row.try_get("turn_id")?,
         worker: row.try_get("worker")?,
         terminate_reason: row.try_get("terminate_reason")?,
-        last_stop_reason: StopReason::from_str_name(&name(STOP_REASON_PREFIX, stop_reason))
-            .ok_or_else(|| unreadable(stop_reason))?,
+        // Another release's word makes no session one that nobody can go on with. An append leaves it as it is.
+        last_stop_reason: StopReason::from_str_name(&name(STOP_REASON_PREFIX, stop_reason)).unwrap_or_default(),
         usage: totals(row)?,
         parent: parent(row)?,
     })

@@ -112,12 +112,21 @@ fn page_of(found: &str, limit: &str, bytes: &str) -> String {
     )
 }
 
-/// The sessions of a page, and whether others were found behind it.
-fn sessions_of(rows: &[PgRow]) -> Result<(Vec<Session>, bool), sqlx::Error> {
+/// The sessions of a page, and the last of its ids where others were found behind it. One that can't be read, as of a newer release, is left
+/// out: those of the others are to be found all the same.
+fn sessions_of(rows: &[PgRow]) -> Result<(Vec<Session>, Option<SessionId>), sqlx::Error> {
     let found = rows.first().map_or(Ok(0), |row| row.try_get::<i64, _>("found"))?;
-    let sessions = rows.iter().map(row::session).collect::<Result<Vec<_>, _>>()?;
-    let has_more = i64::try_from(sessions.len()).is_ok_and(|shown| shown < found);
-    Ok((sessions, has_more))
+    let (mut sessions, mut last) = (Vec::with_capacity(rows.len()), None);
+    for row in rows {
+        let id = SessionId(row.try_get("session_id")?);
+        last = Some(id);
+        match row::session(row) {
+            Ok(session) => sessions.push(session),
+            Err(error) => tracing::warn!(session = %id, %error, "a session that can't be read is left out of a page"),
+        }
+    }
+    let has_more = i64::try_from(rows.len()).is_ok_and(|shown| shown < found);
+    Ok((sessions, last.filter(|_| has_more)))
 }
 
 #[async_trait]
@@ -249,9 +258,9 @@ impl SessionStore for Postgres {
             .fetch_all(&mut *tx)
             .await
             .map_err(failed)?;
-            let (sessions, has_more) = sessions_of(&rows).map_err(failed)?;
-            let next = if has_more {
-                sessions.last().map(|last| last.id)
+            let (sessions, last) = sessions_of(&rows).map_err(failed)?;
+            let next = if last.is_some() {
+                last
             } else if filter.labels.is_empty() {
                 None
             } else {
@@ -285,8 +294,7 @@ impl SessionStore for Postgres {
                 .fetch_all(&mut *tx)
                 .await
                 .map_err(failed)?;
-            let (sessions, has_more) = sessions_of(&rows).map_err(failed)?;
-            let next = sessions.last().filter(|_| has_more).map(|last| last.id);
+            let (sessions, next) = sessions_of(&rows).map_err(failed)?;
             Ok(Page { sessions, next })
         })
         .await
