@@ -59,6 +59,7 @@ pub use platform::PlatformProviders;
 pub(crate) use platform_keys::NAME as PLATFORM_KEYS;
 pub(crate) use providers::{NAME as PROVIDERS, names as provider_names};
 pub(crate) use pull_credentials::NAME as PULL_CREDENTIALS;
+pub(crate) use spending::reads_differently;
 pub use surroundings::Surroundings;
 pub use tier::Tiers;
 pub use wanted::Settings;

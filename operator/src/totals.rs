@@ -1,22 +1,23 @@
 //! What the fronts last told of each tenant: how many sessions are open, and what the month has cost.
 //!
-//! This is for statuses, which people look at: it is rounded to what they show, and a tenant is looked at again at most
-//! once in an interval.
+//! This is for statuses, which people look at: a tenant is looked at again where its status would read differently, and at most once in an
+//! interval.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use croft_crds::tenant::SpendStatus;
-use croft_proto::v1::{TenantTotals, UsageTotals};
+use croft_crds::tenant::{SpendStatus, nano_usd};
+use croft_proto::v1::{BudgetAlert, TenantTotals, UsageTotals};
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
 use crate::session::admission;
+use crate::tenant::reads_differently;
 
-/// One tenant's, as its status shows them.
+/// One tenant's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Total {
     /// Sessions that have not ended.
@@ -25,12 +26,31 @@ pub(crate) struct Total {
     pub(crate) month: Option<Month>,
 }
 
-/// What a month has cost, as a status shows it.
+/// What a month has cost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Month {
+    /// As a status shows it.
     pub(crate) spend: SpendStatus,
-    /// Of all classes in the month, to three digits: a status tells of percents.
+    /// Billionths of a US dollar, to the last.
+    pub(crate) nano_usd: i64,
+    /// Of all classes in the month.
     pub(crate) tokens: i64,
+    /// The thresholds of the tenant's budget that were told of.
+    pub(crate) alerts: Vec<BudgetAlert>,
+}
+
+impl Month {
+    /// As far as a status tells: to the cent, and of tokens and thresholds nothing.
+    pub(crate) fn shown(spend: SpendStatus) -> Self {
+        Self { nano_usd: nano_usd(&spend.usd).unwrap_or(0), tokens: 0, alerts: Vec::new(), spend }
+    }
+}
+
+impl Total {
+    /// What a status shows as it is.
+    fn shown(&self) -> (i64, Option<&SpendStatus>) {
+        (self.sessions_open, self.month.as_ref().map(|month| &month.spend))
+    }
 }
 
 /// By the UID of the AgentTenant. Only the replica that writes listens, so only it has any.
@@ -42,7 +62,10 @@ pub struct Totals {
 #[derive(Default)]
 struct Inner {
     by_tenant: HashMap<String, Total>,
+    /// Since they were taken last: those whose status shows other numbers now.
     changed: HashSet<String>,
+    /// And those of which only what the status judges by is another.
+    moved: HashSet<String>,
 }
 
 impl Totals {
@@ -58,8 +81,10 @@ impl Totals {
         let month = read(totals).or_else(|| before?.month.clone());
         let total = Total { sessions_open: totals.sessions_open, month };
         if before != Some(&total) {
+            let is_shown = before.map(Total::shown) != Some(total.shown());
             inner.by_tenant.insert(totals.tenant_id.clone(), total);
-            inner.changed.insert(totals.tenant_id.clone());
+            let marked = if is_shown { &mut inner.changed } else { &mut inner.moved };
+            marked.insert(totals.tenant_id.clone());
         }
     }
 
@@ -68,10 +93,15 @@ impl Totals {
         let mut inner = self.inner();
         inner.by_tenant.retain(|tenant_id, _| named.contains(tenant_id));
         inner.changed.retain(|tenant_id| named.contains(tenant_id));
+        inner.moved.retain(|tenant_id| named.contains(tenant_id));
     }
 
     fn take_changed(&self) -> HashSet<String> {
         std::mem::take(&mut self.inner().changed)
+    }
+
+    fn take_moved(&self) -> HashSet<String> {
+        std::mem::take(&mut self.inner().moved)
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -85,14 +115,20 @@ pub(crate) async fn run(context: Arc<Context>, interval: Duration, stopping: Can
     let mark = async {
         loop {
             tokio::time::sleep(interval).await;
-            let changed = context.totals.take_changed();
-            if changed.is_empty() {
+            let (changed, moved) = (context.totals.take_changed(), context.totals.take_moved());
+            if changed.is_empty() && moved.is_empty() {
                 continue;
             }
             for tenant in context.cluster.tenants.state() {
-                if tenant.metadata.uid.as_ref().is_some_and(|uid| changed.contains(uid)) {
+                let Some(uid) = &tenant.metadata.uid else { continue };
+                if changed.contains(uid) {
                     context.cluster.changes.tenants.mark(tenant.name_any());
                     admission::wake(&tenant, &context);
+                } else if moved.contains(uid) {
+                    let month = context.totals.of(uid).and_then(|total| total.month);
+                    if reads_differently(&tenant, &context.settings.tiers, month.as_ref()) {
+                        context.cluster.changes.tenants.mark(tenant.name_any());
+                    }
                 }
             }
         }
@@ -109,7 +145,7 @@ fn read(totals: &TenantTotals) -> Option<Month> {
         usd: cents(month.cost_nano_usd),
         unpriced_attempts: month.unpriced_attempts,
     };
-    Some(Month { spend, tokens: three_digits(tokens(&month)) })
+    Some(Month { spend, nano_usd: month.cost_nano_usd, tokens: tokens(&month), alerts: totals.alerts.clone() })
 }
 
 /// What a tenant has spent in the month of `now` that has done nothing in it.
@@ -121,15 +157,6 @@ fn tokens(month: &UsageTotals) -> i64 {
     let tokens = month.tokens.unwrap_or_default();
     let input = tokens.input_uncached_tokens + tokens.cache_read_tokens;
     input + tokens.cache_write_5m_tokens + tokens.cache_write_1h_tokens + tokens.output_tokens
-}
-
-/// The first three digits, and zeros.
-fn three_digits(number: i64) -> i64 {
-    let mut unit = 1;
-    while number / unit >= 1_000 {
-        unit *= 10;
-    }
-    number / unit * unit
 }
 
 fn month_of(time: Timestamp) -> String {
@@ -156,6 +183,7 @@ mod tests {
             month: Some(UsageTotals { cost_nano_usd, unpriced_attempts: 2, ..UsageTotals::default() }),
             // 2026-11-01
             month_start: Some(Timestamp { seconds: 1_793_491_200, nanos: 0 }),
+            alerts: Vec::new(),
         }
     }
 
@@ -175,23 +203,33 @@ mod tests {
     }
 
     #[test]
-    fn tokens_are_told_to_three_digits() {
-        let mut month = told(0, 0);
+    fn what_the_budget_is_judged_by_is_kept_to_the_last_and_may_move_without_a_change() {
+        let totals = Totals::default();
+        totals.tell(&told(3, 12_340_000_000));
+        totals.take_changed();
+        let mut month = told(3, 12_340_000_001);
         let tokens = TokenUsage { input_uncached_tokens: 1_234_567, output_tokens: 1_000, ..TokenUsage::default() };
         month.month.as_mut().unwrap().tokens = Some(tokens);
-        let totals = Totals::default();
+        for percent in [90, 100] {
+            month.alerts = vec![BudgetAlert { percent, ..BudgetAlert::default() }];
+            totals.tell(&month);
+            assert!(totals.take_changed().is_empty(), "no number that is shown is another");
+            assert_eq!(totals.take_moved(), HashSet::from(["heron".to_owned()]));
+        }
         totals.tell(&month);
-        assert_eq!(totals.of("heron").unwrap().month.unwrap().tokens, 1_230_000);
-        assert_eq!([0, 7, 999, 1_000, 1_009].map(three_digits), [0, 7, 999, 1_000, 1_000]);
+        assert!(totals.take_moved().is_empty());
+        let known = totals.of("heron").unwrap().month.unwrap();
+        assert_eq!((known.nano_usd, known.tokens, known.alerts[0].percent), (12_340_000_001, 1_235_567, 100));
     }
 
     #[test]
     fn a_picture_forgets_tenants_that_are_gone() {
         let totals = Totals::default();
         totals.tell(&told(3, 0));
+        totals.tell(&told(3, 1));
         totals.complete(&HashSet::new());
         assert_eq!(totals.of("heron"), None);
-        assert!(totals.take_changed().is_empty());
+        assert!(totals.take_changed().is_empty() && totals.take_moved().is_empty());
     }
 
     /// Once, who was told without a month was forgotten, and sessions that waited for room heard of none.

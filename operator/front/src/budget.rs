@@ -280,6 +280,10 @@ pub trait BudgetStore: Send + Sync {
     /// Records that a threshold was reached. False when it had been before.
     async fn alert(&self, tenant: TenantId, alert: &Alert) -> Result<bool, Error>;
 
+    /// The highest threshold of each of a budget's limits that was recorded to be reached in this account of it, money first. A limit
+    /// without one is not there.
+    async fn highest_alerts(&self, tenant: TenantId, budget: &Budget, account: &Account) -> Result<Vec<Alert>, Error>;
+
     /// The session was told of it.
     async fn told(&self, tenant: TenantId, alert: &Alert) -> Result<(), Error>;
 

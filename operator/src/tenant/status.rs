@@ -104,7 +104,7 @@ fn spend(facts: &Facts<'_>) -> SpendStatus {
 
 /// As with [`sessions`].
 fn told_or_before(facts: &Facts<'_>) -> Option<Month> {
-    let before = facts.before.spend.clone().map(|spend| Month { spend, tokens: 0 });
+    let before = facts.before.spend.clone().map(Month::shown);
     facts.total.as_ref().and_then(|total| total.month.clone()).or(before)
 }
 
@@ -155,7 +155,8 @@ mod tests {
         let (now, tiers) = (Time("2026-01-01T00:00:00Z".parse().unwrap()), Tiers::default());
         let status_of = |before: &AgentTenantStatus, tenant: &AgentTenant, tokens: Option<i64>| {
             let spend = SpendStatus { month: "2026-01".into(), usd: "0.00".into(), unpriced_attempts: 0 };
-            let total = tokens.map(|tokens| Total { sessions_open: 0, month: Some(Month { spend, tokens }) });
+            let total =
+                tokens.map(|tokens| Total { sessions_open: 0, month: Some(Month { tokens, ..Month::shown(spend) }) });
             let pass = Pass { outcome: Ok(()), observed: Some(&observed), kept_up: &KeptUp::new() };
             status(&Facts {
                 tenant,
@@ -224,7 +225,7 @@ mod tests {
             deployment: None,
             is_outdated: false,
             pods: &[],
-            total: Some(Total { sessions_open: 5, month: Some(Month { spend: spend.clone(), tokens: 0 }) }),
+            total: Some(Total { sessions_open: 5, month: Some(Month::shown(spend.clone())) }),
             tiers: &Tiers::default(),
             now: &time,
         });

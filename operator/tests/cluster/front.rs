@@ -7,12 +7,12 @@ use std::time::Duration;
 use croft_proto::v1::lifecycle_service_server::{LifecycleService, LifecycleServiceServer};
 use croft_proto::v1::tenant_service_server::{TenantService, TenantServiceServer};
 use croft_proto::v1::{
-    CreateSessionRequest, CreateSessionResponse, GetSessionRequest, GetSessionResponse, InterruptSessionRequest,
-    InterruptSessionResponse, ListApprovalsRequest, ListApprovalsResponse, ListSessionsRequest, ListSessionsResponse,
-    RemovalStep, RemoveTenantRequest, RemoveTenantResponse, ResolveApprovalRequest, ResolveApprovalResponse,
-    SendMessageRequest, SendMessageResponse, Session, SessionState, StreamEventsRequest, StreamEventsResponse,
-    TenantTotals, TerminateSessionRequest, TerminateSessionResponse, UsageTotals, WatchSessionsRequest,
-    WatchSessionsResponse, WatchedSession,
+    BudgetAlert, CreateSessionRequest, CreateSessionResponse, GetSessionRequest, GetSessionResponse,
+    InterruptSessionRequest, InterruptSessionResponse, ListApprovalsRequest, ListApprovalsResponse,
+    ListSessionsRequest, ListSessionsResponse, RemovalStep, RemoveTenantRequest, RemoveTenantResponse,
+    ResolveApprovalRequest, ResolveApprovalResponse, SendMessageRequest, SendMessageResponse, Session, SessionState,
+    StreamEventsRequest, StreamEventsResponse, TenantTotals, TerminateSessionRequest, TerminateSessionResponse,
+    UsageTotals, WatchSessionsRequest, WatchSessionsResponse, WatchedSession,
 };
 use croft_serve::Tasks;
 use croft_serve::tls::{PeerRole, TlsFiles, peer_role};
@@ -48,6 +48,8 @@ struct Inner {
     tenant_ids: HashMap<String, String>,
     /// What a tenant has used in the month, by UID.
     spent: HashMap<String, UsageTotals>,
+    /// Of tenants' budgets, by UID.
+    alerts: HashMap<String, BudgetAlert>,
     /// Streams of `WatchSessions` that were begun before this many have been, end.
     cut_before: u64,
     watches: u64,
@@ -155,6 +157,11 @@ impl FakeFront {
     /// What a tenant with this UID has used in the month.
     pub(crate) fn spend(&self, tenant_id: &str, used: UsageTotals) {
         self.inner().spent.insert(tenant_id.to_owned(), used);
+    }
+
+    /// What was told of its budget.
+    pub(crate) fn alert(&self, tenant_id: &str, alert: BudgetAlert) {
+        self.inner().alerts.insert(tenant_id.to_owned(), alert);
     }
 
     /// Breaks every stream of `WatchSessions` that is open, and says how many have been opened so far.
@@ -366,6 +373,7 @@ impl Inner {
                 sessions_open: i64::try_from(self.sessions.values().filter(is_open).count()).expect("they are few"),
                 month: Some(self.spent.get(tenant_id).copied().unwrap_or_default()),
                 month_start: Some(MONTH),
+                alerts: self.alerts.get(tenant_id).cloned().into_iter().collect(),
             };
             (tenant_id.clone(), totals)
         };

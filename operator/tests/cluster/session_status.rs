@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use croft_crds::session::SessionPhase;
 use croft_crds::{AgentSession, AgentTenant};
-use croft_proto::v1::{SessionState, TokenUsage, UsageTotals};
+use croft_proto::v1::{BudgetAlert, SessionState, TokenUsage, UsageTotals};
 use kube::ResourceExt as _;
 use serde_json::json;
 
@@ -146,19 +146,36 @@ async fn how_a_tenant_stands_with_its_budget_is_a_condition_and_people_hear_once
         let used = UsageTotals { cost_nano_usd: cents * 10_000_000, ..UsageTotals::default() };
         session.world.front.spend(&uid, used);
     };
-    for (cents, told) in [
-        (999, "True BudgetAmple: less than half of the month's 20 USD is spent"),
-        (1_234, "True BudgetHalfSpent: 50 % of the month's 20 USD is spent"),
-        (1_800, "True BudgetNearlySpent: 90 % of the month's 20 USD is spent"),
-        (2_000, "False BudgetSpent: the month's 20 USD is spent: model calls are refused"),
-    ] {
-        spend(cents);
+    let told_as = async |told: &str| {
         until(told, async || {
             let tenant = tenants.get(&name).await.ok()?;
             (condition(&tenant, "WithinBudget")? == told).then_some(())
         })
         .await;
+    };
+    for (cents, told) in [
+        (999, "True BudgetAmple: less than half of the month's 20 USD is spent"),
+        (1_234, "True BudgetHalfSpent: 50 % of the month's 20 USD is spent"),
+        (1_800, "True BudgetNearlySpent: 90 % of the month's 20 USD is spent"),
+        (1_999, "True BudgetNearlySpent: 90 % of the month's 20 USD is spent"),
+    ] {
+        spend(cents);
+        told_as(told).await;
     }
+    let alert = BudgetAlert {
+        scope: "tenant".into(),
+        percent: 100,
+        period: "2026-11".into(),
+        unit: "nano_usd".into(),
+        limit: 20_000_000_000,
+        spent: 19_990_000_000,
+        ..BudgetAlert::default()
+    };
+    session.world.front.alert(&uid, alert);
+    told_as("False BudgetSpent: what is left of the month's 20 USD has no room for a call: model calls are refused")
+        .await;
+    spend(2_000);
+    told_as("False BudgetSpent: the month's 20 USD is spent: model calls are refused").await;
     until("people hear of it", async || (!events_of(&session, &tenant).await.is_empty()).then_some(())).await;
     spend(2_500);
     until("more is spent", async || (tenants.get(&name).await.ok()?.status?.spend?.usd == "25.00").then_some(())).await;

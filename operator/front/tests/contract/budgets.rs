@@ -184,6 +184,26 @@ pub(crate) async fn tells_of_a_threshold_once(stores: &Stores) {
     assert!(stores.budgets.alert(tenant, &alert(50, 20)).await.unwrap(), "the limit was raised");
 }
 
+pub(crate) async fn knows_the_highest_threshold_of_each_limit_as_it_is(stores: &Stores) {
+    let [ours, theirs] = two_tenants(stores).await;
+    let both = budget(Scope::Agent, "helper", Period::Month, Some(20), Some(10));
+    let month = account(Scope::Agent, "helper", "2026-11");
+    let highest =
+        async |tenant, account: &Account| stores.budgets.highest_alerts(tenant, &both, account).await.unwrap();
+    assert_eq!(highest(ours, &month).await, []);
+    let of_money = Alert { unit: Unit::NanoUsd, ..alert(50, 20) };
+    let (told, raised) = ([alert(100, 10), alert(80, 10), of_money.clone()], [alert(100, 9), alert(100, 20)]);
+    for alert in told.iter().chain(&raised) {
+        assert!(stores.budgets.alert(ours, alert).await.unwrap());
+    }
+    assert!(stores.budgets.alert(theirs, &alert(50, 10)).await.unwrap());
+    assert_eq!(highest(ours, &month).await, [of_money, told[0].clone()], "others are of other limits");
+    assert_eq!(highest(theirs, &month).await.iter().map(|alert| alert.percent).collect::<Vec<_>>(), [50]);
+    for other in [account(Scope::Agent, "helper", "2026-12"), account(Scope::Tenant, "", "2026-11")] {
+        assert_eq!(highest(ours, &other).await, []);
+    }
+}
+
 /// In tests of one database each; those in memory have one each.
 pub(crate) async fn posts_an_alert_once_unless_its_try_failed(stores: &Stores) {
     let tenant = tenant(stores, "ours").await;

@@ -53,7 +53,8 @@ macro_rules! promises {
                 summarizes_by_each_dimension, summarizes_what_one_agent_used, totals_nothing_without_rows, takes_no_negative_tokens,
                 adds_to_the_sessions_totals, adds_what_an_ended_session_used;
             budgets: keeps_tenants_apart, replaces_and_takes_away, adds_up_each_account_as_the_rows_do, counts_a_repeated_attempt_once,
-                knows_nothing_of_what_was_not_spent, tells_of_a_threshold_once, remembers_who_was_not_told,
+                knows_nothing_of_what_was_not_spent, tells_of_a_threshold_once,
+                knows_the_highest_threshold_of_each_limit_as_it_is, remembers_who_was_not_told,
                 posts_an_alert_once_unless_its_try_failed, counts_what_sub_agents_used_for_all_above_them,
                 tells_whose_cost_nobody_knows;
             audit: keeps_tenants_apart, numbers_and_chains_each_tenant, keeps_its_chain_under_concurrent_writers,

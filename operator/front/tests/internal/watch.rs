@@ -4,14 +4,18 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use croft_front::Error;
+use croft_front::budget::alert::{Alert, Unit};
+use croft_front::budget::period::Period;
+use croft_front::budget::{Account, Scope};
 use croft_front::events::log::NewEvent;
 use croft_front::usage::UsageStore;
 use croft_proto::Timestamp;
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::session_event::Kind;
+use croft_proto::v1::watch_routes_response::Change;
 use croft_proto::v1::{
-    ModelAttempt, SessionRunning, SessionState, UsageDimension, UsageEvent, UsageSummary, WatchSessionsRequest,
-    WatchSessionsResponse, WatchedSession,
+    ModelAttempt, RouteSnapshot, SessionRunning, SessionState, TenantLimits, TenantRoute, UsageDimension, UsageEvent,
+    UsageSummary, WatchRoutesResponse, WatchSessionsRequest, WatchSessionsResponse, WatchedSession,
 };
 use tokio::time::timeout;
 use tonic::{Code, Streaming};
@@ -104,6 +108,45 @@ async fn totals_follow_sessions_that_nobody_declared() {
     assert_eq!((&totals.tenant_id, totals.sessions_open), (&scene.heron.to_string(), 1));
     assert_eq!(totals.month.unwrap().cost_nano_usd, 7);
     assert!(totals.month_start.is_some_and(|start| start.seconds % 86_400 == 0));
+}
+
+/// Once, the operator heard only of what was spent, and called a budget that had no room for a call any more nearly spent for the rest of the
+/// month.
+#[tokio::test]
+async fn a_budget_that_has_no_room_for_a_call_is_told_with_the_totals() {
+    let scene = Scene::new().await;
+    let limits = TenantLimits { monthly_budget_nano_usd: 5_000_000_000, ..TenantLimits::default() };
+    let id = scene.heron.to_string();
+    let heron =
+        TenantRoute { tenant_id: id.clone(), name: "heron".into(), limits: Some(limits), ..TenantRoute::default() };
+    let routes = RouteSnapshot { tenants: vec![heron] };
+    scene.tenants.apply(WatchRoutesResponse { version: 2, change: Some(Change::Snapshot(routes)) });
+    let front = scene.front("front-0").await;
+    let session = scene.session(scene.heron, true).await;
+    let mut answers = watch(&scene, &front).await;
+    let picture = first_picture(&mut answers).await;
+    assert_eq!(picture.tenants[0].alerts, [], "nothing was told");
+
+    let attempt =
+        ModelAttempt { attempt_id: "a".into(), cost_nano_usd: Some(4_970_000_000), ..ModelAttempt::default() };
+    let month = Period::Month.name(&picture.tenants[0].month_start.unwrap());
+    for percent in [90, 100] {
+        let account = Account { scope: Scope::Tenant, subject: String::new(), period: month.clone() };
+        let (unit, limit) = (Unit::NanoUsd, 5_000_000_000);
+        let alert = Alert { account, unit, limit, percent, spent: 4_970_000_000, session };
+        assert!(scene.stores.budgets.alert(scene.heron, &alert).await.unwrap());
+    }
+    let running = vec![Kind::ModelAttempt(attempt), Kind::SessionRunning(SessionRunning {})];
+    scene.append(scene.heron, session, running).await;
+    let totals = loop {
+        let told = next(&mut answers).await.tenants.into_iter().find(|totals| totals.tenant_id == id);
+        if let Some(totals) = told.filter(|totals| totals.month.unwrap().cost_nano_usd > 0) {
+            break totals;
+        }
+    };
+    assert_eq!(totals.month.unwrap().cost_nano_usd, 4_970_000_000);
+    let told: Vec<_> = totals.alerts.iter().map(|alert| (alert.percent, alert.unit.as_str(), alert.limit)).collect();
+    assert_eq!(told, [(100, "nano_usd", 5_000_000_000)]);
 }
 
 /// A ledger that is too long to be summed up for one tenant.

@@ -29,12 +29,13 @@ pub(super) fn observed_before(before: &AgentTenantStatus, kind: &str) -> Option<
     before.conditions.iter().find(|condition| condition.type_ == kind)?.observed_generation
 }
 
-/// Whether what was said of the budget before is the last that is known. Of tokens no status keeps a count, so until the fronts
-/// have told this replica, a budget of tokens would read as unspent.
+/// Whether what was said of the budget before is the last that is known. A status keeps no count of tokens, money to the cent, and no
+/// thresholds, so until the fronts have told this replica, a budget would read as less spent than it is.
 pub(super) fn budget_untold(facts: &Facts<'_>) -> bool {
     let Facts { tenant, before, tiers, total, .. } = facts;
+    let budget = budget(tenant, tiers);
     total.as_ref().is_none_or(|total| total.month.is_none())
-        && budget(tenant, tiers).monthly_tokens.is_some()
+        && (budget.monthly_tokens.is_some() || budget.monthly_usd.is_some())
         && before.conditions.iter().any(|condition| condition.type_ == spending::KIND)
 }
 

@@ -4,10 +4,12 @@ use std::collections::HashSet;
 
 use croft_proto::Timestamp;
 use croft_proto::id::{SessionId, TenantId};
-use croft_proto::v1::{self, TenantTotals, WatchSessionsResponse, WatchedSession};
+use croft_proto::v1::{self, BudgetAlert, TenantTotals, WatchSessionsResponse, WatchedSession};
 use jiff::tz::TimeZone;
 
 use super::{Answers, End};
+use crate::budget::alert::Alert;
+use crate::budget::of_tenant;
 use crate::core::Core;
 use crate::error::Error;
 use crate::session::Session;
@@ -106,10 +108,13 @@ async fn totals(core: &Core, tenant: TenantId, asked: Asked) -> Result<Option<Te
     let sessions_open = core.stores.sessions.count_open(tenant).await?.into();
     let mut totals = TenantTotals { tenant_id: tenant.to_string(), sessions_open, ..TenantTotals::default() };
     if let Asked::Month(month_start) = asked {
+        // Before the sum, which is then none of an earlier time.
+        let alerts = alerts(core, tenant, &month_start).await?;
         match core.stores.usage.summarize(tenant, Some(month_start), None, &[]).await {
             Ok(sums) => {
                 totals.month = Some(sums.into_iter().next().and_then(|sum| sum.totals).unwrap_or_default());
                 totals.month_start = Some(month_start);
+                totals.alerts = alerts;
             }
             Err(error) => {
                 tracing::warn!(%tenant, %error, "what the month has cost a tenant is not told, trying again in a while");
@@ -117,6 +122,14 @@ async fn totals(core: &Core, tenant: TenantId, asked: Asked) -> Result<Option<Te
         }
     }
     Ok(Some(totals))
+}
+
+/// What was told of the budget that the platform gives a tenant for the month that begins then; nothing where it gives none.
+async fn alerts(core: &Core, tenant: TenantId, month_start: &Timestamp) -> Result<Vec<BudgetAlert>, Error> {
+    let budget = core.tenants.get(tenant).and_then(|tenant| of_tenant(&tenant.limits));
+    let Some(budget) = budget else { return Ok(Vec::new()) };
+    let alerts = core.stores.budgets.highest_alerts(tenant, &budget, &budget.account(month_start)).await?;
+    Ok(alerts.iter().map(Alert::event).collect())
 }
 
 /// Of the calendar month at hand, in UTC.

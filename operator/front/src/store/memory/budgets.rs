@@ -10,7 +10,7 @@ use croft_proto::v1::UsageEvent;
 use tokio::time::Instant;
 
 use super::{Memory, State};
-use crate::budget::alert::Alert;
+use crate::budget::alert::{Alert, Unit};
 use crate::budget::period::Period;
 use crate::budget::webhook::{Claimed, HookEnd};
 use crate::budget::{Account, Budget, BudgetStore, Scope};
@@ -105,6 +105,17 @@ impl BudgetStore for Memory {
             tries: 0,
         });
         Ok(true)
+    }
+
+    async fn highest_alerts(&self, tenant: TenantId, budget: &Budget, account: &Account) -> Result<Vec<Alert>, Error> {
+        let state = self.lock();
+        let its = || state.alerts.iter().filter(|found| found.is_of(tenant, |told| told == account));
+        let highest = |unit: Unit| {
+            let limit = unit.limit(budget)?;
+            let of_limit = its().map(|found| &found.alert).filter(|alert| (alert.unit, alert.limit) == (unit, limit));
+            of_limit.max_by_key(|alert| alert.percent).cloned()
+        };
+        Ok(Unit::ALL.into_iter().filter_map(highest).collect())
     }
 
     async fn told(&self, tenant: TenantId, alert: &Alert) -> Result<(), Error> {

@@ -183,6 +183,34 @@ impl BudgetStore for Postgres {
         .await
     }
 
+    async fn highest_alerts(&self, tenant: TenantId, budget: &Budget, account: &Account) -> Result<Vec<Alert>, Error> {
+        let (units, limits): (Vec<_>, Vec<_>) =
+            Unit::ALL.into_iter().filter_map(|unit| Some((unit.as_str(), unit.limit(budget)?))).unzip();
+        self.timed(async |server| {
+            let mut tx = server.tenant(tenant).await?;
+            let rows = sqlx::query(
+                "select distinct on (unit) scope, subject, period, unit, limit_amount, percent, spent_amount, session_id
+                from budget_alerts
+                where tenant_id = $1 and scope = $2 and subject = $3 and period = $4
+                    and (unit, limit_amount) in (select * from unnest($5::text[], $6::bigint[]))
+                order by unit, percent desc",
+            )
+            .bind(tenant.0)
+            .bind(account.scope.as_str())
+            .bind(&account.subject)
+            .bind(&account.period)
+            .bind(&units)
+            .bind(&limits)
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed)?;
+            let mut alerts: Vec<_> = rows.iter().map(alert).collect::<Result<_, _>>().map_err(failed)?;
+            alerts.sort_by_key(|alert| alert.unit);
+            Ok(alerts)
+        })
+        .await
+    }
+
     async fn told(&self, tenant: TenantId, alert: &Alert) -> Result<(), Error> {
         self.timed(async |server| {
             let mut tx = server.tenant(tenant).await?;
