@@ -30,6 +30,8 @@ impl Operator {
             .env_clear()
             .env("KUBECONFIG", kubeconfig_path())
             .args(["--metrics-addr=127.0.0.1:0", "--routes-addr=127.0.0.1:0", "--front-url=https://localhost:9"])
+            // One that crashed leads again at once under its own name, and none loses the Lease while the machine stands still.
+            .args(["--identity=only", "--lease-seconds=300"])
             .args([format!("--namespace={namespace}"), format!("--worker-image={image}")])
             .stdout(Stdio::piped())
             .kill_on_drop(true)
