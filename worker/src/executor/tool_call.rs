@@ -115,10 +115,10 @@ pub(super) async fn plan<'toolbox>(
     let todo = if let Some(result) = journalled.and_then(|entry| entry.result.clone()) {
         Todo::Known(result)
     } else {
-        let begun = begun.as_ref().map(|call| {
-            let allowed = link.decided(&Question::Make.id(session, &call.tool_call_id));
-            let is_allowed = allowed.is_some_and(|made| made.approved || !made.arguments_json.is_empty());
-            Begun { call, is_allowed, decision }
+        let begun = begun.as_ref().map(|begun| Begun {
+            call: begun,
+            is_allowed: is_allowed(begun, call, session, link),
+            decision,
         });
         todo(call, toolbox, entry, begun).await
     };
@@ -144,6 +144,13 @@ struct Begun<'journal> {
     is_allowed: bool,
     /// What a person said of making it once more.
     decision: Option<ApprovalResolved>,
+}
+
+/// Whether a person said that a begun call may be made. What differs from what the model wanted came of such a word alone.
+fn is_allowed(begun: &ToolCall, call: &ToolUse, session: SessionId, link: &Link) -> bool {
+    let said = link.decided(&Question::Make.id(session, &call.tool_call_id));
+    begun.arguments_json != call.arguments_json
+        || said.is_some_and(|said| said.approved || !said.arguments_json.is_empty())
 }
 
 async fn todo<'toolbox>(
