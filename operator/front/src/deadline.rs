@@ -16,15 +16,13 @@ const DIGITS_MAX: usize = 8;
 /// Gives up a call whose answer does not begin in the time that its caller gave it. A stream that has begun goes on: its caller ends it.
 pub(crate) async fn kept(request: Request, next: Next) -> Response {
     let Some(deadline) = told(request.headers()) else { return next.run(request).await };
-    match timeout(deadline, next.run(request)).await {
-        Ok(answer) => answer,
-        Err(_) => {
-            let mut answer = Status::deadline_exceeded(format!("the call was given {deadline:?}")).into_http();
-            // Anybody may give a call no time at all, also without a credential.
-            answer.extensions_mut().insert(Unremarkable);
-            answer
-        }
+    if let Ok(answer) = timeout(deadline, next.run(request)).await {
+        return answer;
     }
+    let mut late = Status::deadline_exceeded(format!("the call was given {deadline:?}")).into_http();
+    // Anybody may give a call no time at all, also without a credential.
+    late.extensions_mut().insert(Unremarkable);
+    late
 }
 
 /// What the header says; `None` where it says nothing, or nonsense.
