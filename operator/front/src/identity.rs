@@ -105,6 +105,7 @@ impl Authenticator {
             let refused = Failure::Refused(Refusal::ForeignTenant);
             return Err(if self.tenants.synced() { refused } else { Failure::Missing(TENANTS) });
         };
+        // A tenant without a namespace of its own has none that is equal: a token's is never empty.
         if subject.namespace.is_some_and(|namespace| namespace != tenant.namespace) {
             return Err(Refusal::ForeignTenant.into());
         }

@@ -6,7 +6,7 @@ use croft_proto::v1::{
     BudgetAction, ProviderMode, ProviderRoute, TenantAdmission, TenantLimits, TenantRoute, WorkerRoute,
 };
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::ResourceExt as _;
 
 use crate::cluster::{Cluster, is_owned};
@@ -20,6 +20,7 @@ use crate::worker::Worker;
 pub(super) fn route(name: &str, cluster: &Cluster, tiers: &Tiers) -> Option<TenantRoute> {
     let tenant = cluster.tenant(name)?;
     let namespace = tenant.namespace_name();
+    let is_own = cluster.get::<Namespace>(None, &namespace).is_some_and(|found| is_owned(&*found, &tenant));
     // Workers of an older tenant of this name are not this one's: their namespace has another owner.
     let deployment =
         cluster.get::<Deployment>(Some(&namespace), WORKERS).filter(|deployment| is_owned(&**deployment, &tenant));
@@ -30,11 +31,14 @@ pub(super) fn route(name: &str, cluster: &Cluster, tiers: &Tiers) -> Option<Tena
         .filter(|providers| is_owned(&**providers, &tenant))
         .map(|providers| provider_names(&providers))
         .unwrap_or_default();
-    Some(build(&tenant, deployment.as_deref(), &workers, &providers, tiers))
+    Some(build(&tenant, is_own, deployment.as_deref(), &workers, &providers, tiers))
 }
 
+/// `is_own` says that the namespace of that name is the tenant's. Service accounts of somebody else's, or of one that is not there,
+/// speak for nobody: their front is told of none.
 fn build(
     tenant: &AgentTenant,
+    is_own: bool,
     deployment: Option<&Deployment>,
     workers: &[Worker],
     providers: &[String],
@@ -55,7 +59,7 @@ fn build(
     TenantRoute {
         tenant_id: tenant.uid().unwrap_or_default(),
         name: tenant.name_any(),
-        namespace: tenant.namespace_name(),
+        namespace: if is_own { tenant.namespace_name() } else { String::new() },
         admission: admission(tenant).into(),
         workers: routed.collect(),
         limits: Some(bounds(tenant, tiers)),
@@ -137,7 +141,7 @@ mod tests {
     fn a_route_says_all_that_the_spec_does() {
         let tenant = fixtures::full();
         let workers = [worker("w-1", Some("10.1.0.7:50052"), true), worker("w-2", None, false)];
-        let route = build(&tenant, None, &workers, &["anthropic".to_owned()], &Tiers::default());
+        let route = build(&tenant, true, None, &workers, &["anthropic".to_owned()], &Tiers::default());
         assert_eq!(route.tenant_id, "0c9e2f6e-8a8f-4a8e-9a56-3f3b7b1c2d4e");
         assert_eq!((route.name.as_str(), route.namespace.as_str()), ("heron", "tenant-heron"));
         assert_eq!(route.admission(), TenantAdmission::Cordoned);
@@ -148,7 +152,7 @@ mod tests {
         assert_eq!(route.workers_problem, "");
         let anthropic = ProviderRoute { name: "anthropic".into(), mode: ProviderMode::TenantKey.into() };
         assert_eq!(route.providers, [anthropic]);
-        assert_eq!(build(&tenant, None, &workers, &[], &Tiers::default()).providers, [], "its key is not there");
+        assert_eq!(build(&tenant, true, None, &workers, &[], &Tiers::default()).providers, [], "its key is not there");
         let expected = TenantLimits {
             sessions_max: 77,
             requests_per_minute: 88,
@@ -164,8 +168,14 @@ mod tests {
     }
 
     #[test]
+    fn a_namespace_that_is_not_the_tenants_is_told_to_nobody() {
+        let route = build(&fixtures::full(), false, None, &[], &[], &Tiers::default());
+        assert_eq!((route.name.as_str(), route.namespace.as_str()), ("heron", ""));
+    }
+
+    #[test]
     fn what_the_spec_leaves_out_comes_from_the_tier() {
-        let route = build(&fixtures::minimal(), None, &[], &[], &Tiers::default());
+        let route = build(&fixtures::minimal(), true, None, &[], &[], &Tiers::default());
         assert_eq!(route.admission(), TenantAdmission::Open);
         assert_eq!(route.limits.unwrap().sessions_max, 1_000);
         assert_eq!(route.limits.unwrap().monthly_budget_nano_usd, 0);

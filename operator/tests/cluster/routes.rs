@@ -7,7 +7,7 @@ use croft_operator::authority::Authority;
 use croft_operator::certificate::Subject;
 use croft_proto::v1::route_service_client::RouteServiceClient;
 use croft_proto::v1::watch_routes_response::Change;
-use croft_proto::v1::{TenantAdmission, TenantRoute, WatchRoutesRequest, WatchRoutesResponse};
+use croft_proto::v1::{RouteSnapshot, TenantAdmission, TenantRoute, WatchRoutesRequest, WatchRoutesResponse};
 use croft_serve::tls::TlsFiles;
 use k8s_openapi::api::core::v1::{ResourceQuota, Secret};
 use kube::ResourceExt as _;
@@ -42,6 +42,13 @@ pub(crate) async fn front(session: &Session, routes_port: u16) -> Channel {
 pub(crate) async fn watch_over(channel: &Channel) -> Streaming<WatchRoutesResponse> {
     let request = WatchRoutesRequest { front: "croft-front-1".to_owned() };
     RouteServiceClient::new(channel.clone()).watch_routes(request).await.expect("a front may watch").into_inner()
+}
+
+/// All that a front is told at first.
+pub(crate) async fn snapshot(session: &Session) -> RouteSnapshot {
+    let first = watch(session).await.message().await.expect("the stream goes on").expect("the stream goes on");
+    let Some(Change::Snapshot(snapshot)) = first.change else { panic!("the first is a snapshot") };
+    snapshot
 }
 
 /// The next change of a tenant's route; `None` when it is gone.

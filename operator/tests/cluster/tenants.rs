@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::kubelet;
 use crate::repairs::REPAIRED;
-use crate::routes::{next_where, watch};
+use crate::routes::{next_where, snapshot, watch};
 use crate::world::{Session, World, assert_mostly_within, condition, tenant, until, within};
 
 /// `kind/name` of every child and its resource version.
@@ -254,6 +254,10 @@ async fn a_foreign_namespace_is_never_adopted() {
     .await;
     assert_eq!(told, format!("False NamespaceTaken: namespace tenant-{name} exists and belongs to someone else"));
     assert_eq!(phase_of(&session, &name).await, Some(TenantPhase::Failed));
+    // Whoever has made it can make service accounts there, which must not speak for the tenant.
+    let snapshot = snapshot(&session).await;
+    let route = snapshot.tenants.iter().find(|route| route.name == name).expect("it has all tenants");
+    assert_eq!(route.namespace, "");
     let deployments = session.within::<Deployment>(&foreign.name_any());
     assert_eq!(deployments.list(&ListParams::default()).await.unwrap().items.len(), 0);
 

@@ -36,7 +36,7 @@ impl Source {
                     serde_json::from_slice(&get(client, &url).await?).context("the discovery document is garbled")?;
                 // OpenID Connect Discovery 1.0, section 4.3.
                 ensure!(document.issuer == *issuer, "the discovery document is that of another issuer");
-                if let Err(problem) = address(&document.jwks_uri) {
+                if let Err(problem) = discovered(&document.jwks_uri, issuer) {
                     bail!("the discovery document's jwks_uri is not usable: {problem}");
                 }
                 get(client, &document.jwks_uri).await
@@ -72,7 +72,7 @@ async fn get(client: &Client, url: &str) -> anyhow::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Whether keys may be fetched from here. Without TLS anyone on the way could hand us his own.
+/// Whether keys may be fetched from here, as whoever configured it says. Without TLS anyone on the way could hand us his own.
 pub(super) fn address(text: &str) -> Result<(), &'static str> {
     let uri: Uri = text.parse().map_err(|_| "it isn't a URL")?;
     match (uri.scheme_str(), uri.host()) {
@@ -80,6 +80,17 @@ pub(super) fn address(text: &str) -> Result<(), &'static str> {
         (Some("http"), Some("127.0.0.1" | "[::1]" | "localhost")) => Ok(()),
         _ => Err("it must begin with https:// and name a host"),
     }
+}
+
+/// Whether keys may be fetched from where this issuer says. One that is elsewhere, and that a tenant may run, has nobody ask what listens
+/// on this machine.
+fn discovered(text: &str, issuer: &str) -> Result<(), &'static str> {
+    let is_plain = |text: &str| text.parse::<Uri>().is_ok_and(|uri| uri.scheme_str() == Some("http"));
+    address(text)?;
+    if is_plain(text) && !is_plain(issuer) {
+        return Err("it must begin with https://, as the issuer's own address does");
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -93,6 +104,19 @@ mod tests {
         }
         for bad in ["http://login.example.com/keys", "http://127.0.0.1.example.com/", "file:///keys", "/keys", ""] {
             assert!(address(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_issuer_elsewhere_leads_nobody_to_this_machine() {
+        let (here, elsewhere) = ("http://127.0.0.1:8080", "https://login.example.com/");
+        assert_eq!(discovered("http://127.0.0.1:8080/keys", here), Ok(()));
+        for issuer in [here, elsewhere] {
+            assert_eq!(discovered("https://keys.example.com/", issuer), Ok(()), "{issuer}");
+            assert!(discovered("http://keys.example.com/", issuer).is_err(), "{issuer}");
+        }
+        for bad in ["http://127.0.0.1:9464/metrics", "http://[::1]/", "http://localhost/", "HTTP://localhost/"] {
+            assert!(discovered(bad, elsewhere).is_err(), "{bad}");
         }
     }
 }

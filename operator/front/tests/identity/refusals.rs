@@ -135,6 +135,23 @@ async fn a_tenant_that_is_gone_takes_its_tokens_with_it() {
     assert!(is_refused(&scene.identify(&token).await));
 }
 
+/// Whoever made a namespace before its tenant was there could make service accounts in it, and spoke for the tenant.
+#[tokio::test]
+async fn nobody_in_a_namespace_that_is_not_the_tenants_speaks_for_it() {
+    use croft_proto::v1::watch_routes_response::Change;
+    use croft_proto::v1::{RouteSnapshot, TenantRoute, WatchRoutesResponse};
+
+    let scene = Scene::new().await;
+    let token = scene.cluster.sign(&scene.service_account("tenant-heron"));
+    scene.taken(&token).await;
+    let heron = TenantRoute { tenant_id: scene.heron.to_string(), name: "heron".into(), ..TenantRoute::default() };
+    let change = Some(Change::Snapshot(RouteSnapshot { tenants: vec![heron] }));
+    scene.core.tenants.apply(WatchRoutesResponse { version: 2, change });
+    let outcome = scene.identify(&token).await;
+    assert!(is_refused(&outcome), "{outcome:?}");
+    scene.taken(&scene.people.sign(&scene.claims())).await;
+}
+
 #[tokio::test]
 async fn a_good_token_without_a_role_is_good_for_nothing() {
     let scene = Scene::new().await;
