@@ -13,7 +13,7 @@ use futures::future::join_all;
 use tonic::{Code, Status, Streaming};
 
 use crate::doubles::{Call, Outage, hooked};
-use crate::world::{Ground, World, read_all, stop_reason};
+use crate::world::{Ground, PATIENCE, World, read_all, stop_reason};
 
 pub(crate) fn cautious() -> AgentSpec {
     let clock = ToolSpec {
@@ -141,4 +141,24 @@ async fn a_turn_that_waits_for_a_person_waits_also_while_the_log_cannot_be_read(
     let log = world.log(&session_id, 0).await;
     let steps = log.iter().filter(|event| matches!(event.kind, Some(Kind::StepStarted(_)))).count();
     assert_eq!((steps, world.core.metrics.takeovers.get()), (1, 0), "{log:?}");
+}
+
+/// Whoever had decided was told that nobody could say, and once more that nothing is pending, while the call was made.
+#[tokio::test]
+async fn a_decision_counts_though_nobody_heard_that_it_is_stored() {
+    let (mut stores, outage) = (Stores::memory(), Outage::of(1));
+    let decides = |call: &Call<'_>| call.appends(|kind| matches!(kind, Kind::ApprovalResolved(_)));
+    stores.events = hooked(stores.events, outage.after(decides));
+    let world = World::on(Ground { stores, ..Ground::default() }).await;
+    let mut client = world.client();
+    let session_id = client.create(cautious()).await.unwrap().session_id;
+    let (approval_id, events) = asked(&mut client, &session_id).await;
+    say_yes(&mut client, &session_id, &approval_id).await;
+    outage.met().await;
+    assert_eq!(stop_reason(&read_all(events).await), Some(StopReason::EndTurn));
+    assert_eq!(failures(&world.log(&session_id, 0).await), [false], "the call was made");
+    assert_eq!(world.core.audit.unwritten(PATIENCE).await, 0);
+    let records = world.core.stores.audit.list(world.tenant(), 0, 100).await.unwrap();
+    let decisions = records.iter().filter(|record| record.action == "approval.resolve");
+    assert_eq!(decisions.map(|record| &*record.outcome).collect::<Vec<_>>(), ["ok"]);
 }

@@ -35,22 +35,25 @@ impl Budgets {
         Self { core }
     }
 
-    async fn set(&self, identity: &Identity, request: SetBudgetRequest) -> Result<v1::Budget, Error> {
+    /// The budget, and the one in whose place it is.
+    async fn set(&self, identity: &Identity, request: SetBudgetRequest) -> Result<(v1::Budget, Option<Budget>), Error> {
         let budget = parse(&request.budget.ok_or_else(|| Error::invalid("budget", "is missing"))?)?;
         self.check_session(identity.tenant, &budget).await?;
         let stored = self.core.stores.budgets.list(identity.tenant).await?;
-        let is_new = !stored.iter().any(|stored| {
+        let before = stored.iter().find(|stored| {
             (stored.scope, &stored.subject, stored.period) == (budget.scope, &budget.subject, budget.period)
         });
-        if is_new && stored.len() >= BUDGETS_MAX {
+        if before.is_none() && stored.len() >= BUDGETS_MAX {
             return Err(Error::invalid("budget", format!("is one too many: the tenant has {BUDGETS_MAX}")));
         }
-        self.core.stores.budgets.put(identity.tenant, &budget).await?;
-        self.core.budgets.forget(identity.tenant).await;
+        // Before it is set: whoever can't be told what is spent is told that nothing was done.
         let account = [budget.account(&crate::clock::now())];
         let spent = self.core.stores.budgets.ledgers(identity.tenant, &account).await?;
         let spent = spent.first().copied().unwrap_or_default();
-        Ok(told(&budget, Amount { nano_usd: spent.nano_usd, tokens: spent.tokens }))
+        let put = self.core.stores.budgets.put(identity.tenant, &budget).await;
+        self.core.budgets.forget(identity.tenant).await;
+        put?;
+        Ok((told(&budget, Amount { nano_usd: spent.nano_usd, tokens: spent.tokens }), before.cloned()))
     }
 
     /// A session's budget goes with it; one for a session that never was would stay, and one that has ended spends nothing more.
@@ -66,18 +69,26 @@ impl Budgets {
         }
     }
 
-    async fn delete(&self, identity: &Identity, request: &DeleteBudgetRequest) -> Result<bool, Error> {
+    /// Those that there were.
+    async fn delete(&self, identity: &Identity, request: &DeleteBudgetRequest) -> Result<Vec<Budget>, Error> {
         let (scope, period) = (scope(request.scope())?, period(request.period())?);
         validate::printable("subject", &request.subject)?;
         // One that was set before subjects were brought into one form is stored as it was written.
         let mut subjects = BTreeSet::from([request.subject.clone()]);
         subjects.extend(subject(scope, &request.subject));
-        let mut found = false;
-        for subject in subjects {
-            found |= self.core.stores.budgets.delete(identity.tenant, scope, &subject, period).await?;
+        let stored = self.core.stores.budgets.list(identity.tenant).await?;
+        let is_meant =
+            |stored: &Budget| (stored.scope, stored.period) == (scope, period) && subjects.contains(&stored.subject);
+        let (mut found, mut deleted) = (Vec::new(), Ok(()));
+        for budget in stored.into_iter().filter(is_meant) {
+            match self.core.stores.budgets.delete(identity.tenant, scope, &budget.subject, period).await {
+                Ok(true) => found.push(budget),
+                Ok(false) => {}
+                Err(error) => deleted = Err(error),
+            }
         }
         self.core.budgets.forget(identity.tenant).await;
-        Ok(found)
+        deleted.map(|()| found)
     }
 }
 
@@ -140,6 +151,32 @@ fn period(period: BudgetPeriod) -> Result<Period, Error> {
     }
 }
 
+/// What a budget that was asked for is, in the audit log.
+fn described(budget: &v1::Budget) -> String {
+    let (scope, period) = (scope(budget.scope()), period(budget.period()));
+    let scope = scope.map_or("of nothing", Scope::as_str);
+    let period = period.map_or("never", Period::as_str);
+    let limits = limits(budget.limit_nano_usd, budget.limit_tokens, budget.action());
+    format!("budgets/{}: {scope}, {period}, {limits}", budget.subject)
+}
+
+fn limits(nano_usd: Option<i64>, tokens: Option<i64>, action: BudgetAction) -> String {
+    let money = nano_usd.map(|limit| format!("{limit} nano-dollars, "));
+    let tokens = tokens.map(|limit| format!("{limit} tokens, "));
+    let action = match action {
+        BudgetAction::Unspecified | BudgetAction::Block => "block",
+        BudgetAction::Throttle => "throttle",
+        BudgetAction::Warn => "warn",
+    };
+    format!("{}{}{action}", money.unwrap_or_default(), tokens.unwrap_or_default())
+}
+
+/// What stood there before.
+fn before<'b>(budgets: impl IntoIterator<Item = &'b Budget>) -> String {
+    let told: Vec<_> = budgets.into_iter().map(|was| limits(was.nano_usd, was.tokens, was.action)).collect();
+    if told.is_empty() { "before none".to_owned() } else { format!("before {}", told.join(" and ")) }
+}
+
 fn told(budget: &Budget, spent: Amount) -> v1::Budget {
     let scope = match budget.scope {
         Scope::Tenant => BudgetScope::Tenant,
@@ -179,10 +216,12 @@ impl BudgetService for Budgets {
     async fn set_budget(&self, request: Request<SetBudgetRequest>) -> Result<Response<SetBudgetResponse>, Status> {
         let identity = Door::Public.identify(&self.core, &request).await?;
         let request = request.into_inner();
-        let subject = request.budget.as_ref().map(|budget| budget.subject.clone()).unwrap_or_default();
-        let act = Act::of::<SetBudgetRequest>(&identity, format!("budgets/{subject}"));
+        let resource = request.budget.as_ref().map_or_else(|| "budgets/".to_owned(), described);
+        let act = Act::of::<SetBudgetRequest>(&identity, resource);
         let budgets = self.clone();
-        let set = act.carry_out(&self.core, async move { budgets.set(&identity, request).await }).await?;
+        let name = |(set, was): &(v1::Budget, Option<Budget>)| Some(format!("{}; {}", described(set), before(was)));
+        let set = async move { budgets.set(&identity, request).await };
+        let (set, _) = act.carry_out_and_name(&self.core, set, name).await?;
         Ok(Response::new(SetBudgetResponse { budget: Some(set) }))
     }
 
@@ -192,9 +231,18 @@ impl BudgetService for Budgets {
     ) -> Result<Response<DeleteBudgetResponse>, Status> {
         let identity = Door::Public.identify(&self.core, &request).await?;
         let request = request.into_inner();
-        let act = Act::of::<DeleteBudgetRequest>(&identity, format!("budgets/{}", request.subject));
+        let (scope, period) = (scope(request.scope()), period(request.period()));
+        let resource = format!(
+            "budgets/{}: {}, {}",
+            request.subject,
+            scope.map_or("of nothing", Scope::as_str),
+            period.map_or("never", Period::as_str)
+        );
+        let act = Act::of::<DeleteBudgetRequest>(&identity, resource.clone());
         let budgets = self.clone();
-        let found = act.carry_out(&self.core, async move { budgets.delete(&identity, &request).await }).await?;
-        Ok(Response::new(DeleteBudgetResponse { found }))
+        let name = move |found: &Vec<Budget>| Some(format!("{resource}; {}", before(found)));
+        let delete = async move { budgets.delete(&identity, &request).await };
+        let found = act.carry_out_and_name(&self.core, delete, name).await?;
+        Ok(Response::new(DeleteBudgetResponse { found: !found.is_empty() }))
     }
 }

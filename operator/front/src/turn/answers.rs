@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use croft_proto::id::TurnId;
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{ApprovalResolved, ResolveApprovalRequest, SessionRunning, SessionState, UserMessage};
+use croft_proto::v1::{
+    ApprovalResolved, ResolveApprovalRequest, SessionEvent, SessionRunning, SessionState, UserMessage,
+};
 use tokio::time::Instant;
 
 use super::driver::Driver;
@@ -22,6 +24,10 @@ use crate::session::{Session, validate};
 /// Looks at a question whose turn is over when it is told, or not at hand, as it is being gone on with at another front.
 const LOOKS_MAX: u32 = 20;
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// When a log is looked at whose store did not say whether it took a decision.
+const LOOK_AFTER: [Duration; 2] = [Duration::ZERO, Duration::from_millis(200)];
+/// What a decision is told with: the opening of the next turn, and itself.
+const DECISION_EVENTS: u32 = 3;
 
 impl Turns {
     /// Answers a question. Fails with [`Error::ApprovalNotPending`] where it is not open: the first word counts, and a call that is over
@@ -76,17 +82,20 @@ impl Turns {
             let answered = if question.is_waited_for {
                 let told = NewEvent {
                     elapsed_ms: question.elapsed_ms,
-                    ..turn_event(question.turn, Kind::ApprovalResolved(resolved))
+                    ..turn_event(question.turn, Kind::ApprovalResolved(resolved.clone()))
                 };
-                self.tell_the_turn(&session, question.turn, told, once).await
+                self.tell_the_turn(&session, question.turn, told, once.clone()).await
             } else {
-                let next =
-                    begin_the_next(&self.core, &session, session.input_seq, question.sender, vec![resolved], once)
-                        .await;
+                let (sender, decided, once) = (question.sender, vec![resolved.clone()], once.clone());
+                let next = begin_the_next(&self.core, &session, session.input_seq, sender, decided, once).await;
                 next.map(|next| next == Next::Begun)
             };
             match answered {
                 Ok(true) => return Ok(()),
+                // It may be stored all the same, and then it counts.
+                Err(error @ Error::Unavailable { .. }) => {
+                    return if self.is_stored(&session, &once, &resolved).await { Ok(()) } else { Err(error) };
+                }
                 Ok(false) | Err(Error::IdempotencyKeyReused) => return Err(pending()),
                 // It has ended since we looked, or is not at hand for the moment.
                 Err(Error::SessionBusy { .. }) => tokio::time::sleep(LOOK_AGAIN).await,
@@ -94,6 +103,36 @@ impl Turns {
             }
         }
         Err(Error::SessionBusy { session_id: request.session_id })
+    }
+
+    /// Whether this decision is what the log has under this key, as far as can be seen. Then whoever watches is told of it.
+    async fn is_stored(&self, session: &Session, once: &IdempotencyKey, decision: &ApprovalResolved) -> bool {
+        for pause in LOOK_AFTER {
+            tokio::time::sleep(pause).await;
+            match self.stored_with(session, once).await {
+                Ok(Some(events)) => {
+                    let decided = |event: &&SessionEvent| matches!(&event.kind, Some(Kind::ApprovalResolved(stored)) if stored == decision);
+                    let Some(seq) = events.iter().find(decided).map(|event| event.seq) else { return false };
+                    self.core.hub.publish(session.tenant, session.id, events);
+                    self.core.hub.control(session.tenant, session.id, Frame::ApprovalResolved { seq });
+                    return true;
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::debug!(session = %session.id, %error, "cannot see whether a decision is stored");
+                }
+            }
+        }
+        false
+    }
+
+    /// The first events that were appended with this key, or come behind them: as many as a decision is told with at most.
+    async fn stored_with(&self, session: &Session, once: &IdempotencyKey) -> Result<Option<Vec<SessionEvent>>, Error> {
+        let (tenant, id, events) = (session.tenant, session.id, &self.core.stores.events);
+        match events.find_sent(tenant, id, once).await? {
+            Some(seq) => events.read(tenant, id, seq.saturating_sub(1), DECISION_EVENTS).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// False when somebody has answered before.

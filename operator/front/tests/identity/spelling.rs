@@ -1,11 +1,13 @@
 //! A session is recorded, and a repeated message known, by what it is and not by how the caller spells its id.
 
 use croft_proto::v1::audit_service_client::AuditServiceClient;
+use croft_proto::v1::budget_service_client::BudgetServiceClient;
 use croft_proto::v1::content_block::Block;
 use croft_proto::v1::lifecycle_service_client::LifecycleServiceClient;
 use croft_proto::v1::{
-    ContentBlock, InterruptSessionRequest, ListAuditRecordsRequest, ResolveApprovalRequest, SendMessageRequest,
-    TerminateSessionRequest, Text,
+    Budget, BudgetAction, BudgetPeriod, BudgetScope, ContentBlock, DeleteBudgetRequest, InterruptSessionRequest,
+    ListAuditRecordsRequest, ResolveApprovalRequest, SendMessageRequest, SetBudgetRequest, TerminateSessionRequest,
+    Text,
 };
 use serde_json::json;
 
@@ -72,4 +74,57 @@ async fn whatever_an_id_is_spelled_like_the_record_names_the_session() {
         ("session.terminate", "sessions/No. 7"),
     ];
     assert_eq!(told, expected);
+}
+
+/// Who had raised a limit was recorded, and neither which limit nor to what.
+#[tokio::test]
+async fn a_record_of_a_budget_says_what_was_set_and_what_stood_there_before() {
+    let scene = Scene::new().await;
+    scene.taken(&scene.people.sign(&scene.claims())).await;
+    let token = scene.changed("roles", json!(["admin"]));
+    let mut budgets = BudgetServiceClient::new(scene.channel());
+    let budget = |limit_nano_usd, action: BudgetAction| Budget {
+        scope: BudgetScope::Agent.into(),
+        subject: "curlew".into(),
+        period: BudgetPeriod::Month.into(),
+        limit_nano_usd,
+        limit_tokens: Some(700),
+        action: action.into(),
+        ..Budget::default()
+    };
+    for budget in [
+        budget(Some(5_000), BudgetAction::Unspecified),
+        budget(Some(9_000), BudgetAction::Warn),
+        budget(None, BudgetAction::Throttle),
+    ] {
+        let request = SetBudgetRequest { budget: Some(budget) };
+        budgets.set_budget(with_token(request, &token)).await.unwrap();
+    }
+    let mut refused = budget(Some(-1), BudgetAction::Block);
+    refused.limit_tokens = None;
+    let request = SetBudgetRequest { budget: Some(refused) };
+    budgets.set_budget(with_token(request, &token)).await.unwrap_err();
+    for _ in 0..2 {
+        let (scope, period) = (BudgetScope::Agent.into(), BudgetPeriod::Month.into());
+        let request = DeleteBudgetRequest { scope, subject: "curlew".into(), period };
+        budgets.delete_budget(with_token(request, &token)).await.unwrap();
+    }
+
+    assert_eq!(scene.core.audit.unwritten(PATIENCE).await, 0);
+    let records = scene.core.stores.audit.list(scene.heron, 0, 10).await.unwrap();
+    let told: Vec<_> = records.iter().map(|record| (&*record.action, &*record.resource, &*record.outcome)).collect();
+    let expected = [
+        ("budget.set", "agent, month, 5000 nano-dollars, 700 tokens, block; before none", "ok"),
+        (
+            "budget.set",
+            "agent, month, 9000 nano-dollars, 700 tokens, warn; before 5000 nano-dollars, 700 tokens, block",
+            "ok",
+        ),
+        ("budget.set", "agent, month, 700 tokens, throttle; before 9000 nano-dollars, 700 tokens, warn", "ok"),
+        ("budget.set", "agent, month, -1 nano-dollars, block", "INVALID_ARGUMENT"),
+        ("budget.delete", "agent, month; before 700 tokens, throttle", "ok"),
+        ("budget.delete", "agent, month; before none", "ok"),
+    ]
+    .map(|(action, what, outcome)| (action, format!("budgets/curlew: {what}"), outcome));
+    assert_eq!(told, expected.each_ref().map(|(action, resource, outcome)| (*action, &**resource, *outcome)));
 }
