@@ -71,5 +71,5 @@ pub(crate) async fn allow<C: Call>(core: &Core, identity: &Identity) -> Result<(
 async fn record(core: &Core, identity: Identity, action: &'static str, resource: String, error: Option<&Error>) {
     let outcome = error.map_or("ok", Error::reason).into();
     let Identity { tenant, actor, .. } = identity;
-    core.audit.record(Action { tenant, actor, action: action.into(), resource, outcome }).await;
+    core.audit.record(Action { tenant, actor, action: action.into(), resource, outcome, act_micros: None }).await;
 }

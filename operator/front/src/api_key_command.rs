@@ -106,9 +106,10 @@ async fn named(tenant: &str, postgres: &Postgres) -> anyhow::Result<TenantId> {
 
 async fn record(tenant: TenantId, action: &'static str, prefix: &str, postgres: &Postgres) -> anyhow::Result<()> {
     let (actor, resource) = (ACTOR.to_owned(), format!("api-keys/ck_{prefix}"));
-    let action = Action { tenant, actor, action: action.into(), resource, outcome: "ok".into() };
+    let action = Action { tenant, actor, action: action.into(), resource, outcome: "ok".into(), act_micros: None };
     AuditStore::append(postgres, Place::start(), vec![action])
         .await
+        .map(drop)
         .with_context(|| format!("ck_{prefix} is changed, but it can't be recorded in the audit log"))
 }
 

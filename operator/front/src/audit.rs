@@ -28,6 +28,9 @@ pub struct Action {
     pub resource: String,
     /// `ok`, or the reason of the refusal.
     pub outcome: Cow<'static, str>,
+    /// When it was done, in microseconds since 1970. Without it, the writer takes the time at which it is told of the action.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub act_micros: Option<i64>,
 }
 
 impl Action {
@@ -67,6 +70,11 @@ impl Place {
         Self { journal: Uuid::now_v7(), first: 1 }
     }
 
+    /// That of the only record of its kind: it is stored once, whoever gives it and however often.
+    pub fn once(whose: TenantId, action: &str) -> Self {
+        Self { journal: Uuid::new_v5(&whose.0, action.as_bytes()), first: 1 }
+    }
+
     /// The place behind so many records.
     #[must_use]
     pub fn behind(self, records: usize) -> Self {
@@ -89,7 +97,9 @@ pub trait AuditStore: Send + Sync {
     /// Records actions in this order, all or none, but for those that stand in a journal before what is stored of it already: a
     /// batch is stored once, however often it is given. The batches of a journal come in its order. [`Error::Invalid`] where one of them
     /// can't be stored, now or later.
-    async fn append(&self, place: Place, actions: Vec<Action>) -> Result<(), Error>;
+    ///
+    /// Tells up to which number the journal was stored before; 0 where it was not known.
+    async fn append(&self, place: Place, actions: Vec<Action>) -> Result<u64, Error>;
 
     /// Records with numbers above `after_number`, oldest first.
     async fn list(&self, tenant: TenantId, after_number: u64, limit: u32) -> Result<Vec<AuditRecord>, Error>;

@@ -94,7 +94,10 @@ impl Metrics {
             audit_records: counter("croft_audit_records_total", "Audit records stored")?,
             audit_lag,
             audit_kept: counter("croft_audit_kept_total", "Audit records that waited on disk for the database")?,
-            audit_refused: counter("croft_audit_refused_total", "Audit records that were set aside")?,
+            audit_refused: counter(
+                "croft_audit_refused_total",
+                "Audit records that were set aside, or that the database had for stored before they were sent",
+            )?,
             audit_failures: counter("croft_audit_write_failures_total", "Tries to store audit records that failed")?,
         })
     }

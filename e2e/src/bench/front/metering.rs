@@ -289,5 +289,6 @@ fn action(tenant: TenantId) -> Action {
         action: "session.send_message".into(),
         resource: "sessions/0198a5c0-0000-7000-8000-000000000000".to_owned(),
         outcome: "ok".into(),
+        act_micros: None,
     }
 }

@@ -20,13 +20,13 @@ const ENDING: &str = "journal";
 /// The journal of one process. Without a folder it only numbers.
 #[derive(Debug)]
 pub struct Journal {
-    id: Uuid,
     folder: Option<PathBuf>,
     state: Mutex<State>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
+    id: Uuid,
     /// Records that were noted, and how many of them, from the first on, are safe elsewhere.
     noted: u64,
     safe: u64,
@@ -54,11 +54,19 @@ pub(super) struct Left {
 
 impl Journal {
     pub fn new(folder: Option<&Path>) -> Self {
-        Self { id: Uuid::now_v7(), folder: folder.map(Path::to_owned), state: Mutex::default() }
+        let state = State { id: Uuid::now_v7(), noted: 0, safe: 0, current: None, full: Vec::new() };
+        Self { folder: folder.map(Path::to_owned), state: Mutex::new(state) }
     }
 
     pub fn id(&self) -> Uuid {
-        self.id
+        self.lock().id
+    }
+
+    /// What is noted from now on is another journal's, whose numbers go on from here: somebody has given records as this one's.
+    pub fn rename(&self) {
+        let mut state = self.lock();
+        state.turn_over();
+        state.id = Uuid::now_v7();
     }
 
     /// Notes a record, and hands it on with its number, in the order of the numbers. One that can't be written is handed on all the
@@ -68,7 +76,7 @@ impl Journal {
         state.noted += 1;
         let number = state.noted;
         if let Some(folder) = &self.folder
-            && let Err(error) = state.write(folder, self.id, &action)
+            && let Err(error) = state.write(folder, &action)
         {
             tracing::error!(%error, "an audit record is not on the disk, and is lost should this process be killed now");
             // Half a line may stand at its end: what comes next must not follow it.
@@ -92,7 +100,7 @@ impl Journal {
 }
 
 impl State {
-    fn write(&mut self, folder: &Path, id: Uuid, action: &Action) -> io::Result<()> {
+    fn write(&mut self, folder: &Path, action: &Action) -> io::Result<()> {
         if self.current.as_ref().is_some_and(|current| current.bytes >= FILE_MAX) {
             let last = self.noted - 1;
             self.full.extend(self.current.take().map(|current| (current.path, last)));
@@ -100,7 +108,7 @@ impl State {
         let current = match &mut self.current {
             Some(current) => current,
             none => {
-                let path = folder.join(format!("{}.{:020}.{ENDING}", id.simple(), self.noted));
+                let path = folder.join(format!("{}.{:020}.{ENDING}", self.id.simple(), self.noted));
                 let file = OpenOptions::new().create_new(true).append(true).open(&path)?;
                 none.insert(Current { path, file, bytes: 0 })
             }

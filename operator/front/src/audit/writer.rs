@@ -17,8 +17,10 @@ use super::journal::Journal;
 use super::lag::Lag;
 use super::spool::{self, Folder, Spool};
 use super::{Action, AuditStore, Place};
+use crate::clock::now;
 use crate::error::Error;
 use crate::metrics::Metrics;
+use crate::store::time::micros;
 
 /// Records that may wait in memory. At the bound an action waits for room before it is answered: an unaudited action is worse
 /// than a slow one.
@@ -49,6 +51,8 @@ struct Writing {
     spool: Option<Spool>,
     metrics: Metrics,
     storing: watch::Sender<u64>,
+    /// Up to which of its records the journal was given to the store.
+    sent: u64,
 }
 
 impl AuditWriter {
@@ -73,7 +77,7 @@ impl AuditWriter {
         let (storing, stored) = watch::channel(0);
         let (given, hurry): (Arc<AtomicU64>, Arc<Notify>) = Default::default();
         let (journal, lag) = (Arc::new(Journal::new(folder.map(|folder| &*folder.path))), metrics.audit_lag.clone());
-        let mut work = Writing { store, journal: Arc::clone(&journal), spool, metrics, storing };
+        let mut work = Writing { store, journal: Arc::clone(&journal), spool, metrics, storing, sent: 0 };
         let gathering = folder.map(|_| Gathering { hurry: Arc::clone(&hurry), stopping: tasks.stopping() });
         // Calls and turns that are being drained still act.
         let ending = tasks.ending();
@@ -109,11 +113,13 @@ impl AuditWriter {
     pub async fn record(&self, action: Action) {
         // Before it is in the queue: whoever waits for all records that there are waits for this one too.
         let giving = Giving::new(&self.given);
+        let act_micros = action.act_micros.or_else(|| Some(micros(&now())));
+        let action = Action { act_micros, ..action.plain() };
         match self.queue.reserve().await {
             Ok(room) => {
                 giving.done();
                 // In the queue they are in the order of their numbers.
-                self.journal.note(action.plain(), |number, action| {
+                self.journal.note(action, |number, action| {
                     self.lag.given(number);
                     room.send((number, action));
                 });
@@ -226,10 +232,31 @@ impl Writing {
 
     /// Stores a batch, but for what the store refuses for good; false if it has to be tried again. `is_given` says that they were given to
     /// this process.
-    async fn store(&self, place: Place, batch: &[Action], is_given: bool) -> bool {
-        let records = batch.len() as u64;
+    async fn store(&mut self, place: Place, batch: &[Action], is_given: bool) -> bool {
+        let (records, last) = (batch.len() as u64, place.behind(batch.len()).first - 1);
+        let sent = self.sent;
+        let place = if is_given {
+            self.sent = last.max(sent);
+            // By its present name, whatever it was noted under.
+            Place { journal: self.journal.id(), ..place }
+        } else {
+            place
+        };
         match self.store.append(place, batch.to_vec()).await {
-            Ok(()) => self.metrics.audit_records.inc_by(records),
+            // What an earlier process had sent nobody knows.
+            Ok(stored) if is_given && stored > sent => {
+                self.metrics.audit_refused.inc_by(records);
+                tracing::error!(
+                    stored,
+                    sent,
+                    records,
+                    "the database has more of the audit journal than was ever sent, so somebody else wrote there; \
+                     the records are given to it again, as another journal's"
+                );
+                self.journal.rename();
+                return false;
+            }
+            Ok(_) => self.metrics.audit_records.inc_by(records),
             Err(Error::Invalid { problem, .. }) => {
                 let [action] = batch else {
                     // Which one it is, halves tell.
@@ -247,7 +274,6 @@ impl Writing {
         }
         if is_given {
             // By its number: where the other half of a batch could not be stored, this one comes again.
-            let last = place.behind(batch.len()).first - 1;
             self.metrics.audit_lag.stored(last);
             self.storing.send_modify(|stored| *stored = last.max(*stored));
         }

@@ -133,7 +133,14 @@ async fn end(core: &Core, manager: &Manager, tenant: TenantId, id: SessionId) ->
         manager.release_worker(&session, reason);
         let (actor, resource) = ("front".to_owned(), format!("sessions/{id}"));
         core.audit
-            .record(Action { tenant, actor, action: "session.expire".into(), resource, outcome: "ok".into() })
+            .record(Action {
+                tenant,
+                actor,
+                action: "session.expire".into(),
+                resource,
+                outcome: "ok".into(),
+                act_micros: None,
+            })
             .await;
     }
     Ok(ended)

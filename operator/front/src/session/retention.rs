@@ -12,7 +12,6 @@ use croft_proto::Timestamp;
 use croft_proto::id::TenantId;
 
 use self::store::Erased;
-use crate::audit::Action;
 use crate::clock::now;
 use crate::core::Core;
 use crate::error::Error;
@@ -79,10 +78,6 @@ async fn erase(core: &Core, tenant: TenantId, before: Timestamp) -> Result<(), E
     if erased > 0 {
         tracing::info!(%tenant, erased, "ended sessions erased, they were kept for long enough");
         core.metrics.sessions_erased.inc_by(erased);
-        let (actor, resource) = ("front".to_owned(), format!("sessions:{erased}"));
-        core.audit
-            .record(Action { tenant, actor, action: "session.erase".into(), resource, outcome: "ok".into() })
-            .await;
     }
     outcome
 }

@@ -20,13 +20,16 @@ pub(crate) struct Link<'a> {
     pub micros: i64,
     /// Actor, action, resource and outcome.
     pub texts: [&'a str; 4],
+    /// When it was done, in microseconds since 1970, if anybody told it.
+    pub act_micros: Option<i64>,
 }
 
 impl<'a> Link<'a> {
     pub(crate) fn of(record: &'a AuditRecord) -> Self {
-        let AuditRecord { number, create_time, actor, action, resource, outcome, hash: _ } = record;
+        let AuditRecord { number, create_time, actor, action, resource, outcome, hash: _, act_time } = record;
         let micros = create_time.as_ref().map_or(0, time::micros);
-        Self { number: *number, micros, texts: [actor, action, resource, outcome] }
+        let act_micros = act_time.as_ref().map(time::micros);
+        Self { number: *number, micros, texts: [actor, action, resource, outcome], act_micros }
     }
 
     /// The hash of this record when it follows `previous`. Each text is preceded by its length, so that no two records have the
@@ -40,6 +43,10 @@ impl<'a> Link<'a> {
         for text in self.texts {
             hasher.update(u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes());
             hasher.update(text);
+        }
+        // What has none is hashed as before there were any. It is the last, and so it can be taken for nothing else.
+        if let Some(act_micros) = self.act_micros {
+            hasher.update(act_micros.to_be_bytes());
         }
         hasher.finalize().into()
     }
@@ -137,6 +144,9 @@ mod tests {
         let mut moved = records.clone();
         moved[1].outcome = std::mem::take(&mut moved[1].actor);
         assert_eq!(walk(tenant, &moved), 1);
+        let mut dated = records.clone();
+        dated[1].act_time = Some(time::timestamp(0));
+        assert_eq!(walk(tenant, &dated), 1, "it had no time of its own");
         let removed = [records[0].clone(), records[2].clone()];
         assert_eq!(walk(tenant, &removed), 1);
         assert_eq!(walk(TenantId::generate(), &records), 0);

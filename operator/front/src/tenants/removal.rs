@@ -14,7 +14,8 @@ use croft_proto::v1::{RemovalPolicy, RemovalStep, SessionState};
 use futures::{StreamExt, stream};
 use tokio::time::{Instant, timeout};
 
-use crate::audit::Action;
+use crate::audit::{Action, Place};
+use crate::clock::now;
 use crate::core::Core;
 use crate::error::Error;
 use crate::events::log::Authority;
@@ -24,6 +25,7 @@ use crate::session::manager::Manager;
 use crate::session::store::Filter;
 use crate::shares::Shares;
 use crate::store::batch::Batch;
+use crate::store::time::micros;
 use crate::turn;
 
 /// How long one call works; then it tells what is left. A single batch may take it a little further.
@@ -79,9 +81,8 @@ impl Removal {
             .map_err(Error::internal)?;
         let (tenant, until) = (identity.tenant, Instant::now() + CALL_MAX);
         let removal = &self.core.stores.removal;
-        if removal.begin(tenant, &identity.tenant_name).await? {
-            self.audit(identity, "tenant.remove").await;
-        }
+        removal.begin(tenant, &identity.tenant_name).await?;
+        self.audit(identity, "tenant.remove").await?;
         let left = self.end_sessions(tenant, until).await?;
         if left > 0 {
             return Ok(Progress { step: RemovalStep::EndingSessions, left });
@@ -137,34 +138,32 @@ impl Removal {
 
     /// Tells how many rows are left.
     async fn erase(&self, identity: &Identity, until: Instant) -> Result<u64, Error> {
-        let (removal, mut erased_any, mut batch) = (&self.core.stores.removal, false, Batch::of(ROWS_BATCH));
+        let (removal, mut batch) = (&self.core.stores.removal, Batch::of(ROWS_BATCH));
         loop {
             let erased = match removal.erase_rows(identity.tenant, batch.size()).await {
                 Ok(erased) => erased,
                 Err(error) if batch.halves_for(&error) => continue,
                 Err(error) => return Err(error),
             };
-            if erased == 0 {
-                if erased_any {
-                    self.audit(identity, "tenant.erase").await;
-                }
-                return Ok(0);
+            let left = if erased == 0 {
+                0
+            } else if Instant::now() >= until {
+                removal.count_rows(identity.tenant, ROWS_COUNTED_MAX).await?
+            } else {
+                continue;
+            };
+            if left == 0 {
+                self.audit(identity, "tenant.erase").await?;
             }
-            erased_any = true;
-            if Instant::now() >= until {
-                let left = removal.count_rows(identity.tenant, ROWS_COUNTED_MAX).await?;
-                // Another call would find nothing to erase, and record nothing.
-                if left == 0 {
-                    self.audit(identity, "tenant.erase").await;
-                }
-                return Ok(left);
-            }
+            return Ok(left);
         }
     }
 
-    async fn audit(&self, identity: &Identity, action: &'static str) {
+    /// In each call, until one has heard that it is stored: whoever did the work may have been lost before it could say so.
+    async fn audit(&self, identity: &Identity, action: &'static str) -> Result<(), Error> {
         let (tenant, actor) = (identity.tenant, identity.actor.clone());
-        let resource = format!("tenants/{}", identity.tenant_name);
-        self.core.audit.record(Action { tenant, actor, action: action.into(), resource, outcome: "ok".into() }).await;
+        let (resource, act_micros) = (format!("tenants/{}", identity.tenant_name), Some(micros(&now())));
+        let act = Action { tenant, actor, action: action.into(), resource, outcome: "ok".into(), act_micros };
+        self.core.stores.audit.append(Place::once(tenant, action), vec![act.plain()]).await.map(drop)
     }
 }

@@ -2,11 +2,15 @@
 
 use croft_front::audit::{Action, Known, Place};
 use croft_front::store::Stores;
+use croft_proto::Timestamp;
 use croft_proto::id::TenantId;
 use croft_proto::v1::VerifyAuditLogResponse;
 use futures::future::join_all;
 
 use super::fixtures::two_tenants;
+
+/// When whatever is recorded here was done.
+const ACT_MICROS: i64 = 1_700_000_000_123_456;
 
 pub(crate) fn action(tenant: TenantId, resource: &str) -> Action {
     Action {
@@ -15,6 +19,7 @@ pub(crate) fn action(tenant: TenantId, resource: &str) -> Action {
         action: "session.create".into(),
         resource: resource.into(),
         outcome: "ok".into(),
+        act_micros: Some(ACT_MICROS),
     }
 }
 
@@ -70,6 +75,28 @@ pub(crate) async fn numbers_and_chains_each_tenant(stores: &Stores) {
     assert!(records.iter().all(|record| record.hash.len() == 64));
     assert_eq!(verified(stores, ours).await, intact(4));
     assert_eq!(verified(stores, theirs).await, intact(2));
+}
+
+/// A record waits for a database that is away, for as long as it takes.
+pub(crate) async fn tells_when_it_was_done_and_when_it_was_stored(stores: &Stores) {
+    let [ours, _] = two_tenants(stores).await;
+    let untold = Action { act_micros: None, ..action(ours, "untold") };
+    stores.audit.append(Place::start(), vec![action(ours, "told"), untold]).await.unwrap();
+    let records = stores.audit.list(ours, 0, 10).await.unwrap();
+    let told = Timestamp { seconds: 1_700_000_000, nanos: 123_456_000 };
+    assert_eq!(records.iter().map(|record| record.act_time).collect::<Vec<_>>(), [Some(told), None]);
+    assert!(records.iter().all(|record| record.create_time.is_some_and(|stored| stored.seconds > told.seconds)));
+    assert_eq!(verified(stores, ours).await, intact(2));
+}
+
+pub(crate) async fn tells_up_to_where_a_journal_was_stored(stores: &Stores) {
+    let [ours, _] = two_tenants(stores).await;
+    let place = Place::start();
+    let batch = |records| vec![action(ours, "a"); records];
+    for (first, records, before) in [(1, 2, 0), (2, 2, 2), (1, 1, 3), (6, 1, 3), (7, 1, 6)] {
+        assert_eq!(stores.audit.append(place.behind(first - 1), batch(records)).await.unwrap(), before, "{first}");
+    }
+    assert_eq!(verified(stores, ours).await, intact(5));
 }
 
 pub(crate) async fn keeps_its_chain_under_concurrent_writers(stores: &Stores) {

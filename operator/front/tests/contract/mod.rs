@@ -59,6 +59,7 @@ macro_rules! promises {
                 tells_whose_cost_nobody_knows;
             audit: keeps_tenants_apart, numbers_and_chains_each_tenant, keeps_its_chain_under_concurrent_writers,
                 lists_in_pages, finds_an_empty_log_intact, comes_by_what_is_known,
+                tells_when_it_was_done_and_when_it_was_stored, tells_up_to_where_a_journal_was_stored,
                 stores_each_record_of_a_journal_once;
             keys: finds_what_was_stored, knows_no_other_prefix, refuses_unknown_tenants_and_taken_prefixes,
                 finds_no_key_that_has_expired, finds_no_key_that_is_revoked, revokes_and_lists_the_tenants_own_alone;
@@ -73,7 +74,7 @@ macro_rules! promises {
                 erases_budgets_and_alerts_that_are_not_posted_yet, counts_and_erases_what_is_being_erased,
                 counts_what_ended_lately_in_the_midst_of_a_turn, has_no_key_made_behind_it;
             retention: erases_whole_sessions_longest_ended_first, leaves_what_is_open_or_has_just_ended,
-                keeps_tenants_apart, keeps_the_books, frees_the_keys_of_what_it_erased, shares_the_work,
+                keeps_tenants_apart, keeps_the_books, records_each_session_with_its_erasure, frees_the_keys_of_what_it_erased, shares_the_work,
                 erases_a_large_session_in_slices_and_shows_none_of_it, takes_budgets_and_alerts_of_a_session_along,
                 erases_what_it_began_whatever_time_is_asked_for, tells_of_whom_it_erases_sessions, leaves_the_call_of_a_hidden_sub_agent_to_another;
             creation: leaves_nothing_behind_when_a_step_fails, leaves_nothing_behind_when_the_worker_hangs,

@@ -13,7 +13,7 @@ use croft_front::session::store::{Filter, Inserted};
 use croft_front::store::Stores;
 use croft_proto::Timestamp;
 use croft_proto::id::{SessionId, TenantId};
-use croft_proto::v1::{BudgetAction, SessionCheckpoint};
+use croft_proto::v1::{AuditRecord, BudgetAction, SessionCheckpoint};
 use futures::future::join_all;
 
 use super::audit::{action, intact, verified};
@@ -97,7 +97,31 @@ pub(crate) async fn keeps_the_books(stores: &Stores) {
     ended(stores, tenant, at(1)).await;
     assert_eq!(erased(stores, tenant, at(100), 10).await, 1);
     assert_eq!(stores.usage.list(tenant, None, None, None, 10).await.unwrap().len(), 1);
-    assert_eq!(verified(stores, tenant).await, intact(1));
+    assert_eq!(verified(stores, tenant).await, intact(2), "with the record of it");
+}
+
+/// Nobody who is lost behind a batch has erased what nobody knows of.
+pub(crate) async fn records_each_session_with_its_erasure(stores: &Stores) {
+    let [ours, theirs] = two_tenants(stores).await;
+    let (first, second, foreign) =
+        (ended(stores, ours, at(1)).await, ended(stores, ours, at(2)).await, ended(stores, theirs, at(1)).await);
+    let recorded = async |tenant| {
+        let records = stores.audit.list(tenant, 0, 10).await.unwrap();
+        let told =
+            |AuditRecord { actor, action, resource, outcome, .. }| format!("{actor} {action} {resource} {outcome}");
+        records.into_iter().map(told).collect::<Vec<_>>()
+    };
+    let record = |id: SessionId| format!("front session.erase sessions/{id} ok");
+    let slice = stores.retention.erase_ended(ours, at(100), 10, 1).await.unwrap();
+    assert_eq!((slice, recorded(ours).await), (Erased { sessions: 0, events: 1 }, Vec::new()), "it is not gone yet");
+    assert_eq!(erased(stores, ours, at(100), 1).await, 1);
+    assert_eq!(recorded(ours).await, [record(first)]);
+    assert_eq!(erased(stores, ours, at(100), 10).await, 1);
+    assert_eq!(recorded(ours).await, [record(first), record(second)]);
+    assert_eq!(recorded(theirs).await, Vec::<String>::new());
+    assert_eq!(erased(stores, theirs, at(100), 10).await, 1);
+    assert_eq!(recorded(theirs).await, [record(foreign)]);
+    assert_eq!(verified(stores, ours).await, intact(2));
 }
 
 pub(crate) async fn frees_the_keys_of_what_it_erased(stores: &Stores) {

@@ -1,5 +1,6 @@
 //! `RemoveTenant`, call by call; and sessions whose time is up, at two fronts at once.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use croft_proto::v1::{
 };
 use tokio::sync::{Mutex, Notify};
 use tokio::time::timeout;
+use tonic::Code;
 
 use crate::scene::{Front, PATIENCE, Scene, new_session};
 
@@ -175,6 +177,65 @@ async fn a_removal_whose_caller_goes_away_meanwhile_is_recorded() {
     }
     removed(&scene, &front, RemovalPolicy::Archive).await;
     assert_eq!(recorded(&scene, &front).await, ["tenant.remove"]);
+}
+
+/// A database whose answer to what it has done is lost, once for each.
+struct Unheard {
+    removal: Arc<dyn RemovalStore>,
+    begins: AtomicBool,
+    erases: AtomicBool,
+}
+
+impl Unheard {
+    fn lost<T>(first: &AtomicBool, answer: Result<T, Error>) -> Result<T, Error> {
+        if first.swap(false, Ordering::SeqCst) {
+            return Err(Error::unavailable("postgres", anyhow::anyhow!("the connection is gone")));
+        }
+        answer
+    }
+}
+
+#[async_trait]
+impl RemovalStore for Unheard {
+    async fn begin(&self, tenant: TenantId, name: &str) -> Result<bool, Error> {
+        Self::lost(&self.begins, self.removal.begin(tenant, name).await)
+    }
+
+    async fn count_cut_short(&self, tenant: TenantId, within: Duration) -> Result<u64, Error> {
+        self.removal.count_cut_short(tenant, within).await
+    }
+
+    async fn erase_credentials(&self, tenant: TenantId) -> Result<u64, Error> {
+        self.removal.erase_credentials(tenant).await
+    }
+
+    async fn erase_rows(&self, tenant: TenantId, rows_max: u32) -> Result<u64, Error> {
+        let erased = self.removal.erase_rows(tenant, rows_max).await;
+        if self.removal.count_rows(tenant, 1).await? == 0 { Self::lost(&self.erases, erased) } else { erased }
+    }
+
+    async fn count_rows(&self, tenant: TenantId, rows_max: u32) -> Result<u64, Error> {
+        self.removal.count_rows(tenant, rows_max).await
+    }
+}
+
+/// Who called again was not the first, and found nothing to erase: neither was ever recorded.
+#[tokio::test]
+async fn a_removal_of_which_no_answer_was_heard_is_recorded() {
+    let mut scene = Scene::new().await;
+    let removal = Arc::clone(&scene.stores.removal);
+    scene.stores.removal = Arc::new(Unheard { removal, begins: AtomicBool::new(true), erases: AtomicBool::new(true) });
+    let front = scene.front("front-0").await;
+    scene.session(scene.heron, false).await;
+    let request = RemoveTenantRequest { policy: RemovalPolicy::Erase.into() };
+    let request = scene.operator.for_tenant(request, "heron", scene.heron);
+    let told = scene.client(&front).remove_tenant(request).await.unwrap_err();
+    assert_eq!(told.code(), Code::Unavailable, "{told:?}");
+    // The rows' end is tried again in the same call, and finds none.
+    removed(&scene, &front, RemovalPolicy::Erase).await;
+    assert_eq!(recorded(&scene, &front).await, ["tenant.remove", "tenant.erase"]);
+    assert_eq!(remove(&scene, &front, RemovalPolicy::Erase).await.step(), RemovalStep::Done);
+    assert_eq!(recorded(&scene, &front).await, ["tenant.remove", "tenant.erase"], "once");
 }
 
 /// What a call has used may be told when its session has ended, and where the session is gone the ledger does not take it.

@@ -78,6 +78,28 @@ async fn what_was_not_priced_is_priced_once_and_everything_adds_up() {
     database.end().await;
 }
 
+/// What was changed is recorded with it: a job that is killed, or whose record is refused, has changed nothing that nobody knows of.
+#[tokio::test]
+async fn nothing_is_repriced_that_is_not_recorded() {
+    let database = Database::migrated().await;
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
+    let [ours, _] = two_tenants(&stores).await;
+    let first = session(&stores, ours).await;
+    appended(&stores, append(ours, first, vec![attempt("a", None)])).await;
+    let mut admin = database.admin().await;
+    execute(&mut admin, "update prices set effective_from = '2020-01-01' where model_id = 'scripted-1'").await.unwrap();
+    let refuses = "alter table audit_log add constraint no_record check (action <> 'usage.reprice')";
+    execute(&mut admin, refuses).await.unwrap();
+    let error = reprice(&database.admin_url(), Choice::default()).await.unwrap_err();
+    let told = format!("{error:#}");
+    assert!(told.starts_with("broken off: 0 attempts looked at") && told.contains("the audit log"), "{told}");
+    assert_eq!(get(&stores, ours, first).await.usage.cost_nano_usd, 0);
+    execute(&mut admin, "alter table audit_log drop constraint no_record").await.unwrap();
+    assert_eq!(reprice(&database.admin_url(), Choice::default()).await.unwrap().changed, 1);
+    assert_eq!(recorded(&stores, ours).await.len(), 1);
+    database.end().await;
+}
+
 async fn recorded(stores: &Stores, tenant: TenantId) -> Vec<String> {
     let told = |AuditRecord { actor, action, resource, outcome, .. }| format!("{actor} {action} {resource} {outcome}");
     stores.audit.list(tenant, 0, 10).await.unwrap().into_iter().map(told).collect()

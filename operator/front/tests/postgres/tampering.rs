@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use croft_front::Error;
 use croft_front::audit::Place;
+use croft_front::audit::spool::Folder;
 use croft_front::audit::writer::AuditWriter;
 use croft_front::metrics::Metrics;
 use croft_front::store::Stores;
@@ -155,7 +156,7 @@ async fn a_change_of_any_column_of_any_record_is_found_where_it_was_made() {
     let stores = Stores::postgres(&database.front().await, &Tasks::new());
     let mut superuser = database.admin().await;
     let columns = columns(&mut superuser, "audit_log").await;
-    assert!(columns.len() >= 8, "{columns:?}");
+    assert!(columns.len() >= 9, "{columns:?}");
     for (column, changed) in &columns {
         for number in 1..=RECORDS {
             let tenant = five_records(&stores).await;
@@ -189,9 +190,10 @@ async fn a_record_that_is_missing_slipped_in_or_in_anothers_place_is_found() {
         update audit_log set number = 4 where number = -2 and tenant_id = '$'";
     let exchanged =
         "update audit_log a set actor = b.actor, action = b.action, resource = b.resource, outcome = b.outcome,
-            create_time = b.create_time, hash = b.hash
+            create_time = b.create_time, act_time = b.act_time, hash = b.hash
         from audit_log b where a.tenant_id = '$' and b.tenant_id = '$' and (a.number, b.number) in ((2, 3), (3, 2))";
-    let copied = "insert into audit_log select tenant_id, #, create_time, actor, action, resource, outcome, hash
+    let copied =
+        "insert into audit_log select tenant_id, #, create_time, actor, action, resource, outcome, hash, act_time
         from audit_log where number = 5 and tenant_id = '$'";
     let cases = [
         ("delete from audit_log where number = 1 and tenant_id = '$'".to_owned(), 1),
@@ -268,6 +270,84 @@ async fn a_log_whose_end_was_set_back_holds_up_no_others() {
     assert!(!verified(&stores, broken).await.intact);
     drop(writer);
     assert_eq!(tasks.shutdown(Duration::from_secs(90)).await, 0);
+    database.end().await;
+}
+
+/// A batch without records was taken, and moved the end of a journal as far as anybody liked: from then on each record was taken for stored.
+#[tokio::test]
+async fn a_front_whose_journal_somebody_else_wrote_to_loses_no_record() {
+    let (database, tasks) = (Database::migrated().await, Tasks::new());
+    let stores = Stores::postgres(&database.front().await, &tasks);
+    let [ours, theirs] = two_tenants(&stores).await;
+    let (metrics, folder) = (Metrics::register(&Registry::new()).unwrap(), tempfile::tempdir().unwrap());
+    let folder = Folder { path: folder.path().to_owned(), bytes_max: 1 << 20 };
+    let writer = AuditWriter::start(Arc::clone(&stores.audit), Some(&folder), metrics.clone(), &tasks).await.unwrap();
+    writer.record(action(ours, "before")).await;
+    assert_eq!(writer.unwritten(Duration::from_secs(90)).await, 0);
+
+    let journal: uuid::Uuid =
+        sqlx::query_scalar("select journal from audit_journals").fetch_one(&mut database.admin().await).await.unwrap();
+    let mut front = database.login(FRONT_ROLE).await;
+    let far = i64::MAX - 1;
+    let empty = "'{}', '{}', '{}', '{}', '{}'";
+    for batch in [empty.to_owned(), format!("{empty}, '{{}}'")] {
+        let appends =
+            format!("set local role croft_writer; select croft_append_audit_once('{journal}', {far}, {batch})");
+        let told = refused(&mut front, &appends).await;
+        assert!(told.contains("a batch has records"), "{batch}: {told}");
+    }
+    let poisoned = format!(
+        "begin; set local role croft_writer; set local croft.tenant = '{theirs}';
+        select croft_append_audit_once(
+            '{journal}', {far}, array['{theirs}'::uuid], array['a'], array['b'], array['c'], array['d'], array[7]::bigint[]
+        );
+        commit"
+    );
+    execute(&mut front, &poisoned).await.unwrap();
+    for resource in ["behind", "further behind"] {
+        writer.record(action(ours, resource)).await;
+        assert_eq!(writer.unwritten(Duration::from_secs(90)).await, 0);
+    }
+    let records = stores.audit.list(ours, 0, 10).await.unwrap();
+    let resources: Vec<_> = records.iter().map(|record| &*record.resource).collect();
+    assert_eq!(resources, ["before", "behind", "further behind"]);
+    assert_eq!(metrics.audit_refused.get(), 1, "and it is told");
+    assert_eq!(verified(&stores, ours).await, intact(3));
+    drop(writer);
+    assert_eq!(tasks.shutdown(Duration::from_secs(90)).await, 0);
+    database.end().await;
+}
+
+/// A record had the time at which its batch had begun to wait for others.
+#[tokio::test]
+async fn no_record_seems_older_than_those_before_it() {
+    let database = Database::migrated().await;
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
+    let [one, other] = two_tenants(&stores).await;
+    stores.audit.append(Place::start(), vec![action(one, "1"), action(other, "1")]).await.unwrap();
+    // By tenant: the lower one is waited for.
+    let [held, free] = if one.0 < other.0 { [one, other] } else { [other, one] };
+    let (mut holder, mut watcher) = (database.admin().await, database.admin().await);
+    execute(&mut holder, &format!("begin; select from audit_heads where tenant_id = '{held}' for update"))
+        .await
+        .unwrap();
+    let long = stores.audit.append(Place::start(), vec![action(held, "2"), action(free, "3")]);
+    let meanwhile = async {
+        let waiting =
+            "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+        while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut watcher).await.unwrap() < 1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        stores.audit.append(Place::start(), vec![action(free, "2")]).await.unwrap();
+        execute(&mut holder, "commit").await.unwrap();
+    };
+    let (outcome, ()) = tokio::join!(long, meanwhile);
+    outcome.unwrap();
+    let records = stores.audit.list(free, 0, 10).await.unwrap();
+    assert_eq!(records.iter().map(|record| &*record.resource).collect::<Vec<_>>(), ["1", "2", "3"]);
+    let times: Vec<_> = records.iter().map(|record| record.create_time.unwrap()).collect();
+    assert!(times.is_sorted_by_key(|time| (time.seconds, time.nanos)), "{times:?}");
+    assert_eq!(verified(&stores, free).await, intact(3));
     database.end().await;
 }
 

@@ -40,7 +40,7 @@ impl Fickle {
 
 #[async_trait]
 impl AuditStore for Fickle {
-    async fn append(&self, _: Place, actions: Vec<Action>) -> Result<(), Error> {
+    async fn append(&self, Place { first, .. }: Place, actions: Vec<Action>) -> Result<u64, Error> {
         if self.hangs.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
@@ -51,7 +51,7 @@ impl AuditStore for Fickle {
             return Err(Error::invalid("records", "are not to its taste"));
         }
         self.batches.lock().unwrap().push(actions.into_iter().map(|action| action.resource).collect());
-        Ok(())
+        Ok(first - 1)
     }
 
     async fn list(&self, _: TenantId, _: u64, _: u32) -> Result<Vec<AuditRecord>, Error> {
@@ -70,6 +70,7 @@ fn action(resource: impl Into<String>) -> Action {
         action: "session.create".into(),
         resource: resource.into(),
         outcome: "ok".into(),
+        act_micros: None,
     }
 }
 
@@ -142,7 +143,7 @@ async fn what_is_given_to_the_store_twice_counts_once() {
     let (storing, stored) = watch::channel(0);
     let (metrics, journal) = (Metrics::register(&Registry::new()).unwrap(), Arc::new(Journal::new(None)));
     let lag = metrics.audit_lag.clone();
-    let work = Writing { store: Arc::new(Fickle::default()), journal, spool: None, metrics, storing };
+    let mut work = Writing { store: Arc::new(Fickle::default()), journal, spool: None, metrics, storing, sent: 0 };
     (1..=4).for_each(|number| lag.given(number));
     let place = Place { journal: work.journal.id(), first: 1 };
     for _ in 0..2 {
@@ -374,7 +375,7 @@ async fn a_line_of_a_journal_that_cannot_be_read_takes_no_other_along() {
 /// What the files of batches take of the disk.
 fn taken(folder: &TempDir) -> u64 {
     let files = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap());
-    let batches = files.filter(|file| file.file_name().to_str().unwrap().ends_with(".jsonl"));
+    let batches = files.filter(|file| file.path().extension().is_some_and(|ending| ending == "jsonl"));
     batches.map(|batch| batch.metadata().unwrap().len().next_multiple_of(4_096)).sum()
 }
 

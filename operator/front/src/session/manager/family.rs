@@ -85,8 +85,14 @@ impl Manager {
             Err(error) => ("sessions".to_owned(), error.reason()),
         };
         let actor = format!("sessions/{}", caller.id);
-        let action =
-            Action { tenant: caller.tenant, actor, action: "session.create".into(), resource, outcome: outcome.into() };
+        let action = Action {
+            tenant: caller.tenant,
+            actor,
+            action: "session.create".into(),
+            resource,
+            outcome: outcome.into(),
+            act_micros: None,
+        };
         self.core.audit.record(action).await;
     }
 

@@ -6,6 +6,11 @@ use croft_proto::id::TenantId;
 
 use crate::error::Error;
 
+/// Who has erased a session, in the audit log.
+pub(crate) const ACTOR: &str = "front";
+/// What was done to it there.
+pub(crate) const ACTION: &str = "session.erase";
+
 /// What one transaction came to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Erased {
@@ -20,7 +25,7 @@ pub trait RetentionStore: Send + Sync {
     /// Erases sessions that ended before then, longest ended first: at most `sessions_max` of them go out of sight, with their
     /// checkpoints, leases, idempotency keys, budgets and alerts, and at most `events_max` of their events go, the newest first.
     /// What is left of a session goes with the next call, whatever `before` that has. When there is nothing to do, nothing was erased.
-    /// What ended within the hour is left alone.
+    /// What ended within the hour is left alone. Of each session that is gone the same transaction makes an audit record.
     async fn erase_ended(
         &self,
         tenant: TenantId,

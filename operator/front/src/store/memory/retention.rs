@@ -5,10 +5,11 @@ use croft_proto::Timestamp;
 use croft_proto::id::{SessionId, TenantId};
 
 use super::{Memory, State};
+use crate::audit::Action;
 use crate::budget::Scope;
 use crate::clock::now;
 use crate::error::Error;
-use crate::session::retention::store::{Erased, RetentionStore};
+use crate::session::retention::store::{ACTION, ACTOR, Erased, RetentionStore};
 use crate::store::time;
 
 const HOUR_MICROS: i64 = 3_600_000_000;
@@ -46,6 +47,9 @@ impl RetentionStore for Memory {
             }
             state.going.remove(&(tenant, id));
             erased.sessions += 1;
+            let (actor, resource) = (ACTOR.to_owned(), format!("sessions/{id}"));
+            let act = Action { tenant, actor, action: ACTION.into(), resource, outcome: "ok".into(), act_micros: None };
+            state.note(act, time::stored(&now()))?;
         }
         Ok(erased)
     }

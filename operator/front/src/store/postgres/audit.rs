@@ -21,13 +21,13 @@ const PAGE: i64 = 20_000;
 
 #[async_trait]
 impl AuditStore for Postgres {
-    async fn append(&self, place: Place, actions: Vec<Action>) -> Result<(), Error> {
+    async fn append(&self, place: Place, actions: Vec<Action>) -> Result<u64, Error> {
         self.timed(async |server| {
             if actions.is_empty() {
-                return Ok(());
+                return Ok(0);
             }
             let mut tx = server.writer().await?;
-            sqlx::query("select croft_append_audit_once($1, $2, $3, $4, $5, $6, $7)")
+            let stored: i64 = sqlx::query_scalar("select croft_append_audit_once($1, $2, $3, $4, $5, $6, $7, $8)")
                 .bind(place.journal)
                 .bind(signed(place.first))
                 .bind(actions.iter().map(|action| action.tenant.0).collect::<Vec<_>>())
@@ -35,10 +35,12 @@ impl AuditStore for Postgres {
                 .bind(actions.iter().map(|action| &*action.action).collect::<Vec<_>>())
                 .bind(actions.iter().map(|action| action.resource.as_str()).collect::<Vec<_>>())
                 .bind(actions.iter().map(|action| &*action.outcome).collect::<Vec<_>>())
-                .execute(&mut *tx)
+                .bind(actions.iter().map(|action| action.act_micros).collect::<Vec<_>>())
+                .fetch_one(&mut *tx)
                 .await
                 .map_err(refused)?;
-            tx.commit().await.map_err(failed)
+            tx.commit().await.map_err(failed)?;
+            Ok(stored.cast_unsigned())
         })
         .await
     }
@@ -114,7 +116,7 @@ impl Postgres {
             let after = signed(chain.verified());
             // The rows are hashed while the next ones are on their way.
             let mut rows = sqlx::query(
-                "select number, create_time, actor, action, resource, outcome, hash from audit_log
+                "select number, create_time, actor, action, resource, outcome, hash, act_time from audit_log
                 where tenant_id = $1 and number > $2 and number <= $3 order by number",
             )
             .bind(tenant.0)
@@ -152,12 +154,13 @@ fn fits(chain: &mut Chain, row: &PgRow) -> Result<bool, sqlx::Error> {
     let Time(create_time) = row.try_get(1)?;
     let texts = [row.try_get(2)?, row.try_get(3)?, row.try_get(4)?, row.try_get(5)?];
     let hash: &[u8] = row.try_get(6)?;
-    Ok(chain.add(&Link { number: number.cast_unsigned(), micros: micros(&create_time), texts }, hash))
+    let act_micros = row.try_get::<Option<Time>, _>(7)?.map(|Time(act_time)| micros(&act_time));
+    Ok(chain.add(&Link { number: number.cast_unsigned(), micros: micros(&create_time), texts, act_micros }, hash))
 }
 
 async fn list(tx: &mut Tx, tenant: TenantId, after_number: u64, limit: u32) -> Result<Vec<AuditRecord>, Error> {
     let rows = sqlx::query(
-        "select number, create_time, actor, action, resource, outcome, hash from audit_log
+        "select number, create_time, actor, action, resource, outcome, hash, act_time from audit_log
         where tenant_id = $1 and number > $2 order by number limit $3",
     )
     .bind(tenant.0)
@@ -180,5 +183,6 @@ fn record(row: &PgRow) -> Result<AuditRecord, sqlx::Error> {
         resource: row.try_get("resource")?,
         outcome: row.try_get("outcome")?,
         hash: hex::encode(hash),
+        act_time: row.try_get::<Option<Time>, _>("act_time")?.map(|Time(act_time)| act_time),
     })
 }
