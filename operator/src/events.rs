@@ -65,7 +65,7 @@ pub(crate) fn turns(before: &[Condition], now: &[Condition]) -> Vec<Turn> {
         let is_new = older.is_none_or(|older| older.status != condition.status || older.reason != condition.reason);
         let is_ready = condition.type_ == "Ready";
         let does_not_hold = condition.status == "False" && !is_ready;
-        let is_calm = matches!(condition.reason.as_str(), "Starting" | "Creating" | "Stopping");
+        let is_calm = matches!(condition.reason.as_str(), "Starting" | "Creating" | "Stopping" | "RolloutWaiting");
         let is_news = does_not_hold && !is_calm || is_ready && condition.status == "True";
         let is_problem = does_not_hold && !is_asked_for(&condition.reason);
         // `Applied` repeats what a part says, or has it alone when no part is to blame.
@@ -217,6 +217,8 @@ mod tests {
     fn only_what_turns_is_told() {
         let starting = [condition("Ready", "False", "Starting"), condition("WorkersReady", "False", "Starting")];
         assert_eq!(told(&[], &starting), []);
+        let waiting = [condition("WorkersReady", "False", "RolloutWaiting")];
+        assert_eq!((told(&[], &waiting), told(&starting, &waiting)), (vec![], vec![]));
         let crashing = [condition("Ready", "False", "Crashing"), condition("WorkersReady", "False", "Crashing")];
         assert_eq!(told(&starting, &crashing), [("Crashing".to_owned(), true)]);
         assert_eq!(told(&crashing, &crashing), []);

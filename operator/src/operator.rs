@@ -190,7 +190,14 @@ fn tenants(
     let source = Source {
         name: "tenants",
         marks: context.cluster.changes.tenants.clone(),
-        find: Box::new(move |name: &String| all.cluster.tenant(name)),
+        find: Box::new(move |name: &String| {
+            let found = all.cluster.tenant(name);
+            if found.is_none() {
+                // Its last pass may have asked for a permit after it had gone.
+                all.cluster.rollouts.settle(name);
+            }
+            found
+        }),
         tenant: |name| name,
     };
     let pass = move |tenant| tenant::reconcile(tenant, Arc::clone(&for_passes));

@@ -7,10 +7,10 @@ use crate::marks::Marks;
 use crate::metrics::Metrics;
 use crate::permits::{Holder, Permits, most};
 
-/// Why a tenant's workers wait.
+/// Why a tenant's workers wait: as many as may be under way are, or come before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Waiting {
-    pub(crate) under_way: usize,
+    /// Tenants whose workers may be exchanged at a time.
     pub(crate) most: usize,
 }
 
@@ -55,8 +55,7 @@ impl Rollouts {
         self.change(|state| {
             state.most = most(tenants, percent);
             let free_for = if state.is_open { state.most } else { 0 };
-            let waiting = Waiting { under_way: state.permits.under_way(), most: state.most };
-            state.permits.ask(tenant, is_whole, free_for).ok_or(waiting)
+            state.permits.ask(tenant, is_whole, free_for).ok_or(Waiting { most: state.most })
         })
     }
 
@@ -135,17 +134,35 @@ mod tests {
     #[tokio::test]
     async fn no_permit_is_given_before_what_is_under_way_is_known() {
         let (rollouts, marks, metrics) = rollouts();
-        assert_eq!(rollouts.ask("heron", true, 3, 5), Err(Waiting { under_way: 0, most: 10 }));
+        assert_eq!(rollouts.ask("heron", true, 3, 5), Err(Waiting { most: 10 }));
+        assert_eq!(metrics.rollouts_under_way.get(), 0);
         rollouts.open((0..10).map(|at| format!("egret-{at}")).collect());
         for at in 0..10 {
             assert_eq!(marks.next().await, format!("egret-{at}"));
         }
-        assert_eq!(rollouts.ask("heron", true, 3, 5), Err(Waiting { under_way: 10, most: 10 }));
+        assert_eq!(rollouts.ask("heron", true, 3, 5), Err(Waiting { most: 10 }));
         assert_eq!((metrics.rollouts_under_way.get(), metrics.rollouts_waiting.get()), (10, 1));
         rollouts.settle("egret-7");
         assert_eq!(marks.next().await, "heron");
         assert!(rollouts.ask("heron", true, 3, 5).is_ok());
         assert_eq!((metrics.rollouts_ended.get(), metrics.rollouts_waiting.get()), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn a_tenant_that_went_and_stands_at_the_head_of_the_queue_keeps_nobody_waiting() {
+        let (rollouts, marks, metrics) = rollouts();
+        rollouts.open((0..10).map(|at| format!("egret-{at}")).collect());
+        for _ in 0..10 {
+            marks.next().await;
+        }
+        assert!(rollouts.ask("gone", true, 3, 5).is_err() && rollouts.ask("heron", true, 3, 5).is_err());
+        rollouts.settle("egret-7");
+        // It is looked at, and is not there.
+        assert_eq!(marks.next().await, "gone");
+        rollouts.settle("gone");
+        assert_eq!(marks.next().await, "heron");
+        assert!(rollouts.ask("heron", true, 3, 5).is_ok());
+        assert_eq!((metrics.rollouts_under_way.get(), metrics.rollouts_waiting.get()), (10, 0));
     }
 
     #[tokio::test]

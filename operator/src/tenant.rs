@@ -68,7 +68,7 @@ pub(crate) use workers::{GRPC_PORT, NAME as WORKERS};
 use crate::authority::{self, Authority};
 use crate::certificate::{Issued, Subject};
 use crate::context::Context;
-use crate::controller::{Action, PassError, Retry, chance};
+use crate::controller::{Action, PassError, Retry};
 use crate::mirror::is_in_part;
 use observe::Observed;
 use part::{Failure, Part};
@@ -83,9 +83,6 @@ const RESYNC: Duration = Duration::from_mins(10);
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// While the copy of the workers' Deployment is from before our write of it: the watch's word of that write alone wakes nobody.
 const CAUGHT_UP: Duration = Duration::from_secs(1);
-
-/// For workers that wait for a permit: one that comes free wakes them.
-const PERMIT_COMES: Duration = Duration::from_secs(20);
 
 /// How long all else of a tenant waits for workers that shall not run to be stopped.
 const STOPPED_SOON: Duration = Duration::from_secs(3);
@@ -177,7 +174,9 @@ pub async fn reconcile(tenant: Arc<AgentTenant>, context: Arc<Context>) -> Resul
         }
     };
     let outcome: Result<(), Failure> = in_time(ends, Box::pin(pass), &context).await;
-    if outcome.is_err() {
+    let waits = observed.as_ref().is_some_and(|observed| observed.waiting.is_some());
+    // Whoever waits keeps its place whatever part of it fails: with a permit, such a pass may well come to its workers.
+    if outcome.is_err() && !waits {
         exchange::give_up(&tenant, &context);
     }
     let told = report::Pass { outcome: outcome.as_ref().copied(), observed: observed.as_ref(), kept_up: &kept_up };
@@ -191,10 +190,7 @@ pub async fn reconcile(tenant: Arc<AgentTenant>, context: Arc<Context>) -> Resul
     let is_outdated = reported?;
     let counted = bounds::quota(&tenant, &context.settings.tiers).agent_sessions.is_some();
     let countable_in = quota::countable_in(&tenant, context.now()).filter(|_| counted).unwrap_or(RESYNC);
-    // Half of it is chance, so that the many that wait are not looked at together.
-    let waits = observed.is_some_and(|observed| observed.waiting.is_some());
-    let permitted_in = if waits { PERMIT_COMES.mul_f64(0.5 + chance()) } else { RESYNC };
-    Ok(Action::requeue(if is_outdated { CAUGHT_UP } else { countable_in.min(permitted_in) }))
+    Ok(Action::requeue(if is_outdated { CAUGHT_UP } else { countable_in.min(RESYNC) }))
 }
 
 /// Stops the workers that shall not run. Where that fails, or takes its time, it must not keep rights with owners who shall have them no

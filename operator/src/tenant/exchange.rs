@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use croft_crds::{AgentTenant, labels};
+use croft_crds::{AgentTenant, AgentTenantStatus, labels};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt as _;
@@ -17,7 +17,7 @@ use kube::api::{Api, ListParams};
 use serde_json::{Value, json};
 
 use super::observe::{self, Observed};
-use super::part::Part;
+use super::status::WORKERS_READY;
 use super::wanted::{Provider, Wanted};
 use super::{Children, Error, Plan, ensure, health, providers, report, workers};
 use crate::certificate::Issued;
@@ -86,12 +86,16 @@ pub(super) async fn in_turn(
     if is_of(&live, &template, &workers) {
         let has_permit = has_permit(&live);
         judge(&name, &live, context);
+        // Without the mark once they are exchanged: what restarts them later needed no permit.
         return now(children, has_permit);
     }
     let file = observe::latest::<ConfigMap>(&namespace, providers::NAME, context).await?;
     let file = file.filter(|file| is_owned(&**file, tenant));
     let has_permit_already = || rollouts.holder(&name).is_some_and(|holder| holder.was_whole);
-    if is_edited(tenant, context) || rollouts.is_owed(&name) || has_other_keys(file.as_deref(), &wanted) {
+    if is_edited(tenant, &report::current(tenant, context))
+        || rollouts.is_owed(&name)
+        || has_other_keys(file.as_deref(), &wanted)
+    {
         rollouts.owe(&name);
         return now(children, has_permit_already());
     }
@@ -150,13 +154,21 @@ async fn under_way(context: &Context) -> kube::Result<Vec<String>> {
     let (mut page, mut found) = (ListParams::default().labels(CHILDREN).limit(PAGE), Vec::new());
     loop {
         let listed = all.list(&page).await?;
-        let exchanged = listed.items.iter().filter(|live| has_permit(live) && !health::is_exchanged(live));
-        found.extend(exchanged.filter_map(|live| live.labels().get(labels::TENANT).cloned()));
+        let names = listed.items.iter().filter_map(|live| Some((live, live.labels().get(labels::TENANT)?)));
+        let exchanged = names.filter(|(live, name)| {
+            context.cluster.tenant(name).is_some_and(|tenant| are_exchanged_with_permit(live, &tenant))
+        });
+        found.extend(exchanged.map(|(_, name)| name.clone()));
         match listed.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => page = page.continue_token(&token),
             None => return Ok(found),
         }
     }
+}
+
+/// Whether these are the tenant's workers, and are being exchanged with a permit. Anyone may make something that has their labels.
+fn are_exchanged_with_permit(live: &Deployment, tenant: &AgentTenant) -> bool {
+    live.name_any() == workers::NAME && is_owned(live, tenant) && has_permit(live)
 }
 
 /// Whether a tenant whose workers are of the wanted template keeps a permit. One whose workers did not all run before keeps it for as long as
@@ -193,8 +205,9 @@ fn marked(mut workers: Deployment, template: &str, has_permit: bool) -> Deployme
     workers
 }
 
+/// Whether the workers are being exchanged with a permit.
 fn has_permit(live: &Deployment) -> bool {
-    live.annotations().contains_key(labels::ROLLOUT_PERMIT)
+    live.annotations().contains_key(labels::ROLLOUT_PERMIT) && !health::is_exchanged(live)
 }
 
 /// Whether the template is the wanted one. Of workers that an earlier release made, their template itself tells.
@@ -206,10 +219,9 @@ fn is_of(live: &Deployment, template: &str, workers: &Deployment) -> bool {
     }
 }
 
-/// Whether the tenant's spec was edited since a pass last came to its workers.
-fn is_edited(tenant: &AgentTenant, context: &Context) -> bool {
-    let conditions = report::current(tenant, context).conditions;
-    let told = conditions.iter().find(|condition| condition.type_ == Part::Workers.condition());
+/// Whether the tenant's spec was edited since a pass last came past its workers.
+fn is_edited(tenant: &AgentTenant, status: &AgentTenantStatus) -> bool {
+    let told = status.conditions.iter().find(|condition| condition.type_ == WORKERS_READY);
     told.is_none_or(|told| told.observed_generation != tenant.metadata.generation)
 }
 
@@ -295,6 +307,55 @@ mod tests {
             assert!(!has_other_keys(Some(&providers::providers(&all(tenant))), &all(tenant)));
         }
         assert_ne!(template_hash(&none(&lent)), template_hash(&all(&lent)));
+    }
+
+    /// Once, the mark stayed, so that a later restart of any cause held a permit, and names that anyone gave held some for ever.
+    #[test]
+    fn a_permit_ends_with_its_exchange_and_is_a_tenants_own() {
+        let tenant = fixtures::minimal();
+        let template = wanted(&tenant, &fixtures::settings());
+        let workers = workers::workers(&template, &issued("one"));
+        let of = |has_permit: bool, updated: i32| {
+            let mut live = marked(workers.clone(), "a template", has_permit);
+            live.metadata.generation = Some(7);
+            live.status = serde_json::from_value(json!({
+                "observedGeneration": 7, "replicas": 2, "updatedReplicas": updated, "availableReplicas": 2,
+            }))
+            .unwrap();
+            live
+        };
+        assert_eq!(
+            [(true, 1), (true, 2), (false, 1)].map(|(marked, of_it)| has_permit(&of(marked, of_it))),
+            [true, false, false]
+        );
+        let live = of(true, 1);
+        assert!(are_exchanged_with_permit(&live, &tenant) && !are_exchanged_with_permit(&of(true, 2), &tenant));
+        assert!(!are_exchanged_with_permit(&live, &fixtures::full()), "of another owner");
+        let mut other = live.clone();
+        other.metadata.name = Some("others".to_owned());
+        assert!(!are_exchanged_with_permit(&other, &tenant));
+    }
+
+    /// Once, an edit whose first try failed at the workers waited for a permit under the next leader.
+    #[test]
+    fn an_edit_counts_until_it_has_come_past_the_workers() {
+        let tenant = fixtures::minimal();
+        let condition = |kind: &str, generation: i64| {
+            json!({
+                "type": kind, "status": "False", "reason": "ApiFailed", "message": "", "observedGeneration": generation,
+                "lastTransitionTime": "2026-01-01T00:00:00Z",
+            })
+        };
+        let of = |conditions: Vec<Value>| {
+            let status = AgentTenantStatus {
+                conditions: serde_json::from_value(Value::Array(conditions)).unwrap(),
+                ..AgentTenantStatus::default()
+            };
+            is_edited(&tenant, &status)
+        };
+        assert!(of(vec![condition("WorkersApplied", 3)]), "nothing was told of its workers");
+        assert!(of(vec![condition("WorkersApplied", 3), condition("WorkersReady", 2)]));
+        assert!(!of(vec![condition("WorkersApplied", 2), condition("WorkersReady", 3)]));
     }
 
     #[test]

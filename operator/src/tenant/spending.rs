@@ -14,6 +14,9 @@ pub(super) const KIND: &str = "WithinBudget";
 /// Of the limit that is nearest. The same thresholds are events of the sessions that reach them.
 const THRESHOLDS: [i128; 4] = [100, 90, 80, 50];
 
+/// Of the limit: what is left of less spent has room for calls of the usual size, whatever was refused.
+const NEARLY: i128 = 90;
+
 /// One limit of a budget, and how near it is.
 struct Reached {
     /// For sentences: `20 USD`.
@@ -67,13 +70,15 @@ pub(crate) fn reads_differently(tenant: &AgentTenant, tiers: &Tiers, month: Opti
 }
 
 /// `None` for a limit of nothing, which is none. What the fronts told of a threshold counts for the limit as it is, and for as long as so
-/// much is spent: sums may be corrected.
+/// much is spent: sums may be corrected. A single call that is too large for what is left is refused, and tells of every threshold too;
+/// while more than [`NEARLY`] is free, smaller ones go on.
 fn reached(limit_told: String, unit: &str, limit: i64, spent: i64, month: Option<&Month>) -> Option<Reached> {
     let limit = Some(limit).filter(|limit| *limit > 0)?;
     let alerts = month.map_or(&[][..], |month| &month.alerts).iter();
     let its = alerts.filter(|alert| (alert.unit.as_str(), alert.limit) == (unit, limit) && alert.spent <= spent);
     let told = its.map(|alert| i128::from(alert.percent)).max().unwrap_or(0);
     let percent = i128::from(spent) * 100 / i128::from(limit);
+    let told = if percent >= NEARLY { told } else { 0 };
     Some(Reached { limit: limit_told, percent: percent.max(told), is_spent: spent >= limit })
 }
 
@@ -160,6 +165,9 @@ mod tests {
         assert_eq!(of(4_970_000_000, alert(5_000_000_000, 4_970_000_000)), "BudgetSpent");
         assert_eq!(of(4_970_000_000, alert(4_000_000_000, 3_990_000_000)), "BudgetNearlySpent", "the limit was raised");
         assert_eq!(of(1_000_000_000, alert(5_000_000_000, 4_970_000_000)), "BudgetAmple", "the sum was corrected");
+        assert_eq!(of(0, alert(5_000_000_000, 0)), "BudgetAmple", "one call was larger than all of it");
+        let at = |spent| of(spent, alert(5_000_000_000, spent));
+        assert_eq!((at(4_499_999_999), at(4_500_000_000)), ("BudgetNearlySpent", "BudgetSpent"));
 
         let mut tenant = fixtures::full();
         tenant.spec.budget.on_exceeded = Some(OnExceeded::Block);

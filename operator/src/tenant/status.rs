@@ -19,9 +19,10 @@ use super::{Error, spending};
 use crate::totals::{self, Month, Total};
 use crate::worker::Worker;
 use rollout::{Rollout, rollout};
+pub(super) use verdicts::WORKERS_READY;
 use verdicts::{
-    WORKERS_READY, applied, budget_untold, came_past_workers, observed_before, part_applied, prevented,
-    providers_ready, ready, workers_ready,
+    applied, budget_untold, came_past_workers, observed_before, part_applied, prevented, providers_ready, ready,
+    workers_ready,
 };
 
 /// The condition that is there only while a tenant is being deleted.
@@ -110,13 +111,14 @@ fn told_or_before(facts: &Facts<'_>) -> Option<Month> {
 
 fn phase(tenant: &AgentTenant, pass: Pass<'_>, workers: WorkersStatus, rollout: &Rollout) -> TenantPhase {
     let lacks_keys = pass.observed.is_some_and(|observed| observed.key_problems().next().is_some());
-    match (pass.outcome.map_err(|failure| &failure.error), rollout) {
+    let is_done = matches!(rollout, Rollout::Done | Rollout::Held(_));
+    match (pass.outcome.map_err(|failure| &failure.error), is_done) {
         (Err(Error::NamespaceTaken { .. } | Error::Spec { .. }), _) => TenantPhase::Failed,
-        (Ok(()), Rollout::Done) if tenant.spec.emergency_stop => TenantPhase::Stopped,
-        (Ok(()), Rollout::Done) if tenant.spec.suspend => TenantPhase::Suspended,
-        (Ok(()), Rollout::Done) if lacks_keys => TenantPhase::Degraded,
-        (Ok(()), Rollout::Done) if tenant.spec.cordon => TenantPhase::Cordoned,
-        (Ok(()), Rollout::Done) => TenantPhase::Ready,
+        (Ok(()), true) if tenant.spec.emergency_stop => TenantPhase::Stopped,
+        (Ok(()), true) if tenant.spec.suspend => TenantPhase::Suspended,
+        (Ok(()), true) if lacks_keys => TenantPhase::Degraded,
+        (Ok(()), true) if tenant.spec.cordon => TenantPhase::Cordoned,
+        (Ok(()), true) => TenantPhase::Ready,
         _ if workers.ready > 0 => TenantPhase::Degraded,
         _ => TenantPhase::Pending,
     }

@@ -11,6 +11,7 @@ mod world;
 
 use std::collections::BTreeSet;
 
+use croft_crds::labels;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{DeleteParams, Patch, PatchParams};
@@ -31,12 +32,12 @@ async fn with(session: &Session, image: &str) -> Option<BTreeSet<String>> {
     Some(all.into_iter().filter(|(_, live)| image_of(live).as_deref() == Some(image)).map(|(name, _)| name).collect())
 }
 
-/// The names of those of which the condition `Ready` tells this reason.
-async fn told(session: &Session, reason: &str) -> Option<BTreeSet<String>> {
+/// The names of those of which this condition tells this reason.
+async fn told(session: &Session, kind: &str, reason: &str) -> Option<BTreeSet<String>> {
     let conditions = session.tenants().await?.into_iter().filter_map(|tenant| {
         let status = tenant.status?;
-        let ready = status.conditions.into_iter().find(|condition| condition.type_ == "Ready")?;
-        (ready.reason == reason).then_some(tenant.metadata.name?)
+        let told = status.conditions.into_iter().find(|condition| condition.type_ == kind)?;
+        (told.reason == reason).then_some(tenant.metadata.name?)
     });
     Some(conditions.collect())
 }
@@ -45,7 +46,8 @@ async fn all_ready(session: &Session, image: &str, operator: &Operator, count: u
     until("all have their workers", async || {
         assert!(operator.rollouts().await.under_way <= MOST);
         session.start_pods().await;
-        let is_done = with(session, image).await?.len() == count && told(session, "AllWell").await?.len() == count;
+        let is_done =
+            with(session, image).await?.len() == count && told(session, "Ready", "AllWell").await?.len() == count;
         is_done.then_some(())
     })
     .await;
@@ -66,11 +68,13 @@ async fn an_image_that_never_becomes_ready_goes_no_further_than_to_a_few_tenants
     operator.stop().await;
     let operator = Operator::start(&session.namespace, "croft/worker:2").await;
     until("no more are begun", async || {
-        let (begun, waiting) = (with(&session, "croft/worker:2").await?, told(&session, "RolloutWaiting").await?);
+        let begun = with(&session, "croft/worker:2").await?;
+        let waiting = told(&session, "WorkersReady", "RolloutWaiting").await?;
         assert!(begun.len() <= MOST, "{begun:?}");
         (begun.len() == MOST && waiting.len() == TENANTS - MOST).then_some(())
     })
     .await;
+    assert!(told(&session, "Ready", "RolloutWaiting").await.unwrap().is_empty(), "they are served as before");
     let begun = with(&session, "croft/worker:2").await.unwrap();
     let waiting: Vec<_> = names.iter().filter(|name| !begun.contains(*name)).collect();
 
@@ -118,7 +122,11 @@ async fn an_image_that_never_becomes_ready_goes_no_further_than_to_a_few_tenants
     all_ready(&session, "croft/worker:3", &operator, TENANTS + 1).await;
     until("nobody has a permit any more", async || {
         let rollouts = operator.rollouts().await;
-        (rollouts.under_way + rollouts.waiting == 0).then_some(())
+        let has_mark = |live: &Deployment| {
+            live.metadata.annotations.iter().flatten().any(|(key, _)| key == labels::ROLLOUT_PERMIT)
+        };
+        let is_marked = session.workers().await?.into_iter().any(|(_, live)| has_mark(&live));
+        (rollouts.under_way + rollouts.waiting == 0 && !is_marked).then_some(())
     })
     .await;
     operator.stop().await;

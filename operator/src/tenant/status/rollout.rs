@@ -13,6 +13,8 @@ use crate::worker::{Problem, Worker};
 #[derive(Debug, PartialEq)]
 pub(super) enum Rollout {
     Done,
+    /// All of them run, and others shall take their place when this is over.
+    Held(Problem),
     /// Not yet, and this is why, if it is known.
     Waiting(Option<Problem>),
 }
@@ -22,17 +24,15 @@ pub(super) fn rollout(facts: &Facts<'_>, workers: WorkersStatus) -> Rollout {
     let waits = pass.observed.and_then(|observed| observed.waiting).map(waits);
     let is_done = !is_outdated && deployment.is_some_and(|deployment| is_rolled_out(deployment, workers, pods));
     if is_done {
-        return waits.map_or(Rollout::Done, |problem| Rollout::Waiting(Some(problem)));
+        return waits.map_or(Rollout::Done, Rollout::Held);
     }
     let too_small = if workers.desired > 0 { quota_problem(tenant, tiers) } else { None };
     Rollout::Waiting(too_small.or_else(|| health::problem(deployment, pods)).or(waits))
 }
 
-/// Of workers that run as they were, what would be said of them otherwise.
-fn waits(Waiting { under_way, most }: Waiting) -> Problem {
-    let message = format!(
-        "other workers take their place in turn: those of {under_way} tenants, of at most {most}, are on their way"
-    );
+/// The same for as long as they wait: whatever changes would be a write for each tenant that does.
+fn waits(Waiting { most }: Waiting) -> Problem {
+    let message = format!("other workers take their place in turn, at a time those of {most} tenants at most");
     Problem { reason: "RolloutWaiting", message }
 }
 
@@ -119,13 +119,22 @@ mod tests {
 
     #[test]
     fn workers_that_run_and_wait_for_others_to_take_their_place_are_told_of() {
-        let waiting = Some(Waiting { under_way: 10, most: 10 });
+        let waiting = Some(Waiting { most: 10 });
         let observed = Observed { has_namespace: true, waiting, ..Observed::default() };
         let waits = told(&fixtures::minimal(), Ok(&observed), Some(&deployment(2, 2)));
         let ready = condition(&waits, "WorkersReady");
-        assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "RolloutWaiting"));
-        let message = "other workers take their place in turn: those of 10 tenants, of at most 10, are on their way";
-        assert_eq!(ready.message, message);
+        assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("True", "RolloutWaiting"));
+        let message = "other workers take their place in turn, at a time those of 10 tenants at most";
+        assert_eq!(ready.message, format!("2 of 2 workers are ready, and {message}"));
         assert_eq!(condition(&waits, "WorkersApplied").status, "True");
+        assert_eq!((condition(&waits, "Ready").reason.as_str(), waits.phase), ("AllWell", Some(TenantPhase::Ready)));
+
+        let lacking = told(&fixtures::minimal(), Ok(&observed), Some(&deployment(2, 1)));
+        for kind in ["WorkersReady", "Ready"] {
+            let ready = condition(&lacking, kind);
+            assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "RolloutWaiting"));
+            assert_eq!(ready.message, message);
+        }
+        assert_eq!(lacking.phase, Some(TenantPhase::Degraded));
     }
 }

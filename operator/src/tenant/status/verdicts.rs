@@ -12,8 +12,10 @@ use crate::tenant::bounds::{budget, quota_problem};
 use crate::tenant::part::{Failure, Part};
 use crate::tenant::report::Pass;
 use crate::tenant::spending;
+use crate::worker::Problem;
 
-pub(super) const WORKERS_READY: &str = "WorkersReady";
+/// The condition that tells of a spec only once its workers are applied.
+pub(in crate::tenant) const WORKERS_READY: &str = "WorkersReady";
 
 /// Whether the workers' Deployment is as the spec wants it.
 pub(super) fn came_past_workers(pass: Pass<'_>) -> bool {
@@ -85,6 +87,7 @@ pub(super) fn workers_ready(tenant: &AgentTenant, workers: WorkersStatus, rollou
         Rollout::Done if tenant.spec.emergency_stop => (false, "Stopped", "spec.emergencyStop is on".to_owned()),
         Rollout::Done if tenant.spec.suspend => (false, "Suspended", "the tenant is suspended".to_owned()),
         Rollout::Done => (true, "AllReady", count()),
+        Rollout::Held(Problem { reason, message }) => (true, *reason, format!("{}, and {message}", count())),
         Rollout::Waiting(_) if desired == 0 => (false, "Stopping", "workers are being taken away".to_owned()),
         Rollout::Waiting(Some(problem)) => (false, problem.reason, problem.message.clone()),
         Rollout::Waiting(None) if ready >= desired => (false, "Starting", rolling()),
@@ -168,6 +171,10 @@ mod tests {
             condition(&well, "WorkersReady"),
             "the edit has not come to them"
         );
+        let workers = Part::Workers.failed()(Error::NamespaceTaken { name: "tenant-heron".into() });
+        let at = after(&well, &edited, Err(&workers), Some(&deployment(2, 2)), "2026-01-01T00:01:00Z");
+        assert_eq!(condition(&at, "WorkersApplied").observed_generation, Some(4));
+        assert_eq!(condition(&at, "WorkersReady").observed_generation, Some(3), "it has not come to them still");
         let owners = Part::Owners.failed()(Error::NamespaceTaken { name: "tenant-heron".into() });
         let past = after(&well, &edited, Err(&owners), Some(&deployment(2, 2)), "2026-01-01T00:01:00Z");
         assert_eq!(condition(&past, "WorkersReady").observed_generation, Some(4));
