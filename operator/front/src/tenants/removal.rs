@@ -6,7 +6,8 @@
 
 pub mod store;
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use croft_proto::id::TenantId;
@@ -44,6 +45,8 @@ const LATE_MAX: Duration = Duration::from_secs(10);
 const ROWS_BATCH: u32 = 5_000;
 /// What is left is counted so far and no further.
 const ROWS_COUNTED_MAX: u32 = 100_000;
+/// Refused records that are remembered. At the bound they are forgotten, and set aside once more.
+const REFUSED_MAX: usize = 1_000;
 /// Why the sessions ended, as in their `SessionTerminated`.
 const REASON: &str = "TENANT_REMOVED";
 
@@ -66,11 +69,13 @@ pub struct Removal {
     manager: Manager,
     /// One call at a time of each tenant's.
     at_work: Shares,
+    /// Whose records were refused, and set aside.
+    refused: Arc<Mutex<HashSet<(TenantId, &'static str)>>>,
 }
 
 impl Removal {
     pub fn new(core: Arc<Core>) -> Self {
-        Self { manager: Manager::new(Arc::clone(&core)), core, at_work: Shares::of(1) }
+        Self { manager: Manager::new(Arc::clone(&core)), core, at_work: Shares::of(1), refused: Arc::default() }
     }
 
     /// Goes on with the removal for a while, behind an earlier call whose caller did not wait for it.
@@ -107,23 +112,32 @@ impl Removal {
         Ok(Progress { step: RemovalStep::Done, left: 0 })
     }
 
-    /// Tells how many are still open.
+    /// Tells how many are still open. They are gone through once: nobody opens one any more, and those that can't be read, as in a state of a
+    /// newer release, stay.
     async fn end_sessions(&self, tenant: TenantId, until: Instant) -> Result<u64, Error> {
         let sessions = &self.core.stores.sessions;
-        let filter = Filter::open();
+        let (filter, mut after) = (Filter::open(), None);
         loop {
             let open = sessions.count_open(tenant).await?;
             if open == 0 || Instant::now() >= until {
                 return Ok(open.into());
             }
-            let batch = sessions.list(tenant, &filter, None, SESSIONS_BATCH).await?;
+            let page = sessions.list(tenant, &filter, after, SESSIONS_BATCH).await?;
+            after = page.next();
             // None is left half ended for another that fails.
-            let ended: Vec<_> = stream::iter(batch.sessions)
+            let ended: Vec<_> = stream::iter(page.sessions)
                 .map(|session| async move { self.end(&session).await })
                 .buffer_unordered(CONCURRENCY)
                 .collect()
                 .await;
             ended.into_iter().collect::<Result<Vec<_>, _>>()?;
+            if after.is_none() {
+                let left = sessions.count_open(tenant).await?;
+                if left > 0 {
+                    tracing::warn!(%tenant, left, "sessions that can't be read hold up the removal of their tenant");
+                }
+                return Ok(left.into());
+            }
         }
     }
 
@@ -159,11 +173,28 @@ impl Removal {
         }
     }
 
-    /// In each call, until one has heard that it is stored: whoever did the work may have been lost before it could say so.
+    /// In each call, until one has heard that it is stored: whoever did the work may have been lost before it could say so. A log that takes
+    /// no record, as its end was set back, keeps no tenant's sessions running and its keys good: then the record is set aside, by each front once.
     async fn audit(&self, identity: &Identity, action: &'static str) -> Result<(), Error> {
         let (tenant, actor) = (identity.tenant, identity.actor.clone());
         let (resource, act_micros) = (format!("tenants/{}", identity.tenant_name), Some(micros(&now())));
         let act = Action { tenant, actor, action: action.into(), resource, outcome: "ok".into(), act_micros };
-        self.core.stores.audit.append(Place::once(tenant, action), vec![act.plain()]).await.map(drop)
+        match self.core.stores.audit.append(Place::once(tenant, action), vec![act.clone().plain()]).await {
+            Err(Error::Invalid { .. }) => {
+                if self.is_first_refused(tenant, action) {
+                    self.core.audit.record(act).await;
+                }
+                Ok(())
+            }
+            outcome => outcome.map(drop),
+        }
+    }
+
+    fn is_first_refused(&self, tenant: TenantId, action: &'static str) -> bool {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if refused.len() >= REFUSED_MAX {
+            refused.clear();
+        }
+        refused.insert((tenant, action))
     }
 }

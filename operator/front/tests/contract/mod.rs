@@ -6,7 +6,7 @@ pub(crate) mod audit;
 pub(crate) mod budgets;
 pub(crate) mod creation;
 #[path = "../doubles/mod.rs"]
-mod doubles;
+pub(crate) mod doubles;
 pub(crate) mod events;
 pub(crate) mod fixtures;
 pub(crate) mod keys;

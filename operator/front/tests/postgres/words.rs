@@ -1,20 +1,39 @@
 //! Words of rows that another release wrote, which this one does not know: while a release is rolled out, or behind a rollback.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use croft_front::Error;
+use croft_front::app::{Parts, assemble};
 use croft_front::budget::period::Period;
 use croft_front::budget::{Budget, Scope};
+use croft_front::core::Options;
+use croft_front::counters::memory::Memory;
 use croft_front::events::log::{Append, Authority};
+use croft_front::events::relay::memory::MemoryRelay;
+use croft_front::identity::{Identity, Role};
 use croft_front::session::store::Filter;
+use croft_front::store::Stores;
+use croft_front::tenants::Tenants;
+use croft_front::tenants::removal::{Progress, Removal};
 use croft_front::turn::store::{Begin, Begun};
 use croft_proto::id::SessionId;
 use croft_proto::v1::session_event::Kind;
-use croft_proto::v1::{BudgetAction, SessionRunning, StepStarted, StopReason};
+use croft_proto::v1::{
+    BudgetAction, RemovalPolicy, RemovalStep, SessionRunning, SessionState, StepStarted, StopReason,
+};
+use croft_serve::Tasks;
+use tokio::time::timeout;
 
+use crate::contract::doubles::{Call, Hook, Made, hooked};
 use crate::contract::fixtures::{append, appended, get, said, session, tenant};
 use crate::database::execute;
 use crate::ground;
+
+/// Longer than anything here takes; what it bounds has failed.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Its page was refused, and a message that began a turn held the lease with nobody to run it, time and again.
 #[tokio::test]
@@ -68,6 +87,69 @@ async fn a_session_in_a_state_of_tomorrow_is_left_out_of_pages() {
         }
         assert_eq!(told, [last, first], "in pages of {limit}");
     }
+    ground.end().await;
+}
+
+/// Counts the pages that are asked for.
+#[derive(Default)]
+struct Pages(AtomicU32);
+
+#[async_trait]
+impl Hook for Pages {
+    async fn around(&self, call: Call<'_>, made: Made<'_>) -> Result<(), Error> {
+        if matches!(call, Call::List) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+        made.await
+    }
+}
+
+/// The removal of their tenant asked for the same page for as long as a call may take, and those behind it never ended.
+#[tokio::test]
+async fn sessions_of_tomorrow_keep_no_other_of_a_removed_tenant_open() {
+    /// More than are ended together.
+    const UNREADABLE: u64 = 210;
+    let ground = ground().await;
+    let (stores, mut admin) = (&ground.stores, ground.database.admin().await);
+    let tenant = tenant(stores, "ours").await;
+    let readable = session(stores, tenant).await;
+    let newer = format!(
+        "alter table sessions drop constraint sessions_state_check;
+        insert into sessions select (jsonb_populate_record(s, jsonb_build_object(
+            'session_id', 'ffffffff-0000-7000-8000-' || lpad(to_hex(n), 12, '0'),
+            'state', case n when 1 then 'of_tomorrow' else s.state end,
+            'agent', '\\xff'
+        ))).* from sessions s, generate_series(1, {UNREADABLE}) n"
+    );
+    execute(&mut admin, &newer).await.unwrap();
+
+    let (pages, tasks) = (Arc::new(Pages::default()), Tasks::new());
+    let hooked = hooked(stores.sessions.clone(), Arc::clone(&pages));
+    let parts = Parts {
+        replica: "front-0".into(),
+        stores: Stores { sessions: hooked, ..stores.clone() },
+        relay: Arc::new(MemoryRelay::default()),
+        counters: Arc::new(Memory::default()),
+        tenants: Tenants::new(),
+        tls: None,
+        options: Options::default(),
+    };
+    let core = assemble(parts, &tasks, &prometheus::Registry::new()).await.unwrap();
+    let removal = Removal::new(core);
+    let identity = Identity { tenant, tenant_name: "ours".into(), actor: "operator".into(), roles: Role::Admin.into() };
+    let held_up = Progress { step: RemovalStep::EndingSessions, left: UNREADABLE };
+    let ended = async {
+        // A call of a machine that stands still meanwhile goes no further than a page.
+        while removal.go_on(&identity, RemovalPolicy::Archive).await.unwrap() != held_up {}
+    };
+    timeout(PATIENCE, ended).await.expect("all that can be read end");
+    let ended = get(stores, tenant, readable).await;
+    assert_eq!((ended.state, &*ended.terminate_reason), (SessionState::Terminated, "TENANT_REMOVED"));
+    pages.0.store(0, Ordering::SeqCst);
+    assert_eq!(removal.go_on(&identity, RemovalPolicy::Archive).await.unwrap(), held_up);
+    // Two, and what the end of a session has others look for.
+    let asked = pages.0.load(Ordering::SeqCst);
+    assert!((1..10).contains(&asked), "{asked} pages");
     ground.end().await;
 }
 
