@@ -117,7 +117,7 @@ async fn records_of_opening(world: &World, session_id: &str) -> Vec<(String, Str
 }
 
 /// Reaches workers by connections that break when `cut` tells those that wait.
-fn breakable(cut: &Arc<Notify>, tasks: &Tasks) -> Dial {
+pub(crate) fn breakable(cut: &Arc<Notify>, tasks: &Tasks) -> Dial {
     let (cut, tasks) = (Arc::clone(cut), tasks.clone());
     Arc::new(move |address| {
         let (cut, tasks) = (Arc::clone(&cut), tasks.clone());

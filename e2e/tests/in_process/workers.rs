@@ -13,18 +13,21 @@ use croft_front::worker_client::{Dial, Wire};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::tool_spec::Source;
 use croft_proto::v1::{
-    BuiltinTool, ContentBlock, InterruptSessionRequest, SendMessageResponse, SessionError, SessionEvent, StopReason,
-    ToolSpec, WorkerRoute,
+    AgentSpec, BuiltinTool, ContentBlock, InterruptSessionRequest, SendMessageResponse, SessionError, SessionEvent,
+    StopReason, ToolSpec, WorkerRoute,
 };
+use croft_serve::Tasks;
 use croft_worker::RuntimeOptions;
 use croft_worker::tools::{Builtins, Invocation, Tool};
 use futures::FutureExt as _;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 use tonic::{Code, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use crate::sub_agent_starts::breakable;
 use crate::world::{Ground, PATIENCE, STALL, World, of_acme, read_all, stop_reason, worker};
 
 const SLOW: &str = r#"{"script": [{"text": "a b c d e f g h", "token_delay_ms": 60000}]}"#;
@@ -57,9 +60,15 @@ fn at(name: &str, address: &str) -> WorkerRoute {
 /// A turn that goes on until it is interrupted, once a worker has it.
 async fn busy(client: &mut Client, session_id: &str) -> Streaming<SendMessageResponse> {
     let mut events = client.lifecycle.send_message(message(session_id, SLOW)).await.unwrap().into_inner();
+    begun(&mut events).await;
+    events
+}
+
+/// Until a worker has begun a step.
+async fn begun(events: &mut Streaming<SendMessageResponse>) {
     loop {
-        if let Some(Kind::StepStarted(_)) = events.message().await.unwrap().unwrap().event.unwrap().kind {
-            return events;
+        if let Some(Kind::StepStarted(_)) = events.message().await.unwrap().expect("no end").event.unwrap().kind {
+            return;
         }
     }
 }
@@ -137,16 +146,30 @@ impl Tool for Novelty {
     }
 }
 
+/// A worker that has it.
+async fn novel(name: &str, tasks: &Tasks) -> WorkerRoute {
+    worker(of_acme(name), Builtins::default().with("novelty", Novelty), tasks).await
+}
+
+/// A worker that lacks it.
+async fn plain(name: &str, tasks: &Tasks) -> WorkerRoute {
+    worker(of_acme(name), Builtins::default(), tasks).await
+}
+
+/// An agent that has it.
+fn early() -> AgentSpec {
+    let source = Some(Source::Builtin(BuiltinTool { name: "novelty".into() }));
+    let tools = vec![ToolSpec { name: "novelty".into(), source, ..ToolSpec::default() }];
+    AgentSpec { tools, ..scripted_agent("early") }
+}
+
 /// While a tenant's workers are replaced they are of two kinds. What the first to be asked lacked was final: the session was not opened, and
 /// a turn ended with its message.
 #[tokio::test]
 async fn what_one_worker_lacks_another_may_have() {
     let world = World::start().await;
-    let novel = async |name| worker(of_acme(name), Builtins::default().with("novelty", Novelty), &world.tasks).await;
-    let plain = async |name| worker(of_acme(name), Builtins::default(), &world.tasks).await;
-    let source = Some(Source::Builtin(BuiltinTool { name: "novelty".into() }));
-    let mut agent = scripted_agent("early");
-    agent.tools.push(ToolSpec { name: "novelty".into(), source, ..ToolSpec::default() });
+    let (novel, plain) = (async |name| novel(name, &world.tasks).await, async |name| plain(name, &world.tasks).await);
+    let agent = early();
     let mut client = world.client();
     // By name, the first is asked first.
     let (new, old) = (novel("worker-1").await, plain("worker-0").await);
@@ -173,6 +196,52 @@ async fn what_one_worker_lacks_another_may_have() {
     let refused = client.create(agent).await.unwrap_err();
     let details = details(&refused, Code::FailedPrecondition, "WORKER_REFUSED");
     assert_eq!(details.error_info().unwrap().metadata["worker_reason"], "TOOL_UNSUPPORTED");
+}
+
+/// A turn ended with what the first worker lacked as soon as the one that has it was not ready, or was lost in mid turn.
+#[tokio::test]
+async fn what_one_worker_lacks_ends_no_turn_while_another_may_come() {
+    /// Enough for a turn to end that waits for nobody.
+    const MOMENT: Duration = Duration::from_millis(300);
+    let options = Options { placement_timeout: PATIENCE, ..Options::default() };
+    let world = World::on(Ground { options, ..Ground::default() }).await;
+    let (cut, asked) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let [old, new] = [plain("worker-0", &world.tasks).await, novel("worker-1", &world.tasks).await];
+    let (breakable, old_address, is_asked) = (breakable(&cut, &world.tasks), old.address.clone(), Arc::clone(&asked));
+    world.core.workers.dial_by(Arc::new(move |address| {
+        if address == old_address {
+            is_asked.notify_one();
+        }
+        breakable(address)
+    }));
+    let mut client = world.client();
+    world.reroute(|route| route.workers = vec![new.clone()]);
+    let session_id = client.create(early()).await.unwrap().session_id;
+
+    let is_ready = |ready| world.reroute(|route| route.workers[1].ready = ready);
+    world.reroute(|route| route.workers = vec![old, new]);
+    is_ready(false);
+    let mut events = client.lifecycle.send_message(message(&session_id, SLOW)).await.unwrap().into_inner();
+    timeout(PATIENCE, asked.notified()).await.expect("it is not asked");
+    tokio::time::sleep(MOMENT).await;
+    is_ready(true);
+    timeout(PATIENCE, begun(&mut events)).await.expect("it waits though the worker is ready");
+
+    is_ready(false);
+    cut.notify_waiters();
+    let is_lost = async {
+        while world.core.metrics.workers_lost.get() == 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    timeout(PATIENCE, is_lost).await.expect("it is not lost");
+    tokio::time::sleep(MOMENT).await;
+    is_ready(true);
+    timeout(PATIENCE, begun(&mut events)).await.expect("it does not go on");
+    let interrupt = InterruptSessionRequest { session_id };
+    assert!(client.lifecycle.interrupt_session(interrupt).await.unwrap().into_inner().interrupted);
+    let events = timeout(PATIENCE, read_all(events)).await.expect("no end");
+    assert_eq!(stop_reason(&events), Some(StopReason::Interrupted), "{events:?}");
 }
 
 /// Clients that tried again while their workers restarted heard of their rate when those were back.

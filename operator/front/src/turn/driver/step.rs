@@ -33,8 +33,6 @@ use crate::worker_error;
 
 /// Between two tries to find a worker.
 const PLACEMENT_PAUSE: Duration = Duration::from_millis(100);
-/// Workers that a turn asks in vain which lack what the session needs. Then it ends with what the last of them said.
-const UNABLE_MAX: usize = 3;
 
 /// Where a step goes on from.
 pub(super) enum Origin {
@@ -51,8 +49,9 @@ pub(super) struct Course<'lease> {
     pub(super) left_at: Option<String>,
     /// The asking of such a worker, in this turn or one before it under the same lease.
     pub(super) leaving: &'lease mut Option<Leaving>,
-    /// Workers that are unable to run the session, [`UNABLE_MAX`] at most, and what the last of them said.
+    /// Workers that are unable to run the session, of those that have a route.
     pub(super) unable: Vec<String>,
+    /// What the last of them said, where none has begun a step since.
     pub(super) refusal: Option<SessionError>,
     pub(super) from: Origin,
     /// Not taken up yet.
@@ -143,6 +142,10 @@ impl Driver {
         };
         // By far the largest part of a turn, and of what a task of one would hold on its stack.
         let outcome = Box::pin(exchange.run(client, start)).await?;
+        // It has what the session needs, or says otherwise at once.
+        if !matches!(outcome, Outcome::Unreached(_)) {
+            course.refusal = None;
+        }
         // One that was stopped before it told anything, or hung, may know of more.
         if matches!(outcome, Outcome::Finished { .. }) {
             course.left_at = None;
@@ -264,34 +267,33 @@ impl Driver {
         })
     }
 
-    /// Looks for a worker, for a while: one that was killed is replaced within seconds. Where those that were asked are unable to run the
-    /// session, another must be there, and then nobody waits for one.
+    /// Looks for a worker, for a while: one that was killed is replaced within seconds. Where some are unable to run the session, one of the
+    /// others may be full or starting; only where all are known to be, nobody waits for another.
     async fn place(
         &self,
-        course: &Course<'_>,
+        course: &mut Course<'_>,
         turn: TurnId,
         controls: &mut Controls,
     ) -> Result<(Arc<Tenant>, Placement), Unplaced> {
         let until = Instant::now() + self.core.options.placement_timeout;
         let Course { worker, unable, refusal, .. } = course;
         let preferred = Some(worker.as_str()).filter(|worker| !worker.is_empty());
-        if let Some(refusal) = refusal.as_ref().filter(|_| unable.len() >= UNABLE_MAX) {
-            return Err(Unplaced::Refused(refusal.clone()));
-        }
         loop {
-            let unknown = || Error::no_worker("its tenant is gone");
-            let placed = match self.core.tenants.get(self.session.tenant) {
-                None => Err(unknown()),
+            let (placed, all_lack) = match self.core.tenants.get(self.session.tenant) {
+                None => (Err(Error::no_worker("its tenant is gone")), true),
                 Some(tenant) => {
+                    unable.retain(|worker| tenant.workers.iter().any(|routed| routed.name == *worker));
                     let placed = self.core.router.place_beside(tenant.id, self.session.id, preferred, unable);
-                    placed.map(|placement| (tenant, placement))
+                    let all_lack = tenant.workers.iter().all(|routed| unable.contains(&routed.name));
+                    (placed.map(|placement| (tenant, placement)), all_lack)
                 }
             };
-            match (placed, refusal) {
+            let is_late = Instant::now() >= until;
+            match (placed, &*refusal) {
                 (Ok(placed), _) => return Ok(placed),
-                (Err(_), Some(refusal)) => return Err(Unplaced::Refused(refusal.clone())),
-                (Err(error), None) if Instant::now() >= until => return Err(Unplaced::Nowhere(error)),
-                (Err(_), None) => {}
+                (Err(_), Some(refusal)) if all_lack || is_late => return Err(Unplaced::Refused(refusal.clone())),
+                (Err(error), None) if is_late => return Err(Unplaced::Nowhere(error)),
+                (Err(_), _) => {}
             }
             if let Some(why) = self.core.tenants.halted(self.session.tenant) {
                 return Err(Unplaced::Halted(why));
