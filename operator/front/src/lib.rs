@@ -30,6 +30,7 @@ pub mod models_command;
 mod plain;
 mod reads;
 pub mod redis_client;
+mod redis_connection;
 pub mod reprice_command;
 pub mod routing;
 pub mod seats;

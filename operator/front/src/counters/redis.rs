@@ -3,12 +3,12 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use ::redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use ::redis::{Client, FromRedisValue, Script, Value, cmd};
 use async_trait::async_trait;
 
 use super::{Amount, Answer, Ask, Bound, Counters, LARGEST, Ledger, Settlement, Standing, Verdict, Window};
 use crate::error::Error;
+use crate::redis_connection::RedisConnection;
 
 /// How long Redis may take to answer. It is on the path of every call, and there is a way without it: see [`super::guard`].
 pub const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
@@ -23,17 +23,13 @@ static SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("cou
 /// Counters that all replicas share; cheap to clone.
 #[derive(Clone)]
 pub struct RedisCounters {
-    connection: ConnectionManager,
+    connection: RedisConnection,
 }
 
 impl RedisCounters {
     /// Connects when it is first asked.
     pub fn connect(client: &Client, answer_timeout: Duration) -> Result<Self, Error> {
-        let config = ConnectionManagerConfig::new()
-            .set_number_of_retries(0)
-            .set_connection_timeout(Some(answer_timeout))
-            .set_response_timeout(Some(answer_timeout));
-        Ok(Self { connection: client.get_connection_manager_lazy(config).map_err(down)? })
+        Ok(Self { connection: RedisConnection::lazy(client.clone(), answer_timeout)? })
     }
 
     async fn call(&self, verb: &str, ask: &Ask, tokens: f64) -> Result<Answer, Error> {
@@ -59,7 +55,8 @@ impl RedisCounters {
         for bound in bounds {
             call.arg(format!("bound:{}", bound.key));
         }
-        let told: Vec<Value> = call.invoke_async(&mut self.connection.clone()).await.map_err(down)?;
+        let told: Vec<Value> =
+            self.connection.ask(|mut redis| async move { call.invoke_async(&mut redis).await }).await?;
         read(told)
     }
 }
@@ -84,7 +81,7 @@ impl Counters for RedisCounters {
     }
 
     async fn ping(&self) -> Result<(), Error> {
-        cmd("PING").query_async(&mut self.connection.clone()).await.map_err(down)
+        self.connection.ask(|mut redis| async move { cmd("PING").query_async(&mut redis).await }).await
     }
 }
 

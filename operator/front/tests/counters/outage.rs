@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use croft_front::counters::guard::{Guarded, Metrics};
 use croft_front::counters::redis::{ANSWER_TIMEOUT, RedisCounters};
-use croft_front::counters::{Ask, Verdict};
+use croft_front::counters::{Ask, Counters as _, Verdict};
 use croft_proto::id::TenantId;
 use prometheus::Registry;
 use tokio::time::{Instant, sleep, timeout};
@@ -126,4 +126,25 @@ async fn without_redis_replicas_share_what_there_is() {
         assert!(is_granted(&admit(guarded, &next(10)).await));
         assert!(!is_granted(&admit(guarded, &next(1)).await));
     }
+}
+
+/// The connection that was refused once was kept for ever.
+#[tokio::test]
+async fn a_redis_that_refused_the_password_counts_once_it_knows_it() {
+    let server = Server::start().await;
+    server.ask_for("another").await;
+    let counters = RedisCounters::connect(&client(&server.url_with("ours")), PATIENCE).unwrap();
+    let next = ask(TenantId::generate(), vec![window("requests", 3, 600_000)], vec![]);
+    for _ in 0..3 {
+        counters.ping().await.unwrap_err();
+        counters.admit(&next).await.unwrap_err();
+    }
+    server.ask_for_another("another", "ours").await;
+    let counted = async {
+        while counters.admit(&next).await.is_err() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, counted).await.expect("it counts");
+    counters.ping().await.unwrap();
 }

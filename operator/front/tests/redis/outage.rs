@@ -117,3 +117,35 @@ async fn a_silent_redis_is_found_out() {
     assert!(is_down(&ground.ours.subscribe(tenant, session).await));
     ground.end().await;
 }
+
+/// The connection that was refused once was kept for ever.
+#[tokio::test]
+async fn a_redis_that_refused_the_password_takes_what_is_published_once_it_knows_it() {
+    let server = Server::start().await;
+    server.ask_for("another").await;
+    let ground = on(&server.url_with("ours")).await;
+    let (tenant, session) = ids();
+    for _ in 0..3 {
+        assert!(is_down(&ground.ours.check().await));
+        assert!(is_down(&ground.ours.publish(tenant, session, &numbered(1)).await));
+        assert!(is_down(&ground.theirs.subscribe(tenant, session).await));
+    }
+    server.ask_for_another("another", "ours").await;
+    let publishing = async {
+        while ground.ours.publish(tenant, session, &numbered(2)).await.is_err() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, publishing).await.expect("publishing works");
+    ground.ours.check().await.unwrap();
+    let listening = async {
+        loop {
+            match ground.theirs.subscribe(tenant, session).await {
+                Ok(listener) => return listener,
+                Err(_) => sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    drop(timeout(PATIENCE, listening).await.expect("listening works"));
+    ground.end().await;
+}

@@ -60,6 +60,27 @@ impl Server {
         self.process.take().expect("it runs").kill().await.unwrap();
     }
 
+    /// Whoever comes from now on must know this password.
+    pub(crate) async fn ask_for(&self, password: &str) {
+        self.set_password(&self.url(), password).await;
+    }
+
+    /// Another password, by one who knows the one of before.
+    pub(crate) async fn ask_for_another(&self, before: &str, password: &str) {
+        self.set_password(&self.url_with(before), password).await;
+    }
+
+    async fn set_password(&self, url: &str, password: &str) {
+        let mut connection = Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
+        let set = ["SET", "requirepass", password];
+        redis::cmd("CONFIG").arg(&set).exec_async(&mut connection).await.unwrap();
+    }
+
+    /// For who knows the password.
+    pub(crate) fn url_with(&self, password: &str) -> String {
+        format!("redis://:{password}@127.0.0.1:{}", self.port.number())
+    }
+
     /// The server keeps its connections and says nothing more, as one whose machine has vanished.
     pub(crate) async fn freeze(&self) {
         let id = self.process.as_ref().and_then(Child::id).expect("it runs");

@@ -10,12 +10,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use croft_proto::id::{SessionId, TenantId};
 use croft_serve::Tasks;
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{Client, cmd};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Envelope, Relay, wire};
 use crate::error::Error;
+use crate::redis_connection::RedisConnection;
 use subscriber::{Request, Subscriber};
 
 /// How long Redis may take to answer; longer means that it is down.
@@ -26,7 +26,7 @@ const REQUESTS_MAX: usize = 1_024;
 /// The relay; cheap to clone.
 #[derive(Clone)]
 pub struct RedisRelay {
-    publisher: ConnectionManager,
+    publisher: RedisConnection,
     requests: mpsc::Sender<Request>,
 }
 
@@ -34,12 +34,7 @@ impl RedisRelay {
     /// Starts the relay. It ends with `tasks`, once nobody listens any more. Redis need not be there yet:
     /// [`RedisRelay::check`] tells.
     pub async fn connect(client: Client, tasks: &Tasks) -> Result<Self, Error> {
-        // Without tries of its own: each call of ours is one.
-        let config = ConnectionManagerConfig::new()
-            .set_number_of_retries(0)
-            .set_connection_timeout(Some(ANSWER_TIMEOUT))
-            .set_response_timeout(Some(ANSWER_TIMEOUT));
-        let publisher = client.get_connection_manager_lazy(config).map_err(down)?;
+        let publisher = RedisConnection::lazy(client.clone(), ANSWER_TIMEOUT)?;
         let (requests, waiting) = mpsc::channel(REQUESTS_MAX);
         tasks.spawn_endless("relay-subscriber", Subscriber::new(client, waiting).run(tasks.stopping()));
         let relay = Self { publisher, requests };
@@ -51,7 +46,7 @@ impl RedisRelay {
 
     /// Redis answers.
     pub async fn check(&self) -> Result<(), Error> {
-        cmd("PING").query_async(&mut self.publisher.clone()).await.map_err(down)
+        self.publisher.ask(|mut redis| async move { cmd("PING").query_async(&mut redis).await }).await
     }
 }
 
@@ -60,7 +55,7 @@ impl Relay for RedisRelay {
     async fn publish(&self, tenant: TenantId, session: SessionId, envelope: &Envelope) -> Result<u64, Error> {
         let mut publish = cmd("PUBLISH");
         publish.arg(channel(tenant, session)).arg(wire::encode(envelope));
-        publish.query_async(&mut self.publisher.clone()).await.map_err(down)
+        self.publisher.ask(|mut redis| async move { publish.query_async(&mut redis).await }).await
     }
 
     async fn subscribe(&self, tenant: TenantId, session: SessionId) -> Result<mpsc::Receiver<Envelope>, Error> {
