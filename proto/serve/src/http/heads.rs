@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use axum::http::Request;
 use prometheus::IntCounter;
 
-/// What a connection may hold whatever all others do; one head that is larger, too.
-const ALWAYS_BYTES: usize = 16 * 1024;
+/// What a connection may hold whatever all others do: a head of everyday size.
+const ALWAYS_BYTES: usize = 4 * 1024;
 /// A connection holds at most one in so many of all bytes.
 const SHARE: usize = 4;
 /// What a request takes besides its head, and a header besides its text, at most and roughly.
@@ -49,7 +49,7 @@ impl Heads {
         // Where it is refused, it is taken back at once.
         let held = Held { bytes, of };
         let has_room = all + bytes <= self.bytes_max && before + bytes <= self.bytes_max / SHARE;
-        if has_room || before == 0 || before + bytes <= ALWAYS_BYTES {
+        if has_room || before + bytes <= ALWAYS_BYTES {
             return Some(held);
         }
         self.refused.inc();
@@ -116,9 +116,9 @@ mod tests {
         let (heads, others) = (heads(), [(); SHARE].map(|()| Own::default()));
         let held: Vec<_> = others.iter().map(|own| filled(&heads, own)).collect();
         assert_eq!(held.iter().map(Vec::len).sum::<usize>(), BYTES_MAX / (8 * 1024));
-        assert_eq!(filled(&heads, &Own::default()).len(), ALWAYS_BYTES / (8 * 1024));
-        let (own, large) = (Own::default(), request(30_000));
-        let _one = heads.hold(&large, &own).expect("one may be larger");
-        assert!(heads.hold(&request(1_000), &own).is_none());
+        let own = Own::default();
+        assert!(heads.hold(&request(ALWAYS_BYTES + 1), &own).is_none(), "also of its first it has no more");
+        let little: Vec<_> = std::iter::from_fn(|| heads.hold(&request(1_000), &own)).collect();
+        assert_eq!(little.len(), ALWAYS_BYTES / 1_000);
     }
 }
