@@ -14,7 +14,7 @@ use croft_serve::grpc::Unremarkable;
 use croft_serve::tls::{PeerRole, peer_role};
 use prost::Message as _;
 use secrecy::SecretString;
-use tonic::{Code, Request, Status};
+use tonic::{Request, Status};
 
 use crate::acts;
 use crate::core::Core;
@@ -102,8 +102,7 @@ pub(crate) async fn guard(State(core): State<Arc<Core>>, mut request: HttpReques
                 if is_stream && let Err(error) = core.limiter.request(tenant).await {
                     return self::refused(error);
                 }
-                let is_unremarkable = matches!(refused.code(), Code::Unavailable | Code::DeadlineExceeded);
-                return marked(refused, is_unremarkable);
+                return marked(refused.status, refused.is_callers);
             }
         };
         let body = if is_stream {

@@ -18,7 +18,7 @@ use futures::StreamExt as _;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task_local;
 use tokio::time::timeout;
-use tonic::Status;
+use tonic::{Code, Status};
 
 pub(crate) use self::rooms::{Room, Rooms};
 use crate::error::Error;
@@ -35,10 +35,9 @@ pub(crate) const READ_MAX: Duration = Duration::from_mins(1);
 pub(crate) const PREFIX_BYTES: usize = 5;
 /// What a part takes as a value, at most and roughly.
 const PART_BYTES: usize = 512;
-/// Requests of one tenant that are being read; so many more wait until one has come, and have their connections hold what has come of them. Another
-/// is refused.
+/// Requests of one tenant that are being read. Another is refused at once: what had come of one that waits would take of its connection's window, and
+/// hold up those by the same connection that have a place.
 const READING_MAX: usize = 1024;
-const WAITING_MAX: usize = 256;
 /// When there may be a place for a request that was refused.
 const PLACE_AFTER: Duration = Duration::from_secs(1);
 /// A call that counts as one of its tenant's only once it is read, and how large its request may be: it names a session.
@@ -50,7 +49,27 @@ const STREAM_EVENTS_BYTES_MAX: usize = 4 * 1024;
 pub struct Intake {
     rooms: Rooms,
     reading: Shares,
-    waiting: Shares,
+}
+
+/// Why a request is not read.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) status: Status,
+    /// It came too slowly, or its tenant has all that one may have: whoever asks can have as many of it as he likes.
+    pub(crate) is_callers: bool,
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        let is_callers = matches!(error, Error::Unavailable { source: None, .. });
+        Self { status: error.into(), is_callers }
+    }
+}
+
+impl From<Status> for Refused {
+    fn from(status: Status) -> Self {
+        Self { is_callers: status.code() == Code::DeadlineExceeded, status }
+    }
 }
 
 /// Keeps a request's room until the last clone of it is dropped.
@@ -77,11 +96,7 @@ impl Held {
 
 impl Default for Intake {
     fn default() -> Self {
-        Self {
-            rooms: Rooms::of("requests", HELD_BYTES_MAX, TENANT_BYTES_MAX),
-            reading: Shares::of(READING_MAX),
-            waiting: Shares::of(WAITING_MAX),
-        }
+        Self { rooms: Rooms::of("requests", HELD_BYTES_MAX, TENANT_BYTES_MAX), reading: Shares::of(READING_MAX) }
     }
 }
 
@@ -93,8 +108,9 @@ impl Intake {
 
     /// A tenant's request by this path, whole: its one message. Refused with `OUT_OF_RANGE` when it is larger than any may be, with
     /// `DEADLINE_EXCEEDED` when it takes too long to come, as [`Error::Invalid`] when it is none or has too many parts, and as
-    /// [`Error::Unavailable`] while too much is held already, or too many of the tenant's are being read.
-    pub(crate) async fn read(&self, tenant: TenantId, path: &str, body: Body) -> Result<(Body, Held), Status> {
+    /// [`Error::Unavailable`] while too much is held already, or too many of the tenant's are being read; the latter, and what is the tenant's
+    /// alone of the former, is the caller's doing.
+    pub(crate) async fn read(&self, tenant: TenantId, path: &str, body: Body) -> Result<(Body, Held), Refused> {
         let late = |_| Status::deadline_exceeded(format!("the request did not come within {} s", READ_MAX.as_secs()));
         let (read, mut room) = timeout(READ_MAX, self.whole(tenant, path, body)).await.map_err(late)??;
         let parts = match message(&read)? {
@@ -113,15 +129,15 @@ impl Intake {
         Ok(Held { _room: Arc::new(room) })
     }
 
-    async fn whole(&self, tenant: TenantId, path: &str, body: Body) -> Result<(Vec<u8>, Room), Status> {
+    async fn whole(&self, tenant: TenantId, path: &str, body: Body) -> Result<(Vec<u8>, Room), Refused> {
         let bytes_max = if path == STREAM_EVENTS { STREAM_EVENTS_BYTES_MAX } else { MESSAGE_BYTES_CEILING };
-        let _reading = self.place(tenant).await?;
+        let _reading = self.place(tenant)?;
         let (mut chunks, mut read, mut room) = (body.into_data_stream(), Vec::new(), None);
         while let Some(chunk) = chunks.next().await {
             let chunk = chunk.map_err(|error| Status::cancelled(format!("the request broke off: {error}")))?;
             read.extend_from_slice(&chunk);
             if read.len() > bytes_max + PREFIX_BYTES {
-                return Err(Status::out_of_range(format!("the request is larger than {bytes_max} bytes")));
+                return Err(Status::out_of_range(format!("the request is larger than {bytes_max} bytes")).into());
             }
             self.rooms.reckon(tenant, read.len(), &mut room)?;
         }
@@ -129,16 +145,11 @@ impl Intake {
     }
 
     /// Among those of the tenant's that are being read.
-    async fn place(&self, tenant: TenantId) -> Result<OwnedSemaphorePermit, Error> {
-        let reading = self.reading.of_tenant(tenant);
-        if let Ok(place) = Arc::clone(&reading).try_acquire_owned() {
-            return Ok(place);
-        }
-        let _waiting = self.waiting.of_tenant(tenant).try_acquire_owned().map_err(|_| {
+    fn place(&self, tenant: TenantId) -> Result<OwnedSemaphorePermit, Error> {
+        self.reading.of_tenant(tenant).try_acquire_owned().map_err(|_| {
             let part = "a place for the request: too many of the tenant's do not come to their end";
             Error::Unavailable { part, retry_after: PLACE_AFTER, source: None }
-        })?;
-        reading.acquire_owned().await.map_err(Error::internal)
+        })
     }
 }
 
@@ -164,7 +175,6 @@ mod tests {
     use croft_proto::v1::{AgentSpec, ContentBlock, CreateSessionRequest, Image, SendMessageRequest, Text, ToolSpec};
     use futures::FutureExt as _;
     use prost::Message;
-    use tonic::Code;
 
     use super::*;
 
@@ -178,16 +188,16 @@ mod tests {
     const CREATE: &str = "/croft.v1.LifecycleService/CreateSession";
     const SEND: &str = "/croft.v1.LifecycleService/SendMessage";
 
-    async fn created(request: Vec<u8>) -> Status {
+    async fn created(request: Vec<u8>) -> Refused {
         let tenant = TenantId::generate();
         Intake::default().read(tenant, CREATE, Body::from(request)).await.err().expect("it is refused")
     }
 
-    async fn read(intake: &Intake, bytes: Vec<u8>) -> Result<(Vec<u8>, Held), Status> {
+    async fn read(intake: &Intake, bytes: Vec<u8>) -> Result<(Vec<u8>, Held), Refused> {
         read_of(intake, TenantId::generate(), bytes).await
     }
 
-    async fn read_of(intake: &Intake, tenant: TenantId, bytes: Vec<u8>) -> Result<(Vec<u8>, Held), Status> {
+    async fn read_of(intake: &Intake, tenant: TenantId, bytes: Vec<u8>) -> Result<(Vec<u8>, Held), Refused> {
         let (body, held) = intake.read(tenant, SEND, Body::from(bytes)).await?;
         Ok((axum::body::to_bytes(body, usize::MAX).await.unwrap().to_vec(), held))
     }
@@ -256,46 +266,46 @@ mod tests {
         for request in requests {
             assert!(request.len() < 256 * 1024, "it takes {} bytes", request.len());
             let refused = created(request).await;
-            assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+            assert_eq!(refused.status.code(), Code::InvalidArgument, "{refused:?}");
         }
         let mut compressed = framed(&CreateSessionRequest::default());
         compressed[0] = 1;
-        assert_eq!(created(compressed).await.code(), Code::Unimplemented);
+        assert_eq!(created(compressed).await.status.code(), Code::Unimplemented);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_request_that_does_not_come_is_not_waited_for() {
         let body = Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>());
         let refused = Intake::default().read(TenantId::generate(), SEND, body).await.err().expect("it never ends");
-        assert_eq!(refused.code(), Code::DeadlineExceeded, "{refused:?}");
+        assert_eq!(refused.status.code(), Code::DeadlineExceeded, "{refused:?}");
+        assert!(refused.is_callers);
     }
 
     #[tokio::test]
-    async fn so_many_requests_are_read_and_waited_with_at_a_time_and_others_refused_at_once() {
+    async fn so_many_requests_are_read_at_a_time_and_others_refused_at_once() {
         let (intake, tenant) = (Intake::default(), TenantId::generate());
         let body = || Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>());
-        let mut never: Vec<_> =
-            (0..READING_MAX + WAITING_MAX).map(|_| Box::pin(intake.read(tenant, SEND, body()))).collect();
+        let mut never: Vec<_> = (0..READING_MAX).map(|_| Box::pin(intake.read(tenant, SEND, body()))).collect();
         for request in &mut never {
             assert!(futures::poll!(request).is_pending());
         }
-        let refused = intake.read(tenant, SEND, body()).now_or_never().expect("it waits").err().unwrap();
-        assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
         let small = || framed(&said(Block::Text(Text { text: "small".into() })));
+        let refused = read_of(&intake, tenant, small()).now_or_never().expect("it waits").err().unwrap();
+        assert_eq!(refused.status.code(), Code::Unavailable, "{refused:?}");
+        assert!(refused.is_callers, "it is its tenant's doing");
         read(&intake, small()).await.expect("another tenant has places of its own");
-        // One that waits has gone, and another may; and those that wait go on as soon as they can.
+        // One has gone, and another may.
         never.pop();
-        let mut waits = Box::pin(read_of(&intake, tenant, small()));
-        assert!(futures::poll!(&mut waits).is_pending());
+        read_of(&intake, tenant, small()).await.unwrap();
         never.clear();
-        waits.await.unwrap();
+        read_of(&intake, tenant, small()).await.unwrap();
     }
 
     #[tokio::test]
     async fn what_asks_for_a_stream_of_events_is_small() {
         let large = Body::from(vec![0; STREAM_EVENTS_BYTES_MAX + PREFIX_BYTES + 1]);
         let refused = Intake::default().read(TenantId::generate(), STREAM_EVENTS, large).await.err().unwrap();
-        assert_eq!(refused.code(), Code::OutOfRange, "{refused:?}");
+        assert_eq!(refused.status.code(), Code::OutOfRange, "{refused:?}");
     }
 
     #[tokio::test]
@@ -306,7 +316,7 @@ mod tests {
         let mut held: Vec<_> = (0..2).map(|_| intake.hold_json(one, &json).unwrap()).collect();
         let message = framed(&said(Block::Text(Text { text: "x".repeat(9_000_000) })));
         let refused = read_of(&intake, one, message.clone()).await.err().expect("the tenant has no room");
-        assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+        assert_eq!(refused.status.code(), Code::Unavailable, "{refused:?}");
         assert!(matches!(intake.hold_json(one, &json), Err(Error::Unavailable { .. })));
         intake.hold_json(one, "{}").unwrap();
         intake.hold_json(other, &json).unwrap();
@@ -322,16 +332,18 @@ mod tests {
         let (one, mut held) = (TenantId::generate(), Vec::new());
         held.push(read_of(&intake, one, large.clone()).await.unwrap().1);
         let refused = read_of(&intake, one, large.clone()).await.err().expect("the tenant has no room");
-        assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+        assert_eq!(refused.status.code(), Code::Unavailable, "{refused:?}");
+        assert!(refused.is_callers);
         for _ in 1..HELD_BYTES_MAX / MESSAGE_BYTES_CEILING {
             held.push(read(&intake, large.clone()).await.unwrap().1);
         }
         let refused = read(&intake, large.clone()).await.err().expect("there is no room");
-        assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+        assert_eq!(refused.status.code(), Code::Unavailable, "{refused:?}");
+        assert!(!refused.is_callers, "others have it all");
         read(&intake, framed(&said(Block::Text(Text { text: "small".into() })))).await.unwrap();
         held.pop();
         read(&intake, large).await.unwrap();
         let larger = framed(&said(Block::Text(Text { text: "x".repeat(MESSAGE_BYTES_CEILING + 1) })));
-        assert_eq!(read(&Intake::default(), larger).await.err().unwrap().code(), Code::OutOfRange);
+        assert_eq!(read(&Intake::default(), larger).await.err().unwrap().status.code(), Code::OutOfRange);
     }
 }

@@ -36,8 +36,8 @@ use crate::connections::{Bounds, Connection, Connections};
 /// (<https://datatracker.ietf.org/doc/html/rfc9113#section-6.5.2>). Beyond, it is answered with 431. What comes of a head before it is whole takes no
 /// more than this, once for each connection.
 const HEAD_BYTES_MAX: u16 = 16 * 1024;
-/// Of one HTTP/2 stream of a connection, which has a MiB for all of them: what has come of a request and is not read yet takes of it, so that one that
-/// nobody reads for now leaves some for the others.
+/// Of one HTTP/2 stream of a connection, which has a MiB for all of them: what has come of a request and is not read yet takes of both. So a few that
+/// nobody reads for now leave some for the others; sixteen leave none.
 const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 /// Of one HTTP/2 stream: what has been given away of its answer and is not sent yet.
 const STREAM_UNSENT_BYTES: usize = 64 * 1024;
