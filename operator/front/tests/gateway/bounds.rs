@@ -71,6 +71,22 @@ async fn to_one_socket_a_foreign_session_is_as_one_that_never_was() {
     assert!(answers[0].contains("SESSION_NOT_FOUND"), "{}", answers[0]);
 }
 
+/// A client that was told to connect again met its own seats, for as long as the connection of before was waited for.
+#[tokio::test]
+async fn what_a_websocket_listens_to_is_given_back_before_it_is_told_to_go() {
+    let mut scene = Scene::new().await;
+    scene.seats = Seats::new(3, 100);
+    let (replica, session) = (scene.replica().await, scene.session().await);
+    let mut client = Client::connect(&scene, &replica).await;
+    client.subscribe(session, 1).await;
+    // What is left of such a frame is waited for after the close.
+    let large = json!({ "ping": { "id": "x".repeat(1024 * 1024) } });
+    client.try_say(large).await.unwrap();
+    assert_eq!(client.hear_close().await.0, 1009);
+    let mut again = Client::connect(&scene, &replica).await;
+    again.subscribe(session, 1).await;
+}
+
 #[tokio::test]
 async fn a_tenant_has_so_many_streams_over_all_its_connections_and_no_other_tenant_feels_it() {
     let mut scene = Scene::new().await;

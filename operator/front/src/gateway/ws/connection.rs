@@ -158,7 +158,10 @@ impl Connection {
             End::Closed | End::Gone => 0,
         };
         self.shared.gateway.metrics.closes.with_label_values(&[code.to_string().as_str()]).inc();
-        let Self { mut outgoing, mut incoming, tenure, .. } = self;
+        // The connection's place is kept until nothing is left of it. What it listens to is given back before: a client that is told to connect again
+        // would meet its own seats.
+        let Self { mut outgoing, mut incoming, tenure, state, .. } = self;
+        drop(state);
         let tenant = tenure.identity().tenant_name.as_str();
         let farewell = async {
             match end {
