@@ -13,6 +13,9 @@ use tonic::Status;
 /// <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>: so many digits at most, and a unit.
 const DIGITS_MAX: usize = 8;
 
+/// Who gives a call less than this has it end late whenever he likes. With more time it ends so where something here stands still.
+const ENOUGH: Duration = Duration::from_secs(1);
+
 /// Gives up a call whose answer does not begin in the time that its caller gave it. A stream that has begun goes on: its caller ends it.
 pub(crate) async fn kept(request: Request, next: Next) -> Response {
     let Some(deadline) = told(request.headers()) else { return next.run(request).await };
@@ -21,7 +24,9 @@ pub(crate) async fn kept(request: Request, next: Next) -> Response {
     }
     let mut late = Status::deadline_exceeded(format!("the call was given {deadline:?}")).into_http();
     // Anybody may give a call no time at all, also without a credential.
-    late.extensions_mut().insert(Unremarkable);
+    if deadline < ENOUGH {
+        late.extensions_mut().insert(Unremarkable);
+    }
     late
 }
 
@@ -57,12 +62,14 @@ mod tests {
 
     /// A nanosecond, with any key, was a warning in the log for each call.
     #[tokio::test(start_paused = true)]
-    async fn a_call_that_was_given_too_little_time_is_no_news_to_the_log() {
+    async fn a_call_that_was_given_too_little_time_is_no_news_to_the_log_and_another_is() {
         let calls = Router::new().route("/", post(std::future::pending::<()>)).layer(from_fn(kept));
-        let request = Request::post("/").header("grpc-timeout", "1n").body(Body::empty()).unwrap();
-        let answer = calls.oneshot(request).await.unwrap();
-        assert_eq!(answer.headers()["grpc-status"], "4");
-        assert!(answer.extensions().get::<Unremarkable>().is_some());
+        for (given, is_unremarkable) in [("1n", true), ("999m", true), ("1S", false), ("3S", false)] {
+            let request = Request::post("/").header("grpc-timeout", given).body(Body::empty()).unwrap();
+            let answer = calls.clone().oneshot(request).await.unwrap();
+            assert_eq!(answer.headers()["grpc-status"], "4");
+            assert_eq!(answer.extensions().get::<Unremarkable>().is_some(), is_unremarkable, "{given}");
+        }
     }
 
     #[test]

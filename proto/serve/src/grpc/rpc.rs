@@ -31,7 +31,7 @@ const TENANTS: [&str; 2] = ["NO_WORKER", "WORKER_LOST"];
 pub struct Unremarkable;
 
 /// In the extensions of an answer that goes on, with [`Tasks::stopping`](crate::Tasks::stopping): that it ends with `UNAVAILABLE` from then on is no
-/// news to the log, since each does whose program goes away. It is counted as any.
+/// news to the log, since each does whose program goes away. It is counted apart, as one that leaves.
 #[derive(Debug, Clone)]
 pub struct UnremarkableOnce(pub CancellationToken);
 
@@ -162,11 +162,7 @@ impl Call {
         let name = format!("{code:?}");
         let labels = [self.service, self.method, &name];
         let seconds = self.begun.elapsed().as_secs_f64();
-        let whose = match (self.is_unremarkable, self.is_tenants) {
-            (true, _) => "caller",
-            (false, true) => "tenant",
-            (false, false) => "",
-        };
+        let whose = self.whose(code);
         self.metrics.requests.with_label_values(&[self.service, self.method, &name, whose]).inc();
         self.metrics.duration.with_label_values(&labels).observe(seconds);
         self.span.record("rpc.grpc.status_code", code as i32);
@@ -181,9 +177,24 @@ impl Call {
         }
     }
 
+    /// Whose doing it is that it ended so, as the label says; empty where it is nobody's but ours.
+    fn whose(&self, code: Code) -> &'static str {
+        match self {
+            Self { is_unremarkable: true, .. } => "caller",
+            Self { is_tenants: true, .. } => "tenant",
+            _ if self.leaves_with(code) => "leaving",
+            _ => "",
+        }
+    }
+
     fn is_news(&self, code: Code) -> bool {
+        is_ours(code) && !self.is_unremarkable && !self.leaves_with(code)
+    }
+
+    /// It ends so as its program goes away.
+    fn leaves_with(&self, code: Code) -> bool {
         let goes_away = self.unremarkable_once.as_ref().is_some_and(|once| once.0.is_cancelled());
-        is_ours(code) && !self.is_unremarkable && !(goes_away && code == Code::Unavailable)
+        goes_away && code == Code::Unavailable
     }
 }
 
@@ -271,8 +282,10 @@ mod tests {
         let stopping = CancellationToken::new();
         let call = begun(UnremarkableOnce(stopping.clone())).await;
         assert!(call.is_news(Code::Unavailable));
+        assert_eq!(call.whose(Code::Unavailable), "");
         stopping.cancel();
         assert!(!call.is_news(Code::Unavailable));
+        assert_eq!([Code::Unavailable, Code::Internal].map(|code| call.whose(code)), ["leaving", ""]);
         assert!(call.is_news(Code::Internal) && !call.is_news(Code::NotFound));
         assert!(begun(()).await.is_news(Code::Unavailable), "another is");
     }
