@@ -2,6 +2,7 @@
 //! of what the model says. What an enforced check refuses goes no further; a shadow only tells.
 
 mod arguments;
+mod aside;
 mod asked;
 mod json;
 mod pattern;
@@ -15,13 +16,13 @@ use std::sync::Arc;
 use croft_proto::v1::guardrail_spec::Check as CheckSpec;
 use croft_proto::v1::{AgentSpec, GuardrailMode, GuardrailSpec, GuardrailStage, GuardrailViolation};
 use serde_json::Value;
-use tokio::sync::Semaphore;
 
 use crate::http_client::HttpClient;
 use crate::json_schema::{JsonSchema, Unfit};
 use crate::patterns::Patterns;
 use crate::refusal::Refusal;
 use arguments::Arguments;
+use aside::{Late, ON_STEP_BYTES_MAX, aside};
 use asked::Asked;
 use personal::PersonalData;
 use scan::{Scanner, redacted};
@@ -29,13 +30,6 @@ pub(crate) use stream::Output;
 
 /// Checks of one agent. At the bound the agent is refused.
 const GUARDRAILS_MAX: usize = 16;
-/// Bytes of a text that is looked through where the step runs. A longer one is on a thread of its own, so that the step is heard
-/// and stopped meanwhile, and other sessions go on.
-const SCANNED_BYTES_MAX: usize = 64 * 1024;
-/// Such texts that are looked through at a time. Others wait for their turn, which comes: each takes time linear in its length.
-const AT_A_TIME_MAX: usize = 4;
-
-static PLACES: Semaphore = Semaphore::const_new(AT_A_TIME_MAX);
 
 /// The checks of one agent, in its order.
 #[derive(Default)]
@@ -94,7 +88,7 @@ pub(crate) struct Review {
     pub(crate) violations: Vec<GuardrailViolation>,
     /// The check that lets the text go no further.
     pub(crate) blocked_by: Option<String>,
-    /// That check is a server's, and gave no answer: another time the text may pass.
+    /// That check is a server's, which is away or overloaded: another time the text may pass.
     pub(crate) is_unanswered: bool,
 }
 
@@ -186,9 +180,10 @@ impl Guardrails {
     /// Checks a tool's arguments, and replaces in them what is to be replaced.
     pub(crate) async fn review_arguments(&self, arguments_json: &mut String) -> Review {
         let stage = GuardrailStage::ToolArguments;
-        let Some(mut arguments) = Arguments::read(arguments_json) else {
+        let Some(arguments) = Arguments::read(arguments_json) else {
             return self.review(stage, &mut [arguments_json]).await;
         };
+        let mut arguments = Arc::new(arguments);
         if self.look_at(stage) {
             // As it was understood: of a key that is there twice the text has more to say than what the checks see.
             *arguments_json = arguments.written();
@@ -196,22 +191,20 @@ impl Guardrails {
         let mut review = Review::default();
         for guard in self.at(stage) {
             let verdict = match &guard.check {
-                Check::Scan { scanner, redact: true } => {
-                    let mut replaced = arguments.clone();
-                    if replaced.redact(scanner.as_ref()) {
-                        let text = replaced.written();
-                        if !guard.shadow {
-                            arguments = replaced;
-                            arguments_json.clone_from(&text);
-                        }
-                        Verdict::Replaced(text)
+                Check::Scan { scanner, redact } => {
+                    let (verdict, replaced) = if arguments_json.len() > ON_STEP_BYTES_MAX {
+                        let (arguments, redact) = (Arc::clone(&arguments), *redact);
+                        let looked =
+                            aside(Arc::clone(scanner), move |scanner| arguments.scanned(scanner, redact)).await;
+                        looked.unwrap_or_else(|Late| (guard.late(), None))
                     } else {
-                        Verdict::Passed
+                        arguments.scanned(scanner.as_ref(), *redact)
+                    };
+                    if let (Verdict::Replaced(text), Some(replaced), false) = (&verdict, replaced, guard.shadow) {
+                        arguments_json.clone_from(text);
+                        arguments = Arc::new(replaced);
                     }
-                }
-                // Escapes must hide nothing.
-                Check::Scan { scanner, redact: false } => {
-                    arguments.find(scanner.as_ref()).map_or(Verdict::Passed, Verdict::Refused)
+                    verdict
                 }
                 Check::Length(_) | Check::Schema(_) | Check::Http(_) => guard.verdict(stage, arguments_json).await,
             };
@@ -242,8 +235,10 @@ impl Guard {
         match &self.check {
             Check::Length(characters_max) if text.chars().count() > *characters_max => Verdict::Refused("length"),
             Check::Length(_) => Verdict::Passed,
-            Check::Scan { scanner, redact } if text.len() > SCANNED_BYTES_MAX => {
-                scanned_aside(Arc::clone(scanner), *redact, text.to_owned()).await
+            Check::Scan { scanner, redact } if text.len() > ON_STEP_BYTES_MAX => {
+                let (text, redact) = (text.to_owned(), *redact);
+                let looked = aside(Arc::clone(scanner), move |scanner| scanned(scanner, redact, &text)).await;
+                looked.unwrap_or_else(|Late| self.late())
             }
             Check::Scan { scanner, redact } => scanned(scanner.as_ref(), *redact, text),
             Check::Schema(schema) => {
@@ -259,6 +254,12 @@ impl Guard {
             }
             Check::Http(asked) => asked.about(&self.name, point(stage), text).await,
         }
+    }
+
+    /// What counts of a text that was not looked through.
+    fn late(&self) -> Verdict {
+        tracing::warn!(guardrail = self.name, "a text waited too long to be looked through by a guardrail");
+        Verdict::Refused("scan_late")
     }
 
     fn violation(&self, stage: GuardrailStage, found: Found) -> GuardrailViolation {
@@ -284,24 +285,6 @@ fn scanned(scanner: &dyn Scanner, redact: bool, text: &str) -> Verdict {
     match redacted(scanner, text) {
         Cow::Borrowed(_) => Verdict::Passed,
         Cow::Owned(replaced) => Verdict::Replaced(replaced),
-    }
-}
-
-/// The same on a thread where nothing else waits for it. It may be left, and ends by itself.
-async fn scanned_aside(scanner: Arc<dyn Scanner>, redact: bool, text: String) -> Verdict {
-    // It is never closed.
-    let place = PLACES.acquire().await;
-    let looks = move || {
-        let _place = place;
-        scanned(scanner.as_ref(), redact, &text)
-    };
-    match tokio::task::spawn_blocking(looks).await {
-        Ok(verdict) => verdict,
-        Err(broken_off) => match broken_off.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // The process ends, and the step with it.
-            Err(_) => std::future::pending().await,
-        },
     }
 }
 

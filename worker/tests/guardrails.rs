@@ -15,9 +15,9 @@ use croft_proto::v1::execute_step_request::Message as ToWorker;
 use croft_proto::v1::guardrail_spec::Check;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    AgentSpec, ContentBlock, GuardrailMode, GuardrailSpec, GuardrailStage, GuardrailViolation, HttpCheck,
+    AgentSpec, ContentBlock, GuardrailMode, GuardrailSpec, GuardrailStage, GuardrailViolation, HttpCheck, Image,
     JsonSchemaCheck, LengthCheck, Message, PatternCheck, PersonalDataCheck, Role, SessionCheckpoint, StepCancel,
-    StepStart, StopReason, ToolUse,
+    StepStart, StopReason, ToolUse, image,
 };
 use croft_worker::RuntimeOptions;
 use croft_worker::tools::Builtins;
@@ -465,12 +465,20 @@ async fn a_server_that_gives_no_answer_stops_the_text_unless_it_may_not() {
     let endless = ResponseTemplate::new(200).set_body_string("x".repeat(1024 * 1024));
     let late = ResponseTemplate::new(200).set_body_json(json!({"allowed": true})).set_delay(Duration::from_mins(1));
     let elsewhere = ResponseTemplate::new(302).insert_header("location", "/v1/other");
-    for answer in [ResponseTemplate::new(500), nonsense, endless, late, elsewhere] {
+    for (answer, reason) in [
+        (ResponseTemplate::new(500), "http_unanswered"),
+        (ResponseTemplate::new(429), "http_unanswered"),
+        (late, "http_unanswered"),
+        (ResponseTemplate::new(413), "http_unusable"),
+        (nonsense, "http_unusable"),
+        (endless, "http_unusable"),
+        (elsewhere, "http_unusable"),
+    ] {
         let server = MockServer::start().await;
         Mock::given(path("/v1/check")).respond_with(answer).mount(&server).await;
         let worker = worker().await;
         let heard = turn(&worker, &asks(&server, false, 200), text("good morning")).await;
-        assert_eq!(violations(&heard), [violation("output", "http_unanswered")]);
+        assert_eq!(violations(&heard), [violation("output", reason)]);
         assert_eq!((said(&heard).as_str(), heard.stop_reason()), ("", StopReason::Guardrail));
         let heard = turn(&worker, &asks(&server, true, 200), text("good morning")).await;
         assert_eq!((said(&heard).as_str(), heard.stop_reason()), ("You said: good morning", StopReason::EndTurn));
@@ -523,25 +531,69 @@ async fn words_that_the_model_has_answered_stay_where_a_server_is_down() {
     assert_eq!(kept[0], "now");
 }
 
+/// Whatever a server is asked about, or one text alone, is answered so.
+async fn answers(server: &MockServer, of_text: Option<&str>, answer: ResponseTemplate) {
+    let mock = Mock::given(path("/v1/check"));
+    let mock = match of_text {
+        Some(text) => mock.and(body_json(json!({"guardrail": "strict", "stage": "input", "text": text}))),
+        None => mock,
+    };
+    mock.respond_with(answer).mount(server).await;
+}
+
+fn yes() -> ResponseTemplate {
+    ResponseTemplate::new(200).set_body_json(json!({"allowed": true}))
+}
+
+fn of_user(content: Vec<ContentBlock>) -> Message {
+    Message { role: Role::User.into(), content, ..Message::default() }
+}
+
 /// The model has not seen them, and shall not before the server has said yes.
 #[tokio::test]
 async fn words_that_nobody_has_answered_wait_for_a_server_that_is_down() {
     let server = MockServer::start().await;
-    let yes = ResponseTemplate::new(200).set_body_json(json!({"allowed": true}));
-    let newest = json!({"guardrail": "strict", "stage": "input", "text": "now"});
-    // Any other question has no answer.
-    Mock::given(body_json(newest)).respond_with(yes.clone()).mount(&server).await;
-    let message = Message { role: Role::User.into(), content: text("dig"), ..Message::default() };
+    answers(&server, None, ResponseTemplate::new(503)).await;
     let agent = asks_about_input(&server);
-    let (heard, kept) = goes_on_from(&agent, vec![message], "turn-2", "now").await;
-    assert_eq!(heard.story(), ["started", "guardrail", "completed"]);
-    assert_eq!(violations(&heard), [violation("input", "http_unanswered")]);
-    assert_eq!((heard.stop_reason(), kept), (StopReason::Guardrail, vec!["dig".to_owned(), "now".to_owned()]));
+    let (heard, kept) = goes_on_from(&agent, vec![of_user(text("dig"))], "turn-2", "now").await;
+    assert_eq!(heard.story(), ["started", "guardrail", "guardrail", "completed"]);
+    assert_eq!(violations(&heard), vec![violation("input", "http_unanswered"); 2]);
+    assert_eq!((heard.stop_reason(), kept), (StopReason::Guardrail, vec!["dig".to_owned()]));
 
-    Mock::given(path("/v1/check")).respond_with(yes).mount(&server).await;
-    let (heard, kept) = goes_on_from(&agent, heard.checkpoint().messages, "turn-3", "please").await;
+    // Of a newest without words it says nothing either way.
+    let image = Image { media_type: "image/png".into(), source: Some(image::Source::Data(b"png".as_slice().into())) };
+    let image = vec![ContentBlock { block: Some(Block::Image(image)) }];
+    let messages = vec![of_user(text("dig")), of_user(image)];
+    let (heard, kept) = goes_on_from(&agent, messages, "turn-1", "").await;
+    assert_eq!(violations(&heard), [violation("input", "http_unanswered")]);
+    assert_eq!((heard.stop_reason(), kept[0].as_str(), kept.len()), (StopReason::Guardrail, "dig", 2));
+
+    server.reset().await;
+    answers(&server, None, yes()).await;
+    let (heard, kept) = goes_on_from(&agent, vec![of_user(text("dig"))], "turn-3", "please").await;
     assert_eq!((heard.stop_reason(), violations(&heard)), (StopReason::EndTurn, Vec::new()));
-    assert_eq!(kept[..3], ["dig", "now", "please"]);
+    assert_eq!(kept[..2], ["dig", "please"]);
+}
+
+/// It was asked about again in each turn, and each ended there.
+#[tokio::test]
+async fn words_for_which_alone_a_server_has_no_answer_are_taken_out_and_the_session_goes_on() {
+    for (status, reason) in [(413, "http_unusable"), (500, "http_unanswered")] {
+        let server = MockServer::start().await;
+        answers(&server, Some("dig"), ResponseTemplate::new(status)).await;
+        answers(&server, None, yes()).await;
+        let agent = asks_about_input(&server);
+        let (heard, kept) = goes_on_from(&agent, vec![of_user(text("dig"))], "turn-2", "now").await;
+        assert_eq!((heard.stop_reason(), violations(&heard)), (StopReason::EndTurn, vec![violation("input", reason)]));
+        assert_eq!(kept[0], "now");
+    }
+    // What it says to that text it says each time, whatever it says of others.
+    let server = MockServer::start().await;
+    answers(&server, Some("dig"), ResponseTemplate::new(422)).await;
+    answers(&server, None, ResponseTemplate::new(503)).await;
+    let (heard, kept) = goes_on_from(&asks_about_input(&server), vec![of_user(text("dig"))], "turn-2", "now").await;
+    assert_eq!(violations(&heard), [violation("input", "http_unanswered"), violation("input", "http_unusable")]);
+    assert_eq!((heard.stop_reason(), kept), (StopReason::Guardrail, Vec::new()));
 }
 
 /// What a step tells that is ended from outside while the server thinks about the arguments of a call.

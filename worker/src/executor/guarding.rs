@@ -24,7 +24,8 @@ const UNREAD: [&str; 6] = ["encrypted_content", "signature", "thoughtSignature",
 impl Executor<'_> {
     /// Checks the user's words since the model's last answer: the newest, and those before it which no turn came to answer.
     /// What is refused is taken out of the conversation, so that no later turn brings it before the model either. Where a check's
-    /// server says nothing of words that are not the newest, they stay: unless the model has answered them, the turn ends.
+    /// server is away for words that are not the newest, they stay: unless the model has answered them, the turn ends. Where it has just
+    /// let the newest pass it is not away, and words of which it says nothing go.
     ///
     /// The input of this turn, and of any before it, may be there as the user sent it, where the front had to put the
     /// conversation together from its log. What is to be replaced in it is replaced again; it was told when it came.
@@ -33,6 +34,7 @@ impl Executor<'_> {
             return Ok(None);
         };
         let is_answered = newest + 1 < self.state.messages.len();
+        let mut newest_passed = false;
         let mut ended = None;
         let mut place = newest;
         loop {
@@ -46,7 +48,11 @@ impl Executor<'_> {
                 self.interrupt.or(review(self.guardrails, GuardrailStage::Input, content)).await?
             };
             let is_refused = review.blocked_by.is_some();
-            let goes = is_refused && (is_newest || !review.is_unanswered);
+            if is_newest {
+                // Nothing is asked about words that there are none of.
+                newest_passed = !is_answered && !is_refused && !texts(content).is_empty();
+            }
+            let goes = is_refused && (is_newest || !review.is_unanswered || newest_passed);
             if goes || (!is_answered && (is_refused || is_newest)) {
                 self.tell_violations(&review.violations).await;
             }

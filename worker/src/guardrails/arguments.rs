@@ -5,8 +5,8 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
-use super::json;
 use super::scan::Scanner;
+use super::{Verdict, json};
 use crate::tools::integers;
 
 #[derive(Clone)]
@@ -33,13 +33,20 @@ impl Arguments {
         if self.has_large_numbers { integers::as_numbers(&json).into_owned() } else { json }
     }
 
-    /// What is found in a key, a text or a number, or in the whole as it is written.
-    pub(super) fn find(&self, scanner: &dyn Scanner) -> Option<&'static str> {
-        json::find(&self.value, scanner).or_else(|| scanner.find(&self.written(), 0).map(|finding| finding.what))
+    /// What a scanner says of them, and what they become where it replaces something. A number in which something is found becomes a text.
+    pub(super) fn scanned(&self, scanner: &dyn Scanner, redact: bool) -> (Verdict, Option<Self>) {
+        if !redact {
+            return (self.find(scanner).map_or(Verdict::Passed, Verdict::Refused), None);
+        }
+        let mut replaced = self.clone();
+        if !json::redact(&mut replaced.value, scanner) {
+            return (Verdict::Passed, None);
+        }
+        (Verdict::Replaced(replaced.written()), Some(replaced))
     }
 
-    /// Replaces what is found; whether anything was. A number in which something is found becomes a text.
-    pub(super) fn redact(&mut self, scanner: &dyn Scanner) -> bool {
-        json::redact(&mut self.value, scanner)
+    /// What is found in a key, a text or a number, or in the whole as it is written: escapes must hide nothing.
+    fn find(&self, scanner: &dyn Scanner) -> Option<&'static str> {
+        json::find(&self.value, scanner).or_else(|| scanner.find(&self.written(), 0).map(|finding| finding.what))
     }
 }

@@ -19,8 +19,10 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of a text that a server is asked about. Of a longer one it is not asked, which counts as no answer.
 const TEXT_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// The fixed word for that a text does not pass because no answer came.
+/// The fixed word for that a text does not pass because no answer came, which may come another time.
 pub(super) const UNANSWERED: &str = "http_unanswered";
+/// The fixed word for that a text does not pass because what came is no answer, and would be none another time.
+const UNUSABLE: &str = "http_unusable";
 
 /// A server that is asked.
 pub(super) struct Asked {
@@ -60,6 +62,16 @@ enum Error {
     NotUnderstood(#[source] serde_json::Error),
 }
 
+impl Error {
+    /// The fixed word for why a text does not pass.
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Late | Self::Unreachable(_) | Self::Status(408 | 429 | 500..) => UNANSWERED,
+            Self::TooLong | Self::Status(_) | Self::Endless | Self::NotUnderstood(_) => UNUSABLE,
+        }
+    }
+}
+
 impl Asked {
     pub(super) fn open(spec: &HttpCheck, client: &HttpClient) -> Result<Self, String> {
         let url = http_url(&spec.url).map_err(|problem| format!("its url {problem}"))?;
@@ -85,7 +97,7 @@ impl Asked {
             Err(error) => {
                 let fail_open = self.fail_open;
                 tracing::warn!(guardrail, fail_open, error = %chain(&error), "a guardrail's server gave no answer");
-                if fail_open { Verdict::Passed } else { Verdict::Refused(UNANSWERED) }
+                if fail_open { Verdict::Passed } else { Verdict::Refused(error.reason()) }
             }
         }
     }

@@ -1,6 +1,7 @@
 use croft_proto::v1::{HttpCheck, JsonSchemaCheck, LengthCheck, PatternCheck, PersonalDataCheck, StopReason};
 use serde_json::json;
 
+use super::aside::{AT_A_TIME_MAX, PLACES};
 use super::*;
 use crate::interrupt::{Interrupt, Why};
 
@@ -97,16 +98,28 @@ async fn a_step_is_stopped_while_a_long_text_is_looked_through() {
     for check in [redacting(), denied("sesame")] {
         let guardrails = open(vec![spec("people", check.clone())]).unwrap();
         let mut text = "a@b.co ".repeat(37_000);
+        let mut arguments = json!({"say": text}).to_string();
+        // It is looked through no sooner than it is stopped.
+        let held = PLACES.acquire_many(AT_A_TIME_MAX).await.unwrap();
         let interrupt = Interrupt::default();
         let mut texts = [&mut text];
         let reviewed = interrupt.or(guardrails.review(GuardrailStage::ToolResult, &mut texts));
         let (reviewed, ()) = tokio::join!(reviewed, async { interrupt.raise(why) });
         assert_eq!(reviewed, Err(why), "{check:?}");
+        let interrupt = Interrupt::default();
+        let reviewed = interrupt.or_unready(guardrails.review_arguments(&mut arguments));
+        let (reviewed, ()) = tokio::join!(reviewed, async { interrupt.raise(why) });
+        assert_eq!(reviewed, Err(why), "{check:?}");
+        drop(held);
     }
     let guardrails = open(vec![spec("people", redacting()), spec("words", denied("sesame"))]).unwrap();
     let mut text = "a@b.co ".repeat(37_000) + "open sesame";
     let review = guardrails.review(GuardrailStage::ToolResult, &mut [&mut text]).await;
     assert_eq!(text, "[email] ".repeat(37_000) + "open sesame");
+    assert_eq!((review.blocked_by.as_deref(), review.violations.len()), (Some("words"), 2));
+    let mut arguments = json!({"say": "a@b.co ".repeat(37_000), "and": "open sesame"}).to_string();
+    let review = guardrails.review_arguments(&mut arguments).await;
+    assert_eq!(arguments, json!({"say": "[email] ".repeat(37_000), "and": "open sesame"}).to_string());
     assert_eq!((review.blocked_by.as_deref(), review.violations.len()), (Some("words"), 2));
 }
 
