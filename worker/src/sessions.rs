@@ -11,6 +11,7 @@ use prometheus::IntGauge;
 use prost::Message as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::interrupt::{Interrupt, Why};
 use crate::outbox::Outbox;
@@ -47,6 +48,8 @@ struct Held {
     running: Option<Running>,
     used_at: Instant,
     untold: Untold,
+    /// Closed, with a token for each that is about to end the session.
+    endings: TaskTracker,
 }
 
 /// The newest state of a session, for `Checkpoint` alone: a step goes on from what the front sends with it.
@@ -116,8 +119,9 @@ impl Sessions {
             held.remove(&idle);
             tracing::info!(session = %idle, "forgot an idle session to make room");
         }
-        let (untold, used_at) = (Untold::default(), now);
-        held.insert(session, Held { agent, provider, kept: None, epoch: 0, running: None, used_at, untold });
+        let (untold, used_at, endings) = (Untold::default(), now, TaskTracker::new());
+        endings.close();
+        held.insert(session, Held { agent, provider, kept: None, epoch: 0, running: None, used_at, untold, endings });
         self.shared.count(&held);
         Ok(())
     }
@@ -125,6 +129,9 @@ impl Sessions {
     /// Begins a step of a known session that tells its front of itself by `outbox`; `interrupt` will end it. A step that still runs under
     /// this epoch or an older one is ended first, and what it has not told yet is dropped: its front has given it up. Fails with
     /// [`Refusal::FrontGone`] where `interrupt` is raised before that step is over.
+    ///
+    /// Under a newer lease than the last step's, whoever is about to end the session is let do so first, for at most [`END_WAIT`], since
+    /// this step would drop what they ask for; it is then [`Refusal::SessionUnknown`], and the front makes it known again.
     pub(crate) async fn begin(
         &self,
         session: SessionId,
@@ -132,6 +139,14 @@ impl Sessions {
         interrupt: &Interrupt,
         outbox: &Outbox,
     ) -> Result<Begun, Refusal> {
+        if let Some((endings, running)) = self.shared.endings_before(session, epoch) {
+            if let Some(running) = running {
+                running.hang_up();
+            }
+            let over = tokio::time::timeout(END_WAIT, endings.wait());
+            // Whoever is not through by then hangs, and finds that a newer step has begun.
+            drop(interrupt.or(over).await.map_err(|_| Refusal::FrontGone)?);
+        }
         loop {
             let older = {
                 let mut held = self.shared.lock();
@@ -169,12 +184,13 @@ impl Sessions {
     ///
     /// An `epoch` other than 0 is of the lease under which the session goes on at another worker. A step that runs here has lost its front
     /// then, and waits for it no longer. Where a step of that lease runs here, or one of a newer lease has begun, nothing is ended and
-    /// forgotten, and `None` is returned.
+    /// forgotten, and `None` is returned. A step that comes meanwhile under a newer lease than the last one's begins
+    /// behind this, see [`Self::begin`].
     pub(crate) async fn terminate(&self, session: SessionId, epoch: u64) -> Option<Vec<ModelAttempt>> {
-        let (running, is_the_askers) = {
+        let (running, is_the_askers, _ending) = {
             let held = self.shared.lock();
             let known = held.get(&session).filter(|known| epoch == 0 || known.epoch <= epoch)?;
-            (known.running.clone(), epoch != 0 && known.epoch == epoch)
+            (known.running.clone(), epoch != 0 && known.epoch == epoch, known.endings.token())
         };
         if let Some(running) = running {
             // One of the asker's own may be over, and not know of it yet.
@@ -200,6 +216,13 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, Held>> {
         // No code that holds the lock can leave the map half changed.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Those who are about to end the session while a step of a newer lease than its last step's would begin, with the step that runs.
+    fn endings_before(&self, session: SessionId, epoch: u64) -> Option<(TaskTracker, Option<Running>)> {
+        let held = self.lock();
+        let known = held.get(&session).filter(|known| epoch > known.epoch && !known.endings.is_empty())?;
+        Some((known.endings.clone(), known.running.clone()))
     }
 
     /// Lets go of checkpoints until the rest is within the bound: of the session that was idle for longest first, of those that run a
@@ -419,8 +442,10 @@ mod tests {
         let mut beginning = pin!(sessions.begin(session, 3, &newer, &outbox));
         assert!(beginning.as_mut().now_or_never().is_none());
         drop(begun);
-        assert_eq!(leaving.await, None, "a newer one came meanwhile");
-        let begun = beginning.await.unwrap();
+        assert_eq!(leaving.await, Some(Vec::new()), "none of the newer lease runs yet");
+        assert_eq!(beginning.await.err(), Some(Refusal::SessionUnknown));
+        admit(&sessions, session).unwrap();
+        let begun = sessions.begin(session, 3, &newer, &outbox).await.unwrap();
         for epoch in [2, 3] {
             assert_eq!(sessions.terminate(session, epoch).await, None);
         }
@@ -433,6 +458,62 @@ mod tests {
         let told = sessions.terminate(session, 3).await;
         assert_eq!(told, Some(vec![ModelAttempt::default()]), "its own lease asks, and nothing runs");
         assert_eq!(sessions.checkpoint(session), Err(Refusal::SessionUnknown));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_step_that_began_while_its_own_lease_asks_for_what_the_one_before_knows_goes_on() {
+        let (sessions, session) = (sessions(1), SessionId::generate());
+        admit(&sessions, session).unwrap();
+        let begun = begin(&sessions, session).await;
+        let mut asks = pin!(sessions.terminate(session, 1));
+        assert_eq!(asks.as_mut().now_or_never(), None, "the step may be over soon");
+        let next = Interrupt::default();
+        let outbox = Outbox::default();
+        let mut beginning = pin!(sessions.begin(session, 1, &next, &outbox));
+        assert!(beginning.as_mut().now_or_never().is_none());
+        drop(begun);
+        let begun = beginning.await.unwrap();
+        assert_eq!(asks.await, None, "a newer one came meanwhile");
+        assert_eq!(next.raised(), None, "it runs on");
+        drop(begun);
+    }
+
+    /// It threw away what was asked for, and whoever asked was told that there was nothing.
+    #[tokio::test(start_paused = true)]
+    async fn a_step_of_the_next_turn_begins_behind_whoever_asks_for_what_the_last_one_left() {
+        let outbox = Outbox::default();
+        for epoch in [2, 0] {
+            let (sessions, session) = (sessions(1), SessionId::generate());
+            admit(&sessions, session).unwrap();
+            let (first, next) = (Interrupt::default(), Interrupt::default());
+            let begun = sessions.begin(session, 1, &first, &outbox).await.unwrap();
+            let mut asks = pin!(sessions.terminate(session, epoch));
+            assert_eq!(asks.as_mut().now_or_never(), None);
+            let mut beginning = pin!(sessions.begin(session, 3, &next, &outbox));
+            assert!(beginning.as_mut().now_or_never().is_none());
+            begun.leave_untold("turn".into(), vec![ModelAttempt::default()], true);
+            drop(begun);
+            let (beginning, told) = tokio::join!(beginning, asks);
+            assert_eq!(told, Some(vec![ModelAttempt::default()]));
+            assert_eq!(beginning.err(), Some(Refusal::SessionUnknown), "its front tells of the session once more");
+            admit(&sessions, session).unwrap();
+            assert!(sessions.begin(session, 3, &next, &outbox).await.is_ok());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_asks_for_what_a_step_knows_and_goes_away_holds_up_no_other() {
+        let (sessions, session) = (sessions(1), SessionId::generate());
+        admit(&sessions, session).unwrap();
+        let begun = begin(&sessions, session).await;
+        let mut asks = Box::pin(sessions.terminate(session, 2));
+        assert_eq!(asks.as_mut().now_or_never(), None);
+        let (next, outbox) = (Interrupt::default(), Outbox::default());
+        let mut beginning = pin!(sessions.begin(session, 3, &next, &outbox));
+        assert!(beginning.as_mut().now_or_never().is_none());
+        drop(begun);
+        drop(asks);
+        assert!(timeout(END_WAIT / 2, beginning).await.expect("nobody asks any more").is_ok());
     }
 
     /// Its front is frozen, and another goes on elsewhere.
