@@ -26,6 +26,15 @@ pub(crate) fn some_part_of(whole: Duration) -> Duration {
     whole.mul_f64(f64::from(part) / f64::from(u32::MAX))
 }
 
+/// Before a caller goes on whose stream ended as its replica goes away: at another.
+const COME_BACK_AFTER: Duration = Duration::from_secs(1);
+
+/// What a stream ends with whose replica goes away. Each does at a planned restart, and their callers go on elsewhere, so that there is nothing to
+/// be looked into: their answers bear [`UnremarkableOnce`](croft_serve::grpc::UnremarkableOnce).
+pub(crate) fn goodbye() -> Error {
+    Error::Unavailable { part: "this replica", retry_after: COME_BACK_AFTER, source: None }
+}
+
 struct Leaving<T> {
     events: BoxStream<'static, Result<T, Error>>,
     left: BoxFuture<'static, ()>,
@@ -70,6 +79,14 @@ mod tests {
         assert!(left.iter().all(|after| *after <= LEAVE_WITHIN + Duration::from_millis(1)), "{left:?}");
         let early = left.iter().filter(|after| **after < LEAVE_WITHIN / 2).count();
         assert!((10..=90).contains(&early), "{early} of 100 left in the first half");
+    }
+
+    /// A planned restart was an error in the log for each stream that was open.
+    #[test]
+    fn that_a_replica_goes_away_is_told_to_callers_and_not_to_the_log() {
+        let goodbye = goodbye();
+        assert_eq!((goodbye.reason(), goodbye.retry_after()), ("UNAVAILABLE", Some(COME_BACK_AFTER)));
+        assert!(matches!(goodbye, Error::Unavailable { source: None, .. }), "{goodbye:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,7 +2,6 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use croft_proto::id::{SessionId, TurnId};
 use croft_proto::v1::lifecycle_service_server::LifecycleService;
@@ -26,13 +25,10 @@ use crate::error::Error;
 use crate::events::replay;
 use crate::events::tenured::tenured;
 use crate::identity::{Call, Identity, Tenure};
-use crate::leaving::{LEAVE_WITHIN, leaving, until_left};
+use crate::leaving::{LEAVE_WITHIN, goodbye, leaving, until_left};
 use crate::session::manager::Manager;
 use crate::session::validate;
 use crate::turn::{Accepted, Sent, Turns, ends_turn};
-
-/// Before a caller goes on whose stream ended as its replica goes away: at another.
-const COME_BACK_AFTER: Duration = Duration::from_secs(1);
 
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -178,12 +174,6 @@ impl Lifecycle {
         let (turns, identity) = (self.turns.clone(), identity.clone());
         act.carry_out(&self.core, async move { turns.answer(&identity, request).await }).await
     }
-}
-
-/// What a stream ends with whose replica goes away. Each does at a planned restart, and their callers go on elsewhere, so that there is nothing to
-/// be looked into.
-fn goodbye() -> Error {
-    Error::Unavailable { part: "this replica", retry_after: COME_BACK_AFTER, source: None }
 }
 
 /// The id as the store tells it, however the caller spelled it. What is none stays as it is.
@@ -336,18 +326,5 @@ impl LifecycleService for Lifecycle {
     ) -> Result<Response<ListApprovalsResponse>, Status> {
         let identity = self.door.identify(&self.core, &request).await?;
         Ok(Response::new(self.turns.inbox(&identity, request.into_inner()).await?))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A planned restart was an error in the log for each stream that was open.
-    #[test]
-    fn that_a_replica_goes_away_is_told_to_callers_and_not_to_the_log() {
-        let goodbye = goodbye();
-        assert_eq!((goodbye.reason(), goodbye.retry_after()), ("UNAVAILABLE", Some(COME_BACK_AFTER)));
-        assert!(matches!(goodbye, Error::Unavailable { source: None, .. }), "{goodbye:?}");
     }
 }

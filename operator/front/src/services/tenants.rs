@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use croft_proto::v1::tenant_service_server::TenantService;
 use croft_proto::v1::{RemoveTenantRequest, RemoveTenantResponse, WatchSessionsRequest, WatchSessionsResponse};
+use croft_serve::grpc::UnremarkableOnce;
 use futures::Stream;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
@@ -45,7 +46,9 @@ impl TenantService for Tenants {
         let seat = Arc::clone(&self.watches).try_acquire_owned();
         let seat = seat.map_err(|_| Error::unavailable("the watch", anyhow::anyhow!("{WATCHES_MAX} are open")))?;
         let changes = Watch::new(Arc::clone(&self.core), request.into_inner().interval_ms).start(seat);
-        Ok(Response::new(Box::pin(changes)))
+        let mut answer: Response<Self::WatchSessionsStream> = Response::new(Box::pin(changes));
+        answer.extensions_mut().insert(UnremarkableOnce(self.core.tasks.stopping()));
+        Ok(answer)
     }
 
     async fn remove_tenant(

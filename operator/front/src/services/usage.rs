@@ -12,6 +12,7 @@ use croft_proto::v1::{
     ExportUsageRequest, ExportUsageResponse, ListUsageEventsRequest, ListUsageEventsResponse, SummarizeUsageRequest,
     SummarizeUsageResponse, UsageDimension,
 };
+use croft_serve::grpc::UnremarkableOnce;
 use futures::future::BoxFuture;
 use futures::{FutureExt as _, Stream, stream};
 use tokio_util::sync::CancellationToken;
@@ -21,6 +22,7 @@ use super::PAGE_SIZE;
 use crate::core::Core;
 use crate::door::Door;
 use crate::error::Error;
+use crate::leaving::goodbye;
 use crate::seats::Seat;
 use crate::session::validate;
 use crate::usage::GROUPS_MAX;
@@ -107,13 +109,16 @@ impl UsageService for Usage {
         let span = [start_time, end_time].map(|time| time.map(|time| (time.seconds, time.nanos)));
         let seat = self.core.seats.take(tenant)?;
         let export = Export { core: Arc::clone(&self.core), tenant, span, after: None };
-        let admission = Admission { ended: tenure.ended().boxed(), stopping: self.core.tasks.stopping(), _seat: seat };
+        let stopping = self.core.tasks.stopping();
+        let admission = Admission { ended: tenure.ended().boxed(), stopping: stopping.clone(), _seat: seat };
         let pieces = stream::try_unfold((Some(export), admission), |(export, mut admission)| async move {
             let Some(export) = export else { return Ok(None) };
             let piece = admission.lasts(export.piece()).await?;
             Ok::<_, Status>(piece.map(|(piece, rest)| (piece, (rest, admission))))
         });
-        Ok(Response::new(Box::pin(pieces)))
+        let mut answer: Response<Self::ExportUsageStream> = Response::new(Box::pin(pieces));
+        answer.extensions_mut().insert(UnremarkableOnce(stopping));
+        Ok(answer)
     }
 }
 
@@ -130,9 +135,7 @@ impl Admission {
         tokio::select! {
             biased;
             () = &mut self.ended => Err(Error::Unauthenticated { problem: "the credential that the export was begun with is good no more" }),
-            () = self.stopping.cancelled() => {
-                Err(Error::unavailable("this replica", anyhow::anyhow!("it is shutting down")))
-            }
+            () = self.stopping.cancelled() => Err(goodbye()),
             outcome = work => outcome,
         }
     }

@@ -22,6 +22,7 @@ use uuid::Uuid;
 use self::picture::{Asked, Picture, month_start};
 use crate::core::Core;
 use crate::error::Error;
+use crate::leaving::goodbye;
 use crate::session::across::Horizon;
 
 const INTERVAL_MS: i64 = 1_000;
@@ -111,9 +112,7 @@ impl Watch {
             let stopping = self.core.tasks.stopping();
             let listener = answers.clone();
             let end = tokio::select! {
-                () = stopping.cancelled() => {
-                    End::Failed(Error::unavailable("this replica", anyhow::anyhow!("it is shutting down")))
-                }
+                () = stopping.cancelled() => End::Failed(goodbye()),
                 () = listener.closed() => End::Gone,
                 end = self.run(answers) => end,
             };
