@@ -1,12 +1,13 @@
 //! The models and prices that a new installation starts with: `seed.json`, in the protobuf JSON of
-//! [`Model`]. They are data; a price that changes gets another row with a later `effective_from`, and those that are there stay as they are: by
-//! that the seed's own are told from an admin's.
+//! [`Model`]. They are data; a price that changes gets another row with a later `effective_from`, and those that are there keep their amounts: by
+//! them the seed's own are told from an admin's.
 
 use std::collections::HashSet;
 use std::sync::LazyLock;
 
 use async_trait::async_trait;
 use croft_proto::v1::{Model, ModelPrice};
+use rust_decimal::Decimal;
 
 use super::ModelStore;
 use crate::error::Error;
@@ -40,17 +41,36 @@ pub struct Missing<'seed> {
 }
 
 /// What of the seed's prices of a model `known` lacks, which is that model as it is in the tables. Any price there that is none of the seed's is
-/// an admin's, be it one of an earlier seed's that an admin changed.
+/// an admin's, be it one of an earlier seed's whose amounts an admin changed. Where a price was read, and how its amounts are written, says nothing.
 pub fn missing_prices<'seed>(seed: &'seed Model, known: &Model) -> Vec<Missing<'seed>> {
-    let since = |price: &ModelPrice| price.effective_from.map(|time| (time.seconds, time.nanos));
-    let key = |price: &ModelPrice| (price.service_tier.clone(), since(price), price.above_input_tokens);
-    let is_there = |price: &ModelPrice| known.prices.iter().any(|known| key(known) == key(price));
-    let admins: Vec<_> = known.prices.iter().filter(|known| !seed.prices.contains(known)).collect();
+    let is_there = |price: &ModelPrice| known.prices.iter().any(|known| place(known) == place(price));
+    let admins: Vec<_> =
+        known.prices.iter().filter(|known| !seed.prices.iter().any(|price| is_same(price, known))).collect();
     let ends = |price: &ModelPrice| {
         admins.iter().any(|admins| admins.service_tier == price.service_tier && since(admins) <= since(price))
     };
     let missing = seed.prices.iter().filter(|price| !is_there(price));
     missing.map(|price| Missing { price, ends_another: ends(price) }).collect()
+}
+
+/// In the place of the other, and with the same amounts.
+fn is_same(price: &ModelPrice, other: &ModelPrice) -> bool {
+    place(price) == place(other) && amounts(price) == amounts(other)
+}
+
+/// No two prices of a model have the same.
+fn place(price: &ModelPrice) -> (&str, Option<(i64, i32)>, i64) {
+    (&price.service_tier, since(price), price.above_input_tokens)
+}
+
+fn since(price: &ModelPrice) -> Option<(i64, i32)> {
+    price.effective_from.map(|time| (time.seconds, time.nanos))
+}
+
+/// US dollars for a million tokens; `None` for what is not priced by itself.
+fn amounts(price: &ModelPrice) -> [Option<Decimal>; 5] {
+    let ModelPrice { input_usd, cache_read_usd, cache_write_5m_usd, cache_write_1h_usd, output_usd, .. } = price;
+    [input_usd, cache_read_usd, cache_write_5m_usd, cache_write_1h_usd, output_usd].map(|usd| usd.parse().ok())
 }
 
 /// A registry that holds the seed and nothing else.
@@ -67,7 +87,6 @@ impl ModelStore for SeedModels {
 mod tests {
     use croft_proto::Timestamp;
     use croft_proto::v1::ModelCapabilities;
-    use rust_decimal::Decimal;
 
     use super::*;
 
@@ -131,11 +150,38 @@ mod tests {
         assert_eq!(contract(15), [ends(&second), free(&flex)]);
         assert_eq!(contract(20), [free(&flex)], "it is in the place of the seed's");
         assert_eq!(contract(25), [free(&second), free(&flex)]);
+        let reworded = ModelPrice { input_usd: "1.00".into(), source: "elsewhere".into(), ..first.clone() };
+        assert_eq!(missing(&[reworded]), [free(&second), free(&flex)], "it is the seed's own");
         let changed = ModelPrice { input_usd: "0.5".into(), ..first.clone() };
         assert_eq!(missing(&[changed]), [ends(&second), free(&flex)]);
         let of_large_prompts = ModelPrice { above_input_tokens: 1_000, ..price("", 20, "0.5") };
         assert_eq!(missing(&[first.clone(), of_large_prompts]), [ends(&second), free(&flex)]);
         assert_eq!(missing(&[price("flex", 1, "0.1"), second.clone()]), [free(&first), ends(&flex)]);
+    }
+
+    /// A price of the seed that is changed or taken out is an admin's in the tables that have it, and keeps out each later one of its model and tier.
+    /// `shipped.json` only grows: by the prices that the seed gets, in the order of the seed.
+    #[test]
+    fn every_price_that_was_ever_shipped_is_in_the_seed_still() {
+        let shipped: Vec<Model> = serde_json::from_str(include_str!("shipped.json")).unwrap();
+        let prices_of = |models: &[Model], model_id: &str| {
+            let model = models.iter().find(|model| model.model_id == model_id);
+            model.map(|model| model.prices.clone()).unwrap_or_default()
+        };
+        let seed = seed();
+        for model in &shipped {
+            let now = prices_of(&seed, &model.model_id);
+            for price in &model.prices {
+                assert!(now.iter().any(|now| is_same(now, price)), "{}: {price:?} is gone or changed", model.model_id);
+            }
+        }
+        for model in &seed {
+            let told = prices_of(&shipped, &model.model_id);
+            for price in &model.prices {
+                let is_told = told.iter().any(|told| is_same(told, price));
+                assert!(is_told, "{}: {price:?} is to be added to shipped.json", model.model_id);
+            }
+        }
     }
 
     #[test]
