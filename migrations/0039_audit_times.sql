@@ -4,6 +4,7 @@ alter table audit_log add column act_time timestamptz;
 
 -- As before, with the times of the acts in microseconds since 1970, each of which may be missing. When records are stored is looked at once
 -- the ends of all their chains are held: who waited for one said when the wait had begun, and a later record could seem to be the older one.
+-- Beyond 2^53 the column would hold another number than the hash covers, and the chain would never fit again.
 create function croft_append_audit(
     tenants uuid[], actors text[], actions text[], resources text[], outcomes text[], act_micros bigint[]
 ) returns void
@@ -11,6 +12,9 @@ create function croft_append_audit(
 declare
     made timestamptz;
 begin
+    if exists (select from unnest(act_micros) as told (micros) where told.micros not between 0 and 4102444800000000) then
+        raise exception 'an act has a time of this century' using errcode = 'invalid_parameter_value';
+    end if;
     -- By tenant, so that two batches take the locks of chains in the same order.
     insert into audit_heads (tenant_id, number, hash)
         select distinct e.tenant_id, 0, decode(repeat('00', 32), 'hex') from unnest(tenants) as e (tenant_id)

@@ -212,6 +212,8 @@ impl Writing {
             return;
         }
         if let Some(spool) = &mut self.spool {
+            // By its present name: under the one before, the next process would take it for stored.
+            let place = Place { journal: self.journal.id(), ..place };
             match spool.keep(place, batch).await {
                 Ok(()) => {
                     self.metrics.audit_kept.inc_by(batch.len() as u64);

@@ -1,5 +1,6 @@
 //! What every `AuditStore` promises.
 
+use croft_front::Error;
 use croft_front::audit::{Action, Known, Place};
 use croft_front::store::Stores;
 use croft_proto::Timestamp;
@@ -86,6 +87,9 @@ pub(crate) async fn tells_when_it_was_done_and_when_it_was_stored(stores: &Store
     let told = Timestamp { seconds: 1_700_000_000, nanos: 123_456_000 };
     assert_eq!(records.iter().map(|record| record.act_time).collect::<Vec<_>>(), [Some(told), None]);
     assert!(records.iter().all(|record| record.create_time.is_some_and(|stored| stored.seconds > told.seconds)));
+    let beyond = Action { act_micros: Some((1 << 53) + 1), ..action(ours, "beyond") };
+    let refused = stores.audit.append(Place::start(), vec![beyond]).await;
+    assert!(matches!(refused, Err(Error::Invalid { .. })), "{refused:?}");
     assert_eq!(verified(stores, ours).await, intact(2));
 }
 

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use croft_front::Error;
-use croft_front::audit::Place;
 use croft_front::audit::spool::Folder;
 use croft_front::audit::writer::AuditWriter;
+use croft_front::audit::{Action, Place};
 use croft_front::metrics::Metrics;
 use croft_front::store::Stores;
 use croft_proto::id::TenantId;
@@ -318,6 +318,26 @@ async fn a_front_whose_journal_somebody_else_wrote_to_loses_no_record() {
     database.end().await;
 }
 
+/// What the hash covered was not what the column could hold, and the chain did not fit any more.
+#[tokio::test]
+async fn an_act_of_no_time_that_there_is_is_refused_and_its_chain_goes_on() {
+    let database = Database::migrated().await;
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
+    let tenant = five_records(&stores).await;
+    for act_micros in [(1 << 53) + 1, 4_102_444_800_000_001, -1, i64::MAX, i64::MIN] {
+        let act = Action { act_micros: Some(act_micros), ..action(tenant, "x") };
+        let outcome = stores.audit.append(Place::start(), vec![action(tenant, "x"), act]).await;
+        let is_refused = matches!(&outcome, Err(Error::Invalid { problem, .. }) if problem.contains("of this century"));
+        assert!(is_refused, "{act_micros}: {outcome:?}");
+    }
+    for act_micros in [0, 1, 4_102_444_799_999_999, 4_102_444_800_000_000] {
+        let act = Action { act_micros: Some(act_micros), ..action(tenant, "x") };
+        stores.audit.append(Place::start(), vec![act]).await.unwrap();
+    }
+    assert_eq!(verified(&stores, tenant).await, intact(9));
+    database.end().await;
+}
+
 /// A record had the time at which its batch had begun to wait for others.
 #[tokio::test]
 async fn no_record_seems_older_than_those_before_it() {
@@ -331,7 +351,16 @@ async fn no_record_seems_older_than_those_before_it() {
     execute(&mut holder, &format!("begin; select from audit_heads where tenant_id = '{held}' for update"))
         .await
         .unwrap();
-    let long = stores.audit.append(Place::start(), vec![action(held, "2"), action(free, "3")]);
+    let place = Place::start();
+    let long = async {
+        loop {
+            // A lock is waited for only so long, and whoever watches may take longer.
+            match stores.audit.append(place, vec![action(held, "2"), action(free, "3")]).await {
+                Err(Error::Unavailable { .. }) => {}
+                outcome => return outcome,
+            }
+        }
+    };
     let meanwhile = async {
         let waiting =
             "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";

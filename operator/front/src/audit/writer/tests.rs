@@ -516,3 +516,42 @@ async fn writers_at_the_same_time_lose_nothing() {
     records.dedup();
     assert_eq!(records.len(), 2_000);
 }
+
+/// A store in which somebody else has written to the journal that it is given first, and which is away from then on.
+#[derive(Default)]
+struct Poisoned(Mutex<Option<uuid::Uuid>>);
+
+#[async_trait]
+impl AuditStore for Poisoned {
+    async fn append(&self, Place { journal, .. }: Place, _: Vec<Action>) -> Result<u64, Error> {
+        let mut poisoned = self.0.lock().unwrap();
+        if poisoned.is_none() {
+            *poisoned = Some(journal);
+            return Ok(1 << 40);
+        }
+        Err(Error::unavailable("postgres", anyhow::anyhow!("away")))
+    }
+
+    async fn list(&self, _: TenantId, _: u64, _: u32) -> Result<Vec<AuditRecord>, Error> {
+        Ok(Vec::new())
+    }
+
+    async fn verify(&self, _: TenantId, _: Option<Known>) -> Result<VerifyAuditLogResponse, Error> {
+        Ok(VerifyAuditLogResponse::default())
+    }
+}
+
+/// It waited under the name of the journal that was written to, and the next process would have taken it for stored.
+#[tokio::test]
+async fn what_somebody_else_would_have_taken_for_stored_waits_under_another_name() {
+    let (store, tasks, folder) = (Arc::new(Poisoned::default()), Tasks::new(), TempDir::new().unwrap());
+    let writer = writer_over(Arc::clone(&store) as _, Some(&folder), &tasks).await;
+    writer.record(action("1")).await;
+    drop(writer);
+    assert_eq!(tasks.shutdown(PATIENCE).await, 0);
+    let next = Spool::open(&ample(&folder)).await.unwrap();
+    let (place, batch) = next.oldest().await.unwrap().unwrap();
+    assert_eq!(batch.iter().map(|action| &*action.resource).collect::<Vec<_>>(), ["1"]);
+    let poisoned = store.0.lock().unwrap().unwrap();
+    assert_ne!(place.journal, poisoned);
+}

@@ -1,5 +1,7 @@
 //! The audit log in memory.
 
+use std::ops::RangeInclusive;
+
 use async_trait::async_trait;
 use croft_proto::Timestamp;
 use croft_proto::id::TenantId;
@@ -11,11 +13,17 @@ use crate::error::Error;
 use crate::store::chain::{self, Chain, Link};
 use crate::store::time;
 
+/// Of this century, or the end of the last one, since 1970.
+const ACT_MICROS: RangeInclusive<i64> = 0..=4_102_444_800_000_000;
+
 #[async_trait]
 impl AuditStore for Memory {
     async fn append(&self, place: Place, actions: Vec<Action>) -> Result<u64, Error> {
         if actions.is_empty() {
             return Ok(0);
+        }
+        if actions.iter().filter_map(|action| action.act_micros).any(|micros| !ACT_MICROS.contains(&micros)) {
+            return Err(Error::invalid("records", "an act has a time of this century"));
         }
         let now = time::timestamp(jiff::Timestamp::now().as_microsecond());
         let mut state = self.lock();
