@@ -1,9 +1,10 @@
 -- That sessions were erased was recorded once all were that there were, by how many they had been: a front that was killed before had
 -- erased the sessions and recorded none of them. Now each session that is gone has a record, in the transaction in which it goes.
 --
--- As before; `actor` and `act` are those of the records, and without an `actor` there are none.
+-- As before, with records where these are wanted. Where the end of the tenant's audit log is held for longer than a lock is waited for, what was
+-- erased of events stays erased; the sessions are out of sight, and go with a later call.
 create function croft_erase_ended(
-    ended_before timestamptz, sessions_max bigint, events_max bigint, actor text, act text,
+    ended_before timestamptz, sessions_max bigint, events_max bigint, with_records boolean,
     out sessions_erased bigint, out events_erased bigint
 )
     language plpgsql volatile security definer set search_path = public, pg_temp as $$
@@ -50,23 +51,30 @@ begin
         get diagnostics slice = row_count;
         room := room - slice;
         exit when room <= 0;
-        delete from sessions s where s.tenant_id = croft_tenant() and s.session_id = id;
         gone := gone || id;
     end loop;
-    if actor is not null and cardinality(gone) > 0 then
-        perform croft_append_audit(
-            array(select croft_tenant() from unnest(gone)), array(select actor from unnest(gone)), array(select act from unnest(gone)),
-            array(select 'sessions/' || g.id from unnest(gone) with ordinality as g (id, place) order by g.place),
-            array(select 'ok' from unnest(gone))
-        );
+    if cardinality(gone) > 0 then
+        begin
+            delete from sessions s where s.tenant_id = croft_tenant() and s.session_id = any (gone);
+            if with_records then
+                perform croft_append_audit(
+                    array(select croft_tenant() from unnest(gone)), array(select 'front' from unnest(gone)),
+                    array(select 'session.erase' from unnest(gone)),
+                    array(select 'sessions/' || g.id from unnest(gone) with ordinality as g (id, place) order by g.place),
+                    array(select 'ok' from unnest(gone))
+                );
+            end if;
+        exception when lock_not_available then
+            gone := '{}';
+        end;
     end if;
     sessions_erased := cardinality(gone);
     events_erased := events_max - room;
 end
 $$;
 
-revoke execute on function croft_erase_ended(timestamptz, bigint, bigint, text, text) from public;
-grant execute on function croft_erase_ended(timestamptz, bigint, bigint, text, text) to croft_request;
+revoke execute on function croft_erase_ended(timestamptz, bigint, bigint, boolean) from public;
+grant execute on function croft_erase_ended(timestamptz, bigint, bigint, boolean) to croft_request;
 
 -- Fronts of releases before record by themselves.
 create or replace function croft_erase_ended(
@@ -75,6 +83,6 @@ create or replace function croft_erase_ended(
     language plpgsql volatile security definer set search_path = public, pg_temp as $$
 begin
     select e.sessions_erased, e.events_erased into sessions_erased, events_erased
-    from croft_erase_ended(ended_before, sessions_max, events_max, null, null) e;
+    from croft_erase_ended(ended_before, sessions_max, events_max, false) e;
 end
 $$;

@@ -134,7 +134,8 @@ async fn record(
         .map(drop)
 }
 
-/// Goes on after a row, given by its time in microseconds and its id. The last row that was looked at; `None` at the end.
+/// Goes on after a row, given by its time in microseconds and its id. The last row that was looked at; `None` at the end. Fails where
+/// others hold the tenant's rows, or its audit log, for more than five seconds.
 async fn batch(
     admin: &mut PgConnection,
     tenant: Uuid,
@@ -144,7 +145,14 @@ async fn batch(
     total: &mut Repriced,
 ) -> anyhow::Result<Option<(i64, String)>> {
     let mut tx = admin.begin().await?;
-    sqlx::query("select set_config('croft.tenant', $1, true)").bind(tenant.to_string()).execute(&mut *tx).await?;
+    // It ends up holding the tenant's audit log, behind which all calls that change something wait.
+    sqlx::query(
+        "select set_config('croft.tenant', $1, true), set_config('lock_timeout', '5s', true),
+            set_config('idle_in_transaction_session_timeout', '15s', true)",
+    )
+    .bind(tenant.to_string())
+    .execute(&mut *tx)
+    .await?;
     let rows = sqlx::query(
         "select attempt_id, session_id, model, service_tier, input_uncached_tokens, cache_read_tokens, cache_write_5m_tokens,
             cache_write_1h_tokens, output_tokens, cost_nano_usd, floor(extract(epoch from create_time))::bigint as seconds,

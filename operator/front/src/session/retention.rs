@@ -67,8 +67,16 @@ async fn erase(core: &Core, tenant: TenantId, before: Timestamp) -> Result<(), E
         let (sessions_max, events_max) = (SESSIONS_BATCH.min(batch.size()), batch.size());
         match core.stores.retention.erase_ended(tenant, before, sessions_max, events_max).await {
             Ok(Erased { sessions: 0, events: 0 }) => break Ok(()),
-            Ok(Erased { sessions, .. }) => erased += sessions,
+            Ok(Erased { sessions, .. }) => {
+                erased += sessions;
+                batch.fitted();
+            }
             Err(error) if batch.halves_for(&error) => {}
+            // Somebody has been at the tenant's audit log, and has to hear of it.
+            Err(error @ Error::Invalid { .. }) => {
+                core.metrics.audit_refused.inc();
+                break Err(error);
+            }
             Err(error) => break Err(error),
         }
         if core.tasks.stopping().is_cancelled() {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use croft_front::Error;
+use croft_front::audit::{Action, AuditStore, Known, Place};
 use croft_front::events::log::NewEvent;
 use croft_front::identity::api_key;
 use croft_front::session::store::{Filter, NewSession};
@@ -13,7 +14,8 @@ use croft_front::tenants::removal::store::RemovalStore;
 use croft_proto::id::TenantId;
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{
-    ModelAttempt, RemovalPolicy, RemovalStep, RemoveTenantRequest, RemoveTenantResponse, SessionRunning, SessionState,
+    AuditRecord, ModelAttempt, RemovalPolicy, RemovalStep, RemoveTenantRequest, RemoveTenantResponse, SessionRunning,
+    SessionState, VerifyAuditLogResponse,
 };
 use tokio::sync::{Mutex, Notify};
 use tokio::time::timeout;
@@ -217,6 +219,42 @@ impl RemovalStore for Unheard {
     async fn count_rows(&self, tenant: TenantId, rows_max: u32) -> Result<u64, Error> {
         self.removal.count_rows(tenant, rows_max).await
     }
+}
+
+/// A log whose end was set back: it takes no record any more.
+struct Refusing(Arc<dyn AuditStore>);
+
+#[async_trait]
+impl AuditStore for Refusing {
+    async fn append(&self, _: Place, _: Vec<Action>) -> Result<u64, Error> {
+        Err(Error::invalid("records", "duplicate key value"))
+    }
+
+    async fn list(&self, tenant: TenantId, after_number: u64, limit: u32) -> Result<Vec<AuditRecord>, Error> {
+        self.0.list(tenant, after_number, limit).await
+    }
+
+    async fn verify(&self, tenant: TenantId, known: Option<Known>) -> Result<VerifyAuditLogResponse, Error> {
+        self.0.verify(tenant, known).await
+    }
+}
+
+/// Its sessions ran on, and its keys stayed good.
+#[tokio::test]
+async fn a_tenant_whose_audit_log_takes_nothing_is_removed_all_the_same() {
+    let mut scene = Scene::new().await;
+    scene.stores.audit = Arc::new(Refusing(Arc::clone(&scene.stores.audit)));
+    let front = scene.front("front-0").await;
+    let (stored, _) = api_key::generate(scene.heron, "heron").unwrap();
+    scene.stores.keys.insert(&stored, None).await.unwrap();
+    scene.session(scene.heron, true).await;
+    removed(&scene, &front, RemovalPolicy::Erase).await;
+    assert_eq!(scene.stores.removal.count_rows(scene.heron, 10).await.unwrap(), 0);
+    assert_eq!(scene.stores.keys.find(&stored.prefix).await.unwrap(), None);
+    assert_eq!(remove(&scene, &front, RemovalPolicy::Erase).await.step(), RemovalStep::Done);
+    front.core.audit.unwritten(PATIENCE).await;
+    // The session's end is nobody's call. Of the removal each record is set aside once, however many calls it took.
+    assert_eq!(front.core.metrics.audit_refused.get(), 2);
 }
 
 /// Who called again was not the first, and found nothing to erase: neither was ever recorded.

@@ -100,6 +100,28 @@ async fn nothing_is_repriced_that_is_not_recorded() {
     database.end().await;
 }
 
+/// Who waited for a lock without an end held all that the transaction had, and with it the tenant's calls.
+#[tokio::test]
+async fn a_transaction_that_waits_for_too_long_is_broken_off_and_changes_nothing() {
+    let database = Database::migrated().await;
+    let stores = Stores::postgres(&database.front().await, &Tasks::new());
+    let [ours, _] = two_tenants(&stores).await;
+    let id = session(&stores, ours).await;
+    appended(&stores, append(ours, id, vec![attempt("a", None)])).await;
+    let (mut admin, mut holder) = (database.admin().await, database.admin().await);
+    execute(&mut admin, "update prices set effective_from = '2020-01-01' where model_id = 'scripted-1'").await.unwrap();
+    let head = format!("insert into audit_heads values ('{ours}', 0, decode(repeat('00', 32), 'hex'))");
+    execute(&mut holder, &head).await.unwrap();
+    let holds = format!("begin; select from audit_heads where tenant_id = '{ours}' for update");
+    execute(&mut holder, &holds).await.unwrap();
+    let told = format!("{:#}", reprice(&database.admin_url(), Choice::default()).await.unwrap_err());
+    assert!(told.contains("cannot write the audit log") && told.contains("lock timeout"), "{told}");
+    execute(&mut holder, "commit").await.unwrap();
+    assert_eq!(get(&stores, ours, id).await.usage.unpriced_attempts, 1);
+    assert_eq!(reprice(&database.admin_url(), Choice::default()).await.unwrap().changed, 1);
+    database.end().await;
+}
+
 async fn recorded(stores: &Stores, tenant: TenantId) -> Vec<String> {
     let told = |AuditRecord { actor, action, resource, outcome, .. }| format!("{actor} {action} {resource} {outcome}");
     stores.audit.list(tenant, 0, 10).await.unwrap().into_iter().map(told).collect()

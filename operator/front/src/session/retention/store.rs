@@ -25,7 +25,9 @@ pub trait RetentionStore: Send + Sync {
     /// Erases sessions that ended before then, longest ended first: at most `sessions_max` of them go out of sight, with their
     /// checkpoints, leases, idempotency keys, budgets and alerts, and at most `events_max` of their events go, the newest first.
     /// What is left of a session goes with the next call, whatever `before` that has. When there is nothing to do, nothing was erased.
-    /// What ended within the hour is left alone. Of each session that is gone the same transaction makes an audit record.
+    /// What ended within the hour is left alone. Of each session that is gone the same transaction makes an audit record: while the
+    /// tenant's audit log is held by another, sessions stay out of sight without being gone; and [`Error::Invalid`] where it takes no
+    /// records at all, and nothing was erased.
     async fn erase_ended(
         &self,
         tenant: TenantId,

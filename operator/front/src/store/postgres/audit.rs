@@ -136,7 +136,7 @@ impl Postgres {
 
 /// Whether it is the records that are at fault: data exceptions, what is too large, and what a constraint forbids, such as a number that is there
 /// already, in a log whose end was set back. By <https://www.postgresql.org/docs/15/errcodes-appendix.html>.
-fn refused(error: sqlx::Error) -> Error {
+pub(super) fn refused(error: sqlx::Error) -> Error {
     const OF_RECORDS: [&str; 3] = ["22", "23", "54"];
     match &error {
         sqlx::Error::Database(refusal)
