@@ -40,12 +40,22 @@ impl Act {
         work: impl Future<Output = Result<T, Error>> + Send + 'static,
         name: impl FnOnce(&T) -> Option<String> + Send + 'static,
     ) -> Result<T, Error> {
+        Box::pin(self.carry_out_and_tell(core, work, |result| result.ok().and_then(name))).await
+    }
+
+    /// As [`Self::carry_out`], of what has another name once it was tried, however that went.
+    pub(crate) async fn carry_out_and_tell<T: Send + 'static>(
+        self,
+        core: &Arc<Core>,
+        work: impl Future<Output = Result<T, Error>> + Send + 'static,
+        name: impl FnOnce(Result<&T, &Error>) -> Option<String> + Send + 'static,
+    ) -> Result<T, Error> {
         let (recorder, held) = (Arc::clone(core), Held::current());
         let task = async move {
             let _held = held;
             let result = work.await;
             let Self { identity, action, resource } = self;
-            let resource = result.as_ref().ok().and_then(name).unwrap_or(resource);
+            let resource = name(result.as_ref()).unwrap_or(resource);
             record(&recorder, identity, action, resource, result.as_ref().err()).await;
             result
         };

@@ -1,10 +1,11 @@
 //! Where an issuer's keys come from: a file, an address, or the address that the issuer's discovery document names.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use reqwest::{Certificate, Client, StatusCode, redirect};
+use reqwest::{Certificate, Client, StatusCode, Url, redirect};
 use serde::Deserialize;
 use tonic::transport::Uri;
 
@@ -90,7 +91,20 @@ fn discovered(text: &str, issuer: &str) -> Result<(), &'static str> {
     if is_plain(text) && !is_plain(issuer) {
         return Err("it must begin with https://, as the issuer's own address does");
     }
+    if is_here(text) && !is_here(issuer) {
+        return Err("it is on this machine, and the issuer is not");
+    }
     Ok(())
+}
+
+/// Whether an address names this machine, in whatever way: what is fetched goes by the same reading of it.
+fn is_here(text: &str) -> bool {
+    let Ok(url) = Url::parse(text) else { return false };
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).trim_end_matches('.');
+    match host.parse::<IpAddr>().map(|address| address.to_canonical()) {
+        Ok(address) => address.is_loopback() || address.is_unspecified(),
+        Err(_) => host == "localhost" || host.ends_with(".localhost"),
+    }
 }
 
 #[cfg(test)]
@@ -117,6 +131,19 @@ mod tests {
         }
         for bad in ["http://127.0.0.1:9464/metrics", "http://[::1]/", "http://localhost/", "HTTP://localhost/"] {
             assert!(discovered(bad, elsewhere).is_err(), "{bad}");
+        }
+        let by_tls = [
+            "https://127.0.0.1:9464/",
+            "https://127.9.9.9/",
+            "https://127.1/",
+            "https://0x7f000001/",
+            "https://0.0.0.0/",
+        ];
+        let named = ["https://localhost/", "https://LOCALHOST./", "https://keys.localhost/"];
+        let of_ten = ["https://[::1]:9464/", "https://[::]/", "https://[::ffff:127.0.0.1]/"];
+        for here in by_tls.into_iter().chain(named).chain(of_ten) {
+            assert!(discovered(here, elsewhere).is_err(), "{here}");
+            assert_eq!(discovered(here, "https://localhost:8443"), Ok(()), "{here}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `BudgetService`.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use croft_proto::id::TenantId;
 use croft_proto::v1::budget_service_server::BudgetService;
@@ -35,25 +35,31 @@ impl Budgets {
         Self { core }
     }
 
-    /// The budget, and the one in whose place it is.
-    async fn set(&self, identity: &Identity, request: SetBudgetRequest) -> Result<(v1::Budget, Option<Budget>), Error> {
+    /// Tells `was` what stood there before, once it is about to be no more.
+    async fn set(
+        &self,
+        identity: &Identity,
+        request: SetBudgetRequest,
+        was: &OnceLock<String>,
+    ) -> Result<v1::Budget, Error> {
         let budget = parse(&request.budget.ok_or_else(|| Error::invalid("budget", "is missing"))?)?;
         self.check_session(identity.tenant, &budget).await?;
         let stored = self.core.stores.budgets.list(identity.tenant).await?;
-        let before = stored.iter().find(|stored| {
+        let found = stored.iter().find(|stored| {
             (stored.scope, &stored.subject, stored.period) == (budget.scope, &budget.subject, budget.period)
         });
-        if before.is_none() && stored.len() >= BUDGETS_MAX {
+        if found.is_none() && stored.len() >= BUDGETS_MAX {
             return Err(Error::invalid("budget", format!("is one too many: the tenant has {BUDGETS_MAX}")));
         }
         // Before it is set: whoever can't be told what is spent is told that nothing was done.
         let account = [budget.account(&crate::clock::now())];
         let spent = self.core.stores.budgets.ledgers(identity.tenant, &account).await?;
         let spent = spent.first().copied().unwrap_or_default();
+        was.get_or_init(|| before(found));
         let put = self.core.stores.budgets.put(identity.tenant, &budget).await;
         self.core.budgets.forget(identity.tenant).await;
         put?;
-        Ok((told(&budget, Amount { nano_usd: spent.nano_usd, tokens: spent.tokens }), before.cloned()))
+        Ok(told(&budget, Amount { nano_usd: spent.nano_usd, tokens: spent.tokens }))
     }
 
     /// A session's budget goes with it; one for a session that never was would stay, and one that has ended spends nothing more.
@@ -69,8 +75,13 @@ impl Budgets {
         }
     }
 
-    /// Those that there were.
-    async fn delete(&self, identity: &Identity, request: &DeleteBudgetRequest) -> Result<Vec<Budget>, Error> {
+    /// Those that there were. Tells `was` of all that are about to go.
+    async fn delete(
+        &self,
+        identity: &Identity,
+        request: &DeleteBudgetRequest,
+        was: &OnceLock<String>,
+    ) -> Result<Vec<Budget>, Error> {
         let (scope, period) = (scope(request.scope())?, period(request.period())?);
         validate::printable("subject", &request.subject)?;
         // One that was set before subjects were brought into one form is stored as it was written.
@@ -79,8 +90,10 @@ impl Budgets {
         let stored = self.core.stores.budgets.list(identity.tenant).await?;
         let is_meant =
             |stored: &Budget| (stored.scope, stored.period) == (scope, period) && subjects.contains(&stored.subject);
+        let meant: Vec<_> = stored.into_iter().filter(is_meant).collect();
+        was.get_or_init(|| before(&meant));
         let (mut found, mut deleted) = (Vec::new(), Ok(()));
-        for budget in stored.into_iter().filter(is_meant) {
+        for budget in meant {
             match self.core.stores.budgets.delete(identity.tenant, scope, &budget.subject, period).await {
                 Ok(true) => found.push(budget),
                 Ok(false) => {}
@@ -217,11 +230,16 @@ impl BudgetService for Budgets {
         let identity = Door::Public.identify(&self.core, &request).await?;
         let request = request.into_inner();
         let resource = request.budget.as_ref().map_or_else(|| "budgets/".to_owned(), described);
-        let act = Act::of::<SetBudgetRequest>(&identity, resource);
+        let act = Act::of::<SetBudgetRequest>(&identity, resource.clone());
         let budgets = self.clone();
-        let name = |(set, was): &(v1::Budget, Option<Budget>)| Some(format!("{}; {}", described(set), before(was)));
-        let set = async move { budgets.set(&identity, request).await };
-        let (set, _) = act.carry_out_and_name(&self.core, set, name).await?;
+        // Also where nobody heard whether it was stored: a second try finds what the first may have set.
+        let (was, asked) = (Arc::new(OnceLock::new()), resource);
+        let known = Arc::clone(&was);
+        let name = move |set: Result<&v1::Budget, &Error>| {
+            known.get().map(|was: &String| format!("{}; {was}", set.map_or(asked, described)))
+        };
+        let set = async move { budgets.set(&identity, request, &was).await };
+        let set = act.carry_out_and_tell(&self.core, set, name).await?;
         Ok(Response::new(SetBudgetResponse { budget: Some(set) }))
     }
 
@@ -240,9 +258,14 @@ impl BudgetService for Budgets {
         );
         let act = Act::of::<DeleteBudgetRequest>(&identity, resource.clone());
         let budgets = self.clone();
-        let name = move |found: &Vec<Budget>| Some(format!("{resource}; {}", before(found)));
-        let delete = async move { budgets.delete(&identity, &request).await };
-        let found = act.carry_out_and_name(&self.core, delete, name).await?;
+        let was = Arc::new(OnceLock::new());
+        let known = Arc::clone(&was);
+        let name = move |found: Result<&Vec<Budget>, &Error>| match found {
+            Ok(found) => Some(format!("{resource}; {}", before(found))),
+            Err(_) => known.get().map(|was: &String| format!("{resource}; {was}")),
+        };
+        let delete = async move { budgets.delete(&identity, &request, &was).await };
+        let found = act.carry_out_and_tell(&self.core, delete, name).await?;
         Ok(Response::new(DeleteBudgetResponse { found: !found.is_empty() }))
     }
 }
