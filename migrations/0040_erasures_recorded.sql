@@ -21,7 +21,8 @@ begin
     wanted := array(
         select s.session_id from sessions s
         where s.tenant_id = croft_tenant() and s.terminate_time < least(ended_before, now() - interval '1 hour')
-        order by s.terminate_time
+        -- Those that are out of sight go first, one after another.
+        order by s.terminate_time, s.session_id
         limit sessions_max
         for update skip locked
     );
