@@ -20,7 +20,9 @@ pub const APPLIED_HASH: &str = "croft.dev/applied-hash";
 pub const CONFIG_HASH: &str = "croft.dev/config-hash";
 /// On a tenant's workers: the SHA-256 of what their template is by the platform's doing and the tenant's spec.
 pub const TEMPLATE_HASH: &str = "croft.dev/template-hash";
-/// On a tenant's workers: their template came with a permit for a rollout, where all of them ran before.
+/// On a tenant's workers: the SHA-256 of what the tenant's spec says of their template and of what they read at their start.
+pub const SPEC_HASH: &str = "croft.dev/spec-hash";
+/// On a tenant's workers, until they are exchanged: their template came with a permit for a rollout, and the tenant was served before.
 pub const ROLLOUT_PERMIT: &str = "croft.dev/rollout-permit";
 /// On a session of the front: the UID of the AgentSession that it was made for.
 pub const AGENT_SESSION_UID: &str = "croft.dev/agentsession-uid";

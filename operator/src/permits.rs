@@ -1,8 +1,8 @@
 //! Which tenants may have their workers exchanged for the platform's sake, so that workers which fail at their start take the place of
 //! those of a few tenants and not of all. Plain data: who is told, and what is done about it, is [`crate::rollouts`]'.
 //!
-//! A permit is held until the workers are exchanged, and kept by those whose new workers never run: they prove that the template is bad. The
-//! next template goes to them first, as they ask for no further permit.
+//! A permit is held until the workers are exchanged, and kept by those that were served and whose new workers never run: they prove that the
+//! template is bad. The next template goes to them first, as they ask for no further permit.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -28,16 +28,17 @@ pub(crate) struct Permits {
 pub(crate) struct Holder {
     /// The new template is in the cluster.
     pub(crate) is_begun: bool,
-    /// All of its workers ran before. Where some did not, it says nothing of the template that those of the new one don't either.
-    pub(crate) was_whole: bool,
+    /// It had workers before, and none were being exchanged. Of one that had none it says nothing of the template that those of the new one
+    /// don't run either.
+    pub(crate) was_served: bool,
 }
 
 impl Permits {
     /// Asks for a permit, of which there are `most`. Whoever holds one has it; nobody gets one before those who came earlier and still wait.
     /// Whoever gets none waits from then on.
-    pub(crate) fn ask(&mut self, tenant: &str, is_whole: bool, most: usize) -> Option<Holder> {
+    pub(crate) fn ask(&mut self, tenant: &str, is_served: bool, most: usize) -> Option<Holder> {
         if let Some(holder) = self.holders.get_mut(tenant) {
-            holder.was_whole |= is_whole;
+            holder.was_served |= is_served;
             return Some(*holder);
         }
         let next = self.next_place;
@@ -50,7 +51,7 @@ impl Permits {
             return None;
         }
         self.step_back(tenant);
-        let holder = Holder { is_begun: false, was_whole: is_whole };
+        let holder = Holder { is_begun: false, was_served: is_served };
         self.holders.insert(tenant.to_owned(), holder);
         Some(holder)
     }
@@ -58,7 +59,7 @@ impl Permits {
     /// Notes of a tenant's workers that they are being exchanged with a permit, whoever gave it.
     pub(crate) fn note_under_way(&mut self, tenant: &str) {
         self.step_back(tenant);
-        let holder = self.holders.entry(tenant.to_owned()).or_insert(Holder { is_begun: true, was_whole: true });
+        let holder = self.holders.entry(tenant.to_owned()).or_insert(Holder { is_begun: true, was_served: true });
         holder.is_begun = true;
     }
 
@@ -151,7 +152,7 @@ mod tests {
         permits.note_under_way("heron");
         permits.note_under_way("egret");
         assert!(permits.ask("stork", true, 2).is_none());
-        assert_eq!(permits.ask("heron", false, 2), Some(Holder { is_begun: true, was_whole: true }));
+        assert_eq!(permits.ask("heron", false, 2), Some(Holder { is_begun: true, was_served: true }));
         permits.give_up("heron");
         assert_eq!(permits.under_way(), 2, "its new workers are on their way");
         assert!(permits.settle("egret") && !permits.settle("egret"));
@@ -169,6 +170,10 @@ mod tests {
         bad: HashSet<u32>,
         /// The template of each tenant.
         has: BTreeMap<String, u32>,
+        /// Tenants whose workers never run, by their own doing.
+        broken: HashSet<String>,
+        /// Those that were served as they got their template.
+        were_served: HashSet<String>,
     }
 
     impl Fleet {
@@ -176,34 +181,42 @@ mod tests {
             most(self.has.len(), 5)
         }
 
-        fn is_whole(&self, tenant: &str) -> bool {
-            !self.bad.contains(&self.has[tenant])
+        fn is_served(&self, tenant: &str) -> bool {
+            !self.bad.contains(&self.has[tenant]) && !self.broken.contains(tenant)
         }
 
         /// A pass over one tenant.
         fn pass(&mut self, tenant: &str) {
             let Some(has) = self.has.get(tenant).copied() else { return };
             if has == self.wanted {
-                if self.is_whole(tenant) {
+                let is_stalled = self.permits.holder(tenant).is_some_and(|holder| !holder.was_served);
+                if self.is_served(tenant) || is_stalled {
                     self.permits.settle(tenant);
                 }
-            } else if self.permits.ask(tenant, self.is_whole(tenant), self.most()).is_some() {
+            } else if let Some(holder) = self.permits.ask(tenant, self.is_served(tenant), self.most()) {
                 self.has.insert(tenant.to_owned(), self.wanted);
                 self.permits.note_begun(tenant);
+                if holder.was_served {
+                    self.were_served.insert(tenant.to_owned());
+                } else {
+                    self.were_served.remove(tenant);
+                }
             }
         }
 
-        /// Whose template runs or not is known from the cluster alone.
+        /// Whose template runs or not, and who was served before, is known from the cluster alone.
         fn restart(&mut self) {
             self.permits = Permits::default();
-            let has = &self.has;
-            for tenant in has.keys().filter(|tenant| self.bad.contains(&has[*tenant])) {
-                self.permits.note_under_way(tenant);
+            for tenant in self.failing() {
+                self.permits.note_under_way(&tenant);
             }
         }
 
-        fn failing(&self) -> usize {
-            self.has.keys().filter(|tenant| !self.is_whole(tenant)).count()
+        /// Those that were served and have a bad template.
+        fn failing(&self) -> Vec<String> {
+            let has_bad =
+                |tenant: &&String| self.bad.contains(&self.has[*tenant]) && self.were_served.contains(*tenant);
+            self.has.keys().filter(has_bad).cloned().collect()
         }
     }
 
@@ -212,6 +225,8 @@ mod tests {
         Pass(usize),
         FailedPass(usize),
         Roll { is_bad: bool },
+        Break(usize),
+        Mend(usize),
         Restart,
         Delete(usize),
     }
@@ -221,6 +236,8 @@ mod tests {
             20 => any::<usize>().prop_map(Step::Pass),
             3 => any::<usize>().prop_map(Step::FailedPass),
             1 => any::<bool>().prop_map(|is_bad| Step::Roll { is_bad }),
+            2 => any::<usize>().prop_map(Step::Break),
+            1 => any::<usize>().prop_map(Step::Mend),
             1 => Just(Step::Restart),
             1 => any::<usize>().prop_map(Step::Delete),
         ]
@@ -250,6 +267,10 @@ mod tests {
                             fleet.bad.insert(fleet.wanted);
                         }
                     }
+                    // One that is being exchanged may fail by its own doing too; what becomes of its permit then is for its owner.
+                    Step::Break(at) if fleet.permits.holder(&name(at, tenants)).is_some() => {}
+                    Step::Break(at) => drop(fleet.broken.insert(name(at, tenants))),
+                    Step::Mend(at) => drop(fleet.broken.remove(&name(at, tenants))),
                     Step::Restart => fleet.restart(),
                     Step::Delete(at) => {
                         fleet.permits.settle(&name(at, tenants));
@@ -257,10 +278,10 @@ mod tests {
                     }
                 }
                 prop_assert!(fleet.permits.under_way() <= bound);
-                prop_assert!(fleet.failing() <= bound, "a bad template is where no permit is held");
+                prop_assert!(fleet.failing().len() <= bound, "a bad template is where no permit is held");
                 prop_assert!(fleet.permits.waiting() <= fleet.has.len());
             }
-            // Whoever asks last in each round has its turn too, and those who failed hold nobody up.
+            // Whoever asks last in each round has its turn too, and those who failed, or never run, hold nobody up.
             fleet.wanted += 1;
             let names: Vec<_> = fleet.has.keys().cloned().collect();
             for _ in 0..2 * names.len() + 2 {

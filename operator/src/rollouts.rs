@@ -51,11 +51,11 @@ impl Rollouts {
 
     /// Asks for a permit for one of so many tenants, `percent` of which may be under way. Whoever gets none is looked at again when one is
     /// free.
-    pub(crate) fn ask(&self, tenant: &str, is_whole: bool, tenants: usize, percent: u8) -> Result<Holder, Waiting> {
+    pub(crate) fn ask(&self, tenant: &str, is_served: bool, tenants: usize, percent: u8) -> Result<Holder, Waiting> {
         self.change(|state| {
             state.most = most(tenants, percent);
             let free_for = if state.is_open { state.most } else { 0 };
-            state.permits.ask(tenant, is_whole, free_for).ok_or(Waiting { most: state.most })
+            state.permits.ask(tenant, is_served, free_for).ok_or(Waiting { most: state.most })
         })
     }
 
@@ -86,13 +86,22 @@ impl Rollouts {
 
     /// See [`Permits::settle`].
     pub(crate) fn settle(&self, tenant: &str) {
-        let has_ended = self.change(|state| {
-            state.owed.remove(tenant);
-            state.permits.settle(tenant)
-        });
-        if has_ended {
+        self.take_out(tenant);
+    }
+
+    /// Takes a tenant out whose workers are exchanged, and counts it if it held a permit. One that only gives its permit back is not counted:
+    /// that so many come to their end is what tells a rollout that goes on from one that is stuck.
+    pub(crate) fn end(&self, tenant: &str) {
+        if self.take_out(tenant) {
             self.metrics.rollouts_ended.inc();
         }
+    }
+
+    fn take_out(&self, tenant: &str) -> bool {
+        self.change(|state| {
+            state.owed.remove(tenant);
+            state.permits.settle(tenant)
+        })
     }
 
     /// See [`Permits::give_up`].
@@ -142,10 +151,13 @@ mod tests {
         }
         assert_eq!(rollouts.ask("heron", true, 3, 5), Err(Waiting { most: 10 }));
         assert_eq!((metrics.rollouts_under_way.get(), metrics.rollouts_waiting.get()), (10, 1));
-        rollouts.settle("egret-7");
+        rollouts.end("egret-7");
         assert_eq!(marks.next().await, "heron");
         assert!(rollouts.ask("heron", true, 3, 5).is_ok());
         assert_eq!((metrics.rollouts_ended.get(), metrics.rollouts_waiting.get()), (1, 0));
+        rollouts.settle("egret-3");
+        rollouts.end("egret-3");
+        assert_eq!((metrics.rollouts_ended.get(), metrics.rollouts_under_way.get()), (1, 9), "it gave its permit back");
     }
 
     #[tokio::test]

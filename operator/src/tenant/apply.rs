@@ -77,19 +77,22 @@ pub(super) async fn apply(
         pull.map_err(Part::Workers.failed())?;
         service.map_err(Part::Workers.failed())?;
         budget.map_err(Part::Workers.failed())?;
-        match workers {
+        let are_as_wanted = match workers {
             Exchange::Now(workers) => {
                 ensure::ensure(*workers, context).await.map_err(Part::Workers.failed())?;
                 context.cluster.rollouts.note_begun(&tenant.name_any());
+                true
             }
-            // What they have mounted stays with them.
-            Exchange::Waits(held) => return held.keep_up(context).await.map_err(Part::Workers.failed()),
-        }
-        // Last, as the workers had it mounted until now.
+            Exchange::Waits(held) => {
+                held.keep_up(context).await.map_err(Part::Workers.failed())?;
+                false
+            }
+        };
+        // Last, as the workers had it mounted until now. Those that wait start without it too.
         if platform_keys.is_none() {
             remove_copy(tenant, platform_keys::NAME, context).await.map_err(Part::Providers.failed())?;
         }
-        if pull_credentials.is_none() {
+        if pull_credentials.is_none() && are_as_wanted {
             remove_copy(tenant, pull_credentials::NAME, context).await.map_err(Part::Workers.failed())?;
         }
         Ok(())

@@ -1,14 +1,16 @@
-//! When a tenant's workers are exchanged for others. At once where the tenant's own doing asks for it: an edit of its spec, a key of its own
-//! that came, and whatever was taken back. With a permit of [`crate::rollouts`] where it is the platform's doing, as another image is: one
+//! When a tenant's workers are exchanged for others. At once where the tenant's own doing asks for it: an edit of its spec that is about
+//! them, and a key of its own that came. With a permit of [`crate::rollouts`] where it is the platform's doing, as another image is: one
 //! that fails at its start must not take the workers of all tenants.
 //!
 //! Workers that wait for a permit run on as they are: template and file of providers stay together, since new pods of the old template read
-//! that file too. All else of them is kept up, and another certificate restarts them.
+//! that file too. All else of them is kept up. Another certificate restarts them, and so does a key that was taken back, which goes from the
+//! file at once and comes back with the key.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use croft_crds::tenant::{AgentTenantSpec, WorkersSpec};
 use croft_crds::{AgentTenant, AgentTenantStatus, labels};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -16,6 +18,7 @@ use kube::ResourceExt as _;
 use kube::api::{Api, ListParams};
 use serde_json::{Value, json};
 
+use super::mounts::Mounts;
 use super::observe::{self, Observed};
 use super::status::WORKERS_READY;
 use super::wanted::{Provider, Wanted};
@@ -71,9 +74,10 @@ pub(super) async fn in_turn(
 ) -> Result<(Children, Exchange), Error> {
     let Plan { mut children, workers, wanted, issued } = plan;
     let (name, namespace, rollouts) = (tenant.name_any(), tenant.namespace_name(), &context.cluster.rollouts);
-    let template = template_hash(&wanted);
-    let now =
-        |children, has_permit| Ok((children, Exchange::Now(Box::new(marked(workers.clone(), &template, has_permit)))));
+    let (template, spec) = (template_hash(&wanted), spec_hash(tenant));
+    let now = |children, has_permit| {
+        Ok((children, Exchange::Now(Box::new(marked(workers.clone(), &template, &spec, has_permit)))))
+    };
     let live = context.cluster.get::<Deployment>(Some(&namespace), workers::NAME);
     let runs = |live: &Arc<Deployment>| {
         is_owned(&**live, tenant) && live.spec.as_ref().and_then(|spec| spec.replicas) != Some(0)
@@ -91,11 +95,10 @@ pub(super) async fn in_turn(
     }
     let file = observe::latest::<ConfigMap>(&namespace, providers::NAME, context).await?;
     let file = file.filter(|file| is_owned(&**file, tenant));
-    let has_permit_already = || rollouts.holder(&name).is_some_and(|holder| holder.was_whole);
-    if is_edited(tenant, &report::current(tenant, context))
-        || rollouts.is_owed(&name)
-        || has_other_keys(file.as_deref(), &wanted)
-    {
+    let has_permit_already = || rollouts.holder(&name).is_some_and(|holder| holder.was_served);
+    let is_edited = is_edited(tenant, &report::current(tenant, context))
+        && live.annotations().get(labels::SPEC_HASH) != Some(&spec);
+    if is_edited || rollouts.is_owed(&name) || has_new_key(file.as_deref(), &wanted) {
         rollouts.owe(&name);
         return now(children, has_permit_already());
     }
@@ -110,14 +113,19 @@ pub(super) async fn in_turn(
         return now(children, has_permit(&live));
     }
     let (tenants, percent) = (context.cluster.tenants.len(), context.settings.worker_rollouts_percent);
-    match rollouts.ask(&name, health::is_whole(&live), tenants, percent) {
-        Ok(holder) => now(children, holder.was_whole),
+    match rollouts.ask(&name, health::is_served(&live), tenants, percent) {
+        Ok(holder) => now(children, holder.was_served),
         Err(waiting) => {
-            observed.waiting = Some(waiting);
             let kept = file.as_deref().and_then(|file| kept_text(file, &live, &wanted, &issued));
-            let config_hash = kept.map(|text| workers::config_hash(text, &issued));
+            if kept.is_none() && has_lost_key(file.as_deref(), &wanted) {
+                // What was taken back must not stay with them, and nobody knows what they read.
+                rollouts.owe(&name);
+                return now(children, has_permit_already());
+            }
+            observed.waiting = Some(waiting);
+            let config_hash = kept.as_deref().map(|text| workers::config_hash(text, &issued));
             if let Some(text) = kept {
-                children.providers = providers::config_map(&wanted, text.to_owned());
+                children.providers = providers::config_map(&wanted, text);
             }
             let rest = rest_of(&workers, config_hash.as_deref());
             Ok((children, Exchange::Waits(Held { live, rest })))
@@ -171,13 +179,13 @@ fn are_exchanged_with_permit(live: &Deployment, tenant: &AgentTenant) -> bool {
     live.name_any() == workers::NAME && is_owned(live, tenant) && has_permit(live)
 }
 
-/// Whether a tenant whose workers are of the wanted template keeps a permit. One whose workers did not all run before keeps it for as long as
-/// they may take: they fail by something that was there before.
+/// Whether a tenant whose workers are of the wanted template keeps a permit. One that was not served before keeps it for as long as they may
+/// take: they fail by something that was there before.
 fn judge(name: &str, live: &Deployment, context: &Context) {
     let rollouts = &context.cluster.rollouts;
     match rollouts.holder(name) {
-        _ if health::is_exchanged(live) => rollouts.settle(name),
-        Some(holder) if !holder.was_whole && health::is_stalled(live) => rollouts.settle(name),
+        _ if health::is_exchanged(live) => rollouts.end(name),
+        Some(holder) if !holder.was_served && health::is_stalled(live) => rollouts.settle(name),
         Some(_) => {}
         None if has_permit(live) => rollouts.note_under_way(name),
         None => rollouts.settle(name),
@@ -196,9 +204,17 @@ fn is_lent(provider: &Provider) -> bool {
     provider.key.as_ref().is_some_and(|key| key.lent_from.is_some())
 }
 
-fn marked(mut workers: Deployment, template: &str, has_permit: bool) -> Deployment {
+/// Of what the tenant itself says of its workers' template and of the file that they read, whatever the platform makes of it. Their number is
+/// no part of it, nor is what other parts of the tenant are made of.
+fn spec_hash(tenant: &AgentTenant) -> String {
+    let AgentTenantSpec { tier, workers, llm, mcp_servers, .. } = &tenant.spec;
+    drift::hash(&(tier, WorkersSpec { replicas: None, ..workers.clone() }, llm, mcp_servers))
+}
+
+fn marked(mut workers: Deployment, template: &str, spec: &str, has_permit: bool) -> Deployment {
     let annotations = workers.annotations_mut();
     annotations.insert(labels::TEMPLATE_HASH.to_owned(), template.to_owned());
+    annotations.insert(labels::SPEC_HASH.to_owned(), spec.to_owned());
     if has_permit {
         annotations.insert(labels::ROLLOUT_PERMIT.to_owned(), "true".to_owned());
     }
@@ -225,24 +241,41 @@ fn is_edited(tenant: &AgentTenant, status: &AgentTenantStatus) -> bool {
     told.is_none_or(|told| told.observed_generation != tenant.metadata.generation)
 }
 
-/// Whether there is a key of the tenant's own that the workers don't have, or one less of whoever's.
-fn has_other_keys(file: Option<&ConfigMap>, wanted: &Wanted) -> bool {
+/// Whether there is a key of the tenant's own that the workers don't have.
+fn has_new_key(file: Option<&ConfigMap>, wanted: &Wanted) -> bool {
     let Some((_, file)) = file.and_then(providers::read) else { return false };
-    let is_wanted = |name: &String| wanted.providers.iter().any(|provider| provider.name.as_str() == name);
     let is_there = |provider: &Provider| file.providers.contains_key(provider.name.as_str());
-    !file.providers.keys().all(is_wanted)
-        || wanted.providers.iter().any(|provider| !is_lent(provider) && !is_there(provider))
+    wanted.providers.iter().any(|provider| !is_lent(provider) && !is_there(provider))
 }
 
-/// The file's text, if it is what the workers go by: neither edited by hand nor left by something else.
-fn kept_text<'a>(file: &'a ConfigMap, live: &Deployment, wanted: &Wanted, issued: &Issued) -> Option<&'a str> {
-    let (text, _) = providers::read(file)?;
+/// Whether the workers have a key, whoever's, that they shall have no more.
+fn has_lost_key(file: Option<&ConfigMap>, wanted: &Wanted) -> bool {
+    file.and_then(providers::read).is_some_and(|(_, file)| !file.providers.keys().all(|name| is_wanted(name, wanted)))
+}
+
+fn is_wanted(name: &str, wanted: &Wanted) -> bool {
+    wanted.providers.iter().any(|provider| provider.name.as_str() == name)
+}
+
+/// The file's text, if it is what the workers go by: neither edited by hand nor left by something else. Without what was taken back, and again
+/// with what was and is there once more, as far as their template has its key.
+fn kept_text(file: &ConfigMap, live: &Deployment, wanted: &Wanted, issued: &Issued) -> Option<String> {
+    let (text, mut read) = providers::read(file)?;
     let template = live.spec.as_ref()?.template.metadata.as_ref()?;
     let is_theirs = || template.annotations.as_ref()?.get(labels::CONFIG_HASH);
     let is_applied = || file.annotations().get(labels::APPLIED_HASH);
     let applied = drift::hash(&providers::config_map(wanted, text.to_owned()));
     let is_kept = is_theirs() == Some(&workers::config_hash(text, issued)) || is_applied() == Some(&applied);
-    is_kept.then_some(text)
+    let (before, mounts) = (read.providers.len(), Mounts::of(live));
+    read.providers.retain(|name, _| is_wanted(name, wanted));
+    let is_changed = read.providers.len() < before;
+    let lacking = |provider: &&Provider| !read.providers.contains_key(provider.name.as_str());
+    let back: Vec<_> = wanted.providers.iter().filter(lacking).filter(|provider| mounts.have_key(provider)).collect();
+    if !is_changed && back.is_empty() {
+        return is_kept.then(|| text.to_owned());
+    }
+    read.providers.extend(back.into_iter().map(|one| (one.name.as_str().to_owned(), providers::Entry::of(one))));
+    is_kept.then(|| read.text())
 }
 
 /// All of the workers but their template, of which nothing but the hash of what they read at their start may change.
@@ -302,11 +335,62 @@ mod tests {
             Wanted::parse(tenant, &tenant.spec.llm.providers.iter().map(there).collect(), &settings).unwrap()
         };
         for (tenant, comes) in [(&own, true), (&lent, false)] {
-            assert_eq!(has_other_keys(Some(&providers::providers(&none(tenant))), &all(tenant)), comes);
-            assert!(has_other_keys(Some(&providers::providers(&all(tenant))), &none(tenant)));
-            assert!(!has_other_keys(Some(&providers::providers(&all(tenant))), &all(tenant)));
+            let [without, with] = [none(tenant), all(tenant)].map(|wanted| providers::providers(&wanted));
+            let of = |file, wanted: &Wanted| [has_new_key(Some(file), wanted), has_lost_key(Some(file), wanted)];
+            assert_eq!(of(&without, &all(tenant)), [comes, false]);
+            assert_eq!(of(&with, &none(tenant)), [false, true]);
+            assert_eq!(of(&with, &all(tenant)), [false, false]);
+            // Of what went nothing stays with workers that wait: they start anew without it, and with all else that they had.
+            let live = workers::workers(&all(tenant), &issued("one"));
+            let kept = kept_text(&with, &live, &none(tenant), &issued("one"));
+            assert_eq!(kept, Some(providers::file(&none(tenant)).text()));
+            let live = workers::workers(&none(tenant), &issued("one"));
+            assert_eq!(kept_text(&without, &live, &all(tenant), &issued("one")), kept, "its template has no such key");
+            let mut live = workers::workers(&all(tenant), &issued("one"));
+            let hash = workers::config_hash(kept.as_deref().unwrap(), &issued("one"));
+            let template = live.spec.as_mut().unwrap().template.metadata.as_mut().unwrap();
+            template.annotations = Some(BTreeMap::from([(labels::CONFIG_HASH.to_owned(), hash)]));
+            let back = kept_text(&without, &live, &all(tenant), &issued("one"));
+            assert_eq!(back, Some(providers::file(&all(tenant)).text()), "the key is there again");
         }
         assert_ne!(template_hash(&none(&lent)), template_hash(&all(&lent)));
+    }
+
+    /// Once, whoever was cordoned or given another budget while it waited got the template that fails elsewhere.
+    #[test]
+    fn an_edit_that_is_not_about_the_workers_is_no_reason_to_exchange_them() {
+        let tenant = fixtures::full();
+        let changes = |edit: Value| {
+            let mut edited = serde_json::to_value(&tenant).unwrap();
+            for (part, fields) in edit.as_object().unwrap() {
+                match edited["spec"].get_mut(part).and_then(Value::as_object_mut) {
+                    Some(spec) => spec.extend(fields.as_object().unwrap().clone()),
+                    None => edited["spec"][part] = fields.clone(),
+                }
+            }
+            let edited = serde_json::from_value::<AgentTenant>(edited).unwrap();
+            assert_ne!(edited.spec, tenant.spec);
+            spec_hash(&edited) != spec_hash(&tenant)
+        };
+        for edit in [
+            json!({ "cordon": false }),
+            json!({ "preventDeletion": true }),
+            json!({ "budget": { "monthlyTokens": 7 } }),
+            json!({ "limits": { "maxSessions": 7 } }),
+            json!({ "owners": [] }),
+            json!({ "workers": { "replicas": 17 } }),
+        ] {
+            assert!(!changes(edit.clone()), "{edit}");
+        }
+        for edit in [
+            json!({ "tier": "free" }),
+            json!({ "workers": { "sessionsPerWorker": 17 } }),
+            json!({ "workers": { "image": "croft/worker:17" } }),
+            json!({ "llm": { "providers": [] } }),
+            json!({ "mcpServers": [] }),
+        ] {
+            assert!(changes(edit.clone()), "{edit}");
+        }
     }
 
     /// Once, the mark stayed, so that a later restart of any cause held a permit, and names that anyone gave held some for ever.
@@ -316,7 +400,7 @@ mod tests {
         let template = wanted(&tenant, &fixtures::settings());
         let workers = workers::workers(&template, &issued("one"));
         let of = |has_permit: bool, updated: i32| {
-            let mut live = marked(workers.clone(), "a template", has_permit);
+            let mut live = marked(workers.clone(), "a template", "a spec", has_permit);
             live.metadata.generation = Some(7);
             live.status = serde_json::from_value(json!({
                 "observedGeneration": 7, "replicas": 2, "updatedReplicas": updated, "availableReplicas": 2,
@@ -383,11 +467,11 @@ mod tests {
         let live = workers::workers(&wanted, &one);
         let mut file = providers::providers(&wanted);
         let text = providers::read(&file).unwrap().0.to_owned();
-        assert_eq!(kept_text(&file, &live, &wanted, &one), Some(text.as_str()));
+        assert_eq!(kept_text(&file, &live, &wanted, &one).as_ref(), Some(&text));
         assert_eq!(kept_text(&file, &live, &wanted, &other), None, "nobody says that it is ours");
         let applied = drift::hash(&file);
         file.annotations_mut().insert(labels::APPLIED_HASH.to_owned(), applied);
-        assert_eq!(kept_text(&file, &live, &wanted, &other), Some(text.as_str()), "the certificate was renewed");
+        assert_eq!(kept_text(&file, &live, &wanted, &other), Some(text), "the certificate was renewed");
         file.data = Some(BTreeMap::from([(providers::FILE.to_owned(), "{\"providers\":{}}".to_owned())]));
         assert_eq!(kept_text(&file, &live, &wanted, &one), None);
     }

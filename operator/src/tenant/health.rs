@@ -68,11 +68,20 @@ pub(crate) fn is_exchanged(deployment: &Deployment) -> bool {
     is_current(deployment) && none_older && progress(deployment, AVAILABLE) || is_whole(deployment)
 }
 
+/// Whether workers that are all of one template serve the tenant, though some of them may be lost. Of a rollout that is not over nobody can
+/// tell what it comes to.
+pub(crate) fn is_served(deployment: &Deployment) -> bool {
+    is_exchanged(deployment) && available(deployment) >= 1
+}
+
 /// Whether all workers are of the newest template and run.
-pub(crate) fn is_whole(deployment: &Deployment) -> bool {
+fn is_whole(deployment: &Deployment) -> bool {
     let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
-    let available = deployment.status.as_ref().and_then(|status| status.available_replicas).unwrap_or(0);
-    is_replaced(deployment) && available >= wanted
+    is_replaced(deployment) && available(deployment) >= wanted
+}
+
+fn available(deployment: &Deployment) -> i32 {
+    deployment.status.as_ref().and_then(|status| status.available_replicas).unwrap_or(0)
 }
 
 /// Whether a rollout has not come further for as long as the Deployment's `progressDeadlineSeconds`.
@@ -251,5 +260,8 @@ mod tests {
         let mut unseen = of(AVAILABLE, [2, 2, 2]);
         unseen.metadata.generation = Some(8);
         assert_eq!(told(&unseen), [false; 3], "Kubernetes has not seen the template yet");
+        assert!(is_served(&of(AVAILABLE, [2, 2, 2])) && is_served(&of(AVAILABLE, [2, 2, 1])), "one is left");
+        let unserved = [of(AVAILABLE, [2, 2, 0]), of(AVAILABLE, [3, 1, 2]), of(NOT_IN_TIME, [3, 1, 2]), unseen];
+        assert!(!unserved.iter().any(is_served));
     }
 }

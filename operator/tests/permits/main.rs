@@ -12,6 +12,7 @@ mod world;
 use std::collections::BTreeSet;
 
 use croft_crds::labels;
+use croft_crds::tenant::TenantPhase;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{DeleteParams, Patch, PatchParams};
@@ -92,7 +93,17 @@ async fn an_image_that_never_becomes_ready_goes_no_further_than_to_a_few_tenants
     })
     .await;
 
-    // What a tenant changes itself goes at once, and so do a new one's first workers.
+    // What is done about a tenant is no reason to exchange its workers.
+    session.edit(waiting[2], json!({ "cordon": true })).await;
+    until("it is cordoned", async || {
+        let tenant =
+            session.tenants().await?.into_iter().find(|tenant| tenant.metadata.name.as_ref() == Some(waiting[2]))?;
+        (tenant.status?.phase == Some(TenantPhase::Cordoned)).then_some(())
+    })
+    .await;
+    assert_eq!(with(&session, "croft/worker:2").await.unwrap(), begun);
+
+    // What a tenant changes of its workers goes at once, and so do a new one's first workers.
     session.edit(waiting[1], json!({ "workers": { "sessionsPerWorker": 7 } })).await;
     session.tenant(&format!("rolled-{}-new", session.suffix), json!({ "workers": { "replicas": 1 } })).await;
     until("the tenant's own change is there", async || {
