@@ -9,7 +9,7 @@ use croft_front::Error;
 use croft_front::core::Options;
 use croft_front::events::log::NewEvent;
 use croft_front::store::Stores;
-use croft_front::usage::UsageStore;
+use croft_front::usage::{Selection, UsageStore};
 use croft_proto::Timestamp;
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::session_event::Kind;
@@ -100,22 +100,10 @@ impl UsageStore for Endless {
     async fn summarize(
         &self,
         tenant: TenantId,
-        start: Option<Timestamp>,
-        end: Option<Timestamp>,
+        selection: Selection<'_>,
         group_by: &[UsageDimension],
     ) -> Result<Vec<UsageSummary>, Error> {
-        self.0.summarize(tenant, start, end, group_by).await
-    }
-
-    async fn summarize_agent(
-        &self,
-        tenant: TenantId,
-        agent: &str,
-        start: Option<Timestamp>,
-        end: Option<Timestamp>,
-        group_by: &[UsageDimension],
-    ) -> Result<Vec<UsageSummary>, Error> {
-        self.0.summarize_agent(tenant, agent, start, end, group_by).await
+        self.0.summarize(tenant, selection, group_by).await
     }
 
     async fn add_behind_end(&self, tenant: TenantId, session: SessionId, events: &[NewEvent]) -> Result<u64, Error> {

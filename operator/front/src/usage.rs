@@ -12,6 +12,14 @@ use crate::events::log::NewEvent;
 /// Groups of which a summary tells at most: those of a hundred thousand sessions would fill a front's memory, and no client takes them.
 pub const GROUPS_MAX: usize = 10_000;
 
+/// Which rows of a tenant's are summed: of one agent or all, in `[start, end)` where these are given.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Selection<'a> {
+    pub agent: Option<&'a str>,
+    pub start: Option<Timestamp>,
+    pub end: Option<Timestamp>,
+}
+
 /// The ledger of usage. What events report is added where they are stored; here it is read, and added where they can't be.
 #[async_trait]
 pub trait UsageStore: Send + Sync {
@@ -26,23 +34,12 @@ pub trait UsageStore: Send + Sync {
         limit: u32,
     ) -> Result<Vec<UsageEvent>, Error>;
 
-    /// Totals of rows in `[start, end)`, one for each combination of the dimensions' values, ordered by them. At most one more than
+    /// Totals of the rows selected, one for each combination of the dimensions' values, ordered by them. At most one more than
     /// [`GROUPS_MAX`], which says that there are too many.
     async fn summarize(
         &self,
         tenant: TenantId,
-        start: Option<Timestamp>,
-        end: Option<Timestamp>,
-        group_by: &[UsageDimension],
-    ) -> Result<Vec<UsageSummary>, Error>;
-
-    /// The same of the rows of one agent.
-    async fn summarize_agent(
-        &self,
-        tenant: TenantId,
-        agent: &str,
-        start: Option<Timestamp>,
-        end: Option<Timestamp>,
+        selection: Selection<'_>,
         group_by: &[UsageDimension],
     ) -> Result<Vec<UsageSummary>, Error>;
 

@@ -16,7 +16,7 @@ use crate::door::Door;
 use crate::error::Error;
 use crate::models::recommend::recommend;
 use crate::session::validate;
-use crate::usage::GROUPS_MAX;
+use crate::usage::{GROUPS_MAX, Selection};
 
 const DAYS: u32 = 30;
 const DAYS_MAX: u32 = 366;
@@ -60,11 +60,8 @@ impl ModelRegistryService for Models {
         let days = i64::from(if days == 0 { DAYS } else { days });
         let start = Timestamp { seconds: now().seconds - days * 24 * 60 * 60, nanos: 0 };
         let (usage, tenant, by) = (&self.core.stores.usage, identity.tenant, [UsageDimension::Model]);
-        let look = if agent.is_empty() {
-            usage.summarize(tenant, Some(start), None, &by)
-        } else {
-            usage.summarize_agent(tenant, &agent, Some(start), None, &by)
-        };
+        let agent = Some(&*agent).filter(|agent| !agent.is_empty());
+        let look = usage.summarize(tenant, Selection { agent, start: Some(start), end: None }, &by);
         let used = self.core.reads.one(tenant, look).await?;
         if used.len() > GROUPS_MAX {
             let problem = format!("have more than {GROUPS_MAX} models used in them: ask for fewer");

@@ -25,7 +25,7 @@ use crate::error::Error;
 use crate::leaving::goodbye;
 use crate::seats::Seat;
 use crate::session::validate;
-use crate::usage::GROUPS_MAX;
+use crate::usage::{GROUPS_MAX, Selection};
 
 /// The service, on the public port.
 #[derive(Clone)]
@@ -88,7 +88,7 @@ impl UsageService for Usage {
         let usage = &self.core.stores.usage;
         let bound = |time: Option<Timestamp>| time.map(|time| up_to_the_microsecond((time.seconds, time.nanos)));
         let (start, end) = (bound(request.start_time), bound(request.end_time));
-        let look = usage.summarize(identity.tenant, start, end, &group_by);
+        let look = usage.summarize(identity.tenant, Selection { agent: None, start, end }, &group_by);
         let summaries = self.core.reads.one(identity.tenant, look).await?;
         if summaries.len() > GROUPS_MAX {
             let problem = format!("comes to more than {GROUPS_MAX} groups: ask for a shorter time or fewer dimensions");

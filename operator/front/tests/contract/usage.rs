@@ -5,7 +5,7 @@ use croft_front::budget::{Account, Scope};
 use croft_front::events::log::NewEvent;
 use croft_front::session::across::Horizon;
 use croft_front::store::Stores;
-use croft_front::usage::GROUPS_MAX;
+use croft_front::usage::{GROUPS_MAX, Selection};
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::session_event::Kind;
 use croft_proto::v1::{ModelAttempt, ProviderMode, StepStarted, TokenUsage, UsageDimension, UsageTotals};
@@ -26,7 +26,7 @@ pub(crate) async fn keeps_tenants_apart(stores: &Stores) {
     let rows = stores.usage.list(ours, None, None, None, 10).await.unwrap();
     assert_eq!(rows.iter().map(|row| row.cost_nano_usd).collect::<Vec<_>>(), [Some(2)]);
     assert_eq!(stores.usage.list(ours, Some(their_session), None, None, 10).await.unwrap(), []);
-    let totals = stores.usage.summarize(ours, None, None, &[]).await.unwrap();
+    let totals = stores.usage.summarize(ours, Selection::default(), &[]).await.unwrap();
     assert_eq!(totals[0].totals.unwrap().cost_nano_usd, 2);
 }
 
@@ -86,9 +86,9 @@ pub(crate) async fn tells_of_no_more_groups_than_fit_an_answer(stores: &Stores) 
     for some in attempts.chunks(2_000) {
         appended(stores, append(tenant, session, some.to_vec())).await;
     }
-    let groups = stores.usage.summarize(tenant, None, None, &[UsageDimension::Model]).await.unwrap();
+    let groups = stores.usage.summarize(tenant, Selection::default(), &[UsageDimension::Model]).await.unwrap();
     assert_eq!(groups.len(), GROUPS_MAX + 1);
-    let total = stores.usage.summarize(tenant, None, None, &[UsageDimension::Agent]).await.unwrap();
+    let total = stores.usage.summarize(tenant, Selection::default(), &[UsageDimension::Agent]).await.unwrap();
     assert_eq!(total[0].totals.unwrap().attempts, i64::try_from(GROUPS_MAX + 2).unwrap());
 }
 
@@ -100,7 +100,7 @@ pub(crate) async fn tells_unknown_prices(stores: &Stores) {
     assert_eq!(rows.iter().map(|row| row.cost_nano_usd).collect::<Vec<_>>(), [Some(0), None]);
     let usage = get(stores, tenant, session).await.usage;
     assert_eq!((usage.attempts, usage.unpriced_attempts, usage.cost_nano_usd), (2, 1, 0));
-    let totals = stores.usage.summarize(tenant, None, None, &[]).await.unwrap()[0].totals.unwrap();
+    let totals = stores.usage.summarize(tenant, Selection::default(), &[]).await.unwrap()[0].totals.unwrap();
     assert_eq!(totals, usage);
 }
 
@@ -150,7 +150,7 @@ pub(crate) async fn tells_on_whose_behalf(stores: &Stores) {
     let mut told: Vec<_> = rows.iter().map(|row| (&*row.attempt_id, &*row.sender)).collect();
     told.sort_unstable();
     assert_eq!(told, [("a", "api-key/ck_1"), ("b", "oidc/Ada"), ("c", ""), ("d", "oidc/Ada"), ("e", "oidc/Ada")]);
-    let sums = stores.usage.summarize(tenant, None, None, &[UsageDimension::Sender]).await.unwrap();
+    let sums = stores.usage.summarize(tenant, Selection::default(), &[UsageDimension::Sender]).await.unwrap();
     let sums: Vec<_> = sums.iter().map(|sum| (&*sum.keys[0], sum.totals.unwrap().cost_nano_usd)).collect();
     assert_eq!(sums, [("", 300), ("api-key/ck_1", 1), ("oidc/Ada", 54_020)]);
 }
@@ -210,7 +210,7 @@ pub(crate) async fn summarizes_by_each_dimension(stores: &Stores) {
     let third = used(stores, tenant, "poet", DAY, of("3", "anthropic", "claude-haiku-4-5", 300)).await;
 
     let sums = async |start, end, by: &[UsageDimension]| {
-        let summaries = stores.usage.summarize(tenant, start, end, by).await.unwrap();
+        let summaries = stores.usage.summarize(tenant, Selection { agent: None, start, end }, by).await.unwrap();
         summaries
             .into_iter()
             .map(|summary| (summary.keys.join("/"), summary.totals.unwrap().cost_nano_usd))
@@ -230,7 +230,7 @@ pub(crate) async fn summarizes_by_each_dimension(stores: &Stores) {
     // The end is exclusive.
     assert_eq!(sums(Some(at(1)), Some(at(DAY)), &[]).await, expected(&[("", 20)]));
     assert_eq!(sums(Some(at(1)), None, &[Agent]).await, expected(&[("Clerk", 20), ("poet", 300)]));
-    assert!(stores.usage.summarize(tenant, None, None, &[UsageDimension::Unspecified]).await.is_err());
+    assert!(stores.usage.summarize(tenant, Selection::default(), &[UsageDimension::Unspecified]).await.is_err());
 }
 
 pub(crate) async fn summarizes_what_one_agent_used(stores: &Stores) {
@@ -240,7 +240,7 @@ pub(crate) async fn summarizes_what_one_agent_used(stores: &Stores) {
     used(stores, tenant, "Poet", 5, of("3", "anthropic", "claude-haiku-4-5", 300)).await;
     used(stores, other, "poet", 5, of("4", "scripted", "scripted-1", 4_000)).await;
     let sums = async |agent: &str, start, end, by: &[UsageDimension]| {
-        let summaries = stores.usage.summarize_agent(tenant, agent, start, end, by).await.unwrap();
+        let summaries = stores.usage.summarize(tenant, Selection { agent: Some(agent), start, end }, by).await.unwrap();
         let told = summaries.into_iter().map(|summary| (summary.keys.join("/"), summary.totals.unwrap().cost_nano_usd));
         told.collect::<Vec<_>>()
     };
@@ -254,11 +254,11 @@ pub(crate) async fn summarizes_what_one_agent_used(stores: &Stores) {
 
 pub(crate) async fn totals_nothing_without_rows(stores: &Stores) {
     let tenant = tenant(stores, "ours").await;
-    let totals = stores.usage.summarize(tenant, None, None, &[]).await.unwrap();
+    let totals = stores.usage.summarize(tenant, Selection::default(), &[]).await.unwrap();
     assert_eq!(totals.len(), 1);
     let nothing = UsageTotals { tokens: Some(TokenUsage::default()), ..UsageTotals::default() };
     assert_eq!(totals[0].totals, Some(nothing));
-    assert_eq!(stores.usage.summarize(tenant, None, None, &[UsageDimension::Agent]).await.unwrap(), []);
+    assert_eq!(stores.usage.summarize(tenant, Selection::default(), &[UsageDimension::Agent]).await.unwrap(), []);
 }
 
 pub(crate) async fn takes_no_negative_tokens(stores: &Stores) {
@@ -296,7 +296,7 @@ pub(crate) async fn adds_to_the_sessions_totals(stores: &Stores) {
         reasoning_tokens: 1_200_000,
     };
     assert_eq!(usage, UsageTotals { attempts: 2, tokens: Some(twice), cost_nano_usd: 22, unpriced_attempts: 0 });
-    assert_eq!(stores.usage.summarize(tenant, None, None, &[]).await.unwrap()[0].totals, Some(usage));
+    assert_eq!(stores.usage.summarize(tenant, Selection::default(), &[]).await.unwrap()[0].totals, Some(usage));
 }
 
 pub(crate) async fn adds_what_an_ended_session_used(stores: &Stores) {

@@ -8,7 +8,7 @@ use croft_front::budget::alert::{Alert, Unit};
 use croft_front::budget::period::Period;
 use croft_front::budget::{Account, Scope};
 use croft_front::events::log::NewEvent;
-use croft_front::usage::UsageStore;
+use croft_front::usage::{Selection, UsageStore};
 use croft_proto::Timestamp;
 use croft_proto::id::{SessionId, TenantId};
 use croft_proto::v1::session_event::Kind;
@@ -171,8 +171,7 @@ impl UsageStore for Long {
     async fn summarize(
         &self,
         tenant: TenantId,
-        start: Option<Timestamp>,
-        end: Option<Timestamp>,
+        selection: Selection<'_>,
         group_by: &[UsageDimension],
     ) -> Result<Vec<UsageSummary>, Error> {
         if tenant == self.of {
@@ -181,18 +180,7 @@ impl UsageStore for Long {
                 anyhow::anyhow!("canceling statement due to statement timeout"),
             ));
         }
-        self.ledger.summarize(tenant, start, end, group_by).await
-    }
-
-    async fn summarize_agent(
-        &self,
-        tenant: TenantId,
-        agent: &str,
-        start: Option<Timestamp>,
-        end: Option<Timestamp>,
-        group_by: &[UsageDimension],
-    ) -> Result<Vec<UsageSummary>, Error> {
-        self.ledger.summarize_agent(tenant, agent, start, end, group_by).await
+        self.ledger.summarize(tenant, selection, group_by).await
     }
 
     async fn add_behind_end(&self, tenant: TenantId, session: SessionId, events: &[NewEvent]) -> Result<u64, Error> {

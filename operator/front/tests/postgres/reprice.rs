@@ -14,6 +14,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::contract::fixtures::{append, appended, attempt, get, session, two_tenants};
 use crate::database::{Database, FRONT_ROLE, OWNER_ROLE, execute};
+use croft_front::usage::Selection;
 
 /// 100 tokens of input at 1 dollar for a million, and 10 of output at 5, as the seed has it for `scripted-1`.
 const COST: i64 = 150_000;
@@ -43,7 +44,7 @@ async fn what_was_not_priced_is_priced_once_and_everything_adds_up() {
     assert_eq!(reprice(&database.admin_url(), Choice::default()).await.unwrap(), would);
     let usage = get(&stores, ours, first).await.usage;
     assert_eq!((usage.attempts, usage.unpriced_attempts, usage.cost_nano_usd), (3, 0, 7 + 2 * COST));
-    let sums = stores.usage.summarize(ours, None, None, &[UsageDimension::Session]).await.unwrap();
+    let sums = stores.usage.summarize(ours, Selection::default(), &[UsageDimension::Session]).await.unwrap();
     assert_eq!(sums[0].totals.unwrap(), usage);
     for (scope, subject, period) in [
         (Scope::Tenant, String::new(), "life"),

@@ -26,6 +26,7 @@ use crate::contract::audit::action;
 use crate::contract::fixtures::{append, at, attempt, event, key, new_session, said, session, tenant, terminated};
 use crate::database::{Database, FRONT_ROLE};
 use crate::silence::Silence;
+use croft_front::usage::Selection;
 
 /// How long a call is waited for here.
 const CALL_MAX: Duration = Duration::from_millis(300);
@@ -83,7 +84,7 @@ async fn every_call_of_a_store_is_given_up_in_time() {
         leases.abandon(tenant, session, 1),
         leases.abandoned(10),
         usage.list(tenant, None, None, None, 10),
-        usage.summarize(tenant, None, None, &[]),
+        usage.summarize(tenant, Selection::default(), &[]),
         usage.add_behind_end(tenant, session, &[event(attempt("attempt", Some(1)))]),
         audit.append(Place::start(), vec![action(tenant, "sessions/1")]),
         audit.list(tenant, 0, 10),

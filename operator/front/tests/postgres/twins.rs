@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use crate::contract::fixtures::{agent, at, attempt, created, key, ready, said, terminated};
 use crate::database::Database;
+use croft_front::usage::Selection;
 
 const SESSIONS: u8 = 3;
 /// Either nobody can wait for it, or nobody needs to.
@@ -208,7 +209,12 @@ impl Case {
             told(stores.sessions.count_open(tenant).await),
             told(stores.usage.list(tenant, None, None, None, 10).await),
             told(stores.usage.list(tenant, Some(self.sessions[0]), None, Some("second"), 10).await),
-            told(stores.usage.summarize(tenant, Some(at(5)), Some(at(20)), &by).await),
+            told(
+                stores
+                    .usage
+                    .summarize(tenant, Selection { agent: None, start: Some(at(5)), end: Some(at(20)) }, &by)
+                    .await,
+            ),
             format!("{abandoned:?}"),
         ];
         for session in &self.sessions {

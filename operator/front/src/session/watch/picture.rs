@@ -14,6 +14,7 @@ use crate::core::Core;
 use crate::error::Error;
 use crate::session::Session;
 use crate::session::store::Filter;
+use crate::usage::Selection;
 
 /// Sessions that are read, and told, at a time.
 const PAGE: u32 = 500;
@@ -110,7 +111,8 @@ async fn totals(core: &Core, tenant: TenantId, asked: Asked) -> Result<Option<Te
     if let Asked::Month(month_start) = asked {
         // Before the sum, which is then none of an earlier time.
         let alerts = alerts(core, tenant, &month_start).await?;
-        match core.stores.usage.summarize(tenant, Some(month_start), None, &[]).await {
+        let of_month = Selection { start: Some(month_start), ..Selection::default() };
+        match core.stores.usage.summarize(tenant, of_month, &[]).await {
             Ok(sums) => {
                 totals.month = Some(sums.into_iter().next().and_then(|sum| sum.totals).unwrap_or_default());
                 totals.month_start = Some(month_start);

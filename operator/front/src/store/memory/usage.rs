@@ -12,7 +12,7 @@ use super::{Memory, State};
 use crate::error::Error;
 use crate::events::log::NewEvent;
 use crate::store::{projection, time};
-use crate::usage::{self, GROUPS_MAX, UsageStore};
+use crate::usage::{self, GROUPS_MAX, Selection, UsageStore};
 
 #[async_trait]
 impl UsageStore for Memory {
@@ -45,22 +45,30 @@ impl UsageStore for Memory {
     async fn summarize(
         &self,
         tenant: TenantId,
-        start: Option<Timestamp>,
-        end: Option<Timestamp>,
+        selection: Selection<'_>,
         group_by: &[UsageDimension],
     ) -> Result<Vec<UsageSummary>, Error> {
-        self.lock().summarize(tenant, None, (start, end), group_by)
-    }
-
-    async fn summarize_agent(
-        &self,
-        tenant: TenantId,
-        agent: &str,
-        start: Option<Timestamp>,
-        end: Option<Timestamp>,
-        group_by: &[UsageDimension],
-    ) -> Result<Vec<UsageSummary>, Error> {
-        self.lock().summarize(tenant, Some(agent), (start, end), group_by)
+        let Selection { agent, start, end } = selection;
+        let state = self.lock();
+        let mut groups: BTreeMap<Vec<String>, UsageTotals> = BTreeMap::new();
+        if group_by.is_empty() {
+            groups.insert(Vec::new(), no_usage());
+        }
+        for row in state.usage_of(tenant).filter(|row| agent.is_none_or(|agent| row.agent == agent)) {
+            let time = time_of(row);
+            if start.is_some_and(|start| time < time::micros(&start))
+                || end.is_some_and(|end| time >= time::micros(&end))
+            {
+                continue;
+            }
+            let keys = group_by.iter().map(|dimension| value(row, *dimension)).collect::<Result<_, _>>()?;
+            projection::add_usage(groups.entry(keys).or_insert_with(no_usage), row);
+        }
+        Ok(groups
+            .into_iter()
+            .take(GROUPS_MAX + 1)
+            .map(|(keys, totals)| UsageSummary { keys, totals: Some(totals) })
+            .collect())
     }
 
     async fn add_behind_end(&self, tenant: TenantId, session: SessionId, events: &[NewEvent]) -> Result<u64, Error> {
@@ -80,35 +88,6 @@ impl UsageStore for Memory {
 }
 
 impl State {
-    /// Of all agents, or of one.
-    fn summarize(
-        &self,
-        tenant: TenantId,
-        agent: Option<&str>,
-        (start, end): (Option<Timestamp>, Option<Timestamp>),
-        group_by: &[UsageDimension],
-    ) -> Result<Vec<UsageSummary>, Error> {
-        let mut groups: BTreeMap<Vec<String>, UsageTotals> = BTreeMap::new();
-        if group_by.is_empty() {
-            groups.insert(Vec::new(), no_usage());
-        }
-        for row in self.usage_of(tenant).filter(|row| agent.is_none_or(|agent| row.agent == agent)) {
-            let time = time_of(row);
-            if start.is_some_and(|start| time < time::micros(&start))
-                || end.is_some_and(|end| time >= time::micros(&end))
-            {
-                continue;
-            }
-            let keys = group_by.iter().map(|dimension| value(row, *dimension)).collect::<Result<_, _>>()?;
-            projection::add_usage(groups.entry(keys).or_insert_with(no_usage), row);
-        }
-        Ok(groups
-            .into_iter()
-            .take(GROUPS_MAX + 1)
-            .map(|(keys, totals)| UsageSummary { keys, totals: Some(totals) })
-            .collect())
-    }
-
     fn usage_of(&self, tenant: TenantId) -> impl Iterator<Item = &UsageEvent> {
         self.usage.iter().filter(move |((owner, _), _)| *owner == tenant).map(|(_, row)| row)
     }

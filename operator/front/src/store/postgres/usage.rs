@@ -14,7 +14,7 @@ use super::{Postgres, failed, row};
 use crate::error::Error;
 use crate::events::log::NewEvent;
 use crate::store::projection;
-use crate::usage::{self, GROUPS_MAX, UsageStore};
+use crate::usage::{self, GROUPS_MAX, Selection, UsageStore};
 
 /// Adds the rows that are new to the ledger, and to their sessions' totals. See `migrations/0023_one_call.sql`, `0024_by_key.sql`,
 /// `0026_service_tiers.sql` and `0035_usage_by_sender.sql`.
@@ -141,67 +141,10 @@ impl UsageStore for Postgres {
     async fn summarize(
         &self,
         tenant: TenantId,
-        start: Option<Timestamp>,
-        end: Option<Timestamp>,
+        selection: Selection<'_>,
         group_by: &[UsageDimension],
     ) -> Result<Vec<UsageSummary>, Error> {
-        self.summaries(tenant, None, (start, end), group_by).await
-    }
-
-    async fn summarize_agent(
-        &self,
-        tenant: TenantId,
-        agent: &str,
-        start: Option<Timestamp>,
-        end: Option<Timestamp>,
-        group_by: &[UsageDimension],
-    ) -> Result<Vec<UsageSummary>, Error> {
-        self.summaries(tenant, Some(agent), (start, end), group_by).await
-    }
-
-    async fn add_behind_end(&self, tenant: TenantId, session: SessionId, events: &[NewEvent]) -> Result<u64, Error> {
-        self.timed(async |server| {
-            let mut tx = server.locking(tenant, [session]).await?;
-            let before: Option<i64> =
-                sqlx::query_scalar("select unpriced_attempts from sessions where tenant_id = $1 and session_id = $2")
-                    .bind(tenant.0)
-                    .bind(session.0)
-                    .fetch_optional(&mut *tx)
-                    .await
-                    .map_err(failed)?;
-            let added = meter(&mut tx, tenant, Reported { session, events }).await?;
-            if added.is_some() {
-                // No event changes its state with it, and whoever follows it is to be told what it has come to.
-                sqlx::query(
-                    "update sessions set change_number = pg_current_xact_id()::text::bigint
-                    where tenant_id = $1 and session_id = $2",
-                )
-                .bind(tenant.0)
-                .bind(session.0)
-                .execute(&mut *tx)
-                .await
-                .map_err(failed)?;
-            }
-            tx.commit().await.map_err(failed)?;
-            let Some(before) = before else {
-                usage::added_for_nobody(tenant, session, events);
-                return Ok(0);
-            };
-            Ok(added.map_or(0, |totals| totals.unpriced_attempts.abs_diff(before)))
-        })
-        .await
-    }
-}
-
-impl Postgres {
-    /// Of all agents, or of one.
-    async fn summaries(
-        &self,
-        tenant: TenantId,
-        agent: Option<&str>,
-        (start, end): (Option<Timestamp>, Option<Timestamp>),
-        group_by: &[UsageDimension],
-    ) -> Result<Vec<UsageSummary>, Error> {
+        let Selection { agent, start, end } = selection;
         self.timed(async |server| {
             let keys = group_by.iter().copied().map(expression).collect::<Result<Vec<_>, _>>()?.join(", ");
             // Without a dimension there is one total, even of nothing.
@@ -236,6 +179,39 @@ impl Postgres {
                 .map(|row| Ok(UsageSummary { keys: row.try_get("keys")?, totals: Some(row::totals(row)?) }))
                 .collect::<Result<_, _>>()
                 .map_err(failed)
+        })
+        .await
+    }
+
+    async fn add_behind_end(&self, tenant: TenantId, session: SessionId, events: &[NewEvent]) -> Result<u64, Error> {
+        self.timed(async |server| {
+            let mut tx = server.locking(tenant, [session]).await?;
+            let before: Option<i64> =
+                sqlx::query_scalar("select unpriced_attempts from sessions where tenant_id = $1 and session_id = $2")
+                    .bind(tenant.0)
+                    .bind(session.0)
+                    .fetch_optional(&mut *tx)
+                    .await
+                    .map_err(failed)?;
+            let added = meter(&mut tx, tenant, Reported { session, events }).await?;
+            if added.is_some() {
+                // No event changes its state with it, and whoever follows it is to be told what it has come to.
+                sqlx::query(
+                    "update sessions set change_number = pg_current_xact_id()::text::bigint
+                    where tenant_id = $1 and session_id = $2",
+                )
+                .bind(tenant.0)
+                .bind(session.0)
+                .execute(&mut *tx)
+                .await
+                .map_err(failed)?;
+            }
+            tx.commit().await.map_err(failed)?;
+            let Some(before) = before else {
+                usage::added_for_nobody(tenant, session, events);
+                return Ok(0);
+            };
+            Ok(added.map_or(0, |totals| totals.unpriced_attempts.abs_diff(before)))
         })
         .await
     }
